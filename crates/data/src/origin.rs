@@ -1,0 +1,124 @@
+//! Why a token is supervised or masked: the origin that every byte and every token carries.
+
+use std::fmt;
+
+/// The part of a prompt that a byte belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Section {
+    /// Standing instructions: `[SYSTEM]`, or a system turn.
+    System,
+    /// What was said before: `[CONTEXT]`, or earlier user turns.
+    Context,
+    /// What is asked now: `[TASK]`, or the last user turn.
+    Task,
+    /// A user turn that is neither context nor task.
+    User,
+    /// What a tool returned.
+    Tool,
+    /// Prompt text under no marker: no marker, no guess.
+    Other,
+}
+
+impl Section {
+    /// All sections, in the order of reports.
+    pub const ALL: [Section; 6] =
+        [Section::System, Section::Context, Section::Task, Section::User, Section::Tool, Section::Other];
+
+    /// The lower-case name used in configuration and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Section::System => "system",
+            Section::Context => "context",
+            Section::Task => "task",
+            Section::User => "user",
+            Section::Tool => "tool",
+            Section::Other => "other",
+        }
+    }
+}
+
+/// Where a byte or token comes from. Supervision follows from this and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// Role headers, markers, separators, generation prompt, BOS, text after the stop token.
+    Scaffold,
+    /// What the model is given.
+    Prompt {
+        /// The turn's index, from 0.
+        turn: u16,
+        /// The section that it belongs to.
+        section: Section,
+    },
+    /// What the assistant said.
+    Response {
+        /// The turn's index, from 0.
+        turn: u16,
+    },
+    /// The stop token after a response, or the EOS appended to a plain completion.
+    EndOfTurn {
+        /// The turn's index, from 0.
+        turn: u16,
+    },
+    /// Added by position, never recognised by id.
+    Padding,
+}
+
+impl Origin {
+    /// True where the loss is taken by default (weight 1).
+    pub fn supervised(self) -> bool {
+        matches!(self, Origin::Response { .. } | Origin::EndOfTurn { .. })
+    }
+
+    /// The letter of `origins` strings (CLI.md): `BSCKUTORE-`.
+    pub fn letter(self) -> char {
+        match self {
+            Origin::Scaffold => 'B',
+            Origin::Prompt { section, .. } => match section {
+                Section::System => 'S',
+                Section::Context => 'C',
+                Section::Task => 'K',
+                Section::User => 'U',
+                Section::Tool => 'T',
+                Section::Other => 'O',
+            },
+            Origin::Response { .. } => 'R',
+            Origin::EndOfTurn { .. } => 'E',
+            Origin::Padding => '-',
+        }
+    }
+
+    /// The inverse of [`Origin::letter`]; the turn is not in the letter and comes back as 0.
+    pub fn from_letter(letter: char) -> Option<Origin> {
+        let prompt = |section| Some(Origin::Prompt { turn: 0, section });
+        match letter {
+            'B' => Some(Origin::Scaffold),
+            'S' => prompt(Section::System),
+            'C' => prompt(Section::Context),
+            'K' => prompt(Section::Task),
+            'U' => prompt(Section::User),
+            'T' => prompt(Section::Tool),
+            'O' => prompt(Section::Other),
+            'R' => Some(Origin::Response { turn: 0 }),
+            'E' => Some(Origin::EndOfTurn { turn: 0 }),
+            '-' => Some(Origin::Padding),
+            _ => None,
+        }
+    }
+
+    /// The name used in JSON and reports: a section's name, `scaffold`, `response`, `end_of_turn` or `padding`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Origin::Scaffold => "scaffold",
+            Origin::Prompt { section, .. } => section.name(),
+            Origin::Response { .. } => "response",
+            Origin::EndOfTurn { .. } => "end_of_turn",
+            Origin::Padding => "padding",
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,61 @@
+//! What the trainer receives: ids, labels, origins, weights.
+
+use crate::{IGNORE, Origin};
+use std::{fmt, path::Path, sync::Arc};
+
+/// Where a row stands in its source. It is part of every error and finding about the row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RowId {
+    /// The source file, as the user named it.
+    pub file: Arc<Path>,
+    /// The 0-based index of the row in the source.
+    pub row: u64,
+    /// The 1-based line on which the row starts, for formats that have lines.
+    pub line: Option<u64>,
+}
+
+impl fmt::Display for RowId {
+    /// `data.jsonl:482` where lines exist (1-based), `data.json: row 481` elsewhere (0-based).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.file.display()),
+            None => write!(f, "{}: row {}", self.file.display(), self.row),
+        }
+    }
+}
+
+/// One row, ready for training. All vectors have the same length.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The row that it was made from.
+    pub id: RowId,
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// `input_ids[i]` where supervised, else [`IGNORE`]. Not shifted: the model shifts.
+    pub labels: Vec<i32>,
+    /// Why each token is supervised or not.
+    pub origins: Vec<Origin>,
+    /// A weight per token (of its label); `None` where all weights are 0 or 1.
+    pub weights: Option<Vec<f32>>,
+}
+
+impl Sample {
+    /// Targets after the shift: `(position of the hidden row, id to predict, weight)`. The label at index 0
+    /// has no hidden row before it and is not a target; labels of weight 0 are not targets.
+    pub fn targets(&self) -> impl Iterator<Item = (u32, u32, f32)> + '_ {
+        (1..self.labels.len()).filter(|&i| self.labels[i] != IGNORE).filter_map(|i| {
+            let weight = self.weights.as_ref().map_or(1.0, |w| w[i]);
+            (weight != 0.0).then(|| (i as u32 - 1, self.labels[i] as u32, weight))
+        })
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// True for a sample without tokens.
+    pub fn is_empty(&self) -> bool {
+        self.input_ids.is_empty()
+    }
+}
