@@ -10,7 +10,9 @@ pub mod error;
 pub mod finding;
 pub mod origin;
 pub mod policy;
+pub mod render;
 pub mod sample;
+pub mod tokens;
 
 pub use error::{Error, Result};
 pub use finding::{Code, Finding, Level};
