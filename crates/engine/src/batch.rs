@@ -1,0 +1,156 @@
+//! What a step is given: tokens without padding, who sees whom, and the targets of the loss.
+
+use crate::kernels::{Attention, Span};
+use crate::{Error, Result};
+use std::ops::Range;
+
+/// One term of the loss: `weight · nll(id | hidden row)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// Row of the batch whose hidden state predicts.
+    pub row: u32,
+    /// The token to predict.
+    pub id: u32,
+    /// Weight in the loss.
+    pub weight: f32,
+}
+
+/// A run of tokens that attention keeps to itself. A token sees the whole prefix and its own range up to itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Rows of the segment.
+    pub own: Range<u32>,
+    /// Rows of an earlier segment that all of this one's tokens see (a shared prompt); empty where there is none.
+    pub prefix: Range<u32>,
+}
+
+/// A micro-batch: one flat buffer of tokens, no padding anywhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Token ids, `[tokens]`.
+    pub ids: Vec<u32>,
+    /// Position of each token, `[tokens]`: restarts with each sample, goes on after a shared prefix.
+    pub positions: Vec<u32>,
+    /// Tiles `0..tokens` in order.
+    pub segments: Vec<Segment>,
+    /// Terms of the loss, in any order; a row may have several.
+    pub targets: Vec<Target>,
+}
+
+impl Batch {
+    /// Appends a sample that sees only itself. `targets` are `(position, id, weight)` relative to the sample.
+    pub fn push(&mut self, ids: &[u32], targets: impl IntoIterator<Item = (u32, u32, f32)>) {
+        self.append(ids, 0..0, targets);
+    }
+
+    /// Appends a continuation of the rows `prefix`, which end an earlier segment or are one: it sees them and
+    /// itself, and its positions go on after them.
+    ///
+    /// The first token of a continuation is predicted by the prefix's last row: that target belongs to that
+    /// row, so add it to `targets` of the batch directly.
+    pub fn push_after(
+        &mut self,
+        prefix: Range<u32>,
+        ids: &[u32],
+        targets: impl IntoIterator<Item = (u32, u32, f32)>,
+    ) {
+        self.append(ids, prefix, targets);
+    }
+
+    fn append(
+        &mut self,
+        ids: &[u32],
+        prefix: Range<u32>,
+        targets: impl IntoIterator<Item = (u32, u32, f32)>,
+    ) {
+        let start = self.ids.len() as u32;
+        let position = if prefix.is_empty() { 0 } else { self.positions[prefix.end as usize - 1] + 1 };
+        self.ids.extend_from_slice(ids);
+        self.positions.extend(position..position + ids.len() as u32);
+        self.segments.push(Segment { own: start..start + ids.len() as u32, prefix });
+        self.targets.extend(targets.into_iter().map(|(row, id, weight)| Target {
+            row: start + row,
+            id,
+            weight,
+        }));
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// `Σ w` over the targets.
+    pub fn weight(&self) -> f64 {
+        self.targets.iter().map(|t| t.weight as f64).sum()
+    }
+
+    /// Refuses what no kernel should ever see.
+    pub(crate) fn check(&self, vocab: usize, positions: Option<usize>) -> Result<()> {
+        let fail = |message| Err(Error::Batch { message });
+        if self.positions.len() != self.ids.len() {
+            return fail(format!("{} positions for {} tokens", self.positions.len(), self.ids.len()));
+        }
+        let largest = self.ids.iter().chain(self.targets.iter().map(|t| &t.id)).max();
+        if let Some(id) = largest.filter(|id| **id as usize >= vocab) {
+            return fail(format!("token id {id} is outside the model's vocabulary of {vocab}"));
+        }
+        if let (Some(limit), Some(&p)) = (positions, self.positions.iter().max())
+            && p as usize >= limit
+        {
+            return fail(format!("position {p} is beyond the model's {limit} learned positions"));
+        }
+        let mut next = 0;
+        for s in &self.segments {
+            if s.own.start != next || s.own.end < s.own.start || s.prefix.end > s.own.start {
+                return fail(format!("segments do not tile the batch: {s:?} follows row {next}"));
+            }
+            next = s.own.end;
+        }
+        if next as usize != self.ids.len() {
+            return fail(format!("segments cover {next} of {} tokens", self.ids.len()));
+        }
+        match self.targets.iter().find(|t| t.row as usize >= self.ids.len()) {
+            Some(t) => fail(format!("a target on row {} of a batch of {} tokens", t.row, self.ids.len())),
+            None => Ok(()),
+        }
+    }
+
+    /// Attention with a query for every row.
+    pub(crate) fn attention(&self) -> Attention {
+        self.attention_for(&(0..self.ids.len() as u32).collect::<Vec<_>>())
+    }
+
+    /// Attention with queries for `rows` only, which ascend (repeats allowed).
+    pub(crate) fn attention_for(&self, rows: &[u32]) -> Attention {
+        debug_assert!(rows.is_sorted());
+        let usize = |r: &Range<u32>| r.start as usize..r.end as usize;
+        let (mut spans, mut groups, mut first) = (Vec::new(), Vec::<Range<usize>>::new(), 0);
+        for segment in &self.segments {
+            let end = first + rows[first..].partition_point(|r| *r < segment.own.end);
+            if end > first {
+                // A segment with a prefix shares keys with what came before it in its group.
+                let shares = !segment.prefix.is_empty()
+                    && groups.last().is_some_and(|g: &Range<usize>| {
+                        spans[g.clone()].iter().any(|s: &Span| touches(s, &usize(&segment.prefix)))
+                    });
+                spans.push(Span {
+                    prefix: usize(&segment.prefix),
+                    own: usize(&segment.own),
+                    queries: first..end,
+                });
+                match groups.last_mut() {
+                    Some(group) if shares => group.end = spans.len(),
+                    _ => groups.push(spans.len() - 1..spans.len()),
+                }
+            }
+            first = end;
+        }
+        Attention { rows: rows.to_vec(), spans, groups }
+    }
+}
+
+/// True when the span reads or owns one of `keys`.
+fn touches(span: &Span, keys: &Range<usize>) -> bool {
+    [&span.prefix, &span.own].into_iter().any(|r| r.start < keys.end && keys.start < r.end)
+}

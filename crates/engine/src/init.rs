@@ -1,0 +1,42 @@
+//! Random weights, distributed as transformers initialises them.
+
+use crate::arch::Architecture;
+use crate::params::{Kind, Parameter};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// The initial values of a parameter, in the engine's layout.
+///
+/// Each parameter draws from a stream of its own, so that adding a layer does not change the others. Weights
+/// are `N(0, initializer_range²)`, those that write to the residual stream of GPT-2 smaller by `√(2·layers)`;
+/// biases are 0, norm weights 1, and the embedding's padding row 0 (`PreTrainedModel._init_weights`).
+pub(crate) fn values(a: &Architecture, p: &Parameter, index: usize, seed: u64) -> Vec<f32> {
+    let std = match p.kind {
+        Kind::Bias => return vec![0.0; p.range.len()],
+        Kind::NormWeight => return vec![1.0; p.range.len()],
+        Kind::Matrix | Kind::Embedding => a.init.std,
+        Kind::Residual => a.init.residual_std,
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(index as u64);
+    let mut values = Vec::with_capacity(p.range.len() + 1);
+    while values.len() < p.range.len() {
+        let (a, b) = normals(&mut rng);
+        values.extend([(a * std) as f32, (b * std) as f32]);
+    }
+    values.truncate(p.range.len());
+    if let (Kind::Embedding, Some(row)) = (p.kind, a.init.padding_row)
+        && row < a.vocab_size
+    {
+        values[row * a.hidden..(row + 1) * a.hidden].fill(0.0);
+    }
+    values
+}
+
+/// Two independent standard normals (Box & Muller 1958).
+fn normals(rng: &mut impl Rng) -> (f64, f64) {
+    // 53 random bits, in (0, 1]: the logarithm of 0 cannot happen.
+    let mut uniform = || ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64;
+    let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
+    (radius * angle.cos(), radius * angle.sin())
+}

@@ -1,0 +1,68 @@
+//! What stands between the two matrices of the MLP. Shapes: `a`, `da` are `[rows, width]`; `up`, `dup` are
+//! `[rows, fan·width]`.
+
+use super::simd::{sigmoid, tanh, vectorized};
+use super::{Activation, ROWS};
+use rayon::prelude::*;
+
+/// √(2/π), of the tanh form of GELU.
+const GELU_C: f32 = 0.797_884_6;
+
+/// `a = f(up)`.
+pub(super) fn forward(f: Activation, a: &mut [f32], up: &[f32], width: usize) {
+    let rows = a.par_chunks_mut(width).zip(up.par_chunks(f.fan() * width)).with_min_len(ROWS);
+    rows.for_each(|(a, up)| match f {
+        Activation::SwiGlu => swiglu(a, &up[..width], &up[width..]),
+        Activation::GeluTanh => gelu(a, up),
+    });
+}
+
+/// `dup = da · f'(up)`.
+pub(super) fn backward(f: Activation, dup: &mut [f32], da: &[f32], up: &[f32], width: usize) {
+    let fan = f.fan() * width;
+    let rows = dup.par_chunks_mut(fan).zip(da.par_chunks(width)).zip(up.par_chunks(fan)).with_min_len(ROWS);
+    rows.for_each(|((dup, da), up)| match f {
+        Activation::SwiGlu => {
+            let (dgate, dup) = dup.split_at_mut(width);
+            swiglu_backward(dgate, dup, da, &up[..width], &up[width..]);
+        }
+        Activation::GeluTanh => gelu_backward(dup, da, up),
+    });
+}
+
+vectorized! {
+    fn swiglu(a: &mut [f32], gate: &[f32], up: &[f32]) {
+        for ((a, &gate), &up) in a.iter_mut().zip(gate).zip(up) {
+            *a = gate * sigmoid(gate) * up;
+        }
+    }
+}
+
+vectorized! {
+    fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], da: &[f32], gate: &[f32], up: &[f32]) {
+        for ((((dgate, dup), &da), &gate), &up) in dgate.iter_mut().zip(dup).zip(da).zip(gate).zip(up) {
+            let s = sigmoid(gate);
+            let silu = gate * s;
+            *dup = da * silu;
+            *dgate = da * up * (s + silu * (1.0 - s));
+        }
+    }
+}
+
+vectorized! {
+    fn gelu(a: &mut [f32], up: &[f32]) {
+        for (a, &x) in a.iter_mut().zip(up) {
+            *a = 0.5 * x * (1.0 + tanh(GELU_C * (x + 0.044715 * x * x * x)));
+        }
+    }
+}
+
+vectorized! {
+    fn gelu_backward(dup: &mut [f32], da: &[f32], up: &[f32]) {
+        for ((dup, &da), &x) in dup.iter_mut().zip(da).zip(up) {
+            let t = tanh(GELU_C * (x + 0.044715 * x * x * x));
+            let slope = GELU_C * (1.0 + 3.0 * 0.044715 * x * x);
+            *dup = da * 0.5 * (1.0 + t + x * (1.0 - t * t) * slope);
+        }
+    }
+}

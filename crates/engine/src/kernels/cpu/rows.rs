@@ -1,0 +1,80 @@
+//! Moving rows: fill, copy, add, gather and its backward, rotation.
+
+use super::simd::vectorized;
+use super::{PIECE, ROWS};
+use rayon::prelude::*;
+
+/// `x = value`.
+pub(super) fn fill(x: &mut [f32], value: f32) {
+    x.par_chunks_mut(PIECE).for_each(|x| x.fill(value));
+}
+
+/// `y = x`.
+pub(super) fn copy(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len());
+    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| y.copy_from_slice(x));
+}
+
+/// `y += x`.
+pub(super) fn add(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len());
+    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| add_piece(y, x));
+}
+
+vectorized! {
+    fn add_piece(y: &mut [f32], x: &[f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+}
+
+/// `y[i, :] = x[rows[i], :]`.
+pub(super) fn gather(y: &mut [f32], x: &[f32], rows: &[u32], width: usize) {
+    assert_eq!(y.len(), rows.len() * width);
+    y.par_chunks_mut(width).zip(rows).with_min_len(ROWS).for_each(|(y, &row)| {
+        y.copy_from_slice(&x[row as usize * width..][..width]);
+    });
+}
+
+/// `y[rows[i], :] += x[i, :]`, in the order of `i`.
+///
+/// One thread: rows may repeat, their order of addition must not depend on anything, and the whole of it is
+/// 0.1 % of a step (1024 rows of 576: 0.3 ms).
+pub(super) fn scatter_add(y: &mut [f32], x: &[f32], rows: &[u32], width: usize) {
+    assert_eq!(x.len(), rows.len() * width);
+    for (x, &row) in x.chunks(width).zip(rows) {
+        add_piece(&mut y[row as usize * width..][..width], x);
+    }
+}
+
+/// Rotates the heads at the front of each row; see [`super::Backend::rotate`].
+pub(super) fn rotate(
+    x: &mut [f32],
+    width: usize,
+    heads: usize,
+    head_dim: usize,
+    table: &[f32],
+    positions: &[u32],
+    inverse: bool,
+) {
+    assert_eq!(x.len(), positions.len() * width);
+    x.par_chunks_mut(width).zip(positions).with_min_len(ROWS).for_each(|(x, &position)| {
+        let angles = &table[position as usize * head_dim..][..head_dim];
+        rotate_row(&mut x[..heads * head_dim], angles, if inverse { -1.0 } else { 1.0 });
+    });
+}
+
+vectorized! {
+    fn rotate_row(x: &mut [f32], angles: &[f32], direction: f32) {
+        let (cos, sin) = angles.split_at(angles.len() / 2);
+        for head in x.chunks_exact_mut(angles.len()) {
+            let (a, b) = head.split_at_mut(cos.len());
+            for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                let (p, q, sin) = (*a, *b, sin * direction);
+                *a = p * cos - q * sin;
+                *b = q * cos + p * sin;
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Vector code without intrinsics: loops that the compiler vectorises, compiled once per instruction set.
+
+/// Instruction sets that the element-wise loops are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    /// AVX-512 (F, VL, BW, DQ) with FMA.
+    #[cfg(target_arch = "x86_64")]
+    V4,
+    /// AVX2 with FMA.
+    #[cfg(target_arch = "x86_64")]
+    V3,
+    /// What the target guarantees (SSE2, NEON).
+    Base,
+}
+
+/// The best level of this machine. Detection is cached by the standard library.
+pub(super) fn level() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("fma")
+        {
+            return Level::V4;
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Level::V3;
+        }
+    }
+    Level::Base
+}
+
+/// Defines a function whose body is compiled for each [`Level`] and chosen when it is called.
+///
+/// The body is ordinary safe Rust. It must be a loop worth a dispatch: a row or a chunk, not an element.
+macro_rules! vectorized {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn v4($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn v3($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                match $crate::kernels::cpu::simd::level() {
+                    // SAFETY: `level` has found every feature that `v4` is compiled for.
+                    $crate::kernels::cpu::simd::Level::V4 => unsafe { v4($($arg),*) },
+                    // SAFETY: `level` has found every feature that `v3` is compiled for.
+                    $crate::kernels::cpu::simd::Level::V3 => unsafe { v3($($arg),*) },
+                    $crate::kernels::cpu::simd::Level::Base => body($($arg),*),
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            body($($arg),*)
+        }
+    };
+}
+pub(super) use vectorized;
+
+/// Independent partial sums: enough to fill the vector units, and a fixed order of addition.
+const LANES: usize = 32;
+
+/// `Σ f(i)` for `i < n`, in an order that depends on `n` alone.
+#[inline(always)]
+pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let whole = n / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        for (j, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(i + j);
+        }
+    }
+    let mut total = fold(lanes);
+    for i in whole..n {
+        total += f(i);
+    }
+    total
+}
+
+/// Sums the lanes pairwise.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for j in 0..width {
+            lanes[j] += lanes[j + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest element; NaNs are passed over (sums that follow carry them on).
+#[inline(always)]
+pub(super) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = if v > *lane { v } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+}
+
+/// `e^x` to about 1 ulp (Cephes' polynomial after Cody–Waite reduction), saturating outside ±87; NaN stays NaN.
+///
+/// Written so that it vectorises: no branch, no libm call, and no fused multiply-add that a machine without
+/// FMA would have to call a function for.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it leaves round(x) in the low bits
+    let t = x * std::f32::consts::LOG2_E + ROUND;
+    let n = t - ROUND;
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4f32;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = p * r + c;
+    }
+    let p = p * (r * r) + r + 1.0;
+    p * f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000))
+}
+
+/// The logistic function.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The hyperbolic tangent, to about 1e-7 absolute.
+#[inline(always)]
+pub(super) fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_agrees_with_libm_and_keeps_nan() {
+        let mut worst = 0f64;
+        for i in -86_999..88_000 {
+            let x = i as f32 * 1e-3;
+            worst = worst.max(((exp(x) as f64) / (x as f64).exp() - 1.0).abs());
+        }
+        assert!(worst < 2.5e-7, "relative error {worst:e}");
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 2e-38);
+    }
+
+    #[test]
+    fn sums_and_maxima_of_odd_lengths() {
+        for n in [0, 1, 31, 32, 33, 100] {
+            assert_eq!(sum(n, |i| i as f32), (0..n).sum::<usize>() as f32);
+            let x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32).collect();
+            assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What the engine's tests share: the material, small models, random numbers.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use suasion_engine::{Architecture, Backend, Batch, Budget, Model};
+
+/// The internal test material, or `None` with a word about it.
+pub fn material() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material");
+    let path = std::env::var_os("SUASION_MATERIAL").map_or(root, PathBuf::from);
+    if path.is_dir() {
+        return Some(path);
+    }
+    println!("skipped: no material");
+    None
+}
+
+pub fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+pub fn floats(v: &Value) -> Vec<f64> {
+    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn ints(v: &Value) -> Vec<i64> {
+    v.as_array().unwrap().iter().map(|x| x.as_i64().unwrap()).collect()
+}
+
+/// A golden batch as packs: padding cut away by its mask, labels shifted.
+pub fn golden_batch(v: &Value) -> Batch {
+    let mut batch = Batch::default();
+    for row in 0..v["input_ids"].as_array().unwrap().len() {
+        let [ids, labels, mask] = ["input_ids", "labels", "attention_mask"].map(|k| ints(&v[k][row]));
+        let len = mask.iter().filter(|m| **m == 1).count();
+        assert!(mask[..len].iter().all(|m| *m == 1), "right padding");
+        let ids: Vec<u32> = ids[..len].iter().map(|i| *i as u32).collect();
+        let targets = (1..len).filter(|&i| labels[i] != -100).map(|i| (i as u32 - 1, labels[i] as u32, 1.0));
+        batch.push(&ids, targets);
+    }
+    batch
+}
+
+/// A small configuration of a family, with everything that distinguishes it.
+pub fn config(family: &str) -> Value {
+    match family {
+        "gpt2" => serde_json::json!({
+            "model_type": "gpt2", "vocab_size": 97, "n_embd": 24, "n_layer": 3, "n_head": 3, "n_positions": 128,
+            "initializer_range": 0.3
+        }),
+        family => serde_json::json!({
+            "model_type": family, "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+            "max_position_embeddings": 128, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": family == "qwen2", "initializer_range": 0.3
+        }),
+    }
+}
+
+pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "gpt2"];
+
+pub fn architecture(family: &str) -> Architecture {
+    Architecture::from_json(&config(family), Path::new("config.json")).unwrap()
+}
+
+pub fn model<B: Backend>(family: &str, backend: B, recompute: bool) -> Model<B> {
+    let budget = Budget { tokens: 256, targets: 256, train: true, recompute };
+    let mut model = Model::new(architecture(family), backend, budget).unwrap();
+    model.init_random(7);
+    // Biases and norms away from 0 and 1, so that each of them matters.
+    let mut random = Random(3);
+    for name in model.parameter_names() {
+        let mut tensor = model.parameter(&name).unwrap();
+        if tensor.shape.len() == 1 {
+            tensor.data.iter_mut().for_each(|x| *x += 0.3 * random.normal() as f32);
+            assert!(model.set_parameter(&name, &tensor));
+        }
+    }
+    model
+}
+
+/// A small generator (SplitMix64): tests need numbers, not quality.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// About normal: the sum of twelve uniforms.
+    pub fn normal(&mut self) -> f64 {
+        (0..12).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum::<f64>() - 6.0
+    }
+
+    pub fn ids(&mut self, n: usize) -> Vec<u32> {
+        (0..n).map(|_| self.below(97) as u32).collect()
+    }
+}
+
+/// All gradients, by name.
+pub fn gradients<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
+    model.parameter_names().into_iter().map(|n| (n.clone(), model.gradient(&n).unwrap().data)).collect()
+}
+
+/// Σ w·nll over Σ w.
+pub fn mean_loss(batch: &Batch, outcomes: &[suasion_engine::Outcome]) -> f64 {
+    let sum: f64 = batch.targets.iter().zip(outcomes).map(|(t, o)| t.weight as f64 * o.nll as f64).sum();
+    sum / batch.weight()
+}
+
+/// Largest difference, relative to the norm of the expected values.
+pub fn relative(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let diff: f64 = got.iter().zip(want).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum();
+    let norm: f64 = want.iter().map(|b| (*b as f64).powi(2)).sum();
+    (diff / norm.max(1e-30)).sqrt()
+}

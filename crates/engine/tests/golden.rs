@@ -1,0 +1,187 @@
+//! Losses, logits, gradients and AdamW trajectories that PyTorch computed.
+
+mod common;
+
+use common::{floats, golden_batch, json, material};
+use serde_json::Value;
+use std::path::Path;
+use suasion_engine::{AdamW, Architecture, Backend, Batch, Budget, Cpu, Model, Reference};
+
+/// Tolerances of ENGINE.md.
+const LOSS: f64 = 2e-5;
+const LOGITS: f64 = 2e-4;
+const NORM: f64 = 1e-4;
+const TRAJECTORY: f64 = 5e-4;
+
+const BATCHES: [&str; 4] = ["a", "padded", "long_multiturn", "edge_first_last"];
+
+/// Calls `f` for each family that the engine has, under both styles of configuration.
+fn for_each(mut f: impl FnMut(&str, &Path, Architecture, Value)) {
+    let Some(material) = material() else { return };
+    for family in common::FAMILIES {
+        let dir = material.join("models").join(family);
+        for style in ["config.json", "config_v4_style.json"] {
+            let path = dir.join(style);
+            let arch = Architecture::from_json(&json(&path), &path).unwrap();
+            f(family, &dir, arch, json(&dir.join("golden.json")));
+        }
+    }
+}
+
+fn load<B: Backend>(arch: Architecture, dir: &Path, backend: B, batch: &[&Batch], train: bool) -> Model<B> {
+    let tokens = batch.iter().map(|b| b.tokens()).max().unwrap();
+    let mut model =
+        Model::new(arch, backend, Budget { tokens, targets: tokens, train, recompute: false }).unwrap();
+    assert_eq!(model.load_weights(dir).unwrap(), Vec::<String>::new());
+    model
+}
+
+fn check_gradients<B: Backend>(mut model: Model<B>, batch: &Batch, golden: &Value, what: &str) {
+    let outcomes = model.accumulate(batch, 1.0 / batch.weight() as f32).unwrap();
+    let (loss, want) = (common::mean_loss(batch, &outcomes), golden["loss"].as_f64().unwrap());
+    assert!((loss - want).abs() < LOSS, "{what}: loss {loss}, PyTorch {want}");
+    assert_eq!(outcomes.len() as u64, golden["n_supervised"].as_u64().unwrap(), "{what}");
+    let (norm, want) = (model.gradient_norm(), golden["grad_norm_total"].as_f64().unwrap());
+    assert!((norm / want - 1.0).abs() < NORM, "{what}: gradient norm {norm}, PyTorch {want}");
+    let grads = golden["grads"].as_object().unwrap();
+    assert_eq!(grads.len(), model.parameter_names().len(), "{what}");
+    for (name, g) in grads {
+        let got = model.gradient(name).unwrap_or_else(|| panic!("{what}: no parameter {name}"));
+        let shape: Vec<usize> = floats(&g["shape"]).iter().map(|x| *x as usize).collect();
+        assert_eq!(got.shape, shape, "{what} {name}");
+        let norm = got.data.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
+        let want = g["norm"].as_f64().unwrap();
+        // A key's bias moves all scores of a query alike: its true gradient is 0 and PyTorch's is rounding.
+        assert!((norm - want).abs() < NORM * want.max(1e-3), "{what} {name}: norm {norm}, PyTorch {want}");
+        for (i, v) in floats(&g["idx"]).iter().zip(floats(&g["val"])) {
+            let got = got.data[*i as usize] as f64;
+            assert!((got - v).abs() < NORM * want.max(1e-3), "{what} {name}[{i}]: {got}, PyTorch {v}");
+        }
+    }
+}
+
+#[test]
+fn losses_and_gradients_equal_pytorch() {
+    for_each(|family, dir, arch, golden| {
+        for name in BATCHES {
+            let (batch, want) = (golden_batch(&golden["batches"][name]), &golden["fp32"][name]);
+            let what = format!("{family}/{name}");
+            check_gradients(load(arch.clone(), dir, Cpu::new(), &[&batch], true), &batch, want, &what);
+        }
+    });
+}
+
+#[test]
+fn the_reference_equals_pytorch_too() {
+    for_each(|family, dir, arch, golden| {
+        let (batch, want) = (golden_batch(&golden["batches"]["a"]), &golden["fp32"]["a"]);
+        let what = format!("{family}/a on the reference");
+        check_gradients(load(arch, dir, Reference::<f32>::new(), &[&batch], true), &batch, want, &what);
+    });
+}
+
+#[test]
+fn logits_equal_pytorch_through_the_cache() {
+    for_each(|family, dir, arch, golden| {
+        let bytes = std::fs::read(dir.join("golden_logits.safetensors")).unwrap();
+        let logits = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut seen = 0;
+        for (name, tensor) in logits.iter() {
+            let batch_name = BATCHES.iter().find(|b| name.ends_with(**b)).unwrap_or_else(|| panic!("{name}"));
+            let batch = golden_batch(&golden["batches"][*batch_name]);
+            let want: Vec<f32> =
+                tensor.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            let (length, vocab) = (tensor.shape()[1], tensor.shape()[2]);
+            let mut model = load(arch.clone(), dir, Cpu::new(), &[&batch], false);
+            let mut cache = model.cache(length);
+            for (row, segment) in batch.segments.iter().enumerate() {
+                let ids = &batch.ids[segment.own.start as usize..segment.own.end as usize];
+                cache.truncate(0);
+                // A prompt of three tokens at once, then one by one, then the rest in one piece.
+                let mut at = 0;
+                for step in [3, 1, 1, ids.len() - 5] {
+                    let got = model.decode(&mut cache, &ids[at..at + step]).unwrap();
+                    at += step;
+                    let want = &want[(row * length + at - 1) * vocab..][..vocab];
+                    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                        let diff = (got - want).abs() as f64;
+                        assert!(
+                            diff < LOGITS,
+                            "{family}/{name} row {row} position {at} id {i}: {got}, PyTorch {want}"
+                        );
+                    }
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen >= 8, "{family}: only {seen} rows of logits compared");
+    });
+}
+
+fn adamw(t: usize, lr: f64, weight_decay: f64, decay_all: bool, gradient_scale: f32) -> AdamW {
+    AdamW { t: t as u64, lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, decay_all, gradient_scale }
+}
+
+#[test]
+fn five_steps_of_adamw_equal_pytorch() {
+    for_each(|family, dir, arch, golden| {
+        let batch = golden_batch(&golden["batches"]["a"]);
+        let mut model = load(arch, dir, Cpu::new(), &[&batch], true);
+        let want = &golden["adamw_5"];
+        let (losses, norms) = (floats(&want["losses"]), floats(&want["grad_norms"]));
+        for (t, want_loss) in losses.iter().enumerate() {
+            model.zero_gradients();
+            let outcomes = model.accumulate(&batch, 1.0 / batch.weight() as f32).unwrap();
+            let loss = common::mean_loss(&batch, &outcomes);
+            assert!((loss - want_loss).abs() < TRAJECTORY, "{family} step {t}: {loss}, PyTorch {want_loss}");
+            if let Some(want) = norms.get(t) {
+                let norm = model.gradient_norm();
+                assert!(
+                    (norm / want - 1.0).abs() < TRAJECTORY,
+                    "{family} step {t}: norm {norm}, PyTorch {want}"
+                );
+                model.adamw(&adamw(t + 1, 1e-3, 0.01, true, 1.0)).unwrap();
+            }
+        }
+        let squares =
+            |n: &String| model.parameter(n).unwrap().data.iter().map(|x| (*x as f64).powi(2)).sum::<f64>();
+        let length = model.parameter_names().iter().map(squares).sum::<f64>().sqrt();
+        let want = want["final_param_l2"].as_f64().unwrap();
+        assert!(
+            (length / want - 1.0).abs() < 1e-5,
+            "{family}: parameters of length {length}, PyTorch {want}"
+        );
+    });
+}
+
+#[test]
+fn five_steps_as_the_trainer_does_them_equal_pytorch() {
+    for_each(|family, dir, arch, golden| {
+        let batches = ["a", "padded"].map(|b| golden_batch(&golden["batches"][b]));
+        let mut model = load(arch, dir, Cpu::new(), &[&batches[0], &batches[1]], true);
+        let want = &golden["hf_like_5"];
+        let [losses, norms, lrs] = ["losses", "grad_norms_before_clip", "lrs"].map(|k| floats(&want[k]));
+        let total: f64 = batches.iter().map(Batch::weight).sum();
+        assert_eq!(total, want["total_supervised"].as_f64().unwrap());
+        for (t, want_loss) in losses.iter().enumerate() {
+            model.zero_gradients();
+            let loss: f64 = batches
+                .iter()
+                .map(|b| {
+                    let outcomes = model.accumulate(b, 1.0 / total as f32).unwrap();
+                    common::mean_loss(b, &outcomes) * b.weight() / total
+                })
+                .sum();
+            assert!((loss - want_loss).abs() < TRAJECTORY, "{family} step {t}: {loss}, PyTorch {want_loss}");
+            if let Some(want) = norms.get(t) {
+                let norm = model.gradient_norm();
+                assert!(
+                    (norm / want - 1.0).abs() < TRAJECTORY,
+                    "{family} step {t}: norm {norm}, PyTorch {want}"
+                );
+                let clip = (1.0 / (norm + 1e-6)).min(1.0) as f32;
+                model.adamw(&adamw(t + 1, lrs[t], 0.1, false, clip)).unwrap();
+            }
+        }
+    });
+}

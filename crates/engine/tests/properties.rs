@@ -1,0 +1,262 @@
+//! Properties that cannot hold by accident: of packs, prefixes, accumulation, recomputation and threads.
+
+mod common;
+
+use common::{FAMILIES, Random, gradients, mean_loss, model, relative};
+use suasion_engine::{AdamW, Backend, Batch, Cpu, Model, Reference, Target};
+
+/// Rows of odd lengths, the last third of each supervised, with odd weights.
+fn rows(count: usize) -> Vec<(Vec<u32>, Vec<(u32, u32, f32)>)> {
+    let mut random = Random(11);
+    (0..count)
+        .map(|i| {
+            let ids = random.ids(5 + 7 * i % 23);
+            let from = ids.len() * 2 / 3;
+            let targets = (from..ids.len()).map(|j| (j as u32 - 1, ids[j], 0.5 + (j % 3) as f32)).collect();
+            (ids, targets)
+        })
+        .collect()
+}
+
+fn pack(rows: &[(Vec<u32>, Vec<(u32, u32, f32)>)]) -> Batch {
+    let mut batch = Batch::default();
+    rows.iter().for_each(|(ids, targets)| batch.push(ids, targets.iter().copied()));
+    batch
+}
+
+/// Loss and gradients of micro-batches, normalised over all of them.
+fn step<B: Backend>(model: &mut Model<B>, batches: &[Batch]) -> (f64, Vec<(String, Vec<f32>)>) {
+    let total: f64 = batches.iter().map(Batch::weight).sum();
+    model.zero_gradients();
+    let mut loss = 0.0;
+    for batch in batches {
+        let outcomes = model.accumulate(batch, (1.0 / total) as f32).unwrap();
+        loss += mean_loss(batch, &outcomes) * batch.weight() / total;
+    }
+    (loss, gradients(model))
+}
+
+fn assert_close(
+    a: &(f64, Vec<(String, Vec<f32>)>),
+    b: &(f64, Vec<(String, Vec<f32>)>),
+    tolerance: f64,
+    what: &str,
+) {
+    assert!((a.0 - b.0).abs() < tolerance, "{what}: loss {} and {}", a.0, b.0);
+    for ((name, a), (_, b)) in a.1.iter().zip(&b.1) {
+        // Key biases of a softmax have no gradient but rounding; everything else is far above 1e-4.
+        let size = b.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
+        assert!(size < 1e-5 || relative(a, b) < tolerance, "{what}: {name} differs by {:e}", relative(a, b));
+    }
+}
+
+#[test]
+fn packed_equals_separate_and_any_accumulation() {
+    for family in FAMILIES {
+        let mut model = model(family, Cpu::new(), false);
+        let rows = rows(8);
+        let one = step(&mut model, &[pack(&rows)]);
+        for size in [1, 2, 4] {
+            let batches: Vec<Batch> = rows.chunks(size).map(pack).collect();
+            assert_close(
+                &step(&mut model, &batches),
+                &one,
+                2e-5,
+                &format!("{family}: micro-batches of {size}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn tokens_after_a_row_change_nothing_in_it() {
+    for family in FAMILIES {
+        let mut model = model(family, Cpu::new(), false);
+        let rows = rows(4);
+        let plain = step(&mut model, &[pack(&rows)]);
+        let mut padded = Batch::default();
+        for (ids, targets) in &rows {
+            // Padding by hand, inside the row's own segment.
+            let ids: Vec<u32> = ids.iter().copied().chain([0; 13]).collect();
+            padded.push(&ids, targets.iter().copied());
+        }
+        assert_close(&step(&mut model, &[padded]), &plain, 2e-5, family);
+    }
+}
+
+#[test]
+fn a_shared_prefix_equals_separate_rows() {
+    for family in FAMILIES {
+        for prefix_len in [1, 9, 40, 110] {
+            let mut model = model(family, Cpu::new(), false);
+            let mut random = Random(5);
+            let prompt = random.ids(prefix_len);
+            let replies = [6, 1, 11].map(|n| random.ids(n));
+
+            let mut separate = Batch::default();
+            let mut budget_left = 256usize;
+            for reply in &replies {
+                let row: Vec<u32> = prompt.iter().chain(reply).copied().collect();
+                budget_left = budget_left.saturating_sub(row.len());
+                let from = prompt.len();
+                separate.push(&row, (from..row.len()).map(|j| (j as u32 - 1, row[j], 1.0)));
+            }
+            let mut shared = Batch::default();
+            shared.push(&prompt, []);
+            let trunk = 0..prompt.len() as u32;
+            for reply in &replies {
+                shared.push_after(
+                    trunk.clone(),
+                    reply,
+                    (1..reply.len()).map(|j| (j as u32 - 1, reply[j], 1.0)),
+                );
+                // The prompt's last row has one target per reply: its first token.
+                shared.targets.push(Target { row: trunk.end - 1, id: reply[0], weight: 1.0 });
+            }
+            let separate = match budget_left {
+                0 => split(&separate),
+                _ => vec![separate],
+            };
+            let what = format!("{family}, a prompt of {prefix_len}");
+            assert_close(&step(&mut model, &[shared]), &step(&mut model, &separate), 3e-5, &what);
+        }
+    }
+}
+
+/// A batch per segment.
+fn split(batch: &Batch) -> Vec<Batch> {
+    batch
+        .segments
+        .iter()
+        .map(|s| {
+            let mut one = Batch::default();
+            let targets = batch.targets.iter().filter(|t| s.own.contains(&t.row));
+            let ids = &batch.ids[s.own.start as usize..s.own.end as usize];
+            one.push(ids, targets.map(|t| (t.row - s.own.start, t.id, t.weight)));
+            one
+        })
+        .collect()
+}
+
+#[test]
+fn recomputing_changes_no_bit() {
+    for family in FAMILIES {
+        let batches: Vec<Batch> = rows(6).chunks(3).map(pack).collect();
+        let kept = step(&mut model(family, Cpu::new(), false), &batches);
+        let again = step(&mut model(family, Cpu::new(), true), &batches);
+        assert!(kept == again, "{family}");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for family in FAMILIES {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut model = model(family, Cpu::new(), false);
+                let result = step(&mut model, &[pack(&rows(8))]);
+                let (beta1, beta2, eps) = (0.9, 0.99, 1e-8);
+                let update = AdamW {
+                    t: 1,
+                    lr: 1e-2,
+                    beta1,
+                    beta2,
+                    eps,
+                    weight_decay: 0.1,
+                    decay_all: false,
+                    gradient_scale: 0.3,
+                };
+                model.adamw(&update).unwrap();
+                let names = model.parameter_names();
+                let weights: Vec<_> = names.iter().map(|n| model.parameter(n).unwrap().data).collect();
+                (result, model.gradient_norm().to_bits(), weights)
+            })
+        };
+        let one = run(1);
+        assert!(one == run(2), "{family}: 2 threads");
+        assert!(one == run(5), "{family}: 5 threads");
+    }
+}
+
+#[test]
+fn the_cpu_equals_the_reference() {
+    for family in FAMILIES {
+        let batches: Vec<Batch> = rows(5).chunks(2).map(pack).collect();
+        let fast = step(&mut model(family, Cpu::new(), false), &batches);
+        let plain = step(&mut model(family, Reference::<f32>::new(), false), &batches);
+        assert_close(&fast, &plain, 2e-5, family);
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    // Central differences of the f64 reference, against its own gradients and the CPU's.
+    for family in FAMILIES {
+        let batch = pack(&rows(3));
+        let (_, fast) = step(&mut model(family, Cpu::new(), false), std::slice::from_ref(&batch));
+        let mut model = model(family, Reference::<f64>::new(), false);
+        let (_, exact) = step(&mut model, std::slice::from_ref(&batch));
+        let mut random = Random(17);
+        for ((name, exact), (_, fast)) in exact.iter().zip(&fast) {
+            for _ in 0..2 {
+                let i = random.below(exact.len());
+                let mut at = |change: f32| {
+                    let mut tensor = model.parameter(name).unwrap();
+                    let old = tensor.data[i];
+                    tensor.data[i] += change;
+                    let moved = (tensor.data[i] - old) as f64;
+                    model.set_parameter(name, &tensor);
+                    let outcomes = model.forward(&batch).unwrap();
+                    tensor.data[i] = old;
+                    model.set_parameter(name, &tensor);
+                    (mean_loss(&batch, &outcomes), moved)
+                };
+                // Outcomes are f32 (1e-7 of a loss of 10): a wide step, and its error of third order.
+                let ((up, a), (down, b)) = (at(4e-3), at(-4e-3));
+                let slope = (up - down) / (a - b);
+                for (what, g) in [("f64 reference", exact[i]), ("cpu", fast[i])] {
+                    let g = g as f64;
+                    assert!(
+                        (g - slope).abs() < 2e-4 + 2e-3 * slope.abs(),
+                        "{family} {name}[{i}], {what}: {g}, slope {slope}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_target_changes_nothing() {
+    let mut model = model("llama", Cpu::new(), false);
+    let mut batch = Batch::default();
+    batch.push(&[1, 2, 3], []);
+    assert_eq!(model.accumulate(&batch, 1.0).unwrap(), vec![]);
+    assert_eq!(model.gradient_norm(), 0.0);
+    assert!(gradients(&model).iter().all(|(_, g)| g.iter().all(|x| *x == 0.0)));
+}
+
+#[test]
+fn batches_that_do_not_fit_are_refused() {
+    let mut model = model("gpt2", Cpu::new(), false);
+    let mut refuse = |batch: Batch, word: &str| {
+        let message = model.forward(&batch).unwrap_err().to_string();
+        assert!(message.contains(word), "{message}");
+    };
+    let with = |ids: &[u32], targets: Vec<(u32, u32, f32)>| {
+        let mut batch = Batch::default();
+        batch.push(ids, targets);
+        batch
+    };
+    refuse(with(&[97], vec![]), "token id 97 is outside the model's vocabulary of 97");
+    refuse(with(&[1], vec![(0, 200, 1.0)]), "token id 200");
+    refuse(with(&[1; 129], vec![]), "position 128 is beyond the model's 128 learned positions");
+    refuse(with(&[1, 2], vec![(2, 1, 1.0)]), "a target on row 2");
+    let mut long = Batch::default();
+    (0..3).for_each(|_| long.push(&[1; 100], []));
+    refuse(long, "300 tokens");
+    let mut torn = with(&[1, 2], vec![]);
+    torn.segments[0].own = 0..1;
+    refuse(torn, "segments cover 1 of 2 tokens");
+}
