@@ -367,6 +367,7 @@ impl Config<'_> {
                 .refuse(format!("{} heads of {} in a width of {}", h.heads, h.head_dim, a.hidden), help()));
         }
         let widest = [
+            a.hidden,
             a.vocab_size,
             a.intermediate * a.activation.fan(),
             h.query_width(),

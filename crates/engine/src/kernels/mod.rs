@@ -220,7 +220,6 @@ pub trait Backend {
     /// `y` again from `x` and its statistics: cheaper to compute than to keep.
     fn norm_again(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>);
     /// `dx += …`, `dw += …`, `db += …`.
-    #[allow(clippy::too_many_arguments)]
     fn norm_backward(
         &mut self,
         norm: Norm,
@@ -243,7 +242,6 @@ pub trait Backend {
     /// Rotates `heads` heads at the front of each row of `width` columns in place (RoPE, Su et al. 2021, the
     /// half-split pairing of transformers). `table[p]` holds `head_dim/2` cosines, then as many sines, of
     /// position `p`; row `r` has position `positions[r]`. `inverse` rotates back, which is the backward.
-    #[allow(clippy::too_many_arguments)]
     fn rotate(
         &mut self,
         x: View,
@@ -259,7 +257,6 @@ pub trait Backend {
     /// `o[queries, query_width]` and the log-sum-exp of each score row in `lse[queries, heads]`.
     fn attention(&mut self, h: Heads, plan: &Attention, o: View, lse: View, q: View, kv: View);
     /// `dq = …`, `dkv = …` (rows of `kv` outside every span's reach get zeros).
-    #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &mut self,
         h: Heads,

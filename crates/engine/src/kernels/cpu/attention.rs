@@ -100,7 +100,6 @@ pub(super) fn forward(
 
 /// `dq` and `dkv`: a task per group of spans and kv head, so that one worker owns a key's gradient and sums
 /// it in the order of the queries.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     h: Heads,
     plan: &Attention,

@@ -44,7 +44,6 @@ impl<'a> Matrix<'a> {
 ///
 /// # Safety
 /// `c` points to `(m − 1)·stride + n` elements that nobody else touches meanwhile.
-#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn product(
     m: usize,
     n: usize,

@@ -60,7 +60,6 @@ vectorized! {
 
 /// With `x̂ = (x − mean)·inv` and `g = dy·w`:
 /// `dx += inv·(g − mean(g) − x̂·mean(g·x̂))` (RMS has no `mean(g)`), `dw += Σ_rows dy·x̂`, `db += Σ_rows dy`.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     norm: Norm,
     dx: &mut [f32],
