@@ -1,0 +1,123 @@
+//! The special tokens of a tokenizer: which file says what.
+
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// What the files beside `tokenizer.json` say, unresolved.
+#[derive(Default)]
+pub(super) struct Settings {
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    pub pad: Option<String>,
+    /// `eos_token_id` of `generation_config.json`, else of `config.json`.
+    pub eos_ids: Vec<u32>,
+    /// `added_tokens_decoder`: tokens that transformers registers over those of `tokenizer.json`.
+    pub added: Vec<(u32, DeclaredToken)>,
+    /// The file that names them, for errors.
+    pub path: PathBuf,
+}
+
+/// An entry of `added_tokens_decoder`.
+#[derive(Deserialize)]
+pub(super) struct DeclaredToken {
+    pub content: String,
+    #[serde(default)]
+    pub single_word: bool,
+    #[serde(default)]
+    pub lstrip: bool,
+    #[serde(default)]
+    pub rstrip: bool,
+    #[serde(default)]
+    pub normalized: bool,
+    #[serde(default)]
+    pub special: bool,
+}
+
+impl Settings {
+    /// Reads `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and `config.json`
+    /// of a folder. All of them may be missing.
+    pub fn from_dir(dir: &Path) -> Result<Settings> {
+        let path = dir.join("tokenizer_config.json");
+        let mut settings = match read_json(&path)? {
+            Some(config) => Settings::from_config(&config, &path)?,
+            None => Settings { path, ..Settings::default() },
+        };
+        if let Some(map) = read_json(&dir.join("special_tokens_map.json"))? {
+            settings.bos = settings.bos.or_else(|| token_content(&map["bos_token"]));
+            settings.eos = settings.eos.or_else(|| token_content(&map["eos_token"]));
+            settings.pad = settings.pad.or_else(|| token_content(&map["pad_token"]));
+        }
+        for name in ["generation_config.json", "config.json"] {
+            if let Some(config) = read_json(&dir.join(name))? {
+                settings.eos_ids = token_ids(&config["eos_token_id"]);
+                if !settings.eos_ids.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Reads the text of a `tokenizer_config.json`.
+    pub fn from_config_bytes(json: &[u8], path: &Path) -> Result<Settings> {
+        let config = serde_json::from_slice(json).map_err(|error| not_json(path, &error))?;
+        Settings::from_config(&config, path)
+    }
+
+    fn from_config(config: &Value, path: &Path) -> Result<Settings> {
+        let mut added = Vec::new();
+        if let Some(declared) = config["added_tokens_decoder"].as_object() {
+            for (id, token) in declared {
+                let wrong = |what: String| Error::Tokenizer {
+                    path: path.to_path_buf(),
+                    message: format!("\"added_tokens_decoder\" entry {id:?}: {what}"),
+                };
+                let number = id.parse().map_err(|_| wrong("the key is not a token id".to_string()))?;
+                let token = DeclaredToken::deserialize(token).map_err(|error| wrong(error.to_string()))?;
+                added.push((number, token));
+            }
+            added.sort_by_key(|(id, _)| *id);
+        }
+        Ok(Settings {
+            bos: token_content(&config["bos_token"]),
+            eos: token_content(&config["eos_token"]),
+            pad: token_content(&config["pad_token"]),
+            eos_ids: Vec::new(),
+            added,
+            path: path.to_path_buf(),
+        })
+    }
+}
+
+/// A special token is written as a string or as `{"content": string, ..}`; anything else is none.
+fn token_content(value: &Value) -> Option<String> {
+    let content = value.as_str().or_else(|| value["content"].as_str())?;
+    (!content.is_empty()).then(|| content.to_string())
+}
+
+/// An `eos_token_id` is a number or a list of numbers.
+fn token_ids(value: &Value) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Array(values) => values.iter().filter_map(id).collect(),
+        value => id(value).into_iter().collect(),
+    }
+}
+
+/// The JSON of a file, or `None` where there is no such file.
+fn read_json(path: &Path) -> Result<Option<Value>> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| not_json(path, &error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(path, error)),
+    }
+}
+
+fn not_json(path: &Path, error: &serde_json::Error) -> Error {
+    Error::Tokenizer {
+        path: path.to_path_buf(),
+        message: format!("not valid JSON ({error}); copy the file again from where the model came"),
+    }
+}

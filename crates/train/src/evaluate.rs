@@ -1,0 +1,252 @@
+//! What a model makes of rows: the loss over their targets, and over every token by section.
+
+use crate::pack::{eval_batch, measured};
+use crate::{Error, Result};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
+use suasion_data::{Origin, Sample};
+use suasion_engine::{Backend, Model, Outcome};
+
+/// The result of [`evaluate`]; it serialises to the object that `suasion eval --json` prints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Rows with at least one target.
+    pub rows: u64,
+    /// Targets: labels that are supervised, after the shift.
+    pub targets: u64,
+    /// Mean nll in nats over all targets, unweighted.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// For every token that has one before it, supervised or not, its nll under the section it comes from: `system`,
+    /// `context`, `task`, `user`, `tool`, `other`, `scaffold`, `response`, `end_of_turn`; those that occur. `response`
+    /// is without the stop tokens; those are `end_of_turn`.
+    pub sections: IndexMap<String, SectionLoss>,
+    /// The first token of each response.
+    pub first_token: Calibration,
+    /// The stop tokens.
+    pub stop: Calibration,
+    /// Response tokens by their place in the response (without stop tokens); those ranges that occur.
+    pub positions: Vec<PositionBucket>,
+    /// Per row with a target, in the order of the rows: kept for comparisons, not printed.
+    #[serde(skip)]
+    pub per_row: Vec<RowLoss>,
+}
+
+/// The loss over the tokens of a section.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SectionLoss {
+    /// Tokens measured.
+    pub targets: u64,
+    /// Their mean nll in nats.
+    pub loss: f64,
+    /// Share of them that the model ranks first.
+    pub top1: f64,
+}
+
+/// How well a kind of token is predicted; the means are `None` where there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Tokens measured.
+    pub targets: u64,
+    /// Mean nll in nats.
+    pub loss: Option<f64>,
+    /// Mean probability that the model gives to the token. Where the model is calibrated it is near `top1` when its
+    /// first choices are sure ones.
+    pub probability: Option<f64>,
+    /// Share that the model ranks first.
+    pub top1: Option<f64>,
+}
+
+/// Response tokens of a range of places.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PositionBucket {
+    /// First place (0 = the response's first token).
+    pub from: u32,
+    /// Place behind the last; `None` = no end.
+    pub to: Option<u32>,
+    /// How well they are predicted.
+    #[serde(flatten)]
+    pub calibration: Calibration,
+}
+
+/// One row's targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowLoss {
+    /// Index of the row among those given.
+    pub row: usize,
+    /// Its targets.
+    pub targets: u64,
+    /// The sum of their nll.
+    pub nll: f64,
+}
+
+/// Where the ranges of [`PositionBucket`] begin.
+const STARTS: [u32; 9] = [0, 1, 2, 4, 8, 16, 32, 64, 128];
+
+/// The order of sections in reports.
+pub const SECTIONS: [&str; 9] =
+    ["system", "context", "task", "user", "tool", "other", "scaffold", "response", "end_of_turn"];
+
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    targets: u64,
+    nll: f64,
+    probability: f64,
+    top1: u64,
+}
+
+impl Sum {
+    fn add(&mut self, outcome: &Outcome) {
+        let nll = f64::from(outcome.nll);
+        self.targets += 1;
+        self.nll += nll;
+        self.probability += (-nll).exp();
+        self.top1 += u64::from(outcome.top1);
+    }
+
+    fn mean(&self, sum: f64) -> Option<f64> {
+        (self.targets > 0).then(|| sum / self.targets as f64)
+    }
+
+    fn calibration(&self) -> Calibration {
+        Calibration {
+            targets: self.targets,
+            loss: self.mean(self.nll),
+            probability: self.mean(self.probability),
+            top1: self.mean(self.top1 as f64),
+        }
+    }
+
+    fn section(&self) -> Option<SectionLoss> {
+        let loss = self.mean(self.nll)?;
+        Some(SectionLoss { targets: self.targets, loss, top1: self.mean(self.top1 as f64)? })
+    }
+}
+
+/// Measures the model on the rows, `batch_size` at a time (the model's budget must hold
+/// [`crate::plan::eval_budget`]). `progress` hears the number of rows done.
+///
+/// A token is attributed to the section of its own origin: the nll of the first response token, which the prompt's
+/// last row predicts, belongs to the response. Fails with [`Error::Interrupted`] when `stop` is raised, with
+/// [`Error::NonFinite`] where a loss is, and with [`Error::NoTargets`] where nothing is supervised.
+pub fn evaluate<B: Backend>(
+    model: &mut Model<B>,
+    samples: &[Sample],
+    batch_size: usize,
+    stop: Option<&AtomicBool>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Evaluation> {
+    let (mut all, mut first, mut end) = (Sum::default(), Sum::default(), Sum::default());
+    let (mut sections, mut places) = ([Sum::default(); SECTIONS.len()], [Sum::default(); STARTS.len()]);
+    let mut per_row = Vec::new();
+    for (chunk, rows) in samples.chunks(batch_size.max(1)).enumerate() {
+        if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(Error::Interrupted);
+        }
+        let batch = eval_batch(rows);
+        let outcomes = if batch.targets.is_empty() { Vec::new() } else { model.forward(&batch)? };
+        let mut outcomes = outcomes.iter();
+        let mut broken = Vec::new();
+        let mut value = 0.0;
+        for (i, sample) in rows.iter().enumerate() {
+            let mut row = RowLoss { row: chunk * batch_size.max(1) + i, ..RowLoss::default() };
+            let place = places_in_responses(&sample.origins);
+            for ((position, _, own), outcome) in measured(sample).zip(&mut outcomes) {
+                if !outcome.nll.is_finite() {
+                    value = f64::from(outcome.nll);
+                    if broken.last() != Some(&sample.id) {
+                        broken.push(sample.id.clone());
+                    }
+                }
+                if own {
+                    all.add(outcome);
+                    row.targets += 1;
+                    row.nll += f64::from(outcome.nll);
+                }
+                let origin = sample.origins[position];
+                if let Some(section) = SECTIONS.iter().position(|name| *name == origin.name()) {
+                    sections[section].add(outcome);
+                }
+                if let Some(place) = place[position] {
+                    places[STARTS.iter().rposition(|start| *start <= place).unwrap_or(0)].add(outcome);
+                    if place == 0 {
+                        first.add(outcome);
+                    }
+                }
+                if matches!(origin, Origin::EndOfTurn { .. }) {
+                    end.add(outcome);
+                }
+            }
+            if row.targets > 0 {
+                per_row.push(row);
+            }
+        }
+        if !broken.is_empty() {
+            let what = "the evaluation loss";
+            return Err(Error::NonFinite {
+                step: None,
+                evaluation: true,
+                what,
+                value,
+                rows: broken,
+                checkpoint: None,
+            });
+        }
+        progress((chunk * batch_size.max(1) + rows.len()) as u64);
+    }
+    let Some(loss) = all.mean(all.nll) else {
+        let message = format!("none of the {} rows to evaluate has a supervised token", samples.len());
+        return Err(Error::NoTargets { message });
+    };
+    let bucket = |(i, sum): (usize, &Sum)| {
+        (sum.targets > 0).then(|| PositionBucket {
+            from: STARTS[i],
+            to: STARTS.get(i + 1).copied(),
+            calibration: sum.calibration(),
+        })
+    };
+    Ok(Evaluation {
+        rows: per_row.len() as u64,
+        targets: all.targets,
+        loss,
+        // JSON has no infinity.
+        perplexity: loss.exp().min(f64::MAX),
+        sections: SECTIONS
+            .iter()
+            .zip(&sections)
+            .filter_map(|(name, sum)| Some((name.to_string(), sum.section()?)))
+            .collect(),
+        first_token: first.calibration(),
+        stop: end.calibration(),
+        positions: places.iter().enumerate().filter_map(bucket).collect(),
+        per_row,
+    })
+}
+
+impl Evaluation {
+    /// The loss over several sections together; `None` where none of them occurs.
+    pub fn over(&self, names: &[&str]) -> Option<SectionLoss> {
+        let found: Vec<&SectionLoss> = names.iter().filter_map(|name| self.sections.get(*name)).collect();
+        let targets: u64 = found.iter().map(|section| section.targets).sum();
+        let mean = |pick: fn(&SectionLoss) -> f64| {
+            found.iter().map(|section| pick(section) * section.targets as f64).sum::<f64>() / targets as f64
+        };
+        (targets > 0).then(|| SectionLoss { targets, loss: mean(|s| s.loss), top1: mean(|s| s.top1) })
+    }
+}
+
+/// For each token its place in its response, counted from 0; `None` for all other tokens.
+fn places_in_responses(origins: &[Origin]) -> Vec<Option<u32>> {
+    let mut places: Vec<Option<u32>> = Vec::with_capacity(origins.len());
+    for (i, origin) in origins.iter().enumerate() {
+        let continues = i > 0 && origins[i - 1] == *origin;
+        places.push(match origin {
+            Origin::Response { .. } if continues => places[i - 1].map(|place| place + 1),
+            Origin::Response { .. } => Some(0),
+            _ => None,
+        });
+    }
+    places
+}

@@ -1,0 +1,89 @@
+//! Which rows make which step. The answer is a function of the step's number alone, so a resumed run needs no more
+//! state than its step.
+
+use crate::Settings;
+use crate::rng::{Purpose, Rng};
+
+/// The order of the rows, cut into micro-batches and steps.
+///
+/// An epoch is a permutation of the rows: file order, or a Fisher–Yates shuffle drawn from ChaCha8 under `data_seed`
+/// with the epoch as the stream. Its micro-batches have `batch` rows, the last one perhaps fewer; its steps have
+/// `accumulation` micro-batches, the last one perhaps fewer (as transformers 5 does). No batch crosses an epoch's end.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    rows: usize,
+    batch: usize,
+    accumulation: usize,
+    shuffle: bool,
+    data_seed: u64,
+    /// The epoch last asked for; a permutation is drawn once per epoch.
+    cached: Option<(u64, Vec<u32>)>,
+}
+
+impl Sampler {
+    /// A sampler over `rows` rows.
+    pub fn new(rows: usize, settings: &Settings) -> Sampler {
+        assert!(u32::try_from(rows).is_ok(), "row indices are 32 bit");
+        Sampler {
+            rows,
+            batch: settings.per_device_train_batch_size,
+            accumulation: settings.gradient_accumulation_steps,
+            shuffle: settings.shuffle_dataset,
+            data_seed: settings.data_seed(),
+            cached: None,
+        }
+    }
+
+    /// Micro-batches in an epoch.
+    pub fn micro_batches_per_epoch(&self) -> u64 {
+        self.rows.div_ceil(self.batch) as u64
+    }
+
+    /// Steps in an epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.micro_batches_per_epoch().div_ceil(self.accumulation as u64)
+    }
+
+    /// Steps of a run: `max_steps`, else `ceil(num_train_epochs · steps per epoch)`.
+    pub fn total_steps(&self, settings: &Settings) -> u64 {
+        settings
+            .max_steps
+            .unwrap_or_else(|| (settings.num_train_epochs * self.steps_per_epoch() as f64).ceil() as u64)
+    }
+
+    /// The rows of an epoch, in order.
+    pub fn order(&self, epoch: u64) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.rows as u32).collect();
+        if self.shuffle {
+            let mut rng = Rng::new(self.data_seed, Purpose::Shuffle, epoch);
+            for i in (1..order.len()).rev() {
+                order.swap(i, rng.below(i as u64 + 1) as usize);
+            }
+        }
+        order
+    }
+
+    /// The micro-batches of the step after `done` finished ones, as row indices.
+    pub fn step(&mut self, done: u64) -> Vec<Vec<u32>> {
+        let (epoch, first) = self.position(done);
+        if self.cached.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
+            self.cached = Some((epoch, self.order(epoch)));
+        }
+        let (_, order) = self.cached.as_ref().expect("just filled");
+        let from = first as usize * self.batch;
+        let to = (from + self.accumulation * self.batch).min(self.rows);
+        order[from..to].chunks(self.batch).map(<[u32]>::to_vec).collect()
+    }
+
+    /// Where the data stands after `done` steps: the epoch (from 0) and the next micro-batch in it.
+    pub fn position(&self, done: u64) -> (u64, u64) {
+        let steps = self.steps_per_epoch();
+        (done / steps, done % steps * self.accumulation as u64)
+    }
+
+    /// The Trainer's `epoch` after `done` steps: finished epochs, and the share of this one's micro-batches.
+    pub fn epoch(&self, done: u64) -> f64 {
+        let (epoch, micro) = self.position(done);
+        epoch as f64 + micro as f64 / self.micro_batches_per_epoch() as f64
+    }
+}

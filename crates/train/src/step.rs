@@ -1,0 +1,104 @@
+//! One optimizer step: micro-batches in, changed weights out.
+
+use crate::pack::train_batch;
+use crate::{Error, Result, Settings};
+use suasion_data::Sample;
+use suasion_engine::{AdamW, Backend, Batch, Model};
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// `Σ w·nll / Σ w` over the step's targets, before its update; `None` where the weights sum to zero.
+    pub loss: Option<f64>,
+    /// L2 norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// Targets of the step.
+    pub targets: u64,
+    /// Tokens computed.
+    pub tokens: u64,
+}
+
+/// The factor that `torch.nn.utils.clip_grad_norm_` applies: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm`
+/// is 0 (off).
+pub fn clip_coefficient(max_norm: f64, norm: f64) -> f64 {
+    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
+}
+
+/// One step over its micro-batches. The gradient is that of `Σ w·nll / Σ w` over all of them: never a mean of means.
+///
+/// `updates` is the number of updates made before (AdamW's bias correction counts updates, not steps). Where the
+/// weights sum to zero nothing changes and `loss` is `None`. Where a target's loss or the gradient's norm is not
+/// finite, nothing changes and the error names the rows.
+pub fn step<B: Backend>(
+    model: &mut Model<B>,
+    micro_batches: &[Vec<&Sample>],
+    settings: &Settings,
+    learning_rate: f64,
+    updates: u64,
+) -> Result<StepOutcome> {
+    let batches: Vec<Batch> = micro_batches.iter().map(|rows| train_batch(rows.iter().copied())).collect();
+    let targets = || batches.iter().flat_map(|batch| &batch.targets);
+    let weight: f64 = targets().map(|target| f64::from(target.weight)).sum();
+    let mut outcome = StepOutcome {
+        loss: None,
+        grad_norm: 0.0,
+        targets: targets().count() as u64,
+        tokens: batches.iter().map(|batch| batch.ids.len() as u64).sum(),
+    };
+    if weight == 0.0 {
+        return Ok(outcome);
+    }
+
+    let non_finite = |what, value, rows| Error::NonFinite {
+        step: None,
+        evaluation: false,
+        what,
+        value,
+        rows,
+        checkpoint: None,
+    };
+    model.zero_gradients();
+    let mut sum = 0.0f64;
+    for (batch, rows) in batches.iter().zip(micro_batches) {
+        if batch.targets.is_empty() {
+            continue;
+        }
+        let outcomes = model.accumulate(batch, (1.0 / weight) as f32)?;
+        if let Some(bad) = outcomes.iter().find(|outcome| !outcome.nll.is_finite()) {
+            let mut rest = outcomes.as_slice();
+            let broken = rows.iter().filter(|row| {
+                let (own, others) = rest.split_at(row.targets().count());
+                rest = others;
+                own.iter().any(|outcome| !outcome.nll.is_finite())
+            });
+            return Err(non_finite(
+                "the loss",
+                f64::from(bad.nll),
+                broken.map(|row| row.id.clone()).collect(),
+            ));
+        }
+        for (outcome, target) in outcomes.iter().zip(&batch.targets) {
+            sum += f64::from(target.weight) * f64::from(outcome.nll);
+        }
+    }
+    let loss = sum / weight;
+    outcome.grad_norm = model.gradient_norm();
+    for (what, value) in [("the loss", loss), ("the gradient norm", outcome.grad_norm)] {
+        if !value.is_finite() {
+            let rows = micro_batches.iter().flatten().map(|row| row.id.clone()).collect();
+            return Err(non_finite(what, value, rows));
+        }
+    }
+    model.adamw(&AdamW {
+        t: updates + 1,
+        lr: learning_rate,
+        beta1: settings.adam_beta1,
+        beta2: settings.adam_beta2,
+        eps: settings.adam_epsilon,
+        weight_decay: settings.weight_decay,
+        decay_all: settings.decay_all,
+        gradient_scale: clip_coefficient(settings.max_grad_norm, outcome.grad_norm) as f32,
+    })?;
+    outcome.loss = Some(loss);
+    Ok(outcome)
+}

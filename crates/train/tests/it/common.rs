@@ -1,0 +1,215 @@
+//! A small model, rows that can be learned, and a run over them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use suasion_data::policy::Objective;
+use suasion_data::{IGNORE, Origin, RowId, Sample, Section};
+use suasion_engine::{Architecture, Budget, Cpu, Model};
+use suasion_train::{
+    DataCard, Event, Identity, ModelFiles, Observer, Plan, Report, Result, Resume, Run, Settings,
+};
+
+pub const VOCAB: u32 = 96;
+pub const STOP: u32 = 2;
+
+pub const CONFIG: &str = r#"{
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 96, "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 128, "rms_norm_eps": 1e-05, "tie_word_embeddings": false, "hidden_act": "silu",
+    "initializer_range": 0.02, "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16",
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}
+}"#;
+
+pub fn architecture() -> Architecture {
+    Architecture::from_json(&serde_json::from_str(CONFIG).unwrap(), Path::new("config.json")).unwrap()
+}
+
+/// A model with the same random weights each time.
+pub fn model(budget: Budget) -> Model {
+    let mut model = Model::new(architecture(), Cpu::new(), budget).unwrap();
+    model.init_random(7);
+    model
+}
+
+pub fn id(row: usize) -> RowId {
+    RowId { file: Arc::from(Path::new("rows.jsonl")), row: row as u64, line: Some(row as u64 + 1) }
+}
+
+/// A stream of numbers for making rows (Knuth's MMIX generator).
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn below(&mut self, n: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 33) % u64::from(n)) as u32
+    }
+}
+
+/// Rows of different lengths: BOS, a fixed system part, a task, and a response that counts on from the task's last
+/// token, then the stop token.
+pub fn rows(n: usize, seed: u64) -> Vec<Sample> {
+    let mut numbers = Numbers(seed);
+    (0..n)
+        .map(|row| {
+            let mut ids = vec![1];
+            let mut origins = vec![Origin::Scaffold];
+            let mut put = |id: u32, origin| {
+                ids.push(id);
+                origins.push(origin);
+            };
+            let prompt = |section| Origin::Prompt { turn: 0, section };
+            (0..6).for_each(|i| put(10 + i, prompt(Section::System)));
+            (0..4 + numbers.below(8)).for_each(|_| put(20 + numbers.below(20), prompt(Section::Task)));
+            let first = 40 + numbers.below(20);
+            put(first, prompt(Section::Task));
+            (1..3 + numbers.below(6)).for_each(|i| put(first + i, Origin::Response { turn: 1 }));
+            put(STOP, Origin::EndOfTurn { turn: 1 });
+            let labels =
+                ids.iter().zip(&origins).map(|(&id, o)| if o.supervised() { id as i32 } else { IGNORE });
+            Sample { id: id(row), labels: labels.collect(), input_ids: ids, origins, weights: None }
+        })
+        .collect()
+}
+
+/// Settings that are quick and log every step.
+pub fn quick() -> Settings {
+    Settings {
+        per_device_train_batch_size: 2,
+        per_device_eval_batch_size: 3,
+        learning_rate: 3e-3,
+        logging_steps: 1,
+        save_strategy: suasion_train::Strategy::No,
+        ..Settings::default()
+    }
+}
+
+pub fn identity() -> Identity {
+    Identity { objective: Objective::ResponseOnly, data_fingerprint: "f1".into(), masking_version: 1 }
+}
+
+/// Keeps what it hears, and raises the stop flag after a step.
+#[derive(Default)]
+pub struct Listener<'a> {
+    pub warnings: Vec<String>,
+    pub checkpoints: Vec<(u64, Vec<PathBuf>)>,
+    pub names: Vec<String>,
+    pub stop_after: Option<(u64, &'a AtomicBool)>,
+}
+
+impl Observer for Listener<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        use std::sync::atomic::Ordering;
+        match event {
+            Event::Plan { .. } => self.names.push("plan".into()),
+            Event::Step(step) => {
+                self.names.push(format!("step {}", step.step));
+                if let Some((at, flag)) = self.stop_after
+                    && step.step == at
+                {
+                    flag.store(true, Ordering::Relaxed);
+                }
+            }
+            Event::Eval { step, .. } => self.names.push(format!("eval {step}")),
+            Event::Warning(text) => self.warnings.push(text.to_string()),
+            Event::Checkpoint { step, removed, .. } => {
+                self.names.push(format!("checkpoint {step}"));
+                self.checkpoints.push((*step, removed.to_vec()));
+            }
+            Event::Interrupted { step, .. } => self.names.push(format!("interrupted {step}")),
+            Event::Done(_) => self.names.push("done".into()),
+            _ => {}
+        }
+    }
+}
+
+/// A run in all its parts; tests change the ones they are about.
+pub struct Job<'a> {
+    pub train: &'a [Sample],
+    pub eval: &'a [Sample],
+    pub settings: Settings,
+    pub identity: Identity,
+    pub dir: &'a Path,
+    pub resume: Resume,
+    pub overwrite: bool,
+    /// Beside `config.json` in every checkpoint.
+    pub more_files: Vec<(&'a str, Vec<u8>)>,
+    pub listener: Listener<'a>,
+    pub stop: &'a AtomicBool,
+}
+
+pub static NEVER: AtomicBool = AtomicBool::new(false);
+
+impl<'a> Job<'a> {
+    pub fn new(train: &'a [Sample], settings: Settings, dir: &'a Path) -> Job<'a> {
+        Job {
+            train,
+            eval: &[],
+            settings,
+            identity: identity(),
+            dir,
+            resume: Resume::No,
+            overwrite: false,
+            more_files: Vec::new(),
+            listener: Listener::default(),
+            stop: &NEVER,
+        }
+    }
+
+    pub fn run(&mut self) -> Result<Report> {
+        let plan = Plan::new(self.train, self.eval, &self.settings)?;
+        self.run_with(&mut model(plan.budget))
+    }
+
+    pub fn run_with(&mut self, model: &mut Model) -> Result<Report> {
+        let mut files = ModelFiles::default();
+        files.push("config.json", CONFIG.as_bytes().to_vec());
+        self.more_files.iter().for_each(|(name, bytes)| files.push(name, bytes.clone()));
+        let run = Run {
+            model,
+            train: self.train,
+            eval: self.eval,
+            settings: &self.settings,
+            identity: &self.identity,
+            card: &DataCard::default(),
+            files: &files,
+            extra: &[],
+            output_dir: self.dir,
+            resume: self.resume.clone(),
+            overwrite: self.overwrite,
+        };
+        suasion_train::train(run, &mut self.listener, self.stop)
+    }
+}
+
+/// All parameters, to the bit.
+pub fn bits(model: &Model) -> Vec<Vec<u32>> {
+    let tensor = |name: &String| model.parameter(name).unwrap().data.iter().map(|v| v.to_bits()).collect();
+    model.parameter_names().iter().map(tensor).collect()
+}
+
+/// A metrics file without what differs from run to run.
+pub fn metrics(dir: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
+        let fields = value.as_object_mut().unwrap();
+        fields.remove("tokens_per_second");
+        fields.remove("peak_memory_bytes");
+        value
+    };
+    text.lines().map(line).collect()
+}
+
+/// The folder of numbers that PyTorch computed, if this machine has it.
+pub fn material() -> Option<PathBuf> {
+    let dir = match std::env::var_os("SUASION_MATERIAL") {
+        Some(dir) => PathBuf::from(dir),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material"),
+    };
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    eprintln!("skipped: no material at {}", dir.display());
+    None
+}

@@ -1,0 +1,158 @@
+//! Sampling against filters computed by hand, and the cache against full forward passes.
+
+use crate::common::*;
+use std::ops::ControlFlow;
+use suasion_engine::Batch;
+use suasion_train::generate::{argmax, draw, filter, generate_with};
+use suasion_train::{Error, Sampling, Stopped, generate, prompt_ids};
+
+/// Logits of these probabilities, in a mixed order.
+const PROBABILITIES: [f64; 6] = [0.10, 0.40, 0.05, 0.20, 0.22, 0.03];
+
+fn logits() -> Vec<f32> {
+    PROBABILITIES.map(|p| p.ln() as f32).to_vec()
+}
+
+fn kept(sampling: Sampling) -> Vec<usize> {
+    let mut logits = logits();
+    filter(&mut logits, &sampling);
+    (0..logits.len()).filter(|&id| logits[id] > f32::NEG_INFINITY).collect()
+}
+
+#[test]
+fn filters_keep_what_transformers_keeps() {
+    let s = Sampling::default;
+    assert_eq!(kept(s()), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(kept(Sampling { top_k: 2, ..s() }), [1, 4]);
+    assert_eq!(kept(Sampling { top_k: 99, ..s() }), [0, 1, 2, 3, 4, 5]);
+    // 0.40 + 0.22 = 0.62 < 0.7 ≤ 0.82.
+    assert_eq!(kept(Sampling { top_p: 0.7, ..s() }), [1, 3, 4]);
+    assert_eq!(kept(Sampling { top_p: 0.39, ..s() }), [1]);
+    assert_eq!(kept(Sampling { top_p: 0.0, ..s() }), [1], "one always stays");
+    // At least 0.3 of 0.40.
+    assert_eq!(kept(Sampling { min_p: 0.3, ..s() }), [1, 3, 4]);
+    assert_eq!(kept(Sampling { min_p: 1.0, ..s() }), [1]);
+    // top-k first: 0.40 and 0.22 of the remaining 0.62 are 0.645 and 0.355, so 0.6 is reached by the first alone.
+    assert_eq!(kept(Sampling { top_k: 2, top_p: 0.6, ..s() }), [1]);
+    assert_eq!(kept(Sampling { top_p: 0.6, ..s() }), [1, 4], "without top-k it takes two");
+    // Temperature first: at 0.5 the probabilities are squared, 0.16 of 0.2618 is 0.611.
+    assert_eq!(kept(Sampling { temperature: 0.5, top_p: 0.6, ..s() }), [1]);
+    // Equals of the k-th stay, as torch.topk's threshold has it.
+    let mut equal = vec![1.0, 2.0, 1.0, 0.0];
+    filter(&mut equal, &Sampling { top_k: 2, ..s() });
+    assert_eq!(equal, [1.0, 2.0, 1.0, f32::NEG_INFINITY]);
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    assert_eq!(argmax(&[0.0, 3.0, 3.0, 1.0]), 1, "of equals the lowest id");
+    // Cumulative: 0.10, 0.50, 0.55, 0.75, 0.97, 1.
+    let logits = logits();
+    let drawn = [0.0, 0.09, 0.11, 0.49, 0.51, 0.56, 0.74, 0.76, 0.96, 0.98].map(|point| draw(&logits, point));
+    assert_eq!(drawn, [0, 0, 1, 1, 2, 3, 3, 4, 4, 5]);
+    let mut filtered = logits.clone();
+    filter(&mut filtered, &Sampling { top_k: 2, ..Sampling::default() });
+    assert_eq!([0.0, 0.64, 0.65, 0.999_999_999].map(|point| draw(&filtered, point)), [1, 1, 4, 4]);
+}
+
+fn trained() -> suasion_engine::Model {
+    let rows = rows(24, 1);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = suasion_train::Settings { num_train_epochs: 6.0, ..quick() };
+    let mut model = model(suasion_train::Plan::new(&rows, &[], &settings).unwrap().budget);
+    Job::new(&rows, settings, &dir.path().join("run")).run_with(&mut model).unwrap();
+    model
+}
+
+#[test]
+fn the_cache_says_what_a_full_pass_says() {
+    let mut model = trained();
+    let prompt = prompt_ids(&rows(1, 50)[0]).to_vec();
+    let sampling = Sampling { max_new_tokens: 14, ..Sampling::default() };
+    let mut streamed = Vec::new();
+    let made = generate(&mut model, &prompt, &sampling, &mut |id| {
+        streamed.push(id);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!((made.ids.len(), made.stopped, made.prompt_tokens), (14, Stopped::MaxNewTokens, prompt.len()));
+    assert_eq!(streamed, made.ids);
+    // Every generated token is the first choice of a pass over everything before it, and no other token is.
+    let mut whole = prompt.clone();
+    whole.extend(&made.ids);
+    let mut batch = Batch::default();
+    batch.push(&whole, (prompt.len()..whole.len()).map(|i| (i as u32 - 1, whole[i], 1.0)));
+    assert!(model.forward(&batch).unwrap().iter().all(|outcome| outcome.top1));
+    let other = (whole[prompt.len()] + 1) % VOCAB;
+    let mut batch = Batch::default();
+    batch.push(&whole, [(prompt.len() as u32 - 1, other, 1.0)]);
+    assert!(!model.forward(&batch).unwrap()[0].top1);
+}
+
+#[test]
+fn texts_end_where_they_should() {
+    let mut model = trained();
+    let prompt = prompt_ids(&rows(1, 50)[0]).to_vec();
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let greedy = Sampling { max_new_tokens: 12, ..Sampling::default() };
+    let free = generate(&mut model, &prompt, &greedy, go_on).unwrap().ids;
+    // Take a token that occurs in it as the stop token: the text is the same up to it.
+    let stop = free[5];
+    let at = free.iter().position(|id| *id == stop).unwrap();
+    let mut streamed = Vec::new();
+    let sampling = Sampling { stop_ids: vec![stop], ..greedy.clone() };
+    let made = generate(&mut model, &prompt, &sampling, &mut |id| {
+        streamed.push(id);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!((made.ids.as_slice(), made.stopped), (&free[..=at], Stopped::Stop(stop)));
+    assert_eq!(streamed, free[..at], "the stop token is not streamed");
+
+    let made = generate(&mut model, &prompt, &greedy, &mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!((made.ids.as_slice(), made.stopped), (&free[..1], Stopped::Callback));
+
+    // A cache for the prompt and two more feeds back two tokens and makes a third; it can be used again.
+    let mut cache = model.cache(prompt.len() + 2);
+    for _ in 0..2 {
+        let made = generate_with(&mut model, &mut cache, &prompt, &greedy, go_on).unwrap();
+        assert_eq!((made.ids.as_slice(), made.stopped), (&free[..3], Stopped::ContextFull));
+    }
+}
+
+#[test]
+fn a_seed_means_one_text() {
+    let mut model = model(suasion_train::generate::budget(8));
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let mut sample = |sampling: &Sampling| generate(&mut model, &[1, 10, 11], sampling, go_on).unwrap().ids;
+    let with = |seed| Sampling { do_sample: true, seed, max_new_tokens: 24, ..Sampling::default() };
+    let (a, again, b) = (sample(&with(1)), sample(&with(1)), sample(&with(2)));
+    assert_eq!(a, again);
+    assert_ne!(a, b);
+    // An untrained model is nearly uniform: 24 draws of 96 tokens are not all the likeliest.
+    let greedy = sample(&Sampling { max_new_tokens: 24, ..Sampling::default() });
+    assert_ne!(a, greedy);
+    assert_eq!(sample(&Sampling { top_k: 1, ..with(3) }), greedy);
+    assert_eq!(sample(&Sampling { temperature: 0.0, ..with(3) }), greedy);
+}
+
+#[test]
+fn nonsense_is_refused() {
+    let mut model = model(suasion_train::generate::budget(8));
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let s = Sampling::default;
+    for sampling in [
+        Sampling { temperature: -1.0, ..s() },
+        Sampling { temperature: f64::NAN, ..s() },
+        Sampling { top_p: 1.1, ..s() },
+        Sampling { min_p: -0.1, ..s() },
+        Sampling { max_new_tokens: 0, ..s() },
+    ] {
+        assert!(
+            matches!(generate(&mut model, &[1], &sampling, go_on), Err(Error::Setting { .. })),
+            "{sampling:?}"
+        );
+    }
+    assert!(matches!(generate(&mut model, &[], &s(), go_on), Err(Error::Generate { .. })));
+    assert!(matches!(generate(&mut model, &[VOCAB], &s(), go_on), Err(Error::Generate { .. })));
+}

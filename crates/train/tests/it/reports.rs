@@ -1,0 +1,108 @@
+//! The model card and the report page.
+
+use crate::common::*;
+use suasion_train::{DataCard, FindingCount, SampleReply, SectionShare, Settings, Strategy, write_report};
+
+#[test]
+fn reports_hold_the_numbers_and_escape_what_rows_say() {
+    let (train, held_out) = (rows(6, 1), rows(3, 2));
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let settings =
+        Settings { max_steps: Some(5), eval_strategy: Strategy::Steps, eval_steps: Some(2), ..quick() };
+    let mut job = Job::new(&train, settings.clone(), &out);
+    job.eval = &held_out;
+    let report = job.run().unwrap();
+
+    let hostile = "<script>alert('x')</script> | ``` & \u{7} ünï 😀";
+    let card = DataCard {
+        title: hostile.into(),
+        base_model: "owner/tiny-llama".into(),
+        data: vec!["rows.jsonl".into()],
+        rows_read: 1234567,
+        tokens: 1000,
+        supervised_tokens: 205,
+        sections: vec![SectionShare {
+            name: hostile.into(),
+            tokens: 795,
+            share_before: 0.795,
+            share_after: 0.0,
+        }],
+        findings: vec![FindingCount {
+            code: "T002".into(),
+            level: "warning".into(),
+            count: 3,
+            example: hostile.into(),
+        }],
+        configuration: format!("a: 1 # {hostile}"),
+        ..DataCard::default()
+    };
+    let reply = SampleReply {
+        prompt: hostile.into(),
+        reply: "because".into(),
+        reference: Some(hostile.into()),
+        stopped: "stop".into(),
+    };
+    write_report(&out, &report, &settings, &identity(), &card, &[reply], None).unwrap();
+
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(!page.contains("<script>") && page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"));
+    assert!(!page.contains('\u{7}') && page.contains("ünï 😀"));
+    // Self-contained: nothing is fetched.
+    assert!(
+        !page.contains("http://")
+            && !page.contains("https://")
+            && !page.contains("src=")
+            && !page.contains("@import")
+    );
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("<html lang=\"en\">"));
+    assert!(
+        page.contains("role=\"img\"") && page.contains("<desc id=\"loss-desc\">The training loss goes from")
+    );
+    let after = report.after.as_ref().unwrap();
+    for number in [after.loss, after.sections["task"].loss, report.before.as_ref().unwrap().loss] {
+        assert!(page.contains(&format!("{number:.4}")), "{number}");
+    }
+    assert!(page.contains("79.5 %") && page.contains("20.5 %"));
+    // Every opened element is closed: the page is well-formed enough to count.
+    for tag in
+        ["table", "tr", "td", "th", "pre", "p", "ul", "li", "h2", "h3", "svg", "main", "details", "div"]
+    {
+        let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    // Points of the curve lie on the drawing.
+    let points = page.split("<polyline class=\"train\" points=\"").nth(1).unwrap().split('"').next().unwrap();
+    let points: Vec<(f64, f64)> = points
+        .split(' ')
+        .map(|p| p.split_once(',').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).unwrap())
+        .collect();
+    assert_eq!(points.len(), 5);
+    assert!(points.iter().all(|(x, y)| (0.0..=760.0).contains(x) && (0.0..=300.0).contains(y)), "{points:?}");
+    let losses: Vec<f64> = report.steps.iter().map(|s| s.loss.unwrap()).collect();
+    assert_eq!(losses[0] > losses[4], points[0].1 < points[4].1, "higher losses stand higher");
+
+    let readme = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(readme.starts_with("---\nlibrary_name: transformers\n"));
+    assert!(
+        readme.contains("base_model: owner/tiny-llama\n") && readme.contains("| Data fingerprint | f1 |")
+    );
+    assert!(readme.contains("responses only") && readme.contains("205 of 1\u{202f}000 (20.5 %)"));
+    // A bar in a cell would end it; a fence in a reply would end the block.
+    assert!(readme.contains("\\| ``` &") && readme.contains("````text\n<script>"));
+}
+
+#[test]
+fn a_local_path_is_not_called_a_hub_model() {
+    let train = rows(4, 1);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let settings = Settings { max_steps: Some(1), ..quick() };
+    let report = Job::new(&train, settings.clone(), &out).run().unwrap();
+    for path in ["/models/llama", "./models/llama", "../llama", "random weights"] {
+        let card = DataCard { base_model: path.into(), ..DataCard::default() };
+        write_report(&out, &report, &settings, &identity(), &card, &[], None).unwrap();
+        let readme = std::fs::read_to_string(out.join("README.md")).unwrap();
+        assert!(!readme.contains("base_model:"), "{path}");
+    }
+}
