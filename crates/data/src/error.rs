@@ -42,18 +42,55 @@ pub enum Error {
         /// What to do.
         help: String,
     },
+    /// Rows of a source failed and `on_bad_row` is `error`.
+    #[error("{first}{}", also(others, *stopped))]
+    BadRows {
+        /// The first of them, in source order.
+        first: Box<Error>,
+        /// The others that were found.
+        others: Vec<Error>,
+        /// True where the search stopped at [`crate::pipeline::BAD_ROWS_LISTED`]: there may be more.
+        stopped: bool,
+    },
+}
+
+/// The other bad rows, one a line.
+fn also(others: &[Error], stopped: bool) -> String {
+    let mut text: String = others.iter().map(|e| format!("\n  also {e}")).collect();
+    if stopped {
+        text.push_str("\n  and perhaps more: stopped looking here");
+    }
+    text
 }
 
 impl Error {
+    /// A row that cannot become a sample.
+    pub fn row(id: RowId, message: impl Into<String>, help: impl Into<String>) -> Error {
+        Error::Row { id, message: message.into(), help: help.into() }
+    }
+
     /// An I/O error with its file.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// The same error about the same row, for a second reader.
+    pub(crate) fn restate(&self) -> Error {
+        match self {
+            Error::Row { id, message, help } => Error::row(id.clone(), message.clone(), help.clone()),
+            other => Error::Source {
+                path: PathBuf::new(),
+                message: other.to_string(),
+                help: other.help().unwrap_or_default().to_string(),
+            },
+        }
     }
 
     /// What to do about it, where that is known.
     pub fn help(&self) -> Option<&str> {
         match self {
             Error::Row { help, .. } | Error::Source { help, .. } => Some(help),
+            Error::BadRows { first, .. } => first.help(),
             _ => None,
         }
     }
@@ -62,7 +99,7 @@ impl Error {
     pub fn tag(&self) -> &'static str {
         match self {
             Error::Io { .. } => "E-IO",
-            Error::Row { .. } => "E-ROW",
+            Error::Row { .. } | Error::BadRows { .. } => "E-ROW",
             Error::Tokenizer { .. } => "E-TOKENIZER",
             Error::Source { .. } => "E-SOURCE",
         }

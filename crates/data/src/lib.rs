@@ -3,22 +3,40 @@
 //! Data flows one way, a module per room: [`source`] (bytes) → [`row`] → [`example`] → [`render`]
 //! (text and the spans that tile it) → [`tokens`] (ids, bytes, origins) → [`label`] and [`truncate`]
 //! (a [`Sample`]) → [`prepared`] (files), with [`audit`] and [`report`] looking on. [`pipeline`] runs
-//! the rooms over a whole source, in parallel and in source order.
+//! the rooms over a whole source, in parallel and in source order, and [`summary`] counts.
 #![forbid(unsafe_code)]
 
+pub mod atomic;
+pub mod audit;
 pub mod error;
+pub mod example;
 pub mod finding;
+pub mod label;
 pub mod origin;
+pub mod pipeline;
 pub mod policy;
+pub mod prepared;
 pub mod render;
+pub mod report;
+pub mod row;
 pub mod sample;
+pub mod source;
+pub mod split;
+pub mod summary;
 pub mod tokens;
+pub mod truncate;
 
 pub use error::{Error, Result};
 pub use finding::{Code, Finding, Level};
 pub use origin::{Origin, Section};
+pub use pipeline::{Kept, Mode, Outcome, Pipeline};
 pub use policy::Policy;
+pub use render::{Rendered, Span};
 pub use sample::{RowId, Sample};
+pub use summary::Summary;
+
+/// The version of the rules that turn rows into labels: part of every fingerprint, raised whenever a rule changes.
+pub const MASKING_VERSION: u32 = 1;
 
 /// The label of a token that is not learned (the convention of PyTorch's `ignore_index`).
 pub const IGNORE: i32 = -100;

@@ -1,0 +1,382 @@
+//! What a row says, whatever its format: a prompt with its completion, or token ids with their labels.
+
+use crate::policy::Format;
+use crate::row::{Row, type_name};
+use crate::{Error, Origin, Result, RowId};
+use serde_json::{Map, Value};
+
+/// One example of the data set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// The row that it was read from.
+    pub id: RowId,
+    /// What it says.
+    pub body: Body,
+}
+
+/// The content of an example.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// A prompt and its completion, one after the other.
+    Text {
+        /// Prompt and completion.
+        text: String,
+        /// Where the completion starts, in bytes.
+        prompt_len: usize,
+    },
+    /// Already tokens.
+    Tokenised(Box<Tokenised>),
+}
+
+/// A tokenised row, as it was given. All vectors have the length of `input_ids`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tokenised {
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// Labels as given: any value, right or wrong.
+    pub labels: Option<Vec<i32>>,
+    /// `completion_mask` or `assistant_masks`: true on the response.
+    pub mask: Option<Vec<bool>>,
+    /// `attention_mask`: false on padding.
+    pub attention: Option<Vec<bool>>,
+    /// A loss weight per token.
+    pub weights: Option<Vec<f32>>,
+    /// Origins, as our own prepared rows carry them.
+    pub origins: Option<Vec<Origin>>,
+    /// The rendered text, as `--with-text` writes it.
+    pub text: Option<String>,
+}
+
+/// The masks that name the response, in order of preference.
+const MASKS: [&str; 2] = ["completion_mask", "assistant_masks"];
+
+impl Example {
+    /// Reads a row by `format`, or by the fields it has where that is [`Format::Auto`].
+    ///
+    /// # Errors
+    /// [`Error::Row`]: fields that are missing, null, of the wrong type or length, or that contradict each other.
+    pub fn from_row(row: Row, format: Format) -> Result<Example> {
+        let Row { id, fields } = row;
+        let format = match format {
+            Format::Auto => detect(&id, &fields)?,
+            fixed => fixed,
+        };
+        let reader = Reader { id: &id, fields };
+        let body = match format {
+            Format::InputFull => reader.input_full()?,
+            Format::PromptCompletion => reader.prompt_completion()?,
+            Format::Tokenised => reader.tokenised()?,
+            Format::Auto => unreachable!("detect returns a format"),
+        };
+        Ok(Example { id, body })
+    }
+}
+
+/// The format that a row's fields make.
+fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
+    let has = |key: &str| fields.contains_key(key);
+    if has("seq_lengths") && has("input_ids") {
+        return Err(Error::row(
+            id.clone(),
+            "the row is a pack of several rows (it has \"seq_lengths\"): packs are not read yet",
+            "prepare the rows without packing",
+        ));
+    }
+    let labelled = has("labels") || MASKS.iter().any(|m| has(m));
+    if has("input_ids") && labelled {
+        return Ok(Format::Tokenised);
+    }
+    let input_full = has("input_text") && has("full_text");
+    let prompt_completion = has("prompt") && has("completion");
+    match (input_full, prompt_completion) {
+        (true, false) => return Ok(Format::InputFull),
+        (true, true) => {
+            return Err(Error::row(
+                id.clone(),
+                "the row has the fields of two formats: input_text+full_text and prompt+completion",
+                "set format to input_full or prompt_completion",
+            ));
+        }
+        (false, true) => {
+            if fields["prompt"].is_array() || fields["completion"].is_array() {
+                return Err(conversation(id, "prompt"));
+            }
+            return Ok(Format::PromptCompletion);
+        }
+        (false, false) => {}
+    }
+    for key in ["messages", "conversations", "conversation"] {
+        if has(key) {
+            return Err(conversation(id, key));
+        }
+    }
+    if fields.get("prompt").is_some_and(Value::is_array) {
+        return Err(conversation(id, "prompt"));
+    }
+    let missing = |keys: &[&str]| {
+        let list: Vec<String> = keys.iter().filter(|k| !has(k)).map(|k| format!("\"{k}\"")).collect();
+        list.join(" and ")
+    };
+    let labels = "one of \"labels\", \"completion_mask\", \"assistant_masks\"";
+    let tokenised = match (has("input_ids"), labelled) {
+        (false, false) => format!("\"input_ids\" and {labels}"),
+        (false, true) => "\"input_ids\"".into(),
+        _ => labels.into(),
+    };
+    let mut keys: Vec<String> = fields.keys().take(12).map(|k| format!("\"{k}\"")).collect();
+    if fields.len() > 12 {
+        keys.push(format!("and {} more", fields.len() - 12));
+    }
+    let keys = if keys.is_empty() { "no fields".into() } else { keys.join(", ") };
+    Err(Error::row(
+        id.clone(),
+        format!("the row is of no known format; it has {keys}"),
+        format!(
+            "input_text+full_text lacks {}; prompt+completion lacks {}; tokenised rows lack {tokenised}",
+            missing(&["input_text", "full_text"]),
+            missing(&["prompt", "completion"]),
+        ),
+    ))
+}
+
+fn conversation(id: &RowId, key: &str) -> Error {
+    Error::row(
+        id.clone(),
+        format!(
+            "the row is a conversation (\"{key}\" holds messages): conversation formats are not supported yet"
+        ),
+        "give each row as \"prompt\" and \"completion\" strings, or as \"input_text\" and \"full_text\"",
+    )
+}
+
+/// The fields of one row, taken one by one with errors that name them.
+struct Reader<'a> {
+    id: &'a RowId,
+    fields: Map<String, Value>,
+}
+
+impl Reader<'_> {
+    fn error(&self, message: String, help: &str) -> Error {
+        Error::row(self.id.clone(), message, help)
+    }
+
+    fn string(&mut self, key: &str) -> Result<String> {
+        match self.fields.swap_remove(key) {
+            Some(Value::String(text)) => Ok(text),
+            Some(Value::Null) => {
+                Err(self.error(format!("\"{key}\" is null"), "fill the field, or remove the row"))
+            }
+            Some(other) => {
+                let found = type_name(&other);
+                Err(self.error(format!("\"{key}\" is {found}, not a string"), "write the field as a string"))
+            }
+            None => {
+                let keys: Vec<&str> = self.fields.keys().map(String::as_str).take(12).collect();
+                Err(self.error(
+                    format!("\"{key}\" is missing; the row has: {}", keys.join(", ")),
+                    "fill the field, or set format=auto",
+                ))
+            }
+        }
+    }
+
+    fn input_full(mut self) -> Result<Body> {
+        let input = self.string("input_text")?;
+        let full = self.string("full_text")?;
+        if !full.starts_with(&input) {
+            return Err(self.not_a_prefix(&input, &full));
+        }
+        Ok(Body::Text { text: full, prompt_len: input.len() })
+    }
+
+    fn prompt_completion(mut self) -> Result<Body> {
+        let mut text = self.string("prompt")?;
+        let completion = self.string("completion")?;
+        let prompt_len = text.len();
+        text.push_str(&completion);
+        Ok(Body::Text { text, prompt_len })
+    }
+
+    /// The error for a `full_text` that does not continue its `input_text`: the place, both sides, and the usual causes.
+    fn not_a_prefix(&self, input: &str, full: &str) -> Error {
+        let at = input.bytes().zip(full.bytes()).take_while(|(a, b)| a == b).count();
+        let hint = if full.starts_with(input.trim_end()) {
+            "; input_text ends in white space that full_text does not have there"
+        } else if full.replace("\r\n", "\n").starts_with(&input.replace("\r\n", "\n")) {
+            "; one has CRLF line ends and the other LF"
+        } else if full.trim_start().starts_with(input.trim_start()) {
+            "; they differ in leading white space"
+        } else {
+            ""
+        };
+        let help = format!(
+            "input_text has {} and full_text has {} there{hint}",
+            around(input, at),
+            around(full, at)
+        );
+        Error::row(
+            self.id.clone(),
+            format!("\"full_text\" does not start with \"input_text\": first difference at byte {at}"),
+            help,
+        )
+    }
+
+    fn tokenised(mut self) -> Result<Body> {
+        let input_ids = match self.list("input_ids")? {
+            Some(list) => self
+                .integers("input_ids", &list, 0, i64::from(i32::MAX))?
+                .into_iter()
+                .map(|v| v as u32)
+                .collect::<Vec<u32>>(),
+            None => {
+                return Err(
+                    self.error("\"input_ids\" is missing".into(), "tokenised rows need \"input_ids\"")
+                );
+            }
+        };
+        if input_ids.is_empty() {
+            return Err(self.error("\"input_ids\" is empty".into(), "remove the row"));
+        }
+        let n = input_ids.len();
+        let mut row = Tokenised { input_ids, ..Tokenised::default() };
+        if let Some(list) = self.sized("labels", n)? {
+            let labels = self.integers("labels", &list, i64::from(i32::MIN), i64::from(i32::MAX))?;
+            row.labels = Some(labels.into_iter().map(|v| v as i32).collect());
+        }
+        for key in MASKS {
+            if row.mask.is_none()
+                && let Some(list) = self.sized(key, n)?
+            {
+                row.mask = Some(self.booleans(key, &list)?);
+            }
+        }
+        if let Some(list) = self.sized("attention_mask", n)? {
+            row.attention = Some(self.booleans("attention_mask", &list)?);
+        }
+        if let Some(list) = self.sized("weights", n)? {
+            let mut weights = Vec::with_capacity(n);
+            for (i, value) in list.iter().enumerate() {
+                match value.as_f64().map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0) {
+                    Some(w) => weights.push(w),
+                    None => {
+                        return Err(self.error(
+                            format!("\"weights\"[{i}] is {value}"),
+                            "weights are finite numbers of 0 or more",
+                        ));
+                    }
+                }
+            }
+            row.weights = Some(weights);
+        }
+        if self.fields.get("origins").is_some_and(|v| !v.is_null()) {
+            let letters = self.string("origins")?;
+            let mut origins = Vec::with_capacity(n);
+            for letter in letters.chars() {
+                let known = Origin::from_letter(letter);
+                origins.push(known.ok_or_else(|| {
+                    self.error(
+                        format!("\"origins\" has the letter {letter:?}"),
+                        "its letters are B S C K U T O R E and -",
+                    )
+                })?);
+            }
+            if origins.len() != n {
+                return Err(self.length("origins", origins.len(), n));
+            }
+            row.origins = Some(origins);
+        }
+        if let Some(Value::String(text)) = self.fields.swap_remove("text") {
+            row.text = Some(text);
+        }
+        if row.labels.is_none() && row.mask.is_none() {
+            return Err(self.error(
+                "a tokenised row without \"labels\", \"completion_mask\" or \"assistant_masks\"".into(),
+                "without one of them nothing says which tokens are the response",
+            ));
+        }
+        Ok(Body::Tokenised(Box::new(row)))
+    }
+
+    /// A list, or `None` where the field is missing or null.
+    fn list(&mut self, key: &str) -> Result<Option<Vec<Value>>> {
+        match self.fields.swap_remove(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(other) => {
+                let found = type_name(&other);
+                Err(self.error(format!("\"{key}\" is {found}, not a list"), "write one entry per token"))
+            }
+        }
+    }
+
+    /// A list of `n` entries.
+    fn sized(&mut self, key: &str, n: usize) -> Result<Option<Vec<Value>>> {
+        match self.list(key)? {
+            Some(list) if list.len() != n => Err(self.length(key, list.len(), n)),
+            other => Ok(other),
+        }
+    }
+
+    fn length(&self, key: &str, found: usize, n: usize) -> Error {
+        self.error(
+            format!("\"{key}\" has {found} entries, \"input_ids\" has {n}"),
+            "write one entry per token",
+        )
+    }
+
+    fn integers(&self, key: &str, list: &[Value], least: i64, most: i64) -> Result<Vec<i64>> {
+        let mut out = Vec::with_capacity(list.len());
+        for (i, value) in list.iter().enumerate() {
+            match value.as_i64() {
+                Some(v) if (least..=most).contains(&v) => out.push(v),
+                Some(v) => {
+                    return Err(self.error(
+                        format!("\"{key}\"[{i}] is {v}"),
+                        &format!("its entries lie in {least}..={most}"),
+                    ));
+                }
+                None => {
+                    let found = type_name(value);
+                    let found = if value.is_number() { format!("{value}") } else { found.to_string() };
+                    return Err(self.error(
+                        format!("\"{key}\"[{i}] is {found}, not an integer"),
+                        "one flat list of integers per row",
+                    ));
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn booleans(&self, key: &str, list: &[Value]) -> Result<Vec<bool>> {
+        let mut out = Vec::with_capacity(list.len());
+        for (i, value) in list.iter().enumerate() {
+            match (value.as_bool(), value.as_i64()) {
+                (Some(b), _) => out.push(b),
+                (None, Some(v @ (0 | 1))) => out.push(v == 1),
+                _ => {
+                    return Err(
+                        self.error(format!("\"{key}\"[{i}] is {value}"), "a mask's entries are 0 or 1")
+                    );
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A few characters around byte `at`, quoted and escaped; says so where the text ends there.
+fn around(text: &str, at: usize) -> String {
+    let mut start = at.saturating_sub(12);
+    while !text.is_char_boundary(start) {
+        start -= 1;
+    }
+    let mut end = (at + 20).min(text.len());
+    while !text.is_char_boundary(end) {
+        end += 1;
+    }
+    let before = if start > 0 { ".." } else { "" };
+    let after = if end < text.len() { ".." } else { "" };
+    let ends = if at >= text.len() { " (it ends)" } else { "" };
+    format!("{before}{:?}{after}{ends}", &text[start..end])
+}

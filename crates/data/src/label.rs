@@ -1,0 +1,152 @@
+//! Tokens to a labelled sample.
+
+use crate::example::Tokenised;
+use crate::policy::{Objective, Policy};
+use crate::tokens::{Tokenizer, Tokens};
+use crate::{IGNORE, Origin, Result, RowId, Sample, Section};
+
+/// The ids that mean something to labels and audits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Special {
+    /// The start of a text.
+    pub bos: Option<u32>,
+    /// The end of a text.
+    pub eos: Option<u32>,
+    /// Padding. Used to explain foreign rows, never to decide a label.
+    pub pad: Option<u32>,
+    /// Every id that ends a response, the EOS among them.
+    pub stops: Vec<u32>,
+}
+
+impl Special {
+    /// The ids of a tokenizer under a policy.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tokenizer`] where a stop token of the policy is no token.
+    pub fn of(tokenizer: &Tokenizer, policy: &Policy) -> Result<Special> {
+        Ok(Special {
+            bos: tokenizer.bos().map(|t| t.id),
+            eos: tokenizer.eos().map(|t| t.id),
+            pad: tokenizer.pad().map(|t| t.id),
+            stops: tokenizer.stop_ids(policy)?,
+        })
+    }
+}
+
+/// Labels and weights from ids, origins and weights per token; a weight of 0 masks.
+///
+/// [`Objective::AllTokens`] gives every token that is not padding the weight 1; origins stay true.
+pub fn label(id: RowId, tokens: Tokens, policy: &Policy) -> Sample {
+    let Tokens { ids, origins, weights, .. } = tokens;
+    finish(id, ids, origins, weights, policy)
+}
+
+fn finish(
+    id: RowId,
+    input_ids: Vec<u32>,
+    origins: Vec<Origin>,
+    mut weights: Vec<f32>,
+    policy: &Policy,
+) -> Sample {
+    if policy.objective == Objective::AllTokens {
+        for (weight, origin) in weights.iter_mut().zip(&origins) {
+            *weight = if *origin == Origin::Padding { 0.0 } else { 1.0 };
+        }
+    }
+    let labels =
+        input_ids.iter().zip(&weights).map(|(&id, &w)| if w == 0.0 { IGNORE } else { id as i32 }).collect();
+    Sample { id, input_ids, labels, origins, weights: column(weights) }
+}
+
+/// A weight column only where some weight is neither 0 nor 1.
+fn column(weights: Vec<f32>) -> Option<Vec<f32>> {
+    weights.iter().any(|w| *w != 0.0 && *w != 1.0).then_some(weights)
+}
+
+/// A tokenised row to a sample.
+///
+/// Labels are taken as they are given, wrong ones too: the audits speak of them. Where there are none, the
+/// mask decides, and the policy's section weights apply to what it masks.
+/// Origins are the row's own. Where it has none they follow from the mask, else from the labels:
+/// masked-in tokens are the response, up to and including its first stop token; a BOS in front and what
+/// stands after the last response are scaffold; the rest is prompt of the section Other.
+/// Padding is what `attention_mask` says.
+pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &Policy) -> Sample {
+    let n = row.input_ids.len();
+    let origins = row.origins.clone().unwrap_or_else(|| origins(row, special));
+    if policy.objective == Objective::AllTokens {
+        return finish(id, row.input_ids.clone(), origins, vec![0.0; n], policy);
+    }
+    let given = |i: usize| row.weights.as_ref().map(|w| w[i]);
+    match (&row.labels, &row.mask) {
+        (Some(labels), _) => {
+            let weights: Vec<f32> = labels
+                .iter()
+                .enumerate()
+                .map(|(i, &l)| if l == IGNORE { 0.0 } else { given(i).unwrap_or(1.0) })
+                .collect();
+            let labels =
+                labels.iter().zip(&weights).map(|(&l, &w)| if w == 0.0 { IGNORE } else { l }).collect();
+            Sample { id, input_ids: row.input_ids.clone(), labels, origins, weights: column(weights) }
+        }
+        (None, mask) => {
+            let weights = (0..n)
+                .map(|i| match origins[i] {
+                    _ if mask.as_ref().is_some_and(|m| m[i]) => given(i).unwrap_or(1.0),
+                    Origin::Prompt { section, .. } => given(i).unwrap_or(policy.section_weight(section)),
+                    _ => 0.0,
+                })
+                .collect();
+            finish(id, row.input_ids.clone(), origins, weights, policy)
+        }
+    }
+}
+
+/// Origins of a row that does not name them.
+fn origins(row: &Tokenised, special: &Special) -> Vec<Origin> {
+    let n = row.input_ids.len();
+    let real = |i: usize| row.attention.as_ref().is_none_or(|a| a[i]);
+    let response = |i: usize| match (&row.mask, &row.labels) {
+        (Some(mask), _) => mask[i],
+        (None, Some(labels)) => labels[i] != IGNORE,
+        (None, None) => false,
+    };
+    let mut out = Vec::with_capacity(n);
+    let mut turn = 0u16;
+    let mut inside = false;
+    let mut stopped = false;
+    for i in 0..n {
+        if !real(i) {
+            out.push(Origin::Padding);
+        } else if response(i) {
+            if !inside {
+                (inside, stopped) = (true, false);
+            }
+            if !stopped && special.stops.contains(&row.input_ids[i]) {
+                stopped = true;
+                out.push(Origin::EndOfTurn { turn });
+            } else {
+                out.push(Origin::Response { turn });
+            }
+            continue;
+        } else {
+            out.push(Origin::Prompt { turn: turn + u16::from(inside), section: Section::Other });
+        }
+        if inside {
+            inside = false;
+            turn = turn.saturating_add(1);
+        }
+    }
+    let first = out.iter().position(|o| *o != Origin::Padding).unwrap_or(0);
+    if special.bos.is_some() && row.input_ids.get(first).copied() == special.bos && !response(first) {
+        out[first] = Origin::Scaffold;
+    }
+    if let Some(last) = out.iter().rposition(|o| o.supervised()) {
+        for origin in &mut out[last + 1..] {
+            if *origin != Origin::Padding {
+                *origin = Origin::Scaffold;
+            }
+        }
+    }
+    out
+}

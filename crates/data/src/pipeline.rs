@@ -1,0 +1,648 @@
+//! The rooms over a whole source: parallel over rows, results in source order, bounded memory.
+//!
+//! One thread reads and cuts rows out of the stream, rayon's current pool turns a chunk of them into outcomes,
+//! and the calling thread hands these on in order. A row's outcome depends on the row alone, so the result is
+//! the same for any number of threads; what depends on earlier rows (D001, the summary) happens in order.
+
+use crate::audit::{self, Filter, Subject};
+use crate::example::{Body, Example, Tokenised};
+use crate::label::{self, Special};
+use crate::policy::{OnBadRow, Policy};
+use crate::render::{self, Rendered, Stops};
+use crate::row::Row;
+use crate::source::{RawRow, Source, SourceHash};
+use crate::tokens::{Encoded, Straddle, Tokenizer};
+use crate::truncate::{self, Fit, Plan};
+use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+
+pub use crate::split::split;
+pub use crate::summary::{CodeCount, ROWS_LISTED, SECTION_ORDER, SectionStats, Summary};
+
+/// Under `on_bad_row = error` the search for further bad rows stops at this many.
+pub const BAD_ROWS_LISTED: usize = 20;
+
+/// Rows in one chunk: enough to keep many threads busy between two hand-overs.
+const CHUNK_ROWS: usize = 512;
+
+/// Bytes in one chunk. Three chunks exist at a time.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// What the run is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// To train: rows with a finding of [`audit::REFUSED`] fail, `on_bad_row` decides what that means, and
+    /// padding is removed (by attention mask, never by id).
+    #[default]
+    Prepare,
+    /// To look: every row that has tokens is handed on as it is, whatever its findings, and bad rows never stop the run.
+    Verify,
+}
+
+/// The rooms with their settings.
+#[derive(Clone)]
+pub struct Pipeline<'a> {
+    /// Needed for text rows; for tokenised rows it only serves the audits.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Every choice that decides labels.
+    pub policy: &'a Policy,
+    /// What the run is for.
+    pub mode: Mode,
+    /// The model's number of embeddings: ids beyond it are an error of their row.
+    pub vocab_size: Option<usize>,
+    /// Keep texts and byte ranges in [`Kept`], for views and `--with-text`.
+    pub keep_text: bool,
+    /// Findings that are wanted. One that is ignored does not refuse its row either.
+    pub filter: Filter,
+}
+
+/// A row that became a sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// The sample.
+    pub sample: Sample,
+    /// What is worth knowing about it.
+    pub findings: Vec<Finding>,
+    /// What truncation cut, in order; empty for a whole row.
+    pub cuts: Vec<Cut>,
+    /// The whole rendered text (before truncation), where `keep_text` asks for it and the row has one.
+    pub text: Option<String>,
+    /// The bytes of `text` that each token of `sample` stands for; only for rows that came as text.
+    pub bytes: Option<Vec<Range<u32>>>,
+}
+
+/// A run of tokens that truncation cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The index in the sample before which they stood.
+    pub at: usize,
+    /// How many there were.
+    pub tokens: usize,
+    /// Their bytes in the text; empty where there is none.
+    pub bytes: Range<u32>,
+    /// The origin of the first of them.
+    pub origin: Origin,
+}
+
+/// Why a row is left out though nothing is wrong with it as data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DropReason {
+    /// Longer than `max_length`, and the mode is `drop`.
+    TooLong,
+    /// Truncation left it without a target.
+    NoTarget,
+}
+
+impl DropReason {
+    /// In words, for summaries.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            DropReason::TooLong => "longer than max_length",
+            DropReason::NoTarget => "no target left after truncation",
+        }
+    }
+
+    /// The key used in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            DropReason::TooLong => "too_long",
+            DropReason::NoTarget => "no_target",
+        }
+    }
+}
+
+/// What became of a row.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // almost all are Kept
+pub enum Outcome {
+    /// It is a sample.
+    Kept(Kept),
+    /// It is left out, and counted.
+    Dropped {
+        /// Which row.
+        id: RowId,
+        /// Why.
+        reason: DropReason,
+        /// The findings that say so.
+        findings: Vec<Finding>,
+    },
+    /// It cannot be a sample.
+    Failed {
+        /// Which row.
+        id: RowId,
+        /// Why, with help.
+        error: Error,
+        /// The same as findings; the first is the reason.
+        findings: Vec<Finding>,
+    },
+}
+
+impl Outcome {
+    /// The row that it is about.
+    pub fn id(&self) -> &RowId {
+        match self {
+            Outcome::Kept(kept) => &kept.sample.id,
+            Outcome::Dropped { id, .. } | Outcome::Failed { id, .. } => id,
+        }
+    }
+
+    /// What was found about the row.
+    pub fn findings(&self) -> &[Finding] {
+        match self {
+            Outcome::Kept(Kept { findings, .. })
+            | Outcome::Dropped { findings, .. }
+            | Outcome::Failed { findings, .. } => findings,
+        }
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Rows handed on.
+    pub rows: u64,
+    /// Bytes of the source read, as stored.
+    pub bytes: u64,
+    /// The source's size in bytes, as stored.
+    pub size: u64,
+    /// Tokens of kept rows.
+    pub tokens: u64,
+}
+
+impl<'a> Pipeline<'a> {
+    /// A pipeline that prepares, without a vocabulary limit, keeping no texts.
+    pub fn new(tokenizer: Option<&'a Tokenizer>, policy: &'a Policy) -> Pipeline<'a> {
+        Pipeline {
+            tokenizer,
+            policy,
+            mode: Mode::default(),
+            vocab_size: None,
+            keep_text: false,
+            filter: Filter::default(),
+        }
+    }
+
+    /// Runs over a whole source. `each` gets every outcome in source order; an error that it returns ends the run.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Source`] and [`Error::Tokenizer`] end the run. In [`Mode::Prepare`] under
+    /// `on_bad_row = error`, bad rows end it with [`Error::BadRows`], after all of them, or
+    /// [`BAD_ROWS_LISTED`], were found and handed to `each`.
+    pub fn run(
+        &self,
+        path: impl AsRef<Path>,
+        mut progress: impl FnMut(Progress),
+        mut each: impl FnMut(Outcome) -> Result<()>,
+    ) -> Result<Summary> {
+        let mut source = Source::open(path)?;
+        let rooms = Rooms::new(self)?;
+        let read = source.bytes_read();
+        let size = source.size();
+        let mut summary = Summary::default();
+        let mut seen: HashMap<u128, u64> = HashMap::new();
+        let mut bad: Vec<Error> = Vec::new();
+        let stop_on_bad = self.mode == Mode::Prepare && self.policy.on_bad_row == OnBadRow::Error;
+        let mut stopped = false;
+
+        let hash = std::thread::scope(|scope| -> Result<Option<SourceHash>> {
+            let (sender, receiver) = mpsc::sync_channel::<Vec<RawRow>>(1);
+            let reader = scope.spawn(move || -> Result<Option<SourceHash>> {
+                let mut chunk = Vec::new();
+                let mut bytes = 0;
+                while let Some(row) = source.next_row()? {
+                    bytes += row.bytes.as_ref().map_or(0, Vec::len);
+                    chunk.push(row);
+                    if chunk.len() == CHUNK_ROWS || bytes >= CHUNK_BYTES {
+                        bytes = 0;
+                        if sender.send(std::mem::take(&mut chunk)).is_err() {
+                            return Ok(None);
+                        }
+                    }
+                }
+                if !chunk.is_empty() && sender.send(chunk).is_err() {
+                    return Ok(None);
+                }
+                drop(sender);
+                source.finish().map(Some)
+            });
+            'chunks: for chunk in receiver {
+                let outcomes: Vec<Result<(Outcome, u128)>> =
+                    chunk.into_par_iter().map(|raw| rooms.outcome(raw)).collect();
+                for result in outcomes {
+                    let (mut outcome, hash) = result?;
+                    self.duplicates(&mut outcome, hash, &mut seen);
+                    summary.add(&outcome);
+                    if stop_on_bad && let Outcome::Failed { error, .. } = &mut outcome {
+                        // The error is needed twice: `each` gets a copy in words.
+                        let copy = error.restate();
+                        bad.push(std::mem::replace(error, copy));
+                    }
+                    each(outcome)?;
+                    if bad.len() == BAD_ROWS_LISTED {
+                        stopped = true;
+                        break 'chunks;
+                    }
+                }
+                let bytes = read.load(Ordering::Relaxed);
+                progress(Progress { rows: summary.rows, bytes, size, tokens: summary.tokens });
+            }
+            if stopped {
+                // The receiver is gone, so the reader ends; its source stays unread.
+                return Ok(None);
+            }
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        if !bad.is_empty() {
+            let first = Box::new(bad.remove(0));
+            return Err(Error::BadRows { first, others: bad, stopped });
+        }
+        summary.source = hash;
+        progress(Progress { rows: summary.rows, bytes: size, size, tokens: summary.tokens });
+        Ok(summary)
+    }
+
+    /// Runs over a whole source and keeps the samples.
+    ///
+    /// # Errors
+    /// As [`Pipeline::run`].
+    pub fn samples(&self, path: impl AsRef<Path>) -> Result<(Vec<Sample>, Summary)> {
+        let mut samples = Vec::new();
+        let summary = self.run(
+            path,
+            |_| {},
+            |outcome| {
+                if let Outcome::Kept(kept) = outcome {
+                    samples.push(kept.sample);
+                }
+                Ok(())
+            },
+        )?;
+        Ok((samples, summary))
+    }
+
+    /// One row through all rooms (D001 for duplicates apart, which needs the other rows).
+    ///
+    /// # Errors
+    /// What would end a whole run: a missing tokenizer, a stop token that is none.
+    pub fn row(&self, raw: RawRow) -> Result<Outcome> {
+        Ok(Rooms::new(self)?.outcome(raw)?.0)
+    }
+
+    /// D001, first kind: the row has the same ids as an earlier one.
+    fn duplicates(&self, outcome: &mut Outcome, hash: u128, seen: &mut HashMap<u128, u64>) {
+        let Outcome::Kept(kept) = outcome else { return };
+        if !self.filter.accepts(Code::D001) {
+            return;
+        }
+        let row = kept.sample.id.row;
+        match seen.entry(hash) {
+            std::collections::hash_map::Entry::Occupied(first) => {
+                kept.findings.push(Finding::new(
+                    row,
+                    Code::D001,
+                    format!("the same tokens as row {}", first.get()),
+                ));
+            }
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(row);
+            }
+        }
+    }
+}
+
+/// A pipeline with what is looked up once.
+struct Rooms<'a> {
+    settings: &'a Pipeline<'a>,
+    special: Special,
+    stops: Stops,
+}
+
+/// A row on its way, before truncation.
+struct Whole {
+    sample: Sample,
+    findings: Vec<Finding>,
+    text: Option<String>,
+    bytes: Option<Vec<Range<u32>>>,
+}
+
+/// A row that fails: the error, and the finding that it is.
+struct Bad {
+    error: Error,
+    code: Code,
+    others: Vec<Finding>,
+}
+
+impl From<Error> for Bad {
+    fn from(error: Error) -> Bad {
+        Bad { error, code: Code::Row, others: Vec::new() }
+    }
+}
+
+/// Ends the row, or the whole run.
+enum Halt {
+    Row(Bad),
+    Run(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Halt {
+        match error {
+            Error::Row { .. } => Halt::Row(error.into()),
+            other => Halt::Run(other),
+        }
+    }
+}
+
+impl<'a> Rooms<'a> {
+    fn new(settings: &'a Pipeline<'a>) -> Result<Rooms<'a>> {
+        let (mut special, mut stops) = (Special::default(), Stops::default());
+        if let Some(tokenizer) = settings.tokenizer {
+            special = Special::of(tokenizer, settings.policy)?;
+            stops.eos = tokenizer.eos().map(|t| t.content.clone());
+            stops.all = special.stops.iter().map(|&id| tokenizer.token_text(id)).collect();
+            if let Some(eos) = &stops.eos
+                && !stops.all.contains(eos)
+            {
+                stops.all.push(eos.clone());
+            }
+        }
+        Ok(Rooms { settings, special, stops })
+    }
+
+    /// One row to its outcome and the hash of its ids.
+    fn outcome(&self, raw: RawRow) -> Result<(Outcome, u128)> {
+        let id = raw.id.clone();
+        match self.through(raw) {
+            Ok((mut outcome, hash)) => {
+                if let Outcome::Kept(Kept { findings, .. }) | Outcome::Dropped { findings, .. } = &mut outcome
+                {
+                    findings.retain(|f| self.settings.filter.accepts(f.code));
+                }
+                Ok((outcome, hash))
+            }
+            Err(Halt::Run(error)) => Err(error),
+            Err(Halt::Row(Bad { error, code, others })) => {
+                let message = match &error {
+                    Error::Row { message, .. } => message.clone(),
+                    other => other.to_string(),
+                };
+                let message = message.strip_prefix(&format!("{code}: ")).unwrap_or(&message).to_string();
+                let mut findings = vec![Finding { row: id.row, code, level: Level::Error, message }];
+                findings.extend(others.into_iter().filter(|f| f.code != code));
+                findings.retain(|f| self.settings.filter.accepts(f.code));
+                Ok((Outcome::Failed { id, error, findings }, 0))
+            }
+        }
+    }
+
+    fn through(&self, raw: RawRow) -> Result<(Outcome, u128), Halt> {
+        let policy = self.settings.policy;
+        let example = Example::from_row(Row::parse(raw)?, policy.format)?;
+        let id = example.id.clone();
+        let mut whole = match example.body {
+            Body::Text { text, prompt_len } => self.text(id.clone(), text, prompt_len)?,
+            Body::Tokenised(row) => self.tokenised(id.clone(), *row),
+        };
+        self.check_vocabulary(&whole.sample)?;
+        self.refuse(&mut whole)?;
+        if self.settings.mode == Mode::Prepare && whole.sample.origins.contains(&Origin::Padding) {
+            let plan = Plan::strip_padding(&whole.sample.origins);
+            whole.sample = cut_sample(whole.sample, &plan);
+        }
+        self.fit(id, whole)
+    }
+
+    /// A text row to tokens and labels, with its findings.
+    fn text(&self, id: RowId, text: String, prompt_len: usize) -> Result<Whole, Halt> {
+        let policy = self.settings.policy;
+        let Some(tokenizer) = self.settings.tokenizer else {
+            return Err(Halt::Run(Error::Source {
+                path: id.file.to_path_buf(),
+                message: format!("{id} is text, and there is no tokenizer to read it with"),
+                help: "name the model folder that holds tokenizer.json".into(),
+            }));
+        };
+        let marker = render::starts_with_response_marker(&text[prompt_len..], policy);
+        let rendered = render::render(id.clone(), text, prompt_len, policy, &self.stops);
+        if rendered.response().all(|r| r.trim().is_empty()) {
+            let what =
+                if rendered.response().all(str::is_empty) { "is empty" } else { "is only white space" };
+            return Err(Halt::Row(Bad {
+                error: Error::row(
+                    id,
+                    format!("M001: the response {what}"),
+                    "write the response, or remove the row",
+                ),
+                code: Code::M001,
+                others: Vec::new(),
+            }));
+        }
+        let Encoded { tokens, straddles, structural_from_content, mixed_weights, double_bos } =
+            tokenizer.encode(&rendered, policy)?;
+        let row = id.row;
+        // A token across the response's start mixes weights too; it is told once.
+        let told = |i: &usize| straddles.iter().any(|s| s.tokens.contains(i));
+        let mixed: Vec<usize> = mixed_weights.into_iter().filter(|i| !told(i)).collect();
+        let mut extra = audit::m003(row, &self.straddles(tokenizer, &straddles));
+        if let Some(first) = mixed.first() {
+            let message = format!(
+                "{} across two loss weights; each takes the larger (the first is token {first})",
+                if mixed.len() == 1 { "1 token lies".into() } else { format!("{} tokens lie", mixed.len()) }
+            );
+            extra.push(Finding::new(row, Code::M003, message));
+        }
+        if marker {
+            let message =
+                "the response starts with the marker of the response section: the model learns to write it";
+            extra.push(Finding::new(row, Code::M007, message));
+        }
+        if let Some(&first) = structural_from_content.first() {
+            let id = tokens.ids[first];
+            let n = structural_from_content.len();
+            let message = format!(
+                "content makes {n} structural token{} (the first is token {first}, {:?}, in {})",
+                if n == 1 { "" } else { "s" },
+                tokenizer.token_text(id),
+                tokens.origins[first],
+            );
+            extra.push(Finding::new(row, Code::S001, message));
+        }
+        let bytes = self.settings.keep_text.then(|| tokens.bytes.clone());
+        let sample = label::label(id, tokens, policy);
+        let subject = Subject { sample: &sample, given: None, special: &self.special, policy };
+        let mut findings = audit::audit(&subject);
+        if double_bos && !findings.iter().any(|f| f.code == Code::M006) {
+            findings.push(Finding::new(row, Code::M006, "the row starts with the BOS twice"));
+        }
+        findings.extend(extra);
+        let text = self.settings.keep_text.then(|| {
+            let Rendered { text, .. } = rendered;
+            text
+        });
+        Ok(Whole { sample, findings, text, bytes })
+    }
+
+    /// Both tokenisations of each straddling place, in words.
+    fn straddles(&self, tokenizer: &Tokenizer, straddles: &[Straddle]) -> Vec<String> {
+        let show = |ids: &[u32]| {
+            let list: Vec<String> =
+                ids.iter().map(|&id| format!("{id} {:?}", tokenizer.token_text(id))).collect();
+            list.join(", ")
+        };
+        let one = |s: &Straddle| {
+            let (token, at, joint, split) = (s.tokens.start, s.at, show(&s.joint), show(&s.split));
+            format!(
+                "token {token} straddles the boundary at byte {at}: [{joint}]; cut there it would be [{split}]"
+            )
+        };
+        straddles.iter().map(one).collect()
+    }
+
+    /// A tokenised row to labels, with its findings.
+    fn tokenised(&self, id: RowId, row: Tokenised) -> Whole {
+        let policy = self.settings.policy;
+        let sample = label::label_tokenised(id, &row, &self.special, policy);
+        let subject = Subject { sample: &sample, given: Some(&row), special: &self.special, policy };
+        let findings = audit::audit(&subject);
+        Whole { sample, findings, text: row.text.filter(|_| self.settings.keep_text), bytes: None }
+    }
+
+    /// Ids that the model has no embedding for.
+    fn check_vocabulary(&self, sample: &Sample) -> Result<(), Halt> {
+        let Some(limit) = self.settings.vocab_size else { return Ok(()) };
+        let Some(at) = sample.input_ids.iter().position(|&id| id as usize >= limit) else { return Ok(()) };
+        let token = sample.input_ids[at];
+        let tokenizer = match self.settings.tokenizer {
+            Some(t) => format!(" and the tokenizer {}", t.vocab_size()),
+            None => String::new(),
+        };
+        let message =
+            format!("token {at} has the id {token}, and the model has {limit} embeddings{tokenizer}");
+        let help =
+            "the tokenizer and the model do not belong together, or the model needs its embeddings resized";
+        Err(Error::row(sample.id.clone(), message, help).into())
+    }
+
+    /// M001 of the data ends the row in any mode; the other refusals where rows are to be trained on.
+    fn refuse(&self, whole: &mut Whole) -> Result<(), Halt> {
+        let refused = |f: &&Finding| {
+            let wanted = f.code == Code::M001 || self.settings.filter.accepts(f.code);
+            let looks = self.settings.mode == Mode::Verify && f.code != Code::M001;
+            f.level == Level::Error && audit::REFUSED.contains(&f.code) && wanted && !looks
+        };
+        let Some(finding) = whole.findings.iter().find(refused).cloned() else { return Ok(()) };
+        let help = match finding.code {
+            Code::M001 => "a row needs a response; look at its labels or mask",
+            Code::M004 | Code::M008 => {
+                "correct the labels, or ask for it: completion_only_loss=false, or prompt_loss_weight"
+            }
+            Code::M005 => "set the labels of padding to -100",
+            Code::M006 => "remove the BOS from the text: the tokenizer adds one",
+            Code::M009 => {
+                "label the stop token with its id: mask padding by position, not by comparing with the pad id"
+            }
+            Code::L001 => "labels are -100 or the input id at the same place, not shifted",
+            _ => "correct the row",
+        };
+        let message = format!("{}: {}", finding.code, finding.message);
+        Err(Halt::Row(Bad {
+            error: Error::row(whole.sample.id.clone(), message, help),
+            code: finding.code,
+            others: std::mem::take(&mut whole.findings),
+        }))
+    }
+
+    /// Truncation, and what is left after it.
+    fn fit(&self, id: RowId, whole: Whole) -> Result<(Outcome, u128), Halt> {
+        let policy = self.settings.policy;
+        let Whole { sample, mut findings, text, bytes } = whole;
+        let (n, max) = (sample.len(), policy.max_length.unwrap_or(usize::MAX));
+        let plan = match truncate::fit(&sample.origins, policy.truncation_mode, policy.max_length) {
+            Fit::Whole => {
+                let hash = hash_ids(&sample.input_ids);
+                return Ok((Outcome::Kept(Kept { sample, findings, cuts: Vec::new(), text, bytes }), hash));
+            }
+            Fit::Drop => {
+                let lost = sample.labels.iter().filter(|l| **l != IGNORE).count();
+                let message = format!(
+                    "the row has {n} tokens, max_length is {max}: left out, with {lost} supervised tokens"
+                );
+                findings.push(Finding::new(id.row, Code::T001, message));
+                return Ok((Outcome::Dropped { id, reason: DropReason::TooLong, findings }, 0));
+            }
+            Fit::Error => {
+                let message = format!("the row has {n} tokens, max_length is {max}");
+                let help = "raise max_length, or choose another truncation_mode";
+                let error = Error::row(id, message, help);
+                return Err(Halt::Row(Bad { error, code: Code::T001, others: findings }));
+            }
+            Fit::Cut(plan) => plan,
+        };
+        let loss = truncate::loss(&plan, &sample.origins, |i| sample.labels[i] != IGNORE);
+        let protected =
+            sample.origins.iter().filter(|o| !o.supervised()).count() - loss.prompt_tokens().min(n);
+        let mut cuts = Vec::with_capacity(plan.cuts.len());
+        let mut gone = 0;
+        for cut in &plan.cuts {
+            let span = bytes.as_ref().map_or(0..0, |b| b[cut.start].start..b[cut.end - 1].end);
+            cuts.push(Cut {
+                at: cut.start - gone,
+                tokens: cut.len(),
+                bytes: span,
+                origin: sample.origins[cut.start],
+            });
+            gone += cut.len();
+        }
+        let bytes = bytes.map(|b| plan.apply(&b));
+        let headless = sample.labels.first() == Some(&IGNORE);
+        let sample = cut_sample(sample, &plan);
+        let headless = headless && sample.labels.first().is_some_and(|l| *l != IGNORE);
+        findings.extend(loss.findings(id.row, max, headless));
+        if sample.targets().next().is_none() {
+            let message = format!(
+                "no supervised token is left: the row has {n} tokens, max_length is {max}{}",
+                if protected >= max {
+                    format!(", and {protected} tokens of the prompt are never cut")
+                } else {
+                    String::new()
+                }
+            );
+            findings.insert(0, Finding::new(id.row, Code::M001, message));
+            return Ok((Outcome::Dropped { id, reason: DropReason::NoTarget, findings }, 0));
+        }
+        let hash = hash_ids(&sample.input_ids);
+        Ok((Outcome::Kept(Kept { sample, findings, cuts, text, bytes }), hash))
+    }
+}
+
+/// A sample without what a plan cuts.
+fn cut_sample(sample: Sample, plan: &Plan) -> Sample {
+    let weights = sample.weights.as_ref().map(|w| plan.apply(w));
+    Sample {
+        id: sample.id,
+        input_ids: plan.apply(&sample.input_ids),
+        labels: plan.apply(&sample.labels),
+        origins: plan.apply(&sample.origins),
+        weights: weights.filter(|w| w.iter().any(|w| *w != 0.0 && *w != 1.0)),
+    }
+}
+
+/// 128 bits of BLAKE3 over the ids: no two different rows collide by accident.
+fn hash_ids(ids: &[u32]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = [0u8; 4096];
+    for chunk in ids.chunks(buffer.len() / 4) {
+        for (place, id) in buffer.chunks_exact_mut(4).zip(chunk) {
+            place.copy_from_slice(&id.to_le_bytes());
+        }
+        hasher.update(&buffer[..chunk.len() * 4]);
+    }
+    let mut short = [0u8; 16];
+    short.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    u128::from_le_bytes(short)
+}

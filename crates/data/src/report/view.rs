@@ -1,0 +1,187 @@
+//! A row as runs of tokens: what happens to each, and why.
+
+use crate::pipeline::Kept;
+use crate::tokens::Tokenizer;
+use crate::{Finding, IGNORE, Origin, RowId};
+
+/// One row, ready to be shown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowView {
+    /// Which row.
+    pub id: RowId,
+    /// Its runs, in order; cut ones stand where they stood.
+    pub runs: Vec<Run>,
+    /// Tokens of the sample.
+    pub tokens: usize,
+    /// Those of them with a label.
+    pub supervised: usize,
+    /// Targets after the shift by one.
+    pub targets: usize,
+    /// What was found about the row.
+    pub findings: Vec<Finding>,
+}
+
+/// Neighbouring tokens of one origin and one weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// Why they are supervised or not.
+    pub origin: Origin,
+    /// Their loss weight; 0 = masked.
+    pub weight: f32,
+    /// True for tokens that truncation cut: they are not in the sample.
+    pub cut: bool,
+    /// How many.
+    pub count: usize,
+    /// Their text; without a tokenizer, their ids.
+    pub text: String,
+    /// Each of them; empty for a cut.
+    pub tokens: Vec<TokenView>,
+}
+
+/// One token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenView {
+    /// Its place in the sample.
+    pub index: usize,
+    /// Its id.
+    pub id: u32,
+    /// Its text, bytes that are no text as `<0xNN>`; empty without a tokenizer.
+    pub text: String,
+}
+
+impl Run {
+    /// `masked`, `LEARNED` or `cut`.
+    pub fn state(&self) -> &'static str {
+        match (self.cut, self.weight == 0.0) {
+            (true, _) => "cut",
+            (false, true) => "masked",
+            (false, false) => "LEARNED",
+        }
+    }
+
+    /// Why: in words.
+    pub fn reason(&self) -> String {
+        if self.cut {
+            return "cut to fit max_length: not in the sample".into();
+        }
+        let learned = self.weight != 0.0;
+        let what = match (self.origin, learned) {
+            (Origin::Scaffold, false) => "masked: a marker, separator, BOS, or text after the stop token",
+            (Origin::Scaffold, true) => "learned though it is scaffold",
+            (Origin::Prompt { section, .. }, false) => {
+                return format!("masked: prompt, section {}", section.name());
+            }
+            (Origin::Prompt { section, .. }, true) => {
+                return format!(
+                    "learned with weight {} though it is prompt, section {}",
+                    self.weight,
+                    section.name()
+                );
+            }
+            (Origin::Response { .. }, true) => "learned: the response",
+            (Origin::Response { .. }, false) => "masked by its own label, though it is response",
+            (Origin::EndOfTurn { .. }, true) => "learned: the stop token",
+            (Origin::EndOfTurn { .. }, false) => "masked by its own label, though it is the stop token",
+            (Origin::Padding, false) => "masked: padding",
+            (Origin::Padding, true) => "learned though it is padding",
+        };
+        if learned && self.weight != 1.0 {
+            format!("{what}, with weight {}", self.weight)
+        } else {
+            what.into()
+        }
+    }
+}
+
+impl RowView {
+    /// The view of a row from a pipeline with `keep_text`. The tokenizer gives text to rows that came as
+    /// tokens, and to single tokens; without it their ids are shown.
+    pub fn new(kept: &Kept, tokenizer: Option<&Tokenizer>) -> RowView {
+        let sample = &kept.sample;
+        let weight = |i: usize| match sample.labels[i] {
+            IGNORE => 0.0,
+            _ => sample.weights.as_ref().map_or(1.0, |w| w[i]),
+        };
+        let mut runs: Vec<Run> = Vec::new();
+        let mut ends: Vec<u32> = Vec::new();
+        let mut decoded = kept.bytes.is_none().then(|| pieces(&sample.input_ids, tokenizer));
+        let mut cuts = kept.cuts.iter().peekable();
+        let mut open = false;
+        for i in 0..=sample.len() {
+            while let Some(cut) = cuts.next_if(|c| c.at == i) {
+                runs.push(Run {
+                    origin: cut.origin,
+                    weight: 0.0,
+                    cut: true,
+                    count: cut.tokens,
+                    text: String::new(),
+                    tokens: Vec::new(),
+                });
+                ends.push(cut.bytes.end);
+                open = false;
+            }
+            if i == sample.len() {
+                break;
+            }
+            let (origin, weight) = (sample.origins[i], weight(i));
+            if !open || runs.last().is_none_or(|r| r.origin != origin || r.weight != weight) {
+                runs.push(Run {
+                    origin,
+                    weight,
+                    cut: false,
+                    count: 0,
+                    text: String::new(),
+                    tokens: Vec::new(),
+                });
+                ends.push(0);
+                open = true;
+            }
+            let (Some(run), Some(end)) = (runs.last_mut(), ends.last_mut()) else { continue };
+            run.count += 1;
+            let id = sample.input_ids[i];
+            let text = tokenizer.map(|t| t.token_text(id)).unwrap_or_default();
+            run.tokens.push(TokenView { index: i, id, text });
+            match (&kept.bytes, &mut decoded) {
+                (Some(bytes), _) => *end = (*end).max(bytes[i].end),
+                (None, Some(decoded)) => run.text.push_str(&decoded[i]),
+                (None, None) => {}
+            }
+        }
+        if let (Some(text), Some(_)) = (&kept.text, &kept.bytes) {
+            // Runs take the text one after the other, so that every byte is shown once.
+            let mut at = 0;
+            let last = runs.len().saturating_sub(1);
+            for (i, (run, end)) in runs.iter_mut().zip(&ends).enumerate() {
+                let end = if i == last { text.len() } else { (*end as usize).max(at) };
+                run.text = text.get(at..end).unwrap_or_default().to_string();
+                at = end;
+            }
+        }
+        RowView {
+            id: sample.id.clone(),
+            runs,
+            tokens: sample.len(),
+            supervised: sample.labels.iter().filter(|l| **l != IGNORE).count(),
+            targets: sample.targets().count(),
+            findings: kept.findings.clone(),
+        }
+    }
+
+    /// The text that the model is trained on, run by run.
+    pub fn learned(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(|r| !r.cut && r.weight != 0.0)
+    }
+}
+
+/// Text per token for ids without byte ranges. A character made of several tokens is shown at its last one.
+fn pieces(ids: &[u32], tokenizer: Option<&Tokenizer>) -> Vec<String> {
+    let Some(tokenizer) = tokenizer else {
+        return ids.iter().map(|id| format!("{id} ")).collect();
+    };
+    let mut stream = tokenizer.decode_stream(false);
+    let mut out: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap_or_default()).collect();
+    if let Some(last) = out.last_mut() {
+        last.push_str(&stream.finish().unwrap_or_default());
+    }
+    out
+}

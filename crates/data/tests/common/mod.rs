@@ -1,0 +1,134 @@
+//! A tokenizer that can be computed by hand, and files to read.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{Kept, Outcome, Pipeline, Summary};
+
+/// The ids of the special tokens of [`byte_tokenizer`]; below them every byte is its own id.
+pub const EOS: u32 = 256;
+pub const BOS: u32 = 257;
+pub const PAD: u32 = 258;
+
+/// GPT-2's printable stand-in for a byte.
+fn stand_in(byte: u8) -> char {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if printable(byte) {
+        return byte as char;
+    }
+    let before = (0..byte).filter(|b| !printable(*b)).count() as u32;
+    char::from_u32(256 + before).unwrap()
+}
+
+/// A byte-level tokenizer without merges: the ids of a text are its bytes. `bos`: a post-processor adds it.
+pub fn byte_tokenizer(bos: bool) -> Tokenizer {
+    let mut vocab = serde_json::Map::new();
+    for byte in 0..=255u8 {
+        vocab.insert(stand_in(byte).to_string(), byte.into());
+    }
+    let added: Vec<serde_json::Value> = [(EOS, "<|end|>"), (BOS, "<|bos|>"), (PAD, "<|pad|>")]
+        .iter()
+        .map(|(id, content)| {
+            serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        })
+        .collect();
+    let post = bos.then(|| {
+        serde_json::json!({"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [BOS], "tokens": ["<|bos|>"]}}})
+    });
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
+        "post_processor": post,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}
+    });
+    let mut config = serde_json::json!({"eos_token": "<|end|>", "pad_token": "<|pad|>"});
+    if bos {
+        config["bos_token"] = "<|bos|>".into();
+    }
+    Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config.to_string().as_bytes())).unwrap()
+}
+
+/// The ids of a text under [`byte_tokenizer`].
+pub fn bytes(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
+/// A file in a folder of its own.
+pub struct Scratch {
+    pub dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        Scratch { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The names in the folder, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// All outcomes of a run and its summary.
+pub fn outcomes(pipeline: &Pipeline<'_>, path: &Path) -> (Vec<Outcome>, Summary) {
+    let mut all = Vec::new();
+    let summary = pipeline
+        .run(
+            path,
+            |_| {},
+            |outcome| {
+                all.push(outcome);
+                Ok(())
+            },
+        )
+        .unwrap();
+    (all, summary)
+}
+
+/// The kept row at `index` of the outcomes.
+pub fn kept(outcomes: &[Outcome], index: usize) -> &Kept {
+    match &outcomes[index] {
+        Outcome::Kept(kept) => kept,
+        other => panic!("row {index} was not kept: {other:?}"),
+    }
+}
+
+/// The codes found in an outcome, with their levels' first letters: `M001:e`.
+pub fn codes(outcome: &Outcome) -> Vec<String> {
+    outcome.findings().iter().map(|f| format!("{}:{}", f.code, &f.level.to_string()[..1])).collect()
+}
+
+/// The folder of test material, if this machine has it.
+pub fn material() -> Option<PathBuf> {
+    let path = match std::env::var_os("SUASION_MATERIAL") {
+        Some(path) => PathBuf::from(path),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material"),
+    };
+    if path.is_dir() {
+        Some(path)
+    } else {
+        println!("skipped: no material");
+        None
+    }
+}

@@ -1,0 +1,416 @@
+//! Whole sources: order, threads, bad rows, counts, files.
+
+mod common;
+
+use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
+use std::io::{self, Write};
+use std::path::Path;
+use suasion_data::atomic::{AtomicFile, write_atomic};
+use suasion_data::pipeline::{BAD_ROWS_LISTED, split};
+use suasion_data::policy::{OnBadRow, TruncationMode};
+use suasion_data::prepared::{self, Manifest, PreparedWriter};
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample};
+
+/// Rows of many lengths: some are cut, some lose their response, some fail, some repeat.
+fn mixed_rows(n: usize) -> String {
+    let mut out = String::new();
+    for i in 0..n {
+        let prompt =
+            format!("[SYSTEM] be kind [CONTEXT] {}[TASK] row {} ", "long ago ".repeat(i % 13), i % 400);
+        let row = match i % 50 {
+            7 => serde_json::json!({"prompt": prompt, "completion": ""}),
+            9 => serde_json::json!({"prompt": prompt}),
+            11 => serde_json::json!({"input_text": "a", "full_text": "b"}),
+            13 => serde_json::json!({"prompt": prompt.repeat(6).replace("[", " "), "completion": "yes"}),
+            _ => {
+                serde_json::json!({"input_text": prompt, "full_text": format!("{prompt}{}", "well, yes. ".repeat(i % 17 + 1))})
+            }
+        };
+        out.push_str(&format!("{row}\n"));
+        if i % 50 == 20 {
+            out.push_str("{broken\n");
+        }
+    }
+    out
+}
+
+fn skipping() -> Policy {
+    Policy {
+        on_bad_row: OnBadRow::Skip,
+        max_length: Some(200),
+        prompt_loss_weight: 0.125,
+        ..Policy::default()
+    }
+}
+
+fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bool) -> Manifest {
+    let mut writer = PreparedWriter::create(out, with_text).unwrap();
+    let summary = pipeline.run(source, |_| {}, |outcome| writer.write(&outcome)).unwrap();
+    let manifest =
+        Manifest::new(&summary, summary.source.clone().unwrap(), pipeline.tokenizer, pipeline.policy);
+    writer.finish(&manifest).unwrap();
+    manifest
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bytes() {
+    let s = Scratch::new();
+    let source = s.file("data.jsonl", mixed_rows(3000));
+    let (tokenizer, policy) = (byte_tokenizer(true), skipping());
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let mut results = Vec::new();
+    for threads in [1, 2, 5] {
+        let out = s.path(&format!("out{threads}.jsonl"));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let manifest = pool.install(|| prepare(&pipeline, &source, &out, false));
+        let read = |p: &Path| std::fs::read(p).unwrap();
+        results.push((read(&out), read(&prepared::findings_path(&out)), manifest));
+    }
+    assert!(results[0].0.len() > 100_000);
+    assert!(results[1..].iter().all(|r| *r == results[0]));
+}
+
+#[test]
+fn compressed_sources_and_outputs_equal_plain_ones() {
+    let s = Scratch::new();
+    let rows = mixed_rows(300);
+    let plain = s.file("data.jsonl", &rows);
+    write_atomic(s.path("data.jsonl.gz"), |w| w.write_all(rows.as_bytes())).unwrap();
+    write_atomic(s.path("data.jsonl.zst"), |w| w.write_all(rows.as_bytes())).unwrap();
+    assert_eq!(std::fs::read(s.path("data.jsonl.gz")).unwrap()[..2], [0x1f, 0x8b]);
+    let (tokenizer, policy) = (byte_tokenizer(true), skipping());
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let samples = |path: &Path| {
+        let (mut samples, _) = pipeline.samples(path).unwrap();
+        samples.iter_mut().for_each(|s| s.id.file = Path::new("").into());
+        samples
+    };
+    let expected = samples(&plain);
+    assert!(expected.len() > 200);
+    assert_eq!(samples(&s.path("data.jsonl.gz")), expected);
+    assert_eq!(samples(&s.path("data.jsonl.zst")), expected);
+    prepare(&pipeline, &plain, &s.path("out.jsonl"), false);
+    prepare(&pipeline, &plain, &s.path("out2.jsonl.zst"), false);
+    let unpacked = zstd::decode_all(std::fs::File::open(s.path("out2.jsonl.zst")).unwrap()).unwrap();
+    assert_eq!(unpacked, std::fs::read(s.path("out.jsonl")).unwrap());
+    assert!(s.path("out2.findings.jsonl").is_file() && s.path("out2.manifest.json").is_file());
+}
+
+#[test]
+fn prepared_rows_read_back_as_the_same_samples() {
+    let s = Scratch::new();
+    let source = s.file("data.jsonl", mixed_rows(500));
+    let (tokenizer, policy) = (byte_tokenizer(true), skipping());
+    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    pipeline.keep_text = true;
+    let out = s.path("out.jsonl");
+    let manifest = prepare(&pipeline, &source, &out, true);
+    let (expected, summary) = pipeline.samples(&source).unwrap();
+    assert!(expected.iter().any(|s| s.weights.is_some()));
+    let content = |samples: &[Sample]| -> Vec<_> {
+        samples
+            .iter()
+            .map(|s| (s.input_ids.clone(), s.labels.clone(), s.origins.clone(), s.weights.clone()))
+            .collect()
+    };
+    let back = prepared::read(&out, &policy).unwrap();
+    assert_eq!(content(&back), content(&expected));
+    // Prepared again, they stay what they are, and nothing is wrong with them.
+    let again = Pipeline { mode: Mode::Verify, ..pipeline.clone() };
+    let (all, second) = outcomes(&again, &out);
+    assert_eq!((second.kept, second.failed, second.cut), (summary.kept, 0, 0));
+    assert!(!second.has_errors(), "{:?}", second.findings);
+    assert_eq!(second.sections, summary.sections);
+    assert!(all.iter().all(|o| matches!(o, Outcome::Kept(k) if k.text.is_some())));
+    // The source's row numbers are in the lines.
+    let lines = std::fs::read_to_string(&out).unwrap();
+    let rows: Vec<u64> = lines
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["row"].as_u64().unwrap())
+        .collect();
+    assert_eq!(rows, expected.iter().map(|s| s.id.row).collect::<Vec<_>>());
+    // The manifest stands beside it and tells another policy or tokenizer apart.
+    assert_eq!(Manifest::beside(&out).unwrap(), Some(manifest.clone()));
+    assert_eq!(manifest.source.blake3, blake3::hash(mixed_rows(500).as_bytes()).to_hex().as_str());
+    assert_eq!(manifest.mismatches(Some(tokenizer.fingerprint()), &policy), [""; 0]);
+    assert_eq!(manifest.mismatches(Some("other"), &policy).len(), 1);
+    let fp = |p: &Policy| prepared::fingerprint(&manifest.source.blake3, manifest.tokenizer.as_deref(), p);
+    assert_eq!(fp(&policy), manifest.fingerprint);
+    assert_ne!(fp(&Policy { max_length: Some(201), ..policy.clone() }), manifest.fingerprint);
+}
+
+#[test]
+fn lines_are_as_the_contract_says() {
+    let s = Scratch::new();
+    let source = s.file("data.jsonl", "{\"prompt\": \"[TASK] a\", \"completion\": \"\\u00e9\\\"\"}\n");
+    let tokenizer = byte_tokenizer(true);
+    let policy = Policy::default();
+    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    pipeline.keep_text = true;
+    prepare(&pipeline, &source, &s.path("x.jsonl"), true);
+    assert_eq!(
+        std::fs::read_to_string(s.path("x.jsonl")).unwrap(),
+        "{\"row\": 0, \"input_ids\": [257, 91, 84, 65, 83, 75, 93, 32, 97, 195, 169, 34, 256], \"labels\": [-100, -100, -100, -100, -100, \
+         -100, -100, -100, -100, 195, 169, 34, 256], \"origins\": \"BBBBBBBKKRRRE\", \"text\": \"[TASK] aé\\\"<|end|>\"}\n"
+    );
+    assert_eq!(s.names(), ["data.jsonl", "x.findings.jsonl", "x.jsonl", "x.manifest.json"]);
+    let weighted = Policy { prompt_loss_weight: 0.1, ..Policy::default() };
+    prepare(&Pipeline::new(Some(&tokenizer), &weighted), &source, &s.path("y.jsonl"), true);
+    let line: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(s.path("y.jsonl")).unwrap()).unwrap();
+    assert_eq!(line["weights"].to_string(), "[0,0,0,0,0,0,0,0.1,0.1,1,1,1,1]");
+    assert!(line.get("text").is_none(), "texts were not kept");
+}
+
+#[test]
+fn bad_rows_stop_the_run_or_are_listed() {
+    let s = Scratch::new();
+    let good = "{\"prompt\": \"a\", \"completion\": \"b\"}\n";
+    let cut = format!("{{\"prompt\": \"{}\", \"completion\": \"b\"}}\n", "a".repeat(300));
+    let rows = format!(
+        "{good}{{\"prompt\": \"a\", \"completion\": null}}\n{cut}\n{{\"prompt\": \"a\", \"completion\": \"\"}}\n{good}{{\n{good}"
+    );
+    let path = s.file("data.jsonl", rows);
+    let tokenizer = byte_tokenizer(false);
+    let policy =
+        Policy { truncation_mode: TruncationMode::KeepStart, max_length: Some(100), ..Policy::default() };
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let mut seen = Vec::new();
+    let error = pipeline
+        .run(
+            &path,
+            |_| {},
+            |o| {
+                seen.push(codes(&o));
+                Ok(())
+            },
+        )
+        .unwrap_err();
+    let name = path.display();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{name}:2: \"completion\" is null\n  also {name}:5: M001: the response is empty\n  also {name}:7: invalid JSON at byte 1 of the row: EOF while parsing an object"
+        )
+    );
+    // Every row was handed on, bad ones too; the row lost to truncation is counted and stops nothing.
+    let expected: [&[&str]; 7] = [
+        &[],
+        &["E-ROW:e"],
+        &["M001:e", "T001:w", "T002:w"],
+        &["M001:e"],
+        &["D001:n"],
+        &["E-ROW:e"],
+        &["D001:n"],
+    ];
+    assert_eq!(seen, expected);
+
+    let skip = Policy { on_bad_row: OnBadRow::Skip, ..policy.clone() };
+    let (all, summary) = outcomes(&Pipeline { policy: &skip, ..pipeline.clone() }, &path);
+    assert_eq!((summary.rows, summary.kept, summary.failed, summary.dropped_rows()), (7, 3, 3, 1));
+    assert_eq!(all.iter().map(|o| o.id().row).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(all.iter().map(|o| o.id().line.unwrap()).collect::<Vec<_>>(), [1, 2, 3, 5, 6, 7, 8]);
+
+    // Many bad rows: the search ends.
+    let path = s.file("bad.jsonl", "{}\n".repeat(5000));
+    let Err(Error::BadRows { others, stopped, .. }) = pipeline.samples(&path) else { panic!() };
+    assert_eq!((others.len(), stopped), (BAD_ROWS_LISTED - 1, true));
+    // Looking never stops.
+    let (all, summary) = outcomes(&Pipeline { mode: Mode::Verify, ..pipeline }, &path);
+    assert_eq!((all.len(), summary.failed), (5000, 5000));
+}
+
+#[test]
+fn an_error_of_the_consumer_ends_the_run() {
+    let s = Scratch::new();
+    let path = s.file("data.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n".repeat(20_000));
+    let tokenizer = byte_tokenizer(false);
+    let policy = Policy::default();
+    let mut n = 0;
+    let result = Pipeline::new(Some(&tokenizer), &policy).run(
+        &path,
+        |_| {},
+        |_| {
+            n += 1;
+            if n == 3 {
+                Err(Error::io("out.jsonl", io::Error::from(io::ErrorKind::StorageFull)))
+            } else {
+                Ok(())
+            }
+        },
+    );
+    assert!(result.unwrap_err().to_string().starts_with("out.jsonl: "));
+    assert_eq!(n, 3);
+}
+
+#[test]
+fn text_without_a_tokenizer_and_ids_beyond_the_vocabulary() {
+    let s = Scratch::new();
+    let path = s.file("data.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
+    let policy = Policy::default();
+    let error = Pipeline::new(None, &policy).samples(&path).unwrap_err();
+    assert!(error.to_string().contains("data.jsonl:1 is text, and there is no tokenizer"), "{error}");
+    let tokenizer = byte_tokenizer(false);
+    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    pipeline.vocab_size = Some(256);
+    let error = pipeline.samples(&path).unwrap_err();
+    let message = format!(
+        "data.jsonl:1: token 2 has the id {EOS}, and the model has 256 embeddings and the tokenizer 259"
+    );
+    assert!(error.to_string().ends_with(&message), "{error}");
+    pipeline.vocab_size = Some(257);
+    assert_eq!(pipeline.samples(&path).unwrap().0.len(), 1);
+}
+
+#[test]
+fn shares_are_those_of_the_targets() {
+    let s = Scratch::new();
+    // BOS; [TASK] (6), " ab " (4), response "xy" (2), EOS. Without BOS: the first marker byte is no target.
+    let path = s.file("data.jsonl", "{\"prompt\": \"[TASK] ab \", \"completion\": \"xy\"}\n");
+    let policy = Policy::default();
+    let tokenizer = byte_tokenizer(false);
+    let (_, summary) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+    let shares: Vec<(&str, u64, f64, f64)> = summary
+        .sections()
+        .map(|(n, st)| (n, st.tokens, summary.share_before(n), summary.share_after(n)))
+        .collect();
+    assert_eq!(
+        shares,
+        [
+            ("task", 4, 4.0 / 12.0, 0.0),
+            ("scaffold", 6, 5.0 / 12.0, 0.0),
+            ("response", 2, 2.0 / 12.0, 2.0 / 3.0),
+            ("end_of_turn", 1, 1.0 / 12.0, 1.0 / 3.0)
+        ]
+    );
+    assert_eq!(
+        (summary.tokens, summary.supervised_tokens, summary.targets, summary.trainable_rows),
+        (13, 3, 3, 1)
+    );
+
+    let path = s.file("mixed.jsonl", mixed_rows(400));
+    let policy = skipping();
+    let (samples, summary) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+    let sum = |f: &dyn Fn(&str) -> f64| summary.sections().map(|(name, _)| f(name)).sum::<f64>();
+    assert!((sum(&|n| summary.share_before(n)) - 1.0).abs() < 1e-12);
+    assert!((sum(&|n| summary.share_after(n)) - 1.0).abs() < 1e-12);
+    assert_eq!(summary.rows, summary.kept + summary.failed + summary.dropped_rows());
+    assert_eq!(summary.tokens, samples.iter().map(|s| s.len() as u64).sum::<u64>());
+    assert_eq!(summary.targets, samples.iter().map(|s| s.targets().count() as u64).sum::<u64>());
+    let learned = samples.iter().flat_map(|s| &s.labels).filter(|l| **l != IGNORE).count() as u64;
+    assert_eq!(summary.supervised_tokens, learned);
+    for sample in &samples {
+        for i in 0..sample.len() {
+            let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
+            // Prompt 0.125, scaffold never, response and stop token 1.
+            let expected = match sample.origins[i].letter() {
+                'R' | 'E' => 1.0,
+                'B' => 0.0,
+                _ => 0.125,
+            };
+            assert_eq!(if sample.labels[i] == IGNORE { 0.0 } else { weight }, expected);
+            assert!(sample.labels[i] == IGNORE || sample.labels[i] as u32 == sample.input_ids[i]);
+        }
+    }
+}
+
+#[test]
+fn splits_are_exact_and_depend_on_seed_and_row_alone() {
+    let s = Scratch::new();
+    let rows: String =
+        (0..200).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \"b\"}}\n")).collect();
+    let path = s.file("data.jsonl", rows);
+    let (tokenizer, policy) = (byte_tokenizer(false), Policy::default());
+    let (samples, _) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+    let rows = |samples: &[Sample]| samples.iter().map(|s| s.id.row).collect::<Vec<_>>();
+    let (train, held) = split(samples.clone(), 0.1, 7);
+    assert_eq!((train.len(), held.len()), (180, 20));
+    assert!(rows(&train).is_sorted() && rows(&held).is_sorted());
+    let mut all = [rows(&train), rows(&held)].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..200).collect::<Vec<_>>());
+    assert_ne!(rows(&split(samples.clone(), 0.1, 8).1), rows(&held));
+    let mut reversed = samples.clone();
+    reversed.reverse();
+    let mut again = rows(&split(reversed, 0.1, 7).1);
+    again.reverse();
+    assert_eq!(again, rows(&held));
+    assert_eq!(split(samples[..2].to_vec(), 0.01, 7).1.len(), 1, "at least one");
+    assert_eq!(split(samples[..2].to_vec(), 0.99, 7).0.len(), 1, "never all");
+    assert_eq!(split(samples.clone(), 0.0, 7).1.len(), 0);
+    // Not the ends, not a stride: the gaps between held-out rows differ.
+    let gaps: std::collections::BTreeSet<u64> = rows(&held).windows(2).map(|w| w[1] - w[0]).collect();
+    assert!(gaps.len() > 5, "{gaps:?}");
+}
+
+#[test]
+fn files_are_whole_or_not_there() {
+    let s = Scratch::new();
+    let path = s.file("x.jsonl", "old");
+    let error = write_atomic(&path, |w| {
+        w.write_all(&vec![b'x'; 1 << 20])?;
+        Err(io::Error::from(io::ErrorKind::StorageFull))
+    })
+    .unwrap_err();
+    assert!(error.to_string().contains("x.jsonl: no storage space"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    let mut dropped = AtomicFile::create(&path).unwrap();
+    dropped.write_all(b"half").unwrap();
+    drop(dropped);
+    assert_eq!((s.names(), std::fs::read(&path).unwrap()), (vec!["x.jsonl".to_string()], b"old".to_vec()));
+    write_atomic(&path, |w| w.write_all(b"new")).unwrap();
+    assert_eq!((s.names(), std::fs::read(&path).unwrap()), (vec!["x.jsonl".to_string()], b"new".to_vec()));
+    let error = PreparedWriter::create(s.path("no/such/x.jsonl"), false).err().unwrap();
+    assert!(error.to_string().contains("no/such/x.jsonl"), "{error}");
+    assert!(AtomicFile::create(s.dir.path()).is_err());
+    // A writer that is never finished leaves nothing.
+    let mut writer = PreparedWriter::create(s.path("y.jsonl"), false).unwrap();
+    let tokenizer = byte_tokenizer(false);
+    let policy = Policy::default();
+    let data = s.file("data.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
+    Pipeline::new(Some(&tokenizer), &policy).run(&data, |_| {}, |o| writer.write(&o)).unwrap();
+    drop(writer);
+    assert_eq!(s.names(), ["data.jsonl", "x.jsonl"]);
+}
+
+#[test]
+fn progress_ends_at_the_whole() {
+    let s = Scratch::new();
+    let rows = mixed_rows(2000);
+    let path = s.file("data.jsonl", &rows);
+    let (tokenizer, policy) = (byte_tokenizer(false), skipping());
+    let mut seen = Vec::new();
+    let summary = Pipeline::new(Some(&tokenizer), &policy).run(&path, |p| seen.push(p), |_| Ok(())).unwrap();
+    let last = seen.last().unwrap();
+    assert_eq!(
+        (last.rows, last.bytes, last.size, last.tokens),
+        (summary.rows, rows.len() as u64, rows.len() as u64, summary.tokens)
+    );
+    assert!(seen.len() > 3 && seen.is_sorted_by_key(|p| (p.rows, p.bytes)));
+}
+
+/// Real rows and a real tokenizer: what is learned decodes to the response, and nothing of the prompt is learned.
+#[test]
+fn real_rows() {
+    let Some(material) = material() else { return };
+    let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap();
+    let policy = Policy { max_length: None, ..Policy::default() };
+    let path = material.join("datasets/cmv_prompt_completion.jsonl");
+    let (all, summary) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
+    assert_eq!((summary.rows, summary.kept, summary.failed), (123, 123, 0));
+    let text = std::fs::read_to_string(&path).unwrap();
+    for (i, line) in text.lines().enumerate() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let sample = &kept(&all, i).sample;
+        let learned: Vec<u32> =
+            (0..sample.len()).filter(|&i| sample.labels[i] != IGNORE).map(|i| sample.input_ids[i]).collect();
+        let (stop, response) = learned.split_last().unwrap();
+        assert_eq!(Some(*stop), tokenizer.eos().map(|t| t.id));
+        assert_eq!(tokenizer.decode(response, false), row["completion"].as_str().unwrap(), "row {i}");
+        let prompt = tokenizer.encode_prompt(row["prompt"].as_str().unwrap()).unwrap();
+        assert_eq!(sample.input_ids[..prompt.len()], prompt);
+        assert!(sample.labels[..prompt.len()].iter().all(|l| *l == IGNORE));
+        assert_eq!(prompt.len() + learned.len(), sample.len());
+    }
+}

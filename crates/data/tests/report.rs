@@ -1,0 +1,298 @@
+//! What people read: exact small outputs, and properties on hostile ones.
+
+mod common;
+
+use common::{Scratch, byte_tokenizer, kept, outcomes};
+use serde_json::{Value, json};
+use suasion_data::policy::{OnBadRow, TruncationMode};
+use suasion_data::report::{RowView, Style, html, json as report_json, terminal};
+use suasion_data::{Kept, Mode, Outcome, Pipeline, Policy, Summary};
+use unicode_width::UnicodeWidthStr;
+
+fn run(rows: &[Value], policy: &Policy) -> (Vec<Outcome>, Summary) {
+    let s = Scratch::new();
+    let lines: String = rows.iter().map(|r| format!("{r}\n")).collect();
+    let path = s.file("data.jsonl", lines);
+    let tokenizer = byte_tokenizer(true);
+    let mut pipeline = Pipeline::new(Some(&tokenizer), policy);
+    pipeline.mode = Mode::Verify;
+    pipeline.keep_text = true;
+    outcomes(&pipeline, &path)
+}
+
+/// The kept row with a file name that does not change from run to run.
+fn fixed(outcomes: &[Outcome], i: usize) -> Kept {
+    let mut kept = kept(outcomes, i).clone();
+    kept.sample.id.file = std::path::Path::new("data.jsonl").into();
+    kept
+}
+
+fn view(outcomes: &[Outcome], i: usize) -> RowView {
+    RowView::new(&fixed(outcomes, i), Some(&byte_tokenizer(true)))
+}
+
+#[test]
+fn a_row_without_colour() {
+    let rows = [
+        json!({"prompt": "[SYSTEM] Be kind.\n[TASK] Tea or 日本 coffee? ", "completion": "Tea: it\twakes gently."}),
+    ];
+    let (all, _) = run(&rows, &Policy::default());
+    let text = terminal::row(&view(&all, 0), &Style { width: 60, ..Style::default() });
+    let expected = "\
+data.jsonl:1 (row 0): 70 tokens, 48 masked, 22 supervised
+(31.4 %), 22 targets
+
+masked  scaffold         9 | [SYSTEM]
+masked  system          10 | ·Be kind.↵
+masked  scaffold         6 | [TASK]
+masked  task            23 | ·Tea or 日本 coffee?·
+LEARNED response        21 > Tea: it⇥wakes gently.
+LEARNED end_of_turn      1 > <|end|>
+
+the model is trained on
+  «Tea: it⇥wakes gently.<|end|>»
+
+why
+  masked scaffold      masked: a marker, separator, BOS, or
+                       text after the stop token
+  masked system        masked: prompt, section system
+  masked task          masked: prompt, section task
+  LEARNED response     learned: the response
+  LEARNED end_of_turn  learned: the stop token
+";
+    assert_eq!(text, expected, "\n{text}");
+}
+
+#[test]
+fn ids_and_origins_on_request() {
+    let (all, _) = run(&[json!({"prompt": "a ", "completion": "é"})], &Policy::default());
+    let text = terminal::row(&view(&all, 0), &Style { ids: true, origins: true, ..Style::default() });
+    for line in [
+        "      0 B 257 \"<|bos|>\"\n",
+        "      1 O 97 \"a\"  2 O 32 \" \"\n",
+        "      3 R 195 \"<0xC3>\"  4 R 169 \"<0xA9>\"\n",
+        "      5 E 256 \"<|end|>\"\n",
+    ] {
+        assert!(text.contains(line), "{line:?} in\n{text}");
+    }
+    let only_origins = terminal::row(&view(&all, 0), &Style { origins: true, ..Style::default() });
+    assert!(only_origins.contains("      1 O \"a\"  2 O \" \"\n"), "{only_origins}");
+}
+
+#[test]
+fn cuts_are_shown_where_they_were() {
+    let policy = Policy { max_length: Some(30), ..Policy::default() };
+    let row = json!({"prompt": "[CONTEXT] one two three four [TASK] q ", "completion": "abc"});
+    let (all, _) = run(&[row], &policy);
+    let v = view(&all, 0);
+    let shown: Vec<(&str, &str, usize, &str)> =
+        v.runs.iter().map(|r| (r.state(), r.origin.name(), r.count, r.text.as_str())).collect();
+    assert_eq!(
+        shown,
+        [
+            ("masked", "scaffold", 10, "[CONTEXT]"),
+            ("cut", "context", 13, " one two thre"),
+            ("masked", "context", 7, "e four "),
+            ("masked", "scaffold", 6, "[TASK]"),
+            ("masked", "task", 3, " q "),
+            ("LEARNED", "response", 3, "abc"),
+            ("LEARNED", "end_of_turn", 1, "<|end|>"),
+        ]
+    );
+    let text = terminal::row(&v, &Style::default());
+    assert!(text.contains("cut     context         13 / ·one two thre\n"), "{text}");
+    assert!(
+        text.contains("T002  warning  13 prompt tokens cut to fit max_length = 30 (context 13)\n"),
+        "{text}"
+    );
+}
+
+/// Every byte of the text is in exactly one run, whatever was cut and however tokens share characters.
+#[test]
+fn runs_hold_the_whole_text_once() {
+    let prompt = "[SYSTEM] 👩‍👩‍👧 e\u{301} [CONTEXT] x\r\n\u{1b}[31m [TASK] ?? ";
+    for mode in [TruncationMode::KeepResponse, TruncationMode::KeepStart, TruncationMode::KeepEnd] {
+        for max in 1..90 {
+            let policy = Policy { truncation_mode: mode, max_length: Some(max), ..Policy::default() };
+            let (all, _) = run(&[json!({"prompt": prompt, "completion": "ja 👍🏽 ok"})], &policy);
+            let Outcome::Kept(k) = &all[0] else { continue };
+            let v = RowView::new(k, None);
+            let text: String = v.runs.iter().map(|r| r.text.as_str()).collect();
+            assert_eq!(text, format!("{prompt}ja 👍🏽 ok<|end|>"));
+            assert_eq!(v.runs.iter().filter(|r| !r.cut).map(|r| r.count).sum::<usize>(), k.sample.len());
+            // Every run has its reason in words.
+            assert!(v.runs.iter().all(|r| !r.reason().is_empty()));
+        }
+    }
+}
+
+#[test]
+fn any_data_is_safe_and_fits_at_any_width() {
+    let hostile: String = (1..0x250u32)
+        .chain([0x200b, 0x202e, 0x2066, 0xfeff, 0x1f468, 0x200d, 0x1f469, 0xfe0f, 0x4e2d, 0x0e01, 0x0e33])
+        .filter_map(char::from_u32)
+        .collect();
+    let rows = [
+        json!({"prompt": format!("{hostile}\u{1b}]0;title\u{7}"), "completion": format!("<script>alert(1)</script>&\"'{hostile}")}),
+    ];
+    let (all, summary) = run(&rows, &Policy { max_length: None, ..Policy::default() });
+    let v = view(&all, 0);
+    for width in [1, 20, 40, 49, 60, 80, 200] {
+        for (ids, origins) in [(false, false), (true, true)] {
+            let style = Style { width, ids, origins, color: false };
+            let text = terminal::row(&v, &style) + &terminal::summary(&summary, &style);
+            for line in text.lines() {
+                assert!(
+                    !line
+                        .chars()
+                        .any(|c| c.is_control()
+                            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')),
+                    "{line:?}"
+                );
+                assert!(width < 60 || line.width() <= width, "{} columns of {width}: {line}", line.width());
+            }
+        }
+    }
+    let page = html::page("t <b>", &[v], &summary);
+    assert!(
+        page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#39;")
+            && page.contains("<title>t &lt;b&gt;</title>")
+    );
+    assert!(!page.contains("<script") && !page.contains('\u{202e}') && !page.contains('\u{1b}'));
+}
+
+#[test]
+fn colour_is_beside_the_words_never_alone() {
+    let rows = [json!({"prompt": "[TASK] a ", "completion": "b"}), json!({"prompt": "a", "completion": ""})];
+    let (all, summary) = run(&rows, &Policy::default());
+    let plain = Style::default();
+    let color = Style { color: true, ..plain };
+    let strip = |text: &str| {
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('\u{1b}') {
+            out.push_str(before);
+            rest = after.split_once('m').unwrap().1;
+        }
+        out + rest
+    };
+    let row = terminal::row(&view(&all, 0), &color);
+    assert!(row.contains("\u{1b}[1;32m"));
+    assert_eq!(strip(&row), terminal::row(&view(&all, 0), &plain));
+    assert_eq!(strip(&terminal::summary(&summary, &color)), terminal::summary(&summary, &plain));
+}
+
+#[test]
+fn a_data_set() {
+    let mut rows = vec![json!({"prompt": "[TASK] ab ", "completion": "xyzxyzx"}); 14];
+    rows.push(json!({"prompt": "a", "completion": ""}));
+    rows.push(json!({"prompt": "a"}));
+    rows.push(json!({"prompt": "z".repeat(5000), "completion": "yes"}));
+    let policy = Policy {
+        truncation_mode: TruncationMode::KeepStart,
+        on_bad_row: OnBadRow::Skip,
+        ..Policy::default()
+    };
+    let (_, summary) = run(&rows, &policy);
+    let text = terminal::summary(&summary, &Style::default());
+    let expected = "\
+rows     17: 14 kept (0 cut), 1 left out, 2 failed
+         left out: 1 no target left after truncation
+tokens   266: 154 masked, 112 supervised (42.1 %)
+targets  112 in 14 trainable rows; the longest row has 19 tokens
+
+share of           tokens  loss on all               now
+task                   56  ███▌              22.2 %                    0.0 %
+scaffold               98  █████▍            33.3 %                    0.0 %
+response               98  ██████▎           38.9 %  ██████████████   87.5 %
+end_of_turn            14  ▉                  5.6 %  ██               12.5 %
+
+findings
+  E-ROW error         1  the row cannot become a sample: row 15
+  M001  error         2  no supervised token: rows 14, 16
+  T001  warning       1  supervised tokens lost by truncation: row 16
+  T002  warning       1  prompt cut by truncation: row 16
+  D001  note         13  duplicate of another row, or response copied from its
+                         prompt: rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 3 more
+";
+    println!("{text}");
+    // The shares by hand: 14 rows of 18 targets after the first token: task 4, scaffold 6, response 7, stop 1.
+    assert!(
+        text.contains("22.2 %")
+            && text.contains("33.3 %")
+            && text.contains("38.9 %")
+            && text.contains("5.6 %")
+    );
+    let words = |t: &str| {
+        t.lines()
+            .map(|l| l.replace(|c: char| !c.is_ascii(), "").split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(words(&text), words(expected));
+    assert!(text.lines().all(|l| l.width() <= 80));
+    let narrow = terminal::summary(&summary, &Style { width: 40, ..Style::default() });
+    assert!(narrow.contains("87.5 %") && !narrow.contains('█'));
+}
+
+#[test]
+fn verify_json_is_the_contract() {
+    let rows =
+        [json!({"prompt": "[TASK] ab ", "completion": "xyz"}), json!({"prompt": "a", "completion": ""})];
+    let (all, summary) = run(&rows, &Policy::default());
+    let findings: Vec<_> = all.iter().flat_map(|o| o.findings().to_vec()).collect();
+    let value = report_json::verify(&summary, &findings);
+    // BOS, 6 of the marker, 4 of the task, 3 + 1 learned; all but the BOS would be targets.
+    assert_eq!(
+        value,
+        json!({
+            "rows": 2, "trainable_rows": 1, "tokens": 15, "supervised_tokens": 4,
+            "sections": {
+                "task": {"tokens": 4, "share_before": 4.0 / 14.0, "share_after": 0.0},
+                "scaffold": {"tokens": 7, "share_before": 6.0 / 14.0, "share_after": 0.0},
+                "response": {"tokens": 3, "share_before": 3.0 / 14.0, "share_after": 0.75},
+                "end_of_turn": {"tokens": 1, "share_before": 1.0 / 14.0, "share_after": 0.25},
+            },
+            "findings": [{"row": 1, "code": "M001", "level": "error", "message": "the response is empty"}],
+            "counts": {"M001": 1},
+        })
+    );
+}
+
+#[test]
+fn a_page_stands_alone() {
+    let rows = [json!({"prompt": "[TASK] ab\n", "completion": "xyz"})];
+    let (all, summary) = run(&rows, &Policy::default());
+    let page = html::page("verify: data.jsonl", &[view(&all, 0)], &summary);
+    for part in ["src=", "href=", "url(", "@import", "<script", "http://", "https://"] {
+        assert!(!page.contains(part), "{part}");
+    }
+    assert!(page.contains("<html lang=\"en\">") && page.contains("prefers-color-scheme:dark"));
+    assert!(page.contains("<span class=\"run learned\" title=\"learned: the response\"><span class=\"tag\">LEARNED response ×3</span>xyz</span>"), "{page}");
+    assert!(page.contains("<span class=\"tag\">masked task ×4</span> ab↵\n</span>"), "{page}");
+    // Every element that is opened is closed.
+    for tag in [
+        "html", "head", "body", "main", "section", "table", "thead", "tbody", "tr", "td", "th", "span",
+        "div", "p", "meter", "ul", "strong",
+    ] {
+        let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+}
+
+#[test]
+fn tokenised_rows_are_shown_by_decoding() {
+    let rows =
+        [json!({"input_ids": [257, 97, 32, 195, 169, 256], "labels": [-100, -100, -100, 195, 169, 256]})];
+    let (all, _) = run(&rows, &Policy::default());
+    let shown: Vec<(String, String)> =
+        view(&all, 0).runs.iter().map(|r| (format!("{} {}", r.state(), r.origin), r.text.clone())).collect();
+    let expected = [
+        ("masked scaffold", "<|bos|>"),
+        ("masked other", "a "),
+        ("LEARNED response", "é"),
+        ("LEARNED end_of_turn", "<|end|>"),
+    ];
+    assert_eq!(shown, expected.map(|(a, b)| (a.to_string(), b.to_string())));
+    let without = RowView::new(&fixed(&all, 0), None);
+    assert_eq!(without.runs[2].text, "195 169 ");
+}

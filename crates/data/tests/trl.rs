@@ -1,0 +1,176 @@
+//! Against TRL's own prepared rows (`goldens/trl.jsonl`, string prompts and completions): in joint mode our ids
+//! are TRL's ids, and our labels are TRL's and those of the rule: a token is supervised exactly when it overlaps
+//! a response byte. (TRL masks a common prefix of ids; on these rows the two agree, as the test shows.)
+
+mod common;
+
+use common::{Scratch, material, outcomes};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use suasion_data::policy::{Boundary, TruncationMode};
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{Code, IGNORE, Outcome, Pipeline, Policy};
+
+struct Golden {
+    src: String,
+    ids: Vec<u32>,
+    supervised: Vec<bool>,
+}
+
+fn goldens(material: &Path) -> BTreeMap<String, Vec<Golden>> {
+    let mut cases: BTreeMap<String, Vec<Golden>> = BTreeMap::new();
+    for line in std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap().lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let case = row["case"].as_str().unwrap();
+        if !case.contains("/pc_text") || case.contains("pack") {
+            continue;
+        }
+        let ids: Vec<u32> = serde_json::from_value(row["input_ids"].clone()).unwrap();
+        let mut supervised = Vec::new();
+        for (i, run) in row["sup_rle"].as_array().unwrap().iter().enumerate() {
+            supervised.extend(std::iter::repeat_n(i % 2 == 1, run.as_u64().unwrap() as usize));
+        }
+        assert_eq!(ids.len(), supervised.len());
+        let src = row["src"].as_str().unwrap().to_string();
+        cases.entry(case.into()).or_default().push(Golden { src, ids, supervised });
+    }
+    cases
+}
+
+/// The prompt and completion that a `src` names (goldens/README.md).
+fn source_row(material: &Path, src: &str) -> (String, String) {
+    let (place, rejected) = match src.split_once('#') {
+        Some((place, how)) => {
+            assert_eq!(how, "rejected,prompt_ends_with_space");
+            (place, true)
+        }
+        None => (src, false),
+    };
+    let (file, row) = place.split_once(':').unwrap();
+    let text = std::fs::read_to_string(material.join("datasets").join(file)).unwrap();
+    let row: Value = serde_json::from_str(text.lines().nth(row.parse().unwrap()).unwrap()).unwrap();
+    let prompt = row["prompt"].as_str().unwrap();
+    if rejected {
+        let completion = row["rejected"].as_str().unwrap().trim();
+        return (format!("{} ", prompt.trim_end_matches('\n')), completion.into());
+    }
+    let completion = row["completion"].as_str().or(row["chosen"].as_str()).unwrap();
+    (prompt.into(), completion.into())
+}
+
+#[test]
+fn ids_and_labels_are_trls() {
+    let Some(material) = material() else { return };
+    let spec: Value =
+        serde_json::from_str(&std::fs::read_to_string(material.join("goldens/trl_spec.json")).unwrap())
+            .unwrap();
+    let mut rows = 0;
+    let mut straddling = 0;
+    for (case, goldens) in goldens(&material) {
+        let (name, kind) = case.split_once('/').unwrap();
+        let json = std::fs::read(material.join("tokenizers").join(name).join("tokenizer.json")).unwrap();
+        let special = &spec[name];
+        let config =
+            json!({"bos_token": special["bos"], "eos_token": special["eos"], "pad_token": special["pad"]});
+        let tokenizer = Tokenizer::from_bytes(&json, Some(config.to_string().as_bytes())).unwrap();
+        let (max, mode) = match kind {
+            "pc_text" => (1024, TruncationMode::KeepStart),
+            "pc_text_trunc128_keep_start" => (128, TruncationMode::KeepStart),
+            "pc_text_trunc128_keep_end" => (128, TruncationMode::KeepEnd),
+            other => panic!("{other}"),
+        };
+        let policy = Policy {
+            boundary: Boundary::Joint,
+            truncation_mode: mode,
+            max_length: Some(max),
+            ..Policy::default()
+        };
+        let texts: Vec<(String, String)> = goldens.iter().map(|g| source_row(&material, &g.src)).collect();
+        let s = Scratch::new();
+        let lines: String =
+            texts.iter().map(|(p, c)| format!("{}\n", json!({"prompt": p, "completion": c}))).collect();
+        let path = s.file("rows.jsonl", lines);
+        let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+        pipeline.keep_text = true;
+        let (all, _) = outcomes(&pipeline, &path);
+        for ((golden, (prompt, _)), outcome) in goldens.iter().zip(&texts).zip(&all) {
+            let at = format!("{case} {}", golden.src);
+            rows += 1;
+            let Outcome::Kept(kept) = outcome else {
+                panic!("{at}: TRL keeps it, we do not: {outcome:?}");
+            };
+            let sample = &kept.sample;
+            assert_eq!(sample.input_ids, golden.ids, "{at}");
+            let ours: Vec<bool> = sample.labels.iter().map(|l| *l != IGNORE).collect();
+            // The rule, from the bytes alone.
+            let bytes = kept.bytes.as_ref().unwrap();
+            for (i, learned) in ours.iter().enumerate() {
+                assert_eq!(*learned, bytes[i].end as usize > prompt.len(), "{at}: token {i} {:?}", bytes[i]);
+                assert!(!learned || sample.labels[i] as u32 == sample.input_ids[i]);
+            }
+            assert_eq!(ours, golden.supervised, "{at}");
+            // A token across the boundary (a prompt that ends in a space) is told, and nothing else is.
+            let crosses =
+                bytes.iter().any(|b| (b.start as usize) < prompt.len() && b.end as usize > prompt.len());
+            assert_eq!(outcome.findings().iter().any(|f| f.code == Code::M003), crosses, "{at}");
+            assert_eq!(crosses, golden.src.ends_with("prompt_ends_with_space"), "{at}");
+            straddling += usize::from(crosses);
+        }
+    }
+    println!("{rows} rows, {straddling} with a token across the boundary");
+    assert_eq!(straddling, 80);
+    assert_eq!(rows, 6 * 46 + 30 + 50);
+}
+
+/// The rows of `keep_start` at 128 that TRL drops because nothing supervised is left are those that we drop.
+#[test]
+fn rows_without_a_target_are_dropped_as_trl_drops_them() {
+    let Some(material) = material() else { return };
+    let all = goldens(&material);
+    let (start, end) =
+        (&all["qwen2_5/pc_text_trunc128_keep_start"], &all["qwen2_5/pc_text_trunc128_keep_end"]);
+    let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap();
+    let s = Scratch::new();
+    let lines: String = end
+        .iter()
+        .map(|g| source_row(&material, &g.src))
+        .map(|(p, c)| format!("{}\n", json!({"prompt": p, "completion": c})))
+        .collect();
+    let path = s.file("rows.jsonl", lines);
+    let policy = Policy {
+        boundary: Boundary::Joint,
+        truncation_mode: TruncationMode::KeepStart,
+        max_length: Some(128),
+        ..Policy::default()
+    };
+    let (ours, summary) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
+    assert_eq!(summary.failed, 0);
+    for (golden, outcome) in end.iter().zip(&ours) {
+        let trl_keeps = start.iter().any(|g| g.src == golden.src);
+        assert_eq!(matches!(outcome, Outcome::Kept(_)), trl_keeps, "{}", golden.src);
+    }
+    assert_eq!((summary.kept, summary.dropped_rows()), (30, 20));
+}
+
+/// Where a joint token crosses the boundary, `split` gives the prompt the ids that it has at inference.
+#[test]
+fn split_keeps_the_prompt_where_joint_does_not() {
+    let Some(material) = material() else { return };
+    let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap();
+    let s = Scratch::new();
+    let mut crossing = 0;
+    for golden in &goldens(&material)["qwen2_5/pc_text"] {
+        let (prompt, completion) = source_row(&material, &golden.src);
+        let path = s.file("row.jsonl", json!({"prompt": prompt, "completion": completion}).to_string());
+        let policy = Policy { max_length: None, ..Policy::default() };
+        let (samples, summary) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+        let expected = tokenizer.encode_prompt(&prompt).unwrap();
+        let masked = samples[0].labels.iter().take_while(|l| **l == IGNORE).count();
+        assert_eq!(samples[0].input_ids[..masked], expected, "{}", golden.src);
+        assert!(samples[0].labels[masked..].iter().all(|l| *l != IGNORE));
+        assert!(!summary.findings.contains_key(&Code::M003));
+        crossing += usize::from(!golden.ids.starts_with(&expected));
+    }
+    assert_eq!(crossing, 10, "rows whose joint ids do not start with the prompt's");
+}
