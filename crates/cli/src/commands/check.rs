@@ -1,0 +1,67 @@
+//! `suasion check`: validates a configuration and prints it resolved, every key with where its value came from.
+
+use super::ConfigArgs;
+use crate::config::{KEYS, Loaded};
+use crate::failure::Exit;
+use crate::ui::Ui;
+use crate::{model, rows};
+use std::io::Write;
+
+/// Runs the command.
+pub fn run(args: &ConfigArgs, ui: &Ui) -> anyhow::Result<Exit> {
+    let loaded = args.load(ui)?;
+    loaded.config.settings().validate(true)?;
+    let problems = problems(&loaded);
+    if ui.json {
+        ui.print_json(&serde_json::json!({
+            "config": loaded.config.to_json(),
+            "set_by": loaded.places,
+            "problems": problems,
+        }))?;
+    } else {
+        let mut out = ui.out();
+        for key in KEYS {
+            let line = format!("{}: {}", key.name, (key.get)(&loaded.config));
+            match loaded.places.get(key.name) {
+                Some(place) => writeln!(out, "{line:<44}  # set by {place}")?,
+                None => writeln!(out, "{line:<44}  # {}", first_sentence(key.doc))?,
+            }
+        }
+        out.flush()?;
+        for problem in &problems {
+            ui.warn(problem);
+        }
+        if problems.is_empty() {
+            ui.say("the configuration is valid");
+        }
+    }
+    Ok(if problems.is_empty() { Exit::Done } else { Exit::Findings })
+}
+
+fn first_sentence(doc: &str) -> &str {
+    doc.trim().trim_end_matches('.')
+}
+
+/// What is well-formed and still cannot run on this machine now.
+fn problems(loaded: &Loaded) -> Vec<String> {
+    let config = &loaded.config;
+    let mut problems = Vec::new();
+    if let Some(name) = &config.model_name_or_path
+        && let Err(error) = model::resolve(name)
+    {
+        problems.push(format!("model_name_or_path: {error}"));
+    }
+    let training =
+        config.dataset_name.as_deref().map(|data| rows::resolve(data, &config.dataset_train_split));
+    let evaluation = rows::evaluation(config).transpose();
+    for (key, file) in [("dataset_name", training), ("evaluation rows", evaluation)] {
+        match file {
+            Some(Ok(path)) if !path.is_file() => {
+                problems.push(format!("{key}: {}: no such file", path.display()))
+            }
+            Some(Err(error)) => problems.push(format!("{key}: {error}")),
+            _ => {}
+        }
+    }
+    problems
+}

@@ -1,0 +1,241 @@
+//! `suasion generate`: replies, streamed as they come.
+
+use super::train::{Start, check_vocabulary};
+use super::{ConfigArgs, need_model};
+use crate::failure::{Exit, Failure};
+use crate::ui::Ui;
+use crate::{interrupt, loading, rows};
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{Origin, Sample};
+use suasion_engine::{Architecture, Budget, Model};
+use suasion_train::generate::Stopped;
+use suasion_train::{Sampling, generate, prompt_ids};
+
+/// Flags of the command.
+#[derive(clap::Args, Debug)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The text to continue; - reads it from stdin
+    #[arg(short, long, value_name = "P", conflicts_with = "data")]
+    prompt: Option<String>,
+    /// With --data: only the first N rows
+    #[arg(long, value_name = "N")]
+    rows: Option<usize>,
+    /// Most tokens of a reply
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_new_tokens: usize,
+    /// Sample, with logits divided by T
+    #[arg(long, value_name = "T", conflicts_with = "greedy")]
+    temperature: Option<f64>,
+    /// Sample among the K likeliest tokens
+    #[arg(long, value_name = "K", conflicts_with = "greedy")]
+    top_k: Option<usize>,
+    /// Sample among the likeliest tokens that have this probability together
+    #[arg(long, value_name = "P", conflicts_with = "greedy")]
+    top_p: Option<f64>,
+    /// Sample among tokens that have at least this share of the likeliest one's probability
+    #[arg(long, value_name = "P", conflicts_with = "greedy")]
+    min_p: Option<f64>,
+    /// Always take the likeliest token (the default where no sampling flag is given)
+    #[arg(long)]
+    greedy: bool,
+    /// Seed of the sampling [key: seed]
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+}
+
+impl GenerateArgs {
+    fn sampling(&self, seed: u64, stop_ids: Vec<u32>) -> Sampling {
+        let asked = self.temperature.is_some()
+            || self.top_k.is_some()
+            || self.top_p.is_some()
+            || self.min_p.is_some();
+        let default = Sampling::default();
+        Sampling {
+            do_sample: asked && !self.greedy,
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            seed: self.seed.unwrap_or(seed),
+            max_new_tokens: self.max_new_tokens,
+            stop_ids,
+        }
+    }
+}
+
+/// Something to continue.
+struct Prompt {
+    ids: Vec<u32>,
+    /// The row that it comes from, with what its response says.
+    row: Option<(u64, String)>,
+}
+
+/// Runs the command.
+pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
+    let loaded = args.config.load(ui)?;
+    let config = &loaded.config;
+    let dir = need_model(&loaded)?;
+    let arch = Architecture::from_dir(&dir)?;
+    // Text is read and written here, so a tokenizer is needed, and its absence is its own error.
+    let tokenizer = Tokenizer::from_dir(&dir)?;
+    check_vocabulary(&dir, &arch, Some(&tokenizer))?;
+    let policy = config.policy();
+    let sampling = args.sampling(config.seed, tokenizer.stop_ids(&policy)?);
+    sampling.validate()?;
+
+    let prompts = match (&args.prompt, &config.dataset_name) {
+        (Some(text), _) => {
+            let text = if text == "-" {
+                let mut text = String::new();
+                std::io::stdin().read_to_string(&mut text)?;
+                text
+            } else {
+                text.clone()
+            };
+            vec![Prompt { ids: tokenizer.encode_prompt(&text)?, row: None }]
+        }
+        (None, Some(data)) => {
+            let file = rows::resolve(
+                data,
+                config.dataset_test_split.as_deref().unwrap_or(&config.dataset_train_split),
+            )?;
+            let data = loading::load(ui, &file, Some(&tokenizer), &policy, Some(arch.vocab_size))?;
+            data.samples
+                .iter()
+                .take(args.rows.unwrap_or(usize::MAX))
+                .map(|sample| Prompt {
+                    ids: prompt_ids(sample).to_vec(),
+                    row: Some((sample.id.row, reference(sample, &tokenizer))),
+                })
+                .collect()
+        }
+        (None, None) => {
+            return Err(Failure::usage("there is nothing to reply to", "give --prompt P or --data D").into());
+        }
+    };
+
+    let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
+    let budget: Budget = suasion_train::generate::budget(longest);
+    let mut start = Start { ui, dir: &dir, arch: &arch, init: config.init, seed: config.seed, told: false };
+    let mut model = start.build(budget)?;
+    let mut out = ui.out();
+    for (index, prompt) in prompts.iter().enumerate() {
+        if let (Some((row, _)), false) = (&prompt.row, ui.json) {
+            writeln!(out, "{}--- row {row}", if index > 0 { "\n" } else { "" })?;
+        }
+        let reply = reply(&mut model, &tokenizer, &prompt.ids, &sampling, &mut |piece| {
+            if ui.json {
+                return Ok(());
+            }
+            write!(out, "{piece}")?;
+            out.flush()
+        })?;
+        if ui.json {
+            let mut line = serde_json::json!({
+                "prompt": tokenizer.decode(&prompt.ids, false),
+                "reply": reply.text,
+                "stopped": reply.stopped_name(),
+                "prompt_tokens": prompt.ids.len(),
+                "new_tokens": reply.tokens,
+            });
+            if let (Some((row, reference)), Some(object)) = (&prompt.row, line.as_object_mut()) {
+                object.insert("row".into(), (*row).into());
+                object.insert("reference".into(), reference.as_str().into());
+            }
+            // A line per reply, so that a long run can be read while it goes on.
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out)?;
+            ui.say(format_args!("[{} tokens; {}]", reply.tokens, reply.why()));
+        }
+        out.flush()?;
+        if interrupt::raised() {
+            break;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// What the data set answers.
+pub fn reference(sample: &Sample, tokenizer: &Tokenizer) -> String {
+    let ids: Vec<u32> = sample
+        .input_ids
+        .iter()
+        .zip(&sample.origins)
+        .filter(|(_, origin)| matches!(origin, Origin::Response { .. }))
+        .map(|(id, _)| *id)
+        .collect();
+    tokenizer.decode(&ids, true)
+}
+
+/// A finished reply.
+pub struct Reply {
+    /// Its text, without the stop token.
+    pub text: String,
+    /// Its tokens, the stop token included.
+    pub tokens: usize,
+    /// Why it ended.
+    pub stopped: Stopped,
+}
+
+impl Reply {
+    /// Why it ended, in words.
+    pub fn why(&self) -> &'static str {
+        match self.stopped {
+            Stopped::Stop(_) => "ended by its stop token",
+            Stopped::MaxNewTokens => "cut off by max_new_tokens",
+            Stopped::ContextFull => "cut off: the model has no further positions",
+            Stopped::Callback => "interrupted",
+        }
+    }
+
+    fn stopped_name(&self) -> &'static str {
+        match self.stopped {
+            Stopped::Stop(_) => "stop",
+            Stopped::MaxNewTokens => "max_new_tokens",
+            Stopped::ContextFull => "context_full",
+            Stopped::Callback => "interrupted",
+        }
+    }
+}
+
+/// Generates one reply and hands its pieces on as soon as they are whole characters.
+pub fn reply(
+    model: &mut Model,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    sampling: &Sampling,
+    piece: &mut dyn FnMut(&str) -> std::io::Result<()>,
+) -> anyhow::Result<Reply> {
+    let stop = interrupt::flag();
+    let mut stream = tokenizer.decode_stream(true);
+    let mut text = String::new();
+    let mut failed = None;
+    let mut hand_on = |new: Option<String>| -> ControlFlow<()> {
+        let Some(new) = new else { return ControlFlow::Continue(()) };
+        text.push_str(&new);
+        match piece(&new) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    };
+    let generated = generate(model, prompt, sampling, &mut |id| {
+        if stop.load(Ordering::SeqCst) {
+            return ControlFlow::Break(());
+        }
+        hand_on(stream.push(id))
+    })?;
+    let _ = hand_on(stream.finish());
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(Reply { text, tokens: generated.ids.len(), stopped: generated.stopped }),
+    }
+}

@@ -1,0 +1,79 @@
+//! The commands, one file each, thin over the libraries.
+
+pub mod check;
+pub mod compare;
+pub mod completions;
+pub mod demo;
+pub mod env;
+pub mod eval;
+pub mod generate;
+pub mod prepare;
+pub mod train;
+pub mod verify;
+
+use crate::config::Loaded;
+use crate::failure::Failure;
+use crate::model;
+use crate::ui::Ui;
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+/// What every command that touches data or a model takes.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// Configuration file (.yaml, .yml or .toml)
+    pub config: Option<PathBuf>,
+    /// Set one key, over CONFIG (repeatable): --set learning_rate=1e-4 --set loss_weights.system=0.1
+    #[arg(long, value_name = "KEY=VALUE", allow_hyphen_values = true)]
+    pub set: Vec<String>,
+    /// Model: a folder in the Hugging Face layout, or a hub id in the local cache [key: model_name_or_path]
+    #[arg(short = 'M', long, value_name = "M")]
+    pub model: Option<PathBuf>,
+    /// Rows: a .jsonl or .json file (also .gz, .zst), or a folder of splits [key: dataset_name]
+    #[arg(short = 'D', long, value_name = "D")]
+    pub data: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// The resolved tree: flags over `--set` over CONFIG.
+    pub fn load(&self, ui: &Ui) -> anyhow::Result<Loaded> {
+        let mut loaded = Loaded::new(self.config.as_deref(), &self.set)?;
+        if let Some(model) = &self.model {
+            loaded.config.model_name_or_path = Some(model.clone());
+            loaded.places.insert("model_name_or_path", "--model".into());
+        }
+        if let Some(data) = &self.data {
+            loaded.config.dataset_name = Some(data.clone());
+            loaded.places.insert("dataset_name", "--data".into());
+        }
+        loaded.check()?;
+        tell_notes(&loaded, ui);
+        Ok(loaded)
+    }
+}
+
+/// Keys that were accepted and change nothing are named.
+pub fn tell_notes(loaded: &Loaded, ui: &Ui) {
+    for note in &loaded.notes {
+        ui.say(format_args!("note: {note}"));
+    }
+}
+
+/// The model's folder, which this command cannot do without.
+pub fn need_model(loaded: &Loaded) -> anyhow::Result<PathBuf> {
+    match &loaded.config.model_name_or_path {
+        Some(name) => model::resolve(name),
+        None => {
+            Err(Failure::usage("no model is named", "give --model M, or model_name_or_path in CONFIG").into())
+        }
+    }
+}
+
+/// The data set's path as it was named, which this command cannot do without.
+pub fn need_data(loaded: &Loaded) -> anyhow::Result<&Path> {
+    loaded
+        .config
+        .dataset_name
+        .as_deref()
+        .ok_or_else(|| Failure::usage("no rows are named", "give --data D, or dataset_name in CONFIG").into())
+}

@@ -1,0 +1,131 @@
+//! `suasion verify`: which tokens are supervised and why, what each section's share is, and what is wrong.
+
+use super::{ConfigArgs, need_data};
+use crate::failure::{Exit, Failure};
+use crate::loading::{self, Meter};
+use crate::ui::{self, Ui};
+use crate::{model, rows};
+use std::io::Write;
+use std::path::PathBuf;
+use suasion_data::audit::Filter;
+use suasion_data::pipeline::{Mode, Outcome, Pipeline};
+use suasion_data::report::{self, RowView, Style};
+
+/// Flags of the command.
+#[derive(clap::Args, Debug)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Show the first N rows
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    rows: u64,
+    /// Show one row, by its 0-based number in the source
+    #[arg(long, value_name = "N", conflicts_with = "rows")]
+    row: Option<u64>,
+    /// Show each token with its id and origin
+    #[arg(long)]
+    ids: bool,
+    /// Write the rows and the summary as a page, too
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Only these findings (M, M002, …; repeatable, commas)
+    #[arg(long, value_name = "CODES")]
+    select: Vec<String>,
+    /// Without these findings
+    #[arg(long, value_name = "CODES")]
+    ignore: Vec<String>,
+}
+
+/// A row that was asked for.
+enum Shown {
+    View(Box<RowView>),
+    /// It has no tokens to show: why.
+    Words(String),
+}
+
+/// Runs the command.
+pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
+    let loaded = args.config.load(ui)?;
+    let config = &loaded.config;
+    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split)?;
+    let filter = Filter::new(&args.select, &args.ignore)
+        .map_err(|message| Failure::usage(message, "a code or its beginning: --ignore T001, --select M"))?;
+    let model = config.model_name_or_path.as_deref().map(model::resolve).transpose()?;
+    let tokenizer = match &model {
+        Some(dir) => loading::tokenizer(dir)?,
+        None => None,
+    };
+    let policy = config.policy();
+    let pipeline = Pipeline {
+        mode: Mode::Verify,
+        vocab_size: model.as_deref().and_then(loading::vocab_size),
+        keep_text: true,
+        filter,
+        ..Pipeline::new(tokenizer.as_ref(), &policy)
+    };
+
+    let wanted = |row: u64| match args.row {
+        Some(one) => row == one,
+        None => row < args.rows,
+    };
+    let mut shown = Vec::new();
+    let mut findings = Vec::new();
+    let mut meter = Meter::new(ui, &source);
+    let summary = pipeline.run(
+        &source,
+        |progress| meter.show(progress),
+        |outcome| {
+            findings.extend_from_slice(outcome.findings());
+            if wanted(outcome.id().row) {
+                shown.push(match &outcome {
+                    Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer.as_ref()))),
+                    Outcome::Dropped { id, reason, .. } => {
+                        Shown::Words(format!("{id}: left out: {}", reason.meaning()))
+                    }
+                    Outcome::Failed { error, .. } => Shown::Words(report::visible(&error.to_string())),
+                });
+            }
+            Ok(())
+        },
+    );
+    meter.clear();
+    let summary = summary?;
+    if let Some(row) = args.row
+        && shown.is_empty()
+    {
+        return Err(Failure::usage(
+            format!("--row {row}: {} has the rows 0 to {}", source.display(), summary.rows.saturating_sub(1)),
+            "rows are counted from 0, as in findings and prepared data",
+        )
+        .into());
+    }
+
+    if let Some(path) = &args.html {
+        let views: Vec<RowView> = shown
+            .iter()
+            .filter_map(|shown| match shown {
+                Shown::View(view) => Some((**view).clone()),
+                Shown::Words(_) => None,
+            })
+            .collect();
+        let page = report::html::page(&format!("suasion verify {}", source.display()), &views, &summary);
+        suasion_data::atomic::write_atomic(path, |file| file.write_all(page.as_bytes()))?;
+        ui.say(format_args!("wrote {}", path.display()));
+    }
+    if ui.json {
+        ui.print_json(&report::json::verify(&summary, &findings))?;
+    } else {
+        let style = Style { color: ui.color, width: ui.width, ids: args.ids, origins: args.ids };
+        let mut out = ui.out();
+        for shown in &shown {
+            match shown {
+                Shown::View(view) => write!(out, "{}", report::terminal::row(view, &style))?,
+                Shown::Words(words) => writeln!(out, "{}", ui::wrap(words, ui.width))?,
+            }
+            writeln!(out)?;
+        }
+        write!(out, "{}", report::terminal::summary(&summary, &style))?;
+        out.flush()?;
+    }
+    Ok(if summary.has_errors() { Exit::Findings } else { Exit::Done })
+}

@@ -1,0 +1,347 @@
+//! What a configuration value may be: how each type is read from YAML, TOML or `--set`, and shown again.
+
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A type that a configuration key can have.
+pub trait Value: Sized {
+    /// What is accepted, in words that follow "expected".
+    fn expected() -> String;
+
+    /// Reads a parsed value; `None` where it is not one of ours.
+    fn from_json(json: &Json) -> Option<Self>;
+
+    /// Reads what stands after `--set key=`. Text keys take it verbatim, so that `section_markers.TASK=[ASK]` and
+    /// a path with a colon need no quoting; everything else is a YAML scalar or flow collection.
+    fn from_text(text: &str) -> Option<Self> {
+        Self::from_json(&serde_saphyr::from_str::<Json>(text).ok()?)
+    }
+
+    /// The value as it is printed and saved.
+    fn to_json(&self) -> Json;
+
+    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` where the type is no mapping.
+    fn set_entry(&mut self, _entry: &str, _text: &str) -> Option<Result<(), String>> {
+        None
+    }
+}
+
+/// Text of a scalar: YAML reads `1e3` or `no` as other types where the user meant a name.
+fn scalar_text(json: &Json) -> Option<String> {
+    match json {
+        Json::String(text) => Some(text.clone()),
+        Json::Number(number) => Some(number.to_string()),
+        Json::Bool(flag) => Some(flag.to_string()),
+        _ => None,
+    }
+}
+
+/// `--set key="quoted"` means what is inside the quotes.
+fn unquoted(text: &str) -> &str {
+    let text = text.trim();
+    for quote in ['"', '\''] {
+        if let Some(inner) = text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)) {
+            return inner;
+        }
+    }
+    text
+}
+
+fn is_null(text: &str) -> bool {
+    // Python users write None; YAML users null or ~.
+    matches!(text.trim(), "" | "null" | "Null" | "NULL" | "~" | "None" | "none")
+}
+
+impl Value for bool {
+    fn expected() -> String {
+        "true or false".into()
+    }
+
+    fn from_json(json: &Json) -> Option<bool> {
+        match json {
+            Json::Bool(flag) => Some(*flag),
+            // A quoted or Python-style truth value.
+            Json::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+            Json::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+            _ => None,
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        Json::Bool(*self)
+    }
+}
+
+/// `1e3`, `"1e-4"` (PyYAML reads an exponent without a dot as text, so such files are common) and plain numbers.
+fn number(json: &Json) -> Option<f64> {
+    match json {
+        Json::Number(number) => number.as_f64(),
+        Json::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+    .filter(|number: &f64| number.is_finite())
+}
+
+fn whole(json: &Json) -> Option<i64> {
+    match json {
+        Json::Number(number) if !number.is_f64() => number.as_i64(),
+        // 2.0 and 1e3 are whole numbers too; 0.5 is not.
+        _ => number(json).filter(|n| n.fract() == 0.0 && n.abs() < 9e15).map(|n| n as i64),
+    }
+}
+
+impl Value for f64 {
+    fn expected() -> String {
+        "a number".into()
+    }
+
+    fn from_json(json: &Json) -> Option<f64> {
+        number(json)
+    }
+
+    fn to_json(&self) -> Json {
+        Json::from(*self)
+    }
+}
+
+impl Value for i64 {
+    fn expected() -> String {
+        "a whole number".into()
+    }
+
+    fn from_json(json: &Json) -> Option<i64> {
+        whole(json)
+    }
+
+    fn to_json(&self) -> Json {
+        Json::from(*self)
+    }
+}
+
+impl Value for usize {
+    fn expected() -> String {
+        "a whole number, not negative".into()
+    }
+
+    fn from_json(json: &Json) -> Option<usize> {
+        whole(json).and_then(|n| usize::try_from(n).ok())
+    }
+
+    fn to_json(&self) -> Json {
+        Json::from(*self)
+    }
+}
+
+impl Value for u64 {
+    fn expected() -> String {
+        usize::expected()
+    }
+
+    fn from_json(json: &Json) -> Option<u64> {
+        match json {
+            // Seeds may use all 64 bits.
+            Json::Number(number) if number.is_u64() => number.as_u64(),
+            _ => whole(json).and_then(|n| u64::try_from(n).ok()),
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        Json::from(*self)
+    }
+}
+
+impl Value for String {
+    fn expected() -> String {
+        "text".into()
+    }
+
+    fn from_json(json: &Json) -> Option<String> {
+        scalar_text(json)
+    }
+
+    fn from_text(text: &str) -> Option<String> {
+        Some(unquoted(text).to_string())
+    }
+
+    fn to_json(&self) -> Json {
+        Json::from(self.as_str())
+    }
+}
+
+impl Value for PathBuf {
+    fn expected() -> String {
+        "a path".into()
+    }
+
+    fn from_json(json: &Json) -> Option<PathBuf> {
+        scalar_text(json).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+
+    fn from_text(text: &str) -> Option<PathBuf> {
+        Some(unquoted(text)).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+
+    fn to_json(&self) -> Json {
+        Json::from(self.to_string_lossy())
+    }
+}
+
+impl<T: Value> Value for Option<T> {
+    fn expected() -> String {
+        format!("{}, or null", T::expected())
+    }
+
+    fn from_json(json: &Json) -> Option<Option<T>> {
+        match json {
+            Json::Null => Some(None),
+            Json::String(text) if text == "None" => Some(None),
+            _ => T::from_json(json).map(Some),
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Option<T>> {
+        if is_null(text) { Some(None) } else { T::from_text(text).map(Some) }
+    }
+
+    fn to_json(&self) -> Json {
+        self.as_ref().map_or(Json::Null, T::to_json)
+    }
+}
+
+impl Value for Vec<String> {
+    fn expected() -> String {
+        "a list of texts".into()
+    }
+
+    fn from_json(json: &Json) -> Option<Vec<String>> {
+        match json {
+            Json::Null => Some(Vec::new()),
+            Json::Array(items) => items.iter().map(scalar_text).collect(),
+            _ => scalar_text(json).map(|one| vec![one]),
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Vec<String>> {
+        let text = text.trim();
+        // `[a, b]` is a list; anything else (`<|im_end|>`, which is no YAML) is one entry, verbatim.
+        if text.starts_with('[') && text.ends_with(']') {
+            Self::from_json(&serde_saphyr::from_str::<Json>(text).ok()?)
+        } else if is_null(text) {
+            Some(Vec::new())
+        } else {
+            Some(vec![unquoted(text).to_string()])
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        Json::from(self.as_slice())
+    }
+}
+
+impl<T: Value> Value for BTreeMap<String, T> {
+    fn expected() -> String {
+        format!("a mapping from names to {}", T::expected())
+    }
+
+    fn from_json(json: &Json) -> Option<Self> {
+        match json {
+            Json::Null => Some(BTreeMap::new()),
+            Json::Object(map) => map.iter().map(|(k, v)| Some((k.clone(), T::from_json(v)?))).collect(),
+            _ => None,
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        Json::Object(self.iter().map(|(k, v)| (k.clone(), v.to_json())).collect())
+    }
+
+    fn set_entry(&mut self, entry: &str, text: &str) -> Option<Result<(), String>> {
+        Some(match T::from_text(text) {
+            Some(value) => {
+                self.insert(entry.to_string(), value);
+                Ok(())
+            }
+            None => Err(T::expected()),
+        })
+    }
+}
+
+/// Gives an enum its spelled choices. `no` is YAML's false, so a choice of that name reads false too.
+macro_rules! choices {
+    ($type:ty { $($text:literal => $variant:expr),+ $(,)? } $(aliases { $($alias:literal => $same:literal),+ $(,)? })?) => {
+        impl $crate::config::value::Value for $type {
+            fn expected() -> String {
+                ["one of: ", [$($text),+].join(", ").as_str()].concat()
+            }
+
+            fn from_json(json: &serde_json::Value) -> Option<Self> {
+                let text = match json {
+                    serde_json::Value::Bool(false) => "no",
+                    serde_json::Value::String(text) => text.as_str(),
+                    _ => return None,
+                };
+                let text = match text {
+                    $($($alias => $same,)+)?
+                    other => other,
+                };
+                match text {
+                    $($text => Some($variant),)+
+                    _ => None,
+                }
+            }
+
+            fn from_text(text: &str) -> Option<Self> {
+                Self::from_json(&serde_json::Value::from(text.trim().trim_matches(['"', '\''])))
+            }
+
+            fn to_json(&self) -> serde_json::Value {
+                $(if *self == $variant { return serde_json::Value::from($text); })+
+                serde_json::Value::Null
+            }
+        }
+    };
+}
+pub(crate) use choices;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_verbatim_and_numbers_may_be_quoted() {
+        assert_eq!(String::from_text("[ASK]").unwrap(), "[ASK]");
+        assert_eq!(String::from_text("\"a b\"").unwrap(), "a b");
+        assert_eq!(f64::from_text("1e-4"), Some(1e-4));
+        assert_eq!(f64::from_json(&Json::from("2e-5")), Some(2e-5));
+        assert_eq!(f64::from_text(".inf"), None);
+        assert_eq!(usize::from_text("1e3"), Some(1000));
+        assert_eq!(usize::from_text("1.5"), None);
+        assert_eq!(usize::from_text("-1"), None);
+        assert_eq!(u64::from_text("18446744073709551615"), Some(u64::MAX));
+    }
+
+    #[test]
+    fn null_has_the_spellings_of_yaml_and_python() {
+        for text in ["null", "None", "~", ""] {
+            assert_eq!(Option::<usize>::from_text(text), Some(None), "{text:?}");
+        }
+        assert_eq!(Option::<usize>::from_text("7"), Some(Some(7)));
+        assert_eq!(Option::<usize>::from_text("seven"), None);
+    }
+
+    #[test]
+    fn lists_take_one_verbatim_entry_or_a_flow_sequence() {
+        assert_eq!(Vec::<String>::from_text("<|im_end|>").unwrap(), ["<|im_end|>"]);
+        assert_eq!(Vec::<String>::from_text("[a, 'b c']").unwrap(), ["a", "b c"]);
+    }
+
+    #[test]
+    fn mappings_take_entries() {
+        let mut weights: BTreeMap<String, f64> = BTreeMap::new();
+        assert_eq!(weights.set_entry("system", "0.1"), Some(Ok(())));
+        assert_eq!(weights["system"], 0.1);
+        assert!(weights.set_entry("system", "much").unwrap().is_err());
+        assert!(3usize.set_entry("x", "1").is_none());
+    }
+}

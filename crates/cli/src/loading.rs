@@ -1,0 +1,154 @@
+//! Rows of a file to samples, with what there is to say about them.
+
+use crate::ui::{self, Ui};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use suasion_data::pipeline::{BAD_ROWS_LISTED, Outcome, Pipeline, Progress, Summary};
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{Code, Finding, Level, Policy, Sample};
+
+/// What is read and kept of a file of rows.
+pub struct RowSet {
+    /// The file.
+    pub path: PathBuf,
+    /// The rows that became samples, in their order.
+    pub samples: Vec<Sample>,
+    /// The file in numbers.
+    pub summary: Summary,
+    /// The first finding of each code.
+    pub examples: BTreeMap<Code, Finding>,
+    /// The first rows that failed, with the reason (`on_bad_row: skip` goes on after them).
+    pub failures: Vec<String>,
+}
+
+/// Reads a file through the rooms of the data crate.
+pub fn load(
+    ui: &Ui,
+    path: &Path,
+    tokenizer: Option<&Tokenizer>,
+    policy: &Policy,
+    vocab_size: Option<usize>,
+) -> anyhow::Result<RowSet> {
+    let mut pipeline = Pipeline::new(tokenizer, policy);
+    pipeline.vocab_size = vocab_size;
+    let mut samples = Vec::new();
+    let mut examples = BTreeMap::new();
+    let mut failures = Vec::new();
+    let mut meter = Meter::new(ui, path);
+    let summary = pipeline.run(
+        path,
+        |progress| meter.show(progress),
+        |outcome| {
+            for finding in outcome.findings() {
+                examples.entry(finding.code).or_insert_with(|| finding.clone());
+            }
+            match outcome {
+                Outcome::Kept(kept) => samples.push(kept.sample),
+                Outcome::Failed { error, .. } if failures.len() < BAD_ROWS_LISTED => {
+                    failures.push(error.to_string())
+                }
+                _ => {}
+            }
+            Ok(())
+        },
+    );
+    meter.clear();
+    Ok(RowSet { path: path.to_path_buf(), samples, summary: summary?, examples, failures })
+}
+
+/// The tokenizer of a model folder; `None` where the folder has no tokenizer.json, as tokenised rows need none.
+pub fn tokenizer(dir: &Path) -> anyhow::Result<Option<Tokenizer>> {
+    if dir.join("tokenizer.json").exists() { Ok(Some(Tokenizer::from_dir(dir)?)) } else { Ok(None) }
+}
+
+/// The number of embeddings that config.json names, where there is one: for commands that need no model otherwise.
+pub fn vocab_size(dir: &Path) -> Option<usize> {
+    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
+    usize::try_from(config.get("vocab_size")?.as_u64()?).ok()
+}
+
+/// The updating line while rows are read; only on a terminal, and only once it takes long enough to be seen.
+pub struct Meter<'a> {
+    ui: &'a Ui,
+    name: String,
+    started: std::time::Instant,
+    shown: bool,
+}
+
+impl<'a> Meter<'a> {
+    /// A meter for a file.
+    pub fn new(ui: &'a Ui, path: &Path) -> Meter<'a> {
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Meter { ui, name, started: std::time::Instant::now(), shown: false }
+    }
+
+    /// Shows how far it is.
+    pub fn show(&mut self, progress: Progress) {
+        if self.ui.quiet || !self.ui.live || self.started.elapsed().as_secs_f64() < 0.3 {
+            return;
+        }
+        self.shown = true;
+        let done = ui::percent(progress.bytes, progress.size);
+        self.ui.overwrite(&format!(
+            "reading {}: {done}, {}, {} tokens",
+            self.name,
+            ui::plural(progress.rows, "row"),
+            ui::count(progress.tokens)
+        ));
+    }
+
+    /// Takes the line away.
+    pub fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            self.ui.overwrite("");
+        }
+    }
+}
+
+/// `160 rows: 158 kept (3 of them cut), 2 dropped (2 longer than max_length), 0 failed`.
+pub fn rows_line(summary: &Summary) -> String {
+    let mut line = format!("{}: {} kept", ui::plural(summary.rows, "row"), ui::count(summary.kept));
+    if summary.cut > 0 {
+        line += &format!(" ({} of them cut)", ui::count(summary.cut));
+    }
+    if summary.dropped_rows() > 0 {
+        let reasons: Vec<String> = summary
+            .dropped
+            .iter()
+            .map(|(reason, n)| format!("{} {}", ui::count(*n), reason.meaning()))
+            .collect();
+        line += &format!(", {} dropped ({})", ui::count(summary.dropped_rows()), reasons.join(", "));
+    } else {
+        line += ", 0 dropped";
+    }
+    line += &format!(", {} failed", ui::count(summary.failed));
+    line
+}
+
+/// Says what was found at warning or above: how often, what, and where first; and every row that failed.
+pub fn tell_findings(ui: &Ui, rows: &RowSet, indent: usize) {
+    for (code, found) in &rows.summary.findings {
+        if found.level == Level::Note || *code == Code::Row {
+            continue;
+        }
+        let example = rows
+            .examples
+            .get(code)
+            .map(|finding| format!("; first: row {}: {}", finding.row, finding.message))
+            .unwrap_or_default();
+        ui.say(format_args!(
+            "{:indent$} {code} {} × {}{example}",
+            "",
+            ui::count(found.count),
+            code.meaning()
+        ));
+    }
+    for failure in &rows.failures {
+        ui.warn(format_args!("left out: {failure}"));
+    }
+    let more = rows.summary.failed - rows.failures.len() as u64;
+    if more > 0 {
+        ui.warn(format_args!("left out: {} more", ui::plural(more, "row")));
+    }
+}

@@ -1,0 +1,178 @@
+//! What a run says while it goes on: one updating line on a terminal, now and then a plain line elsewhere.
+
+use crate::ui::{self, Ui};
+use std::time::{Duration, Instant};
+use suasion_data::policy::Objective;
+use suasion_train::{Event, Observer, StepEvent};
+
+/// Off a terminal, at most about this many lines report a run's steps, however many there are.
+const PLAIN_LINES: u64 = 20;
+
+/// Off a terminal, a line is written at least this often.
+const PLAIN_PAUSE: Duration = Duration::from_secs(30);
+
+/// On a terminal, the line is redrawn at most this often.
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// Listens to a run and tells it on stderr.
+pub struct Progress<'a> {
+    ui: &'a Ui,
+    /// What stands in front of each line: the arm of a comparison.
+    prefix: String,
+    last: Option<Instant>,
+    live_line: bool,
+    /// Loss and rates, smoothed for the eye; the files hold the exact values.
+    smooth: Option<Smooth>,
+}
+
+struct Smooth {
+    loss: f64,
+    targets: f64,
+    tokens: f64,
+}
+
+impl<'a> Progress<'a> {
+    /// A listener.
+    pub fn new(ui: &'a Ui) -> Progress<'a> {
+        Progress { ui, prefix: String::new(), last: None, live_line: false, smooth: None }
+    }
+
+    /// A line that stays.
+    fn line(&mut self, text: &str) {
+        self.clear();
+        self.ui.say(format_args!("{}{text}", self.prefix));
+    }
+
+    fn overwrite(&mut self, text: &str) {
+        self.live_line = true;
+        self.ui.overwrite(&format!("{}{text}", self.prefix));
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.live_line) {
+            self.ui.overwrite("");
+        }
+    }
+
+    fn due(&mut self, pause: Duration) -> bool {
+        let due = self.last.is_none_or(|last| last.elapsed() >= pause);
+        if due {
+            self.last = Some(Instant::now());
+        }
+        due
+    }
+
+    fn step(&mut self, step: &StepEvent) {
+        if let Some(loss) = step.loss {
+            let blend = |old: f64, new: f64| old + 0.2 * (new - old);
+            self.smooth = Some(match self.smooth.take() {
+                None => Smooth { loss, targets: step.targets_per_second, tokens: step.tokens_per_second },
+                Some(old) => Smooth {
+                    loss: blend(old.loss, loss),
+                    targets: blend(old.targets, step.targets_per_second),
+                    tokens: blend(old.tokens, step.tokens_per_second),
+                },
+            });
+        }
+        let last = step.step == step.total_steps;
+        if self.ui.live {
+            // The last step's line stays.
+            if last {
+                let text = self.step_text(step);
+                self.line(&text);
+            } else if self.due(REDRAW) {
+                let text = self.step_text(step);
+                self.overwrite(&text);
+            }
+            return;
+        }
+        let every = step.total_steps.div_ceil(PLAIN_LINES).max(1);
+        if step.step == 1 || last || step.step.is_multiple_of(every) || self.due(PLAIN_PAUSE) {
+            self.last = Some(Instant::now());
+            let text = self.step_text(step);
+            self.line(&text);
+        }
+    }
+
+    fn step_text(&self, step: &StepEvent) -> String {
+        // Plain lines show the step's own loss, as metrics.jsonl does.
+        let loss = match (&self.smooth, self.ui.live, step.loss) {
+            (Some(smooth), true, Some(_)) => format!("{:.4}", smooth.loss),
+            (_, false, Some(loss)) => format!("{loss:.4}"),
+            _ => "- (no target in this step)".into(),
+        };
+        let rate = |value: f64| ui::count(value.round().max(0.0) as u64);
+        let (targets, tokens) = match &self.smooth {
+            Some(smooth) => (smooth.targets, smooth.tokens),
+            None => (step.targets_per_second, step.tokens_per_second),
+        };
+        let memory =
+            step.peak_memory_bytes.map(|bytes| format!("  {}", ui::bytes(bytes))).unwrap_or_default();
+        let width = step.total_steps.to_string().len();
+        format!(
+            "step {:>width$}/{}  loss {loss}  lr {:.2e}  {} targets/s  {} tokens/s{memory}  ETA {}",
+            step.step,
+            step.total_steps,
+            step.learning_rate,
+            rate(targets),
+            rate(tokens),
+            ui::duration(step.eta_seconds),
+        )
+    }
+}
+
+impl Observer for Progress<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Plan { resumed_from: Some(path), step, plan, .. } => {
+                self.line(&format!(
+                    "resuming from {}: step {step} of {} is done",
+                    path.display(),
+                    plan.total_steps
+                ));
+            }
+            Event::Arm { objective } => {
+                self.prefix = match objective {
+                    Objective::ResponseOnly => "[response only] ".into(),
+                    Objective::AllTokens => "[all tokens] ".into(),
+                };
+                self.smooth = None;
+                self.last = None;
+            }
+            Event::Step(step) => self.step(step),
+            Event::EvalProgress { done, rows } if self.ui.live && self.due(REDRAW) => {
+                self.overwrite(&format!("evaluating: {done}/{rows} rows"));
+            }
+            Event::Eval { step, evaluation, best } => {
+                let best = if *best { "  (the best so far)" } else { "" };
+                self.line(&format!(
+                    "held-out loss after step {step}: {:.4}  perplexity {:.2}  {} targets{best}",
+                    evaluation.loss,
+                    evaluation.perplexity,
+                    ui::count(evaluation.targets),
+                ));
+            }
+            Event::Checkpoint { path, removed, .. } => {
+                let gone = match removed.len() {
+                    0 => String::new(),
+                    n => format!(" ({} removed: save_total_limit)", ui::plural(n as u64, "older one")),
+                };
+                self.line(&format!("checkpoint {}{gone}", path.display()));
+            }
+            Event::Warning(text) => {
+                self.clear();
+                self.ui.warn(text);
+            }
+            Event::Interrupted { step, checkpoint } => {
+                self.line(&format!("interrupted after step {step}; kept in {}", checkpoint.display()));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

@@ -1,0 +1,305 @@
+//! Whatever is wrong with rows, weights, folders or disks: said by name, with the place, and the right exit code.
+
+use crate::util::{Dir, Ran, row};
+
+const PREPARE: [&str; 7] = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"];
+
+/// Prepares good rows with one bad line in the middle: line 3 of 5.
+fn prepare_with(bad: impl AsRef<[u8]>) -> (Dir, Ran) {
+    let dir = Dir::new().with_model();
+    let mut file = Vec::new();
+    for i in [0, 1] {
+        file.extend_from_slice(row(i).as_bytes());
+        file.push(b'\n');
+    }
+    file.extend_from_slice(bad.as_ref());
+    file.push(b'\n');
+    for i in [2, 3] {
+        file.extend_from_slice(row(i).as_bytes());
+        file.push(b'\n');
+    }
+    dir.write("rows.jsonl", file);
+    let ran = dir.suasion(&PREPARE).run();
+    (dir, ran)
+}
+
+/// The row stops the run, names line 3, leaves no output, and is skipped, counted and listed where that is asked for.
+fn bad_row(bad: impl AsRef<[u8]>, message: &str) {
+    let (dir, ran) = prepare_with(bad);
+    ran.error(3, "E-ROW", "rows.jsonl:3: ").says(message);
+    assert!(!dir.exists("out.jsonl"));
+    let ran = dir.suasion(&PREPARE).set(&["on_bad_row=skip"]).ok().says("4 kept").says("1 failed");
+    assert!(ran.stdout.is_empty());
+    let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
+    assert_eq!(rows, [0, 1, 3, 4]);
+    let findings = dir.lines("out.findings.jsonl");
+    assert!(findings.iter().any(|f| f["row"] == 2 && f["level"] == "error"), "{findings:?}");
+}
+
+#[test]
+fn full_text_that_does_not_start_with_input_text() {
+    bad_row(
+        r#"{"input_text": "Why so?", "full_text": "Why not? Because."}"#,
+        "\"full_text\" does not start with \"input_text\": first difference at byte 4",
+    );
+}
+
+#[test]
+fn missing_field() {
+    bad_row(r#"{"input_text": "Why so?"}"#, "full_text");
+}
+
+#[test]
+fn null_field() {
+    bad_row(r#"{"input_text": "Why so?", "full_text": null}"#, "full_text");
+}
+
+#[test]
+fn wrong_type() {
+    bad_row(r#"{"input_text": "Why so?", "full_text": 7}"#, "full_text");
+}
+
+#[test]
+fn not_an_object() {
+    bad_row(r#"["input_text"]"#, "");
+}
+
+#[test]
+fn empty_response() {
+    bad_row(r#"{"input_text": "Why so?", "full_text": "Why so?"}"#, "M001: the response is empty");
+}
+
+#[test]
+fn invalid_utf8_in_the_middle() {
+    bad_row(b"{\"input_text\": \"a\xff\", \"full_text\": \"a b\"}", "UTF-8");
+}
+
+#[test]
+fn invalid_json_in_the_middle() {
+    bad_row(r#"{"input_text": "a", "full_text": "#, "JSON");
+}
+
+#[test]
+fn several_bad_rows_are_all_listed() {
+    let dir = Dir::new().with_model();
+    let bad = r#"{"input_text": "a"}"#;
+    dir.write("rows.jsonl", format!("{}\n{bad}\n{}\n{bad}\n", row(0), row(1)));
+    dir.suasion(&PREPARE).run().error(3, "E-ROW", "rows.jsonl:2: ").says("rows.jsonl:4: ");
+}
+
+#[test]
+fn training_stops_or_goes_on_as_asked() {
+    let (dir, _) = prepare_with(r#"{"input_text": "a"}"#);
+    let train = ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=1"];
+    dir.suasion(&train).run().error(3, "E-ROW", "rows.jsonl:3: ");
+    dir.suasion(&train).set(&["on_bad_row=skip"]).ok().says("1 failed").says("rows.jsonl:3: ");
+    assert!(dir.text("trainer_output/README.md").contains("skip"));
+}
+
+#[test]
+fn response_cut_away_by_truncation() {
+    let dir = Dir::new().with_model().with_rows(3);
+    let cut = dir.suasion(&PREPARE).set(&["truncation_mode=keep_start", "max_length=12"]).ok();
+    cut.says("0 kept").says("3 dropped (3 no target left after truncation)");
+    assert!(dir.lines("out.findings.jsonl").iter().any(|f| f["code"] == "M001"));
+    // With nothing left there is nothing to train on, and that is said before any work.
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
+        .set(&["init=random", "truncation_mode=keep_start", "max_length=12"])
+        .run()
+        .error(3, "E-DATA", "no");
+}
+
+#[test]
+fn row_too_long_in_mode_error() {
+    let dir = Dir::new().with_model().with_rows(2);
+    dir.suasion(&PREPARE)
+        .set(&["truncation_mode=error", "max_length=12"])
+        .run()
+        .error(3, "E-ROW", "rows.jsonl:1: ")
+        .says("max_length is 12");
+}
+
+#[test]
+fn empty_file() {
+    let dir = Dir::new().with_model();
+    dir.write("rows.jsonl", "");
+    dir.suasion(&PREPARE).run().error(3, "E-SOURCE", "rows.jsonl: the file has no rows");
+}
+
+#[test]
+fn missing_file() {
+    let dir = Dir::new().with_model();
+    dir.suasion(&PREPARE).run().error(3, "E-IO", "rows.jsonl: ");
+}
+
+#[test]
+fn tokenizer_larger_than_the_model() {
+    let dir = Dir::new().with_model().with_rows(2);
+    let config = dir.text("model/config.json").replace("\"vocab_size\":2048", "\"vocab_size\":512");
+    assert!(config.contains("512"));
+    dir.write("model/config.json", config);
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random"]).run().error(
+        3,
+        "E-VOCAB",
+        "up to 2047, and config.json has vocab_size 512",
+    );
+}
+
+#[test]
+fn tokenised_rows_beyond_the_vocabulary() {
+    let dir = Dir::new().with_model();
+    dir.write("rows.jsonl", "{\"input_ids\": [1, 2, 9999], \"labels\": [-100, 2, 9999]}\n");
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random"])
+        .run()
+        .code(3)
+        .says("rows.jsonl:1: ")
+        .says("9999");
+}
+
+#[test]
+fn unknown_model_type() {
+    let dir = Dir::new().with_model().with_rows(2);
+    let config = dir.text("model/config.json").replace("\"llama\"", "\"lama\"");
+    dir.write("model/config.json", config);
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"]).run().error(3, "E-MODEL", "lama");
+}
+
+#[test]
+fn weights_that_are_missing() {
+    let dir = Dir::new().with_model().with_rows(2);
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"]).run().code(3).says("model.safetensors");
+}
+
+fn train_on(dir: &Dir) -> Ran {
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--set", "max_steps=1"]).run()
+}
+
+#[test]
+fn weights_with_a_truncated_header() {
+    let dir = Dir::new().with_weights();
+    let bytes = dir.read("model/model.safetensors");
+    for length in [0, 7, 100, bytes.len() - 1] {
+        dir.write("model/model.safetensors", &bytes[..length]);
+        train_on(&dir).error(3, "E-WEIGHTS", "model.safetensors: ");
+    }
+}
+
+#[test]
+fn weights_with_a_hostile_header() {
+    let dir = Dir::new().with_weights();
+    let bytes = dir.read("model/model.safetensors");
+    // A header that claims to be as long as the address space.
+    let mut hostile = bytes.clone();
+    hostile[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    dir.write("model/model.safetensors", hostile);
+    train_on(&dir).error(3, "E-WEIGHTS", "model.safetensors: ");
+    // A tensor that claims bytes beyond the file.
+    let header = br#"{"model.norm.weight":{"dtype":"F32","shape":[32],"data_offsets":[0,999999999999]}}"#;
+    let mut hostile = (header.len() as u64).to_le_bytes().to_vec();
+    hostile.extend_from_slice(header);
+    dir.write("model/model.safetensors", hostile);
+    train_on(&dir).error(3, "E-WEIGHTS", "model.safetensors: ");
+}
+
+#[test]
+fn weights_of_another_shape() {
+    let dir = Dir::new().with_weights();
+    let config =
+        dir.text("model/config.json").replace("\"intermediate_size\":48", "\"intermediate_size\":64");
+    dir.write("model/config.json", config);
+    train_on(&dir).error(3, "E-WEIGHTS", "mlp");
+}
+
+#[test]
+fn weights_that_are_nan() {
+    let dir = Dir::new().with_weights();
+    let mut bytes = dir.read("model/model.safetensors");
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    dir.write("model/model.safetensors", bytes);
+    train_on(&dir).error(3, "E-WEIGHTS", "model.safetensors: ");
+}
+
+#[test]
+fn loss_that_turns_nan_names_step_and_rows_and_keeps_the_last_checkpoint() {
+    let dir = Dir::new().with_model().with_rows(4);
+    let ran = dir
+        .suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
+        .set(&[
+            "init=random",
+            "max_steps=40",
+            "save_steps=1",
+            "learning_rate=1e20",
+            "max_grad_norm=0",
+            "lr_scheduler_type=constant",
+            "per_device_train_batch_size=2",
+        ])
+        .run()
+        .error(3, "E-NAN", "step ");
+    assert!(ran.stderr.contains("rows.jsonl:"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("the last good checkpoint is trainer_output/checkpoint-"), "{}", ran.stderr);
+    assert!(dir.exists("trainer_output/checkpoint-1/model.safetensors"));
+}
+
+#[test]
+fn full_disk() {
+    // A limit on the size of files stands in for the disk: it needs no privileges. Ignoring the signal makes the
+    // write fail, as on a full disk, instead of ending the process.
+    let dir = Dir::new().with_model().with_rows(40);
+    let ran = dir
+        .sh("trap '' XFSZ; ulimit -f 8; exec \"$SUASION\" prepare -M model -D rows.jsonl -o out.jsonl")
+        .run()
+        .code(3)
+        .says("error[E-IO]: out.jsonl: ");
+    assert!(ran.stderr.contains("File too large"), "{}", ran.stderr);
+    assert!(!dir.exists("out.jsonl"));
+    dir.sh("trap '' XFSZ; ulimit -f 8; exec \"$SUASION\" train -M model -D rows.jsonl --set init=random --set max_steps=2")
+        .run()
+        .code(3)
+        .says("error[E-IO]: trainer_output/");
+    assert!(!dir.exists("trainer_output/model.safetensors"));
+}
+
+#[test]
+fn output_that_cannot_be_created() {
+    let dir = Dir::new().with_model().with_rows(2);
+    dir.write("file", "");
+    let args =
+        ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "output_dir=file/x"];
+    dir.suasion(&args).run().code(3).says("error[E-IO]: ");
+}
+
+#[test]
+fn output_folder_that_is_not_empty() {
+    let dir = Dir::new().with_model().with_rows(2);
+    dir.write("out/precious.txt", "keep me");
+    let args = ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=1"];
+    dir.suasion(&args).set(&["output_dir=out"]).run().error(
+        2,
+        "E-OUTPUT",
+        "out: the output folder is not empty",
+    );
+    dir.suasion(&args).set(&["output_dir=out", "overwrite_output_dir=true"]).ok();
+    assert_eq!(dir.text("out/precious.txt"), "keep me");
+}
+
+#[test]
+fn key_with_a_typo() {
+    let dir = Dir::new().with_model().with_rows(2);
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--set", "learning_rat=1"])
+        .run()
+        .error(2, "E-CONFIG", "unknown key \"learning_rat\"")
+        .says("did you mean \"learning_rate\"?");
+    dir.write("run.yaml", "seed: 1\nmax_lenght: 8\n");
+    dir.suasion(&["train", "run.yaml"])
+        .run()
+        .error(2, "E-CONFIG", "run.yaml:2: unknown key \"max_lenght\"")
+        .says("did you mean \"max_length\"?");
+}
+
+#[test]
+fn text_rows_without_a_tokenizer() {
+    let dir = Dir::new().with_model().with_rows(2);
+    std::fs::remove_file(dir.path("model/tokenizer.json")).unwrap();
+    dir.suasion(&PREPARE).run().error(3, "E-SOURCE", "no tokenizer");
+}

@@ -1,0 +1,148 @@
+//! CONFIG, `--set` and flags: which wins, what is refused, what is shown and saved.
+
+use crate::util::Dir;
+
+#[test]
+fn flags_win_over_assignments_over_the_file() {
+    let dir = Dir::new();
+    dir.write("run.yaml", "model_name_or_path: from-file\nseed: 1\nlearning_rate: 1e-3\n");
+    let ran = dir
+        .suasion(&["check", "run.yaml", "--json", "-M", "from-flag"])
+        .set(&["model_name_or_path=from-set", "seed=2"])
+        .run()
+        .code(1);
+    let json = ran.json();
+    assert_eq!(json["config"]["model_name_or_path"], "from-flag");
+    assert_eq!(json["config"]["seed"], 2);
+    assert_eq!(json["config"]["learning_rate"], 1e-3);
+    assert_eq!(json["set_by"]["learning_rate"], "run.yaml:3");
+    assert_eq!(json["set_by"]["model_name_or_path"], "--model");
+    assert!(json["problems"][0].as_str().unwrap().contains("from-flag"));
+}
+
+#[test]
+fn check_prints_every_key_and_reads_it_back() {
+    let dir = Dir::new();
+    let first = dir.suasion(&["check", "--set", "max_length=None", "--set", "stop_tokens=<|im_end|>"]).ok();
+    assert!(first.stdout.lines().count() > 40);
+    dir.write("all.yaml", &first.stdout);
+    let second = dir.suasion(&["check", "all.yaml", "--json"]).ok().json();
+    assert_eq!(second["config"]["max_length"], serde_json::Value::Null);
+    assert_eq!(second["config"]["stop_tokens"][0], "<|im_end|>");
+}
+
+#[test]
+fn toml_is_read_like_yaml() {
+    let dir = Dir::new();
+    dir.write("run.toml", "seed = 3\n[section_markers]\nTASK = \"[ASK]\"\n");
+    let json = dir.suasion(&["check", "run.toml", "--json"]).ok().json();
+    assert_eq!(json["config"]["seed"], 3);
+    assert_eq!(json["config"]["section_markers"]["TASK"], "[ASK]");
+    assert_eq!(json["config"]["section_markers"]["SYSTEM"], "[SYSTEM]");
+}
+
+#[test]
+fn known_keys_that_are_not_supported_say_so() {
+    let dir = Dir::new();
+    for (assignment, name) in [
+        ("packing=true", "packing"),
+        ("use_peft=true", "use_peft"),
+        ("bf16=true", "bf16"),
+        ("report_to=wandb", "report_to"),
+        ("assistant_only_loss=true", "assistant_only_loss"),
+        ("template_date=2024-01-01", "template_date"),
+        ("deepspeed=ds.json", "deepspeed"),
+    ] {
+        dir.suasion(&["check", "--set", assignment]).run().error(
+            2,
+            "E-CONFIG",
+            &format!("{name} is not supported"),
+        );
+    }
+    for assignment in ["packing=false", "report_to=none", "bf16=false", "optim=adamw_torch", "supervise=all"]
+    {
+        let ran = dir.suasion(&["check", "--set", assignment]).ok();
+        assert!(!ran.stderr.contains("note:"), "{}", ran.stderr);
+    }
+    dir.suasion(&["check", "--set", "dataset_num_proc=4"]).ok().says("dataset_num_proc changes nothing here");
+}
+
+#[test]
+fn choices_and_bounds_are_listed() {
+    let dir = Dir::new();
+    dir.suasion(&["check", "--set", "lr_scheduler_type=polynomial"]).run().error(
+        2,
+        "E-CONFIG",
+        "linear, cosine, constant, constant_with_warmup",
+    );
+    dir.suasion(&["check", "--set", "eval_fraction=1"]).run().error(2, "E-CONFIG", "from 0 to below 1");
+    dir.suasion(&["check", "--set", "eval_strategy=best"]).run().error(2, "E-CONFIG", "eval_strategy");
+    dir.suasion(&["check", "--set", "seed"]).run().error(2, "E-USAGE", "expected key=value");
+}
+
+#[test]
+fn usage_errors_have_the_contracts_form() {
+    let dir = Dir::new();
+    dir.suasion(&["train", "--no-such-flag"]).run().error(2, "E-USAGE", "--no-such-flag");
+    dir.suasion(&["diagnose"]).run().error(2, "E-USAGE", "diagnose");
+    dir.suasion(&["train"]).run().error(2, "E-USAGE", "no model is named");
+    dir.suasion(&["verify"]).run().error(2, "E-USAGE", "no rows are named");
+    dir.suasion(&["verify", "rows.jsonl"]).run().error(2, "E-USAGE", "rows are given with --data");
+    dir.suasion(&["generate", "-M", "m", "--prompt", "a", "--data", "b"]).run().error(
+        2,
+        "E-USAGE",
+        "cannot be used",
+    );
+    dir.suasion(&["--help"]).ok().prints("train").prints("verify");
+    dir.suasion(&["--version"]).ok().prints("suasion ");
+}
+
+#[test]
+fn a_model_that_is_not_there_says_where_it_looked() {
+    let dir = Dir::new().with_rows(1);
+    let train = |model: &str| dir.suasion(&["train", "-D", "rows.jsonl", "-M", model]);
+    train("./nowhere").run().error(3, "E-MODEL", "./nowhere: no such folder");
+    train("rows.jsonl").run().error(3, "E-MODEL", "is a file");
+    train("some/model").env("HF_HUB_CACHE", "cache").run().error(3, "E-MODEL", "cache/models--some--model");
+    train("some/model").env("HF_HOME", "home").run().error(3, "E-MODEL", "home/hub/models--some--model");
+}
+
+#[test]
+fn a_hub_id_is_found_in_the_local_cache() {
+    let dir = Dir::new().with_model().with_rows(2);
+    std::fs::create_dir_all(dir.path("cache/models--some--model/snapshots")).unwrap();
+    dir.write("cache/models--some--model/refs/main", "abc123");
+    std::fs::rename(dir.path("model"), dir.path("cache/models--some--model/snapshots/abc123")).unwrap();
+    dir.suasion(&["prepare", "-M", "some/model", "-D", "rows.jsonl", "-o", "out.jsonl"])
+        .env("HF_HUB_CACHE", "cache")
+        .ok();
+    assert_eq!(dir.lines("out.jsonl").len(), 2);
+}
+
+#[test]
+fn the_resolved_configuration_is_saved_and_runs_again() {
+    let dir = Dir::new().with_model().with_rows(3);
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
+        .set(&["init=random", "max_steps=2", "learning_rate=1e-3", "output_dir=one"])
+        .ok()
+        .says("learning_rate=0.001");
+    dir.suasion(&["train", "one/suasion.yaml", "--set", "output_dir=two"]).ok();
+    assert_eq!(dir.read("one/model.safetensors"), dir.read("two/model.safetensors"));
+}
+
+#[test]
+fn splits_of_a_folder() {
+    let dir = Dir::new().with_model().with_rows(6);
+    dir.write("data/train.jsonl", dir.read("rows.jsonl"));
+    dir.write("data/valid.jsonl", crate::util::row(9) + "\n");
+    let ran = dir.suasion(&["train", "-M", "model", "-D", "data", "--set", "init=random", "--dry-run"]).ok();
+    ran.says("data/train.jsonl: 6 rows").says("data/valid.jsonl: 1 row:");
+    dir.suasion(&["train", "-M", "model", "-D", "data", "--dry-run"])
+        .set(&["init=random", "dataset_test_split=test"])
+        .run()
+        .error(3, "E-SOURCE", "no test.jsonl");
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--dry-run"])
+        .set(&["init=random", "eval_fraction=0.34"])
+        .ok()
+        .says("2 rows held out of the training rows, 4 left");
+}

@@ -1,0 +1,60 @@
+//! `suasion train --demo`: needs nothing but the binary, and says what it measured.
+
+use crate::util::Dir;
+
+#[test]
+fn the_demo_runs_from_the_binary_alone() {
+    let dir = Dir::new();
+    let ran = dir.suasion(&["train", "--demo", "--set", "max_steps=2", "--set", "learning_rate=1e-3"]).ok();
+    for text in
+        ["share of", "response only", "all tokens", "[RESPONSE]", "report: suasion-demo/run/report.html"]
+    {
+        assert!(ran.stdout.contains(text), "{text}\n{}", ran.stdout);
+    }
+    assert!(dir.exists("suasion-demo/run/report.html") && dir.exists("suasion-demo/run/model.safetensors"));
+    // Nobody is held out by halves.
+    let views = |name: &str| -> std::collections::BTreeSet<String> {
+        dir.lines(name).iter().map(|row| row["view"].as_str().unwrap().to_string()).collect()
+    };
+    assert!(views("suasion-demo/data/train.jsonl").is_disjoint(&views("suasion-demo/data/test.jsonl")));
+    // A second demo replaces the first, and nothing else.
+    dir.suasion(&["train", "--demo", "--set", "max_steps=1", "--quiet"]).ok();
+    dir.write("mine/notes.txt", "keep me");
+    dir.suasion(&["train", "--demo", "--set", "output_dir=mine"]).run().error(2, "E-OUTPUT", "not empty");
+}
+
+#[test]
+fn what_the_demo_says_is_what_it_measured() {
+    let dir = Dir::new();
+    let ran = dir.suasion(&["train", "--demo", "--json", "--quiet", "--set", "max_steps=3"]).ok();
+    let json = ran.json();
+    let rows = dir.suasion(&[
+        "eval",
+        "-M",
+        "suasion-demo/run",
+        "-D",
+        "suasion-demo/data/test.jsonl",
+        "--json",
+        "--quiet",
+    ]);
+    let measured = rows.ok().json()["loss"].as_f64().unwrap();
+    let said = json["report"]["after"]["loss"].as_f64().unwrap();
+    assert!((measured - said).abs() < 1e-9, "{measured} {said}");
+    // The comparison's arm of responses only is the same training.
+    let arm = json["comparison"]["response_only"]["evaluation"]["loss"].as_f64().unwrap();
+    assert!((arm - said).abs() < 1e-9, "{arm} {said}");
+    assert_eq!(json["verify"]["sections"]["context"]["share_after"], 0.0);
+}
+
+#[test]
+fn the_demo_can_be_planned() {
+    let dir = Dir::new();
+    dir.suasion(&["train", "--demo", "--dry-run"]).ok().says("supervised: ");
+    assert!(!dir.exists("suasion-demo/run"));
+    dir.suasion(&["train", "--demo", "--resume"]).run().code(2);
+    dir.suasion(&["train", "--demo", "--set", "dataset_name=mine.jsonl"]).run().error(
+        2,
+        "E-USAGE",
+        "dataset_name",
+    );
+}

@@ -1,0 +1,16 @@
+//! End-to-end tests of the binary, in one test program: what a user types, what comes back, what lies on the disk.
+//!
+//! `util` is the small language that they are written in. Tests that need the internal material (golden values of
+//! real models) find it at `SUASION_MATERIAL` or `../shared/material` and say "skipped: no material" elsewhere.
+
+mod util;
+
+mod bad_input;
+mod commands;
+mod configuration;
+mod demo;
+mod goldens;
+mod prepare;
+mod readme;
+mod resume;
+mod verify;

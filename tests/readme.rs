@@ -1,0 +1,73 @@
+//! README.md: every command that it shows works as it is shown.
+//!
+//! The commands of the ```sh blocks are run in a folder that has what a reader would have: `rows.jsonl` (also as
+//! `train.jsonl` and `data.jsonl`), a model in `model/`, and `run.yaml`. Training commands get a few steps only.
+
+use crate::util::{Dir, root};
+
+fn commands() -> Vec<String> {
+    let Ok(readme) = std::fs::read_to_string(root().join("README.md")) else {
+        println!("skipped: no README.md");
+        return Vec::new();
+    };
+    let mut commands = Vec::new();
+    let mut inside = false;
+    let mut pending = String::new();
+    for line in readme.lines() {
+        let line = line.trim();
+        if line.starts_with("```") {
+            inside = line == "```sh";
+            continue;
+        }
+        if !inside || line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        // A line that ends in a backslash goes on.
+        if let Some(start) = line.strip_suffix('\\') {
+            pending += start;
+            continue;
+        }
+        commands.push(std::mem::take(&mut pending) + line);
+    }
+    commands
+}
+
+#[test]
+fn every_suasion_command_of_the_readme_works() {
+    let commands = commands();
+    if commands.is_empty() {
+        return;
+    }
+    for main in ["cargo run --release -- train --demo", "cargo test --workspace"] {
+        assert!(
+            commands.iter().any(|c| c.starts_with(main)),
+            "the README has the command {main}: {commands:#?}"
+        );
+    }
+    let dir = Dir::new().with_weights().with_rows(12);
+    let rows = dir.read("rows.jsonl");
+    for name in ["train.jsonl", "data.jsonl", "test.jsonl"] {
+        dir.write(name, &rows);
+    }
+    dir.write("run.yaml", "model_name_or_path: model\ndataset_name: rows.jsonl\noutput_dir: from-yaml\n");
+    let mut resumable: Option<String> = None;
+    for command in commands {
+        let Some(line) = command.strip_prefix("suasion ").or(command.strip_prefix("cargo run --release -- "))
+        else {
+            continue;
+        };
+        let line = line.split(" #").next().unwrap_or(line);
+        let trains = line.starts_with("train") || line.starts_with("compare");
+        let few =
+            if trains && !line.contains("--resume") { " --set max_steps=2 --set save_steps=1" } else { "" };
+        // A README may train into the same folder twice; a reader would not.
+        if line.starts_with("train") && !line.contains("--resume") {
+            resumable = Some(line.to_string());
+            for folder in ["trainer_output", "out", "from-yaml"] {
+                let _ = std::fs::remove_dir_all(dir.path(folder));
+            }
+        }
+        assert!(!line.contains("--resume") || resumable.is_some(), "{line}: nothing was trained before");
+        dir.sh(&format!("\"$SUASION\" {line}{few}")).ok();
+    }
+}

@@ -1,0 +1,163 @@
+//! `suasion verify`: readable at 80 columns, behind a pipe, without colour, with wide characters; and its exit codes.
+
+use crate::util::{Dir, TestCommand};
+use unicode_width::UnicodeWidthStr;
+
+fn verify(dir: &Dir) -> TestCommand {
+    dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl"])
+}
+
+fn fits_80_columns(text: &str) {
+    for line in text.lines() {
+        assert!(line.width() <= 80, "{} columns: {line}", line.width());
+    }
+}
+
+#[test]
+fn piped_output_is_plain_and_fits() {
+    let dir = Dir::new().with_model().with_rows(5);
+    let ran = verify(&dir).ok();
+    fits_80_columns(&ran.stdout);
+    assert!(!ran.stdout.contains('\x1b'));
+    // What is learned and what is not is said in words.
+    for word in ["LEARNED", "masked", "response", "system", "context", "task", "scaffold", "end_of_turn"] {
+        assert!(ran.stdout.contains(word), "{word}\n{}", ran.stdout);
+    }
+    // Three rows, as is the default.
+    for (row, shown) in [(0, true), (1, true), (2, true), (3, false)] {
+        assert_eq!(ran.stdout.contains(&format!("rows.jsonl:{}", row + 1)), shown, "{}", ran.stdout);
+    }
+}
+
+#[test]
+fn rows_and_row_choose_what_is_shown() {
+    let dir = Dir::new().with_model().with_rows(5);
+    let four = verify(&dir).args(&["--row", "4"]).ok().stdout;
+    assert!(four.contains("rows.jsonl:5") && !four.contains("rows.jsonl:1"), "{four}");
+    let none = verify(&dir).args(&["--rows", "0"]).ok().stdout;
+    assert!(!none.contains("rows.jsonl:1"), "{none}");
+    verify(&dir).args(&["--row", "5"]).run().error(2, "E-USAGE", "has the rows 0 to 4");
+}
+
+#[test]
+fn wide_characters_and_emoji_fit() {
+    let dir = Dir::new().with_model();
+    let input = "[SYSTEM] 誠実に答えてください。\n[CONTEXT] 電車は遅い。👩‍👩‍👧‍👦 한국어 텍스트 עברית\u{200f}\n[TASK] 👍🏽\n[RESPONSE]";
+    let full = format!("{input} {}", "そうですね、朝の混雑は本当に大変です。🚆🚆🚆 e\u{301}".repeat(6));
+    dir.write("rows.jsonl", serde_json::json!({"input_text": input, "full_text": full}).to_string());
+    for args in [&["--color", "never"][..], &["--ids"][..]] {
+        let ran = verify(&dir).args(args).ok();
+        fits_80_columns(&ran.stdout);
+    }
+}
+
+#[test]
+fn control_characters_do_not_reach_the_terminal() {
+    let dir = Dir::new().with_model();
+    let row = serde_json::json!({"input_text": "a\x1b[31m", "full_text": "a\x1b[31m \x07b\x1b]0;x\x07 c"});
+    dir.write("rows.jsonl", row.to_string());
+    let ran = verify(&dir).ok();
+    assert!(!ran.stdout.contains('\x1b') && !ran.stdout.contains('\x07'), "{:?}", ran.stdout);
+}
+
+#[test]
+fn colour_only_where_it_is_asked_for() {
+    let dir = Dir::new().with_model().with_rows(1);
+    assert!(verify(&dir).args(&["--color", "always"]).ok().stdout.contains('\x1b'));
+    assert!(!verify(&dir).args(&["--color", "never"]).ok().stdout.contains('\x1b'));
+    assert!(!verify(&dir).env("NO_COLOR", "1").ok().stdout.contains('\x1b'));
+}
+
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let dir = Dir::new().with_model().with_rows(400);
+    for command in ["verify -M model -D rows.jsonl --rows 400", "completions bash", "check", "env"] {
+        let ran = dir.sh(&format!("\"$SUASION\" {command} | head -n 1")).ok();
+        assert_eq!(ran.stdout.lines().count(), 1);
+        assert!(!ran.stderr.contains("error"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn json_has_the_contracts_fields() {
+    let dir = Dir::new().with_model().with_rows(8);
+    let json = verify(&dir).arg("--json").ok().json();
+    assert_eq!((&json["rows"], &json["trainable_rows"]), (&8.into(), &8.into()));
+    let (tokens, supervised) =
+        (json["tokens"].as_u64().unwrap(), json["supervised_tokens"].as_u64().unwrap());
+    let sections = json["sections"].as_object().unwrap();
+    let sum = |name: &str| sections.values().map(|s| s[name].as_f64().unwrap()).sum::<f64>();
+    assert!((sum("share_before") - 1.0).abs() < 1e-9 && (sum("share_after") - 1.0).abs() < 1e-9);
+    assert_eq!(sum("tokens") as u64, tokens);
+    let of = |name: &str| sections[name]["tokens"].as_u64().unwrap();
+    assert_eq!(of("response") + of("end_of_turn"), supervised);
+    assert_eq!(sections["system"]["share_after"], 0.0);
+    assert!(json["findings"].is_array() && json["counts"].is_object());
+}
+
+/// Rows as other tools leave them: a correct one, and one for each mistake of the field.
+const TOKENISED: [(&str, &str); 4] = [
+    ("", r#"{"input_ids": [11, 12, 13, 14, 0], "labels": [-100, -100, 13, 14, 0]}"#),
+    ("M001", r#"{"input_ids": [11, 12, 13, 14, 0], "labels": [-100, -100, -100, -100, -100]}"#),
+    ("M008", r#"{"input_ids": [11, 12, 13, 14, 0], "labels": [11, 12, 13, 14, 0]}"#),
+    ("L001", r#"{"input_ids": [11, 12, 13, 14, 0], "labels": [-100, -100, 14, 0, -100]}"#),
+];
+
+#[test]
+fn tokenised_rows_need_no_model_and_errors_exit_1() {
+    let dir = Dir::new();
+    for (code, row) in TOKENISED {
+        dir.write("rows.jsonl", format!("{row}\n"));
+        let ran = dir.suasion(&["verify", "--data", "rows.jsonl", "--json"]).run();
+        let ran = ran.code(if code.is_empty() { 0 } else { 1 });
+        let counts = ran.json()["counts"].clone();
+        if !code.is_empty() {
+            assert_eq!(counts[code], 1, "{counts}");
+        }
+    }
+}
+
+#[test]
+fn select_and_ignore_decide_the_exit_code() {
+    let dir = Dir::new();
+    dir.write("rows.jsonl", format!("{}\n{}\n", TOKENISED[0].1, TOKENISED[2].1));
+    let run = |args: &[&str]| dir.suasion(&["verify", "-D", "rows.jsonl"]).args(args).run();
+    run(&[]).code(1).prints("M008");
+    run(&["--ignore", "M008"]).code(0);
+    run(&["--select", "T"]).code(0);
+    run(&["--select", "M"]).code(1);
+    run(&["--select", "X9"]).error(2, "E-USAGE", "X9");
+}
+
+#[test]
+fn raw_rows_that_fail_are_findings() {
+    let dir = Dir::new().with_model();
+    dir.write(
+        "rows.jsonl",
+        "{\"input_text\": \"a\", \"full_text\": \"b\"}\n{\"input_text\": \"a\", \"full_text\": \"a b\"}\n",
+    );
+    let ran = verify(&dir).run().code(1).prints("rows.jsonl:1: ").prints("does not start with");
+    fits_80_columns(&ran.stdout);
+    let json = verify(&dir).arg("--json").run().code(1).json();
+    assert_eq!(json["findings"][0]["row"], 0);
+}
+
+#[test]
+fn html_is_one_page() {
+    let dir = Dir::new().with_model();
+    let row = serde_json::json!({"input_text": "<script>alert(1)</script>", "full_text": "<script>alert(1)</script> yes"});
+    dir.write("rows.jsonl", row.to_string());
+    verify(&dir).args(&["--html", "page.html"]).ok().says("page.html");
+    let page = dir.text("page.html");
+    assert!(page.to_ascii_lowercase().starts_with("<!doctype html>"));
+    assert!(!page.contains("<script>alert") && !page.contains("http://") && !page.contains("https://"));
+}
+
+#[test]
+fn prepared_data_verifies() {
+    let dir = Dir::new().with_model().with_rows(4);
+    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"]).ok();
+    let raw = verify(&dir).arg("--json").ok().json();
+    let prepared = dir.suasion(&["verify", "-D", "out.jsonl", "--json"]).ok().json();
+    assert_eq!(raw["sections"], prepared["sections"]);
+}
