@@ -100,7 +100,7 @@ fn training_stops_or_goes_on_as_asked() {
 fn response_cut_away_by_truncation() {
     let dir = Dir::new().with_model().with_rows(3);
     let cut = dir.suasion(&PREPARE).set(&["truncation_mode=keep_start", "max_length=12"]).ok();
-    cut.says("0 kept").says("3 dropped (3 no target left after truncation)");
+    cut.says("0 kept").says("3 dropped (3 without a target)");
     assert!(dir.lines("out.findings.jsonl").iter().any(|f| f["code"] == "M001"));
     // With nothing left there is nothing to train on, and that is said before any work.
     dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"])

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::pipeline::{BAD_ROWS_LISTED, Outcome, Pipeline, Progress, Summary};
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, Finding, Level, Policy, Sample};
+use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
 
 /// What is read and kept of a file of rows.
 pub struct RowSet {
@@ -21,16 +21,16 @@ pub struct RowSet {
     pub failures: Vec<String>,
 }
 
-/// Reads a file through the rooms of the data crate.
+/// Reads a file through the rooms of the data crate; `mode` says what the rows are for.
 pub fn load(
     ui: &Ui,
     path: &Path,
     tokenizer: Option<&Tokenizer>,
     policy: &Policy,
     vocab_size: Option<usize>,
+    mode: Mode,
 ) -> anyhow::Result<RowSet> {
-    let mut pipeline = Pipeline::new(tokenizer, policy);
-    pipeline.vocab_size = vocab_size;
+    let pipeline = Pipeline { vocab_size, mode, ..Pipeline::new(tokenizer, policy) };
     let mut samples = Vec::new();
     let mut examples = BTreeMap::new();
     let mut failures = Vec::new();

@@ -21,10 +21,9 @@ pub struct Subject<'a> {
     pub policy: &'a Policy,
 }
 
-/// Findings with these codes mean that a wrong token would be learned, or a right one not: such a row does not
-/// become training data unless the finding is ignored by name.
-pub const REFUSED: [Code; 7] =
-    [Code::M001, Code::M004, Code::M005, Code::M006, Code::M008, Code::M009, Code::L001];
+/// Findings with these codes mean that a wrong token would be learned, or a right one not: such a row is not
+/// trained on unless the finding is ignored by name.
+pub const REFUSED: [Code; 6] = [Code::M004, Code::M005, Code::M006, Code::M008, Code::M009, Code::L001];
 
 /// Rows that repeat at least this many tokens of their prompt as the response are reported.
 const COPY_TOKENS: usize = 16;

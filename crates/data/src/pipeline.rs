@@ -36,10 +36,12 @@ const CHUNK_BYTES: usize = 4 << 20;
 /// What the run is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// To train: rows with a finding of [`audit::REFUSED`] fail, `on_bad_row` decides what that means, and
-    /// padding is removed (by attention mask, never by id).
+    /// To write or to evaluate: labels are taken as they are, findings are reported, bad rows are subject to
+    /// `on_bad_row`, and padding is removed (by attention mask, never by id).
     #[default]
     Prepare,
+    /// To train: as `Prepare`, and rows with a finding of [`audit::REFUSED`] are bad rows, too.
+    Train,
     /// To look: every row that has tokens is handed on as it is, whatever its findings, and bad rows never stop the run.
     Verify,
 }
@@ -103,7 +105,7 @@ impl DropReason {
     pub fn meaning(self) -> &'static str {
         match self {
             DropReason::TooLong => "longer than max_length",
-            DropReason::NoTarget => "no target left after truncation",
+            DropReason::NoTarget => "without a target",
         }
     }
 
@@ -190,8 +192,8 @@ impl<'a> Pipeline<'a> {
     /// Runs over a whole source. `each` gets every outcome in source order; an error that it returns ends the run.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Source`] and [`Error::Tokenizer`] end the run. In [`Mode::Prepare`] under
-    /// `on_bad_row = error`, bad rows end it with [`Error::BadRows`], after all of them, or
+    /// [`Error::Io`], [`Error::Source`] and [`Error::Tokenizer`] end the run. Under `on_bad_row = error`, and not
+    /// in [`Mode::Verify`], bad rows end it with [`Error::BadRows`], after all of them, or
     /// [`BAD_ROWS_LISTED`], were found and handed to `each`.
     pub fn run(
         &self,
@@ -206,7 +208,7 @@ impl<'a> Pipeline<'a> {
         let mut summary = Summary::default();
         let mut seen: HashMap<u128, u64> = HashMap::new();
         let mut bad: Vec<Error> = Vec::new();
-        let stop_on_bad = self.mode == Mode::Prepare && self.policy.on_bad_row == OnBadRow::Error;
+        let stop_on_bad = self.mode != Mode::Verify && self.policy.on_bad_row == OnBadRow::Error;
         let mut stopped = false;
 
         let hash = std::thread::scope(|scope| -> Result<Option<SourceHash>> {
@@ -409,8 +411,12 @@ impl<'a> Rooms<'a> {
             Body::Tokenised(row) => self.tokenised(id.clone(), *row),
         };
         self.check_vocabulary(&whole.sample)?;
+        if whole.sample.targets().next().is_none() {
+            let (reason, findings) = (DropReason::NoTarget, whole.findings);
+            return Ok((Outcome::Dropped { id, reason, findings }, 0));
+        }
         self.refuse(&mut whole)?;
-        if self.settings.mode == Mode::Prepare && whole.sample.origins.contains(&Origin::Padding) {
+        if self.settings.mode != Mode::Verify && whole.sample.origins.contains(&Origin::Padding) {
             let plan = Plan::strip_padding(&whole.sample.origins);
             whole.sample = cut_sample(whole.sample, &plan);
         }
@@ -528,16 +534,18 @@ impl<'a> Rooms<'a> {
         Err(Error::row(sample.id.clone(), message, help).into())
     }
 
-    /// M001 of the data ends the row in any mode; the other refusals where rows are to be trained on.
+    /// Rows that must not be trained on as they are.
     fn refuse(&self, whole: &mut Whole) -> Result<(), Halt> {
+        if self.settings.mode != Mode::Train {
+            return Ok(());
+        }
         let refused = |f: &&Finding| {
-            let wanted = f.code == Code::M001 || self.settings.filter.accepts(f.code);
-            let looks = self.settings.mode == Mode::Verify && f.code != Code::M001;
-            f.level == Level::Error && audit::REFUSED.contains(&f.code) && wanted && !looks
+            f.level == Level::Error
+                && audit::REFUSED.contains(&f.code)
+                && self.settings.filter.accepts(f.code)
         };
         let Some(finding) = whole.findings.iter().find(refused).cloned() else { return Ok(()) };
         let help = match finding.code {
-            Code::M001 => "a row needs a response; look at its labels or mask",
             Code::M004 | Code::M008 => {
                 "correct the labels, or ask for it: completion_only_loss=false, or prompt_loss_weight"
             }

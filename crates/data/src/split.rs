@@ -1,29 +1,65 @@
-//! Held-out rows.
+//! Holding out a part of the rows.
 
 use crate::Sample;
+use std::collections::BTreeMap;
 
-/// Divides samples into training and held-out ones, each in their order.
+/// Splits samples into those to train on and those held out, both in their order.
 ///
-/// Exactly `round(fraction · n)` are held out, at least one and at most all but one where 0 < fraction < 1 and
-/// there are two or more. Which ones depends on the seed and each sample's row index alone, not on the order or
-/// content of the others' text, so a longer source keeps most of a shorter one's division.
+/// Rows with the same prompt go together: a model that has learned one reply to a prompt is no stranger to the
+/// prompt, and its loss on another reply would flatter it. Prompts are drawn by a hash of the seed and the
+/// number of their first row, until `fraction` of the rows (rounded, at least one, never all) is held out; a
+/// prompt with more rows than are still wanted is passed over. Where one prompt has all rows, they are drawn
+/// one by one.
 pub fn split(samples: Vec<Sample>, fraction: f64, seed: u64) -> (Vec<Sample>, Vec<Sample>) {
     let n = samples.len();
-    let mut count = (fraction.clamp(0.0, 1.0) * n as f64).round() as usize;
+    let mut wanted = (fraction.clamp(0.0, 1.0) * n as f64).round() as usize;
     if fraction > 0.0 && fraction < 1.0 && n > 1 {
-        count = count.clamp(1, n - 1);
+        wanted = wanted.clamp(1, n - 1);
     }
-    let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by_cached_key(|&i| (mix(seed ^ mix(samples[i].id.row)), samples[i].id.row, i));
+    let mut groups = by_prompt(&samples);
+    if groups.len() < 2 {
+        groups = (0..n).map(|i| vec![i]).collect();
+    }
+    groups.sort_by_cached_key(|g| (mix(seed ^ mix(samples[g[0]].id.row)), samples[g[0]].id.row, g[0]));
     let mut held = vec![false; n];
-    for &i in &order[..count] {
-        held[i] = true;
+    let mut count = 0;
+    for group in &groups {
+        if count + group.len() <= wanted {
+            count += group.len();
+            group.iter().for_each(|&i| held[i] = true);
+        }
     }
-    let (mut train, mut test) = (Vec::with_capacity(n - count), Vec::with_capacity(count));
+    // Every prompt has more rows than are wanted: one must go all the same, and the smallest overshoots least.
+    if count == 0
+        && wanted > 0
+        && let Some(group) = groups.iter().min_by_key(|g| g.len())
+    {
+        group.iter().for_each(|&i| held[i] = true);
+    }
+    let (mut train, mut test) = (Vec::with_capacity(n), Vec::with_capacity(wanted));
     for (sample, held) in samples.into_iter().zip(held) {
         if held { test.push(sample) } else { train.push(sample) }
     }
     (train, test)
+}
+
+/// Indices of the samples of each prompt, in order of appearance. A sample without a prompt is by itself.
+fn by_prompt(samples: &[Sample]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut known: BTreeMap<&[u32], usize> = BTreeMap::new();
+    for (i, sample) in samples.iter().enumerate() {
+        let end = sample.origins.iter().position(|o| o.supervised()).unwrap_or(sample.len());
+        let prompt = &sample.input_ids[..end];
+        let has_text = sample.origins[..end].iter().any(|o| matches!(o, crate::Origin::Prompt { .. }));
+        match known.get(prompt) {
+            Some(&group) if has_text => groups[group].push(i),
+            _ => {
+                known.insert(prompt, groups.len());
+                groups.push(vec![i]);
+            }
+        }
+    }
+    groups
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection that scatters consecutive numbers.

@@ -152,7 +152,7 @@ fn origins_of_foreign_rows_explain_each_token() {
 }
 
 #[test]
-fn preparing_refuses_what_verify_shows() {
+fn training_refuses_what_preparing_and_verifying_show() {
     let s = Scratch::new();
     let rows = [
         json!({"input_ids": [P, 1, 2, E], "labels": [X, X, 2, E], "attention_mask": [0, 1, 1, 1]}),
@@ -164,7 +164,18 @@ fn preparing_refuses_what_verify_shows() {
     let path = s.file("rows.jsonl", lines);
     let tokenizer = byte_tokenizer(true);
     let skip = Policy { on_bad_row: OnBadRow::Skip, ..Policy::default() };
-    let pipeline = Pipeline::new(Some(&tokenizer), &skip);
+    let prepared = Pipeline::new(Some(&tokenizer), &skip);
+    let (all, summary) = outcomes(&prepared, &path);
+    assert_eq!(
+        (summary.kept, summary.failed),
+        (4, 0),
+        "foreign labels are written as they are, and reported"
+    );
+    assert_eq!(
+        (codes(&all[1]), codes(&all[3])),
+        (vec!["M008:e".into(), "D001:n".into()], vec!["M009:e".into(), "D001:n".into()])
+    );
+    let pipeline = Pipeline { mode: Mode::Train, ..prepared };
     let (all, summary) = outcomes(&pipeline, &path);
     assert_eq!((summary.kept, summary.failed), (2, 2));
     assert_eq!(kept(&all, 0).sample.input_ids, [1, 2, EOS], "padding is removed, by the mask");

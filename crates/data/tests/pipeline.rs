@@ -414,3 +414,34 @@ fn real_rows() {
         assert_eq!(prompt.len() + learned.len(), sample.len());
     }
 }
+
+#[test]
+fn replies_to_one_prompt_are_held_out_together() {
+    let s = Scratch::new();
+    // 40 prompts with 1 to 5 replies each, scattered over the file.
+    let mut rows = Vec::new();
+    for reply in 0..5 {
+        for prompt in 0..40 {
+            if reply <= prompt % 5 {
+                rows.push(format!("{{\"prompt\": \"p{prompt}\", \"completion\": \"reply {reply}\"}}\n"));
+            }
+        }
+    }
+    let path = s.file("data.jsonl", rows.concat());
+    let (tokenizer, policy) = (byte_tokenizer(false), Policy::default());
+    let (samples, _) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+    let prompt = |sample: &Sample| {
+        let end = sample.origins.iter().position(|o| o.supervised()).unwrap();
+        sample.input_ids[..end].to_vec()
+    };
+    for seed in 0..20 {
+        let (train, held) = split(samples.clone(), 0.2, seed);
+        assert_eq!(train.len() + held.len(), 120);
+        assert_eq!(held.len(), 24, "prompts of one reply fill up what larger ones leave");
+        let trained: std::collections::BTreeSet<_> = train.iter().map(prompt).collect();
+        assert!(held.iter().all(|s| !trained.contains(&prompt(s))), "a held-out prompt was trained on");
+    }
+    // One prompt for all rows leaves nothing but drawing rows.
+    let same: Vec<Sample> = samples.iter().filter(|s| prompt(s) == prompt(&samples[4])).cloned().collect();
+    assert_eq!((same.len(), split(same, 0.4, 1).1.len()), (5, 2));
+}

@@ -197,7 +197,7 @@ fn a_data_set() {
     let text = terminal::summary(&summary, &Style::default());
     let expected = "\
 rows     17: 14 kept (0 cut), 1 left out, 2 failed
-         left out: 1 no target left after truncation
+         left out: 1 without a target
 tokens   266: 154 masked, 112 supervised (42.1 %)
 targets  112 in 14 trainable rows; the longest row has 19 tokens
 

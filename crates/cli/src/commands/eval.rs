@@ -7,6 +7,7 @@ use crate::ui::{self, Ui};
 use crate::{interrupt, loading, rows};
 use std::io::Write;
 use std::path::PathBuf;
+use suasion_data::Mode;
 use suasion_engine::Architecture;
 use suasion_train::evaluate::{Calibration, Evaluation};
 use suasion_train::plan::{check_row, eval_budget};
@@ -29,7 +30,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     check_vocabulary(&dir, &arch, tokenizer.as_ref())?;
     let policy = config.policy();
     check_manifest(&file, tokenizer.as_ref(), &policy)?;
-    let data = loading::load(ui, &file, tokenizer.as_ref(), &policy, Some(arch.vocab_size))?;
+    let data = loading::load(ui, &file, tokenizer.as_ref(), &policy, Some(arch.vocab_size), Mode::Prepare)?;
     ui.say(format_args!("{}: {}", file.display(), loading::rows_line(&data.summary)));
     loading::tell_findings(ui, &data, 0);
     data.samples.iter().try_for_each(|sample| check_row(&arch, sample))?;

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Origin, Sample};
+use suasion_data::{Mode, Origin, Sample};
 use suasion_engine::{Architecture, Budget, Model};
 use suasion_train::generate::Stopped;
 use suasion_train::{Sampling, generate, prompt_ids};
@@ -104,7 +104,8 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 data,
                 config.dataset_test_split.as_deref().unwrap_or(&config.dataset_train_split),
             )?;
-            let data = loading::load(ui, &file, Some(&tokenizer), &policy, Some(arch.vocab_size))?;
+            let data =
+                loading::load(ui, &file, Some(&tokenizer), &policy, Some(arch.vocab_size), Mode::Prepare)?;
             data.samples
                 .iter()
                 .take(args.rows.unwrap_or(usize::MAX))

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::{self, Manifest};
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{MASKING_VERSION, Policy, Sample, pipeline};
+use suasion_data::{MASKING_VERSION, Mode, Policy, Sample, pipeline};
 use suasion_engine::{Architecture, Budget, Cpu, MemoryPlan, Model};
 use suasion_train::card::{DataCard, FindingCount, SectionShare};
 use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
@@ -145,9 +145,9 @@ impl Job {
         for file in [Some(&data), eval_file.as_ref()].into_iter().flatten() {
             check_manifest(file, tokenizer.as_ref(), &policy)?;
         }
-        let mut train_rows = loading::load(ui, &data, tokenizer.as_ref(), &policy, vocab)?;
+        let mut train_rows = loading::load(ui, &data, tokenizer.as_ref(), &policy, vocab, Mode::Train)?;
         let mut eval_rows = match &eval_file {
-            Some(file) => Some(loading::load(ui, file, tokenizer.as_ref(), &policy, vocab)?),
+            Some(file) => Some(loading::load(ui, file, tokenizer.as_ref(), &policy, vocab, Mode::Train)?),
             None => None,
         };
         let samples = std::mem::take(&mut train_rows.samples);
