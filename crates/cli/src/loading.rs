@@ -4,6 +4,7 @@ use crate::ui::{self, Ui};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::pipeline::{BAD_ROWS_LISTED, Outcome, Pipeline, Progress, Summary};
+use suasion_data::prepared::Manifest;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
 
@@ -30,7 +31,8 @@ pub fn load(
     vocab_size: Option<usize>,
     mode: Mode,
 ) -> anyhow::Result<RowSet> {
-    let pipeline = Pipeline { vocab_size, mode, ..Pipeline::new(tokenizer, policy) };
+    let asked = Manifest::beside(path)?.map(|manifest| manifest.asked(policy));
+    let pipeline = Pipeline { vocab_size, mode, asked: asked.as_ref(), ..Pipeline::new(tokenizer, policy) };
     let mut samples = Vec::new();
     let mut examples = BTreeMap::new();
     let mut failures = Vec::new();

@@ -249,11 +249,11 @@ pub fn m007(s: &Subject<'_>) -> Option<Finding> {
     s.finding(Code::M007, format!("{} after the stop token supervised", places(&after)))
 }
 
-/// M008: the labels of a foreign row equal its ids, though it has a prompt, or does not say that it has none.
-/// Labels that follow from a mask are what the mask and the policy ask for.
+/// M008: the labels of a foreign row equal its ids, whether it gave labels or a mask. A prepared row whose
+/// origins say that it is a response and nothing else is what it says.
 pub fn m008(s: &Subject<'_>) -> Option<Finding> {
     let given = s.given?;
-    if s.all_tokens() || given.weights.is_some() || given.labels.is_none() {
+    if s.all_tokens() || given.weights.is_some() {
         return None;
     }
     let equal = |i: usize| i64::from(s.sample.labels[i]) == i64::from(s.sample.input_ids[i]);
@@ -262,8 +262,10 @@ pub fn m008(s: &Subject<'_>) -> Option<Finding> {
     if !real.all(equal) {
         return None;
     }
-    if s.origins_are_known() && s.sample.origins.iter().all(|o| o.supervised() || *o == Origin::Padding) {
-        // The row says that it is a response and nothing else.
+    let only_response = || s.sample.origins.iter().all(|o| o.supervised() || *o == Origin::Padding);
+    let weighted =
+        |o: &Origin| matches!(o, Origin::Prompt { section, .. } if s.policy.section_weight(*section) > 0.0);
+    if given.origins.is_some() && only_response() || s.sample.origins.iter().any(weighted) {
         return None;
     }
     s.finding(

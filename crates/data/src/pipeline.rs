@@ -7,7 +7,7 @@
 use crate::audit::{self, Filter, Subject};
 use crate::example::{Body, Example, Tokenised};
 use crate::label::{self, Special};
-use crate::policy::{OnBadRow, Policy};
+use crate::policy::{OnBadRow, Policy, TruncationMode};
 use crate::render::{self, Rendered, Stops};
 use crate::row::Row;
 use crate::source::{RawRow, Source, SourceHash};
@@ -53,6 +53,9 @@ pub struct Pipeline<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     /// Every choice that decides labels.
     pub policy: &'a Policy,
+    /// The policy that the audits hold rows against, where it is not `policy`: prepared rows carry weights that
+    /// their own manifest asked for ([`crate::prepared::Manifest::asked`]).
+    pub asked: Option<&'a Policy>,
     /// What the run is for.
     pub mode: Mode,
     /// The model's number of embeddings: ids beyond it are an error of their row.
@@ -182,6 +185,7 @@ impl<'a> Pipeline<'a> {
         Pipeline {
             tokenizer,
             policy,
+            asked: None,
             mode: Mode::default(),
             vocab_size: None,
             keep_text: false,
@@ -435,15 +439,9 @@ impl<'a> Rooms<'a> {
         };
         let marker = render::starts_with_response_marker(&text[prompt_len..], policy);
         let rendered = render::render(id.clone(), text, prompt_len, policy, &self.stops);
-        if rendered.response().all(|r| r.trim().is_empty()) {
-            let what =
-                if rendered.response().all(str::is_empty) { "is empty" } else { "is only white space" };
+        if rendered.response().all(str::is_empty) {
             return Err(Halt::Row(Bad {
-                error: Error::row(
-                    id,
-                    format!("M001: the response {what}"),
-                    "write the response, or remove the row",
-                ),
+                error: Error::row(id, "M001: the response is empty", "write the response, or remove the row"),
                 code: Code::M001,
                 others: Vec::new(),
             }));
@@ -513,7 +511,8 @@ impl<'a> Rooms<'a> {
     fn tokenised(&self, id: RowId, row: Tokenised) -> Whole {
         let policy = self.settings.policy;
         let sample = label::label_tokenised(id, &row, &self.special, policy);
-        let subject = Subject { sample: &sample, given: Some(&row), special: &self.special, policy };
+        let asked = self.settings.asked.unwrap_or(policy);
+        let subject = Subject { sample: &sample, given: Some(&row), special: &self.special, policy: asked };
         let findings = audit::audit(&subject);
         Whole { sample, findings, text: row.text.filter(|_| self.settings.keep_text), bytes: None }
     }
@@ -614,7 +613,7 @@ impl<'a> Rooms<'a> {
         if sample.targets().next().is_none() {
             let message = format!(
                 "no supervised token is left: the row has {n} tokens, max_length is {max}{}",
-                if protected >= max {
+                if protected >= max && policy.truncation_mode == TruncationMode::KeepResponse {
                     format!(", and {protected} tokens of the prompt are never cut")
                 } else {
                     String::new()

@@ -2,7 +2,7 @@
 
 use crate::atomic::{AtomicFile, write_atomic};
 use crate::pipeline::{Kept, Outcome, SECTION_ORDER, Summary};
-use crate::policy::Policy;
+use crate::policy::{Objective, Policy};
 use crate::source::SourceHash;
 use crate::tokens::Tokenizer;
 use crate::{Error, Finding, MASKING_VERSION, Result, Sample};
@@ -114,6 +114,19 @@ impl Manifest {
             message: format!("not a manifest: {e}"),
             help: "prepare the data again".into(),
         })
+    }
+
+    /// `policy` with what decides whether a label of these rows is right: the weights and the objective that
+    /// they were prepared under.
+    pub fn asked(&self, policy: &Policy) -> Policy {
+        let mut asked = policy.clone();
+        asked.prompt_loss_weight = self.policy.prompt_loss_weight;
+        asked.loss_weights.clone_from(&self.policy.loss_weights);
+        asked.append_eos = self.policy.append_eos;
+        if self.policy.objective == Objective::AllTokens {
+            asked.objective = Objective::AllTokens;
+        }
+        asked
     }
 
     /// Compares what the labels depend on with another tokenizer and policy. Returns what differs, in words.

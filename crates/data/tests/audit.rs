@@ -7,6 +7,7 @@ use common::{BOS, EOS, PAD, Scratch, byte_tokenizer, codes, kept, outcomes};
 use serde_json::json;
 use suasion_data::audit::Filter;
 use suasion_data::policy::{Objective, OnBadRow};
+use suasion_data::prepared::{Manifest, PreparedWriter};
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Mode, Origin, Outcome, Pipeline, Policy};
 
@@ -50,13 +51,14 @@ fn good_rows_have_no_findings() {
     assert_eq!(found(json!({"input_ids": [1, 2, E, P, P], "labels": [X, 2, E, X, X]})), NONE);
     // Two turns.
     assert_eq!(found(json!({"input_ids": [1, 2, E, 3, 4, E], "labels": [X, 2, E, X, 4, E]})), NONE);
-    // A row that says that all of it is a response.
-    assert_eq!(found(json!({"input_ids": [1, 2, E], "completion_mask": [1, 1, 1]})), NONE);
+    // A prepared row that says that all of it is a response.
+    assert_eq!(found(json!({"input_ids": [1, 2, E], "labels": [1, 2, E], "origins": "RRE"})), NONE);
 }
 
 #[test]
 fn each_fault_has_its_code() {
     let m001 = json!({"input_ids": [1, 2, E], "labels": [X, X, X]});
+    assert_eq!(found(json!({"input_ids": [1, 2, E], "completion_mask": [1, 1, 1]})), ["M008:e"]);
     assert_eq!(found(m001), ["M001:e"]);
     let first_only = json!({"input_ids": [1, 2], "labels": [1, X]});
     assert_eq!(found(first_only)[0], "M001:e");
@@ -206,4 +208,27 @@ fn filters() {
     assert_eq!(accepted, ["M001", "M002", "M004", "M005", "M006", "M007", "M009", "T001"]);
     assert!(Code::ALL.iter().all(|c| Filter::default().accepts(*c)));
     assert!(Filter::new(&["Q1"], &[]).unwrap_err().contains("\"Q1\""));
+}
+
+/// Prepared rows that were asked to learn a prompt are right, whatever the run that reads them asks for.
+#[test]
+fn prepared_rows_are_held_against_their_own_policy() {
+    let s = Scratch::new();
+    let path = s.file("rows.jsonl", "{\"prompt\": \"ab\", \"completion\": \"c\"}\n");
+    let tokenizer = byte_tokenizer(true);
+    let weighted = Policy { prompt_loss_weight: 1.0, ..Policy::default() };
+    let out = s.path("prepared.jsonl");
+    let mut writer = PreparedWriter::create(&out, false).unwrap();
+    let summary =
+        Pipeline::new(Some(&tokenizer), &weighted).run(&path, |_| {}, |o| writer.write(&o)).unwrap();
+    let source = summary.source.clone().unwrap();
+    let manifest = Manifest::new(&summary, source, Some(&tokenizer), &weighted);
+    writer.finish(&manifest).unwrap();
+
+    let policy = Policy::default();
+    let looking = Pipeline { mode: Mode::Verify, ..Pipeline::new(Some(&tokenizer), &policy) };
+    assert_eq!(codes(&outcomes(&looking, &out).0[0]), ["M004:e"]);
+    let asked = Manifest::beside(&out).unwrap().unwrap().asked(&policy);
+    let knowing = Pipeline { asked: Some(&asked), ..looking };
+    assert_eq!(codes(&outcomes(&knowing, &out).0[0]), NONE);
 }

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use suasion_data::audit::Filter;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
+use suasion_data::prepared::Manifest;
 use suasion_data::report::{self, RowView, Style};
 
 /// Flags of the command.
@@ -56,8 +57,10 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         None => None,
     };
     let policy = config.policy();
+    let asked = Manifest::beside(&source)?.map(|manifest| manifest.asked(&policy));
     let pipeline = Pipeline {
         mode: Mode::Verify,
+        asked: asked.as_ref(),
         vocab_size: model.as_deref().and_then(loading::vocab_size),
         keep_text: true,
         filter,
