@@ -142,6 +142,7 @@ fn defaults() -> Config {
         lr_scheduler_type: Scheduler::Cosine,
         warmup_ratio: 0.1,
         weight_decay: 0.1,
+        eval_strategy: suasion_train::Strategy::Epoch,
         // Small runs need no checkpoint on the way; Ctrl-C leaves one.
         save_strategy: suasion_train::Strategy::No,
         ..Config::default()
