@@ -303,3 +303,17 @@ fn text_rows_without_a_tokenizer() {
     std::fs::remove_file(dir.path("model/tokenizer.json")).unwrap();
     dir.suasion(&PREPARE).run().error(3, "E-SOURCE", "no tokenizer");
 }
+
+#[test]
+fn a_model_larger_than_the_memory() {
+    let dir = Dir::new().with_model().with_rows(4);
+    let mut config: serde_json::Value = serde_json::from_slice(&dir.read("model/config.json")).unwrap();
+    config["hidden_size"] = 65_536.into();
+    config["vocab_size"] = 2_000_000.into();
+    dir.write("model/config.json", config.to_string());
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"]).set(&["init=random"]).run().error(
+        3,
+        "E-MEMORY",
+        "bytes of memory are needed",
+    );
+}

@@ -97,6 +97,11 @@ fn another_objective_is_refused() {
 fn nothing_to_resume() {
     let dir = Dir::new().with_model().with_rows(4);
     dir.suasion(&TRAIN).set(&SETTINGS).arg("--resume").run().error(2, "E-CHECKPOINT", "no checkpoint");
+    dir.suasion(&["train", "--resume", "nowhere"]).run().error(
+        2,
+        "E-USAGE",
+        "nowhere: there is no such folder",
+    );
 }
 
 #[test]

@@ -175,7 +175,9 @@ fn general_help(tag: &str, io: Option<io::ErrorKind>) -> Option<&'static str> {
             "the model folder's tokenizer.json and tokenizer_config.json must be whole and belong together",
         ),
         ("E-BATCH", _) => Some("lower per_device_train_batch_size or max_length"),
-        ("E-GENERATE", _) => Some("shorten the prompt, or use a model with more positions"),
+        ("E-GENERATE", _) => {
+            Some("give a prompt of at least one token, and no longer than the model has positions")
+        }
         ("E-INTERNAL", _) => Some("this should not happen: please report it"),
         _ => None,
     }

@@ -209,14 +209,14 @@ pub fn m005(s: &Subject<'_>) -> Option<Finding> {
 /// M006: two BOS where a text starts.
 pub fn m006(s: &Subject<'_>) -> Option<Finding> {
     let bos = s.special.bos?;
-    // Where BOS and EOS are one id, two in a row may be the end of an empty turn.
+    // Where BOS and EOS are one id, a foreign row may start with padding or with the end of another text.
+    if s.given.is_some() && s.special.stops.contains(&bos) {
+        return None;
+    }
     let ids = &s.sample.input_ids;
     let first = s.sample.origins.iter().position(|o| *o != Origin::Padding)?;
     let doubled = ids.get(first) == Some(&bos) && ids.get(first + 1) == Some(&bos);
-    if !doubled
-        || s.sample.origins[first + 1] == Origin::Padding
-        || s.special.stops.contains(&bos) && s.n() <= first + 2
-    {
+    if !doubled || s.sample.origins[first + 1] == Origin::Padding {
         return None;
     }
     s.finding(Code::M006, format!("the row starts with two BOS tokens (id {bos})"))
@@ -276,7 +276,8 @@ pub fn m008(s: &Subject<'_>) -> Option<Finding> {
 
 /// M009: a stop token at the end of a response is there and masked, as happens when pad and EOS are one id.
 pub fn m009(s: &Subject<'_>) -> Option<Finding> {
-    if s.all_tokens() {
+    // Labels that are shifted stand beside their stop tokens: that is L001's business.
+    if s.all_tokens() || l001(s).is_some() {
         return None;
     }
     let given = s.given?;

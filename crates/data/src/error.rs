@@ -51,6 +51,8 @@ pub enum Error {
         others: Vec<Error>,
         /// True where the search stopped at [`crate::pipeline::BAD_ROWS_LISTED`]: there may be more.
         stopped: bool,
+        /// What to do about the first, or about all of them.
+        help: String,
     },
 }
 
@@ -90,7 +92,7 @@ impl Error {
     pub fn help(&self) -> Option<&str> {
         match self {
             Error::Row { help, .. } | Error::Source { help, .. } => Some(help),
-            Error::BadRows { first, .. } => first.help(),
+            Error::BadRows { help, .. } => Some(help),
             _ => None,
         }
     }

@@ -265,7 +265,11 @@ impl<'a> Pipeline<'a> {
         })?;
         if !bad.is_empty() {
             let first = Box::new(bad.remove(0));
-            return Err(Error::BadRows { first, others: bad, stopped });
+            let help = match first.help() {
+                Some(help) => format!("{help}; or leave bad rows out with on_bad_row=skip"),
+                None => "leave bad rows out with on_bad_row=skip".to_string(),
+            };
+            return Err(Error::BadRows { first, others: bad, stopped, help });
         }
         summary.source = hash;
         progress(Progress { rows: summary.rows, bytes: size, size, tokens: summary.tokens });

@@ -129,6 +129,12 @@ impl Architecture {
     }
 }
 
+/// Far above any model's sizes, far below what overflows when two of them are multiplied.
+const MAX_SIZE: u64 = 1 << 31;
+
+/// More layers than any model has; a file that asks for more is broken or hostile.
+const MAX_LAYERS: usize = 10_000;
+
 /// A parsed `config.json` and where it came from.
 struct Config<'a> {
     json: &'a Value,
@@ -164,10 +170,10 @@ impl Config<'_> {
     fn size_or(&self, key: &str, default: Option<usize>) -> Result<usize> {
         match (self.get(key), default) {
             (None, Some(default)) => Ok(default),
-            // Far above any model, far below what overflows when two of them are multiplied.
             (Some(v), _) => {
-                let size = v.as_u64().filter(|n| (1..=1 << 31).contains(n));
-                size.map(|n| n as usize).ok_or_else(|| self.wrong(key, "a positive whole number"))
+                let size = v.as_u64().filter(|n| (1..=MAX_SIZE).contains(n));
+                size.map(|n| n as usize)
+                    .ok_or_else(|| self.wrong(key, "a positive whole number of at most 2^31"))
             }
             (None, None) => Err(self.wrong(key, "a positive whole number")),
         }
@@ -378,8 +384,11 @@ impl Config<'_> {
         .max()
         .unwrap_or(0);
         let layers = (a.layers as u128) * (a.hidden as u128) * (widest as u128) * 8;
-        if layers > 1 << 48 {
-            return Err(self.refuse(format!("a model of some {layers:.1e} bytes is not plausible"), help()));
+        if layers > 1 << 48 || a.layers > MAX_LAYERS {
+            return Err(self.refuse(
+                format!("a model of {} layers of width {} is not plausible", a.layers, a.hidden),
+                help(),
+            ));
         }
         Ok(())
     }

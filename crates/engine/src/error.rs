@@ -33,6 +33,12 @@ pub enum Error {
         /// What to do.
         help: String,
     },
+    /// The system has not as much memory as was asked for.
+    #[error("{bytes} bytes of memory are needed, more than there are")]
+    Memory {
+        /// What is needed at once.
+        bytes: u64,
+    },
     /// A batch that the model cannot take.
     #[error("{message}")]
     Batch {
@@ -48,6 +54,7 @@ impl Error {
             Error::Io { .. } => "E-IO",
             Error::Config { .. } => "E-MODEL",
             Error::Weights { .. } => "E-WEIGHTS",
+            Error::Memory { .. } => "E-MEMORY",
             Error::Batch { .. } => "E-BATCH",
         }
     }
@@ -56,6 +63,9 @@ impl Error {
     pub fn help(&self) -> Option<&str> {
         match self {
             Error::Config { help, .. } | Error::Weights { help, .. } => Some(help),
+            Error::Memory { .. } => {
+                Some("a smaller model, batch or max_length needs less, and gradient_checkpointing=true, too")
+            }
             _ => None,
         }
     }

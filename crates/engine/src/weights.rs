@@ -245,8 +245,18 @@ pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, Vec<f32>)) -> Result<(
 fn atomically(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let go = || {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = tempfile::Builder::new().prefix(".suasion-").tempfile_in(folder)?.into_temp_path();
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        {
+            // The mode of an ordinary file (the umask applies), not a temporary file's private one.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let temporary = builder.prefix(".suasion-").tempfile_in(folder)?.into_temp_path();
+        let permissions = std::fs::metadata(&temporary)?.permissions();
         fill(&temporary)?;
+        // The library may have replaced the file by a private one of its own.
+        std::fs::set_permissions(&temporary, permissions)?;
         // The library wrote through its own handle; sync through ours before the name points at the file.
         std::fs::OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
         temporary.persist(path).map_err(|e| e.error)?;

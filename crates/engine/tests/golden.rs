@@ -93,7 +93,7 @@ fn logits_equal_pytorch_through_the_cache() {
                 tensor.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
             let (length, vocab) = (tensor.shape()[1], tensor.shape()[2]);
             let mut model = load(arch.clone(), dir, Cpu::new(), &[&batch], false);
-            let mut cache = model.cache(length);
+            let mut cache = model.cache(length).unwrap();
             for (row, segment) in batch.segments.iter().enumerate() {
                 let ids = &batch.ids[segment.own.start as usize..segment.own.end as usize];
                 cache.truncate(0);

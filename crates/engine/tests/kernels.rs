@@ -17,7 +17,7 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
 
 /// Uploads; the seed keeps operands different.
 fn put<B: Backend>(b: &mut B, n: usize, seed: u64) -> View {
-    let view = b.allocate(n);
+    let view = b.allocate(n).unwrap();
     b.write(view, &values(n, seed));
     view
 }
@@ -75,8 +75,11 @@ const NORMS: [Norm; 2] = [Norm::Rms { eps: 1e-5 }, Norm::Layer { eps: 1e-5 }];
 fn norms<B: Backend>(b: &mut B, norm: Norm, rows: usize, width: usize) -> Vec<View> {
     let (x, w, bias) = (put(b, rows * width, 1), put(b, width, 2), put(b, width, 3));
     let bias = matches!(norm, Norm::Layer { .. }).then_some(bias);
-    let (y, stats, again) =
-        (b.allocate(rows * width), b.allocate(rows * norm.statistics()), b.allocate(rows * width));
+    let (y, stats, again) = (
+        b.allocate(rows * width).unwrap(),
+        b.allocate(rows * norm.statistics()).unwrap(),
+        b.allocate(rows * width).unwrap(),
+    );
     b.norm(norm, y, stats, x, w, bias);
     b.norm_again(norm, again, stats, x, w, bias);
     assert_eq!(get(b, y), get(b, again));
@@ -113,8 +116,11 @@ fn both_norms() {
 fn activations() {
     fn run<B: Backend>(b: &mut B, f: Activation, rows: usize, width: usize) -> Vec<Vec<f32>> {
         let up = put(b, rows * width * f.fan(), 1);
-        let (a, da, dup) =
-            (b.allocate(rows * width), put(b, rows * width, 2), b.allocate(rows * width * f.fan()));
+        let (a, da, dup) = (
+            b.allocate(rows * width).unwrap(),
+            put(b, rows * width, 2),
+            b.allocate(rows * width * f.fan()).unwrap(),
+        );
         b.activate(f, a, up, width);
         b.activate_backward(f, dup, da, up, width);
         [a, dup].map(|v| get(b, v)).to_vec()
@@ -153,8 +159,8 @@ const HEADS: Heads = Heads { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4 };
 fn attention<B: Backend>(b: &mut B, plan: &Attention, keys: usize) -> Vec<View> {
     let queries = plan.rows.len();
     let (q, kv) = (put(b, queries * HEADS.query_width(), 1), put(b, keys * HEADS.kv_width(), 2));
-    let (o, lse) = (b.allocate(q.len()), b.allocate(queries * HEADS.heads));
-    let (do_, dq, dkv) = (put(b, q.len(), 3), b.allocate(q.len()), put(b, kv.len(), 4));
+    let (o, lse) = (b.allocate(q.len()).unwrap(), b.allocate(queries * HEADS.heads).unwrap());
+    let (do_, dq, dkv) = (put(b, q.len(), 3), b.allocate(q.len()).unwrap(), put(b, kv.len(), 4));
     b.attention(HEADS, plan, o, lse, q, kv);
     b.attention_backward(HEADS, plan, dq, dkv, do_, o, lse, q, kv);
     vec![o, lse, dq, dkv, q, kv, do_]
@@ -215,7 +221,7 @@ fn cross_entropy() {
 #[test]
 fn the_first_of_equal_logits_is_on_top() {
     let mut cpu = Cpu::new();
-    let logits = cpu.allocate(3);
+    let logits = cpu.allocate(3).unwrap();
     cpu.write(logits, &[1.0, 1.0, 0.0]);
     for (id, top1) in [(0, true), (1, false), (2, false)] {
         let mut out = [Outcome::default()];
@@ -228,7 +234,7 @@ fn the_first_of_equal_logits_is_on_top() {
 fn a_nan_anywhere_in_the_logits_reaches_the_loss() {
     let mut cpu = Cpu::new();
     for vocab in [3, 40] {
-        let logits = cpu.allocate(vocab);
+        let logits = cpu.allocate(vocab).unwrap();
         let mut x = vec![0.5; vocab];
         x[2] = f32::NAN;
         cpu.write(logits, &x);
@@ -241,7 +247,7 @@ fn a_nan_anywhere_in_the_logits_reaches_the_loss() {
 #[test]
 fn rows_and_sums() {
     fn run<B: Backend>(b: &mut B, width: usize) -> Vec<Vec<f32>> {
-        let (table, x, y) = (put(b, 9 * width, 1), put(b, 6 * width, 2), b.allocate(6 * width));
+        let (table, x, y) = (put(b, 9 * width, 1), put(b, 6 * width, 2), b.allocate(6 * width).unwrap());
         let rows = [3, 0, 8, 3, 3, 1];
         b.gather(y, table, &rows, width);
         b.scatter_add(table, x, &rows, width);
@@ -260,7 +266,7 @@ fn rows_and_sums() {
 #[test]
 fn rotation_and_its_inverse() {
     fn run<B: Backend>(b: &mut B) -> Vec<Vec<f32>> {
-        let (x, table) = (put(b, 5 * 40, 1), b.allocate(7 * 10));
+        let (x, table) = (put(b, 5 * 40, 1), b.allocate(7 * 10).unwrap());
         let angles = values(7 * 5, 2);
         let rows = angles.chunks(5).flat_map(|a| a.iter().map(|a| a.cos()).chain(a.iter().map(|a| a.sin())));
         b.write(table, &rows.collect::<Vec<_>>());
@@ -280,7 +286,7 @@ fn adamw_steps() {
     fn run<B: Backend>(b: &mut B) -> Vec<Vec<f32>> {
         let n = 70_000;
         let (p, g) = (put(b, n, 1), put(b, n, 2));
-        let (m, v) = (b.allocate(n), b.allocate(n));
+        let (m, v) = (b.allocate(n).unwrap(), b.allocate(n).unwrap());
         for t in 1..4 {
             let step = AdamStep {
                 t,
@@ -333,8 +339,9 @@ fn the_references_gradients_are_slopes() {
         let (x, w, bias, dy) =
             (put(b, rows * width, 1), put(b, width, 2), put(b, width, 3), put(b, rows * width, 4));
         let bias_asked = matches!(norm, Norm::Layer { .. }).then_some(bias);
-        let (y, stats) = (b.allocate(rows * width), b.allocate(rows * norm.statistics()));
-        let (dx, dw, db) = (b.allocate(rows * width), b.allocate(width), b.allocate(width));
+        let (y, stats) = (b.allocate(rows * width).unwrap(), b.allocate(rows * norm.statistics()).unwrap());
+        let (dx, dw, db) =
+            (b.allocate(rows * width).unwrap(), b.allocate(width).unwrap(), b.allocate(width).unwrap());
         b.norm(norm, y, stats, x, w, bias_asked);
         b.norm_backward(norm, dx, dw, Some(db), dy, stats, x, w);
         let weights = b.get(dy);
@@ -349,7 +356,7 @@ fn the_references_gradients_are_slopes() {
     }
     for f in [Activation::SwiGlu, Activation::GeluTanh] {
         let (up, da) = (put(b, 10 * f.fan(), 1), put(b, 10, 2));
-        let (a, dup) = (b.allocate(10), b.allocate(10 * f.fan()));
+        let (a, dup) = (b.allocate(10).unwrap(), b.allocate(10 * f.fan()).unwrap());
         b.activate_backward(f, dup, da, up, 5);
         let weights = b.get(da);
         slopes(b, up, dup, |b| {
@@ -368,7 +375,7 @@ fn the_references_gradients_are_slopes() {
         });
     }
     // The loss: its gradient overwrites the logits, so the slope is taken of a copy.
-    let (logits, gradient) = (put(b, 2 * 9, 1), b.allocate(2 * 9));
+    let (logits, gradient) = (put(b, 2 * 9, 1), b.allocate(2 * 9).unwrap());
     let (ids, weights) = ([4u32, 0], [0.5f32, -2.0]);
     let mut out = [Outcome::default(); 2];
     b.copy(gradient, logits);
@@ -387,6 +394,6 @@ fn the_references_gradients_are_slopes() {
 #[should_panic(expected = "a written view overlaps another")]
 fn a_written_view_must_not_overlap() {
     let mut cpu = Cpu::new();
-    let x = cpu.allocate(10);
+    let x = cpu.allocate(10).unwrap();
     cpu.add(x.part(0, 5), x.part(4, 5));
 }

@@ -5,7 +5,7 @@ mod common;
 use common::{FAMILIES, config, json, model};
 use serde_json::{Value, json};
 use std::path::Path;
-use suasion_engine::{Architecture, Budget, Cpu, Model};
+use suasion_engine::{Architecture, Backend, Budget, Cpu, Model};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -281,7 +281,7 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
         "llama",
         "hidden_size",
         json!("big"),
-        &["\"hidden_size\" must be a positive whole number; it is \"big\""],
+        &["\"hidden_size\" must be a positive whole number of at most 2^31; it is \"big\""],
     );
     refuse("llama", "hidden_size", json!(0), &["it is 0"]);
     refuse("llama", "vocab_size", json!(1e18), &["vocab_size"]);
@@ -293,6 +293,7 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
     refuse("gpt2", "activation_function", json!("relu"), &["relu", "gelu_new"]);
     refuse("gpt2", "n_head", json!(5), &["5 heads of 4 in a width of 24"]);
     refuse("llama", "hidden_size", json!(2_000_000_000u64), &["not plausible"]);
+    refuse("llama", "num_hidden_layers", json!(1_000_000_000), &["1000000000 layers", "not plausible"]);
     let mut config = config("gpt2");
     config["resid_pdrop"] = json!(0.1);
     let arch = Architecture::from_json(&config, Path::new("c")).unwrap();
@@ -399,4 +400,25 @@ fn the_plan_is_what_is_allocated() {
     // The statistics of the norms follow the rows that they belong to.
     let want = 3 * 64 * h + 2 * layer(64) + layer(16);
     assert_eq!(plan(true, false).activations, 4 * want as u64);
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error() {
+    let error = Cpu::new().allocate(1 << 50).unwrap_err();
+    assert_eq!((error.tag(), error.to_string().contains("4503599627370")), ("E-MEMORY", true), "{error}");
+    let mut c = config("llama");
+    c["vocab_size"] = json!(2_000_000);
+    c["hidden_size"] = json!(1_000_000);
+    let arch = Architecture::from_json(&c, Path::new("c")).unwrap();
+    let budget = Budget { tokens: 8, targets: 8, train: true, recompute: false };
+    assert_eq!(Model::new(arch, Cpu::new(), budget).unwrap_err().tag(), "E-MEMORY");
+}
+
+#[cfg(unix)]
+#[test]
+fn weight_files_have_the_mode_of_other_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, _) = saved("llama");
+    let mode = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+    assert_eq!(mode("model.safetensors"), mode("config.json"));
 }

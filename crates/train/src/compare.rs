@@ -184,7 +184,7 @@ pub fn compare<B: Backend>(
     let mut arms = Vec::with_capacity(3);
     for (objective, rows) in [(Objective::ResponseOnly, train), (Objective::AllTokens, &everything)] {
         let mut model = make(budget)?;
-        let mut probe = Probe::new(&mut model, train, held_out, settings);
+        let mut probe = Probe::new(&mut model, train, held_out, settings)?;
         if arms.is_empty() {
             plan.check_model(model.architecture(), train, held_out)?;
             arms.push(measure.arm(&mut model, &mut probe, Trained::default())?);
@@ -338,11 +338,11 @@ impl Probe {
         a: &[Sample],
         b: &[Sample],
         settings: &CompareSettings,
-    ) -> Probe {
+    ) -> Result<Probe> {
         let longest =
             [a, b].iter().flat_map(|rows| probed_rows(rows, settings)).map(Sample::len).max().unwrap_or(1);
         let capacity = capacity(model, longest, 1);
-        Probe { cache: model.cache(capacity) }
+        Ok(Probe { cache: model.cache(capacity)? })
     }
 
     fn run<B: Backend>(

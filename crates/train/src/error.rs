@@ -257,10 +257,10 @@ impl Error {
                 };
                 let advice = match (step, evaluation) {
                     (None | Some(0), _) => "look at the rows named, and at the weights: a model that diverged gives this",
-                    (_, true) => "the weights after this step are not usable; lower learning_rate or max_grad_norm",
+                    (_, true) => "the weights after this step are not usable; lower learning_rate, or clip with max_grad_norm",
                     (_, false) => {
-                        "the weights were not updated; look at the rows named, lower learning_rate, or lower \
-                         max_grad_norm"
+                        "the weights were not updated; look at the rows named, lower learning_rate, or clip \
+                         with max_grad_norm"
                     }
                 };
                 format!("{kept}{advice}")

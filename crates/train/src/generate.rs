@@ -114,7 +114,7 @@ pub fn generate<B: Backend>(
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated> {
     check(model, prompt, sampling)?;
-    let mut cache = model.cache(capacity(model, prompt.len(), sampling.max_new_tokens));
+    let mut cache = model.cache(capacity(model, prompt.len(), sampling.max_new_tokens))?;
     generate_with(model, &mut cache, prompt, sampling, on_token)
 }
 

@@ -151,7 +151,7 @@ fn largest_micro_batch(
     // In file order every epoch is the first one.
     let steps =
         if settings.shuffle_dataset { total_steps } else { total_steps.min(sampler.steps_per_epoch()) };
-    let rows = steps.saturating_mul((settings.gradient_accumulation_steps * batch) as u64);
+    let rows = steps.saturating_mul(settings.gradient_accumulation_steps.saturating_mul(batch) as u64);
     if rows > EXACT_ROWS {
         let longest = |pick: fn(&(usize, usize)) -> usize| {
             let mut all: Vec<usize> = sizes.iter().map(pick).collect();

@@ -71,7 +71,7 @@ impl Sampler {
         }
         let (_, order) = self.cached.as_ref().expect("just filled");
         let from = first as usize * self.batch;
-        let to = (from + self.accumulation * self.batch).min(self.rows);
+        let to = from.saturating_add(self.accumulation.saturating_mul(self.batch)).min(self.rows);
         order[from..to].chunks(self.batch).map(<[u32]>::to_vec).collect()
     }
 

@@ -36,7 +36,6 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         loaded.config.eval_fraction = HELD_OUT;
     }
     // Both arms are thrown away: nothing is written, so what lies in output_dir does not matter.
-    loaded.config.overwrite_output_dir = true;
     let job = Job::new(loaded.config, Resume::No, ui)?;
     job.announce(ui);
     let comparison = both(&job, ui)?;

@@ -13,6 +13,7 @@ use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::policy::Policy;
 use suasion_data::report::{self, RowView, Style};
 use suasion_data::tokens::Tokenizer;
+use suasion_train::generate::capacity;
 use suasion_train::{Report, Resume, SampleReply, Sampling, Scheduler, prompt_ids, write_report};
 
 const ROWS: &str = include_str!("../../../../examples/persuasion/rows.jsonl");
@@ -274,13 +275,14 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
     let budget = suasion_train::generate::budget(prompt.len());
     let mut model =
         Start { dir: &job.config.output_dir, init: Init::Weights, ..job.start(ui) }.build(budget)?;
-    let reply = generate::reply(&mut model, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
+    let mut cache = model.cache(capacity(&model, prompt.len(), sampling.max_new_tokens))?;
+    let reply = generate::reply(&mut model, &mut cache, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
     if interrupt::raised() {
         anyhow::bail!("interrupted");
     }
     Ok(SampleReply {
         prompt: tokenizer.decode(prompt, false),
-        stopped: format!("{} tokens, {}", reply.tokens, reply.why()),
+        stopped: format!("{} tokens, {}", reply.ids.len(), reply.why()),
         reply: reply.text,
         reference: Some(generate::reference(row, tokenizer)),
     })

@@ -10,9 +10,9 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Mode, Origin, Sample};
-use suasion_engine::{Architecture, Budget, Model};
-use suasion_train::generate::Stopped;
-use suasion_train::{Sampling, generate, prompt_ids};
+use suasion_engine::{Architecture, Budget, KvCache, Model};
+use suasion_train::generate::{Stopped, capacity, generate_with};
+use suasion_train::{Sampling, prompt_ids};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -124,12 +124,14 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let budget: Budget = suasion_train::generate::budget(longest);
     let mut start = Start { ui, dir: &dir, arch: &arch, init: config.init, seed: config.seed, told: false };
     let mut model = start.build(budget)?;
+    // One cache for all prompts: the model keeps a cache's memory as long as it lives.
+    let mut cache = model.cache(capacity(&model, longest, sampling.max_new_tokens))?;
     let mut out = ui.out();
     for (index, prompt) in prompts.iter().enumerate() {
         if let (Some((row, _)), false) = (&prompt.row, ui.json) {
             writeln!(out, "{}--- row {row}", if index > 0 { "\n" } else { "" })?;
         }
-        let reply = reply(&mut model, &tokenizer, &prompt.ids, &sampling, &mut |piece| {
+        let reply = reply(&mut model, &mut cache, &tokenizer, &prompt.ids, &sampling, &mut |piece| {
             if ui.json {
                 return Ok(());
             }
@@ -142,7 +144,8 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 "reply": reply.text,
                 "stopped": reply.stopped_name(),
                 "prompt_tokens": prompt.ids.len(),
-                "new_tokens": reply.tokens,
+                "new_tokens": reply.ids.len(),
+                "ids": reply.ids,
             });
             if let (Some((row, reference)), Some(object)) = (&prompt.row, line.as_object_mut()) {
                 object.insert("row".into(), (*row).into());
@@ -152,7 +155,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
             writeln!(out, "{line}")?;
         } else {
             writeln!(out)?;
-            ui.say(format_args!("[{} tokens; {}]", reply.tokens, reply.why()));
+            ui.say(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
         }
         out.flush()?;
         if interrupt::raised() {
@@ -178,8 +181,8 @@ pub fn reference(sample: &Sample, tokenizer: &Tokenizer) -> String {
 pub struct Reply {
     /// Its text, without the stop token.
     pub text: String,
-    /// Its tokens, the stop token included.
-    pub tokens: usize,
+    /// Its token ids, the stop token included.
+    pub ids: Vec<u32>,
     /// Why it ended.
     pub stopped: Stopped,
 }
@@ -208,6 +211,7 @@ impl Reply {
 /// Generates one reply and hands its pieces on as soon as they are whole characters.
 pub fn reply(
     model: &mut Model,
+    cache: &mut KvCache,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     sampling: &Sampling,
@@ -228,7 +232,7 @@ pub fn reply(
             }
         }
     };
-    let generated = generate(model, prompt, sampling, &mut |id| {
+    let generated = generate_with(model, cache, prompt, sampling, &mut |id| {
         if stop.load(Ordering::SeqCst) {
             return ControlFlow::Break(());
         }
@@ -237,6 +241,6 @@ pub fn reply(
     let _ = hand_on(stream.finish());
     match failed {
         Some(error) => Err(error.into()),
-        None => Ok(Reply { text, tokens: generated.ids.len(), stopped: generated.stopped }),
+        None => Ok(Reply { text, ids: generated.ids, stopped: generated.stopped }),
     }
 }

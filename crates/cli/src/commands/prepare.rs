@@ -65,6 +65,9 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     for (code, found) in &summary.findings {
         ui.say(format_args!("{code} {} × {}", ui::count(found.count), code.meaning()));
     }
+    if summary.kept == 0 {
+        ui.warn("no row is left: the file is empty");
+    }
     ui.say(format_args!(
         "wrote {}, {} and {}",
         args.output.display(),

@@ -44,8 +44,11 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
         return demo::run(args, ui);
     }
     let (loaded, resume) = load(args, ui)?;
+    let (output_dir, overwrite) = (&loaded.config.output_dir, loaded.config.overwrite_output_dir);
+    suasion_train::trainer::check_output_dir(output_dir, &resume, overwrite)?;
     let job = Job::new(loaded.config, resume, ui)?;
     job.announce(ui);
+    ui.say(format_args!("{:<INDENT$} {}", "output", job.config.output_dir.display()));
     if args.dry_run {
         // A run that goes on tells these itself.
         for warning in job.plan.warnings.iter().chain(&job.arch.not_applied) {
@@ -69,6 +72,13 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
         }
         Some(named) => named.clone(),
     };
+    if let Some(path) = named.as_ref().filter(|path| !path.exists()) {
+        return Err(Failure::usage(
+            format!("--resume {}: there is no such folder", path.display()),
+            "name a run's output folder or one of its checkpoint-N folders",
+        )
+        .into());
+    }
     let mut config = args.config.config.clone();
     // `--resume run.yaml`: the optional DIR has swallowed the CONFIG that follows it.
     if config.is_none() && named.as_ref().is_some_and(|path| path.is_file()) {
@@ -135,7 +145,6 @@ impl Job {
         let settings = config.settings();
         let eval_file = rows::evaluation(&config)?;
         settings.validate(eval_file.is_some() || config.eval_fraction > 0.0)?;
-        suasion_train::trainer::check_output_dir(&config.output_dir, &resume, config.overwrite_output_dir)?;
 
         let arch = Architecture::from_dir(&model_dir)?;
         let tokenizer = loading::tokenizer(&model_dir)?;
@@ -279,7 +288,6 @@ impl Job {
                 ui::bytes(available)
             ));
         }
-        say("output", config.output_dir.display().to_string());
         let changed = config.changed();
         if !changed.is_empty() {
             let list: Vec<String> =
@@ -407,6 +415,11 @@ pub struct Start<'a> {
 impl Start<'_> {
     /// A model with these weights; the same every time.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
+        // Memory that is promised and not there kills the process later, with no word why.
+        let bytes = MemoryPlan::of(self.arch, budget).total();
+        if super::env::memory().0.is_some_and(|total| bytes > total) {
+            return Err(suasion_engine::Error::Memory { bytes }.into());
+        }
         let mut model = Model::new(self.arch.clone(), Cpu::new(), budget)?;
         match self.init {
             Init::Random => model.init_random(self.seed),

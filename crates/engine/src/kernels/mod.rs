@@ -11,6 +11,7 @@
 pub mod cpu;
 pub mod reference;
 
+use crate::Result;
 use std::ops::Range;
 
 /// A range of a device buffer, counted in f32 elements. Copyable and inert: only its backend can look inside.
@@ -198,7 +199,10 @@ pub struct Outcome {
 /// Views that an operation writes must not overlap any other view of the same call; backends check it.
 pub trait Backend {
     /// A buffer of `len` zeros that lives as long as the backend.
-    fn allocate(&mut self, len: usize) -> View;
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] where there is not enough.
+    fn allocate(&mut self, len: usize) -> Result<View>;
     /// Host to device; lengths are equal.
     fn write(&mut self, to: View, from: &[f32]);
     /// Device to host; lengths are equal.

@@ -89,9 +89,9 @@ fn sigmoid(x: f64) -> f64 {
 const GELU_C: f64 = 0.797_884_560_802_865_4; // sqrt(2/pi)
 
 impl<S: Scalar> Backend for Reference<S> {
-    fn allocate(&mut self, len: usize) -> View {
+    fn allocate(&mut self, len: usize) -> Result<View> {
         self.buffers.push(vec![S::default(); len]);
-        View { buffer: self.buffers.len() - 1, start: 0, len }
+        Ok(View { buffer: self.buffers.len() - 1, start: 0, len })
     }
 
     fn write(&mut self, to: View, from: &[f32]) {

@@ -1,6 +1,7 @@
 //! One buffer for everything that a pass computes, planned before the first step.
 
 use super::Budget;
+use crate::Result;
 use crate::arch::Architecture;
 use crate::kernels::{Backend, View};
 
@@ -71,9 +72,9 @@ pub(super) struct Backward {
 
 impl Arena {
     /// Allocates what [`Arena::carve`] asks for.
-    pub(super) fn allocate(a: &Architecture, b: Budget, backend: &mut impl Backend) -> Arena {
-        let whole = backend.allocate(Self::carve(a, b, View::unbacked()).1);
-        Self::carve(a, b, whole).0
+    pub(super) fn allocate(a: &Architecture, b: Budget, backend: &mut impl Backend) -> Result<Arena> {
+        let whole = backend.allocate(Self::carve(a, b, View::unbacked()).1)?;
+        Ok(Self::carve(a, b, whole).0)
     }
 
     /// Cuts `whole` into the arena's views; also says how many elements they take.

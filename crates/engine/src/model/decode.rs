@@ -40,10 +40,15 @@ impl KvCache {
 impl<B: Backend> Model<B> {
     /// A cache for a sequence of up to `capacity` tokens. Its memory belongs to the model and is not given
     /// back before the model is; use [`KvCache::truncate`] to start another sequence.
-    pub fn cache(&mut self, capacity: usize) -> KvCache {
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is not enough.
+    pub fn cache(&mut self, capacity: usize) -> Result<KvCache> {
         let width = self.arch.heads.kv_width();
-        let layers = (0..self.arch.layers).map(|_| self.backend.allocate(capacity * width)).collect();
-        KvCache { layers, capacity, len: 0 }
+        // The rotation table for the whole cache at once, not again for each token.
+        self.cover(capacity)?;
+        let layers = (0..self.arch.layers).map(|_| self.backend.allocate(capacity * width));
+        Ok(KvCache { layers: layers.collect::<Result<_>>()?, capacity, len: 0 })
     }
 
     /// Appends `ids` to the cached sequence; the logits `[vocab]` after the last of them.
@@ -94,8 +99,6 @@ impl<B: Backend> Model<B> {
             asking_positions: &positions[ids.len() - 1..],
             attention: &last_one,
         };
-        // The table for the whole cache at once, not again for each token.
-        self.rope_table(cache.capacity.max(self.budget.tokens));
         let width = self.arch.heads.kv_width();
         self.embed(ids, &positions);
         for (n, kv) in cache.layers.iter().enumerate() {

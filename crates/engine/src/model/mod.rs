@@ -1,6 +1,6 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
-//! [`arena`] plans memory, [`pass`] runs forward and backward, [`decode`] generates with a KV cache.
+//! `arena` plans memory, `pass` runs forward and backward, `decode` generates with a KV cache.
 
 mod arena;
 mod decode;
@@ -74,17 +74,17 @@ impl<B: Backend> Model<B> {
     /// A model with all weights zero, and every buffer that its steps will use.
     ///
     /// # Errors
-    /// [`Error::Batch`] for a budget without tokens.
+    /// [`Error::Batch`] for a budget without tokens, [`Error::Memory`] where the plan does not fit.
     pub fn new(arch: Architecture, mut backend: B, budget: Budget) -> Result<Self> {
         if budget.tokens == 0 {
             return Err(Error::Batch { message: "a budget of 0 tokens".into() });
         }
         let layout = Layout::of(&arch);
         let plan = MemoryPlan::of(&arch, budget);
-        let parameters = backend.allocate(layout.len());
-        let mut state = |wanted: bool| wanted.then(|| backend.allocate(layout.len()));
-        let (gradients, m, v) = (state(budget.train), state(budget.train), state(budget.train));
-        let arena = Arena::allocate(&arch, budget, &mut backend);
+        let parameters = backend.allocate(layout.len())?;
+        let mut state = || budget.train.then(|| backend.allocate(layout.len())).transpose();
+        let (gradients, m, v) = (state()?, state()?, state()?);
+        let arena = Arena::allocate(&arch, budget, &mut backend)?;
         Ok(Model {
             arch,
             backend,
@@ -149,6 +149,7 @@ impl<B: Backend> Model<B> {
     /// [`Error::Batch`] when the batch does not fit the model or its budget.
     pub fn forward(&mut self, batch: &Batch) -> Result<Vec<Outcome>> {
         self.check(batch)?;
+        self.cover(batch.positions.iter().max().map_or(0, |p| *p as usize + 1))?;
         Ok(self.run(batch, None))
     }
 
@@ -160,6 +161,7 @@ impl<B: Backend> Model<B> {
     /// [`Error::Batch`] when the batch does not fit the model or its budget, or the model does not train.
     pub fn accumulate(&mut self, batch: &Batch, scale: f32) -> Result<Vec<Outcome>> {
         self.check(batch)?;
+        self.cover(batch.positions.iter().max().map_or(0, |p| *p as usize + 1))?;
         self.trained()?;
         Ok(self.run(batch, Some(scale)))
     }
@@ -328,13 +330,12 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// The rotation table, made to cover at least `positions` positions.
-    fn rope_table(&mut self, positions: usize) -> Option<View> {
-        let Position::Rope(frequencies) = &self.arch.position else { return None };
-        if let Some((table, covered)) = self.rope
-            && covered >= positions
-        {
-            return Some(table);
+    /// Makes the rotation table cover at least `positions` positions, and those of a batch within budget.
+    fn cover(&mut self, positions: usize) -> Result<()> {
+        let Position::Rope(frequencies) = &self.arch.position else { return Ok(()) };
+        let positions = positions.max(self.budget.tokens);
+        if self.rope.is_some_and(|(_, covered)| covered >= positions) {
+            return Ok(());
         }
         // Angles are f32 products, as transformers computes them; only their cosine is taken in f64.
         let angle = |p: usize, f: &f32| (p as f32 * f) as f64;
@@ -344,10 +345,10 @@ impl<B: Backend> Model<B> {
                 cos.chain(frequencies.iter().map(move |f| angle(p, f).sin() as f32))
             })
             .collect();
-        let table = self.backend.allocate(values.len());
+        let table = self.backend.allocate(values.len())?;
         self.backend.write(table, &values);
         self.rope = Some((table, positions));
-        Some(table)
+        Ok(())
     }
 }
 

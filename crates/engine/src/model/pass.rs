@@ -145,7 +145,7 @@ impl<B: Backend> Model<B> {
         let kept = self.kept(n, rows);
         let x = self.arena.input(n).top(all, width);
         let h = self.arena.h.top(all, width);
-        let table = self.rope_table(self.positions_needed(rows));
+        let table = self.rope.map(|(table, _)| table);
 
         let (w, b) = self.norm_views(&at.norm1);
         self.backend.norm(norm, h, kept.stats1, x, w, b);
@@ -225,7 +225,7 @@ impl<B: Backend> Model<B> {
         self.linear_dw(&at.out, d, kept.o, asked);
         self.linear_dx(d_o, false, d, &at.out, asked);
         self.backend.attention_backward(heads, rows.attention, dq, dkv, d_o, kept.o, kept.lse, kept.q, kv);
-        if let Some(table) = self.rope_table(self.positions_needed(rows)) {
+        if let Some((table, _)) = self.rope {
             let size = heads.head_dim;
             self.backend.rotate(dkv, heads.kv_width(), heads.kv_heads, size, table, rows.positions, true);
             self.backend.rotate(
@@ -325,11 +325,6 @@ impl<B: Backend> Model<B> {
             stats2: kept.stats2.top(asked, each),
             up: kept.up.top(asked, self.arch.intermediate * self.arch.activation.fan()),
         }
-    }
-
-    fn positions_needed(&self, rows: &Rows) -> usize {
-        let most = rows.positions.iter().max().map_or(0, |p| *p as usize + 1);
-        most.max(self.budget.tokens)
     }
 
     fn parameter_view(&self, range: &Range<usize>) -> View {

@@ -113,7 +113,7 @@ fn texts_end_where_they_should() {
     assert_eq!((made.ids.as_slice(), made.stopped), (&free[..1], Stopped::Callback));
 
     // A cache for the prompt and two more feeds back two tokens and makes a third; it can be used again.
-    let mut cache = model.cache(prompt.len() + 2);
+    let mut cache = model.cache(prompt.len() + 2).unwrap();
     for _ in 0..2 {
         let made = generate_with(&mut model, &mut cache, &prompt, &greedy, go_on).unwrap();
         assert_eq!((made.ids.as_slice(), made.stopped), (&free[..3], Stopped::ContextFull));

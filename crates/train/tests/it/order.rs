@@ -87,6 +87,18 @@ fn sampler(rows: usize, batch: usize, accumulation: usize, shuffle: bool, data_s
     Sampler::new(rows, &settings)
 }
 
+#[test]
+fn a_step_larger_than_anything_is_an_epoch() {
+    for (batch, accumulation) in
+        [(usize::MAX, usize::MAX), (1 << 32, 1 << 32), (1, usize::MAX), (usize::MAX, 1)]
+    {
+        let mut sampler = sampler(5, batch, accumulation, false, 0);
+        for done in 0..3 {
+            assert_eq!(sampler.step(done).concat(), [0, 1, 2, 3, 4], "{batch} × {accumulation}");
+        }
+    }
+}
+
 /// The values come from a separate implementation of ChaCha8 and of the shuffle, in Python: a seed means the same
 /// order in every release.
 #[test]

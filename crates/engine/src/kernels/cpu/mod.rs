@@ -14,6 +14,7 @@ mod rows;
 mod simd;
 
 use super::*;
+use crate::Error;
 use std::sync::Mutex;
 
 /// Elements per piece of an element-wise operation: large enough to hide a task's cost (a few µs), small
@@ -73,19 +74,35 @@ impl Cpu {
     }
 }
 
+/// `vec![0.0; len]`, but an error where that would abort. Zeroed pages come from the system untouched: memory
+/// counts when it is first written.
+fn zeros(len: usize) -> Result<Vec<f32>> {
+    let failed = || Error::Memory { bytes: (len as u64).saturating_mul(size_of::<f32>() as u64) };
+    let layout = std::alloc::Layout::array::<f32>(len).map_err(|_| failed())?;
+    if layout.size() == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the layout is not empty.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<f32>();
+    if start.is_null() {
+        return Err(failed());
+    }
+    // SAFETY: just allocated by the global allocator with the layout of `len` f32, all of them 0.0.
+    Ok(unsafe { Vec::from_raw_parts(start, len, len) })
+}
+
 /// An absent bias: an empty slice.
 fn or_empty(view: Option<View>) -> View {
     view.unwrap_or(View { buffer: 0, start: 0, len: 0 })
 }
 
 impl Backend for Cpu {
-    fn allocate(&mut self, len: usize) -> View {
-        // Zeroed pages come from the system untouched: memory counts when it is first written.
+    fn allocate(&mut self, len: usize) -> Result<View> {
         let spare = LINE / size_of::<f32>();
-        let buffer = vec![0f32; len + spare];
+        let buffer = zeros(len.saturating_add(spare))?;
         let start = buffer.as_ptr().align_offset(LINE).min(spare);
         self.buffers.push(buffer);
-        View { buffer: self.buffers.len() - 1, start, len }
+        Ok(View { buffer: self.buffers.len() - 1, start, len })
     }
 
     fn write(&mut self, to: View, from: &[f32]) {
