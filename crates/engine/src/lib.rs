@@ -21,6 +21,6 @@ mod weights;
 pub use arch::Architecture;
 pub use batch::{Batch, Segment, Target};
 pub use error::{Error, Result};
-pub use kernels::{Backend, Outcome, cpu::Cpu, reference::Reference};
-pub use model::{AdamW, Budget, KvCache, MemoryPlan, Model};
+pub use kernels::{AdamW, Backend, Outcome, cpu::Cpu, reference::Reference};
+pub use model::{Budget, KvCache, MemoryPlan, Model};
 pub use weights::Tensor;

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Random, relative};
-use suasion_engine::kernels::{Activation, AdamStep, Attention, Heads, Linear, Norm, Outcome, Span, View};
+use suasion_engine::kernels::{Activation, AdamW, Attention, Heads, Linear, Norm, Outcome, Span, View};
 use suasion_engine::{Backend, Cpu, Reference};
 
 /// f32 sums of up to a few hundred terms.
@@ -288,13 +288,14 @@ fn adamw_steps() {
         let (p, g) = (put(b, n, 1), put(b, n, 2));
         let (m, v) = (b.allocate(n).unwrap(), b.allocate(n).unwrap());
         for t in 1..4 {
-            let step = AdamStep {
+            let step = AdamW {
                 t,
                 lr: 0.01,
                 beta1: 0.9,
                 beta2: 0.99,
                 eps: 1e-8,
                 weight_decay: 0.1,
+                decay_all: false,
                 gradient_scale: 0.5,
             };
             b.adamw(step, p, g, m, v);

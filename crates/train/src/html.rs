@@ -3,6 +3,7 @@
 use crate::card::{Input, duration, grouped, number, percent};
 use crate::checkpoint::pretty;
 use std::fmt::Write;
+use suasion_data::report::html::escape;
 
 /// Most points of a curve that are drawn; more are averaged in equal runs.
 const POINTS: usize = 600;
@@ -23,23 +24,6 @@ svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px syst
 .grid { stroke: var(--line); } .train { stroke: var(--train); fill: none; stroke-width: 1.8; } .eval { stroke: var(--eval); fill: none; stroke-width: 1.8; stroke-dasharray: 5 4; } .dot { fill: var(--eval); }
 .bar { display: block; height: .55rem; background: var(--train); border-radius: 3px; min-width: 1px; } .track { background: var(--line); border-radius: 3px; min-width: 8rem; }
 ";
-
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            // Not allowed in HTML, even as references.
-            '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
-}
 
 /// The whole page.
 pub(crate) fn page(input: &Input<'_>) -> String {

@@ -21,7 +21,7 @@ meter{width:8rem}.soft{color:var(--soft)}";
 
 /// A page with the summary of a data set and the chosen rows.
 pub fn page(title: &str, rows: &[RowView], summary: &Summary) -> String {
-    let title = escape(title);
+    let title = shown(title);
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -64,7 +64,7 @@ fn summary_section(out: &mut String, summary: &Summary) {
         let cell = |share: f64| {
             format!(
                 "<td><meter min=\"0\" max=\"1\" value=\"{share:.4}\" aria-hidden=\"true\"></meter> {}</td>",
-                escape(&percent(share))
+                shown(&percent(share))
             )
         };
         let _ = writeln!(
@@ -92,7 +92,7 @@ fn summary_section(out: &mut String, summary: &Summary) {
                 "<tr><th scope=\"row\">{code}</th><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{rows}</td></tr>",
                 found.level,
                 thousands(found.count),
-                escape(code.meaning()),
+                shown(code.meaning()),
             );
         }
         out.push_str("</tbody>\n</table>\n");
@@ -106,7 +106,7 @@ fn row_section(out: &mut String, view: &RowView) {
         "<section>\n<h2>Row {} <span class=\"soft\">{}</span></h2>\n<p>{} tokens: {} masked, \
          <strong>{} supervised</strong>, {} targets. What is learned is bold, underlined and tagged \u{201c}LEARNED\u{201d}.</p>\n<div class=\"text\">",
         view.id.row,
-        escape(&view.id.to_string()),
+        shown(&view.id.to_string()),
         thousands(view.tokens as u64),
         thousands((view.tokens - view.supervised) as u64),
         thousands(view.supervised as u64),
@@ -123,11 +123,11 @@ fn row_section(out: &mut String, view: &RowView) {
         let _ = write!(
             out,
             "<span class=\"{class}\" title=\"{}\"><span class=\"tag\">{} {} \u{d7}{}</span>{}</span>",
-            escape(&run.reason()),
+            shown(&run.reason()),
             run.state(),
             run.origin,
             thousands(run.count as u64),
-            escape_lines(&run.text),
+            shown_lines(&run.text),
         );
     }
     out.push_str("</div>\n");
@@ -139,7 +139,7 @@ fn row_section(out: &mut String, view: &RowView) {
                 "<li><strong>{} {}</strong>: {}</li>",
                 finding.code,
                 finding.level,
-                escape(&finding.message)
+                shown(&finding.message)
             );
         }
         out.push_str("</ul>\n");
@@ -148,22 +148,29 @@ fn row_section(out: &mut String, view: &RowView) {
 }
 
 /// Data as HTML text, on one line; control and direction characters shown.
-fn escape(text: &str) -> String {
+fn shown(text: &str) -> String {
+    escape(&visible(text))
+}
+
+/// Text as HTML text, lines as they are. Control characters, which HTML does not allow even as references,
+/// become the replacement character.
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in visible(text).chars() {
+    for c in text.chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            _ => out.push(c),
+            '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f' => out.push('\u{fffd}'),
+            c => out.push(c),
         }
     }
     out
 }
 
-/// As [`escape`], with line ends kept beside their sign.
-fn escape_lines(text: &str) -> String {
-    text.split('\n').map(escape).collect::<Vec<_>>().join("↵\n")
+/// As [`shown`], with line ends kept beside their sign.
+fn shown_lines(text: &str) -> String {
+    text.split('\n').map(shown).collect::<Vec<_>>().join("↵\n")
 }

@@ -168,7 +168,7 @@ pub struct Span {
 
 /// One AdamW step (Loshchilov & Hutter 2019), in the order of operations of `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamStep {
+pub struct AdamW {
     /// Step number, from 1.
     pub t: u64,
     /// Learning rate.
@@ -181,6 +181,9 @@ pub struct AdamStep {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// Decay every parameter; `false` leaves biases and norms out, as the Trainer does. The model's business: a
+    /// backend decays what it is given.
+    pub decay_all: bool,
     /// Gradients are multiplied by this first (clipping).
     pub gradient_scale: f32,
 }
@@ -293,5 +296,5 @@ pub trait Backend {
     /// `Σ x²` in f64, in an order that does not depend on the number of threads.
     fn sum_squares(&self, x: View) -> f64;
     /// One step for parameters `p` with gradients `g` and moments `m`, `v`.
-    fn adamw(&mut self, step: AdamStep, p: View, g: View, m: View, v: View);
+    fn adamw(&mut self, step: AdamW, p: View, g: View, m: View, v: View);
 }

@@ -375,7 +375,7 @@ impl<S: Scalar> Backend for Reference<S> {
         self.get(x).iter().map(|x| x * x).sum()
     }
 
-    fn adamw(&mut self, s: AdamStep, p: View, g: View, m: View, v: View) {
+    fn adamw(&mut self, s: AdamW, p: View, g: View, m: View, v: View) {
         let g = self.get(g);
         self.update(m, |i, m| m + (1.0 - s.beta1) * (g[i] * s.gradient_scale as f64 - m));
         self.update(v, |i, v| s.beta2 * v + (1.0 - s.beta2) * (g[i] * s.gradient_scale as f64).powi(2));

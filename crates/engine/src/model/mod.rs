@@ -10,7 +10,7 @@ pub use arena::MemoryPlan;
 pub use decode::KvCache;
 
 use crate::arch::{Architecture, Position};
-use crate::kernels::{AdamStep, Backend, Outcome, View, cpu::Cpu};
+use crate::kernels::{AdamW, Backend, Outcome, View, cpu::Cpu};
 use crate::params::{Layout, Parameter};
 use crate::weights::{self, Lazy, Tensor};
 use crate::{Batch, Error, Result, init};
@@ -28,27 +28,6 @@ pub struct Budget {
     pub train: bool,
     /// Keep each layer's input only and compute the rest again in the backward pass.
     pub recompute: bool,
-}
-
-/// One AdamW step, PyTorch's to the letter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Step number, from 1.
-    pub t: u64,
-    /// Learning rate.
-    pub lr: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Decay every parameter; `false` leaves biases and norms out, as the Trainer does.
-    pub decay_all: bool,
-    /// Gradients are multiplied by this first (clipping).
-    pub gradient_scale: f32,
 }
 
 /// A decoder-only language model on one device.
@@ -195,8 +174,7 @@ impl<B: Backend> Model<B> {
             let (start, end) = (run[0].range.start, run[run.len() - 1].range.end);
             let part = |view: View| view.part(start, end - start);
             let weight_decay = if decays(&run[0]) { step.weight_decay } else { 0.0 };
-            let AdamW { t, lr, beta1, beta2, eps, gradient_scale, .. } = *step;
-            let step = AdamStep { t, lr, beta1, beta2, eps, weight_decay, gradient_scale };
+            let step = AdamW { weight_decay, ..*step };
             self.backend.adamw(step, part(self.parameters), part(g), part(m), part(v));
         }
         Ok(())

@@ -242,7 +242,7 @@ impl Backend for Cpu {
         optimizer::sum_squares(self.slice(x))
     }
 
-    fn adamw(&mut self, step: AdamStep, p: View, g: View, m: View, v: View) {
+    fn adamw(&mut self, step: AdamW, p: View, g: View, m: View, v: View) {
         let ([p, m, v], [g], _) = self.slices([p, m, v], [g]);
         optimizer::adamw(step, p, g, m, v);
     }

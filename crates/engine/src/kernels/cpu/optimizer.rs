@@ -1,7 +1,7 @@
 //! AdamW, and the norm that clipping needs.
 
 use super::simd::vectorized;
-use super::{AdamStep, PIECE};
+use super::{AdamW, PIECE};
 use rayon::prelude::*;
 
 /// `Σ x²`: per piece in f32 lanes of 4096 elements, then in f64, in the order of the pieces.
@@ -25,8 +25,8 @@ vectorized! {
     }
 }
 
-/// One step; see [`AdamStep`].
-pub(super) fn adamw(s: AdamStep, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+/// One step; see [`AdamW`].
+pub(super) fn adamw(s: AdamW, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
     assert!(p.len() == g.len() && p.len() == m.len() && p.len() == v.len());
     // The scalars are f64 until here, as PyTorch's are, and meet the f32 tensors rounded once.
     let correction1 = 1.0 - s.beta1.powi(s.t as i32);
