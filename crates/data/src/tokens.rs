@@ -345,7 +345,9 @@ impl Tokenizer {
     /// - A token that overlaps supervised bytes has the origin of the first of them; any other has the origin
     ///   of its first byte.
     /// - What the post-processor adds is Scaffold, except an EOS behind a text that asks for one
-    ///   (its last span is EndOfTurn and is the EOS, or empty): that one stands for the span.
+    ///   (its last span is EndOfTurn and is the EOS, or empty): that one stands for the span. Not so under
+    ///   `boundary: joint` with `append_eos: false`, which asks for the library's own encoding: a text that
+    ///   spells the EOS then keeps both, the second masked.
     /// - An EndOfTurn span at the end of plain text that is exactly an added token is that token's id, whatever
     ///   a normalizer or the token's own stripping would make of the text around it.
     ///
@@ -358,17 +360,16 @@ impl Tokenizer {
             message: format!("the tokenizer refuses the text: {error}"),
             help: format!("look at the model and unk_token of {}", self.path.display()),
         };
-        let content = policy.content_special_tokens;
         let cuts = response_starts(rendered);
         let (raw, ends) = match policy.boundary {
-            Boundary::Split => self.tokenize(rendered, &cuts, content).map_err(row)?,
-            Boundary::Joint => self.tokenize(rendered, &[], content).map_err(row)?,
+            Boundary::Split => self.tokenize(rendered, &cuts, policy).map_err(row)?,
+            Boundary::Joint => self.tokenize(rendered, &[], policy).map_err(row)?,
         };
         let (tokens, mixed_weights) = attribute(raw, &ends, rendered);
         let straddles = match policy.boundary {
             Boundary::Split => Vec::new(),
             Boundary::Joint => {
-                let split = || self.tokenize(rendered, &cuts, content).map(|(raw, _)| raw).map_err(row);
+                let split = || self.tokenize(rendered, &cuts, policy).map(|(raw, _)| raw).map_err(row);
                 straddles(&tokens, &cuts, split)?
             }
         };
@@ -386,7 +387,7 @@ impl Tokenizer {
         &self,
         rendered: &Rendered,
         cuts: &[usize],
-        content: ContentSpecialTokens,
+        policy: &Policy,
     ) -> Result<(RawTokens, Ends), TokenizerError> {
         let text = rendered.text.as_str();
         let mut raw = RawTokens::default();
@@ -395,12 +396,14 @@ impl Tokenizer {
         raw.bytes.reserve(text.len() / 4 + 8);
         let mut ends = Ends::default();
         let final_stop = self.final_stop(rendered);
+        let spelled = final_stop.as_ref().is_some_and(|stop| !stop.range.is_empty());
+        let one_eos = !(spelled && policy.boundary == Boundary::Joint && !policy.append_eos);
         let end = final_stop.as_ref().map_or(text.len(), |stop| stop.range.start);
         if rendered.add_special_tokens {
             self.front.iter().for_each(|&id| raw.push(id, 0..0));
             ends.front = self.front.len();
         }
-        match content {
+        match policy.content_special_tokens {
             ContentSpecialTokens::Special => {
                 self.tokenize_stretch(text, 0..end, cuts, Vocabulary::Full, &mut raw)?;
             }
@@ -417,7 +420,7 @@ impl Tokenizer {
             }
         }
         if let Some(stop) = &final_stop
-            && !(rendered.add_special_tokens && self.back.contains(&stop.id))
+            && !(one_eos && rendered.add_special_tokens && self.back.contains(&stop.id))
         {
             raw.push(stop.id, stop.range.clone());
         }
@@ -426,7 +429,7 @@ impl Tokenizer {
             for &id in &self.back {
                 match &final_stop {
                     // The first such id stands for the EOS that the row asks for: one EOS, never two.
-                    Some(stop) if stop.id == id && ends.stop.is_none() => {
+                    Some(stop) if one_eos && stop.id == id && ends.stop.is_none() => {
                         ends.stop = Some((raw.ids.len(), stop.span));
                         raw.push(id, stop.range.clone());
                     }

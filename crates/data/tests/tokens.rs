@@ -1151,3 +1151,19 @@ fn a_stream_holds_incomplete_characters_back() {
     assert_eq!(pair.ours.token_text(ids[1]), "<0xF0>");
     assert_eq!(llama.ours.token_text(llama.whole("Hi")[0]), " Hi");
 }
+
+/// `boundary: joint` with `append_eos: false` asks for the library's own encoding: a text that spells the EOS keeps
+/// it and the post-processor's, which is masked. Asked to append, there is one.
+#[test]
+fn joint_rows_as_the_library_encodes_them() {
+    let Some(material) = material() else { return };
+    let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/t5_small")).unwrap();
+    let rendered = rendered(&[("Say:", PROMPT), (" yes", RESPONSE), ("</s>", STOP)], true);
+    let joint = Policy { boundary: Boundary::Joint, ..Policy::default() };
+    let letters = |policy: &Policy| -> String {
+        tokenizer.encode(&rendered, policy).unwrap().tokens.origins.iter().map(|o| o.letter()).collect()
+    };
+    assert!(letters(&joint).ends_with("RE"), "{}", letters(&joint));
+    let library = Policy { append_eos: false, ..joint };
+    assert!(letters(&library).ends_with("REB"), "{}", letters(&library));
+}
