@@ -614,9 +614,10 @@ impl<'a> Rooms<'a> {
         let sample = cut_sample(sample, &plan);
         let headless = headless && sample.labels.first().is_some_and(|l| *l != IGNORE);
         findings.extend(loss.findings(id.row, max, headless));
-        if sample.targets().next().is_none() {
+        // What is never cut can itself be too long. Then the whole response is gone, whatever weight the prompt has.
+        if sample.targets().next().is_none() || sample.len() > max {
             let message = format!(
-                "no supervised token is left: the row has {n} tokens, max_length is {max}{}",
+                "no token of the response is left: the row has {n} tokens, max_length is {max}{}",
                 if protected >= max && policy.truncation_mode == TruncationMode::KeepResponse {
                     format!(", and {protected} tokens of the prompt are never cut")
                 } else {

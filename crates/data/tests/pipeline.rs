@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use suasion_data::atomic::{AtomicFile, write_atomic};
 use suasion_data::pipeline::{BAD_ROWS_LISTED, split};
-use suasion_data::policy::{OnBadRow, TruncationMode};
+use suasion_data::policy::{Objective, OnBadRow, TruncationMode};
 use suasion_data::prepared::{self, Manifest, PreparedWriter};
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample};
@@ -444,4 +444,25 @@ fn replies_to_one_prompt_are_held_out_together() {
     // One prompt for all rows leaves nothing but drawing rows.
     let same: Vec<Sample> = samples.iter().filter(|s| prompt(s) == prompt(&samples[4])).cloned().collect();
     assert_eq!((same.len(), split(same, 0.4, 1).1.len()), (5, 2));
+}
+
+#[test]
+fn a_row_is_never_longer_than_asked_for() {
+    let s = Scratch::new();
+    let long = "x".repeat(40);
+    let rows = [
+        format!("{{\"prompt\": \"[TASK] {long}\", \"completion\": \"yes\"}}"),
+        "{\"prompt\": \"[TASK] x\", \"completion\": \"yes\"}".to_string(),
+    ];
+    let path = s.file("data.jsonl", rows.join("\n"));
+    let tokenizer = byte_tokenizer(false);
+    // With a weight on the prompt the first row keeps targets, though nothing of its response fits.
+    for (prompt_loss_weight, objective) in
+        [(0.0, Objective::ResponseOnly), (0.5, Objective::ResponseOnly), (0.0, Objective::AllTokens)]
+    {
+        let policy = Policy { max_length: Some(20), prompt_loss_weight, objective, ..Policy::default() };
+        let (samples, summary) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+        assert_eq!((samples.len(), summary.dropped_rows()), (1, 1));
+        assert!(samples.iter().all(|s| s.len() <= 20));
+    }
 }

@@ -125,24 +125,17 @@ impl Batch {
     pub(crate) fn attention_for(&self, rows: &[u32]) -> Attention {
         debug_assert!(rows.is_sorted());
         let usize = |r: &Range<u32>| r.start as usize..r.end as usize;
-        let (mut spans, mut groups, mut first) = (Vec::new(), Vec::<Range<usize>>::new(), 0);
+        let (mut spans, mut groups, mut first) = (Vec::<Span>::new(), Vec::<Vec<usize>>::new(), 0);
         for segment in &self.segments {
             let end = first + rows[first..].partition_point(|r| *r < segment.own.end);
             if end > first {
-                // A segment with a prefix shares keys with what came before it in its group.
-                let shares = !segment.prefix.is_empty()
-                    && groups.last().is_some_and(|g: &Range<usize>| {
-                        spans[g.clone()].iter().any(|s: &Span| touches(s, &usize(&segment.prefix)))
-                    });
-                spans.push(Span {
-                    prefix: usize(&segment.prefix),
-                    own: usize(&segment.own),
-                    queries: first..end,
-                });
-                match groups.last_mut() {
-                    Some(group) if shares => group.end = spans.len(),
-                    _ => groups.push(spans.len() - 1..spans.len()),
-                }
+                let prefix = usize(&segment.prefix);
+                // Whoever reads or owns one of the prefix's keys, wherever it stands in the batch.
+                let shares = |group: &mut Vec<usize>| group.iter().any(|&i| touches(&spans[i], &prefix));
+                let mut group: Vec<usize> = groups.extract_if(.., shares).flatten().collect();
+                group.push(spans.len());
+                groups.push(group);
+                spans.push(Span { prefix, own: usize(&segment.own), queries: first..end });
             }
             first = end;
         }

@@ -149,7 +149,7 @@ fn attention_plan(trunk: usize, branches: [usize; 2], every: usize) -> (Attentio
             plan.spans.push(Span { prefix, own, queries: first..plan.rows.len() });
         }
     }
-    plan.groups = std::iter::once(0..plan.spans.len()).collect();
+    plan.groups = vec![(0..plan.spans.len()).collect()];
     (plan, end)
 }
 

@@ -123,6 +123,37 @@ fn a_shared_prefix_equals_separate_rows() {
     }
 }
 
+#[test]
+fn shared_prefixes_may_lie_apart() {
+    // Two prompts with two replies each, in turns: a reply does not follow its prompt, nor the other reply.
+    for family in FAMILIES {
+        let mut random = Random(29);
+        let prompts = [random.ids(13), random.ids(21)];
+        let (mut shared, mut separate) = (Batch::default(), Batch::default());
+        let trunks = prompts.each_ref().map(|prompt| {
+            let start = shared.tokens() as u32;
+            shared.push(prompt, []);
+            start..shared.tokens() as u32
+        });
+        for length in [9, 4] {
+            for (prompt, trunk) in prompts.iter().zip(&trunks) {
+                let reply = random.ids(length);
+                shared.push_after(trunk.clone(), &reply, (1..length).map(|j| (j as u32 - 1, reply[j], 1.0)));
+                shared.targets.push(Target { row: trunk.end - 1, id: reply[0], weight: 1.0 });
+                let row: Vec<u32> = prompt.iter().chain(&reply).copied().collect();
+                separate.push(&row, (prompt.len()..row.len()).map(|j| (j as u32 - 1, row[j], 1.0)));
+            }
+        }
+        let run = |threads, batch: &Batch| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| step(&mut model(family, Cpu::new(), false), std::slice::from_ref(batch)))
+        };
+        let one = run(1, &shared);
+        assert_close(&one, &run(1, &separate), 3e-5, family);
+        assert!(one == run(4, &shared), "{family}: 4 threads");
+    }
+}
+
 /// A batch per segment.
 fn split(batch: &Batch) -> Vec<Batch> {
     batch

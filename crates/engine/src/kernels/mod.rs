@@ -150,9 +150,9 @@ pub struct Attention {
     pub rows: Vec<u32>,
     /// Independent ranges.
     pub spans: Vec<Span>,
-    /// Ranges of `spans` that touch the same keys (a shared prefix and what follows it). Gradients of one
-    /// group's keys are summed in order by one worker; groups are independent of each other.
-    pub groups: Vec<Range<usize>>,
+    /// Spans, by index, that touch the same keys (a shared prefix and what follows it). Gradients of one group's
+    /// keys are summed in order by one worker; groups touch no key of each other.
+    pub groups: Vec<Vec<usize>>,
 }
 
 /// One segment as attention sees it; all ranges are rows.

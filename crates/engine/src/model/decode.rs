@@ -87,7 +87,7 @@ impl<B: Backend> Model<B> {
         let attention = |queries: usize| Attention {
             rows: positions[positions.len() - queries..].to_vec(),
             spans: vec![Span { prefix: 0..0, own: 0..end, queries: 0..queries }],
-            groups: std::iter::once(0..1).collect(),
+            groups: vec![vec![0]],
         };
         let (everyone, last_one) = (attention(ids.len()), attention(1));
         let last_row = [ids.len() as u32 - 1];

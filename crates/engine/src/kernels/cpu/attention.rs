@@ -122,7 +122,7 @@ pub(super) fn backward(
         let (group, kv_head) = (&plan.groups[task / h.kv_heads], task % h.kv_heads);
         scratch.with(2 * largest, |both| {
             let (p, ds) = both.split_at_mut(largest);
-            for span in &plan.spans[group.clone()] {
+            for span in group.iter().map(|&i| &plan.spans[i]) {
                 for head in kv_head * share..(kv_head + 1) * share {
                     let at = Columns::of(h, head);
                     for block in blocks(plan, span) {

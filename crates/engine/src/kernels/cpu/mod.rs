@@ -58,7 +58,11 @@ impl Cpu {
             if v.len == 0 {
                 return std::ptr::NonNull::<f32>::dangling().as_ptr();
             }
-            buffers[v.buffer][v.start..v.start + v.len].as_mut_ptr()
+            let buffer = &mut buffers[v.buffer];
+            assert!(v.start + v.len <= buffer.len(), "a view outside its buffer");
+            // SAFETY: inside the buffer. `Vec::as_mut_ptr` makes no reference to the elements, so that the
+            // pointers handed out before stay good.
+            unsafe { buffer.as_mut_ptr().add(v.start) }
         };
         // SAFETY: `&mut self` is held for the life of the result, so nobody else reaches the buffers. Each
         // range was checked against its buffer just above, no buffer moves while they are borrowed, and a
