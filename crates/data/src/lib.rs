@@ -8,6 +8,7 @@
 
 pub mod atomic;
 pub mod audit;
+pub mod chat;
 pub mod error;
 pub mod example;
 pub mod finding;
