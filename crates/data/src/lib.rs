@@ -24,6 +24,7 @@ pub mod sample;
 pub mod source;
 pub mod split;
 pub mod summary;
+pub mod template;
 pub mod tokens;
 pub mod truncate;
 
