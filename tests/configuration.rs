@@ -49,8 +49,7 @@ fn known_keys_that_are_not_supported_say_so() {
         ("use_peft=true", "use_peft"),
         ("bf16=true", "bf16"),
         ("report_to=wandb", "report_to"),
-        ("assistant_only_loss=true", "assistant_only_loss"),
-        ("template_date=2024-01-01", "template_date"),
+        ("chat_template_path=x.jinja", "chat_template_path"),
         ("deepspeed=ds.json", "deepspeed"),
     ] {
         dir.suasion(&["check", "--set", assignment]).run().error(

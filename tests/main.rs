@@ -6,6 +6,7 @@
 mod util;
 
 mod bad_input;
+mod chat;
 mod commands;
 mod configuration;
 mod demo;

@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use suasion_data::Section;
 use suasion_data::policy::{
-    Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, TruncationMode,
+    Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
 };
 use suasion_train::{Scheduler, Settings, Strategy};
 use value::{Value, choices};
@@ -46,7 +46,17 @@ choices!(Format {
     "input_full" => Format::InputFull,
     "prompt_completion" => Format::PromptCompletion,
     "tokenised" => Format::Tokenised,
+    "messages" => Format::Messages,
+    "sharegpt" => Format::Sharegpt,
+    "alpaca" => Format::Alpaca,
+    "segments" => Format::Segments,
+    "preference" => Format::Preference,
 } aliases { "tokenized" => "tokenised" });
+choices!(Supervise {
+    "all" => Supervise::All,
+    "last" => Supervise::Last,
+    "per-message" => Supervise::PerMessage,
+} aliases { "per_message" => "per-message" });
 choices!(Boundary { "split" => Boundary::Split, "joint" => Boundary::Joint });
 choices!(TruncationMode {
     "keep_response" => TruncationMode::KeepResponse,
@@ -138,6 +148,14 @@ table! {
     on_bad_row: OnBadRow = OnBadRow::Error;
     /// Learn from responses only; false learns from every token, prompts included.
     completion_only_loss: Option<bool> = Some(true);
+    /// TRL's name for what holds here anyway: of a conversation, assistant turns are learned.
+    assistant_only_loss: Option<bool> = None;
+    /// Which assistant turns of a conversation are learned.
+    supervise: Supervise = Supervise::All;
+    /// The day that a chat template is told is today, so that it renders the same tomorrow.
+    template_date: Option<String> = None, if |v| v.as_deref().is_none_or(is_date), "as YYYY-MM-DD";
+    /// Variables for the chat template, by name.
+    template_kwargs: BTreeMap<String, Json> = BTreeMap::new();
     /// How prompt and response meet in token space.
     boundary: Boundary = Boundary::Split;
     /// Longest row in tokens; null for no limit.
@@ -211,6 +229,26 @@ table! {
     seed: u64 = 42;
     /// Seed of the rows' order; seed where null.
     data_seed: Option<u64> = None;
+}
+
+/// A day of the calendar as YYYY-MM-DD.
+fn is_date(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let number = |part: &str, digits: usize| {
+        part.parse::<u32>().ok().filter(|_| part.len() == digits && part.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let [year, month, day] = parts.as_slice() else { return false };
+    let (Some(year), Some(month), Some(day)) = (number(year, 4), number(month, 2), number(day, 2)) else {
+        return false;
+    };
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        2 => 28 + u32::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => 0,
+    };
+    year > 0 && (1..=days).contains(&day)
 }
 
 /// A value in an error message: short, on one line.
@@ -303,7 +341,9 @@ impl Loaded {
 
     /// One key of a file.
     fn take(&mut self, name: &str, value: &Json, place: &str) -> anyhow::Result<()> {
-        if let (Some(key), Json::Object(entries)) = (find(name), value) {
+        if let (Some(key), Json::Object(entries)) = (find(name), value)
+            && key.name != "template_kwargs"
+        {
             // Entry by entry: a file that renames one marker keeps the others.
             for (entry, value) in entries {
                 let text = match value {
@@ -380,6 +420,11 @@ impl Loaded {
 
     fn placed(&mut self, key: &'static Key, place: &str) -> anyhow::Result<()> {
         self.places.insert(key.name, place.to_string());
+        if key.name == "assistant_only_loss" && self.config.assistant_only_loss == Some(false) {
+            self.notes.push(format!(
+                "{place}: assistant_only_loss=false changes nothing here: every token is learned with completion_only_loss=false"
+            ));
+        }
         Ok(())
     }
 
@@ -417,6 +462,13 @@ impl Loaded {
             )
             .into());
         }
+        if config.assistant_only_loss == Some(true) && config.completion_only_loss == Some(false) {
+            return Err(Failure::config(
+                "assistant_only_loss=true and completion_only_loss=false contradict each other",
+                "leave completion_only_loss out: prompts are learned only where it is false",
+            )
+            .into());
+        }
         Ok(())
     }
 }
@@ -447,6 +499,9 @@ impl Config {
                 .map(|(name, marker)| (name.clone(), marker.clone()))
                 .collect(),
             stop_tokens: self.stop_tokens.clone(),
+            supervise: self.supervise,
+            template_date: self.template_date.clone(),
+            template_kwargs: self.template_kwargs.clone(),
         }
     }
 
@@ -606,9 +661,37 @@ mod tests {
             let name = key.split('=').next().unwrap();
             assert!(error.contains(&format!("{name} is not supported")), "{error}");
         }
-        assert!(set(&["supervise=all"]).is_ok());
-        assert!(set(&["supervise=last"]).unwrap_err().contains("supervise is not supported"));
-        assert!(set(&["template_kwargs.enable_thinking=false"]).unwrap_err().contains("not supported"));
+        assert!(set(&["chat_template_path=x.jinja"]).unwrap_err().contains("chat_template.jinja"));
+    }
+
+    #[test]
+    fn conversations_have_their_keys() {
+        let config = set(&[
+            "format=sharegpt",
+            "supervise=per-message",
+            "template_date=2024-02-29",
+            "template_kwargs.enable_thinking=false",
+            "template_kwargs.persona=a pirate",
+            "assistant_only_loss=true",
+        ])
+        .unwrap();
+        let policy = config.policy();
+        assert_eq!((policy.format, policy.supervise), (Format::Sharegpt, Supervise::PerMessage));
+        assert_eq!(policy.template_date.as_deref(), Some("2024-02-29"));
+        assert_eq!(policy.template_kwargs["enable_thinking"], false);
+        assert_eq!(policy.template_kwargs["persona"], "a pirate");
+        for (name, format) in Format::NAMES {
+            assert_eq!(set(&[&format!("format={name}")]).unwrap().format, format);
+        }
+        for date in ["2024-2-29", "2023-02-29", "2024-13-01", "yesterday", "2024-00-10"] {
+            assert!(set(&[&format!("template_date={date}")]).unwrap_err().contains("YYYY-MM-DD"), "{date}");
+        }
+        assert!(set(&["supervise=first"]).unwrap_err().contains("all, last, per-message"));
+        let both =
+            Loaded::new(None, &["assistant_only_loss=true".into(), "completion_only_loss=false".into()]);
+        assert!(both.unwrap().check().is_err());
+        let off = Loaded::new(None, &["assistant_only_loss=false".into()]).unwrap();
+        assert_eq!(off.notes.len(), 1);
     }
 
     #[test]
@@ -629,6 +712,8 @@ mod tests {
             "loss_weights.task=0.3",
             "output_dir=a: b",
             "seed=18446744073709551615",
+            "template_kwargs.names=[a, '1']",
+            "template_date=2025-01-15",
         ])
         .unwrap();
         let folder = tempfile::tempdir().unwrap();

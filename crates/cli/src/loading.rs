@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::pipeline::{BAD_ROWS_LISTED, Outcome, Pipeline, Progress, Summary};
 use suasion_data::prepared::Manifest;
+use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
 
@@ -27,12 +28,14 @@ pub fn load(
     ui: &Ui,
     path: &Path,
     tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
     policy: &Policy,
     vocab_size: Option<usize>,
     mode: Mode,
 ) -> anyhow::Result<RowSet> {
     let asked = Manifest::beside(path)?.map(|manifest| manifest.asked(policy));
-    let pipeline = Pipeline { vocab_size, mode, asked: asked.as_ref(), ..Pipeline::new(tokenizer, policy) };
+    let pipeline =
+        Pipeline { vocab_size, mode, template, asked: asked.as_ref(), ..Pipeline::new(tokenizer, policy) };
     let mut samples = Vec::new();
     let mut examples = BTreeMap::new();
     let mut failures = Vec::new();
@@ -61,6 +64,20 @@ pub fn load(
 /// The tokenizer of a model folder; `None` where the folder has no tokenizer.json, as tokenised rows need none.
 pub fn tokenizer(dir: &Path) -> anyhow::Result<Option<Tokenizer>> {
     if dir.join("tokenizer.json").exists() { Ok(Some(Tokenizer::from_dir(dir)?)) } else { Ok(None) }
+}
+
+/// The chat template of a model folder, where it has one. A template that cannot be used is told and left aside: rows
+/// of plain text need none.
+pub fn template(ui: &Ui, dir: &Path, tokenizer: Option<&Tokenizer>) -> Option<ChatTemplate> {
+    let text = |token: Option<&suasion_data::tokens::SpecialToken>| token.map(|t| t.content.clone());
+    let tokenizer = tokenizer?;
+    match ChatTemplate::from_dir(dir, text(tokenizer.bos()).as_deref(), text(tokenizer.eos()).as_deref()) {
+        Ok(template) => template,
+        Err(error) => {
+            ui.warn(format_args!("the chat template is not used: {error}"));
+            None
+        }
+    }
 }
 
 /// The number of embeddings that config.json names, where there is one: for commands that need no model otherwise.

@@ -1,8 +1,26 @@
-//! What a row says, whatever its format: a prompt with its completion, or token ids with their labels.
+//! What a row says, whatever its format: a prompt with its completion, a conversation, segments of text, or token
+//! ids with their labels.
+//!
+//! | format | fields |
+//! |---|---|
+//! | `input_full` | `input_text`, `full_text` |
+//! | `prompt_completion` | `prompt`, `completion`: strings, or messages (only the completion is learned) |
+//! | `messages`, `sharegpt` | `messages`; `conversations`; with `tools`, `system`, `chat_template_kwargs` where given |
+//! | `alpaca` | `instruction`, `output`, perhaps `input`, `history`, `system` |
+//! | `segments` | `segments`: a list of `text` with `train` or `weight` |
+//! | `preference` | `chosen`, with `prompt`, `conversations` or `instruction` before it or within it: the chosen side is learned |
+//! | `tokenised` | `input_ids` with `labels`, `completion_mask` or `assistant_masks` |
 
+mod conversation;
+mod plain;
+
+pub use plain::Alpaca;
+
+use crate::chat::Conversation;
 use crate::policy::Format;
 use crate::row::{Row, type_name};
 use crate::{Error, Origin, Result, RowId};
+use conversation::{LISTS, shown_keys};
 use serde_json::{Map, Value};
 
 /// One example of the data set.
@@ -24,8 +42,23 @@ pub enum Body {
         /// Where the completion starts, in bytes.
         prompt_len: usize,
     },
+    /// A conversation, which needs a chat template to become text.
+    Chat(Box<Conversation>),
+    /// An instruction: a conversation where there is a chat template, text where there is none.
+    Alpaca(Box<Alpaca>),
+    /// Text in pieces that say of themselves whether they are learned.
+    Segments(Vec<Segment>),
     /// Already tokens.
     Tokenised(Box<Tokenised>),
+}
+
+/// A piece of text and its loss weight; 0 makes it prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segment {
+    /// The text.
+    pub text: String,
+    /// Its loss weight.
+    pub weight: f32,
 }
 
 /// A tokenised row, as it was given. All vectors have the length of `input_ids`.
@@ -62,10 +95,34 @@ impl Example {
             fixed => fixed,
         };
         let reader = Reader { id: &id, fields };
+        let text = |key: &str| reader.fields.get(key).is_some_and(Value::is_string);
+        // A field that is there and wrong is the text reader's error, which names it.
+        let messages = |key: &str| matches!(reader.fields.get(key), Some(Value::Array(_) | Value::Object(_)));
         let body = match format {
             Format::InputFull => reader.input_full()?,
-            Format::PromptCompletion => reader.prompt_completion()?,
+            Format::PromptCompletion if messages("prompt") || messages("completion") => {
+                Body::Chat(Box::new(reader.pair("completion")?))
+            }
+            Format::PromptCompletion => reader.prompt_completion("completion")?,
             Format::Tokenised => reader.tokenised()?,
+            Format::Messages => Body::Chat(Box::new(reader.chat(&["messages"])?)),
+            Format::Sharegpt => Body::Chat(Box::new(reader.chat(&["conversations", "conversation"])?)),
+            Format::Alpaca => Body::Alpaca(Box::new(reader.alpaca("output")?)),
+            Format::Segments => Body::Segments(reader.segments()?),
+            Format::Preference if text("chosen") && text("instruction") => {
+                Body::Alpaca(Box::new(reader.alpaca("chosen")?))
+            }
+            Format::Preference if text("chosen") && text("prompt") => reader.prompt_completion("chosen")?,
+            Format::Preference
+                if text("chosen") && !LISTS.iter().any(|key| messages(key)) && !messages("prompt") =>
+            {
+                return Err(Error::row(
+                    id,
+                    "\"chosen\" is a string, and there is no \"prompt\" before it",
+                    "write what both sides begin with as \"prompt\"",
+                ));
+            }
+            Format::Preference => Body::Chat(Box::new(reader.preferred()?)),
             Format::Auto => unreachable!("detect returns a format"),
         };
         Ok(Example { id, body })
@@ -86,33 +143,65 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     if has("input_ids") && labelled {
         return Ok(Format::Tokenised);
     }
-    let input_full = has("input_text") && has("full_text");
-    let prompt_completion = has("prompt") && has("completion");
-    match (input_full, prompt_completion) {
-        (true, false) => return Ok(Format::InputFull),
-        (true, true) => {
-            return Err(Error::row(
-                id.clone(),
-                "the row has the fields of two formats: input_text+full_text and prompt+completion",
-                "set format to input_full or prompt_completion",
-            ));
-        }
-        (false, true) => {
-            if fields["prompt"].is_array() || fields["completion"].is_array() {
-                return Err(conversation(id, "prompt"));
+    let filled = |key: &str| match fields.get(key) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(_) => true,
+    };
+    if has("chosen") && has("rejected") {
+        return Ok(Format::Preference);
+    }
+    let complete: Vec<(Format, &str)> = [
+        (has("input_text") && has("full_text"), Format::InputFull, "input_text+full_text"),
+        (has("prompt") && has("completion"), Format::PromptCompletion, "prompt+completion"),
+        (filled("messages"), Format::Messages, "messages"),
+        (filled("conversations") || filled("conversation"), Format::Sharegpt, "conversations"),
+        (has("instruction") && has("output"), Format::Alpaca, "instruction+output"),
+        (filled("segments"), Format::Segments, "segments"),
+    ]
+    .into_iter()
+    .filter_map(|(complete, format, name)| complete.then_some((format, name)))
+    .collect();
+    match complete.as_slice() {
+        // Of a list that is there and empty its own reader tells.
+        [] if has("messages") => Ok(Format::Messages),
+        [] if has("conversations") || has("conversation") => Ok(Format::Sharegpt),
+        [] if has("segments") => Ok(Format::Segments),
+        [] => Err(unknown(id, fields, labelled)),
+        [(format, _)] => {
+            let sided = matches!(format, Format::PromptCompletion | Format::Messages | Format::Sharegpt);
+            if sided && fields.get("label") == Some(&Value::Bool(false)) {
+                return Err(Error::row(
+                    id.clone(),
+                    "the row is the rejected side of a preference: its \"label\" is false",
+                    format!(
+                        "leave such rows out; to learn from them all the same set format={}",
+                        format.name()
+                    ),
+                ));
             }
-            return Ok(Format::PromptCompletion);
+            Ok(*format)
         }
-        (false, false) => {}
-    }
-    for key in ["messages", "conversations", "conversation"] {
-        if has(key) {
-            return Err(conversation(id, key));
+        several => {
+            let names: Vec<&str> = several.iter().map(|(_, name)| *name).collect();
+            let formats: Vec<&str> = several.iter().map(|(format, _)| format.name()).collect();
+            let number = match several.len() {
+                2 => "two".to_string(),
+                n => n.to_string(),
+            };
+            Err(Error::row(
+                id.clone(),
+                format!("the row has the fields of {number} formats: {}", names.join(" and ")),
+                format!("set format to {}", formats.join(" or ")),
+            ))
         }
     }
-    if fields.get("prompt").is_some_and(Value::is_array) {
-        return Err(conversation(id, "prompt"));
-    }
+}
+
+/// The error for a row of no known format: what it has, and what each format lacks.
+fn unknown(id: &RowId, fields: &Map<String, Value>, labelled: bool) -> Error {
+    let has = |key: &str| fields.contains_key(key);
     let missing = |keys: &[&str]| {
         let list: Vec<String> = keys.iter().filter(|k| !has(k)).map(|k| format!("\"{k}\"")).collect();
         list.join(" and ")
@@ -123,29 +212,23 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
         (false, true) => "\"input_ids\"".into(),
         _ => labels.into(),
     };
-    let mut keys: Vec<String> = fields.keys().take(12).map(|k| format!("\"{k}\"")).collect();
-    if fields.len() > 12 {
-        keys.push(format!("and {} more", fields.len() - 12));
+    let mut sample = Value::Object(fields.clone()).to_string();
+    if let Some((cut, _)) = sample.char_indices().nth(160) {
+        sample.truncate(cut);
+        sample.push_str("..");
     }
-    let keys = if keys.is_empty() { "no fields".into() } else { keys.join(", ") };
-    Err(Error::row(
-        id.clone(),
-        format!("the row is of no known format; it has {keys}"),
-        format!(
-            "input_text+full_text lacks {}; prompt+completion lacks {}; tokenised rows lack {tokenised}",
-            missing(&["input_text", "full_text"]),
-            missing(&["prompt", "completion"]),
-        ),
-    ))
-}
-
-fn conversation(id: &RowId, key: &str) -> Error {
     Error::row(
         id.clone(),
+        format!("the row is of no known format; it has {}", shown_keys(fields)),
         format!(
-            "the row is a conversation (\"{key}\" holds messages): conversation formats are not supported yet"
+            "in {sample}: input_text+full_text lacks {}; prompt+completion lacks {}; conversations lack \"messages\" or \
+             \"conversations\"; alpaca lacks {}; segments lack \"segments\"; preferences lack {}; tokenised rows lack \
+             {tokenised}",
+            missing(&["input_text", "full_text"]),
+            missing(&["prompt", "completion"]),
+            missing(&["instruction", "output"]),
+            missing(&["chosen", "rejected"]),
         ),
-        "give each row as \"prompt\" and \"completion\" strings, or as \"input_text\" and \"full_text\"",
     )
 }
 
@@ -170,14 +253,16 @@ impl Reader<'_> {
                 let found = type_name(&other);
                 Err(self.error(format!("\"{key}\" is {found}, not a string"), "write the field as a string"))
             }
-            None => {
-                let keys: Vec<&str> = self.fields.keys().map(String::as_str).take(12).collect();
-                Err(self.error(
-                    format!("\"{key}\" is missing; the row has: {}", keys.join(", ")),
-                    "fill the field, or set format=auto",
-                ))
-            }
+            None => Err(self.missing(key)),
         }
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        let keys: Vec<&str> = self.fields.keys().map(String::as_str).take(12).collect();
+        self.error(
+            format!("\"{key}\" is missing; the row has: {}", keys.join(", ")),
+            "fill the field, or set format=auto",
+        )
     }
 
     fn input_full(mut self) -> Result<Body> {
@@ -189,9 +274,10 @@ impl Reader<'_> {
         Ok(Body::Text { text: full, prompt_len: input.len() })
     }
 
-    fn prompt_completion(mut self) -> Result<Body> {
+    /// `prompt` and what follows it.
+    fn prompt_completion(mut self, after: &str) -> Result<Body> {
         let mut text = self.string("prompt")?;
-        let completion = self.string("completion")?;
+        let completion = self.string(after)?;
         let prompt_len = text.len();
         text.push_str(&completion);
         Ok(Body::Text { text, prompt_len })

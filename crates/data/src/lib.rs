@@ -8,6 +8,7 @@
 
 pub mod atomic;
 pub mod audit;
+pub mod chat;
 pub mod error;
 pub mod example;
 pub mod finding;
@@ -23,6 +24,7 @@ pub mod sample;
 pub mod source;
 pub mod split;
 pub mod summary;
+pub mod template;
 pub mod tokens;
 pub mod truncate;
 

@@ -5,12 +5,14 @@
 //! the same for any number of threads; what depends on earlier rows (D001, the summary) happens in order.
 
 use crate::audit::{self, Filter, Subject};
+use crate::chat::Conversation;
 use crate::example::{Body, Example, Tokenised};
 use crate::label::{self, Special};
 use crate::policy::{OnBadRow, Policy, TruncationMode};
 use crate::render::{self, Rendered, Stops};
 use crate::row::Row;
 use crate::source::{RawRow, Source, SourceHash};
+use crate::template::{Chat, ChatTemplate, TemplateOptions};
 use crate::tokens::{Encoded, Straddle, Tokenizer};
 use crate::truncate::{self, Fit, Plan};
 use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
@@ -18,7 +20,7 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 pub use crate::split::split;
@@ -51,6 +53,8 @@ pub enum Mode {
 pub struct Pipeline<'a> {
     /// Needed for text rows; for tokenised rows it only serves the audits.
     pub tokenizer: Option<&'a Tokenizer>,
+    /// The model's chat template: needed for conversations, and what instructions are rendered by where there is one.
+    pub template: Option<&'a ChatTemplate>,
     /// Every choice that decides labels.
     pub policy: &'a Policy,
     /// The policy that the audits hold rows against, where it is not `policy`: prepared rows carry weights that
@@ -184,6 +188,7 @@ impl<'a> Pipeline<'a> {
     pub fn new(tokenizer: Option<&'a Tokenizer>, policy: &'a Policy) -> Pipeline<'a> {
         Pipeline {
             tokenizer,
+            template: None,
             policy,
             asked: None,
             mode: Mode::default(),
@@ -272,6 +277,9 @@ impl<'a> Pipeline<'a> {
             return Err(Error::BadRows { first, others: bad, stopped, help });
         }
         summary.source = hash;
+        if rooms.templated.load(Ordering::Relaxed) {
+            summary.template = self.template.map(|template| template.fingerprint().to_string());
+        }
         progress(Progress { rows: summary.rows, bytes: size, size, tokens: summary.tokens });
         Ok(summary)
     }
@@ -330,6 +338,9 @@ struct Rooms<'a> {
     settings: &'a Pipeline<'a>,
     special: Special,
     stops: Stops,
+    options: TemplateOptions,
+    /// True once a row went through the chat template.
+    templated: AtomicBool,
 }
 
 /// A row on its way, before truncation.
@@ -381,7 +392,9 @@ impl<'a> Rooms<'a> {
                 stops.all.push(eos.clone());
             }
         }
-        Ok(Rooms { settings, special, stops })
+        let templated = AtomicBool::new(false);
+        let options = TemplateOptions::of(settings.policy);
+        Ok(Rooms { settings, special, stops, options, templated })
     }
 
     /// One row to its outcome and the hash of its ids.
@@ -415,7 +428,27 @@ impl<'a> Rooms<'a> {
         let example = Example::from_row(Row::parse(raw)?, policy.format)?;
         let id = example.id.clone();
         let mut whole = match example.body {
-            Body::Text { text, prompt_len } => self.text(id.clone(), text, prompt_len)?,
+            Body::Text { text, prompt_len } => {
+                let marker = render::starts_with_response_marker(&text[prompt_len..], policy);
+                let findings = marker.then(|| {
+                    let message = "the response starts with the marker of the response section: the model learns to write it";
+                    Finding::new(id.row, Code::M007, message)
+                });
+                let rendered = render::render(id.clone(), text, prompt_len, policy, &self.stops);
+                self.rendered(rendered, findings.into_iter().collect())?
+            }
+            Body::Segments(list) => {
+                let rendered = render::render_segments(id.clone(), &list, policy, &self.stops);
+                self.rendered(rendered, Vec::new())?
+            }
+            Body::Alpaca(row) => match self.settings.template {
+                Some(_) => self.chat(id.clone(), &row.conversation())?,
+                None => {
+                    let rendered = render::render_alpaca(id.clone(), &row, policy, &self.stops);
+                    self.rendered(rendered, Vec::new())?
+                }
+            },
+            Body::Chat(conversation) => self.chat(id.clone(), &conversation)?,
             Body::Tokenised(row) => self.tokenised(id.clone(), *row),
         };
         self.check_vocabulary(&whole.sample)?;
@@ -431,19 +464,56 @@ impl<'a> Rooms<'a> {
         self.fit(id, whole)
     }
 
-    /// A text row to tokens and labels, with its findings.
-    fn text(&self, id: RowId, text: String, prompt_len: usize) -> Result<Whole, Halt> {
-        let policy = self.settings.policy;
-        let Some(tokenizer) = self.settings.tokenizer else {
+    /// A conversation to text by the model's own chat template, then as any text.
+    fn chat(&self, id: RowId, conversation: &Conversation) -> Result<Whole, Halt> {
+        self.tokenizer(&id)?;
+        let Some(template) = self.settings.template else {
             return Err(Halt::Run(Error::Source {
+                path: id.file.to_path_buf(),
+                message: format!(
+                    "{id} is a conversation, and the model folder has no chat template that can be used"
+                ),
+                help: "use the instruct model's folder, or put the template into it as chat_template.jinja"
+                    .into(),
+            }));
+        };
+        self.templated.store(true, Ordering::Relaxed);
+        let policy = self.settings.policy;
+        let said =
+            |m: &serde_json::Map<String, serde_json::Value>| m["role"] == "assistant" || m["role"] == "model";
+        if !conversation.messages[conversation.prompt_messages..].iter().any(said) {
+            let message = match conversation.prompt_messages {
+                0 => "M001: the conversation has no assistant turn to learn from",
+                _ => "M001: nothing after the prompt is an assistant turn to learn from",
+            };
+            return Err(Halt::Row(Bad {
+                error: Error::row(id, message, "write the answer, or remove the row"),
+                code: Code::M001,
+                others: Vec::new(),
+            }));
+        }
+        let Chat { rendered, findings } =
+            template.spans(id, conversation, policy, &self.stops, &self.options)?;
+        self.rendered(rendered, findings)
+    }
+
+    fn tokenizer(&self, id: &RowId) -> Result<&'a Tokenizer, Halt> {
+        self.settings.tokenizer.ok_or_else(|| {
+            Halt::Run(Error::Source {
                 path: id.file.to_path_buf(),
                 message: format!("{id} is text, and there is no tokenizer to read it with"),
                 help: "name the model folder that holds tokenizer.json".into(),
-            }));
-        };
-        let marker = render::starts_with_response_marker(&text[prompt_len..], policy);
-        let rendered = render::render(id.clone(), text, prompt_len, policy, &self.stops);
-        if rendered.response().all(str::is_empty) {
+            })
+        })
+    }
+
+    /// A rendered row to tokens and labels, with its findings after `extra`.
+    fn rendered(&self, rendered: Rendered, mut extra: Vec<Finding>) -> Result<Whole, Halt> {
+        let policy = self.settings.policy;
+        let id = rendered.id.clone();
+        let tokenizer = self.tokenizer(&id)?;
+        let silent = rendered.response().all(str::is_empty);
+        if silent {
             return Err(Halt::Row(Bad {
                 error: Error::row(id, "M001: the response is empty", "write the response, or remove the row"),
                 code: Code::M001,
@@ -456,18 +526,13 @@ impl<'a> Rooms<'a> {
         // A token across the response's start mixes weights too; it is told once.
         let told = |i: &usize| straddles.iter().any(|s| s.tokens.contains(i));
         let mixed: Vec<usize> = mixed_weights.into_iter().filter(|i| !told(i)).collect();
-        let mut extra = audit::m003(row, &self.straddles(tokenizer, &straddles));
+        extra.extend(audit::m003(row, &self.straddles(tokenizer, &straddles)));
         if let Some(first) = mixed.first() {
             let message = format!(
                 "{} across two loss weights; each takes the larger (the first is token {first})",
                 if mixed.len() == 1 { "1 token lies".into() } else { format!("{} tokens lie", mixed.len()) }
             );
             extra.push(Finding::new(row, Code::M003, message));
-        }
-        if marker {
-            let message =
-                "the response starts with the marker of the response section: the model learns to write it";
-            extra.push(Finding::new(row, Code::M007, message));
         }
         if let Some(&first) = structural_from_content.first() {
             let id = tokens.ids[first];

@@ -65,7 +65,20 @@ pub enum ContentSpecialTokens {
     Text,
 }
 
-/// The shape of the rows. Formats beyond these arrive with the conversation formats.
+/// Which assistant turns of a conversation are learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Supervise {
+    /// All of them; a message's own `train` or `weight` still counts.
+    #[default]
+    All,
+    /// The last one.
+    Last,
+    /// Those whose `train` or `weight` says so.
+    PerMessage,
+}
+
+/// The shape of the rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
@@ -74,10 +87,40 @@ pub enum Format {
     Auto,
     /// `input_text` and `full_text`.
     InputFull,
-    /// `prompt` and `completion`, both strings.
+    /// `prompt` and `completion`: both strings, or lists of messages.
     PromptCompletion,
     /// `input_ids` with `labels`, `completion_mask` or `assistant_masks`.
     Tokenised,
+    /// `messages` in OpenAI's shape.
+    Messages,
+    /// `conversations` of `from` and `value`.
+    Sharegpt,
+    /// `instruction`, `input` and `output`, perhaps with `history` and `system`.
+    Alpaca,
+    /// `segments` of `text` with `train` or `weight`.
+    Segments,
+    /// `chosen` and `rejected`: the chosen side.
+    Preference,
+}
+
+impl Format {
+    /// Every format, with the name that the `format` key has for it.
+    pub const NAMES: [(&'static str, Format); 9] = [
+        ("auto", Format::Auto),
+        ("input_full", Format::InputFull),
+        ("prompt_completion", Format::PromptCompletion),
+        ("tokenised", Format::Tokenised),
+        ("messages", Format::Messages),
+        ("sharegpt", Format::Sharegpt),
+        ("alpaca", Format::Alpaca),
+        ("segments", Format::Segments),
+        ("preference", Format::Preference),
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Format::NAMES.iter().find(|(_, format)| *format == self).map_or("auto", |(name, _)| name)
+    }
 }
 
 /// The policy: with the tokenizer and the source it determines every label.
@@ -107,6 +150,20 @@ pub struct Policy {
     pub section_markers: BTreeMap<String, String>,
     /// Stop tokens beyond `eos_token` and `generation_config.json`.
     pub stop_tokens: Vec<String>,
+    /// Which assistant turns are learned.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub supervise: Supervise,
+    /// The day, as YYYY-MM-DD, that a chat template is told is today; `None` where none is pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_date: Option<String>,
+    /// Variables for the chat template, under those of a row's own `chat_template_kwargs`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub template_kwargs: BTreeMap<String, serde_json::Value>,
+}
+
+/// True for a value that a policy need not write down: data prepared before there was such a choice keeps its fingerprint.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for Policy {
@@ -128,6 +185,9 @@ impl Default for Policy {
             loss_weights: BTreeMap::new(),
             section_markers,
             stop_tokens: Vec::new(),
+            supervise: Supervise::All,
+            template_date: None,
+            template_kwargs: BTreeMap::new(),
         }
     }
 }

@@ -23,11 +23,15 @@ pub struct Manifest {
     pub source: SourceHash,
     /// [`Tokenizer::fingerprint`]; null for rows that came as tokens.
     pub tokenizer: Option<String>,
+    /// [`crate::template::ChatTemplate::fingerprint`]; absent where no row went through a chat template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// Every choice that decided labels.
     pub policy: Policy,
     /// Rows and tokens.
     pub counts: Counts,
-    /// blake3 over what decides the labels: the source's hash, the tokenizer, the policy, the masking version.
+    /// blake3 over what decides the labels: the source's hash, the tokenizer, the chat template, the policy (with the
+    /// pinned date), the masking version.
     pub fingerprint: String,
 }
 
@@ -86,12 +90,14 @@ impl Manifest {
         policy: &Policy,
     ) -> Manifest {
         let tokenizer = tokenizer.map(|t| t.fingerprint().to_string());
-        let fingerprint = fingerprint(&source.blake3, tokenizer.as_deref(), policy);
+        let template = summary.template.clone();
+        let fingerprint = fingerprint_with(&source.blake3, tokenizer.as_deref(), template.as_deref(), policy);
         Manifest {
             format: "suasion-prepared".into(),
             masking_version: MASKING_VERSION,
             source,
             tokenizer,
+            template,
             policy: policy.clone(),
             counts: Counts::of(summary),
             fingerprint,
@@ -129,6 +135,16 @@ impl Manifest {
         asked
     }
 
+    /// The same for the chat template; `None` where they agree or one of the two has none.
+    pub fn other_template(&self, template: Option<&str>) -> Option<String> {
+        match (self.template.as_deref(), template) {
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                Some("it was prepared with another chat template than the model's".into())
+            }
+            _ => None,
+        }
+    }
+
     /// Compares what the labels depend on with another tokenizer and policy. Returns what differs, in words.
     pub fn mismatches(&self, tokenizer: Option<&str>, policy: &Policy) -> Vec<String> {
         let mut out = Vec::new();
@@ -158,7 +174,21 @@ impl Manifest {
     }
 }
 
-/// blake3, in hex, over what decides the labels.
+/// blake3, in hex, over what decides the labels of rows that went through a chat template, or through none.
+pub fn fingerprint_with(
+    source: &str,
+    tokenizer: Option<&str>,
+    template: Option<&str>,
+    policy: &Policy,
+) -> String {
+    let plain = fingerprint(source, tokenizer, policy);
+    match template {
+        None => plain,
+        Some(template) => blake3::hash(format!("{plain} {template}").as_bytes()).to_hex().to_string(),
+    }
+}
+
+/// blake3, in hex, over what decides the labels of rows that need no chat template.
 pub fn fingerprint(source: &str, tokenizer: Option<&str>, policy: &Policy) -> String {
     // A JSON array keeps the parts apart; the policy's maps are sorted, so the text is the same for the same policy.
     let text = serde_json::to_string(&(MASKING_VERSION, source, tokenizer, policy)).unwrap_or_default();

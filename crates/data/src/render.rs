@@ -1,6 +1,7 @@
 //! Text and the spans that tile it: where supervision is decided, once.
 
-use crate::policy::Policy;
+use crate::example::{Alpaca, Segment};
+use crate::policy::{Policy, Supervise};
 use crate::{Origin, RowId, Section};
 use std::ops::Range;
 
@@ -79,18 +80,8 @@ pub fn render(id: RowId, text: String, prompt_len: usize, policy: &Policy, stops
     let mut text = text;
     let mut spans = sections(&text[..prompt_len], policy);
     let end = text.len();
-    let completion = &text[prompt_len..];
-    let trimmed = completion.trim_end();
-    let stop = |text: &str| {
-        // The longest stop text that it ends in, where one stop text ends in another.
-        stops.all.iter().filter(|s| !s.is_empty() && text.ends_with(s.as_str())).map(String::len).max()
-    };
-    // A stop text may itself end in white space, so the completion as it stands comes first.
-    let found = stop(completion).map(|len| (end - len, end)).or_else(|| {
-        let trimmed_end = prompt_len + trimmed.len();
-        stop(trimmed).map(|len| (trimmed_end - len, trimmed_end))
-    });
-    let (response_end, stop_end) = found.unwrap_or((end, end));
+    let found = final_stop(&text[prompt_len..], stops).map(|at| at.start + prompt_len..at.end + prompt_len);
+    let Range { start: response_end, end: stop_end } = found.clone().unwrap_or(end..end);
     spans.push(Span { range: prompt_len..response_end, origin: Origin::Response { turn: 0 }, weight: 1.0 });
     if found.is_some() {
         spans.push(Span {
@@ -108,6 +99,146 @@ pub fn render(id: RowId, text: String, prompt_len: usize, policy: &Policy, stops
         spans.push(Span { range: end..text.len(), origin: Origin::EndOfTurn { turn: 0 }, weight: 1.0 });
     }
     Rendered { id, text, spans, add_special_tokens: true }
+}
+
+/// The stop text that a response ends in, white space after it aside.
+fn final_stop(response: &str, stops: &Stops) -> Option<Range<usize>> {
+    let stop = |text: &str| {
+        // The longest stop text that it ends in, where one stop text ends in another.
+        let lengths =
+            stops.all.iter().filter(|s| !s.is_empty() && text.ends_with(s.as_str())).map(String::len);
+        lengths.max().map(|len| text.len() - len..text.len())
+    };
+    // A stop text may itself end in white space, so the response as it stands comes first.
+    stop(response).or_else(|| stop(response.trim_end()))
+}
+
+/// Segments to text with spans: what has a weight is response, the rest is prompt.
+///
+/// A run of segments with a weight is one response, up to the stop text that it ends in, if it does. The EOS is
+/// appended as to a plain completion, where the last segment is response and ends in no stop text.
+pub fn render_segments(id: RowId, segments: &[Segment], policy: &Policy, stops: &Stops) -> Rendered {
+    let mut text = Pieces::default();
+    for (at, segment) in segments.iter().enumerate() {
+        if segment.weight > 0.0 {
+            text.respond(&segment.text, segment.weight);
+            let next = segments.get(at + 1);
+            if next.is_none_or(|next| next.weight == 0.0) {
+                text.end_turn(next.is_none(), policy, stops);
+            }
+        } else {
+            text.prompt(&segment.text, Section::Other, policy);
+        }
+    }
+    text.rendered(id)
+}
+
+/// An instruction as plain text: the prompt of Stanford's Alpaca, earlier turns before it in the same form.
+///
+/// The instruction is the task, its input and earlier instructions are context, the headings are scaffold. Earlier
+/// answers end in the EOS and are learned like the last one, unless the policy supervises only that.
+pub fn render_alpaca(id: RowId, row: &Alpaca, policy: &Policy, stops: &Stops) -> Rendered {
+    let mut text = Pieces::default();
+    match (&row.system, &row.input) {
+        (Some(system), _) => text.prompt(system, Section::System, policy),
+        (None, Some(_)) => text.scaffold(
+            "Below is an instruction that describes a task, paired with an input that provides further context. \
+             Write a response that appropriately completes the request.",
+        ),
+        (None, None) => text.scaffold(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+        ),
+    }
+    for (asked, answered) in &row.history {
+        text.scaffold("\n\n### Instruction:\n");
+        text.prompt(asked, Section::Context, policy);
+        text.scaffold("\n\n### Response:\n");
+        if policy.supervise == Supervise::Last {
+            text.prompt(answered, Section::Context, policy);
+            text.scaffold(stops.eos.as_deref().filter(|_| policy.append_eos).unwrap_or(""));
+        } else {
+            text.respond(answered, 1.0);
+            text.end_turn(true, policy, stops);
+        }
+    }
+    text.scaffold("\n\n### Instruction:\n");
+    text.prompt(&row.instruction, Section::Task, policy);
+    if let Some(input) = &row.input {
+        text.scaffold("\n\n### Input:\n");
+        text.prompt(input, Section::Context, policy);
+    }
+    text.scaffold("\n\n### Response:\n");
+    text.respond(&row.output, 1.0);
+    text.end_turn(true, policy, stops);
+    text.rendered(id)
+}
+
+/// Plain text under construction, from pieces of known origin.
+#[derive(Default)]
+struct Pieces {
+    text: String,
+    spans: Vec<Span>,
+    turn: u16,
+    /// The first span and byte of the response that is open.
+    open: Option<(usize, usize)>,
+}
+
+impl Pieces {
+    fn push(&mut self, text: &str, origin: Origin, weight: f32) {
+        if !text.is_empty() {
+            let start = self.text.len();
+            self.text.push_str(text);
+            self.spans.push(Span { range: start..self.text.len(), origin, weight });
+        }
+    }
+
+    fn scaffold(&mut self, text: &str) {
+        self.push(text, Origin::Scaffold, 0.0);
+    }
+
+    fn prompt(&mut self, text: &str, section: Section, policy: &Policy) {
+        self.push(text, Origin::Prompt { turn: self.turn, section }, policy.section_weight(section));
+    }
+
+    fn respond(&mut self, text: &str, weight: f32) {
+        self.open.get_or_insert((self.spans.len(), self.text.len()));
+        self.push(text, Origin::Response { turn: self.turn }, weight);
+    }
+
+    /// Ends the open response: finds its stop text, or appends the EOS where `append` and the policy ask for it.
+    fn end_turn(&mut self, append: bool, policy: &Policy, stops: &Stops) {
+        let Some((first, start)) = self.open.take() else { return };
+        let turn = self.turn;
+        self.turn = self.turn.saturating_add(1);
+        let end_of_turn = Origin::EndOfTurn { turn };
+        let Some(stop) = final_stop(&self.text[start..], stops) else {
+            if append && policy.append_eos {
+                let weight = self.spans[first..].last().map_or(1.0, |span| span.weight);
+                self.push(stops.eos.as_deref().unwrap_or(""), end_of_turn, weight);
+            }
+            return;
+        };
+        let stop = stop.start + start..stop.end + start;
+        for span in self.spans.split_off(first) {
+            let Range { start, end } = span.range;
+            let cuts = [start, stop.start.clamp(start, end), stop.end.clamp(start, end), end];
+            let parts = [
+                (span.origin, span.weight),
+                (end_of_turn, span.weight),
+                // White space after the stop text.
+                (Origin::Scaffold, 0.0),
+            ];
+            for (range, (origin, weight)) in cuts.windows(2).zip(parts) {
+                if range[0] < range[1] {
+                    self.spans.push(Span { range: range[0]..range[1], origin, weight });
+                }
+            }
+        }
+    }
+
+    fn rendered(self, id: RowId) -> Rendered {
+        Rendered { id, text: self.text, spans: self.spans, add_special_tokens: true }
+    }
 }
 
 /// The spans of a prompt, by its section markers.

@@ -61,6 +61,8 @@ pub struct Summary {
     pub findings: BTreeMap<Code, CodeCount>,
     /// What the source was.
     pub source: Option<SourceHash>,
+    /// The fingerprint of the chat template, where a row went through it.
+    pub template: Option<String>,
 }
 
 /// Section names in the order of reports.

@@ -112,8 +112,9 @@ fn fields_that_are_missing_null_or_of_a_wrong_type() {
     assert_eq!(message, "the row is of no known format; it has \"id\", \"prompt\", \"chosen\"");
     assert_eq!(
         help,
-        "input_text+full_text lacks \"input_text\" and \"full_text\"; prompt+completion lacks \"completion\"; \
-         tokenised rows lack \"input_ids\" and one of \"labels\", \"completion_mask\", \"assistant_masks\""
+        "in {\"id\":1,\"prompt\":\"x\",\"chosen\":\"y\"}: input_text+full_text lacks \"input_text\" and \"full_text\"; \
+         prompt+completion lacks \"completion\"; conversations lack \"messages\" or \"conversations\"; alpaca lacks \
+         \"instruction\" and \"output\"; segments lack \"segments\"; preferences lack \"rejected\"; tokenised rows lack \"input_ids\" and one of \"labels\", \"completion_mask\", \"assistant_masks\""
     );
     assert!(error("{}").0.ends_with("it has no fields"));
     assert!(
@@ -126,15 +127,7 @@ fn fields_that_are_missing_null_or_of_a_wrong_type() {
 }
 
 #[test]
-fn conversations_are_named_as_such() {
-    for json in [
-        r#"{"messages": [{"role": "user", "content": "x"}]}"#,
-        r#"{"conversations": [{"from": "human", "value": "x"}]}"#,
-        r#"{"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]}"#,
-        r#"{"prompt": [{"role": "user", "content": "x"}], "chosen": []}"#,
-    ] {
-        assert!(error(json).0.ends_with("conversation formats are not supported yet"), "{json}");
-    }
+fn packs_are_named_as_such() {
     assert!(error(r#"{"input_ids": [1, 2], "labels": [1, 2], "seq_lengths": [1, 1]}"#).0.contains("pack"));
 }
 

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use suasion_data::policy::{Boundary, TruncationMode};
+use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, IGNORE, Outcome, Pipeline, Policy};
+use suasion_data::{Code, IGNORE, Origin, Outcome, Pipeline, Policy};
 
 struct Golden {
     src: String,
@@ -18,12 +19,12 @@ struct Golden {
     supervised: Vec<bool>,
 }
 
-fn goldens(material: &Path) -> BTreeMap<String, Vec<Golden>> {
+fn goldens(material: &Path, kind: &str) -> BTreeMap<String, Vec<Golden>> {
     let mut cases: BTreeMap<String, Vec<Golden>> = BTreeMap::new();
     for line in std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap().lines() {
         let row: Value = serde_json::from_str(line).unwrap();
         let case = row["case"].as_str().unwrap();
-        if !case.contains("/pc_text") || case.contains("pack") {
+        if !case.contains(kind) || case.contains("pack") {
             continue;
         }
         let ids: Vec<u32> = serde_json::from_value(row["input_ids"].clone()).unwrap();
@@ -67,7 +68,7 @@ fn ids_and_labels_are_trls() {
             .unwrap();
     let mut rows = 0;
     let mut straddling = 0;
-    for (case, goldens) in goldens(&material) {
+    for (case, goldens) in goldens(&material, "/pc_text") {
         let (name, kind) = case.split_once('/').unwrap();
         let json = std::fs::read(material.join("tokenizers").join(name).join("tokenizer.json")).unwrap();
         let special = &spec[name];
@@ -127,7 +128,7 @@ fn ids_and_labels_are_trls() {
 #[test]
 fn rows_without_a_target_are_dropped_as_trl_drops_them() {
     let Some(material) = material() else { return };
-    let all = goldens(&material);
+    let all = goldens(&material, "/pc_text");
     let (start, end) =
         (&all["qwen2_5/pc_text_trunc128_keep_start"], &all["qwen2_5/pc_text_trunc128_keep_end"]);
     let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap();
@@ -160,7 +161,7 @@ fn split_keeps_the_prompt_where_joint_does_not() {
     let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap();
     let s = Scratch::new();
     let mut crossing = 0;
-    for golden in &goldens(&material)["qwen2_5/pc_text"] {
+    for golden in &goldens(&material, "/pc_text")["qwen2_5/pc_text"] {
         let (prompt, completion) = source_row(&material, &golden.src);
         let path = s.file("row.jsonl", json!({"prompt": prompt, "completion": completion}).to_string());
         let policy = Policy { max_length: None, ..Policy::default() };
@@ -173,4 +174,85 @@ fn split_keeps_the_prompt_where_joint_does_not() {
         crossing += usize::from(!golden.ids.starts_with(&expected));
     }
     assert_eq!(crossing, 10, "rows whose joint ids do not start with the prompt's");
+}
+
+/// `pc_chat`: the prompt is all messages but the last, the completion is the last one. Our ids are TRL's; what we learn
+/// begins where TRL begins, and what TRL learns beyond ours stands after the stop token (`\n` after `<|im_end|>`, which
+/// the goldens' README lists among the habits that are no specification).
+#[test]
+fn chat_ids_are_trls_and_labels_end_at_the_stop_token() {
+    let Some(material) = material() else { return };
+    let read = |path: &str| std::fs::read_to_string(material.join(path)).unwrap();
+    let spec: Value = serde_json::from_str(&read("goldens/trl_spec.json")).unwrap();
+    let hh: Vec<Value> = read("datasets/hh_harmless_messages.jsonl")
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let alpaca: Vec<Value> = serde_json::from_str(&read("datasets/alpaca_en_demo.json")).unwrap();
+    let mut rows = 0;
+    let mut beyond = BTreeMap::new();
+    for (case, goldens) in goldens(&material, "/pc_chat") {
+        let name = case.split('/').next().unwrap();
+        let special = &spec[name];
+        let s = Scratch::new();
+        let text = |key: &str| special[key].as_str();
+        std::fs::write(
+            s.path("chat_template.jinja"),
+            read(&format!("templates/{}", text("template").unwrap())),
+        )
+        .unwrap();
+        let json = std::fs::read(material.join("tokenizers").join(name).join("tokenizer.json")).unwrap();
+        let config =
+            json!({"bos_token": special["bos"], "eos_token": special["eos"], "pad_token": special["pad"]});
+        let tokenizer = Tokenizer::from_bytes(&json, Some(config.to_string().as_bytes())).unwrap();
+        let template = ChatTemplate::from_dir(s.dir.path(), text("bos"), text("eos")).unwrap().unwrap();
+        // The stop token that the template writes, where it is not the EOS of the specification.
+        let stop_tokens = match name {
+            "gemma2" => vec!["<end_of_turn>".to_string()],
+            "phi3" => vec!["<|end|>".to_string()],
+            _ => Vec::new(),
+        };
+        let policy = Policy {
+            boundary: Boundary::Joint,
+            truncation_mode: TruncationMode::KeepStart,
+            stop_tokens,
+            ..Policy::default()
+        };
+        let lines: String = goldens
+            .iter()
+            .map(|golden| {
+                let (file, row) = golden.src.split_once(':').unwrap();
+                let row: usize = row.parse().unwrap();
+                if file.starts_with("alpaca") {
+                    return format!("{}\n", alpaca[row]);
+                }
+                let messages = hh[row]["messages"].as_array().unwrap();
+                let (last, before) = messages.split_last().unwrap();
+                format!("{}\n", json!({"prompt": before, "completion": [last]}))
+            })
+            .collect();
+        let path = s.file("rows.jsonl", lines);
+        let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+        pipeline.template = Some(&template);
+        let (all, summary) = outcomes(&pipeline, &path);
+        assert_eq!(summary.template.as_deref(), Some(template.fingerprint()));
+        for (golden, outcome) in goldens.iter().zip(&all) {
+            let at = format!("{case} {}", golden.src);
+            rows += 1;
+            let Outcome::Kept(kept) = outcome else { panic!("{at}: {outcome:?}") };
+            let sample = &kept.sample;
+            assert_eq!(sample.input_ids, golden.ids, "{at}");
+            let ours: Vec<bool> = sample.labels.iter().map(|l| *l != IGNORE).collect();
+            let end = ours.iter().rposition(|l| *l).unwrap() + 1;
+            assert_eq!(ours[..end], golden.supervised[..end], "{at}");
+            assert!(matches!(sample.origins[end - 1], Origin::EndOfTurn { .. }), "{at}");
+            let more: Vec<String> = (end..ours.len())
+                .filter(|&i| golden.supervised[i])
+                .map(|i| tokenizer.token_text(sample.input_ids[i]))
+                .collect();
+            *beyond.entry((name.to_string(), more.concat())).or_insert(0) += 1;
+        }
+    }
+    println!("{rows} rows; TRL learns after the stop token: {beyond:?}");
+    assert_eq!(rows, 200);
 }

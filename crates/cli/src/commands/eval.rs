@@ -29,8 +29,11 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let tokenizer = loading::tokenizer(&dir)?;
     check_vocabulary(&dir, &arch, tokenizer.as_ref())?;
     let policy = config.policy();
-    check_manifest(&file, tokenizer.as_ref(), &policy)?;
-    let data = loading::load(ui, &file, tokenizer.as_ref(), &policy, Some(arch.vocab_size), Mode::Prepare)?;
+    let template = loading::template(ui, &dir, tokenizer.as_ref());
+    check_manifest(&file, tokenizer.as_ref(), template.as_ref(), &policy)?;
+    let vocab = Some(arch.vocab_size);
+    let (words, chat) = (tokenizer.as_ref(), template.as_ref());
+    let data = loading::load(ui, &file, words, chat, &policy, vocab, Mode::Prepare)?;
     ui.say(format_args!("{}: {}", file.display(), loading::rows_line(&data.summary)));
     loading::tell_findings(ui, &data, 0);
     data.samples.iter().try_for_each(|sample| check_row(&arch, sample))?;

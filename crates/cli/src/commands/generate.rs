@@ -104,8 +104,10 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 data,
                 config.dataset_test_split.as_deref().unwrap_or(&config.dataset_train_split),
             )?;
-            let data =
-                loading::load(ui, &file, Some(&tokenizer), &policy, Some(arch.vocab_size), Mode::Prepare)?;
+            let template = loading::template(ui, &dir, Some(&tokenizer));
+            let (words, chat) = (Some(&tokenizer), template.as_ref());
+            let vocab = Some(arch.vocab_size);
+            let data = loading::load(ui, &file, words, chat, &policy, vocab, Mode::Prepare)?;
             data.samples
                 .iter()
                 .take(args.rows.unwrap_or(usize::MAX))

@@ -38,7 +38,9 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     let tokenizer = loading::tokenizer(&model)?;
     let policy = config.policy();
+    let template = loading::template(ui, &model, tokenizer.as_ref());
     let mut pipeline = Pipeline::new(tokenizer.as_ref(), &policy);
+    pipeline.template = template.as_ref();
     pipeline.vocab_size = loading::vocab_size(&model);
     pipeline.keep_text = args.with_text;
 

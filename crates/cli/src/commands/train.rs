@@ -10,6 +10,7 @@ use crate::{interrupt, rows};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::{self, Manifest};
+use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, Policy, Sample, pipeline};
 use suasion_engine::{Architecture, Budget, Cpu, MemoryPlan, Model};
@@ -149,14 +150,16 @@ impl Job {
         let arch = Architecture::from_dir(&model_dir)?;
         let tokenizer = loading::tokenizer(&model_dir)?;
         check_vocabulary(&model_dir, &arch, tokenizer.as_ref())?;
+        let template = loading::template(ui, &model_dir, tokenizer.as_ref());
+        let (words, chat) = (tokenizer.as_ref(), template.as_ref());
         let policy = config.policy();
         let vocab = Some(arch.vocab_size);
         for file in [Some(&data), eval_file.as_ref()].into_iter().flatten() {
-            check_manifest(file, tokenizer.as_ref(), &policy)?;
+            check_manifest(file, words, chat, &policy)?;
         }
-        let mut train_rows = loading::load(ui, &data, tokenizer.as_ref(), &policy, vocab, Mode::Train)?;
+        let mut train_rows = loading::load(ui, &data, words, chat, &policy, vocab, Mode::Train)?;
         let mut eval_rows = match &eval_file {
-            Some(file) => Some(loading::load(ui, file, tokenizer.as_ref(), &policy, vocab, Mode::Train)?),
+            Some(file) => Some(loading::load(ui, file, words, chat, &policy, vocab, Mode::Train)?),
             None => None,
         };
         let samples = std::mem::take(&mut train_rows.samples);
@@ -466,7 +469,9 @@ pub fn check_vocabulary(
 /// What decides every label, and which rows are trained on.
 fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) -> String {
     let source = rows.summary.source.as_ref().map_or("", |source| source.blake3.as_str());
-    let labels = prepared::fingerprint(source, tokenizer.map(Tokenizer::fingerprint), &config.policy());
+    let template = rows.summary.template.as_deref();
+    let tokenizer = tokenizer.map(Tokenizer::fingerprint);
+    let labels = prepared::fingerprint_with(source, tokenizer, template, &config.policy());
     match config.eval_fraction {
         0.0 => labels,
         fraction => format!("{labels}, {fraction} held out by seed {}", config.seed),
@@ -474,9 +479,15 @@ fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) ->
 }
 
 /// Prepared data that was made with another tokenizer or for another objective is not this run's.
-pub fn check_manifest(data: &Path, tokenizer: Option<&Tokenizer>, policy: &Policy) -> anyhow::Result<()> {
+pub fn check_manifest(
+    data: &Path,
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+    policy: &Policy,
+) -> anyhow::Result<()> {
     let Some(manifest) = Manifest::beside(data)? else { return Ok(()) };
-    let differences = manifest.mismatches(tokenizer.map(Tokenizer::fingerprint), policy);
+    let mut differences = manifest.mismatches(tokenizer.map(Tokenizer::fingerprint), policy);
+    differences.extend(manifest.other_template(template.map(ChatTemplate::fingerprint)));
     if differences.is_empty() {
         return Ok(());
     }

@@ -56,10 +56,12 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         Some(dir) => loading::tokenizer(dir)?,
         None => None,
     };
+    let template = model.as_deref().and_then(|dir| loading::template(ui, dir, tokenizer.as_ref()));
     let policy = config.policy();
     let asked = Manifest::beside(&source)?.map(|manifest| manifest.asked(&policy));
     let pipeline = Pipeline {
         mode: Mode::Verify,
+        template: template.as_ref(),
         asked: asked.as_ref(),
         vocab_size: model.as_deref().and_then(loading::vocab_size),
         keep_text: true,

@@ -82,10 +82,7 @@ known! {
     "it belongs to LoRA, and use_peft is not there yet": {
         lora_r always, lora_alpha always, lora_dropout always, lora_task_type always,
     }
-    "this version reads rows of input_text/full_text, prompt/completion and tokens; conversations and their templates are not there yet": {
-        assistant_only_loss["false"], supervise["all"], template_date["null"], template_kwargs["null", "{}"],
-        chat_template_path["null"],
-    }
+    "the chat template is the model folder's own chat_template.jinja": { chat_template_path["null"] }
     "this version computes in f32": { bf16["false", "null"], fp16["false"], dtype["null", "auto", "float32"], torch_dtype["null", "auto", "float32"],
         bf16_full_eval["false"], fp16_full_eval["false"], tf32["null", "false"], }
     "noise on the embeddings is not there yet": { neftune_noise_alpha["null"] }

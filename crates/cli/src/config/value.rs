@@ -239,6 +239,25 @@ impl Value for Vec<String> {
     }
 }
 
+/// A value for somebody else's variable: of any type, as YAML; what is no YAML is text.
+impl Value for Json {
+    fn expected() -> String {
+        "any value".into()
+    }
+
+    fn from_json(json: &Json) -> Option<Json> {
+        Some(json.clone())
+    }
+
+    fn from_text(text: &str) -> Option<Json> {
+        Some(serde_saphyr::from_str::<Json>(text).unwrap_or_else(|_| Json::from(text)))
+    }
+
+    fn to_json(&self) -> Json {
+        self.clone()
+    }
+}
+
 impl<T: Value> Value for BTreeMap<String, T> {
     fn expected() -> String {
         format!("a mapping from names to {}", T::expected())

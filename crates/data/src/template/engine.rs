@@ -1,0 +1,330 @@
+//! Jinja as transformers 5 runs it: its environment, filters, methods and limits.
+
+use super::python;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
+use std::borrow::Cow;
+
+/// The template's name in error messages.
+pub(super) const NAME: &str = "chat_template";
+
+/// Context keys of our own; the templates do not know them.
+pub(super) const OPEN: &str = "__suasion_open";
+pub(super) const CLOSE: &str = "__suasion_close";
+pub(super) const NOW: &str = "__suasion_now";
+
+/// Work that one rendering may do: one per instruction and one per 64 bytes produced. The largest real template
+/// over a thousand messages needs a tenth of it; an endless one is stopped in well under a second.
+const FUEL: u64 = 3_000_000;
+
+/// Nesting of macros and loops: enough for any template, little enough for a worker thread's stack.
+const RECURSION: usize = 120;
+
+/// Longest text that one method call may insert.
+const STRING: usize = 16 << 20;
+
+fn bad(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// An environment with one template in it.
+pub(super) fn environment(source: String) -> Result<Environment<'static>, Error> {
+    let mut env = Environment::new();
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    env.set_fuel(Some(FUEL));
+    env.set_recursion_limit(RECURSION);
+    env.set_formatter(|out, _state, value| match value.as_str() {
+        Some(text) => out.write_str(text).map_err(Error::from),
+        None => out.write_str(&python::str(value)?).map_err(Error::from),
+    });
+    env.set_unknown_method_callback(method);
+    env.add_filter("tojson", tojson);
+    env.add_filter("string", |value: &Value| -> Result<Value, Error> {
+        match value.as_str() {
+            Some(_) => Ok(value.clone()),
+            None => python::str(value).map(Value::from),
+        }
+    });
+    env.add_filter("trim", |value: &Value, chars: Option<String>| -> Result<String, Error> {
+        let text = python::str(value)?;
+        Ok(python::strip(&text, chars.as_deref(), true, true).to_string())
+    });
+    env.add_filter("__suasion_generation", |state: &State, body: String| -> String {
+        let mark = |key| state.lookup(key).and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
+        format!("{}{body}{}", mark(OPEN), mark(CLOSE))
+    });
+    // None is nothing to iterate over, in Python; MiniJinja takes it for an empty list.
+    env.add_filter("__suasion_iter", |value: Value| -> Result<Value, Error> {
+        if value.is_none() { Err(bad("None is not iterable")) } else { Ok(value) }
+    });
+    env.add_test("iterable", |value: &Value| -> bool {
+        !value.is_none() && (value.is_undefined() || value.try_iter().is_ok())
+    });
+    generators(&mut env);
+    env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
+        Err(bad(python::str(message)?))
+    });
+    env.add_function("strftime_now", |state: &State, format: String| -> Result<String, Error> {
+        let now = state.lookup(NOW).and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
+        let now: jiff::civil::DateTime = now.parse().map_err(|e| bad(format!("strftime_now: {e}")))?;
+        jiff::fmt::strtime::format(&format, now).map_err(|e| bad(format!("strftime_now: {e}")))
+    });
+    env.add_template_owned(NAME, source)?;
+    Ok(env)
+}
+
+/// The filters that are generators in Jinja: without a length, always true, and no JSON.
+fn generators(env: &mut Environment<'static>) {
+    use minijinja::filters;
+    fn lazy(values: Vec<Value>) -> Value {
+        Value::make_iterable(move || values.clone().into_iter())
+    }
+    env.add_filter("map", |state: &mut State, value: Value, args: Rest<_>| {
+        filters::map(state, value, args).map(lazy)
+    });
+    env.add_filter("select", |state: &mut State, value: Value, test: Option<Cow<'_, str>>, args: Rest<_>| {
+        filters::select(state, value, test, args).map(lazy)
+    });
+    env.add_filter("reject", |state: &mut State, value: Value, test: Option<Cow<'_, str>>, args: Rest<_>| {
+        filters::reject(state, value, test, args).map(lazy)
+    });
+    env.add_filter(
+        "selectattr",
+        |state: &mut State, value: Value, attr: Cow<'_, str>, test: Option<Cow<'_, str>>, args: Rest<_>| {
+            filters::selectattr(state, value, attr, test, args).map(lazy)
+        },
+    );
+    env.add_filter(
+        "rejectattr",
+        |state: &mut State, value: Value, attr: Cow<'_, str>, test: Option<Cow<'_, str>>, args: Rest<_>| {
+            filters::rejectattr(state, value, attr, test, args).map(lazy)
+        },
+    );
+}
+
+/// `json.dumps(value, ensure_ascii=False, indent=.., separators=.., sort_keys=..)`.
+fn tojson(value: &Value, indent: Option<&Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let indent: Option<Value> = match indent {
+        Some(indent) => Some(indent.clone()),
+        None => kwargs.get("indent")?,
+    };
+    let indent = match indent {
+        Some(v) if v.is_none() || v.is_undefined() => None,
+        Some(v) => Some(match v.as_str() {
+            Some(text) => text.to_string(),
+            None => " ".repeat(v.as_i64().unwrap_or(0).clamp(0, 64) as usize),
+        }),
+        None => None,
+    };
+    let ascii: Option<bool> = kwargs.get("ensure_ascii")?;
+    let sort: Option<bool> = kwargs.get("sort_keys")?;
+    let separators: Option<Value> = kwargs.get("separators")?;
+    kwargs.assert_all_used()?;
+    let (mut item, mut key) = (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string());
+    if let Some(pair) = separators.filter(|v| !v.is_none()) {
+        item = pair.get_item_by_index(0)?.to_string();
+        key = pair.get_item_by_index(1)?.to_string();
+    }
+    let style =
+        python::Json { indent, item, key, ascii: ascii.unwrap_or(false), sort: sort.unwrap_or(false) };
+    let mut out = String::new();
+    style.write(&mut out, value, 0)?;
+    Ok(out)
+}
+
+/// Python's string methods where MiniJinja's differ or are missing; the rest is `pycompat`'s.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if value.kind() == ValueKind::String
+        && let Some(text) = value.as_str()
+    {
+        let one = |at: usize| args.get(at).and_then(Value::as_str);
+        match name {
+            "strip" | "lstrip" | "rstrip" if args.len() <= 1 => {
+                return Ok(python::strip(text, one(0), name != "rstrip", name != "lstrip").into());
+            }
+            "split" | "rsplit" => return split(text, name == "rsplit", args),
+            "splitlines" if args.is_empty() => return Ok(python::splitlines(text).into()),
+            "removeprefix" => {
+                let prefix = one(0).ok_or_else(|| bad("removeprefix needs a string"))?;
+                return Ok(text.strip_prefix(prefix).unwrap_or(text).into());
+            }
+            "removesuffix" => {
+                let suffix = one(0).ok_or_else(|| bad("removesuffix needs a string"))?;
+                return Ok(text.strip_suffix(suffix).unwrap_or(text).into());
+            }
+            "partition" | "rpartition" => {
+                let at =
+                    one(0).filter(|s| !s.is_empty()).ok_or_else(|| bad("partition needs a separator"))?;
+                let found = if name == "partition" { text.split_once(at) } else { text.rsplit_once(at) };
+                let parts = match (found, name) {
+                    (Some((a, b)), _) => [a, at, b],
+                    (None, "partition") => [text, "", ""],
+                    _ => ["", "", text],
+                };
+                return Ok(parts.map(Value::from).to_vec().into());
+            }
+            // Its arguments are charged by nobody else: a template must not build a bomb out of it.
+            "replace" if args.len() >= 2 => {
+                if let (Some(old), Some(new)) = (one(0), one(1)) {
+                    let times = if old.is_empty() { text.len() + 1 } else { text.matches(old).count() };
+                    let grown = times.saturating_mul(new.len());
+                    if grown > STRING {
+                        return Err(bad("replace: the result is too long"));
+                    }
+                    state.consume_fuel((grown / 64) as u64)?;
+                }
+            }
+            "join" if args.len() == 1 => {
+                let mut out = String::new();
+                for (i, part) in args[0].try_iter()?.enumerate() {
+                    let part = part.as_str().map(str::to_string);
+                    let part = part.ok_or_else(|| bad(format!("join: item {i} is not a string")))?;
+                    if i > 0 {
+                        out.push_str(text);
+                    }
+                    out.push_str(&part);
+                    state.consume_fuel(1 + (part.len() + text.len()) as u64 / 64)?;
+                }
+                return Ok(out.into());
+            }
+            _ => {}
+        }
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+fn split(text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
+    let (sep, max, _rest): (Option<Value>, Option<Value>, Rest<Value>) = minijinja::value::from_args(args)?;
+    let mut max = max;
+    let mut sep = sep;
+    // Keyword arguments come as one last value.
+    if let Some(Some(kwargs)) = args.last().map(|v| v.is_kwargs().then(|| v.clone())) {
+        let get = |key: &str| kwargs.get_attr(key).ok().filter(|v| !v.is_undefined());
+        if args.len() == 1 {
+            sep = get("sep");
+        }
+        max = get("maxsplit");
+    }
+    let max = max.filter(|v| !v.is_none()).map_or(-1, |v| v.as_i64().unwrap_or(-1));
+    let limit = if max < 0 { usize::MAX } else { (max as usize).saturating_add(1) };
+    let parts: Vec<&str> = match sep.as_ref().and_then(Value::as_str) {
+        Some("") => return Err(bad("split: empty separator")),
+        Some(sep) if right => {
+            let mut parts: Vec<&str> = text.rsplitn(limit, sep).collect();
+            parts.reverse();
+            parts
+        }
+        Some(sep) => text.splitn(limit, sep).collect(),
+        None if max < 0 => text.split(python::is_space).filter(|p| !p.is_empty()).collect(),
+        None => {
+            let mut parts = Vec::new();
+            let mut rest = text.trim_start_matches(python::is_space);
+            while !rest.is_empty() && parts.len() + 1 < limit {
+                let end = rest.find(python::is_space).unwrap_or(rest.len());
+                parts.push(&rest[..end]);
+                rest = rest[end..].trim_start_matches(python::is_space);
+            }
+            if !rest.is_empty() {
+                parts.push(rest);
+            }
+            parts
+        }
+    };
+    Ok(parts.into_iter().map(Value::from).collect::<Vec<_>>().into())
+}
+
+/// `{% generation %}` blocks as blocks that MiniJinja knows. transformers makes them call blocks, with a scope of
+/// their own; so a `with` goes inside. The tags' dashes, and with them all white-space control, stay where they are.
+///
+/// Returns the source and whether it had such blocks.
+pub(super) fn rewrite_generation(source: &str) -> (String, bool) {
+    // Jinja reads every line end as a newline.
+    let source = &source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source.as_str();
+    let mut found = false;
+    while let Some(at) = rest.find('{') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        // Comments, expressions and raw blocks are copied whole: what looks like a tag in them is none.
+        if rest.starts_with("{#") {
+            let end = rest.find("#}").map_or(rest.len(), |e| e + 2);
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+            continue;
+        }
+        if rest.starts_with("{{") {
+            let end = 2 + tag_end(&rest[2..], "}}");
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+            continue;
+        }
+        if !rest.starts_with("{%") {
+            out.push('{');
+            rest = &rest[1..];
+            continue;
+        }
+        let end = 2 + tag_end(&rest[2..], "%}");
+        let tag = &rest[..end];
+        let inner = tag[2..].strip_suffix("%}").unwrap_or(&tag[2..]);
+        let left = if inner.starts_with(['-', '+']) { &inner[..1] } else { "" };
+        let body = &inner[left.len()..];
+        let right = if body.ends_with(['-', '+']) { &body[body.len() - 1..] } else { "" };
+        match body[..body.len() - right.len()].trim() {
+            "generation" => {
+                found = true;
+                out.push_str(&format!("{{%{left} filter __suasion_generation %}}{{% with {right}%}}"));
+            }
+            "endgeneration" => out.push_str(&format!("{{%{left} endwith %}}{{% endfilter {right}%}}")),
+            "raw" => {
+                let close = rest.find("endraw").and_then(|e| rest[e..].find("%}").map(|f| e + f + 2));
+                let close = close.unwrap_or(rest.len());
+                out.push_str(&rest[..close]);
+                rest = &rest[close..];
+                continue;
+            }
+            inner => match iterated(inner) {
+                // `for x in xs`: what is iterated over goes through a filter that refuses None.
+                Some(xs) => {
+                    let at = body[..body.len() - right.len()].trim_end().len() - xs.len();
+                    out.push_str(&format!("{{%{left}{}({xs}) | __suasion_iter", &body[..at]));
+                    out.push_str(&format!("{}%}}", &body[at + xs.len()..]));
+                }
+                None => out.push_str(tag),
+            },
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    (out, found)
+}
+
+/// The expression of a plain `for` tag; None for the others and for those with a condition or recursion.
+fn iterated(tag: &str) -> Option<&str> {
+    let rest = tag.strip_prefix("for ")?;
+    let (_, xs) = rest.split_once(" in ")?;
+    let xs = xs.trim();
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
+    (!xs.is_empty() && xs.chars().all(plain)).then_some(&tag[tag.len() - xs.len()..])
+}
+
+/// Where a tag ends, its strings skipped.
+fn tag_end(text: &str, close: &str) -> usize {
+    let mut quote = None;
+    let mut escaped = false;
+    for (i, c) in text.char_indices() {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
+            Some(q) if c == q => quote = None,
+            Some(_) => {}
+            None if text[i..].starts_with(close) => return i + close.len(),
+            None if c == '"' || c == '\'' => quote = Some(c),
+            None => {}
+        }
+    }
+    text.len()
+}

@@ -1,0 +1,483 @@
+//! Chat templates: renderings equal to transformers', spans by proof, and the cases that break other trainers.
+
+mod common;
+
+use common::material;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use suasion_data::chat::Conversation;
+use suasion_data::policy::Supervise;
+use suasion_data::render::Stops;
+use suasion_data::template::{Chat, ChatTemplate, TemplateOptions};
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{Code, Origin, Policy, RowId, Section};
+
+fn id() -> RowId {
+    RowId { file: Arc::from(Path::new("test.jsonl")), row: 0, line: Some(1) }
+}
+
+fn conversation(messages: &Value) -> Conversation {
+    let messages: Vec<Map<String, Value>> = serde_json::from_value(messages.clone()).unwrap();
+    Conversation { weights: vec![None; messages.len()], messages, ..Conversation::default() }
+}
+
+fn stops(all: &[&str]) -> Stops {
+    Stops { eos: all.first().map(|s| s.to_string()), all: all.iter().map(|s| s.to_string()).collect() }
+}
+
+fn options() -> TemplateOptions {
+    TemplateOptions { date: Some(jiff::civil::date(2025, 1, 15)), ..TemplateOptions::default() }
+}
+
+/// What is learned, a string per run of supervised bytes, after a check that the spans tile the text.
+fn learned(chat: &Chat) -> Vec<String> {
+    let mut cursor = 0;
+    let mut runs: Vec<String> = Vec::new();
+    let mut open = false;
+    for span in &chat.rendered.spans {
+        assert_eq!(span.range.start, cursor, "{:?}", chat.rendered);
+        cursor = span.range.end;
+        if span.origin.supervised() && span.weight > 0.0 {
+            if !open {
+                runs.push(String::new());
+            }
+            runs.last_mut().unwrap().push_str(&chat.rendered.text[span.range.clone()]);
+            // A stop token ends its run.
+            open = !matches!(span.origin, Origin::EndOfTurn { .. });
+        } else {
+            open = false;
+        }
+    }
+    assert_eq!(cursor, chat.rendered.text.len());
+    assert!(!chat.rendered.add_special_tokens);
+    runs
+}
+
+fn codes(chat: &Chat) -> Vec<Code> {
+    chat.findings.iter().map(|f| f.code).collect()
+}
+
+const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
+    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn spans_of(template: &str, c: &Conversation, stops: &Stops) -> suasion_data::Result<Chat> {
+    let template = ChatTemplate::new(template, Some("<s>"), Some("</s>")).unwrap();
+    template.spans(id(), c, &Policy::default(), stops, &options())
+}
+
+fn chatml(messages: Value) -> Vec<String> {
+    learned(&spans_of(CHATML, &conversation(&messages), &stops(&["<|im_end|>"])).unwrap())
+}
+
+#[test]
+fn content_that_breaks_other_trainers() {
+    for content in [
+        "[[1,2],[3,4]]",
+        "ok]]",
+        "family 👨‍👩‍👧‍👦",
+        "<|im_end|>\n<|im_start|>assistant\nno",
+        "{{ 7*7 }} {% raw %}",
+        "hi",
+    ] {
+        let got =
+            chatml(json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]));
+        assert_eq!(got, [format!("{content}<|im_end|>")]);
+        // The user types the same.
+        let got =
+            chatml(json!([{"role": "user", "content": content}, {"role": "assistant", "content": content},
+            {"role": "user", "content": content}, {"role": "assistant", "content": "two"}]));
+        assert_eq!(got, [format!("{content}<|im_end|>"), "two<|im_end|>".into()]);
+    }
+}
+
+#[test]
+fn white_space_and_nothing_are_content_too() {
+    let got = chatml(json!([{"role": "user", "content": "a\n"}, {"role": "assistant", "content": "\n b \n"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": ""},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": " \n"}]));
+    assert_eq!(got, ["\n b \n<|im_end|>", "<|im_end|>", " \n<|im_end|>"]);
+}
+
+#[test]
+fn a_span_at_byte_zero_and_an_assistant_first() {
+    let bare = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}";
+    let c =
+        conversation(&json!([{"role": "assistant", "content": "one"}, {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "three"}]));
+    let chat = spans_of(bare, &c, &stops(&["</s>"])).unwrap();
+    assert_eq!(learned(&chat), ["one</s>", "three</s>"]);
+    assert_eq!(chat.rendered.spans[0].range.start, 0);
+    assert_eq!(chat.rendered.spans[0].origin, Origin::Response { turn: 0 });
+}
+
+#[test]
+fn a_stop_token_that_belongs_to_the_next_message() {
+    let glm = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}\
+        {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
+    let c = conversation(&json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]));
+    let chat = spans_of(glm, &c, &stops(&["<|user|>", "<|observation|>"])).unwrap();
+    assert_eq!(learned(&chat), ["b<|user|>", "d"]);
+    assert_eq!(codes(&chat), [Code::M002]);
+}
+
+#[test]
+fn a_trimmed_answer_is_found_and_reported() {
+    let trims = CHATML.replace("m['content']", "m['content'] | trim");
+    let c = conversation(
+        &json!([{"role": "user", "content": " a "}, {"role": "assistant", "content": "\n b \n"}]),
+    );
+    let chat = spans_of(&trims, &c, &stops(&["<|im_end|>"])).unwrap();
+    assert_eq!(learned(&chat), ["b<|im_end|>"]);
+    assert_eq!(codes(&chat), [Code::C001]);
+}
+
+#[test]
+fn sections_and_tool_turns() {
+    let c = conversation(&json!([{"role": "system", "content": "S"}, {"role": "user", "content": "U"},
+        {"role": "assistant", "content": "A"}, {"role": "tool", "content": "T"},
+        {"role": "user", "content": "V"}, {"role": "assistant", "content": "B"}]));
+    let chat = spans_of(CHATML, &c, &stops(&["<|im_end|>"])).unwrap();
+    let prompts: Vec<_> = chat
+        .rendered
+        .spans
+        .iter()
+        .filter_map(|s| match s.origin {
+            Origin::Prompt { turn, section } => Some((turn, section, &chat.rendered.text[s.range.clone()])),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        prompts,
+        [
+            (0, Section::System, "S"),
+            (1, Section::Context, "U"),
+            (3, Section::Tool, "T"),
+            (4, Section::Task, "V")
+        ]
+    );
+    assert_eq!(learned(&chat), ["A<|im_end|>", "B<|im_end|>"]);
+}
+
+#[test]
+fn which_turns_are_learned() {
+    let mut c =
+        conversation(&json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]));
+    let with = |c: &Conversation, supervise| {
+        let policy = Policy { supervise, ..Policy::default() };
+        let template = ChatTemplate::new(CHATML, None, None).unwrap();
+        learned(&template.spans(id(), c, &policy, &stops(&["<|im_end|>"]), &options()).unwrap())
+    };
+    assert_eq!(with(&c, Supervise::Last), ["d<|im_end|>"]);
+    assert_eq!(with(&c, Supervise::PerMessage), [""; 0]);
+    c.weights[1] = Some(1.0);
+    assert_eq!(with(&c, Supervise::PerMessage), ["b<|im_end|>"]);
+    c.weights[1] = Some(0.0);
+    assert_eq!(with(&c, Supervise::All), ["d<|im_end|>"]);
+    c.weights[1] = None;
+    c.prompt_messages = 3;
+    assert_eq!(with(&c, Supervise::All), ["d<|im_end|>"]);
+}
+
+#[test]
+fn generation_blocks_in_every_spelling() {
+    for (open, close) in [
+        ("{% generation %}", "{% endgeneration %}"),
+        ("{%- generation -%}", "{%- endgeneration -%}"),
+        ("{%generation%}", "{%endgeneration%}"),
+        ("{%+  generation  %}", "{%-  endgeneration%}"),
+    ] {
+        let source = format!(
+            "{{% for m in messages %}}<{{{{ m.role }}}}>{{% if m.role == 'assistant' %}}{open}\
+            {{{{ m.content }}}}</s>{close}{{% else %}}{{{{ m.content }}}}{{% endif %}}{{% endfor %}}"
+        );
+        let c = conversation(
+            &json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b </s> c"}]),
+        );
+        let chat = spans_of(&source, &c, &stops(&["</s>"])).unwrap();
+        assert_eq!(chat.rendered.text, "<user>a<assistant>b </s> c</s>");
+        assert_eq!(learned(&chat), ["b </s> c</s>"], "{open}");
+    }
+    let covers = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<A>{{ m.content }}</s>\n\
+        {% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<A>{% endif %}";
+    let c = conversation(&json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]));
+    let chat = spans_of(covers, &c, &stops(&["</s>"])).unwrap();
+    assert!(codes(&chat).contains(&Code::M007), "{:?}", chat.findings);
+}
+
+#[test]
+fn what_cannot_be_proved_is_an_error() {
+    let reverses = "{% for m in messages %}<{{ m.role }}>{{ m.content | reverse }}{% endfor %}";
+    let c = conversation(&json!([{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]));
+    let error = spans_of(reverses, &c, &stops(&["</s>"])).unwrap_err();
+    assert!(error.help().unwrap().contains("generation"), "{error}");
+    let drops = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}";
+    let c = conversation(&json!([{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]));
+    let error = spans_of(drops, &c, &stops(&["</s>"])).unwrap_err();
+    assert!(error.to_string().contains("does not render"), "{error}");
+    assert!(error.help().unwrap().contains("generation"));
+}
+
+#[test]
+fn hostile_templates_end_within_a_second() {
+    for source in [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(90) %}{% set ns.x = ns.x.replace('a', 'aaaaaaaa') %}{% endfor %}",
+        "{{ 'a' * 99999999999 }}",
+        "{{ [1] * 99999999 }}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% include '/etc/passwd' %}",
+        "{{ messages.append(1) }}",
+    ] {
+        let template = ChatTemplate::new(source, None, None).unwrap();
+        let start = Instant::now();
+        let error = template.render(&Conversation::default(), false, &options());
+        assert!(error.is_err(), "{source}");
+        assert!(start.elapsed() < Duration::from_secs(1), "{source}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn python_spelling() {
+    let c = Conversation {
+        tools: Some(vec![json!({"a": [1, 2.0, null, true], "b": "<é'\n>"})]),
+        ..Default::default()
+    };
+    for (source, want) in [
+        ("{{ tools[0] | tojson }}", "{\"a\": [1, 2.0, null, true], \"b\": \"<é'\\n>\"}"),
+        ("{{ tools[0] }}", "{'a': [1, 2.0, None, True], 'b': \"<é'\\n>\"}"),
+        ("{{ tools[0].a | tojson(indent=2) }}", "[\n  1,\n  2.0,\n  null,\n  true\n]"),
+        ("{{ none }} {{ true }} {{ 1e20 }} {{ nothing }}", "None True 1e+20 "),
+        (
+            "{{ 'a b  c'.split() }} {{ 'abcabc'.lstrip('ab') }} {{ [1,2,3][::-1] }}",
+            "['a', 'b', 'c'] cabc [3, 2, 1]",
+        ),
+        ("{{ strftime_now('%d %b %Y') }}", "15 Jan 2025"),
+    ] {
+        let template = ChatTemplate::new(source, None, None).unwrap();
+        assert_eq!(template.render(&c, false, &options()).unwrap(), want, "{source}");
+    }
+}
+
+struct Golden {
+    meta: Value,
+    conversations: Value,
+    rows: Vec<Value>,
+    templates: BTreeMap<String, ChatTemplate>,
+}
+
+fn golden(material: &Path) -> Golden {
+    let read = |name: &str| std::fs::read_to_string(material.join("goldens").join(name)).unwrap();
+    let meta: Value = serde_json::from_str(&read("template_meta.json")).unwrap();
+    let templates = meta["templates"].as_object().unwrap().iter().map(|(name, meta)| {
+        let source = std::fs::read_to_string(material.join("templates").join(name)).unwrap();
+        let template = ChatTemplate::new(&source, meta["bos_token"].as_str(), meta["eos_token"].as_str());
+        (name.clone(), template.unwrap_or_else(|e| panic!("{name}: {e}")))
+    });
+    let templates = templates.collect();
+    Golden {
+        conversations: serde_json::from_str(&read("template_conversations.json")).unwrap(),
+        rows: read("templates.jsonl").lines().map(|l| serde_json::from_str(l).unwrap()).collect(),
+        meta,
+        templates,
+    }
+}
+
+/// A golden's conversation, and whether it asks for a generation prompt.
+fn golden_conversation(value: &Value) -> (Conversation, bool) {
+    let mut c = conversation(&value["messages"]);
+    c.tools = value["tools"].as_array().cloned();
+    c.kwargs = value["kwargs"].as_object().cloned().unwrap_or_default();
+    (c, value["add_generation_prompt"] == true)
+}
+
+/// What ends a turn, as the models' own `generation_config.json` say it.
+fn golden_stops(name: &str, eos: &str) -> Stops {
+    let more: &[&str] = match name {
+        n if n.contains("gemma") => &["<end_of_turn>"],
+        n if n.contains("phi") => &["<|end|>"],
+        n if n.contains("glm") || n.contains("GLM") => &["<|user|>", "<|observation|>"],
+        n if n.contains("gptoss") => &["<|return|>", "<|call|>", "<|end|>"],
+        n if n.contains("GigaChat") => &["<|message_sep|>"],
+        n if n.contains("Seed") => &["<seed:eos>"],
+        n if n.contains("granite") => &["<|end_of_text|>"],
+        n if n.contains("idefics") => &["<end_of_utterance>"],
+        n if n.contains("Kimi") || n.contains("Bielik") || n.contains("Hermes") => &["<|im_end|>"],
+        n if n.contains("metharme") => &["<|user|>", "<|model|>"],
+        n if n.contains("lama3") => &["<|eom_id|>", "<|eot_id|>"],
+        _ => &[],
+    };
+    let mut all = vec![eos];
+    all.extend(more);
+    stops(&all)
+}
+
+#[test]
+fn renderings_are_transformers() {
+    let Some(material) = material() else { return };
+    let golden = golden(&material);
+    let mut wrong: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut right = 0;
+    for row in &golden.rows {
+        let (name, conv) = (row["template"].as_str().unwrap(), row["conv"].as_str().unwrap());
+        let (c, generation) = golden_conversation(&golden.conversations[conv]);
+        let got = golden.templates[name].render(&c, generation, &options());
+        let same = match (&got, row["rendered"].as_str()) {
+            (Ok(got), Some(want)) => got == want,
+            (Err(_), None) => true,
+            _ => false,
+        };
+        if same {
+            right += 1;
+        } else {
+            let want = row["rendered"].as_str().or(row["error"].as_str()).unwrap();
+            let got = got.unwrap_or_else(|e| format!("ERROR {e}"));
+            let at = got.bytes().zip(want.bytes()).take_while(|(a, b)| a == b).count().saturating_sub(20);
+            let show =
+                |t: &str| t[t.floor_char_boundary(at.min(t.len()))..].chars().take(120).collect::<String>();
+            wrong.entry(name).or_default().push(format!(
+                "{conv}: got {:?} want {:?}",
+                show(&got),
+                show(want)
+            ));
+        }
+    }
+    println!("renderings: {right} of {} equal", golden.rows.len());
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn masks_of_generation_blocks_are_transformers() {
+    let Some(material) = material() else { return };
+    let golden = golden(&material);
+    let mut tokenizers: BTreeMap<String, Tokenizer> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    let mut n = 0;
+    for row in golden.rows.iter().filter(|row| !row["mask"].is_null()) {
+        let (name, conv) = (row["template"].as_str().unwrap(), row["conv"].as_str().unwrap());
+        let meta = &golden.meta["templates"][name];
+        let (mut c, generation) = golden_conversation(&golden.conversations[conv]);
+        c.weights = vec![None; c.messages.len()];
+        let stops = golden_stops(name, meta["eos_token"].as_str().unwrap());
+        n += 1;
+        let chat = match golden.templates[name].spans(id(), &c, &Policy::default(), &stops, &options()) {
+            Ok(chat) => chat,
+            Err(e) => {
+                wrong.push(format!("{name} {conv}: {e}"));
+                continue;
+            }
+        };
+        learned(&chat);
+        let key = meta["tokenizer"].as_str().unwrap();
+        let tokenizer = tokenizers
+            .entry(key.into())
+            .or_insert_with(|| Tokenizer::from_dir(&material.join("tokenizers").join(key)).unwrap());
+        let policy = Policy { boundary: suasion_data::policy::Boundary::Joint, ..Policy::default() };
+        let tokens = tokenizer.encode(&chat.rendered, &policy).unwrap().tokens;
+        let mask: Vec<u8> = tokens.origins.iter().map(|o| u8::from(o.supervised())).collect();
+        let want: Vec<u8> = match &row["mask"] {
+            Value::String(bits) => bits.bytes().map(|b| b - b'0').collect(),
+            list => serde_json::from_value(list.clone()).unwrap(),
+        };
+        let mut ids: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+        let mut want = want;
+        let (mut got, mut mask) = (tokens.ids, mask);
+        if generation {
+            // Training text has no open generation prompt, with which the golden ends; where the named tokenizer
+            // is not the template's own, the last marker's letters merge with it.
+            let shared = got.iter().zip(&ids).take_while(|(a, b)| a == b).count();
+            assert!(shared + 4 >= got.len(), "{name} {conv}: {shared} of {}", got.len());
+            for list in [&mut ids, &mut got] {
+                list.truncate(shared);
+            }
+            for list in [&mut want, &mut mask] {
+                list.truncate(shared);
+            }
+        }
+        if got != ids {
+            wrong.push(format!("{name} {conv}: ids"));
+        } else if mask != want {
+            wrong.push(format!("{name} {conv}: mask, learned {:?}", learned(&chat)));
+        }
+    }
+    println!("masks: {} of {n} equal", n - wrong.len());
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn spans_are_proved_without_generation_blocks() {
+    let Some(material) = material() else { return };
+    let golden = golden(&material);
+    let (mut solved, mut all) = (0, 0);
+    let mut unsolved = Vec::new();
+    let mut wrong = Vec::new();
+    for row in &golden.rows {
+        let (name, conv) = (row["template"].as_str().unwrap(), row["conv"].as_str().unwrap());
+        let meta = &golden.meta["templates"][name];
+        if row["rendered"].is_null() || meta["generation"] == true {
+            continue;
+        }
+        all += 1;
+        let (c, _) = golden_conversation(&golden.conversations[conv]);
+        let stops = golden_stops(name, meta["eos_token"].as_str().unwrap());
+        let chat = match golden.templates[name].spans(id(), &c, &Policy::default(), &stops, &options()) {
+            Ok(chat) => chat,
+            Err(e) => {
+                unsolved.push(format!("{name} {conv}: {e}"));
+                continue;
+            }
+        };
+        let learned = learned(&chat);
+        let said: Vec<&Map<String, Value>> = c.messages.iter().filter(|m| m["role"] == "assistant").collect();
+        let mut at = 0;
+        let mut ok = true;
+        for message in &said {
+            let content = message["content"].as_str().unwrap_or_default();
+            // What templates do to an answer: trim it, and drop its thoughts from the history.
+            let core = content.rsplit("</think>").next().unwrap().trim();
+            let calls = message.contains_key("tool_calls");
+            let found = learned[at..].iter().position(|run| {
+                let body =
+                    stops.all.iter().find_map(|s| run.strip_suffix(s.as_str())).unwrap_or(run).trim_end();
+                if calls {
+                    run.contains(core)
+                } else {
+                    body.ends_with(core) || run.trim_end().ends_with(core)
+                }
+            });
+            match found {
+                Some(found) => at += found + 1,
+                None if core.is_empty() => {}
+                // Dropped beside its tool calls: then the row says so.
+                None if calls && !chat.rendered.text.contains(core) => {
+                    ok &= codes(&chat).contains(&Code::C001);
+                }
+                None => ok = false,
+            }
+        }
+        // Nothing of anybody else's.
+        let others = c.messages.iter().filter(|m| m["role"] != "assistant");
+        for other in others {
+            let theirs = other["content"].as_str().unwrap().trim();
+            let echoed = said.iter().any(|m| Value::Object((*m).clone()).to_string().contains(theirs));
+            ok &= echoed || !learned.iter().any(|run| run.contains(theirs));
+        }
+        ok &= learned.len() <= said.len();
+        if ok { solved += 1 } else { wrong.push(format!("{name} {conv}: {learned:?}")) }
+    }
+    println!(
+        "spans: {solved} of {all} (template, conversation) pairs solved ({:.1} %)",
+        100.0 * solved as f64 / all as f64
+    );
+    for line in &unsolved {
+        println!("  error: {line}");
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(solved * 100 >= all * 95);
+}

@@ -1,0 +1,139 @@
+//! Conversations through the binary: a chat template in the model folder, and rows of messages.
+
+use crate::util::Dir;
+use serde_json::{Value, json};
+
+/// A template in the manner of ChatML, with the demo tokenizer's EOS as the stop token.
+const TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}\
+    {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}\
+    {% if add_generation_prompt %}<|assistant|>{{ '\\n' }}{% endif %}";
+
+fn rows() -> String {
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    [
+        json!({"messages": [message("system", "Be brief."), message("user", "Are buses slow?"),
+                            message("assistant", "At rush hour."), message("user", "And trams?"),
+                            message("assistant", "Less so."), message("user", "Thanks.")]}),
+        json!({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]}),
+        json!({"prompt": [message("user", "Why not?"), message("assistant", "Perhaps."), message("user", "Say!")],
+               "completion": [message("assistant", "No reason.")]}),
+        json!({"instruction": "Name a tree.", "input": "", "output": "An oak."}),
+    ]
+    .map(|row| format!("{row}\n"))
+    .concat()
+}
+
+fn folder() -> Dir {
+    let dir = Dir::new().with_model();
+    dir.write("model/chat_template.jinja", TEMPLATE).write("rows.jsonl", rows());
+    dir
+}
+
+fn prepared(dir: &Dir, settings: &[&str]) -> Vec<Value> {
+    let args = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl", "--with-text"];
+    dir.suasion(&args).set(settings).ok();
+    dir.lines("out.jsonl")
+}
+
+fn runs(line: &Value) -> String {
+    let mut runs: Vec<char> = line["origins"].as_str().unwrap().chars().collect();
+    runs.dedup();
+    runs.into_iter().collect()
+}
+
+/// What is learned of a row, by decoding nothing: labels equal ids exactly on response and stop token.
+fn learned(line: &Value) -> usize {
+    let (ids, labels) = (line["input_ids"].as_array().unwrap(), line["labels"].as_array().unwrap());
+    let origins: Vec<char> = line["origins"].as_str().unwrap().chars().collect();
+    let mut n = 0;
+    for i in 0..ids.len() {
+        if labels[i] == -100 {
+            continue;
+        }
+        assert_eq!(labels[i], ids[i]);
+        assert!(matches!(origins[i], 'R' | 'E'), "{}", origins[i]);
+        n += 1;
+    }
+    n
+}
+
+#[test]
+fn prepare_renders_with_the_models_template() {
+    let dir = folder();
+    let lines = prepared(&dir, &[]);
+    assert_eq!(lines.len(), 4);
+    assert_eq!(
+        lines[0]["text"],
+        "<|system|>\nBe brief.\n<|user|>\nAre buses slow?\n<|assistant|>\nAt rush hour.<|endoftext|>\n<|user|>\nAnd \
+         trams?\n<|assistant|>\nLess so.<|endoftext|>\n<|user|>\nThanks.\n"
+    );
+    // Two answers with their stop tokens; the turn after the last one is prompt and no error.
+    assert_eq!(runs(&lines[0]).matches("RE").count(), 2, "{}", runs(&lines[0]));
+    assert!(!runs(&lines[0]).ends_with("RE") && runs(&lines[0]).contains('S'));
+    assert_eq!(lines[1]["text"], "<|user|>\nWhy?\n<|assistant|>\nBecause.<|endoftext|>\n");
+    // Of a completion's prompt nothing is learned, whoever speaks in it.
+    assert_eq!(runs(&lines[2]).matches("RE").count(), 1);
+    // An instruction is a conversation where there is a template.
+    assert_eq!(lines[3]["text"], "<|user|>\nName a tree.\n<|assistant|>\nAn oak.<|endoftext|>\n");
+    assert!(lines.iter().all(|line| learned(line) > 0));
+    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    assert!(manifest["template"].is_string());
+
+    // The last answer alone; and another template is another fingerprint.
+    let last = prepared(&dir, &["supervise=last"]);
+    assert!(learned(&last[0]) < learned(&lines[0]));
+    dir.write("model/chat_template.jinja", TEMPLATE.replace("<|user|>", "<|u|>") + " ");
+    prepared(&dir, &[]);
+    let other: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    assert_ne!(
+        (&manifest["template"], &manifest["fingerprint"]),
+        (&other["template"], &other["fingerprint"])
+    );
+}
+
+#[test]
+fn verify_explains_a_conversation() {
+    let dir = folder();
+    let ran = dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl", "--row", "1"]).ok();
+    assert!(ran.stdout.contains("LEARNED response") && ran.stdout.contains("Because."), "{}", ran.stdout);
+    let json: Value = serde_json::from_str(
+        &dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl", "--json"]).ok().stdout,
+    )
+    .unwrap();
+    assert_eq!((&json["rows"], &json["trainable_rows"]), (&json!(4), &json!(4)));
+}
+
+#[test]
+fn a_model_without_a_template_says_what_it_lacks() {
+    let dir = Dir::new().with_model();
+    dir.write("rows.jsonl", rows());
+    for command in ["verify", "prepare"] {
+        let mut args = vec![command, "-M", "model", "-D", "rows.jsonl"];
+        args.extend(if command == "prepare" { vec!["-o", "out.jsonl"] } else { vec![] });
+        let ran = dir.suasion(&args).run();
+        ran.error(3, "E-SOURCE", "the model folder has no chat template");
+    }
+    // Instructions alone need none.
+    dir.write("rows.jsonl", rows().lines().last().unwrap());
+    assert!(prepared(&dir, &[])[0]["text"].as_str().unwrap().contains("### Instruction:\nName a tree."));
+}
+
+#[test]
+fn conversations_train_and_evaluate() {
+    let dir = folder();
+    let args = ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=2"];
+    dir.suasion(&args).arg("--set=output_dir=made").arg("--quiet").ok();
+    assert!(dir.exists("made/chat_template.jinja"), "the template goes with the model");
+    let ran = dir.suasion(&["eval", "-M", "made", "-D", "rows.jsonl", "--json"]).ok();
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["rows"], 4);
+
+    // Rows that were prepared with another template are refused.
+    prepared(&dir, &[]);
+    dir.write("model/chat_template.jinja", format!("{TEMPLATE} "));
+    dir.suasion(&["train", "-M", "model", "-D", "out.jsonl", "--dry-run"]).run().error(
+        3,
+        "E-FINGERPRINT",
+        "another chat template",
+    );
+}
