@@ -317,3 +317,23 @@ fn a_model_larger_than_the_memory() {
         "bytes of memory are needed",
     );
 }
+
+#[test]
+fn a_negative_loss_weight() {
+    let dir = Dir::new().with_model().with_rows(4);
+    for set in ["loss_weights.task=-1", "prompt_loss_weight=-0.5"] {
+        let train =
+            dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"]).set(&["init=random", set]).run();
+        train.code(2).says("error[E-CONFIG]");
+    }
+}
+
+#[test]
+fn held_out_rows_are_not_counted_as_trained_on() {
+    let dir = Dir::new().with_model().with_rows(10);
+    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
+        .set(&["init=random", "eval_fraction=0.2", "max_steps=1", "output_dir=out"])
+        .ok();
+    let card = String::from_utf8(dir.read("out/README.md")).unwrap();
+    assert!(card.contains("10 read, 8 trained on") && card.contains("2 held out"), "{card}");
+}

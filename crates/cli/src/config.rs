@@ -462,6 +462,17 @@ impl Loaded {
             )
             .into());
         }
+        let weights =
+            config.loss_weights.iter().map(|(section, weight)| (section.as_str(), f64::from(*weight)));
+        for (name, weight) in weights.chain([("prompt_loss_weight", f64::from(config.prompt_loss_weight))]) {
+            if !(0.0..=f64::from(f32::MAX)).contains(&weight) {
+                return Err(Failure::config(
+                    format!("the loss weight of {name} is {weight}"),
+                    "use a finite number of at least 0: a negative one would unlearn",
+                )
+                .into());
+            }
+        }
         if config.assistant_only_loss == Some(true) && config.completion_only_loss == Some(false) {
             return Err(Failure::config(
                 "assistant_only_loss=true and completion_only_loss=false contradict each other",

@@ -41,7 +41,7 @@ impl AtomicFile {
             ));
         };
         let mut builder = tempfile::Builder::new();
-        let prefix = format!(".{name}.");
+        let prefix = format!(".suasion-tmp-{name}.");
         builder.prefix(&prefix).suffix(".part");
         #[cfg(unix)]
         {

@@ -130,7 +130,10 @@ fn origins(row: &Tokenised, special: &Special) -> Vec<Origin> {
             }
             continue;
         } else {
-            out.push(Origin::Prompt { turn: turn + u16::from(inside), section: Section::Other });
+            out.push(Origin::Prompt {
+                turn: turn.saturating_add(u16::from(inside)),
+                section: Section::Other,
+            });
         }
         if inside {
             inside = false;

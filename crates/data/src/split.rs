@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 ///
 /// Rows with the same prompt go together: a model that has learned one reply to a prompt is no stranger to the
 /// prompt, and its loss on another reply would flatter it. Prompts are drawn by a hash of the seed and the
-/// number of their first row, until `fraction` of the rows (rounded, at least one, never all) is held out; a
+/// number of their first row, until `fraction` of the rows (rounded; at least one and never all where there are two or more) is held out; a
 /// prompt with more rows than are still wanted is passed over. Where one prompt has all rows, they are drawn
 /// one by one.
 pub fn split(samples: Vec<Sample>, fraction: f64, seed: u64) -> (Vec<Sample>, Vec<Sample>) {

@@ -123,6 +123,17 @@ impl Summary {
         }
     }
 
+    /// The summary of samples that are kept: what is known of rows that are trained on, without what was read,
+    /// cut, dropped or found.
+    pub fn of(samples: &[Sample]) -> Summary {
+        let mut summary = Summary::default();
+        for sample in samples {
+            summary.kept += 1;
+            summary.add_sample(sample);
+        }
+        summary
+    }
+
     fn add_sample(&mut self, sample: &Sample) {
         let n = sample.len() as u64;
         self.tokens += n;

@@ -203,7 +203,8 @@ pub(crate) fn save(dir: &Path, tensors: &[Lazy]) -> Result<()> {
         }
     }
     if let [shard] = &shards[..] {
-        return write(&dir.join("model.safetensors"), shard);
+        write(&dir.join("model.safetensors"), shard)?;
+        return remove(&dir.join("model.safetensors.index.json"));
     }
     let mut map = BTreeMap::new();
     for (i, shard) in shards.iter().enumerate() {
@@ -213,7 +214,16 @@ pub(crate) fn save(dir: &Path, tensors: &[Lazy]) -> Result<()> {
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
     let path = dir.join("model.safetensors.index.json");
-    atomically(&path, |temporary| std::fs::write(temporary, format!("{index:#}\n")))
+    atomically(&path, |temporary| std::fs::write(temporary, format!("{index:#}\n")))?;
+    remove(&dir.join("model.safetensors"))
+}
+
+/// Removes what an earlier save left in the other layout: readers would take it for this one.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, e)),
+        _ => Ok(()),
+    }
 }
 
 /// Writes one safetensors file, completely or not at all.
@@ -252,7 +262,7 @@ fn atomically(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> R
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let temporary = builder.prefix(".suasion-").tempfile_in(folder)?.into_temp_path();
+        let temporary = builder.prefix(".suasion-tmp-").tempfile_in(folder)?.into_temp_path();
         let permissions = std::fs::metadata(&temporary)?.permissions();
         fill(&temporary)?;
         // The library may have replaced the file by a private one of its own.
@@ -260,7 +270,8 @@ fn atomically(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> R
         // The library wrote through its own handle; sync through ours before the name points at the file.
         std::fs::OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
         temporary.persist(path).map_err(|e| e.error)?;
-        std::fs::File::open(folder)?.sync_all()
+        // Only Unix lets a folder be opened and synced.
+        if cfg!(unix) { std::fs::File::open(folder)?.sync_all() } else { Ok(()) }
     };
     go().map_err(|e| Error::io(path, e))
 }

@@ -398,3 +398,27 @@ fn a_written_view_must_not_overlap() {
     let x = cpu.allocate(10).unwrap();
     cpu.add(x.part(0, 5), x.part(4, 5));
 }
+
+fn run_plan(change: impl FnOnce(&mut Attention)) {
+    let (mut plan, keys) = attention_plan(5, [3, 9], 1);
+    change(&mut plan);
+    attention(&mut Cpu::new(), &plan, keys);
+}
+
+#[test]
+#[should_panic(expected = "is in two groups' reach")]
+fn a_key_belongs_to_one_group() {
+    run_plan(|plan| plan.groups = vec![vec![0, 1], vec![2]]);
+}
+
+#[test]
+#[should_panic(expected = "queries do not tile")]
+fn a_query_belongs_to_one_span() {
+    run_plan(|plan| plan.spans[1].queries = plan.spans[0].queries.clone());
+}
+
+#[test]
+#[should_panic(expected = "of a view of 10")]
+fn a_part_lies_inside_its_view() {
+    Cpu::new().allocate(10).unwrap().part(2, usize::MAX - 1);
+}

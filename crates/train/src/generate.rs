@@ -121,7 +121,7 @@ pub fn generate<B: Backend>(
 /// The places that a cache needs for a prompt and its continuation: the last new token is never fed back, and a
 /// model with learned positions has no more than those.
 pub fn capacity<B: Backend>(model: &Model<B>, prompt_tokens: usize, max_new_tokens: usize) -> usize {
-    let wanted = (prompt_tokens + max_new_tokens).saturating_sub(1).max(1);
+    let wanted = prompt_tokens.saturating_add(max_new_tokens).saturating_sub(1).max(1);
     model.architecture().position_limit().map_or(wanted, |limit| wanted.min(limit))
 }
 

@@ -45,7 +45,7 @@ pub fn step<B: Backend>(
         targets: targets().count() as u64,
         tokens: batches.iter().map(|batch| batch.ids.len() as u64).sum(),
     };
-    if weight == 0.0 {
+    if weight <= 0.0 {
         return Ok(outcome);
     }
 

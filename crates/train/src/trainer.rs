@@ -240,7 +240,7 @@ fn remove_run(dir: &Path) -> Result<()> {
             fs::remove_dir_all(&checkpoint).map_err(|source| Error::io(&checkpoint, source))?;
         }
     }
-    for name in [METRICS, TRAINER_STATE, "report.html"] {
+    for name in [METRICS, TRAINER_STATE, "report.html", "README.md"] {
         match fs::remove_file(dir.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io(dir.join(name), error));

@@ -278,7 +278,7 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
     let mut cache = model.cache(capacity(&model, prompt.len(), sampling.max_new_tokens))?;
     let reply = generate::reply(&mut model, &mut cache, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
     if interrupt::raised() {
-        anyhow::bail!("interrupted");
+        return Err(suasion_train::Error::Interrupted.into());
     }
     Ok(SampleReply {
         prompt: tokenizer.decode(prompt, false),

@@ -10,6 +10,7 @@ use crate::{interrupt, rows};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::{self, Manifest};
+use suasion_data::summary::Summary;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, Policy, Sample, pipeline};
@@ -174,7 +175,7 @@ impl Job {
             data_fingerprint: fingerprint(&train_rows, &config, tokenizer.as_ref()),
             masking_version: MASKING_VERSION,
         };
-        let card = data_card(&config, &train_rows, eval_rows.as_ref(), eval.len());
+        let card = data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
         Ok(Job {
             config,
             settings,
@@ -500,8 +501,15 @@ pub fn check_manifest(
 }
 
 /// What the model card and the report say of the data.
-fn data_card(config: &Config, rows: &RowSet, eval: Option<&RowSet>, eval_rows: usize) -> DataCard {
-    let summary = &rows.summary;
+fn data_card(
+    config: &Config,
+    rows: &RowSet,
+    train: &[Sample],
+    eval: Option<&RowSet>,
+    eval_rows: usize,
+) -> DataCard {
+    // What was read, and, of it, what is trained on: held-out rows are not.
+    let (summary, trained) = (&rows.summary, Summary::of(train));
     let name = |path: &Option<PathBuf>| path.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
     DataCard {
         title: config
@@ -521,20 +529,20 @@ fn data_card(config: &Config, rows: &RowSet, eval: Option<&RowSet>, eval_rows: u
             None => Vec::new(),
         },
         rows_read: summary.rows,
-        rows_kept: summary.kept,
+        rows_kept: trained.kept,
         rows_cut: summary.cut,
         rows_dropped: summary.dropped_rows(),
         rows_failed: summary.failed,
         eval_rows: eval_rows as u64,
-        tokens: summary.tokens,
-        supervised_tokens: summary.supervised_tokens,
-        sections: summary
+        tokens: trained.tokens,
+        supervised_tokens: trained.supervised_tokens,
+        sections: trained
             .sections()
             .map(|(name, stats)| SectionShare {
                 name: name.to_string(),
                 tokens: stats.tokens,
-                share_before: summary.share_before(name),
-                share_after: summary.share_after(name),
+                share_before: trained.share_before(name),
+                share_after: trained.share_after(name),
             })
             .collect(),
         findings: summary

@@ -34,7 +34,7 @@ impl View {
     /// # Panics
     /// When the part does not lie inside the view: that is a bug in the model, not in its input.
     pub fn part(self, start: usize, len: usize) -> View {
-        assert!(start + len <= self.len, "part {start}+{len} of a view of {}", self.len);
+        assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of a view of {}", self.len);
         View { start: self.start + start, len, ..self }
     }
 
@@ -153,6 +153,34 @@ pub struct Attention {
     /// Spans, by index, that touch the same keys (a shared prefix and what follows it). Gradients of one group's
     /// keys are summed in order by one worker; groups touch no key of each other.
     pub groups: Vec<Vec<usize>>,
+}
+
+impl Attention {
+    /// Panics unless the plan is what backends rely on when they write in parallel: queries tile `0..queries`,
+    /// rows ascend within their span's own keys, every span is in one group, and no key is in two groups' reach.
+    fn check(&self, queries: usize, keys: usize) {
+        let mut next = 0;
+        for span in &self.spans {
+            assert!(span.queries.start == next && span.queries.end > next, "queries do not tile: {span:?}");
+            assert!(span.prefix.end <= keys && span.own.end <= keys, "keys outside the buffer: {span:?}");
+            next = span.queries.end;
+            let rows = &self.rows[span.queries.clone()];
+            let inside = rows.iter().all(|row| span.own.contains(&(*row as usize)));
+            assert!(inside && rows.is_sorted(), "rows do not ascend within {span:?}");
+        }
+        assert!(next == queries && self.rows.len() == queries, "{next} of {queries} queries are planned");
+        let (mut grouped, mut owner) = (vec![false; self.spans.len()], vec![usize::MAX; keys]);
+        for (group, spans) in self.groups.iter().enumerate() {
+            for &i in spans {
+                assert!(!std::mem::replace(&mut grouped[i], true), "span {i} is in two groups");
+                for key in self.spans[i].prefix.clone().chain(self.spans[i].own.clone()) {
+                    let before = std::mem::replace(&mut owner[key], group);
+                    assert!(before == usize::MAX || before == group, "key {key} is in two groups' reach");
+                }
+            }
+        }
+        assert!(grouped.iter().all(|g| *g), "a span is in no group");
+    }
 }
 
 /// One segment as attention sees it; all ranges are rows.

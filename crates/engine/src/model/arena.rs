@@ -86,6 +86,7 @@ impl Arena {
             used += (rows * width).next_multiple_of(16);
             view
         };
+        let b = Budget { targets: b.targets.max(1), ..b };
         let rows = b.tokens.max(b.targets);
         let (h, inner) = (a.hidden, a.intermediate);
         let (q, kv, up) = (a.heads.query_width(), a.heads.kv_width(), inner * a.activation.fan());

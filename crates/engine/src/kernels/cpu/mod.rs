@@ -59,7 +59,7 @@ impl Cpu {
                 return std::ptr::NonNull::<f32>::dangling().as_ptr();
             }
             let buffer = &mut buffers[v.buffer];
-            assert!(v.start + v.len <= buffer.len(), "a view outside its buffer");
+            assert!(v.start <= buffer.len() && v.len <= buffer.len() - v.start, "a view outside its buffer");
             // SAFETY: inside the buffer. `Vec::as_mut_ptr` makes no reference to the elements, so that the
             // pointers handed out before stay good.
             unsafe { buffer.as_mut_ptr().add(v.start) }
@@ -200,6 +200,7 @@ impl Backend for Cpu {
     }
 
     fn attention(&mut self, h: Heads, plan: &Attention, o: View, lse: View, q: View, kv: View) {
+        plan.check(q.len / h.query_width(), kv.len / h.kv_width());
         let ([o, lse], [q, kv], scratch) = self.slices([o, lse], [q, kv]);
         attention::forward(h, plan, o, lse, q, kv, scratch);
     }
@@ -216,6 +217,7 @@ impl Backend for Cpu {
         q: View,
         kv: View,
     ) {
+        plan.check(q.len / h.query_width(), kv.len / h.kv_width());
         let ([dq, dkv], [do_, o, lse, q, kv], scratch) = self.slices([dq, dkv], [do_, o, lse, q, kv]);
         attention::backward(h, plan, dq, dkv, do_, o, lse, q, kv, scratch);
     }
@@ -297,7 +299,7 @@ impl<'a> Disjoint<'a> {
     /// # Safety
     /// Until the pointer is dropped no other task touches the elements that the caller touches through it.
     unsafe fn at(self, at: usize, extent: usize) -> *mut f32 {
-        assert!(at + extent <= self.len);
+        assert!(at <= self.len && extent <= self.len - at);
         // SAFETY: inside the slice, as just checked.
         unsafe { self.start.add(at) }
     }

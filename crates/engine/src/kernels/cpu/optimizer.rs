@@ -4,7 +4,7 @@ use super::simd::vectorized;
 use super::{AdamW, PIECE};
 use rayon::prelude::*;
 
-/// `Σ x²`: per piece in f32 lanes of 4096 elements, then in f64, in the order of the pieces.
+/// `Σ x²`: in f64 lanes within a piece, then in the order of the pieces.
 pub(super) fn sum_squares(x: &[f32]) -> f64 {
     let pieces: Vec<f64> = x.par_chunks(PIECE).map(piece_of_squares).collect();
     pieces.iter().sum()
