@@ -462,9 +462,8 @@ impl Loaded {
             )
             .into());
         }
-        let weights =
-            config.loss_weights.iter().map(|(section, weight)| (section.as_str(), f64::from(*weight)));
-        for (name, weight) in weights.chain([("prompt_loss_weight", f64::from(config.prompt_loss_weight))]) {
+        let weights = config.loss_weights.iter().map(|(section, weight)| (section.as_str(), *weight));
+        for (name, weight) in weights.chain([("prompt_loss_weight", config.prompt_loss_weight)]) {
             if !(0.0..=f64::from(f32::MAX)).contains(&weight) {
                 return Err(Failure::config(
                     format!("the loss weight of {name} is {weight}"),
