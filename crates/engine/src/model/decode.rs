@@ -111,11 +111,8 @@ impl<B: Backend> Model<B> {
 
     /// Final norm and head of the one row that [`Model::append`] left.
     fn last_logits(&mut self) -> Vec<f32> {
-        let (width, vocab) = (self.arch.hidden, self.arch.vocab_size);
-        let (last, h) = (self.arena.last.top(1, width), self.arena.h.top(1, width));
-        let stats = self.arena.last_stats.top(1, self.arch.norm.statistics());
-        let (w, b) = self.norm_views(&self.layout.norm);
-        self.backend.norm(self.arch.norm, h, stats, last, w, b);
+        let vocab = self.arch.vocab_size;
+        let (h, ..) = self.final_norm(1);
         let logits = self.arena.logits.top(1, vocab);
         self.linear(logits, false, h, &LinearAt { w: self.layout.head.clone(), b: None }, 1);
         let mut values = vec![0.0; vocab];

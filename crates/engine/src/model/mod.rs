@@ -127,8 +127,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::Batch`] when the batch does not fit the model or its budget.
     pub fn forward(&mut self, batch: &Batch) -> Result<Vec<Outcome>> {
-        self.check(batch)?;
-        self.cover(batch.positions.iter().max().map_or(0, |p| *p as usize + 1))?;
+        self.admit(batch)?;
         Ok(self.run(batch, None))
     }
 
@@ -139,8 +138,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::Batch`] when the batch does not fit the model or its budget, or the model does not train.
     pub fn accumulate(&mut self, batch: &Batch, scale: f32) -> Result<Vec<Outcome>> {
-        self.check(batch)?;
-        self.cover(batch.positions.iter().max().map_or(0, |p| *p as usize + 1))?;
+        self.admit(batch)?;
         self.trained()?;
         Ok(self.run(batch, Some(scale)))
     }
@@ -230,12 +228,17 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::Io`] with the file.
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
-        let lazy = |p| Lazy {
-            name: p_name(p),
-            shape: p.shape.clone(),
-            read: Box::new(|| self.tensor(self.parameters, p).data),
-        };
-        weights::save(dir, &self.layout.parameters.iter().map(lazy).collect::<Vec<_>>())
+        let tensors: Vec<Lazy> = self
+            .layout
+            .parameters
+            .iter()
+            .map(|p| Lazy {
+                name: p.name.clone(),
+                shape: p.shape.clone(),
+                read: Box::new(|| self.tensor(self.parameters, p).data),
+            })
+            .collect();
+        weights::save(dir, &tensors)
     }
 
     /// Writes the optimizer's moments, exactly.
@@ -294,7 +297,8 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    fn check(&self, batch: &Batch) -> Result<()> {
+    /// Refuses a batch that does not fit, and makes the rotation table fit one that does.
+    fn admit(&mut self, batch: &Batch) -> Result<()> {
         batch.check(self.arch.vocab_size, self.arch.position_limit())?;
         let (tokens, targets) = (batch.tokens(), batch.targets.len());
         if tokens > self.budget.tokens || targets > self.budget.targets {
@@ -305,7 +309,7 @@ impl<B: Backend> Model<B> {
                 ),
             });
         }
-        Ok(())
+        self.cover(batch.positions.iter().max().map_or(0, |p| *p as usize + 1))
     }
 
     /// Makes the rotation table cover at least `positions` positions, and those of a batch within budget.
@@ -328,8 +332,4 @@ impl<B: Backend> Model<B> {
         self.rope = Some((table, positions));
         Ok(())
     }
-}
-
-fn p_name(p: &Parameter) -> String {
-    p.name.clone()
 }

@@ -145,34 +145,13 @@ impl<B: Backend> Model<B> {
         let kept = self.kept(n, rows);
         let x = self.arena.input(n).top(all, width);
         let h = self.arena.h.top(all, width);
-        let table = self.rope.map(|(table, _)| table);
 
         let (w, b) = self.norm_views(&at.norm1);
         self.backend.norm(norm, h, kept.stats1, x, w, b);
         self.linear(keys.new, false, h, &at.kv, all);
         let asking = self.asking(h, rows);
         self.linear(kept.q, false, asking, &at.q, asked);
-        if let Some(table) = table {
-            let size = heads.head_dim;
-            self.backend.rotate(
-                keys.new,
-                heads.kv_width(),
-                heads.kv_heads,
-                size,
-                table,
-                rows.positions,
-                false,
-            );
-            self.backend.rotate(
-                kept.q,
-                heads.query_width(),
-                heads.heads,
-                size,
-                table,
-                rows.asking_positions,
-                false,
-            );
-        }
+        self.rotate(kept.q, keys.new, rows, false);
         self.backend.attention(heads, rows.attention, kept.o, kept.lse, kept.q, keys.all);
         match rows.asking {
             None => self.backend.copy(kept.middle, x),
@@ -225,19 +204,7 @@ impl<B: Backend> Model<B> {
         self.linear_dw(&at.out, d, kept.o, asked);
         self.linear_dx(d_o, false, d, &at.out, asked);
         self.backend.attention_backward(heads, rows.attention, dq, dkv, d_o, kept.o, kept.lse, kept.q, kv);
-        if let Some((table, _)) = self.rope {
-            let size = heads.head_dim;
-            self.backend.rotate(dkv, heads.kv_width(), heads.kv_heads, size, table, rows.positions, true);
-            self.backend.rotate(
-                dq,
-                heads.query_width(),
-                heads.heads,
-                size,
-                table,
-                rows.asking_positions,
-                true,
-            );
-        }
+        self.rotate(dq, dkv, rows, true);
         let x = self.arena.input(n).top(all, width);
         let h = self.arena.h.top(all, width);
         let (w, b) = self.norm_views(&at.norm1);
@@ -266,11 +233,7 @@ impl<B: Backend> Model<B> {
     fn head(&mut self, batch: &Batch, order: &[usize], scale: Option<f32>) -> Vec<Outcome> {
         let (width, vocab, chunk) = (self.arch.hidden, self.arch.vocab_size, self.arena.chunk);
         let count = order.len();
-        let last = self.arena.last.top(count, width);
-        let stats = self.arena.last_stats.top(count, self.arch.norm.statistics());
-        let h = self.arena.h.top(count, width);
-        let (w, b) = self.norm_views(&self.layout.norm);
-        self.backend.norm(self.arch.norm, h, stats, last, w, b);
+        let (h, stats, last) = self.final_norm(count);
 
         let head = LinearAt { w: self.layout.head.clone(), b: None };
         let mut outcomes = vec![Outcome::default(); count];
@@ -297,6 +260,26 @@ impl<B: Backend> Model<B> {
             self.norm_backward(&self.layout.norm.clone(), d_last, back.dh.top(count, width), stats, last);
         }
         outcomes
+    }
+
+    /// Rotates queries of the rows that ask and keys of all rows, where positions are rotary; `inverse` is the
+    /// backward.
+    fn rotate(&mut self, q: View, kv: View, rows: &Rows, inverse: bool) {
+        let Some((table, _)) = self.rope else { return };
+        let heads = self.arch.heads;
+        let (size, kv_width, q_width) = (heads.head_dim, heads.kv_width(), heads.query_width());
+        self.backend.rotate(kv, kv_width, heads.kv_heads, size, table, rows.positions, inverse);
+        self.backend.rotate(q, q_width, heads.heads, size, table, rows.asking_positions, inverse);
+    }
+
+    /// The final norm of the first `count` rows that the last layer left: `(normalised, statistics, rows)`.
+    pub(super) fn final_norm(&mut self, count: usize) -> (View, View, View) {
+        let width = self.arch.hidden;
+        let (last, h) = (self.arena.last.top(count, width), self.arena.h.top(count, width));
+        let stats = self.arena.last_stats.top(count, self.arch.norm.statistics());
+        let (w, b) = self.norm_views(&self.layout.norm);
+        self.backend.norm(self.arch.norm, h, stats, last, w, b);
+        (h, stats, last)
     }
 
     /// The normalised rows that ask.
@@ -331,7 +314,7 @@ impl<B: Backend> Model<B> {
         self.parameters.part(range.start, range.len())
     }
 
-    pub(super) fn norm_views(&self, at: &NormAt) -> (View, Option<View>) {
+    fn norm_views(&self, at: &NormAt) -> (View, Option<View>) {
         (self.parameter_view(&at.w), at.b.as_ref().map(|b| self.parameter_view(b)))
     }
 
