@@ -1,14 +1,17 @@
 //! Prepared data on disk: `x.jsonl`, `x.findings.jsonl` and `x.manifest.json` (CLI.md).
 
+mod record;
+
+pub use record::{Boundaries, Record, Rows};
+
 use crate::atomic::{AtomicFile, write_atomic};
-use crate::pipeline::{Kept, Outcome, SECTION_ORDER, Summary};
+use crate::pipeline::{Outcome, SECTION_ORDER, Summary};
 use crate::policy::{Objective, Policy};
 use crate::source::SourceHash;
 use crate::tokens::Tokenizer;
 use crate::{Error, Finding, MASKING_VERSION, Result, Sample};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -245,7 +248,8 @@ impl PreparedWriter {
     pub fn write(&mut self, outcome: &Outcome) -> Result<()> {
         if let Outcome::Kept(kept) = outcome {
             self.buffer.clear();
-            write_line(&mut self.buffer, kept, self.with_text);
+            let text = kept.text.as_deref().filter(|_| self.with_text);
+            Record::of(&kept.sample, text).write_json(&mut self.buffer);
             self.rows.write_all(&self.buffer).map_err(|e| Error::io(&self.path, e))?;
         }
         for finding in outcome.findings() {
@@ -273,65 +277,6 @@ impl PreparedWriter {
         })?;
         self.rows.commit()
     }
-}
-
-/// One line of prepared data, with its line end.
-pub fn write_line(out: &mut Vec<u8>, kept: &Kept, with_text: bool) {
-    let sample = &kept.sample;
-    out.reserve(sample.len() * 16 + 64);
-    out.extend_from_slice(b"{\"row\": ");
-    push_integer(out, false, sample.id.row);
-    out.extend_from_slice(b", \"input_ids\": [");
-    list(out, &sample.input_ids, |out, &id| push_integer(out, false, u64::from(id)));
-    out.extend_from_slice(b"], \"labels\": [");
-    list(out, &sample.labels, |out, &label| push_integer(out, label < 0, u64::from(label.unsigned_abs())));
-    out.extend_from_slice(b"], \"origins\": \"");
-    out.extend(sample.origins.iter().map(|o| o.letter() as u8));
-    out.push(b'"');
-    if let Some(weights) = &sample.weights {
-        out.extend_from_slice(b", \"weights\": [");
-        let mut text = String::new();
-        list(out, weights, |out, &weight| {
-            // `{}` of an f32 is the shortest text that reads back as the same f32.
-            text.clear();
-            let _ = write!(text, "{weight}");
-            out.extend_from_slice(text.as_bytes());
-        });
-        out.push(b']');
-    }
-    if let (true, Some(text)) = (with_text, &kept.text) {
-        out.extend_from_slice(b", \"text\": ");
-        // Writing a string to memory does not fail.
-        let _ = serde_json::to_writer(&mut *out, text);
-    }
-    out.extend_from_slice(b"}\n");
-}
-
-fn list<T>(out: &mut Vec<u8>, values: &[T], mut each: impl FnMut(&mut Vec<u8>, &T)) {
-    for (i, value) in values.iter().enumerate() {
-        if i > 0 {
-            out.extend_from_slice(b", ");
-        }
-        each(out, value);
-    }
-}
-
-/// A decimal integer. Formatting through `fmt` takes most of a row's writing time; this takes a tenth of it.
-fn push_integer(out: &mut Vec<u8>, negative: bool, mut value: u64) {
-    let mut digits = [0u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (value % 10) as u8;
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    if negative {
-        out.push(b'-');
-    }
-    out.extend_from_slice(&digits[at..]);
 }
 
 /// Reads prepared data back (or any tokenised rows): the samples as they were written.

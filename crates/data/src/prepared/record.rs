@@ -1,0 +1,142 @@
+//! One line of prepared data, and its JSON form.
+
+use crate::{Origin, Sample};
+use std::fmt::Write as _;
+use std::ops::Range;
+
+/// What a line of prepared data says, in whatever format it is written. All lists of tokens have the same length.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Record<'a> {
+    /// Which rows of the source it was made from.
+    pub rows: Rows<'a>,
+    /// Token ids.
+    pub input_ids: &'a [u32],
+    /// Labels, not shifted; -100 where masked.
+    pub labels: &'a [i32],
+    /// Why each token is supervised or not.
+    pub origins: &'a [Origin],
+    /// A loss weight per token; `None` where all are 0 or 1.
+    pub weights: Option<&'a [f32]>,
+    /// The rendered text, where it is wanted.
+    pub text: Option<&'a str>,
+}
+
+/// The rows of a [`Record`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rows<'a> {
+    /// A row by itself: its 0-based number in the source.
+    One(u64),
+    /// A pack.
+    Pack(Boundaries<'a>),
+}
+
+/// Who sees whom in a pack.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Boundaries<'a> {
+    /// The 0-based numbers of the rows, in the order in which they stand.
+    pub rows: &'a [u64],
+    /// Tokens of each segment, in order; they sum to the number of tokens.
+    pub seq_lengths: &'a [u32],
+    /// Position of each token: restarts with each segment, goes on after a shared prefix.
+    pub position_ids: &'a [u32],
+    /// For packs with shared prompts, per segment: the tokens of the pack that all of its tokens see before
+    /// their own (empty for a segment that sees only itself).
+    pub prefix_ranges: Option<&'a [Range<u32>]>,
+}
+
+impl<'a> Record<'a> {
+    /// The record of a row by itself.
+    pub fn of(sample: &'a Sample, text: Option<&'a str>) -> Record<'a> {
+        Record {
+            rows: Rows::One(sample.id.row),
+            input_ids: &sample.input_ids,
+            labels: &sample.labels,
+            origins: &sample.origins,
+            weights: sample.weights.as_deref(),
+            text,
+        }
+    }
+
+    /// Appends the record as a line of JSON, with its line end.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        out.reserve(self.input_ids.len() * 16 + 64);
+        match &self.rows {
+            Rows::One(row) => {
+                out.extend_from_slice(b"{\"row\": ");
+                push_integer(out, false, *row);
+            }
+            Rows::Pack(pack) => {
+                out.extend_from_slice(b"{\"rows\": ");
+                integers(out, pack.rows.iter().copied());
+                out.extend_from_slice(b", \"seq_lengths\": ");
+                integers(out, pack.seq_lengths.iter().map(|&n| u64::from(n)));
+                out.extend_from_slice(b", \"position_ids\": ");
+                integers(out, pack.position_ids.iter().map(|&p| u64::from(p)));
+                if let Some(ranges) = pack.prefix_ranges {
+                    out.extend_from_slice(b", \"prefix_ranges\": ");
+                    list(out, ranges.iter(), |out, range| {
+                        integers(out, [range.start, range.end].into_iter().map(u64::from));
+                    });
+                }
+            }
+        }
+        out.extend_from_slice(b", \"input_ids\": ");
+        integers(out, self.input_ids.iter().map(|&id| u64::from(id)));
+        out.extend_from_slice(b", \"labels\": ");
+        list(out, self.labels.iter(), |out, &label| {
+            push_integer(out, label < 0, u64::from(label.unsigned_abs()));
+        });
+        out.extend_from_slice(b", \"origins\": \"");
+        out.extend(self.origins.iter().map(|o| o.letter() as u8));
+        out.push(b'"');
+        if let Some(weights) = self.weights {
+            out.extend_from_slice(b", \"weights\": ");
+            let mut text = String::new();
+            list(out, weights.iter(), |out, &weight| {
+                // `{}` of an f32 is the shortest text that reads back as the same f32.
+                text.clear();
+                let _ = write!(text, "{weight}");
+                out.extend_from_slice(text.as_bytes());
+            });
+        }
+        if let Some(text) = self.text {
+            out.extend_from_slice(b", \"text\": ");
+            // Writing a string to memory does not fail.
+            let _ = serde_json::to_writer(&mut *out, text);
+        }
+        out.extend_from_slice(b"}\n");
+    }
+}
+
+fn integers(out: &mut Vec<u8>, values: impl Iterator<Item = u64>) {
+    list(out, values, |out, value| push_integer(out, false, value));
+}
+
+fn list<T>(out: &mut Vec<u8>, values: impl Iterator<Item = T>, mut each: impl FnMut(&mut Vec<u8>, T)) {
+    out.push(b'[');
+    for (i, value) in values.enumerate() {
+        if i > 0 {
+            out.extend_from_slice(b", ");
+        }
+        each(out, value);
+    }
+    out.push(b']');
+}
+
+/// A decimal integer. Formatting through `fmt` takes most of a row's writing time; this takes a tenth of it.
+fn push_integer(out: &mut Vec<u8>, negative: bool, mut value: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    if negative {
+        out.push(b'-');
+    }
+    out.extend_from_slice(&digits[at..]);
+}
