@@ -9,6 +9,7 @@
 pub mod atomic;
 pub mod audit;
 pub mod chat;
+mod duplicates;
 pub mod error;
 pub mod example;
 pub mod finding;

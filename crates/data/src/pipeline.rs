@@ -1,8 +1,9 @@
 //! The rooms over a whole source: parallel over rows, results in source order, bounded memory.
 //!
-//! One thread reads and cuts rows out of the stream, rayon's current pool turns a chunk of them into outcomes,
-//! and the calling thread hands these on in order. A row's outcome depends on the row alone, so the result is
-//! the same for any number of threads; what depends on earlier rows (D001, the summary) happens in order.
+//! One thread reads and cuts rows out of the stream, rayon's current pool turns chunks of them into outcomes,
+//! and the calling thread hands these on in order. A row's outcome depends on the row alone, and chunks are cut
+//! where the rows say, so the result is the same for any number of threads; what depends on earlier rows (D001)
+//! happens in order.
 
 use crate::audit::{self, Filter, Subject};
 use crate::chat::Conversation;
@@ -16,24 +17,24 @@ use crate::template::{Chat, ChatTemplate, TemplateOptions};
 use crate::tokens::{Encoded, Straddle, Tokenizer};
 use crate::truncate::{self, Fit, Plan};
 use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
-use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
+pub use crate::duplicates::Duplicates;
 pub use crate::split::split;
 pub use crate::summary::{CodeCount, ROWS_LISTED, SECTION_ORDER, SectionStats, Summary};
 
 /// Under `on_bad_row = error` the search for further bad rows stops at this many.
 pub const BAD_ROWS_LISTED: usize = 20;
 
-/// Rows in one chunk: enough to keep many threads busy between two hand-overs.
-const CHUNK_ROWS: usize = 512;
+/// Rows in one chunk, which is one thread's task: enough that handing it over costs nothing.
+const CHUNK_ROWS: usize = 64;
 
-/// Bytes in one chunk. Three chunks exist at a time.
-const CHUNK_BYTES: usize = 4 << 20;
+/// Bytes in one chunk, unless one row has more.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// What the run is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,6 +184,17 @@ pub struct Progress {
     pub tokens: u64,
 }
 
+/// A chunk of rows that is done.
+#[derive(Debug)]
+pub struct Done<'a, T> {
+    /// Outcomes in source order, with what was made of each.
+    pub rows: Vec<(Outcome, T)>,
+    /// Every row of the run up to here, in numbers.
+    pub summary: &'a Summary,
+    /// How far the run is.
+    pub progress: Progress,
+}
+
 impl<'a> Pipeline<'a> {
     /// A pipeline that prepares, without a vocabulary limit, keeping no texts.
     pub fn new(tokenizer: Option<&'a Tokenizer>, policy: &'a Policy) -> Pipeline<'a> {
@@ -210,63 +222,94 @@ impl<'a> Pipeline<'a> {
         mut progress: impl FnMut(Progress),
         mut each: impl FnMut(Outcome) -> Result<()>,
     ) -> Result<Summary> {
-        let mut source = Source::open(path)?;
+        let mut seen = Duplicates::default();
+        self.over(
+            Source::open(path)?,
+            &mut seen,
+            |_| (),
+            |chunk| {
+                chunk.rows.into_iter().try_for_each(|(outcome, ())| each(outcome))?;
+                progress(chunk.progress);
+                Ok(())
+            },
+        )
+    }
+
+    /// Runs over what is left of an open source; `seen` are the rows before it. `work` makes something of each outcome
+    /// on the thread that made it (the bytes to write, say), before anything is known of other rows; `each` then gets
+    /// chunks of both, in source order. Where chunks end depends on the rows alone.
+    ///
+    /// # Errors
+    /// As [`Pipeline::run`].
+    pub fn over<T: Send>(
+        &self,
+        source: Source,
+        seen: &mut Duplicates,
+        work: impl Fn(&Outcome) -> T + Sync,
+        mut each: impl FnMut(Done<'_, T>) -> Result<()>,
+    ) -> Result<Summary> {
         let rooms = Rooms::new(self)?;
-        let read = source.bytes_read();
-        let size = source.size();
+        let (read, size) = (source.bytes_read(), source.size());
         let mut summary = Summary::default();
-        let mut seen: HashMap<u128, u64> = HashMap::new();
         let mut bad: Vec<Error> = Vec::new();
         let stop_on_bad = self.mode != Mode::Verify && self.policy.on_bad_row == OnBadRow::Error;
         let mut stopped = false;
 
         let hash = std::thread::scope(|scope| -> Result<Option<SourceHash>> {
-            let (sender, receiver) = mpsc::sync_channel::<Vec<RawRow>>(1);
-            let reader = scope.spawn(move || -> Result<Option<SourceHash>> {
-                let mut chunk = Vec::new();
-                let mut bytes = 0;
-                while let Some(row) = source.next_row()? {
-                    bytes += row.bytes.as_ref().map_or(0, Vec::len);
-                    chunk.push(row);
-                    if chunk.len() == CHUNK_ROWS || bytes >= CHUNK_BYTES {
-                        bytes = 0;
-                        if sender.send(std::mem::take(&mut chunk)).is_err() {
-                            return Ok(None);
+            let (sender, receiver) = mpsc::sync_channel::<Vec<RawRow>>(2);
+            let reader = scope.spawn(move || read_chunks(source, &sender));
+            let (rooms, work) = (&rooms, &work);
+            rayon::in_place_scope(|pool| -> Result<()> {
+                // Each chunk's result has a channel of its own; the channels are in source order. The pool has
+                // two chunks per thread to go on with while this thread hands on the results of another.
+                let mut pending: VecDeque<mpsc::Receiver<Result<Chunk<T>>>> = VecDeque::new();
+                let most = 2 * rayon::current_num_threads() + 1;
+                loop {
+                    while pending.len() < most {
+                        let next = match pending.is_empty() {
+                            true => receiver.recv().ok(),
+                            false => receiver.try_recv().ok(),
+                        };
+                        let Some(rows) = next else { break };
+                        let (done, result) = mpsc::sync_channel(1);
+                        // Where the run has ended meanwhile, nobody wants the result.
+                        pool.spawn(move |_| drop(done.send(rooms.chunk(rows, work))));
+                        pending.push_back(result);
+                    }
+                    // A task that panicked ends the loop; its panic goes on where the pool's scope ends.
+                    let Some(chunk) = pending.pop_front().and_then(|result| wait(&result)) else {
+                        return Ok(());
+                    };
+                    let mut chunk = chunk?;
+                    let mut rows = Vec::with_capacity(chunk.rows.len());
+                    for (mut outcome, hash, made) in std::mem::take(&mut chunk.rows) {
+                        if let Some(finding) = self.duplicate(&mut outcome, hash, seen)? {
+                            chunk.summary.add_finding(&finding);
+                        }
+                        if stop_on_bad && let Outcome::Failed { error, .. } = &mut outcome {
+                            // The error is needed twice: `each` gets a copy in words.
+                            let copy = error.restate();
+                            bad.push(std::mem::replace(error, copy));
+                        }
+                        rows.push((outcome, made));
+                        if bad.len() == BAD_ROWS_LISTED {
+                            stopped = true;
+                            break;
                         }
                     }
-                }
-                if !chunk.is_empty() && sender.send(chunk).is_err() {
-                    return Ok(None);
-                }
-                drop(sender);
-                source.finish().map(Some)
-            });
-            'chunks: for chunk in receiver {
-                let outcomes: Vec<Result<(Outcome, u128)>> =
-                    chunk.into_par_iter().map(|raw| rooms.outcome(raw)).collect();
-                for result in outcomes {
-                    let (mut outcome, hash) = result?;
-                    self.duplicates(&mut outcome, hash, &mut seen);
-                    summary.add(&outcome);
-                    if stop_on_bad && let Outcome::Failed { error, .. } = &mut outcome {
-                        // The error is needed twice: `each` gets a copy in words.
-                        let copy = error.restate();
-                        bad.push(std::mem::replace(error, copy));
-                    }
-                    each(outcome)?;
-                    if bad.len() == BAD_ROWS_LISTED {
-                        stopped = true;
-                        break 'chunks;
+                    summary.merge(&chunk.summary);
+                    let bytes = read.load(Ordering::Relaxed);
+                    let progress = Progress { rows: summary.rows, bytes, size, tokens: summary.tokens };
+                    each(Done { rows, summary: &summary, progress })?;
+                    if stopped {
+                        return Ok(());
                     }
                 }
-                let bytes = read.load(Ordering::Relaxed);
-                progress(Progress { rows: summary.rows, bytes, size, tokens: summary.tokens });
-            }
-            if stopped {
-                // The receiver is gone, so the reader ends; its source stays unread.
-                return Ok(None);
-            }
-            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })?;
+            // Where the run stopped early, the reader ends at its next chunk, and its source stays unread.
+            drop(receiver);
+            let hash = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if stopped { Ok(None) } else { hash }
         })?;
         if !bad.is_empty() {
             let first = Box::new(bad.remove(0));
@@ -280,7 +323,6 @@ impl<'a> Pipeline<'a> {
         if rooms.templated.load(Ordering::Relaxed) {
             summary.template = self.template.map(|template| template.fingerprint().to_string());
         }
-        progress(Progress { rows: summary.rows, bytes: size, size, tokens: summary.tokens });
         Ok(summary)
     }
 
@@ -312,25 +354,63 @@ impl<'a> Pipeline<'a> {
     }
 
     /// D001, first kind: the row has the same ids as an earlier one.
-    fn duplicates(&self, outcome: &mut Outcome, hash: u128, seen: &mut HashMap<u128, u64>) {
-        let Outcome::Kept(kept) = outcome else { return };
+    fn duplicate(&self, outcome: &mut Outcome, hash: u128, seen: &mut Duplicates) -> Result<Option<Finding>> {
+        let Outcome::Kept(kept) = outcome else { return Ok(None) };
         if !self.filter.accepts(Code::D001) {
-            return;
+            return Ok(None);
         }
         let row = kept.sample.id.row;
-        match seen.entry(hash) {
-            std::collections::hash_map::Entry::Occupied(first) => {
-                kept.findings.push(Finding::new(
-                    row,
-                    Code::D001,
-                    format!("the same tokens as row {}", first.get()),
-                ));
-            }
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(row);
+        let Some(first) = seen.first(hash, row)? else { return Ok(None) };
+        let finding = Finding::new(row, Code::D001, format!("the same tokens as row {first}"));
+        kept.findings.push(finding.clone());
+        Ok(Some(finding))
+    }
+}
+
+/// Cuts a source into chunks of rows, as long as somebody takes them. The hash of the whole source.
+fn read_chunks(mut source: Source, sender: &mpsc::SyncSender<Vec<RawRow>>) -> Result<Option<SourceHash>> {
+    let (mut chunk, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = source.next_row()? {
+        bytes += row.bytes.as_ref().map_or(0, Vec::len);
+        chunk.push(row);
+        if chunk.len() == CHUNK_ROWS || bytes >= CHUNK_BYTES {
+            bytes = 0;
+            if sender.send(std::mem::take(&mut chunk)).is_err() {
+                return Ok(None);
             }
         }
     }
+    if !chunk.is_empty() && sender.send(chunk).is_err() {
+        return Ok(None);
+    }
+    source.finish().map(Some)
+}
+
+/// A task's result, or `None` where it panicked. A thread of the pool works on other tasks while it waits: it may be
+/// the only one.
+fn wait<T>(result: &mpsc::Receiver<T>) -> Option<T> {
+    use mpsc::RecvTimeoutError::Timeout;
+    loop {
+        let nap = match rayon::yield_now() {
+            None => return result.recv().ok(),
+            Some(rayon::Yield::Executed) => std::time::Duration::ZERO,
+            Some(rayon::Yield::Idle) => IDLE,
+        };
+        match result.recv_timeout(nap) {
+            Err(Timeout) => {}
+            received => return received.ok(),
+        }
+    }
+}
+
+/// How long a thread of the pool sleeps where there is nothing to do but wait.
+const IDLE: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// What became of a chunk of rows.
+struct Chunk<T> {
+    /// Outcomes, with the hash of their ids, and what was made of each.
+    rows: Vec<(Outcome, u128, T)>,
+    summary: Summary,
 }
 
 /// A pipeline with what is looked up once.
@@ -395,6 +475,18 @@ impl<'a> Rooms<'a> {
         let templated = AtomicBool::new(false);
         let options = TemplateOptions::of(settings.policy);
         Ok(Rooms { settings, special, stops, options, templated })
+    }
+
+    /// A chunk of rows, in order.
+    fn chunk<T>(&self, rows: Vec<RawRow>, work: impl Fn(&Outcome) -> T) -> Result<Chunk<T>> {
+        let mut chunk = Chunk { rows: Vec::with_capacity(rows.len()), summary: Summary::default() };
+        for raw in rows {
+            let (outcome, hash) = self.outcome(raw)?;
+            chunk.summary.add(&outcome);
+            let made = work(&outcome);
+            chunk.rows.push((outcome, hash, made));
+        }
+        Ok(chunk)
     }
 
     /// One row to its outcome and the hash of its ids.
@@ -710,7 +802,7 @@ fn cut_sample(sample: Sample, plan: &Plan) -> Sample {
 }
 
 /// 128 bits of BLAKE3 over the ids: no two different rows collide by accident.
-fn hash_ids(ids: &[u32]) -> u128 {
+pub(crate) fn hash_ids(ids: &[u32]) -> u128 {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = [0u8; 4096];
     for chunk in ids.chunks(buffer.len() / 4) {

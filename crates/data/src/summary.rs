@@ -2,7 +2,7 @@
 
 use crate::pipeline::{DropReason, Outcome};
 use crate::source::SourceHash;
-use crate::{Code, IGNORE, Level, Origin, Sample};
+use crate::{Code, Finding, IGNORE, Level, Origin, Sample};
 use std::collections::BTreeMap;
 
 /// Row numbers kept per code in a [`Summary`].
@@ -100,18 +100,7 @@ impl Summary {
     /// Adds one outcome.
     pub fn add(&mut self, outcome: &Outcome) {
         self.rows += 1;
-        for finding in outcome.findings() {
-            let entry = self.findings.entry(finding.code).or_insert(CodeCount {
-                count: 0,
-                level: finding.level,
-                rows: Vec::new(),
-            });
-            entry.count += 1;
-            entry.level = entry.level.max(finding.level);
-            if entry.rows.len() < ROWS_LISTED && entry.rows.last() != Some(&finding.row) {
-                entry.rows.push(finding.row);
-            }
-        }
+        outcome.findings().iter().for_each(|finding| self.add_finding(finding));
         match outcome {
             Outcome::Failed { .. } => self.failed += 1,
             Outcome::Dropped { reason, .. } => *self.dropped.entry(*reason).or_default() += 1,
@@ -120,6 +109,50 @@ impl Summary {
                 self.cut += u64::from(!kept.cuts.is_empty());
                 self.add_sample(&kept.sample);
             }
+        }
+    }
+
+    /// Adds a finding.
+    pub(crate) fn add_finding(&mut self, finding: &Finding) {
+        let (code, level, row) = (finding.code, finding.level, finding.row);
+        self.add_count(code, &CodeCount { count: 1, level, rows: vec![row] });
+    }
+
+    fn add_count(&mut self, code: Code, found: &CodeCount) {
+        let entry =
+            self.findings.entry(code).or_insert(CodeCount { count: 0, level: found.level, rows: Vec::new() });
+        entry.count += found.count;
+        entry.level = entry.level.max(found.level);
+        for row in &found.rows {
+            if entry.rows.len() < ROWS_LISTED && entry.rows.last() != Some(row) {
+                entry.rows.push(*row);
+            }
+        }
+    }
+
+    /// Adds the summary of the rows that follow.
+    pub(crate) fn merge(&mut self, next: &Summary) {
+        self.rows += next.rows;
+        self.kept += next.kept;
+        self.cut += next.cut;
+        self.failed += next.failed;
+        self.tokens += next.tokens;
+        self.supervised_tokens += next.supervised_tokens;
+        self.targets += next.targets;
+        self.trainable_rows += next.trainable_rows;
+        self.longest = self.longest.max(next.longest);
+        for (reason, count) in &next.dropped {
+            *self.dropped.entry(*reason).or_default() += count;
+        }
+        for (name, stats) in &next.sections {
+            let sum = self.sections.entry(name).or_default();
+            sum.tokens += stats.tokens;
+            sum.supervised += stats.supervised;
+            sum.targets_before += stats.targets_before;
+            sum.weight_after += stats.weight_after;
+        }
+        for (code, found) in &next.findings {
+            self.add_count(*code, found);
         }
     }
 
@@ -143,22 +176,25 @@ impl Summary {
         while at < sample.len() {
             // Origins come in runs: one look-up for each.
             let name = sample.origins[at].name();
-            let end = at + sample.origins[at..].iter().take_while(|o| o.name() == name).count();
+            let end = at + sample.origins[at..].iter().take_while(|o| **o == sample.origins[at]).count();
             let stats = self.sections.entry(name).or_default();
+            let (mut supervised, mut weights) = (0, 0.0);
             for i in at..end {
-                stats.tokens += 1;
-                let supervised = sample.labels[i] != IGNORE;
-                stats.supervised += u64::from(supervised);
-                self.supervised_tokens += u64::from(supervised);
-                if i == 0 {
-                    continue;
+                if sample.labels[i] != IGNORE {
+                    supervised += 1;
+                    if i > 0 {
+                        let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
+                        targets += u64::from(weight != 0.0);
+                        weights += f64::from(weight);
+                    }
                 }
-                stats.targets_before += u64::from(sample.origins[i] != Origin::Padding);
-                if supervised {
-                    let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
-                    targets += u64::from(weight != 0.0);
-                    stats.weight_after += f64::from(weight);
-                }
+            }
+            stats.tokens += (end - at) as u64;
+            stats.supervised += supervised;
+            stats.weight_after += weights;
+            self.supervised_tokens += supervised;
+            if sample.origins[at] != Origin::Padding {
+                stats.targets_before += (end - at.max(1)) as u64;
             }
             at = end;
         }
