@@ -3,8 +3,8 @@
 use crate::ui::{self, Ui};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use suasion_data::pipeline::{BAD_ROWS_LISTED, Outcome, Pipeline, Progress, Summary};
-use suasion_data::prepared::Manifest;
+use suasion_data::pipeline::{BAD_ROWS_LISTED, DropReason, Outcome, Pipeline, Progress, Summary};
+use suasion_data::prepared::{Counts, Manifest};
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
@@ -126,22 +126,21 @@ impl<'a> Meter<'a> {
 }
 
 /// `160 rows: 158 kept (3 of them cut), 2 dropped (2 longer than max_length), 0 failed`.
-pub fn rows_line(summary: &Summary) -> String {
-    let mut line = format!("{}: {} kept", ui::plural(summary.rows, "row"), ui::count(summary.kept));
-    if summary.cut > 0 {
-        line += &format!(" ({} of them cut)", ui::count(summary.cut));
+pub fn rows_line(counts: &Counts) -> String {
+    let mut line = format!("{}: {} kept", ui::plural(counts.rows, "row"), ui::count(counts.kept));
+    if counts.cut > 0 {
+        line += &format!(" ({} of them cut)", ui::count(counts.cut));
     }
-    if summary.dropped_rows() > 0 {
-        let reasons: Vec<String> = summary
-            .dropped
-            .iter()
-            .map(|(reason, n)| format!("{} {}", ui::count(*n), reason.meaning()))
-            .collect();
-        line += &format!(", {} dropped ({})", ui::count(summary.dropped_rows()), reasons.join(", "));
-    } else {
-        line += ", 0 dropped";
+    let dropped: u64 = counts.dropped.values().sum();
+    line += &format!(", {} dropped", ui::count(dropped));
+    if dropped > 0 {
+        let meaning =
+            |name: &str| DropReason::ALL.iter().find(|r| r.name() == name).map_or("", |r| r.meaning());
+        let reasons: Vec<String> =
+            counts.dropped.iter().map(|(name, n)| format!("{} {}", ui::count(*n), meaning(name))).collect();
+        line += &format!(" ({})", reasons.join(", "));
     }
-    line += &format!(", {} failed", ui::count(summary.failed));
+    line += &format!(", {} failed", ui::count(counts.failed));
     line
 }
 

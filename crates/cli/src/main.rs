@@ -83,7 +83,12 @@ fn main() -> ExitCode {
         // A run that was interrupted did what it was told last, and did not do what it was told first.
         Ok(Exit::Done) if interrupt::raised() => ExitCode::from(interrupt::INTERRUPTED),
         Ok(exit) => ExitCode::from(exit as u8),
-        Err(error) if is_interruption(&error) => ExitCode::from(interrupt::INTERRUPTED),
+        Err(error) if is_interruption(&error) => {
+            if error.is::<suasion_data::Error>() {
+                ui.say(&error);
+            }
+            ExitCode::from(interrupt::INTERRUPTED)
+        }
         Err(error) => ExitCode::from(ui.report(&error) as u8),
     }
 }
@@ -91,6 +96,7 @@ fn main() -> ExitCode {
 /// True where the stop flag is the reason; an error on the way to a stop (a full disk) is told as ever.
 fn is_interruption(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(suasion_train::Error::Interrupted))
+        || matches!(error.downcast_ref(), Some(suasion_data::Error::Interrupted { .. }))
 }
 
 /// clap's own errors in the contract's form: `error[E-USAGE]: …`, then `help:`.

@@ -1,6 +1,7 @@
 //! Files that are whole or not there.
 
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -17,9 +18,82 @@ pub struct AtomicFile {
 }
 
 enum Writer {
-    Plain(BufWriter<NamedTempFile>),
-    Gzip(flate2::write::GzEncoder<BufWriter<NamedTempFile>>),
-    Zstd(zstd::stream::write::Encoder<'static, BufWriter<NamedTempFile>>),
+    Plain(BufWriter<Tally>),
+    Gzip(flate2::write::GzEncoder<BufWriter<Tally>>),
+    Zstd(zstd::stream::write::Encoder<'static, BufWriter<Tally>>),
+}
+
+/// What was written, as it is stored (compressed where the file is).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// The file's length in bytes.
+    pub bytes: u64,
+    /// blake3 of its bytes, in hex.
+    pub blake3: String,
+}
+
+impl Written {
+    /// What a file holds.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be read.
+    pub fn of(path: &Path) -> Result<Written> {
+        let mut hasher = blake3::Hasher::new();
+        let bytes = File::open(path).and_then(|mut file| io::copy(&mut file, &mut hasher));
+        let bytes = bytes.map_err(|e| Error::io(path, e))?;
+        Ok(Written { bytes, blake3: hasher.finalize().to_hex().to_string() })
+    }
+}
+
+/// The file below the compressor: counts and hashes its bytes as they pass.
+struct Tally {
+    file: NamedTempFile,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl Write for Tally {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// A file that is complete and on the disk, and not yet under its name.
+pub struct Complete {
+    target: std::path::PathBuf,
+    file: NamedTempFile,
+    /// What it holds.
+    pub written: Written,
+}
+
+impl Complete {
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; then nothing is left behind.
+    pub fn publish(self) -> Result<()> {
+        let Complete { target, file, .. } = self;
+        file.persist(&target).map_err(|e| Error::io(&target, e.error))?;
+        sync_folder(&target);
+        Ok(())
+    }
+}
+
+/// Makes a rename durable: it is, once its folder is. Not every file system lets a folder be synced.
+pub(crate) fn sync_folder(target: &Path) {
+    if let Some(folder) = target.parent() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        if let Ok(folder) = File::open(folder) {
+            let _ = folder.sync_all();
+        }
+    }
 }
 
 impl AtomicFile {
@@ -50,7 +124,8 @@ impl AtomicFile {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         let file = builder.tempfile_in(folder).map_err(|e| Error::io(&target, e))?;
-        let buffered = BufWriter::with_capacity(1 << 18, file);
+        let tally = Tally { file, hasher: blake3::Hasher::new(), bytes: 0 };
+        let buffered = BufWriter::with_capacity(1 << 18, tally);
         let writer = if name.ends_with(".gz") {
             Writer::Gzip(flate2::write::GzEncoder::new(buffered, flate2::Compression::default()))
         } else if name.ends_with(".zst") {
@@ -65,29 +140,30 @@ impl AtomicFile {
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them; then nothing is left behind.
-    pub fn commit(self) -> Result<()> {
-        let AtomicFile { target, writer } = self;
-        commit(&target, writer).map_err(|e| Error::io(&target, e))
+    pub fn commit(self) -> Result<Written> {
+        let complete = self.complete()?;
+        let written = complete.written.clone();
+        complete.publish()?;
+        Ok(written)
     }
-}
 
-fn commit(target: &Path, writer: Writer) -> io::Result<()> {
-    let buffered = match writer {
-        Writer::Plain(w) => w,
-        Writer::Gzip(w) => w.finish()?,
-        Writer::Zstd(w) => w.finish()?,
-    };
-    let file = buffered.into_inner().map_err(|e| e.into_error())?;
-    file.as_file().sync_all()?;
-    file.persist(target).map_err(|e| e.error)?;
-    // The rename itself is durable once the folder is; not every file system lets a folder be synced.
-    if let Some(folder) = target.parent() {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        if let Ok(folder) = File::open(folder) {
-            let _ = folder.sync_all();
-        }
+    /// Brings the whole file to the disk, still under its temporary name.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::commit`].
+    pub fn complete(self) -> Result<Complete> {
+        let AtomicFile { target, writer } = self;
+        let flushed = match writer {
+            Writer::Plain(w) => Ok(w),
+            Writer::Gzip(w) => w.finish(),
+            Writer::Zstd(w) => w.finish(),
+        };
+        let tally = flushed.and_then(|w| w.into_inner().map_err(|e| e.into_error()));
+        let synced = tally.and_then(|tally| tally.file.as_file().sync_all().map(|()| tally));
+        let Tally { file, hasher, bytes } = synced.map_err(|e| Error::io(&target, e))?;
+        let written = Written { bytes, blake3: hasher.finalize().to_hex().to_string() };
+        Ok(Complete { target, file, written })
     }
-    Ok(())
 }
 
 impl Write for AtomicFile {
@@ -126,5 +202,5 @@ pub fn write_atomic(
     let path = path.as_ref();
     let mut file = AtomicFile::create(path)?;
     write(&mut file).map_err(|e| Error::io(path, e))?;
-    file.commit()
+    file.commit().map(drop)
 }

@@ -54,6 +54,14 @@ pub enum Error {
         /// What to do about the first, or about all of them.
         help: String,
     },
+    /// Somebody asked the work to stop.
+    #[error("{}: interrupted: {message}", path.display())]
+    Interrupted {
+        /// What was being written.
+        path: PathBuf,
+        /// What is kept, and how it goes on.
+        message: String,
+    },
 }
 
 /// The other bad rows, one a line.
@@ -104,6 +112,7 @@ impl Error {
             Error::Row { .. } | Error::BadRows { .. } => "E-ROW",
             Error::Tokenizer { .. } => "E-TOKENIZER",
             Error::Source { .. } => "E-SOURCE",
+            Error::Interrupted { .. } => "E-INTERRUPTED",
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Findings: what is wrong or worth knowing about a row, under stable codes (MASKING.md, "Findings").
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// How bad a finding is. `verify` exits with 1 on errors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Worth knowing.
@@ -28,7 +28,7 @@ impl fmt::Display for Level {
 macro_rules! codes {
     ($($code:ident $text:literal $level:ident $meaning:literal;)*) => {
         /// A stable code of a finding.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum Code { $(#[doc = $meaning] #[serde(rename = $text)] $code,)* }
 
         impl Code {

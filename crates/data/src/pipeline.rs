@@ -17,6 +17,7 @@ use crate::template::{Chat, ChatTemplate, TemplateOptions};
 use crate::tokens::{Encoded, Straddle, Tokenizer};
 use crate::truncate::{self, Fit, Plan};
 use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
@@ -100,7 +101,8 @@ pub struct Cut {
 }
 
 /// Why a row is left out though nothing is wrong with it as data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DropReason {
     /// Longer than `max_length`, and the mode is `drop`.
     TooLong,
@@ -109,6 +111,9 @@ pub enum DropReason {
 }
 
 impl DropReason {
+    /// Every reason.
+    pub const ALL: [DropReason; 2] = [DropReason::TooLong, DropReason::NoTarget];
+
     /// In words, for summaries.
     pub fn meaning(self) -> &'static str {
         match self {
@@ -298,6 +303,9 @@ impl<'a> Pipeline<'a> {
                         }
                     }
                     summary.merge(&chunk.summary);
+                    if rooms.templated.load(Ordering::Relaxed) {
+                        summary.template = self.template.map(|template| template.fingerprint().to_string());
+                    }
                     let bytes = read.load(Ordering::Relaxed);
                     let progress = Progress { rows: summary.rows, bytes, size, tokens: summary.tokens };
                     each(Done { rows, summary: &summary, progress })?;
@@ -320,9 +328,6 @@ impl<'a> Pipeline<'a> {
             return Err(Error::BadRows { first, others: bad, stopped, help });
         }
         summary.source = hash;
-        if rooms.templated.load(Ordering::Relaxed) {
-            summary.template = self.template.map(|template| template.fingerprint().to_string());
-        }
         Ok(summary)
     }
 

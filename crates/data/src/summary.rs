@@ -3,13 +3,15 @@
 use crate::pipeline::{DropReason, Outcome};
 use crate::source::SourceHash;
 use crate::{Code, Finding, IGNORE, Level, Origin, Sample};
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Row numbers kept per code in a [`Summary`].
 pub const ROWS_LISTED: usize = 10;
 
 /// The tokens of one origin, over all kept rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SectionStats {
     /// Tokens.
     pub tokens: u64,
@@ -22,7 +24,7 @@ pub struct SectionStats {
 }
 
 /// How often a code was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CodeCount {
     /// Number of findings.
     pub count: u64,
@@ -33,7 +35,7 @@ pub struct CodeCount {
 }
 
 /// A run in numbers.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Rows of the source.
     pub rows: u64,
@@ -56,6 +58,7 @@ pub struct Summary {
     /// Tokens of the longest kept row.
     pub longest: u64,
     /// Per origin, by [`Origin::name`].
+    #[serde(deserialize_with = "sections")]
     pub sections: BTreeMap<&'static str, SectionStats>,
     /// Findings, after the filter.
     pub findings: BTreeMap<Code, CodeCount>,
@@ -201,6 +204,16 @@ impl Summary {
         self.targets += targets;
         self.trainable_rows += u64::from(targets > 0);
     }
+}
+
+/// Sections by the names that are known here.
+fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<&'static str, SectionStats>, D::Error> {
+    let found = BTreeMap::<String, SectionStats>::deserialize(from)?;
+    let known = |(name, stats): (String, SectionStats)| {
+        let known = SECTION_ORDER.iter().find(|known| **known == name);
+        known.map(|known| (*known, stats)).ok_or_else(|| D::Error::custom(format!("no section {name:?}")))
+    };
+    found.into_iter().map(known).collect()
 }
 
 fn ratio(part: f64, whole: f64) -> f64 {

@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{BOS, EOS, PAD, Scratch, byte_tokenizer, codes, kept, outcomes};
+use common::{BOS, EOS, PAD, Scratch, byte_tokenizer, codes, kept, outcomes, prepare};
 use serde_json::json;
 use suasion_data::audit::Filter;
 use suasion_data::policy::{Objective, OnBadRow};
-use suasion_data::prepared::{Manifest, PreparedWriter};
+use suasion_data::prepared::Manifest;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Mode, Origin, Outcome, Pipeline, Policy};
 
@@ -218,12 +218,7 @@ fn prepared_rows_are_held_against_their_own_policy() {
     let tokenizer = byte_tokenizer(true);
     let weighted = Policy { prompt_loss_weight: 1.0, ..Policy::default() };
     let out = s.path("prepared.jsonl");
-    let mut writer = PreparedWriter::create(&out, false).unwrap();
-    let summary =
-        Pipeline::new(Some(&tokenizer), &weighted).run(&path, |_| {}, |o| writer.write(&o)).unwrap();
-    let source = summary.source.clone().unwrap();
-    let manifest = Manifest::new(&summary, source, Some(&tokenizer), &weighted);
-    writer.finish(&manifest).unwrap();
+    prepare(&Pipeline::new(Some(&tokenizer), &weighted), &path, &out, false);
 
     let policy = Policy::default();
     let looking = Pipeline { mode: Mode::Verify, ..Pipeline::new(Some(&tokenizer), &policy) };

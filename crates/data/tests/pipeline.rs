@@ -2,56 +2,15 @@
 
 mod common;
 
-use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
+use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, mixed_rows, outcomes, prepare, skipping};
 use std::io::{self, Write};
 use std::path::Path;
 use suasion_data::atomic::{AtomicFile, write_atomic};
 use suasion_data::pipeline::{BAD_ROWS_LISTED, split};
 use suasion_data::policy::{Objective, OnBadRow, TruncationMode};
-use suasion_data::prepared::{self, Manifest, PreparedWriter};
+use suasion_data::prepared::{self, Manifest};
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample};
-
-/// Rows of many lengths: some are cut, some lose their response, some fail, some repeat.
-fn mixed_rows(n: usize) -> String {
-    let mut out = String::new();
-    for i in 0..n {
-        let prompt =
-            format!("[SYSTEM] be kind [CONTEXT] {}[TASK] row {} ", "long ago ".repeat(i % 13), i % 400);
-        let row = match i % 50 {
-            7 => serde_json::json!({"prompt": prompt, "completion": ""}),
-            9 => serde_json::json!({"prompt": prompt}),
-            11 => serde_json::json!({"input_text": "a", "full_text": "b"}),
-            13 => serde_json::json!({"prompt": prompt.repeat(6).replace("[", " "), "completion": "yes"}),
-            _ => {
-                serde_json::json!({"input_text": prompt, "full_text": format!("{prompt}{}", "well, yes. ".repeat(i % 17 + 1))})
-            }
-        };
-        out.push_str(&format!("{row}\n"));
-        if i % 50 == 20 {
-            out.push_str("{broken\n");
-        }
-    }
-    out
-}
-
-fn skipping() -> Policy {
-    Policy {
-        on_bad_row: OnBadRow::Skip,
-        max_length: Some(200),
-        prompt_loss_weight: 0.125,
-        ..Policy::default()
-    }
-}
-
-fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bool) -> Manifest {
-    let mut writer = PreparedWriter::create(out, with_text).unwrap();
-    let summary = pipeline.run(source, |_| {}, |outcome| writer.write(&outcome)).unwrap();
-    let manifest =
-        Manifest::new(&summary, summary.source.clone().unwrap(), pipeline.tokenizer, pipeline.policy);
-    writer.finish(&manifest).unwrap();
-    manifest
-}
 
 #[test]
 fn any_number_of_threads_gives_the_same_bytes() {
@@ -65,7 +24,8 @@ fn any_number_of_threads_gives_the_same_bytes() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let manifest = pool.install(|| prepare(&pipeline, &source, &out, false));
         let read = |p: &Path| std::fs::read(p).unwrap();
-        results.push((read(&out), read(&prepared::findings_path(&out)), manifest));
+        let Manifest { counts, fingerprint, .. } = manifest;
+        results.push((read(&out), read(&prepared::findings_path(&out)), counts, fingerprint));
     }
     assert!(results[0].0.len() > 100_000);
     assert!(results[1..].iter().all(|r| *r == results[0]));
@@ -135,7 +95,8 @@ fn prepared_rows_read_back_as_the_same_samples() {
     assert_eq!(manifest.source.blake3, blake3::hash(mixed_rows(500).as_bytes()).to_hex().as_str());
     assert_eq!(manifest.mismatches(Some(tokenizer.fingerprint()), &policy), [""; 0]);
     assert_eq!(manifest.mismatches(Some("other"), &policy).len(), 1);
-    let fp = |p: &Policy| prepared::fingerprint(&manifest.source.blake3, manifest.tokenizer.as_deref(), p);
+    let fp =
+        |p: &Policy| prepared::fingerprint(&manifest.source.blake3, manifest.tokenizer.as_deref(), None, p);
     assert_eq!(fp(&policy), manifest.fingerprint);
     assert_ne!(fp(&Policy { max_length: Some(201), ..policy.clone() }), manifest.fingerprint);
 }
@@ -361,17 +322,7 @@ fn files_are_whole_or_not_there() {
     assert_eq!((s.names(), std::fs::read(&path).unwrap()), (vec!["x.jsonl".to_string()], b"old".to_vec()));
     write_atomic(&path, |w| w.write_all(b"new")).unwrap();
     assert_eq!((s.names(), std::fs::read(&path).unwrap()), (vec!["x.jsonl".to_string()], b"new".to_vec()));
-    let error = PreparedWriter::create(s.path("no/such/x.jsonl"), false).err().unwrap();
-    assert!(error.to_string().contains("no/such/x.jsonl"), "{error}");
     assert!(AtomicFile::create(s.dir.path()).is_err());
-    // A writer that is never finished leaves nothing.
-    let mut writer = PreparedWriter::create(s.path("y.jsonl"), false).unwrap();
-    let tokenizer = byte_tokenizer(false);
-    let policy = Policy::default();
-    let data = s.file("data.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
-    Pipeline::new(Some(&tokenizer), &policy).run(&data, |_| {}, |o| writer.write(&o)).unwrap();
-    drop(writer);
-    assert_eq!(s.names(), ["data.jsonl", "x.jsonl"]);
 }
 
 #[test]

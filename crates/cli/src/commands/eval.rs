@@ -8,6 +8,7 @@ use crate::{interrupt, loading, rows};
 use std::io::Write;
 use std::path::PathBuf;
 use suasion_data::Mode;
+use suasion_data::prepared::Counts;
 use suasion_engine::Architecture;
 use suasion_train::evaluate::{Calibration, Evaluation};
 use suasion_train::plan::{check_row, eval_budget};
@@ -34,7 +35,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let vocab = Some(arch.vocab_size);
     let (words, chat) = (tokenizer.as_ref(), template.as_ref());
     let data = loading::load(ui, &file, words, chat, &policy, vocab, Mode::Prepare)?;
-    ui.say(format_args!("{}: {}", file.display(), loading::rows_line(&data.summary)));
+    ui.say(format_args!("{}: {}", file.display(), loading::rows_line(&Counts::of(&data.summary))));
     loading::tell_findings(ui, &data, 0);
     data.samples.iter().try_for_each(|sample| check_row(&arch, sample))?;
 

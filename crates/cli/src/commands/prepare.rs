@@ -3,11 +3,12 @@
 use super::{ConfigArgs, need_data, need_model};
 use crate::failure::{Exit, Failure};
 use crate::loading::{self, Meter};
-use crate::rows;
 use crate::ui::{self, Ui};
+use crate::{interrupt, rows};
 use std::path::{Path, PathBuf};
+use suasion_data::Code;
 use suasion_data::pipeline::Pipeline;
-use suasion_data::prepared::{Manifest, PreparedWriter, findings_path, manifest_path};
+use suasion_data::prepared::{self, Job, Layout, Start, findings_path, manifest_path};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -20,6 +21,12 @@ pub struct PrepareArgs {
     /// Add the rendered text to each line
     #[arg(long)]
     with_text: bool,
+    /// Write several files of about this size (500MB, 2GB); a run that is stopped then goes on behind the last of them
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_shard_size: Option<u64>,
+    /// Prepare again even where nothing has changed
+    #[arg(long)]
+    rebuild: bool,
 }
 
 /// Runs the command.
@@ -43,40 +50,85 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     pipeline.template = template.as_ref();
     pipeline.vocab_size = loading::vocab_size(&model);
     pipeline.keep_text = args.with_text;
-
-    let mut writer = PreparedWriter::create(&args.output, args.with_text)?;
+    let job = Job {
+        pipeline: &pipeline,
+        source: &source,
+        output: &args.output,
+        layout: Layout { with_text: args.with_text, max_shard_bytes: args.max_shard_size },
+        rebuild: args.rebuild,
+        stop: interrupt::flag(),
+    };
     let mut meter = Meter::new(ui, &source);
-    let summary = pipeline.run(&source, |progress| meter.show(progress), |outcome| writer.write(&outcome));
+    let manifest = prepared::prepare(&job, |start| tell_start(ui, start), |progress| meter.show(progress));
     meter.clear();
-    let summary = summary?;
-    let hash = summary.source.clone().ok_or_else(|| anyhow::anyhow!("the source was not read to its end"))?;
-    let manifest = Manifest::new(&summary, hash, tokenizer.as_ref(), &policy);
-    writer.finish(&manifest)?;
+    let manifest = manifest?;
 
     if ui.json {
         ui.print_json(&manifest)?;
         return Ok(Exit::Done);
     }
-    ui.say(loading::rows_line(&summary));
+    let counts = &manifest.counts;
+    ui.say(loading::rows_line(counts));
     ui.say(format_args!(
         "{} tokens, {} supervised ({})",
-        ui::count(summary.tokens),
-        ui::count(summary.supervised_tokens),
-        ui::percent(summary.supervised_tokens, summary.tokens)
+        ui::count(counts.tokens),
+        ui::count(counts.supervised_tokens),
+        ui::percent(counts.supervised_tokens, counts.tokens)
     ));
-    for (code, found) in &summary.findings {
-        ui.say(format_args!("{code} {} × {}", ui::count(found.count), code.meaning()));
+    for (code, found) in &counts.findings {
+        let meaning =
+            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.meaning());
+        ui.say(format_args!("{code} {} × {meaning}", ui::count(*found)));
     }
-    if summary.kept == 0 {
+    if counts.kept == 0 {
         ui.warn("no row is left: the file is empty");
     }
+    let files = match manifest.files.as_slice() {
+        [first, .., last] => {
+            format!("{} files, {} to {}", manifest.files.len(), first.name, last.name)
+        }
+        _ => args.output.display().to_string(),
+    };
     ui.say(format_args!(
-        "wrote {}, {} and {}",
-        args.output.display(),
+        "wrote {files}, {} and {}",
         findings_path(&args.output).display(),
         manifest_path(&args.output).display()
     ));
     Ok(Exit::Done)
+}
+
+fn tell_start(ui: &Ui, start: &Start) {
+    match start {
+        Start::Anew => {}
+        Start::UpToDate => {
+            ui.say("up to date: nothing that it depends on has changed (--rebuild prepares it again)")
+        }
+        Start::Rebuild(reasons) => ui.say(format_args!("preparing again: {}", reasons.join("; "))),
+        Start::Resume { shards, rows } => ui.say(format_args!(
+            "going on after {} ({}) of an earlier run",
+            ui::plural(*rows, "row"),
+            ui::plural(*shards as u64, "shard")
+        )),
+    }
+}
+
+/// `500MB`, `2GB`, `64MiB` or a number of bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err("a size is a number with KB, MB, GB, KiB, MiB or GiB".into()),
+    };
+    let number: f64 =
+        digits.trim().parse().map_err(|_| "a size is a number and a unit: 500MB".to_string())?;
+    let bytes = number * unit as f64;
+    if bytes >= 1.0 { Ok(bytes as u64) } else { Err("a shard holds at least one byte".into()) }
 }
 
 /// The outputs of the contract that this version does not write are refused by name.

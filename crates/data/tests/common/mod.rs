@@ -2,8 +2,11 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use suasion_data::policy::OnBadRow;
+use suasion_data::prepared::{self, Job, Layout, Manifest};
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Kept, Outcome, Pipeline, Summary};
+use suasion_data::{Kept, Outcome, Pipeline, Policy, Summary};
 
 /// The ids of the special tokens of [`byte_tokenizer`]; below them every byte is its own id.
 pub const EOS: u32 = 256;
@@ -131,4 +134,49 @@ pub fn material() -> Option<PathBuf> {
         println!("skipped: no material");
         None
     }
+}
+
+/// Rows of many lengths: some are cut, some lose their response, some fail, some repeat.
+pub fn mixed_rows(n: usize) -> String {
+    let mut out = String::new();
+    for i in 0..n {
+        let prompt =
+            format!("[SYSTEM] be kind [CONTEXT] {}[TASK] row {} ", "long ago ".repeat(i % 13), i % 400);
+        let row = match i % 50 {
+            7 => serde_json::json!({"prompt": prompt, "completion": ""}),
+            9 => serde_json::json!({"prompt": prompt}),
+            11 => serde_json::json!({"input_text": "a", "full_text": "b"}),
+            13 => serde_json::json!({"prompt": prompt.repeat(6).replace("[", " "), "completion": "yes"}),
+            _ => {
+                serde_json::json!({"input_text": prompt, "full_text": format!("{prompt}{}", "well, yes. ".repeat(i % 17 + 1))})
+            }
+        };
+        out.push_str(&format!("{row}\n"));
+        if i % 50 == 20 {
+            out.push_str("{broken\n");
+        }
+    }
+    out
+}
+
+/// Bad rows are left out, long ones are cut, and the prompt weighs a little.
+pub fn skipping() -> Policy {
+    Policy {
+        on_bad_row: OnBadRow::Skip,
+        max_length: Some(200),
+        prompt_loss_weight: 0.125,
+        ..Policy::default()
+    }
+}
+
+/// A job that writes one file and is never stopped.
+pub fn job<'a>(pipeline: &'a Pipeline<'a>, source: &'a Path, output: &'a Path, layout: Layout) -> Job<'a> {
+    static NEVER: AtomicBool = AtomicBool::new(false);
+    Job { pipeline, source, output, layout, rebuild: false, stop: &NEVER }
+}
+
+/// Prepares a source into one file.
+pub fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bool) -> Manifest {
+    let layout = Layout { with_text, max_shard_bytes: None };
+    prepared::prepare(&job(pipeline, source, out, layout), |_| {}, |_| {}).unwrap()
 }

@@ -1,0 +1,124 @@
+//! Preparing a source: is what is there still right, else read, label and write.
+
+use super::Manifest;
+use super::journal::{Journal, partial_path};
+use super::manifest::Inputs;
+use super::output::Output;
+use super::sink::{Form, Layout, encode};
+use crate::pipeline::{Pipeline, Progress};
+use crate::source::Source;
+use crate::{Error, Result};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What to prepare, and where to.
+pub struct Job<'a> {
+    /// The rooms.
+    pub pipeline: &'a Pipeline<'a>,
+    /// The rows.
+    pub source: &'a Path,
+    /// The file to write; with shards, the name from which theirs are made.
+    pub output: &'a Path,
+    /// What decides the files' bytes beside the labels.
+    pub layout: Layout,
+    /// Prepare again even where what is there is right.
+    pub rebuild: bool,
+    /// Set by somebody who wants the work to stop.
+    pub stop: &'a AtomicBool,
+}
+
+/// How a preparation begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing is there yet.
+    Anew,
+    /// What is there is right: there is nothing to do.
+    UpToDate,
+    /// What is there is replaced, for these reasons.
+    Rebuild(Vec<String>),
+    /// An earlier run was stopped; this one goes on behind its finished shards.
+    Resume {
+        /// Shards that are finished.
+        shards: usize,
+        /// Rows of the source that they were made from.
+        rows: u64,
+    },
+}
+
+/// Prepares a source, or finds that it is prepared already. `begin` is told which, before anything long happens.
+///
+/// # Errors
+/// As [`Pipeline::run`]; [`Error::Io`] where the output cannot be written; [`Error::Interrupted`] where `stop` was set.
+pub fn prepare(
+    job: &Job<'_>,
+    begin: impl FnOnce(&Start),
+    mut progress: impl FnMut(Progress),
+) -> Result<Manifest> {
+    let Job { pipeline, output, layout, .. } = *job;
+    let form = Form::of(output).ok_or_else(|| Error::Source {
+        path: output.to_path_buf(),
+        message: "the output's form is told by its name, and this is none that can be written".into(),
+        help: "write a .jsonl file (also .jsonl.gz or .jsonl.zst)".into(),
+    })?;
+    let inputs = Inputs::of(pipeline, form, layout);
+    let former = Manifest::of_output(output);
+    let mut start = Start::Anew;
+    if let Some(former) = &former {
+        let mut reasons = former.changed(&inputs, job.source, output)?;
+        if job.rebuild {
+            reasons.push("it was asked for".into());
+        }
+        if reasons.is_empty() {
+            begin(&Start::UpToDate);
+            return Ok(former.clone());
+        }
+        start = Start::Rebuild(reasons);
+    }
+    let journal = match layout.max_shard_bytes {
+        Some(_) => Some(Journal::open(partial_path(output), inputs.job(job.source)?)?),
+        None => None,
+    };
+    let mut seen = crate::pipeline::Duplicates::default();
+    let mut source = Source::open(job.source)?;
+    let mut done = crate::Summary::default();
+    if let Some(journal) = journal.as_ref().filter(|journal| !journal.shards.is_empty()) {
+        done = journal.summary();
+        start = Start::Resume { shards: journal.shards.len(), rows: done.rows };
+        seen = journal.duplicates()?;
+    }
+    begin(&start);
+    for _ in 0..done.rows {
+        source.next_row()?;
+    }
+    let mut files = Output::new(output, form, layout, journal);
+    let run = pipeline.over(
+        source,
+        &mut seen,
+        |outcome| encode(form, layout, outcome),
+        |chunk| {
+            chunk.rows.iter().try_for_each(|(outcome, encoded)| files.write(outcome, encoded))?;
+            files.between(chunk.summary)?;
+            let Progress { rows, tokens, .. } = chunk.progress;
+            progress(Progress { rows: done.rows + rows, tokens: done.tokens + tokens, ..chunk.progress });
+            if job.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { path: output.to_path_buf(), message: files.kept() });
+            }
+            Ok(())
+        },
+    );
+    let run = match run {
+        Ok(run) => run,
+        Err(error) => {
+            // Whoever stopped it, or has made room on the disk, asks for the same again; bad rows do not mend themselves.
+            files.give_up(matches!(error, Error::Interrupted { .. } | Error::Io { .. }));
+            return Err(error);
+        }
+    };
+    let mut summary = done;
+    summary.merge(&run);
+    summary.template = run.template.clone().or(summary.template);
+    let unread = || Error::io(job.source, std::io::ErrorKind::UnexpectedEof.into());
+    let manifest = Manifest::new(&summary, &inputs, run.source.clone().ok_or_else(unread)?);
+    let former = former.map(|former| former.paths(output)).unwrap_or_default();
+    files.finish(manifest, &run, &former)
+}

@@ -1,0 +1,136 @@
+//! What a run has finished, so that one that was killed goes on where it was.
+//!
+//! Shards are written to `x.partial/` beside the output. After each, the journal is replaced: it names the job, and
+//! per shard its files, the rows of the source that it ends before and the run in numbers up to there. The same job
+//! goes on behind the last shard; another job starts anew.
+
+use crate::atomic::{Written, write_atomic};
+use crate::pipeline::Duplicates;
+use crate::summary::Summary;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+const NAME: &str = "journal.json";
+
+/// Bytes of an entry of a shard's hashes: row and hash.
+const ENTRY: usize = 24;
+
+/// A folder of finished shards.
+pub(super) struct Journal {
+    pub folder: PathBuf,
+    job: Value,
+    pub shards: Vec<Shard>,
+}
+
+/// A finished shard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Shard {
+    /// Its records; `None` where its rows left none.
+    pub data: Option<(String, Written)>,
+    /// Its findings.
+    pub findings: String,
+    /// Rows and hashes of its records, for the shards behind it.
+    pub hashes: String,
+    /// Records in it.
+    pub records: u64,
+    /// All rows of the source up to its end.
+    pub summary: Summary,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OnDisk {
+    job: Value,
+    shards: Vec<Shard>,
+}
+
+impl Journal {
+    /// The journal of `job` in `folder`: with the shards that an earlier run of the same job has finished, else
+    /// empty. What another job has left there is removed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(folder: PathBuf, job: Value) -> Result<Journal> {
+        let found: Option<OnDisk> =
+            fs::read(folder.join(NAME)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let whole = |shard: &Shard| {
+            let length = |name: &String| fs::metadata(folder.join(name)).map(|m| m.len()).ok();
+            shard.data.as_ref().is_none_or(|(name, written)| length(name) == Some(written.bytes))
+                && length(&shard.findings).is_some()
+                && length(&shard.hashes) == Some(shard.records * ENTRY as u64)
+        };
+        let shards = match found {
+            Some(found) if found.job == job => {
+                let whole = found.shards.iter().take_while(|shard| whole(shard)).count();
+                found.shards[..whole].to_vec()
+            }
+            _ => Vec::new(),
+        };
+        if shards.is_empty() && folder.exists() {
+            fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        }
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        Ok(Journal { folder, job, shards })
+    }
+
+    /// The run in numbers up to the end of the last shard.
+    pub fn summary(&self) -> Summary {
+        self.shards.last().map(|shard| shard.summary.clone()).unwrap_or_default()
+    }
+
+    /// What the finished shards hold, so that later rows are held against it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn duplicates(&self) -> Result<Duplicates> {
+        let mut seen = Duplicates::default();
+        for shard in &self.shards {
+            let path = self.folder.join(&shard.hashes);
+            let io_error = |e| Error::io(&path, e);
+            let mut file = BufReader::new(fs::File::open(&path).map_err(io_error)?);
+            let (mut row, mut hash) = ([0; 8], [0; 16]);
+            for _ in 0..shard.records {
+                file.read_exact(&mut row).map_err(io_error)?;
+                file.read_exact(&mut hash).map_err(io_error)?;
+                seen.first(u128::from_le_bytes(hash), u64::from_le_bytes(row))?;
+            }
+        }
+        Ok(seen)
+    }
+
+    /// An entry of a shard's hashes.
+    pub fn hash_entry(row: u64, hash: u128) -> [u8; ENTRY] {
+        let mut entry = [0; ENTRY];
+        entry[..8].copy_from_slice(&row.to_le_bytes());
+        entry[8..].copy_from_slice(&hash.to_le_bytes());
+        entry
+    }
+
+    /// The path of a file of the next shard.
+    pub fn next(&self, ending: &str) -> PathBuf {
+        self.folder.join(format!("{:05}{ending}", self.shards.len()))
+    }
+
+    /// Adds a shard whose files are whole, and says so on disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn add(&mut self, shard: Shard) -> Result<()> {
+        self.shards.push(shard);
+        let whole = OnDisk { job: self.job.clone(), shards: self.shards.clone() };
+        write_atomic(self.folder.join(NAME), |file| {
+            serde_json::to_writer(&mut *file, &whole)?;
+            file.write_all(b"\n")
+        })
+    }
+}
+
+/// `x.partial` beside `x` or `x.jsonl`.
+pub(super) fn partial_path(data: &Path) -> PathBuf {
+    let mut name = super::stem(data).into_os_string();
+    name.push(".partial");
+    name.into()
+}

@@ -1,0 +1,324 @@
+//! What prepared data was made from, and whether that is still so.
+
+use super::sink::{Form, Layout};
+use super::{findings_path, manifest_path};
+use crate::atomic::Written;
+use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
+use crate::policy::{Objective, Policy};
+use crate::source::{Source, SourceHash};
+use crate::{Error, MASKING_VERSION, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// What prepared data was made from, and what it holds. A trainer compares [`Manifest::fingerprint`]s.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always `suasion-prepared`.
+    pub format: String,
+    /// [`MASKING_VERSION`] of the code that made it.
+    pub masking_version: u32,
+    /// The source file.
+    pub source: SourceHash,
+    /// [`crate::tokens::Tokenizer::fingerprint`]; null for rows that came as tokens.
+    pub tokenizer: Option<String>,
+    /// [`crate::template::ChatTemplate::fingerprint`]; absent where no row went through a chat template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Every choice that decided labels.
+    pub policy: Policy,
+    /// Rows and tokens.
+    pub counts: Counts,
+    /// blake3 over what decides the labels: the source's hash, the tokenizer, the chat template, the policy (with the
+    /// pinned date), the masking version.
+    pub fingerprint: String,
+    /// The number of embeddings that rows were held against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<usize>,
+    /// What decided the files' bytes beside the labels.
+    #[serde(default)]
+    pub layout: Layout,
+    /// The files of rows, in order.
+    #[serde(default)]
+    pub files: Vec<OutputFile>,
+}
+
+/// A file of rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputFile {
+    /// Its name, beside the manifest.
+    pub name: String,
+    /// What it holds.
+    #[serde(flatten)]
+    pub written: Written,
+}
+
+/// Everything but the source that decides the bytes of prepared data.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Inputs {
+    masking_version: u32,
+    tokenizer: Option<String>,
+    template: Option<String>,
+    policy: Policy,
+    vocab_size: Option<usize>,
+    form: Form,
+    layout: Layout,
+}
+
+impl Inputs {
+    /// What a pipeline makes of rows.
+    pub fn of(pipeline: &Pipeline<'_>, form: Form, layout: Layout) -> Inputs {
+        Inputs {
+            masking_version: MASKING_VERSION,
+            tokenizer: pipeline.tokenizer.map(|t| t.fingerprint().to_string()),
+            template: pipeline.template.map(|t| t.fingerprint().to_string()),
+            policy: pipeline.policy.clone(),
+            vocab_size: pipeline.vocab_size,
+            form,
+            layout,
+        }
+    }
+
+    /// These with the source, as it can be told without reading it: what a journal belongs to.
+    pub fn job(&self, source: &Path) -> Result<Value> {
+        let meta = source.metadata().map_err(|e| Error::io(source, e))?;
+        let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        let modified = modified.map(|t| t.as_nanos().to_string());
+        Ok(
+            serde_json::json!({"source": (source.display().to_string(), meta.len(), modified), "inputs": self}),
+        )
+    }
+
+    /// What differs, in words.
+    fn differences(&self, before: &Inputs) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut differs = |same: bool, words: &str| {
+            if !same {
+                out.push(words.to_string());
+            }
+        };
+        differs(self.masking_version == before.masking_version, "the rules of masking have changed");
+        differs(self.tokenizer == before.tokenizer, "the tokenizer is another one");
+        differs(
+            // A template that no row went through decides nothing.
+            before.template.is_none() || self.template == before.template,
+            "the chat template is another one",
+        );
+        differs(self.vocab_size == before.vocab_size, "the model has another number of embeddings");
+        differs(self.form == before.form, "the files are of another form");
+        let keys = |inputs: &Inputs| -> BTreeMap<String, Value> {
+            [serde_json::to_value(&inputs.policy), serde_json::to_value(inputs.layout)]
+                .into_iter()
+                .filter_map(|value| serde_json::from_value::<BTreeMap<String, Value>>(value.ok()?).ok())
+                .flatten()
+                .collect()
+        };
+        let (now, then) = (keys(self), keys(before));
+        let names: BTreeSet<&String> = now.keys().chain(then.keys()).collect();
+        let show = |value: Option<&Value>| value.map_or("not set".into(), Value::to_string);
+        for name in names.into_iter().filter(|name| now.get(*name) != then.get(*name)) {
+            out.push(format!("{name} was {}, is {}", show(then.get(name)), show(now.get(name))));
+        }
+        out
+    }
+}
+
+/// The counts in a [`Manifest`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Rows of the source.
+    pub rows: u64,
+    /// Rows in the file.
+    pub kept: u64,
+    /// Kept rows that were cut.
+    pub cut: u64,
+    /// Rows left out, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Rows that could not be samples.
+    pub failed: u64,
+    /// Tokens in the file.
+    pub tokens: u64,
+    /// Labels that are not -100.
+    pub supervised_tokens: u64,
+    /// Targets after the shift by one.
+    pub targets: u64,
+    /// Tokens per origin.
+    pub sections: BTreeMap<String, u64>,
+    /// Findings per code.
+    pub findings: BTreeMap<String, u64>,
+}
+
+impl Counts {
+    /// The counts of a run.
+    pub fn of(summary: &Summary) -> Counts {
+        Counts {
+            rows: summary.rows,
+            kept: summary.kept,
+            cut: summary.cut,
+            dropped: summary.dropped.iter().map(|(reason, n)| (reason.name().to_string(), *n)).collect(),
+            failed: summary.failed,
+            tokens: summary.tokens,
+            supervised_tokens: summary.supervised_tokens,
+            targets: summary.targets,
+            sections: SECTION_ORDER
+                .iter()
+                .filter_map(|name| summary.sections.get(name).map(|s| (name.to_string(), s.tokens)))
+                .collect(),
+            findings: summary.findings.iter().map(|(code, c)| (code.as_str().to_string(), c.count)).collect(),
+        }
+    }
+}
+
+impl Manifest {
+    /// The manifest of a run over a source that was read to its end.
+    pub(super) fn new(summary: &Summary, inputs: &Inputs, source: SourceHash) -> Manifest {
+        let Inputs { tokenizer, policy, vocab_size, layout, .. } = inputs.clone();
+        let template = summary.template.clone();
+        let fingerprint = fingerprint(&source.blake3, tokenizer.as_deref(), template.as_deref(), &policy);
+        Manifest {
+            format: "suasion-prepared".into(),
+            masking_version: MASKING_VERSION,
+            source,
+            tokenizer,
+            template,
+            policy,
+            counts: Counts::of(summary),
+            fingerprint,
+            vocab_size,
+            layout,
+            files: Vec::new(),
+        }
+    }
+
+    /// The manifest beside a prepared file, or `None` where there is none that names it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Source`] where it is no manifest.
+    pub fn beside(data: impl AsRef<Path>) -> Result<Option<Manifest>> {
+        let data = data.as_ref();
+        let name = data.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        // Raw rows in x.jsonl.gz may lie beside prepared ones in x.jsonl.
+        Ok(Manifest::read(&manifest_path(data))?
+            .filter(|m| m.files.is_empty() || m.files.iter().any(|file| file.name == name)))
+    }
+
+    /// The manifest of an output as the user names it, if a preparation has left one that can be read.
+    pub(super) fn of_output(output: &Path) -> Option<Manifest> {
+        Manifest::read(&manifest_path(output)).ok().flatten()
+    }
+
+    fn read(path: &Path) -> Result<Option<Manifest>> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(path, e)),
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Source {
+            path: path.to_path_buf(),
+            message: format!("not a manifest: {e}"),
+            help: "prepare the data again".into(),
+        })
+    }
+
+    /// The files of rows.
+    pub fn paths(&self, output: &Path) -> Vec<PathBuf> {
+        self.files.iter().map(|file| output.with_file_name(&file.name)).collect()
+    }
+
+    /// Why the files of rows are not what these inputs would make of the source now; empty where they are.
+    pub(super) fn changed(&self, inputs: &Inputs, source: &Path, output: &Path) -> Result<Vec<String>> {
+        let Some(form) = Form::of(output).filter(|_| !self.files.is_empty()) else {
+            return Ok(vec!["an older version made it".into()]);
+        };
+        let before = Inputs {
+            masking_version: self.masking_version,
+            tokenizer: self.tokenizer.clone(),
+            template: self.template.clone(),
+            policy: self.policy.clone(),
+            vocab_size: self.vocab_size,
+            form,
+            layout: self.layout,
+        };
+        let mut reasons = inputs.differences(&before);
+        // Reading is for where nothing cheaper decides.
+        if reasons.is_empty() {
+            let length = source.metadata().map_err(|e| Error::io(source, e))?.len();
+            if length != self.source.bytes || Source::open(source)?.finish()?.blake3 != self.source.blake3 {
+                reasons.push("the source has changed".into());
+            }
+        }
+        if reasons.is_empty() {
+            let touched = (self.files.iter().zip(self.paths(output)))
+                .find(|(file, path)| Written::of(path).ok().as_ref() != Some(&file.written));
+            reasons.extend(touched.map(|(file, _)| format!("{} is not as it was written", file.name)));
+        }
+        if reasons.is_empty() && !findings_path(output).is_file() {
+            reasons.push("its findings are missing".into());
+        }
+        Ok(reasons)
+    }
+
+    /// `policy` with what decides whether a label of these rows is right: the weights and the objective that
+    /// they were prepared under.
+    pub fn asked(&self, policy: &Policy) -> Policy {
+        let mut asked = policy.clone();
+        asked.prompt_loss_weight = self.policy.prompt_loss_weight;
+        asked.loss_weights.clone_from(&self.policy.loss_weights);
+        asked.append_eos = self.policy.append_eos;
+        if self.policy.objective == Objective::AllTokens {
+            asked.objective = Objective::AllTokens;
+        }
+        asked
+    }
+
+    /// The same for the chat template; `None` where they agree or one of the two has none.
+    pub fn other_template(&self, template: Option<&str>) -> Option<String> {
+        match (self.template.as_deref(), template) {
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                Some("it was prepared with another chat template than the model's".into())
+            }
+            _ => None,
+        }
+    }
+
+    /// Compares what the labels depend on with another tokenizer and policy. Returns what differs, in words.
+    pub fn mismatches(&self, tokenizer: Option<&str>, policy: &Policy) -> Vec<String> {
+        let mut out = Vec::new();
+        if self.masking_version != MASKING_VERSION {
+            out.push(format!(
+                "it was prepared under masking version {}, this is version {MASKING_VERSION}",
+                self.masking_version
+            ));
+        }
+        if let (Some(theirs), Some(ours)) = (self.tokenizer.as_deref(), tokenizer)
+            && theirs != ours
+        {
+            let short = |s: &str| s.chars().take(12).collect::<String>();
+            out.push(format!(
+                "it was prepared with the tokenizer {}, the model's is {}",
+                short(theirs),
+                short(ours)
+            ));
+        }
+        if self.policy.objective != policy.objective {
+            out.push(format!(
+                "its objective is {:?}, the run's is {:?}",
+                self.policy.objective, policy.objective
+            ));
+        }
+        out
+    }
+}
+
+/// blake3, in hex, over what decides the labels; `template` for rows that went through one.
+pub fn fingerprint(source: &str, tokenizer: Option<&str>, template: Option<&str>, policy: &Policy) -> String {
+    // A JSON array keeps the parts apart; the policy's maps are sorted, so the text is the same for the same policy.
+    let text = serde_json::to_string(&(MASKING_VERSION, source, tokenizer, policy)).unwrap_or_default();
+    let plain = blake3::hash(text.as_bytes()).to_hex().to_string();
+    match template {
+        None => plain,
+        Some(template) => blake3::hash(format!("{plain} {template}").as_bytes()).to_hex().to_string(),
+    }
+}

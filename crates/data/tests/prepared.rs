@@ -1,0 +1,187 @@
+//! Preparing again, in shards, and after a kill.
+
+mod common;
+
+use common::{Scratch, byte_tokenizer, job, mixed_rows, prepare, skipping};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use suasion_data::pipeline::Progress;
+use suasion_data::prepared::{self, Job, Layout, Manifest, Start, findings_path};
+use suasion_data::{Error, Pipeline, Policy};
+
+const SHARDS: Layout = Layout { with_text: false, max_shard_bytes: Some(60_000) };
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Prepares, and tells how it began.
+fn start(job: &Job<'_>) -> (Start, Manifest) {
+    let mut began = None;
+    let manifest = prepared::prepare(job, |start| began = Some(start.clone()), |_| {}).unwrap();
+    (began.unwrap(), manifest)
+}
+
+fn reasons(start: Start) -> Vec<String> {
+    match start {
+        Start::Rebuild(reasons) => reasons,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn data_that_is_still_right_is_not_prepared_again() {
+    let s = Scratch::new();
+    let source = s.file("data.jsonl", mixed_rows(300));
+    let out = s.path("out.jsonl");
+    let (tokenizer, other) = (byte_tokenizer(true), byte_tokenizer(false));
+    let policy = skipping();
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let plain = job(&pipeline, &source, &out, Layout::default());
+    let (began, manifest) = start(&plain);
+    assert_eq!(began, Start::Anew);
+    let modified = |path: &Path| path.metadata().unwrap().modified().unwrap();
+    let (bytes, time) = (read(&out), modified(&out));
+    assert_eq!(start(&plain), (Start::UpToDate, manifest.clone()));
+    assert_eq!((read(&out), modified(&out)), (bytes.clone(), time));
+    assert_eq!(reasons(start(&Job { rebuild: true, ..plain }).0), ["it was asked for"]);
+    assert_eq!(read(&out), bytes, "the same bytes for the same inputs");
+
+    // Whatever it depends on, by name.
+    let shorter = Policy { max_length: Some(100), stop_tokens: vec!["<|pad|>".into()], ..policy.clone() };
+    let with = |tokenizer, policy| Pipeline { policy, ..Pipeline::new(Some(tokenizer), &shorter) };
+    let changed = with(&tokenizer, &shorter);
+    assert_eq!(
+        reasons(start(&job(&changed, &source, &out, Layout::default())).0),
+        ["max_length was 200, is 100", "stop_tokens was [], is [\"<|pad|>\"]"]
+    );
+    let changed = with(&other, &shorter);
+    let other_job = job(&changed, &source, &out, Layout::default());
+    assert_eq!(reasons(start(&other_job).0), ["the tokenizer is another one"]);
+    let text = Layout { with_text: true, max_shard_bytes: None };
+    let changed = Pipeline { vocab_size: Some(300), ..changed };
+    assert_eq!(
+        reasons(start(&job(&changed, &source, &out, text)).0),
+        ["the model has another number of embeddings", "with_text was false, is true"]
+    );
+    let job = job(&changed, &source, &out, text);
+    // A byte of the source, a byte of the output, the findings.
+    s.file("data.jsonl", mixed_rows(300).replacen("be kind", "be curt", 1));
+    assert_eq!(reasons(start(&job).0), ["the source has changed"]);
+    let mut bytes = read(&out);
+    *bytes.last_mut().unwrap() = b' ';
+    std::fs::write(&out, bytes).unwrap();
+    assert_eq!(reasons(start(&job).0), ["out.jsonl is not as it was written"]);
+    std::fs::remove_file(findings_path(&out)).unwrap();
+    assert_eq!(reasons(start(&job).0), ["its findings are missing"]);
+    assert_eq!(start(&job).0, Start::UpToDate);
+}
+
+/// Shards one after the other are the one file, findings and counts included; what an earlier preparation left is gone.
+#[test]
+fn shards_are_the_one_file_in_pieces() {
+    let s = Scratch::new();
+    let source = s.file("data.jsonl", mixed_rows(1500));
+    let (tokenizer, policy) = (byte_tokenizer(true), skipping());
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let whole = prepare(&pipeline, &source, &s.path("whole.jsonl"), false);
+    let out = s.path("out.jsonl");
+    let (_, manifest) = start(&job(&pipeline, &source, &out, SHARDS));
+    let paths = manifest.paths(&out);
+    assert!(paths.len() > 5, "{paths:?}");
+    let last = format!("out-{:05}-of-{:05}.jsonl", paths.len() - 1, paths.len());
+    assert_eq!(paths.last().unwrap(), &s.path(&last));
+    let joined: Vec<u8> = paths.iter().flat_map(|path| read(path)).collect();
+    assert_eq!(joined, read(&s.path("whole.jsonl")));
+    assert_eq!(read(&findings_path(&out)), read(&findings_path(&s.path("whole.jsonl"))));
+    assert_eq!((&manifest.counts, &manifest.fingerprint), (&whole.counts, &whole.fingerprint));
+    assert_eq!(Manifest::beside(&paths[2]).unwrap(), Some(manifest.clone()));
+    assert_eq!(start(&job(&pipeline, &source, &out, SHARDS)).0, Start::UpToDate);
+    // Fewer, larger shards: those of before are not left among them.
+    let larger = Layout { max_shard_bytes: Some(200_000), ..SHARDS };
+    let (_, fewer) = start(&job(&pipeline, &source, &out, larger));
+    assert!(fewer.files.len() < paths.len());
+    let names = s.names();
+    let shards: Vec<&String> = names.iter().filter(|name| name.starts_with("out-")).collect();
+    assert_eq!(shards, fewer.files.iter().map(|file| &file.name).collect::<Vec<_>>());
+    assert!(!names.iter().any(|name| name.ends_with(".partial")), "{names:?}");
+}
+
+/// Stopped after any number of rows, and begun again until it is through: the same files as in one go.
+#[test]
+fn a_stopped_run_goes_on_behind_its_finished_shards() {
+    let s = Scratch::new();
+    let source = s.file("data.jsonl", mixed_rows(750).repeat(2));
+    let (tokenizer, policy) = (byte_tokenizer(true), skipping());
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let through = s.path("through.jsonl");
+    let (_, expected) = start(&job(&pipeline, &source, &through, SHARDS));
+
+    let (out, stop) = (s.path("out.jsonl"), AtomicBool::new(false));
+    let stopping = Job { stop: &stop, ..job(&pipeline, &source, &out, SHARDS) };
+    let mut from = Vec::new();
+    let manifest = loop {
+        let mut first = None;
+        let result = prepared::prepare(
+            &stopping,
+            |start| {
+                from.push(match start {
+                    Start::Resume { rows, .. } => *rows,
+                    Start::Anew => 0,
+                    other => panic!("{other:?}"),
+                })
+            },
+            |Progress { rows, .. }| {
+                let begun = *first.get_or_insert(rows);
+                stop.store(rows > begun + 300, Ordering::Relaxed);
+            },
+        );
+        match result {
+            Ok(manifest) => break manifest,
+            Err(Error::Interrupted { message, .. }) => {
+                assert!(message.contains("the same command goes on behind them"), "{message}");
+                assert!(
+                    !out.with_extension("findings.jsonl").exists(),
+                    "nothing under its name before it is whole"
+                );
+            }
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert!(from.len() > 3 && from.is_sorted_by(|a, b| a < b), "{from:?}");
+    for (ours, theirs) in manifest.paths(&out).iter().zip(expected.paths(&through)) {
+        assert_eq!(read(ours), read(&theirs));
+    }
+    assert_eq!((manifest.files.len(), &manifest.counts), (expected.files.len(), &expected.counts));
+    assert_eq!(read(&findings_path(&out)), read(&findings_path(&through)));
+    assert!(manifest.counts.findings["D001"] > 300, "duplicates across the stops");
+    assert!(!s.names().iter().any(|name| name.ends_with(".partial")));
+
+    // Another job in the same place does not take over what is not its own.
+    let stop = AtomicBool::new(true);
+    let larger = Policy { max_length: Some(150), ..policy.clone() };
+    let begun = Pipeline { policy: &larger, ..pipeline.clone() };
+    let at = s.path("third.jsonl");
+    assert!(
+        prepared::prepare(&Job { stop: &stop, ..job(&begun, &source, &at, SHARDS) }, |_| {}, |_| {}).is_err()
+    );
+    let (began, _) = start(&job(&pipeline, &source, &at, SHARDS));
+    assert_eq!(began, Start::Anew);
+}
+
+/// A run that fails leaves nothing under any name.
+#[test]
+fn a_run_that_fails_leaves_nothing() {
+    let s = Scratch::new();
+    let source = s.file("data.jsonl", mixed_rows(100));
+    let (tokenizer, policy) = (byte_tokenizer(true), Policy::default());
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    for layout in [Layout::default(), SHARDS] {
+        let error = prepared::prepare(&job(&pipeline, &source, &s.path("x.jsonl"), layout), |_| {}, |_| {});
+        assert!(matches!(error, Err(Error::BadRows { .. })), "{error:?}");
+        assert_eq!(s.names(), ["data.jsonl"]);
+    }
+    let nowhere = s.path("no/such/x.jsonl");
+    let error = prepared::prepare(&job(&pipeline, &source, &nowhere, Layout::default()), |_| {}, |_| {});
+    assert!(error.unwrap_err().to_string().contains("no/such/"));
+}
