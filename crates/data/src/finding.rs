@@ -71,7 +71,7 @@ impl fmt::Display for Code {
 }
 
 /// One finding about one row.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
     /// 0-based index of the row in the source.
     pub row: u64,

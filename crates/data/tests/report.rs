@@ -239,8 +239,9 @@ fn verify_json_is_the_contract() {
     let rows =
         [json!({"prompt": "[TASK] ab ", "completion": "xyz"}), json!({"prompt": "a", "completion": ""})];
     let (all, summary) = run(&rows, &Policy::default());
-    let findings: Vec<_> = all.iter().flat_map(|o| o.findings().to_vec()).collect();
-    let value = report_json::verify(&summary, &findings);
+    let mut findings = report_json::Findings::default();
+    all.iter().flat_map(|o| o.findings()).for_each(|finding| findings.push(finding).unwrap());
+    let value = serde_json::to_value(report_json::verify(&summary, &findings)).unwrap();
     // BOS, 6 of the marker, 4 of the task, 3 + 1 learned; all but the BOS would be targets.
     assert_eq!(
         value,

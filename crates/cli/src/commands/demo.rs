@@ -217,13 +217,13 @@ fn verify(files: &Files, policy: &Policy, ui: &Ui) -> anyhow::Result<serde_json:
     let tokenizer = Tokenizer::from_dir(&files.model)?;
     let pipeline =
         Pipeline { mode: Mode::Verify, keep_text: true, ..Pipeline::new(Some(&tokenizer), policy) };
-    let mut findings = Vec::new();
+    let mut findings = report::json::Findings::default();
     let mut first = None;
     let summary = pipeline.run(
         files.data.join("train.jsonl"),
         |_| {},
         |outcome| {
-            findings.extend_from_slice(outcome.findings());
+            outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
             if let (None, Outcome::Kept(kept)) = (&first, &outcome) {
                 first = Some(RowView::new(kept, Some(&tokenizer)));
             }
@@ -239,7 +239,7 @@ fn verify(files: &Files, policy: &Policy, ui: &Ui) -> anyhow::Result<serde_json:
         write!(out, "{}", report::terminal::summary(&summary, &style))?;
         out.flush()?;
     }
-    Ok(report::json::verify(&summary, &findings))
+    Ok(serde_json::to_value(report::json::verify(&summary, &findings))?)
 }
 
 fn before_and_after(report: &Report) -> String {

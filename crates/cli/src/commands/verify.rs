@@ -74,13 +74,15 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         None => row < args.rows,
     };
     let mut shown = Vec::new();
-    let mut findings = Vec::new();
+    let mut findings = report::json::Findings::default();
     let mut meter = Meter::new(ui, &source);
     let summary = pipeline.run(
         &source,
         |progress| meter.show(progress),
         |outcome| {
-            findings.extend_from_slice(outcome.findings());
+            if ui.json {
+                outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
+            }
             if wanted(outcome.id().row) {
                 shown.push(match &outcome {
                     Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer.as_ref()))),
