@@ -10,8 +10,13 @@
 //! Where the cut falls on the edge of an added token, or where no token straddles a white-space boundary
 //! anyway, split and joint tokenisation are the same.
 
+mod added;
+mod bpe;
+mod cache;
 mod decode;
+mod model;
 mod pipeline;
+mod pretokenise;
 mod settings;
 
 pub use decode::DecodeStream;
@@ -20,11 +25,12 @@ use crate::policy::{Boundary, ContentSpecialTokens};
 use crate::render::{Rendered, Span};
 use crate::{Error, Origin, Policy, Result};
 use decode::Alphabet;
+use model::Inner;
 use pipeline::{Pipeline, Start, Vocabulary};
 use settings::Settings;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use tokenizers::{AddedToken, Encoding, Model, ModelWrapper, Token};
+use tokenizers::{AddedToken, Encoding, Token};
 
 /// What the library returns when something fails.
 type TokenizerError = tokenizers::Error;
@@ -125,6 +131,11 @@ impl RawTokens {
         self.ids.push(id);
         self.bytes.push(bytes.start as u32..bytes.end as u32);
     }
+
+    fn truncate(&mut self, length: usize) {
+        self.ids.truncate(length);
+        self.bytes.truncate(length);
+    }
 }
 
 impl Tokenizer {
@@ -161,18 +172,9 @@ impl Tokenizer {
 
     fn new(json: &[u8], settings: Settings, path: PathBuf) -> Result<Tokenizer> {
         let broken = |message: String| Error::Tokenizer { path: path.clone(), message };
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| {
+        let mut inner = model::load(json).map_err(|error| {
             broken(format!("not a tokenizer ({error}); copy the file again from where the model came"))
         })?;
-        inner.with_truncation(None).map_err(|error| broken(error.to_string()))?;
-        inner.with_padding(None);
-        if let ModelWrapper::BPE(bpe) = inner.get_model()
-            && bpe.dropout.is_some()
-        {
-            let mut bpe = bpe.clone();
-            bpe.dropout = None;
-            inner.with_model(bpe);
-        }
         declare_added_tokens(&mut inner, &settings)?;
 
         let find = |content: &Option<String>| {
@@ -190,11 +192,8 @@ impl Tokenizer {
                 ),
             });
         }
-        let model_vocabulary = inner.get_model().get_vocab();
-        let highest =
-            model_vocabulary.values().chain(inner.get_added_vocabulary().get_vocab().values()).max();
-        let vocab_size = highest.map_or(0, |id| *id as usize + 1);
-        drop(model_vocabulary);
+        let added = inner.get_added_vocabulary().get_vocab().values().copied().max();
+        let vocab_size = inner.get_model().highest_id().max(added).map_or(0, |id| id as usize + 1);
         if eos.is_none() {
             let named = settings.eos_ids.first().copied();
             eos = named.and_then(|id| inner.id_to_token(id).map(|content| SpecialToken { id, content }));
@@ -715,7 +714,7 @@ fn check_spans(rendered: &Rendered) -> Result<()> {
 
 /// Registers the tokens of `tokenizer_config.json` over those of `tokenizer.json`, as transformers does when
 /// it loads a model: the flags of `added_tokens_decoder` win, and bos, eos and pad are special.
-fn declare_added_tokens(inner: &mut tokenizers::Tokenizer, settings: &Settings) -> Result<()> {
+fn declare_added_tokens(inner: &mut Inner, settings: &Settings) -> Result<()> {
     let wrong = |message: String| Error::Tokenizer { path: settings.path.clone(), message };
     let known = inner.get_added_tokens_decoder();
     let mut declared: Vec<AddedToken> = Vec::new();
@@ -756,7 +755,7 @@ fn declare_added_tokens(inner: &mut tokenizers::Tokenizer, settings: &Settings) 
 
 /// What the post-processor puts in front of a text and behind it. It is asked once, with a token that no
 /// vocabulary has: running it on every row would copy every token's string to learn nothing new.
-fn post_processor_ends(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
+fn post_processor_ends(inner: &Inner) -> Result<(Vec<u32>, Vec<u32>), String> {
     const TEXT: u32 = u32::MAX;
     let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".to_string(), (0, 1))], 0);
     let processed = inner.post_process(text, None, true).map_err(|error| error.to_string())?;

@@ -1,6 +1,7 @@
 //! Ids back to text: whole, one at a time for displays, and as a stream.
 
 use super::Tokenizer;
+use super::model::Inner;
 use tokenizers::{DecoderWrapper, PreTokenizerWrapper};
 
 /// How the vocabulary writes bytes, which is what a single token's text depends on.
@@ -15,7 +16,7 @@ pub(super) enum Alphabet {
 }
 
 impl Alphabet {
-    pub fn of(tokenizer: &tokenizers::Tokenizer) -> Alphabet {
+    pub fn of(tokenizer: &Inner) -> Alphabet {
         fn in_decoder(decoder: &DecoderWrapper) -> Alphabet {
             match decoder {
                 DecoderWrapper::ByteLevel(_) => Alphabet::ByteLevel,
@@ -89,6 +90,18 @@ fn byte_of(character: char) -> Option<u8> {
         0x143 => Some(0xAD),
         _ => None,
     }
+}
+
+/// The character of GPT-2's alphabet that stands for a byte.
+pub(super) fn char_of(byte: u8) -> char {
+    let code = u32::from(byte);
+    let code = match byte {
+        0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => code,
+        0..=0x20 => 0x100 + code,
+        0x7F..=0xA0 => 0x121 + code - 0x7F,
+        0xAD => 0x143,
+    };
+    char::from_u32(code).unwrap_or_default()
 }
 
 /// Bytes as text for a display: what is valid UTF-8 as it is, every other byte as `<0xNN>`.

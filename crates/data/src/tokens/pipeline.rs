@@ -14,16 +14,21 @@
 //! The matches over the library's enums are exhaustive on purpose: its version is pinned, and a new kind
 //! of stage must be looked at before it compiles.
 
-use super::{RawTokens, TokenizerError};
+use super::added::AddedTokens;
+use super::model::{Inner, Model};
+use super::pretokenise::Pretokeniser;
+use super::{RawTokens, TokenizerError, cache};
 use std::collections::HashMap;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokenizers::normalizer::Range;
 use tokenizers::normalizers::{Replace, Sequence, Strip};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::{
-    AddedToken, AddedVocabulary, Model, ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper,
+    AddedToken, AddedVocabulary, Model as _, NormalizedString, Normalizer, NormalizerWrapper,
     OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Token,
 };
+use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
 /// How a stretch of text begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +59,7 @@ pub(super) enum Vocabulary {
 
 /// The parts of a tokenizer that turn text into ids.
 pub(super) struct Pipeline {
-    pub inner: tokenizers::Tokenizer,
+    pub inner: Inner,
     /// Added tokens by id.
     pub added: HashMap<u32, AddedToken>,
     /// Ids by the content of the added token.
@@ -67,11 +72,26 @@ pub(super) struct Pipeline {
     steps: Vec<Step>,
     /// Added tokens for [`Vocabulary::Content`], made when first needed.
     content_vocabulary: OnceLock<AddedVocabulary>,
+    /// The way around the library, where there is one.
+    direct: Option<Direct>,
+}
+
+/// The stages of a byte-level BPE tokenizer that inserts nothing, by our own means. How a stretch starts is
+/// nothing to it: [`Start`] tells what may be inserted.
+struct Direct {
+    pretokeniser: Pretokeniser,
+    /// The normalizer is NFC: only text that it leaves alone goes this way.
+    nfc: bool,
+    /// Added tokens that are matched before normalisation, and after it.
+    raw: AddedTokens,
+    normalized: AddedTokens,
+    /// Tells the caches of threads which tokenizer their pieces are of.
+    number: u64,
 }
 
 impl Pipeline {
     /// Takes the library's tokenizer apart once. `named` are structural ids beyond the special added tokens.
-    pub fn new(inner: tokenizers::Tokenizer, named: &[u32]) -> Pipeline {
+    pub fn new(inner: Inner, named: &[u32]) -> Pipeline {
         let added: HashMap<u32, AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
         let added_ids = added.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
         let mut structural = Vec::new();
@@ -92,7 +112,7 @@ impl Pipeline {
         if steps.iter().all(|step| matches!(step, Step::Library(_))) {
             steps.clear();
         }
-        Pipeline {
+        let mut pipeline = Pipeline {
             inner,
             added,
             added_ids,
@@ -100,7 +120,32 @@ impl Pipeline {
             resumed_normalizer,
             steps,
             content_vocabulary: OnceLock::new(),
-        }
+            direct: None,
+        };
+        pipeline.direct = pipeline.direct();
+        pipeline
+    }
+
+    fn direct(&self) -> Option<Direct> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let Model::Bpe(_) = self.inner.get_model() else { return None };
+        let nfc = match self.inner.get_normalizer() {
+            None => false,
+            Some(NormalizerWrapper::NFC(_)) => true,
+            Some(_) => return None,
+        };
+        let pretokeniser = Pretokeniser::of(self.inner.get_pre_tokenizer()?)?;
+        let vocabulary = self.inner.get_added_vocabulary();
+        // `Vocabulary::Content` skips what has been called special at any time, and what is structural here.
+        let structural = |content: &str| {
+            vocabulary.is_special_token(content)
+                || self.added_ids.get(content).is_some_and(|id| self.is_structural(*id))
+        };
+        let tokens = |normalized: bool| {
+            AddedTokens::new(vocabulary, self.inner.get_normalizer(), normalized, structural)
+        };
+        let (raw, normalized) = (tokens(false)?, tokens(true)?);
+        Some(Direct { pretokeniser, nfc, raw, normalized, number: NUMBERS.fetch_add(1, Ordering::Relaxed) })
     }
 
     /// True for the ids that structure a text: special added tokens, bos, eos, pad, stop tokens.
@@ -133,7 +178,7 @@ impl Pipeline {
         vocabulary: Vocabulary,
         out: &mut RawTokens,
     ) -> Result<(), TokenizerError> {
-        if text.is_empty() {
+        if text.is_empty() || self.tokenize_directly(text, base, vocabulary, out) {
             return Ok(());
         }
         let added = match vocabulary {
@@ -206,6 +251,38 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Tokenises without the library; `false`, with nothing appended, where only the library can.
+    ///
+    /// Qwen2.5, forum posts, one thread: PLACEHOLDER million tokens a second, the library's stages 1.5.
+    fn tokenize_directly(&self, text: &str, base: u32, vocabulary: Vocabulary, out: &mut RawTokens) -> bool {
+        let (Some(direct), Model::Bpe(bpe)) = (&self.direct, self.inner.get_model()) else { return false };
+        if direct.nfc && !is_composed(text) {
+            return false;
+        }
+        let before = out.ids.len();
+        let content = vocabulary == Vocabulary::Content;
+        cache::with(direct.number, bpe, |pieces| {
+            let shift = |range: std::ops::Range<usize>, by: usize| range.start + by..range.end + by;
+            direct.raw.split(text, content, |(id, section)| match id {
+                Some(id) => out.push(id, shift(section, base as usize)),
+                None => direct.normalized.split(&text[section.clone()], content, |(id, part)| {
+                    let part = shift(part, section.start);
+                    match id {
+                        Some(id) => out.push(id, shift(part, base as usize)),
+                        None => direct.tokenize(&text[part.clone()], base + part.start as u32, pieces, out),
+                    }
+                }),
+            });
+        });
+        // Content that merges into a structural token must not (`without_structural`); no published
+        // vocabulary does that, so the library's way is good enough for it.
+        if content && out.ids[before..].iter().any(|&id| self.is_structural(id)) {
+            out.truncate(before);
+            return false;
+        }
+        true
+    }
+
     /// The added tokens in `text` by the full vocabulary: id and byte range, stripped white space included.
     pub fn added_in(&self, text: &str) -> Vec<(u32, std::ops::Range<usize>)> {
         let pieces =
@@ -238,7 +315,7 @@ impl Pipeline {
     /// Tokenises a piece of content, never into a structural id. Not extracting added tokens is not enough:
     /// a Unigram model has `</s>` among its pieces, at the best score of all, and picks it for plain text.
     /// A piece that yields one is cut behind its first character.
-    fn without_structural(&self, model: &ModelWrapper, text: &str) -> tokenizers::Result<Vec<Token>> {
+    fn without_structural(&self, model: &Model, text: &str) -> tokenizers::Result<Vec<Token>> {
         let tokens = model.tokenize(text)?;
         // The unknown token is special in most files, and it is the honest answer for an unknown character.
         let structural = |token: &Token| {
@@ -263,16 +340,38 @@ impl Pipeline {
     }
 }
 
-/// True for text that is surely in NFC already: characters below U+0300, general punctuation (without the two
-/// spaces that have another form), ideographs and emoji are starters that compose with nothing before them.
-/// The normalizer rewrites text and alignments even when nothing changes; most text passes here instead
-/// (Qwen2.5, forum posts: 1.32 to 1.50 million tokens a second).
+impl Direct {
+    /// Appends the tokens of text without added tokens, whose first byte is byte `base` of the whole text.
+    fn tokenize(&self, text: &str, base: u32, pieces: &mut cache::Pieces, out: &mut RawTokens) {
+        let mut at = 0;
+        while at < text.len() {
+            let end = self.pretokeniser.piece_end(text, at);
+            let mut start = at;
+            pieces.tokens(text.as_bytes(), at..end, |id, length| {
+                // Tokens that share a character each have the whole of it.
+                let stop = at + length;
+                out.ids.push(id);
+                out.bytes.push(
+                    base + text.floor_char_boundary(start) as u32
+                        ..base + text.ceil_char_boundary(stop) as u32,
+                );
+                start = stop;
+            });
+            at = end;
+        }
+    }
+}
+
+/// True for text that is surely in NFC already, by the tables of the library's normalizer. The normalizer
+/// rewrites text and alignments even when nothing changes; most text passes here instead. Characters below
+/// U+0300, general punctuation (without the two spaces that have another form), ideographs and emoji are
+/// starters that compose with nothing before them, and need no look at a table.
 fn is_composed(text: &str) -> bool {
-    text.is_ascii()
-        || text.chars().all(|c| {
-            matches!(c, '\0'..='\u{2FF}' | '\u{2010}'..='\u{205E}' | '\u{4E00}'..='\u{9FFF}'
-                | '\u{1F300}'..='\u{1FAFF}')
-        })
+    let starter = |c: &char| {
+        matches!(c, '\0'..='\u{2FF}' | '\u{2010}'..='\u{205E}' | '\u{4E00}'..='\u{9FFF}'
+            | '\u{1F300}'..='\u{1FAFF}')
+    };
+    text.is_ascii() || is_nfc_quick(text.chars().filter(|c| !starter(c))) == IsNormalized::Yes
 }
 
 /// The normalizer of a stretch that continues another: the piece at its first byte gets the normalizer

@@ -1,0 +1,163 @@
+//! Pieces of text whose tokens are known: each thread's own, bounded, and of no influence on results.
+//!
+//! Half of all English pieces are among some hundred words. Those are found with one look at one cache line:
+//! a piece of up to 15 bytes is its own key, and its tokens lie beside it.
+
+use super::bpe::{Bpe, Scratch};
+use hashbrown::HashMap;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Sets of two entries for short pieces: 1 MiB.
+const SETS: usize = 1 << 14;
+/// Longer pieces that are kept, and their greatest length in bytes: 1 MiB at most.
+const LONG_PIECES: usize = 4096;
+const LONG_PIECE: usize = 64;
+/// Tokenizers that a thread keeps pieces of.
+const TOKENIZERS: usize = 2;
+
+/// A piece of at most 15 bytes and its tokens, of which there are at most three.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// The bytes, and their number in the last; zero is no piece.
+    key: u128,
+    ids: [u32; 3],
+    /// Where each token ends.
+    ends: [u8; 3],
+    count: u8,
+}
+
+/// One cache line: the piece seen last, and one before it.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Set([Entry; 2]);
+
+/// The tokens of a longer piece, with their ends.
+type Long = Box<[(u32, u32)]>;
+
+/// What a thread knows of one tokenizer.
+struct Cache {
+    number: u64,
+    sets: Vec<Set>,
+    long: HashMap<Box<[u8]>, Long>,
+    scratch: Scratch,
+}
+
+thread_local! {
+    static CACHES: RefCell<Vec<Cache>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Pieces of one tokenizer on the current thread.
+pub(super) struct Pieces<'a> {
+    bpe: &'a Bpe,
+    cache: &'a mut Cache,
+}
+
+/// Calls `work` with this thread's cache for the model, which has a `number` of its own in the process.
+pub(super) fn with<T>(number: u64, bpe: &Bpe, work: impl FnOnce(&mut Pieces) -> T) -> T {
+    CACHES.with_borrow_mut(|caches| {
+        match caches.iter().position(|cache| cache.number == number) {
+            Some(0) => {}
+            Some(at) => caches[..=at].rotate_right(1),
+            None => {
+                caches.truncate(TOKENIZERS - 1);
+                let (sets, long) = (vec![Set::default(); SETS], HashMap::new());
+                caches.insert(0, Cache { number, sets, long, scratch: Scratch::default() });
+            }
+        }
+        work(&mut Pieces { bpe, cache: &mut caches[0] })
+    })
+}
+
+impl Pieces<'_> {
+    /// Calls `token` with the id and the end (in bytes from the start of the piece) of each token of the
+    /// piece `text[piece]`, which is not empty.
+    #[inline]
+    pub fn tokens(&mut self, text: &[u8], piece: Range<usize>, mut token: impl FnMut(u32, usize)) {
+        let length = piece.len();
+        if length > 15 {
+            return self.long(&text[piece], token);
+        }
+        let key = key(text, piece.start, length);
+        let set = &mut self.cache.sets[slot(key)].0;
+        if set[0].key != key {
+            if set[1].key != key {
+                return self.miss(key, &text[piece], token);
+            }
+            set.swap(0, 1);
+        }
+        let entry = set[0];
+        token(entry.ids[0], entry.ends[0] as usize);
+        for at in 1..(entry.count as usize).min(3) {
+            token(entry.ids[at], entry.ends[at] as usize);
+        }
+    }
+
+    #[cold]
+    fn miss(&mut self, key: u128, piece: &[u8], mut token: impl FnMut(u32, usize)) {
+        let symbols = self.bpe.merge(piece, &mut self.cache.scratch);
+        let mut entry = Entry { key, ..Entry::default() };
+        let mut end = 0;
+        for (at, symbol) in symbols.iter().enumerate() {
+            end += symbol.length as usize;
+            token(symbol.id, end);
+            if at < 3 {
+                (entry.ids[at], entry.ends[at]) = (symbol.id, end as u8);
+            }
+        }
+        entry.count = symbols.len() as u8;
+        if symbols.len() <= 3 {
+            let set = &mut self.cache.sets[slot(key)].0;
+            *set = [entry, set[0]];
+        }
+    }
+
+    fn long(&mut self, piece: &[u8], mut token: impl FnMut(u32, usize)) {
+        let Cache { long, scratch, .. } = &mut *self.cache;
+        if let Some(tokens) = long.get(piece) {
+            return tokens.iter().for_each(|&(id, end)| token(id, end as usize));
+        }
+        let mut end = 0;
+        let symbols = self.bpe.merge(piece, scratch);
+        for symbol in symbols {
+            end += symbol.length as usize;
+            token(symbol.id, end);
+        }
+        if piece.len() <= LONG_PIECE {
+            if long.len() >= LONG_PIECES {
+                long.clear();
+            }
+            let ends = symbols.iter().scan(0, |end, symbol| {
+                *end += symbol.length;
+                Some((symbol.id, *end))
+            });
+            long.insert(piece.into(), ends.collect());
+        }
+    }
+}
+
+/// The bytes of a piece and their number as one number.
+#[inline]
+fn key(text: &[u8], start: usize, length: usize) -> u128 {
+    let bytes = match text.get(start..start + 16) {
+        Some(window) => {
+            let window: [u8; 16] = window.try_into().unwrap_or_default();
+            u128::from_le_bytes(window) & ((1 << (8 * length)) - 1)
+        }
+        None => {
+            let mut window = [0; 16];
+            window[..length].copy_from_slice(&text[start..start + length]);
+            u128::from_le_bytes(window)
+        }
+    };
+    bytes | (length as u128) << 120
+}
+
+/// A folded multiplication, as foldhash's and wyhash's.
+#[inline]
+fn slot(key: u128) -> usize {
+    let low = key as u64 ^ 0x9E37_79B9_7F4A_7C15;
+    let high = (key >> 64) as u64 ^ 0xD1B5_4A32_D192_ED03;
+    let product = u128::from(low) * u128::from(high);
+    ((product as u64 ^ (product >> 64) as u64) as usize) & (SETS - 1)
+}
