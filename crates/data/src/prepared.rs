@@ -5,6 +5,7 @@
 //! of records; `output` arranges files (one, or shards in a folder of their own until all are there) and keeps the
 //! `journal` by which a killed run goes on.
 
+pub mod columnar;
 mod job;
 mod journal;
 mod manifest;

@@ -11,6 +11,8 @@
 //! | `{`, and the first line ends inside it | a JSON object with a list under `data`, `rows` or `train` |
 //! | anything else in a `.jsonl` or `.ndjson` file, or before a line that starts with `{` | JSON Lines with bad rows |
 
+pub mod columnar;
+
 use crate::{Error, Result, RowId};
 use serde_json::Value;
 use std::fs::File;
