@@ -424,7 +424,7 @@ impl RowSink for ParquetSink<AtomicFile> {
     }
 
     fn finish(self: Box<Self>, _fingerprint: &str) -> Result<()> {
-        ParquetSink::finish(*self)?.commit()
+        ParquetSink::finish(*self)?.commit().map(drop)
     }
 }
 
