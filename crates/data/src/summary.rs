@@ -139,28 +139,32 @@ impl Summary {
         self.tokens += n;
         self.longest = self.longest.max(n);
         let mut targets = 0;
-        let mut at = 0;
-        while at < sample.len() {
-            // Origins come in runs: one look-up for each.
-            let name = sample.origins[at].name();
-            let end = at + sample.origins[at..].iter().take_while(|o| o.name() == name).count();
-            let stats = self.sections.entry(name).or_default();
-            for i in at..end {
-                stats.tokens += 1;
-                let supervised = sample.labels[i] != IGNORE;
-                stats.supervised += u64::from(supervised);
-                self.supervised_tokens += u64::from(supervised);
-                if i == 0 {
-                    continue;
+        for segment in sample.segments() {
+            let (mut at, stop) = (segment.own.start as usize, segment.own.end as usize);
+            while at < stop {
+                // Origins come in runs: one look-up for each.
+                let name = sample.origins[at].name();
+                let end = at + sample.origins[at..stop].iter().take_while(|o| o.name() == name).count();
+                let stats = self.sections.entry(name).or_default();
+                for i in at..end {
+                    stats.tokens += 1;
+                    let supervised = sample.labels[i] != IGNORE;
+                    stats.supervised += u64::from(supervised);
+                    self.supervised_tokens += u64::from(supervised);
+                    if segment.predictor(i as u32).is_none() {
+                        continue;
+                    }
+                    // A shared prompt would be learned in each of its rows.
+                    let copies = u64::from(segment.copies());
+                    stats.targets_before += copies * u64::from(sample.origins[i] != Origin::Padding);
+                    if supervised {
+                        let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
+                        targets += u64::from(weight != 0.0);
+                        stats.weight_after += f64::from(weight);
+                    }
                 }
-                stats.targets_before += u64::from(sample.origins[i] != Origin::Padding);
-                if supervised {
-                    let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
-                    targets += u64::from(weight != 0.0);
-                    stats.weight_after += f64::from(weight);
-                }
+                at = end;
             }
-            at = end;
         }
         self.targets += targets;
         self.trainable_rows += u64::from(targets > 0);
