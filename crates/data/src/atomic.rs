@@ -78,11 +78,11 @@ impl Complete {
     ///
     /// # Errors
     /// [`Error::Io`]; then nothing is left behind.
-    pub fn publish(self) -> Result<()> {
-        let Complete { target, file, .. } = self;
+    pub fn publish(self) -> Result<Written> {
+        let Complete { target, file, written } = self;
         file.persist(&target).map_err(|e| Error::io(&target, e.error))?;
         sync_folder(&target);
-        Ok(())
+        Ok(written)
     }
 }
 
@@ -141,10 +141,7 @@ impl AtomicFile {
     /// # Errors
     /// [`Error::Io`], a full disk among them; then nothing is left behind.
     pub fn commit(self) -> Result<Written> {
-        let complete = self.complete()?;
-        let written = complete.written.clone();
-        complete.publish()?;
-        Ok(written)
+        self.complete()?.publish()
     }
 
     /// Brings the whole file to the disk, still under its temporary name.

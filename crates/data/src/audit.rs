@@ -5,6 +5,7 @@
 
 use crate::example::Tokenised;
 use crate::label::Special;
+use crate::pack::Segment;
 use crate::policy::{Objective, Policy};
 use crate::{Code, Finding, IGNORE, Level, Origin, Sample};
 
@@ -28,11 +29,31 @@ pub const REFUSED: [Code; 6] = [Code::M004, Code::M005, Code::M006, Code::M008, 
 /// Rows that repeat at least this many tokens of their prompt as the response are reported.
 const COPY_TOKENS: usize = 16;
 
-/// All checks that look at one row's tokens, in the order of the specification.
+/// All checks that look at one row's tokens, in the order of the specification. The rows of a pack are looked at one by
+/// one; what is found says in which sequence, counted from 0.
 pub fn audit(subject: &Subject<'_>) -> Vec<Finding> {
     let checks: [fn(&Subject<'_>) -> Option<Finding>; 10] =
         [m001, m002, m004, m005, m006, m007, m008, m009, l001, d001_copy];
-    checks.iter().filter_map(|check| check(subject)).collect()
+    let Some(pack) = &subject.sample.pack else {
+        return checks.iter().filter_map(|check| check(subject)).collect();
+    };
+    let mut findings = Vec::new();
+    for (i, (row, tokens)) in subject.sample.unpack().iter().zip(pack.row_tokens()).enumerate() {
+        let given = subject.given.map(|given| {
+            let mut part = given.part(&tokens);
+            // A weight that a shared prompt has for all of its rows is not the row's own.
+            part.weights = part.weights.and_then(|_| row.weights.clone());
+            part
+        });
+        let row = Subject { sample: row, given: given.as_ref(), ..*subject };
+        findings.extend(checks.iter().filter_map(|check| check(&row)).map(|mut finding| {
+            finding.row = subject.row();
+            finding.message = format!("sequence {i}: {}", finding.message);
+            finding
+        }));
+    }
+    findings.extend(p001(subject));
+    findings
 }
 
 impl Subject<'_> {
@@ -318,6 +339,18 @@ pub fn l001(s: &Subject<'_>) -> Option<Finding> {
     let hint = if shifted { "; the labels look shifted by one, which the model does itself" } else { "" };
     let (label, id) = (labels[first], ids[first]);
     s.finding(Code::L001, format!("{}: the label is {label}, the input id is {id}{hint}", places(&wrong)))
+}
+
+/// P001, second kind: a label on the first token of a sequence that no prompt stands before. It is no target here; a trainer
+/// that shifts the whole pack would learn it from the sequence before.
+pub fn p001(s: &Subject<'_>) -> Option<Finding> {
+    let first = |segment: Segment| segment.own.start as usize;
+    let alone = s.sample.segments().filter(|segment| segment.prefix.is_empty()).map(first);
+    let wrong: Vec<usize> = alone.filter(|&i| s.sample.pack.is_some() && i > 0 && s.learned(i)).collect();
+    if wrong.is_empty() {
+        return None;
+    }
+    s.finding(Code::P001, format!("{} supervised across the boundary before a sequence", places(&wrong)))
 }
 
 /// D001, second kind: the response stands in the prompt, token by token.

@@ -9,7 +9,7 @@
 //! | `alpaca` | `instruction`, `output`, perhaps `input`, `history`, `system` |
 //! | `segments` | `segments`: a list of `text` with `train` or `weight` |
 //! | `preference` | `chosen`, with `prompt`, `conversations` or `instruction` before it or within it: the chosen side is learned |
-//! | `tokenised` | `input_ids` with `labels`, `completion_mask` or `assistant_masks` |
+//! | `tokenised` | `input_ids` with `labels`, `completion_mask` or `assistant_masks`; packs with `seq_lengths`, `position_ids` or a numbered `attention_mask` |
 
 mod conversation;
 mod plain;
@@ -17,6 +17,7 @@ mod plain;
 pub use plain::Alpaca;
 
 use crate::chat::Conversation;
+use crate::pack::{Pack, read};
 use crate::policy::Format;
 use crate::row::{Row, type_name};
 use crate::{Error, Origin, Result, RowId};
@@ -78,6 +79,28 @@ pub struct Tokenised {
     pub origins: Option<Vec<Origin>>,
     /// The rendered text, as `--with-text` writes it.
     pub text: Option<String>,
+    /// For a pack, its boundaries (`seq_lengths`, `position_ids`, an `attention_mask` that numbers its sequences).
+    pub pack: Option<Pack>,
+    /// Why the boundaries that it names cannot be: it cannot become a sample (P001).
+    pub broken: Option<String>,
+}
+
+impl Tokenised {
+    /// The row of these tokens of a pack.
+    pub(crate) fn part(&self, tokens: &[usize]) -> Tokenised {
+        fn pick<T: Copy>(values: &[T], tokens: &[usize]) -> Vec<T> {
+            tokens.iter().map(|&i| values[i]).collect()
+        }
+        Tokenised {
+            input_ids: pick(&self.input_ids, tokens),
+            labels: self.labels.as_ref().map(|v| pick(v, tokens)),
+            mask: self.mask.as_ref().map(|v| pick(v, tokens)),
+            attention: self.attention.as_ref().map(|v| pick(v, tokens)),
+            weights: self.weights.as_ref().map(|v| pick(v, tokens)),
+            origins: self.origins.as_ref().map(|v| pick(v, tokens)),
+            ..Tokenised::default()
+        }
+    }
 }
 
 /// The masks that name the response, in order of preference.
@@ -132,13 +155,6 @@ impl Example {
 /// The format that a row's fields make.
 fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     let has = |key: &str| fields.contains_key(key);
-    if has("seq_lengths") && has("input_ids") {
-        return Err(Error::row(
-            id.clone(),
-            "the row is a pack of several rows (it has \"seq_lengths\"): packs are not read yet",
-            "prepare the rows without packing",
-        ));
-    }
     let labelled = has("labels") || MASKS.iter().any(|m| has(m));
     if has("input_ids") && labelled {
         return Ok(Format::Tokenised);
@@ -336,9 +352,18 @@ impl Reader<'_> {
                 row.mask = Some(self.booleans(key, &list)?);
             }
         }
+        let mut given = read::Given::default();
         if let Some(list) = self.sized("attention_mask", n)? {
-            row.attention = Some(self.booleans("attention_mask", &list)?);
+            // A mask that numbers the sequences of a pack says where they begin, too.
+            if list.iter().any(|value| value.as_u64().is_some_and(|number| number > 1)) {
+                let numbers = self.unsigned("attention_mask", &list)?;
+                row.attention = Some(numbers.iter().map(|&number| number != 0).collect());
+                given.numbers = Some(numbers);
+            } else {
+                row.attention = Some(self.booleans("attention_mask", &list)?);
+            }
         }
+        self.boundaries(&mut row, given)?;
         if let Some(list) = self.sized("weights", n)? {
             let mut weights = Vec::with_capacity(n);
             for (i, value) in list.iter().enumerate() {
@@ -381,6 +406,46 @@ impl Reader<'_> {
             ));
         }
         Ok(Body::Tokenised(Box::new(row)))
+    }
+
+    /// What the row says of its boundaries.
+    fn boundaries(&mut self, row: &mut Tokenised, mut given: read::Given) -> Result<()> {
+        let n = row.input_ids.len();
+        given.attention.clone_from(&row.attention);
+        // A field of this name that lists no numbers is somebody else's, and says nothing of packs.
+        let rows = self.fields.swap_remove("rows");
+        given.rows =
+            rows.as_ref().and_then(Value::as_array).and_then(|l| l.iter().map(Value::as_u64).collect());
+        if let Some(list) = self.list("seq_lengths")? {
+            given.lengths = Some(self.unsigned("seq_lengths", &list)?);
+        }
+        if let Some(list) = self.sized("position_ids", n)? {
+            given.positions = Some(self.unsigned("position_ids", &list)?);
+        }
+        if let Some(list) = self.list("prefix_ranges")? {
+            let range = |(i, value): (usize, &Value)| match value.as_array().map(Vec::as_slice) {
+                Some([start, end]) => {
+                    let ends = self.unsigned("prefix_ranges", &[start.clone(), end.clone()])?;
+                    Ok(ends[0]..ends[1])
+                }
+                _ => Err(self.error(
+                    format!("\"prefix_ranges\"[{i}] is {value}"),
+                    "its entries are [first token, token after the last], [0, 0] for none",
+                )),
+            };
+            given.prefixes = Some(list.iter().enumerate().map(range).collect::<Result<_>>()?);
+        }
+        match read::boundaries(self.id, n, &given) {
+            Ok(pack) => row.pack = pack,
+            Err(why) => row.broken = Some(why),
+        }
+        Ok(())
+    }
+
+    /// A list of numbers of at least 0.
+    fn unsigned(&self, key: &str, list: &[Value]) -> Result<Vec<u32>> {
+        let numbers = self.integers(key, list, 0, i64::from(u32::MAX))?;
+        Ok(numbers.into_iter().map(|number| number as u32).collect())
     }
 
     /// A list, or `None` where the field is missing or null.

@@ -55,11 +55,11 @@ fn finish(
     }
     let labels =
         input_ids.iter().zip(&weights).map(|(&id, &w)| if w == 0.0 { IGNORE } else { id as i32 }).collect();
-    Sample { id, input_ids, labels, origins, weights: column(weights) }
+    Sample { id, input_ids, labels, origins, weights: column(weights), pack: None }
 }
 
 /// A weight column only where some weight is neither 0 nor 1.
-fn column(weights: Vec<f32>) -> Option<Vec<f32>> {
+pub(crate) fn column(weights: Vec<f32>) -> Option<Vec<f32>> {
     weights.iter().any(|w| *w != 0.0 && *w != 1.0).then_some(weights)
 }
 
@@ -71,11 +71,16 @@ fn column(weights: Vec<f32>) -> Option<Vec<f32>> {
 /// masked-in tokens are the response, up to and including its first stop token; a BOS in front and what
 /// stands after the last response are scaffold; the rest is prompt of the section Other.
 /// Padding is what `attention_mask` says.
+///
+/// In a pack each sequence is a row of its own: its first token gets no label of ours, and a token of a shared prompt
+/// gets the weight that it has in all of its rows together.
 pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &Policy) -> Sample {
     let n = row.input_ids.len();
     let origins = row.origins.clone().unwrap_or_else(|| origins(row, special));
+    let pack = row.pack.clone().map(Box::new);
     if policy.objective == Objective::AllTokens {
-        return finish(id, row.input_ids.clone(), origins, vec![0.0; n], policy);
+        let sample = finish(id, row.input_ids.clone(), origins, vec![0.0; n], policy);
+        return confine(Sample { pack, ..sample });
     }
     let given = |i: usize| row.weights.as_ref().map(|w| w[i]);
     match (&row.labels, &row.mask) {
@@ -87,7 +92,7 @@ pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &P
                 .collect();
             let labels =
                 labels.iter().zip(&weights).map(|(&l, &w)| if w == 0.0 { IGNORE } else { l }).collect();
-            Sample { id, input_ids: row.input_ids.clone(), labels, origins, weights: column(weights) }
+            Sample { id, input_ids: row.input_ids.clone(), labels, origins, weights: column(weights), pack }
         }
         (None, mask) => {
             let weights = (0..n)
@@ -97,13 +102,47 @@ pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &P
                     _ => 0.0,
                 })
                 .collect();
-            finish(id, row.input_ids.clone(), origins, weights, policy)
+            let sample = finish(id, row.input_ids.clone(), origins, weights, policy);
+            match row.weights {
+                None => confine(Sample { pack, ..sample }),
+                Some(_) => Sample { pack, ..sample },
+            }
         }
     }
 }
 
-/// Origins of a row that does not name them.
+/// Labels of a pack that were decided token by token: none across a boundary, and in a shared prompt the weight of
+/// all its rows.
+pub(crate) fn confine(mut sample: Sample) -> Sample {
+    let Some(pack) = &sample.pack else { return sample };
+    let mut weights = sample.weights.take().unwrap_or_else(|| {
+        sample.labels.iter().map(|label| if *label == IGNORE { 0.0 } else { 1.0 }).collect()
+    });
+    for segment in &pack.segments {
+        let own = segment.own.start as usize..segment.own.end as usize;
+        if segment.prefix.is_empty() {
+            sample.labels[own.start] = IGNORE;
+            weights[own.start] = 0.0;
+        }
+        weights[own].iter_mut().for_each(|weight| *weight *= segment.copies() as f32);
+    }
+    sample.weights = column(weights);
+    sample
+}
+
+/// Origins of a row that does not name them; in a pack, of each sequence by itself.
 fn origins(row: &Tokenised, special: &Special) -> Vec<Origin> {
+    match &row.pack {
+        None => origins_of(row, special),
+        Some(pack) => {
+            let part = |tokens: Vec<usize>| origins_of(&row.part(&tokens), special);
+            let segments = pack.segments.iter().map(|s| s.own.clone().map(|i| i as usize).collect());
+            segments.flat_map(part).collect()
+        }
+    }
+}
+
+fn origins_of(row: &Tokenised, special: &Special) -> Vec<Origin> {
     let n = row.input_ids.len();
     let real = |i: usize| row.attention.as_ref().is_none_or(|a| a[i]);
     let response = |i: usize| match (&row.mask, &row.labels) {

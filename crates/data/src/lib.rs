@@ -2,7 +2,7 @@
 //!
 //! Data flows one way, a module per room: [`source`] (bytes) → [`row`] → [`example`] → [`render`]
 //! (text and the spans that tile it) → [`tokens`] (ids, bytes, origins) → [`label`] and [`truncate`]
-//! (a [`Sample`]) → [`prepared`] (files), with [`audit`] and [`report`] looking on. [`pipeline`] runs
+//! (a [`Sample`]) → [`pack`] → [`prepared`] (files), with [`audit`] and [`report`] looking on. [`pipeline`] runs
 //! the rooms over a whole source, in parallel and in source order, and [`summary`] counts.
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod example;
 pub mod finding;
 pub mod label;
 pub mod origin;
+pub mod pack;
 pub mod pipeline;
 pub mod policy;
 pub mod prepared;
@@ -32,6 +33,7 @@ pub mod truncate;
 pub use error::{Error, Result};
 pub use finding::{Code, Finding, Level};
 pub use origin::{Origin, Section};
+pub use pack::{Pack, Packer};
 pub use pipeline::{Kept, Mode, Outcome, Pipeline};
 pub use policy::Policy;
 pub use render::{Rendered, Span};

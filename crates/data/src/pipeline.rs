@@ -546,7 +546,7 @@ impl<'a> Rooms<'a> {
                 }
             },
             Body::Chat(conversation) => self.chat(id.clone(), &conversation)?,
-            Body::Tokenised(row) => self.tokenised(id.clone(), *row),
+            Body::Tokenised(row) => self.tokenised(id.clone(), *row)?,
         };
         self.check_vocabulary(&whole.sample)?;
         if whole.sample.targets().next().is_none() {
@@ -674,13 +674,21 @@ impl<'a> Rooms<'a> {
     }
 
     /// A tokenised row to labels, with its findings.
-    fn tokenised(&self, id: RowId, row: Tokenised) -> Whole {
+    fn tokenised(&self, id: RowId, row: Tokenised) -> Result<Whole, Halt> {
         let policy = self.settings.policy;
+        if let Some(why) = &row.broken {
+            let help = "write the length of each sequence as \"seq_lengths\", or leave the rows unpacked";
+            return Err(Halt::Row(Bad {
+                error: Error::row(id, format!("P001: {why}"), help),
+                code: Code::P001,
+                others: Vec::new(),
+            }));
+        }
         let sample = label::label_tokenised(id, &row, &self.special, policy);
         let asked = self.settings.asked.unwrap_or(policy);
         let subject = Subject { sample: &sample, given: Some(&row), special: &self.special, policy: asked };
         let findings = audit::audit(&subject);
-        Whole { sample, findings, text: row.text.filter(|_| self.settings.keep_text), bytes: None }
+        Ok(Whole { sample, findings, text: row.text.filter(|_| self.settings.keep_text), bytes: None })
     }
 
     /// Ids that the model has no embedding for.
@@ -735,6 +743,18 @@ impl<'a> Rooms<'a> {
         let policy = self.settings.policy;
         let Whole { sample, mut findings, text, bytes } = whole;
         let (n, max) = (sample.len(), policy.max_length.unwrap_or(usize::MAX));
+        // A pack is as long as whoever made it wanted: only its rows are held to max_length, and none is cut.
+        if sample.pack.is_some() {
+            let longest = sample.longest_row();
+            if longest > max && self.settings.mode != Mode::Verify {
+                let message = format!("a row of the pack has {longest} tokens, max_length is {max}");
+                let help = "raise max_length, or prepare the rows again: a pack is not cut";
+                let error = Error::row(id, message, help);
+                return Err(Halt::Row(Bad { error, code: Code::T001, others: findings }));
+            }
+            let hash = hash_ids(&sample.input_ids);
+            return Ok((Outcome::Kept(Kept { sample, findings, cuts: Vec::new(), text, bytes }), hash));
+        }
         let plan = match truncate::fit(&sample.origins, policy.truncation_mode, policy.max_length) {
             Fit::Whole => {
                 let hash = hash_ids(&sample.input_ids);
@@ -803,6 +823,7 @@ fn cut_sample(sample: Sample, plan: &Plan) -> Sample {
         labels: plan.apply(&sample.labels),
         origins: plan.apply(&sample.origins),
         weights: weights.filter(|w| w.iter().any(|w| *w != 0.0 && *w != 1.0)),
+        pack: sample.pack.map(|pack| Box::new(pack.cut(plan))),
     }
 }
 

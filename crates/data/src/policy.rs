@@ -159,6 +159,12 @@ pub struct Policy {
     /// Variables for the chat template, under those of a row's own `chat_template_kwargs`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub template_kwargs: BTreeMap<String, serde_json::Value>,
+    /// Put rows together into packs of at most `max_length` tokens.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub packing: bool,
+    /// In a pack, compute a prompt that several rows have once.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub share_prefix: bool,
 }
 
 /// True for a value that a policy need not write down: data prepared before there was such a choice keeps its fingerprint.
@@ -188,6 +194,8 @@ impl Default for Policy {
             supervise: Supervise::All,
             template_date: None,
             template_kwargs: BTreeMap::new(),
+            packing: false,
+            share_prefix: false,
         }
     }
 }

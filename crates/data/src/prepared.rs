@@ -6,6 +6,7 @@
 //! `journal` by which a killed run goes on.
 
 pub mod columnar;
+mod folder;
 mod job;
 mod journal;
 mod manifest;

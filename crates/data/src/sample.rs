@@ -1,5 +1,6 @@
 //! What the trainer receives: ids, labels, origins, weights.
 
+use crate::pack::{Pack, Segment};
 use crate::{IGNORE, Origin};
 use std::{fmt, path::Path, sync::Arc};
 
@@ -24,10 +25,10 @@ impl fmt::Display for RowId {
     }
 }
 
-/// One row, ready for training. All vectors have the same length.
+/// One row, or a pack of rows, ready for training. All vectors have the same length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// The row that it was made from.
+    /// The row that it was made from; of a pack made here, its first row, of a pack that was read, its own line.
     pub id: RowId,
     /// Token ids.
     pub input_ids: Vec<u32>,
@@ -37,16 +38,40 @@ pub struct Sample {
     pub origins: Vec<Origin>,
     /// A weight per token (of its label); `None` where all weights are 0 or 1.
     pub weights: Option<Vec<f32>>,
+    /// For a pack of rows, who sees whom.
+    pub pack: Option<Box<Pack>>,
 }
 
 impl Sample {
     /// Targets after the shift: `(position of the hidden row, id to predict, weight)`. The label at index 0
-    /// has no hidden row before it and is not a target; labels of weight 0 are not targets.
+    /// has no hidden row before it and is not a target; labels of weight 0 are not targets. In a pack the same holds
+    /// for each row: no target crosses a boundary, and the last row of a shared prompt predicts the first token of
+    /// each response.
     pub fn targets(&self) -> impl Iterator<Item = (u32, u32, f32)> + '_ {
-        (1..self.labels.len()).filter(|&i| self.labels[i] != IGNORE).filter_map(|i| {
-            let weight = self.weights.as_ref().map_or(1.0, |w| w[i]);
-            (weight != 0.0).then(|| (i as u32 - 1, self.labels[i] as u32, weight))
+        self.segments().flat_map(move |segment| {
+            segment.own.clone().filter(|&i| self.labels[i as usize] != IGNORE).filter_map(move |i| {
+                let weight = self.weights.as_ref().map_or(1.0, |w| w[i as usize]);
+                let row = segment.predictor(i)?;
+                (weight != 0.0).then(|| (row, self.labels[i as usize] as u32, weight))
+            })
         })
+    }
+
+    /// The runs that attention keeps to themselves: those of a pack, else the one that is all of it.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        let packed = self.pack.iter().flat_map(|pack| pack.segments.iter().cloned());
+        let whole = self.pack.is_none().then(|| Segment::whole(0..self.len() as u32));
+        packed.chain(whole)
+    }
+
+    /// Number of rows: 1, or those of a pack.
+    pub fn rows(&self) -> usize {
+        self.pack.as_ref().map_or(1, |pack| pack.rows.len())
+    }
+
+    /// Tokens of its longest row, a shared prompt included: the positions that a model needs for it.
+    pub fn longest_row(&self) -> usize {
+        self.segments().map(|segment| segment.row_len() as usize).max().unwrap_or(0)
     }
 
     /// Number of tokens.

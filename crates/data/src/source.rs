@@ -618,8 +618,11 @@ fn sniff(path: &Path, head: &[u8]) -> Result<Layout> {
             let (line, rest) = content.split_at(line_end);
             let second = rest.trim_ascii_start();
             if let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(line) {
-                // A whole object on the first line. It holds the rows only if it is alone.
-                let holds = LIST_KEYS.iter().any(|k| matches!(object.get(*k), Some(Value::Array(_))));
+                // A whole object on the first line. It holds the rows only if it is alone; the "rows" of a pack are
+                // numbers.
+                let rows =
+                    |list: &Value| list.as_array().is_some_and(|l| !l.first().is_some_and(Value::is_number));
+                let holds = LIST_KEYS.iter().any(|k| object.get(*k).is_some_and(rows));
                 return Ok(if holds && second.is_empty() { Layout::Object } else { Layout::Lines });
             }
             let mut scan = Scan::default();
@@ -666,7 +669,8 @@ fn opens_list(content: &[u8]) -> bool {
         let quoted = format!("\"{key}\"");
         text.find(&quoted).is_some_and(|at| {
             let after = text[at + quoted.len()..].trim_start();
-            after.strip_prefix(':').is_some_and(|v| v.trim_start().starts_with('['))
+            let list = after.strip_prefix(':').and_then(|v| v.trim_start().strip_prefix('['));
+            list.is_some_and(|first| !first.trim_start().starts_with(|c: char| c.is_ascii_digit()))
         })
     })
 }

@@ -175,31 +175,35 @@ impl Summary {
         self.tokens += n;
         self.longest = self.longest.max(n);
         let mut targets = 0;
-        let mut at = 0;
-        while at < sample.len() {
-            // Origins come in runs: one look-up for each.
-            let name = sample.origins[at].name();
-            let end = at + sample.origins[at..].iter().take_while(|o| **o == sample.origins[at]).count();
-            let stats = self.sections.entry(name).or_default();
-            let (mut supervised, mut weights) = (0, 0.0);
-            for i in at..end {
-                if sample.labels[i] != IGNORE {
-                    supervised += 1;
-                    if i > 0 {
-                        let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
-                        targets += u64::from(weight != 0.0);
-                        weights += f64::from(weight);
+        for segment in sample.segments() {
+            let (mut at, stop) = (segment.own.start as usize, segment.own.end as usize);
+            while at < stop {
+                // Origins come in runs: one look-up for each.
+                let origin = sample.origins[at];
+                let end = at + sample.origins[at..stop].iter().take_while(|o| **o == origin).count();
+                let stats = self.sections.entry(origin.name()).or_default();
+                let first = at + usize::from(segment.predictor(at as u32).is_none());
+                let (mut supervised, mut weights) = (0, 0.0);
+                for i in at..end {
+                    if sample.labels[i] != IGNORE {
+                        supervised += 1;
+                        if i >= first {
+                            let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
+                            targets += u64::from(weight != 0.0);
+                            weights += f64::from(weight);
+                        }
                     }
                 }
+                stats.tokens += (end - at) as u64;
+                stats.supervised += supervised;
+                stats.weight_after += weights;
+                self.supervised_tokens += supervised;
+                if origin != Origin::Padding {
+                    // A shared prompt would be learned in each of its rows.
+                    stats.targets_before += u64::from(segment.copies()) * (end - first) as u64;
+                }
+                at = end;
             }
-            stats.tokens += (end - at) as u64;
-            stats.supervised += supervised;
-            stats.weight_after += weights;
-            self.supervised_tokens += supervised;
-            if sample.origins[at] != Origin::Padding {
-                stats.targets_before += (end - at.max(1)) as u64;
-            }
-            at = end;
         }
         self.targets += targets;
         self.trainable_rows += u64::from(targets > 0);

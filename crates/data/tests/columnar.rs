@@ -84,7 +84,10 @@ fn what_has_no_json_form_is_refused_by_name() {
     for (column, message) in [
         (0, "column \"image\": its bytes are not UTF-8 text (byte 0 is 0xff); leave the column out"),
         (1, "column \"inf\": inf is no finite number"),
-        (2, "column \"span\": its type Interval(MonthDayNano) has no JSON form; leave the column out or cast it"),
+        (
+            2,
+            "column \"span\": its type Interval(MonthDayNano) has no JSON form; leave the column out or cast it",
+        ),
     ] {
         assert_eq!(fields(&batch.project(&[column]).unwrap(), 0).unwrap_err(), message);
     }
@@ -162,7 +165,8 @@ fn broken_dataset_folders_are_refused() {
     assert!(saved_dataset(scratch.dir.path()).is_err());
     // Older versions of datasets wrote the key where there were no indices.
     let scratch = Scratch::new();
-    scratch.file("state.json", r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": null}"#);
+    scratch
+        .file("state.json", r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": null}"#);
     assert_eq!(saved_files(scratch.dir.path()).len(), 1);
 }
 
@@ -203,7 +207,8 @@ impl Made {
         let input_ids: Vec<u32> = (0..n)
             .map(|_| if random.below(100) == 0 { i32::MAX as u32 } else { random.below(150_000) as u32 })
             .collect();
-        let labels = input_ids.iter().map(|&id| if random.below(2) == 0 { -100 } else { id as i32 }).collect();
+        let labels =
+            input_ids.iter().map(|&id| if random.below(2) == 0 { -100 } else { id as i32 }).collect();
         let origins =
             (0..n).map(|_| Origin::from_letter(b"BSCKUTORE-"[random.below(10) as usize] as char).unwrap());
         let weight = |random: &mut Random| f32::from_bits(random.below(0x7f7f_ffff) as u32);
@@ -316,9 +321,14 @@ fn a_folder_appears_whole_and_replaces_only_a_dataset() {
         std::fs::write(sink.path().join("manifest.json"), "{}").unwrap();
         write(sink, &made(n), columns);
         let rows = read(&saved_files(&folder)[0]).unwrap();
-        assert_eq!(rows.iter().map(|r| r["row"].as_u64().unwrap()).collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
-        let mut names: Vec<_> =
-            std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(
+            rows.iter().map(|r| r["row"].as_u64().unwrap()).collect::<Vec<_>>(),
+            (0..n).collect::<Vec<_>>()
+        );
+        let mut names: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, ["data-00000-of-00001.arrow", "dataset_info.json", "manifest.json", "state.json"]);
         assert_eq!(scratch.names(), ["out"]);
@@ -352,7 +362,9 @@ fn records_that_do_not_fit_the_columns_are_refused() {
     assert!(refused(one, Columns { weights: true, ..one }, keep).starts_with("row 5 has weights"));
     assert!(refused(one, pack, keep).starts_with("row 5 is a pack"));
     assert!(refused(pack, one, keep).starts_with("row 5 is a single row"));
-    assert!(refused(pack, Columns { prefix_ranges: true, ..pack }, keep).starts_with("row 5 has prefix ranges"));
+    assert!(
+        refused(pack, Columns { prefix_ranges: true, ..pack }, keep).starts_with("row 5 has prefix ranges")
+    );
     let message = refused(one, one, |made| made.input_ids[0] = 1 << 31);
     assert!(message.starts_with("row 5 has the token id 2147483648"), "{message}");
     assert_eq!(scratch.names(), Vec::<String>::new());
@@ -368,7 +380,8 @@ fn small_files(scratch: &Scratch) -> Vec<PathBuf> {
     write(FolderSink::create(&folder, columns).unwrap(), &made, columns);
     let mut files = saved_files(&folder);
     files.push(ours);
-    let theirs = ["tokens.parquet", "types_gzip.parquet", "types_lz4.arrow", "types_zstd.arrow", "types_stream.arrow"];
+    let theirs =
+        ["tokens.parquet", "types_gzip.parquet", "types_lz4.arrow", "types_zstd.arrow", "types_stream.arrow"];
     files.extend(theirs.map(|name| fixtures().join(name)));
     files
 }
@@ -399,7 +412,8 @@ fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
             for _ in 0..1 + random.below(2) {
                 // The ends describe the rest: half of the flips go there.
                 let n = bytes.len() as u64;
-                let at = if random.below(2) == 0 { random.below(n) } else { n - 1 - random.below(n.min(1500)) };
+                let at =
+                    if random.below(2) == 0 { random.below(n) } else { n - 1 - random.below(n.min(1500)) };
                 flipped[at as usize] ^= 1 << random.below(8);
             }
             refused += usize::from(read(&scratch.file("flipped", &flipped)).is_err());

@@ -127,11 +127,6 @@ fn fields_that_are_missing_null_or_of_a_wrong_type() {
 }
 
 #[test]
-fn packs_are_named_as_such() {
-    assert!(error(r#"{"input_ids": [1, 2], "labels": [1, 2], "seq_lengths": [1, 1]}"#).0.contains("pack"));
-}
-
-#[test]
 fn tokenised_rows_that_contradict_themselves() {
     let cases = [
         (r#"{"input_ids": [], "labels": []}"#, "\"input_ids\" is empty"),

@@ -8,14 +8,14 @@ use crate::{interrupt, rows};
 use std::path::{Path, PathBuf};
 use suasion_data::Code;
 use suasion_data::pipeline::Pipeline;
-use suasion_data::prepared::{self, Job, Layout, Start, findings_path, manifest_path};
+use suasion_data::prepared::{self, Form, Job, Layout, Start, findings_path, manifest_path};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
 pub struct PrepareArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The file to write: .jsonl (also .jsonl.gz, .jsonl.zst)
+    /// What to write: .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder for datasets.load_from_disk
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Add the rendered text to each line
@@ -45,6 +45,11 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     let tokenizer = loading::tokenizer(&model)?;
     let policy = config.policy();
+    if policy.packing && args.with_text {
+        return Err(
+            Failure::usage("--with-text: a pack has no text of its own", "leave one of the two out").into()
+        );
+    }
     let template = loading::template(ui, &model, tokenizer.as_ref());
     let mut pipeline = Pipeline::new(tokenizer.as_ref(), &policy);
     pipeline.template = template.as_ref();
@@ -75,6 +80,14 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         ui::count(counts.supervised_tokens),
         ui::percent(counts.supervised_tokens, counts.tokens)
     ));
+    if let Some(fill) = &manifest.packs {
+        ui.say(format_args!(
+            "{} of at most {} tokens, {:.2} % full",
+            ui::plural(fill.packs, "pack"),
+            ui::count(fill.capacity),
+            100.0 * fill.rate()
+        ));
+    }
     for (code, found) in &counts.findings {
         let meaning =
             Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.meaning());
@@ -131,22 +144,18 @@ fn size(text: &str) -> Result<u64, String> {
     if bytes >= 1.0 { Ok(bytes as u64) } else { Err("a shard holds at least one byte".into()) }
 }
 
-/// The outputs of the contract that this version does not write are refused by name.
+/// An output's form is told by its name.
 fn check_output(path: &Path) -> anyhow::Result<()> {
-    let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-    let refused = |what: &str| {
-        let message = format!("{}: {what}", path.display());
-        Err(Failure::usage(message, "write a .jsonl file (also .jsonl.gz or .jsonl.zst)").into())
-    };
-    if plain.ends_with(".jsonl") && !path.is_dir() {
-        Ok(())
-    } else if plain.ends_with(".parquet") {
-        refused("parquet output is not supported yet")
-    } else if path.is_dir() || !plain.contains('.') {
-        refused("a folder for datasets.load_from_disk is not supported yet")
-    } else {
-        refused("the output's format is told by its name, and this is none that can be written")
+    match Form::of(path) {
+        Some(_) => Ok(()),
+        None => Err(Failure::usage(
+            format!(
+                "{}: the output's form is told by its name, and this is none that can be written",
+                path.display()
+            ),
+            "write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder, which has no ending",
+        )
+        .into()),
     }
 }
 

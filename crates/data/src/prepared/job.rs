@@ -1,10 +1,10 @@
 //! Preparing a source: is what is there still right, else read, label and write.
 
-use super::Manifest;
 use super::journal::{Journal, partial_path};
 use super::manifest::Inputs;
-use super::output::Output;
+use super::output::{Output, Plan};
 use super::sink::{Form, Layout, encode};
+use super::{Manifest, ending, folder};
 use crate::pipeline::{Pipeline, Progress};
 use crate::source::Source;
 use crate::{Error, Result};
@@ -54,12 +54,18 @@ pub fn prepare(
     begin: impl FnOnce(&Start),
     mut progress: impl FnMut(Progress),
 ) -> Result<Manifest> {
-    let Job { pipeline, output, layout, .. } = *job;
+    let Job { pipeline, output, .. } = *job;
     let form = Form::of(output).ok_or_else(|| Error::Source {
         path: output.to_path_buf(),
         message: "the output's form is told by its name, and this is none that can be written".into(),
-        help: "write a .jsonl file (also .jsonl.gz or .jsonl.zst)".into(),
+        help: "write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder, which has no ending".into(),
     })?;
+    let mut layout = job.layout;
+    if form == Form::Folder {
+        folder::replaceable(output)?;
+        layout.max_shard_bytes.get_or_insert(folder::SHARD_BYTES);
+    }
+    let plan = Plan { target: output, form, layout, policy: pipeline.policy };
     let inputs = Inputs::of(pipeline, form, layout);
     let former = Manifest::of_output(output);
     let mut start = Start::Anew;
@@ -90,13 +96,13 @@ pub fn prepare(
     for _ in 0..done.rows {
         source.next_row()?;
     }
-    let mut files = Output::new(output, form, layout, journal);
+    let mut files = Output::new(plan, journal);
     let run = pipeline.over(
         source,
         &mut seen,
-        |outcome| encode(form, layout, outcome),
+        |outcome| encode(&plan, outcome),
         |chunk| {
-            chunk.rows.iter().try_for_each(|(outcome, encoded)| files.write(outcome, encoded))?;
+            chunk.rows.into_iter().try_for_each(|(outcome, encoded)| files.write(outcome, &encoded))?;
             files.between(chunk.summary)?;
             let Progress { rows, tokens, .. } = chunk.progress;
             progress(Progress { rows: done.rows + rows, tokens: done.tokens + tokens, ..chunk.progress });
@@ -119,6 +125,8 @@ pub fn prepare(
     summary.template = run.template.clone().or(summary.template);
     let unread = || Error::io(job.source, std::io::ErrorKind::UnexpectedEof.into());
     let manifest = Manifest::new(&summary, &inputs, run.source.clone().ok_or_else(unread)?);
-    let former = former.map(|former| former.paths(output)).unwrap_or_default();
+    // Data of another form under the same name is somebody's still.
+    let mut former = former.map(|former| former.paths(output)).unwrap_or_default();
+    former.retain(|path| form != Form::Folder && ending(path) == ending(output));
     files.finish(manifest, &run, &former)
 }

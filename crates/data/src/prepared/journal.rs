@@ -5,6 +5,7 @@
 //! goes on behind the last shard; another job starts anew.
 
 use crate::atomic::{Written, write_atomic};
+use crate::pack::Fill;
 use crate::pipeline::Duplicates;
 use crate::summary::Summary;
 use crate::{Error, Result};
@@ -29,16 +30,18 @@ pub(super) struct Journal {
 /// A finished shard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Shard {
-    /// Its records; `None` where its rows left none.
+    /// Its file of records; `None` where its rows left none.
     pub data: Option<(String, Written)>,
     /// Its findings.
     pub findings: String,
     /// Rows and hashes of its records, for the shards behind it.
     pub hashes: String,
-    /// Records in it.
-    pub records: u64,
+    /// Rows in it.
+    pub kept: u64,
     /// All rows of the source up to its end.
     pub summary: Summary,
+    /// All packs up to its end.
+    pub fill: Fill,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,7 +63,7 @@ impl Journal {
             let length = |name: &String| fs::metadata(folder.join(name)).map(|m| m.len()).ok();
             shard.data.as_ref().is_none_or(|(name, written)| length(name) == Some(written.bytes))
                 && length(&shard.findings).is_some()
-                && length(&shard.hashes) == Some(shard.records * ENTRY as u64)
+                && length(&shard.hashes) == Some(shard.kept * ENTRY as u64)
         };
         let shards = match found {
             Some(found) if found.job == job => {
@@ -92,7 +95,7 @@ impl Journal {
             let io_error = |e| Error::io(&path, e);
             let mut file = BufReader::new(fs::File::open(&path).map_err(io_error)?);
             let (mut row, mut hash) = ([0; 8], [0; 16]);
-            for _ in 0..shard.records {
+            for _ in 0..shard.kept {
                 file.read_exact(&mut row).map_err(io_error)?;
                 file.read_exact(&mut hash).map_err(io_error)?;
                 seen.first(u128::from_le_bytes(hash), u64::from_le_bytes(row))?;

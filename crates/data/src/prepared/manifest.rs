@@ -3,6 +3,7 @@
 use super::sink::{Form, Layout};
 use super::{findings_path, manifest_path};
 use crate::atomic::Written;
+use crate::pack::Fill;
 use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
 use crate::policy::{Objective, Policy};
 use crate::source::{Source, SourceHash};
@@ -43,12 +44,15 @@ pub struct Manifest {
     /// The files of rows, in order.
     #[serde(default)]
     pub files: Vec<OutputFile>,
+    /// How full the packs are, where rows were packed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packs: Option<Fill>,
 }
 
 /// A file of rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputFile {
-    /// Its name, beside the manifest.
+    /// Its name, beside the manifest; in a folder, with the folder's name and `/`.
     pub name: String,
     /// What it holds.
     #[serde(flatten)]
@@ -189,6 +193,7 @@ impl Manifest {
             vocab_size,
             layout,
             files: Vec::new(),
+            packs: None,
         }
     }
 
@@ -200,8 +205,9 @@ impl Manifest {
         let data = data.as_ref();
         let name = data.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         // Raw rows in x.jsonl.gz may lie beside prepared ones in x.jsonl.
-        Ok(Manifest::read(&manifest_path(data))?
-            .filter(|m| m.files.is_empty() || m.files.iter().any(|file| file.name == name)))
+        Ok(Manifest::read(&manifest_path(data))?.filter(|m| {
+            m.files.is_empty() || m.files.iter().any(|file| file.name.split('/').next() == Some(&name))
+        }))
     }
 
     /// The manifest of an output as the user names it, if a preparation has left one that can be read.

@@ -1,26 +1,44 @@
 //! The files that a run writes: one beside its findings, or shards in a folder of their own until all are there.
 
+use super::columnar::Columns;
 use super::journal::{Journal, Shard};
 use super::sink::{Form, Layout, Sink};
-use super::{Manifest, OutputFile, ending, findings_path, manifest_path, shard_path};
-use crate::atomic::{AtomicFile, Complete, write_atomic};
+use super::{Manifest, OutputFile, Record, findings_path, folder, manifest_path, shard_path};
+use crate::atomic::{AtomicFile, write_atomic};
+use crate::pack::{Fill, Packer};
 use crate::pipeline::{Outcome, hash_ids};
 use crate::summary::Summary;
-use crate::{Error, Finding, Result};
+use crate::{Error, Finding, Policy, Result, Sample};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+/// About what a token takes before compression in each of the forms, which is what shards are measured by: an id, a
+/// label and a letter, as text (where most labels are -100) or in columns of four, eight and one bytes.
+const BYTES_PER_TOKEN: u64 = 13;
+
+/// What all files of an output have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Plan<'a> {
+    /// The output as the user named it.
+    pub target: &'a Path,
+    pub form: Form,
+    pub layout: Layout,
+    pub policy: &'a Policy,
+}
+
 /// Files that are being written. Nothing appears under the output's name before [`Output::finish`].
-pub(super) struct Output {
-    target: PathBuf,
-    form: Form,
-    layout: Layout,
+pub(super) struct Output<'a> {
+    plan: Plan<'a>,
     /// The finished shards; `None` where the output is one file.
     journal: Option<Journal>,
     /// All rows before this run.
     before: Summary,
     open: Option<Open>,
+    /// Rows that wait for others to be packed with.
+    packer: Option<Packer>,
+    /// How full the packs are whose packer has finished.
+    fill: Fill,
 }
 
 /// The files of the shard that is being written, or of the one file.
@@ -32,52 +50,85 @@ struct Open {
     findings: AtomicFile,
     /// For shards only.
     hashes: Option<AtomicFile>,
+    /// Rows whose hashes are in it.
+    kept: u64,
+    /// About the bytes of these rows, before compression.
+    size: u64,
 }
 
-impl Output {
+impl<'a> Output<'a> {
     /// Goes on behind the journal's shards, or starts one file where there is no journal.
-    pub fn new(target: &Path, form: Form, layout: Layout, journal: Option<Journal>) -> Output {
+    pub fn new(plan: Plan<'a>, journal: Option<Journal>) -> Output<'a> {
         let before = journal.as_ref().map(Journal::summary).unwrap_or_default();
-        Output { target: target.to_path_buf(), form, layout, journal, before, open: None }
+        let fill = journal.as_ref().and_then(|j| j.shards.last()).map(|shard| shard.fill).unwrap_or_default();
+        Output { plan, journal, before, open: None, packer: Packer::of(plan.policy), fill }
     }
 
-    /// Writes what became of a row: its record, its findings, or both.
+    /// Writes what became of a row: its record, its findings, or both. `encoded` is what [`super::sink::encode`] made
+    /// of it.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
-    pub fn write(&mut self, outcome: &Outcome, encoded: &[u8]) -> Result<()> {
-        let (target, form) = (self.target.clone(), self.form);
-        let data = match &self.journal {
-            Some(journal) => journal.next(&ending(&self.target)),
-            None => target,
-        };
+    pub fn write(&mut self, outcome: Outcome, encoded: &[u8]) -> Result<()> {
         let open = self.open()?;
-        if let Outcome::Kept(kept) = outcome {
-            let sink = match &mut open.sink {
-                Some(sink) => sink,
-                none => none.insert(Sink::create(form, data)?),
-            };
-            sink.write(kept, encoded)?;
-            if let Some(hashes) = &mut open.hashes {
-                let entry = Journal::hash_entry(kept.sample.id.row, hash_ids(&kept.sample.input_ids));
-                hashes.write_all(&entry).map_err(|e| Error::io(&open.path, e))?;
+        outcome.findings().iter().try_for_each(|finding| open.finding(finding))?;
+        let Outcome::Kept(kept) = outcome else { return Ok(()) };
+        if let Some(hashes) = &mut open.hashes {
+            let entry = Journal::hash_entry(kept.sample.id.row, hash_ids(&kept.sample.input_ids));
+            hashes.write_all(&entry).map_err(|e| Error::io(&open.path, e))?;
+        }
+        open.kept += 1;
+        open.size += kept.sample.len() as u64 * BYTES_PER_TOKEN;
+        let packs = match &mut self.packer {
+            Some(packer) => packer.push(kept.sample),
+            None => {
+                let text = kept.text.as_deref().filter(|_| self.plan.layout.with_text);
+                let record = Record::of(&kept.sample, text);
+                return self.sink()?.write(&record, Some(encoded));
+            }
+        };
+        self.write_packs(&packs)
+    }
+
+    fn write_packs(&mut self, packs: &[Sample]) -> Result<()> {
+        for sample in packs {
+            match &sample.pack {
+                Some(pack) => self.sink()?.write(&pack.columns().record(sample), None)?,
+                None => self.sink()?.write(&Record::of(sample, None), None)?,
             }
         }
-        outcome.findings().iter().try_for_each(|finding| open.finding(finding))
+        Ok(())
     }
 
     fn open(&mut self) -> Result<&mut Open> {
-        if self.open.is_none() {
-            let (findings, hashes) = match &self.journal {
-                Some(journal) => {
-                    let findings = AtomicFile::create(journal.next(".findings.jsonl"))?;
-                    (findings, Some(AtomicFile::create(journal.next(".hashes"))?))
-                }
-                None => (AtomicFile::create(findings_path(&self.target))?, None),
-            };
-            self.open = Some(Open { path: self.target.clone(), sink: None, findings, hashes });
+        let target = self.plan.target;
+        match &mut self.open {
+            Some(open) => Ok(open),
+            none => {
+                let (findings, hashes) = match &self.journal {
+                    Some(journal) => {
+                        let findings = AtomicFile::create(journal.next(".findings.jsonl"))?;
+                        (findings, Some(AtomicFile::create(journal.next(".hashes"))?))
+                    }
+                    None => (AtomicFile::create(findings_path(target))?, None),
+                };
+                let path = target.to_path_buf();
+                Ok(none.insert(Open { path, sink: None, findings, hashes, kept: 0, size: 0 }))
+            }
         }
-        self.open.as_mut().ok_or_else(|| Error::io(&self.target, io::ErrorKind::NotFound.into()))
+    }
+
+    /// The file of records, started where there is none yet.
+    fn sink(&mut self) -> Result<&mut Sink> {
+        let plan = self.plan;
+        let path = match &self.journal {
+            Some(journal) => journal.next(&plan.form.ending(plan.target)),
+            None => plan.target.to_path_buf(),
+        };
+        match &mut self.open()?.sink {
+            Some(sink) => Ok(sink),
+            none => Ok(none.insert(Sink::create(plan.form, path, plan.columns())?)),
+        }
     }
 
     /// Called between chunks of rows with the run in numbers: ends the shard where it is full.
@@ -85,8 +136,8 @@ impl Output {
     /// # Errors
     /// [`Error::Io`], a full disk among them.
     pub fn between(&mut self, run: &Summary) -> Result<()> {
-        let size = self.open.as_ref().and_then(|open| open.sink.as_ref()).map_or(0, |sink| sink.size);
-        match self.layout.max_shard_bytes {
+        let size = self.open.as_ref().map_or(0, |open| open.size);
+        match self.plan.layout.max_shard_bytes {
             Some(most) if size >= most => self.end_shard(run),
             _ => Ok(()),
         }
@@ -112,19 +163,24 @@ impl Output {
         }
     }
 
+    /// Packs the rows that wait; a packer for the rows behind them takes its place.
+    fn flush(&mut self) -> Result<()> {
+        let Some(packer) = std::mem::replace(&mut self.packer, Packer::of(self.plan.policy)) else {
+            return Ok(());
+        };
+        let (packs, fill) = packer.finish();
+        self.fill.add(fill);
+        self.write_packs(&packs)
+    }
+
     fn end_shard(&mut self, run: &Summary) -> Result<()> {
+        self.flush()?;
         let (Some(journal), Some(open)) = (&mut self.journal, self.open.take()) else { return Ok(()) };
         let name = |ending: &str| file_name(&journal.next(ending));
         let (findings, hashes) = (name(".findings.jsonl"), name(".hashes"));
-        let data_name = name(&ending(&self.target));
-        let records = open.sink.as_ref().map_or(0, |sink| sink.records);
+        let data_name = name(&self.plan.form.ending(self.plan.target));
         let data = match open.sink {
-            Some(sink) => {
-                let complete = sink.complete()?;
-                let written = complete.written.clone();
-                complete.publish()?;
-                Some((data_name, written))
-            }
+            Some(sink) => Some((data_name, sink.complete()?.publish()?)),
             None => None,
         };
         open.findings.commit()?;
@@ -133,7 +189,7 @@ impl Output {
         }
         let mut summary = self.before.clone();
         summary.merge(run);
-        journal.add(Shard { data, findings, hashes, records, summary })
+        journal.add(Shard { data, findings, hashes, kept: open.kept, summary, fill: self.fill })
     }
 
     /// Completes the files, writes the manifest with their names, and gives them theirs: the records come last, when
@@ -142,27 +198,23 @@ impl Output {
     /// # Errors
     /// [`Error::Io`], a full disk among them.
     pub fn finish(mut self, mut manifest: Manifest, run: &Summary, former: &[PathBuf]) -> Result<Manifest> {
-        if self.journal.is_some() {
-            self.end_shard(run)?;
-        } else {
-            self.open()?;
-        }
-        let files = match (self.journal.take(), self.open.take()) {
-            (Some(journal), _) => self.publish_shards(journal, &mut manifest)?,
-            (None, Some(open)) => {
-                let sink = match open.sink {
-                    Some(sink) => sink,
-                    None => Sink::create(self.form, self.target.clone())?,
+        self.end_shard(run)?;
+        let target = self.plan.target;
+        manifest.packs = self.plan.policy.packing.then_some(self.fill);
+        let files = match self.journal.take() {
+            Some(journal) => self.publish_shards(journal, &mut manifest)?,
+            None => {
+                self.sink()?;
+                let Some(Open { sink: Some(sink), findings, .. }) = self.open.take() else {
+                    return Err(Error::io(target, io::ErrorKind::NotFound.into()));
                 };
-                open.findings.commit()?;
+                findings.commit()?;
                 let data = sink.complete()?;
-                manifest.files =
-                    vec![OutputFile { name: file_name(&self.target), written: data.written.clone() }];
+                manifest.files = vec![OutputFile { name: file_name(target), written: data.written.clone() }];
                 self.write_manifest(&manifest)?;
                 data.publish()?;
-                vec![self.target.clone()]
+                vec![target.to_path_buf()]
             }
-            (None, None) => Vec::new(),
         };
         for path in former.iter().filter(|path| !files.contains(path)) {
             // What it was made from has changed, so it is not this data any more.
@@ -172,7 +224,7 @@ impl Output {
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
-        write_atomic(manifest_path(&self.target), |w| {
+        write_atomic(manifest_path(self.plan.target), |w| {
             serde_json::to_writer_pretty(&mut *w, manifest)?;
             w.write_all(b"\n")
         })
@@ -180,7 +232,8 @@ impl Output {
 
     /// Findings into one file, then the shards under their names.
     fn publish_shards(&self, journal: Journal, manifest: &mut Manifest) -> Result<Vec<PathBuf>> {
-        let path = findings_path(&self.target);
+        let plan = self.plan;
+        let path = findings_path(plan.target);
         let mut findings = AtomicFile::create(&path)?;
         for shard in &journal.shards {
             let part = journal.folder.join(&shard.findings);
@@ -190,23 +243,52 @@ impl Output {
         findings.commit()?;
         let mut written: Vec<_> = journal.shards.iter().filter_map(|shard| shard.data.clone()).collect();
         if written.is_empty() {
-            let name = format!("none{}", ending(&self.target));
-            let empty: Complete = Sink::create(self.form, journal.folder.join(&name))?.complete()?;
-            written.push((name, empty.written.clone()));
-            empty.publish()?;
+            let name = format!("none{}", plan.form.ending(plan.target));
+            let empty = Sink::create(plan.form, journal.folder.join(&name), plan.columns())?.complete()?;
+            written.push((name, empty.publish()?));
         }
-        let paths: Vec<PathBuf> =
-            (0..written.len()).map(|i| shard_path(&self.target, i, written.len())).collect();
-        manifest.files = (written.iter().zip(&paths))
-            .map(|((_, written), path)| OutputFile { name: file_name(path), written: written.clone() })
+        let n = written.len();
+        let name = |i: usize| match plan.form {
+            Form::Folder => format!("{}/data-{i:05}-of-{n:05}.arrow", file_name(plan.target)),
+            Form::Lines | Form::Parquet => file_name(&shard_path(plan.target, i, n)),
+        };
+        manifest.files = (written.iter().enumerate())
+            .map(|(i, (_, written))| OutputFile { name: name(i), written: written.clone() })
             .collect();
         self.write_manifest(manifest)?;
-        for ((name, _), path) in written.iter().zip(&paths) {
-            fs::rename(journal.folder.join(name), path).map_err(|e| Error::io(path, e))?;
+        let paths = manifest.paths(plan.target);
+        let shards: Vec<PathBuf> = written.iter().map(|(name, _)| journal.folder.join(name)).collect();
+        match plan.form {
+            Form::Folder => {
+                folder::publish(
+                    &shards,
+                    plan.target,
+                    plan.columns(),
+                    &manifest.fingerprint,
+                    &journal.folder,
+                )?;
+            }
+            Form::Lines | Form::Parquet => {
+                for (shard, path) in shards.iter().zip(&paths) {
+                    fs::rename(shard, path).map_err(|e| Error::io(path, e))?;
+                }
+                crate::atomic::sync_folder(plan.target);
+            }
         }
-        crate::atomic::sync_folder(&self.target);
         fs::remove_dir_all(&journal.folder).map_err(|e| Error::io(&journal.folder, e))?;
         Ok(paths)
+    }
+}
+
+impl Plan<'_> {
+    /// The columns of a file of columns, which are fixed before the first row is known. Any row may bring weights.
+    fn columns(&self) -> Columns {
+        Columns {
+            packed: self.policy.packing,
+            prefix_ranges: self.policy.share_prefix,
+            weights: true,
+            text: self.layout.with_text,
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::Record;
 use super::columnar::{ArrowStreamSink, Columns, ParquetSink};
+use super::output::Plan;
 use crate::atomic::{AtomicFile, Complete};
-use crate::pipeline::{Kept, Outcome};
+use crate::pipeline::Outcome;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -41,15 +42,6 @@ impl Form {
             Form::Lines | Form::Parquet => super::ending(output),
         }
     }
-
-    /// About the bytes that a token takes before compression: what shards are measured by.
-    fn bytes_per_token(self) -> u64 {
-        match self {
-            Form::Lines => 13,
-            // An id of four bytes, a label of eight, a letter.
-            Form::Parquet | Form::Folder => 13,
-        }
-    }
 }
 
 /// What decides a file's bytes beside its labels.
@@ -63,18 +55,12 @@ pub struct Layout {
     pub max_shard_bytes: Option<u64>,
 }
 
-impl Layout {
-    /// The record of a row by itself.
-    fn record<'a>(self, kept: &'a Kept) -> Record<'a> {
-        Record::of(&kept.sample, kept.text.as_deref().filter(|_| self.with_text))
-    }
-}
-
-/// What can be made of a row without the others: for JSON Lines, its line.
-pub(super) fn encode(form: Form, layout: Layout, outcome: &Outcome) -> Vec<u8> {
+/// What can be made of a row without the others: for JSON Lines, its line; nothing where it is going to be packed.
+pub(super) fn encode(plan: &Plan<'_>, outcome: &Outcome) -> Vec<u8> {
     let mut line = Vec::new();
-    if let (Form::Lines, Outcome::Kept(kept)) = (form, outcome) {
-        layout.record(kept).write_json(&mut line);
+    if let (Form::Lines, false, Outcome::Kept(kept)) = (plan.form, plan.policy.packing, outcome) {
+        let text = kept.text.as_deref().filter(|_| plan.layout.with_text);
+        Record::of(&kept.sample, text).write_json(&mut line);
     }
     line
 }
@@ -83,11 +69,6 @@ pub(super) fn encode(form: Form, layout: Layout, outcome: &Outcome) -> Vec<u8> {
 pub(super) struct Sink {
     file: Kind,
     path: PathBuf,
-    form: Form,
-    /// About its bytes so far, before compression.
-    pub size: u64,
-    /// Records so far.
-    pub records: u64,
 }
 
 enum Kind {
@@ -108,20 +89,25 @@ impl Sink {
             Form::Parquet => Kind::Parquet(Box::new(ParquetSink::new(&path, file, columns)?)),
             Form::Folder => Kind::Arrow(Box::new(ArrowStreamSink::new(&path, file, columns)?)),
         };
-        Ok(Sink { file, path, form, size: 0, records: 0 })
+        Ok(Sink { file, path })
     }
 
-    /// Writes a row; `encoded` is what [`encode`] made of it.
+    /// Writes a record; `encoded` is what [`encode`] made of it, if it did.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
-    pub fn write(&mut self, kept: &Kept, layout: Layout, encoded: &[u8]) -> Result<()> {
-        self.size += kept.sample.len() as u64 * self.form.bytes_per_token();
-        self.records += 1;
+    pub fn write(&mut self, record: &Record<'_>, encoded: Option<&[u8]>) -> Result<()> {
         match &mut self.file {
-            Kind::Lines(file) => file.write_all(encoded).map_err(|e| Error::io(&self.path, e)),
-            Kind::Parquet(file) => file.write(&layout.record(kept)),
-            Kind::Arrow(file) => file.write(&layout.record(kept)),
+            Kind::Lines(file) => {
+                let mut line = Vec::new();
+                let bytes = encoded.unwrap_or_else(|| {
+                    record.write_json(&mut line);
+                    &line
+                });
+                file.write_all(bytes).map_err(|e| Error::io(&self.path, e))
+            }
+            Kind::Parquet(file) => file.write(record),
+            Kind::Arrow(file) => file.write(record),
         }
     }
 

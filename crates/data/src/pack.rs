@@ -1,0 +1,216 @@
+//! Packs: several rows in one flat run of tokens, with who sees whom.
+//!
+//! A pack is a [`Sample`] with boundaries. Its segments tile its tokens; a segment sees itself and, where it has
+//! one, the earlier segment that is its prefix: a prompt that several rows share, the trunk, with one branch per
+//! row. Positions restart with each segment and go on after a prefix. No target crosses a boundary: the first
+//! token of a segment is predicted by the last token of its prefix, or by nothing.
+//!
+//! [`Packer`] makes packs of rows; [`Sample::unpack`] gives the rows back.
+
+mod packer;
+pub(crate) mod read;
+
+pub use packer::{Fill, Packer, WINDOW_TOKENS};
+
+use crate::label::column;
+use crate::prepared::{Boundaries, Record, Rows};
+use crate::truncate::Plan;
+use crate::{IGNORE, RowId, Sample};
+use std::ops::Range;
+
+/// A run of tokens that attention keeps to itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its tokens.
+    pub own: Range<u32>,
+    /// The tokens of an earlier segment that all of its own see: the prompt that it shares. Empty where there is none.
+    pub prefix: Range<u32>,
+    /// For a shared prompt, the number of segments that go on after it, each the rest of a row; 0 for all others.
+    pub branches: u32,
+}
+
+impl Segment {
+    /// A segment that is a row by itself.
+    pub(crate) fn whole(own: Range<u32>) -> Segment {
+        Segment { own, prefix: 0..0, branches: 0 }
+    }
+
+    /// In how many rows its tokens stand.
+    pub fn copies(&self) -> u32 {
+        self.branches.max(1)
+    }
+
+    /// The token whose hidden state predicts token `i` of the segment; `None` for a token that nothing stands before.
+    pub fn predictor(&self, i: u32) -> Option<u32> {
+        if i > self.own.start { Some(i - 1) } else { self.prefix.end.checked_sub(1) }
+    }
+
+    /// Tokens of the row that it is, or ends: its prefix and its own.
+    pub fn row_len(&self) -> u32 {
+        (self.own.end - self.own.start) + (self.prefix.end - self.prefix.start)
+    }
+}
+
+/// The boundaries of a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pack {
+    /// The rows, in the order in which their responses stand: one for each segment that is no shared prompt.
+    pub rows: Vec<RowId>,
+    /// Tiles the tokens in order.
+    pub segments: Vec<Segment>,
+}
+
+impl Pack {
+    /// A pack of segments of these lengths. `prefixes` has the prefix of each segment: empty, or the tokens of an
+    /// earlier segment that has none itself.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn new(rows: Vec<RowId>, lengths: &[u32], prefixes: Option<&[Range<u32>]>) -> Result<Pack, String> {
+        let mut segments: Vec<Segment> = Vec::with_capacity(lengths.len());
+        let mut at = 0u32;
+        for (i, &length) in lengths.iter().enumerate() {
+            let end = at.checked_add(length).filter(|_| length > 0);
+            let end = end.ok_or_else(|| format!("\"seq_lengths\"[{i}] is {length}"))?;
+            segments.push(Segment::whole(at..end));
+            at = end;
+        }
+        for (i, prefix) in prefixes.unwrap_or_default().iter().enumerate() {
+            if prefix.is_empty() {
+                continue;
+            }
+            let trunk = segments.get(..i).and_then(|before| before.iter().position(|s| s.own == *prefix));
+            match trunk.filter(|&trunk| segments[trunk].prefix.is_empty()) {
+                Some(trunk) => {
+                    segments[trunk].branches += 1;
+                    segments[i].prefix = prefix.clone();
+                }
+                None => {
+                    return Err(format!(
+                        "\"prefix_ranges\"[{i}] is {}..{}, which is no earlier sequence of its own",
+                        prefix.start, prefix.end
+                    ));
+                }
+            }
+        }
+        let pack = Pack { rows, segments };
+        let (named, found) = (pack.rows.len(), pack.ends().count());
+        if named != found {
+            return Err(format!("\"rows\" names {named} rows, and the boundaries make {found}"));
+        }
+        Ok(pack)
+    }
+
+    /// The segments that are a row or end one, in the order of [`Pack::rows`].
+    pub fn ends(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter().filter(|segment| segment.branches == 0)
+    }
+
+    /// The position of each token: restarts with each segment, goes on after a prefix.
+    pub fn positions(&self) -> Vec<u32> {
+        let of = |s: &Segment| s.prefix.end - s.prefix.start..s.row_len();
+        self.segments.iter().flat_map(of).collect()
+    }
+
+    /// The boundaries as a line of prepared data names them.
+    pub fn columns(&self) -> Columns {
+        let shares = self.segments.iter().any(|segment| segment.branches > 0);
+        Columns {
+            rows: self.rows.iter().map(|id| id.row).collect(),
+            seq_lengths: self.segments.iter().map(|s| s.own.end - s.own.start).collect(),
+            position_ids: self.positions(),
+            prefix_ranges: shares.then(|| self.segments.iter().map(|s| s.prefix.clone()).collect()),
+        }
+    }
+
+    /// The boundaries of what a plan leaves. A segment of which nothing is left is gone, and its row with it.
+    pub(crate) fn cut(&self, plan: &Plan) -> Pack {
+        let kept = |range: &Range<u32>| {
+            let before = |i: u32| {
+                let cut = |c: &Range<usize>| c.end.min(i as usize).saturating_sub(c.start) as u32;
+                i - plan.cuts.iter().map(cut).sum::<u32>()
+            };
+            before(range.start)..before(range.end)
+        };
+        let (mut rows, mut segments) = (Vec::new(), Vec::new());
+        let mut ids = self.rows.iter();
+        for segment in &self.segments {
+            let id = if segment.branches == 0 { ids.next() } else { None };
+            let prefix = kept(&segment.prefix);
+            let cut = Segment {
+                own: kept(&segment.own),
+                prefix: if prefix.is_empty() { 0..0 } else { prefix },
+                branches: segment.branches,
+            };
+            if !cut.own.is_empty() {
+                rows.extend(id.cloned());
+                segments.push(cut);
+            }
+        }
+        Pack { rows, segments }
+    }
+}
+
+/// [`Boundaries`] that own what they name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// The 0-based numbers of the rows, in the order in which their responses stand.
+    pub rows: Vec<u64>,
+    /// Tokens of each segment, in order.
+    pub seq_lengths: Vec<u32>,
+    /// Position of each token.
+    pub position_ids: Vec<u32>,
+    /// The prefix of each segment; `None` where no prompt is shared.
+    pub prefix_ranges: Option<Vec<Range<u32>>>,
+}
+
+impl Columns {
+    /// The line of prepared data for the pack that these are the boundaries of.
+    pub fn record<'a>(&'a self, sample: &'a Sample) -> Record<'a> {
+        Record {
+            rows: Rows::Pack(Boundaries {
+                rows: &self.rows,
+                seq_lengths: &self.seq_lengths,
+                position_ids: &self.position_ids,
+                prefix_ranges: self.prefix_ranges.as_deref(),
+            }),
+            ..Record::of(sample, None)
+        }
+    }
+}
+
+impl Sample {
+    /// The rows of a pack, each by itself as if it had never been packed (but for the label of its first token,
+    /// which is no target). A row by itself is its own only row.
+    pub fn unpack(&self) -> Vec<Sample> {
+        let Some(pack) = &self.pack else { return vec![self.clone()] };
+        let copies = |i: usize| {
+            let at = pack.segments.partition_point(|s| s.own.end as usize <= i);
+            pack.segments[at].copies() as f32
+        };
+        let row = |(id, tokens): (&RowId, Vec<usize>)| {
+            let weight = |&i: &usize| match self.labels[i] {
+                IGNORE => 0.0,
+                // A shared token weighs as much as it does in all of its rows together.
+                _ => self.weights.as_ref().map_or(1.0, |weights| weights[i]) / copies(i),
+            };
+            Sample {
+                id: id.clone(),
+                input_ids: tokens.iter().map(|&i| self.input_ids[i]).collect(),
+                labels: tokens.iter().map(|&i| self.labels[i]).collect(),
+                origins: tokens.iter().map(|&i| self.origins[i]).collect(),
+                weights: column(tokens.iter().map(weight).collect()),
+                pack: None,
+            }
+        };
+        pack.rows.iter().zip(pack.row_tokens()).map(row).collect()
+    }
+}
+
+impl Pack {
+    /// For each row, the tokens of the pack that it consists of, in its order.
+    pub(crate) fn row_tokens(&self) -> impl Iterator<Item = Vec<usize>> {
+        let tokens = |s: &Segment| s.prefix.clone().chain(s.own.clone()).map(|i| i as usize).collect();
+        self.ends().map(tokens)
+    }
+}

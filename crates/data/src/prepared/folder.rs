@@ -1,0 +1,105 @@
+//! A folder for `datasets.load_from_disk`: Arrow streams with `state.json` and `dataset_info.json`.
+
+use super::columnar::Columns;
+use crate::atomic::{sync_folder, write_atomic};
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// About the size of a file in such a folder: what `datasets` takes.
+pub(super) const SHARD_BYTES: u64 = 500_000_000;
+
+/// Makes a dataset of finished Arrow streams and lets it appear under `target`. `scratch` is a folder beside `target` in
+/// which it is put together. `fingerprint` is the prepared data's ([`super::Manifest::fingerprint`]).
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Source`] as [`replaceable`].
+pub(super) fn publish(
+    shards: &[PathBuf],
+    target: &Path,
+    columns: Columns,
+    fingerprint: &str,
+    scratch: &Path,
+) -> Result<()> {
+    let folder = scratch.join("folder");
+    let io_error = |e| Error::io(&folder, e);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).map_err(io_error)?;
+    }
+    std::fs::create_dir(&folder).map_err(io_error)?;
+    let n = shards.len();
+    let names: Vec<String> = (0..n).map(|i| format!("data-{i:05}-of-{n:05}.arrow")).collect();
+    for (shard, name) in shards.iter().zip(&names) {
+        std::fs::rename(shard, folder.join(name)).map_err(|e| Error::io(shard, e))?;
+    }
+    write_json(&folder.join("dataset_info.json"), &dataset_info(&columns))?;
+    write_json(&folder.join("state.json"), &state_json(&names, fingerprint))?;
+    replaceable(target)?;
+    appear(&folder, target, &scratch.join("former")).map_err(|e| Error::io(target, e))
+}
+
+/// `state.json` of a dataset: its files in order, and the name under which `datasets` caches what it makes of it.
+fn state_json(files: &[String], fingerprint: &str) -> Value {
+    let files: Vec<Value> = files.iter().map(|name| json!({"filename": name})).collect();
+    // `datasets` has 16 hexadecimal digits.
+    let fingerprint: String = fingerprint.chars().take(16).collect();
+    json!({"_data_files": files, "_fingerprint": fingerprint, "_format_columns": null, "_format_kwargs": {},
+        "_format_type": null, "_output_all_columns": false, "_split": null})
+}
+
+/// `dataset_info.json` of a dataset.
+fn dataset_info(columns: &Columns) -> Value {
+    json!({"citation": "", "description": "", "features": columns.features(), "homepage": "", "license": ""})
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_atomic(path, |w| {
+        serde_json::to_writer_pretty(&mut *w, value)?;
+        w.write_all(b"\n")
+    })
+}
+
+/// Refuses a name that stands for something that is not ours to replace.
+///
+/// # Errors
+/// [`Error::Source`] for a file, and for a folder that holds anything but a dataset.
+pub(super) fn replaceable(target: &Path) -> Result<()> {
+    let refuse = |message: String| {
+        Err(Error::Source { path: target.to_path_buf(), message, help: "name another folder".into() })
+    };
+    let entries = match std::fs::read_dir(target) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            return refuse("is a file; a dataset is a folder".into());
+        }
+        Err(e) => return Err(Error::io(target, e)),
+    };
+    for entry in entries {
+        let name = entry.map_err(|e| Error::io(target, e))?.file_name();
+        let name = name.to_string_lossy();
+        let arrow = name.ends_with(".arrow") && (name.starts_with("data-") || name.starts_with("cache-"));
+        if !arrow && !["state.json", "dataset_info.json"].contains(&&*name) {
+            return refuse(format!("is a folder that holds {name:?}, which is no part of a dataset"));
+        }
+    }
+    Ok(())
+}
+
+/// Gives a complete folder its name; what was there before goes to `former`.
+fn appear(folder: &Path, target: &Path, former: &Path) -> io::Result<()> {
+    // Two renames: for a moment there is none under the name, but never half of one.
+    let replaces = target.exists();
+    if replaces {
+        std::fs::rename(target, former)?;
+    }
+    if let Err(e) = std::fs::rename(folder, target) {
+        if replaces {
+            let _ = std::fs::rename(former, target);
+        }
+        return Err(e);
+    }
+    sync_folder(target);
+    Ok(())
+}
