@@ -24,11 +24,20 @@ use std::path::{Path, PathBuf};
 
 /// `x.jsonl`, `x.jsonl.gz`, `x-00001-of-00003.jsonl` or `x` → `x`.
 fn stem(path: &Path) -> PathBuf {
+    let (name, _) = name_and_ending(path);
+    path.with_file_name(without_shard(&name).unwrap_or(&name))
+}
+
+/// `.jsonl.gz` of `x.jsonl.gz` and of `x-00001-of-00003.jsonl.gz`.
+fn ending(path: &Path) -> String {
+    name_and_ending(path).1
+}
+
+fn name_and_ending(path: &Path) -> (String, String) {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-    let endings = [".jsonl", ".json", ".parquet"];
-    let name = endings.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
-    path.with_file_name(without_shard(name).unwrap_or(name))
+    let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
+    let plain = [".jsonl", ".json", ".parquet"].iter().find_map(|e| plain.strip_suffix(e)).unwrap_or(plain);
+    (plain.to_string(), name[plain.len()..].to_string())
 }
 
 /// `x` of `x-00001-of-00003`.
@@ -46,12 +55,6 @@ pub fn shard_path(data: &Path, shard: usize, of: usize) -> PathBuf {
     let mut name = stem.into_os_string();
     name.push(format!("-{shard:05}-of-{of:05}{ending}"));
     name.into()
-}
-
-/// `.jsonl.gz` of `x.jsonl.gz`.
-fn ending(path: &Path) -> String {
-    let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    name(path).strip_prefix(&name(&stem(path))).unwrap_or_default().to_string()
 }
 
 /// `x.findings.jsonl` beside `x.jsonl`.

@@ -175,7 +175,8 @@ impl<'a> Output<'a> {
 
     fn end_shard(&mut self, run: &Summary) -> Result<()> {
         self.flush()?;
-        let (Some(journal), Some(open)) = (&mut self.journal, self.open.take()) else { return Ok(()) };
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let Some(open) = self.open.take() else { return Ok(()) };
         let name = |ending: &str| file_name(&journal.next(ending));
         let (findings, hashes) = (name(".findings.jsonl"), name(".hashes"));
         let data_name = name(&self.plan.form.ending(self.plan.target));
