@@ -84,7 +84,10 @@ fn what_has_no_json_form_is_refused_by_name() {
     for (column, message) in [
         (0, "column \"image\": its bytes are not UTF-8 text (byte 0 is 0xff); leave the column out"),
         (1, "column \"inf\": inf is no finite number"),
-        (2, "column \"span\": its type Interval(MonthDayNano) has no JSON form; leave the column out or cast it"),
+        (
+            2,
+            "column \"span\": its type Interval(MonthDayNano) has no JSON form; leave the column out or cast it",
+        ),
     ] {
         assert_eq!(fields(&batch.project(&[column]).unwrap(), 0).unwrap_err(), message);
     }
@@ -162,7 +165,8 @@ fn broken_dataset_folders_are_refused() {
     assert!(saved_dataset(scratch.dir.path()).is_err());
     // Older versions of datasets wrote the key where there were no indices.
     let scratch = Scratch::new();
-    scratch.file("state.json", r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": null}"#);
+    scratch
+        .file("state.json", r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": null}"#);
     assert_eq!(saved_files(scratch.dir.path()).len(), 1);
 }
 
@@ -203,7 +207,8 @@ impl Made {
         let input_ids: Vec<u32> = (0..n)
             .map(|_| if random.below(100) == 0 { i32::MAX as u32 } else { random.below(150_000) as u32 })
             .collect();
-        let labels = input_ids.iter().map(|&id| if random.below(2) == 0 { -100 } else { id as i32 }).collect();
+        let labels =
+            input_ids.iter().map(|&id| if random.below(2) == 0 { -100 } else { id as i32 }).collect();
         let origins =
             (0..n).map(|_| Origin::from_letter(b"BSCKUTORE-"[random.below(10) as usize] as char).unwrap());
         let weight = |random: &mut Random| f32::from_bits(random.below(0x7f7f_ffff) as u32);
@@ -269,9 +274,12 @@ fn parquet(path: &Path, columns: Columns) -> ParquetSink<AtomicFile> {
     ParquetSink::new(path, AtomicFile::create(path).unwrap(), columns).unwrap()
 }
 
-/// A row without the fields that are null: the JSON form leaves those out.
-fn dense(row: Map<String, Value>) -> Map<String, Value> {
-    row.into_iter().filter(|(_, value)| !value.is_null()).collect()
+/// A row without the fields that are null (the JSON form leaves those out), and its weights as the f32 they are
+/// (the JSON form has the shortest decimals for them).
+fn dense(row: Map<String, Value>) -> (Map<String, Value>, Option<Vec<f32>>) {
+    let mut row: Map<String, Value> = row.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    let weights = row.shift_remove("weights").map(|weights| serde_json::from_value(weights).unwrap());
+    (row, weights)
 }
 
 #[test]
@@ -286,6 +294,7 @@ fn what_is_written_comes_back() {
             made.record(columns).write_json(&mut lines);
         }
         let expected = json_lines(&scratch.file("rows.jsonl", &lines));
+        let expected: Vec<_> = expected.into_iter().map(dense).collect();
         let (file, again) = (scratch.path(&format!("{i}.parquet")), scratch.path("again.parquet"));
         write(parquet(&file, columns), &made, columns);
         let rows: Vec<_> = read(&file).unwrap().into_iter().map(dense).collect();
@@ -316,9 +325,14 @@ fn a_folder_appears_whole_and_replaces_only_a_dataset() {
         std::fs::write(sink.path().join("manifest.json"), "{}").unwrap();
         write(sink, &made(n), columns);
         let rows = read(&saved_files(&folder)[0]).unwrap();
-        assert_eq!(rows.iter().map(|r| r["row"].as_u64().unwrap()).collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
-        let mut names: Vec<_> =
-            std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(
+            rows.iter().map(|r| r["row"].as_u64().unwrap()).collect::<Vec<_>>(),
+            (0..n).collect::<Vec<_>>()
+        );
+        let mut names: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, ["data-00000-of-00001.arrow", "dataset_info.json", "manifest.json", "state.json"]);
         assert_eq!(scratch.names(), ["out"]);
@@ -352,7 +366,9 @@ fn records_that_do_not_fit_the_columns_are_refused() {
     assert!(refused(one, Columns { weights: true, ..one }, keep).starts_with("row 5 has weights"));
     assert!(refused(one, pack, keep).starts_with("row 5 is a pack"));
     assert!(refused(pack, one, keep).starts_with("row 5 is a single row"));
-    assert!(refused(pack, Columns { prefix_ranges: true, ..pack }, keep).starts_with("row 5 has prefix ranges"));
+    assert!(
+        refused(pack, Columns { prefix_ranges: true, ..pack }, keep).starts_with("row 5 has prefix ranges")
+    );
     let message = refused(one, one, |made| made.input_ids[0] = 1 << 31);
     assert!(message.starts_with("row 5 has the token id 2147483648"), "{message}");
     assert_eq!(scratch.names(), Vec::<String>::new());
@@ -368,7 +384,8 @@ fn small_files(scratch: &Scratch) -> Vec<PathBuf> {
     write(FolderSink::create(&folder, columns).unwrap(), &made, columns);
     let mut files = saved_files(&folder);
     files.push(ours);
-    let theirs = ["tokens.parquet", "types_gzip.parquet", "types_lz4.arrow", "types_zstd.arrow", "types_stream.arrow"];
+    let theirs =
+        ["tokens.parquet", "types_gzip.parquet", "types_lz4.arrow", "types_zstd.arrow", "types_stream.arrow"];
     files.extend(theirs.map(|name| fixtures().join(name)));
     files
 }
@@ -399,11 +416,49 @@ fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
             for _ in 0..1 + random.below(2) {
                 // The ends describe the rest: half of the flips go there.
                 let n = bytes.len() as u64;
-                let at = if random.below(2) == 0 { random.below(n) } else { n - 1 - random.below(n.min(1500)) };
+                let at =
+                    if random.below(2) == 0 { random.below(n) } else { n - 1 - random.below(n.min(1500)) };
                 flipped[at as usize] ^= 1 << random.below(8);
             }
             refused += usize::from(read(&scratch.file("flipped", &flipped)).is_err());
         }
         assert!(refused > 0, "{}: no flip was noticed", file.display());
     }
+}
+
+/// `datasets` loads what was written as what it is, and TRL trains on it as it is (python/columnar_interop.py).
+#[test]
+fn datasets_and_trl_take_it_as_it_is() {
+    let Some(python) = std::env::var_os("SUASION_PEERS_PYTHON") else {
+        println!("skipped: no Python with datasets (SUASION_PEERS_PYTHON)");
+        return;
+    };
+    let scratch = Scratch::new();
+    let mut random = Random(3);
+    for (name, columns) in [
+        ("rows", Columns { weights: true, text: true, ..Columns::default() }),
+        ("packs", Columns { packed: true, ..Columns::default() }),
+    ] {
+        let mut made: Vec<Made> = (0..1200).map(|row| Made::random(&mut random, row, columns)).collect();
+        // Ids of a small model, none of its rows empty.
+        made.retain(|made| made.seq_lengths.iter().all(|&n| n > 1));
+        let mut lines = Vec::new();
+        for made in &mut made {
+            made.input_ids.iter_mut().for_each(|id| *id %= 300);
+            let learned = |(&id, &label): (&u32, &i32)| if label == -100 { -100 } else { id as i32 };
+            made.labels = made.input_ids.iter().zip(&made.labels).map(learned).collect();
+            made.record(columns).write_json(&mut lines);
+        }
+        scratch.file(&format!("{name}.jsonl"), &lines);
+        write(parquet(&scratch.path(&format!("{name}.parquet")), columns), &made, columns);
+        write(FolderSink::create(scratch.path(name), columns).unwrap(), &made, columns);
+    }
+    if let Some(keep) = std::env::var_os("SUASION_KEEP") {
+        std::process::Command::new("cp").arg("-r").arg(scratch.dir.path()).arg(keep).status().unwrap();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/columnar_interop.py");
+    let run = std::process::Command::new(python).arg(script).arg(scratch.dir.path()).output().unwrap();
+    let out = String::from_utf8_lossy(&run.stdout);
+    let log = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success() && out.trim_end().ends_with("ok"), "{out}{log}");
 }

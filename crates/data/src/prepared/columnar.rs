@@ -553,8 +553,7 @@ impl RowSink for FolderSink {
         let FolderSink { target, folder, columns, shard, complete } = *self;
         finish_shard(shard)?;
         let shards = complete + 1;
-        let names: Vec<String> =
-            (0..shards).map(|i| format!("data-{i:05}-of-{shards:05}.arrow")).collect();
+        let names: Vec<String> = (0..shards).map(|i| format!("data-{i:05}-of-{shards:05}.arrow")).collect();
         for (i, name) in names.iter().enumerate() {
             let (from, to) = (shard_path(folder.path(), i), folder.path().join(name));
             std::fs::rename(from, &to).map_err(|e| Error::io(&to, e))?;

@@ -14,8 +14,8 @@ use crate::{Error, Result};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     ArrowPrimitiveType, Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type,
-    DurationMicrosecondType, DurationMillisecondType, DurationNanosecondType, DurationSecondType, Float16Type,
-    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Time32MillisecondType,
+    DurationMicrosecondType, DurationMillisecondType, DurationNanosecondType, DurationSecondType,
+    Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Time32MillisecondType,
     Time32SecondType, Time64MicrosecondType, Time64NanosecondType, TimestampMicrosecondType,
     TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
@@ -400,7 +400,8 @@ impl Messages {
         }
         self.take(u64::from(length), out)?;
         let body = {
-            let message = arrow_ipc::root_as_message(&out[8..]).map_err(|e| Broken::Content(e.to_string()))?;
+            let message =
+                arrow_ipc::root_as_message(&out[8..]).map_err(|e| Broken::Content(e.to_string()))?;
             u64::try_from(message.bodyLength()).map_err(|_| Broken::cut())?
         };
         let start = out.len();
@@ -701,7 +702,9 @@ fn is_plain(name: &str) -> bool {
 fn json_file(path: PathBuf) -> Result<Option<(PathBuf, Value)>> {
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(e) => return Err(Error::io(path, e)),
     };
     match serde_json::from_slice(&bytes) {
