@@ -378,7 +378,8 @@ impl<W: Write + Send> ParquetSink<W> {
     pub fn new(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ParquetSink<W>> {
         let path = path.as_ref().to_path_buf();
         let batch = Batch::new(columns);
-        // Statistics of token lists help nobody.
+        // On one core of an EPYC: 35 M tokens/s at 2.8 bytes a token. Dictionaries make it 6 M/s and the
+        // file no smaller; zstd at 3 is slower by 40% and no smaller. Statistics of token lists help nobody.
         let properties = WriterProperties::builder()
             .set_created_by(concat!("suasion version ", env!("CARGO_PKG_VERSION")).into())
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
