@@ -249,7 +249,12 @@ impl PreparedWriter {
         if let Outcome::Kept(kept) = outcome {
             self.buffer.clear();
             let text = kept.text.as_deref().filter(|_| self.with_text);
-            Record::of(&kept.sample, text).write_json(&mut self.buffer);
+            let columns = kept.sample.pack.as_ref().map(|pack| pack.columns());
+            let record = match &columns {
+                Some(columns) => columns.record(&kept.sample),
+                None => Record::of(&kept.sample, text),
+            };
+            record.write_json(&mut self.buffer);
             self.rows.write_all(&self.buffer).map_err(|e| Error::io(&self.path, e))?;
         }
         for finding in outcome.findings() {

@@ -65,7 +65,7 @@ pub(crate) fn measured(sample: &Sample) -> impl Iterator<Item = Measured> + '_ {
             let own = sample.labels[position] != IGNORE && weighs();
             let id = if own { sample.labels[position] as u32 } else { sample.input_ids[position] };
             let asked = own || sample.origins[position] != Origin::Padding;
-            asked.then(|| Measured { position, row, id, own, segment: number })
+            asked.then_some(Measured { position, row, id, own, segment: number })
         })
     })
 }

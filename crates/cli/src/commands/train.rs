@@ -264,9 +264,11 @@ impl Job {
         );
         let unit = match (plan.packs, &self.fill) {
             (Some(packs), Some(fill)) => {
-                let share = ui::percent(fill.tokens, fill.packs * fill.capacity);
                 let (packs, capacity) = (ui::plural(packs, "pack"), ui::count(fill.capacity));
-                say("packs", format!("{packs} of at most {capacity} tokens, {share} full"));
+                say(
+                    "packs",
+                    format!("{packs} of at most {capacity} tokens, {:.1}% full", fill.rate() * 100.0),
+                );
                 "packs"
             }
             (Some(packs), None) => {

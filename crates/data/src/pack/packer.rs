@@ -42,6 +42,9 @@ impl Fill {
 /// into the next one. Packs leave a window in the order of their first rows, and rows stand in a pack in source order.
 /// All of it depends on the rows and their order alone.
 ///
+/// The label of a row's first token, which was never a target, is masked. A pack has a weight column where one of its tokens
+/// weighs neither 0 nor 1; in it, tokens of rows without one weigh 1 where they are learned.
+///
 /// With `share_prefix`, rows of a window with the same prompt (ids, origins, labels and weights up to the first
 /// token of the response) share it: the prompt stands once, as a trunk, and each row's rest follows as a branch. Rows
 /// that together do not fit make several such groups, each with its own trunk. A trunk's token weighs in the loss what it

@@ -149,15 +149,13 @@ fn check_positions(
     runs: impl Iterator<Item = (u32, Range<usize>)>,
 ) -> Result<(), String> {
     for (first, tokens) in runs {
-        let mut expected = first;
-        for i in tokens.filter(|&i| real(i)) {
+        for (i, expected) in tokens.filter(|&i| real(i)).zip(first..) {
             if positions[i] != expected {
                 return Err(format!(
                     "\"position_ids\"[{i}] is {}, and token {i} stands at position {expected} of its sequence",
                     positions[i]
                 ));
             }
-            expected += 1;
         }
     }
     Ok(())
