@@ -50,15 +50,6 @@ pub(crate) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<P
             },
         };
     };
-    if let Some(prefixes) = &given.prefixes
-        && prefixes.len() != lengths.len()
-    {
-        return Err(format!(
-            "\"prefix_ranges\" has {} entries for {} sequences",
-            prefixes.len(),
-            lengths.len()
-        ));
-    }
     let row = |row: u64| RowId { row, ..id.clone() };
     let prefixes = given.prefixes.as_deref();
     let rows = match &given.rows {
