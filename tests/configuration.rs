@@ -45,7 +45,6 @@ fn toml_is_read_like_yaml() {
 fn known_keys_that_are_not_supported_say_so() {
     let dir = Dir::new();
     for (assignment, name) in [
-        ("packing=true", "packing"),
         ("use_peft=true", "use_peft"),
         ("bf16=true", "bf16"),
         ("report_to=wandb", "report_to"),

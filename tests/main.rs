@@ -11,6 +11,7 @@ mod commands;
 mod configuration;
 mod demo;
 mod goldens;
+mod packing;
 mod prepare;
 mod readme;
 mod resume;

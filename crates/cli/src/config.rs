@@ -19,6 +19,15 @@ use suasion_data::policy::{
 use suasion_train::{Scheduler, Settings, Strategy};
 use value::{Value, choices};
 
+/// How rows are put together into packs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackingStrategy {
+    /// Best-fit decreasing.
+    Bfd,
+}
+
+choices!(PackingStrategy { "bfd" => PackingStrategy::Bfd });
+
 /// Where a model's first weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Init {
@@ -162,6 +171,12 @@ table! {
     max_length: Option<usize> = Some(1024), if |v| v.is_none_or(|n| n >= 2), "at least 2";
     /// What happens to a longer row.
     truncation_mode: TruncationMode = TruncationMode::KeepResponse;
+    /// Put rows together into packs of at most max_length tokens; batches then count packs.
+    packing: bool = false;
+    /// How rows are put together.
+    packing_strategy: PackingStrategy = PackingStrategy::Bfd, if |_| true, "which cuts no row (TRL's wrapped and bfd_split cut rows in two)";
+    /// In a pack, compute a prompt that several rows have once.
+    share_prefix: bool = false;
     /// Append the EOS to a plain completion that does not end in it.
     append_eos: bool = true;
     /// Whether content can produce structural tokens.
@@ -181,7 +196,7 @@ table! {
     output_dir: PathBuf = PathBuf::from("trainer_output");
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false;
-    /// Rows per micro-batch.
+    /// Rows per micro-batch, or packs of them.
     per_device_train_batch_size: usize = 8, if |v| *v >= 1, "at least 1";
     /// Rows per evaluation batch.
     per_device_eval_batch_size: usize = 8, if |v| *v >= 1, "at least 1";
@@ -472,6 +487,20 @@ impl Loaded {
                 .into());
             }
         }
+        if config.share_prefix && !config.packing {
+            return Err(Failure::config(
+                "share_prefix=true without packing=true: rows share a prompt within a pack",
+                "set packing=true, or leave share_prefix out",
+            )
+            .into());
+        }
+        if config.packing && config.max_length.is_none() {
+            return Err(Failure::config(
+                "packing=true with max_length=null: a pack needs a size",
+                "set max_length",
+            )
+            .into());
+        }
         if config.assistant_only_loss == Some(true) && config.completion_only_loss == Some(false) {
             return Err(Failure::config(
                 "assistant_only_loss=true and completion_only_loss=false contradict each other",
@@ -512,6 +541,8 @@ impl Config {
             supervise: self.supervise,
             template_date: self.template_date.clone(),
             template_kwargs: self.template_kwargs.clone(),
+            packing: self.packing,
+            share_prefix: self.share_prefix,
         }
     }
 
@@ -665,8 +696,7 @@ mod tests {
     #[test]
     fn known_keys_are_refused_by_name_and_accepted_where_inert() {
         assert!(set(&["packing=false", "bf16=false", "use_peft=false", "report_to=none"]).is_ok());
-        for key in ["packing=true", "bf16=true", "use_peft=true", "report_to=wandb", "neftune_noise_alpha=5"]
-        {
+        for key in ["bf16=true", "use_peft=true", "report_to=wandb", "neftune_noise_alpha=5"] {
             let error = set(&[key]).unwrap_err();
             let name = key.split('=').next().unwrap();
             assert!(error.contains(&format!("{name} is not supported")), "{error}");
@@ -702,6 +732,28 @@ mod tests {
         assert!(both.unwrap().check().is_err());
         let off = Loaded::new(None, &["assistant_only_loss=false".into()]).unwrap();
         assert_eq!(off.notes.len(), 1);
+    }
+
+    #[test]
+    fn packs_have_their_keys() {
+        let config = set(&["packing=true", "packing_strategy=bfd", "share_prefix=true"]).unwrap();
+        assert!(config.policy().packing && config.policy().share_prefix);
+        for strategy in ["wrapped", "bfd_split"] {
+            let error = set(&[&format!("packing_strategy={strategy}")]).unwrap_err();
+            assert!(error.contains("expected one of: bfd, which cuts no row (TRL's wrapped"), "{error}");
+            assert!(error.contains(&format!("found {strategy:?}")), "{error}");
+        }
+        let check = |keys: &[&str]| {
+            let keys: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
+            Loaded::new(None, &keys).unwrap().check()
+        };
+        assert!(check(&["packing=true", "share_prefix=true"]).is_ok());
+        assert!(check(&["share_prefix=true"]).unwrap_err().to_string().contains("without packing"));
+        assert!(
+            check(&["packing=true", "max_length=null"]).unwrap_err().to_string().contains("needs a size")
+        );
+        let noted = Loaded::new(None, &["eval_packing=true".into()]).unwrap().notes;
+        assert!(noted[0].contains("eval_packing changes nothing"), "{noted:?}");
     }
 
     #[test]

@@ -111,9 +111,9 @@ pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &P
     }
 }
 
-/// Labels of a pack that were decided token by token: none across a boundary, and in a shared prompt the weight of
-/// all its rows.
-pub(crate) fn confine(mut sample: Sample) -> Sample {
+/// Labels of a pack that were decided token by token, made those of its rows: none across a boundary, and in a shared prompt
+/// the weight that its tokens have in all rows together. A row by itself is left as it is.
+pub fn confine(mut sample: Sample) -> Sample {
     let Some(pack) = &sample.pack else { return sample };
     let mut weights = sample.weights.take().unwrap_or_else(|| {
         sample.labels.iter().map(|label| if *label == IGNORE { 0.0 } else { 1.0 }).collect()

@@ -75,6 +75,9 @@ impl Pack {
             segments.push(Segment::whole(at..end));
             at = end;
         }
+        if let Some(found) = prefixes.map(<[_]>::len).filter(|found| *found != lengths.len()) {
+            return Err(format!("\"prefix_ranges\" has {found} entries for {} sequences", lengths.len()));
+        }
         for (i, prefix) in prefixes.unwrap_or_default().iter().enumerate() {
             if prefix.is_empty() {
                 continue;

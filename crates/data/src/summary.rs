@@ -17,7 +17,8 @@ pub struct SectionStats {
     pub tokens: u64,
     /// Those of them that are supervised.
     pub supervised: u64,
-    /// Targets that they would be if the loss were on all tokens (all but padding and each row's first).
+    /// Targets that they would be if the loss were on all tokens (all but padding and each row's first; in a shared
+    /// prompt, as often as rows have them).
     pub targets_before: u64,
     /// The loss weight of the targets that they are.
     pub weight_after: f64,
@@ -37,7 +38,7 @@ pub struct CodeCount {
 /// A run in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Rows of the source.
+    /// Rows of the source; a pack is one of them.
     pub rows: u64,
     /// Rows that became samples.
     pub kept: u64,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use suasion_data::policy::Objective;
+use suasion_data::report::{self, RowView};
 use suasion_data::{Code, IGNORE, Mode, Origin, Outcome, Packer, Pipeline, Policy, RowId, Sample, Section};
 use suasion_data::{Summary, prepared};
 
@@ -478,6 +479,36 @@ fn audits_look_at_each_sequence() {
         outcome.findings().iter().map(|f| f.message.split(':').next().unwrap()).collect();
     assert_eq!(sequences, ["sequence 1", "sequence 2", "sequence 3"]);
     assert!(outcome.findings().iter().all(|f| f.row == 0));
+}
+
+#[test]
+fn views_show_where_sequences_begin() {
+    let view = |row: Value| {
+        let Outcome::Kept(kept) = verify(row, &Policy::default()) else { panic!() };
+        RowView::new(&kept, None)
+    };
+    let begins = |view: &RowView| {
+        let runs = view.runs.iter().filter_map(|run| Some((run.begins.clone()?, run.tokens[0].index)));
+        runs.collect::<Vec<_>>()
+    };
+    let shared = view(
+        json!({"rows": [7, 9, 12], "input_ids": [1, 2, 3, E, 4, E, 1, E], "labels": [X, X, 3, E, 4, E, X, E],
+        "seq_lengths": [2, 2, 2, 2], "prefix_ranges": [[0, 0], [0, 2], [0, 2], [0, 0]], "origins": "TTRERETE"}),
+    );
+    let expected = [
+        ("a prompt that 2 sequences share", 0),
+        ("sequence 0 (row 7), after the prompt at token 0", 2),
+        ("sequence 1 (row 9), after the prompt at token 0", 4),
+        ("sequence 2 (row 12)", 6),
+    ];
+    assert_eq!(begins(&shared), expected.map(|(words, at)| (words.to_string(), at)));
+    let text = report::terminal::row(&shared, &report::Style::default());
+    assert!(text.contains("\n-- sequence 1 (row 9), after the prompt at token 0\n"), "{text}");
+    // Neighbours of one origin are two runs where a boundary lies between them.
+    let foreign = view(
+        json!({"input_ids": [1, 2, 3, 4], "labels": [X, 2, X, 4], "seq_lengths": [2, 2], "origins": "RRRR"}),
+    );
+    assert_eq!(begins(&foreign), [("sequence 0".to_string(), 0), ("sequence 1".to_string(), 2)]);
 }
 
 #[test]

@@ -138,7 +138,7 @@ pub struct RunState {
     pub total_steps: u64,
     /// Steps that warm up.
     pub warmup_steps: u64,
-    /// Training rows.
+    /// What an epoch draws from: the training rows, or the packs that they lie in.
     pub rows: u64,
     /// The epoch (from 0) and the next micro-batch in it. For readers: both follow from `step`.
     pub position: (u64, u64),
@@ -183,7 +183,7 @@ impl RunState {
             updates: 0,
             total_steps: plan.total_steps,
             warmup_steps: plan.warmup_steps,
-            rows: plan.rows,
+            rows: plan.packs.unwrap_or(plan.rows),
             position: (0, 0),
             data_seed: settings.data_seed(),
             settings: settings.clone(),

@@ -17,6 +17,7 @@ use crate::evaluate::SectionLoss;
 use crate::generate::{capacity, generate_with};
 use crate::memory::peak_memory_bytes;
 use crate::observer::{Event, Observer, StepEvent};
+use crate::pack::unpacked;
 use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::step::step;
@@ -28,7 +29,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use suasion_data::policy::Objective;
-use suasion_data::{IGNORE, Origin, Sample};
+use suasion_data::{IGNORE, Origin, Sample, label};
 use suasion_engine::{Backend, Budget, Model};
 
 /// How to compare.
@@ -147,11 +148,11 @@ pub struct Difference {
     pub prompts: u64,
 }
 
-/// The same row with a label on every token but padding: what training on all tokens sees.
+/// The same row, or pack, with a label on every token but padding: what training on all tokens sees.
 pub fn all_tokens(sample: &Sample) -> Sample {
     let label = |(&id, &origin): (&u32, &Origin)| if origin == Origin::Padding { IGNORE } else { id as i32 };
     let labels = sample.input_ids.iter().zip(&sample.origins).map(label).collect();
-    Sample { labels, weights: None, ..sample.clone() }
+    label::confine(Sample { labels, weights: None, ..sample.clone() })
 }
 
 /// Trains both objectives and measures them. `make` gives a model with the same starting weights each time; `train`
@@ -172,6 +173,8 @@ pub fn compare<B: Backend>(
         let message = "the probes need a token to begin with and room for an n-gram";
         return Err(Error::setting("probe_new", message, "use at least probe_ngram"));
     }
+    // Packs are trained on as they are; probes and measurements are about rows.
+    let (probed, held_out) = (&unpacked(train), &unpacked(held_out));
     let everything: Vec<Sample> = train.iter().map(all_tokens).collect();
     let plan = Plan::new(train, held_out, &settings.train)?;
     let plan_all = Plan::new(&everything, held_out, &settings.train)?;
@@ -180,11 +183,11 @@ pub fn compare<B: Backend>(
         targets: plan.budget.targets.max(plan_all.budget.targets),
         ..plan.budget
     };
-    let mut measure = Measure { train, held_out, settings, stop };
+    let mut measure = Measure { train: probed, held_out, settings, stop };
     let mut arms = Vec::with_capacity(3);
     for (objective, rows) in [(Objective::ResponseOnly, train), (Objective::AllTokens, &everything)] {
         let mut model = make(budget)?;
-        let mut probe = Probe::new(&mut model, train, held_out, settings)?;
+        let mut probe = Probe::new(&mut model, probed, held_out, settings)?;
         if arms.is_empty() {
             plan.check_model(model.architecture(), train, held_out)?;
             arms.push(measure.arm(&mut model, &mut probe, Trained::default())?);
@@ -198,7 +201,7 @@ pub fn compare<B: Backend>(
     let [before, response_only, all_tokens]: [Arm; 3] = arms.try_into().expect("three arms");
     let response_difference = difference(&response_only, &all_tokens, held_out);
     let mut comparison = Comparison {
-        train_rows: train.len() as u64,
+        train_rows: plan.rows,
         held_out_rows: held_out.len() as u64,
         steps: plan.total_steps,
         seed: settings.train.seed,

@@ -1,6 +1,6 @@
 //! What a model makes of rows: the loss over their targets, and over every token by section.
 
-use crate::pack::{eval_batch, measured};
+use crate::pack::{Measured, eval_batch, measured, row_at};
 use crate::{Error, Result};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -74,7 +74,7 @@ pub struct PositionBucket {
 /// One row's targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowLoss {
-    /// Index of the row among those given.
+    /// Index of the row among those given, each row of a pack counted.
     pub row: usize,
     /// Its targets.
     pub targets: u64,
@@ -98,12 +98,13 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, outcome: &Outcome) {
-        let nll = f64::from(outcome.nll);
-        self.targets += 1;
-        self.nll += nll;
-        self.probability += (-nll).exp();
-        self.top1 += u64::from(outcome.top1);
+    /// Adds a token that stands in this many rows.
+    fn add(&mut self, outcome: &Outcome, rows: usize) {
+        let (nll, times) = (f64::from(outcome.nll), rows as f64);
+        self.targets += rows as u64;
+        self.nll += times * nll;
+        self.probability += times * (-nll).exp();
+        self.top1 += rows as u64 * u64::from(outcome.top1);
     }
 
     fn mean(&self, sum: f64) -> Option<f64> {
@@ -126,7 +127,8 @@ impl Sum {
 }
 
 /// Measures the model on the rows, `batch_size` at a time (the model's budget must hold
-/// [`crate::plan::eval_budget`]). `progress` hears the number of rows done.
+/// [`crate::plan::eval_budget`]). `progress` hears the number of rows done. A pack counts as one of a batch, and gives the
+/// numbers of its rows: a prompt that they share is counted in each.
 ///
 /// A token is attributed to the section of its own origin: the nll of the first response token, which the prompt's
 /// last row predicts, belongs to the response. Fails with [`Error::Interrupted`] when `stop` is raised, with
@@ -141,6 +143,7 @@ pub fn evaluate<B: Backend>(
     let (mut all, mut first, mut end) = (Sum::default(), Sum::default(), Sum::default());
     let (mut sections, mut places) = ([Sum::default(); SECTIONS.len()], [Sum::default(); STARTS.len()]);
     let mut per_row = Vec::new();
+    let mut first_row = 0;
     for (chunk, rows) in samples.chunks(batch_size.max(1)).enumerate() {
         if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
             return Err(Error::Interrupted);
@@ -150,38 +153,45 @@ pub fn evaluate<B: Backend>(
         let mut outcomes = outcomes.iter();
         let mut broken = Vec::new();
         let mut value = 0.0;
-        for (i, sample) in rows.iter().enumerate() {
-            let mut row = RowLoss { row: chunk * batch_size.max(1) + i, ..RowLoss::default() };
-            let place = places_in_responses(&sample.origins);
-            for ((position, _, own), outcome) in measured(sample).zip(&mut outcomes) {
+        for sample in rows {
+            let members = members(sample);
+            let losses = (0..sample.rows()).map(|i| RowLoss { row: first_row + i, ..RowLoss::default() });
+            let mut losses: Vec<RowLoss> = losses.collect();
+            first_row += losses.len();
+            let place = places_in_responses(sample);
+            for (Measured { position, own, segment, .. }, outcome) in measured(sample).zip(&mut outcomes) {
+                let members = &members[segment];
+                let copies = members.len();
                 if !outcome.nll.is_finite() {
                     value = f64::from(outcome.nll);
-                    if broken.last() != Some(&sample.id) {
-                        broken.push(sample.id.clone());
+                    let id = row_at(sample, position as u32);
+                    if broken.last() != Some(&id) {
+                        broken.push(id);
                     }
                 }
                 if own {
-                    all.add(outcome);
-                    row.targets += 1;
-                    row.nll += f64::from(outcome.nll);
+                    all.add(outcome, copies);
+                    for &row in members {
+                        losses[row].targets += 1;
+                        losses[row].nll += f64::from(outcome.nll);
+                    }
                 }
                 let origin = sample.origins[position];
                 if let Some(section) = SECTIONS.iter().position(|name| *name == origin.name()) {
-                    sections[section].add(outcome);
+                    sections[section].add(outcome, copies);
                 }
                 if let Some(place) = place[position] {
-                    places[STARTS.iter().rposition(|start| *start <= place).unwrap_or(0)].add(outcome);
+                    places[STARTS.iter().rposition(|start| *start <= place).unwrap_or(0)]
+                        .add(outcome, copies);
                     if place == 0 {
-                        first.add(outcome);
+                        first.add(outcome, copies);
                     }
                 }
                 if matches!(origin, Origin::EndOfTurn { .. }) {
-                    end.add(outcome);
+                    end.add(outcome, copies);
                 }
             }
-            if row.targets > 0 {
-                per_row.push(row);
-            }
+            per_row.extend(losses.into_iter().filter(|row| row.targets > 0));
         }
         if !broken.is_empty() {
             let what = "the evaluation loss";
@@ -238,15 +248,33 @@ impl Evaluation {
 }
 
 /// For each token its place in its response, counted from 0; `None` for all other tokens.
-fn places_in_responses(origins: &[Origin]) -> Vec<Option<u32>> {
-    let mut places: Vec<Option<u32>> = Vec::with_capacity(origins.len());
-    for (i, origin) in origins.iter().enumerate() {
-        let continues = i > 0 && origins[i - 1] == *origin;
-        places.push(match origin {
-            Origin::Response { .. } if continues => places[i - 1].map(|place| place + 1),
-            Origin::Response { .. } => Some(0),
-            _ => None,
-        });
+fn places_in_responses(sample: &Sample) -> Vec<Option<u32>> {
+    let mut places: Vec<Option<u32>> = Vec::with_capacity(sample.len());
+    for segment in sample.segments() {
+        for i in segment.own.start as usize..segment.own.end as usize {
+            let origin = sample.origins[i];
+            let continues = i > segment.own.start as usize && sample.origins[i - 1] == origin;
+            places.push(match origin {
+                Origin::Response { .. } if continues => places[i - 1].map(|place| place + 1),
+                Origin::Response { .. } => Some(0),
+                _ => None,
+            });
+        }
     }
     places
+}
+
+/// For each segment, the rows of the sample in which it stands, counted from 0.
+fn members(sample: &Sample) -> Vec<Vec<usize>> {
+    let Some(pack) = &sample.pack else { return vec![vec![0]] };
+    let mut members = vec![Vec::new(); pack.segments.len()];
+    let ends = pack.segments.iter().enumerate().filter(|(_, segment)| segment.branches == 0);
+    for (row, (i, segment)) in ends.enumerate() {
+        members[i].push(row);
+        // Segments tile the pack in order, so a prefix is found by where it starts.
+        if !segment.prefix.is_empty() {
+            members[pack.segments.partition_point(|s| s.own.start < segment.prefix.start)].push(row);
+        }
+    }
+    members
 }

@@ -1,7 +1,9 @@
-//! Samples to the engine's flat batches: no padding, and only what the loss or the report asks for.
+//! Samples, rows or packs of them, to the engine's flat batches: no padding, and only what the loss or the report
+//! asks for.
 
-use suasion_data::{IGNORE, Origin, Sample};
-use suasion_engine::Batch;
+use std::borrow::Cow;
+use suasion_data::{IGNORE, Origin, RowId, Sample};
+use suasion_engine::{Batch, Target};
 
 /// Tokens of a sample that are computed: trailing padding without a label is left out, because no token sees it.
 pub fn used(sample: &Sample) -> usize {
@@ -15,19 +17,84 @@ pub fn train_batch<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Batch {
     let mut batch = Batch::default();
     for sample in samples {
         if sample.targets().next().is_some() {
-            batch.push(&sample.input_ids[..used(sample)], sample.targets());
+            append(&mut batch, sample, sample.targets());
         }
     }
     batch
 }
 
-/// What evaluation asks of one position of a sample: `(position ≥ 1, id, is it one of the sample's own targets)`.
-pub(crate) fn measured(sample: &Sample) -> impl Iterator<Item = (usize, u32, bool)> + '_ {
-    (1..used(sample)).filter_map(|i| {
-        let own = sample.labels[i] != IGNORE && sample.weights.as_ref().is_none_or(|w| w[i] != 0.0);
-        let id = if own { sample.labels[i] as u32 } else { sample.input_ids[i] };
-        (own || sample.origins[i] != Origin::Padding).then_some((i, id, own))
+/// Appends a sample's segments, each confined to itself and its prefix, and these targets of it.
+fn append(batch: &mut Batch, sample: &Sample, targets: impl Iterator<Item = (u32, u32, f32)>) {
+    let (start, used) = (batch.tokens() as u32, used(sample) as u32);
+    for segment in sample.segments() {
+        let end = segment.own.end.min(used);
+        if segment.own.start < end {
+            let ids = &sample.input_ids[segment.own.start as usize..end as usize];
+            let prefix = match segment.prefix.is_empty() {
+                true => 0..0,
+                false => start + segment.prefix.start..start + segment.prefix.end,
+            };
+            batch.push_after(prefix, ids, []);
+        }
+    }
+    batch.targets.extend(targets.map(|(row, id, weight)| Target { row: start + row, id, weight }));
+}
+
+/// What evaluation asks of one position of a sample.
+pub(crate) struct Measured {
+    /// The position.
+    pub(crate) position: usize,
+    /// The position whose hidden row predicts it.
+    pub(crate) row: u32,
+    /// The token to predict.
+    pub(crate) id: u32,
+    /// Is it one of the sample's own targets?
+    pub(crate) own: bool,
+    /// The segment that it stands in.
+    pub(crate) segment: usize,
+}
+
+/// Every position that something stands before, supervised or not, in order.
+pub(crate) fn measured(sample: &Sample) -> impl Iterator<Item = Measured> + '_ {
+    let used = used(sample) as u32;
+    sample.segments().enumerate().flat_map(move |(number, segment)| {
+        let tokens = segment.own.start..segment.own.end.min(used);
+        tokens.filter_map(move |at| {
+            let (position, row) = (at as usize, segment.predictor(at)?);
+            let weighs = || sample.weights.as_ref().is_none_or(|w| w[position] != 0.0);
+            let own = sample.labels[position] != IGNORE && weighs();
+            let id = if own { sample.labels[position] as u32 } else { sample.input_ids[position] };
+            let asked = own || sample.origins[position] != Origin::Padding;
+            asked.then_some(Measured { position, row, id, own, segment: number })
+        })
     })
+}
+
+/// The row that a position of a sample belongs to; for a shared prompt, the sample itself.
+pub(crate) fn row_at(sample: &Sample, position: u32) -> RowId {
+    let row = sample.pack.as_ref().and_then(|pack| {
+        let index = pack.ends().position(|segment| segment.own.contains(&position))?;
+        pack.rows.get(index)
+    });
+    row.unwrap_or(&sample.id).clone()
+}
+
+/// The rows that a sample was made from.
+pub(crate) fn row_ids(sample: &Sample) -> Vec<RowId> {
+    sample.pack.as_ref().map_or_else(|| vec![sample.id.clone()], |pack| pack.rows.clone())
+}
+
+/// Tokens of its longest row that are computed: the positions that a model needs.
+pub fn longest_row(sample: &Sample) -> usize {
+    used(sample).min(sample.longest_row())
+}
+
+/// The rows of all samples, none of them in a pack.
+pub(crate) fn unpacked(samples: &[Sample]) -> Cow<'_, [Sample]> {
+    match samples.iter().any(|sample| sample.pack.is_some()) {
+        true => samples.iter().flat_map(Sample::unpack).collect(),
+        false => samples.into(),
+    }
 }
 
 /// The rows' tokens with every position as a target, supervised or not: the losses per section.
@@ -35,8 +102,7 @@ pub(crate) fn eval_batch<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> B
     let mut batch = Batch::default();
     for sample in samples {
         if measured(sample).next().is_some() {
-            let targets = measured(sample).map(|(i, id, _)| (i as u32 - 1, id, 1.0));
-            batch.push(&sample.input_ids[..used(sample)], targets);
+            append(&mut batch, sample, measured(sample).map(|m| (m.row, m.id, 1.0)));
         }
     }
     batch

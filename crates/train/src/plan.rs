@@ -1,6 +1,6 @@
 //! What a run will do, known before a weight is loaded.
 
-use crate::pack::{measured, used};
+use crate::pack::{longest_row, measured, used};
 use crate::sampler::Sampler;
 use crate::{Error, Result, Scheduler, Settings, schedule};
 use serde::Serialize;
@@ -13,9 +13,12 @@ const EXACT_ROWS: u64 = 50_000_000;
 /// What a run will do.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
-    /// Training rows.
+    /// Training rows, those in packs included.
     pub rows: u64,
-    /// Rows to evaluate on.
+    /// Packs that they lie in, which steps and micro-batches then count; `None` where no row is packed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packs: Option<u64>,
+    /// Rows to evaluate on, those in packs included.
     pub eval_rows: u64,
     /// Passes over the training rows.
     pub epochs: f64,
@@ -27,7 +30,7 @@ pub struct Plan {
     pub total_steps: u64,
     /// Steps that warm up.
     pub warmup_steps: u64,
-    /// Tokens of the training rows.
+    /// Tokens of the training rows; a prompt that rows of a pack share counts once.
     pub tokens_per_epoch: u64,
     /// Targets of the training rows: the tokens that are learned.
     pub targets_per_epoch: u64,
@@ -79,9 +82,11 @@ impl Plan {
                  never reaches learning_rate"
             ));
         }
+        let rows = |samples: &[Sample]| samples.iter().map(|sample| sample.rows() as u64).sum();
         Ok(Plan {
-            rows: train.len() as u64,
-            eval_rows: eval.len() as u64,
+            rows: rows(train),
+            packs: train.iter().any(|sample| sample.pack.is_some()).then_some(train.len() as u64),
+            eval_rows: rows(eval),
             epochs: match settings.max_steps {
                 Some(_) => sampler.epoch(total_steps),
                 None => settings.num_train_epochs,
@@ -93,7 +98,7 @@ impl Plan {
             tokens_per_epoch: tokens,
             targets_per_epoch: targets,
             supervised_share: targets as f64 / tokens as f64,
-            longest_row: train.iter().chain(eval).map(used).max().unwrap_or(0) as u64,
+            longest_row: train.iter().chain(eval).map(longest_row).max().unwrap_or(0) as u64,
             budget: Budget {
                 tokens: batch_tokens.max(evaluation.tokens),
                 targets: batch_targets.max(evaluation.targets),
@@ -113,7 +118,7 @@ impl Plan {
 /// Refuses a row that the model cannot read: an id or label outside its vocabulary, or more tokens than it has
 /// learned positions.
 pub fn check_row(arch: &Architecture, sample: &Sample) -> Result<()> {
-    let tokens = used(sample);
+    let tokens = longest_row(sample);
     if let Some(limit) = arch.position_limit().filter(|&limit| tokens > limit) {
         return Err(Error::TooLong { id: sample.id.clone(), tokens, limit });
     }

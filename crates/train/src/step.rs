@@ -1,6 +1,6 @@
 //! One optimizer step: micro-batches in, changed weights out.
 
-use crate::pack::train_batch;
+use crate::pack::{row_at, row_ids, train_batch};
 use crate::{Error, Result, Settings};
 use suasion_data::Sample;
 use suasion_engine::{AdamW, Backend, Batch, Model};
@@ -65,17 +65,11 @@ pub fn step<B: Backend>(
         }
         let outcomes = model.accumulate(batch, (1.0 / weight) as f32)?;
         if let Some(bad) = outcomes.iter().find(|outcome| !outcome.nll.is_finite()) {
-            let mut rest = outcomes.as_slice();
-            let broken = rows.iter().filter(|row| {
-                let (own, others) = rest.split_at(row.targets().count());
-                rest = others;
-                own.iter().any(|outcome| !outcome.nll.is_finite())
-            });
-            return Err(non_finite(
-                "the loss",
-                f64::from(bad.nll),
-                broken.map(|row| row.id.clone()).collect(),
-            ));
+            let targets = rows.iter().flat_map(|row| row.targets().map(move |(at, ..)| (row, at)));
+            let broken = targets.zip(&outcomes).filter(|(_, outcome)| !outcome.nll.is_finite());
+            let mut broken: Vec<_> = broken.map(|((row, at), _)| row_at(row, at)).collect();
+            broken.dedup();
+            return Err(non_finite("the loss", f64::from(bad.nll), broken));
         }
         for (outcome, target) in outcomes.iter().zip(&batch.targets) {
             sum += f64::from(target.weight) * f64::from(outcome.nll);
@@ -85,7 +79,7 @@ pub fn step<B: Backend>(
     outcome.grad_norm = model.gradient_norm();
     for (what, value) in [("the loss", loss), ("the gradient norm", outcome.grad_norm)] {
         if !value.is_finite() {
-            let rows = micro_batches.iter().flatten().map(|row| row.id.clone()).collect();
+            let rows = micro_batches.iter().flatten().flat_map(|row| row_ids(row)).collect();
             return Err(non_finite(what, value, rows));
         }
     }

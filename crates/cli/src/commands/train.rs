@@ -9,6 +9,7 @@ use crate::ui::{self, Ui};
 use crate::{interrupt, rows};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared::{self, Counts, Manifest};
 use suasion_data::summary::Summary;
 use suasion_data::template::ChatTemplate;
@@ -132,6 +133,8 @@ pub struct Job {
     pub eval_rows: Option<RowSet>,
     pub train: Vec<Sample>,
     pub eval: Vec<Sample>,
+    /// How full the packs are that the training rows were put into.
+    pub fill: Option<Fill>,
     pub plan: Plan,
     pub identity: Identity,
     pub card: DataCard,
@@ -164,10 +167,16 @@ impl Job {
             None => None,
         };
         let samples = std::mem::take(&mut train_rows.samples);
-        let (train, eval) = match &mut eval_rows {
+        let (mut train, eval) = match &mut eval_rows {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
             None => pipeline::split(samples, config.eval_fraction, config.seed),
         };
+        let card = data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
+        let mut fill = None;
+        if let Some(packer) = Packer::of(&policy) {
+            let (packs, filled) = packer.pack(train);
+            (train, fill) = (packs, Some(filled));
+        }
         let plan = Plan::new(&train, &eval, &settings)?;
         plan.check_model(&arch, &train, &eval)?;
         let identity = Identity {
@@ -175,7 +184,6 @@ impl Job {
             data_fingerprint: fingerprint(&train_rows, &config, tokenizer.as_ref()),
             masking_version: MASKING_VERSION,
         };
-        let card = data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
         Ok(Job {
             config,
             settings,
@@ -187,6 +195,7 @@ impl Job {
             eval_rows,
             train,
             eval,
+            fill,
             plan,
             identity,
             card,
@@ -260,6 +269,21 @@ impl Job {
                 ui::count(plan.longest_row),
             ),
         );
+        let unit = match (plan.packs, &self.fill) {
+            (Some(packs), Some(fill)) => {
+                let (packs, capacity) = (ui::plural(packs, "pack"), ui::count(fill.capacity));
+                say(
+                    "packs",
+                    format!("{packs} of at most {capacity} tokens, {:.1}% full", fill.rate() * 100.0),
+                );
+                "packs"
+            }
+            (Some(packs), None) => {
+                say("packs", format!("{}, as the file has them", ui::plural(packs, "pack")));
+                "packs"
+            }
+            _ => "rows",
+        };
         let accumulation = match config.gradient_accumulation_steps {
             1 => String::new(),
             n => format!(" × {n} micro-batches"),
@@ -267,7 +291,7 @@ impl Job {
         say(
             "steps",
             format!(
-                "{} ({:.2} epochs of {}; {} rows{accumulation} a step); learning rate {:e}, {}, {} of warm-up",
+                "{} ({:.2} epochs of {}; {} {unit}{accumulation} a step); learning rate {:e}, {}, {} of warm-up",
                 ui::count(plan.total_steps),
                 plan.epochs,
                 ui::count(plan.steps_per_epoch),
@@ -323,6 +347,9 @@ impl Job {
             "supervised_share": self.plan.supervised_share,
             "steps": self.plan.total_steps,
             "plan": self.plan,
+            "packing": self.fill.map(|fill| serde_json::json!({
+                "packs": fill.packs, "capacity": fill.capacity, "fill": fill.rate(),
+            })),
             "memory_bytes": {
                 "total": memory.total(), "parameters": memory.parameters, "gradients": memory.gradients,
                 "optimizer": memory.optimizer, "activations": memory.activations, "scratch": memory.scratch,

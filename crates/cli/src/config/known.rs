@@ -70,10 +70,7 @@ macro_rules! known {
 }
 
 known! {
-    "this version trains every row by itself, without padding and without packs": {
-        packing["false"], eval_packing["null", "false"], share_prefix["false"],
-    }
-    "this version has no packs for it to arrange": { packing_strategy["bfd", "null"] }
+    "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing always }
     "this version trains every parameter; adapters are not there yet": {
         use_peft["false"], adapter_name_or_path["null"], use_rslora["false"], use_dora["false"],
         lora_target_modules["null", "[]"], lora_target_parameters["null"], lora_modules_to_save["null"],

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
-/// Tokens of the rows that are looked at together, some 60 MB of them.
+/// Tokens of the rows that are looked at together, some 16 MB of them. On 19,124 prompt and completion rows a quarter of it
+/// fills packs of 1,024 to 99.51 %, it 99.46 %, all rows at once 99.44 %: a larger window only finds more shared prompts.
 ///
 /// It decides which rows meet in a pack, and so the order of a packed run: a change needs another
 /// [`crate::MASKING_VERSION`].
-pub const WINDOW_TOKENS: usize = 4 << 20;
+pub const WINDOW_TOKENS: usize = 1 << 20;
 
 /// How full packs are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +50,9 @@ impl Fill {
 /// happens in windows of [`WINDOW_TOKENS`]; the rows of a window's least filled packs, at most a quarter of it, go
 /// into the next one. Packs leave a window in the order of their first rows, and rows stand in a pack in source order.
 /// All of it depends on the rows and their order alone.
+///
+/// The label of a row's first token, which was never a target, is masked. A pack has a weight column where one of its tokens
+/// weighs neither 0 nor 1; in it, tokens of rows without one weigh 1 where they are learned.
 ///
 /// With `share_prefix`, rows of a window with the same prompt (ids, origins, labels and weights up to the first
 /// token of the response) share it: the prompt stands once, as a trunk, and each row's rest follows as a branch. Rows

@@ -50,15 +50,6 @@ pub(crate) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<P
             },
         };
     };
-    if let Some(prefixes) = &given.prefixes
-        && prefixes.len() != lengths.len()
-    {
-        return Err(format!(
-            "\"prefix_ranges\" has {} entries for {} sequences",
-            prefixes.len(),
-            lengths.len()
-        ));
-    }
     let row = |row: u64| RowId { row, ..id.clone() };
     let prefixes = given.prefixes.as_deref();
     let rows = match &given.rows {
@@ -149,15 +140,13 @@ fn check_positions(
     runs: impl Iterator<Item = (u32, Range<usize>)>,
 ) -> Result<(), String> {
     for (first, tokens) in runs {
-        let mut expected = first;
-        for i in tokens.filter(|&i| real(i)) {
+        for (i, expected) in tokens.filter(|&i| real(i)).zip(first..) {
             if positions[i] != expected {
                 return Err(format!(
                     "\"position_ids\"[{i}] is {}, and token {i} stands at position {expected} of its sequence",
                     positions[i]
                 ));
             }
-            expected += 1;
         }
     }
     Ok(())

@@ -2,8 +2,8 @@
 
 use super::columnar::Columns;
 use super::journal::{Journal, Shard};
-use super::sink::{Form, Layout, Sink};
-use super::{Manifest, OutputFile, Record, findings_path, folder, manifest_path, shard_path};
+use super::sink::{Form, Layout, Sink, with_record};
+use super::{Manifest, OutputFile, findings_path, folder, manifest_path, shard_path};
 use crate::atomic::{AtomicFile, write_atomic};
 use crate::pack::{Fill, Packer};
 use crate::pipeline::{Outcome, hash_ids};
@@ -83,21 +83,17 @@ impl<'a> Output<'a> {
             Some(packer) => packer.push(kept.sample),
             None => {
                 let text = kept.text.as_deref().filter(|_| self.plan.layout.with_text);
-                let record = Record::of(&kept.sample, text);
-                return self.sink()?.write(&record, Some(encoded));
+                let sink = self.sink()?;
+                let encoded = (!encoded.is_empty()).then_some(encoded);
+                return with_record(&kept.sample, text, |record| sink.write(record, encoded));
             }
         };
         self.write_packs(&packs)
     }
 
     fn write_packs(&mut self, packs: &[Sample]) -> Result<()> {
-        for sample in packs {
-            match &sample.pack {
-                Some(pack) => self.sink()?.write(&pack.columns().record(sample), None)?,
-                None => self.sink()?.write(&Record::of(sample, None), None)?,
-            }
-        }
-        Ok(())
+        let sink = self.sink()?;
+        packs.iter().try_for_each(|sample| with_record(sample, None, |record| sink.write(record, None)))
     }
 
     fn open(&mut self) -> Result<&mut Open> {

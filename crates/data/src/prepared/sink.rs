@@ -5,7 +5,7 @@ use super::columnar::{ArrowStreamSink, Columns, ParquetSink};
 use super::output::Plan;
 use crate::atomic::{AtomicFile, Complete};
 use crate::pipeline::Outcome;
-use crate::{Error, Result};
+use crate::{Error, Result, Sample};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -60,9 +60,17 @@ pub(super) fn encode(plan: &Plan<'_>, outcome: &Outcome) -> Vec<u8> {
     let mut line = Vec::new();
     if let (Form::Lines, false, Outcome::Kept(kept)) = (plan.form, plan.policy.packing, outcome) {
         let text = kept.text.as_deref().filter(|_| plan.layout.with_text);
-        Record::of(&kept.sample, text).write_json(&mut line);
+        with_record(&kept.sample, text, |record| record.write_json(&mut line));
     }
     line
+}
+
+/// The record of a row by itself, or of a pack.
+pub(super) fn with_record<T>(sample: &Sample, text: Option<&str>, use_it: impl FnOnce(&Record<'_>) -> T) -> T {
+    match &sample.pack {
+        Some(pack) => use_it(&pack.columns().record(sample)),
+        None => use_it(&Record::of(sample, text)),
+    }
 }
 
 /// A file of records that is being written.

@@ -113,6 +113,9 @@ fn row_section(out: &mut String, view: &RowView) {
         thousands(view.targets as u64),
     );
     for run in &view.runs {
+        if let Some(begins) = &run.begins {
+            let _ = write!(out, "<h3>{}</h3>", shown(begins));
+        }
         let expected = matches!(run.origin, Origin::Response { .. } | Origin::EndOfTurn { .. });
         let class = match (run.cut, run.weight != 0.0) {
             (true, _) => "run cut",

@@ -71,6 +71,9 @@ pub fn row(view: &RowView, style: &Style) -> String {
     // On a narrow terminal the text goes below its label instead of beside it.
     let beside = style.width >= GUTTER + 20;
     for run in &view.runs {
+        if let Some(begins) = &run.begins {
+            let _ = writeln!(out, "{}", style.paint("1", &format!("-- {begins}")));
+        }
         let code = style.run_code(run);
         let bar = match run.state() {
             "LEARNED" => '>',

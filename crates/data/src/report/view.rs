@@ -1,8 +1,9 @@
 //! A row as runs of tokens: what happens to each, and why.
 
+use crate::pack::Segment;
 use crate::pipeline::Kept;
 use crate::tokens::Tokenizer;
-use crate::{Finding, IGNORE, Origin, RowId};
+use crate::{Finding, IGNORE, Origin, RowId, Sample};
 
 /// One row, ready to be shown.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,8 @@ pub struct Run {
     pub weight: f32,
     /// True for tokens that truncation cut: they are not in the sample.
     pub cut: bool,
+    /// What begins with it in a pack: `sequence 3 (row 17)`.
+    pub begins: Option<String>,
     /// How many.
     pub count: usize,
     /// Their text; without a tokenizer, their ids.
@@ -106,6 +109,7 @@ impl RowView {
         let mut ends: Vec<u32> = Vec::new();
         let mut decoded = kept.bytes.is_none().then(|| pieces(&sample.input_ids, tokenizer));
         let mut cuts = kept.cuts.iter().peekable();
+        let mut beginnings = beginnings(sample).into_iter().peekable();
         let mut open = false;
         for i in 0..=sample.len() {
             while let Some(cut) = cuts.next_if(|c| c.at == i) {
@@ -113,6 +117,7 @@ impl RowView {
                     origin: cut.origin,
                     weight: 0.0,
                     cut: true,
+                    begins: None,
                     count: cut.tokens,
                     text: String::new(),
                     tokens: Vec::new(),
@@ -124,11 +129,16 @@ impl RowView {
                 break;
             }
             let (origin, weight) = (sample.origins[i], weight(i));
-            if !open || runs.last().is_none_or(|r| r.origin != origin || r.weight != weight) {
+            let begins = beginnings.next_if(|(at, _)| *at == i).map(|(_, words)| words);
+            if !open
+                || begins.is_some()
+                || runs.last().is_none_or(|r| r.origin != origin || r.weight != weight)
+            {
                 runs.push(Run {
                     origin,
                     weight,
                     cut: false,
+                    begins,
                     count: 0,
                     text: String::new(),
                     tokens: Vec::new(),
@@ -171,6 +181,29 @@ impl RowView {
     pub fn learned(&self) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(|r| !r.cut && r.weight != 0.0)
     }
+}
+
+/// Where each segment of a pack begins, and what it is.
+fn beginnings(sample: &Sample) -> Vec<(usize, String)> {
+    let Some(pack) = &sample.pack else { return Vec::new() };
+    // A pack of which nobody says what its rows were has only its own number for them.
+    let named = pack.rows.iter().any(|id| *id != sample.id);
+    let mut rows = pack.rows.iter().enumerate();
+    let mut words = |segment: &Segment| {
+        if segment.branches > 0 {
+            return format!("a prompt that {} sequences share", segment.branches);
+        }
+        let mut words = match rows.next() {
+            Some((i, id)) if named => format!("sequence {i} (row {})", id.row),
+            Some((i, _)) => format!("sequence {i}"),
+            None => String::new(),
+        };
+        if !segment.prefix.is_empty() {
+            words += &format!(", after the prompt at token {}", segment.prefix.start);
+        }
+        words
+    };
+    pack.segments.iter().map(|segment| (segment.own.start as usize, words(segment))).collect()
 }
 
 /// Text per token for ids without byte ranges. A character made of several tokens is shown at its last one.

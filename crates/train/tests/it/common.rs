@@ -67,7 +67,14 @@ pub fn rows(n: usize, seed: u64) -> Vec<Sample> {
             put(STOP, Origin::EndOfTurn { turn: 1 });
             let labels =
                 ids.iter().zip(&origins).map(|(&id, o)| if o.supervised() { id as i32 } else { IGNORE });
-            Sample { id: id(row), labels: labels.collect(), input_ids: ids, origins, weights: None }
+            Sample {
+                id: id(row),
+                labels: labels.collect(),
+                input_ids: ids,
+                origins,
+                weights: None,
+                pack: None,
+            }
         })
         .collect()
 }

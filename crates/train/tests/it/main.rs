@@ -6,6 +6,7 @@ mod evaluate;
 mod generate;
 mod loop_;
 mod order;
+mod packing;
 mod reports;
 mod resume;
 mod trajectories;

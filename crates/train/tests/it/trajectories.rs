@@ -28,6 +28,7 @@ fn samples(batch: &Value) -> Vec<Sample> {
                 })
                 .collect(),
             weights: None,
+            pack: None,
         })
         .collect()
 }

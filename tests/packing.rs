@@ -1,0 +1,96 @@
+//! Packs from the command line: made of raw rows, read from files, refused where they are none.
+
+use crate::util::Dir;
+use serde_json::{Value, json};
+
+const TRAIN: [&str; 5] = ["train", "-M", "model", "-D", "rows.jsonl"];
+const PACKS: [&str; 3] = ["packing=true", "max_length=160", "per_device_train_batch_size=1"];
+
+/// Prepared rows, put into packs of two by hand.
+fn in_twos(rows: &[Value]) -> String {
+    let list = |row: &Value, key: &str| row[key].as_array().unwrap().clone();
+    let pack = |rows: &[Value]| {
+        let joined = |key: &str| rows.iter().flat_map(|row| list(row, key)).collect::<Vec<_>>();
+        let origins: String = rows.iter().map(|row| row["origins"].as_str().unwrap()).collect();
+        let lengths: Vec<usize> = rows.iter().map(|row| list(row, "input_ids").len()).collect();
+        json!({"rows": rows.iter().map(|row| row["row"].clone()).collect::<Vec<_>>(), "seq_lengths": lengths,
+            "input_ids": joined("input_ids"), "labels": joined("labels"), "origins": origins})
+        .to_string()
+    };
+    rows.chunks(2).map(pack).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn raw_rows_train_as_packs() {
+    let dir = Dir::new().with_model().with_rows(12);
+    let settings = ["init=random", "num_train_epochs=2", "learning_rate=1e-2", "eval_fraction=0.25"];
+    let plan = |more: &[&str]| {
+        let args = dir.suasion(&TRAIN).set(&PACKS).set(&settings).set(more).args(&["--dry-run", "--json"]);
+        args.ok().says("packs").json()
+    };
+    let (packed, shared) = (plan(&[]), plan(&["share_prefix=true"]));
+    let packs = packed["packing"]["packs"].as_u64().unwrap();
+    assert!(packs < 9 && packed["packing"]["capacity"] == 160, "{packed}");
+    assert_eq!((&packed["plan"]["rows"], &packed["plan"]["packs"]), (&json!(9), &json!(packs)));
+    assert_eq!(packed["steps"], 2 * packs);
+    let fill = packed["tokens"].as_f64().unwrap() / (packs * 160) as f64;
+    assert!((packed["packing"]["fill"].as_f64().unwrap() - fill).abs() < 1e-12);
+    // The rows have no prompt in common.
+    assert_eq!(shared["tokens"], packed["tokens"]);
+
+    let train = |out: &str| {
+        dir.suasion(&TRAIN).set(&PACKS).set(&settings).set(&[&format!("output_dir={out}"), "save_steps=2"])
+    };
+    train("whole").ok();
+    train("again").ok();
+    std::fs::remove_dir_all(dir.path(&format!("again/checkpoint-{}", 2 * packs))).unwrap();
+    std::fs::remove_file(dir.path("again/model.safetensors")).unwrap();
+    train("again").arg("--resume").ok().says("is done");
+    assert_eq!(dir.read("whole/model.safetensors"), dir.read("again/model.safetensors"));
+    // Another way to pack is another run.
+    train("again").set(&["packing=false"]).arg("--resume").run().error(2, "E-RESUME", "fingerprint");
+}
+
+#[test]
+fn packs_are_evaluated_and_verified_as_their_rows() {
+    let dir = Dir::new().with_weights().with_rows(7);
+    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "one.jsonl"]).ok();
+    dir.write("packs.jsonl", in_twos(&dir.lines("one.jsonl")));
+    let eval = |data: &str| dir.suasion(&["eval", "-M", "model", "-D", data, "--json"]).ok().json();
+    let (rows, packs) = (eval("one.jsonl"), eval("packs.jsonl"));
+    for key in ["rows", "targets"] {
+        assert_eq!(rows[key], packs[key]);
+    }
+    assert!((rows["loss"].as_f64().unwrap() - packs["loss"].as_f64().unwrap()).abs() < 1e-6);
+
+    let verify = |data: &str| dir.suasion(&["verify", "-M", "model", "-D", data, "--json"]);
+    let (rows, packs) = (verify("one.jsonl").ok().json(), verify("packs.jsonl").ok().json());
+    assert_eq!(rows["sections"], packs["sections"]);
+    assert_eq!((&packs["rows"], &packs["tokens"]), (&json!(4), &rows["tokens"]));
+    dir.suasion(&["verify", "-M", "model", "-D", "packs.jsonl"]).ok().prints("-- sequence 1 (row 1)");
+    dir.suasion(&["train", "-M", "model", "-D", "packs.jsonl", "--dry-run"])
+        .ok()
+        .says("4 packs, as the file has them");
+
+    // Prepared again they stay packs.
+    dir.suasion(&["prepare", "-M", "model", "-D", "packs.jsonl", "-o", "again.jsonl"]).ok();
+    let again = dir.lines("again.jsonl");
+    assert_eq!((&again[0]["rows"], &again[3]["rows"]), (&json!([0, 1]), &json!([6])));
+    assert_eq!(
+        again[0]["position_ids"].as_array().unwrap().len(),
+        again[0]["input_ids"].as_array().unwrap().len()
+    );
+}
+
+#[test]
+fn a_pack_without_boundaries_is_refused_everywhere() {
+    let dir = Dir::new().with_weights();
+    let broken = json!({"rows": [0, 1], "input_ids": [1, 2, 3, 4], "labels": [-100, 2, -100, 4]});
+    dir.write("packs.jsonl", format!("{broken}\n{broken}\n"));
+    let verified =
+        dir.suasion(&["verify", "-M", "model", "-D", "packs.jsonl", "--json"]).run().code(1).json();
+    assert_eq!(verified["counts"]["P001"], 2);
+    for command in ["eval", "train"] {
+        dir.suasion(&[command, "-M", "model", "-D", "packs.jsonl"]).run().error(3, "E-ROW", "holds 2 rows");
+    }
+}
