@@ -14,6 +14,8 @@ mod added;
 mod bpe;
 mod cache;
 mod decode;
+#[cfg(test)]
+mod equality;
 mod model;
 mod pipeline;
 mod pretokenise;

@@ -26,7 +26,7 @@ pub(super) struct Bpe {
     vocabulary: Vocabulary,
     /// Rank and result of each pair of ids.
     merges: HashMap<(u32, u32), Merge>,
-    /// The id of each byte.
+    /// The id of each byte that UTF-8 has.
     bytes: [u32; 256],
     /// A piece that is a token is that token, whatever the merges say.
     ignore_merges: bool,
@@ -286,8 +286,9 @@ impl<'de> Visitor<'de> for BpeVisitor {
             return Err(unsupported("a model without type, vocab or merges"));
         };
         vocabulary.build_index().ok_or_else(|| unsupported("a token with two ids"))?;
-        let mut bytes = [0; 256];
-        for byte in 0..=255u8 {
+        let mut bytes = [NONE; 256];
+        // Thirteen bytes are in no UTF-8, and in some vocabularies neither.
+        for byte in (0..=0xF4u8).filter(|byte| !matches!(byte, 0xC0 | 0xC1)) {
             bytes[byte as usize] = vocabulary
                 .id(char_of(byte).encode_utf8(&mut [0; 4]))
                 .ok_or_else(|| unsupported("a vocabulary without all bytes"))?;

@@ -37,7 +37,8 @@ pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
     Ok(inner)
 }
 
-fn load_library(json: &[u8]) -> Result<Inner, TokenizerError> {
+/// The same with nothing of ours.
+pub(super) fn load_library(json: &[u8]) -> Result<Inner, TokenizerError> {
     let mut library = tokenizers::Tokenizer::from_bytes(json)?;
     if let ModelWrapper::BPE(bpe) = library.get_model()
         && bpe.dropout.is_some()

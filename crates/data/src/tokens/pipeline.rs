@@ -73,12 +73,12 @@ pub(super) struct Pipeline {
     /// Added tokens for [`Vocabulary::Content`], made when first needed.
     content_vocabulary: OnceLock<AddedVocabulary>,
     /// The way around the library, where there is one.
-    direct: Option<Direct>,
+    pub direct: Option<Direct>,
 }
 
 /// The stages of a byte-level BPE tokenizer that inserts nothing, by our own means. How a stretch starts is
 /// nothing to it: [`Start`] tells what may be inserted.
-struct Direct {
+pub(super) struct Direct {
     pretokeniser: Pretokeniser,
     /// The normalizer is NFC: only text that it leaves alone goes this way.
     nfc: bool,

@@ -6,7 +6,7 @@
 //! expression only by its exact text; any other stays with the library.
 //!
 //! Every expression here matches at every position of every text, so a text is the sequence of its matches
-//! and a piece depends on nothing before it. tests/tokens_fast.rs compares the pieces with the library's, for
+//! and a piece depends on nothing before it. tokens/equality.rs compares the pieces with the library's, for
 //! every code point and on random text.
 
 use regex_syntax::hir::{Class, HirKind};
@@ -47,6 +47,10 @@ const LINE_BREAK: u8 = 8;
 const UPPER: u8 = 16;
 /// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`, what it goes on with.
 const LOWER: u8 = 32;
+
+/// All that is known, for tests.
+#[cfg(test)]
+pub(super) const KNOWN: [&str; 7] = [GPT2, GPT2_SHORT, LLAMA3, QWEN2, CL100K, O200K, TEKKEN];
 
 impl Pretokeniser {
     /// The expression of a pre-tokenizer that does nothing but split by it and write bytes as characters.
