@@ -8,6 +8,7 @@
 
 use super::decode::char_of;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use rayon::prelude::*;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::cmp::Reverse;
@@ -305,23 +306,35 @@ struct WrittenMerges {
     ends: Vec<(u32, u32)>,
 }
 
-/// The pairs by their ids; `None` where a part or the whole is not in the vocabulary.
+/// The pairs by their ids; `None` where a part or the whole is not in the vocabulary. The look-ups, which
+/// miss every cache, are half of the time that loading takes, so all threads share them.
 fn resolve(vocabulary: &Vocabulary, written: &WrittenMerges) -> Option<HashMap<(u32, u32), Merge>> {
+    const CHUNK: usize = 1 << 13;
+    let resolve_chunk = |(chunk, ends): (usize, &[(u32, u32)])| {
+        let mut start = match chunk {
+            0 => 0,
+            _ => written.ends[chunk * CHUNK - 1].1 as usize,
+        };
+        let mut last = NONE;
+        let resolve_one = |&(middle, end): &(u32, u32)| {
+            let whole = &written.text[start..end as usize];
+            let (left, right) = whole.split_at(middle as usize - start);
+            if left.is_empty() || right.is_empty() {
+                return None;
+            }
+            // Most files number their tokens in the order of the merges.
+            let next = last.wrapping_add(1);
+            let id = if vocabulary.get(next) == Some(whole) { next } else { vocabulary.id(whole)? };
+            (start, last) = (end as usize, id);
+            Some(((vocabulary.id(left)?, vocabulary.id(right)?), id))
+        };
+        ends.iter().map(resolve_one).collect::<Option<Vec<_>>>()
+    };
+    let chunks: Option<Vec<_>> = written.ends.par_chunks(CHUNK).enumerate().map(resolve_chunk).collect();
     let mut merges = HashMap::with_capacity(written.ends.len());
-    let (mut start, mut last) = (0, NONE);
-    for (rank, &(middle, end)) in written.ends.iter().enumerate() {
-        let whole = &written.text[start..end as usize];
-        let (left, right) = whole.split_at(middle as usize - start);
-        if left.is_empty() || right.is_empty() {
-            return None;
-        }
-        let pair = (vocabulary.id(left)?, vocabulary.id(right)?);
-        // Most files number their tokens in the order of the merges.
-        let next = last.wrapping_add(1);
-        let id = if vocabulary.get(next) == Some(whole) { next } else { vocabulary.id(whole)? };
+    for (rank, (pair, id)) in chunks?.into_iter().flatten().enumerate() {
         // Of a pair that is listed twice the last counts.
         merges.insert(pair, Merge { rank: rank as u32, id });
-        (start, last) = (end as usize, id);
     }
     Some(merges)
 }

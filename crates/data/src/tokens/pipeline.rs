@@ -253,7 +253,7 @@ impl Pipeline {
 
     /// Tokenises without the library; `false`, with nothing appended, where only the library can.
     ///
-    /// Qwen2.5, forum posts, one thread: PLACEHOLDER million tokens a second, the library's stages 1.5.
+    /// Qwen2.5, forum posts, one thread: 39 million tokens a second; the library's stages 1.5.
     fn tokenize_directly(&self, text: &str, base: u32, vocabulary: Vocabulary, out: &mut RawTokens) -> bool {
         let (Some(direct), Model::Bpe(bpe)) = (&self.direct, self.inner.get_model()) else { return false };
         if direct.nfc && !is_composed(text) {
