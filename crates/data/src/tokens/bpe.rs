@@ -6,7 +6,8 @@
 //! unknown token, no prefixes or suffixes of words. Deserialising anything else fails, and the caller loads
 //! the library's model instead.
 
-use super::decode::char_of;
+use super::cache;
+use super::decode::{byte_of, char_of};
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use rayon::prelude::*;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -15,6 +16,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Beyond this many bytes a piece is merged with a queue: looking at all pairs for each merge is quadratic.
 const LONG: usize = 96;
@@ -31,6 +33,8 @@ pub(super) struct Bpe {
     bytes: [u32; 256],
     /// A piece that is a token is that token, whatever the merges say.
     ignore_merges: bool,
+    /// Tells the caches of threads which vocabulary their pieces are of.
+    number: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -208,6 +212,19 @@ impl Bpe {
     /// What the library's model makes of a string that is already in GPT-2's alphabet: ids, and their
     /// lengths in bytes of that string. Characters that the vocabulary lacks vanish, as they do there.
     pub fn tokenize_written(&self, written: &str) -> Vec<(u32, usize)> {
+        let known = |&byte: &u8| self.bytes[byte as usize] != NONE;
+        let bytes: Option<Vec<u8>> = written.chars().map(|c| byte_of(c).filter(known)).collect();
+        if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
+            let mut tokens = Vec::new();
+            let (mut lengths, mut start) = (written.chars().map(char::len_utf8), 0);
+            cache::with(self, |pieces| {
+                pieces.tokens(&bytes, 0..bytes.len(), |id, end| {
+                    tokens.push((id, lengths.by_ref().take(end - start).sum()));
+                    start = end;
+                });
+            });
+            return tokens;
+        }
         if self.ignore_merges
             && let Some(id) = self.vocabulary.id(written)
         {
@@ -220,6 +237,11 @@ impl Bpe {
         }));
         self.merge_all(&mut scratch);
         scratch.symbols.iter().map(|symbol| (symbol.id, symbol.length as usize)).collect()
+    }
+
+    /// No other vocabulary of the process has this number.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The id of a token as the file writes it.
@@ -295,7 +317,9 @@ impl<'de> Visitor<'de> for BpeVisitor {
                 .ok_or_else(|| unsupported("a vocabulary without all bytes"))?;
         }
         let merges = resolve(&vocabulary, &merges).ok_or_else(|| unsupported("a merge of no tokens"))?;
-        Ok(Bpe { vocabulary, merges, bytes, ignore_merges: ignore_merges.unwrap_or(false) })
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        Ok(Bpe { vocabulary, merges, bytes, ignore_merges: ignore_merges.unwrap_or(false), number })
     }
 }
 

@@ -197,7 +197,8 @@ fn our_pieces(pretokeniser: Pretokeniser, text: &str) -> Vec<(usize, usize)> {
 fn pieces_of_random_text() {
     for json in pre_tokenizers() {
         let library: PreTokenizerWrapper = serde_json::from_value(json.clone()).unwrap();
-        let ours = Pretokeniser::of(&library).unwrap_or_else(|| panic!("unknown: {json}"));
+        let (ours, digits_apart) = Pretokeniser::of(&library).unwrap_or_else(|| panic!("unknown: {json}"));
+        assert!(!digits_apart);
         (0..40u64).into_par_iter().for_each(|seed| {
             let mut random = Random(seed);
             for _ in 0..500 {
@@ -223,7 +224,7 @@ fn pieces_of_every_code_point() {
     for regex in regexes {
         let library: PreTokenizerWrapper =
             serde_json::from_value(split_by(regex, "Isolated", false)).unwrap();
-        let ours = Pretokeniser::of(&library).unwrap();
+        let (ours, _) = Pretokeniser::of(&library).unwrap();
         chunks.par_iter().for_each(|&first| {
             let regex = SysRegex::new(regex).unwrap();
             for c in (first..first + 0x400).filter_map(char::from_u32) {
@@ -342,7 +343,11 @@ fn learned(pre_tokenizer: &Value, normalizer: Value, ignore_merges: bool) -> Val
 
 #[test]
 fn learned_tokenizers() {
-    for (at, pre_tokenizer) in pre_tokenizers().iter().enumerate() {
+    let digits = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": true},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+    ]});
+    for (at, pre_tokenizer) in pre_tokenizers().iter().chain([&digits]).enumerate() {
         let normalizer = if at % 2 == 0 { json!({"type": "NFC"}) } else { Value::Null };
         let json = learned(pre_tokenizer, normalizer, at % 3 == 0);
         let pair = Pair::new(&pre_tokenizer.to_string(), &serde_json::to_vec(&json).unwrap());

@@ -20,7 +20,6 @@ use super::pretokenise::Pretokeniser;
 use super::{RawTokens, TokenizerError, cache};
 use std::collections::HashMap;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use tokenizers::normalizer::Range;
 use tokenizers::normalizers::{Replace, Sequence, Strip};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
@@ -80,13 +79,13 @@ pub(super) struct Pipeline {
 /// nothing to it: [`Start`] tells what may be inserted.
 pub(super) struct Direct {
     pretokeniser: Pretokeniser,
+    /// Each digit is a piece, and what lies between two is cut on its own.
+    digits_apart: bool,
     /// The normalizer is NFC: only text that it leaves alone goes this way.
     nfc: bool,
     /// Added tokens that are matched before normalisation, and after it.
     raw: AddedTokens,
     normalized: AddedTokens,
-    /// Tells the caches of threads which tokenizer their pieces are of.
-    number: u64,
 }
 
 impl Pipeline {
@@ -127,14 +126,13 @@ impl Pipeline {
     }
 
     fn direct(&self) -> Option<Direct> {
-        static NUMBERS: AtomicU64 = AtomicU64::new(0);
         let Model::Bpe(_) = self.inner.get_model() else { return None };
         let nfc = match self.inner.get_normalizer() {
             None => false,
             Some(NormalizerWrapper::NFC(_)) => true,
             Some(_) => return None,
         };
-        let pretokeniser = Pretokeniser::of(self.inner.get_pre_tokenizer()?)?;
+        let (pretokeniser, digits_apart) = Pretokeniser::of(self.inner.get_pre_tokenizer()?)?;
         let vocabulary = self.inner.get_added_vocabulary();
         // `Vocabulary::Content` skips what has been called special at any time, and what is structural here.
         let structural = |content: &str| {
@@ -145,7 +143,7 @@ impl Pipeline {
             AddedTokens::new(vocabulary, self.inner.get_normalizer(), normalized, structural)
         };
         let (raw, normalized) = (tokens(false)?, tokens(true)?);
-        Some(Direct { pretokeniser, nfc, raw, normalized, number: NUMBERS.fetch_add(1, Ordering::Relaxed) })
+        Some(Direct { digits_apart, pretokeniser, nfc, raw, normalized })
     }
 
     /// True for the ids that structure a text: special added tokens, bos, eos, pad, stop tokens.
@@ -261,7 +259,7 @@ impl Pipeline {
         }
         let before = out.ids.len();
         let content = vocabulary == Vocabulary::Content;
-        cache::with(direct.number, bpe, |pieces| {
+        cache::with(bpe, |pieces| {
             let shift = |range: std::ops::Range<usize>, by: usize| range.start + by..range.end + by;
             direct.raw.split(text, content, |(id, section)| match id {
                 Some(id) => out.push(id, shift(section, base as usize)),
@@ -343,6 +341,19 @@ impl Pipeline {
 impl Direct {
     /// Appends the tokens of text without added tokens, whose first byte is byte `base` of the whole text.
     fn tokenize(&self, text: &str, base: u32, pieces: &mut cache::Pieces, out: &mut RawTokens) {
+        if !self.digits_apart {
+            return self.tokenize_section(text, base, pieces, out);
+        }
+        let mut at = 0;
+        for (digit, length) in text.match_indices(char::is_numeric).map(|(at, digit)| (at, digit.len())) {
+            self.tokenize_section(&text[at..digit], base + at as u32, pieces, out);
+            at = digit + length;
+            self.tokenize_section(&text[digit..at], base + digit as u32, pieces, out);
+        }
+        self.tokenize_section(&text[at..], base + at as u32, pieces, out);
+    }
+
+    fn tokenize_section(&self, text: &str, base: u32, pieces: &mut cache::Pieces, out: &mut RawTokens) {
         let mut at = 0;
         while at < text.len() {
             let end = self.pretokeniser.piece_end(text, at);

@@ -53,18 +53,23 @@ const LOWER: u8 = 32;
 pub(super) const KNOWN: [&str; 7] = [GPT2, GPT2_SHORT, LLAMA3, QWEN2, CL100K, O200K, TEKKEN];
 
 impl Pretokeniser {
-    /// The expression of a pre-tokenizer that does nothing but split by it and write bytes as characters.
-    pub fn of(pre_tokenizer: &PreTokenizerWrapper) -> Option<Pretokeniser> {
-        let plain = |bytes: &ByteLevel| !bytes.add_prefix_space;
+    /// The expression of a pre-tokenizer that does nothing but split by it and write bytes as characters,
+    /// and whether each digit ([`char::is_numeric`]) is set apart before that (StarCoder, SmolLM).
+    pub fn of(pre_tokenizer: &PreTokenizerWrapper) -> Option<(Pretokeniser, bool)> {
+        let gpt2 = |bytes: &ByteLevel| !bytes.add_prefix_space && bytes.use_regex;
+        let bytes_only = |bytes: &ByteLevel| !bytes.add_prefix_space && !bytes.use_regex;
         match pre_tokenizer {
-            PreTokenizerWrapper::ByteLevel(bytes) if plain(bytes) && bytes.use_regex => {
-                Some(Pretokeniser::Gpt2)
-            }
+            PreTokenizerWrapper::ByteLevel(bytes) if gpt2(bytes) => Some((Pretokeniser::Gpt2, false)),
             PreTokenizerWrapper::Sequence(sequence) => match sequence.as_ref() {
                 [PreTokenizerWrapper::Split(split), PreTokenizerWrapper::ByteLevel(bytes)]
-                    if plain(bytes) && !bytes.use_regex =>
+                    if bytes_only(bytes) =>
                 {
-                    Pretokeniser::of_split(split)
+                    Pretokeniser::of_split(split).map(|pretokeniser| (pretokeniser, false))
+                }
+                [PreTokenizerWrapper::Digits(digits), PreTokenizerWrapper::ByteLevel(bytes)]
+                    if digits.individual_digits && gpt2(bytes) =>
+                {
+                    Some((Pretokeniser::Gpt2, true))
                 }
                 _ => None,
             },
