@@ -265,6 +265,7 @@ impl Pair {
     }
 
     fn agree(&self, text: &str) {
+        assert_eq!(self.ours.added_in(text), self.library.added_in(text), "{}: {text:?}", self.name);
         for vocabulary in [Vocabulary::Full, Vocabulary::Content] {
             for start in [Start::Text, Start::Section, Start::NormalizedSection, Start::Spaced, Start::Glued]
             {

@@ -14,7 +14,7 @@
 //! The matches over the library's enums are exhaustive on purpose: its version is pinned, and a new kind
 //! of stage must be looked at before it compiles.
 
-use super::added::AddedTokens;
+use super::added::{AddedTokens, Part};
 use super::model::{Inner, Model};
 use super::pretokenise::Pretokeniser;
 use super::{RawTokens, TokenizerError, cache};
@@ -253,23 +253,15 @@ impl Pipeline {
     ///
     /// Qwen2.5, forum posts, one thread: 39 million tokens a second; the library's stages 1.5.
     fn tokenize_directly(&self, text: &str, base: u32, vocabulary: Vocabulary, out: &mut RawTokens) -> bool {
-        let (Some(direct), Model::Bpe(bpe)) = (&self.direct, self.inner.get_model()) else { return false };
-        if direct.nfc && !is_composed(text) {
+        let (Some(direct), Model::Bpe(bpe)) = (self.direct_for(text), self.inner.get_model()) else {
             return false;
-        }
+        };
         let before = out.ids.len();
         let content = vocabulary == Vocabulary::Content;
         cache::with(bpe, |pieces| {
-            let shift = |range: std::ops::Range<usize>, by: usize| range.start + by..range.end + by;
-            direct.raw.split(text, content, |(id, section)| match id {
-                Some(id) => out.push(id, shift(section, base as usize)),
-                None => direct.normalized.split(&text[section.clone()], content, |(id, part)| {
-                    let part = shift(part, section.start);
-                    match id {
-                        Some(id) => out.push(id, shift(part, base as usize)),
-                        None => direct.tokenize(&text[part.clone()], base + part.start as u32, pieces, out),
-                    }
-                }),
+            direct.split(text, content, |(id, part)| match id {
+                Some(id) => out.push(id, base as usize + part.start..base as usize + part.end),
+                None => direct.tokenize(&text[part.clone()], base + part.start as u32, pieces, out),
             });
         });
         // Content that merges into a structural token must not (`without_structural`); no published
@@ -281,8 +273,18 @@ impl Pipeline {
         true
     }
 
+    /// The way around the library, if there is one for this text.
+    fn direct_for(&self, text: &str) -> Option<&Direct> {
+        self.direct.as_ref().filter(|direct| !direct.nfc || is_composed(text))
+    }
+
     /// The added tokens in `text` by the full vocabulary: id and byte range, stripped white space included.
     pub fn added_in(&self, text: &str) -> Vec<(u32, std::ops::Range<usize>)> {
+        if let Some(direct) = self.direct_for(text) {
+            let mut found = Vec::new();
+            direct.split(text, false, |(id, part)| found.extend(id.map(|id| (id, part))));
+            return found;
+        }
         let pieces =
             self.inner.get_added_vocabulary().extract_and_normalize(self.inner.get_normalizer(), text);
         pieces
@@ -339,6 +341,16 @@ impl Pipeline {
 }
 
 impl Direct {
+    /// Calls `part` with the added tokens of a text and what lies between them.
+    fn split(&self, text: &str, content: bool, mut part: impl FnMut(Part)) {
+        self.raw.split(text, content, |(id, section)| match id {
+            Some(id) => part((Some(id), section)),
+            None => self.normalized.split(&text[section.clone()], content, |(id, inner)| {
+                part((id, section.start + inner.start..section.start + inner.end));
+            }),
+        });
+    }
+
     /// Appends the tokens of text without added tokens, whose first byte is byte `base` of the whole text.
     fn tokenize(&self, text: &str, base: u32, pieces: &mut cache::Pieces, out: &mut RawTokens) {
         if !self.digits_apart {
