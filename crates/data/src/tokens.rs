@@ -14,6 +14,8 @@ mod added;
 mod bpe;
 mod cache;
 mod decode;
+#[cfg(test)]
+mod equality;
 mod model;
 mod pipeline;
 mod pretokenise;
@@ -127,6 +129,13 @@ struct RawTokens {
 }
 
 impl RawTokens {
+    /// No tokens, and room for those of a text: English has some four bytes to a token. Growing once is
+    /// cheap, a second buffer for each row is not.
+    fn for_text(text: &str) -> RawTokens {
+        let room = text.len() / 4 + 8;
+        RawTokens { ids: Vec::with_capacity(room), bytes: Vec::with_capacity(room) }
+    }
+
     fn push(&mut self, id: u32, bytes: Range<usize>) {
         self.ids.push(id);
         self.bytes.push(bytes.start as u32..bytes.end as u32);
@@ -324,7 +333,7 @@ impl Tokenizer {
 
     /// A text as it stands (a rendered chat prompt, which carries its own BOS): nothing in front, nothing behind.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
-        let mut raw = RawTokens::default();
+        let mut raw = RawTokens::for_text(text);
         self.pipeline
             .tokenize(text, 0, Start::Text, Vocabulary::Full, &mut raw)
             .map_err(|error| Error::Tokenizer { path: self.path.clone(), message: error.to_string() })?;
@@ -389,10 +398,7 @@ impl Tokenizer {
         policy: &Policy,
     ) -> Result<(RawTokens, Ends), TokenizerError> {
         let text = rendered.text.as_str();
-        let mut raw = RawTokens::default();
-        // English has some four bytes to a token; growing once is cheap, a second buffer per row is not.
-        raw.ids.reserve(text.len() / 4 + 8);
-        raw.bytes.reserve(text.len() / 4 + 8);
+        let mut raw = RawTokens::for_text(text);
         let mut ends = Ends::default();
         let final_stop = self.final_stop(rendered);
         let spelled = final_stop.as_ref().is_some_and(|stop| !stop.range.is_empty());
@@ -582,12 +588,26 @@ fn attribute(raw: RawTokens, ends: &Ends, rendered: &Rendered) -> (Tokens, Vec<u
     let mut origins = Vec::with_capacity(raw.ids.len());
     let mut weights = Vec::with_capacity(raw.ids.len());
     let mut mixed = Vec::new();
+    // The span of the last token: nearly all tokens lie within the same one as the token before them.
+    let mut current: Option<&Span> = None;
     for (index, bytes) in raw.bytes.iter().enumerate() {
+        let within = |span: &&Span| {
+            let span = &span.range;
+            span.start <= bytes.start as usize && bytes.end as usize <= span.end && !bytes.is_empty()
+        };
+        if let Some(span) = current.filter(within)
+            && (ends.front..ends.back).contains(&index)
+        {
+            origins.push(span.origin);
+            weights.push(span.weight);
+            continue;
+        }
         let stands_for = ends.stop.filter(|(stop, _)| *stop == index).map(|(_, span)| &rendered.spans[span]);
         let added = index < ends.front || index >= ends.back;
         let (start, end) = (bytes.start as usize, bytes.end as usize);
         // An empty range (a token that only stands for an inserted character) belongs to the byte behind it.
         let first = spans.partition_point(|span| span.range.end <= start).min(spans.len().saturating_sub(1));
+        current = spans.get(first).copied();
         let (mut origin, mut weight) = match (stands_for, spans.get(first)) {
             (Some(span), _) => (span.origin, span.weight),
             (None, Some(span)) if !added => (span.origin, span.weight),

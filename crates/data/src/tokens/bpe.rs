@@ -6,14 +6,17 @@
 //! unknown token, no prefixes or suffixes of words. Deserialising anything else fails, and the caller loads
 //! the library's model instead.
 
-use super::decode::char_of;
+use super::cache;
+use super::decode::{byte_of, char_of};
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use rayon::prelude::*;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Beyond this many bytes a piece is merged with a queue: looking at all pairs for each merge is quadratic.
 const LONG: usize = 96;
@@ -26,10 +29,12 @@ pub(super) struct Bpe {
     vocabulary: Vocabulary,
     /// Rank and result of each pair of ids.
     merges: HashMap<(u32, u32), Merge>,
-    /// The id of each byte.
+    /// The id of each byte that UTF-8 has.
     bytes: [u32; 256],
     /// A piece that is a token is that token, whatever the merges say.
     ignore_merges: bool,
+    /// Tells the caches of threads which vocabulary their pieces are of.
+    number: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -207,6 +212,19 @@ impl Bpe {
     /// What the library's model makes of a string that is already in GPT-2's alphabet: ids, and their
     /// lengths in bytes of that string. Characters that the vocabulary lacks vanish, as they do there.
     pub fn tokenize_written(&self, written: &str) -> Vec<(u32, usize)> {
+        let known = |&byte: &u8| self.bytes[byte as usize] != NONE;
+        let bytes: Option<Vec<u8>> = written.chars().map(|c| byte_of(c).filter(known)).collect();
+        if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
+            let mut tokens = Vec::new();
+            let (mut lengths, mut start) = (written.chars().map(char::len_utf8), 0);
+            cache::with(self, |pieces| {
+                pieces.tokens(&bytes, 0..bytes.len(), |id, end| {
+                    tokens.push((id, lengths.by_ref().take(end - start).sum()));
+                    start = end;
+                });
+            });
+            return tokens;
+        }
         if self.ignore_merges
             && let Some(id) = self.vocabulary.id(written)
         {
@@ -219,6 +237,11 @@ impl Bpe {
         }));
         self.merge_all(&mut scratch);
         scratch.symbols.iter().map(|symbol| (symbol.id, symbol.length as usize)).collect()
+    }
+
+    /// No other vocabulary of the process has this number.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The id of a token as the file writes it.
@@ -286,14 +309,17 @@ impl<'de> Visitor<'de> for BpeVisitor {
             return Err(unsupported("a model without type, vocab or merges"));
         };
         vocabulary.build_index().ok_or_else(|| unsupported("a token with two ids"))?;
-        let mut bytes = [0; 256];
-        for byte in 0..=255u8 {
+        let mut bytes = [NONE; 256];
+        // Thirteen bytes are in no UTF-8, and in some vocabularies neither.
+        for byte in (0..=0xF4u8).filter(|byte| !matches!(byte, 0xC0 | 0xC1)) {
             bytes[byte as usize] = vocabulary
                 .id(char_of(byte).encode_utf8(&mut [0; 4]))
                 .ok_or_else(|| unsupported("a vocabulary without all bytes"))?;
         }
         let merges = resolve(&vocabulary, &merges).ok_or_else(|| unsupported("a merge of no tokens"))?;
-        Ok(Bpe { vocabulary, merges, bytes, ignore_merges: ignore_merges.unwrap_or(false) })
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        Ok(Bpe { vocabulary, merges, bytes, ignore_merges: ignore_merges.unwrap_or(false), number })
     }
 }
 
@@ -304,23 +330,35 @@ struct WrittenMerges {
     ends: Vec<(u32, u32)>,
 }
 
-/// The pairs by their ids; `None` where a part or the whole is not in the vocabulary.
+/// The pairs by their ids; `None` where a part or the whole is not in the vocabulary. The look-ups, which
+/// miss every cache, are half of the time that loading takes, so all threads share them.
 fn resolve(vocabulary: &Vocabulary, written: &WrittenMerges) -> Option<HashMap<(u32, u32), Merge>> {
+    const CHUNK: usize = 1 << 13;
+    let resolve_chunk = |(chunk, ends): (usize, &[(u32, u32)])| {
+        let mut start = match chunk {
+            0 => 0,
+            _ => written.ends[chunk * CHUNK - 1].1 as usize,
+        };
+        let mut last = NONE;
+        let resolve_one = |&(middle, end): &(u32, u32)| {
+            let whole = &written.text[start..end as usize];
+            let (left, right) = whole.split_at(middle as usize - start);
+            if left.is_empty() || right.is_empty() {
+                return None;
+            }
+            // Most files number their tokens in the order of the merges.
+            let next = last.wrapping_add(1);
+            let id = if vocabulary.get(next) == Some(whole) { next } else { vocabulary.id(whole)? };
+            (start, last) = (end as usize, id);
+            Some(((vocabulary.id(left)?, vocabulary.id(right)?), id))
+        };
+        ends.iter().map(resolve_one).collect::<Option<Vec<_>>>()
+    };
+    let chunks: Option<Vec<_>> = written.ends.par_chunks(CHUNK).enumerate().map(resolve_chunk).collect();
     let mut merges = HashMap::with_capacity(written.ends.len());
-    let (mut start, mut last) = (0, NONE);
-    for (rank, &(middle, end)) in written.ends.iter().enumerate() {
-        let whole = &written.text[start..end as usize];
-        let (left, right) = whole.split_at(middle as usize - start);
-        if left.is_empty() || right.is_empty() {
-            return None;
-        }
-        let pair = (vocabulary.id(left)?, vocabulary.id(right)?);
-        // Most files number their tokens in the order of the merges.
-        let next = last.wrapping_add(1);
-        let id = if vocabulary.get(next) == Some(whole) { next } else { vocabulary.id(whole)? };
+    for (rank, (pair, id)) in chunks?.into_iter().flatten().enumerate() {
         // Of a pair that is listed twice the last counts.
         merges.insert(pair, Merge { rank: rank as u32, id });
-        (start, last) = (end as usize, id);
     }
     Some(merges)
 }

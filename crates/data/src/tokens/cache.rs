@@ -53,8 +53,9 @@ pub(super) struct Pieces<'a> {
     cache: &'a mut Cache,
 }
 
-/// Calls `work` with this thread's cache for the model, which has a `number` of its own in the process.
-pub(super) fn with<T>(number: u64, bpe: &Bpe, work: impl FnOnce(&mut Pieces) -> T) -> T {
+/// Calls `work` with this thread's cache for the model.
+pub(super) fn with<T>(bpe: &Bpe, work: impl FnOnce(&mut Pieces) -> T) -> T {
+    let number = bpe.number();
     CACHES.with_borrow_mut(|caches| {
         match caches.iter().position(|cache| cache.number == number) {
             Some(0) => {}

@@ -81,7 +81,7 @@ impl Alphabet {
 
 /// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself, the 68
 /// other bytes follow from U+0100 on, in order.
-fn byte_of(character: char) -> Option<u8> {
+pub(super) fn byte_of(character: char) -> Option<u8> {
     let code = character as u32;
     match code {
         0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => Some(code as u8),

@@ -19,7 +19,7 @@ pub(super) type Inner =
 /// What turns pieces into ids.
 pub(super) enum Model {
     /// Ours.
-    Bpe(Bpe),
+    Bpe(Box<Bpe>),
     /// The library's, in the tokenizer that it was loaded with.
     Library(Box<tokenizers::Tokenizer>),
 }
@@ -37,7 +37,8 @@ pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
     Ok(inner)
 }
 
-fn load_library(json: &[u8]) -> Result<Inner, TokenizerError> {
+/// The same with nothing of ours.
+pub(super) fn load_library(json: &[u8]) -> Result<Inner, TokenizerError> {
     let mut library = tokenizers::Tokenizer::from_bytes(json)?;
     if let ModelWrapper::BPE(bpe) = library.get_model()
         && bpe.dropout.is_some()
@@ -68,7 +69,7 @@ impl Model {
 
 impl<'de> Deserialize<'de> for Model {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Model, D::Error> {
-        Bpe::deserialize(deserializer).map(Model::Bpe)
+        Bpe::deserialize(deserializer).map(|bpe| Model::Bpe(Box::new(bpe)))
     }
 }
 

@@ -6,7 +6,7 @@
 //! expression only by its exact text; any other stays with the library.
 //!
 //! Every expression here matches at every position of every text, so a text is the sequence of its matches
-//! and a piece depends on nothing before it. tests/tokens_fast.rs compares the pieces with the library's, for
+//! and a piece depends on nothing before it. tokens/equality.rs compares the pieces with the library's, for
 //! every code point and on random text.
 
 use regex_syntax::hir::{Class, HirKind};
@@ -48,19 +48,28 @@ const UPPER: u8 = 16;
 /// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`, what it goes on with.
 const LOWER: u8 = 32;
 
+/// All that is known, for tests.
+#[cfg(test)]
+pub(super) const KNOWN: [&str; 7] = [GPT2, GPT2_SHORT, LLAMA3, QWEN2, CL100K, O200K, TEKKEN];
+
 impl Pretokeniser {
-    /// The expression of a pre-tokenizer that does nothing but split by it and write bytes as characters.
-    pub fn of(pre_tokenizer: &PreTokenizerWrapper) -> Option<Pretokeniser> {
-        let plain = |bytes: &ByteLevel| !bytes.add_prefix_space;
+    /// The expression of a pre-tokenizer that does nothing but split by it and write bytes as characters,
+    /// and whether each digit ([`char::is_numeric`]) is set apart before that (StarCoder, SmolLM).
+    pub fn of(pre_tokenizer: &PreTokenizerWrapper) -> Option<(Pretokeniser, bool)> {
+        let gpt2 = |bytes: &ByteLevel| !bytes.add_prefix_space && bytes.use_regex;
+        let bytes_only = |bytes: &ByteLevel| !bytes.add_prefix_space && !bytes.use_regex;
         match pre_tokenizer {
-            PreTokenizerWrapper::ByteLevel(bytes) if plain(bytes) && bytes.use_regex => {
-                Some(Pretokeniser::Gpt2)
-            }
+            PreTokenizerWrapper::ByteLevel(bytes) if gpt2(bytes) => Some((Pretokeniser::Gpt2, false)),
             PreTokenizerWrapper::Sequence(sequence) => match sequence.as_ref() {
                 [PreTokenizerWrapper::Split(split), PreTokenizerWrapper::ByteLevel(bytes)]
-                    if plain(bytes) && !bytes.use_regex =>
+                    if bytes_only(bytes) =>
                 {
-                    Pretokeniser::of_split(split)
+                    Pretokeniser::of_split(split).map(|pretokeniser| (pretokeniser, false))
+                }
+                [PreTokenizerWrapper::Digits(digits), PreTokenizerWrapper::ByteLevel(bytes)]
+                    if digits.individual_digits && gpt2(bytes) =>
+                {
+                    Some((Pretokeniser::Gpt2, true))
                 }
                 _ => None,
             },
