@@ -207,10 +207,22 @@ impl<'a> Pipeline<'a> {
     pub fn run(
         &self,
         path: impl AsRef<Path>,
+        progress: impl FnMut(Progress),
+        each: impl FnMut(Outcome) -> Result<()>,
+    ) -> Result<Summary> {
+        self.run_source(Source::open(path)?, progress, each)
+    }
+
+    /// [`Pipeline::run`] over a source that is open.
+    ///
+    /// # Errors
+    /// As [`Pipeline::run`].
+    pub fn run_source(
+        &self,
+        mut source: Source,
         mut progress: impl FnMut(Progress),
         mut each: impl FnMut(Outcome) -> Result<()>,
     ) -> Result<Summary> {
-        let mut source = Source::open(path)?;
         let rooms = Rooms::new(self)?;
         let read = source.bytes_read();
         let size = source.size();
@@ -226,7 +238,7 @@ impl<'a> Pipeline<'a> {
                 let mut chunk = Vec::new();
                 let mut bytes = 0;
                 while let Some(row) = source.next_row()? {
-                    bytes += row.bytes.as_ref().map_or(0, Vec::len);
+                    bytes += row.size();
                     chunk.push(row);
                     if chunk.len() == CHUNK_ROWS || bytes >= CHUNK_BYTES {
                         bytes = 0;

@@ -3,14 +3,13 @@
 mod common;
 
 use std::path::Path;
-use std::sync::Arc;
 use suasion_data::example::{Body, Example, Tokenised};
 use suasion_data::policy::Format;
 use suasion_data::row::Row;
 use suasion_data::{Error, Origin, RowId};
 
 fn read(json: &str, format: Format) -> Result<Body, Error> {
-    let id = RowId { file: Arc::from(Path::new("data.jsonl")), row: 481, line: Some(482) };
+    let id = RowId::new(Path::new("data.jsonl"), 481, Some(482));
     let serde_json::Value::Object(fields) = serde_json::from_str(json).unwrap() else { panic!() };
     Example::from_row(Row { id, fields }, format).map(|e| e.body)
 }

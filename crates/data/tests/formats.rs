@@ -6,7 +6,6 @@ use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use suasion_data::chat::Conversation;
 use suasion_data::example::{Body, Example, Segment};
 use suasion_data::policy::{Format, OnBadRow, Policy, Supervise};
@@ -17,7 +16,7 @@ use suasion_data::tokens::Tokenizer;
 use suasion_data::{Error, IGNORE, Kept, Outcome, Pipeline, RowId};
 
 fn read(row: Value, format: Format) -> Result<Body, Error> {
-    let id = RowId { file: Arc::from(Path::new("data.jsonl")), row: 481, line: Some(482) };
+    let id = RowId::new(Path::new("data.jsonl"), 481, Some(482));
     let Value::Object(fields) = row else { panic!() };
     Example::from_row(Row { id, fields }, format).map(|e| e.body)
 }
