@@ -283,6 +283,9 @@ impl<'a> Pipeline<'a> {
         if !bad.is_empty() {
             let first = Box::new(bad.remove(0));
             let help = match first.help() {
+                Some(help) if help.contains('\n') => {
+                    format!("{help}\nor leave bad rows out with on_bad_row=skip")
+                }
                 Some(help) => format!("{help}; or leave bad rows out with on_bad_row=skip"),
                 None => "leave bad rows out with on_bad_row=skip".to_string(),
             };

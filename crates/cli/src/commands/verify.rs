@@ -5,8 +5,10 @@ use crate::failure::{Exit, Failure};
 use crate::loading::{self, Meter};
 use crate::ui::{self, Ui};
 use crate::{model, rows};
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
+use suasion_data::Error;
 use suasion_data::audit::Filter;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::prepared::Manifest;
@@ -44,6 +46,27 @@ enum Shown {
     Words(String),
 }
 
+/// Reasons that were given: what to do about each is said once.
+#[derive(Default)]
+struct Told(HashSet<String>);
+
+impl Told {
+    /// A row's error, with its help where that is new.
+    fn words(&mut self, error: &Error) -> String {
+        let reason = match error {
+            Error::Row { message, .. } => message.clone(),
+            other => other.to_string(),
+        };
+        let mut lines = vec![report::visible(&error.to_string())];
+        if self.0.insert(reason)
+            && let Some(help) = error.help()
+        {
+            lines.extend(format!("help: {help}").lines().map(report::visible));
+        }
+        lines.join("\n")
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
@@ -75,6 +98,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     let mut shown = Vec::new();
     let mut findings = Vec::new();
+    let mut told = Told::default();
     let mut meter = Meter::new(ui, &source);
     let summary = pipeline.run(
         &source,
@@ -87,7 +111,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
                     Outcome::Dropped { id, reason, .. } => {
                         Shown::Words(format!("{id}: left out: {}", reason.meaning()))
                     }
-                    Outcome::Failed { error, .. } => Shown::Words(report::visible(&error.to_string())),
+                    Outcome::Failed { error, .. } => Shown::Words(told.words(error)),
                 });
             }
             Ok(())
