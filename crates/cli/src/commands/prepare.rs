@@ -27,9 +27,9 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     check_output(&args.output)?;
     let config = &loaded.config;
-    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split)?;
-    let model = need_model(&loaded)?;
-    if same_file(&source, &args.output) {
+    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split, ui)?;
+    let model = need_model(&loaded, false, ui)?;
+    if source.files.iter().any(|file| same_file(file, &args.output)) {
         return Err(Failure::usage(
             format!("{} is both the source and the output", args.output.display()),
             "write to another file",
@@ -45,8 +45,12 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     pipeline.keep_text = args.with_text;
 
     let mut writer = PreparedWriter::create(&args.output, args.with_text)?;
-    let mut meter = Meter::new(ui, &source);
-    let summary = pipeline.run(&source, |progress| meter.show(progress), |outcome| writer.write(&outcome));
+    let mut meter = Meter::new(ui, &source.name);
+    let summary = pipeline.run_source(
+        source.open()?,
+        |progress| meter.show(progress),
+        |outcome| writer.write(&outcome),
+    );
     meter.clear();
     let summary = summary?;
     let hash = summary.source.clone().ok_or_else(|| anyhow::anyhow!("the source was not read to its end"))?;

@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use suasion_data::Error;
 use suasion_data::audit::Filter;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
-use suasion_data::prepared::Manifest;
 use suasion_data::report::{self, RowView, Style};
 
 /// Flags of the command.
@@ -71,17 +70,18 @@ impl Told {
 pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
-    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split)?;
+    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split, ui)?;
     let filter = Filter::new(&args.select, &args.ignore)
         .map_err(|message| Failure::usage(message, "a code or its beginning: --ignore T001, --select M"))?;
-    let model = config.model_name_or_path.as_deref().map(model::resolve).transpose()?;
+    let model =
+        config.model_name_or_path.as_deref().map(|name| model::resolve(name, false, ui)).transpose()?;
     let tokenizer = match &model {
         Some(dir) => loading::tokenizer(dir)?,
         None => None,
     };
     let template = model.as_deref().and_then(|dir| loading::template(ui, dir, tokenizer.as_ref()));
     let policy = config.policy();
-    let asked = Manifest::beside(&source)?.map(|manifest| manifest.asked(&policy));
+    let asked = source.manifest()?.map(|manifest| manifest.asked(&policy));
     let pipeline = Pipeline {
         mode: Mode::Verify,
         template: template.as_ref(),
@@ -99,9 +99,9 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut shown = Vec::new();
     let mut findings = Vec::new();
     let mut told = Told::default();
-    let mut meter = Meter::new(ui, &source);
-    let summary = pipeline.run(
-        &source,
+    let mut meter = Meter::new(ui, &source.name);
+    let summary = pipeline.run_source(
+        source.open()?,
         |progress| meter.show(progress),
         |outcome| {
             findings.extend_from_slice(outcome.findings());
@@ -123,7 +123,11 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         && shown.is_empty()
     {
         return Err(Failure::usage(
-            format!("--row {row}: {} has the rows 0 to {}", source.display(), summary.rows.saturating_sub(1)),
+            format!(
+                "--row {row}: {} has the rows 0 to {}",
+                source.name.display(),
+                summary.rows.saturating_sub(1)
+            ),
             "rows are counted from 0, as in findings and prepared data",
         )
         .into());
@@ -137,7 +141,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 Shown::Words(_) => None,
             })
             .collect();
-        let page = report::html::page(&format!("suasion verify {}", source.display()), &views, &summary);
+        let page = report::html::page(&format!("suasion verify {}", source.name.display()), &views, &summary);
         suasion_data::atomic::write_atomic(path, |file| file.write_all(page.as_bytes()))?;
         ui.say(format_args!("wrote {}", path.display()));
     }
