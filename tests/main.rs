@@ -14,4 +14,5 @@ mod goldens;
 mod prepare;
 mod readme;
 mod resume;
+mod sources;
 mod verify;
