@@ -238,7 +238,7 @@ impl<'a> Pipeline<'a> {
                 let mut chunk = Vec::new();
                 let mut bytes = 0;
                 while let Some(row) = source.next_row()? {
-                    bytes += row.size();
+                    bytes += row.size;
                     chunk.push(row);
                     if chunk.len() == CHUNK_ROWS || bytes >= CHUNK_BYTES {
                         bytes = 0;

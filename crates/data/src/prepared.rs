@@ -1,5 +1,6 @@
 //! Prepared data on disk: `x.jsonl`, `x.findings.jsonl` and `x.manifest.json` (CLI.md).
 
+pub mod columnar;
 mod record;
 
 pub use record::{Boundaries, Record, Rows};

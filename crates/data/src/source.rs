@@ -1,5 +1,5 @@
-//! Bytes to raw rows: JSON Lines, JSON, CSV and TSV, plain or compressed, found by content and read as a stream; one
-//! file, or several one after the other.
+//! Bytes to raw rows: JSON Lines, JSON, CSV and TSV, plain or compressed, Parquet and Arrow, found by content and read
+//! as a stream; one file, or several one after the other.
 //!
 //! A row is cut out of the stream before it is parsed. So a row that is broken is one bad row with its
 //! place, never the end of the file, and the parsing itself runs in parallel ([`crate::pipeline`]).
@@ -7,12 +7,14 @@
 //! | first bytes | taken as |
 //! |---|---|
 //! | `1f 8b` / `28 b5 2f fd` | gzip / zstd around any of the others |
-//! | any, in a `.csv` or `.tsv` file | records under a line of names |
+//! | `PAR1` / `ARROW1`, `ff ff ff ff` | Parquet / Arrow ([`columnar`]) |
+//! | any other, in a `.csv` or `.tsv` file | records under a line of names |
 //! | `[` | a JSON array, one row per element |
 //! | `{`, and the first line is a whole object | JSON Lines; an object with a list under `data`, `rows` or `train`, alone in its file, is a JSON file |
 //! | `{`, and the first line ends inside it | a JSON object with a list under `data`, `rows` or `train` |
 //! | anything else in a `.jsonl` or `.ndjson` file, or before a line that starts with `{` | JSON Lines with bad rows |
 
+pub mod columnar;
 mod delimited;
 mod json;
 mod stream;
@@ -20,12 +22,16 @@ mod stream;
 pub use delimited::Header;
 
 use crate::{Error, Result, RowId};
+use arrow_array::RecordBatch;
+use columnar::{ColumnarFile, Kind};
 use delimited::Delimited;
 use json::{Elements, Lines};
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use stream::{Broken, Stream};
 
 /// The longest row that is read, in bytes. Byte offsets inside a row are `u32`.
@@ -38,16 +44,8 @@ pub struct RawRow {
     pub id: RowId,
     /// What stands there; or why it could not be cut out.
     pub content: Result<Content, String>,
-}
-
-impl RawRow {
-    /// The memory that the row holds, in bytes, as far as it is the row's own.
-    pub fn size(&self) -> usize {
-        match &self.content {
-            Ok(Content::Json(bytes) | Content::Record(_, bytes)) => bytes.len(),
-            Err(_) => 0,
-        }
-    }
+    /// About how much memory it holds, in bytes.
+    pub size: usize,
 }
 
 /// What a row is before it is parsed.
@@ -57,6 +55,8 @@ pub enum Content {
     Json(Vec<u8>),
     /// A record of a delimited file, and the names of its cells.
     Record(Arc<Header>, Vec<u8>),
+    /// A row of a batch of columns, by its index in it.
+    Columns(Arc<RecordBatch>, usize),
 }
 
 /// How the rows are laid out in the decompressed bytes.
@@ -70,6 +70,8 @@ pub enum Layout {
     Object,
     /// Records of cells between this delimiter, under a line of names.
     Delimited(u8),
+    /// Columns.
+    Columns(Kind),
 }
 
 /// What a whole source was: part of the fingerprint of everything made from it.
@@ -140,7 +142,7 @@ impl Source {
                 return Err(source_error(
                     path,
                     "is a folder, not a file of rows",
-                    "name a file of rows: .jsonl, .json, .csv or .tsv (also .gz or .zst)",
+                    "name a file of rows: .jsonl, .json, .csv or .tsv (also .gz or .zst), .parquet or .arrow",
                 ));
             }
             size += meta.len();
@@ -200,25 +202,18 @@ impl Source {
     fn advance(&mut self) -> Result<Option<RawRow>> {
         while let Some(file) = &mut self.current {
             let path = file.path.clone();
-            match file.next() {
-                Ok(Some((line, content))) => {
-                    let id = RowId { file: path, row: self.row, line, in_file: file.rows };
-                    file.rows += 1;
-                    self.row += 1;
-                    return Ok(Some(RawRow { id, content }));
-                }
-                Ok(None) if file.rows == 0 => return Err(empty(&path)),
-                Ok(None) => {
-                    let Some(next) = self.rest.pop_front() else { return Ok(None) };
-                    let next = OpenFile::open(&next, &self.bytes_read)?;
-                    self.read.extend(self.current.replace(next).map(OpenFile::finish).transpose()?);
-                }
-                Err(Broken::Io(e)) => return Err(Error::io(&*path, e)),
-                Err(Broken::Structure(message)) => {
-                    let help = "check that the file is complete and is one JSON value";
-                    return Err(source_error(&path, &message, help));
-                }
+            if let Some((line, content, size)) = file.next()? {
+                let id = RowId { file: path, row: self.row, line, in_file: file.rows };
+                file.rows += 1;
+                self.row += 1;
+                return Ok(Some(RawRow { id, content, size }));
             }
+            if file.rows == 0 {
+                return Err(empty(&path));
+            }
+            let Some(next) = self.rest.pop_front() else { return Ok(None) };
+            let next = OpenFile::open(&next, &self.bytes_read)?;
+            self.read.extend(self.current.replace(next).map(OpenFile::finish).transpose()?);
         }
         Ok(None)
     }
@@ -231,7 +226,7 @@ impl Source {
         let mut files = self.read;
         files.extend(self.current.map(OpenFile::finish).transpose()?);
         for path in self.rest {
-            files.push(Stream::open(&path, self.bytes_read.clone())?.finish(&path)?);
+            files.push(hash(&path)?);
         }
         let bytes = files.iter().map(|file| file.bytes).sum();
         let path = self.name.display().to_string();
@@ -259,32 +254,59 @@ enum Reader {
     Lines(Lines),
     Elements(Elements),
     Delimited(Delimited),
+    Columns(Box<Columns>),
 }
 
 impl OpenFile {
     fn open(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<OpenFile> {
-        let stream = Stream::open(path, bytes_read.clone())?;
-        let layout = json::sniff(path, stream.head())?;
-        let reader = match layout {
-            Layout::Lines => Reader::Lines(Lines::new(stream)),
-            Layout::Array => Reader::Elements(Elements::new(stream, false)),
-            Layout::Object => Reader::Elements(Elements::new(stream, true)),
-            Layout::Delimited(delimiter) => Reader::Delimited(Delimited::new(stream, delimiter, path)?),
+        let (layout, reader) = if let Some(kind) = columns_in(path)? {
+            let columns = Columns::new(ColumnarFile::open(path)?, bytes_read.clone());
+            (Layout::Columns(kind), Reader::Columns(Box::new(columns)))
+        } else {
+            let stream = Stream::open(path, bytes_read.clone())?;
+            let layout = json::sniff(path, stream.head())?;
+            let reader = match layout {
+                Layout::Lines => Reader::Lines(Lines::new(stream)),
+                Layout::Delimited(delimiter) => Reader::Delimited(Delimited::new(stream, delimiter, path)?),
+                layout => Reader::Elements(Elements::new(stream, layout == Layout::Object)),
+            };
+            (layout, reader)
         };
         Ok(OpenFile { path: Arc::from(path), layout, reader, rows: 0 })
     }
 
-    /// The next row, with its line where there are lines.
-    fn next(&mut self) -> Result<Option<(Option<u64>, Result<Content, String>)>, Broken> {
-        Ok(match &mut self.reader {
-            Reader::Lines(lines) => lines.next()?.map(|(line, bytes)| (Some(line), bytes.map(Content::Json))),
-            Reader::Elements(elements) => elements.next()?.map(|bytes| (None, bytes.map(Content::Json))),
-            Reader::Delimited(records) => {
-                let next = records.next()?;
+    /// The next row and its size, with its line where there are lines.
+    fn next(&mut self) -> Result<Option<(Option<u64>, Result<Content, String>, usize)>> {
+        let next = match &mut self.reader {
+            Reader::Lines(lines) => {
+                lines.next().map(|next| next.map(|(line, bytes)| (Some(line), bytes.map(Content::Json))))
+            }
+            Reader::Elements(elements) => {
+                elements.next().map(|next| next.map(|bytes| (None, bytes.map(Content::Json))))
+            }
+            Reader::Delimited(records) => records.next().map(|next| {
                 let content = |bytes| Content::Record(records.header.clone(), bytes);
                 next.map(|(line, bytes)| (Some(line), bytes.map(content)))
+            }),
+            Reader::Columns(columns) => {
+                let next = columns.next()?;
+                return Ok(next.map(|(batch, row, size)| (None, Ok(Content::Columns(batch, row)), size)));
             }
-        })
+        };
+        match next {
+            Ok(next) => Ok(next.map(|(line, content)| {
+                let size = match &content {
+                    Ok(Content::Json(bytes) | Content::Record(_, bytes)) => bytes.len(),
+                    _ => 0,
+                };
+                (line, content, size)
+            })),
+            Err(Broken::Io(e)) => Err(Error::io(&*self.path, e)),
+            Err(Broken::Structure(message)) => {
+                let help = "check that the file is complete and is one JSON value";
+                Err(source_error(&self.path, &message, help))
+            }
+        }
     }
 
     fn finish(self) -> Result<FileHash> {
@@ -292,9 +314,67 @@ impl OpenFile {
             Reader::Lines(Lines { stream, .. })
             | Reader::Elements(Elements { stream, .. })
             | Reader::Delimited(Delimited { stream, .. }) => stream,
+            Reader::Columns(columns) => return columns.file.finish(),
         };
         stream.finish(&self.path)
     }
+}
+
+/// The kind of columns that a file's first bytes say it holds. A pipe can be read only once and is not asked.
+fn columns_in(path: &Path) -> Result<Option<Kind>> {
+    let io_error = |e| Error::io(path, e);
+    let file = File::open(path).map_err(io_error)?;
+    if !file.metadata().map_err(io_error)?.is_file() {
+        return Ok(None);
+    }
+    let mut head = Vec::new();
+    file.take(8).read_to_end(&mut head).map_err(io_error)?;
+    Ok(columnar::kind(&head))
+}
+
+/// A row per row of a columnar file.
+struct Columns {
+    file: ColumnarFile,
+    /// Rows being handed out, the next of them, and the mean size of one in bytes.
+    batch: Option<(Arc<RecordBatch>, usize, usize)>,
+    /// Bytes of this file that the source's counter has.
+    counted: u64,
+    bytes_read: Arc<AtomicU64>,
+}
+
+impl Columns {
+    fn new(file: ColumnarFile, bytes_read: Arc<AtomicU64>) -> Columns {
+        Columns { file, batch: None, counted: 0, bytes_read }
+    }
+
+    fn next(&mut self) -> Result<Option<(Arc<RecordBatch>, usize, usize)>> {
+        loop {
+            if let Some((batch, next, size)) = &mut self.batch
+                && *next < batch.num_rows()
+            {
+                *next += 1;
+                return Ok(Some((batch.clone(), *next - 1, *size)));
+            }
+            let batch = self.file.next_batch()?;
+            let read = self.file.bytes_read().load(Ordering::Relaxed);
+            self.bytes_read.fetch_add(read.saturating_sub(self.counted), Ordering::Relaxed);
+            self.counted = read;
+            let Some(batch) = batch else { return Ok(None) };
+            let bytes = |column: &Arc<dyn arrow_array::Array>| column.to_data().get_slice_memory_size();
+            let bytes: usize = batch.columns().iter().filter_map(|column| bytes(column).ok()).sum();
+            let size = bytes / batch.num_rows().max(1);
+            self.batch = Some((batch, 0, size));
+        }
+    }
+}
+
+/// The hash of a file that is not read otherwise.
+fn hash(path: &Path) -> Result<FileHash> {
+    let io_error = |e| Error::io(path, e);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path).map_err(io_error)?).map_err(io_error)?;
+    let blake3 = hasher.finalize().to_hex().to_string();
+    Ok(FileHash { path: path.display().to_string(), blake3, bytes: hasher.count() })
 }
 
 /// A file's name in lower case without what says that it is compressed.

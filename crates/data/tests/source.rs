@@ -143,7 +143,10 @@ fn files_without_rows_say_so() {
 fn files_that_are_no_rows_say_what_they_are() {
     let s = Scratch::new();
     let message = |name: &str, content: &[u8]| rows(&s.file(name, content)).unwrap_err().to_string();
-    assert!(message("t.txt", b"hello\nthere\n").ends_with("the file is no JSON, JSON Lines or CSV"));
+    assert!(
+        message("t.txt", b"hello\nthere\n")
+            .ends_with("the file is no JSON, JSON Lines, CSV, Parquet or Arrow")
+    );
     assert!(message("u.json", b"\xff\xfe{\0").ends_with("the file is UTF-16"));
     let keys = message("k.json", b"{\n \"a\": 1,\n \"b\": []\n}");
     assert!(keys.contains("keys (a, b)"), "{keys}");

@@ -310,6 +310,13 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Layout> {
     if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
         return Err(source_error(path, "the file is UTF-16", "save it as UTF-8"));
     }
+    if super::columnar::kind(head).is_some() {
+        return Err(source_error(
+            path,
+            "the file is Parquet or Arrow inside gzip or zstd",
+            "decompress it: these formats compress their columns themselves",
+        ));
+    }
     let content = head.trim_ascii_start();
     if content.is_empty() {
         if head.len() >= HEAD_BYTES {
@@ -368,9 +375,9 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Layout> {
         }
         _ => Err(source_error(
             path,
-            "the file is no JSON, JSON Lines or CSV",
-            "rows are JSON objects (one per line, or in one array), or lines of a .csv or .tsv file under a line of names; \
-             .gz and .zst of these are read too",
+            "the file is no JSON, JSON Lines, CSV, Parquet or Arrow",
+            "rows are JSON objects (one per line, or in one array), or lines of a .csv or .tsv file under a line of names, \
+             also as .gz or .zst; or columns of a .parquet or .arrow file",
         )),
     }
 }

@@ -1,0 +1,423 @@
+//! Parquet and Arrow: what `datasets` and pyarrow wrote is read as what `datasets` says it is (the files in
+//! `columnar/`, made by `python/columnar_fixtures.py`); what we write comes back; what is broken is refused.
+
+mod common;
+
+use common::Scratch;
+use serde_json::{Map, Value, json};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use suasion_data::atomic::AtomicFile;
+use suasion_data::prepared::columnar::{Columns, FolderSink, ParquetSink, RowSink};
+use suasion_data::prepared::{Boundaries, Record, Rows};
+use suasion_data::source::columnar::{ColumnarFile, Kind, Saved, fields, kind, saved_dataset};
+use suasion_data::{Error, Origin};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/columnar")
+}
+
+/// The rows of a file, and what its end says.
+fn read(path: &Path) -> Result<Vec<Map<String, Value>>, String> {
+    let mut file = ColumnarFile::open(path).map_err(|e| e.to_string())?;
+    let mut rows = Vec::new();
+    while let Some(batch) = file.next_batch().map_err(|e| e.to_string())? {
+        assert!((1..=512).contains(&batch.num_rows()));
+        for row in 0..batch.num_rows() {
+            rows.push(fields(&batch, row)?);
+        }
+    }
+    Ok(rows)
+}
+
+fn json_lines(path: &Path) -> Vec<Map<String, Value>> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn saved_files(folder: &Path) -> Vec<PathBuf> {
+    match saved_dataset(folder).unwrap() {
+        Some(Saved::Files(files)) => files,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn rows_are_those_that_datasets_writes_as_json() {
+    let folder = fixtures();
+    for (file, rows) in [
+        ("conversations.parquet", "conversations"),
+        ("structs.parquet", "structs"),
+        ("tokens.parquet", "tokens"),
+        ("types.parquet", "types"),
+        ("types_gzip.parquet", "types"),
+        ("types_plain.arrow", "types"),
+        ("types_lz4.arrow", "types"),
+        ("types_zstd.arrow", "types"),
+        ("types_stream.arrow", "types"),
+        ("conversations_saved/train/data-00000-of-00001.arrow", "conversations"),
+    ] {
+        let expected = json_lines(&folder.join(format!("{rows}.jsonl")));
+        let found = read(&folder.join(file)).unwrap();
+        assert_eq!(found, expected, "{file}");
+        let names = |rows: &[Map<String, Value>]| rows[0].keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&expected), "{file}");
+    }
+}
+
+#[test]
+fn newer_layouts_are_read_too() {
+    let rows = read(&fixtures().join("views.arrow")).unwrap();
+    // 0.1 in 16 bits is 0x2e66: 1638 / 16384.
+    assert_eq!(
+        Value::from(rows.into_iter().map(Value::Object).collect::<Vec<_>>()),
+        json!([
+            {"view": "short", "bytes": "x", "map": {"k": 1, "l": null}, "half": 1.5},
+            {"view": "longer than twelve bytes ☔", "bytes": "y", "map": {}, "half": 1638.0 / 16384.0},
+        ])
+    );
+}
+
+#[test]
+fn what_has_no_json_form_is_refused_by_name() {
+    let mut file = ColumnarFile::open(fixtures().join("refused.arrow")).unwrap();
+    let batch = file.next_batch().unwrap().unwrap();
+    for (column, message) in [
+        (0, "column \"image\": its bytes are not UTF-8 text (byte 0 is 0xff); leave the column out"),
+        (1, "column \"inf\": inf is no finite number"),
+        (
+            2,
+            "column \"span\": its type Interval(MonthDayNano) has no JSON form; leave the column out or cast it",
+        ),
+    ] {
+        assert_eq!(fields(&batch.project(&[column]).unwrap(), 0).unwrap_err(), message);
+    }
+}
+
+#[test]
+fn formats_are_known_by_their_first_bytes() {
+    let folder = fixtures();
+    for (file, expected) in [
+        ("types.parquet", Some(Kind::Parquet)),
+        ("types_lz4.arrow", Some(Kind::ArrowFile)),
+        ("types_stream.arrow", Some(Kind::ArrowStream)),
+        ("types.jsonl", None),
+    ] {
+        let bytes = std::fs::read(folder.join(file)).unwrap();
+        assert_eq!(kind(&bytes[..8]), expected, "{file}");
+        match expected {
+            Some(_) => {
+                let mut opened = ColumnarFile::open(folder.join(file)).unwrap();
+                let rows = (expected == Some(Kind::Parquet)).then_some(2);
+                assert_eq!((opened.kind(), opened.rows()), (expected.unwrap(), rows));
+                opened.next_batch().unwrap();
+                // Half read, the hash is the whole file's.
+                let hash = opened.finish().unwrap();
+                assert_eq!(hash.blake3, blake3::hash(&bytes).to_hex().to_string());
+                assert_eq!(hash.bytes, bytes.len() as u64);
+            }
+            None => {
+                let message = ColumnarFile::open(folder.join(file)).err().unwrap().to_string();
+                assert!(message.contains("is neither Parquet nor Arrow"), "{message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn saved_datasets_name_their_files_and_splits() {
+    let folder = fixtures();
+    let tokens = folder.join("tokens_saved");
+    let files = saved_files(&tokens);
+    let names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"];
+    assert_eq!(files, names.map(|name| tokens.join(name)));
+    let rows: Vec<_> = files.iter().flat_map(|file| read(file).unwrap()).collect();
+    assert_eq!(rows, json_lines(&folder.join("tokens.jsonl")));
+    let splits = saved_dataset(folder.join("conversations_saved")).unwrap();
+    assert_eq!(splits, Some(Saved::Splits(vec!["train".into(), "test".into()])));
+    assert_eq!(saved_files(&folder.join("conversations_saved/test")).len(), 1);
+    assert_eq!(saved_dataset(&folder).unwrap(), None);
+    assert_eq!(saved_dataset(folder.join("types.jsonl")).unwrap(), None);
+    assert_eq!(saved_dataset(folder.join("not there")).unwrap(), None);
+}
+
+#[test]
+fn broken_dataset_folders_are_refused() {
+    for (state, message) in [
+        ("[", "is not JSON"),
+        (r#"{"_data_files": []}"#, "has no files"),
+        (r#"{"_data_files": [{"filename": "gone.arrow"}]}"#, "\"gone.arrow\" is not there"),
+        (r#"{"_data_files": [{"filename": "../state.json"}]}"#, "is no file of this folder"),
+        (r#"{"_data_files": [{"filename": "/etc/passwd"}]}"#, "is no file of this folder"),
+        (r#"{"_data_files": [{"name": "state.json"}]}"#, "is no file of this folder"),
+        (
+            r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": [{"filename": "i.arrow"}]}"#,
+            "selected by indices in another file (\"_indices_data_files\")",
+        ),
+    ] {
+        let scratch = Scratch::new();
+        scratch.file("state.json", state);
+        let error = saved_dataset(scratch.dir.path()).unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+        assert!(error.to_string().contains("state.json") && error.help().is_some());
+    }
+    let scratch = Scratch::new();
+    scratch.file("dataset_dict.json", r#"{"splits": ["../x"]}"#);
+    assert!(saved_dataset(scratch.dir.path()).is_err());
+    // Older versions of datasets wrote the key where there were no indices.
+    let scratch = Scratch::new();
+    scratch
+        .file("state.json", r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": null}"#);
+    assert_eq!(saved_files(scratch.dir.path()).len(), 1);
+}
+
+/// Numbers that are the same in every run (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// What a [`Record`] borrows.
+struct Made {
+    rows: Vec<u64>,
+    seq_lengths: Vec<u32>,
+    position_ids: Vec<u32>,
+    ranges: Option<Vec<Range<u32>>>,
+    input_ids: Vec<u32>,
+    labels: Vec<i32>,
+    origins: Vec<Origin>,
+    weights: Option<Vec<f32>>,
+    text: Option<String>,
+}
+
+impl Made {
+    fn random(random: &mut Random, row: u64, columns: Columns) -> Made {
+        let segments = if columns.packed { 1 + random.below(4) } else { 1 };
+        let seq_lengths: Vec<u32> = (0..segments).map(|_| random.below(300) as u32).collect();
+        let n = seq_lengths.iter().sum::<u32>() as usize;
+        let position_ids = seq_lengths.iter().flat_map(|&n| 0..n).collect();
+        let ranges = (columns.prefix_ranges && random.below(4) > 0)
+            .then(|| (0..segments).map(|i| 0..random.below(i + 2) as u32).collect());
+        let input_ids: Vec<u32> = (0..n)
+            .map(|_| if random.below(100) == 0 { i32::MAX as u32 } else { random.below(150_000) as u32 })
+            .collect();
+        let labels =
+            input_ids.iter().map(|&id| if random.below(2) == 0 { -100 } else { id as i32 }).collect();
+        let origins =
+            (0..n).map(|_| Origin::from_letter(b"BSCKUTORE-"[random.below(10) as usize] as char).unwrap());
+        let weight = |random: &mut Random| f32::from_bits(random.below(0x7f7f_ffff) as u32);
+        Made {
+            rows: (row..row + segments).collect(),
+            seq_lengths,
+            position_ids,
+            ranges,
+            origins: origins.collect(),
+            weights: (columns.weights && random.below(3) > 0)
+                .then(|| (0..n).map(|_| weight(random)).collect()),
+            text: columns.text.then(|| {
+                let any = |random: &mut Random| char::from_u32(random.below(0x11_0000) as u32);
+                (0..random.below(60)).filter_map(|_| any(random)).collect()
+            }),
+            input_ids,
+            labels,
+        }
+    }
+
+    fn record(&self, columns: Columns) -> Record<'_> {
+        Record {
+            rows: if columns.packed {
+                Rows::Pack(Boundaries {
+                    rows: &self.rows,
+                    seq_lengths: &self.seq_lengths,
+                    position_ids: &self.position_ids,
+                    prefix_ranges: self.ranges.as_deref(),
+                })
+            } else {
+                Rows::One(self.rows[0])
+            },
+            input_ids: &self.input_ids,
+            labels: &self.labels,
+            origins: &self.origins,
+            weights: self.weights.as_deref(),
+            text: self.text.as_deref(),
+        }
+    }
+}
+
+fn all_columns() -> Vec<Columns> {
+    let mut all = Vec::new();
+    for bits in 0..16 {
+        let bit = |i: u32| bits >> i & 1 == 1;
+        let columns = Columns { packed: bit(0), prefix_ranges: bit(1), weights: bit(2), text: bit(3) };
+        if columns.packed || !columns.prefix_ranges {
+            all.push(columns);
+        }
+    }
+    all
+}
+
+fn write(sink: impl RowSink + 'static, made: &[Made], columns: Columns) {
+    let mut sink: Box<dyn RowSink> = Box::new(sink);
+    for made in made {
+        sink.write(&made.record(columns)).unwrap();
+    }
+    sink.finish("0123456789abcdef0123456789abcdef").unwrap();
+}
+
+fn parquet(path: &Path, columns: Columns) -> ParquetSink<AtomicFile> {
+    ParquetSink::new(path, AtomicFile::create(path).unwrap(), columns).unwrap()
+}
+
+/// A row without the fields that are null: the JSON form leaves those out.
+fn dense(row: Map<String, Value>) -> Map<String, Value> {
+    row.into_iter().filter(|(_, value)| !value.is_null()).collect()
+}
+
+#[test]
+fn what_is_written_comes_back() {
+    let scratch = Scratch::new();
+    let mut random = Random(7);
+    for (i, columns) in all_columns().into_iter().enumerate() {
+        // More rows than a batch of the writer and of the reader, and more tokens.
+        let made: Vec<Made> = (0..1500).map(|row| Made::random(&mut random, row, columns)).collect();
+        let mut lines = Vec::new();
+        for made in &made {
+            made.record(columns).write_json(&mut lines);
+        }
+        let expected = json_lines(&scratch.file("rows.jsonl", &lines));
+        let (file, again) = (scratch.path(&format!("{i}.parquet")), scratch.path("again.parquet"));
+        write(parquet(&file, columns), &made, columns);
+        let rows: Vec<_> = read(&file).unwrap().into_iter().map(dense).collect();
+        assert!(rows == expected, "Parquet, {columns:?}");
+        write(parquet(&again, columns), &made, columns);
+        assert!(std::fs::read(&file).unwrap() == std::fs::read(&again).unwrap(), "other bytes, {columns:?}");
+        let folder = scratch.path("folder");
+        write(FolderSink::create(&folder, columns).unwrap(), &made, columns);
+        let files = saved_files(&folder);
+        let rows: Vec<_> = files.iter().flat_map(|f| read(f).unwrap()).map(dense).collect();
+        assert!(rows == expected, "Arrow, {columns:?}");
+    }
+}
+
+#[test]
+fn a_folder_appears_whole_and_replaces_only_a_dataset() {
+    let scratch = Scratch::new();
+    let columns = Columns::default();
+    let made = |n: u64| (0..n).map(|row| Made::random(&mut Random(row), row, columns)).collect::<Vec<_>>();
+    let folder = scratch.path("out");
+    let mut sink = FolderSink::create(&folder, columns).unwrap();
+    RowSink::write(&mut sink, &made(1)[0].record(columns)).unwrap();
+    assert!(!folder.exists());
+    drop(sink);
+    assert_eq!(scratch.names(), Vec::<String>::new());
+    for n in [2, 3] {
+        let sink = FolderSink::create(&folder, columns).unwrap();
+        std::fs::write(sink.path().join("manifest.json"), "{}").unwrap();
+        write(sink, &made(n), columns);
+        let rows = read(&saved_files(&folder)[0]).unwrap();
+        assert_eq!(
+            rows.iter().map(|r| r["row"].as_u64().unwrap()).collect::<Vec<_>>(),
+            (0..n).collect::<Vec<_>>()
+        );
+        let mut names: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["data-00000-of-00001.arrow", "dataset_info.json", "manifest.json", "state.json"]);
+        assert_eq!(scratch.names(), ["out"]);
+    }
+    let state: Value = serde_json::from_slice(&std::fs::read(folder.join("state.json")).unwrap()).unwrap();
+    assert_eq!(state["_fingerprint"], "0123456789abcdef");
+    std::fs::write(folder.join("thesis.docx"), "years of work").unwrap();
+    let error = FolderSink::create(&folder, columns).err().unwrap();
+    assert!(error.to_string().contains("holds \"thesis.docx\""), "{error}");
+    let error = FolderSink::create(scratch.file("file", ""), columns).err().unwrap();
+    assert!(error.to_string().contains("is a file"), "{error}");
+}
+
+#[test]
+fn records_that_do_not_fit_the_columns_are_refused() {
+    let scratch = Scratch::new();
+    let refused = |columns: Columns, of: Columns, change: fn(&mut Made)| {
+        let mut made = Made::random(&mut Random(1), 5, of);
+        made.weights = made.weights.or(of.weights.then(Vec::new));
+        made.ranges = made.ranges.or(of.prefix_ranges.then(Vec::new));
+        change(&mut made);
+        let mut sink = parquet(&scratch.path("x.parquet"), columns);
+        match sink.write(&made.record(of)) {
+            Err(Error::Source { message, .. }) => message,
+            other => panic!("{other:?}"),
+        }
+    };
+    let one = Columns::default();
+    let pack = Columns { packed: true, ..one };
+    let keep = |_: &mut Made| {};
+    assert!(refused(one, Columns { weights: true, ..one }, keep).starts_with("row 5 has weights"));
+    assert!(refused(one, pack, keep).starts_with("row 5 is a pack"));
+    assert!(refused(pack, one, keep).starts_with("row 5 is a single row"));
+    assert!(
+        refused(pack, Columns { prefix_ranges: true, ..pack }, keep).starts_with("row 5 has prefix ranges")
+    );
+    let message = refused(one, one, |made| made.input_ids[0] = 1 << 31);
+    assert!(message.starts_with("row 5 has the token id 2147483648"), "{message}");
+    assert_eq!(scratch.names(), Vec::<String>::new());
+}
+
+/// Files of every kind, each of a few rows.
+fn small_files(scratch: &Scratch) -> Vec<PathBuf> {
+    let columns = Columns { packed: true, prefix_ranges: true, weights: true, text: true };
+    let made: Vec<Made> = (0..3).map(|row| Made::random(&mut Random(row), row, columns)).collect();
+    let ours = scratch.path("ours.parquet");
+    write(parquet(&ours, columns), &made, columns);
+    let folder = scratch.path("ours");
+    write(FolderSink::create(&folder, columns).unwrap(), &made, columns);
+    let mut files = saved_files(&folder);
+    files.push(ours);
+    let theirs =
+        ["tokens.parquet", "types_gzip.parquet", "types_lz4.arrow", "types_zstd.arrow", "types_stream.arrow"];
+    files.extend(theirs.map(|name| fixtures().join(name)));
+    files
+}
+
+#[test]
+fn a_cut_file_is_refused_wherever_it_is_cut() {
+    let scratch = Scratch::new();
+    for file in small_files(&scratch) {
+        let bytes = std::fs::read(&file).unwrap();
+        for length in (8..bytes.len()).step_by(1 + bytes.len() / 150).chain(bytes.len() - 12..bytes.len()) {
+            let cut = scratch.file("cut", &bytes[..length]);
+            let message = read(&cut).expect_err("a cut file was read to its end");
+            assert!(message.contains("cut: the ") && message.contains("is cut or broken"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
+    let scratch = Scratch::new();
+    let mut random = Random(99);
+    for file in small_files(&scratch) {
+        let bytes = std::fs::read(&file).unwrap();
+        let mut refused = 0;
+        let rounds = std::env::var("SUASION_FLIPS").map_or(200, |n| n.parse().unwrap());
+        for _ in 0..rounds {
+            let mut flipped = bytes.clone();
+            for _ in 0..1 + random.below(2) {
+                // The ends describe the rest: half of the flips go there.
+                let n = bytes.len() as u64;
+                let at =
+                    if random.below(2) == 0 { random.below(n) } else { n - 1 - random.below(n.min(1500)) };
+                flipped[at as usize] ^= 1 << random.below(8);
+            }
+            refused += usize::from(read(&scratch.file("flipped", &flipped)).is_err());
+        }
+        assert!(refused > 0, "{}: no flip was noticed", file.display());
+    }
+}
