@@ -274,9 +274,12 @@ fn parquet(path: &Path, columns: Columns) -> ParquetSink<AtomicFile> {
     ParquetSink::new(path, AtomicFile::create(path).unwrap(), columns).unwrap()
 }
 
-/// A row without the fields that are null: the JSON form leaves those out.
-fn dense(row: Map<String, Value>) -> Map<String, Value> {
-    row.into_iter().filter(|(_, value)| !value.is_null()).collect()
+/// A row without the fields that are null (the JSON form leaves those out), and its weights as the f32 they are
+/// (the JSON form has the shortest decimals for them).
+fn dense(row: Map<String, Value>) -> (Map<String, Value>, Option<Vec<f32>>) {
+    let mut row: Map<String, Value> = row.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    let weights = row.shift_remove("weights").map(|weights| serde_json::from_value(weights).unwrap());
+    (row, weights)
 }
 
 #[test]
@@ -291,6 +294,7 @@ fn what_is_written_comes_back() {
             made.record(columns).write_json(&mut lines);
         }
         let expected = json_lines(&scratch.file("rows.jsonl", &lines));
+        let expected: Vec<_> = expected.into_iter().map(dense).collect();
         let (file, again) = (scratch.path(&format!("{i}.parquet")), scratch.path("again.parquet"));
         write(parquet(&file, columns), &made, columns);
         let rows: Vec<_> = read(&file).unwrap().into_iter().map(dense).collect();
@@ -420,4 +424,41 @@ fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
         }
         assert!(refused > 0, "{}: no flip was noticed", file.display());
     }
+}
+
+/// `datasets` loads what was written as what it is, and TRL trains on it as it is (python/columnar_interop.py).
+#[test]
+fn datasets_and_trl_take_it_as_it_is() {
+    let Some(python) = std::env::var_os("SUASION_PEERS_PYTHON") else {
+        println!("skipped: no Python with datasets (SUASION_PEERS_PYTHON)");
+        return;
+    };
+    let scratch = Scratch::new();
+    let mut random = Random(3);
+    for (name, columns) in [
+        ("rows", Columns { weights: true, text: true, ..Columns::default() }),
+        ("packs", Columns { packed: true, ..Columns::default() }),
+    ] {
+        let mut made: Vec<Made> = (0..1200).map(|row| Made::random(&mut random, row, columns)).collect();
+        // Ids of a small model, none of its rows empty.
+        made.retain(|made| made.seq_lengths.iter().all(|&n| n > 1));
+        let mut lines = Vec::new();
+        for made in &mut made {
+            made.input_ids.iter_mut().for_each(|id| *id %= 300);
+            let learned = |(&id, &label): (&u32, &i32)| if label == -100 { -100 } else { id as i32 };
+            made.labels = made.input_ids.iter().zip(&made.labels).map(learned).collect();
+            made.record(columns).write_json(&mut lines);
+        }
+        scratch.file(&format!("{name}.jsonl"), &lines);
+        write(parquet(&scratch.path(&format!("{name}.parquet")), columns), &made, columns);
+        write(FolderSink::create(scratch.path(name), columns).unwrap(), &made, columns);
+    }
+    if let Some(keep) = std::env::var_os("SUASION_KEEP") {
+        std::process::Command::new("cp").arg("-r").arg(scratch.dir.path()).arg(keep).status().unwrap();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/columnar_interop.py");
+    let run = std::process::Command::new(python).arg(script).arg(scratch.dir.path()).output().unwrap();
+    let out = String::from_utf8_lossy(&run.stdout);
+    let log = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success() && out.trim_end().ends_with("ok"), "{out}{log}");
 }
