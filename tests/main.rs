@@ -15,4 +15,5 @@ mod packing;
 mod prepare;
 mod readme;
 mod resume;
+mod sources;
 mod verify;

@@ -79,6 +79,11 @@ impl Dir {
             "HF_HOME",
             "HF_HUB_CACHE",
             "HUGGINGFACE_HUB_CACHE",
+            "HF_ENDPOINT",
+            "HF_HUB_OFFLINE",
+            "HF_TOKEN",
+            "HF_TOKEN_PATH",
+            "TRANSFORMERS_OFFLINE",
             "XDG_CACHE_HOME",
             "RUST_BACKTRACE",
         ] {

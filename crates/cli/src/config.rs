@@ -17,6 +17,7 @@ use suasion_data::policy::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
 };
 use suasion_train::{Scheduler, Settings, Strategy};
+pub use value::Paths;
 use value::{Value, choices};
 
 /// How rows are put together into packs.
@@ -137,18 +138,18 @@ macro_rules! table {
 }
 
 table! {
-    /// Folder of the model in the Hugging Face layout, or a hub id in the local cache.
+    /// Folder of the model in the Hugging Face layout, or a hub id.
     model_name_or_path: Option<PathBuf> = None;
     /// Where the first weights come from: the folder, or random ones for its config.json.
     init: Init = Init::Weights;
-    /// File or folder of rows to train on.
-    dataset_name: Option<PathBuf> = None;
-    /// Name of the training file where dataset_name is a folder.
+    /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.
+    dataset_name: Option<Paths> = None;
+    /// Name of the training rows where dataset_name is a folder.
     dataset_train_split: String = "train".into();
-    /// Name of the evaluation file where dataset_name is a folder (test, validation or valid where not set).
+    /// Name of the evaluation rows where dataset_name is a folder (test, validation or valid where not set).
     dataset_test_split: Option<String> = None;
-    /// File of rows to evaluate on.
-    eval_dataset_name: Option<PathBuf> = None;
+    /// Rows to evaluate on, named as those to train on.
+    eval_dataset_name: Option<Paths> = None;
     /// Share of the training rows held out for evaluation where there is no evaluation file.
     eval_fraction: f64 = 0.0, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
     /// Shape of the rows.

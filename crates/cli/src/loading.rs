@@ -1,21 +1,22 @@
 //! Rows of a file to samples, with what there is to say about them.
 
+use crate::rows::DataFiles;
 use crate::ui::{self, Ui};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::pipeline::{BAD_ROWS_LISTED, DropReason, Outcome, Pipeline, Progress, Summary};
-use suasion_data::prepared::{Counts, Manifest};
+use suasion_data::prepared::Counts;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
 
-/// What is read and kept of a file of rows.
+/// What is read and kept of a source of rows.
 pub struct RowSet {
-    /// The file.
-    pub path: PathBuf,
+    /// What the user named.
+    pub name: PathBuf,
     /// The rows that became samples, in their order.
     pub samples: Vec<Sample>,
-    /// The file in numbers.
+    /// The source in numbers.
     pub summary: Summary,
     /// The first finding of each code.
     pub examples: BTreeMap<Code, Finding>,
@@ -23,25 +24,25 @@ pub struct RowSet {
     pub failures: Vec<String>,
 }
 
-/// Reads a file through the rooms of the data crate; `mode` says what the rows are for.
+/// Reads rows through the rooms of the data crate; `mode` says what the rows are for.
 pub fn load(
     ui: &Ui,
-    path: &Path,
+    data: &DataFiles,
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
     policy: &Policy,
     vocab_size: Option<usize>,
     mode: Mode,
 ) -> anyhow::Result<RowSet> {
-    let asked = Manifest::beside(path)?.map(|manifest| manifest.asked(policy));
+    let asked = data.manifest()?.map(|manifest| manifest.asked(policy));
     let pipeline =
         Pipeline { vocab_size, mode, template, asked: asked.as_ref(), ..Pipeline::new(tokenizer, policy) };
     let mut samples = Vec::new();
     let mut examples = BTreeMap::new();
     let mut failures = Vec::new();
-    let mut meter = Meter::new(ui, path);
-    let summary = pipeline.run(
-        path,
+    let mut meter = Meter::new(ui, &data.name);
+    let summary = pipeline.run_source(
+        data.open()?,
         |progress| meter.show(progress),
         |outcome| {
             for finding in outcome.findings() {
@@ -58,7 +59,7 @@ pub fn load(
         },
     );
     meter.clear();
-    Ok(RowSet { path: path.to_path_buf(), samples, summary: summary?, examples, failures })
+    Ok(RowSet { name: data.name.clone(), samples, summary: summary?, examples, failures })
 }
 
 /// The tokenizer of a model folder; `None` where the folder has no tokenizer.json, as tokenised rows need none.
@@ -96,7 +97,7 @@ pub struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// A meter for a file.
+    /// A meter for what is read.
     pub fn new(ui: &'a Ui, path: &Path) -> Meter<'a> {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         Meter { ui, name, started: std::time::Instant::now(), shown: false }

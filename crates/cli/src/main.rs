@@ -6,6 +6,7 @@
 mod commands;
 mod config;
 mod failure;
+mod hub;
 mod interrupt;
 mod loading;
 mod model;

@@ -1,13 +1,27 @@
-//! From what the user calls a model to a folder: a path, or a hub id in the local cache. Nothing is downloaded.
+//! From what the user calls a model to a folder: a path, or a hub id.
 
 use crate::failure::Failure;
+use crate::hub::{self, Kind, Repo};
+use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 
-/// The folder of a model.
+/// Files of a model beside its weights, as far as it has them.
+const FILES: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// The folder of a model, with its weights where `weights` says so.
 ///
 /// # Errors
-/// Where it is neither a folder nor a cached hub id; the message says where it looked.
-pub fn resolve(name: &Path) -> anyhow::Result<PathBuf> {
+/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message says where it looked.
+pub fn resolve(name: &Path, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
     if name.is_dir() {
         return Ok(name.to_path_buf());
     }
@@ -19,67 +33,64 @@ pub fn resolve(name: &Path) -> anyhow::Result<PathBuf> {
         )
         .into());
     }
-    let Some(id) = name.to_str().filter(|text| is_hub_id(text)) else {
+    let Some(repo) = Repo::named(Kind::Model, name) else {
         return Err(Failure::run_time(
             "E-MODEL",
             format!("{}: no such folder", name.display()),
-            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id in the local cache",
+            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id",
         )
         .into());
     };
-    let cache = hub_cache();
-    let folder = cache.join(format!("models--{}", id.replace('/', "--")));
-    snapshot(&folder).ok_or_else(|| {
-        Failure::run_time(
-            "E-MODEL",
-            format!("{id}: no such folder, and the hub cache has no {}", folder.display()),
-            "download it with the Hugging Face tools first (nothing is downloaded here), or set HF_HUB_CACHE or HF_HOME to where it is",
-        )
-        .into()
-    })
-}
-
-/// `name` or `owner/name`, of the characters that the hub allows.
-fn is_hub_id(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('/').collect();
-    let fits = |part: &&str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    let snapshot = match repo.snapshot() {
+        // What an incomplete snapshot lacks is named by whoever needs it.
+        Some(snapshot) if is_complete(&snapshot, weights) || !hub::downloads() => return Ok(snapshot),
+        other => other,
     };
-    (1..=2).contains(&parts.len()) && parts.iter().all(fits)
-}
-
-/// Where hub models are cached: the variables and the default of huggingface_hub.
-pub fn hub_cache() -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(cache) = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")) {
-        return cache;
-    }
-    let home = set("HF_HOME").unwrap_or_else(|| {
-        let cache = set("XDG_CACHE_HOME")
-            .unwrap_or_else(|| std::env::home_dir().unwrap_or_else(|| PathBuf::from(".")).join(".cache"));
-        cache.join("huggingface")
-    });
-    home.join("hub")
-}
-
-/// The snapshot that `main` names, or the only one that there is.
-fn snapshot(folder: &Path) -> Option<PathBuf> {
-    let snapshots = folder.join("snapshots");
-    if let Ok(commit) = std::fs::read_to_string(folder.join("refs/main")) {
-        let path = snapshots.join(commit.trim());
-        if !commit.trim().is_empty() && path.is_dir() {
-            return Some(path);
+    match (repo.fetch(ui, |names| Ok(wanted(names, weights))), snapshot) {
+        (Ok((fetched, _)), _) => Ok(fetched),
+        (Err(error), Some(snapshot)) => {
+            ui.warn(format_args!("{error}; going on with {}", snapshot.display()));
+            Ok(snapshot)
         }
+        (Err(error), None) => Err(error),
     }
-    let mut found: Vec<PathBuf> = std::fs::read_dir(&snapshots)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir())
-        .collect();
-    (found.len() == 1).then(|| found.remove(0))
+}
+
+/// True where a snapshot has what every model has: other tools download what they need only.
+fn is_complete(snapshot: &Path, weights: bool) -> bool {
+    let has = |name: &str| snapshot.join(name).exists();
+    if !has("config.json") || !has("tokenizer.json") {
+        return false;
+    }
+    let index = std::fs::read(snapshot.join("model.safetensors.index.json")).ok();
+    match index.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok()) {
+        _ if !weights => true,
+        Some(index) => match index["weight_map"].as_object() {
+            Some(map) => map.values().all(|file| file.as_str().is_some_and(has)),
+            None => false,
+        },
+        None => std::fs::read_dir(snapshot).is_ok_and(|entries| {
+            entries.flatten().any(|entry| is_safetensors(&entry.file_name().to_string_lossy()))
+        }),
+    }
+}
+
+fn is_safetensors(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.contains('/')
+}
+
+/// The files of a repository that are needed. Some hold their weights twice: transformers' `model*` are taken before
+/// others.
+fn wanted(names: &[String], weights: bool) -> Vec<String> {
+    let mut wanted: Vec<String> =
+        names.iter().filter(|name| FILES.contains(&name.as_str())).cloned().collect();
+    if weights {
+        let tensors: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
+        let named = tensors.iter().any(|name| name.starts_with("model"));
+        wanted.extend(tensors.into_iter().filter(|name| !named || name.starts_with("model")).cloned());
+        wanted.extend(names.iter().filter(|name| *name == "model.safetensors.index.json").cloned());
+    }
+    wanted
 }
 
 #[cfg(test)]
@@ -87,26 +98,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hub_ids_are_told_from_paths() {
-        for id in ["gpt2", "Qwen/Qwen2.5-0.5B", "a_b/c.d"] {
-            assert!(is_hub_id(id), "{id}");
-        }
-        for path in ["./gpt2", "/models/gpt2", "a/b/c", "../x", "models/", "a b"] {
-            assert!(!is_hub_id(path), "{path}");
-        }
+    fn only_what_is_needed_is_wanted() {
+        let names = [
+            ".gitattributes",
+            "README.md",
+            "config.json",
+            "consolidated.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "onnx/model.safetensors",
+            "pytorch_model.bin",
+            "tokenizer.json",
+        ]
+        .map(String::from);
+        assert_eq!(wanted(&names, false), ["config.json", "tokenizer.json"]);
+        assert_eq!(
+            wanted(&names, true),
+            [
+                "config.json",
+                "tokenizer.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ]
+        );
+        assert_eq!(wanted(&names[..4], true), ["config.json", "consolidated.safetensors"]);
     }
 
     #[test]
-    fn the_snapshot_of_main_wins() {
+    fn a_snapshot_is_complete_with_all_shards_of_its_index() {
         let folder = tempfile::tempdir().unwrap();
-        let base = folder.path();
-        assert_eq!(snapshot(base), None);
-        for commit in ["aaa", "bbb"] {
-            std::fs::create_dir_all(base.join("snapshots").join(commit)).unwrap();
-        }
-        assert_eq!(snapshot(base), None);
-        std::fs::create_dir_all(base.join("refs")).unwrap();
-        std::fs::write(base.join("refs/main"), "bbb\n").unwrap();
-        assert_eq!(snapshot(base), Some(base.join("snapshots/bbb")));
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let complete = |weights| is_complete(folder.path(), weights);
+        write("config.json", "{}");
+        assert!(!complete(false));
+        write("tokenizer.json", "{}");
+        assert!(complete(false) && !complete(true));
+        write("model-1.safetensors", "");
+        assert!(complete(true));
+        let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
+        write("model.safetensors.index.json", index);
+        assert!(complete(false) && !complete(true));
+        write("model-2.safetensors", "");
+        assert!(complete(true));
     }
 }

@@ -1,94 +1,454 @@
 //! From what the user calls a data set to files of rows.
+//!
+//! | named | taken |
+//! |---|---|
+//! | a file | the file |
+//! | a glob | the files that match, in the order of their names |
+//! | a folder, a hub id (`owner/name`, or `owner/name/folder`) | the split: see [`pick`] |
+//! | several of these | all of them, one after the other |
 
-use crate::config::Config;
+use crate::config::{Config, Paths};
 use crate::failure::Failure;
+use crate::hub::{self, Kind, Repo};
+use crate::ui::Ui;
 use std::path::{Path, PathBuf};
+use suasion_data::prepared::Manifest;
+use suasion_data::source::Source;
 
 /// Endings of row files, in the order in which they are tried.
-const ENDINGS: [&str; 3] = ["jsonl", "json", "ndjson"];
+const ENDINGS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow"];
 /// What may follow an ending.
 const COMPRESSED: [&str; 3] = ["", ".gz", ".zst"];
-/// Names that people give to the file that is not trained on.
+/// Endings of what `prepare` writes beside rows.
+const BESIDE: [&str; 2] = [".manifest.json", ".findings.jsonl"];
+/// Names that people give to the rows that are not trained on.
 const HELD_OUT: [&str; 5] = ["test", "validation", "valid", "eval", "dev"];
+/// Folders of a data set where its splits may lie.
+const BASES: [&str; 2] = ["", "data/"];
 
-/// The file of a split in a folder.
-fn split_in(folder: &Path, split: &str) -> Option<PathBuf> {
-    ENDINGS
-        .iter()
-        .flat_map(|ending| COMPRESSED.map(|compressed| folder.join(format!("{split}.{ending}{compressed}"))))
-        .find(|path| path.is_file())
+/// Files that are one source of rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFiles {
+    /// What to call them: the file itself, or what the user named.
+    pub name: PathBuf,
+    /// The files, in order.
+    pub files: Vec<PathBuf>,
 }
 
-/// The rows to train on, prepare or verify: a file, or the named split of a folder.
+impl DataFiles {
+    fn one(file: PathBuf) -> DataFiles {
+        DataFiles { name: file.clone(), files: vec![file] }
+    }
+
+    /// Opens them.
+    ///
+    /// # Errors
+    /// As [`Source::of`].
+    pub fn open(&self) -> suasion_data::Result<Source> {
+        Source::of(&self.name, self.files.iter().cloned())
+    }
+
+    /// The manifest beside them, where they are prepared data.
+    ///
+    /// # Errors
+    /// As [`Manifest::beside`].
+    pub fn manifest(&self) -> suasion_data::Result<Option<Manifest>> {
+        Manifest::of_files(&self.files)
+    }
+}
+
+/// The rows to train on, prepare or verify: files, or the named split of a folder.
 ///
 /// # Errors
-/// Where a folder has no such split. A file that does not exist is the reader's error.
-pub fn resolve(data: &Path, split: &str) -> anyhow::Result<PathBuf> {
-    if !data.is_dir() {
-        return Ok(data.to_path_buf());
+/// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be downloaded. A
+/// file that does not exist is the reader's error.
+pub fn resolve(data: &Paths, split: &str, ui: &Ui) -> anyhow::Result<DataFiles> {
+    let mut parts = Vec::new();
+    for path in &data.0 {
+        parts.push(match Place::of(path)? {
+            Place::Files(files) => files,
+            Place::Folder(folder) => folder.need(split, ui)?,
+        });
     }
-    split_in(data, split).ok_or_else(|| {
-        Failure::run_time(
-            "E-SOURCE",
-            format!("{}: the folder has no {split}.jsonl or {split}.json (also .gz or .zst)", data.display()),
-            "name the file itself, or the split with dataset_train_split or dataset_test_split",
-        )
-        .into()
-    })
+    Ok(joined(parts, data))
 }
 
 /// The rows to evaluate on, where the configuration or the folder has any.
-pub fn evaluation(config: &Config) -> anyhow::Result<Option<PathBuf>> {
+pub fn evaluation(config: &Config, ui: &Ui) -> anyhow::Result<Option<DataFiles>> {
     let split = config.dataset_test_split.as_deref();
-    if let Some(path) = &config.eval_dataset_name {
-        if !path.is_dir() {
-            return Ok(Some(path.clone()));
+    if let Some(data) = &config.eval_dataset_name {
+        let mut parts = Vec::new();
+        for path in &data.0 {
+            parts.push(match (Place::of(path)?, split) {
+                (Place::Files(files), _) => files,
+                (Place::Folder(folder), Some(split)) => folder.need(split, ui)?,
+                (Place::Folder(folder), None) => match folder.held_out(ui)? {
+                    Some(files) => files,
+                    None => folder.need("test", ui)?,
+                },
+            });
         }
-        return match split {
-            Some(split) => resolve(path, split).map(Some),
-            None => match HELD_OUT.iter().find_map(|split| split_in(path, split)) {
-                Some(file) => Ok(Some(file)),
-                None => resolve(path, "test").map(Some),
-            },
-        };
+        return Ok(Some(joined(parts, data)));
     }
-    match &config.dataset_name {
-        Some(folder) if folder.is_dir() => match split {
-            Some(split) => resolve(folder, split).map(Some),
+    let Some(data) = &config.dataset_name else { return Ok(None) };
+    let mut parts = Vec::new();
+    for path in &data.0 {
+        match (Place::of(path)?, split) {
+            (Place::Folder(folder), Some(split)) => parts.push(folder.need(split, ui)?),
             // A fraction that was asked for is what was asked for.
-            None if config.eval_fraction > 0.0 => Ok(None),
-            None => Ok(HELD_OUT.iter().find_map(|split| split_in(folder, split))),
-        },
-        Some(file) => match split {
-            Some(split) => Err(Failure::config(
-                format!("dataset_test_split={split}: {} is a file, not a folder of splits", file.display()),
-                "name the file to evaluate on with eval_dataset_name",
-            )
-            .into()),
-            None => Ok(None),
-        },
-        None => Ok(None),
+            (Place::Folder(folder), None) if config.eval_fraction == 0.0 => {
+                parts.extend(folder.held_out(ui)?);
+            }
+            (Place::Files(_), Some(split)) => {
+                return Err(Failure::config(
+                    format!(
+                        "dataset_test_split={split}: {} is a file, not a folder of splits",
+                        path.display()
+                    ),
+                    "name the file to evaluate on with eval_dataset_name",
+                )
+                .into());
+            }
+            _ => {}
+        }
     }
+    Ok(if parts.is_empty() { None } else { Some(joined(parts, data)) })
+}
+
+/// Parts one after the other.
+fn joined(mut parts: Vec<DataFiles>, data: &Paths) -> DataFiles {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let files = parts.into_iter().flat_map(|part| part.files).collect();
+    DataFiles { name: data.to_string().into(), files }
+}
+
+/// What a path that the user named is.
+enum Place {
+    Files(DataFiles),
+    Folder(Folder),
+}
+
+impl Place {
+    fn of(path: &Path) -> anyhow::Result<Place> {
+        if path.is_dir() {
+            return Ok(Place::Folder(Folder::Local(path.to_path_buf())));
+        }
+        let text = path.to_string_lossy();
+        if path.exists() {
+            return Ok(Place::Files(DataFiles::one(path.to_path_buf())));
+        }
+        if text.contains(['*', '?', '[']) {
+            return Ok(Place::Files(DataFiles { name: path.to_path_buf(), files: matches(&text)? }));
+        }
+        // `rows.jsonl` and `data/rows.jsonl` could be ids: they are meant as files.
+        if !is_rows(&text)
+            && let Some((repo, base)) = hub_data_set(&text)
+            && (text.contains('/') || repo.snapshot().is_some())
+        {
+            return Ok(Place::Folder(Folder::Hub { repo, base }));
+        }
+        Ok(Place::Files(DataFiles::one(path.to_path_buf())))
+    }
+}
+
+/// A data set of the hub, and the folder in it that is meant.
+fn hub_data_set(text: &str) -> Option<(Repo, String)> {
+    let parts: Vec<&str> = text.splitn(3, '/').collect();
+    let repo = Repo::named(Kind::Dataset, Path::new(&parts[..parts.len().min(2)].join("/")))?;
+    let base = parts.get(2).map(|base| base.trim_end_matches('/')).filter(|base| !base.is_empty());
+    Some((repo, base.map(|base| format!("{base}/")).unwrap_or_default()))
+}
+
+/// The files that match a glob.
+fn matches(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let found = glob::glob(pattern).map_err(|e| {
+        let message = format!("{pattern}: no file, and as a glob it is wrong: {}", e.msg);
+        Failure::run_time("E-SOURCE", message, "*, ?, [a-z] and ** stand for parts of names")
+    })?;
+    let mut files = Vec::new();
+    for path in found {
+        let path = path.map_err(|e| suasion_data::Error::io(e.path().to_path_buf(), e.into()))?;
+        let name = path.to_string_lossy();
+        if path.is_file() && !BESIDE.iter().any(|ending| name.ends_with(ending)) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        let message = format!("{pattern}: no file matches");
+        return Err(
+            Failure::run_time("E-SOURCE", message, "check the pattern and the folder it starts in").into()
+        );
+    }
+    Ok(files)
+}
+
+/// A folder of splits.
+enum Folder {
+    Local(PathBuf),
+    Hub { repo: Repo, base: String },
+}
+
+impl Folder {
+    fn name(&self) -> PathBuf {
+        match self {
+            Folder::Local(path) => path.clone(),
+            Folder::Hub { repo, base } => Path::new(&repo.id).join(base.trim_end_matches('/')),
+        }
+    }
+
+    /// The files of a split; `None` where there are none.
+    fn split(&self, split: &str, ui: &Ui) -> anyhow::Result<Option<DataFiles>> {
+        match self {
+            Folder::Local(path) => self.of_names(path, pick(&names(path), split), split),
+            Folder::Hub { repo, base } => {
+                if let Some(snapshot) = repo.snapshot() {
+                    // A snapshot that other tools made may have a part of the split only.
+                    let picked = pick(&names(&snapshot.join(base)), split);
+                    let downloads = hub::downloads();
+                    match picked {
+                        Ok(names) if names.is_empty() && downloads => {}
+                        Err(_) if downloads => {}
+                        other => return self.of_names(&snapshot.join(base), other, split),
+                    }
+                }
+                let (snapshot, picked) = repo.fetch(ui, |names| {
+                    let inside: Vec<String> = names
+                        .iter()
+                        .filter_map(|name| name.strip_prefix(base.as_str()))
+                        .map(String::from)
+                        .collect();
+                    let picked = pick(&inside, split).map_err(|message| self.error(&message))?;
+                    Ok(picked.into_iter().map(|name| format!("{base}{name}")).collect())
+                })?;
+                self.of_names(&snapshot, Ok(picked), split)
+            }
+        }
+    }
+
+    fn of_names(
+        &self,
+        folder: &Path,
+        picked: Result<Vec<String>, String>,
+        split: &str,
+    ) -> anyhow::Result<Option<DataFiles>> {
+        let picked = picked.map_err(|message| self.error(&message))?;
+        let files: Vec<PathBuf> = picked.iter().map(|name| folder.join(name)).collect();
+        Ok(match (self, files.len()) {
+            (_, 0) => None,
+            (Folder::Local(_), 1) => files.into_iter().next().map(DataFiles::one),
+            _ => Some(DataFiles { name: self.name().join(split), files }),
+        })
+    }
+
+    /// The files of a split that must be there.
+    fn need(&self, split: &str, ui: &Ui) -> anyhow::Result<DataFiles> {
+        if let Some(files) = self.split(split, ui)? {
+            return Ok(files);
+        }
+        let has = match self {
+            Folder::Local(path) => names(path),
+            Folder::Hub { repo, base } => {
+                repo.snapshot().map(|snapshot| names(&snapshot.join(base))).unwrap_or_default()
+            }
+        };
+        let mut has: Vec<&str> = has.iter().map(String::as_str).filter(|name| is_rows(name)).collect();
+        let more = if has.len() > 12 { ", .." } else { "" };
+        has.truncate(12);
+        let has = if has.is_empty() { "no files of rows".into() } else { has.join(", ") };
+        Err(self
+            .error(&format!(
+                "the folder has no {split}.jsonl, and no {split} in another format, in shards or as a folder; it has {has}{more}"
+            ))
+            .into())
+    }
+
+    /// The first split of those that are not trained on.
+    fn held_out(&self, ui: &Ui) -> anyhow::Result<Option<DataFiles>> {
+        for split in HELD_OUT {
+            if let Some(files) = self.split(split, ui)? {
+                return Ok(Some(files));
+            }
+        }
+        Ok(None)
+    }
+
+    fn error(&self, message: &str) -> Failure {
+        Failure::run_time(
+            "E-SOURCE",
+            format!("{}: {message}", self.name().display()),
+            "name the file itself, a glob such as 'folder/*.jsonl', or the split with dataset_train_split or dataset_test_split",
+        )
+    }
+}
+
+/// The files of a folder down to two folders below, by their paths in it, in the order of these.
+fn names(folder: &Path) -> Vec<String> {
+    fn walk(folder: &Path, prefix: &str, depth: usize, out: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = entry.path();
+            if name.starts_with('.') {
+                continue;
+            }
+            if path.is_file() {
+                out.push(format!("{prefix}{name}"));
+            } else if depth > 0 {
+                walk(&path, &format!("{prefix}{name}/"), depth - 1, out);
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(folder, "", 2, &mut out);
+    out.sort();
+    out
+}
+
+/// A name without the ending of a file of rows; `None` where it is none.
+fn stem(name: &str) -> Option<&str> {
+    let plain = COMPRESSED[1..].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
+    let (stem, ending) = plain.rsplit_once('.')?;
+    let rows = ENDINGS.contains(&ending) && !BESIDE.iter().any(|beside| plain.ends_with(beside));
+    rows.then_some(stem)
+}
+
+fn is_rows(name: &str) -> bool {
+    stem(name).is_some()
+}
+
+/// The files of a split among the names in a folder: in the folder itself or in `data/`, the one file named as the
+/// split, else its shards (`train-00000-of-00003`, as the hub names them, or `train-0`), else the files of rows in a
+/// folder named as the split. Empty where there are none.
+///
+/// # Errors
+/// In words, where shards are missing by what the others say.
+fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
+    for base in BASES {
+        let inside: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(base)).collect();
+        for ending in ENDINGS {
+            for compressed in COMPRESSED {
+                let whole = format!("{split}.{ending}{compressed}");
+                if inside.contains(&whole.as_str()) {
+                    return Ok(vec![format!("{base}{whole}")]);
+                }
+            }
+        }
+        let full = |names: Vec<&str>| {
+            let mut names: Vec<String> = names.into_iter().map(|name| format!("{base}{name}")).collect();
+            names.sort();
+            names
+        };
+        let shards: Vec<(&str, Option<usize>)> =
+            inside.iter().filter_map(|name| Some((*name, shard(stem(name)?, split)?))).collect();
+        let of = shards.iter().find_map(|(_, of)| *of);
+        match of {
+            Some(of) if shards.len() < of => {
+                return Err(format!("{} of {of} shards of {split} are there", shards.len()));
+            }
+            _ if !shards.is_empty() => return Ok(full(shards.into_iter().map(|(name, _)| name).collect())),
+            _ => {}
+        }
+        let folder = format!("{split}/");
+        let below = |name: &&str| {
+            name.strip_prefix(folder.as_str()).is_some_and(|rest| !rest.contains('/') && is_rows(rest))
+        };
+        let found: Vec<&str> = inside.iter().copied().filter(below).collect();
+        if !found.is_empty() {
+            return Ok(full(found));
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// `train-00000-of-00003` (perhaps with the hash of an export behind), `train-0`, `train_0`, `train.0`: of how many the
+/// shard is, where its name says so. `None` for what is no shard of the split.
+fn shard(stem: &str, split: &str) -> Option<Option<usize>> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let rest = stem.strip_prefix(split)?.strip_prefix(['-', '_', '.'])?;
+    let Some((number, rest)) = rest.split_once("-of-") else { return digits(rest).then_some(None) };
+    let (of, hash) = rest.split_once('-').unwrap_or((rest, "0"));
+    let fits = digits(number) && digits(of) && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    fits.then(|| of.parse().ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ui::ColorChoice;
+
+    fn ui() -> Ui {
+        Ui::new(false, true, ColorChoice::Never)
+    }
+
+    fn paths(path: &Path) -> Paths {
+        Paths::from(path.to_path_buf())
+    }
 
     #[test]
     fn splits_are_found_in_folders() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
-        assert!(resolve(path, "train").is_err());
+        assert!(resolve(&paths(path), "train", &ui()).is_err());
         std::fs::write(path.join("train.jsonl.zst"), "").unwrap();
         std::fs::write(path.join("valid.json"), "").unwrap();
-        assert_eq!(resolve(path, "train").unwrap(), path.join("train.jsonl.zst"));
-        let mut config = Config { dataset_name: Some(path.into()), ..Config::default() };
-        assert_eq!(evaluation(&config).unwrap(), Some(path.join("valid.json")));
+        let one = |name: &str| DataFiles::one(path.join(name));
+        assert_eq!(resolve(&paths(path), "train", &ui()).unwrap(), one("train.jsonl.zst"));
+        let mut config = Config { dataset_name: Some(paths(path)), ..Config::default() };
+        assert_eq!(evaluation(&config, &ui()).unwrap(), Some(one("valid.json")));
         config.dataset_test_split = Some("extra".into());
-        assert!(evaluation(&config).is_err());
+        assert!(evaluation(&config, &ui()).is_err());
         config.dataset_test_split = None;
         config.eval_fraction = 0.1;
-        assert_eq!(evaluation(&config).unwrap(), None);
+        assert_eq!(evaluation(&config, &ui()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_split_is_a_file_shards_or_a_folder() {
+        let pick = |names: &[&str], split: &str| {
+            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            super::pick(&names, split).map(|found| found.join(" "))
+        };
+        let ok = |text: &str| Ok(text.to_string());
+        assert_eq!(
+            pick(&["train.csv", "train.json", "train-0.jsonl", "test.csv"], "train"),
+            ok("train.json")
+        );
+        let hub = [
+            "README.md",
+            "data/test-00000-of-00001.parquet",
+            "data/train-00000-of-00002-a1b2c3d4e5f60718.parquet",
+            "data/train-00001-of-00002-a1b2c3d4e5f60718.parquet",
+        ];
+        assert_eq!(pick(&hub, "train"), ok(&format!("{} {}", hub[2], hub[3])));
+        assert_eq!(pick(&hub, "test"), ok(hub[1]));
+        assert_eq!(pick(&hub[..3], "train"), Err("1 of 2 shards of train are there".into()));
+        assert_eq!(pick(&hub, "validation"), ok(""));
+        let own = [
+            "train-0.jsonl.gz",
+            "train-1.jsonl.gz",
+            "train-old.jsonl",
+            "train.findings.jsonl",
+            "train.manifest.json",
+            "training.jsonl",
+        ];
+        assert_eq!(pick(&own, "train"), ok("train-0.jsonl.gz train-1.jsonl.gz"));
+        let folders =
+            ["train/b.jsonl", "train/a.csv", "train/notes.txt", "train/deep/c.jsonl", "dev/x.jsonl"];
+        assert_eq!(pick(&folders, "train"), ok("train/a.csv train/b.jsonl"));
+    }
+
+    #[test]
+    fn what_a_path_means() {
+        let hub = |text: &str| match Place::of(Path::new(text)).unwrap() {
+            Place::Folder(Folder::Hub { repo, base }) => Some((repo.id, base)),
+            _ => None,
+        };
+        assert_eq!(hub("nobody/nothing"), Some(("nobody/nothing".into(), String::new())));
+        assert_eq!(hub("nobody/nothing/main"), Some(("nobody/nothing".into(), "main/".into())));
+        for path in ["nobody/nothing.jsonl", "rows.csv.gz", "nothing", "./a/b", "/a/b"] {
+            assert_eq!(hub(path), None, "{path}");
+        }
     }
 }

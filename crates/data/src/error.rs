@@ -43,7 +43,7 @@ pub enum Error {
         help: String,
     },
     /// Rows of a source failed and `on_bad_row` is `error`.
-    #[error("{first}{}", also(others, *stopped))]
+    #[error("{first}{}", also(first, others, *stopped))]
     BadRows {
         /// The first of them, in source order.
         first: Box<Error>,
@@ -64,9 +64,22 @@ pub enum Error {
     },
 }
 
-/// The other bad rows, one a line.
-fn also(others: &[Error], stopped: bool) -> String {
-    let mut text: String = others.iter().map(|e| format!("\n  also {e}")).collect();
+/// The other bad rows, a line for each reason.
+fn also(first: &Error, others: &[Error], stopped: bool) -> String {
+    let mut reasons: Vec<(Vec<String>, &str)> = Vec::new();
+    for error in others {
+        let Error::Row { id, message, .. } = error else { continue };
+        let reason = match first {
+            Error::Row { message: same, .. } if message == same => "the same",
+            _ => message,
+        };
+        match reasons.iter_mut().find(|(_, known)| *known == reason) {
+            Some((places, _)) => places.push(id.to_string()),
+            None => reasons.push((vec![id.to_string()], reason)),
+        }
+    }
+    let line = |(places, reason): &(Vec<String>, &str)| format!("\n  also {}: {reason}", places.join(", "));
+    let mut text: String = reasons.iter().map(line).collect();
     if stopped {
         text.push_str("\n  and perhaps more: stopped looking here");
     }

@@ -13,6 +13,7 @@
 
 mod conversation;
 mod plain;
+mod unknown;
 
 pub use plain::Alpaca;
 
@@ -21,8 +22,9 @@ use crate::pack::{Pack, read};
 use crate::policy::Format;
 use crate::row::{Row, type_name};
 use crate::{Error, Origin, Result, RowId};
-use conversation::{LISTS, shown_keys};
+use conversation::LISTS;
 use serde_json::{Map, Value};
+use unknown::unknown;
 
 /// One example of the data set.
 #[derive(Clone, Debug, PartialEq)]
@@ -184,7 +186,7 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
         [] if has("messages") => Ok(Format::Messages),
         [] if has("conversations") || has("conversation") => Ok(Format::Sharegpt),
         [] if has("segments") => Ok(Format::Segments),
-        [] => Err(unknown(id, fields, labelled)),
+        [] => Err(unknown(id, fields)),
         [(format, _)] => {
             let sided = matches!(format, Format::PromptCompletion | Format::Messages | Format::Sharegpt);
             if sided && fields.get("label") == Some(&Value::Bool(false)) {
@@ -213,39 +215,6 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
             ))
         }
     }
-}
-
-/// The error for a row of no known format: what it has, and what each format lacks.
-fn unknown(id: &RowId, fields: &Map<String, Value>, labelled: bool) -> Error {
-    let has = |key: &str| fields.contains_key(key);
-    let missing = |keys: &[&str]| {
-        let list: Vec<String> = keys.iter().filter(|k| !has(k)).map(|k| format!("\"{k}\"")).collect();
-        list.join(" and ")
-    };
-    let labels = "one of \"labels\", \"completion_mask\", \"assistant_masks\"";
-    let tokenised = match (has("input_ids"), labelled) {
-        (false, false) => format!("\"input_ids\" and {labels}"),
-        (false, true) => "\"input_ids\"".into(),
-        _ => labels.into(),
-    };
-    let mut sample = Value::Object(fields.clone()).to_string();
-    if let Some((cut, _)) = sample.char_indices().nth(160) {
-        sample.truncate(cut);
-        sample.push_str("..");
-    }
-    Error::row(
-        id.clone(),
-        format!("the row is of no known format; it has {}", shown_keys(fields)),
-        format!(
-            "in {sample}: input_text+full_text lacks {}; prompt+completion lacks {}; conversations lack \"messages\" or \
-             \"conversations\"; alpaca lacks {}; segments lack \"segments\"; preferences lack {}; tokenised rows lack \
-             {tokenised}",
-            missing(&["input_text", "full_text"]),
-            missing(&["prompt", "completion"]),
-            missing(&["instruction", "output"]),
-            missing(&["chosen", "rejected"]),
-        ),
-    )
 }
 
 /// The fields of one row, taken one by one with errors that name them.

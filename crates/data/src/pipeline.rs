@@ -224,12 +224,25 @@ impl<'a> Pipeline<'a> {
     pub fn run(
         &self,
         path: impl AsRef<Path>,
+        progress: impl FnMut(Progress),
+        each: impl FnMut(Outcome) -> Result<()>,
+    ) -> Result<Summary> {
+        self.run_source(Source::open(path)?, progress, each)
+    }
+
+    /// [`Pipeline::run`] over a source that is open.
+    ///
+    /// # Errors
+    /// As [`Pipeline::run`].
+    pub fn run_source(
+        &self,
+        source: Source,
         mut progress: impl FnMut(Progress),
         mut each: impl FnMut(Outcome) -> Result<()>,
     ) -> Result<Summary> {
         let mut seen = Duplicates::default();
         self.over(
-            Source::open(path)?,
+            source,
             &mut seen,
             |_| (),
             |chunk| {
@@ -322,6 +335,9 @@ impl<'a> Pipeline<'a> {
         if !bad.is_empty() {
             let first = Box::new(bad.remove(0));
             let help = match first.help() {
+                Some(help) if help.contains('\n') => {
+                    format!("{help}\nor leave bad rows out with on_bad_row=skip")
+                }
                 Some(help) => format!("{help}; or leave bad rows out with on_bad_row=skip"),
                 None => "leave bad rows out with on_bad_row=skip".to_string(),
             };
@@ -376,7 +392,7 @@ impl<'a> Pipeline<'a> {
 fn read_chunks(mut source: Source, sender: &mpsc::SyncSender<Vec<RawRow>>) -> Result<Option<SourceHash>> {
     let (mut chunk, mut bytes) = (Vec::new(), 0);
     while let Some(row) = source.next_row()? {
-        bytes += row.bytes.as_ref().map_or(0, Vec::len);
+        bytes += row.size;
         chunk.push(row);
         if chunk.len() == CHUNK_ROWS || bytes >= CHUNK_BYTES {
             bytes = 0;

@@ -1,6 +1,6 @@
 //! Raw bytes to a JSON object with its place in the source.
 
-use crate::source::RawRow;
+use crate::source::{Content, RawRow, columnar};
 use crate::{Error, Result, RowId};
 use serde_json::{Map, Value};
 
@@ -19,9 +19,18 @@ impl Row {
     /// # Errors
     /// [`Error::Row`] with the byte at which UTF-8 or JSON breaks, or with the type found where it is no object.
     pub fn parse(raw: RawRow) -> Result<Row> {
-        let RawRow { id, bytes } = raw;
-        let bytes = match bytes {
-            Ok(bytes) => bytes,
+        let RawRow { id, content, .. } = raw;
+        let (bytes, header) = match content {
+            Ok(Content::Json(bytes)) => (bytes, None),
+            Ok(Content::Record(header, bytes)) => (bytes, Some(header)),
+            Ok(Content::Columns(batch, row)) => {
+                return match columnar::fields(&batch, row) {
+                    Ok(fields) => Ok(Row { id, fields }),
+                    Err(message) => {
+                        Err(Error::row(id, message, "write the column as another type, or remove it"))
+                    }
+                };
+            }
             Err(message) => return Err(Error::row(id, message, "repair or remove the row")),
         };
         let text = match std::str::from_utf8(&bytes) {
@@ -32,6 +41,15 @@ impl Row {
                 return Err(Error::row(id, message, "save the file as UTF-8, or repair or remove the row"));
             }
         };
+        if let Some(header) = header {
+            return match header.fields(text) {
+                Ok(fields) => Ok(Row { id, fields }),
+                Err(message) => {
+                    let help = "quote cells that hold delimiters or line ends, or remove the row";
+                    Err(Error::row(id, message, help))
+                }
+            };
+        }
         match serde_json::from_str::<Value>(text) {
             Ok(Value::Object(fields)) => Ok(Row { id, fields }),
             Ok(other) => {

@@ -7,12 +7,21 @@ use std::{fmt, path::Path, sync::Arc};
 /// Where a row stands in its source. It is part of every error and finding about the row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RowId {
-    /// The source file, as the user named it.
+    /// The source file.
     pub file: Arc<Path>,
-    /// The 0-based index of the row in the source.
+    /// The 0-based index of the row in the source, over all of its files.
     pub row: u64,
-    /// The 1-based line on which the row starts, for formats that have lines.
+    /// The 1-based line of the file on which the row starts, for formats that have lines.
     pub line: Option<u64>,
+    /// The 0-based index of the row in its file.
+    pub in_file: u64,
+}
+
+impl RowId {
+    /// A row of a source of one file.
+    pub fn new(file: impl Into<Arc<Path>>, row: u64, line: Option<u64>) -> RowId {
+        RowId { file: file.into(), row, line, in_file: row }
+    }
 }
 
 impl fmt::Display for RowId {
@@ -20,7 +29,7 @@ impl fmt::Display for RowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             Some(line) => write!(f, "{}:{line}", self.file.display()),
-            None => write!(f, "{}: row {}", self.file.display(), self.row),
+            None => write!(f, "{}: row {}", self.file.display(), self.in_file),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Bytes to raw rows: JSON Lines and JSON, plain or compressed, found by content and read as a stream.
+//! Bytes to raw rows: JSON Lines, JSON, CSV and TSV, plain or compressed, Parquet and Arrow, found by content and read
+//! as a stream; one file, or several one after the other.
 //!
 //! A row is cut out of the stream before it is parsed. So a row that is broken is one bad row with its
 //! place, never the end of the file, and the parsing itself runs in parallel ([`crate::pipeline`]).
@@ -6,37 +7,56 @@
 //! | first bytes | taken as |
 //! |---|---|
 //! | `1f 8b` / `28 b5 2f fd` | gzip / zstd around any of the others |
+//! | `PAR1` / `ARROW1`, `ff ff ff ff` | Parquet / Arrow ([`columnar`]) |
+//! | any other, in a `.csv` or `.tsv` file | records under a line of names |
 //! | `[` | a JSON array, one row per element |
 //! | `{`, and the first line is a whole object | JSON Lines; an object with a list under `data`, `rows` or `train`, alone in its file, is a JSON file |
 //! | `{`, and the first line ends inside it | a JSON object with a list under `data`, `rows` or `train` |
 //! | anything else in a `.jsonl` or `.ndjson` file, or before a line that starts with `{` | JSON Lines with bad rows |
 
 pub mod columnar;
+mod delimited;
+mod json;
+mod stream;
+
+pub use delimited::Header;
 
 use crate::{Error, Result, RowId};
-use serde_json::Value;
+use arrow_array::RecordBatch;
+use columnar::{ColumnarFile, Kind};
+use delimited::Delimited;
+use json::{Elements, Lines};
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use stream::{Broken, Stream};
 
 /// The longest row that is read, in bytes. Byte offsets inside a row are `u32`.
 pub const MAX_ROW_BYTES: usize = 1 << 30;
-
-/// How much of the content is looked at to find its format.
-const SNIFF_BYTES: usize = 1 << 16;
-
-/// The keys under which a JSON object may hold its rows.
-const LIST_KEYS: [&str; 3] = ["data", "rows", "train"];
 
 /// A row as it stands in the source, not yet parsed.
 #[derive(Clone, Debug)]
 pub struct RawRow {
     /// Where it stands.
     pub id: RowId,
-    /// Its bytes, without the line end; or why it could not be cut out.
-    pub bytes: Result<Vec<u8>, String>,
+    /// What stands there; or why it could not be cut out.
+    pub content: Result<Content, String>,
+    /// About how much memory it holds, in bytes.
+    pub size: usize,
+}
+
+/// What a row is before it is parsed.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// A JSON value, without the line end.
+    Json(Vec<u8>),
+    /// A record of a delimited file, and the names of its cells.
+    Record(Arc<Header>, Vec<u8>),
+    /// A row of a batch of columns, by its index in it.
+    Columns(Arc<RecordBatch>, usize),
 }
 
 /// How the rows are laid out in the decompressed bytes.
@@ -48,629 +68,330 @@ pub enum Layout {
     Array,
     /// A JSON object with an array of objects under `data`, `rows` or `train`.
     Object,
-}
-
-/// Hashes and counts the file's own bytes (before decompression) as they pass.
-struct Tally {
-    inner: File,
-    hasher: blake3::Hasher,
-    read: Arc<AtomicU64>,
-}
-
-impl Read for Tally {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..n]);
-        self.read.fetch_add(n as u64, Ordering::Relaxed);
-        Ok(n)
-    }
-}
-
-/// The decompressor, kept by kind so that the file below it can be had back for its hash.
-enum Decoder {
-    Plain(BufReader<Tally>),
-    Gzip(BufReader<flate2::bufread::MultiGzDecoder<BufReader<Tally>>>),
-    Zstd(BufReader<zstd::stream::read::Decoder<'static, BufReader<Tally>>>),
-}
-
-impl Decoder {
-    fn reader(&mut self) -> &mut dyn BufRead {
-        match self {
-            Decoder::Plain(r) => r,
-            Decoder::Gzip(r) => r,
-            Decoder::Zstd(r) => r,
-        }
-    }
-
-    fn into_file(self) -> BufReader<Tally> {
-        match self {
-            Decoder::Plain(r) => r,
-            Decoder::Gzip(r) => r.into_inner().into_inner(),
-            Decoder::Zstd(r) => r.into_inner().finish(),
-        }
-    }
-}
-
-/// A source of rows, read once from front to back.
-pub struct Source {
-    path: Arc<Path>,
-    /// What was read ahead to find the layout, then the rest.
-    head: io::Cursor<Vec<u8>>,
-    decoder: Decoder,
-    layout: Layout,
-    size: u64,
-    read: Arc<AtomicU64>,
-    row: u64,
-    line: u64,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Start,
-    Rows,
-    Done,
+    /// Records of cells between this delimiter, under a line of names.
+    Delimited(u8),
+    /// Columns.
+    Columns(Kind),
 }
 
 /// What a whole source was: part of the fingerprint of everything made from it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceHash {
-    /// The file as the user named it.
+    /// The source as the user named it.
     pub path: String,
-    /// blake3 of the file's bytes (as stored: compressed files are hashed compressed), in hex.
+    /// For one file, blake3 of its bytes (as stored: compressed files are hashed compressed), in hex. For several,
+    /// blake3 of their hashes, each with a line end, in order.
     pub blake3: String,
-    /// The file's length in bytes.
+    /// The length of all files together, in bytes.
     pub bytes: u64,
+    /// The files, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileHash>,
+}
+
+/// One file of a source.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FileHash {
+    /// The file.
+    pub path: String,
+    /// blake3 of its bytes as stored, in hex.
+    pub blake3: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// A source of rows, read once from front to back: a file, or several one after the other.
+pub struct Source {
+    name: Arc<Path>,
+    /// The file that is being read; none after the last.
+    current: Option<OpenFile>,
+    /// The files after it.
+    rest: VecDeque<PathBuf>,
+    /// The files before it.
+    read: Vec<FileHash>,
+    size: u64,
+    bytes_read: Arc<AtomicU64>,
+    /// Rows handed out.
+    row: u64,
+    /// True after the last row, and after an error.
+    ended: bool,
 }
 
 impl Source {
     /// Opens a file and finds its layout.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be read; [`Error::Source`] where it is empty or holds no JSON.
+    /// [`Error::Io`] where it cannot be read; [`Error::Source`] where it is empty or of no known layout.
     pub fn open(path: impl AsRef<Path>) -> Result<Source> {
-        let path: Arc<Path> = Arc::from(path.as_ref());
-        let io_error = |e| Error::io(&*path, e);
-        let file = File::open(&path).map_err(io_error)?;
-        let meta = file.metadata().map_err(io_error)?;
-        if meta.is_dir() {
-            return Err(source_error(
-                &path,
-                "is a folder, not a file of rows",
-                "name a .jsonl or .json file (also .gz or .zst)",
-            ));
+        let path = path.as_ref();
+        Source::of(path, [path.to_path_buf()])
+    }
+
+    /// Opens files that are one source under a name of its own. They need not be of one layout.
+    ///
+    /// # Errors
+    /// As [`Source::open`] for the first of them; [`Error::Io`] where one of the others is not there;
+    /// [`Error::Source`] where there is none.
+    pub fn of(name: impl AsRef<Path>, files: impl IntoIterator<Item = PathBuf>) -> Result<Source> {
+        let name: Arc<Path> = Arc::from(name.as_ref());
+        let mut rest: VecDeque<PathBuf> = files.into_iter().collect();
+        let mut size = 0;
+        for path in &rest {
+            let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+            if meta.is_dir() {
+                return Err(source_error(
+                    path,
+                    "is a folder, not a file of rows",
+                    "name a file of rows: .jsonl, .json, .csv or .tsv (also .gz or .zst), .parquet or .arrow",
+                ));
+            }
+            size += meta.len();
         }
-        let read = Arc::new(AtomicU64::new(0));
-        let tally = Tally { inner: file, hasher: blake3::Hasher::new(), read: read.clone() };
-        let mut plain = BufReader::with_capacity(1 << 18, tally);
-        let magic = peek(&mut plain, 4).map_err(io_error)?;
-        let mut decoder = if magic.starts_with(&[0x1f, 0x8b]) {
-            let gz = flate2::bufread::MultiGzDecoder::new(plain);
-            Decoder::Gzip(BufReader::with_capacity(1 << 18, gz))
-        } else if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            let zst = zstd::stream::read::Decoder::with_buffer(plain).map_err(io_error)?;
-            Decoder::Zstd(BufReader::with_capacity(1 << 18, zst))
-        } else {
-            Decoder::Plain(plain)
+        let Some(first) = rest.pop_front() else {
+            return Err(source_error(&name, "there are no files", "name at least one file of rows"));
         };
-        let mut head = Vec::new();
-        decoder.reader().take(SNIFF_BYTES as u64).read_to_end(&mut head).map_err(io_error)?;
-        let bom = head.starts_with(b"\xef\xbb\xbf");
-        let layout = sniff(&path, if bom { &head[3..] } else { &head })?;
-        let mut head = io::Cursor::new(head);
-        head.set_position(if bom { 3 } else { 0 });
+        let bytes_read = Arc::new(AtomicU64::new(0));
+        let current = OpenFile::open(&first, &bytes_read)?;
         Ok(Source {
-            path,
-            head,
-            decoder,
-            layout,
-            size: meta.len(),
-            read,
+            name,
+            current: Some(current),
+            rest,
+            read: Vec::new(),
+            size,
+            bytes_read,
             row: 0,
-            line: 0,
-            state: State::Start,
+            ended: false,
         })
     }
 
-    /// The file as the user named it.
-    pub fn path(&self) -> &Arc<Path> {
-        &self.path
+    /// The source as the user named it.
+    pub fn name(&self) -> &Path {
+        &self.name
     }
 
-    /// How the rows are laid out.
-    pub fn layout(&self) -> Layout {
-        self.layout
+    /// How the rows of the file that is being read are laid out; `None` after the last.
+    pub fn layout(&self) -> Option<Layout> {
+        self.current.as_ref().map(|file| file.layout)
     }
 
-    /// The file's length in bytes, as stored.
+    /// The length of all files together in bytes, as stored.
     pub fn size(&self) -> u64 {
         self.size
     }
 
     /// A counter of the stored bytes read so far, for progress.
     pub fn bytes_read(&self) -> Arc<AtomicU64> {
-        self.read.clone()
+        self.bytes_read.clone()
     }
 
     /// The next row, or `None` at the end.
     ///
     /// # Errors
     /// [`Error::Io`] where reading or decompressing fails; [`Error::Source`] where the structure around the
-    /// rows is broken. Rows that are broken in themselves are returned with the reason in [`RawRow::bytes`].
+    /// rows is broken, or a file has none. Rows that are broken in themselves are returned with the reason in
+    /// [`RawRow::content`].
     pub fn next_row(&mut self) -> Result<Option<RawRow>> {
-        if self.state == State::Done {
+        if self.ended {
             return Ok(None);
         }
-        let path = self.path.clone();
-        let result = match self.layout {
-            Layout::Lines => self.next_line(),
-            Layout::Array | Layout::Object => self.next_element(),
-        };
-        match result {
-            Ok(Some(bytes)) => {
-                let line = (self.layout == Layout::Lines).then_some(self.line);
-                let id = RowId { file: path, row: self.row, line };
-                self.row += 1;
-                Ok(Some(RawRow { id, bytes }))
-            }
-            Ok(None) => {
-                self.state = State::Done;
-                if self.row == 0 {
-                    return Err(empty(&path));
-                }
-                Ok(None)
-            }
-            Err(Broken::Io(e)) => {
-                self.state = State::Done;
-                Err(Error::io(&*path, e))
-            }
-            Err(Broken::Structure(message)) => {
-                self.state = State::Done;
-                Err(source_error(&path, &message, "check that the file is complete and is one JSON value"))
-            }
-        }
+        let row = self.advance();
+        self.ended = !matches!(row, Ok(Some(_)));
+        row
     }
 
-    /// Reads what is left and returns the hash of the whole file.
+    fn advance(&mut self) -> Result<Option<RawRow>> {
+        while let Some(file) = &mut self.current {
+            let path = file.path.clone();
+            if let Some((line, content, size)) = file.next()? {
+                let id = RowId { file: path, row: self.row, line, in_file: file.rows };
+                file.rows += 1;
+                self.row += 1;
+                return Ok(Some(RawRow { id, content, size }));
+            }
+            if file.rows == 0 {
+                return Err(empty(&path));
+            }
+            let Some(next) = self.rest.pop_front() else { return Ok(None) };
+            let next = OpenFile::open(&next, &self.bytes_read)?;
+            self.read.extend(self.current.replace(next).map(OpenFile::finish).transpose()?);
+        }
+        Ok(None)
+    }
+
+    /// Reads what is left and returns the hash of the whole source.
     ///
     /// # Errors
     /// [`Error::Io`] where reading fails.
     pub fn finish(self) -> Result<SourceHash> {
-        let mut file = self.decoder.into_file();
-        io::copy(&mut file, &mut io::sink()).map_err(|e| Error::io(&*self.path, e))?;
-        Ok(SourceHash {
-            path: self.path.display().to_string(),
-            blake3: file.into_inner().hasher.finalize().to_hex().to_string(),
-            bytes: self.read.load(Ordering::Relaxed),
-        })
-    }
-
-    /// The next line that is not blank.
-    fn next_line(&mut self) -> Result<Option<Result<Vec<u8>, String>>, Broken> {
-        let mut reader = Chained { head: &mut self.head, tail: self.decoder.reader() };
-        loop {
-            let mut line = Vec::new();
-            let mut length = 0usize;
-            let mut ended = false;
-            while !ended {
-                let available = reader.fill()?;
-                if available.is_empty() {
-                    break;
-                }
-                let (take, end) = match memchr_newline(available) {
-                    Some(at) => (at, true),
-                    None => (available.len(), false),
-                };
-                if length + take <= MAX_ROW_BYTES {
-                    line.extend_from_slice(&available[..take]);
-                } else {
-                    line = Vec::new();
-                }
-                length += take;
-                ended = end;
-                let used = take + usize::from(end);
-                reader.consume(used);
-            }
-            if length == 0 && !ended {
-                return Ok(None);
-            }
-            self.line += 1;
-            if length > MAX_ROW_BYTES {
-                return Ok(Some(Err(format!("the row has {length} bytes; the limit is {MAX_ROW_BYTES}"))));
-            }
-            if line.last() == Some(&b'\r') {
-                line.pop();
-            }
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            return Ok(Some(Ok(line)));
+        let mut files = self.read;
+        files.extend(self.current.map(OpenFile::finish).transpose()?);
+        for path in self.rest {
+            files.push(hash(&path)?);
         }
-    }
-
-    /// The next element of the array.
-    fn next_element(&mut self) -> Result<Option<Result<Vec<u8>, String>>, Broken> {
-        let mut reader = Chained { head: &mut self.head, tail: self.decoder.reader() };
-        let first = self.state == State::Start;
-        if first {
-            self.state = State::Rows;
-            if self.layout == Layout::Object {
-                enter_object(&mut reader)?;
-            }
-            reader.skip_space()?;
-            reader.expect(b'[')?;
+        let bytes = files.iter().map(|file| file.bytes).sum();
+        let path = self.name.display().to_string();
+        if let [file] = files.as_slice() {
+            return Ok(SourceHash { path, blake3: file.blake3.clone(), bytes, files: Vec::new() });
         }
-        let mut next = reader.skip_space()?;
-        if !first {
-            match next {
-                Some(b',') => {
-                    reader.consume(1);
-                    next = reader.skip_space()?;
-                }
-                Some(b']') => {}
-                None => return Err(Broken::cut()),
-                Some(other) => {
-                    let other = other.escape_ascii();
-                    return Err(Broken::Structure(format!(
-                        "expected \",\" or \"]\" after row {}, found \"{other}\"",
-                        self.row - 1
-                    )));
-                }
-            }
+        let mut hasher = blake3::Hasher::new();
+        for file in &files {
+            hasher.update(file.blake3.as_bytes()).update(b"\n");
         }
-        match next {
-            None => Err(Broken::cut()),
-            Some(b']') => {
-                reader.consume(1);
-                leave(&mut reader, self.layout)?;
-                Ok(None)
-            }
-            Some(_) => {
-                let mut element = Vec::new();
-                if reader.element(Some(&mut element))? {
-                    return Ok(Some(Ok(element)));
-                }
-                // The file ends inside this row: say so here, and the stream is over.
-                self.state = State::Done;
-                Ok(Some(Err("the file ends in the middle of this row".into())))
-            }
-        }
+        Ok(SourceHash { path, blake3: hasher.finalize().to_hex().to_string(), bytes, files })
     }
 }
 
-/// Why the stream cannot go on.
-enum Broken {
-    Io(io::Error),
-    Structure(String),
+/// A file being read.
+struct OpenFile {
+    path: Arc<Path>,
+    layout: Layout,
+    reader: Reader,
+    /// Rows read.
+    rows: u64,
 }
 
-impl Broken {
-    fn cut() -> Broken {
-        Broken::Structure("the file ends before its rows do".into())
-    }
+enum Reader {
+    Lines(Lines),
+    Elements(Elements),
+    Delimited(Delimited),
+    Columns(Box<Columns>),
 }
 
-impl From<io::Error> for Broken {
-    fn from(e: io::Error) -> Broken {
-        Broken::Io(e)
-    }
-}
-
-/// The head that was read ahead, then the rest of the stream.
-struct Chained<'a> {
-    head: &'a mut io::Cursor<Vec<u8>>,
-    tail: &'a mut dyn BufRead,
-}
-
-impl Chained<'_> {
-    fn in_head(&self) -> bool {
-        (self.head.position() as usize) < self.head.get_ref().len()
-    }
-
-    fn fill(&mut self) -> io::Result<&[u8]> {
-        if self.in_head() { self.head.fill_buf() } else { self.tail.fill_buf() }
-    }
-
-    fn consume(&mut self, n: usize) {
-        if self.in_head() { self.head.consume(n) } else { self.tail.consume(n) }
-    }
-
-    fn peek(&mut self) -> io::Result<Option<u8>> {
-        Ok(self.fill()?.first().copied())
-    }
-
-    /// Skips white space and returns the byte that stands there, not consumed.
-    fn skip_space(&mut self) -> io::Result<Option<u8>> {
-        loop {
-            let available = self.fill()?;
-            if available.is_empty() {
-                return Ok(None);
-            }
-            let n = available.iter().take_while(|b| b.is_ascii_whitespace()).count();
-            let found = available.get(n).copied();
-            self.consume(n);
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-    }
-
-    fn expect(&mut self, byte: u8) -> Result<(), Broken> {
-        match self.peek()? {
-            Some(b) if b == byte => {
-                self.consume(1);
-                Ok(())
-            }
-            Some(b) => {
-                let (want, got) = (byte.escape_ascii(), b.escape_ascii());
-                Err(Broken::Structure(format!("expected \"{want}\", found \"{got}\"")))
-            }
-            None => Err(Broken::cut()),
-        }
-    }
-
-    /// Passes one JSON value up to the `,`, `]` or `}` that ends it (not consumed), by brackets and strings
-    /// alone: whether it is valid is the parser's business. False where the file ends first.
-    fn element(&mut self, mut into: Option<&mut Vec<u8>>) -> Result<bool, Broken> {
-        let mut scan = Scan::default();
-        loop {
-            let available = self.fill()?;
-            if available.is_empty() {
-                // A value in brackets is whole even so; what is missing is the structure around it.
-                let whole = into.is_some_and(|out| matches!(out.last(), Some(b'}' | b']')));
-                return Ok(whole && scan.depth == 0 && !scan.in_string);
-            }
-            let mut n = 0;
-            let mut ended = false;
-            for &byte in available {
-                if scan.depth == 0 && !scan.in_string && matches!(byte, b',' | b']' | b'}') {
-                    ended = true;
-                    break;
-                }
-                scan.step(byte);
-                n += 1;
-            }
-            if let Some(out) = into.as_deref_mut() {
-                if out.len() + n > MAX_ROW_BYTES {
-                    return Err(Broken::Structure(format!("a row has more than {MAX_ROW_BYTES} bytes")));
-                }
-                out.extend_from_slice(&available[..n]);
-            }
-            self.consume(n);
-            if ended {
-                if let Some(out) = into {
-                    out.truncate(out.trim_ascii_end().len());
-                }
-                return Ok(true);
-            }
-        }
-    }
-}
-
-/// Brackets and strings of JSON, byte by byte.
-#[derive(Clone, Copy, Debug, Default)]
-struct Scan {
-    depth: usize,
-    in_string: bool,
-    escaped: bool,
-}
-
-impl Scan {
-    fn step(&mut self, byte: u8) {
-        if self.in_string {
-            match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = true,
-                b'"' => self.in_string = false,
-                _ => {}
-            }
+impl OpenFile {
+    fn open(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<OpenFile> {
+        let (layout, reader) = if let Some(kind) = columns_in(path)? {
+            let columns = Columns::new(ColumnarFile::open(path)?, bytes_read.clone());
+            (Layout::Columns(kind), Reader::Columns(Box::new(columns)))
         } else {
-            match byte {
-                b'"' => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-                _ => {}
+            let stream = Stream::open(path, bytes_read.clone())?;
+            let layout = json::sniff(path, stream.head())?;
+            let reader = match layout {
+                Layout::Lines => Reader::Lines(Lines::new(stream)),
+                Layout::Delimited(delimiter) => Reader::Delimited(Delimited::new(stream, delimiter, path)?),
+                layout => Reader::Elements(Elements::new(stream, layout == Layout::Object)),
+            };
+            (layout, reader)
+        };
+        Ok(OpenFile { path: Arc::from(path), layout, reader, rows: 0 })
+    }
+
+    /// The next row and its size, with its line where there are lines.
+    fn next(&mut self) -> Result<Option<(Option<u64>, Result<Content, String>, usize)>> {
+        let next = match &mut self.reader {
+            Reader::Lines(lines) => {
+                lines.next().map(|next| next.map(|(line, bytes)| (Some(line), bytes.map(Content::Json))))
+            }
+            Reader::Elements(elements) => {
+                elements.next().map(|next| next.map(|bytes| (None, bytes.map(Content::Json))))
+            }
+            Reader::Delimited(records) => records.next().map(|next| {
+                let content = |bytes| Content::Record(records.header.clone(), bytes);
+                next.map(|(line, bytes)| (Some(line), bytes.map(content)))
+            }),
+            Reader::Columns(columns) => {
+                let next = columns.next()?;
+                return Ok(next.map(|(batch, row, size)| (None, Ok(Content::Columns(batch, row)), size)));
+            }
+        };
+        match next {
+            Ok(next) => Ok(next.map(|(line, content)| {
+                let size = match &content {
+                    Ok(Content::Json(bytes) | Content::Record(_, bytes)) => bytes.len(),
+                    _ => 0,
+                };
+                (line, content, size)
+            })),
+            Err(Broken::Io(e)) => Err(Error::io(&*self.path, e)),
+            Err(Broken::Structure(message)) => {
+                let help = "check that the file is complete and is one JSON value";
+                Err(source_error(&self.path, &message, help))
             }
         }
     }
-}
 
-/// Goes to the array of a JSON object: past `{` and every member whose key is not one of [`LIST_KEYS`].
-fn enter_object(reader: &mut Chained<'_>) -> Result<(), Broken> {
-    reader.skip_space()?;
-    reader.expect(b'{')?;
-    let mut seen = Vec::new();
-    loop {
-        match reader.skip_space()? {
-            Some(b'"') => {}
-            Some(b',') => {
-                reader.consume(1);
-                continue;
-            }
-            Some(b'}') => {
-                let seen = if seen.is_empty() { "none".to_string() } else { seen.join(", ") };
-                return Err(Broken::Structure(format!(
-                    "a JSON object whose keys ({seen}) include no list of rows under \"data\", \"rows\" or \"train\""
-                )));
-            }
-            Some(other) => {
-                return Err(Broken::Structure(format!("expected a key, found \"{}\"", other.escape_ascii())));
-            }
-            None => return Err(Broken::cut()),
-        }
-        let key = read_key(reader)?;
-        reader.skip_space()?;
-        reader.expect(b':')?;
-        if reader.skip_space()? == Some(b'[') && LIST_KEYS.contains(&key.as_str()) {
-            return Ok(());
-        }
-        if !reader.element(None)? {
-            return Err(Broken::cut());
-        }
-        if seen.len() < 12 {
-            seen.push(key);
-        }
+    fn finish(self) -> Result<FileHash> {
+        let stream = match self.reader {
+            Reader::Lines(Lines { stream, .. })
+            | Reader::Elements(Elements { stream, .. })
+            | Reader::Delimited(Delimited { stream, .. }) => stream,
+            Reader::Columns(columns) => return columns.file.finish(),
+        };
+        stream.finish(&self.path)
     }
 }
 
-/// A JSON string as a key, the reader standing on its opening quote.
-fn read_key(reader: &mut Chained<'_>) -> Result<String, Broken> {
-    let mut scan = Scan::default();
-    let mut text = Vec::new();
-    loop {
-        let Some(byte) = reader.peek()? else { return Err(Broken::cut()) };
-        reader.consume(1);
-        scan.step(byte);
-        text.push(byte);
-        if !scan.in_string {
-            return Ok(
-                serde_json::from_slice(&text).unwrap_or_else(|_| String::from_utf8_lossy(&text).into_owned())
-            );
-        }
-        if text.len() > 1 << 16 {
-            return Err(Broken::Structure("a key has more than 65536 bytes".into()));
-        }
+/// The kind of columns that a file's first bytes say it holds. A pipe can be read only once and is not asked.
+fn columns_in(path: &Path) -> Result<Option<Kind>> {
+    let io_error = |e| Error::io(path, e);
+    let file = File::open(path).map_err(io_error)?;
+    if !file.metadata().map_err(io_error)?.is_file() {
+        return Ok(None);
     }
+    let mut head = Vec::new();
+    file.take(8).read_to_end(&mut head).map_err(io_error)?;
+    Ok(columnar::kind(&head))
 }
 
-/// After the array's `]`: the rest of the object, then nothing.
-fn leave(reader: &mut Chained<'_>, layout: Layout) -> Result<(), Broken> {
-    if layout == Layout::Object {
+/// A row per row of a columnar file.
+struct Columns {
+    file: ColumnarFile,
+    /// Rows being handed out, the next of them, and the mean size of one in bytes.
+    batch: Option<(Arc<RecordBatch>, usize, usize)>,
+    /// Bytes of this file that the source's counter has.
+    counted: u64,
+    bytes_read: Arc<AtomicU64>,
+}
+
+impl Columns {
+    fn new(file: ColumnarFile, bytes_read: Arc<AtomicU64>) -> Columns {
+        Columns { file, batch: None, counted: 0, bytes_read }
+    }
+
+    fn next(&mut self) -> Result<Option<(Arc<RecordBatch>, usize, usize)>> {
         loop {
-            match reader.skip_space()? {
-                Some(b',') => {
-                    reader.consume(1);
-                    reader.element(None)?;
-                }
-                Some(b'}') => {
-                    reader.consume(1);
-                    break;
-                }
-                Some(other) => {
-                    return Err(Broken::Structure(format!(
-                        "expected \",\" or \"}}\" after the list of rows, found \"{}\"",
-                        other.escape_ascii()
-                    )));
-                }
-                None => return Err(Broken::cut()),
+            if let Some((batch, next, size)) = &mut self.batch
+                && *next < batch.num_rows()
+            {
+                *next += 1;
+                return Ok(Some((batch.clone(), *next - 1, *size)));
             }
+            let batch = self.file.next_batch()?;
+            let read = self.file.bytes_read().load(Ordering::Relaxed);
+            self.bytes_read.fetch_add(read.saturating_sub(self.counted), Ordering::Relaxed);
+            self.counted = read;
+            let Some(batch) = batch else { return Ok(None) };
+            let bytes = |column: &Arc<dyn arrow_array::Array>| column.to_data().get_slice_memory_size();
+            let bytes: usize = batch.columns().iter().filter_map(|column| bytes(column).ok()).sum();
+            let size = bytes / batch.num_rows().max(1);
+            self.batch = Some((batch, 0, size));
         }
     }
-    match reader.skip_space()? {
-        None => Ok(()),
-        Some(other) => Err(Broken::Structure(format!(
-            "expected the end of the file after the rows, found \"{}\"",
-            other.escape_ascii()
-        ))),
-    }
 }
 
-fn peek(reader: &mut BufReader<Tally>, n: usize) -> io::Result<Vec<u8>> {
-    // One read may return less than asked; the formats' marks need four bytes at most.
-    let first = reader.fill_buf()?;
-    Ok(first[..first.len().min(n)].to_vec())
+/// The hash of a file that is not read otherwise.
+fn hash(path: &Path) -> Result<FileHash> {
+    let io_error = |e| Error::io(path, e);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path).map_err(io_error)?).map_err(io_error)?;
+    let blake3 = hasher.finalize().to_hex().to_string();
+    Ok(FileHash { path: path.display().to_string(), blake3, bytes: hasher.count() })
 }
 
-fn memchr_newline(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|&b| b == b'\n')
+/// A file's name in lower case without what says that it is compressed.
+fn plain_name(path: &Path) -> String {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
+    plain.to_string()
 }
 
 fn source_error(path: &Path, message: &str, help: &str) -> Error {
     Error::Source { path: path.to_path_buf(), message: message.into(), help: help.into() }
 }
 
+fn names_error(path: &Path, message: &str) -> Error {
+    source_error(path, &format!("the line of names: {message}"), "the first line names the columns, as UTF-8")
+}
+
 fn empty(path: &Path) -> Error {
     source_error(path, "the file has no rows", "a source needs at least one row; was the export interrupted?")
-}
-
-/// The layout of decompressed content, from its first [`SNIFF_BYTES`].
-fn sniff(path: &Path, head: &[u8]) -> Result<Layout> {
-    if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
-        return Err(source_error(path, "the file is UTF-16", "save it as UTF-8"));
-    }
-    if head.starts_with(b"PAR1") {
-        return Err(source_error(
-            path,
-            "Parquet is not supported yet",
-            "export the rows as JSON Lines (.jsonl)",
-        ));
-    }
-    let content = head.trim_ascii_start();
-    if content.is_empty() {
-        if head.len() >= SNIFF_BYTES {
-            return Err(source_error(
-                path,
-                "the file starts with 64 KiB of white space",
-                "is this the right file?",
-            ));
-        }
-        return Err(empty(path));
-    }
-    let named_lines = {
-        let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
-        let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-        name.ends_with(".jsonl") || name.ends_with(".ndjson")
-    };
-    match content[0] {
-        b'[' => Ok(Layout::Array),
-        b'{' => {
-            let line_end = memchr_newline(content).unwrap_or(content.len());
-            let (line, rest) = content.split_at(line_end);
-            let second = rest.trim_ascii_start();
-            if let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(line) {
-                // A whole object on the first line. It holds the rows only if it is alone; the "rows" of a pack are
-                // numbers.
-                let rows =
-                    |list: &Value| list.as_array().is_some_and(|l| !l.first().is_some_and(Value::is_number));
-                let holds = LIST_KEYS.iter().any(|k| object.get(*k).is_some_and(rows));
-                return Ok(if holds && second.is_empty() { Layout::Object } else { Layout::Lines });
-            }
-            let mut scan = Scan::default();
-            let mut innermost = Vec::new();
-            for &byte in line {
-                if !scan.in_string {
-                    match byte {
-                        b'{' | b'[' => innermost.push(byte),
-                        b'}' | b']' => {
-                            innermost.pop();
-                        }
-                        _ => {}
-                    }
-                }
-                scan.step(byte);
-            }
-            if rest.is_empty() && !named_lines {
-                // One line longer than what was looked at (or cut): it holds rows if such a key opens it.
-                return Ok(if opens_list(line) { Layout::Object } else { Layout::Lines });
-            }
-            // A raw line end cannot stand in a JSON string, and after `{` or a comma in an object comes a key,
-            // never `{`: where either happens, the first line is a bad row of JSON Lines.
-            let ends_inside = scan.depth > 0 && !scan.in_string;
-            let contradicts = second.first() == Some(&b'{') && innermost.last() == Some(&b'{');
-            let opens = ends_inside && !contradicts;
-            Ok(if opens && (!named_lines || opens_list(content)) { Layout::Object } else { Layout::Lines })
-        }
-        _ if named_lines => Ok(Layout::Lines),
-        _ if content.split(|&b| b == b'\n').any(|line| line.trim_ascii_start().starts_with(b"{")) => {
-            Ok(Layout::Lines)
-        }
-        _ => Err(source_error(
-            path,
-            "the file is neither JSON nor JSON Lines",
-            "rows are JSON objects: one per line, or in one array; .gz and .zst of either are read too",
-        )),
-    }
-}
-
-/// True where one of the first keys of an object is a list of rows.
-fn opens_list(content: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(content);
-    LIST_KEYS.iter().any(|key| {
-        let quoted = format!("\"{key}\"");
-        text.find(&quoted).is_some_and(|at| {
-            let after = text[at + quoted.len()..].trim_start();
-            let list = after.strip_prefix(':').and_then(|v| v.trim_start().strip_prefix('['));
-            list.is_some_and(|first| !first.trim_start().starts_with(|c: char| c.is_ascii_digit()))
-        })
-    })
 }

@@ -3,14 +3,13 @@
 mod common;
 
 use std::path::Path;
-use std::sync::Arc;
 use suasion_data::example::{Body, Example, Tokenised};
 use suasion_data::policy::Format;
 use suasion_data::row::Row;
 use suasion_data::{Error, Origin, RowId};
 
 fn read(json: &str, format: Format) -> Result<Body, Error> {
-    let id = RowId { file: Arc::from(Path::new("data.jsonl")), row: 481, line: Some(482) };
+    let id = RowId::new(Path::new("data.jsonl"), 481, Some(482));
     let serde_json::Value::Object(fields) = serde_json::from_str(json).unwrap() else { panic!() };
     Example::from_row(Row { id, fields }, format).map(|e| e.body)
 }
@@ -112,16 +111,24 @@ fn fields_that_are_missing_null_or_of_a_wrong_type() {
     assert_eq!(message, "the row is of no known format; it has \"id\", \"prompt\", \"chosen\"");
     assert_eq!(
         help,
-        "in {\"id\":1,\"prompt\":\"x\",\"chosen\":\"y\"}: input_text+full_text lacks \"input_text\" and \"full_text\"; \
-         prompt+completion lacks \"completion\"; conversations lack \"messages\" or \"conversations\"; alpaca lacks \
-         \"instruction\" and \"output\"; segments lack \"segments\"; preferences lack \"rejected\"; tokenised rows lack \"input_ids\" and one of \"labels\", \"completion_mask\", \"assistant_masks\""
+        "the row is {\"id\": 1, \"prompt\": \"x\", \"chosen\": \"y\"}\n\
+         name its fields as one of the formats does, the nearest first:\n  \
+         prompt_completion lacks \"completion\"\n  \
+         preference lacks \"rejected\"\n  \
+         messages lacks \"messages\"\n  \
+         sharegpt lacks \"conversations\" or \"conversation\"\n  \
+         segments lacks \"segments\"\n  \
+         input_full lacks \"input_text\" and \"full_text\"\n  \
+         alpaca lacks \"instruction\" and \"output\"\n  \
+         tokenised lacks \"input_ids\" and \"labels\" or \"completion_mask\" or \"assistant_masks\""
     );
     assert!(error("{}").0.ends_with("it has no fields"));
-    assert!(
-        error(r#"{"input_ids": [1]}"#)
-            .1
-            .ends_with("tokenised rows lack one of \"labels\", \"completion_mask\", \"assistant_masks\"")
-    );
+    let text = "012345678901234567890123456789012345678\u{e4}";
+    let (_, help) = error(&format!("{{\"input_ids\": [1, 2, 3], \"text\": \"{text}\u{f6}\"}}"));
+    let lines: Vec<&str> = help.lines().collect();
+    assert_eq!(lines[0], format!("the row is {{\"input_ids\": [1, ..], \"text\": \"{text}\"..}}"));
+    let nearest = "  tokenised lacks \"labels\" or \"completion_mask\" or \"assistant_masks\"";
+    assert_eq!(lines[2], nearest);
     let e = read(r#"{"input_text": "x", "other": 1}"#, Format::InputFull).unwrap_err();
     assert!(e.to_string().ends_with("\"full_text\" is missing; the row has: other"), "{e}");
 }

@@ -6,7 +6,6 @@ use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use suasion_data::chat::Conversation;
 use suasion_data::example::{Body, Example, Segment};
 use suasion_data::policy::{Format, OnBadRow, Policy, Supervise};
@@ -17,7 +16,7 @@ use suasion_data::tokens::Tokenizer;
 use suasion_data::{Error, IGNORE, Kept, Outcome, Pipeline, RowId};
 
 fn read(row: Value, format: Format) -> Result<Body, Error> {
-    let id = RowId { file: Arc::from(Path::new("data.jsonl")), row: 481, line: Some(482) };
+    let id = RowId::new(Path::new("data.jsonl"), 481, Some(482));
     let Value::Object(fields) = row else { panic!() };
     Example::from_row(Row { id, fields }, format).map(|e| e.body)
 }
@@ -435,6 +434,10 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
         ("kto_messages_label.json", ((0, 0, 85, 95), "its \"label\" is false")),
         ("oasst_en_100_messages.jsonl", ((0, 0, 60, 0), "")),
         ("oasst_en_100_trees.jsonl", ((0, 0, 0, 60), "of no known format")),
+        (
+            "p4g_full_dialog.csv",
+            ((0, 0, 0, 12563), "of no known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\""),
+        ),
         ("p4g_messages.jsonl", ((0, 0, 610, 0), "")),
         ("persuasiontrace_messages.jsonl", ((0, 0, 267, 0), "")),
         ("reason_tool_use_parts.jsonl", ((0, 0, 30, 0), "")),
@@ -446,9 +449,6 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(material.join("datasets")).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "csv") {
-            continue;
-        }
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let mut source = Source::open(&path).unwrap();
         let (mut counts, mut errors) = ((0, 0, 0, 0), Vec::new());
@@ -590,5 +590,38 @@ fn the_material_goes_through_a_template() {
         let kept =
             |outcome: &Outcome| matches!(outcome, Outcome::Kept(kept) if kept.sample.targets().count() > 0);
         assert!(all.iter().all(kept), "{name}: {:?}", all.iter().find(|o| !kept(o)));
+    }
+}
+
+#[test]
+fn what_rows_of_the_material_lack_is_told_nearest_format_first() {
+    let Some(material) = material() else { return };
+    let cases = [
+        (
+            "oasst_en_100_trees.jsonl",
+            "{\"message_tree_id\": \"054e1df3-",
+            "prompt_completion lacks \"completion\"",
+        ),
+        ("cmv_threads.jsonl", "{\"id\": \"2rppq9\", \"outcome\": ", "messages lacks \"messages\""),
+        (
+            "p4g_full_dialog.csv",
+            "{\"Unit\": \"Good morning. How are you doing today?\", \"Turn\": \"0\", \"B4\": \"0\", \"B2\": \"20180904-045349_715_live\"}",
+            "messages lacks \"messages\"",
+        ),
+        (
+            "stanford_seed_tasks.jsonl",
+            "{\"id\": \"seed_task_0\", \"name\": \"breakfast_suggestion\", \"instruction\": \"Is there anything I can eat for a breakf\"..",
+            "alpaca lacks \"output\"",
+        ),
+    ];
+    for (name, row, nearest) in cases {
+        let mut source = Source::open(material.join("datasets").join(name)).unwrap();
+        let raw = source.next_row().unwrap().unwrap();
+        let error = Example::from_row(Row::parse(raw).unwrap(), Format::Auto).unwrap_err();
+        let lines: Vec<&str> = error.help().unwrap().lines().collect();
+        assert!(lines[0].starts_with(&format!("the row is {row}")), "{name}: {}", lines[0]);
+        assert!(lines[0].len() < 900, "{name}: {}", lines[0]);
+        assert_eq!(lines[2], format!("  {nearest}"), "{name}");
+        assert_eq!(lines.len(), 10, "all eight formats: {lines:?}");
     }
 }

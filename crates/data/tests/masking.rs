@@ -6,14 +6,13 @@ mod common;
 use common::{BOS, EOS, Scratch, byte_tokenizer, bytes, codes, kept, outcomes};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use suasion_data::policy::{Boundary, Objective, TruncationMode};
 use suasion_data::render::{self, Rendered, Stops};
 use suasion_data::truncate::{Fit, fit};
 use suasion_data::{IGNORE, Mode, Origin, Outcome, Pipeline, Policy, RowId, Section};
 
 fn id() -> RowId {
-    RowId { file: Arc::from(Path::new("data.jsonl")), row: 0, line: Some(1) }
+    RowId::new(Path::new("data.jsonl"), 0, Some(1))
 }
 
 fn rendered(prompt: &str, completion: &str, policy: &Policy, stops: &Stops) -> Rendered {

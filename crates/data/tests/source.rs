@@ -1,8 +1,9 @@
-//! Bytes to rows: every layout, every compression, and files with something wrong in the middle.
+//! Bytes to rows: every layout, every compression, several files, and files with something wrong in the middle.
 
 mod common;
 
 use common::Scratch;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 use suasion_data::Result;
@@ -63,7 +64,7 @@ fn every_layout_and_compression_gives_the_same_rows() {
     ];
     for (name, content, layout) in &contents {
         let plain = s.file(name, content);
-        assert_eq!(Source::open(&plain).unwrap().layout(), *layout, "{name}");
+        assert_eq!(Source::open(&plain).unwrap().layout(), Some(*layout), "{name}");
         assert_eq!(numbers(&plain), [1, 2, 3], "{name}");
         let two = content.len() / 2;
         let mut members = gzip(&content.as_bytes()[..two]);
@@ -142,8 +143,10 @@ fn files_without_rows_say_so() {
 fn files_that_are_no_rows_say_what_they_are() {
     let s = Scratch::new();
     let message = |name: &str, content: &[u8]| rows(&s.file(name, content)).unwrap_err().to_string();
-    assert!(message("t.txt", b"hello\nthere\n").ends_with("the file is neither JSON nor JSON Lines"));
-    assert!(message("x.parquet", b"PAR1\x15\x04").ends_with("Parquet is not supported yet"));
+    assert!(
+        message("t.txt", b"hello\nthere\n")
+            .ends_with("the file is no JSON, JSON Lines, CSV, Parquet or Arrow")
+    );
     assert!(message("u.json", b"\xff\xfe{\0").ends_with("the file is UTF-16"));
     let keys = message("k.json", b"{\n \"a\": 1,\n \"b\": []\n}");
     assert!(keys.contains("keys (a, b)"), "{keys}");
@@ -201,6 +204,193 @@ fn long_files_are_streamed_and_hashed() {
     let gz = gzip(content.as_bytes());
     let gz_path = s.file("long.jsonl.gz", &gz);
     assert_eq!(whole(&gz_path, 20_001).blake3, blake3::hash(&gz).to_hex().as_str());
+}
+
+/// All rows as JSON objects, with where they stand.
+fn objects(source: Source) -> Vec<(String, Result<Value, String>)> {
+    let mut source = source;
+    let mut out = Vec::new();
+    while let Some(raw) = source.next_row().unwrap() {
+        let place = raw.id.clone();
+        assert_eq!(place.row, out.len() as u64, "rows are counted over all files");
+        let name = place.to_string();
+        let name = name.rsplit_once('/').unwrap().1.to_string();
+        out.push((
+            name,
+            match Row::parse(raw) {
+                Ok(row) => Ok(Value::Object(row.fields)),
+                Err(e) => Err(e.to_string().replace(&format!("{place}: "), "")),
+            },
+        ));
+    }
+    out
+}
+
+#[test]
+fn csv_cells_are_fields() {
+    let s = Scratch::new();
+    // Quotes, delimiters, quotes and line ends inside cells, CRLF, blank lines, a column without a name.
+    let text = "\u{feff}prompt,,completion,note\r\nWhy?,0,\"Because, \"\"so\"\".\",\r\n\r\n\"two\nlines\",1,plain \"quotes\" stay,x\r\n\"a\"b,2,\"\",é\n";
+    let expected = [
+        ("x.csv:2", json!({"prompt": "Why?", "completion": "Because, \"so\".", "note": ""})),
+        ("x.csv:4", json!({"prompt": "two\nlines", "completion": "plain \"quotes\" stay", "note": "x"})),
+        ("x.csv:6", json!({"prompt": "ab", "completion": "", "note": "é"})),
+    ];
+    let expected: Vec<_> = expected.into_iter().map(|(place, row)| (place.to_string(), Ok(row))).collect();
+    let path = s.file("x.csv", text);
+    assert_eq!(Source::open(&path).unwrap().layout(), Some(Layout::Delimited(b',')));
+    assert_eq!(objects(Source::open(path).unwrap()), expected);
+    // The same between semicolons and tabs, and compressed.
+    let place = |name: &str| {
+        expected.iter().map(|(p, row)| (p.replace("x.csv", name), row.clone())).collect::<Vec<_>>()
+    };
+    let other = |by: &str| {
+        let outside = text.replace("Because,", "Because\u{0}").replace(',', by);
+        outside.replace('\u{0}', ",")
+    };
+    assert_eq!(objects(Source::open(s.file("s.csv", other(";"))).unwrap()), place("s.csv"));
+    assert_eq!(objects(Source::open(s.file("t.tsv", other("\t"))).unwrap()), place("t.tsv"));
+    assert_eq!(objects(Source::open(s.file("x.csv.gz", gzip(text.as_bytes()))).unwrap()), place("x.csv.gz"));
+    let zst = zstd::encode_all(text.as_bytes(), 1).unwrap();
+    assert_eq!(objects(Source::open(s.file("x.CSV.zst", zst)).unwrap()), place("x.CSV.zst"));
+}
+
+#[test]
+fn csv_cells_of_lists_are_json() {
+    let s = Scratch::new();
+    let text = "messages,tools,labels,text,label\n\
+        \"[{\"\"role\"\": \"\"user\"\", \"\"content\"\": \"\"a\\nb\"\"}]\",,\"[1, -100]\",\"[1, 2]\",True\n\
+        not json,{},3,,no\n";
+    let rows: Vec<_> = objects(Source::open(s.file("x.csv", text)).unwrap())
+        .into_iter()
+        .map(|(_, row)| row.unwrap())
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            json!({"messages": [{"role": "user", "content": "a\nb"}], "labels": [1, -100], "text": "[1, 2]", "label": true}),
+            json!({"messages": "not json", "tools": {}, "labels": "3", "text": "", "label": "no"}),
+        ]
+    );
+}
+
+#[test]
+fn broken_csv_records_are_bad_rows_with_their_line() {
+    let s = Scratch::new();
+    let text = b"a,b\n1,2\n1\n1,2,3\n\"x\ny\",\xff\n5,6\n7,\"8\n9,10\n";
+    let rows = objects(Source::open(s.file("x.csv", text)).unwrap());
+    let expected = [
+        ("x.csv:2", Ok(json!({"a": "1", "b": "2"}))),
+        ("x.csv:3", Err("the record has 1 cell, the first line names 2 columns")),
+        ("x.csv:4", Err("the record has 3 cells, the first line names 2 columns")),
+        ("x.csv:5", Err("invalid UTF-8 at byte 6 of the row (0xff)")),
+        ("x.csv:7", Ok(json!({"a": "5", "b": "6"}))),
+        (
+            "x.csv:8",
+            Err("the file ends inside a quoted cell of this record: a quote is lost somewhere in it"),
+        ),
+    ];
+    let expected: Vec<_> =
+        expected.into_iter().map(|(place, row)| (place.to_string(), row.map_err(String::from))).collect();
+    assert_eq!(rows, expected);
+    let error = |name: &str, text: &str| {
+        let result = Source::open(s.file(name, text)).and_then(|mut source| source.next_row());
+        result.unwrap_err().to_string()
+    };
+    assert!(error("d.csv", "a,b,a\n1,2,3\n").ends_with("two columns are named \"a\""));
+    assert!(error("e.csv", "").ends_with("the file has no rows"));
+    assert!(error("h.csv", "a,b\n").ends_with("the file has no rows"));
+    assert!(error("q.csv", "\"a,b\n1,2\n").contains("a quote is lost"));
+}
+
+/// Random cells of everything that matters to the format, against the `csv` crate reading the file as a whole.
+#[test]
+fn records_are_cut_where_the_csv_crate_ends_them() {
+    let s = Scratch::new();
+    let mut state = 7u64;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let mut compared = 0;
+    for _ in 0..400 {
+        let mut text = String::from("a,b\n");
+        for _ in 0..next(60) {
+            text.push_str(["\"", "\"", ",", "\n", "\r\n", "x", " ", "é"][next(8)]);
+        }
+        text.push_str("end\n");
+        let ours = objects_of(&s, &text);
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());
+        let theirs: Vec<Vec<String>> =
+            reader.records().map(|r| r.unwrap().iter().map(String::from).collect()).collect();
+        let Some(ours) = ours else { continue };
+        assert_eq!(ours.len(), theirs.len(), "{text:?}");
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            match ours {
+                Ok(row) => {
+                    assert_eq!(row["a"].as_str().unwrap(), theirs[0], "{text:?}");
+                    assert_eq!(row["b"].as_str().unwrap(), theirs[1], "{text:?}");
+                    assert_eq!(theirs.len(), 2, "{text:?}");
+                    compared += 1;
+                }
+                Err(e) => assert_ne!(theirs.len(), 2, "{e}: {text:?}"),
+            }
+        }
+    }
+    assert!(compared > 300, "{compared}");
+}
+
+/// The rows of a CSV text; `None` where it ends inside quotes.
+fn objects_of(s: &Scratch, text: &str) -> Option<Vec<Result<Value, String>>> {
+    let rows = objects(Source::open(s.file("random.csv", text)).unwrap());
+    let lost = |row: &Result<Value, String>| row.as_ref().is_err_and(|e| e.contains("a quote is lost"));
+    (!rows.iter().any(|(_, row)| lost(row))).then(|| rows.into_iter().map(|(_, row)| row).collect())
+}
+
+#[test]
+fn several_files_are_one_source() {
+    let s = Scratch::new();
+    let contents = [
+        ("a.jsonl", "{\"n\": \"0\"}\n\n{\"n\": \"1\"}\n".to_string()),
+        ("b.json", "[{\"n\": \"2\"}, {\"n\": \"3\"}]".to_string()),
+        ("c.csv", "n\n4\n\"5\n\"\n6\n".to_string()),
+    ];
+    let files: Vec<_> = contents.iter().map(|(name, content)| s.file(name, content)).collect();
+    let open = || Source::of("*", files.clone()).unwrap();
+    let rows = objects(open());
+    let places: Vec<&str> = rows.iter().map(|(place, _)| place.as_str()).collect();
+    assert_eq!(
+        places,
+        ["a.jsonl:1", "a.jsonl:3", "b.json: row 0", "b.json: row 1", "c.csv:2", "c.csv:3", "c.csv:5"]
+    );
+    let values: Vec<&str> =
+        rows.iter().map(|(_, row)| row.as_ref().unwrap()["n"].as_str().unwrap()).collect();
+    assert_eq!(values, ["0", "1", "2", "3", "4", "5\n", "6"]);
+
+    let hash = |mut source: Source, rows: usize| {
+        (0..rows).for_each(|_| _ = source.next_row().unwrap());
+        source.finish().unwrap()
+    };
+    let whole = hash(open(), 9);
+    let each: Vec<String> =
+        contents.iter().map(|(_, c)| blake3::hash(c.as_bytes()).to_hex().to_string()).collect();
+    assert_eq!(whole.files.iter().map(|f| f.blake3.clone()).collect::<Vec<_>>(), each);
+    assert_eq!(whole.blake3, blake3::hash((each.join("\n") + "\n").as_bytes()).to_hex().as_str());
+    let bytes: usize = contents.iter().map(|(_, c)| c.len()).sum();
+    assert_eq!((whole.bytes, open().size(), whole.path.as_str()), (bytes as u64, bytes as u64, "*"));
+    assert_eq!(hash(open(), 0), whole, "also where it is not read");
+    assert_eq!(hash(open(), 3), whole);
+    // One file is what it is by itself, in its JSON too.
+    let one = hash(Source::of("name", [files[0].clone()]).unwrap(), 0);
+    let json = serde_json::to_value(&one).unwrap();
+    assert_eq!(json, json!({"path": "name", "blake3": each[0], "bytes": contents[0].1.len()}));
+
+    assert!(Source::of("none", []).is_err());
+    let missing = Source::of("x", [files[0].clone(), s.path("gone.jsonl")]).err().unwrap();
+    assert!(missing.to_string().contains("gone.jsonl"), "{missing}");
+    let mut empty = Source::of("x", [files[0].clone(), s.file("empty.jsonl", "")]).unwrap();
+    let end = std::iter::from_fn(|| empty.next_row().transpose()).last().unwrap();
+    assert!(end.unwrap_err().to_string().ends_with("empty.jsonl: the file has no rows"));
 }
 
 /// Files with random damage: every row is a row or a bad row, the stream ends, and nothing panics.

@@ -6,7 +6,6 @@ use common::material;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use suasion_data::chat::Conversation;
 use suasion_data::policy::Supervise;
@@ -16,7 +15,7 @@ use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Origin, Policy, RowId, Section};
 
 fn id() -> RowId {
-    RowId { file: Arc::from(Path::new("test.jsonl")), row: 0, line: Some(1) }
+    RowId::new(Path::new("test.jsonl"), 0, Some(1))
 }
 
 fn conversation(messages: &Value) -> Conversation {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use suasion_data::policy::{Boundary, ContentSpecialTokens};
 use suasion_data::render::{Rendered, Span};
 use suasion_data::tokens::{Encoded, Tokenizer};
@@ -28,7 +28,7 @@ fn rendered(parts: &[(&str, Origin)], add_special_tokens: bool) -> Rendered {
         let weight = if origin.supervised() { 1.0 } else { 0.0 };
         spans.push(Span { range: start..text.len(), origin: *origin, weight });
     }
-    let id = RowId { file: Arc::from(Path::new("test.jsonl")), row: 0, line: Some(1) };
+    let id = RowId::new(Path::new("test.jsonl"), 0, Some(1));
     Rendered { id, text, spans, add_special_tokens }
 }
 

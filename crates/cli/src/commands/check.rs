@@ -1,7 +1,7 @@
 //! `suasion check`: validates a configuration and prints it resolved, every key with where its value came from.
 
 use super::ConfigArgs;
-use crate::config::{KEYS, Loaded};
+use crate::config::{Init, KEYS, Loaded};
 use crate::failure::Exit;
 use crate::ui::Ui;
 use crate::{model, rows};
@@ -11,7 +11,7 @@ use std::io::Write;
 pub fn run(args: &ConfigArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.load(ui)?;
     loaded.config.settings().validate(true)?;
-    let problems = problems(&loaded);
+    let problems = problems(&loaded, ui);
     if ui.json {
         ui.print_json(&serde_json::json!({
             "config": loaded.config.to_json(),
@@ -43,21 +43,22 @@ fn first_sentence(doc: &str) -> &str {
 }
 
 /// What is well-formed and still cannot run on this machine now.
-fn problems(loaded: &Loaded) -> Vec<String> {
+fn problems(loaded: &Loaded, ui: &Ui) -> Vec<String> {
     let config = &loaded.config;
     let mut problems = Vec::new();
     if let Some(name) = &config.model_name_or_path
-        && let Err(error) = model::resolve(name)
+        && let Err(error) = model::resolve(name, config.init == Init::Weights, ui)
     {
         problems.push(format!("model_name_or_path: {error}"));
     }
     let training =
-        config.dataset_name.as_deref().map(|data| rows::resolve(data, &config.dataset_train_split));
-    let evaluation = rows::evaluation(config).transpose();
-    for (key, file) in [("dataset_name", training), ("evaluation rows", evaluation)] {
-        match file {
-            Some(Ok(path)) if !path.is_file() => {
-                problems.push(format!("{key}: {}: no such file", path.display()))
+        config.dataset_name.as_ref().map(|data| rows::resolve(data, &config.dataset_train_split, ui));
+    let evaluation = rows::evaluation(config, ui).transpose();
+    for (key, data) in [("dataset_name", training), ("evaluation rows", evaluation)] {
+        match data {
+            Some(Ok(data)) => {
+                let missing = data.files.iter().filter(|path| !path.is_file());
+                problems.extend(missing.map(|path| format!("{key}: {}: no such file", path.display())));
             }
             Some(Err(error)) => problems.push(format!("{key}: {error}")),
             _ => {}

@@ -32,7 +32,7 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         )
         .into());
     }
-    if crate::rows::evaluation(&loaded.config)?.is_none() && loaded.config.eval_fraction == 0.0 {
+    if crate::rows::evaluation(&loaded.config, ui)?.is_none() && loaded.config.eval_fraction == 0.0 {
         loaded.config.eval_fraction = HELD_OUT;
     }
     // Both arms are thrown away: nothing is written, so what lies in output_dir does not matter.

@@ -62,7 +62,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let files = Files::write(&folder)?;
     let mut config = loaded.config;
     config.model_name_or_path = Some(files.model.clone());
-    config.dataset_name = Some(files.data.clone());
+    config.dataset_name = Some(files.data.clone().into());
     config.output_dir = files.run.clone();
     // The folder is the demo's own (Files::write has seen to it): a second demo replaces the first.
     config.overwrite_output_dir = true;

@@ -1,7 +1,7 @@
 //! `suasion env`: what this machine has.
 
 use crate::failure::Exit;
-use crate::model::hub_cache;
+use crate::hub;
 use crate::ui::{self, Ui};
 use serde::Serialize;
 use std::io::Write;
@@ -21,7 +21,7 @@ struct Env {
 /// Runs the command.
 pub fn run(ui: &Ui) -> anyhow::Result<Exit> {
     let (total, available) = memory();
-    let cache = hub_cache();
+    let cache = hub::cache();
     let env = Env {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),

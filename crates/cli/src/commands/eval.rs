@@ -2,11 +2,12 @@
 
 use super::train::{Start, check_manifest, check_vocabulary};
 use super::{ConfigArgs, need_data, need_model};
+use crate::config::{Init, Loaded};
 use crate::failure::Exit;
+use crate::rows::{self, DataFiles};
 use crate::ui::{self, Ui};
-use crate::{interrupt, loading, rows};
+use crate::{interrupt, loading};
 use std::io::Write;
-use std::path::PathBuf;
 use suasion_data::Mode;
 use suasion_data::prepared::Counts;
 use suasion_engine::Architecture;
@@ -23,19 +24,19 @@ pub struct EvalArgs {
 /// Runs the command.
 pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut loaded = args.config.load(ui)?;
-    let file = evaluation_file(args, &mut loaded)?;
+    let files = evaluation_rows(args, &mut loaded, ui)?;
     let config = &loaded.config;
-    let dir = need_model(&loaded)?;
+    let dir = need_model(&loaded, config.init == Init::Weights, ui)?;
     let arch = Architecture::from_dir(&dir)?;
     let tokenizer = loading::tokenizer(&dir)?;
     check_vocabulary(&dir, &arch, tokenizer.as_ref())?;
     let policy = config.policy();
     let template = loading::template(ui, &dir, tokenizer.as_ref());
-    check_manifest(&file, tokenizer.as_ref(), template.as_ref(), &policy)?;
+    check_manifest(&files, tokenizer.as_ref(), template.as_ref(), &policy)?;
     let vocab = Some(arch.vocab_size);
     let (words, chat) = (tokenizer.as_ref(), template.as_ref());
-    let data = loading::load(ui, &file, words, chat, &policy, vocab, Mode::Prepare)?;
-    ui.say(format_args!("{}: {}", file.display(), loading::rows_line(&Counts::of(&data.summary))));
+    let data = loading::load(ui, &files, words, chat, &policy, vocab, Mode::Prepare)?;
+    ui.say(format_args!("{}: {}", files.name.display(), loading::rows_line(&Counts::of(&data.summary))));
     loading::tell_findings(ui, &data, 0);
     data.samples.iter().try_for_each(|sample| check_row(&arch, sample))?;
 
@@ -60,16 +61,13 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
 }
 
 /// `--data` names the rows to evaluate on (the held-out split of a folder); without it CONFIG's evaluation rows.
-fn evaluation_file(args: &EvalArgs, loaded: &mut crate::config::Loaded) -> anyhow::Result<PathBuf> {
-    if let Some(data) = &args.config.data {
-        if !data.is_dir() {
-            return Ok(data.clone());
-        }
-        loaded.config.eval_dataset_name = Some(data.clone());
+fn evaluation_rows(args: &EvalArgs, loaded: &mut Loaded, ui: &Ui) -> anyhow::Result<DataFiles> {
+    if !args.config.data.is_empty() {
+        loaded.config.eval_dataset_name.clone_from(&loaded.config.dataset_name);
     }
-    match rows::evaluation(&loaded.config)? {
-        Some(file) => Ok(file),
-        None => rows::resolve(need_data(loaded)?, &loaded.config.dataset_train_split),
+    match rows::evaluation(&loaded.config, ui)? {
+        Some(data) => Ok(data),
+        None => rows::resolve(need_data(loaded)?, &loaded.config.dataset_train_split, ui),
     }
 }
 

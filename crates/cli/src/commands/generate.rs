@@ -2,6 +2,7 @@
 
 use super::train::{Start, check_vocabulary};
 use super::{ConfigArgs, need_model};
+use crate::config::Init;
 use crate::failure::{Exit, Failure};
 use crate::ui::Ui;
 use crate::{interrupt, loading, rows};
@@ -79,7 +80,7 @@ struct Prompt {
 pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
-    let dir = need_model(&loaded)?;
+    let dir = need_model(&loaded, config.init == Init::Weights, ui)?;
     let arch = Architecture::from_dir(&dir)?;
     // Text is read and written here, so a tokenizer is needed, and its absence is its own error.
     let tokenizer = Tokenizer::from_dir(&dir)?;
@@ -103,6 +104,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
             let file = rows::resolve(
                 data,
                 config.dataset_test_split.as_deref().unwrap_or(&config.dataset_train_split),
+                ui,
             )?;
             let template = loading::template(ui, &dir, Some(&tokenizer));
             let (words, chat) = (Some(&tokenizer), template.as_ref());

@@ -11,12 +11,12 @@ pub mod prepare;
 pub mod train;
 pub mod verify;
 
-use crate::config::Loaded;
+use crate::config::{Loaded, Paths};
 use crate::failure::Failure;
 use crate::model;
 use crate::ui::Ui;
 use clap::Args;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What every command that touches data or a model takes.
 #[derive(Args, Debug)]
@@ -26,12 +26,13 @@ pub struct ConfigArgs {
     /// Set one key, over CONFIG (repeatable): --set learning_rate=1e-4 --set loss_weights.system=0.1
     #[arg(long, value_name = "KEY=VALUE", allow_hyphen_values = true)]
     pub set: Vec<String>,
-    /// Model: a folder in the Hugging Face layout, or a hub id in the local cache [key: model_name_or_path]
+    /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
     #[arg(short = 'M', long, value_name = "M")]
     pub model: Option<PathBuf>,
-    /// Rows: a .jsonl or .json file (also .gz, .zst), or a folder of splits [key: dataset_name]
+    /// Rows: a file (.jsonl, .json, .csv, .tsv; also .gz, .zst), a quoted glob, a folder of splits, or a hub id;
+    /// repeatable [key: dataset_name]
     #[arg(short = 'D', long, value_name = "D")]
-    pub data: Option<PathBuf>,
+    pub data: Vec<PathBuf>,
 }
 
 impl ConfigArgs {
@@ -42,8 +43,8 @@ impl ConfigArgs {
             loaded.config.model_name_or_path = Some(model.clone());
             loaded.places.insert("model_name_or_path", "--model".into());
         }
-        if let Some(data) = &self.data {
-            loaded.config.dataset_name = Some(data.clone());
+        if !self.data.is_empty() {
+            loaded.config.dataset_name = Some(Paths(self.data.clone()));
             loaded.places.insert("dataset_name", "--data".into());
         }
         loaded.check()?;
@@ -59,21 +60,21 @@ pub fn tell_notes(loaded: &Loaded, ui: &Ui) {
     }
 }
 
-/// The model's folder, which this command cannot do without.
-pub fn need_model(loaded: &Loaded) -> anyhow::Result<PathBuf> {
+/// The model's folder, which this command cannot do without; with its weights where `weights` says so.
+pub fn need_model(loaded: &Loaded, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
     match &loaded.config.model_name_or_path {
-        Some(name) => model::resolve(name),
+        Some(name) => model::resolve(name, weights, ui),
         None => {
             Err(Failure::usage("no model is named", "give --model M, or model_name_or_path in CONFIG").into())
         }
     }
 }
 
-/// The data set's path as it was named, which this command cannot do without.
-pub fn need_data(loaded: &Loaded) -> anyhow::Result<&Path> {
+/// The data set as it was named, which this command cannot do without.
+pub fn need_data(loaded: &Loaded) -> anyhow::Result<&Paths> {
     loaded
         .config
         .dataset_name
-        .as_deref()
+        .as_ref()
         .ok_or_else(|| Failure::usage("no rows are named", "give --data D, or dataset_name in CONFIG").into())
 }

@@ -34,9 +34,9 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     check_output(&args.output)?;
     let config = &loaded.config;
-    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split)?;
-    let model = need_model(&loaded)?;
-    if same_file(&source, &args.output) {
+    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split, ui)?;
+    let model = need_model(&loaded, false, ui)?;
+    if source.files.iter().any(|file| same_file(file, &args.output)) {
         return Err(Failure::usage(
             format!("{} is both the source and the output", args.output.display()),
             "write to another file",
@@ -57,13 +57,14 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     pipeline.keep_text = args.with_text;
     let job = Job {
         pipeline: &pipeline,
-        source: &source,
+        name: &source.name,
+        files: &source.files,
         output: &args.output,
         layout: Layout { with_text: args.with_text, max_shard_bytes: args.max_shard_size },
         rebuild: args.rebuild,
         stop: interrupt::flag(),
     };
-    let mut meter = Meter::new(ui, &source);
+    let mut meter = Meter::new(ui, &source.name);
     let manifest = prepared::prepare(&job, |start| tell_start(ui, start), |progress| meter.show(progress));
     meter.clear();
     let manifest = manifest?;

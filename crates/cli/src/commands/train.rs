@@ -3,10 +3,11 @@
 use super::{ConfigArgs, demo, need_data, need_model};
 use crate::config::{Config, Init, Loaded};
 use crate::failure::{Exit, Failure};
+use crate::interrupt;
 use crate::loading::{self, RowSet};
 use crate::progress::Progress;
+use crate::rows::{self, DataFiles};
 use crate::ui::{self, Ui};
-use crate::{interrupt, rows};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::pack::{Fill, Packer};
@@ -144,12 +145,12 @@ impl Job {
     /// Reads everything but the weights, and plans the run.
     pub fn new(config: Config, resume: Resume, ui: &Ui) -> anyhow::Result<Job> {
         let loaded = Loaded { config, ..Loaded::default() };
-        let model_dir = need_model(&loaded)?;
-        let data = rows::resolve(need_data(&loaded)?, &loaded.config.dataset_train_split)?;
+        let model_dir = need_model(&loaded, loaded.config.init == Init::Weights, ui)?;
+        let data = rows::resolve(need_data(&loaded)?, &loaded.config.dataset_train_split, ui)?;
         let config = loaded.config;
         let settings = config.settings();
-        let eval_file = rows::evaluation(&config)?;
-        settings.validate(eval_file.is_some() || config.eval_fraction > 0.0)?;
+        let eval_data = rows::evaluation(&config, ui)?;
+        settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
         let arch = Architecture::from_dir(&model_dir)?;
         let tokenizer = loading::tokenizer(&model_dir)?;
@@ -158,12 +159,12 @@ impl Job {
         let (words, chat) = (tokenizer.as_ref(), template.as_ref());
         let policy = config.policy();
         let vocab = Some(arch.vocab_size);
-        for file in [Some(&data), eval_file.as_ref()].into_iter().flatten() {
-            check_manifest(file, words, chat, &policy)?;
+        for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
+            check_manifest(rows, words, chat, &policy)?;
         }
         let mut train_rows = loading::load(ui, &data, words, chat, &policy, vocab, Mode::Train)?;
-        let mut eval_rows = match &eval_file {
-            Some(file) => Some(loading::load(ui, file, words, chat, &policy, vocab, Mode::Train)?),
+        let mut eval_rows = match &eval_data {
+            Some(rows) => Some(loading::load(ui, rows, words, chat, &policy, vocab, Mode::Train)?),
             None => None,
         };
         let samples = std::mem::take(&mut train_rows.samples);
@@ -226,19 +227,12 @@ impl Job {
         );
         say(
             "data",
-            format!(
-                "{}: {}",
-                self.train_rows.path.display(),
-                loading::rows_line(&Counts::of(&self.train_rows.summary))
-            ),
+            format!("{}: {}", self.train_rows.name.display(), loading::rows_line(&Counts::of(&self.train_rows.summary))),
         );
         loading::tell_findings(ui, &self.train_rows, INDENT);
         match &self.eval_rows {
             Some(rows) => {
-                say(
-                    "evaluation",
-                    format!("{}: {}", rows.path.display(), loading::rows_line(&Counts::of(&rows.summary))),
-                );
+                say("evaluation", format!("{}: {}", rows.name.display(), loading::rows_line(&Counts::of(&rows.summary))));
                 loading::tell_findings(ui, rows, INDENT);
             }
             None if !self.eval.is_empty() => say(
@@ -515,12 +509,12 @@ fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) ->
 
 /// Prepared data that was made with another tokenizer or for another objective is not this run's.
 pub fn check_manifest(
-    data: &Path,
+    data: &DataFiles,
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
     policy: &Policy,
 ) -> anyhow::Result<()> {
-    let Some(manifest) = Manifest::beside(data)? else { return Ok(()) };
+    let Some(manifest) = data.manifest()? else { return Ok(()) };
     let mut differences = manifest.mismatches(tokenizer.map(Tokenizer::fingerprint), policy);
     differences.extend(manifest.other_template(template.map(ChatTemplate::fingerprint)));
     if differences.is_empty() {
@@ -528,7 +522,7 @@ pub fn check_manifest(
     }
     Err(Failure::run_time(
         "E-FINGERPRINT",
-        format!("{}: prepared for something else: {}", data.display(), differences.join("; ")),
+        format!("{}: prepared for something else: {}", data.name.display(), differences.join("; ")),
         "prepare the rows again with this model and configuration, or remove the manifest beside them if it belongs to other data",
     )
     .into())
@@ -556,9 +550,9 @@ fn data_card(
                 format!("random weights for the config.json of {}", name(&config.model_name_or_path))
             }
         },
-        data: vec![rows.path.display().to_string()],
+        data: vec![rows.name.display().to_string()],
         eval_data: match eval {
-            Some(rows) => vec![rows.path.display().to_string()],
+            Some(rows) => vec![rows.name.display().to_string()],
             None if eval_rows > 0 => vec![format!("{eval_rows} rows held out of the training data")],
             None => Vec::new(),
         },

@@ -5,11 +5,12 @@ use crate::failure::{Exit, Failure};
 use crate::loading::{self, Meter};
 use crate::ui::{self, Ui};
 use crate::{model, rows};
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
+use suasion_data::Error;
 use suasion_data::audit::Filter;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
-use suasion_data::prepared::Manifest;
 use suasion_data::report::{self, RowView, Style};
 
 /// Flags of the command.
@@ -44,21 +45,43 @@ enum Shown {
     Words(String),
 }
 
+/// Reasons that were given: what to do about each is said once.
+#[derive(Default)]
+struct Told(HashSet<String>);
+
+impl Told {
+    /// A row's error, with its help where that is new.
+    fn words(&mut self, error: &Error) -> String {
+        let reason = match error {
+            Error::Row { message, .. } => message.clone(),
+            other => other.to_string(),
+        };
+        let mut lines = vec![report::visible(&error.to_string())];
+        if self.0.insert(reason)
+            && let Some(help) = error.help()
+        {
+            lines.extend(format!("help: {help}").lines().map(report::visible));
+        }
+        lines.join("\n")
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
-    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split)?;
+    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split, ui)?;
     let filter = Filter::new(&args.select, &args.ignore)
         .map_err(|message| Failure::usage(message, "a code or its beginning: --ignore T001, --select M"))?;
-    let model = config.model_name_or_path.as_deref().map(model::resolve).transpose()?;
+    let model =
+        config.model_name_or_path.as_deref().map(|name| model::resolve(name, false, ui)).transpose()?;
     let tokenizer = match &model {
         Some(dir) => loading::tokenizer(dir)?,
         None => None,
     };
     let template = model.as_deref().and_then(|dir| loading::template(ui, dir, tokenizer.as_ref()));
     let policy = config.policy();
-    let asked = Manifest::beside(&source)?.map(|manifest| manifest.asked(&policy));
+    let asked = source.manifest()?.map(|manifest| manifest.asked(&policy));
     let pipeline = Pipeline {
         mode: Mode::Verify,
         template: template.as_ref(),
@@ -75,9 +98,10 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     let mut shown = Vec::new();
     let mut findings = report::json::Findings::default();
-    let mut meter = Meter::new(ui, &source);
-    let summary = pipeline.run(
-        &source,
+    let mut told = Told::default();
+    let mut meter = Meter::new(ui, &source.name);
+    let summary = pipeline.run_source(
+        source.open()?,
         |progress| meter.show(progress),
         |outcome| {
             if ui.json {
@@ -89,7 +113,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
                     Outcome::Dropped { id, reason, .. } => {
                         Shown::Words(format!("{id}: left out: {}", reason.meaning()))
                     }
-                    Outcome::Failed { error, .. } => Shown::Words(report::visible(&error.to_string())),
+                    Outcome::Failed { error, .. } => Shown::Words(told.words(error)),
                 });
             }
             Ok(())
@@ -101,7 +125,11 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         && shown.is_empty()
     {
         return Err(Failure::usage(
-            format!("--row {row}: {} has the rows 0 to {}", source.display(), summary.rows.saturating_sub(1)),
+            format!(
+                "--row {row}: {} has the rows 0 to {}",
+                source.name.display(),
+                summary.rows.saturating_sub(1)
+            ),
             "rows are counted from 0, as in findings and prepared data",
         )
         .into());
@@ -115,7 +143,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 Shown::Words(_) => None,
             })
             .collect();
-        let page = report::html::page(&format!("suasion verify {}", source.display()), &views, &summary);
+        let page = report::html::page(&format!("suasion verify {}", source.name.display()), &views, &summary);
         suasion_data::atomic::write_atomic(path, |file| file.write_all(page.as_bytes()))?;
         ui.say(format_args!("wrote {}", path.display()));
     }

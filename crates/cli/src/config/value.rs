@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 /// A type that a configuration key can have.
@@ -187,6 +188,56 @@ impl Value for PathBuf {
     }
 }
 
+/// One path, or several that belong together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths(pub Vec<PathBuf>);
+
+impl From<PathBuf> for Paths {
+    fn from(path: PathBuf) -> Paths {
+        Paths(vec![path])
+    }
+}
+
+impl fmt::Display for Paths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.0.iter().map(|path| path.to_string_lossy()).collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
+impl Value for Paths {
+    fn expected() -> String {
+        "a path, or a list of them".into()
+    }
+
+    fn from_json(json: &Json) -> Option<Paths> {
+        match json {
+            Json::Array(items) if !items.is_empty() => {
+                items.iter().map(PathBuf::from_json).collect::<Option<_>>().map(Paths)
+            }
+            Json::Array(_) => None,
+            _ => PathBuf::from_json(json).map(Paths::from),
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Paths> {
+        // `[a, b]` is a list; anything else, `shards/[0-9].jsonl` too, is one path, verbatim.
+        let text = text.trim();
+        if text.starts_with('[') && text.ends_with(']') {
+            Self::from_json(&serde_saphyr::from_str::<Json>(text).ok()?)
+        } else {
+            PathBuf::from_text(text).map(Paths::from)
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        match self.0.as_slice() {
+            [one] => one.to_json(),
+            several => several.iter().map(PathBuf::to_json).collect(),
+        }
+    }
+}
+
 impl<T: Value> Value for Option<T> {
     fn expected() -> String {
         format!("{}, or null", T::expected())
@@ -353,6 +404,17 @@ mod tests {
     fn lists_take_one_verbatim_entry_or_a_flow_sequence() {
         assert_eq!(Vec::<String>::from_text("<|im_end|>").unwrap(), ["<|im_end|>"]);
         assert_eq!(Vec::<String>::from_text("[a, 'b c']").unwrap(), ["a", "b c"]);
+    }
+
+    #[test]
+    fn paths_are_one_or_a_list() {
+        let one = Paths::from(PathBuf::from("shards/[0-9].jsonl"));
+        assert_eq!(Paths::from_text("shards/[0-9].jsonl").unwrap(), one);
+        assert_eq!(one.to_json(), "shards/[0-9].jsonl");
+        let several = Paths(vec!["a.jsonl".into(), "b c.csv".into()]);
+        assert_eq!(Paths::from_text("[a.jsonl, 'b c.csv']").unwrap(), several);
+        assert_eq!(Paths::from_json(&several.to_json()).unwrap(), several);
+        assert_eq!(Paths::from_json(&Json::Array(Vec::new())), None);
     }
 
     #[test]

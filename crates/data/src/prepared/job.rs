@@ -8,15 +8,17 @@ use super::{Manifest, ending, folder};
 use crate::pipeline::{Pipeline, Progress};
 use crate::source::Source;
 use crate::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What to prepare, and where to.
 pub struct Job<'a> {
     /// The rooms.
     pub pipeline: &'a Pipeline<'a>,
-    /// The rows.
-    pub source: &'a Path,
+    /// What the user calls the rows.
+    pub name: &'a Path,
+    /// Their files, in order.
+    pub files: &'a [PathBuf],
     /// The file to write; with shards, the name from which theirs are made.
     pub output: &'a Path,
     /// What decides the files' bytes beside the labels.
@@ -70,7 +72,7 @@ pub fn prepare(
     let former = Manifest::of_output(output);
     let mut start = Start::Anew;
     if let Some(former) = &former {
-        let mut reasons = former.changed(&inputs, job.source, output)?;
+        let mut reasons = former.changed(&inputs, job.name, job.files, output)?;
         if job.rebuild {
             reasons.push("it was asked for".into());
         }
@@ -81,11 +83,11 @@ pub fn prepare(
         start = Start::Rebuild(reasons);
     }
     let journal = match layout.max_shard_bytes {
-        Some(_) => Some(Journal::open(partial_path(output), inputs.job(job.source)?)?),
+        Some(_) => Some(Journal::open(partial_path(output), inputs.job(job.files)?)?),
         None => None,
     };
     let mut seen = crate::pipeline::Duplicates::default();
-    let mut source = Source::open(job.source)?;
+    let mut source = Source::of(job.name, job.files.iter().cloned())?;
     let mut done = crate::Summary::default();
     if let Some(journal) = journal.as_ref().filter(|journal| !journal.shards.is_empty()) {
         done = journal.summary();
@@ -123,7 +125,7 @@ pub fn prepare(
     let mut summary = done;
     summary.merge(&run);
     summary.template = run.template.clone().or(summary.template);
-    let unread = || Error::io(job.source, std::io::ErrorKind::UnexpectedEof.into());
+    let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
     let manifest = Manifest::new(&summary, &inputs, run.source.clone().ok_or_else(unread)?);
     // Data of another form under the same name is somebody's still.
     let mut former = former.map(|former| former.paths(output)).unwrap_or_default();

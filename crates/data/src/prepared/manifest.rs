@@ -86,13 +86,14 @@ impl Inputs {
     }
 
     /// These with the source, as it can be told without reading it: what a journal belongs to.
-    pub fn job(&self, source: &Path) -> Result<Value> {
-        let meta = source.metadata().map_err(|e| Error::io(source, e))?;
-        let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-        let modified = modified.map(|t| t.as_nanos().to_string());
-        Ok(
-            serde_json::json!({"source": (source.display().to_string(), meta.len(), modified), "inputs": self}),
-        )
+    pub fn job(&self, files: &[PathBuf]) -> Result<Value> {
+        let facts = |path: &PathBuf| {
+            let meta = path.metadata().map_err(|e| Error::io(path, e))?;
+            let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            Ok((path.display().to_string(), meta.len(), modified.map(|t| t.as_nanos().to_string())))
+        };
+        let files = files.iter().map(facts).collect::<Result<Vec<_>>>()?;
+        Ok(serde_json::json!({"source": files, "inputs": self}))
     }
 
     /// What differs, in words.
@@ -197,17 +198,39 @@ impl Manifest {
         }
     }
 
-    /// The manifest beside a prepared file, or `None` where there is none that names it.
+    /// The manifest beside a prepared file, or beside the folder that it is in; `None` where there is none that names
+    /// it.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Source`] where it is no manifest.
     pub fn beside(data: impl AsRef<Path>) -> Result<Option<Manifest>> {
         let data = data.as_ref();
-        let name = data.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let file = name(data).unwrap_or_default();
         // Raw rows in x.jsonl.gz may lie beside prepared ones in x.jsonl.
-        Ok(Manifest::read(&manifest_path(data))?.filter(|m| {
-            m.files.is_empty() || m.files.iter().any(|file| file.name.split('/').next() == Some(&name))
-        }))
+        let found = Manifest::read(&manifest_path(data))?
+            .filter(|m| m.files.is_empty() || m.files.iter().any(|known| known.name == file));
+        let (None, Some((folder, parent))) = (&found, data.parent().and_then(|p| Some((p, name(p)?)))) else {
+            return Ok(found);
+        };
+        let file = format!("{parent}/{file}");
+        Ok(Manifest::read(&manifest_path(folder))?
+            .filter(|m| m.files.iter().any(|known| known.name == file)))
+    }
+
+    /// The manifest of prepared files that are all of one preparation, in its order; `None` where they are not.
+    ///
+    /// # Errors
+    /// As [`Manifest::beside`].
+    pub fn of_files(files: &[PathBuf]) -> Result<Option<Manifest>> {
+        let Some(first) = files.first() else { return Ok(None) };
+        let found = Manifest::beside(first)?;
+        let Some(manifest) = found.filter(|m| files.len() == 1 || m.files.len() == files.len()) else {
+            return Ok(None);
+        };
+        let same = |(file, known): (&PathBuf, &OutputFile)| file.ends_with(&known.name);
+        let all = files.len() == 1 || files.iter().zip(&manifest.files).all(same);
+        Ok(all.then_some(manifest))
     }
 
     /// The manifest of an output as the user names it, if a preparation has left one that can be read.
@@ -234,7 +257,13 @@ impl Manifest {
     }
 
     /// Why the files of rows are not what these inputs would make of the source now; empty where they are.
-    pub(super) fn changed(&self, inputs: &Inputs, source: &Path, output: &Path) -> Result<Vec<String>> {
+    pub(super) fn changed(
+        &self,
+        inputs: &Inputs,
+        name: &Path,
+        files: &[PathBuf],
+        output: &Path,
+    ) -> Result<Vec<String>> {
         let Some(form) = Form::of(output).filter(|_| !self.files.is_empty()) else {
             return Ok(vec!["an older version made it".into()]);
         };
@@ -250,8 +279,8 @@ impl Manifest {
         let mut reasons = inputs.differences(&before);
         // Reading is for where nothing cheaper decides.
         if reasons.is_empty() {
-            let length = source.metadata().map_err(|e| Error::io(source, e))?.len();
-            if length != self.source.bytes || Source::open(source)?.finish()?.blake3 != self.source.blake3 {
+            let source = Source::of(name, files.iter().cloned())?;
+            if source.size() != self.source.bytes || source.finish()?.blake3 != self.source.blake3 {
                 reasons.push("the source has changed".into());
             }
         }

@@ -9,7 +9,7 @@
 //! | `ARROW1` | an Arrow IPC file: read as the stream that it holds, from front to back |
 //! | `ff ff ff ff` | an Arrow IPC stream; the `.arrow` files of `datasets` are streams |
 
-use super::{SourceHash, source_error};
+use super::{FileHash, source_error};
 use crate::{Error, Result};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -204,7 +204,7 @@ impl ColumnarFile {
     ///
     /// # Errors
     /// [`Error::Io`] where reading fails.
-    pub fn finish(self) -> Result<SourceHash> {
+    pub fn finish(self) -> Result<FileHash> {
         let io_error = |e| Error::io(&*self.path, e);
         let (hash, bytes) = match self.reader {
             Reader::Parquet { .. } => {
@@ -220,7 +220,7 @@ impl ColumnarFile {
         };
         self.read.store(bytes, Ordering::Relaxed);
         let path = self.path.display().to_string();
-        Ok(SourceHash { path, blake3: hash.to_hex().to_string(), bytes })
+        Ok(FileHash { path, blake3: hash.to_hex().to_string(), bytes })
     }
 }
 

@@ -170,13 +170,19 @@ pub fn skipping() -> Policy {
 }
 
 /// A job that writes one file and is never stopped.
-pub fn job<'a>(pipeline: &'a Pipeline<'a>, source: &'a Path, output: &'a Path, layout: Layout) -> Job<'a> {
+pub fn job<'a>(
+    pipeline: &'a Pipeline<'a>,
+    source: &'a PathBuf,
+    output: &'a Path,
+    layout: Layout,
+) -> Job<'a> {
     static NEVER: AtomicBool = AtomicBool::new(false);
-    Job { pipeline, source, output, layout, rebuild: false, stop: &NEVER }
+    let files = std::slice::from_ref(source);
+    Job { pipeline, name: source, files, output, layout, rebuild: false, stop: &NEVER }
 }
 
 /// Prepares a source into one file.
 pub fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bool) -> Manifest {
     let layout = Layout { with_text, max_shard_bytes: None };
-    prepared::prepare(&job(pipeline, source, out, layout), |_| {}, |_| {}).unwrap()
+    prepared::prepare(&job(pipeline, &source.to_path_buf(), out, layout), |_| {}, |_| {}).unwrap()
 }

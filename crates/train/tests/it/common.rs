@@ -1,7 +1,6 @@
 //! A small model, rows that can be learned, and a run over them.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use suasion_data::policy::Objective;
 use suasion_data::{IGNORE, Origin, RowId, Sample, Section};
@@ -33,7 +32,7 @@ pub fn model(budget: Budget) -> Model {
 }
 
 pub fn id(row: usize) -> RowId {
-    RowId { file: Arc::from(Path::new("rows.jsonl")), row: row as u64, line: Some(row as u64 + 1) }
+    RowId::new(Path::new("rows.jsonl"), row as u64, Some(row as u64 + 1))
 }
 
 /// A stream of numbers for making rows (Knuth's MMIX generator).

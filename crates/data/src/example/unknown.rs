@@ -1,0 +1,73 @@
+//! The error for a row of no known format: what it has, and what each format lacks.
+
+use super::MASKS;
+use super::conversation::shown_keys;
+use crate::{Error, RowId};
+use serde_json::{Map, Value};
+
+/// What each format needs: of each entry one field.
+const NEEDS: [(&str, &[&[&str]]); 8] = [
+    ("prompt_completion", &[&["prompt"], &["completion"]]),
+    ("messages", &[&["messages"]]),
+    ("input_full", &[&["input_text"], &["full_text"]]),
+    ("sharegpt", &[&["conversations", "conversation"]]),
+    ("alpaca", &[&["instruction"], &["output"]]),
+    ("segments", &[&["segments"]]),
+    ("preference", &[&["chosen"], &["rejected"]]),
+    ("tokenised", &[&["input_ids"], &["labels", MASKS[0], MASKS[1]]]),
+];
+
+/// Characters of a text, entries of a list and fields of an object that a sample shows.
+const SHOWN: (usize, usize, usize) = (40, 1, 8);
+
+pub(super) fn unknown(id: &RowId, fields: &Map<String, Value>) -> Error {
+    let has = |key: &&str| fields.contains_key(*key);
+    let mut formats: Vec<(usize, usize, String)> = Vec::new();
+    for (name, needs) in NEEDS {
+        let lacking: Vec<String> =
+            needs.iter().filter(|keys| !keys.iter().any(has)).map(|keys| one_of(keys)).collect();
+        let line = format!("{name} lacks {}", lacking.join(" and "));
+        formats.push((needs.len() - lacking.len(), lacking.len(), line));
+    }
+    // Nearest is what has most of its fields, then what lacks fewest; formats as near as each other stay in order.
+    formats.sort_by_key(|(present, lacking, _)| (usize::MAX - present, *lacking));
+    let lines: String = formats.iter().map(|(_, _, line)| format!("\n  {line}")).collect();
+    let sample = sample(&Value::Object(fields.clone()), 0);
+    let help =
+        format!("the row is {sample}\nname its fields as one of the formats does, the nearest first:{lines}");
+    Error::row(id.clone(), format!("the row is of no known format; it has {}", shown_keys(fields)), help)
+}
+
+fn one_of(keys: &[&str]) -> String {
+    let quoted: Vec<String> = keys.iter().map(|key| format!("\"{key}\"")).collect();
+    quoted.join(" or ")
+}
+
+/// A value with its texts, lists and objects shortened, as JSON up to the `..`.
+fn sample(value: &Value, depth: usize) -> String {
+    let (characters, entries, keys) = SHOWN;
+    let list = |shown: Vec<String>, whole: usize| {
+        let more = if shown.len() < whole { ", .." } else { "" };
+        shown.join(", ") + more
+    };
+    match value {
+        Value::String(text) => match text.char_indices().nth(characters) {
+            Some((cut, _)) => format!("{}..", Value::from(&text[..cut])),
+            None => value.to_string(),
+        },
+        Value::Array(items) if depth > 2 && !items.is_empty() => "[..]".into(),
+        Value::Array(items) => {
+            let shown = items.iter().take(entries).map(|item| sample(item, depth + 1)).collect();
+            format!("[{}]", list(shown, items.len()))
+        }
+        Value::Object(map) if depth > 2 && !map.is_empty() => "{..}".into(),
+        Value::Object(map) => {
+            let field = |(key, value): (&String, &Value)| {
+                format!("{}: {}", Value::from(key.as_str()), sample(value, depth + 1))
+            };
+            let keys = if depth == 0 { keys } else { keys / 2 };
+            format!("{{{}}}", list(map.iter().take(keys).map(field).collect(), map.len()))
+        }
+        other => other.to_string(),
+    }
+}

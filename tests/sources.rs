@@ -1,0 +1,232 @@
+//! What `--data` may name: every kind of source of the same rows gives the same prepared rows, byte for byte.
+
+use crate::util::{Dir, material};
+use serde_json::{Value, json};
+use std::io::Write;
+
+/// Rows with all that formats quote or escape.
+fn rows() -> Vec<Value> {
+    let texts = [
+        ("Why?", "Because."),
+        ("Two\nlines, a comma; and \"quotes\"\t", "A tab\tand\r\na line end \\ and more\n"),
+        ("Zwölf Boxkämpfer 電車 🚋 ", "\u{a0}jagen Viktor"),
+        (" leading and trailing ", " spaces "),
+        ("", "only a completion"),
+    ];
+    texts.iter().map(|(prompt, completion)| json!({"prompt": prompt, "completion": completion})).collect()
+}
+
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+/// Cells in quotes, names from the first row; lists and objects as JSON.
+fn delimited(rows: &[Value], delimiter: &str) -> String {
+    let quote = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+    let cell = |value: &Value| quote(&value.as_str().map_or_else(|| value.to_string(), str::to_string));
+    let names: Vec<&String> = rows[0].as_object().unwrap().keys().collect();
+    let header: Vec<String> = names.iter().map(|name| quote(name)).collect();
+    let mut out = header.join(delimiter) + "\n";
+    for row in rows {
+        let cells: Vec<String> = names.iter().map(|name| cell(&row[name.as_str()])).collect();
+        out += &(cells.join(delimiter) + "\r\n");
+    }
+    out
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut w = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    w.write_all(bytes).unwrap();
+    w.finish().unwrap()
+}
+
+/// The lines that `prepare` writes for a source.
+fn prepared(dir: &Dir, data: &[&str]) -> String {
+    let mut command = dir.suasion(&["prepare", "-M", "model", "-o", "out.jsonl"]);
+    for name in data {
+        command = command.args(&["-D", name]);
+    }
+    command.ok();
+    dir.text("out.jsonl")
+}
+
+#[test]
+fn every_kind_of_source_gives_the_same_prepared_rows() {
+    let dir = Dir::new().with_model();
+    let rows = rows();
+    let text = lines(&rows);
+    dir.write("rows.jsonl", &text);
+    let expected = prepared(&dir, &["rows.jsonl"]);
+    assert_eq!(expected.lines().count(), rows.len());
+
+    dir.write("array.json", serde_json::to_string_pretty(&rows).unwrap());
+    dir.write("object.json", json!({"version": 1, "data": rows}).to_string());
+    dir.write("rows.csv", delimited(&rows, ","));
+    dir.write("semicolons.csv", delimited(&rows, ";"));
+    dir.write("rows.tsv", delimited(&rows, "\t"));
+    dir.write("bom.csv", format!("\u{feff}{}", delimited(&rows, ",")));
+    dir.write("rows.jsonl.gz", gzip(text.as_bytes()));
+    dir.write("rows.csv.gz", gzip(delimited(&rows, ",").as_bytes()));
+    dir.write("rows.jsonl.zst", zstd::encode_all(text.as_bytes(), 3).unwrap());
+    for name in [
+        "array.json",
+        "object.json",
+        "rows.csv",
+        "semicolons.csv",
+        "rows.tsv",
+        "bom.csv",
+        "rows.jsonl.gz",
+        "rows.csv.gz",
+        "rows.jsonl.zst",
+    ] {
+        assert_eq!(prepared(&dir, &[name]), expected, "{name}");
+    }
+
+    // Two files, whose names sort as their rows do: as a glob, in turn, as shards of a split, as a folder of one.
+    let (first, second) = (lines(&rows[..2]), delimited(&rows[2..], ","));
+    dir.write("shards/part-0.jsonl", &first).write("shards/part-1.csv", &second);
+    dir.write("split/train-00000-of-00002.jsonl", &first).write("split/train-00001-of-00002.csv", &second);
+    dir.write("split/test.jsonl", "{}\n");
+    dir.write("hub/data/train-00000-of-00001.jsonl", &text);
+    dir.write("folders/train/a.jsonl", &first).write("folders/train/b.csv", &second);
+    dir.write("whole/train.csv", delimited(&rows, ","));
+    for data in [
+        &["shards/part-*"][..],
+        &["shards/*.[jc]s*"],
+        &["shards/part-0.jsonl", "shards/part-1.csv"],
+        &["split"],
+        &["hub"],
+        &["folders"],
+        &["whole"],
+    ] {
+        assert_eq!(prepared(&dir, data), expected, "{data:?}");
+    }
+    dir.write("run.yaml", "dataset_name: [shards/part-0.jsonl, shards/part-1.csv]\n");
+    dir.suasion(&["prepare", "run.yaml", "-M", "model", "-o", "out.jsonl"]).ok();
+    assert_eq!(dir.text("out.jsonl"), expected);
+}
+
+#[test]
+fn cells_may_hold_conversations_and_tokens() {
+    let dir = Dir::new().with_model();
+    let ids =
+        json!([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]);
+    let alpaca = json!([
+        {"instruction": "Name a fruit.", "input": "", "output": "A pear."},
+        {"instruction": "Add.", "input": "1, 2", "output": "3"},
+    ]);
+    for rows in [ids, alpaca] {
+        let rows = rows.as_array().unwrap();
+        dir.write("rows.jsonl", lines(rows)).write("rows.csv", delimited(rows, ","));
+        assert_eq!(prepared(&dir, &["rows.csv"]), prepared(&dir, &["rows.jsonl"]));
+        assert_eq!(dir.lines("out.jsonl").len(), 2);
+    }
+}
+
+#[test]
+fn the_manifest_of_several_files_has_each_of_them() {
+    let dir = Dir::new().with_model();
+    let rows = rows();
+    dir.write("a.jsonl", lines(&rows[..3])).write("b.jsonl", lines(&rows[3..]));
+    prepared(&dir, &["[ab].jsonl"]);
+    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let source = &manifest["source"];
+    assert_eq!(source["path"], "[ab].jsonl");
+    assert_eq!(source["bytes"], lines(&rows).len());
+    let hash = |name: &str| blake3::hash(&dir.read(name)).to_hex().to_string();
+    let files = json!([
+        {"path": "a.jsonl", "blake3": hash("a.jsonl"), "bytes": dir.read("a.jsonl").len()},
+        {"path": "b.jsonl", "blake3": hash("b.jsonl"), "bytes": dir.read("b.jsonl").len()},
+    ]);
+    assert_eq!(source["files"], files);
+    prepared(&dir, &["a.jsonl"]);
+    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    assert_eq!(
+        manifest["source"],
+        json!({"path": "a.jsonl", "blake3": hash("a.jsonl"), "bytes": dir.read("a.jsonl").len()})
+    );
+}
+
+#[test]
+fn bad_rows_of_several_files_are_named_by_their_own_lines() {
+    let dir = Dir::new().with_model();
+    dir.write("a.jsonl", lines(&rows()[..2])).write("b.csv", "prompt,completion\n1,2\n1,2,3\n");
+    let run = dir.suasion(&["prepare", "-M", "model", "-D", "*.*", "-o", "out.jsonl"]).run();
+    run.error(3, "E-ROW", "b.csv:3: the record has 3 cells, the first line names 2 columns");
+    let skipped = dir.suasion(&["prepare", "-M", "model", "-D", "*.*", "-o", "out.jsonl"]);
+    skipped.set(&["on_bad_row=skip"]).ok();
+    let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
+    assert_eq!(rows, [0, 1, 2], "counted over both files");
+    assert_eq!(dir.lines("out.findings.jsonl").last().unwrap()["row"], 3);
+}
+
+#[test]
+fn sources_that_are_not_there_say_what_is() {
+    let dir = Dir::new().with_model();
+    let run = |data: &str| dir.suasion(&["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"]).run();
+    run("shards/*.jsonl").error(3, "E-SOURCE", "shards/*.jsonl: no file matches");
+    run("rows.csv").error(3, "E-IO", "rows.csv: ");
+    dir.write("data/valid.csv", "").write("data/notes.txt", "");
+    run("data").error(3, "E-SOURCE", "the folder has no train.jsonl").says("it has valid.csv\n");
+    dir.write("part/train-00001-of-00003.jsonl", lines(&rows()));
+    run("part").error(3, "E-SOURCE", "1 of 3 shards of train are there");
+    dir.write("same/a.jsonl", lines(&rows()));
+    let same = ["prepare", "-M", "model", "-D", "same/*.jsonl", "-o", "same/a.jsonl"];
+    dir.suasion(&same).run().error(2, "E-USAGE", "both the source and the output");
+}
+
+#[test]
+fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
+    let dir = Dir::new().with_model();
+    let rows = rows();
+    let snapshot = "cache/datasets--some--data/snapshots/abc123";
+    dir.write("cache/datasets--some--data/refs/main", "abc123");
+    dir.write(&format!("{snapshot}/data/train-00000-of-00002.jsonl"), lines(&rows[..3]));
+    dir.write(&format!("{snapshot}/data/train-00001-of-00002.jsonl"), lines(&rows[3..]));
+    dir.write(&format!("{snapshot}/data/test-00000-of-00001.jsonl"), lines(&rows[..1]));
+    dir.write(&format!("{snapshot}/other/train.jsonl"), lines(&rows[..2]));
+    let prepare = |data: &str| {
+        let args = ["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"];
+        dir.suasion(&args).env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1")
+    };
+    prepare("some/data").ok();
+    assert_eq!(dir.lines("out.jsonl").len(), 5);
+    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    assert_eq!(manifest["source"]["path"], "some/data/train");
+    prepare("some/data/other").ok();
+    assert_eq!(dir.lines("out.jsonl").len(), 2);
+    prepare("some/data").set(&["dataset_train_split=extra"]).run().error(3, "E-SOURCE", "no extra.jsonl");
+    let ran = prepare("some/none").run();
+    ran.error(3, "E-SOURCE", "cache/datasets--some--none").says("HF_HUB_OFFLINE");
+
+    let train =
+        dir.suasion(&["train", "-M", "model", "-D", "some/data", "--set", "init=random", "--dry-run"]);
+    let ran = train.env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1").ok();
+    ran.says("some/data/train: 5 rows").says("some/data/test: 1 row:");
+}
+
+#[test]
+fn rows_of_no_known_shape_say_what_each_format_lacks() {
+    let Some(datasets) = material("datasets") else { return };
+    let dir = Dir::new().with_model();
+    for (name, nearest) in [
+        ("oasst_en_100_trees.jsonl", "prompt_completion lacks \"completion\""),
+        ("cmv_threads.jsonl", "messages lacks \"messages\""),
+        ("p4g_full_dialog.csv", "messages lacks \"messages\""),
+        ("stanford_seed_tasks.jsonl", "alpaca lacks \"output\""),
+    ] {
+        let data = datasets.join(name);
+        let data = data.to_str().unwrap();
+        let ran = dir.suasion(&["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"]).run();
+        let ran = ran.error(3, "E-ROW", "the row is of no known format; it has ");
+        let lines: Vec<&str> = ran.stderr.lines().collect();
+        let help = lines.iter().position(|line| line.starts_with("help: the row is {\"")).unwrap();
+        assert_eq!(lines[help + 2], format!("  {nearest}"), "{}", ran.stderr);
+        assert_eq!(lines.last(), Some(&"or leave bad rows out with on_bad_row=skip"));
+        assert!(lines.len() < 20, "one reason for all rows:\n{}", ran.stderr);
+        // The first rows fail alike: what to do stands there once.
+        let ran = dir.suasion(&["verify", "-D", data]).run().code(1);
+        assert_eq!(ran.stdout.matches("the row is of no known format").count(), 3, "{}", ran.stdout);
+        assert_eq!(ran.stdout.matches(nearest).count(), 1, "{}", ran.stdout);
+    }
+}
