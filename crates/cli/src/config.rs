@@ -16,6 +16,7 @@ use suasion_data::Section;
 use suasion_data::policy::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
 };
+use suasion_data::template::is_reserved;
 use suasion_train::{Scheduler, Settings, Strategy};
 use value::{Value, choices};
 
@@ -155,7 +156,7 @@ table! {
     /// The day that a chat template is told is today, so that it renders the same tomorrow.
     template_date: Option<String> = None, if |v| v.as_deref().is_none_or(is_date), "as YYYY-MM-DD";
     /// Variables for the chat template, by name.
-    template_kwargs: BTreeMap<String, Json> = BTreeMap::new();
+    template_kwargs: BTreeMap<String, Json> = BTreeMap::new(), if |v| !v.keys().any(|name| is_reserved(name)), "variables of the template's own: neither messages, tools, add_generation_prompt nor special tokens";
     /// How prompt and response meet in token space.
     boundary: Boundary = Boundary::Split;
     /// Longest row in tokens; null for no limit.

@@ -58,7 +58,18 @@ pub fn load(
         },
     );
     meter.clear();
-    Ok(RowSet { path: path.to_path_buf(), samples, summary: summary?, examples, failures })
+    let summary = summary?;
+    tell_date(ui, &summary);
+    Ok(RowSet { path: path.to_path_buf(), samples, summary, examples, failures })
+}
+
+/// Says that the chat template wrote the date of the day.
+pub fn tell_date(ui: &Ui, summary: &Summary) {
+    if let Some(date) = &summary.template_date {
+        ui.warn(format_args!(
+            "the chat template writes today's date into each conversation; pin it with template_date={date}"
+        ));
+    }
 }
 
 /// The tokenizer of a model folder; `None` where the folder has no tokenizer.json, as tokenised rows need none.

@@ -279,6 +279,8 @@ impl<'a> Pipeline<'a> {
         summary.source = hash;
         if rooms.templated.load(Ordering::Relaxed) {
             summary.template = self.template.map(|template| template.fingerprint().to_string());
+            let today = rooms.chats.as_ref().and_then(Chats::today);
+            summary.template_date = today.map(|date| date.to_string());
         }
         progress(Progress { rows: summary.rows, bytes: size, size, tokens: summary.tokens });
         Ok(summary)

@@ -94,14 +94,16 @@ impl Manifest {
     ) -> Manifest {
         let tokenizer = tokenizer.map(|t| t.fingerprint().to_string());
         let template = summary.template.clone();
-        let fingerprint = fingerprint_with(&source.blake3, tokenizer.as_deref(), template.as_deref(), policy);
+        let policy = summary.pinned(policy);
+        let fingerprint =
+            fingerprint_with(&source.blake3, tokenizer.as_deref(), template.as_deref(), &policy);
         Manifest {
             format: "suasion-prepared".into(),
             masking_version: MASKING_VERSION,
             source,
             tokenizer,
             template,
-            policy: policy.clone(),
+            policy,
             counts: Counts::of(summary),
             fingerprint,
         }

@@ -44,6 +44,17 @@ impl From<minijinja::Error> for TemplateError {
     }
 }
 
+/// True for the names that are no variables of a template's own: neither the configuration (`template_kwargs`) nor a
+/// row (`chat_template_kwargs`) may set them.
+///
+/// transformers takes messages, tools and the generation prompt as arguments of their own and refuses them twice. It
+/// lets a call override the special tokens; but here the tokenizer says what these are, and a text with others
+/// would have no stop token and no BOS that anybody knows. `documents` may be set, as there.
+pub fn is_reserved(name: &str) -> bool {
+    let ours = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
+    ours.contains(&name) || name.starts_with("__suasion")
+}
+
 /// What a rendering depends on beside the conversation.
 #[derive(Clone, Debug, Default)]
 pub struct TemplateOptions {
@@ -176,23 +187,6 @@ impl ChatTemplate {
         }
     }
 
-    /// True where the rendering depends on the day: the template asks for it by `strftime_now`.
-    pub fn needs_date(&self) -> bool {
-        self.main.date || self.tool_use.as_ref().is_some_and(|t| t.date)
-    }
-
-    /// Pins the date of a policy that names none, where the template needs one: to today, which is returned.
-    ///
-    /// To be called once, at the start of a run, so that all rows have one date and the fingerprint covers it.
-    pub fn pin_date(&self, policy: &mut Policy) -> Option<jiff::civil::Date> {
-        if policy.template_date.is_some() || !self.needs_date() {
-            return None;
-        }
-        let today = jiff::Zoned::now().date();
-        policy.template_date = Some(today.to_string());
-        Some(today)
-    }
-
     /// The text that transformers' `apply_chat_template(tokenize=False)` gives.
     pub fn render(
         &self,
@@ -200,7 +194,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         options: &TemplateOptions,
     ) -> Result<String, TemplateError> {
-        if let Some(name) = context::reserved(&c.kwargs) {
+        if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
             return Err(TemplateError(format!("{name:?} is no variable of the template's own")));
         }
         let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
@@ -248,6 +242,8 @@ pub struct Chats<'a> {
     policy: &'a Policy,
     stops: Stops,
     variables: Variables,
+    /// Today, where the template writes the date and the options name none.
+    today: Option<jiff::civil::Date>,
     plans: shape::Plans,
 }
 
@@ -259,8 +255,17 @@ impl<'a> Chats<'a> {
         stops: &Stops,
         options: &TemplateOptions,
     ) -> Chats<'a> {
-        let variables = Variables::new(template, options);
-        Chats { template, policy, stops: stops.clone(), variables, plans: shape::Plans::default() }
+        let dated = template.main.date || template.tool_use.as_ref().is_some_and(|t| t.date);
+        let today = (options.date.is_none() && dated).then(|| jiff::Zoned::now().date());
+        let options = TemplateOptions { date: options.date.or(today), kwargs: options.kwargs.clone() };
+        let variables = Variables::new(template, &options);
+        Chats { template, policy, stops: stops.clone(), variables, today, plans: shape::Plans::default() }
+    }
+
+    /// The day that the template is told, where it asks and the options name none: it decides what the rows
+    /// become, as if it had been pinned.
+    pub fn today(&self) -> Option<jiff::civil::Date> {
+        self.today
     }
 
     /// A conversation as text with spans, by proof.
@@ -290,11 +295,12 @@ impl<'a> Chats<'a> {
 
     /// The messages as the template sees them, and the rendering.
     fn plain(&self, id: &RowId, c: &Conversation) -> Result<(Vec<minijinja::Value>, String)> {
-        if let Some(name) = context::reserved(&c.kwargs) {
+        if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
             return Err(Error::row(
                 id.clone(),
                 format!("\"chat_template_kwargs\" sets {name:?}, which is no variable of the template's own"),
-                context::RESERVED_HELP,
+                "remove it: messages and tools have columns of their own, the generation prompt is for inference, and \
+                 the special tokens are the tokenizer's",
             ));
         }
         let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();

@@ -49,6 +49,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let summary = pipeline.run(&source, |progress| meter.show(progress), |outcome| writer.write(&outcome));
     meter.clear();
     let summary = summary?;
+    loading::tell_date(ui, &summary);
     let hash = summary.source.clone().ok_or_else(|| anyhow::anyhow!("the source was not read to its end"))?;
     let manifest = Manifest::new(&summary, hash, tokenizer.as_ref(), &policy);
     writer.finish(&manifest)?;

@@ -472,7 +472,8 @@ fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) ->
     let source = rows.summary.source.as_ref().map_or("", |source| source.blake3.as_str());
     let template = rows.summary.template.as_deref();
     let tokenizer = tokenizer.map(Tokenizer::fingerprint);
-    let labels = prepared::fingerprint_with(source, tokenizer, template, &config.policy());
+    let labels =
+        prepared::fingerprint_with(source, tokenizer, template, &rows.summary.pinned(&config.policy()));
     match config.eval_fraction {
         0.0 => labels,
         fraction => format!("{labels}, {fraction} held out by seed {}", config.seed),

@@ -1,6 +1,6 @@
 //! What a template sees: JSON as MiniJinja's values, and the variables around the messages.
 
-use super::{ChatTemplate, TemplateOptions, engine};
+use super::{ChatTemplate, TemplateOptions, engine, is_reserved};
 use crate::chat::Conversation;
 use minijinja::Value;
 use minijinja::value::{Enumerator, Object};
@@ -10,24 +10,8 @@ use std::sync::Arc;
 /// Names under which a message may carry what the model thought; transformers makes the first two aliases of any.
 pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// Variables that come from elsewhere than `chat_template_kwargs`. transformers has the first three as arguments
-/// of their own and refuses them twice. It lets a call override the special tokens; but here the tokenizer says what
-/// these are, and a text with others would have no stop token and no BOS that anybody knows.
-const RESERVED: [&str; 5] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
-
-/// What to do about a reserved name.
-pub(super) const RESERVED_HELP: &str = "remove it: messages and tools are columns of their own, \
-                                        add_generation_prompt is for inference, and the special tokens are the tokenizer's";
-
-/// The first name of these variables that is not theirs to set.
-pub(super) fn reserved(kwargs: &Map<String, Json>) -> Option<&str> {
-    let ours = |key: &str| RESERVED.contains(&key) || key.starts_with("__suasion");
-    kwargs.keys().map(String::as_str).find(|key| ours(key))
-}
-
 /// A mapping of a handful of keys in their order. Looking these up one by one takes less than hashing them, and
-/// building no table less than building one: together a quarter of a rendering's time (18 to 13 µs per conversation
-/// of nine messages).
+/// building no table less than building one: a rendering of nine messages went from 17 to 10 µs.
 #[derive(Debug)]
 struct Entries(Vec<(Value, Value)>);
 
@@ -88,8 +72,8 @@ impl Variables {
     pub fn new(template: &ChatTemplate, options: &TemplateOptions) -> Variables {
         let mut shared: Vec<(Value, Value)> = Vec::new();
         // Reserved names are the configuration's to refuse; here they must not win.
-        let kwargs = options.kwargs.iter().filter(|(k, _)| !RESERVED.contains(&k.as_str()));
-        shared.extend(kwargs.map(|(k, v)| (k.as_str().into(), jinja(v))));
+        let kwargs = options.kwargs.iter().filter(|(name, _)| !is_reserved(name));
+        shared.extend(kwargs.map(|(name, value)| (name.as_str().into(), jinja(value))));
         for (key, token) in [("bos_token", &template.bos), ("eos_token", &template.eos)] {
             shared.extend(token.as_deref().map(|token| (key.into(), token.into())));
         }
