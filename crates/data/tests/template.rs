@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::material;
+use common::{golden_stops, material};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use suasion_data::chat::Conversation;
 use suasion_data::policy::Supervise;
 use suasion_data::render::Stops;
-use suasion_data::template::{Chat, ChatTemplate, Chats, TemplateOptions};
+use suasion_data::template::{Chat, ChatTemplate, TemplateOptions};
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Origin, Policy, RowId, Section};
 
@@ -321,27 +321,6 @@ fn golden_conversation(value: &Value) -> (Conversation, bool) {
     (c, value["add_generation_prompt"] == true)
 }
 
-/// What ends a turn, as the models' own `generation_config.json` say it.
-fn golden_stops(name: &str, eos: &str) -> Stops {
-    let more: &[&str] = match name {
-        n if n.contains("gemma") => &["<end_of_turn>"],
-        n if n.contains("phi") => &["<|end|>"],
-        n if n.contains("glm") || n.contains("GLM") => &["<|user|>", "<|observation|>"],
-        n if n.contains("gptoss") => &["<|return|>", "<|call|>", "<|end|>"],
-        n if n.contains("GigaChat") => &["<|message_sep|>"],
-        n if n.contains("Seed") => &["<seed:eos>"],
-        n if n.contains("granite") => &["<|end_of_text|>"],
-        n if n.contains("idefics") => &["<end_of_utterance>"],
-        n if n.contains("Kimi") || n.contains("Bielik") || n.contains("Hermes") => &["<|im_end|>"],
-        n if n.contains("metharme") => &["<|user|>", "<|model|>"],
-        n if n.contains("lama3") => &["<|eom_id|>", "<|eot_id|>"],
-        _ => &[],
-    };
-    let mut all = vec![eos];
-    all.extend(more);
-    stops(&all)
-}
-
 #[test]
 fn renderings_are_transformers() {
     let Some(material) = material() else { return };
@@ -507,47 +486,4 @@ fn spans_are_proved_without_generation_blocks() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(solved * 100 >= all * 95);
-}
-
-/// What a row becomes does not depend on the rows before it, and is what the row by itself is proved to be.
-fn same_with_and_without_shapes(
-    template: &ChatTemplate,
-    stops: &Stops,
-    all: &[Conversation],
-    name: &str,
-) -> usize {
-    let policy = Policy::default();
-    let warm = Chats::new(template, &policy, stops, &options());
-    let show = |chat: suasion_data::Result<Chat>| chat.map_err(|e| e.to_string());
-    let mut equal = 0;
-    for pass in 0..2 {
-        for (i, c) in all.iter().enumerate() {
-            let got = show(warm.spans(id(), c));
-            // A fresh one knows no shapes.
-            let cold = show(Chats::new(template, &policy, stops, &options()).spans(id(), c));
-            assert_eq!(got, cold, "{name} {i}, pass {pass}");
-            let proved = show(warm.prove(id(), c));
-            match (&got, &proved) {
-                // What the row's own words hide its shape may show, and never the other way round.
-                (Ok(got), Err(_)) => println!("{name} {i}: by its shape alone: {:?}", learned(got)),
-                _ => assert_eq!(got, proved, "{name} {i}"),
-            }
-            equal += usize::from(got.is_ok());
-        }
-    }
-    equal / 2
-}
-
-#[test]
-fn shapes_change_nothing() {
-    let Some(material) = material() else { return };
-    let golden = golden(&material);
-    let all: Vec<Conversation> =
-        golden.conversations.as_object().unwrap().values().map(|c| golden_conversation(c).0).collect();
-    let mut solved = 0;
-    for (name, template) in &golden.templates {
-        let stops = golden_stops(name, golden.meta["templates"][name]["eos_token"].as_str().unwrap());
-        solved += same_with_and_without_shapes(template, &stops, &all, name);
-    }
-    println!("{solved} conversations of {} templates", golden.templates.len());
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
+use suasion_data::render::Stops;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Kept, Outcome, Pipeline, Summary};
 
@@ -131,4 +132,25 @@ pub fn material() -> Option<PathBuf> {
         println!("skipped: no material");
         None
     }
+}
+
+/// What ends a turn, as the models' own `generation_config.json` say it.
+pub fn golden_stops(name: &str, eos: &str) -> Stops {
+    let more: &[&str] = match name {
+        n if n.contains("gemma") => &["<end_of_turn>"],
+        n if n.contains("phi") => &["<|end|>"],
+        n if n.contains("glm") || n.contains("GLM") => &["<|user|>", "<|observation|>"],
+        n if n.contains("gptoss") => &["<|return|>", "<|call|>", "<|end|>"],
+        n if n.contains("GigaChat") => &["<|message_sep|>"],
+        n if n.contains("Seed") => &["<seed:eos>"],
+        n if n.contains("granite") => &["<|end_of_text|>"],
+        n if n.contains("idefics") => &["<end_of_utterance>"],
+        n if n.contains("Kimi") || n.contains("Bielik") || n.contains("Hermes") => &["<|im_end|>"],
+        n if n.contains("metharme") => &["<|user|>", "<|model|>"],
+        n if n.contains("lama3") => &["<|eom_id|>", "<|eot_id|>"],
+        _ => &[],
+    };
+    let mut all = vec![eos];
+    all.extend(more);
+    Stops { eos: Some(eos.into()), all: all.into_iter().map(str::to_string).collect() }
 }
