@@ -156,7 +156,7 @@ table! {
     /// The day that a chat template is told is today, so that it renders the same tomorrow.
     template_date: Option<String> = None, if |v| v.as_deref().is_none_or(is_date), "as YYYY-MM-DD";
     /// Variables for the chat template, by name.
-    template_kwargs: BTreeMap<String, Json> = BTreeMap::new(), if |v| !v.keys().any(|name| is_reserved(name)), "variables of the template's own: neither messages, tools, add_generation_prompt nor special tokens";
+    template_kwargs: BTreeMap<String, Json> = BTreeMap::new();
     /// How prompt and response meet in token space.
     boundary: Boundary = Boundary::Split;
     /// Longest row in tokens; null for no limit.
@@ -460,6 +460,13 @@ impl Loaded {
             return Err(Failure::config(
                 "eval_fraction and eval_dataset_name both say what to evaluate on",
                 "keep one of them",
+            )
+            .into());
+        }
+        if let Some(name) = config.template_kwargs.keys().find(|name| is_reserved(name)) {
+            return Err(Failure::config(
+                format!("template_kwargs.{name} is no variable of the template's own"),
+                "leave it out: messages and tools come from the rows, special tokens from the tokenizer",
             )
             .into());
         }
