@@ -137,3 +137,25 @@ fn conversations_train_and_evaluate() {
         "another chat template",
     );
 }
+
+#[test]
+fn the_date_of_the_day_and_reserved_names_are_told() {
+    let dir = folder();
+    dir.write("model/chat_template.jinja", format!("{{{{ strftime_now('%Y-%m-%d') }}}}{TEMPLATE}"));
+    let args = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"];
+    let ran = dir.suasion(&args).ok();
+    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let today = manifest["policy"]["template_date"].as_str().expect("the day is in the manifest").to_string();
+    assert!(ran.stderr.contains(&format!("template_date={today}")), "{}", ran.stderr);
+    // Pinned to that day it is the same data, and nothing is told.
+    let ran = dir.suasion(&args).set(&[&format!("template_date={today}")]).ok();
+    assert!(!ran.stderr.contains("template_date"), "{}", ran.stderr);
+    let pinned: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    assert_eq!(pinned["fingerprint"], manifest["fingerprint"]);
+    dir.suasion(&args).set(&["template_date=2024-02-29"]).ok();
+    let other: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    assert_ne!(other["fingerprint"], manifest["fingerprint"]);
+
+    let ran = dir.suasion(&args).set(&["template_kwargs.messages=x"]).run();
+    ran.error(2, "E-CONFIG", "template_kwargs");
+}

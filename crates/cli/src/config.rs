@@ -16,6 +16,7 @@ use suasion_data::Section;
 use suasion_data::policy::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
 };
+use suasion_data::template::is_reserved;
 use suasion_train::{Scheduler, Settings, Strategy};
 pub use value::Paths;
 use value::{Value, choices};
@@ -475,6 +476,13 @@ impl Loaded {
             return Err(Failure::config(
                 "eval_fraction and eval_dataset_name both say what to evaluate on",
                 "keep one of them",
+            )
+            .into());
+        }
+        if let Some(name) = config.template_kwargs.keys().find(|name| is_reserved(name)) {
+            return Err(Failure::config(
+                format!("template_kwargs.{name} is no variable of the template's own"),
+                "leave it out: messages and tools come from the rows, special tokens from the tokenizer",
             )
             .into());
         }

@@ -59,7 +59,18 @@ pub fn load(
         },
     );
     meter.clear();
-    Ok(RowSet { name: data.name.clone(), samples, summary: summary?, examples, failures })
+    let summary = summary?;
+    tell_date(ui, policy.template_date.as_deref(), summary.template_date.as_deref());
+    Ok(RowSet { name: data.name.clone(), samples, summary, examples, failures })
+}
+
+/// Says that the chat template wrote the date of the day, where none was pinned.
+pub fn tell_date(ui: &Ui, pinned: Option<&str>, used: Option<&str>) {
+    if let (None, Some(date)) = (pinned, used) {
+        ui.warn(format_args!(
+            "the chat template writes today's date into each conversation; pin it with template_date={date}"
+        ));
+    }
 }
 
 /// The tokenizer of a model folder; `None` where the folder has no tokenizer.json, as tokenised rows need none.

@@ -144,8 +144,17 @@ pub fn m002(s: &Subject<'_>) -> Option<Finding> {
     let ids = &s.sample.input_ids;
     let mut missing = Vec::new();
     if s.given.is_none_or(|g| g.origins.is_some()) {
+        // Text after a stop token is M007's business, and answers that are not learned are nobody's.
+        let mut trails = false;
         for i in 0..s.n() {
             let Origin::Response { turn } = s.sample.origins[i] else { continue };
+            match i.checked_sub(1).map(|before| s.sample.origins[before]) {
+                Some(Origin::Response { turn: before }) if before == turn => {}
+                before => trails = before == Some(Origin::EndOfTurn { turn }),
+            }
+            if trails || !s.learned(i) {
+                continue;
+            }
             match s.sample.origins.get(i + 1) {
                 Some(Origin::Response { turn: next }) if *next == turn => {}
                 Some(Origin::EndOfTurn { .. }) => {}

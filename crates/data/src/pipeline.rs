@@ -13,7 +13,7 @@ use crate::policy::{OnBadRow, Policy, TruncationMode};
 use crate::render::{self, Rendered, Stops};
 use crate::row::Row;
 use crate::source::{RawRow, Source, SourceHash};
-use crate::template::{Chat, ChatTemplate, TemplateOptions};
+use crate::template::{Chat, ChatTemplate, Chats, TemplateOptions};
 use crate::tokens::{Encoded, Straddle, Tokenizer};
 use crate::truncate::{self, Fit, Plan};
 use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
@@ -318,6 +318,8 @@ impl<'a> Pipeline<'a> {
                     summary.merge(&chunk.summary);
                     if rooms.templated.load(Ordering::Relaxed) {
                         summary.template = self.template.map(|template| template.fingerprint().to_string());
+                        let today = rooms.chats.as_ref().and_then(Chats::today);
+                        summary.template_date = today.map(|date| date.to_string());
                     }
                     let bytes = read.load(Ordering::Relaxed);
                     let progress = Progress { rows: summary.rows, bytes, size, tokens: summary.tokens };
@@ -439,7 +441,7 @@ struct Rooms<'a> {
     settings: &'a Pipeline<'a>,
     special: Special,
     stops: Stops,
-    options: TemplateOptions,
+    chats: Option<Chats<'a>>,
     /// True once a row went through the chat template.
     templated: AtomicBool,
 }
@@ -495,7 +497,8 @@ impl<'a> Rooms<'a> {
         }
         let templated = AtomicBool::new(false);
         let options = TemplateOptions::of(settings.policy);
-        Ok(Rooms { settings, special, stops, options, templated })
+        let chats = settings.template.map(|t| Chats::new(t, settings.policy, &stops, &options));
+        Ok(Rooms { settings, special, stops, chats, templated })
     }
 
     /// A chunk of rows, in order.
@@ -580,7 +583,7 @@ impl<'a> Rooms<'a> {
     /// A conversation to text by the model's own chat template, then as any text.
     fn chat(&self, id: RowId, conversation: &Conversation) -> Result<Whole, Halt> {
         self.tokenizer(&id)?;
-        let Some(template) = self.settings.template else {
+        let Some(chats) = &self.chats else {
             return Err(Halt::Run(Error::Source {
                 path: id.file.to_path_buf(),
                 message: format!(
@@ -591,7 +594,6 @@ impl<'a> Rooms<'a> {
             }));
         };
         self.templated.store(true, Ordering::Relaxed);
-        let policy = self.settings.policy;
         let said =
             |m: &serde_json::Map<String, serde_json::Value>| m["role"] == "assistant" || m["role"] == "model";
         if !conversation.messages[conversation.prompt_messages..].iter().any(said) {
@@ -605,8 +607,7 @@ impl<'a> Rooms<'a> {
                 others: Vec::new(),
             }));
         }
-        let Chat { rendered, findings } =
-            template.spans(id, conversation, policy, &self.stops, &self.options)?;
+        let Chat { rendered, findings } = chats.spans(id, conversation)?;
         self.rendered(rendered, findings)
     }
 

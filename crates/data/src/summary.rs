@@ -1,6 +1,7 @@
 //! A run in numbers.
 
 use crate::pipeline::{DropReason, Outcome};
+use crate::policy::Policy;
 use crate::source::SourceHash;
 use crate::{Code, Finding, IGNORE, Level, Origin, Sample};
 use serde::de::{Deserializer, Error as _};
@@ -67,6 +68,16 @@ pub struct Summary {
     pub source: Option<SourceHash>,
     /// The fingerprint of the chat template, where a row went through it.
     pub template: Option<String>,
+    /// The day that the rows were rendered on, `YYYY-MM-DD`, where the template writes the date and the policy pins none.
+    pub template_date: Option<String>,
+}
+
+impl Summary {
+    /// The policy with the day that the rows were rendered on: what their labels depend on.
+    pub fn pinned(&self, policy: &Policy) -> Policy {
+        let template_date = policy.template_date.clone().or_else(|| self.template_date.clone());
+        Policy { template_date, ..policy.clone() }
+    }
 }
 
 /// Section names in the order of reports.

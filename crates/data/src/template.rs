@@ -3,15 +3,18 @@
 //! A template is compiled once and used from many threads. It is untrusted: it has no files, bounded fuel and
 //! bounded output.
 
+mod context;
 mod engine;
 mod python;
+mod shape;
 mod spans;
 
 use crate::chat::Conversation;
 use crate::finding::Finding;
 use crate::policy::Policy;
-use crate::render::Rendered;
-use crate::{Error, Result};
+use crate::render::{Rendered, Stops};
+use crate::{Error, Result, RowId};
+use context::Variables;
 use minijinja::Environment;
 use serde_json::{Map, Value};
 use std::io;
@@ -39,6 +42,17 @@ impl From<minijinja::Error> for TemplateError {
         }
         TemplateError(text)
     }
+}
+
+/// True for the names that are no variables of a template's own: neither the configuration (`template_kwargs`) nor a
+/// row (`chat_template_kwargs`) may set them.
+///
+/// transformers takes messages, tools and the generation prompt as arguments of their own and refuses them twice. It
+/// lets a call override the special tokens; but here the tokenizer says what these are, and a text with others
+/// would have no stop token and no BOS that anybody knows. `documents` may be set, as there.
+pub fn is_reserved(name: &str) -> bool {
+    let ours = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
+    ours.contains(&name) || name.starts_with("__suasion")
 }
 
 /// What a rendering depends on beside the conversation.
@@ -75,6 +89,8 @@ struct Compiled {
     env: Environment<'static>,
     /// True where it marks what the assistant says with `{% generation %}`.
     generation: bool,
+    /// True where it asks for the date.
+    date: bool,
 }
 
 /// A compiled chat template with the texts of its special tokens.
@@ -135,13 +151,14 @@ impl ChatTemplate {
         eos: Option<&str>,
     ) -> Result<ChatTemplate> {
         let one = |source: &str| {
+            let date = source.contains("strftime_now");
             let (source, generation) = engine::rewrite_generation(source);
             let env = engine::environment(source).map_err(|e| Error::Source {
                 path: PathBuf::from(path),
                 message: format!("the chat template does not compile: {}", TemplateError::from(e)),
                 help: "compare it with the template of the model's repository".into(),
             })?;
-            Ok::<_, Error>(Compiled { env, generation })
+            Ok::<_, Error>(Compiled { env, generation, date })
         };
         let mut hash = blake3::Hasher::new();
         for part in [Some(source), tool_use, bos, eos] {
@@ -163,6 +180,11 @@ impl ChatTemplate {
         &self.fingerprint
     }
 
+    /// True where it asks for the day's date: what it renders then depends on it.
+    pub fn writes_date(&self) -> bool {
+        self.main.date || self.tool_use.as_ref().is_some_and(|template| template.date)
+    }
+
     fn compiled(&self, c: &Conversation) -> &Compiled {
         match &self.tool_use {
             Some(tool_use) if c.tools.is_some() => tool_use,
@@ -177,74 +199,124 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         options: &TemplateOptions,
     ) -> Result<String, TemplateError> {
-        self.render_with(c, &normalise(&c.messages), add_generation_prompt, options, None)
+        if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
+            return Err(TemplateError(format!("{name:?} is no variable of the template's own")));
+        }
+        let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
+        self.render_with(&Variables::new(self, options), c, &messages, add_generation_prompt, None)
     }
 
-    /// A rendering of some messages (normalised), `{% generation %}` blocks between the two marks if given.
+    /// A conversation as text with spans, as [`Chats::spans`]. To be used for single conversations: nothing that is
+    /// learned of one serves the next.
+    pub fn spans(
+        &self,
+        id: RowId,
+        c: &Conversation,
+        policy: &Policy,
+        stops: &Stops,
+        options: &TemplateOptions,
+    ) -> Result<Chat> {
+        Chats::new(self, policy, stops, options).spans(id, c)
+    }
+
+    /// A rendering of some messages, `{% generation %}` blocks between the two marks if given.
     fn render_with(
         &self,
+        variables: &Variables,
         c: &Conversation,
-        messages: &[Value],
+        messages: &[minijinja::Value],
         add_generation_prompt: bool,
-        options: &TemplateOptions,
         marks: Option<(char, char)>,
     ) -> Result<String, TemplateError> {
-        let mut context = Map::new();
-        context.insert("messages".into(), messages.into());
-        context.insert("tools".into(), c.tools.clone().map_or(Value::Null, Value::Array));
-        context.insert("documents".into(), Value::Null);
-        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        for (key, token) in [("bos_token", &self.bos), ("eos_token", &self.eos)] {
-            if let Some(token) = token {
-                context.insert(key.into(), token.as_str().into());
-            }
-        }
-        for (key, value) in options.kwargs.iter().chain(&c.kwargs) {
-            context.insert(key.clone(), value.clone());
-        }
-        let date = options.date.unwrap_or_else(|| jiff::Zoned::now().date());
-        context.insert(engine::NOW.into(), date.at(12, 0, 0, 0).to_string().into());
-        if let Some((open, close)) = marks {
-            context.insert(engine::OPEN.into(), open.to_string().into());
-            context.insert(engine::CLOSE.into(), close.to_string().into());
-        }
+        #[cfg(test)]
+        tests::RENDERINGS.with(|n| n.set(n.get() + 1));
+        let context = variables.context(c, messages, add_generation_prompt, marks);
         let template = self.compiled(c).env.get_template(engine::NAME)?;
-        let mut out = Limited(Vec::new());
-        template.render_captured_to(jinja(&Value::Object(context)), &mut out)?;
+        let mut out = Limited(Vec::with_capacity(1024));
+        template.render_captured_to(context, &mut out)?;
         String::from_utf8(out.0).map_err(|e| TemplateError(e.to_string()))
     }
 }
 
-/// A JSON value as the template sees it, with its keys in their order.
-fn jinja(value: &Value) -> minijinja::Value {
-    match value {
-        Value::Null => minijinja::Value::from(()),
-        Value::Bool(x) => (*x).into(),
-        Value::Number(n) => match (n.as_i64(), n.as_u64()) {
-            (Some(x), _) => x.into(),
-            (None, Some(x)) => x.into(),
-            _ => n.as_f64().unwrap_or(f64::NAN).into(),
-        },
-        Value::String(text) => text.as_str().into(),
-        Value::Array(list) => list.iter().map(jinja).collect(),
-        Value::Object(map) => minijinja::Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), jinja(v)))),
-    }
+/// A chat template at work on a whole source: with the policy, the stop texts and the options that hold for all of
+/// its rows, and what their shapes taught about the template. May be used from many threads; what becomes of
+/// a row does not depend on the rows before it.
+#[derive(Debug)]
+pub struct Chats<'a> {
+    template: &'a ChatTemplate,
+    policy: &'a Policy,
+    stops: Stops,
+    variables: Variables,
+    /// Today, where the template writes the date and the options name none.
+    today: Option<jiff::civil::Date>,
+    plans: shape::Plans,
 }
 
-/// Messages as transformers hands them to the template: null keys dropped, the names of the reasoning aliased.
-fn normalise(messages: &[Map<String, Value>]) -> Vec<Value> {
-    let one = |message: &Map<String, Value>| {
-        let mut message: Map<String, Value> =
-            message.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
-        let reasoning = ["reasoning_content", "thinking", "reasoning"].iter().find_map(|k| message.get(*k));
-        if let Some(reasoning) = reasoning.cloned() {
-            for key in ["reasoning_content", "thinking"] {
-                message.entry(key).or_insert_with(|| reasoning.clone());
+impl<'a> Chats<'a> {
+    /// A template at work. Where the options name no date, it is today's, for all rows.
+    pub fn new(
+        template: &'a ChatTemplate,
+        policy: &'a Policy,
+        stops: &Stops,
+        options: &TemplateOptions,
+    ) -> Chats<'a> {
+        let today = (options.date.is_none() && template.writes_date()).then(|| jiff::Zoned::now().date());
+        let options = TemplateOptions { date: options.date.or(today), kwargs: options.kwargs.clone() };
+        let variables = Variables::new(template, &options);
+        Chats { template, policy, stops: stops.clone(), variables, today, plans: shape::Plans::default() }
+    }
+
+    /// The day that the template is told, where it asks and the options name none: it decides what the rows
+    /// become, as if it had been pinned.
+    pub fn today(&self) -> Option<jiff::civil::Date> {
+        self.today
+    }
+
+    /// A conversation as text with spans, by proof.
+    ///
+    /// # Errors
+    /// [`Error::Row`] where the template refuses the conversation, and where there is no proof.
+    pub fn spans(&self, id: RowId, c: &Conversation) -> Result<Chat> {
+        let (messages, text) = self.plain(&id, c)?;
+        match self.plan(c).and_then(|plan| plan.apply(&id, c, &text)) {
+            Some((spans, findings)) => {
+                let rendered = Rendered { id, text, spans, add_special_tokens: false };
+                Ok(Chat { rendered, findings })
             }
+            None => spans::prove(self, id, c, messages, text),
         }
-        Value::Object(message)
-    };
-    messages.iter().map(one).collect()
+    }
+
+    /// As [`Chats::spans`], from this conversation alone, without a look at its shape: slower, and the same wherever
+    /// both have a proof.
+    ///
+    /// # Errors
+    /// As [`Chats::spans`].
+    pub fn prove(&self, id: RowId, c: &Conversation) -> Result<Chat> {
+        let (messages, text) = self.plain(&id, c)?;
+        spans::prove(self, id, c, messages, text)
+    }
+
+    /// The messages as the template sees them, and the rendering.
+    fn plain(&self, id: &RowId, c: &Conversation) -> Result<(Vec<minijinja::Value>, String)> {
+        if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
+            return Err(Error::row(
+                id.clone(),
+                format!("\"chat_template_kwargs\" sets {name:?}, which is no variable of the template's own"),
+                "remove it: messages and tools have columns of their own, the generation prompt is for inference, and \
+                 the special tokens are the tokenizer's",
+            ));
+        }
+        let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
+        let text = self.template.render_with(&self.variables, c, &messages, false, None).map_err(|e| {
+            Error::row(
+                id.clone(),
+                format!("the chat template refuses the conversation: {e}"),
+                "look at the roles, their order and the fields that the template asks for",
+            )
+        })?;
+        Ok((messages, text))
+    }
 }
 
 /// A buffer that refuses to grow beyond [`OUTPUT`].
@@ -263,3 +335,6 @@ impl io::Write for Limited {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,12 @@ fn row(number: u64, prompt_ids: &[u32], response: &[u32], weight: f32) -> Sample
         .collect();
     let weights: Vec<f32> = origins.iter().map(|o| if o.supervised() { 1.0 } else { weight }).collect();
     Sample {
-        id: RowId { file: Arc::from(Path::new("rows.jsonl")), row: number, line: Some(number + 1), in_file: number },
+        id: RowId {
+            file: Arc::from(Path::new("rows.jsonl")),
+            row: number,
+            line: Some(number + 1),
+            in_file: number,
+        },
         labels: input_ids
             .iter()
             .zip(&weights)

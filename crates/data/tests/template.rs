@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::material;
+use common::{golden_stops, material};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use suasion_data::chat::Conversation;
 use suasion_data::policy::Supervise;
 use suasion_data::render::Stops;
@@ -120,7 +120,7 @@ fn a_stop_token_that_belongs_to_the_next_message() {
         {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]));
     let chat = spans_of(glm, &c, &stops(&["<|user|>", "<|observation|>"])).unwrap();
     assert_eq!(learned(&chat), ["b<|user|>", "d"]);
-    assert_eq!(codes(&chat), [Code::M002]);
+    assert_eq!(codes(&chat), [] as [Code; 0]);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn what_cannot_be_proved_is_an_error() {
 }
 
 #[test]
-fn hostile_templates_end_within_a_second() {
+fn hostile_templates_end_with_an_error() {
     for source in [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{% for b in range(99999) %}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
@@ -231,14 +231,38 @@ fn hostile_templates_end_within_a_second() {
         "{{ 'a' * 99999999999 }}",
         "{{ [1] * 99999999 }}",
         "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ range(1000000000000) | list }}",
+        "{% for i in range(1000000000000) %}{% endfor %}",
+        "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(90) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=['aaaaaaaaaaaaaaaa']) %}{% for i in range(90) %}{% set ns.x = [ns.x | join, ns.x | join] %}{% endfor %}",
+        "{% set ns = namespace(x='a\n') %}{% for i in range(90) %}{% set ns.x = ns.x | indent(1000000, true) %}{% endfor %}{{ ns.x }}",
+        "{{ 'a\na' | indent(1000000000000) }}",
+        "{{ 'a'.center(1000000000) }}",
+        "{{ 'a'.ljust(1000000000) }}{{ 'a'.zfill(1000000000) }}",
+        "{{ 'a' | center(1000000000) }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(200) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == ns.x }}{{ [ns.x] | unique | list }}{{ raise_exception('end') }}",
+        "{% macro f(n) %}{% for i in range(9) %}{{ f(n) }}{% endfor %}{% endmacro %}{{ f(1) }}",
+        "{% for i in [[[[[1]]]]] recursive %}{{ loop(i) }}{% endfor %}{% for i in [1] recursive %}{{ loop([i]) }}{% endfor %}",
+        "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('ab') }}",
+        "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}",
+        "{{ ('a,' * 1000000).split(',') | map('replace', '', 'b' * 1000000) | join }}",
+        "{{ 9 ** 9 ** 9 ** 9 }}",
         "{% include '/etc/passwd' %}",
+        "{% include 'chat_template' %}",
+        "{% import '/etc/passwd' as x %}",
+        "{% extends '/etc/passwd' %}",
         "{{ messages.append(1) }}",
     ] {
         let template = ChatTemplate::new(source, None, None).unwrap();
+        // Its limits count work, not time: one that fails to stop it hangs this test.
         let start = Instant::now();
         let error = template.render(&Conversation::default(), false, &options());
+        println!("{:?} {source}", start.elapsed());
         assert!(error.is_err(), "{source}");
-        assert!(start.elapsed() < Duration::from_secs(1), "{source}: {:?}", start.elapsed());
     }
 }
 
@@ -294,27 +318,6 @@ fn golden_conversation(value: &Value) -> (Conversation, bool) {
     c.tools = value["tools"].as_array().cloned();
     c.kwargs = value["kwargs"].as_object().cloned().unwrap_or_default();
     (c, value["add_generation_prompt"] == true)
-}
-
-/// What ends a turn, as the models' own `generation_config.json` say it.
-fn golden_stops(name: &str, eos: &str) -> Stops {
-    let more: &[&str] = match name {
-        n if n.contains("gemma") => &["<end_of_turn>"],
-        n if n.contains("phi") => &["<|end|>"],
-        n if n.contains("glm") || n.contains("GLM") => &["<|user|>", "<|observation|>"],
-        n if n.contains("gptoss") => &["<|return|>", "<|call|>", "<|end|>"],
-        n if n.contains("GigaChat") => &["<|message_sep|>"],
-        n if n.contains("Seed") => &["<seed:eos>"],
-        n if n.contains("granite") => &["<|end_of_text|>"],
-        n if n.contains("idefics") => &["<end_of_utterance>"],
-        n if n.contains("Kimi") || n.contains("Bielik") || n.contains("Hermes") => &["<|im_end|>"],
-        n if n.contains("metharme") => &["<|user|>", "<|model|>"],
-        n if n.contains("lama3") => &["<|eom_id|>", "<|eot_id|>"],
-        _ => &[],
-    };
-    let mut all = vec![eos];
-    all.extend(more);
-    stops(&all)
 }
 
 #[test]
@@ -446,6 +449,9 @@ fn spans_are_proved_without_generation_blocks() {
                     stops.all.iter().find_map(|s| run.strip_suffix(s.as_str())).unwrap_or(run).trim_end();
                 if calls {
                     run.contains(core)
+                } else if core.is_empty() {
+                    // Some templates render nothing of an empty answer, not even its end.
+                    body.is_empty()
                 } else {
                     body.ends_with(core) || run.trim_end().ends_with(core)
                 }

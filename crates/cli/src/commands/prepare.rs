@@ -68,6 +68,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let manifest = prepared::prepare(&job, |start| tell_start(ui, start), |progress| meter.show(progress));
     meter.clear();
     let manifest = manifest?;
+    loading::tell_date(ui, policy.template_date.as_deref(), manifest.policy.template_date.as_deref());
 
     if ui.json {
         ui.print_json(&manifest)?;

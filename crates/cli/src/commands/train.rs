@@ -11,7 +11,7 @@ use crate::ui::{self, Ui};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::pack::{Fill, Packer};
-use suasion_data::prepared::{self, Counts, Manifest};
+use suasion_data::prepared::{self, Counts};
 use suasion_data::summary::Summary;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
@@ -227,12 +227,19 @@ impl Job {
         );
         say(
             "data",
-            format!("{}: {}", self.train_rows.name.display(), loading::rows_line(&Counts::of(&self.train_rows.summary))),
+            format!(
+                "{}: {}",
+                self.train_rows.name.display(),
+                loading::rows_line(&Counts::of(&self.train_rows.summary))
+            ),
         );
         loading::tell_findings(ui, &self.train_rows, INDENT);
         match &self.eval_rows {
             Some(rows) => {
-                say("evaluation", format!("{}: {}", rows.name.display(), loading::rows_line(&Counts::of(&rows.summary))));
+                say(
+                    "evaluation",
+                    format!("{}: {}", rows.name.display(), loading::rows_line(&Counts::of(&rows.summary))),
+                );
                 loading::tell_findings(ui, rows, INDENT);
             }
             None if !self.eval.is_empty() => say(
@@ -500,7 +507,7 @@ fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) ->
     let source = rows.summary.source.as_ref().map_or("", |source| source.blake3.as_str());
     let template = rows.summary.template.as_deref();
     let tokenizer = tokenizer.map(Tokenizer::fingerprint);
-    let labels = prepared::fingerprint(source, tokenizer, template, &config.policy());
+    let labels = prepared::fingerprint(source, tokenizer, template, &rows.summary.pinned(&config.policy()));
     match config.eval_fraction {
         0.0 => labels,
         fraction => format!("{labels}, {fraction} held out by seed {}", config.seed),

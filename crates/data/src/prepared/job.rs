@@ -125,8 +125,9 @@ pub fn prepare(
     let mut summary = done;
     summary.merge(&run);
     summary.template = run.template.clone().or(summary.template);
+    summary.template_date = run.template_date.clone().or(summary.template_date);
     let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
-    let manifest = Manifest::new(&summary, &inputs, run.source.clone().ok_or_else(unread)?);
+    let manifest = Manifest::new(&summary, &inputs, pipeline.policy, run.source.clone().ok_or_else(unread)?);
     // Data of another form under the same name is somebody's still.
     let mut former = former.map(|former| former.paths(output)).unwrap_or_default();
     former.retain(|path| form != Form::Folder && ending(path) == ending(output));

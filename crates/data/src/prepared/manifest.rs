@@ -7,6 +7,7 @@ use crate::pack::Fill;
 use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
 use crate::policy::{Objective, Policy};
 use crate::source::{Source, SourceHash};
+use crate::template::ChatTemplate;
 use crate::{Error, MASKING_VERSION, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -74,11 +75,14 @@ pub(super) struct Inputs {
 impl Inputs {
     /// What a pipeline makes of rows.
     pub fn of(pipeline: &Pipeline<'_>, form: Form, layout: Layout) -> Inputs {
+        let dated = pipeline.template.is_some_and(ChatTemplate::writes_date);
+        let today = dated.then(|| jiff::Zoned::now().date().to_string());
+        let template_date = pipeline.policy.template_date.clone().or(today);
         Inputs {
             masking_version: MASKING_VERSION,
             tokenizer: pipeline.tokenizer.map(|t| t.fingerprint().to_string()),
             template: pipeline.template.map(|t| t.fingerprint().to_string()),
-            policy: pipeline.policy.clone(),
+            policy: Policy { template_date, ..pipeline.policy.clone() },
             vocab_size: pipeline.vocab_size,
             form,
             layout,
@@ -120,7 +124,12 @@ impl Inputs {
                 .flatten()
                 .collect()
         };
-        let (now, then) = (keys(self), keys(before));
+        let (mut now, then) = (keys(self), keys(before));
+        if before.template.is_none() {
+            // A day that no row was rendered on decides nothing either.
+            now.remove("template_date");
+            now.extend(then.get_key_value("template_date").map(|(k, v)| (k.clone(), v.clone())));
+        }
         let names: BTreeSet<&String> = now.keys().chain(then.keys()).collect();
         let show = |value: Option<&Value>| value.map_or("not set".into(), Value::to_string);
         for name in names.into_iter().filter(|name| now.get(*name) != then.get(*name)) {
@@ -178,8 +187,9 @@ impl Counts {
 
 impl Manifest {
     /// The manifest of a run over a source that was read to its end.
-    pub(super) fn new(summary: &Summary, inputs: &Inputs, source: SourceHash) -> Manifest {
-        let Inputs { tokenizer, policy, vocab_size, layout, .. } = inputs.clone();
+    pub(super) fn new(summary: &Summary, inputs: &Inputs, policy: &Policy, source: SourceHash) -> Manifest {
+        let Inputs { tokenizer, vocab_size, layout, .. } = inputs.clone();
+        let policy = summary.pinned(policy);
         let template = summary.template.clone();
         let fingerprint = fingerprint(&source.blake3, tokenizer.as_deref(), template.as_deref(), &policy);
         Manifest {
@@ -214,8 +224,7 @@ impl Manifest {
             return Ok(found);
         };
         let file = format!("{parent}/{file}");
-        Ok(Manifest::read(&manifest_path(folder))?
-            .filter(|m| m.files.iter().any(|known| known.name == file)))
+        Ok(Manifest::read(&manifest_path(folder))?.filter(|m| m.files.iter().any(|known| known.name == file)))
     }
 
     /// The manifest of prepared files that are all of one preparation, in its order; `None` where they are not.

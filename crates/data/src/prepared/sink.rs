@@ -66,7 +66,11 @@ pub(super) fn encode(plan: &Plan<'_>, outcome: &Outcome) -> Vec<u8> {
 }
 
 /// The record of a row by itself, or of a pack.
-pub(super) fn with_record<T>(sample: &Sample, text: Option<&str>, use_it: impl FnOnce(&Record<'_>) -> T) -> T {
+pub(super) fn with_record<T>(
+    sample: &Sample,
+    text: Option<&str>,
+    use_it: impl FnOnce(&Record<'_>) -> T,
+) -> T {
     match &sample.pack {
         Some(pack) => use_it(&pack.columns().record(sample)),
         None => use_it(&Record::of(sample, text)),

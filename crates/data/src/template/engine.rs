@@ -166,7 +166,16 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
                 };
                 return Ok(parts.map(Value::from).to_vec().into());
             }
-            // Its arguments are charged by nobody else: a template must not build a bomb out of it.
+            // What these two build is charged by nobody else: a template must not make a bomb out of them.
+            "format" => {
+                let widths = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+                let widths = widths.map(|digits| digits.parse::<usize>().unwrap_or(usize::MAX));
+                let grown = widths.fold(0, usize::saturating_add);
+                if grown > STRING {
+                    return Err(bad("format: the result is too long"));
+                }
+                state.consume_fuel((grown / 64) as u64)?;
+            }
             "replace" if args.len() >= 2 => {
                 if let (Some(old), Some(new)) = (one(0), one(1)) {
                     let times = if old.is_empty() { text.len() + 1 } else { text.matches(old).count() };

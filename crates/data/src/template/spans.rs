@@ -1,11 +1,12 @@
 //! Where the responses are, by proof: `{% generation %}` blocks, else marks around the fields, else prefixes.
 
-use super::{Chat, ChatTemplate, TemplateError, TemplateOptions, normalise, python};
+use super::context::{self, REASONING};
+use super::{Chat, Chats, TemplateError, python};
 use crate::chat::Conversation;
 use crate::policy::{Policy, Supervise};
 use crate::render::{Rendered, Span, Stops};
 use crate::{Code, Error, Finding, Origin, Result, RowId, Section};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::ops::Range;
 
 /// The help of a row whose spans cannot be proved.
@@ -15,6 +16,9 @@ const HELP: &str = "mark what the assistant says with {% generation %} .. {% end
 /// Two private-use planes of 65,534 characters; marks come from one that the conversation does not use.
 const PLANES: [u32; 2] = [0xF_0000, 0x10_0000];
 const PLANE: u32 = 0xFFFD;
+
+/// White space of which some stands for that of the fields; the first that the conversation does not use.
+const SPACES: [char; 6] = ['\u{2003}', '\u{2002}', '\u{2001}', '\u{2004}', '\u{2005}', '\u{3000}'];
 
 /// Which fields get marks. A template that looks at a field's first or last characters may survive fewer.
 #[derive(Clone, Copy, PartialEq)]
@@ -34,21 +38,41 @@ const ATTEMPTS: [Fields; 4] = [
 /// One marked string.
 struct Field {
     message: usize,
-    text: String,
+    /// The white space before and after its words.
+    head: String,
+    tail: String,
     /// Part of a tool call.
     tool: bool,
 }
 
-/// Where marks fell: (offset in the stripped text, field, whether it closes).
-type Falls = Vec<(usize, usize, bool)>;
+/// Where a mark fell.
+#[derive(Clone, Copy)]
+struct Fall {
+    /// The byte of the plain rendering: where the field's words start or end.
+    at: usize,
+    /// The same with the white space around the words, where the template renders it.
+    outer: usize,
+    field: usize,
+    /// True for the mark after the words.
+    close: bool,
+}
 
 /// A proven set of marks.
 struct Marks {
     fields: Vec<Field>,
-    falls: Falls,
+    falls: Vec<Fall>,
     which: Fields,
+    /// What stands for the fields' white space, where it is told apart from the template's.
+    space: Option<char>,
     /// The messages with their marks.
-    messages: Vec<Value>,
+    messages: Vec<minijinja::Value>,
+}
+
+impl Marks {
+    /// The falls of message `i`'s fields, in order of place.
+    fn of(&self, i: usize) -> impl Iterator<Item = &Fall> {
+        self.falls.iter().filter(move |f| self.fields[f.field].message == i)
+    }
 }
 
 /// One response, as found.
@@ -63,7 +87,7 @@ fn mark(plane: u32, n: usize) -> Option<char> {
     u32::try_from(n).ok().filter(|n| *n < PLANE).and_then(|n| char::from_u32(plane + n))
 }
 
-/// A text without its marks, and where they fell.
+/// A text without its marks, and where they fell: (byte, number of the mark).
 fn strip(text: &str, plane: u32) -> (String, Vec<(usize, usize)>) {
     let mut out = String::with_capacity(text.len());
     let mut falls = Vec::new();
@@ -71,6 +95,59 @@ fn strip(text: &str, plane: u32) -> (String, Vec<(usize, usize)>) {
         match (c as u32).checked_sub(plane) {
             Some(n) if n < PLANE => falls.push((out.len(), n as usize)),
             _ => out.push(c),
+        }
+    }
+    (out, falls)
+}
+
+/// A text without the marks of fields, with their own white space in its place, and where the marks fell.
+fn strip_fields(text: &str, plane: u32, fields: &[Field], space: Option<char>) -> (String, Vec<Fall>) {
+    let mut out = String::with_capacity(text.len());
+    let mut falls = Vec::new();
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        let n = match (c as u32).checked_sub(plane) {
+            Some(n) if n < PLANE => n as usize,
+            _ => {
+                out.push(c);
+                continue;
+            }
+        };
+        let Some(field) = fields.get(n / 2) else { continue };
+        let close = n % 2 == 1;
+        let at = out.len();
+        let (at, outer) = match space {
+            Some(space) if close => {
+                let mut after = rest.clone();
+                if !field.tail.is_empty() && after.next() == Some(space) {
+                    rest = after;
+                    out.push_str(&field.tail);
+                }
+                (at, out.len())
+            }
+            Some(space) => {
+                let before = at - if out.ends_with(space) { space.len_utf8() } else { 0 };
+                if before < at && !field.head.is_empty() {
+                    out.truncate(before);
+                    out.push_str(&field.head);
+                    (out.len(), before)
+                } else {
+                    (at, at)
+                }
+            }
+            None => (at, at),
+        };
+        falls.push(Fall { at, outer, field: n / 2, close });
+    }
+    if space.is_none() {
+        // The fields' white space cannot be told from the template's own; where it may be there, it is.
+        for fall in &mut falls {
+            let field = &fields[fall.field];
+            if fall.close && out[fall.at..].starts_with(&field.tail) {
+                fall.outer += field.tail.len();
+            } else if !fall.close && out[..fall.at].ends_with(&field.head) {
+                fall.outer -= field.head.len();
+            }
         }
     }
     (out, falls)
@@ -95,55 +172,132 @@ fn is_assistant(message: &Value) -> bool {
     matches!(role(message), "assistant" | "model")
 }
 
-impl ChatTemplate {
-    /// A conversation as text with spans, by proof; a row error where there is none.
-    pub fn spans(
-        &self,
-        id: RowId,
-        c: &Conversation,
-        policy: &Policy,
-        stops: &Stops,
-        options: &TemplateOptions,
-    ) -> Result<Chat> {
-        let messages = normalise(&c.messages);
-        let failed = |e: TemplateError| {
-            Error::row(
-                id.clone(),
-                format!("the chat template refuses the conversation: {e}"),
-                "look at the roles, their order and the fields that the template asks for",
-            )
-        };
-        let text = self.render_with(c, &messages, false, options, None).map_err(failed)?;
-        let Some(plane) = PLANES.into_iter().find(|plane| {
-            let used = |ch: char| (*plane..plane + PLANE).contains(&(ch as u32));
-            let all = serde_json::to_string(&messages).unwrap_or_default();
-            !text.contains(used) && !all.contains(used)
-        }) else {
-            let message = "the conversation uses characters of both supplementary private-use planes";
-            return Err(Error::row(id, message, "remove them"));
-        };
-        let mut work =
-            Work { template: self, c, policy, messages, options, text, plane, id, findings: Vec::new() };
-        let marks = work.marks();
-        let turns = if self.compiled(c).generation {
-            work.generation(marks.as_ref(), stops)?
-        } else {
-            work.turns(marks.as_ref(), stops)?
-        };
-        work.tile(turns, marks.as_ref())
-    }
+/// Messages as transformers hands them to the template, for what is looked up in them here.
+fn normalise(messages: &[Map<String, Value>]) -> Vec<Value> {
+    let one = |message: &Map<String, Value>| {
+        let mut message: Map<String, Value> =
+            message.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let reasoning = REASONING.iter().find_map(|k| message.get(*k));
+        if let Some(reasoning) = reasoning.cloned() {
+            for key in &REASONING[..2] {
+                message.entry(*key).or_insert_with(|| reasoning.clone());
+            }
+        }
+        Value::Object(message)
+    };
+    messages.iter().map(one).collect()
+}
+
+/// The spans of a conversation, by proof, from its messages as the template sees them and their rendering.
+///
+/// # Errors
+/// [`Error::Row`] where there is no proof.
+pub(super) fn prove(
+    chats: &Chats<'_>,
+    id: RowId,
+    c: &Conversation,
+    plain: Vec<minijinja::Value>,
+    text: String,
+) -> Result<Chat> {
+    let messages = normalise(&c.messages);
+    let all = serde_json::to_string(&messages).unwrap_or_default();
+    let Some(plane) = PLANES.into_iter().find(|plane| {
+        let used = |ch: char| (*plane..plane + PLANE).contains(&(ch as u32));
+        !text.contains(used) && !all.contains(used)
+    }) else {
+        let message = "the conversation uses characters of both supplementary private-use planes";
+        return Err(Error::row(id, message, "remove them"));
+    };
+    let space = SPACES.into_iter().find(|space| !text.contains(*space) && !all.contains(*space));
+    let policy = chats.policy;
+    let mut work = Work { chats, c, policy, messages, plain, text, plane, space, id, findings: Vec::new() };
+    let marks = work.marks();
+    let turns = if chats.template.compiled(c).generation {
+        work.generation(marks.as_ref(), &chats.stops)?
+    } else {
+        work.turns(marks.as_ref(), &chats.stops)?
+    };
+    work.tile(turns, marks.as_ref())
 }
 
 struct Work<'a> {
-    template: &'a ChatTemplate,
+    chats: &'a Chats<'a>,
     c: &'a Conversation,
     policy: &'a Policy,
     messages: Vec<Value>,
-    options: &'a TemplateOptions,
+    /// The messages as the template sees them.
+    plain: Vec<minijinja::Value>,
     text: String,
     plane: u32,
+    space: Option<char>,
     id: RowId,
     findings: Vec<Finding>,
+}
+
+/// Where an answer's first mark fell.
+#[derive(Clone, Copy)]
+struct Own {
+    at: usize,
+    outer: usize,
+    /// True where it opens what the assistant says, and no tool call.
+    content: bool,
+}
+
+/// How the strings of one message are marked.
+struct Wrap {
+    plane: u32,
+    /// What stands for their white space; without it that stays as it is.
+    space: Option<char>,
+    message: usize,
+    /// True where they get an opening mark, too.
+    open: bool,
+}
+
+impl Wrap {
+    /// Marks around the words of each string in a value. They stand inside its white space, so that a template which
+    /// trims meets what it met before; a blank string gets none, since a mark would make it true.
+    fn wrap(&self, value: &mut Value, tool: bool, fields: &mut Vec<Field>) {
+        match value {
+            Value::String(text) => {
+                let n = fields.len();
+                let (Some(open), Some(close)) = (mark(self.plane, 2 * n), mark(self.plane, 2 * n + 1)) else {
+                    return;
+                };
+                let core = python::strip(text, None, true, true);
+                if core.is_empty() {
+                    return;
+                }
+                let start = text.len() - python::strip(text, None, true, false).len();
+                let (mut head, tail) = (text[..start].to_string(), text[start + core.len()..].to_string());
+                let mut new = String::with_capacity(text.len() + 12);
+                let white = |new: &mut String, given: &str| match self.space {
+                    Some(space) if !given.is_empty() => new.push(space),
+                    _ => new.push_str(given),
+                };
+                if self.open {
+                    white(&mut new, &head);
+                    new.push(open);
+                } else {
+                    new.push_str(&std::mem::take(&mut head));
+                }
+                new.push_str(core);
+                new.push(close);
+                white(&mut new, &tail);
+                *text = new;
+                fields.push(Field { message: self.message, head, tail, tool });
+            }
+            Value::Array(list) => list.iter_mut().for_each(|v| self.wrap(v, tool, fields)),
+            Value::Object(map) => {
+                for (key, value) in map.iter_mut() {
+                    // A part's type and a call's id are no text: templates compare them.
+                    if !matches!(key.as_str(), "type" | "id" | "role") {
+                        self.wrap(value, tool, fields);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Work<'_> {
@@ -158,106 +312,79 @@ impl Work<'_> {
         }
     }
 
+    fn render(&self, messages: &[minijinja::Value], generation: bool) -> Result<String, TemplateError> {
+        self.chats.template.render_with(&self.chats.variables, self.c, messages, generation, None)
+    }
+
     fn prefix(&self, n: usize, generation: bool) -> Result<String, TemplateError> {
-        self.template.render_with(self.c, &self.messages[..n], generation, self.options, None)
+        self.render(&self.plain[..n], generation)
     }
 
     /// The most marks with which the stripped rendering is byte-equal to the plain one.
     fn marks(&self) -> Option<Marks> {
         ATTEMPTS.into_iter().find_map(|which| {
-            let mut messages = self.messages.clone();
-            let mut fields = Vec::new();
-            for (i, message) in messages.iter_mut().enumerate() {
-                let assistant = is_assistant(message);
-                let Some(message) = message.as_object_mut() else { continue };
-                if !assistant && !which.prompts {
-                    continue;
+            let padded = self.space.and_then(|space| self.attempt(which, Some(space)));
+            match padded {
+                Some(Ok(marks)) => Some(marks),
+                // Without white space around any field, the other way is the same.
+                Some(Err(false)) => None,
+                Some(Err(true)) | None => self.attempt(which, None)?.ok(),
+            }
+        })
+    }
+
+    /// One set of marks. None where there is nothing to mark; an error where the template does not keep it, with
+    /// whether there was white space at stake.
+    fn attempt(&self, which: Fields, space: Option<char>) -> Option<Result<Marks, bool>> {
+        let mut messages = self.messages.clone();
+        let mut fields = Vec::new();
+        for (i, message) in messages.iter_mut().enumerate() {
+            let assistant = is_assistant(message);
+            let Some(message) = message.as_object_mut() else { continue };
+            if !assistant && !which.prompts {
+                continue;
+            }
+            let wrap = Wrap { plane: self.plane, space, message: i, open: which.open };
+            for key in ["content", "reasoning_content", "thinking", "reasoning"] {
+                if let Some(value) = message.get_mut(key) {
+                    wrap.wrap(value, false, &mut fields);
                 }
-                for key in ["content", "reasoning_content", "thinking", "reasoning"] {
-                    if let Some(value) = message.get_mut(key) {
-                        self.wrap(value, i, false, which.open, &mut fields);
-                    }
-                }
-                if which.tools && assistant {
-                    for call in
-                        message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
-                    {
-                        let function = match call.get("function") {
-                            Some(_) => &mut call["function"],
-                            None => call,
-                        };
-                        for key in ["name", "arguments"] {
-                            if let Some(value) = function.get_mut(key) {
-                                self.wrap(value, i, true, which.open, &mut fields);
-                            }
+            }
+            if which.tools && assistant {
+                for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
+                {
+                    let function = match call.get("function") {
+                        Some(_) => &mut call["function"],
+                        None => call,
+                    };
+                    for key in ["name", "arguments"] {
+                        if let Some(value) = function.get_mut(key) {
+                            wrap.wrap(value, true, &mut fields);
                         }
                     }
                 }
             }
-            if fields.is_empty() {
-                return None;
-            }
-            let marked = self.template.render_with(self.c, &messages, false, self.options, None).ok()?;
-            let (stripped, falls) = strip(&marked, self.plane);
-            let falls: Falls = falls.into_iter().map(|(at, n)| (at, n / 2, n % 2 == 1)).collect();
-            // A field whose end comes first is no longer the field (reversed, or taken apart).
-            let mut closed = std::collections::HashSet::new();
-            let mut opened = std::collections::HashSet::new();
-            for &(_, field, close) in &falls {
-                if close {
-                    closed.insert(field);
-                } else if opened.insert(field) && closed.contains(&field) {
-                    return None;
-                }
-            }
-            (stripped == self.text).then_some(Marks { fields, falls, which, messages })
-        })
-    }
-
-    /// Marks around each string in a value. They stand inside its white space, so that a template which trims
-    /// meets what it met before; a blank string gets none, since a mark would make it true.
-    fn wrap(&self, value: &mut Value, message: usize, tool: bool, opens: bool, fields: &mut Vec<Field>) {
-        match value {
-            Value::String(text) => {
-                let core = python::strip(text, None, true, true);
-                let n = fields.len();
-                let (Some(open), Some(close)) = (mark(self.plane, 2 * n), mark(self.plane, 2 * n + 1)) else {
-                    return;
-                };
-                if core.is_empty() {
-                    return;
-                }
-                let start = text.len() - python::strip(text, None, true, false).len();
-                let end = start + core.len();
-                let before = if opens { open.to_string() } else { String::new() };
-                let new = format!("{}{before}{core}{close}{}", &text[..start], &text[end..]);
-                fields.push(Field { message, tool, text: std::mem::replace(text, new) });
-            }
-            Value::Array(list) => list.iter_mut().for_each(|v| self.wrap(v, message, tool, opens, fields)),
-            Value::Object(map) => {
-                for (key, value) in map.iter_mut() {
-                    // A part's type and a call's id are no text: templates compare them.
-                    if !matches!(key.as_str(), "type" | "id" | "role") {
-                        self.wrap(value, message, tool, opens, fields);
-                    }
-                }
-            }
-            _ => {}
         }
-    }
-
-    /// A field's open mark moved over its leading, or its close mark over its trailing, white space, where the
-    /// text has the same white space there.
-    fn outer(&self, field: &Field, at: usize, close: bool) -> usize {
-        let core = python::strip(&field.text, None, true, true);
-        let start = field.text.len() - python::strip(&field.text, None, true, false).len();
-        if close {
-            let tail = &field.text[start + core.len()..];
-            if self.text[at..].starts_with(tail) { at + tail.len() } else { at }
-        } else {
-            let head = &field.text[..start];
-            if self.text[..at].ends_with(head) { at - head.len() } else { at }
+        if fields.is_empty() {
+            return None;
         }
+        let spaced = fields.iter().any(|f| !f.head.is_empty() || !f.tail.is_empty());
+        let messages: Vec<minijinja::Value> =
+            messages.iter().filter_map(Value::as_object).map(context::message).collect();
+        let Ok(marked) = self.render(&messages, false) else { return Some(Err(spaced)) };
+        let (stripped, falls) = strip_fields(&marked, self.plane, &fields, space);
+        // A field whose end comes first is no longer the field (reversed, or taken apart).
+        let mut closed = std::collections::HashSet::new();
+        let mut opened = std::collections::HashSet::new();
+        for fall in &falls {
+            if fall.close {
+                closed.insert(fall.field);
+            } else if opened.insert(fall.field) && closed.contains(&fall.field) {
+                return Some(Err(spaced));
+            }
+        }
+        let same = stripped == self.text;
+        Some(same.then_some(Marks { fields, falls, which, space, messages }).ok_or(spaced))
     }
 
     /// True where a message has something to say.
@@ -287,44 +414,62 @@ impl Work<'_> {
     /// What the generation prompt adds after message `i - 1`'s last mark, found at the same mark in the whole.
     fn local_start(&self, i: usize, marks: Option<&Marks>, cursor: usize) -> Option<usize> {
         let marks = marks?;
-        let last = |falls: &[(usize, usize, bool)]| {
-            let own = falls.iter().filter(|f| f.2 && i > 0 && marks.fields[f.1].message == i - 1);
-            own.map(|f| f.0).max()
-        };
-        let asked = last(&marks.falls).filter(|at| *at == cursor)?;
-        let marked =
-            self.template.render_with(self.c, &marks.messages[..i], true, self.options, None).ok()?;
-        let (text, falls) = strip(&marked, self.plane);
-        let falls: Falls = falls.into_iter().map(|(at, n)| (at, n / 2, n % 2 == 1)).collect();
-        let tail = &text[last(&falls)?..];
+        let before = i.checked_sub(1)?;
+        let asked = marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
+        let marked = self.render(&marks.messages[..i], true).ok()?;
+        let (text, falls) = strip_fields(&marked, self.plane, &marks.fields, marks.space);
+        let own = falls.iter().filter(|f| f.close && marks.fields[f.field].message == before);
+        let tail = &text[own.map(|f| f.outer).max()?..];
         self.text[asked..].starts_with(tail).then_some(asked + tail.len())
     }
 
-    /// Where the answer of message `i` starts: after its generation prompt. `own`: its first mark, and whether
-    /// that opens its content.
+    /// Where any answer would start in the place of message `i`: the conversation with other words there is the same
+    /// up to these words.
+    fn other_start(&self, i: usize) -> Option<usize> {
+        let words = mark(self.plane, 0)?;
+        let mut message = Map::new();
+        message.insert("role".into(), self.messages[i]["role"].clone());
+        message.insert("content".into(), words.to_string().into());
+        let mut messages = self.plain.clone();
+        messages[i] = context::message(&message);
+        // What follows may have to follow a tool call.
+        let rendered = self.render(&messages, false).or_else(|_| self.render(&messages[..=i], false)).ok()?;
+        let at = rendered.find(words)?;
+        self.text.starts_with(&rendered[..at]).then_some(at)
+    }
+
+    /// Where the answer of message `i` starts: after its generation prompt. `own`: its first mark. None where there is
+    /// nothing to learn.
+    ///
+    /// Each way is a proof: the bytes up to the start are those that the model is given (from the start of the text, or
+    /// from the last mark before it), or those before any other answer, or the mark before the answer's own words.
     fn start(
         &self,
         i: usize,
         cursor: usize,
-        own: Option<(usize, bool)>,
+        own: Option<Own>,
         only_close: bool,
         marks: Option<&Marks>,
         stops: &Stops,
     ) -> Result<Option<usize>> {
-        let upper = own.map_or(self.text.len(), |own| own.0);
+        let upper = own.map_or(self.text.len(), |own| own.at);
+        let inside = |at: &usize| (cursor..=upper).contains(at);
         let with = self.prefix(i, true).unwrap_or_default();
-        let without = self.prefix(i, false).unwrap_or_default();
         let whole = (!with.is_empty() && self.text.starts_with(&with)).then_some(with.len());
-        let found = whole.or_else(|| self.local_start(i, marks, cursor));
-        if let Some(at) = found.filter(|at| (cursor..=upper).contains(at)) {
-            if with != without {
+        if let Some(at) = whole.or_else(|| self.local_start(i, marks, cursor)).filter(inside) {
+            if own.is_some_and(|own| own.content && !only_close && at == own.outer) {
+                return Ok(Some(at));
+            }
+            if with != self.prefix(i, false).unwrap_or_default() {
                 return Ok(Some(at));
             }
             // A template without a generation prompt: what stands before the content may be a header.
             match own {
-                Some((own, true)) if !self.text[at..own].trim().is_empty() => return Ok(Some(own)),
+                Some(own) if own.content && !self.text[at..own.outer.max(at)].trim().is_empty() => {
+                    return Ok(Some(own.outer));
+                }
                 // Only where the content ends is known: a header before it cannot be told from it.
-                Some((own, false)) if only_close && !self.text[at..own].trim().is_empty() => {
+                Some(own) if only_close && !self.text[at..own.at].trim().is_empty() => {
                     return Err(
                         self.error(format!("message {i}: the template changes where its content starts"))
                     );
@@ -338,27 +483,18 @@ impl Work<'_> {
                 }
             }
         }
-        // A prompt that opens a thought which the history does not have: what they share, up to a whole marker.
-        if self.text.starts_with(&without) && with.starts_with(&without) && without.len() >= cursor {
-            let base = without.len();
-            let shared = with.bytes().zip(self.text.bytes()).take_while(|(a, b)| a == b).count().min(upper);
-            let shared = self.text.floor_char_boundary(shared);
-            if shared > base
-                && shared < with.len()
-                && let Some(at) = self.text[base..shared].rfind(['>', '\n'])
-            {
-                return Ok(Some(base + at + 1));
+        match own {
+            // What the prompt says beyond the header (a thought that it opens) is not in the history.
+            Some(own) if own.content && !only_close => return Ok(Some(own.outer)),
+            None if Self::speaks(&self.messages[i]) => {}
+            _ => {
+                if let Some(at) = self.other_start(i).filter(inside) {
+                    return Ok(Some(at));
+                }
+                if own.is_none() {
+                    return Ok(None);
+                }
             }
-        }
-        // The same prompt between what is proved to be content and the answer: nobody else's text is there.
-        if let (Some((own, _)), Some(prompt)) = (own, with.strip_prefix(&without).filter(|p| !p.is_empty()))
-            && own >= cursor
-            && let Some(at) = self.text[cursor..own].rfind(prompt)
-        {
-            return Ok(Some(cursor + at + prompt.len()));
-        }
-        if own.is_some() || !Self::speaks(&self.messages[i]) {
-            return Ok(own.map(|own| own.0));
         }
         let message = format!(
             "message {i}: its place cannot be proved. The template changes it, and the rendering of what precedes it \
@@ -376,8 +512,7 @@ impl Work<'_> {
             if !is_assistant(&self.messages[i]) {
                 // The next answer stands behind what was asked.
                 if let Some(m) = marks {
-                    let falls = m.falls.iter().filter(|f| m.fields[f.1].message == i && f.2);
-                    let last = falls.map(|f| f.0).filter(|at| *at >= cursor).max();
+                    let last = m.of(i).filter(|f| f.close).map(|f| f.outer).filter(|at| *at >= cursor).max();
                     // A system message may be rendered later than its place (Mistral), so only others count.
                     if role(&self.messages[i]) != "system" {
                         cursor = cursor.max(last.unwrap_or(0));
@@ -385,37 +520,30 @@ impl Work<'_> {
                 }
                 continue;
             }
-            let mut own: Vec<_> = marks.map_or(Vec::new(), |m| {
-                m.falls.iter().filter(|f| m.fields[f.1].message == i && f.0 >= cursor).copied().collect()
-            });
+            let mut own: Vec<Fall> =
+                marks.map_or(Vec::new(), |m| m.of(i).filter(|f| f.at >= cursor).copied().collect());
             // A field that is rendered again later (a call's name with its result) is the answer's only once.
             let mut seen = std::collections::HashSet::new();
-            own.retain(|f| seen.insert((f.1, f.2)));
-            let field = |n: usize| marks.map(|m| &m.fields[n]);
-            let first = own.first().map(|&(at, n, close)| match (close, field(n)) {
-                (false, Some(field)) => self.outer(field, at, false).max(cursor),
-                // Only its end was proved: its start is sought before that.
-                _ => at,
-            });
-            let only_close = own.first().is_some_and(|f| f.2);
+            own.retain(|f| seen.insert((f.field, f.close)));
             if marks.is_some() && own.is_empty() && Self::speaks(&self.messages[i]) {
                 return Err(self.error(format!("message {i}: the template does not render its content")));
             }
-            let content = own.first().is_some_and(|f| !f.2 && field(f.1).is_some_and(|f| !f.tool));
-            let own_start = first.map(|at| (at, content));
-            let Some(start) = self.start(i, cursor, own_start, only_close, marks, stops)? else { continue };
-            if only_close && Some(start) == first {
+            // Where only its end was proved, its start is sought before that.
+            let only_close = own.first().is_some_and(|f| f.close);
+            let first = own.first().map(|f| Own {
+                at: f.at,
+                outer: if f.close { f.at } else { f.outer.max(cursor) },
+                content: !f.close && marks.is_some_and(|m| !m.fields[f.field].tool),
+            });
+            let Some(start) = self.start(i, cursor, first, only_close, marks, stops)? else { continue };
+            if only_close && first.is_some_and(|f| f.at == start) {
                 return Err(self.error(format!("message {i}: the template changes where its content starts")));
             }
-            let inner = own.last().map_or(start, |f| f.0).max(start);
-            let content_end = own.last().map_or(start, |&(at, n, close)| match field(n) {
-                Some(field) if close => self.outer(field, at, true),
-                _ => at,
-            });
-            let content_end = content_end.max(start);
+            let inner = own.last().map_or(start, |f| f.at).max(start);
+            let content_end = own.last().map_or(start, |f| if f.close { f.outer } else { f.at }).max(start);
             let after = marks.and_then(|m| {
-                let later = m.falls.iter().filter(|f| m.fields[f.1].message > i && f.0 > inner);
-                later.map(|f| f.0).min()
+                let later = m.falls.iter().filter(|f| m.fields[f.field].message > i && f.at > inner);
+                later.map(|f| f.at).min()
             });
             // Text that no mark vouches for may type a stop token itself; then the first one proves nothing.
             let vouched = marks.is_some_and(|m| m.which.tools || self.messages[i]["tool_calls"].is_null());
@@ -440,10 +568,6 @@ impl Work<'_> {
             let upper = after.unwrap_or(self.text.len());
             let stop = self.first_stop(content_end.min(upper)..upper, stops);
             let end = stop.as_ref().map_or_else(|| whole.unwrap_or(content_end).min(upper), |s| s.start);
-            if stop.is_none() {
-                let message = format!("message {i}: no stop token follows it in the rendering");
-                self.find(i, Code::M002, message);
-            }
             cursor = stop.as_ref().map_or(end, |s| s.end);
             turns.push(Turn { message: i, start, end, stop });
         }
@@ -454,9 +578,9 @@ impl Work<'_> {
     fn generation(&mut self, marks: Option<&Marks>, stops: &Stops) -> Result<Vec<Turn>> {
         let pair = (mark(self.plane, 0), mark(self.plane, 1));
         let (Some(open), Some(close)) = pair else { return Err(self.error("no marks")) };
-        let marked = self
-            .template
-            .render_with(self.c, &self.messages, false, self.options, Some((open, close)))
+        let Chats { template, variables, .. } = self.chats;
+        let marked = template
+            .render_with(variables, self.c, &self.plain, false, Some((open, close)))
             .map_err(|e| self.error(e.to_string()))?;
         let (stripped, falls) = strip(&marked, self.plane);
         let paired = falls.chunks(2).all(|p| matches!(p, [(_, 0), (_, 1)]));
@@ -472,8 +596,8 @@ impl Work<'_> {
             let inside = marks.and_then(|m| {
                 m.falls
                     .iter()
-                    .find(|f| block.contains(&f.0) || f.0 == block.end)
-                    .map(|f| m.fields[f.1].message)
+                    .find(|f| block.contains(&f.at) || f.at == block.end)
+                    .map(|f| m.fields[f.field].message)
             });
             let by_count = (blocks.len() == said.len()).then(|| said[k]);
             let inside = inside.filter(|i| said.contains(i));
@@ -483,18 +607,12 @@ impl Work<'_> {
             let found = stops.all.iter().filter(|s| !s.is_empty());
             let found = found.filter_map(|s| text.rfind(s.as_str()).map(|at| (at + s.len(), s.len()))).max();
             let content_end = marks.and_then(|m| {
-                let own = m.falls.iter().filter(|f| f.2 && f.0 <= block.end && f.0 >= block.start);
-                own.map(|f| f.0 - block.start).max()
+                let own = m.falls.iter().filter(|f| f.close && f.at <= block.end && f.at >= block.start);
+                own.map(|f| f.at - block.start).max()
             });
             let found = found.filter(|(end, len)| content_end.is_none_or(|c| end - len >= c));
             let stop = found.map(|(end, len)| block.start + end - len..block.start + end);
-            if stop.is_none() {
-                self.find(
-                    message,
-                    Code::M002,
-                    format!("message {message}: its {{% generation %}} block has no stop token"),
-                );
-            } else if stop.as_ref().is_some_and(|s| s.end < block.end) {
+            if stop.as_ref().is_some_and(|s| s.end < block.end) {
                 let turn = message;
                 let message = format!(
                     "message {message}: its {{% generation %}} block covers text after the stop token"
@@ -511,15 +629,23 @@ impl Work<'_> {
                 turns.push(Turn { message, start: stop.end, end: block.end, stop: None });
             }
         }
-        if let (Some(turn), Some(&first)) = (turns.first(), said.first())
-            && let Ok(with) = self.prefix(first, true)
-            && self.text.starts_with(&with)
-            && turn.start < with.len()
+        if let Some(turn) = turns.first()
+            && self.covers_header(turn, marks)
         {
-            let message = format!("message {first}: its {{% generation %}} block covers the role header");
-            self.find(first, Code::M007, message);
+            let i = turn.message;
+            let message = format!("message {i}: its {{% generation %}} block covers the role header");
+            self.find(i, Code::M007, message);
         }
         Ok(turns)
+    }
+
+    /// True where a response begins with what the model is given, before anything of its own.
+    fn covers_header(&self, turn: &Turn, marks: Option<&Marks>) -> bool {
+        let Ok(with) = self.prefix(turn.message, true) else { return false };
+        let own = marks.and_then(|m| m.of(turn.message).map(|f| f.outer).find(|at| *at >= turn.start));
+        let limit = own.unwrap_or(turn.end).min(turn.end);
+        let shared = with.bytes().zip(self.text.bytes()).take_while(|(a, b)| a == b).count();
+        shared.min(limit) > turn.start
     }
 
     fn section(&self, i: usize) -> Section {
@@ -555,11 +681,11 @@ impl Work<'_> {
         let mut spans = Vec::new();
         if let Some(m) = marks.filter(|m| m.which.prompts) {
             for pair in m.falls.windows(2) {
-                let [(start, a, false), (end, b, true)] = pair else { continue };
-                let field = &m.fields[*a];
-                if a == b && !is_assistant(&self.messages[field.message]) {
-                    let range = self.outer(field, *start, false)..self.outer(field, *end, true);
-                    spans.push((range, field.message));
+                let [open, close] = pair else { continue };
+                let message = m.fields[open.field].message;
+                let whole = open.field == close.field && !open.close && close.close;
+                if whole && !is_assistant(&self.messages[message]) {
+                    spans.push((open.outer..close.outer, message));
                 }
             }
             return spans;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use suasion_data::policy::OnBadRow;
 use suasion_data::prepared::{self, Job, Layout, Manifest};
+use suasion_data::render::Stops;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Kept, Outcome, Pipeline, Policy, Summary};
 
@@ -170,12 +171,7 @@ pub fn skipping() -> Policy {
 }
 
 /// A job that writes one file and is never stopped.
-pub fn job<'a>(
-    pipeline: &'a Pipeline<'a>,
-    source: &'a PathBuf,
-    output: &'a Path,
-    layout: Layout,
-) -> Job<'a> {
+pub fn job<'a>(pipeline: &'a Pipeline<'a>, source: &'a PathBuf, output: &'a Path, layout: Layout) -> Job<'a> {
     static NEVER: AtomicBool = AtomicBool::new(false);
     let files = std::slice::from_ref(source);
     Job { pipeline, name: source, files, output, layout, rebuild: false, stop: &NEVER }
@@ -185,4 +181,25 @@ pub fn job<'a>(
 pub fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bool) -> Manifest {
     let layout = Layout { with_text, max_shard_bytes: None };
     prepared::prepare(&job(pipeline, &source.to_path_buf(), out, layout), |_| {}, |_| {}).unwrap()
+}
+
+/// What ends a turn, as the models' own `generation_config.json` say it.
+pub fn golden_stops(name: &str, eos: &str) -> Stops {
+    let more: &[&str] = match name {
+        n if n.contains("gemma") => &["<end_of_turn>"],
+        n if n.contains("phi") => &["<|end|>"],
+        n if n.contains("glm") || n.contains("GLM") => &["<|user|>", "<|observation|>"],
+        n if n.contains("gptoss") => &["<|return|>", "<|call|>", "<|end|>"],
+        n if n.contains("GigaChat") => &["<|message_sep|>"],
+        n if n.contains("Seed") => &["<seed:eos>"],
+        n if n.contains("granite") => &["<|end_of_text|>"],
+        n if n.contains("idefics") => &["<end_of_utterance>"],
+        n if n.contains("Kimi") || n.contains("Bielik") || n.contains("Hermes") => &["<|im_end|>"],
+        n if n.contains("metharme") => &["<|user|>", "<|model|>"],
+        n if n.contains("lama3") => &["<|eom_id|>", "<|eot_id|>"],
+        _ => &[],
+    };
+    let mut all = vec![eos];
+    all.extend(more);
+    Stops { eos: Some(eos.into()), all: all.into_iter().map(str::to_string).collect() }
 }

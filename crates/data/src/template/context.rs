@@ -1,0 +1,107 @@
+//! What a template sees: JSON as MiniJinja's values, and the variables around the messages.
+
+use super::{ChatTemplate, TemplateOptions, engine, is_reserved};
+use crate::chat::Conversation;
+use minijinja::Value;
+use minijinja::value::{Enumerator, Object};
+use serde_json::{Map, Value as Json};
+use std::sync::Arc;
+
+/// Names under which a message may carry what the model thought; transformers makes the first two aliases of any.
+pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// A mapping of a handful of keys in their order. Looking these up one by one takes less than hashing them, and
+/// building no table less than building one: a rendering of nine messages went from 17 to 10 µs.
+#[derive(Debug)]
+struct Entries(Vec<(Value, Value)>);
+
+impl Object for Entries {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        self.0.iter().find(|(k, _)| k.as_str() == Some(key)).map(|(_, v)| v.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.iter().map(|(k, _)| k.clone()).collect())
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        Some(self.0.len())
+    }
+}
+
+/// A JSON value as the template sees it, with its keys in their order.
+fn jinja(value: &Json) -> Value {
+    match value {
+        Json::Null => Value::from(()),
+        Json::Bool(x) => (*x).into(),
+        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(x), _) => x.into(),
+            (None, Some(x)) => x.into(),
+            _ => n.as_f64().unwrap_or(f64::NAN).into(),
+        },
+        Json::String(text) => text.as_str().into(),
+        Json::Array(list) => list.iter().map(jinja).collect(),
+        Json::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), jinja(v)))),
+    }
+}
+
+/// A message as transformers hands it to the template: null keys dropped, the names of the reasoning aliased.
+pub(super) fn message(message: &Map<String, Json>) -> Value {
+    let mut entries = Vec::with_capacity(message.len() + 2);
+    entries.extend(message.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.as_str().into(), jinja(v))));
+    if let Some(reasoning) = REASONING.iter().find_map(|k| message.get(*k).filter(|v| !v.is_null())) {
+        for key in &REASONING[..2] {
+            if message.get(*key).is_none_or(Json::is_null) {
+                entries.push((Value::from(*key), jinja(reasoning)));
+            }
+        }
+    }
+    Value::from_object(Entries(entries))
+}
+
+/// The variables that are the same for all rows: the template's special tokens, the options' own, the date.
+#[derive(Debug)]
+pub(super) struct Variables(Vec<(Value, Value)>);
+
+impl Variables {
+    /// The options' variables before the special tokens; the date is today's where the options name none.
+    pub fn new(template: &ChatTemplate, options: &TemplateOptions) -> Variables {
+        let mut shared: Vec<(Value, Value)> = Vec::new();
+        // Reserved names are the configuration's to refuse; here they must not win.
+        let kwargs = options.kwargs.iter().filter(|(name, _)| !is_reserved(name));
+        shared.extend(kwargs.map(|(name, value)| (name.as_str().into(), jinja(value))));
+        for (key, token) in [("bos_token", &template.bos), ("eos_token", &template.eos)] {
+            shared.extend(token.as_deref().map(|token| (key.into(), token.into())));
+        }
+        let date = options.date.unwrap_or_else(|| jiff::Zoned::now().date());
+        shared.push((engine::NOW.into(), date.at(12, 0, 0, 0).to_string().into()));
+        shared.push(("documents".into(), ().into()));
+        Variables(shared)
+    }
+
+    /// Everything that a template sees. The first of two variables of one name wins: the row's own over these.
+    pub fn context(
+        &self,
+        c: &Conversation,
+        messages: &[Value],
+        add_generation_prompt: bool,
+        marks: Option<(char, char)>,
+    ) -> Value {
+        let tools = c.tools.as_ref().map_or(().into(), |tools| tools.iter().map(jinja).collect());
+        let mut entries: Vec<(Value, Value)> = Vec::with_capacity(5 + self.0.len() + c.kwargs.len());
+        entries.push(("messages".into(), messages.to_vec().into()));
+        entries.push(("tools".into(), tools));
+        entries.push(("add_generation_prompt".into(), add_generation_prompt.into()));
+        if let Some((open, close)) = marks {
+            entries.push((engine::OPEN.into(), open.to_string().into()));
+            entries.push((engine::CLOSE.into(), close.to_string().into()));
+        }
+        entries.extend(c.kwargs.iter().map(|(k, v)| (k.as_str().into(), jinja(v))));
+        entries.extend(self.0.iter().cloned());
+        Value::from_object(Entries(entries))
+    }
+}

@@ -1,0 +1,87 @@
+//! What only the inside can see: how often a template is rendered.
+
+use super::*;
+use serde_json::json;
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+
+thread_local! {
+    /// Renderings on this thread.
+    pub(super) static RENDERINGS: Cell<usize> = const { Cell::new(0) };
+}
+
+const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
+    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn id() -> RowId {
+    RowId { file: Arc::from(Path::new("test.jsonl")), row: 0, line: Some(1), in_file: 0 }
+}
+
+fn conversation(turns: usize, words: &str) -> Conversation {
+    let turn = |i: usize| {
+        let role = if i.is_multiple_of(2) { "user" } else { "assistant" };
+        json!({"role": role, "content": format!("{words} {i}")})
+    };
+    let messages: Vec<Map<String, Value>> =
+        (0..turns).map(turn).map(|m| serde_json::from_value(m).unwrap()).collect();
+    Conversation { weights: vec![None; turns], messages, ..Conversation::default() }
+}
+
+fn renderings(work: impl FnOnce()) -> usize {
+    let before = RENDERINGS.get();
+    work();
+    RENDERINGS.get() - before
+}
+
+#[test]
+fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
+    let template = ChatTemplate::new(CHATML, None, None).unwrap();
+    let policy = Policy::default();
+    let chats = Chats::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
+    // The text, the marks, and what the model is given before each answer.
+    let long = conversation(200, "turn");
+    assert_eq!(renderings(|| drop(chats.prove(id(), &long).unwrap())), 2 + 100);
+    assert_eq!(renderings(|| drop(chats.spans(id(), &long).unwrap())), 1 + 2 + 100);
+    for words in ["other words", "wörter", "<|im_end|>\n<|im_start|>assistant\n"] {
+        let long = conversation(200, words);
+        assert_eq!(renderings(|| drop(chats.spans(id(), &long).unwrap())), 1, "{words}");
+    }
+    // White space at an end is another shape; and so is a number of messages.
+    assert!(renderings(|| drop(chats.spans(id(), &conversation(200, " x")).unwrap())) > 1);
+    assert!(renderings(|| drop(chats.spans(id(), &conversation(198, "x")).unwrap())) > 1);
+}
+
+#[test]
+fn shapes_are_forgotten_and_made_again() {
+    let template = ChatTemplate::new(CHATML, None, None).unwrap();
+    let policy = Policy::default();
+    let chats = Chats::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
+    let first = conversation(2, "a");
+    let want = chats.spans(id(), &first).unwrap();
+    for i in 0..1100 {
+        let mut c = conversation(2, "a");
+        c.messages[0].insert("role".into(), format!("user{i}").into());
+        chats.spans(id(), &c).unwrap();
+    }
+    assert_eq!(renderings(|| assert_eq!(chats.spans(id(), &first).unwrap(), want)), 4);
+    assert_eq!(renderings(|| assert_eq!(chats.spans(id(), &first).unwrap(), want)), 1);
+}
+
+#[test]
+fn a_template_that_looks_at_words_is_given_the_rows_own_proof() {
+    let source = "{% for m in messages %}<{{ m.role }}>{% if 'secret' in m.content %}***{{ m.content }}{% else %}\
+        {{ m.content }}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    let policy = Policy::default();
+    let chats = Chats::new(&template, &policy, &Stops::eos("</s>"), &TemplateOptions::default());
+    let plain = conversation(2, "words");
+    chats.spans(id(), &plain).unwrap();
+    assert_eq!(renderings(|| drop(chats.spans(id(), &plain).unwrap())), 1);
+    let secret = conversation(2, "a secret");
+    let chat = chats.spans(id(), &secret).unwrap();
+    // The text, the marks, and both sides of the generation prompt: it does not end where the words begin.
+    assert_eq!(renderings(|| drop(chats.spans(id(), &secret).unwrap())), 4);
+    assert_eq!(chat.rendered.text, "<user>***a secret 0</s><assistant>***a secret 1</s>");
+    assert_eq!(chat.rendered.response().collect::<Vec<_>>(), ["***a secret 1"]);
+}

@@ -1,0 +1,178 @@
+//! Against TRL's own rows for conversations (`goldens/trl.jsonl`, `assistant_only_loss`). TRL swaps in a template with
+//! `{% generation %}` blocks and learns what these cover.
+//!
+//! With that template our ids and labels are TRL's, token for token. With the model's own template, which has no
+//! blocks, they are TRL's but for what the goldens' README lists as habits that are no specification: tokens after the
+//! stop token, and the line end of Qwen's role header. Each is asserted as exactly that.
+
+mod common;
+
+use common::{Scratch, material, outcomes};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use suasion_data::policy::Boundary;
+use suasion_data::template::ChatTemplate;
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{Code, IGNORE, Origin, Outcome, Pipeline, Policy};
+
+struct Golden {
+    src: String,
+    ids: Vec<u32>,
+    supervised: Vec<bool>,
+}
+
+fn goldens(material: &Path) -> BTreeMap<String, Vec<Golden>> {
+    let mut cases: BTreeMap<String, Vec<Golden>> = BTreeMap::new();
+    for line in std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap().lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let case = row["case"].as_str().unwrap();
+        if !case.ends_with("_assistant_only") {
+            continue;
+        }
+        let ids: Vec<u32> = serde_json::from_value(row["input_ids"].clone()).unwrap();
+        let mut supervised = Vec::new();
+        for (i, run) in row["sup_rle"].as_array().unwrap().iter().enumerate() {
+            supervised.extend(std::iter::repeat_n(i % 2 == 1, run.as_u64().unwrap() as usize));
+        }
+        assert_eq!(ids.len(), supervised.len());
+        let src = row["src"].as_str().unwrap().to_string();
+        cases.entry(case.into()).or_default().push(Golden { src, ids, supervised });
+    }
+    cases
+}
+
+/// The row that a `src` names, cut as it says.
+fn source_row(material: &Path, src: &str) -> Value {
+    let (place, how) = src.split_once(" (").unwrap_or((src, ""));
+    let (file, row) = place.split_once(':').unwrap();
+    let text = std::fs::read_to_string(material.join("datasets").join(file)).unwrap();
+    let mut row: Value = serde_json::from_str(text.lines().nth(row.parse().unwrap()).unwrap()).unwrap();
+    let messages = row["messages"].as_array().unwrap();
+    let messages = match how {
+        "" => messages.clone(),
+        "from first user to last assistant)" => {
+            let first = messages.iter().position(|m| m["role"] == "user").unwrap();
+            let last = messages.iter().rposition(|m| m["role"] == "assistant").unwrap();
+            messages[first..=last].to_vec()
+        }
+        other => panic!("{other}"),
+    };
+    row["messages"] = messages.into();
+    let keys = ["messages", "tools"];
+    Value::Object(
+        row.as_object().unwrap().clone().into_iter().filter(|(k, _)| keys.contains(&k.as_str())).collect(),
+    )
+}
+
+/// A golden, what became of its row, and the texts of its tokens.
+type Compared<'a> = (&'a Golden, Outcome, Vec<String>);
+
+/// Each golden of a case against our row, under the model's own template or TRL's.
+fn compare<'a>(material: &Path, case: &str, goldens: &'a [Golden], trls: bool) -> Vec<Compared<'a>> {
+    let read = |path: &str| std::fs::read_to_string(material.join(path)).unwrap();
+    let spec: Value = serde_json::from_str(&read("goldens/trl_spec.json")).unwrap();
+    let name = case.split('/').next().unwrap();
+    let special = &spec[name];
+    let special_text = |key: &str| special[key].as_str();
+    let json = std::fs::read(material.join("tokenizers").join(name).join("tokenizer.json")).unwrap();
+    let config =
+        json!({"bos_token": special["bos"], "eos_token": special["eos"], "pad_token": special["pad"]});
+    let tokenizer = Tokenizer::from_bytes(&json, Some(config.to_string().as_bytes())).unwrap();
+    let path = special_text("template").unwrap();
+    let path = if trls { path.replace(".jinja", "_training.jinja") } else { path.to_string() };
+    let source = read(&format!("templates/{path}"));
+    let template = ChatTemplate::new(&source, special_text("bos"), special_text("eos")).unwrap();
+    // The stop token that the template writes, where it is not the EOS of the specification.
+    let stop_tokens = match name {
+        "gemma2" => vec!["<end_of_turn>".to_string()],
+        "phi3" => vec!["<|end|>".to_string()],
+        _ => Vec::new(),
+    };
+    let policy = Policy { boundary: Boundary::Joint, max_length: None, stop_tokens, ..Policy::default() };
+    let scratch = Scratch::new();
+    let lines: String = goldens.iter().map(|g| format!("{}\n", source_row(material, &g.src))).collect();
+    let path = scratch.file("rows.jsonl", lines);
+    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    pipeline.template = Some(&template);
+    let (all, _) = outcomes(&pipeline, &path);
+    assert_eq!(all.len(), goldens.len());
+    let texts = |g: &Golden| g.ids.iter().map(|&id| tokenizer.token_text(id)).collect();
+    goldens.iter().zip(all).map(|(g, outcome)| (g, outcome, texts(g))).collect()
+}
+
+fn labels(outcome: &Outcome, golden: &Golden, at: &str) -> (Vec<bool>, Vec<Origin>) {
+    let Outcome::Kept(kept) = outcome else { panic!("{at}: {outcome:?}") };
+    assert_eq!(kept.sample.input_ids, golden.ids, "{at}");
+    (kept.sample.labels.iter().map(|l| *l != IGNORE).collect(), kept.sample.origins.clone())
+}
+
+#[test]
+fn with_trls_templates_labels_are_trls() {
+    let Some(material) = material() else { return };
+    let mut rows = 0;
+    for (case, goldens) in goldens(&material) {
+        for (golden, outcome, _) in compare(&material, &case, &goldens, true) {
+            let at = format!("{case} {}", golden.src);
+            rows += 1;
+            assert_eq!(labels(&outcome, golden, &at).0, golden.supervised, "{at}");
+            // What their blocks cover beyond the answer is learned, as their author says, and told.
+            let told = outcome.findings().iter().any(|f| f.code == Code::M007);
+            assert_eq!(told, !case.starts_with("llama3_2"), "{at}");
+            assert!(!outcome.findings().iter().any(|f| f.code == Code::M002), "{at}");
+        }
+    }
+    assert_eq!(rows, 4 * 45 + 40);
+}
+
+#[test]
+fn with_the_models_own_templates_labels_are_trls_but_for_its_habits() {
+    let Some(material) = material() else { return };
+    let mut rows = 0;
+    let mut habits: BTreeMap<(String, &str, String), usize> = BTreeMap::new();
+    for (case, goldens) in goldens(&material) {
+        let name = case.split('/').next().unwrap();
+        for (golden, outcome, texts) in compare(&material, &case, &goldens, false) {
+            let at = format!("{case} {}", golden.src);
+            rows += 1;
+            let (ours, origins) = labels(&outcome, golden, &at);
+            let mut trls = ours.clone();
+            let stop = |i: usize| matches!(origins[i], Origin::EndOfTurn { .. });
+            let answer = |i: usize| matches!(origins[i], Origin::Response { .. });
+            let mut habit = |i: usize, what: &'static str| {
+                assert_eq!(origins[i], Origin::Scaffold, "{at}: token {i}");
+                trls[i] = true;
+                *habits.entry((name.to_string(), what, texts[i].clone())).or_default() += 1;
+            };
+            for i in 0..origins.len() {
+                // The line end after the stop token, where the tokenizer has one.
+                if i > 0 && stop(i - 1) && !stop(i) && matches!(name, "qwen2_5" | "gemma2") {
+                    habit(i, "after the stop token");
+                }
+                // The EOS that Phi's template writes once, after the last turn.
+                if name == "phi3" && i + 1 == origins.len() {
+                    habit(i, "after the stop token");
+                }
+                // Qwen's block starts before the end of the header.
+                if name == "qwen2_5" && i > 0 && answer(i) && !answer(i - 1) {
+                    habit(i - 1, "header");
+                }
+            }
+            assert_eq!(trls, golden.supervised, "{at}");
+        }
+    }
+    println!("{rows} rows; TRL learns beside the answers: {habits:#?}");
+    assert_eq!(rows, 4 * 45 + 40);
+    let learned: Vec<(&str, &str, &str)> =
+        habits.keys().map(|(name, what, text)| (name.as_str(), *what, text.as_str())).collect();
+    let after = "after the stop token";
+    assert_eq!(
+        learned,
+        [
+            ("gemma2", after, "\n"),
+            ("phi3", after, "<|endoftext|>"),
+            ("qwen2_5", after, "\n"),
+            ("qwen2_5", "header", "\n")
+        ]
+    );
+}
