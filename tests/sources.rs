@@ -1,6 +1,6 @@
 //! What `--data` may name: every kind of source of the same rows gives the same prepared rows, byte for byte.
 
-use crate::util::{Dir, material};
+use crate::util::{Dir, material, root};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -121,6 +121,62 @@ fn cells_may_hold_conversations_and_tokens() {
         assert_eq!(prepared(&dir, &["rows.csv"]), prepared(&dir, &["rows.jsonl"]));
         assert_eq!(dir.lines("out.jsonl").len(), 2);
     }
+}
+
+/// Files that `datasets` wrote, against the JSON Lines that it wrote of the same rows.
+#[test]
+fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
+    let dir = Dir::new().with_model();
+    dir.write(
+        "model/chat_template.jinja",
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content or '' }}\
+         {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}",
+    );
+    let fixtures = root().join("crates/data/tests/columnar");
+    let copy = |from: &str, to: &str| _ = dir.write(to, std::fs::read(fixtures.join(from)).unwrap());
+    let kept = |data: &[&str]| {
+        let mut command = dir.suasion(&["prepare", "-M", "model", "-o", "out.jsonl"]);
+        for name in data {
+            command = command.args(&["-D", name]);
+        }
+        command.set(&["on_bad_row=skip"]).ok();
+        (dir.text("out.jsonl"), dir.text("out.findings.jsonl"))
+    };
+    for name in ["conversations", "tokens"] {
+        copy(&format!("{name}.jsonl"), "rows.jsonl");
+        copy(&format!("{name}.parquet"), "rows.parquet");
+        copy(&format!("{name}.parquet"), "hub/data/train-00000-of-00001.parquet");
+        let expected = kept(&["rows.jsonl"]);
+        assert!(!expected.0.is_empty(), "{name}: {}", expected.1);
+        assert_eq!(kept(&["rows.parquet"]), expected, "{name}");
+        assert_eq!(kept(&["hub"]), expected, "{name}");
+        assert_eq!(kept(&["rows.jsonl", "rows.parquet"]).0.lines().count(), 2 * expected.0.lines().count());
+    }
+    let saved = fixtures.join("tokens_saved");
+    assert_eq!(kept(&[saved.to_str().unwrap()]), kept(&["rows.jsonl"]), "two Arrow files of a Dataset");
+
+    // A DatasetDict: both of its splits together are the rows of the JSON Lines.
+    copy("conversations.jsonl", "rows.jsonl");
+    let dict = fixtures.join("conversations_saved");
+    let dict = dict.to_str().unwrap();
+    let ids = || {
+        let lines = dir.lines("out.jsonl");
+        lines.into_iter().map(|line| line["input_ids"].to_string()).collect::<Vec<_>>()
+    };
+    kept(&["rows.jsonl"]);
+    let mut expected = ids();
+    let mut found = Vec::new();
+    for split in ["train", "test"] {
+        let prepare = dir.suasion(&["prepare", "-M", "model", "-D", dict, "-o", "out.jsonl"]);
+        prepare.set(&["on_bad_row=skip", &format!("dataset_train_split={split}")]).ok();
+        assert!(!ids().is_empty(), "{split}");
+        found.extend(ids());
+    }
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", dict, "-o", "out.jsonl"]);
+    prepare.set(&["dataset_train_split=none"]).run().error(3, "E-SOURCE", "no none.jsonl");
 }
 
 #[test]
