@@ -179,7 +179,10 @@ fn matches(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
     })?;
     let mut files = Vec::new();
     for path in found {
-        let path = path.map_err(|e| suasion_data::Error::io(e.path().to_path_buf(), e.into()))?;
+        let path = path.map_err(|e| {
+            let at = e.path().to_path_buf();
+            suasion_data::Error::io(at, e.into())
+        })?;
         let name = path.to_string_lossy();
         if path.is_file() && !BESIDE.iter().any(|ending| name.ends_with(ending)) {
             files.push(path);
