@@ -40,7 +40,7 @@ impl Hub {
     }
 
     fn env(&self, command: TestCommand) -> TestCommand {
-        let command = command.env("HF_ENDPOINT", &format!("http://127.0.0.1:{}", self.port));
+        let command = command.env("HF_ENDPOINT", format!("http://127.0.0.1:{}", self.port));
         command.env("HF_HUB_CACHE", "cache").env("HF_TOKEN", "secret")
     }
 
