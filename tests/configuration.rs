@@ -98,7 +98,8 @@ fn usage_errors_have_the_contracts_form() {
 #[test]
 fn a_model_that_is_not_there_says_where_it_looked() {
     let dir = Dir::new().with_rows(1);
-    let train = |model: &str| dir.suasion(&["train", "-D", "rows.jsonl", "-M", model]);
+    let train =
+        |model: &str| dir.suasion(&["train", "-D", "rows.jsonl", "-M", model]).env("HF_HUB_OFFLINE", "1");
     train("./nowhere").run().error(3, "E-MODEL", "./nowhere: no such folder");
     train("rows.jsonl").run().error(3, "E-MODEL", "is a file");
     train("some/model").env("HF_HUB_CACHE", "cache").run().error(3, "E-MODEL", "cache/models--some--model");

@@ -11,6 +11,8 @@ mod commands;
 mod configuration;
 mod demo;
 mod goldens;
+#[cfg(feature = "hub")]
+mod hub;
 mod packing;
 mod prepare;
 mod readme;

@@ -1,6 +1,6 @@
 //! What `--data` may name: every kind of source of the same rows gives the same prepared rows, byte for byte.
 
-use crate::util::{Dir, material};
+use crate::util::{Dir, material, root};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -121,6 +121,52 @@ fn cells_may_hold_conversations_and_tokens() {
         assert_eq!(prepared(&dir, &["rows.csv"]), prepared(&dir, &["rows.jsonl"]));
         assert_eq!(dir.lines("out.jsonl").len(), 2);
     }
+}
+
+/// Files that `datasets` wrote, against the JSON Lines that it wrote of the same rows.
+#[test]
+fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
+    let dir = Dir::new().with_model();
+    dir.write(
+        "model/chat_template.jinja",
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content or '' }}\
+         {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}",
+    );
+    let fixtures = root().join("crates/data/tests/columnar");
+    let copy = |from: &str, to: &str| _ = dir.write(to, std::fs::read(fixtures.join(from)).unwrap());
+    let kept = |data: &[&str]| {
+        let mut command = dir.suasion(&["prepare", "-M", "model", "-o", "out.jsonl"]);
+        for name in data {
+            command = command.args(&["-D", name]);
+        }
+        command.set(&["on_bad_row=skip"]).ok();
+        (dir.text("out.jsonl"), dir.text("out.findings.jsonl"))
+    };
+    for name in ["conversations", "tokens"] {
+        copy(&format!("{name}.jsonl"), "rows.jsonl");
+        copy(&format!("{name}.parquet"), "rows.parquet");
+        copy(&format!("{name}.parquet"), "hub/data/train-00000-of-00001.parquet");
+        let expected = kept(&["rows.jsonl"]);
+        assert!(!expected.0.is_empty(), "{name}: {}", expected.1);
+        assert_eq!(kept(&["rows.parquet"]), expected, "{name}");
+        assert_eq!(kept(&["hub"]), expected, "{name}");
+        assert_eq!(kept(&["rows.jsonl", "rows.parquet"]).0.lines().count(), 2 * expected.0.lines().count());
+    }
+    let saved = fixtures.join("tokens_saved");
+    assert_eq!(kept(&[saved.to_str().unwrap()]), kept(&["rows.jsonl"]), "two Arrow files of a Dataset");
+
+    // A DatasetDict: its train split is the rows of the JSON Lines, its test split the second of them.
+    copy("conversations.jsonl", "rows.jsonl");
+    let expected = kept(&["rows.jsonl"]).0;
+    let dict = fixtures.join("conversations_saved");
+    let dict = dict.to_str().unwrap();
+    assert_eq!(kept(&[dict]).0, expected);
+    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", dict, "-o", "out.jsonl"]);
+    prepare.set(&["on_bad_row=skip", "dataset_train_split=test"]).ok();
+    let second = expected.lines().find_map(|line| line.strip_prefix("{\"row\": 1, ")).unwrap();
+    assert_eq!(dir.text("out.jsonl"), format!("{{\"row\": 0, {second}\n"));
+    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", dict, "-o", "out.jsonl"]);
+    prepare.set(&["dataset_train_split=none"]).run().error(3, "E-SOURCE", "no none.jsonl");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | a file | the file |
 //! | a glob | the files that match, in the order of their names |
-//! | a folder, a hub id (`owner/name`, or `owner/name/folder`) | the split: see [`pick`] |
+//! | a folder that `datasets.save_to_disk` wrote | its files, or the files of its split |
+//! | any other folder, a hub id (`owner/name`, or `owner/name/folder`) | the split: see [`pick`] |
 //! | several of these | all of them, one after the other |
 
 use crate::config::{Config, Paths};
@@ -14,6 +15,7 @@ use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::Manifest;
 use suasion_data::source::Source;
+use suasion_data::source::columnar::{Saved, saved_dataset};
 
 /// Endings of row files, in the order in which they are tried.
 const ENDINGS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow"];
@@ -133,6 +135,9 @@ enum Place {
 impl Place {
     fn of(path: &Path) -> anyhow::Result<Place> {
         if path.is_dir() {
+            if let Some(Saved::Files(files)) = saved_dataset(path)? {
+                return Ok(Place::Files(DataFiles { name: path.to_path_buf(), files }));
+            }
             return Ok(Place::Folder(Folder::Local(path.to_path_buf())));
         }
         let text = path.to_string_lossy();
@@ -169,7 +174,10 @@ fn matches(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
     })?;
     let mut files = Vec::new();
     for path in found {
-        let path = path.map_err(|e| suasion_data::Error::io(e.path().to_path_buf(), e.into()))?;
+        let path = path.map_err(|e| {
+            let at = e.path().to_path_buf();
+            suasion_data::Error::io(at, e.into())
+        })?;
         let name = path.to_string_lossy();
         if path.is_file() && !BESIDE.iter().any(|ending| name.ends_with(ending)) {
             files.push(path);
@@ -202,7 +210,14 @@ impl Folder {
     /// The files of a split; `None` where there are none.
     fn split(&self, split: &str, ui: &Ui) -> anyhow::Result<Option<DataFiles>> {
         match self {
-            Folder::Local(path) => self.of_names(path, pick(&names(path), split), split),
+            Folder::Local(path) => {
+                // A split of a `DatasetDict`, which has files beside those of its rows.
+                let name = path.join(split);
+                match saved_dataset(&name)? {
+                    Some(Saved::Files(files)) => Ok(Some(DataFiles { name, files })),
+                    _ => self.of_names(path, pick(&names(path), split), split),
+                }
+            }
             Folder::Hub { repo, base } => {
                 if let Some(snapshot) = repo.snapshot() {
                     // A snapshot that other tools made may have a part of the split only.

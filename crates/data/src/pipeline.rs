@@ -469,14 +469,14 @@ impl From<Error> for Bad {
 
 /// Ends the row, or the whole run.
 enum Halt {
-    Row(Bad),
+    Row(Box<Bad>),
     Run(Error),
 }
 
 impl From<Error> for Halt {
     fn from(error: Error) -> Halt {
         match error {
-            Error::Row { .. } => Halt::Row(error.into()),
+            Error::Row { .. } => Halt::Row(Box::new(error.into())),
             other => Halt::Run(other),
         }
     }
@@ -525,7 +525,8 @@ impl<'a> Rooms<'a> {
                 Ok((outcome, hash))
             }
             Err(Halt::Run(error)) => Err(error),
-            Err(Halt::Row(Bad { error, code, others })) => {
+            Err(Halt::Row(bad)) => {
+                let Bad { error, code, others } = *bad;
                 let message = match &error {
                     Error::Row { message, .. } => message.clone(),
                     other => other.to_string(),
@@ -601,11 +602,11 @@ impl<'a> Rooms<'a> {
                 0 => "M001: the conversation has no assistant turn to learn from",
                 _ => "M001: nothing after the prompt is an assistant turn to learn from",
             };
-            return Err(Halt::Row(Bad {
+            return Err(Halt::Row(Box::new(Bad {
                 error: Error::row(id, message, "write the answer, or remove the row"),
                 code: Code::M001,
                 others: Vec::new(),
-            }));
+            })));
         }
         let Chat { rendered, findings } = chats.spans(id, conversation)?;
         self.rendered(rendered, findings)
@@ -628,11 +629,11 @@ impl<'a> Rooms<'a> {
         let tokenizer = self.tokenizer(&id)?;
         let silent = rendered.response().all(str::is_empty);
         if silent {
-            return Err(Halt::Row(Bad {
+            return Err(Halt::Row(Box::new(Bad {
                 error: Error::row(id, "M001: the response is empty", "write the response, or remove the row"),
                 code: Code::M001,
                 others: Vec::new(),
-            }));
+            })));
         }
         let Encoded { tokens, straddles, structural_from_content, mixed_weights, double_bos } =
             tokenizer.encode(&rendered, policy)?;
@@ -748,11 +749,11 @@ impl<'a> Rooms<'a> {
             _ => "correct the row",
         };
         let message = format!("{}: {}", finding.code, finding.message);
-        Err(Halt::Row(Bad {
+        Err(Halt::Row(Box::new(Bad {
             error: Error::row(whole.sample.id.clone(), message, help),
             code: finding.code,
             others: std::mem::take(&mut whole.findings),
-        }))
+        })))
     }
 
     /// Truncation, and what is left after it.
@@ -789,7 +790,7 @@ impl<'a> Rooms<'a> {
                 let message = format!("the row has {n} tokens, max_length is {max}");
                 let help = "raise max_length, or choose another truncation_mode";
                 let error = Error::row(id, message, help);
-                return Err(Halt::Row(Bad { error, code: Code::T001, others: findings }));
+                return Err(Halt::Row(Box::new(Bad { error, code: Code::T001, others: findings })));
             }
             Fit::Cut(plan) => plan,
         };
