@@ -79,7 +79,7 @@ impl TemplateOptions {
 pub struct Chat {
     /// The text and the spans that tile it; it carries its own special tokens.
     pub rendered: Rendered,
-    /// C001, M002, M007.
+    /// C001 and M007. Whether a response has its stop token (M002) is for its tokens to say.
     pub findings: Vec<Finding>,
 }
 

@@ -382,6 +382,30 @@ fn generation_blocks_wherever_they_stand() {
 }
 
 #[test]
+fn a_block_of_its_own_for_the_last_eos_is_the_last_answers() {
+    // As Phi's in TRL: one block for each answer, and one for the EOS after all of them.
+    let template = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}{{ m.content }};\
+        {% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}{% generation %}<|end|>{% endgeneration %}";
+    let row = |first: &str| {
+        chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": first},
+            {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]))
+    };
+    let last = Policy { supervise: Supervise::Last, ..Policy::default() };
+    let all = run(template, &[row("a")], &last);
+    assert_eq!(learned(kept(&all, 0)), ["b;<|end|>"]);
+    // Whose the block of an empty answer is, nothing says; where all weigh the same nobody need know.
+    let all = run(template, &[row("")], &Policy::default());
+    assert_eq!(learned(kept(&all, 0)), [";", "b;<|end|>"]);
+    let all = run(template, &[row("")], &last);
+    assert_eq!(learned(kept(&all, 0)), ["b;<|end|>"]);
+    let weighed =
+        chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5},
+        {"role": "user", "content": "r"}, {"role": "assistant", "content": ""}]));
+    let message = error(template, weighed);
+    assert!(message.contains("different weights"), "{message}");
+}
+
+#[test]
 fn a_row_sets_variables_and_nothing_else() {
     let template = "{{ persona }}{% for d in documents or [] %}{{ d.text }}{% endfor %}{% for m in messages %}[{{ m.role }}]\
         {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";

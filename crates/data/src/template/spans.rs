@@ -601,7 +601,10 @@ impl Work<'_> {
             });
             let by_count = (blocks.len() == said.len()).then(|| said[k]);
             let inside = inside.filter(|i| said.contains(i));
-            let message = by_count.or(inside).or(said.get(k).copied()).unwrap_or(0);
+            let message = match by_count.or(inside) {
+                Some(message) => message,
+                None => self.whose(&said, turns.last().map(|t: &Turn| t.message))?,
+            };
             // The block's own stop token is the last in it: an earlier one was typed.
             let text = &self.text[block.clone()];
             let found = stops.all.iter().filter(|s| !s.is_empty());
@@ -637,6 +640,22 @@ impl Work<'_> {
             self.find(i, Code::M007, message);
         }
         Ok(turns)
+    }
+
+    /// The message of a block with nothing of any message in it, after the block of message `last`: that one again (an
+    /// EOS of its own) or the next answer. Which of them matters only where they weigh differently.
+    fn whose(&self, said: &[usize], last: Option<usize>) -> Result<usize> {
+        let next = said.iter().copied().find(|i| last.is_none_or(|last| *i > last));
+        match (last, next) {
+            (Some(last), Some(next)) if self.weight(last) != self.weight(next) => {
+                let message = format!(
+                    "nothing says whether a {{% generation %}} block is of message {last} or of message {next}, and these \
+                     have different weights"
+                );
+                Err(self.error(message))
+            }
+            _ => last.or(next).ok_or_else(|| self.error("a {% generation %} block without an answer")),
+        }
     }
 
     /// True where a response begins with what the model is given, before anything of its own.
