@@ -696,11 +696,11 @@ impl<'a> Rooms<'a> {
         let policy = self.settings.policy;
         if let Some(why) = &row.broken {
             let help = "write the length of each sequence as \"seq_lengths\", or leave the rows unpacked";
-            return Err(Halt::Row(Bad {
+            return Err(Halt::Row(Box::new(Bad {
                 error: Error::row(id, format!("P001: {why}"), help),
                 code: Code::P001,
                 others: Vec::new(),
-            }));
+            })));
         }
         let sample = label::label_tokenised(id, &row, &self.special, policy);
         let asked = self.settings.asked.unwrap_or(policy);
@@ -768,7 +768,7 @@ impl<'a> Rooms<'a> {
                 let message = format!("a row of the pack has {longest} tokens, max_length is {max}");
                 let help = "raise max_length, or prepare the rows again: a pack is not cut";
                 let error = Error::row(id, message, help);
-                return Err(Halt::Row(Bad { error, code: Code::T001, others: findings }));
+                return Err(Halt::Row(Box::new(Bad { error, code: Code::T001, others: findings })));
             }
             let hash = hash_ids(&sample.input_ids);
             return Ok((Outcome::Kept(Kept { sample, findings, cuts: Vec::new(), text, bytes }), hash));
