@@ -94,3 +94,84 @@ fn a_pack_without_boundaries_is_refused_everywhere() {
         dir.suasion(&[command, "-M", "model", "-D", "packs.jsonl"]).run().error(3, "E-ROW", "holds 2 rows");
     }
 }
+
+/// Packs of raw rows in each form of output: the same packs, full, with no finding, and every row in one of them.
+#[test]
+fn prepared_packs_are_the_same_in_every_form() {
+    let dir = Dir::new().with_model().with_rows(200);
+    let prepare = |source: &str, output: &str, settings: &[&str]| {
+        dir.suasion(&["prepare", "-M", "model", "-D", source, "-o", output])
+            .set(settings)
+            .args(&["--json"])
+            .ok()
+            .json()
+    };
+    let packs = ["packing=true", "max_length=160"];
+    let manifest = prepare("rows.jsonl", "packs.jsonl", &packs);
+    let lines = dir.lines("packs.jsonl");
+    assert_eq!(manifest["packs"]["packs"], lines.len());
+    assert_eq!((&manifest["packs"]["rows"], &manifest["packs"]["capacity"]), (&json!(200), &json!(160)));
+    assert_eq!(manifest["counts"]["kept"], 200);
+    let mut rows: Vec<u64> = lines
+        .iter()
+        .flat_map(|line| line["rows"].as_array().unwrap().iter().map(|row| row.as_u64().unwrap()))
+        .collect();
+    rows.sort_unstable();
+    assert_eq!(rows, (0..200).collect::<Vec<_>>());
+    for line in &lines {
+        let length = line["input_ids"].as_array().unwrap().len() as u64;
+        let sum: u64 = line["seq_lengths"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+        assert!(length <= 160 && sum == length, "{line}");
+    }
+    for output in ["packs.parquet", "packs"] {
+        prepare("rows.jsonl", output, &packs);
+        prepare(output, &format!("{output}-back.jsonl"), &["max_length=160"]);
+        assert_eq!(dir.lines(&format!("{output}-back.jsonl")), lines, "{output}");
+        dir.suasion(&["verify", "-M", "model", "-D", output]).ok();
+    }
+    // Shards close their packs, and no row is lost between them.
+    let output =
+        ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "s.jsonl", "--max-shard-size", "3KB", "--json"];
+    let shards = dir.suasion(&output).set(&packs).ok().json();
+    assert!(shards["files"].as_array().unwrap().len() > 1);
+    assert_eq!(shards["packs"]["rows"], 200);
+    let text = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "t.jsonl", "--with-text"];
+    dir.suasion(&text).set(&packs).run().error(2, "E-USAGE", "a pack has no text");
+}
+
+/// Four replies to each of two prompts: with shared prompts, a pack holds the prompt once.
+#[test]
+fn rows_with_one_prompt_share_it() {
+    let dir = Dir::new().with_model();
+    let rows: Vec<String> = (0..8)
+        .map(|i| {
+            let prompt = ["[TASK] Is rain good? ", "[TASK] Are bridges safe? "][i % 2].repeat(3);
+            json!({"prompt": prompt, "completion": format!("Reply {i}.")}).to_string()
+        })
+        .collect();
+    dir.write("rows.jsonl", rows.join("\n"));
+    let prepare = |output: &str, more: &[&str]| {
+        let base = ["packing=true", "max_length=512"];
+        let args = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", output, "--json"];
+        dir.suasion(&args).set(&base).set(more).ok().json()
+    };
+    let (whole, shared) = (prepare("whole.jsonl", &[]), prepare("shared.jsonl", &["share_prefix=true"]));
+    let tokens = |manifest: &Value| manifest["packs"]["tokens"].as_u64().unwrap();
+    let lines = dir.lines("shared.jsonl");
+    let prompts: u64 = (lines.iter().flat_map(|line| {
+        let ranges = line["prefix_ranges"].as_array().unwrap().iter();
+        let lengths = line["seq_lengths"].as_array().unwrap().iter();
+        ranges
+            .zip(lengths)
+            .filter(|(range, _)| range[0] != range[1])
+            .map(|(range, _)| range[1].as_u64().unwrap() - range[0].as_u64().unwrap())
+    }))
+    .sum();
+    // Each of eight branches goes on after a prompt that stands twice in all instead of eight times.
+    assert_eq!(tokens(&whole) - tokens(&shared), prompts - prompts / 4);
+    assert_eq!(
+        dir.lines("shared.jsonl").iter().map(|l| l["rows"].as_array().unwrap().len()).sum::<usize>(),
+        8
+    );
+    dir.suasion(&["verify", "-M", "model", "-D", "shared.jsonl"]).ok();
+}

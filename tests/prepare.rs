@@ -124,23 +124,91 @@ fn compressed_sources_and_outputs() {
     }
 }
 
+/// What each form of output is read back as, as the lines of JSON that it would have been.
 #[test]
-fn outputs_of_later_versions_are_refused_by_name() {
-    let dir = Dir::new().with_model().with_rows(1);
-    std::fs::create_dir(dir.path("folder")).unwrap();
-    for (output, word) in
-        [("x.parquet", "parquet"), ("x", "load_from_disk"), ("folder", "load_from_disk"), ("x.csv", "none")]
-    {
-        dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", output])
-            .run()
-            .error(2, "E-USAGE", word);
+fn every_form_of_output_holds_the_same_rows() {
+    let dir = Dir::new().with_model().with_rows(200);
+    let arguments = ["--set", "loss_weights.task=0.25"];
+    prepare(&dir).args(&arguments).ok();
+    let again = |source: &str, output: &str| {
+        dir.suasion(&["prepare", "-M", "model", "-D", source, "-o", output]).args(&arguments).ok();
+        dir.lines(output)
+    };
+    // As a source of rows, the lines themselves have new numbers; nothing else changes.
+    let expected = again("out.jsonl", "back.jsonl");
+    for output in ["rows.parquet", "folder", "deep.jsonl.zst"] {
+        dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", output]).args(&arguments).ok();
+        assert_eq!(again(output, &format!("{output}-back.jsonl")), expected, "{output}");
     }
+    let mut names: Vec<String> = std::fs::read_dir(dir.path("folder"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]);
+    // The manifest beside a form knows its rows: what was asked for is no finding.
+    for source in ["rows.parquet", "folder", "out.jsonl"] {
+        dir.suasion(&["verify", "-M", "model", "-D", source]).ok();
+    }
+    // In shards, whatever the form.
+    for (output, shards) in [("s.jsonl", "s-*.jsonl"), ("s2.parquet", "s2-*.parquet"), ("s3", "s3")] {
+        let job = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", output, "--max-shard-size", "2KB"];
+        let ran = dir.suasion(&job).args(&arguments).ok();
+        assert!(ran.stderr.contains(" files, "), "{}", ran.stderr);
+        assert_eq!(again(shards, &format!("{output}-back.jsonl")), expected, "{output}");
+        dir.suasion(&["verify", "-M", "model", "-D", shards]).ok();
+        let ran = dir.suasion(&job).args(&arguments).ok();
+        assert!(ran.stderr.contains("up to date"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn what_is_there_is_reused_or_prepared_again_and_says_why() {
+    let dir = Dir::new().with_model().with_rows(3);
+    prepare(&dir).ok();
+    let ran = prepare(&dir).ok();
+    assert!(ran.stderr.starts_with("up to date"), "{}", ran.stderr);
+    let ran = prepare(&dir).set(&["max_length=64"]).ok();
+    assert!(ran.stderr.starts_with("preparing again: max_length was 1024, is 64\n"), "{}", ran.stderr);
+    let ran = prepare(&dir).set(&["max_length=64"]).arg("--rebuild").ok();
+    assert!(ran.stderr.starts_with("preparing again: it was asked for\n"), "{}", ran.stderr);
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_refused() {
+    let dir = Dir::new().with_model().with_rows(1);
+    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "x.csv"]).run().error(
+        2,
+        "E-USAGE",
+        "the output's form is told by its name",
+    );
+    dir.suasion(&[
+        "prepare",
+        "-M",
+        "model",
+        "-D",
+        "rows.jsonl",
+        "-o",
+        "x.jsonl",
+        "--max-shard-size",
+        "5 miles",
+    ])
+    .run()
+    .error(2, "E-USAGE", "a size is a number");
     dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "rows.jsonl"]).run().error(
         2,
         "E-USAGE",
         "both the source and the output",
     );
-    assert_eq!(dir.lines("rows.jsonl").len(), 1);
+    // Somebody's folder is not replaced.
+    std::fs::create_dir(dir.path("mine")).unwrap();
+    dir.write("mine/notes.txt", "keep");
+    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "mine"]).run().error(
+        3,
+        "E-SOURCE",
+        "holds \"notes.txt\"",
+    );
+    assert_eq!((dir.lines("rows.jsonl").len(), dir.text("mine/notes.txt")), (1, "keep".into()));
 }
 
 #[test]

@@ -272,7 +272,9 @@ fn rows_of_no_known_shape_say_what_each_format_lacks() {
         assert!(lines.len() < 20, "one reason for all rows:\n{}", ran.stderr);
         // The first rows fail alike: what to do stands there once.
         let ran = dir.suasion(&["verify", "-D", data]).run().code(1);
-        assert_eq!(ran.stdout.matches("the row is of no known format").count(), 3, "{}", ran.stdout);
+        // Lines end where the path of the material lets them.
+        let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(words.matches("the row is of no known format").count(), 3, "{}", ran.stdout);
         assert_eq!(ran.stdout.matches(nearest).count(), 1, "{}", ran.stdout);
     }
 }

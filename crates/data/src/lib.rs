@@ -41,7 +41,7 @@ pub use sample::{RowId, Sample};
 pub use summary::Summary;
 
 /// The version of the rules that turn rows into labels: part of every fingerprint, raised whenever a rule changes.
-pub const MASKING_VERSION: u32 = 1;
+pub const MASKING_VERSION: u32 = 2;
 
 /// The label of a token that is not learned (the convention of PyTorch's `ignore_index`).
 pub const IGNORE: i32 = -100;

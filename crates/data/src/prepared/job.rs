@@ -4,7 +4,7 @@ use super::journal::{Journal, partial_path};
 use super::manifest::Inputs;
 use super::output::{Output, Plan};
 use super::sink::{Form, Layout, encode};
-use super::{Manifest, ending, folder};
+use super::{Manifest, folder};
 use crate::pipeline::{Pipeline, Progress};
 use crate::source::Source;
 use crate::{Error, Result};
@@ -69,7 +69,8 @@ pub fn prepare(
     }
     let plan = Plan { target: output, form, layout, policy: pipeline.policy };
     let inputs = Inputs::of(pipeline, form, layout);
-    let former = Manifest::of_output(output);
+    // Data of another form under the same name is somebody's still.
+    let former = Manifest::of_output(output).filter(|former| former.is_of(output, form));
     let mut start = Start::Anew;
     if let Some(former) = &former {
         let mut reasons = former.changed(&inputs, job.name, job.files, output)?;
@@ -128,8 +129,6 @@ pub fn prepare(
     summary.template_date = run.template_date.clone().or(summary.template_date);
     let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
     let manifest = Manifest::new(&summary, &inputs, pipeline.policy, run.source.clone().ok_or_else(unread)?);
-    // Data of another form under the same name is somebody's still.
-    let mut former = former.map(|former| former.paths(output)).unwrap_or_default();
-    former.retain(|path| form != Form::Folder && ending(path) == ending(output));
+    let former = former.map(|former| former.paths(output)).unwrap_or_default();
     files.finish(manifest, &run, &former)
 }

@@ -1,7 +1,7 @@
 //! What prepared data was made from, and whether that is still so.
 
 use super::sink::{Form, Layout};
-use super::{findings_path, manifest_path};
+use super::{ending, findings_path, manifest_path};
 use crate::atomic::Written;
 use crate::pack::Fill;
 use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
@@ -116,7 +116,6 @@ impl Inputs {
             "the chat template is another one",
         );
         differs(self.vocab_size == before.vocab_size, "the model has another number of embeddings");
-        differs(self.form == before.form, "the files are of another form");
         let keys = |inputs: &Inputs| -> BTreeMap<String, Value> {
             [serde_json::to_value(&inputs.policy), serde_json::to_value(inputs.layout)]
                 .into_iter()
@@ -257,6 +256,15 @@ impl Manifest {
             path: path.to_path_buf(),
             message: format!("not a manifest: {e}"),
             help: "prepare the data again".into(),
+        })
+    }
+
+    /// True where its files have the names that an output's would have: `x.manifest.json` can be that of `x.jsonl`, of
+    /// `x.parquet` or of a folder `x`.
+    pub(super) fn is_of(&self, output: &Path, form: Form) -> bool {
+        self.files.iter().all(|file| match form {
+            Form::Folder => file.name.contains('/'),
+            Form::Lines | Form::Parquet => ending(Path::new(&file.name)) == ending(output),
         })
     }
 

@@ -213,7 +213,9 @@ impl<'a> Output<'a> {
                 vec![target.to_path_buf()]
             }
         };
-        for path in former.iter().filter(|path| !files.contains(path)) {
+        // A folder went as a whole.
+        let replaced = former.iter().filter(|path| self.plan.form != Form::Folder && !files.contains(path));
+        for path in replaced {
             // What it was made from has changed, so it is not this data any more.
             let _ = fs::remove_file(path);
         }
