@@ -84,7 +84,7 @@ pub(super) struct Sink {
 }
 
 enum Kind {
-    Lines(AtomicFile),
+    Lines(Box<AtomicFile>),
     Parquet(Box<ParquetSink<AtomicFile>>),
     Arrow(Box<ArrowStreamSink<AtomicFile>>),
 }
@@ -97,7 +97,7 @@ impl Sink {
     pub fn create(form: Form, path: PathBuf, columns: Columns) -> Result<Sink> {
         let file = AtomicFile::create(&path)?;
         let file = match form {
-            Form::Lines => Kind::Lines(file),
+            Form::Lines => Kind::Lines(Box::new(file)),
             Form::Parquet => Kind::Parquet(Box::new(ParquetSink::new(&path, file, columns)?)),
             Form::Folder => Kind::Arrow(Box::new(ArrowStreamSink::new(&path, file, columns)?)),
         };
@@ -129,7 +129,7 @@ impl Sink {
     /// [`Error::Io`], a full disk among them.
     pub fn complete(self) -> Result<Complete> {
         match self.file {
-            Kind::Lines(file) => file,
+            Kind::Lines(file) => *file,
             Kind::Parquet(file) => file.finish()?,
             Kind::Arrow(file) => file.finish()?,
         }
