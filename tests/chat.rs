@@ -159,3 +159,18 @@ fn the_date_of_the_day_and_reserved_names_are_told() {
     let ran = dir.suasion(&args).set(&["template_kwargs.messages=x"]).run();
     ran.error(2, "E-CONFIG", "template_kwargs");
 }
+
+/// MiniJinja copies a list in one instruction, however long; nothing that counts instructions ends this template.
+#[test]
+fn a_template_that_doubles_a_list_is_ended() {
+    let dir = folder();
+    dir.write(
+        "model/chat_template.jinja",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}",
+    );
+    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"]).run().error(
+        3,
+        "E-TEMPLATE",
+        "does not come to an end",
+    );
+}

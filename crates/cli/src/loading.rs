@@ -1,12 +1,16 @@
 //! Rows of a file to samples, with what there is to say about them.
 
+use crate::failure::Exit;
 use crate::rows::DataFiles;
 use crate::ui::{self, Ui};
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::Duration;
 use suasion_data::pipeline::{BAD_ROWS_LISTED, DropReason, Outcome, Pipeline, Progress, Summary};
 use suasion_data::prepared::Counts;
-use suasion_data::template::ChatTemplate;
+use suasion_data::template::{ChatTemplate, longest_rendering};
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
 
@@ -84,12 +88,39 @@ pub fn template(ui: &Ui, dir: &Path, tokenizer: Option<&Tokenizer>) -> Option<Ch
     let text = |token: Option<&suasion_data::tokens::SpecialToken>| token.map(|t| t.content.clone());
     let tokenizer = tokenizer?;
     match ChatTemplate::from_dir(dir, text(tokenizer.bos()).as_deref(), text(tokenizer.eos()).as_deref()) {
-        Ok(template) => template,
+        Ok(template) => {
+            if template.is_some() {
+                watch_templates();
+            }
+            template
+        }
         Err(error) => {
             ui.warn(format_args!("the chat template is not used: {error}"));
             None
         }
     }
+}
+
+/// One conversation takes a template microseconds; its fuel ends what takes half a second.
+const LONGEST_RENDERING: Duration = Duration::from_secs(5);
+
+/// Ends the program where a template has found the one way to go on for ever ([`longest_rendering`]).
+fn watch_templates() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        std::thread::spawn(|| {
+            while longest_rendering() < LONGEST_RENDERING {
+                std::thread::sleep(LONGEST_RENDERING / 10);
+            }
+            let _ = writeln!(
+                std::io::stderr(),
+                "error[E-TEMPLATE]: the chat template has been at one conversation for {} s: it does not come to an \
+                 end\nhelp: compare it with the template of the model's repository",
+                LONGEST_RENDERING.as_secs()
+            );
+            std::process::exit(Exit::RunTime as i32);
+        });
+    });
 }
 
 /// The number of embeddings that config.json names, where there is one: for commands that need no model otherwise.

@@ -8,6 +8,9 @@ mod engine;
 mod python;
 mod shape;
 mod spans;
+mod watch;
+
+pub use watch::longest_rendering;
 
 use crate::chat::Conversation;
 use crate::finding::Finding;
@@ -233,6 +236,7 @@ impl ChatTemplate {
         let context = variables.context(c, messages, add_generation_prompt, marks);
         let template = self.compiled(c).env.get_template(engine::NAME)?;
         let mut out = Limited(Vec::with_capacity(1024));
+        let _watched = watch::Watched::begin();
         template.render_captured_to(context, &mut out)?;
         String::from_utf8(out.0).map_err(|e| TemplateError(e.to_string()))
     }
