@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::pipeline::Progress;
 use suasion_data::prepared::{self, Job, Layout, Manifest, Start, findings_path};
-use suasion_data::{Error, Pipeline, Policy};
+use suasion_data::source::columnar::{ColumnarFile, column_names};
+use suasion_data::{Error, Pipeline, Policy, Sample};
 
 const SHARDS: Layout = Layout { with_text: false, max_shard_bytes: Some(60_000) };
 
@@ -184,4 +185,38 @@ fn a_run_that_fails_leaves_nothing() {
     let nowhere = s.path("no/such/x.jsonl");
     let error = prepared::prepare(&job(&pipeline, &source, &nowhere, Layout::default()), |_| {}, |_| {});
     assert!(error.unwrap_err().to_string().contains("no/such/"));
+}
+
+/// Columns are fixed before the first row: weights have one where any row has them, and none where none has.
+#[test]
+fn a_column_of_weights_stands_only_where_it_is_needed() {
+    let s = Scratch::new();
+    let plain = "{\"prompt\": \"a \", \"completion\": \"b\"}\n".repeat(200);
+    let weighted = "{\"segments\": [{\"text\": \"c\", \"weight\": 0.5}, {\"text\": \"d\", \"weight\": 1}]}\n";
+    let (tokenizer, policy) = (byte_tokenizer(true), Policy::default());
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    for (name, rows, columns) in [
+        ("plain", plain.clone(), &["row", "input_ids", "labels", "origins"][..]),
+        ("mixed", plain + weighted, &["row", "input_ids", "labels", "origins", "weights"]),
+    ] {
+        let source = s.file(&format!("{name}.jsonl"), rows);
+        let lines = s.path(&format!("{name}-lines.jsonl"));
+        prepare(&pipeline, &source, &lines, false);
+        let expected = prepared::read(&lines, &policy).unwrap();
+        for layout in [Layout::default(), Layout { max_shard_bytes: Some(500), ..Layout::default() }] {
+            let out = s.path(&format!("{name}.parquet"));
+            let (_, manifest) = start(&Job { rebuild: true, ..job(&pipeline, &source, &out, layout) });
+            let mut samples = Vec::new();
+            for path in manifest.paths(&out) {
+                let mut file = ColumnarFile::open(&path).unwrap();
+                let batch = file.next_batch().unwrap().unwrap();
+                assert_eq!(column_names(&batch).collect::<Vec<_>>(), columns, "{}", path.display());
+                samples.extend(prepared::read(&path, &policy).unwrap());
+            }
+            let content = |samples: &[Sample]| {
+                samples.iter().map(|s| (s.input_ids.clone(), s.weights.clone())).collect::<Vec<_>>()
+            };
+            assert_eq!(content(&samples), content(&expected));
+        }
+    }
 }

@@ -5,8 +5,9 @@ use super::manifest::Inputs;
 use super::output::{Output, Plan};
 use super::sink::{Form, Layout, encode};
 use super::{Manifest, folder};
-use crate::pipeline::{Pipeline, Progress};
+use crate::pipeline::{Duplicates, Pipeline, Progress};
 use crate::source::Source;
+use crate::summary::Summary;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +68,10 @@ pub fn prepare(
         folder::replaceable(output)?;
         layout.max_shard_bytes.get_or_insert(folder::SHARD_BYTES);
     }
-    let plan = Plan { target: output, form, layout, policy: pipeline.policy };
+    let weighs = |weight: f32| weight != 0.0 && weight != 1.0;
+    let policy = pipeline.policy;
+    let weights = weighs(policy.prompt_loss_weight) || policy.loss_weights.values().any(|w| weighs(*w));
+    let plan = Plan { target: output, form, layout, policy, weights };
     let inputs = Inputs::of(pipeline, form, layout);
     // Data of another form under the same name is somebody's still.
     let former = Manifest::of_output(output).filter(|former| former.is_of(output, form));
@@ -83,19 +87,56 @@ pub fn prepare(
         }
         start = Start::Rebuild(reasons);
     }
-    let journal = match layout.max_shard_bytes {
-        Some(_) => Some(Journal::open(partial_path(output), inputs.job(job.files)?)?),
+    let former = former.map(|former| former.paths(output)).unwrap_or_default();
+    let mut begin = Some(begin);
+    let mut begin = |resumed: Option<Start>| {
+        if let Some(begin) = begin.take() {
+            begin(resumed.as_ref().unwrap_or(&start));
+        }
+    };
+    match write(job, plan, &inputs, &former, &mut begin, &mut progress)? {
+        Written::Whole(manifest) => Ok(*manifest),
+        Written::LacksWeights => {
+            let plan = Plan { weights: true, ..plan };
+            match write(job, plan, &inputs, &former, &mut begin, &mut progress)? {
+                Written::Whole(manifest) => Ok(*manifest),
+                Written::LacksWeights => unreachable!("there is a column for them"),
+            }
+        }
+    }
+}
+
+/// What became of an attempt to write.
+enum Written {
+    Whole(Box<Manifest>),
+    /// A row has weights, and the files no column for them: columns are fixed before the first row is known.
+    LacksWeights,
+}
+
+/// Runs the pipeline and writes, behind what an earlier run has finished.
+fn write(
+    job: &Job<'_>,
+    plan: Plan<'_>,
+    inputs: &Inputs,
+    former: &[PathBuf],
+    begin: &mut impl FnMut(Option<Start>),
+    progress: &mut impl FnMut(Progress),
+) -> Result<Written> {
+    let Job { pipeline, output, .. } = *job;
+    let journal = match plan.layout.max_shard_bytes {
+        Some(_) => Some(Journal::open(partial_path(output), inputs.job(job.files, plan.weights)?)?),
         None => None,
     };
-    let mut seen = crate::pipeline::Duplicates::default();
+    let mut seen = Duplicates::default();
     let mut source = Source::of(job.name, job.files.iter().cloned())?;
-    let mut done = crate::Summary::default();
+    let mut done = Summary::default();
+    let mut resumed = None;
     if let Some(journal) = journal.as_ref().filter(|journal| !journal.shards.is_empty()) {
         done = journal.summary();
-        start = Start::Resume { shards: journal.shards.len(), rows: done.rows };
+        resumed = Some(Start::Resume { shards: journal.shards.len(), rows: done.rows });
         seen = journal.duplicates()?;
     }
-    begin(&start);
+    begin(resumed);
     for _ in 0..done.rows {
         source.next_row()?;
     }
@@ -117,6 +158,10 @@ pub fn prepare(
     );
     let run = match run {
         Ok(run) => run,
+        Err(_) if files.lacks_weights => {
+            files.give_up(false);
+            return Ok(Written::LacksWeights);
+        }
         Err(error) => {
             // Whoever stopped it, or has made room on the disk, asks for the same again; bad rows do not mend themselves.
             files.give_up(matches!(error, Error::Interrupted { .. } | Error::Io { .. }));
@@ -128,7 +173,9 @@ pub fn prepare(
     summary.template = run.template.clone().or(summary.template);
     summary.template_date = run.template_date.clone().or(summary.template_date);
     let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
-    let manifest = Manifest::new(&summary, &inputs, pipeline.policy, run.source.clone().ok_or_else(unread)?);
-    let former = former.map(|former| former.paths(output)).unwrap_or_default();
-    files.finish(manifest, &run, &former)
+    let manifest = Manifest::new(&summary, inputs, pipeline.policy, run.source.clone().ok_or_else(unread)?);
+    Ok(match files.finish(manifest, &run, former)? {
+        Some(manifest) => Written::Whole(Box::new(manifest)),
+        None => Written::LacksWeights,
+    })
 }

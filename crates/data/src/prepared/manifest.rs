@@ -89,15 +89,16 @@ impl Inputs {
         }
     }
 
-    /// These with the source, as it can be told without reading it: what a journal belongs to.
-    pub fn job(&self, files: &[PathBuf]) -> Result<Value> {
+    /// These with the source, as it can be told without reading it, and whether the files have a column of weights:
+    /// what a journal belongs to.
+    pub fn job(&self, files: &[PathBuf], weights: bool) -> Result<Value> {
         let facts = |path: &PathBuf| {
             let meta = path.metadata().map_err(|e| Error::io(path, e))?;
             let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
             Ok((path.display().to_string(), meta.len(), modified.map(|t| t.as_nanos().to_string())))
         };
         let files = files.iter().map(facts).collect::<Result<Vec<_>>>()?;
-        Ok(serde_json::json!({"source": files, "inputs": self}))
+        Ok(serde_json::json!({"source": files, "inputs": self, "weights": weights}))
     }
 
     /// What differs, in words.

@@ -25,6 +25,8 @@ pub(super) struct Plan<'a> {
     pub form: Form,
     pub layout: Layout,
     pub policy: &'a Policy,
+    /// For files of columns: have one for weights.
+    pub weights: bool,
 }
 
 /// Files that are being written. Nothing appears under the output's name before [`Output::finish`].
@@ -39,6 +41,8 @@ pub(super) struct Output<'a> {
     packer: Option<Packer>,
     /// How full the packs are whose packer has finished.
     fill: Fill,
+    /// A row or pack has weights, and its file has no column for them. Set where [`Output::write`] fails for it.
+    pub lacks_weights: bool,
 }
 
 /// The files of the shard that is being written, or of the one file.
@@ -61,7 +65,15 @@ impl<'a> Output<'a> {
     pub fn new(plan: Plan<'a>, journal: Option<Journal>) -> Output<'a> {
         let before = journal.as_ref().map(Journal::summary).unwrap_or_default();
         let fill = journal.as_ref().and_then(|j| j.shards.last()).map(|shard| shard.fill).unwrap_or_default();
-        Output { plan, journal, before, open: None, packer: Packer::of(plan.policy), fill }
+        Output {
+            plan,
+            journal,
+            before,
+            open: None,
+            packer: Packer::of(plan.policy),
+            fill,
+            lacks_weights: false,
+        }
     }
 
     /// Writes what became of a row: its record, its findings, or both. `encoded` is what [`super::sink::encode`] made
@@ -83,17 +95,25 @@ impl<'a> Output<'a> {
             Some(packer) => packer.push(kept.sample),
             None => {
                 let text = kept.text.as_deref().filter(|_| self.plan.layout.with_text);
-                let sink = self.sink()?;
                 let encoded = (!encoded.is_empty()).then_some(encoded);
-                return with_record(&kept.sample, text, |record| sink.write(record, encoded));
+                return self.put(&kept.sample, text, encoded);
             }
         };
         self.write_packs(&packs)
     }
 
     fn write_packs(&mut self, packs: &[Sample]) -> Result<()> {
+        packs.iter().try_for_each(|pack| self.put(pack, None, None))
+    }
+
+    fn put(&mut self, sample: &Sample, text: Option<&str>, encoded: Option<&[u8]>) -> Result<()> {
+        if sample.weights.is_some() && !self.plan.weights && self.plan.form != Form::Lines {
+            self.lacks_weights = true;
+            let (path, message) = (self.plan.target.to_path_buf(), format!("{} has weights", sample.id));
+            return Err(Error::Source { path, message, help: "give the files a column for them".into() });
+        }
         let sink = self.sink()?;
-        packs.iter().try_for_each(|sample| with_record(sample, None, |record| sink.write(record, None)))
+        with_record(sample, text, |record| sink.write(record, encoded))
     }
 
     fn open(&mut self) -> Result<&mut Open> {
@@ -190,12 +210,25 @@ impl<'a> Output<'a> {
     }
 
     /// Completes the files, writes the manifest with their names, and gives them theirs: the records come last, when
-    /// all that belongs to them is there. `former` are the files of the preparation that this one replaces.
+    /// all that belongs to them is there. `former` are the files of the preparation that this one replaces. `None` where
+    /// the files lack a column for weights.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
-    pub fn finish(mut self, mut manifest: Manifest, run: &Summary, former: &[PathBuf]) -> Result<Manifest> {
-        self.end_shard(run)?;
+    pub fn finish(
+        mut self,
+        mut manifest: Manifest,
+        run: &Summary,
+        former: &[PathBuf],
+    ) -> Result<Option<Manifest>> {
+        match self.end_shard(run) {
+            // The last packs have weights that their rows have not: those of a prompt that they share.
+            Err(_) if self.lacks_weights => {
+                self.give_up(false);
+                return Ok(None);
+            }
+            ended => ended?,
+        }
         let target = self.plan.target;
         manifest.packs = self.plan.policy.packing.then_some(self.fill);
         let files = match self.journal.take() {
@@ -219,7 +252,7 @@ impl<'a> Output<'a> {
             // What it was made from has changed, so it is not this data any more.
             let _ = fs::remove_file(path);
         }
-        Ok(manifest)
+        Ok(Some(manifest))
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
@@ -280,12 +313,12 @@ impl<'a> Output<'a> {
 }
 
 impl Plan<'_> {
-    /// The columns of a file of columns, which are fixed before the first row is known. Any row may bring weights.
+    /// The columns of a file of columns, which are fixed before the first row is known.
     fn columns(&self) -> Columns {
         Columns {
             packed: self.policy.packing,
             prefix_ranges: self.policy.share_prefix,
-            weights: true,
+            weights: self.weights,
             text: self.layout.with_text,
         }
     }
