@@ -453,3 +453,18 @@ fn the_date_of_the_day_is_part_of_the_fingerprint() {
     pipeline.template = Some(&dated);
     assert_eq!(pipeline.samples(&plain).unwrap().1.template_date, None);
 }
+
+/// A template that takes the words apart leaves no place that is the answer; which of them it would be is not guessed.
+#[test]
+fn an_answer_that_is_taken_apart_is_an_error() {
+    let row = chat(json!([
+        {"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am well."}
+    ]));
+    for template in [
+        "{% for m in messages %}{{ m.role }}: {{ m.content.split() | reverse | join(' ') }} ({{ loop.length }})\n{% endfor %}",
+        "{% for m in messages %}[{{ m.role }}]{{ m.content.split()[1:] | join(' ') }} {{ m.content.split()[0] }}{{ eos_token }}{% endfor %}",
+    ] {
+        let message = error(template, row.clone());
+        assert!(message.contains("message 1: "), "{message}");
+    }
+}

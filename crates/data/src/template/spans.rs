@@ -438,6 +438,22 @@ impl Work<'_> {
         self.text.starts_with(&rendered[..at]).then_some(at)
     }
 
+    /// True where what follows byte `end` also follows other words in the place of the content of message `i`: nothing
+    /// of the content stands behind it.
+    fn ends_at(&self, i: usize, end: usize) -> bool {
+        let other = || {
+            let words = mark(self.plane, 0)?;
+            let mut message = self.messages[i].as_object()?.clone();
+            message.insert("content".into(), words.to_string().into());
+            let mut messages = self.plain.clone();
+            messages[i] = context::message(&message);
+            let rendered = self.render(&messages, false).ok()?;
+            let at = rendered.rfind(words)?;
+            Some(rendered[at + words.len_utf8()..] == self.text[end..])
+        };
+        other().unwrap_or(false)
+    }
+
     /// Where the answer of message `i` starts: after its generation prompt. `own`: its first mark. None where there is
     /// nothing to learn.
     ///
@@ -541,6 +557,9 @@ impl Work<'_> {
             }
             let inner = own.last().map_or(start, |f| f.at).max(start);
             let content_end = own.last().map_or(start, |f| if f.close { f.outer } else { f.at }).max(start);
+            if only_close && !self.ends_at(i, content_end) {
+                return Err(self.error(format!("message {i}: the template takes its content apart")));
+            }
             let after = marks.and_then(|m| {
                 let later = m.falls.iter().filter(|f| m.fields[f.field].message > i && f.at > inner);
                 later.map(|f| f.at).min()
