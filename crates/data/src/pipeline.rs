@@ -470,6 +470,8 @@ impl From<Error> for Bad {
 /// Ends the row, or the whole run.
 enum Halt {
     Row(Box<Bad>),
+    /// Nothing is wrong with the conversation, and nothing of it is learned.
+    Untaught(&'static str),
     Run(Error),
 }
 
@@ -525,6 +527,11 @@ impl<'a> Rooms<'a> {
                 Ok((outcome, hash))
             }
             Err(Halt::Run(error)) => Err(error),
+            Err(Halt::Untaught(why)) => {
+                let mut findings = vec![Finding::new(id.row, Code::M001, why)];
+                findings.retain(|f| self.settings.filter.accepts(f.code));
+                Ok((Outcome::Dropped { id, reason: DropReason::NoTarget, findings }, 0))
+            }
             Err(Halt::Row(bad)) => {
                 let Bad { error, code, others } = *bad;
                 let message = match &error {
@@ -598,17 +605,15 @@ impl<'a> Rooms<'a> {
         let said =
             |m: &serde_json::Map<String, serde_json::Value>| m["role"] == "assistant" || m["role"] == "model";
         if !conversation.messages[conversation.prompt_messages..].iter().any(said) {
-            let message = match conversation.prompt_messages {
-                0 => "M001: the conversation has no assistant turn to learn from",
-                _ => "M001: nothing after the prompt is an assistant turn to learn from",
-            };
-            return Err(Halt::Row(Box::new(Bad {
-                error: Error::row(id, message, "write the answer, or remove the row"),
-                code: Code::M001,
-                others: Vec::new(),
-            })));
+            return Err(Halt::Untaught(match conversation.prompt_messages {
+                0 => "the conversation has no assistant turn to learn from",
+                _ => "nothing after the prompt is an assistant turn to learn from",
+            }));
         }
         let Chat { rendered, findings } = chats.spans(id, conversation)?;
+        if rendered.response().all(str::is_empty) {
+            return Err(Halt::Untaught("every answer of the conversation is empty"));
+        }
         self.rendered(rendered, findings)
     }
 

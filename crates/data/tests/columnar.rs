@@ -41,6 +41,18 @@ fn saved_files(folder: &Path) -> Vec<PathBuf> {
     }
 }
 
+/// A row without the nulls in its objects, which `datasets` puts where a message or an argument has no such field.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let fields = object.into_iter().filter(|(_, value)| !value.is_null());
+            fields.map(|(name, value)| (name, without_nulls(value))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(list) => list.into_iter().map(without_nulls).collect(),
+        other => other,
+    }
+}
+
 #[test]
 fn rows_are_those_that_datasets_writes_as_json() {
     let folder = fixtures();
@@ -56,7 +68,8 @@ fn rows_are_those_that_datasets_writes_as_json() {
         ("types_stream.arrow", "types"),
         ("conversations_saved/train/data-00000-of-00001.arrow", "conversations"),
     ] {
-        let expected = json_lines(&folder.join(format!("{rows}.jsonl")));
+        let mut expected = json_lines(&folder.join(format!("{rows}.jsonl")));
+        expected.iter_mut().flat_map(|row| row.values_mut()).for_each(|v| *v = without_nulls(v.take()));
         let found = read(&folder.join(file)).unwrap();
         assert_eq!(found, expected, "{file}");
         let names = |rows: &[Map<String, Value>]| rows[0].keys().cloned().collect::<Vec<_>>();

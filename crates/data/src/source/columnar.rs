@@ -613,9 +613,12 @@ fn list(item: &Field, items: &dyn Array) -> Result<Value, String> {
     }
 }
 
+/// A struct without its nulls. `datasets` gives every message, call and argument the fields of all the others, null where
+/// there was none; a template would render them, and the model learn to write them. TRL drops them, too
+/// (`remove_none_values`).
 fn object(array: &StructArray, row: usize) -> Result<Map<String, Value>, String> {
     let mut object = Map::with_capacity(array.num_columns());
-    for (field, column) in array.fields().iter().zip(array.columns()) {
+    for (field, column) in array.fields().iter().zip(array.columns()).filter(|(_, c)| c.is_valid(row)) {
         let value = value(field, column, row).map_err(|e| format!("field {:?}: {e}", field.name()))?;
         object.insert(field.name().clone(), value);
     }
