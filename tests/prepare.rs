@@ -145,7 +145,7 @@ fn every_form_of_output_holds_the_same_rows() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]);
+    assert_eq!(names, ["data-00000-of-00001.arrow", "dataset_info.json", "manifest.json", "state.json"]);
     // The manifest beside a form knows its rows: what was asked for is no finding.
     for source in ["rows.parquet", "folder", "out.jsonl"] {
         dir.suasion(&["verify", "-M", "model", "-D", source]).ok();
@@ -200,6 +200,27 @@ fn outputs_that_cannot_be_written_are_refused() {
         "E-USAGE",
         "both the source and the output",
     );
+    // Nor what is read: as a shard of the output, as its findings, in its folder.
+    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "mine"]).ok();
+    for (source, output) in [
+        ("rows.jsonl", "rows.findings.jsonl"),
+        ("x-00000-of-00001.jsonl", "x.jsonl"),
+        ("y.findings.jsonl", "y.jsonl"),
+        ("mine", "mine"),
+    ] {
+        if source != "mine" && source != "rows.jsonl" {
+            dir.write(source, dir.text("rows.jsonl"));
+        }
+        let job = ["prepare", "-M", "model", "-D", source, "-o", output];
+        if source == "rows.jsonl" {
+            dir.suasion(&job).ok();
+        } else {
+            dir.suasion(&job).run().error(2, "E-USAGE", "is both the source and the output");
+        }
+    }
+    let shard = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "z-00000-of-00002.jsonl"];
+    dir.suasion(&shard).run().error(3, "E-SOURCE", "is the name of one shard");
+    std::fs::remove_dir_all(dir.path("mine")).unwrap();
     // Somebody's folder is not replaced.
     std::fs::create_dir(dir.path("mine")).unwrap();
     dir.write("mine/notes.txt", "keep");

@@ -38,7 +38,8 @@ pub fn load(
     vocab_size: Option<usize>,
     mode: Mode,
 ) -> anyhow::Result<RowSet> {
-    let asked = data.manifest()?.map(|manifest| manifest.asked(policy));
+    let manifest = data.manifest()?;
+    let asked = manifest.as_ref().map(|manifest| manifest.asked(policy));
     let pipeline =
         Pipeline { vocab_size, mode, template, asked: asked.as_ref(), ..Pipeline::new(tokenizer, policy) };
     let mut samples = Vec::new();
@@ -64,6 +65,14 @@ pub fn load(
     );
     meter.clear();
     let summary = summary?;
+    if let (Some(manifest), Some(source)) = (&manifest, &summary.source)
+        && !manifest.describes(source)
+    {
+        ui.warn(format_args!(
+            "{}: not as its manifest says it was written; what the manifest says of it may be wrong",
+            data.name.display()
+        ));
+    }
     tell_date(ui, policy.template_date.as_deref(), summary.template_date.as_deref());
     Ok(RowSet { name: data.name.clone(), samples, summary, examples, failures })
 }

@@ -141,6 +141,10 @@ pub fn m002(s: &Subject<'_>) -> Option<Finding> {
     if s.all_tokens() {
         return None;
     }
+    // Rows that came as tokens, prepared ones among them, say nothing of a stop where none is known.
+    if s.given.is_some() && s.special.stops.is_empty() {
+        return None;
+    }
     let ids = &s.sample.input_ids;
     let mut missing = Vec::new();
     if s.given.is_none_or(|g| g.origins.is_some()) {
@@ -162,9 +166,6 @@ pub fn m002(s: &Subject<'_>) -> Option<Finding> {
             }
         }
     } else {
-        if s.special.stops.is_empty() {
-            return None;
-        }
         for run in s.runs() {
             // Any stop token inside the run ends it: what follows is M007's business.
             let stopped = run.clone().any(|i| s.is_stop(i));

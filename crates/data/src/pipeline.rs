@@ -316,6 +316,7 @@ impl<'a> Pipeline<'a> {
                         }
                     }
                     summary.merge(&chunk.summary);
+                    summary.untemplated = rooms.untemplated.load(Ordering::Relaxed);
                     if rooms.templated.load(Ordering::Relaxed) {
                         summary.template = self.template.map(|template| template.fingerprint().to_string());
                         let today = rooms.chats.as_ref().and_then(Chats::today);
@@ -444,6 +445,8 @@ struct Rooms<'a> {
     chats: Option<Chats<'a>>,
     /// True once a row went through the chat template.
     templated: AtomicBool,
+    /// True once an instruction was rendered plainly for want of one.
+    untemplated: AtomicBool,
 }
 
 /// A row on its way, before truncation.
@@ -497,10 +500,10 @@ impl<'a> Rooms<'a> {
                 stops.all.push(eos.clone());
             }
         }
-        let templated = AtomicBool::new(false);
+        let (templated, untemplated) = (AtomicBool::new(false), AtomicBool::new(false));
         let options = TemplateOptions::of(settings.policy);
         let chats = settings.template.map(|t| Chats::new(t, settings.policy, &stops, &options));
-        Ok(Rooms { settings, special, stops, chats, templated })
+        Ok(Rooms { settings, special, stops, chats, templated, untemplated })
     }
 
     /// A chunk of rows, in order.
@@ -568,6 +571,7 @@ impl<'a> Rooms<'a> {
             Body::Alpaca(row) => match self.settings.template {
                 Some(_) => self.chat(id.clone(), &row.conversation())?,
                 None => {
+                    self.untemplated.store(true, Ordering::Relaxed);
                     let rendered = render::render_alpaca(id.clone(), &row, policy, &self.stops);
                     self.rendered(rendered, Vec::new())?
                 }

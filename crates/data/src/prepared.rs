@@ -6,7 +6,7 @@
 //! `journal` by which a killed run goes on.
 
 pub mod columnar;
-mod folder;
+pub mod folder;
 mod job;
 mod journal;
 mod manifest;
@@ -40,6 +40,12 @@ fn name_and_ending(path: &Path) -> (String, String) {
     (plain.to_string(), name[plain.len()..].to_string())
 }
 
+/// The name of an output without its ending.
+fn stem_name(path: &Path) -> Option<String> {
+    let (name, _) = name_and_ending(path);
+    (!name.is_empty()).then_some(name)
+}
+
 /// `x` of `x-00001-of-00003`.
 fn without_shard(name: &str) -> Option<&str> {
     let number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
@@ -57,18 +63,57 @@ pub fn shard_path(data: &Path, shard: usize, of: usize) -> PathBuf {
     name.into()
 }
 
-/// `x.findings.jsonl` beside `x.jsonl`.
+/// `x.findings.jsonl` beside `x.jsonl`, `x.parquet` and the folder `x`.
 pub fn findings_path(data: &Path) -> PathBuf {
-    let mut name = stem(data).into_os_string();
-    name.push(".findings.jsonl");
+    beside(data, ".findings.jsonl")
+}
+
+/// The manifest of an output: `x.manifest.json` beside `x.jsonl`, `x.parquet.manifest.json` beside `x.parquet`,
+/// `x/manifest.json` in the folder `x`.
+pub fn manifest_path(output: &Path) -> PathBuf {
+    match Form::of(output) {
+        Some(Form::Folder) => output.join(folder::MANIFEST),
+        Some(Form::Parquet) => beside(output, ".parquet.manifest.json"),
+        Some(Form::Lines) | None => beside(output, ".manifest.json"),
+    }
+}
+
+/// Where an unfinished run keeps its finished shards.
+fn partial_path(output: &Path) -> PathBuf {
+    match Form::of(output) {
+        Some(Form::Folder) => beside(output, ".folder.partial"),
+        Some(Form::Parquet) => beside(output, ".parquet.partial"),
+        Some(Form::Lines) | None => beside(output, ".partial"),
+    }
+}
+
+fn beside(output: &Path, ending: &str) -> PathBuf {
+    let mut name = stem(output).into_os_string();
+    name.push(ending);
     name.into()
 }
 
-/// `x.manifest.json` beside `x.jsonl`.
-pub fn manifest_path(data: &Path) -> PathBuf {
-    let mut name = stem(data).into_os_string();
-    name.push(".manifest.json");
-    name.into()
+/// True where writing to `output`, in shards or not, could replace `file`.
+pub fn replaces(output: &Path, file: &Path) -> bool {
+    // The output need not be there yet; its folder is, or nothing is replaced.
+    let canonical = |path: &Path| {
+        path.canonicalize().unwrap_or_else(|_| {
+            let folder = match path.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder,
+                _ => Path::new("."),
+            };
+            let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+            path.file_name().map_or(folder.clone(), |name| folder.join(name))
+        })
+    };
+    let file = canonical(file);
+    let is_shard_or_whole = || ending(&file) == ending(output) && stem(&file) == canonical(&stem(output));
+    match Form::of(output) {
+        Some(Form::Folder) if file.starts_with(canonical(output)) => return true,
+        Some(Form::Lines | Form::Parquet) if is_shard_or_whole() || file == canonical(output) => return true,
+        _ => {}
+    }
+    [findings_path(output), manifest_path(output)].iter().any(|path| canonical(path) == file)
 }
 
 /// Reads prepared data back (or any tokenised rows): the samples as they were written.

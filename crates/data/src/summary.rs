@@ -68,6 +68,9 @@ pub struct Summary {
     pub source: Option<SourceHash>,
     /// The fingerprint of the chat template, where a row went through it.
     pub template: Option<String>,
+    /// True where instructions were rendered plainly for want of a chat template.
+    #[serde(default)]
+    pub untemplated: bool,
     /// The day that the rows were rendered on, `YYYY-MM-DD`, where the template writes the date and the policy pins none.
     pub template_date: Option<String>,
 }
@@ -168,6 +171,14 @@ impl Summary {
         }
         for (code, found) in &next.findings {
             self.add_count(*code, found);
+        }
+        self.untemplated |= next.untemplated;
+        for (mine, theirs) in
+            [(&mut self.template, &next.template), (&mut self.template_date, &next.template_date)]
+        {
+            if theirs.is_some() {
+                mine.clone_from(theirs);
+            }
         }
     }
 

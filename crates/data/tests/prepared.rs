@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::pipeline::Progress;
 use suasion_data::prepared::{self, Job, Layout, Manifest, Start, findings_path};
 use suasion_data::source::columnar::{ColumnarFile, column_names};
+use suasion_data::template::ChatTemplate;
 use suasion_data::{Error, Pipeline, Policy, Sample};
 
 const SHARDS: Layout = Layout { with_text: false, max_shard_bytes: Some(60_000) };
@@ -167,7 +168,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
         prepared::prepare(&Job { stop: &stop, ..job(&begun, &source, &at, SHARDS) }, |_| {}, |_| {}).is_err()
     );
     let (began, _) = start(&job(&pipeline, &source, &at, SHARDS));
-    assert_eq!(began, Start::Anew);
+    assert_eq!(reasons(began), ["a shard that another job had finished there went"]);
 }
 
 /// A run that fails leaves nothing under any name.
@@ -219,4 +220,115 @@ fn a_column_of_weights_stands_only_where_it_is_needed() {
             assert_eq!(content(&samples), content(&expected));
         }
     }
+}
+
+/// Forms beside one another, and files that a manifest only claims.
+#[test]
+fn what_is_somebody_elses_stays() {
+    let s = Scratch::new();
+    let source = s.file("data.jsonl", mixed_rows(200));
+    let (tokenizer, policy) = (byte_tokenizer(true), skipping());
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let outs = ["x.jsonl", "x.parquet", "x"].map(|name| s.path(name));
+    for out in &outs {
+        assert_eq!(
+            start(&job(&pipeline, &source, out, Layout::default())).0,
+            Start::Anew,
+            "{}",
+            out.display()
+        );
+    }
+    for out in &outs {
+        let (began, manifest) = start(&job(&pipeline, &source, out, Layout::default()));
+        assert_eq!(began, Start::UpToDate, "{}", out.display());
+        assert_eq!(Manifest::beside(&manifest.paths(out)[0]).unwrap(), Some(manifest));
+    }
+
+    // A manifest that names other files is none of this output, and they stay.
+    let victim = s.file("victim.jsonl", "years of work");
+    let manifest = prepared::manifest_path(&outs[0]);
+    let text = String::from_utf8(read(&manifest))
+        .unwrap()
+        .replace("\"name\": \"x.jsonl\"", "\"name\": \"victim.jsonl\"");
+    std::fs::write(&manifest, text).unwrap();
+    assert_eq!(start(&job(&pipeline, &source, &outs[0], SHARDS)).0, Start::Anew);
+    assert_eq!(read(&victim), b"years of work");
+
+    // Shards that somebody has worked on since are not removed with the rest.
+    let out = s.path("y.jsonl");
+    let (_, former) =
+        start(&job(&pipeline, &source, &out, Layout { max_shard_bytes: Some(20_000), ..SHARDS }));
+    let edited = former.paths(&out)[0].clone();
+    std::fs::write(&edited, "edited").unwrap();
+    let (_, larger) =
+        start(&job(&pipeline, &source, &out, Layout { max_shard_bytes: Some(1 << 20), ..SHARDS }));
+    assert!(larger.files.len() < former.files.len());
+    let left: Vec<bool> = former.paths(&out).iter().map(|path| path.exists()).collect();
+    assert!(left[0] && left[1..].iter().all(|left| !left), "{left:?}");
+
+    // A folder of unfinished shards with something else in it.
+    std::fs::create_dir(s.path("z.partial")).unwrap();
+    s.file("z.partial/mine.txt", "mine");
+    let error =
+        prepared::prepare(&job(&pipeline, &source, &s.path("z.jsonl"), SHARDS), |_| {}, |_| {}).unwrap_err();
+    assert!(error.to_string().contains("holds \"mine.txt\""), "{error}");
+    assert_eq!(read(&s.path("z.partial/mine.txt")), b"mine");
+}
+
+/// Packs that end with a shard leave no empty one behind it.
+#[test]
+fn shards_of_packs_have_packs() {
+    let s = Scratch::new();
+    let bad_tail = "{\"prompt\": \"a\", \"completion\": \"\"}\n".repeat(64);
+    let source = s.file("data.jsonl", mixed_rows(320) + &bad_tail);
+    let tokenizer = byte_tokenizer(true);
+    let policy = Policy { packing: true, ..skipping() };
+    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let out = s.path("out.jsonl");
+    let (_, manifest) = start(&job(&pipeline, &source, &out, Layout { max_shard_bytes: Some(1), ..SHARDS }));
+    assert!(manifest.files.len() > 3);
+    let rows: usize = manifest
+        .paths(&out)
+        .iter()
+        .map(|path| prepared::read(path, &policy).unwrap().iter().map(Sample::rows).sum::<usize>())
+        .sum();
+    assert_eq!(rows as u64, manifest.counts.kept);
+}
+
+/// Instructions are plain text only for want of a template: one that comes is a reason to prepare them again, and what
+/// a resumed run has of it is not lost.
+#[test]
+fn a_template_that_comes_later_changes_instructions() {
+    let s = Scratch::new();
+    let row = "{\"instruction\": \"Name a tree.\", \"input\": \"\", \"output\": \"An oak.\"}\n";
+    let (source, out) = (s.file("data.jsonl", row), s.path("out.jsonl"));
+    let (tokenizer, policy) = (byte_tokenizer(true), Policy::default());
+    let plain = Pipeline::new(Some(&tokenizer), &policy);
+    assert_eq!(start(&job(&plain, &source, &out, Layout::default())).0, Start::Anew);
+    let source_of = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}";
+    let template = ChatTemplate::new(source_of, Some("<|bos|>"), Some("<|end|>")).unwrap();
+    let with = Pipeline { template: Some(&template), ..plain.clone() };
+    let job = job(&with, &source, &out, Layout::default());
+    assert_eq!(reasons(start(&job).0), ["the chat template is another one"]);
+    assert_eq!(start(&job).0, Start::UpToDate);
+
+    // Stopped after the last shard, the next run reads no row; its manifest is that of one in one go.
+    let rows = row.repeat(200);
+    let source = s.file("many.jsonl", rows);
+    let (out, stop) = (s.path("many-out.jsonl"), AtomicBool::new(true));
+    let shards = Layout { max_shard_bytes: Some(1), ..SHARDS };
+    let whole = start(&common::job(&with, &source, &s.path("whole.jsonl"), shards)).1;
+    let mut stops = 0;
+    let resumed = loop {
+        match prepared::prepare(
+            &Job { stop: &stop, ..common::job(&with, &source, &out, shards) },
+            |_| {},
+            |_| {},
+        ) {
+            Ok(manifest) => break manifest,
+            Err(_) => stops += 1,
+        }
+    };
+    assert!(stops > 2);
+    assert_eq!((resumed.template, resumed.fingerprint), (whole.template, whole.fingerprint));
 }

@@ -36,12 +36,19 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let config = &loaded.config;
     let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split, ui)?;
     let model = need_model(&loaded, false, ui)?;
-    if source.files.iter().any(|file| same_file(file, &args.output)) {
+    if let Some(file) = source.files.iter().find(|file| prepared::replaces(&args.output, file)) {
         return Err(Failure::usage(
-            format!("{} is both the source and the output", args.output.display()),
-            "write to another file",
+            format!(
+                "{} is both the source and the output: {} would be replaced",
+                args.output.display(),
+                file.display()
+            ),
+            "write to another name",
         )
         .into());
+    }
+    if loaded.places.contains_key("shuffle_dataset") && config.shuffle_dataset {
+        ui.say("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
     }
     let tokenizer = loading::tokenizer(&model)?;
     let policy = config.policy();
@@ -159,8 +166,4 @@ fn check_output(path: &Path) -> anyhow::Result<()> {
         )
         .into()),
     }
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

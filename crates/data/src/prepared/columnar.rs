@@ -1,4 +1,4 @@
-//! Prepared data in columns: a Parquet file, or a folder for `datasets.load_from_disk`.
+//! Prepared data in columns: a Parquet file, or an Arrow stream of a folder for `datasets.load_from_disk`.
 //!
 //! | column | type | |
 //! |---|---|---|
@@ -15,7 +15,6 @@
 //! concatenated with theirs: int32 labels could not. The schema carries the features (`huggingface`), as theirs.
 
 use super::{Record, Rows};
-use crate::atomic::AtomicFile;
 use crate::{Error, Result};
 use arrow_array::types::{ArrowPrimitiveType, Float32Type, Int32Type, Int64Type};
 use arrow_array::{ArrayRef, Int64Array, ListArray, PrimitiveArray, RecordBatch, StringArray};
@@ -27,8 +26,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use serde_json::{Map, Value, json};
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,9 +37,6 @@ const BATCH_TOKENS: usize = 1 << 18;
 /// A row group of Parquet ends at this many rows or encoded bytes. The writer holds one in memory.
 const GROUP_ROWS: usize = 8192;
 const GROUP_BYTES: usize = 32 << 20;
-
-/// The size of a file in a folder of a dataset: what `datasets` takes.
-const SHARD_BYTES: usize = 500_000_000;
 
 /// Which columns prepared data has. They are fixed before the first row is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -335,22 +330,6 @@ impl Batch {
     }
 }
 
-/// Where prepared rows go, a record at a time.
-pub trait RowSink: Send {
-    /// Writes a record.
-    ///
-    /// # Errors
-    /// [`Error::Io`], a full disk among them; [`Error::Source`] where the record has what the columns have not.
-    fn write(&mut self, record: &Record<'_>) -> Result<()>;
-
-    /// Completes what was written and lets it appear under its name. `fingerprint` is the prepared data's
-    /// ([`super::Manifest::fingerprint`]).
-    ///
-    /// # Errors
-    /// [`Error::Io`]; then nothing is left behind.
-    fn finish(self: Box<Self>, fingerprint: &str) -> Result<()>;
-}
-
 fn no_place(path: &Path, record: &Record<'_>, message: &str) -> Error {
     let row = match &record.rows {
         Rows::One(row) => Some(*row),
@@ -396,7 +375,7 @@ impl<W: Write + Send> ParquetSink<W> {
     /// Writes a record.
     ///
     /// # Errors
-    /// As [`RowSink::write`].
+    /// [`Error::Io`], a full disk among them; [`Error::Source`] where the record has what the columns have not.
     pub fn write(&mut self, record: &Record<'_>) -> Result<()> {
         self.batch.push(record).map_err(|message| no_place(&self.path, record, &message))?;
         if self.batch.is_full() { self.flush() } else { Ok(()) }
@@ -416,16 +395,6 @@ impl<W: Write + Send> ParquetSink<W> {
             self.flush()?;
         }
         self.writer.into_inner().map_err(|e| Error::io(&self.path, parquet_io(e)))
-    }
-}
-
-impl RowSink for ParquetSink<AtomicFile> {
-    fn write(&mut self, record: &Record<'_>) -> Result<()> {
-        ParquetSink::write(self, record)
-    }
-
-    fn finish(self: Box<Self>, _fingerprint: &str) -> Result<()> {
-        ParquetSink::finish(*self)?.commit().map(drop)
     }
 }
 
@@ -471,7 +440,7 @@ impl<W: Write + Send> ArrowStreamSink<W> {
     /// Writes a record.
     ///
     /// # Errors
-    /// As [`RowSink::write`].
+    /// [`Error::Io`], a full disk among them; [`Error::Source`] where the record has what the columns have not.
     pub fn write(&mut self, record: &Record<'_>) -> Result<()> {
         self.batch.push(record).map_err(|message| no_place(&self.path, record, &message))?;
         if self.batch.is_full() { self.flush() } else { Ok(()) }
@@ -493,177 +462,4 @@ impl<W: Write + Send> ArrowStreamSink<W> {
         }
         self.writer.into_inner().map_err(|e| Error::io(&self.path, arrow_io(e)))
     }
-}
-
-/// A folder for `datasets.load_from_disk` in the making: `data-00000-of-0000n.arrow`, `state.json` and
-/// `dataset_info.json`. It is written under a temporary name beside its own, and appears when it is complete.
-pub struct FolderSink {
-    target: PathBuf,
-    folder: tempfile::TempDir,
-    columns: Columns,
-    shard: ArrowStreamSink<BufWriter<File>>,
-    /// Shards that are complete.
-    complete: usize,
-    shard_bytes: usize,
-}
-
-impl FolderSink {
-    /// Starts a folder. An earlier dataset under its name is replaced in the end.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where it cannot be written to; [`Error::Source`] where the name stands for a file, or for a
-    /// folder that holds anything but a dataset.
-    pub fn create(target: impl AsRef<Path>, columns: Columns) -> Result<FolderSink> {
-        let target: PathBuf = target.as_ref().components().collect();
-        replaceable(&target)?;
-        let parent = match target.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let prefix = format!(".suasion-tmp-{name}.");
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".part");
-        #[cfg(unix)]
-        {
-            // The mode of an ordinary folder (the umask applies), not a temporary one's private mode.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o777));
-        }
-        let folder = builder.tempdir_in(parent).map_err(|e| Error::io(&target, e))?;
-        let shard = start_shard(folder.path(), 0, columns)?;
-        Ok(FolderSink { target, folder, columns, shard, complete: 0, shard_bytes: SHARD_BYTES })
-    }
-
-    /// Starts another file after about this many bytes; 500 MB unless told.
-    pub fn with_shard_bytes(self, shard_bytes: usize) -> FolderSink {
-        FolderSink { shard_bytes, ..self }
-    }
-
-    /// The folder while it is written, for what else should lie in it. `datasets` takes no notice of other files.
-    pub fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-impl RowSink for FolderSink {
-    fn write(&mut self, record: &Record<'_>) -> Result<()> {
-        if self.shard.written >= self.shard_bytes {
-            let next = start_shard(self.folder.path(), self.complete + 1, self.columns)?;
-            finish_shard(std::mem::replace(&mut self.shard, next))?;
-            self.complete += 1;
-        }
-        self.shard.write(record)
-    }
-
-    fn finish(self: Box<Self>, fingerprint: &str) -> Result<()> {
-        let FolderSink { target, folder, columns, shard, complete, .. } = *self;
-        finish_shard(shard)?;
-        let shards = complete + 1;
-        let names: Vec<String> = (0..shards).map(|i| format!("data-{i:05}-of-{shards:05}.arrow")).collect();
-        for (i, name) in names.iter().enumerate() {
-            let (from, to) = (shard_path(folder.path(), i), folder.path().join(name));
-            std::fs::rename(from, &to).map_err(|e| Error::io(&to, e))?;
-        }
-        write_json(&folder.path().join("dataset_info.json"), &dataset_info(&columns))?;
-        write_json(&folder.path().join("state.json"), &state_json(&names, fingerprint))?;
-        // The names in the folder are durable once the folder is; not every file system lets a folder be synced.
-        if let Ok(open) = File::open(folder.path()) {
-            let _ = open.sync_all();
-        }
-        replaceable(&target)?;
-        appear(folder, &target).map_err(|e| Error::io(&target, e))
-    }
-}
-
-/// `state.json` of a dataset: its files in order, and the name under which `datasets` caches what it makes of it.
-pub fn state_json(files: &[String], fingerprint: &str) -> Value {
-    let files: Vec<Value> = files.iter().map(|name| json!({"filename": name})).collect();
-    // `datasets` has 16 hexadecimal digits.
-    let fingerprint: String = fingerprint.chars().take(16).collect();
-    json!({"_data_files": files, "_fingerprint": fingerprint, "_format_columns": null, "_format_kwargs": {},
-        "_format_type": null, "_output_all_columns": false, "_split": null})
-}
-
-/// `dataset_info.json` of a dataset.
-pub fn dataset_info(columns: &Columns) -> Value {
-    json!({"citation": "", "description": "", "features": columns.features(), "homepage": "", "license": ""})
-}
-
-fn shard_path(folder: &Path, index: usize) -> PathBuf {
-    folder.join(format!("data-{index:05}.arrow"))
-}
-
-fn start_shard(folder: &Path, index: usize, columns: Columns) -> Result<ArrowStreamSink<BufWriter<File>>> {
-    let path = shard_path(folder, index);
-    let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
-    ArrowStreamSink::new(&path, BufWriter::with_capacity(1 << 18, file), columns)
-}
-
-fn finish_shard(shard: ArrowStreamSink<BufWriter<File>>) -> Result<()> {
-    let path = shard.path.clone();
-    let file = shard.finish()?.into_inner().map_err(|e| Error::io(&path, e.into_error()))?;
-    file.sync_all().map_err(|e| Error::io(&path, e))
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    crate::atomic::write_atomic(path, |w| {
-        serde_json::to_writer_pretty(&mut *w, value)?;
-        w.write_all(b"\n")
-    })
-}
-
-/// Refuses a name that stands for something that is not ours to replace.
-fn replaceable(target: &Path) -> Result<()> {
-    let refuse = |message: String| {
-        Err(Error::Source { path: target.to_path_buf(), message, help: "name another folder".into() })
-    };
-    let entries = match std::fs::read_dir(target) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
-            return refuse("is a file; a dataset is a folder".into());
-        }
-        Err(e) => return Err(Error::io(target, e)),
-    };
-    for entry in entries {
-        let name = entry.map_err(|e| Error::io(target, e))?.file_name();
-        let name = name.to_string_lossy();
-        let arrow = name.ends_with(".arrow") && (name.starts_with("data-") || name.starts_with("cache-"));
-        let ours = ["state.json", "dataset_info.json", "manifest.json", "findings.jsonl"];
-        if !arrow && !ours.contains(&&*name) {
-            return refuse(format!("is a folder that holds {name:?}, which is no part of a dataset"));
-        }
-    }
-    Ok(())
-}
-
-/// Gives a complete folder its name.
-fn appear(folder: tempfile::TempDir, target: &Path) -> io::Result<()> {
-    let mut old = None;
-    if target.exists() {
-        // Two renames: for a moment there is none under the name, but never half of one.
-        let mut aside = folder.path().as_os_str().to_owned();
-        aside.push(".old");
-        std::fs::rename(target, &aside)?;
-        old = Some(PathBuf::from(aside));
-    }
-    if let Err(e) = std::fs::rename(folder.path(), target) {
-        if let Some(old) = old {
-            let _ = std::fs::rename(old, target);
-        }
-        return Err(e);
-    }
-    // It has gone to its name; there is nothing left to remove.
-    let _ = folder.keep();
-    if let Some(old) = old {
-        std::fs::remove_dir_all(old)?;
-    }
-    if let Some(parent) = target.parent() {
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        if let Ok(parent) = File::open(parent) {
-            let _ = parent.sync_all();
-        }
-    }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 use super::columnar::Columns;
 use crate::atomic::{sync_folder, write_atomic};
 use crate::{Error, Result};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,19 +11,27 @@ use std::path::{Path, PathBuf};
 /// About the size of a file in such a folder: what `datasets` takes.
 pub(super) const SHARD_BYTES: u64 = 500_000_000;
 
+/// The manifest's name in it. `datasets` takes no notice of other files.
+pub(super) const MANIFEST: &str = "manifest.json";
+
+/// Where a dataset is put together, and where the one that it replaces goes, in a folder beside it.
+const NEW: &str = "folder";
+const FORMER: &str = "former";
+
 /// Makes a dataset of finished Arrow streams and lets it appear under `target`. `scratch` is a folder beside `target` in
-/// which it is put together. `fingerprint` is the prepared data's ([`super::Manifest::fingerprint`]).
+/// which it is put together; the shards are moved out of it. `fingerprint` is the manifest's.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Source`] as [`replaceable`].
-pub(super) fn publish(
+pub fn publish(
     shards: &[PathBuf],
     target: &Path,
     columns: Columns,
     fingerprint: &str,
+    manifest: &impl Serialize,
     scratch: &Path,
 ) -> Result<()> {
-    let folder = scratch.join("folder");
+    let folder = scratch.join(NEW);
     let io_error = |e| Error::io(&folder, e);
     if folder.exists() {
         std::fs::remove_dir_all(&folder).map_err(io_error)?;
@@ -35,8 +44,26 @@ pub(super) fn publish(
     }
     write_json(&folder.join("dataset_info.json"), &dataset_info(&columns))?;
     write_json(&folder.join("state.json"), &state_json(&names, fingerprint))?;
+    // Last: a folder that has it is whole.
+    write_json(&folder.join(MANIFEST), manifest)?;
     replaceable(target)?;
-    appear(&folder, target, &scratch.join("former")).map_err(|e| Error::io(target, e))
+    appear(&folder, target, &scratch.join(FORMER)).map_err(|e| Error::io(target, e))
+}
+
+/// Ends what a kill between two renames has left: the new dataset gets its name if it is whole, else the former one
+/// gets it back.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn recover(target: &Path, scratch: &Path) -> Result<()> {
+    let whole = |name: &str| scratch.join(name).join("state.json").is_file();
+    let new = scratch.join(NEW);
+    let left = if new.join(MANIFEST).is_file() { NEW } else { FORMER };
+    if !target.exists() && whole(left) {
+        std::fs::rename(scratch.join(left), target).map_err(|e| Error::io(target, e))?;
+        sync_folder(target);
+    }
+    Ok(())
 }
 
 /// `state.json` of a dataset: its files in order, and the name under which `datasets` caches what it makes of it.
@@ -53,7 +80,7 @@ fn dataset_info(columns: &Columns) -> Value {
     json!({"citation": "", "description": "", "features": columns.features(), "homepage": "", "license": ""})
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomic(path, |w| {
         serde_json::to_writer_pretty(&mut *w, value)?;
         w.write_all(b"\n")
@@ -63,8 +90,8 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 /// Refuses a name that stands for something that is not ours to replace.
 ///
 /// # Errors
-/// [`Error::Source`] for a file, and for a folder that holds anything but a dataset.
-pub(super) fn replaceable(target: &Path) -> Result<()> {
+/// [`Error::Source`] for a file, for a folder that holds anything but a dataset, and for a dataset without our manifest.
+pub fn replaceable(target: &Path) -> Result<()> {
     let refuse = |message: String| {
         Err(Error::Source { path: target.to_path_buf(), message, help: "name another folder".into() })
     };
@@ -76,13 +103,18 @@ pub(super) fn replaceable(target: &Path) -> Result<()> {
         }
         Err(e) => return Err(Error::io(target, e)),
     };
+    let mut files = 0;
     for entry in entries {
+        files += 1;
         let name = entry.map_err(|e| Error::io(target, e))?.file_name();
         let name = name.to_string_lossy();
         let arrow = name.ends_with(".arrow") && (name.starts_with("data-") || name.starts_with("cache-"));
-        if !arrow && !["state.json", "dataset_info.json"].contains(&&*name) {
+        if !arrow && !["state.json", "dataset_info.json", MANIFEST].contains(&&*name) {
             return refuse(format!("is a folder that holds {name:?}, which is no part of a dataset"));
         }
+    }
+    if files > 0 && !target.join(MANIFEST).is_file() {
+        return refuse("is a dataset that suasion has not prepared".into());
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! Preparing a source: is what is there still right, else read, label and write.
 
-use super::journal::{Journal, partial_path};
+use super::journal::Journal;
 use super::manifest::Inputs;
 use super::output::{Output, Plan};
 use super::sink::{Form, Layout, encode};
-use super::{Manifest, folder};
+use super::{Manifest, folder, partial_path, replaces, without_shard};
 use crate::pipeline::{Duplicates, Pipeline, Progress};
 use crate::source::Source;
 use crate::summary::Summary;
@@ -63,8 +63,18 @@ pub fn prepare(
         message: "the output's form is told by its name, and this is none that can be written".into(),
         help: "write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder, which has no ending".into(),
     })?;
+    let refuse = |message: String| {
+        Err(Error::Source { path: output.to_path_buf(), message, help: "write to another name".into() })
+    };
+    if let Some(name) = super::stem_name(output).filter(|name| without_shard(name).is_some()) {
+        return refuse(format!("{name} is the name of one shard; shards are named by suasion"));
+    }
+    if let Some(file) = job.files.iter().find(|file| replaces(output, file)) {
+        return refuse(format!("would replace {}, which is read", file.display()));
+    }
     let mut layout = job.layout;
     if form == Form::Folder {
+        folder::recover(output, &partial_path(output))?;
         folder::replaceable(output)?;
         layout.max_shard_bytes.get_or_insert(folder::SHARD_BYTES);
     }
@@ -87,18 +97,17 @@ pub fn prepare(
         }
         start = Start::Rebuild(reasons);
     }
-    let former = former.map(|former| former.paths(output)).unwrap_or_default();
     let mut begin = Some(begin);
     let mut begin = |resumed: Option<Start>| {
         if let Some(begin) = begin.take() {
             begin(resumed.as_ref().unwrap_or(&start));
         }
     };
-    match write(job, plan, &inputs, &former, &mut begin, &mut progress)? {
+    match write(job, plan, &inputs, former.as_ref(), &mut begin, &mut progress)? {
         Written::Whole(manifest) => Ok(*manifest),
         Written::LacksWeights => {
             let plan = Plan { weights: true, ..plan };
-            match write(job, plan, &inputs, &former, &mut begin, &mut progress)? {
+            match write(job, plan, &inputs, former.as_ref(), &mut begin, &mut progress)? {
                 Written::Whole(manifest) => Ok(*manifest),
                 Written::LacksWeights => unreachable!("there is a column for them"),
             }
@@ -118,19 +127,24 @@ fn write(
     job: &Job<'_>,
     plan: Plan<'_>,
     inputs: &Inputs,
-    former: &[PathBuf],
+    former: Option<&Manifest>,
     begin: &mut impl FnMut(Option<Start>),
     progress: &mut impl FnMut(Progress),
 ) -> Result<Written> {
     let Job { pipeline, output, .. } = *job;
-    let journal = match plan.layout.max_shard_bytes {
-        Some(_) => Some(Journal::open(partial_path(output), inputs.job(job.files, plan.weights)?)?),
-        None => None,
-    };
-    let mut seen = Duplicates::default();
     let mut source = Source::of(job.name, job.files.iter().cloned())?;
+    let (mut journal, mut resumed) = (None, None);
+    if plan.layout.max_shard_bytes.is_some() {
+        let (opened, others) = Journal::open(partial_path(output), inputs.job(job.files, plan.weights)?)?;
+        journal = Some(opened);
+        if others > 0 {
+            let shards = if others == 1 { "a shard" } else { "shards" };
+            let reason = format!("{shards} that another job had finished there went");
+            resumed = Some(Start::Rebuild(vec![reason]));
+        }
+    }
+    let mut seen = Duplicates::default();
     let mut done = Summary::default();
-    let mut resumed = None;
     if let Some(journal) = journal.as_ref().filter(|journal| !journal.shards.is_empty()) {
         done = journal.summary();
         resumed = Some(Start::Resume { shards: journal.shards.len(), rows: done.rows });
@@ -170,8 +184,6 @@ fn write(
     };
     let mut summary = done;
     summary.merge(&run);
-    summary.template = run.template.clone().or(summary.template);
-    summary.template_date = run.template_date.clone().or(summary.template_date);
     let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
     let manifest = Manifest::new(&summary, inputs, pipeline.policy, run.source.clone().ok_or_else(unread)?);
     Ok(match files.finish(manifest, &run, former)? {

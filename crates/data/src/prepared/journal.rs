@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const NAME: &str = "journal.json";
 
@@ -52,31 +52,48 @@ struct OnDisk {
 
 impl Journal {
     /// The journal of `job` in `folder`: with the shards that an earlier run of the same job has finished, else
-    /// empty. What another job has left there is removed.
+    /// empty. What another job has left there is removed; how many shards, if any, is told.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn open(folder: PathBuf, job: Value) -> Result<Journal> {
+    /// [`Error::Io`]; [`Error::Source`] where the folder holds files and no journal: they are somebody else's.
+    pub fn open(folder: PathBuf, job: Value) -> Result<(Journal, usize)> {
+        let io_error = |e| Error::io(&folder, e);
         let found: Option<OnDisk> =
             fs::read(folder.join(NAME)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let shard_file = |name: &str| name.starts_with(|c: char| c.is_ascii_digit()) || name.starts_with('.');
+        if found.is_none() && folder.exists() {
+            for entry in fs::read_dir(&folder).map_err(io_error)? {
+                let name = entry.map_err(io_error)?.file_name();
+                let name = name.to_string_lossy();
+                if !shard_file(&name) && name != NAME {
+                    return Err(Error::Source {
+                        path: folder.clone(),
+                        message: format!("holds {name:?}, which is of no run of suasion"),
+                        help: "move the folder away, or write to another name".into(),
+                    });
+                }
+            }
+        }
         let whole = |shard: &Shard| {
             let length = |name: &String| fs::metadata(folder.join(name)).map(|m| m.len()).ok();
             shard.data.as_ref().is_none_or(|(name, written)| length(name) == Some(written.bytes))
                 && length(&shard.findings).is_some()
                 && length(&shard.hashes) == Some(shard.kept * ENTRY as u64)
         };
-        let shards = match found {
+        let (mut shards, mut others) = (Vec::new(), 0);
+        match found {
             Some(found) if found.job == job => {
                 let whole = found.shards.iter().take_while(|shard| whole(shard)).count();
-                found.shards[..whole].to_vec()
+                shards = found.shards[..whole].to_vec();
             }
-            _ => Vec::new(),
-        };
-        if shards.is_empty() && folder.exists() {
-            fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+            Some(found) => others = found.shards.len(),
+            None => {}
         }
-        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        Ok(Journal { folder, job, shards })
+        if shards.is_empty() && folder.exists() {
+            fs::remove_dir_all(&folder).map_err(io_error)?;
+        }
+        fs::create_dir_all(&folder).map_err(io_error)?;
+        Ok((Journal { folder, job, shards }, others))
     }
 
     /// The run in numbers up to the end of the last shard.
@@ -129,11 +146,4 @@ impl Journal {
             file.write_all(b"\n")
         })
     }
-}
-
-/// `x.partial` beside `x` or `x.jsonl`.
-pub(super) fn partial_path(data: &Path) -> PathBuf {
-    let mut name = super::stem(data).into_os_string();
-    name.push(".partial");
-    name.into()
 }

@@ -1,7 +1,7 @@
 //! What prepared data was made from, and whether that is still so.
 
 use super::sink::{Form, Layout};
-use super::{ending, findings_path, manifest_path};
+use super::{ending, findings_path, folder, manifest_path, stem};
 use crate::atomic::Written;
 use crate::pack::Fill;
 use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
@@ -36,6 +36,9 @@ pub struct Manifest {
     /// blake3 over what decides the labels: the source's hash, the tokenizer, the chat template, the policy (with the
     /// pinned date), the masking version.
     pub fingerprint: String,
+    /// True where instructions were rendered plainly for want of a chat template.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untemplated: bool,
     /// The number of embeddings that rows were held against.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<usize>,
@@ -53,7 +56,7 @@ pub struct Manifest {
 /// A file of rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputFile {
-    /// Its name, beside the manifest; in a folder, with the folder's name and `/`.
+    /// Its name, in the folder of the manifest.
     pub name: String,
     /// What it holds.
     #[serde(flatten)]
@@ -102,7 +105,7 @@ impl Inputs {
     }
 
     /// What differs, in words.
-    fn differences(&self, before: &Inputs) -> Vec<String> {
+    fn differences(&self, before: &Inputs, untemplated: bool) -> Vec<String> {
         let mut out = Vec::new();
         let mut differs = |same: bool, words: &str| {
             if !same {
@@ -112,8 +115,8 @@ impl Inputs {
         differs(self.masking_version == before.masking_version, "the rules of masking have changed");
         differs(self.tokenizer == before.tokenizer, "the tokenizer is another one");
         differs(
-            // A template that no row went through decides nothing.
-            before.template.is_none() || self.template == before.template,
+            // A template that no row went through decides nothing, unless one would now.
+            self.template == before.template || (before.template.is_none() && !untemplated),
             "the chat template is another one",
         );
         differs(self.vocab_size == before.vocab_size, "the model has another number of embeddings");
@@ -201,6 +204,7 @@ impl Manifest {
             policy,
             counts: Counts::of(summary),
             fingerprint,
+            untemplated: summary.untemplated,
             vocab_size,
             layout,
             files: Vec::new(),
@@ -208,23 +212,22 @@ impl Manifest {
         }
     }
 
-    /// The manifest beside a prepared file, or beside the folder that it is in; `None` where there is none that names
+    /// The manifest of a prepared file: beside it, or beside it in its folder; `None` where there is none that names
     /// it.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Source`] where it is no manifest.
     pub fn beside(data: impl AsRef<Path>) -> Result<Option<Manifest>> {
         let data = data.as_ref();
-        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let file = name(data).unwrap_or_default();
+        let file = data.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let names = |m: &Manifest| m.files.is_empty() || m.files.iter().any(|known| known.name == file);
         // Raw rows in x.jsonl.gz may lie beside prepared ones in x.jsonl.
-        let found = Manifest::read(&manifest_path(data))?
-            .filter(|m| m.files.is_empty() || m.files.iter().any(|known| known.name == file));
-        let (None, Some((folder, parent))) = (&found, data.parent().and_then(|p| Some((p, name(p)?)))) else {
-            return Ok(found);
-        };
-        let file = format!("{parent}/{file}");
-        Ok(Manifest::read(&manifest_path(folder))?.filter(|m| m.files.iter().any(|known| known.name == file)))
+        let found = Manifest::read(&manifest_path(data))?.filter(names);
+        let folder = data.with_file_name(folder::MANIFEST);
+        match found {
+            None if file.ends_with(".arrow") => Ok(Manifest::read(&folder)?.filter(names)),
+            found => Ok(found),
+        }
     }
 
     /// The manifest of prepared files that are all of one preparation, in its order; `None` where they are not.
@@ -260,18 +263,41 @@ impl Manifest {
         })
     }
 
-    /// True where its files have the names that an output's would have: `x.manifest.json` can be that of `x.jsonl`, of
-    /// `x.parquet` or of a folder `x`.
+    /// True where these files are those that were written, of which a source tells what they hold.
+    pub fn describes(&self, source: &SourceHash) -> bool {
+        let known = |blake3: &String| {
+            self.files.is_empty() || self.files.iter().any(|file| file.written.blake3 == *blake3)
+        };
+        match source.files.as_slice() {
+            [] => known(&source.blake3),
+            files => files.iter().all(|file| known(&file.blake3)),
+        }
+    }
+
+    /// True where its files have the names that this output's would have. What a manifest says is only text: no other
+    /// file is ever looked at, or removed, on its word.
     pub(super) fn is_of(&self, output: &Path, form: Form) -> bool {
-        self.files.iter().all(|file| match form {
-            Form::Folder => file.name.contains('/'),
-            Form::Lines | Form::Parquet => ending(Path::new(&file.name)) == ending(output),
+        self.files.iter().all(|file| {
+            let path = Path::new(&file.name);
+            let plain = path.file_name().is_some_and(|name| name == path.as_os_str());
+            plain
+                && match form {
+                    Form::Folder => file.name.starts_with("data-") && file.name.ends_with(".arrow"),
+                    Form::Lines | Form::Parquet => {
+                        let stems = (stem(path), stem(output));
+                        stems.0.file_name() == stems.1.file_name() && ending(path) == ending(output)
+                    }
+                }
         })
     }
 
-    /// The files of rows.
+    /// The files of rows of an output.
     pub fn paths(&self, output: &Path) -> Vec<PathBuf> {
-        self.files.iter().map(|file| output.with_file_name(&file.name)).collect()
+        let place = |name: &String| match Form::of(output) {
+            Some(Form::Folder) => output.join(name),
+            _ => output.with_file_name(name),
+        };
+        self.files.iter().map(|file| place(&file.name)).collect()
     }
 
     /// Why the files of rows are not what these inputs would make of the source now; empty where they are.
@@ -294,7 +320,7 @@ impl Manifest {
             form,
             layout: self.layout,
         };
-        let mut reasons = inputs.differences(&before);
+        let mut reasons = inputs.differences(&before, self.untemplated);
         // Reading is for where nothing cheaper decides.
         if reasons.is_empty() {
             let source = Source::of(name, files.iter().cloned())?;
@@ -305,7 +331,10 @@ impl Manifest {
         if reasons.is_empty() {
             let touched = (self.files.iter().zip(self.paths(output)))
                 .find(|(file, path)| Written::of(path).ok().as_ref() != Some(&file.written));
-            reasons.extend(touched.map(|(file, _)| format!("{} is not as it was written", file.name)));
+            reasons.extend(touched.map(|(file, path)| match path.exists() {
+                true => format!("{} is not as it was written", file.name),
+                false => format!("{} is missing", file.name),
+            }));
         }
         if reasons.is_empty() && !findings_path(output).is_file() {
             reasons.push("its findings are missing".into());

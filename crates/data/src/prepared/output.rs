@@ -4,7 +4,7 @@ use super::columnar::Columns;
 use super::journal::{Journal, Shard};
 use super::sink::{Form, Layout, Sink, with_record};
 use super::{Manifest, OutputFile, findings_path, folder, manifest_path, shard_path};
-use crate::atomic::{AtomicFile, write_atomic};
+use crate::atomic::{AtomicFile, Written, write_atomic};
 use crate::pack::{Fill, Packer};
 use crate::pipeline::{Outcome, hash_ids};
 use crate::summary::Summary;
@@ -210,7 +210,7 @@ impl<'a> Output<'a> {
     }
 
     /// Completes the files, writes the manifest with their names, and gives them theirs: the records come last, when
-    /// all that belongs to them is there. `former` are the files of the preparation that this one replaces. `None` where
+    /// all that belongs to them is there. `former` is the preparation that this one replaces. `None` where
     /// the files lack a column for weights.
     ///
     /// # Errors
@@ -219,7 +219,7 @@ impl<'a> Output<'a> {
         mut self,
         mut manifest: Manifest,
         run: &Summary,
-        former: &[PathBuf],
+        former: Option<&Manifest>,
     ) -> Result<Option<Manifest>> {
         match self.end_shard(run) {
             // The last packs have weights that their rows have not: those of a prompt that they share.
@@ -246,11 +246,13 @@ impl<'a> Output<'a> {
                 vec![target.to_path_buf()]
             }
         };
-        // A folder went as a whole.
-        let replaced = former.iter().filter(|path| self.plan.form != Form::Folder && !files.contains(path));
-        for path in replaced {
-            // What it was made from has changed, so it is not this data any more.
-            let _ = fs::remove_file(path);
+        // A folder went as a whole. Of files, those that nobody has touched since go.
+        if let Some(former) = former.filter(|_| self.plan.form != Form::Folder) {
+            for (path, file) in former.paths(target).iter().zip(&former.files) {
+                if !files.contains(path) && Written::of(path).ok().as_ref() == Some(&file.written) {
+                    let _ = fs::remove_file(path);
+                }
+            }
         }
         Ok(Some(manifest))
     }
@@ -281,13 +283,12 @@ impl<'a> Output<'a> {
         }
         let n = written.len();
         let name = |i: usize| match plan.form {
-            Form::Folder => format!("{}/data-{i:05}-of-{n:05}.arrow", file_name(plan.target)),
+            Form::Folder => format!("data-{i:05}-of-{n:05}.arrow"),
             Form::Lines | Form::Parquet => file_name(&shard_path(plan.target, i, n)),
         };
         manifest.files = (written.iter().enumerate())
             .map(|(i, (_, written))| OutputFile { name: name(i), written: written.clone() })
             .collect();
-        self.write_manifest(manifest)?;
         let paths = manifest.paths(plan.target);
         let shards: Vec<PathBuf> = written.iter().map(|(name, _)| journal.folder.join(name)).collect();
         match plan.form {
@@ -297,10 +298,12 @@ impl<'a> Output<'a> {
                     plan.target,
                     plan.columns(),
                     &manifest.fingerprint,
+                    manifest,
                     &journal.folder,
                 )?;
             }
             Form::Lines | Form::Parquet => {
+                self.write_manifest(manifest)?;
                 for (shard, path) in shards.iter().zip(&paths) {
                     fs::rename(shard, path).map_err(|e| Error::io(path, e))?;
                 }
