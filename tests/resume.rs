@@ -125,7 +125,7 @@ fn ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bytes() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("stopping where it can go on later"), "{stderr}");
+    assert!(stderr.contains("stopping at the next safe place"), "{stderr}");
     assert!(!dir.exists("out/model.safetensors"), "an interrupted run is not a finished one");
 
     dir.suasion(&["train", "--resume", "out", "--quiet"]).ok();

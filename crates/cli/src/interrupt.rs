@@ -15,8 +15,7 @@ pub fn flag() -> &'static AtomicBool {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        let _ =
-            writeln!(std::io::stderr(), "\nstopping where it can go on later; Ctrl-C again leaves at once");
+        let _ = writeln!(std::io::stderr(), "\nstopping at the next safe place; Ctrl-C again leaves at once");
     });
     &STOP
 }

@@ -616,7 +616,14 @@ impl<'a> Rooms<'a> {
         }
         let Chat { rendered, findings } = chats.spans(id, conversation)?;
         if rendered.response().all(str::is_empty) {
-            return Err(Halt::Untaught("every answer of the conversation is empty"));
+            let calls =
+                conversation.messages.iter().any(|m| m.get("tool_calls").is_some_and(|c| !c.is_null()));
+            return Err(Halt::Untaught(match calls {
+                true => {
+                    "every answer of the conversation is empty: the chat template leaves out its tool calls"
+                }
+                false => "every answer of the conversation is empty",
+            }));
         }
         self.rendered(rendered, findings)
     }

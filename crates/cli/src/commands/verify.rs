@@ -12,6 +12,8 @@ use suasion_data::Error;
 use suasion_data::audit::Filter;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::report::{self, RowView, Style};
+use suasion_data::template::ChatTemplate;
+use suasion_data::tokens::Tokenizer;
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -81,7 +83,20 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     let template = model.as_deref().and_then(|dir| loading::template(ui, dir, tokenizer.as_ref()));
     let policy = config.policy();
-    let asked = source.manifest()?.map(|manifest| manifest.asked(&policy));
+    let manifest = source.manifest()?;
+    if let Some(manifest) = &manifest {
+        let fingerprint = tokenizer.as_ref().map(Tokenizer::fingerprint);
+        let mut differences = manifest.mismatches(fingerprint, &policy);
+        differences.extend(manifest.other_template(template.as_ref().map(ChatTemplate::fingerprint)));
+        if !differences.is_empty() {
+            ui.warn(format_args!(
+                "{}: prepared for something else: {}",
+                source.name.display(),
+                differences.join("; ")
+            ));
+        }
+    }
+    let asked = manifest.map(|manifest| manifest.asked(&policy));
     let pipeline = Pipeline {
         mode: Mode::Verify,
         template: template.as_ref(),
