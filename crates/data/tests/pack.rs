@@ -457,7 +457,8 @@ fn many_short_sequences_are_read() {
     // Prompts and answers of one token each, all prompts first.
     let prefixes: Vec<[u32; 2]> =
         (0..N).map(|i| if i < N / 2 { [0, 0] } else { [i - N / 2, i - N / 2 + 1] }).collect();
-    let sample = read(json!({"input_ids": vec![1; N as usize], "labels": vec![X; N as usize],
+    let labels: Vec<i64> = (0..N).map(|i| if i < N / 2 { X } else { 1 }).collect();
+    let sample = read(json!({"input_ids": vec![1; N as usize], "labels": labels,
         "seq_lengths": vec![1; N as usize], "prefix_ranges": prefixes}));
     let pack = sample.pack.as_ref().unwrap();
     assert_eq!((pack.rows.len(), pack.segments.len()), (N as usize / 2, N as usize));
