@@ -156,7 +156,8 @@ impl Run {
         let (mut least, mut greatest) = (0, u128::MAX);
         let mut guesses = 0;
         while low < high {
-            let share = if guesses < GUESSES { (hash - least) as f64 / (greatest - least) as f64 } else { 0.5 };
+            let share =
+                if guesses < GUESSES { (hash - least) as f64 / (greatest - least) as f64 } else { 0.5 };
             guesses += 1;
             let guess = low + (share * (high - low) as f64) as u64;
             let start = guess.saturating_sub(BLOCK / 2).min(high.saturating_sub(BLOCK)).max(low);

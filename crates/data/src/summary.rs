@@ -46,8 +46,10 @@ pub struct Summary {
     /// Kept rows that were cut.
     pub cut: u64,
     /// Kept rows that were read as packs.
+    #[serde(default)]
     pub packs: u64,
     /// Rows in those packs.
+    #[serde(default)]
     pub packed_rows: u64,
     /// Rows left out, by reason.
     pub dropped: BTreeMap<DropReason, u64>,

@@ -215,7 +215,10 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
         facts.push(("", format!("left out: {} {}", thousands(*n), reason.meaning())));
     }
     if summary.packs > 0 {
-        facts.push(("packs", format!("{} of {}", thousands(summary.packs), count(summary.packed_rows, "row"))));
+        facts.push((
+            "packs",
+            format!("{} of {}", thousands(summary.packs), count(summary.packed_rows, "row")),
+        ));
     }
     facts.push((
         "tokens",
