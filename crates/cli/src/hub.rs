@@ -79,6 +79,7 @@ impl std::error::Error for ToDownload {}
 
 /// What the hub has of a repository.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "this build asks no hub"))]
 pub struct Listing {
     /// The commit.
     pub commit: String,
