@@ -9,6 +9,7 @@ fn flags_win_over_assignments_over_the_file() {
     let ran = dir
         .suasion(&["check", "run.yaml", "--json", "-M", "from-flag"])
         .set(&["model_name_or_path=from-set", "seed=2"])
+        .env("HF_HUB_OFFLINE", "1")
         .run()
         .code(1);
     let json = ran.json();

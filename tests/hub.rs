@@ -94,7 +94,8 @@ fn answer(
         if method == "GET" { stream.write_all(body) } else { Ok(()) }
     };
     if let Some(rest) = path.strip_prefix("/api/") {
-        let repo = rest.strip_suffix("/revision/main").unwrap();
+        let (repo, revision) = rest.split_once("/revision/").unwrap();
+        assert!(["main", SHA].contains(&revision), "{revision}");
         if repo == "models/org/private" {
             return send("401 Unauthorized", "", 0, b"");
         }
@@ -143,6 +144,7 @@ fn served(dir: &Dir) -> BTreeMap<String, Vec<u8>> {
     files.insert("datasets/org/rows/data/train-00000-of-00002.jsonl".into(), rows(0..3));
     files.insert("datasets/org/rows/data/train-00001-of-00002.jsonl".into(), rows(3..5));
     files.insert("datasets/org/rows/data/test-00000-of-00001.jsonl".into(), rows(5..6));
+    files.insert("datasets/org/train_only/train.jsonl".into(), rows(0..5));
     files.insert("models/org/hostile/../../../evil.json".into(), b"{}".to_vec());
     files
 }
@@ -213,4 +215,54 @@ fn what_cannot_be_downloaded_says_why() {
     let offline = prepare("org/tiny").env("HF_HUB_OFFLINE", "1").run();
     offline.error(3, "E-MODEL", "cache/models--org--tiny").says("HF_HUB_OFFLINE");
     prepare("org/tiny").env("HF_ENDPOINT", "http://127.0.0.1:9").run().error(3, "E-HUB", "org/tiny: ");
+}
+
+/// A data set without rows to evaluate on: the hub is asked once for them, at the commit that the cache has, and who
+/// has no network goes on without.
+#[test]
+fn rows_to_evaluate_on_are_of_the_cached_commit() {
+    let dir = Dir::new().with_weights().with_rows(1);
+    let hub = Hub::new(served(&dir));
+    let train = || hub.env(dir.suasion(&["train", "-M", "model", "-D", "org/train_only", "--dry-run"]));
+    let what = || hub.requests().into_iter().map(|request| request.what).collect::<Vec<_>>();
+    let listing = |revision: &str| format!("GET /api/datasets/org/train_only/revision/{revision}");
+    train().ok();
+    let first = what();
+    assert_eq!((&first[0], first.last().unwrap()), (&listing("main"), &listing(SHA)), "{first:?}");
+    assert_eq!(first.iter().filter(|what| what.contains("/api/")).count(), 2, "{first:?}");
+    train().ok();
+    assert_eq!(what(), [listing(SHA)]);
+    let gone = train().env("HF_ENDPOINT", "http://127.0.0.1:9");
+    gone.ok()
+        .says("warning: org/train_only: ")
+        .says(&format!("going on with cache/datasets--org--train_only/snapshots/{SHA}"));
+    assert_eq!(what(), [""; 0]);
+    // A split that was cached alone: the other one is of the same commit.
+    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", "org/rows", "-o", "out.jsonl"]);
+    hub.env(prepare).ok();
+    what();
+    let train = dir.suasion(&["train", "-M", "model", "-D", "org/rows", "--dry-run"]);
+    hub.env(train).ok().says("org/rows/test: 1 row:");
+    let what = what();
+    assert_eq!(what[0], format!("GET /api/datasets/org/rows/revision/{SHA}"));
+    assert!(what[1..].iter().all(|what| what.contains("test-00000")), "{what:?}");
+}
+
+#[test]
+fn a_check_downloads_nothing() {
+    let dir = Dir::new().with_weights().with_rows(1);
+    let hub = Hub::new(served(&dir));
+    let check = || hub.env(dir.suasion(&["check", "-M", "org/tiny", "-D", "org/rows"]));
+    check()
+        .ok()
+        .says("note: model_name_or_path: not all of org/tiny is in the cache")
+        .says("note: dataset_name: ");
+    // Where nothing may be downloaded either, it is a problem.
+    check().env("HF_HUB_OFFLINE", "1").run().code(1).says("org/tiny: there is no such path");
+    assert_eq!(hub.requests(), []);
+    assert!(!dir.exists("cache"));
+    hub.env(dir.suasion(&["train", "-M", "org/tiny", "-D", "org/rows", "--dry-run"])).ok();
+    hub.requests();
+    check().ok().says("the configuration is valid");
+    assert_eq!(hub.requests(), []);
 }

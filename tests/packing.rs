@@ -67,6 +67,8 @@ fn packs_are_evaluated_and_verified_as_their_rows() {
     let (rows, packs) = (verify("one.jsonl").ok().json(), verify("packs.jsonl").ok().json());
     assert_eq!(rows["sections"], packs["sections"]);
     assert_eq!((&packs["rows"], &packs["tokens"]), (&json!(4), &rows["tokens"]));
+    let told = dir.suasion(&["verify", "-M", "model", "-D", "packs.jsonl"]).ok();
+    told.prints("lines    4: 4 kept").prints("packs    4 of 7 rows").prints("in 4 trainable lines");
     dir.suasion(&["verify", "-M", "model", "-D", "packs.jsonl"]).ok().prints("-- sequence 1 (row 1)");
     dir.suasion(&["train", "-M", "model", "-D", "packs.jsonl", "--dry-run"])
         .ok()

@@ -85,7 +85,9 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
     // Two files, whose names sort as their rows do: as a glob, in turn, as shards of a split, as a folder of one.
     let (first, second) = (lines(&rows[..2]), delimited(&rows[2..], ","));
     dir.write("shards/part-0.jsonl", &first).write("shards/part-1.csv", &second);
-    dir.write("split/train-00000-of-00002.jsonl", &first).write("split/train-00001-of-00002.csv", &second);
+    let shards = [lines(&rows[..2]), lines(&rows[2..])];
+    dir.write("split/train-00000-of-00002.jsonl", &shards[0])
+        .write("split/train-00001-of-00002.jsonl", &shards[1]);
     dir.write("split/test.jsonl", "{}\n");
     dir.write("hub/data/train-00000-of-00001.jsonl", &text);
     dir.write("folders/train/a.jsonl", &first).write("folders/train/b.csv", &second);
@@ -101,6 +103,11 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
     ] {
         assert_eq!(prepared(&dir, data), expected, "{data:?}");
     }
+    // Raw rows and what was prepared of them: never both.
+    dir.write("split/train-00000-of-00001.parquet", "");
+    let both = dir.suasion(&["prepare", "-M", "model", "-D", "split", "-o", "out.jsonl"]).run();
+    let names = "as train-00000-of-00001.parquet and as train-00000-of-00002.jsonl";
+    both.error(3, "E-SOURCE", names).says("a glob such as");
     dir.write("run.yaml", "dataset_name: [shards/part-0.jsonl, shards/part-1.csv]\n");
     dir.suasion(&["prepare", "run.yaml", "-M", "model", "-o", "out.jsonl"]).ok();
     assert_eq!(dir.text("out.jsonl"), expected);

@@ -4,6 +4,22 @@
 #[cfg(feature = "hub")]
 mod download;
 
+/// Nothing is downloaded by this build.
+#[cfg(not(feature = "hub"))]
+mod download {
+    use super::{Listing, Repo};
+    use crate::ui::Ui;
+    use std::path::PathBuf;
+
+    pub fn list(repo: &Repo, _commit: Option<&str>) -> anyhow::Result<Listing> {
+        Err(repo.not_cached().into())
+    }
+
+    pub fn get(repo: &Repo, _listing: &Listing, _names: &[String], _ui: &Ui) -> anyhow::Result<PathBuf> {
+        Err(repo.not_cached().into())
+    }
+}
+
 use crate::failure::Failure;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
@@ -25,6 +41,52 @@ impl Kind {
             Kind::Dataset => "datasets",
         }
     }
+}
+
+/// How far a look-up goes: into the hub, or into the cache only. [`Ui`]s become the former.
+#[derive(Clone, Copy)]
+pub struct Access<'a> {
+    /// Who is told.
+    pub ui: &'a Ui,
+    /// False where the hub is not asked for anything; [`ToDownload`] then is the error.
+    pub network: bool,
+}
+
+impl<'a> Access<'a> {
+    /// Into the cache only.
+    pub fn cache(ui: &'a Ui) -> Access<'a> {
+        Access { ui, network: false }
+    }
+}
+
+impl<'a> From<&'a Ui> for Access<'a> {
+    fn from(ui: &'a Ui) -> Access<'a> {
+        Access { ui, network: true }
+    }
+}
+
+/// What is not in the cache, and is downloaded by who may.
+#[derive(Debug)]
+pub struct ToDownload(String);
+
+impl std::fmt::Display for ToDownload {
+    fn fmt(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(out, "not all of {} is in the cache: a run asks the hub for it", self.0)
+    }
+}
+
+impl std::error::Error for ToDownload {}
+
+/// What the hub has of a repository.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "this build asks no hub"))]
+pub struct Listing {
+    /// The commit.
+    pub commit: String,
+    /// True where it is the commit of `main`.
+    pub main: bool,
+    /// The files at that commit, by their paths in the repository.
+    pub names: Vec<String>,
 }
 
 /// A repository by its id.
@@ -53,31 +115,24 @@ impl Repo {
         snapshot(&self.folder())
     }
 
-    /// Downloads those files of `main` that `want` chooses among all, as far as the cache lacks them. Returns the
-    /// snapshot and the chosen names.
+    /// What the hub has of it at a commit, or at `main`.
     ///
     /// # Errors
-    /// With what to do: nothing may be downloaded here and now, or the download failed.
-    #[cfg(feature = "hub")]
-    pub fn fetch(
-        &self,
-        ui: &Ui,
-        want: impl FnOnce(&[String]) -> anyhow::Result<Vec<String>>,
-    ) -> anyhow::Result<(PathBuf, Vec<String>)> {
-        download::fetch(self, ui, want)
+    /// With what to do: nothing may be asked for here and now, or the hub has no answer.
+    pub fn list(&self, commit: Option<&str>, access: Access) -> anyhow::Result<Listing> {
+        match (downloads(), access.network) {
+            (false, _) => Err(self.not_cached().into()),
+            (true, false) => Err(ToDownload(self.id.clone()).into()),
+            (true, true) => download::list(self, commit),
+        }
     }
 
-    /// Nothing is downloaded by this build.
+    /// Downloads files of a listing, as far as the cache lacks them. Returns their snapshot.
     ///
     /// # Errors
-    /// Always, with what to do.
-    #[cfg(not(feature = "hub"))]
-    pub fn fetch(
-        &self,
-        _ui: &Ui,
-        _want: impl FnOnce(&[String]) -> anyhow::Result<Vec<String>>,
-    ) -> anyhow::Result<(PathBuf, Vec<String>)> {
-        Err(self.not_cached().into())
+    /// With what to do.
+    pub fn get(&self, listing: &Listing, names: &[String], ui: &Ui) -> anyhow::Result<PathBuf> {
+        download::get(self, listing, names, ui)
     }
 
     /// The error for what is not in the cache where nothing is downloaded.

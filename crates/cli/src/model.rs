@@ -1,8 +1,7 @@
 //! From what the user calls a model to a folder: a path, or a hub id.
 
 use crate::failure::Failure;
-use crate::hub::{self, Kind, Repo};
-use crate::ui::Ui;
+use crate::hub::{self, Access, Kind, Repo, ToDownload};
 use std::path::{Path, PathBuf};
 
 /// Files of a model beside its weights, as far as it has them.
@@ -21,7 +20,9 @@ const FILES: [&str; 8] = [
 ///
 /// # Errors
 /// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message says where it looked.
-pub fn resolve(name: &Path, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
+/// [`ToDownload`] where it could be and may not.
+pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
+    let access = access.into();
     if name.is_dir() {
         return Ok(name.to_path_buf());
     }
@@ -46,13 +47,15 @@ pub fn resolve(name: &Path, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
         Some(snapshot) if is_complete(&snapshot, weights) || !hub::downloads() => return Ok(snapshot),
         other => other,
     };
-    match (repo.fetch(ui, |names| Ok(wanted(names, weights))), snapshot) {
-        (Ok((fetched, _)), _) => Ok(fetched),
-        (Err(error), Some(snapshot)) => {
-            ui.warn(format_args!("{error}; going on with {}", snapshot.display()));
+    let listing = repo.list(None, access);
+    let fetched = listing.and_then(|l| repo.get(&l, &wanted(&l.names, weights), access.ui));
+    match (fetched, snapshot) {
+        (Ok(fetched), _) => Ok(fetched),
+        (Err(error), Some(snapshot)) if !error.is::<ToDownload>() => {
+            access.ui.warn(format_args!("{error}; going on with {}", snapshot.display()));
             Ok(snapshot)
         }
-        (Err(error), None) => Err(error),
+        (Err(error), _) => Err(error),
     }
 }
 

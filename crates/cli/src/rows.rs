@@ -10,8 +10,8 @@
 
 use crate::config::{Config, Paths};
 use crate::failure::Failure;
-use crate::hub::{self, Kind, Repo};
-use crate::ui::Ui;
+use crate::hub::{self, Access, Kind, Repo, ToDownload};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::Manifest;
 use suasion_data::source::Source;
@@ -63,30 +63,35 @@ impl DataFiles {
 ///
 /// # Errors
 /// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be downloaded. A
-/// file that does not exist is the reader's error.
-pub fn resolve(data: &Paths, split: &str, ui: &Ui) -> anyhow::Result<DataFiles> {
+/// file that does not exist is the reader's error. [`ToDownload`] where it can be downloaded and may not.
+pub fn resolve<'a>(data: &Paths, split: &str, access: impl Into<Access<'a>>) -> anyhow::Result<DataFiles> {
+    let access = access.into();
     let mut parts = Vec::new();
     for path in &data.0 {
         parts.push(match Place::of(path)? {
             Place::Files(files) => files,
-            Place::Folder(folder) => folder.need(split, ui)?,
+            Place::Folder(folder) => folder.need(split, access)?,
         });
     }
     Ok(joined(parts, data))
 }
 
 /// The rows to evaluate on, where the configuration or the folder has any.
-pub fn evaluation(config: &Config, ui: &Ui) -> anyhow::Result<Option<DataFiles>> {
+///
+/// # Errors
+/// As [`resolve`].
+pub fn evaluation<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow::Result<Option<DataFiles>> {
+    let access = access.into();
     let split = config.dataset_test_split.as_deref();
     if let Some(data) = &config.eval_dataset_name {
         let mut parts = Vec::new();
         for path in &data.0 {
             parts.push(match (Place::of(path)?, split) {
                 (Place::Files(files), _) => files,
-                (Place::Folder(folder), Some(split)) => folder.need(split, ui)?,
-                (Place::Folder(folder), None) => match folder.held_out(ui)? {
+                (Place::Folder(folder), Some(split)) => folder.need(split, access)?,
+                (Place::Folder(folder), None) => match folder.find(&HELD_OUT, access)? {
                     Some(files) => files,
-                    None => folder.need("test", ui)?,
+                    None => folder.need("test", access)?,
                 },
             });
         }
@@ -96,10 +101,10 @@ pub fn evaluation(config: &Config, ui: &Ui) -> anyhow::Result<Option<DataFiles>>
     let mut parts = Vec::new();
     for path in &data.0 {
         match (Place::of(path)?, split) {
-            (Place::Folder(folder), Some(split)) => parts.push(folder.need(split, ui)?),
+            (Place::Folder(folder), Some(split)) => parts.push(folder.need(split, access)?),
             // A fraction that was asked for is what was asked for.
             (Place::Folder(folder), None) if config.eval_fraction == 0.0 => {
-                parts.extend(folder.held_out(ui)?);
+                parts.extend(folder.find(&HELD_OUT, access)?);
             }
             (Place::Files(_), Some(split)) => {
                 return Err(Failure::config(
@@ -207,60 +212,91 @@ impl Folder {
         }
     }
 
-    /// The files of a split; `None` where there are none.
-    fn split(&self, split: &str, ui: &Ui) -> anyhow::Result<Option<DataFiles>> {
+    /// The files of the first of these splits that there is.
+    fn find(&self, splits: &[&str], access: Access) -> anyhow::Result<Option<DataFiles>> {
         match self {
             Folder::Local(path) => {
-                // A split of a `DatasetDict`, which has files beside those of its rows.
-                let name = path.join(split);
-                match saved_dataset(&name)? {
-                    Some(Saved::Files(files)) => Ok(Some(DataFiles { name, files })),
-                    _ => self.of_names(path, pick(&names(path), split), split),
-                }
-            }
-            Folder::Hub { repo, base } => {
-                if let Some(snapshot) = repo.snapshot() {
-                    // A snapshot that other tools made may have a part of the split only.
-                    let picked = pick(&names(&snapshot.join(base)), split);
-                    let downloads = hub::downloads();
-                    match picked {
-                        Ok(names) if names.is_empty() && downloads => {}
-                        Err(_) if downloads => {}
-                        other => return self.of_names(&snapshot.join(base), other, split),
+                for split in splits {
+                    // A split of a `DatasetDict`, which has files beside those of its rows.
+                    let name = path.join(split);
+                    if let Some(Saved::Files(files)) = saved_dataset(&name)? {
+                        return Ok(Some(DataFiles { name, files }));
+                    }
+                    if let Some(found) = self.files(path, first(&names(path), &[split]))? {
+                        return Ok(Some(found));
                     }
                 }
-                let (snapshot, picked) = repo.fetch(ui, |names| {
-                    let inside: Vec<String> = names
-                        .iter()
-                        .filter_map(|name| name.strip_prefix(base.as_str()))
-                        .map(String::from)
-                        .collect();
-                    let picked = pick(&inside, split).map_err(|message| self.error(&message))?;
-                    Ok(picked.into_iter().map(|name| format!("{base}{name}")).collect())
-                })?;
-                self.of_names(&snapshot, Ok(picked), split)
+                Ok(None)
+            }
+            Folder::Hub { repo, base } => self.find_in_hub(repo, base, splits, access),
+        }
+    }
+
+    /// In the cache, and where that has nothing of the first split, in what the hub lists: once, and at the commit
+    /// that the cache has, so that no rows of another day are among them.
+    fn find_in_hub(
+        &self,
+        repo: &Repo,
+        base: &str,
+        splits: &[&str],
+        access: Access,
+    ) -> anyhow::Result<Option<DataFiles>> {
+        let Some(snapshot) = repo.snapshot() else {
+            let listing = repo.list(None, access)?;
+            return self.download(repo, base, splits, &listing, access);
+        };
+        let folder = snapshot.join(base);
+        // Other tools may have downloaded a part of a split only.
+        let cached = first(&names(&folder), splits);
+        if !hub::downloads() || matches!(&cached, Ok(Some((split, _))) if *split == splits[0]) {
+            return self.files(&folder, cached);
+        }
+        let commit = snapshot.file_name().and_then(|name| name.to_str());
+        match repo.list(commit, access) {
+            Ok(listing) => self.download(repo, base, splits, &listing, access),
+            Err(error) if error.is::<ToDownload>() => Err(error),
+            Err(error) => {
+                access.ui.warn(format_args!("{error}; going on with {}", snapshot.display()));
+                self.files(&folder, cached)
             }
         }
     }
 
-    fn of_names(
+    /// The first of the splits that a listing has, downloaded.
+    fn download(
+        &self,
+        repo: &Repo,
+        base: &str,
+        splits: &[&str],
+        listing: &hub::Listing,
+        access: Access,
+    ) -> anyhow::Result<Option<DataFiles>> {
+        let inside = listing.names.iter().filter_map(|name| name.strip_prefix(base));
+        let inside: Vec<String> = inside.map(String::from).collect();
+        let found = first(&inside, splits).map_err(|message| self.error(&message))?;
+        let Some((split, names)) = found else { return Ok(None) };
+        let paths: Vec<String> = names.iter().map(|name| format!("{base}{name}")).collect();
+        let snapshot = repo.get(listing, &paths, access.ui)?;
+        self.files(&snapshot.join(base), Ok(Some((split, names))))
+    }
+
+    /// The files of a split by what [`first`] says.
+    fn files(
         &self,
         folder: &Path,
-        picked: Result<Vec<String>, String>,
-        split: &str,
+        found: Result<Option<(&str, Vec<String>)>, String>,
     ) -> anyhow::Result<Option<DataFiles>> {
-        let picked = picked.map_err(|message| self.error(&message))?;
-        let files: Vec<PathBuf> = picked.iter().map(|name| folder.join(name)).collect();
-        Ok(match (self, files.len()) {
-            (_, 0) => None,
-            (Folder::Local(_), 1) => files.into_iter().next().map(DataFiles::one),
+        let Some((split, names)) = found.map_err(|message| self.error(&message))? else { return Ok(None) };
+        let files: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
+        Ok(match (self, files.as_slice()) {
+            (Folder::Local(_), [file]) => Some(DataFiles::one(file.clone())),
             _ => Some(DataFiles { name: self.name().join(split), files }),
         })
     }
 
     /// The files of a split that must be there.
-    fn need(&self, split: &str, ui: &Ui) -> anyhow::Result<DataFiles> {
-        if let Some(files) = self.split(split, ui)? {
+    fn need(&self, split: &str, access: Access) -> anyhow::Result<DataFiles> {
+        if let Some(files) = self.find(&[split], access)? {
             return Ok(files);
         }
         let has = match self {
@@ -278,16 +314,6 @@ impl Folder {
                 "the folder has no {split}.jsonl, and no {split} in another format, in shards or as a folder; it has {has}{more}"
             ))
             .into())
-    }
-
-    /// The first split of those that are not trained on.
-    fn held_out(&self, ui: &Ui) -> anyhow::Result<Option<DataFiles>> {
-        for split in HELD_OUT {
-            if let Some(files) = self.split(split, ui)? {
-                return Ok(Some(files));
-            }
-        }
-        Ok(None)
     }
 
     fn error(&self, message: &str) -> Failure {
@@ -333,12 +359,27 @@ fn is_rows(name: &str) -> bool {
     stem(name).is_some()
 }
 
-/// The files of a split among the names in a folder: in the folder itself or in `data/`, the one file named as the
-/// split, else its shards (`train-00000-of-00003`, as the hub names them, or `train-0`), else the files of rows in a
-/// folder named as the split. Empty where there are none.
+/// The first of these splits that there is among the names in a folder, and its files.
 ///
 /// # Errors
-/// In words, where shards are missing by what the others say.
+/// As [`pick`].
+fn first<'a>(names: &[String], splits: &[&'a str]) -> Result<Option<(&'a str, Vec<String>)>, String> {
+    for split in splits {
+        let picked = pick(names, split)?;
+        if !picked.is_empty() {
+            return Ok(Some((split, picked)));
+        }
+    }
+    Ok(None)
+}
+
+/// The files of a split among the names in a folder: in the folder itself or in `data/`, the one file named as the
+/// split, else its shards (`train-00000-of-00003`, as the hub names them, or `train-0`) in the order of their numbers,
+/// else the files of rows in a folder named as the split. Empty where there are none.
+///
+/// # Errors
+/// In words, where shards are missing by what the others say, or are of more than one set: raw rows and prepared
+/// ones, say.
 fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
     for base in BASES {
         let inside: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(base)).collect();
@@ -350,48 +391,67 @@ fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
                 }
             }
         }
-        let full = |names: Vec<&str>| {
-            let mut names: Vec<String> = names.into_iter().map(|name| format!("{base}{name}")).collect();
-            names.sort();
-            names
-        };
-        let shards: Vec<(&str, Option<usize>)> =
-            inside.iter().filter_map(|name| Some((*name, shard(stem(name)?, split)?))).collect();
-        let of = shards.iter().find_map(|(_, of)| *of);
-        match of {
-            Some(of) if shards.len() < of => {
-                return Err(format!("{} of {of} shards of {split} are there", shards.len()));
+        let mut sets: BTreeMap<(Option<u64>, &str), Vec<(u64, &str)>> = BTreeMap::new();
+        for name in &inside {
+            if let Some(stem) = stem(name)
+                && let Some((number, of)) = shard(stem, split)
+            {
+                sets.entry((of, &name[stem.len()..])).or_default().push((number, name));
             }
-            _ if !shards.is_empty() => return Ok(full(shards.into_iter().map(|(name, _)| name).collect())),
-            _ => {}
+        }
+        let mut sets = sets.into_iter();
+        if let Some(((of, _), mut shards)) = sets.next() {
+            shards.sort_unstable();
+            if let Some((_, others)) = sets.next() {
+                return Err(format!(
+                    "it has {split} more than once, as {} and as {}",
+                    shards[0].1, others[0].1
+                ));
+            }
+            if let Some(twice) = shards.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+                return Err(format!("{} and {} are one shard of {split}", twice[0].1, twice[1].1));
+            }
+            // All numbers differ: as many as there must be, and none too large, are all of them.
+            if let Some(of) = of {
+                if let Some((_, name)) = shards.iter().find(|(number, _)| *number >= of) {
+                    return Err(format!("{name}: shards are counted from 0"));
+                }
+                if (shards.len() as u64) < of {
+                    return Err(format!("{} of {of} shards of {split} are there", shards.len()));
+                }
+            }
+            return Ok(shards.into_iter().map(|(_, name)| format!("{base}{name}")).collect());
         }
         let folder = format!("{split}/");
         let below = |name: &&str| {
             name.strip_prefix(folder.as_str()).is_some_and(|rest| !rest.contains('/') && is_rows(rest))
         };
-        let found: Vec<&str> = inside.iter().copied().filter(below).collect();
+        let mut found: Vec<String> =
+            inside.into_iter().filter(below).map(|name| format!("{base}{name}")).collect();
         if !found.is_empty() {
-            return Ok(full(found));
+            found.sort();
+            return Ok(found);
         }
     }
     Ok(Vec::new())
 }
 
-/// `train-00000-of-00003` (perhaps with the hash of an export behind), `train-0`, `train_0`, `train.0`: of how many the
-/// shard is, where its name says so. `None` for what is no shard of the split.
-fn shard(stem: &str, split: &str) -> Option<Option<usize>> {
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+/// `train-00000-of-00003` (perhaps with the hash of an export behind), `train-0`, `train_0`, `train.0`: the number of
+/// the shard and of how many it is, where its name says so. `None` for what is no shard of the split.
+fn shard(stem: &str, split: &str) -> Option<(u64, Option<u64>)> {
+    let number = |text: &str| text.parse().ok().filter(|_: &u64| text.bytes().all(|b| b.is_ascii_digit()));
     let rest = stem.strip_prefix(split)?.strip_prefix(['-', '_', '.'])?;
-    let Some((number, rest)) = rest.split_once("-of-") else { return digits(rest).then_some(None) };
+    let Some((shard, rest)) = rest.split_once("-of-") else { return Some((number(rest)?, None)) };
     let (of, hash) = rest.split_once('-').unwrap_or((rest, "0"));
-    let fits = digits(number) && digits(of) && hash.bytes().all(|b| b.is_ascii_hexdigit());
-    fits.then(|| of.parse().ok())
+    let fits = hash.bytes().all(|b| b.is_ascii_hexdigit());
+    fits.then_some(())?;
+    Some((number(shard)?, Some(number(of)?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ui::ColorChoice;
+    use crate::ui::{ColorChoice, Ui};
 
     fn ui() -> Ui {
         Ui::new(false, true, ColorChoice::Never)
@@ -440,6 +500,27 @@ mod tests {
         assert_eq!(pick(&hub, "test"), ok(hub[1]));
         assert_eq!(pick(&hub[..3], "train"), Err("1 of 2 shards of train are there".into()));
         assert_eq!(pick(&hub, "validation"), ok(""));
+        let two = |a: &str, b: &str| pick(&[a, b, "train-old.jsonl"], "train").unwrap_err();
+        assert_eq!(
+            two("train-00000-of-00002.jsonl", "train-00000-of-00002.json"),
+            "it has train more than once, as train-00000-of-00002.json and as train-00000-of-00002.jsonl"
+        );
+        assert_eq!(
+            two("train-00000-of-00001.parquet", "train-0.parquet"),
+            "it has train more than once, as train-0.parquet and as train-00000-of-00001.parquet"
+        );
+        assert_eq!(
+            two("train-00000-of-00002-aa.parquet", "train-00000-of-00002-bb.parquet"),
+            "train-00000-of-00002-aa.parquet and train-00000-of-00002-bb.parquet are one shard of train"
+        );
+        assert_eq!(
+            two("train-00001-of-00002.jsonl", "train-00002-of-00002.jsonl"),
+            "train-00002-of-00002.jsonl: shards are counted from 0"
+        );
+        assert_eq!(
+            pick(&["train-10.csv", "train-9.csv", "train-99999999999999999999.csv"], "train"),
+            ok("train-9.csv train-10.csv")
+        );
         let own = [
             "train-0.jsonl.gz",
             "train-1.jsonl.gz",

@@ -82,8 +82,10 @@ impl Pack {
             if prefix.is_empty() {
                 continue;
             }
-            let trunk = segments.get(..i).and_then(|before| before.iter().position(|s| s.own == *prefix));
-            match trunk.filter(|&trunk| segments[trunk].prefix.is_empty()) {
+            // The segments stand in the order of their tokens.
+            let trunk = segments[..i].binary_search_by_key(&prefix.start, |s| s.own.start);
+            let alone = |&trunk: &usize| segments[trunk].own == *prefix && segments[trunk].prefix.is_empty();
+            match trunk.ok().filter(alone) {
                 Some(trunk) => {
                     segments[trunk].branches += 1;
                     segments[i].prefix = prefix.clone();

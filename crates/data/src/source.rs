@@ -164,11 +164,6 @@ impl Source {
         })
     }
 
-    /// The source as the user named it.
-    pub fn name(&self) -> &Path {
-        &self.name
-    }
-
     /// How the rows of the file that is being read are laid out; `None` after the last.
     pub fn layout(&self) -> Option<Layout> {
         self.current.as_ref().map(|file| file.layout)

@@ -32,7 +32,7 @@ pub struct CodeCount {
     pub count: u64,
     /// The highest level among them.
     pub level: Level,
-    /// The first rows, at most [`ROWS_LISTED`].
+    /// The first rows in source order, each once, at most [`ROWS_LISTED`].
     pub rows: Vec<u64>,
 }
 
@@ -45,6 +45,12 @@ pub struct Summary {
     pub kept: u64,
     /// Kept rows that were cut.
     pub cut: u64,
+    /// Kept rows that were read as packs.
+    #[serde(default)]
+    pub packs: u64,
+    /// Rows in those packs.
+    #[serde(default)]
+    pub packed_rows: u64,
     /// Rows left out, by reason.
     pub dropped: BTreeMap<DropReason, u64>,
     /// Rows that cannot be samples.
@@ -88,6 +94,11 @@ pub const SECTION_ORDER: [&str; 10] =
     ["system", "context", "task", "user", "tool", "other", "scaffold", "response", "end_of_turn", "padding"];
 
 impl Summary {
+    /// What the rows of the source are called: lines, where some of them are packs of rows.
+    pub(crate) fn unit(&self) -> &'static str {
+        if self.packs > 0 { "line" } else { "row" }
+    }
+
     /// Rows left out, for any reason.
     pub fn dropped_rows(&self) -> u64 {
         self.dropped.values().sum()
@@ -141,9 +152,13 @@ impl Summary {
             self.findings.entry(code).or_insert(CodeCount { count: 0, level: found.level, rows: Vec::new() });
         entry.count += found.count;
         entry.level = entry.level.max(found.level);
-        for row in &found.rows {
-            if entry.rows.len() < ROWS_LISTED && entry.rows.last() != Some(row) {
-                entry.rows.push(*row);
+        for &row in &found.rows {
+            // What is found across rows comes after what is found in later ones.
+            if let Err(at) = entry.rows.binary_search(&row)
+                && at < ROWS_LISTED
+            {
+                entry.rows.insert(at, row);
+                entry.rows.truncate(ROWS_LISTED);
             }
         }
     }
@@ -153,6 +168,8 @@ impl Summary {
         self.rows += next.rows;
         self.kept += next.kept;
         self.cut += next.cut;
+        self.packs += next.packs;
+        self.packed_rows += next.packed_rows;
         self.failed += next.failed;
         self.tokens += next.tokens;
         self.supervised_tokens += next.supervised_tokens;
@@ -197,6 +214,10 @@ impl Summary {
         let n = sample.len() as u64;
         self.tokens += n;
         self.longest = self.longest.max(n);
+        if sample.pack.is_some() {
+            self.packs += 1;
+            self.packed_rows += sample.rows() as u64;
+        }
         let mut targets = 0;
         for segment in sample.segments() {
             let (mut at, stop) = (segment.own.start as usize, segment.own.end as usize);
@@ -245,4 +266,29 @@ fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<&'static str,
 
 fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_rows_are_listed_whatever_the_order() {
+        let code = Code::ALL[0];
+        // 0, 7, 14, .. modulo 40: all rows below 40, each twice, mixed.
+        let rows: Vec<u64> = (0..80).map(|i| i * 7 % 40).collect();
+        let of = |rows: &[u64]| {
+            let mut summary = Summary::default();
+            for &row in rows {
+                summary.add_count(code, &CodeCount { count: 1, level: Level::Note, rows: vec![row] });
+            }
+            summary
+        };
+        let mut merged = of(&rows[50..]);
+        merged.merge(&of(&rows[..50]));
+        for summary in [of(&rows), merged] {
+            assert_eq!(summary.findings[&code].rows, (0..ROWS_LISTED as u64).collect::<Vec<_>>());
+            assert_eq!(summary.findings[&code].count, 80);
+        }
+    }
 }

@@ -450,6 +450,24 @@ fn boundaries_that_cannot_be_are_p001() {
     }
 }
 
+/// A row of a hundred thousand sequences is checked without looking at all of them for each.
+#[test]
+fn many_short_sequences_are_read() {
+    const N: u32 = 100_000;
+    // Prompts and answers of one token each, all prompts first.
+    let prefixes: Vec<[u32; 2]> =
+        (0..N).map(|i| if i < N / 2 { [0, 0] } else { [i - N / 2, i - N / 2 + 1] }).collect();
+    let labels: Vec<i64> = (0..N).map(|i| if i < N / 2 { X } else { 1 }).collect();
+    let sample = read(json!({"input_ids": vec![1; N as usize], "labels": labels,
+        "seq_lengths": vec![1; N as usize], "prefix_ranges": prefixes}));
+    let pack = sample.pack.as_ref().unwrap();
+    assert_eq!((pack.rows.len(), pack.segments.len()), (N as usize / 2, N as usize));
+    assert!(pack.segments.iter().take(N as usize / 2).all(|segment| segment.branches == 1));
+    assert_eq!(pack.columns().position_ids[N as usize / 2 - 1..][..2], [0, 1]);
+    let rows = sample.unpack();
+    assert!(rows.len() == N as usize / 2 && rows.iter().all(|row| row.len() == 2));
+}
+
 #[test]
 fn a_label_across_a_boundary_is_p001_and_no_target() {
     let row = json!({"input_ids": [1, 2, E, 3, 4, E], "labels": [1, 2, E, 3, 4, E], "seq_lengths": [3, 3],

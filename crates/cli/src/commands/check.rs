@@ -3,6 +3,7 @@
 use super::ConfigArgs;
 use crate::config::{Init, KEYS, Loaded};
 use crate::failure::Exit;
+use crate::hub::{Access, ToDownload};
 use crate::ui::Ui;
 use crate::{model, rows};
 use std::io::Write;
@@ -42,25 +43,30 @@ fn first_sentence(doc: &str) -> &str {
     doc.trim().trim_end_matches('.')
 }
 
-/// What is well-formed and still cannot run on this machine now.
+/// What is well-formed and still cannot run on this machine now. Nothing is downloaded; what a run would download is no
+/// problem, and said.
 fn problems(loaded: &Loaded, ui: &Ui) -> Vec<String> {
-    let config = &loaded.config;
+    let (config, cache) = (&loaded.config, Access::cache(ui));
     let mut problems = Vec::new();
+    let mut add = |key: &str, error: anyhow::Error| match error.downcast_ref::<ToDownload>() {
+        Some(note) => ui.say(format_args!("note: {key}: {note}")),
+        None => problems.push(format!("{key}: {error}")),
+    };
     if let Some(name) = &config.model_name_or_path
-        && let Err(error) = model::resolve(name, config.init == Init::Weights, ui)
+        && let Err(error) = model::resolve(name, config.init == Init::Weights, cache)
     {
-        problems.push(format!("model_name_or_path: {error}"));
+        add("model_name_or_path", error);
     }
     let training =
-        config.dataset_name.as_ref().map(|data| rows::resolve(data, &config.dataset_train_split, ui));
-    let evaluation = rows::evaluation(config, ui).transpose();
+        config.dataset_name.as_ref().map(|data| rows::resolve(data, &config.dataset_train_split, cache));
+    let evaluation = rows::evaluation(config, cache).transpose();
     for (key, data) in [("dataset_name", training), ("evaluation rows", evaluation)] {
         match data {
             Some(Ok(data)) => {
                 let missing = data.files.iter().filter(|path| !path.is_file());
-                problems.extend(missing.map(|path| format!("{key}: {}: no such file", path.display())));
+                missing.for_each(|path| add(key, anyhow::anyhow!("{}: no such file", path.display())));
             }
-            Some(Err(error)) => problems.push(format!("{key}: {error}")),
+            Some(Err(error)) => add(key, error),
             _ => {}
         }
     }

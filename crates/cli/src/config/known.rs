@@ -95,7 +95,9 @@ known! {
         metric_for_best_model["null", "loss", "eval_loss"], greater_is_better["null", "false"],
     }
     "rows are named by their fields": { dataset_text_field["text", "null"], dataset_kwargs["null", "{}"], label_names["null"] }
-    "data sets are files or folders on this machine": { dataset_config["null"], dataset_streaming["false"], model_revision["null", "main"] }
+    "a configuration of a data set is a folder in it: dataset_name: owner/name/folder": { dataset_config["null"] }
+    "rows are always read as a stream, from files on this machine or in the hub's cache": { dataset_streaming["false"] }
+    "a model is a folder, or what the hub's cache has as main": { model_revision["null", "main"] }
     "no code from a model folder is ever run": { trust_remote_code["false"] }
     "stop and padding tokens come from the model folder; see stop_tokens": { eos_token["null"], pad_token["null"] }
     "nothing is ever padded": { padding_free always, pad_to_multiple_of always, group_by_length["false"], }

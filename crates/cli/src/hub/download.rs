@@ -3,7 +3,7 @@
 //!
 //! A blob grows as `<etag>.incomplete`, is continued after an interruption, and gets its name when it is whole.
 
-use super::{Repo, cache, home, offline, path_variable};
+use super::{Listing, Repo, cache, home, path_variable};
 use crate::failure::Failure;
 use crate::ui::{self, Ui};
 use serde::Deserialize;
@@ -21,7 +21,7 @@ const TRIES: u32 = 4;
 
 /// What the API says of a repository at a commit; more than this is not read.
 #[derive(Deserialize)]
-struct Listing {
+struct Answer {
     sha: String,
     #[serde(default)]
     siblings: Vec<Sibling>,
@@ -32,35 +32,32 @@ struct Sibling {
     rfilename: String,
 }
 
-/// As [`Repo::fetch`].
-pub fn fetch(
-    repo: &Repo,
-    ui: &Ui,
-    want: impl FnOnce(&[String]) -> anyhow::Result<Vec<String>>,
-) -> anyhow::Result<(PathBuf, Vec<String>)> {
-    if offline().is_some() {
-        return Err(repo.not_cached().into());
-    }
+/// As [`Repo::list`].
+pub fn list(repo: &Repo, commit: Option<&str>) -> anyhow::Result<Listing> {
+    let Answer { sha, siblings } = Hub::new(repo).answer(commit.unwrap_or("main"))?;
+    let names = siblings.into_iter().map(|file| file.rfilename).collect();
+    Ok(Listing { commit: sha, main: commit.is_none(), names })
+}
+
+/// As [`Repo::get`].
+pub fn get(repo: &Repo, listing: &Listing, names: &[String], ui: &Ui) -> anyhow::Result<PathBuf> {
     let hub = Hub::new(repo);
-    let listing = hub.listing()?;
-    let names: Vec<String> = listing.siblings.into_iter().map(|file| file.rfilename).collect();
-    let wanted = want(&names)?;
     let folder = repo.folder();
-    let snapshot = folder.join("snapshots").join(&listing.sha);
-    let missing: Vec<&String> = wanted.iter().filter(|name| !snapshot.join(name).exists()).collect();
+    let snapshot = folder.join("snapshots").join(&listing.commit);
+    let missing: Vec<&String> = names.iter().filter(|name| !snapshot.join(name).exists()).collect();
     if !missing.is_empty() {
         let files = ui::plural(missing.len() as u64, "file");
         ui.say(format_args!("downloading {files} of {} into {}", repo.id, folder.display()));
     }
     for name in missing {
-        hub.file(name, &listing.sha, &snapshot, ui)?;
+        hub.file(name, &listing.commit, &snapshot, ui)?;
     }
-    if !wanted.is_empty() {
+    if listing.main && !names.is_empty() {
         let main = folder.join("refs/main");
         fs::create_dir_all(folder.join("refs")).map_err(|e| Error::io(&main, e))?;
-        write_atomic(&main, |file| file.write_all(listing.sha.as_bytes()))?;
+        write_atomic(&main, |file| file.write_all(listing.commit.as_bytes()))?;
     }
-    Ok((snapshot, wanted))
+    Ok(snapshot)
 }
 
 /// The hub, as far as one repository is concerned.
@@ -97,18 +94,18 @@ impl<'a> Hub<'a> {
         }
     }
 
-    /// The commit that `main` is, and its files.
-    fn listing(&self) -> anyhow::Result<Listing> {
+    /// The files at a revision, and the commit that it is.
+    fn answer(&self, revision: &str) -> anyhow::Result<Answer> {
         let Repo { kind, id } = self.repo;
-        let url = format!("{}/api/{}/{id}/revision/main", self.endpoint, kind.plural());
+        let url = format!("{}/api/{}/{id}/revision/{}", self.endpoint, kind.plural(), escape(revision));
         let body = self.answered(&url, 0)?.into_body().into_with_config().limit(1 << 28).read_to_vec();
-        let listing: Result<Listing, String> = body
+        let answer: Result<Answer, String> = body
             .map_err(|e| e.to_string())
             .and_then(|b| serde_json::from_slice(&b).map_err(|e| e.to_string()));
-        let listing =
-            listing.map_err(|e| self.failure(&format!("{url}: {e}"), "is this a hub? see HF_ENDPOINT"))?;
+        let answer =
+            answer.map_err(|e| self.failure(&format!("{url}: {e}"), "is this a hub? see HF_ENDPOINT"))?;
         // These become paths: a hub that is none must not write outside of the cache.
-        let names = listing.siblings.iter().map(|file| &file.rfilename).chain([&listing.sha]);
+        let names = answer.siblings.iter().map(|file| &file.rfilename).chain([&answer.sha]);
         for name in names {
             let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
             if name.is_empty() || !inside {
@@ -116,7 +113,7 @@ impl<'a> Hub<'a> {
                     .failure(&format!("{url}: names the file {name:?}"), "is this a hub? see HF_ENDPOINT"));
             }
         }
-        Ok(listing)
+        Ok(answer)
     }
 
     /// Downloads a file and links it into the snapshot.

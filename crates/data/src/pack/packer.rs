@@ -128,11 +128,6 @@ impl Packer {
         (packs, fill)
     }
 
-    /// How full the packs given out so far are.
-    pub fn fill(&self) -> Fill {
-        self.fill
-    }
-
     fn count(&mut self, pack: &Sample) {
         self.fill.rows += pack.rows() as u64;
         self.fill.tokens += pack.len() as u64;

@@ -2,6 +2,7 @@
 
 use super::Pack;
 use crate::RowId;
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// What a row says of its boundaries. Lists of tokens have the row's length.
@@ -56,11 +57,14 @@ pub(crate) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<P
         Some(rows) => rows.iter().map(|&number| row(number)).collect(),
         // Nobody says which rows they were: they are this one's.
         None => {
-            let continued = |i: usize| {
-                let start: u32 = lengths[..i].iter().sum();
-                prefixes.is_some_and(|p| p.iter().any(|p| !p.is_empty() && p.start == start))
-            };
-            (0..lengths.len()).filter(|&i| !continued(i)).map(|_| id.clone()).collect()
+            let shared = prefixes.unwrap_or_default().iter().filter(|prefix| !prefix.is_empty());
+            let shared: HashSet<u64> = shared.map(|prefix| u64::from(prefix.start)).collect();
+            let starts = lengths.iter().scan(0, |end, &length| {
+                let start = *end;
+                *end += u64::from(length);
+                Some(start)
+            });
+            starts.filter(|start| !shared.contains(start)).map(|_| id.clone()).collect()
         }
     };
     let pack = Pack::new(rows, &lengths, prefixes)?;

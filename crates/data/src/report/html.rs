@@ -39,10 +39,15 @@ pub fn page(title: &str, rows: &[RowView], summary: &Summary) -> String {
 fn summary_section(out: &mut String, summary: &Summary) {
     let share =
         if summary.tokens > 0 { summary.supervised_tokens as f64 / summary.tokens as f64 } else { 0.0 };
+    let unit = summary.unit();
+    let packs = match summary.packs {
+        0 => String::new(),
+        packs => format!(" {} packs of {} rows.", thousands(packs), thousands(summary.packed_rows)),
+    };
     let _ = write!(
         out,
-        "<section>\n<h2>The data set</h2>\n<p>{} rows: {} kept ({} cut), {} left out, {} failed.<br>\n\
-         {} tokens: {} masked, <strong>{} supervised ({})</strong>, {} targets in {} trainable rows.</p>\n",
+        "<section>\n<h2>The data set</h2>\n<p>{} {unit}s: {} kept ({} cut), {} left out, {} failed.{packs}<br>\n\
+         {} tokens: {} masked, <strong>{} supervised ({})</strong>, {} targets in {} trainable {unit}s.</p>\n",
         thousands(summary.rows),
         thousands(summary.kept),
         thousands(summary.cut),

@@ -198,8 +198,10 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
     let mut out = String::new();
     let share =
         if summary.tokens > 0 { summary.supervised_tokens as f64 / summary.tokens as f64 } else { 0.0 };
+    let unit = summary.unit();
+    let units = format!("{unit}s");
     let mut facts = vec![(
-        "rows",
+        units.as_str(),
         format!(
             "{}: {} kept ({} cut), {} left out, {} failed",
             thousands(summary.rows),
@@ -211,6 +213,12 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
     )];
     for (reason, n) in &summary.dropped {
         facts.push(("", format!("left out: {} {}", thousands(*n), reason.meaning())));
+    }
+    if summary.packs > 0 {
+        facts.push((
+            "packs",
+            format!("{} of {}", thousands(summary.packs), count(summary.packed_rows, "row")),
+        ));
     }
     facts.push((
         "tokens",
@@ -225,9 +233,9 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
     facts.push((
         "targets",
         format!(
-            "{} in {}; the longest row has {}",
+            "{} in {}; the longest {unit} has {}",
             thousands(summary.targets),
-            count(summary.trainable_rows, "trainable row"),
+            count(summary.trainable_rows, &format!("trainable {unit}")),
             count(summary.longest, "token")
         ),
     ));
@@ -268,7 +276,7 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
                 found.level.to_string(),
                 thousands(found.count)
             );
-            let plural = if rows.len() == 1 { "row" } else { "rows" };
+            let plural = if rows.len() == 1 { unit } else { units.as_str() };
             let text = format!("{}: {plural} {}{more}", code.meaning(), rows.join(", "));
             let mut block = String::new();
             hang(&mut block, &head, &text, style.width);

@@ -136,19 +136,9 @@ impl ColumnarFile {
         &self.path
     }
 
-    /// The file's format.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
     /// The file's length in bytes.
     pub fn size(&self) -> u64 {
         self.size
-    }
-
-    /// Rows in the file, where it says so before they are read: in Parquet.
-    pub fn rows(&self) -> Option<u64> {
-        self.rows
     }
 
     /// A counter of the bytes read so far, for progress. For Parquet, whose columns are read side by side, it is

@@ -120,7 +120,6 @@ pub(super) fn sniff(name: &str, content: &[u8]) -> Option<Layout> {
 pub(super) struct Delimited {
     pub(super) stream: Stream,
     pub(super) header: Arc<Header>,
-    delimiter: u8,
     /// Lines read.
     line: u64,
 }
@@ -129,7 +128,7 @@ impl Delimited {
     /// Reads the names.
     pub(super) fn new(stream: Stream, delimiter: u8, path: &Path) -> Result<Delimited> {
         let header = Header { names: Vec::new(), delimiter };
-        let mut reader = Delimited { stream, header: Arc::new(header), delimiter, line: 0 };
+        let mut reader = Delimited { stream, header: Arc::new(header), line: 0 };
         let record = match reader.next() {
             Ok(Some((_, Ok(record)))) => record,
             Ok(Some((_, Err(message)))) => return Err(names_error(path, &message)),
@@ -168,7 +167,7 @@ impl Delimited {
                 if available.is_empty() {
                     break;
                 }
-                let (take, lines, end) = place.advance(available, self.delimiter);
+                let (take, lines, end) = place.advance(available, self.header.delimiter);
                 if length + take <= MAX_ROW_BYTES {
                     record.extend_from_slice(&available[..take]);
                 } else {

@@ -93,6 +93,15 @@ pub(super) struct Scratch {
     text: String,
 }
 
+impl Scratch {
+    /// Its size in bytes: some 30 for each byte of the longest piece so far.
+    pub fn size(&self) -> usize {
+        self.symbols.capacity() * size_of::<Symbol>()
+            + self.queue.capacity() * size_of::<Reverse<(u32, u32, u32)>>()
+            + self.text.capacity()
+    }
+}
+
 /// A token in the making.
 #[derive(Clone, Copy)]
 pub(super) struct Symbol {

@@ -13,6 +13,8 @@ const SETS: usize = 1 << 14;
 /// Longer pieces that are kept, and their greatest length in bytes: 1 MiB at most.
 const LONG_PIECES: usize = 4096;
 const LONG_PIECE: usize = 64;
+/// Bytes of scratch space that are kept from one text to the next: enough for pieces of 100,000 letters.
+const SCRATCH: usize = 4 << 20;
 /// Tokenizers that a thread keeps pieces of.
 const TOKENIZERS: usize = 2;
 
@@ -66,7 +68,12 @@ pub(super) fn with<T>(bpe: &Bpe, work: impl FnOnce(&mut Pieces) -> T) -> T {
                 caches.insert(0, Cache { number, sets, long, scratch: Scratch::default() });
             }
         }
-        work(&mut Pieces { bpe, cache: &mut caches[0] })
+        let done = work(&mut Pieces { bpe, cache: &mut caches[0] });
+        // What a very long piece took would stay with the thread.
+        if caches[0].scratch.size() > SCRATCH {
+            caches[0].scratch = Scratch::default();
+        }
+        done
     })
 }
 
@@ -161,4 +168,36 @@ fn slot(key: u128) -> usize {
     let high = (key >> 64) as u64 ^ 0xD1B5_4A32_D192_ED03;
     let product = u128::from(low) * u128::from(high);
     ((product as u64 ^ (product >> 64) as u64) as usize) & (SETS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decode::char_of;
+    use super::*;
+    use serde_json::{Map, Value, json};
+
+    #[test]
+    fn a_very_long_piece_leaves_nothing_behind() {
+        let mut vocabulary: Map<String, Value> =
+            (0..=255u8).map(|byte| (char_of(byte).to_string(), byte.into())).collect();
+        vocabulary.insert("aa".into(), 256.into());
+        let model = json!({"type": "BPE", "vocab": vocabulary, "merges": ["a a"]});
+        let bpe: Bpe = serde_json::from_value(model).unwrap();
+        let tokens = |length: usize| {
+            let text = vec![b'a'; length];
+            with(&bpe, |pieces| {
+                let (mut ids, mut end) = (Vec::new(), 0);
+                pieces.tokens(&text, 0..length, |id, at| (ids.push(id), end = at).1);
+                (ids, end, pieces.cache.scratch.size())
+            })
+        };
+        let kept = || with(&bpe, |pieces| pieces.cache.scratch.size());
+        for length in [1001, 1_000_001] {
+            let (ids, end, size) = tokens(length);
+            assert_eq!((ids.len(), end), (length / 2 + 1, length));
+            assert!(ids[..length / 2].iter().all(|&id| id == 256) && ids[length / 2] == u32::from(b'a'));
+            assert!(size >= 16 * length);
+            assert_eq!(kept(), if size > SCRATCH { 0 } else { size }, "{length}");
+        }
+    }
 }
