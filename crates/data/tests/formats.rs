@@ -546,7 +546,7 @@ fn conversations_become_samples() {
         };
         all.iter().map(row).collect::<Vec<String>>()
     };
-    let none = "M001:e";
+    let none = "no_target";
     assert_eq!(learned(Supervise::All), ["a.b.", "b*0.5.c.", "b.", none, none, none]);
     assert_eq!(learned(Supervise::Last), ["b.", "c.", "b.", none, none, none]);
     assert_eq!(learned(Supervise::PerMessage)[1], "b*0.5.");
