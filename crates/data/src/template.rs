@@ -92,6 +92,8 @@ struct Compiled {
     env: Environment<'static>,
     /// True where it marks what the assistant says with `{% generation %}`.
     generation: bool,
+    /// True where it might see what is in these blocks, and so the marks around them.
+    captures: bool,
     /// True where it asks for the date.
     date: bool,
 }
@@ -155,13 +157,13 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate> {
         let one = |source: &str| {
             let date = source.contains("strftime_now");
-            let (source, generation) = engine::rewrite_generation(source);
+            let (source, generation, captures) = engine::rewrite_generation(source);
             let env = engine::environment(source).map_err(|e| Error::Source {
                 path: PathBuf::from(path),
                 message: format!("the chat template does not compile: {}", TemplateError::from(e)),
                 help: "compare it with the template of the model's repository".into(),
             })?;
-            Ok::<_, Error>(Compiled { env, generation, date })
+            Ok::<_, Error>(Compiled { env, generation, captures, date })
         };
         let mut hash = blake3::Hasher::new();
         for part in [Some(source), tool_use, bos, eos] {
@@ -281,12 +283,21 @@ impl<'a> Chats<'a> {
     /// # Errors
     /// [`Error::Row`] where the template refuses the conversation, and where there is no proof.
     pub fn spans(&self, id: RowId, c: &Conversation) -> Result<Chat> {
-        let (messages, text) = self.plain(&id, c)?;
-        match self.plan(c).and_then(|plan| plan.apply(&id, c, &text)) {
-            Some((spans, findings)) => {
-                let rendered = Rendered { id, text, spans, add_special_tokens: false };
-                Ok(Chat { rendered, findings })
+        let plan = self.plan(c);
+        let compiled = self.template.compiled(c);
+        // A rendering with the marks of the blocks has the plain one in it: one rendering for both.
+        if compiled.generation
+            && !compiled.captures
+            && let Some(plan) = &plan
+        {
+            let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
+            if let Some(chat) = plan.apply(self, &id, c, &messages, None) {
+                return Ok(chat);
             }
+        }
+        let (messages, text) = self.plain(&id, c)?;
+        match plan.and_then(|plan| plan.apply(self, &id, c, &messages, Some(&text))) {
+            Some(chat) => Ok(chat),
             None => spans::prove(self, id, c, messages, text),
         }
     }

@@ -248,13 +248,14 @@ fn split(text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
 /// `{% generation %}` blocks as blocks that MiniJinja knows. transformers makes them call blocks, with a scope of
 /// their own; so a `with` goes inside. The tags' dashes, and with them all white-space control, stay where they are.
 ///
-/// Returns the source and whether it had such blocks.
-pub(super) fn rewrite_generation(source: &str) -> (String, bool) {
+/// Returns the source, whether it had such blocks, and whether a template could see what is in them: one that keeps
+/// what it writes in a variable, in a macro, a filter or a loop that calls itself.
+pub(super) fn rewrite_generation(source: &str) -> (String, bool, bool) {
     // Jinja reads every line end as a newline.
     let source = &source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
     let mut rest = source.as_str();
-    let mut found = false;
+    let (mut found, mut captures) = (false, false);
     while let Some(at) = rest.find('{') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
@@ -295,20 +296,37 @@ pub(super) fn rewrite_generation(source: &str) -> (String, bool) {
                 rest = &rest[close..];
                 continue;
             }
-            inner => match iterated(inner) {
-                // `for x in xs`: what is iterated over goes through a filter that refuses None.
-                Some(xs) => {
-                    let at = body[..body.len() - right.len()].trim_end().len() - xs.len();
-                    out.push_str(&format!("{{%{left}{}({xs}) | __suasion_iter", &body[..at]));
-                    out.push_str(&format!("{}%}}", &body[at + xs.len()..]));
+            inner => {
+                captures |= captured(inner);
+                match iterated(inner) {
+                    // `for x in xs`: what is iterated over goes through a filter that refuses None.
+                    Some(xs) => {
+                        let at = body[..body.len() - right.len()].trim_end().len() - xs.len();
+                        out.push_str(&format!("{{%{left}{}({xs}) | __suasion_iter", &body[..at]));
+                        out.push_str(&format!("{}%}}", &body[at + xs.len()..]));
+                    }
+                    None => out.push_str(tag),
                 }
-                None => out.push_str(tag),
-            },
+            }
         }
         rest = &rest[end..];
     }
     out.push_str(rest);
-    (out, found)
+    (out, found, captures)
+}
+
+/// True for a tag that may keep what is written in it, instead of writing it.
+fn captured(tag: &str) -> bool {
+    let (word, rest) = tag.split_at(tag.find(|c: char| !c.is_alphabetic()).unwrap_or(tag.len()));
+    match word {
+        "if" | "elif" | "else" | "endif" | "endfor" | "break" | "continue" => false,
+        "for" => rest.contains("recursive"),
+        // `set x = ..` keeps a value; `set x` what follows it.
+        "set" => {
+            !rest.trim_start_matches(|c: char| c.is_alphanumeric() || " \t\n_.,".contains(c)).starts_with('=')
+        }
+        _ => true,
+    }
 }
 
 /// The expression of a plain `for` tag; None for the others and for those with a condition or recursion.
