@@ -10,7 +10,7 @@ mod shape;
 mod spans;
 mod watch;
 
-pub use watch::longest_rendering;
+pub use watch::RenderingWatch;
 
 use crate::chat::Conversation;
 use crate::finding::Finding;
@@ -294,6 +294,7 @@ impl<'a> Chats<'a> {
             if let Some(chat) = plan.apply(self, &id, c, &messages, None) {
                 return Ok(chat);
             }
+            return self.prove(id, c);
         }
         let (messages, text) = self.plain(&id, c)?;
         match plan.and_then(|plan| plan.apply(self, &id, c, &messages, Some(&text))) {

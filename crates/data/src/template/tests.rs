@@ -85,3 +85,21 @@ fn a_template_that_looks_at_words_is_given_the_rows_own_proof() {
     assert_eq!(chat.rendered.text, "<user>***a secret 0</s><assistant>***a secret 1</s>");
     assert_eq!(chat.rendered.response().collect::<Vec<_>>(), ["***a secret 1"]);
 }
+
+#[test]
+fn looks_count_while_one_rendering_goes_on() {
+    // Other tests render, too, and end; this one goes on.
+    let mut watch = RenderingWatch::default();
+    let watched = watch::Watched::begin();
+    watch.look();
+    let looks: Vec<u32> = (0..3).map(|_| watch.look()).collect();
+    assert!(looks.windows(2).all(|pair| pair[0] < pair[1]), "{looks:?}");
+    drop(watched);
+    let mut watch = RenderingWatch::default();
+    for _ in 0..100 {
+        let _watched = watch::Watched::begin();
+        watch.look();
+    }
+    // A hundred renderings are not one long one.
+    assert!(watch.look() < 50);
+}
