@@ -8,7 +8,7 @@
 //! A row is given its plan's spans where each rendering that the specimen's proof rests on is, made for the row, byte
 //! for byte the specimen's with the row's strings in their places: the whole; the one with marks around the
 //! `{% generation %}` blocks; and the messages before each answer with the generation prompt, and without it where
-//! the proof looked at that. Only the marks around the fields are not rendered again: the row's strings in the pieces'
+//! the proof looked at that. A template that cannot look at texts ([`blind`](super::blind)) is not asked for the latter two: it renders them all alike. Only the marks around the fields are not rendered again: the row's strings in the pieces'
 //! places are the same equality. Any other row is proved by itself. A plan is made from the shape and not from a row,
 //! so no row's outcome depends on another's.
 
@@ -149,6 +149,10 @@ fn key(c: &Conversation) -> Option<Vec<u8>> {
         key.extend((message.len() as u32).to_le_bytes());
         for (name, value) in message {
             let Value::String(text) = value else { return None };
+            // Calls that are no list are nobody's.
+            if name == "tool_calls" {
+                return None;
+            }
             push(&mut key, name);
             let field = Field::of(text);
             match (name == "role", field.blank()) {
@@ -213,7 +217,9 @@ impl Chats<'_> {
         let id = RowId { file: Arc::from(Path::new("")), row: 0, line: None, in_file: 0 };
         let (messages, text) = self.plain(&id, &c).ok()?;
         let (chat, evidence) = spans::prove_with_evidence(self, id, &c, messages, text).ok()?;
-        Plan::new(chat, evidence)
+        // What cannot look at texts renders all of them as it renders the specimen's.
+        let blind = self.template.compiled(&c).blind;
+        Plan::new(chat, if blind { spans::Evidence::default() } else { evidence })
     }
 }
 
@@ -334,8 +340,13 @@ impl Plan {
         (apart <= APART).then_some(Plan { whole, marked, prefixes, spans, findings: chat.findings })
     }
 
+    /// True where the spans rest on marks around `{% generation %}` blocks.
+    pub fn is_marked(&self) -> bool {
+        self.marked.is_some()
+    }
+
     /// A conversation of this shape with its spans, if the renderings that they rest on are made of these pieces. `text`
-    /// is its rendering; without it the one with marks is made in its place, for templates that cannot see their marks.
+    /// is its rendering; a plan with marks needs none where the template cannot see them.
     pub fn apply(
         &self,
         chats: &Chats<'_>,
