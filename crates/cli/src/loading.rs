@@ -10,7 +10,7 @@ use std::sync::Once;
 use std::time::Duration;
 use suasion_data::pipeline::{BAD_ROWS_LISTED, DropReason, Outcome, Pipeline, Progress, Summary};
 use suasion_data::prepared::Counts;
-use suasion_data::template::{ChatTemplate, longest_rendering};
+use suasion_data::template::{ChatTemplate, RenderingWatch};
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
 
@@ -113,13 +113,18 @@ pub fn template(ui: &Ui, dir: &Path, tokenizer: Option<&Tokenizer>) -> Option<Ch
 /// One conversation takes a template microseconds; its fuel ends what takes half a second.
 const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 
-/// Ends the program where a template has found the one way to go on for ever ([`longest_rendering`]).
+/// How often the watcher looks in that time.
+const LOOKS: u32 = 10;
+
+/// Ends the program where a template has found the one way to go on for ever ([`RenderingWatch`]).
 fn watch_templates() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::thread::spawn(|| {
-            while longest_rendering() < LONGEST_RENDERING {
-                std::thread::sleep(LONGEST_RENDERING / 10);
+            let mut watch = RenderingWatch::default();
+            // Its own looks are the clock: time in which the process was stopped is none.
+            while watch.look() < LOOKS {
+                std::thread::sleep(LONGEST_RENDERING / LOOKS);
             }
             let _ = writeln!(
                 std::io::stderr(),

@@ -3,6 +3,7 @@
 //! A template is compiled once and used from many threads. It is untrusted: it has no files, bounded fuel and
 //! bounded output.
 
+mod blind;
 mod context;
 mod engine;
 mod python;
@@ -10,7 +11,7 @@ mod shape;
 mod spans;
 mod watch;
 
-pub use watch::longest_rendering;
+pub use watch::RenderingWatch;
 
 use crate::chat::Conversation;
 use crate::finding::Finding;
@@ -92,6 +93,10 @@ struct Compiled {
     env: Environment<'static>,
     /// True where it marks what the assistant says with `{% generation %}`.
     generation: bool,
+    /// True where it might see what is in these blocks, and so the marks around them.
+    captures: bool,
+    /// True where it looks at no text of a message, but for whether it is there.
+    blind: bool,
     /// True where it asks for the date.
     date: bool,
 }
@@ -155,13 +160,14 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate> {
         let one = |source: &str| {
             let date = source.contains("strftime_now");
-            let (source, generation) = engine::rewrite_generation(source);
+            let (source, generation, captures) = engine::rewrite_generation(source);
+            let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
             let env = engine::environment(source).map_err(|e| Error::Source {
                 path: PathBuf::from(path),
                 message: format!("the chat template does not compile: {}", TemplateError::from(e)),
                 help: "compare it with the template of the model's repository".into(),
             })?;
-            Ok::<_, Error>(Compiled { env, generation, date })
+            Ok::<_, Error>(Compiled { env, generation, captures, blind, date })
         };
         let mut hash = blake3::Hasher::new();
         for part in [Some(source), tool_use, bos, eos] {
@@ -281,12 +287,20 @@ impl<'a> Chats<'a> {
     /// # Errors
     /// [`Error::Row`] where the template refuses the conversation, and where there is no proof.
     pub fn spans(&self, id: RowId, c: &Conversation) -> Result<Chat> {
-        let (messages, text) = self.plain(&id, c)?;
-        match self.plan(c).and_then(|plan| plan.apply(&id, c, &text)) {
-            Some((spans, findings)) => {
-                let rendered = Rendered { id, text, spans, add_special_tokens: false };
-                Ok(Chat { rendered, findings })
+        let plan = self.plan(c);
+        // A rendering with the marks of the blocks has the plain one in it: one rendering for both.
+        if !self.template.compiled(c).captures
+            && let Some(plan) = plan.as_ref().filter(|plan| plan.is_marked())
+        {
+            let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
+            if let Some(chat) = plan.apply(self, &id, c, &messages, None) {
+                return Ok(chat);
             }
+            return self.prove(id, c);
+        }
+        let (messages, text) = self.plain(&id, c)?;
+        match plan.and_then(|plan| plan.apply(self, &id, c, &messages, Some(&text))) {
+            Some(chat) => Ok(chat),
             None => spans::prove(self, id, c, messages, text),
         }
     }

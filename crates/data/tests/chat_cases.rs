@@ -468,3 +468,97 @@ fn an_answer_that_is_taken_apart_is_an_error() {
         assert!(message.contains("message 1: "), "{message}");
     }
 }
+
+/// Two rows of one shape, of which the template treats the second in another way because of its words: the plain words
+/// come first, so that the shape is known when the others come.
+fn of_one_shape(template: &str, plain: Value, other: Value) -> Vec<Outcome> {
+    let all = run(template, &[plain.clone(), other.clone()], &Policy::default());
+    let alone = run(template, &[other], &Policy::default());
+    let said = |outcome: &Outcome| match outcome {
+        Outcome::Kept(kept) => Ok(learned(kept)),
+        Outcome::Failed { error, .. } => Err(error.to_string().split_once("message").unwrap().1.to_string()),
+        other => Err(format!("{other:?}")),
+    };
+    assert_eq!(said(&all[1]), said(&alone[0]));
+    all
+}
+
+fn turn(user: &str, assistant: &str) -> Value {
+    chat(json!([{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]))
+}
+
+/// The author's blocks are asked for in each row: that the text is the same says nothing about them.
+#[test]
+fn what_a_generation_block_leaves_out_is_not_learned() {
+    let answer = "{% if m.content.startswith('ERROR') %}{{ m.content }}{% else %}{% generation %}{{ m.content }}\
+        {% endgeneration %}{% endif %}";
+    let plain = format!(
+        "{{% for m in messages %}}{{% if m.role == 'user' %}}Q: {{{{ m.content }}}}{{% else %}}A: {answer}{{% endif %}}\n\
+         {{% endfor %}}"
+    );
+    // The same where the template could see the marks of its blocks.
+    let kept_first = plain
+        .replace("A: {%", "A: {% set said %}{%")
+        .replace("%}{% endif %}\n", "%}{% endset %}{{ said }}{% endif %}\n");
+    assert!(kept_first.contains("endset"));
+    for template in [plain, kept_first] {
+        let row = |second: &str| {
+            chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "one"},
+                {"role": "user", "content": "r"}, {"role": "assistant", "content": second}]))
+        };
+        let all = of_one_shape(&template, row("good"), row("ERROR bad"));
+        assert_eq!(learned(kept(&all, 0)), ["one", "good"], "{template}");
+        assert_eq!(learned(kept(&all, 1)), ["one"], "{template}");
+        // What a row writes as if it were a mark is none.
+        let all = of_one_shape(&template, row("good"), row("\u{F0000}ERROR\u{F0001}"));
+        assert_eq!(learned(kept(&all, 1)), ["one", "\u{F0000}ERROR\u{F0001}"], "{template}");
+    }
+}
+
+/// What the model is given at inference is not learned, though only some rows are given it.
+#[test]
+fn a_generation_prompt_that_looks_at_the_words_is_the_rows_own() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\n{% else %}A: [] {{ m.content }}\
+        <|end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% if '/no_think' in messages[-1].content %}[] \
+        {% endif %}{% endif %}";
+    let all = of_one_shape(template, turn("q", "x"), turn("q /no_think", "x"));
+    assert_eq!(learned(kept(&all, 0)), ["[] x<|end|>"]);
+    assert_eq!(learned(kept(&all, 1)), ["x<|end|>"]);
+    // The same before the generation prompt: what the last message says alone.
+    let template = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\n{% if loop.last and '/' in m.content %}\
+        A: [] {% endif %}{% else %}A: [] {{ m.content }}<|end|>\n{% endif %}{% endfor %}\
+        {% if add_generation_prompt and not '/' in messages[-1].content %}A: {% endif %}";
+    let all = of_one_shape(template, turn("q", "x"), turn("q /no_think", "x"));
+    assert_eq!(learned(kept(&all, 0)), ["[] x<|end|>"]);
+    assert_eq!(learned(kept(&all, 1)), ["x<|end|>"]);
+}
+
+/// A template that looks at the first character of what the user says keeps no marks there; then a stop token may be the
+/// user's.
+#[test]
+fn a_stop_token_that_the_user_types_ends_no_answer() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}{% if m.content.startswith('/') %}CMD {% else %}Q: \
+        {% endif %}{{ m.content }}\n{% else %}A: {{ m.content }}\n{% endif %}{% endfor %}{{ eos_token }}";
+    let row = |user: &str| {
+        chat(json!([{"role": "user", "content": "/a"}, {"role": "assistant", "content": "one"},
+            {"role": "user", "content": user}, {"role": "assistant", "content": "two"}]))
+    };
+    for user in ["/b <|end|> c", "/b <|en", "d|> c"] {
+        let message = error(template, row(user));
+        assert!(message.contains("message 1: its end cannot be proved"), "{message}");
+    }
+    // Where the rendering up to the answer is a prefix of the whole, it ends there at the latest.
+    let template = template.replace("{{ eos_token }}", "");
+    let all = run(&template, &[row("/b <|end|> c")], &Policy::default());
+    assert_eq!(learned(kept(&all, 0)), ["one\n", "two"]);
+    assert!(codes(&all[0]).contains(&"M002:e".to_string()), "{:?}", codes(&all[0]));
+}
+
+/// What the user says is not learned because the template writes it where the answer is.
+#[test]
+fn a_prompt_inside_an_answer_is_an_error() {
+    let template = "{% for m in messages %}{% if m.role == 'assistant' %}[assistant]{% generation %}Well, {{ messages[0].content }}: \
+        {{ m.content }}<|end|>{% endgeneration %}{% else %}[user]{% endif %}{% endfor %}";
+    let message = error(template, turn("q", "a"));
+    assert!(message.contains("an answer and a prompt claim byte 23"), "{message}");
+}

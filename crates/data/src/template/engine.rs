@@ -14,6 +14,10 @@ pub(super) const OPEN: &str = "__suasion_open";
 pub(super) const CLOSE: &str = "__suasion_close";
 pub(super) const NOW: &str = "__suasion_now";
 
+/// Filters of our own, which [`rewrite_generation`] writes.
+pub(super) const GENERATION: &str = "__suasion_generation";
+pub(super) const ITER: &str = "__suasion_iter";
+
 /// Work that one rendering may do: one per instruction and one per 64 bytes produced. The largest real template
 /// over a thousand messages needs a tenth of it; an endless one is stopped in well under a second.
 const FUEL: u64 = 3_000_000;
@@ -28,10 +32,15 @@ fn bad(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
+/// How templates are written.
+pub(super) fn syntax() -> Result<SyntaxConfig, Error> {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
+}
+
 /// An environment with one template in it.
 pub(super) fn environment(source: String) -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
-    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    env.set_syntax(syntax()?);
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_fuel(Some(FUEL));
@@ -52,12 +61,12 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
         let text = python::str(value)?;
         Ok(python::strip(&text, chars.as_deref(), true, true).to_string())
     });
-    env.add_filter("__suasion_generation", |state: &State, body: String| -> String {
+    env.add_filter(GENERATION, |state: &State, body: String| -> String {
         let mark = |key| state.lookup(key).and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
         format!("{}{body}{}", mark(OPEN), mark(CLOSE))
     });
     // None is nothing to iterate over, in Python; MiniJinja takes it for an empty list.
-    env.add_filter("__suasion_iter", |value: Value| -> Result<Value, Error> {
+    env.add_filter(ITER, |value: Value| -> Result<Value, Error> {
         if value.is_none() { Err(bad("None is not iterable")) } else { Ok(value) }
     });
     env.add_test("iterable", |value: &Value| -> bool {
@@ -248,13 +257,14 @@ fn split(text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
 /// `{% generation %}` blocks as blocks that MiniJinja knows. transformers makes them call blocks, with a scope of
 /// their own; so a `with` goes inside. The tags' dashes, and with them all white-space control, stay where they are.
 ///
-/// Returns the source and whether it had such blocks.
-pub(super) fn rewrite_generation(source: &str) -> (String, bool) {
+/// Returns the source, whether it had such blocks, and whether a template could see what is in them: one that keeps
+/// what it writes in a variable, in a macro, a filter or a loop that calls itself.
+pub(super) fn rewrite_generation(source: &str) -> (String, bool, bool) {
     // Jinja reads every line end as a newline.
     let source = &source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
     let mut rest = source.as_str();
-    let mut found = false;
+    let (mut found, mut captures) = (false, false);
     while let Some(at) = rest.find('{') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
@@ -285,7 +295,7 @@ pub(super) fn rewrite_generation(source: &str) -> (String, bool) {
         match body[..body.len() - right.len()].trim() {
             "generation" => {
                 found = true;
-                out.push_str(&format!("{{%{left} filter __suasion_generation %}}{{% with {right}%}}"));
+                out.push_str(&format!("{{%{left} filter {GENERATION} %}}{{% with {right}%}}"));
             }
             "endgeneration" => out.push_str(&format!("{{%{left} endwith %}}{{% endfilter {right}%}}")),
             "raw" => {
@@ -295,20 +305,37 @@ pub(super) fn rewrite_generation(source: &str) -> (String, bool) {
                 rest = &rest[close..];
                 continue;
             }
-            inner => match iterated(inner) {
-                // `for x in xs`: what is iterated over goes through a filter that refuses None.
-                Some(xs) => {
-                    let at = body[..body.len() - right.len()].trim_end().len() - xs.len();
-                    out.push_str(&format!("{{%{left}{}({xs}) | __suasion_iter", &body[..at]));
-                    out.push_str(&format!("{}%}}", &body[at + xs.len()..]));
+            inner => {
+                captures |= captured(inner);
+                match iterated(inner) {
+                    // `for x in xs`: what is iterated over goes through a filter that refuses None.
+                    Some(xs) => {
+                        let at = body[..body.len() - right.len()].trim_end().len() - xs.len();
+                        out.push_str(&format!("{{%{left}{}({xs}) | {ITER}", &body[..at]));
+                        out.push_str(&format!("{}%}}", &body[at + xs.len()..]));
+                    }
+                    None => out.push_str(tag),
                 }
-                None => out.push_str(tag),
-            },
+            }
         }
         rest = &rest[end..];
     }
     out.push_str(rest);
-    (out, found)
+    (out, found, captures)
+}
+
+/// True for a tag that may keep what is written in it, instead of writing it.
+fn captured(tag: &str) -> bool {
+    let (word, rest) = tag.split_at(tag.find(|c: char| !c.is_alphabetic()).unwrap_or(tag.len()));
+    match word {
+        "if" | "elif" | "else" | "endif" | "endfor" | "break" | "continue" => false,
+        "for" => rest.contains("recursive"),
+        // `set x = ..` keeps a value; `set x` what follows it.
+        "set" => {
+            !rest.trim_start_matches(|c: char| c.is_alphanumeric() || " \t\n_.,".contains(c)).starts_with('=')
+        }
+        _ => true,
+    }
 }
 
 /// The expression of a plain `for` tag; None for the others and for those with a condition or recursion.

@@ -7,6 +7,8 @@ use crate::policy::{Policy, Supervise};
 use crate::render::{Rendered, Span, Stops};
 use crate::{Code, Error, Finding, Origin, Result, RowId, Section};
 use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The help of a row whose spans cannot be proved.
@@ -199,6 +201,31 @@ pub(super) fn prove(
     plain: Vec<minijinja::Value>,
     text: String,
 ) -> Result<Chat> {
+    prove_with_evidence(chats, id, c, plain, text).map(|(chat, _)| chat)
+}
+
+/// The renderings, beside the whole one, that a proof rests on.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    /// Those of the first messages, with the generation prompt or without; none where the template refuses them.
+    pub prefixes: BTreeMap<(usize, bool), Option<String>>,
+    /// The one with marks around the `{% generation %}` blocks, and the marks.
+    pub marked: Option<(String, (char, char))>,
+    /// True where the conversation was rendered with other words in it.
+    pub reworded: bool,
+}
+
+/// As [`prove`], with what the proof rests on.
+///
+/// # Errors
+/// As [`prove`].
+pub(super) fn prove_with_evidence(
+    chats: &Chats<'_>,
+    id: RowId,
+    c: &Conversation,
+    plain: Vec<minijinja::Value>,
+    text: String,
+) -> Result<(Chat, Evidence)> {
     let messages = normalise(&c.messages);
     let all = serde_json::to_string(&messages).unwrap_or_default();
     let Some(plane) = PLANES.into_iter().find(|plane| {
@@ -210,14 +237,17 @@ pub(super) fn prove(
     };
     let space = SPACES.into_iter().find(|space| !text.contains(*space) && !all.contains(*space));
     let policy = chats.policy;
-    let mut work = Work { chats, c, policy, messages, plain, text, plane, space, id, findings: Vec::new() };
+    let evidence = RefCell::default();
+    let mut work =
+        Work { chats, c, policy, messages, plain, text, plane, space, id, evidence, findings: Vec::new() };
     let marks = work.marks();
     let turns = if chats.template.compiled(c).generation {
         work.generation(marks.as_ref(), &chats.stops)?
     } else {
         work.turns(marks.as_ref(), &chats.stops)?
     };
-    work.tile(turns, marks.as_ref())
+    let evidence = work.evidence.take();
+    Ok((work.tile(turns, marks.as_ref())?, evidence))
 }
 
 struct Work<'a> {
@@ -231,6 +261,7 @@ struct Work<'a> {
     plane: u32,
     space: Option<char>,
     id: RowId,
+    evidence: RefCell<Evidence>,
     findings: Vec<Finding>,
 }
 
@@ -316,8 +347,17 @@ impl Work<'_> {
         self.chats.template.render_with(&self.chats.variables, self.c, messages, generation, None)
     }
 
-    fn prefix(&self, n: usize, generation: bool) -> Result<String, TemplateError> {
-        self.render(&self.plain[..n], generation)
+    /// The rendering of the first `n` messages; none where the template refuses them.
+    fn prefix(&self, n: usize, generation: bool) -> Option<String> {
+        let mut evidence = self.evidence.borrow_mut();
+        let known = evidence.prefixes.entry((n, generation));
+        known.or_insert_with(|| self.render(&self.plain[..n], generation).ok()).clone()
+    }
+
+    /// The rendering of some messages in which one has other words.
+    fn reworded(&self, messages: &[minijinja::Value]) -> Result<String, TemplateError> {
+        self.evidence.borrow_mut().reworded = true;
+        self.render(messages, false)
     }
 
     /// The most marks with which the stripped rendering is byte-equal to the plain one.
@@ -396,6 +436,25 @@ impl Work<'_> {
         }
     }
 
+    /// True where a prompt between answer `i` and the next may have a stop token in it, or a part of one at an end.
+    fn typed_behind(&self, i: usize, stops: &Stops) -> bool {
+        fn types(value: &Value, stop: &str) -> bool {
+            let part = |text: &str| {
+                let mut cuts = (1..stop.len()).filter(|at| stop.is_char_boundary(*at));
+                cuts.any(|at| text.ends_with(&stop[..at]) || text.starts_with(&stop[at..]))
+            };
+            match value {
+                Value::String(text) => text.contains(stop) || part(text) || part(text.trim()),
+                Value::Array(list) => list.iter().any(|value| types(value, stop)),
+                Value::Object(map) => map.iter().any(|(key, value)| key != "role" && types(value, stop)),
+                _ => false,
+            }
+        }
+        let stops: Vec<&String> = stops.all.iter().filter(|stop| !stop.is_empty()).collect();
+        let mut behind = self.messages[i + 1..].iter().take_while(|message| !is_assistant(message));
+        behind.any(|message| stops.iter().any(|stop| types(message, stop)))
+    }
+
     fn first_stop(&self, range: Range<usize>, stops: &Stops) -> Option<Range<usize>> {
         let text = self.text.get(range.clone())?;
         let all = stops.all.iter().filter(|s| !s.is_empty());
@@ -406,8 +465,8 @@ impl Work<'_> {
 
     /// The generation prompt by itself, where the rendering without it is a prefix of the one with it.
     fn generation_prompt(&self, n: usize) -> Option<String> {
-        let with = self.prefix(n, true).ok()?;
-        let without = self.prefix(n, false).ok()?;
+        let with = self.prefix(n, true)?;
+        let without = self.prefix(n, false)?;
         with.strip_prefix(&without).filter(|s| !s.is_empty()).map(str::to_string)
     }
 
@@ -418,6 +477,8 @@ impl Work<'_> {
         let asked = marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
         let marked = self.render(&marks.messages[..i], true).ok()?;
         let (text, falls) = strip_fields(&marked, self.plane, &marks.fields, marks.space);
+        // The marks must not have changed it: it is what the model is given.
+        self.prefix(i, true).filter(|with| *with == text)?;
         let own = falls.iter().filter(|f| f.close && marks.fields[f.field].message == before);
         let tail = &text[own.map(|f| f.outer).max()?..];
         self.text[asked..].starts_with(tail).then_some(asked + tail.len())
@@ -433,7 +494,7 @@ impl Work<'_> {
         let mut messages = self.plain.clone();
         messages[i] = context::message(&message);
         // What follows may have to follow a tool call.
-        let rendered = self.render(&messages, false).or_else(|_| self.render(&messages[..=i], false)).ok()?;
+        let rendered = self.reworded(&messages).or_else(|_| self.reworded(&messages[..=i])).ok()?;
         let at = rendered.find(words)?;
         self.text.starts_with(&rendered[..at]).then_some(at)
     }
@@ -447,7 +508,7 @@ impl Work<'_> {
             message.insert("content".into(), words.to_string().into());
             let mut messages = self.plain.clone();
             messages[i] = context::message(&message);
-            let rendered = self.render(&messages, false).ok()?;
+            let rendered = self.reworded(&messages).ok()?;
             let at = rendered.rfind(words)?;
             Some(rendered[at + words.len_utf8()..] == self.text[end..])
         };
@@ -565,26 +626,31 @@ impl Work<'_> {
                 later.map(|f| f.at).min()
             });
             // Text that no mark vouches for may type a stop token itself; then the first one proves nothing.
-            let vouched = marks.is_some_and(|m| m.which.tools || self.messages[i]["tool_calls"].is_null());
-            let whole = if vouched { None } else { self.prefix(i + 1, false).ok() };
+            let own_vouched =
+                marks.is_some_and(|m| m.which.tools || self.messages[i]["tool_calls"].is_null());
+            let typed_behind = !marks.is_some_and(|m| m.which.prompts) && self.typed_behind(i, stops);
+            let vouched = own_vouched && !typed_behind;
+            let whole = if vouched { None } else { self.prefix(i + 1, false) };
             let whole =
                 whole.filter(|w| self.text.starts_with(w.as_str()) && w.len() >= start).map(|w| w.len());
-            if !vouched {
+            if !own_vouched {
                 let said = self.messages[i].to_string();
                 if stops.all.iter().any(|s| !s.is_empty() && said.contains(s.as_str())) {
                     let message = format!("message {i} types a stop token, and its end cannot be proved");
                     return Err(self.error(message));
                 }
-                if whole.is_none() && i + 1 < self.messages.len() && after.is_none() {
-                    let shorter = self.prefix(i + 1, false).unwrap_or_default();
-                    let message = format!(
-                        "message {i}: its end cannot be proved; the rendering up to it is no prefix of the whole ({})",
-                        difference(&shorter, &self.text)
-                    );
-                    return Err(self.error(message));
-                }
+            }
+            let last = i + 1 == self.messages.len();
+            if !vouched && whole.is_none() && !last && (typed_behind || after.is_none()) {
+                let shorter = self.prefix(i + 1, false).unwrap_or_default();
+                let message = format!(
+                    "message {i}: its end cannot be proved; the rendering up to it is no prefix of the whole ({})",
+                    difference(&shorter, &self.text)
+                );
+                return Err(self.error(message));
             }
             let upper = after.unwrap_or(self.text.len());
+            let upper = whole.filter(|_| typed_behind).map_or(upper, |whole| whole.min(upper));
             let stop = self.first_stop(content_end.min(upper)..upper, stops);
             let end = stop.as_ref().map_or_else(|| whole.unwrap_or(content_end).min(upper), |s| s.start);
             cursor = stop.as_ref().map_or(end, |s| s.end);
@@ -607,6 +673,7 @@ impl Work<'_> {
             let what = difference(&stripped, &self.text);
             return Err(self.error(format!("the template alters its own {{% generation %}} blocks ({what})")));
         }
+        self.evidence.borrow_mut().marked = Some((marked, (open, close)));
         let blocks: Vec<Range<usize>> = falls.chunks(2).map(|p| p[0].0..p[1].0).collect();
         let said: Vec<usize> =
             (0..self.messages.len()).filter(|&i| is_assistant(&self.messages[i])).collect();
@@ -679,7 +746,7 @@ impl Work<'_> {
 
     /// True where a response begins with what the model is given, before anything of its own.
     fn covers_header(&self, turn: &Turn, marks: Option<&Marks>) -> bool {
-        let Ok(with) = self.prefix(turn.message, true) else { return false };
+        let Some(with) = self.prefix(turn.message, true) else { return false };
         let own = marks.and_then(|m| m.of(turn.message).map(|f| f.outer).find(|at| *at >= turn.start));
         let limit = own.unwrap_or(turn.end).min(turn.end);
         let shared = with.bytes().zip(self.text.bytes()).take_while(|(a, b)| a == b).count();
@@ -793,7 +860,22 @@ impl Work<'_> {
                         self.error(format!("two messages claim byte {} of the rendering", span.range.start))
                     );
                 }
-                span.range.start = cursor.min(span.range.end);
+                let kept = cursor.min(span.range.end);
+                // The white space around a prompt's words may be an answer's; the words are nobody else's.
+                let both = span.range.start..kept;
+                let learned = spans.iter().rev().take_while(|s: &&Span| s.range.end > both.start).any(|s| {
+                    matches!(s.origin, Origin::Response { .. } | Origin::EndOfTurn { .. })
+                        && !self.text[s.range.start.max(both.start)..s.range.end.min(both.end)]
+                            .trim()
+                            .is_empty()
+                });
+                if learned {
+                    return Err(self.error(format!(
+                        "an answer and a prompt claim byte {} of the rendering",
+                        both.start
+                    )));
+                }
+                span.range.start = kept;
                 if span.range.start < cursor {
                     continue;
                 }

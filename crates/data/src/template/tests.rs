@@ -77,11 +77,85 @@ fn a_template_that_looks_at_words_is_given_the_rows_own_proof() {
     let chats = Chats::new(&template, &policy, &Stops::eos("</s>"), &TemplateOptions::default());
     let plain = conversation(2, "words");
     chats.spans(id(), &plain).unwrap();
-    assert_eq!(renderings(|| drop(chats.spans(id(), &plain).unwrap())), 1);
+    // The text, and what the model is given before the answer: that may look at words, too.
+    assert_eq!(renderings(|| drop(chats.spans(id(), &plain).unwrap())), 2);
     let secret = conversation(2, "a secret");
     let chat = chats.spans(id(), &secret).unwrap();
     // The text, the marks, and both sides of the generation prompt: it does not end where the words begin.
     assert_eq!(renderings(|| drop(chats.spans(id(), &secret).unwrap())), 4);
     assert_eq!(chat.rendered.text, "<user>***a secret 0</s><assistant>***a secret 1</s>");
     assert_eq!(chat.rendered.response().collect::<Vec<_>>(), ["***a secret 1"]);
+}
+
+#[test]
+fn looks_count_while_one_rendering_goes_on() {
+    // Other tests render, too, and end; this one goes on.
+    let mut watch = RenderingWatch::default();
+    let watched = watch::Watched::begin();
+    watch.look();
+    let looks: Vec<u32> = (0..3).map(|_| watch.look()).collect();
+    assert!(looks.windows(2).all(|pair| pair[0] < pair[1]), "{looks:?}");
+    drop(watched);
+    let mut watch = RenderingWatch::default();
+    for _ in 0..100 {
+        let _watched = watch::Watched::begin();
+        watch.look();
+    }
+    // A hundred renderings are not one long one.
+    assert!(watch.look() < 50);
+}
+#[test]
+fn templates_that_may_look_at_texts_are_not_blind() {
+    let blind = |source: &str| ChatTemplate::new(source, None, None).unwrap().main.blind;
+    let each = |body: &str| blind(&format!("{{% for m in messages %}}{body}{{% endfor %}}"));
+    for source in
+        [CHATML, "{{ messages[0].content }}", "{% set messages = messages[1:] %}{{ messages | length }}"]
+    {
+        assert!(blind(source), "{source}");
+    }
+    for body in [
+        "{{ m.role }}{{ m.content | trim }}{% if loop.last %}{{ m.get('thinking', '') ~ '\n' }}{% endif %}",
+        "{% if m.content and m.content is string and 'name' in m %}{{ m['content'].strip() }}{% endif %}",
+        "{% set x = m.content + '!' %}{% if not x or m.role in ['user', 'tool'] %}{{ x }}{% endif %}",
+        "{% generation %}{{ m.content }}{% endgeneration %}{% set x %}{{ m.content }}{% endset %}{{ x }}",
+        "{% if m.tool_calls %}{% for call in m.tool_calls %}{{ call.arguments | tojson }}{% endfor %}{% endif %}",
+        "{% set ns = namespace(last='') %}{% set ns.last = m.content %}{{ ns.last if m.role == 'user' else '' }}",
+    ] {
+        assert!(each(body), "{body}");
+    }
+    for body in [
+        "{% if m.content.startswith('/') %}a{% endif %}",
+        "{% if 'x' in m.content %}a{% endif %}",
+        "{% if m.content == 'x' %}a{% endif %}",
+        "{% if (m.content | trim) != '' %}a{% endif %}",
+        "{{ m.content | length }}",
+        "{{ m.content[0] }}{{ m.content[1:] }}",
+        "{{ m.content.strip('x') }}",
+        "{{ m.content.split('x')[0] }}",
+        "{{ m | tojson }}",
+        "{{ m }}",
+        "{{ messages }}",
+        "{% for c in m.content %}a{% endfor %}",
+        "{% for k in m %}a{% endfor %}",
+        "{% set x %}{{ m.content }}{% endset %}{% if x == 'x' %}a{% endif %}",
+        "{% set ns = namespace(x='') %}{% if ns.x == 'x' %}a{% endif %}{% set ns.x = m.content %}",
+        "{% set ns = namespace(x='') %}{% set ns.x = m.content %}{% set other = ns %}{{ other.x == 'x' }}",
+        "{% set y = 'x' %}{% for i in [1, 2] %}{% if y == 'x' %}a{% endif %}{% set y = z %}{% endfor %}{% set z = m.content %}",
+        "{% if loop.nextitem.content == 'x' %}a{% endif %}",
+        "{% set l = loop %}{% if l.previtem.content == 'x' %}a{% endif %}",
+        "{% if loop.changed(m.content) %}a{% endif %}",
+        "{% macro f(x) %}{{ x == 'x' }}{% endmacro %}{{ f(m.content) }}",
+        "{% filter upper %}{{ m.content }}{% endfilter %}",
+        "{% set x = [m.content] %}{{ 'x' in x }}",
+        "{% set x = {'a': m.content} %}{{ x.a == 'x' }}",
+        "{% if {m.content: 1}.x %}a{% endif %}",
+        "{% if messages | selectattr('content', 'equalto', 'x') | list %}a{% endif %}",
+        "{% if m in [{'role': 'user', 'content': 'x'}] %}a{% endif %}",
+        "{{ 'abc'[m.content | length:] }}{{ 'abc'.replace('a', m.content) }}",
+        "{% with x = m.content %}{{ x == 'x' }}{% endwith %}",
+        "{{ 'a' if m.content > 'x' else 'b' }}",
+        "{{ ['a', 'b'][m.content == 'x'] }}",
+    ] {
+        assert!(!each(body), "{body}");
+    }
 }
