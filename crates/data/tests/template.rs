@@ -282,6 +282,12 @@ fn python_spelling() {
             "['a', 'b', 'c'] cabc [3, 2, 1]",
         ),
         ("{{ strftime_now('%d %b %Y') }}", "15 Jan 2025"),
+        // What Jinja2 3.1 gives.
+        ("[{{ '{\n' | indent(2, first=true) }}]", "[  {\n]"),
+        (
+            "[{{ 'a\n\nb' | indent }}|{{ 'a\n\nb' | indent(2, blank=true) }}|{{ 'a\nb\n\n' | indent('> ') }}]",
+            "[a\n\n    b|a\n  \n  b|a\n> b\n\n]",
+        ),
     ] {
         let template = ChatTemplate::new(source, None, None).unwrap();
         assert_eq!(template.render(&c, false, &options()).unwrap(), want, "{source}");

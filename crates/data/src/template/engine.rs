@@ -51,6 +51,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
     });
     env.set_unknown_method_callback(method);
     env.add_filter("tojson", tojson);
+    env.add_filter("indent", indent);
     env.add_filter("string", |value: &Value| -> Result<Value, Error> {
         match value.as_str() {
             Some(_) => Ok(value.clone()),
@@ -112,6 +113,55 @@ fn generators(env: &mut Environment<'static>) {
             filters::rejectattr(state, value, attr, test, args).map(lazy)
         },
     );
+}
+
+/// Jinja's `indent`, which keeps a line end at the end, as MiniJinja's does not.
+fn indent(
+    value: &Value,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let text = python::str(value)?;
+    let width = match width {
+        Some(width) => Some(width),
+        None => kwargs.get("width")?,
+    };
+    let first = first.map_or_else(|| kwargs.get::<Option<bool>>("first"), |first| Ok(Some(first)))?;
+    let blank = blank.map_or_else(|| kwargs.get::<Option<bool>>("blank"), |blank| Ok(Some(blank)))?;
+    kwargs.assert_all_used()?;
+    let (first, blank) = (first.unwrap_or(false), blank.unwrap_or(false));
+    let space = match width.filter(|width| !width.is_undefined()) {
+        None => " ".repeat(4),
+        Some(width) => match width.as_str() {
+            Some(text) => text.to_string(),
+            None => {
+                let width = width.as_i64().ok_or_else(|| bad("indent: the width is no number"))?;
+                let width = usize::try_from(width).unwrap_or(0);
+                if width > STRING {
+                    return Err(bad("indent: the text would be too long"));
+                }
+                " ".repeat(width)
+            }
+        },
+    };
+    // A line end more, so that the last line counts even where it is empty.
+    let lines = python::splitlines(&format!("{text}\n"));
+    if text.len() + lines.len().saturating_mul(space.len() + 1) > STRING {
+        return Err(bad("indent: the text would be too long"));
+    }
+    let mut out = String::with_capacity(text.len() + lines.len() * space.len());
+    for (i, line) in lines.iter().filter_map(Value::as_str).enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        if if i == 0 { first } else { blank || !line.is_empty() } {
+            out.push_str(&space);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=.., separators=.., sort_keys=..)`.
