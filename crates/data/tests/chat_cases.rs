@@ -562,3 +562,20 @@ fn a_prompt_inside_an_answer_is_an_error() {
     let message = error(template, turn("q", "a"));
     assert!(message.contains("an answer and a prompt claim byte 23"), "{message}");
 }
+
+/// GLM renders nothing behind its last turn: a call is learned to its end all the same, numbers and brackets with it.
+#[test]
+fn a_call_without_a_stop_token_is_learned_whole() {
+    let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}<call>\
+        {{ c.function.name }}{% for k, v in c.function.arguments.items() %}<k>{{ k }}</k><v>{{ v }}</v>{% endfor %}</call>\
+        {% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
+    let call = json!({"function": {"name": "find", "arguments": {"city": "Bonn", "n": 10}}});
+    let row = chat(json!([
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]}
+    ]));
+    let all = run(template, &[row], &Policy::default());
+    let want = "<call>find<k>city</k><v>Bonn</v><k>n</k><v>10</v></call>";
+    assert_eq!(learned(kept(&all, 0)), [want]);
+    assert_eq!(codes(&all[0]), ["M002:e"]);
+}

@@ -652,6 +652,15 @@ impl Work<'_> {
             let upper = after.unwrap_or(self.text.len());
             let upper = whole.filter(|_| typed_behind).map_or(upper, |whole| whole.min(upper));
             let stop = self.first_stop(content_end.min(upper)..upper, stops);
+            // A call ends in what no mark stands in: brackets of the template's, numbers. Where no stop token follows,
+            // the rendering up to this message says where that is.
+            let calls = whole.is_none() && stop.is_none() && !self.messages[i]["tool_calls"].is_null();
+            let whole = match calls.then(|| self.prefix(i + 1, false)).flatten() {
+                Some(up_to) if self.text.starts_with(up_to.as_str()) => {
+                    Some(up_to.trim_end().len().max(content_end))
+                }
+                _ => whole,
+            };
             let end = stop.as_ref().map_or_else(|| whole.unwrap_or(content_end).min(upper), |s| s.start);
             cursor = stop.as_ref().map_or(end, |s| s.end);
             turns.push(Turn { message: i, start, end, stop });
