@@ -461,18 +461,38 @@ fn check_buffers(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<(), 
 }
 
 /// One row as the JSON object that it would be in JSON Lines, as `datasets` writes it: fields in the order of the
-/// columns, nulls where the columns have nulls (also in structs, whose fields `datasets` makes the same in all
-/// rows), columns of JSON (`arrow.json`) as what they say, times since 1970 in milliseconds, NaN as null.
+/// columns, nulls where the columns have nulls (not in structs, whose fields `datasets` makes the same in all
+/// rows), columns of JSON (`arrow.json`) as what they say, times since 1970 in milliseconds, NaN as null. A column
+/// of bytes that are no text (an image beside a conversation) is nothing that a format reads, and is left out.
 ///
 /// # Errors
-/// A message that names the column: bytes that are not UTF-8, an infinite number, a type that JSON has not.
+/// A message that names the column: an infinite number, a type that JSON has not.
 pub fn fields(batch: &RecordBatch, row: usize) -> Result<Map<String, Value>, String> {
     let mut fields = Map::with_capacity(batch.num_columns());
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-        let value = value(field, column, row).map_err(|e| format!("column {:?}: {e}", field.name()))?;
-        fields.insert(field.name().clone(), value);
+        match value(field, column, row) {
+            Ok(value) => {
+                fields.insert(field.name().clone(), value);
+            }
+            Err(_) if holds_bytes(field.data_type()) => {}
+            Err(e) => return Err(format!("column {:?}: {e}", field.name())),
+        }
     }
     Ok(fields)
+}
+
+/// True for a type with bytes in it that need not be text.
+fn holds_bytes(kind: &DataType) -> bool {
+    match kind {
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
+            true
+        }
+        DataType::Struct(fields) => fields.iter().any(|field| holds_bytes(field.data_type())),
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            holds_bytes(item.data_type())
+        }
+        _ => false,
+    }
 }
 
 /// The names of the columns, in order.
