@@ -40,12 +40,6 @@ fn name_and_ending(path: &Path) -> (String, String) {
     (plain.to_string(), name[plain.len()..].to_string())
 }
 
-/// The name of an output without its ending.
-fn stem_name(path: &Path) -> Option<String> {
-    let (name, _) = name_and_ending(path);
-    (!name.is_empty()).then_some(name)
-}
-
 /// `x` of `x-00001-of-00003`.
 fn without_shard(name: &str) -> Option<&str> {
     let number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
@@ -56,11 +50,7 @@ fn without_shard(name: &str) -> Option<&str> {
 
 /// `x-00001-of-00003.jsonl` for the second of three shards of `x.jsonl`: the names that the Hugging Face hub has.
 pub fn shard_path(data: &Path, shard: usize, of: usize) -> PathBuf {
-    let stem = stem(data);
-    let ending = ending(data);
-    let mut name = stem.into_os_string();
-    name.push(format!("-{shard:05}-of-{of:05}{ending}"));
-    name.into()
+    beside(data, &format!("-{shard:05}-of-{of:05}{}", ending(data)))
 }
 
 /// `x.findings.jsonl` beside `x.jsonl`, `x.parquet` and the folder `x`.

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Scratch, material, outcomes};
+use common::{Scratch, TrlGolden, material, outcomes, trl_goldens};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,30 +16,8 @@ use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, IGNORE, Origin, Outcome, Pipeline, Policy};
 
-struct Golden {
-    src: String,
-    ids: Vec<u32>,
-    supervised: Vec<bool>,
-}
-
-fn goldens(material: &Path) -> BTreeMap<String, Vec<Golden>> {
-    let mut cases: BTreeMap<String, Vec<Golden>> = BTreeMap::new();
-    for line in std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap().lines() {
-        let row: Value = serde_json::from_str(line).unwrap();
-        let case = row["case"].as_str().unwrap();
-        if !case.ends_with("_assistant_only") {
-            continue;
-        }
-        let ids: Vec<u32> = serde_json::from_value(row["input_ids"].clone()).unwrap();
-        let mut supervised = Vec::new();
-        for (i, run) in row["sup_rle"].as_array().unwrap().iter().enumerate() {
-            supervised.extend(std::iter::repeat_n(i % 2 == 1, run.as_u64().unwrap() as usize));
-        }
-        assert_eq!(ids.len(), supervised.len());
-        let src = row["src"].as_str().unwrap().to_string();
-        cases.entry(case.into()).or_default().push(Golden { src, ids, supervised });
-    }
-    cases
+fn goldens(material: &Path) -> BTreeMap<String, Vec<TrlGolden>> {
+    trl_goldens(material, |case| case.ends_with("_assistant_only"))
 }
 
 /// The row that a `src` names, cut as it says.
@@ -66,10 +44,10 @@ fn source_row(material: &Path, src: &str) -> Value {
 }
 
 /// A golden, what became of its row, and the texts of its tokens.
-type Compared<'a> = (&'a Golden, Outcome, Vec<String>);
+type Compared<'a> = (&'a TrlGolden, Outcome, Vec<String>);
 
 /// Each golden of a case against our row, under the model's own template or TRL's.
-fn compare<'a>(material: &Path, case: &str, goldens: &'a [Golden], trls: bool) -> Vec<Compared<'a>> {
+fn compare<'a>(material: &Path, case: &str, goldens: &'a [TrlGolden], trls: bool) -> Vec<Compared<'a>> {
     let read = |path: &str| std::fs::read_to_string(material.join(path)).unwrap();
     let spec: Value = serde_json::from_str(&read("goldens/trl_spec.json")).unwrap();
     let name = case.split('/').next().unwrap();
@@ -97,11 +75,11 @@ fn compare<'a>(material: &Path, case: &str, goldens: &'a [Golden], trls: bool) -
     pipeline.template = Some(&template);
     let (all, _) = outcomes(&pipeline, &path);
     assert_eq!(all.len(), goldens.len());
-    let texts = |g: &Golden| g.ids.iter().map(|&id| tokenizer.token_text(id)).collect();
+    let texts = |g: &TrlGolden| g.ids.iter().map(|&id| tokenizer.token_text(id)).collect();
     goldens.iter().zip(all).map(|(g, outcome)| (g, outcome, texts(g))).collect()
 }
 
-fn labels(outcome: &Outcome, golden: &Golden, at: &str) -> (Vec<bool>, Vec<Origin>) {
+fn labels(outcome: &Outcome, golden: &TrlGolden, at: &str) -> (Vec<bool>, Vec<Origin>) {
     let Outcome::Kept(kept) = outcome else { panic!("{at}: {outcome:?}") };
     assert_eq!(kept.sample.input_ids, golden.ids, "{at}");
     (kept.sample.labels.iter().map(|l| *l != IGNORE).collect(), kept.sample.origins.clone())

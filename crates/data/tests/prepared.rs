@@ -169,6 +169,15 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
     );
     let (began, _) = start(&job(&pipeline, &source, &at, SHARDS));
     assert_eq!(reasons(began), ["a shard that another job had finished there went"]);
+    // Nor is a shard of plain lines one of compressed lines, which would wait in the same folder.
+    let stop = AtomicBool::new(true);
+    let plain = s.path("fourth.jsonl");
+    assert!(
+        prepared::prepare(&Job { stop: &stop, ..job(&pipeline, &source, &plain, SHARDS) }, |_| {}, |_| {})
+            .is_err()
+    );
+    let (began, _) = start(&job(&pipeline, &source, &s.path("fourth.jsonl.gz"), SHARDS));
+    assert_eq!(reasons(began), ["a shard that another job had finished there went"]);
 }
 
 /// A run that fails leaves nothing under any name.

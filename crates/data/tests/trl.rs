@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Scratch, material, outcomes};
+use common::{Scratch, TrlGolden, material, outcomes, trl_goldens};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,30 +13,8 @@ use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, IGNORE, Origin, Outcome, Pipeline, Policy};
 
-struct Golden {
-    src: String,
-    ids: Vec<u32>,
-    supervised: Vec<bool>,
-}
-
-fn goldens(material: &Path, kind: &str) -> BTreeMap<String, Vec<Golden>> {
-    let mut cases: BTreeMap<String, Vec<Golden>> = BTreeMap::new();
-    for line in std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap().lines() {
-        let row: Value = serde_json::from_str(line).unwrap();
-        let case = row["case"].as_str().unwrap();
-        if !case.contains(kind) || case.contains("pack") {
-            continue;
-        }
-        let ids: Vec<u32> = serde_json::from_value(row["input_ids"].clone()).unwrap();
-        let mut supervised = Vec::new();
-        for (i, run) in row["sup_rle"].as_array().unwrap().iter().enumerate() {
-            supervised.extend(std::iter::repeat_n(i % 2 == 1, run.as_u64().unwrap() as usize));
-        }
-        assert_eq!(ids.len(), supervised.len());
-        let src = row["src"].as_str().unwrap().to_string();
-        cases.entry(case.into()).or_default().push(Golden { src, ids, supervised });
-    }
-    cases
+fn goldens(material: &Path, kind: &str) -> BTreeMap<String, Vec<TrlGolden>> {
+    trl_goldens(material, |case| case.contains(kind) && !case.contains("pack"))
 }
 
 /// The prompt and completion that a `src` names (goldens/README.md).

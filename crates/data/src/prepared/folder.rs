@@ -38,7 +38,7 @@ pub fn publish(
     }
     std::fs::create_dir(&folder).map_err(io_error)?;
     let n = shards.len();
-    let names: Vec<String> = (0..n).map(|i| format!("data-{i:05}-of-{n:05}.arrow")).collect();
+    let names: Vec<String> = (0..n).map(|i| file_name(i, n)).collect();
     for (shard, name) in shards.iter().zip(&names) {
         std::fs::rename(shard, folder.join(name)).map_err(|e| Error::io(shard, e))?;
     }
@@ -66,6 +66,11 @@ pub(super) fn recover(target: &Path, scratch: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The name of one of the Arrow streams of a dataset.
+pub(super) fn file_name(file: usize, of: usize) -> String {
+    format!("data-{file:05}-of-{of:05}.arrow")
+}
+
 /// `state.json` of a dataset: its files in order, and the name under which `datasets` caches what it makes of it.
 fn state_json(files: &[String], fingerprint: &str) -> Value {
     let files: Vec<Value> = files.iter().map(|name| json!({"filename": name})).collect();
@@ -80,7 +85,7 @@ fn dataset_info(columns: &Columns) -> Value {
     json!({"citation": "", "description": "", "features": columns.features(), "homepage": "", "license": ""})
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomic(path, |w| {
         serde_json::to_writer_pretty(&mut *w, value)?;
         w.write_all(b"\n")

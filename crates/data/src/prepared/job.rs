@@ -4,7 +4,7 @@ use super::journal::Journal;
 use super::manifest::Inputs;
 use super::output::{Output, Plan};
 use super::sink::{Form, Layout, encode};
-use super::{Manifest, folder, partial_path, replaces, without_shard};
+use super::{Manifest, folder, name_and_ending, partial_path, replaces, without_shard};
 use crate::pipeline::{Duplicates, Pipeline, Progress};
 use crate::source::Source;
 use crate::summary::Summary;
@@ -66,7 +66,8 @@ pub fn prepare(
     let refuse = |message: String| {
         Err(Error::Source { path: output.to_path_buf(), message, help: "write to another name".into() })
     };
-    if let Some(name) = super::stem_name(output).filter(|name| without_shard(name).is_some()) {
+    let (name, _) = name_and_ending(output);
+    if without_shard(&name).is_some() {
         return refuse(format!("{name} is the name of one shard; shards are named by suasion"));
     }
     if let Some(file) = job.files.iter().find(|file| replaces(output, file)) {
@@ -82,7 +83,7 @@ pub fn prepare(
     let policy = pipeline.policy;
     let weights = weighs(policy.prompt_loss_weight) || policy.loss_weights.values().any(|w| weighs(*w));
     let plan = Plan { target: output, form, layout, policy, weights };
-    let inputs = Inputs::of(pipeline, form, layout);
+    let inputs = Inputs::of(pipeline, layout);
     // Data of another form under the same name is somebody's still.
     let former = Manifest::of_output(output).filter(|former| former.is_of(output, form));
     let mut start = Start::Anew;
@@ -135,7 +136,8 @@ fn write(
     let mut source = Source::of(job.name, job.files.iter().cloned())?;
     let (mut journal, mut resumed) = (None, None);
     if plan.layout.max_shard_bytes.is_some() {
-        let (opened, others) = Journal::open(partial_path(output), inputs.job(job.files, plan.weights)?)?;
+        let (opened, others) =
+            Journal::open(partial_path(output), inputs.job(job.files, output, plan.weights)?)?;
         journal = Some(opened);
         if others > 0 {
             let shards = if others == 1 { "a shard" } else { "shards" };
@@ -170,7 +172,7 @@ fn write(
             Ok(())
         },
     );
-    let run = match run {
+    let run = match run.and_then(|run| files.end_shard(&run).map(|()| run)) {
         Ok(run) => run,
         Err(_) if files.lacks_weights => {
             files.give_up(false);
@@ -186,8 +188,5 @@ fn write(
     summary.merge(&run);
     let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
     let manifest = Manifest::new(&summary, inputs, pipeline.policy, run.source.clone().ok_or_else(unread)?);
-    Ok(match files.finish(manifest, &run, former)? {
-        Some(manifest) => Written::Whole(Box::new(manifest)),
-        None => Written::LacksWeights,
-    })
+    files.finish(manifest, former).map(|manifest| Written::Whole(Box::new(manifest)))
 }

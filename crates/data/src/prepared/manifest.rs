@@ -71,13 +71,12 @@ pub(super) struct Inputs {
     template: Option<String>,
     policy: Policy,
     vocab_size: Option<usize>,
-    form: Form,
     layout: Layout,
 }
 
 impl Inputs {
     /// What a pipeline makes of rows.
-    pub fn of(pipeline: &Pipeline<'_>, form: Form, layout: Layout) -> Inputs {
+    pub fn of(pipeline: &Pipeline<'_>, layout: Layout) -> Inputs {
         let dated = pipeline.template.is_some_and(ChatTemplate::writes_date);
         let today = dated.then(|| jiff::Zoned::now().date().to_string());
         let template_date = pipeline.policy.template_date.clone().or(today);
@@ -87,21 +86,22 @@ impl Inputs {
             template: pipeline.template.map(|t| t.fingerprint().to_string()),
             policy: Policy { template_date, ..pipeline.policy.clone() },
             vocab_size: pipeline.vocab_size,
-            form,
             layout,
         }
     }
 
     /// These with the source, as it can be told without reading it, and whether the files have a column of weights:
     /// what a journal belongs to.
-    pub fn job(&self, files: &[PathBuf], weights: bool) -> Result<Value> {
+    pub fn job(&self, files: &[PathBuf], output: &Path, weights: bool) -> Result<Value> {
         let facts = |path: &PathBuf| {
             let meta = path.metadata().map_err(|e| Error::io(path, e))?;
             let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
             Ok((path.display().to_string(), meta.len(), modified.map(|t| t.as_nanos().to_string())))
         };
         let files = files.iter().map(facts).collect::<Result<Vec<_>>>()?;
-        Ok(serde_json::json!({"source": files, "inputs": self, "weights": weights}))
+        // `x.jsonl` and `x.jsonl.gz` keep their shards in one place.
+        let ending = ending(output);
+        Ok(serde_json::json!({"source": files, "inputs": self, "ending": ending, "weights": weights}))
     }
 
     /// What differs, in words.
@@ -308,16 +308,15 @@ impl Manifest {
         files: &[PathBuf],
         output: &Path,
     ) -> Result<Vec<String>> {
-        let Some(form) = Form::of(output).filter(|_| !self.files.is_empty()) else {
+        if self.files.is_empty() {
             return Ok(vec!["an older version made it".into()]);
-        };
+        }
         let before = Inputs {
             masking_version: self.masking_version,
             tokenizer: self.tokenizer.clone(),
             template: self.template.clone(),
             policy: self.policy.clone(),
             vocab_size: self.vocab_size,
-            form,
             layout: self.layout,
         };
         let mut reasons = inputs.differences(&before, self.untemplated);

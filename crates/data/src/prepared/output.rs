@@ -4,7 +4,7 @@ use super::columnar::Columns;
 use super::journal::{Journal, Shard};
 use super::sink::{Form, Layout, Sink, with_record};
 use super::{Manifest, OutputFile, findings_path, folder, manifest_path, shard_path};
-use crate::atomic::{AtomicFile, Written, write_atomic};
+use crate::atomic::{AtomicFile, Written};
 use crate::pack::{Fill, Packer};
 use crate::pipeline::{Outcome, hash_ids};
 use crate::summary::Summary;
@@ -189,7 +189,11 @@ impl<'a> Output<'a> {
         self.write_packs(&packs)
     }
 
-    fn end_shard(&mut self, run: &Summary) -> Result<()> {
+    /// Called behind the last row with the run in numbers, and where a shard is full: ends what is open.
+    ///
+    /// # Errors
+    /// As [`Output::write`].
+    pub fn end_shard(&mut self, run: &Summary) -> Result<()> {
         self.flush()?;
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let Some(open) = self.open.take() else { return Ok(()) };
@@ -210,25 +214,11 @@ impl<'a> Output<'a> {
     }
 
     /// Completes the files, writes the manifest with their names, and gives them theirs: the records come last, when
-    /// all that belongs to them is there. `former` is the preparation that this one replaces. `None` where
-    /// the files lack a column for weights.
+    /// all that belongs to them is there. `former` is the preparation that this one replaces.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
-    pub fn finish(
-        mut self,
-        mut manifest: Manifest,
-        run: &Summary,
-        former: Option<&Manifest>,
-    ) -> Result<Option<Manifest>> {
-        match self.end_shard(run) {
-            // The last packs have weights that their rows have not: those of a prompt that they share.
-            Err(_) if self.lacks_weights => {
-                self.give_up(false);
-                return Ok(None);
-            }
-            ended => ended?,
-        }
+    pub fn finish(mut self, mut manifest: Manifest, former: Option<&Manifest>) -> Result<Manifest> {
         let target = self.plan.target;
         manifest.packs = self.plan.policy.packing.then_some(self.fill);
         let files = match self.journal.take() {
@@ -254,14 +244,11 @@ impl<'a> Output<'a> {
                 }
             }
         }
-        Ok(Some(manifest))
+        Ok(manifest)
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
-        write_atomic(manifest_path(self.plan.target), |w| {
-            serde_json::to_writer_pretty(&mut *w, manifest)?;
-            w.write_all(b"\n")
-        })
+        folder::write_json(&manifest_path(self.plan.target), manifest)
     }
 
     /// Findings into one file, then the shards under their names.
@@ -283,7 +270,7 @@ impl<'a> Output<'a> {
         }
         let n = written.len();
         let name = |i: usize| match plan.form {
-            Form::Folder => format!("data-{i:05}-of-{n:05}.arrow"),
+            Form::Folder => folder::file_name(i, n),
             Form::Lines | Form::Parquet => file_name(&shard_path(plan.target, i, n)),
         };
         manifest.files = (written.iter().enumerate())

@@ -1,6 +1,7 @@
 //! A tokenizer that can be computed by hand, and files to read.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use suasion_data::policy::OnBadRow;
@@ -202,4 +203,33 @@ pub fn golden_stops(name: &str, eos: &str) -> Stops {
     let mut all = vec![eos];
     all.extend(more);
     Stops { eos: Some(eos.into()), all: all.into_iter().map(str::to_string).collect() }
+}
+
+/// A row as TRL prepared it (`goldens/trl.jsonl`).
+pub struct TrlGolden {
+    /// The row that it was made from (goldens/README.md).
+    pub src: String,
+    pub ids: Vec<u32>,
+    pub supervised: Vec<bool>,
+}
+
+/// TRL's rows of the cases that are wanted, by case.
+pub fn trl_goldens(material: &Path, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<TrlGolden>> {
+    let mut cases: BTreeMap<String, Vec<TrlGolden>> = BTreeMap::new();
+    for line in std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap().lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let case = row["case"].as_str().unwrap();
+        if !wanted(case) {
+            continue;
+        }
+        let ids: Vec<u32> = serde_json::from_value(row["input_ids"].clone()).unwrap();
+        let mut supervised = Vec::new();
+        for (i, run) in row["sup_rle"].as_array().unwrap().iter().enumerate() {
+            supervised.extend(std::iter::repeat_n(i % 2 == 1, run.as_u64().unwrap() as usize));
+        }
+        assert_eq!(ids.len(), supervised.len());
+        let src = row["src"].as_str().unwrap().to_string();
+        cases.entry(case.into()).or_default().push(TrlGolden { src, ids, supervised });
+    }
+    cases
 }
