@@ -6,7 +6,6 @@
 //! the rooms over a whole source, in parallel and in source order, and [`summary`] counts.
 #![forbid(unsafe_code)]
 
-pub mod atomic;
 pub mod audit;
 pub mod chat;
 mod duplicates;

@@ -7,12 +7,12 @@ use common::Scratch;
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use suasion_data::atomic::AtomicFile;
 use suasion_data::prepared::columnar::{ArrowStreamSink, Columns, ParquetSink};
 use suasion_data::prepared::folder;
 use suasion_data::prepared::{Boundaries, Record, Rows};
 use suasion_data::source::columnar::{ColumnarFile, Kind, Saved, fields, kind, saved_dataset};
 use suasion_data::{Error, Origin};
+use suasion_files::AtomicFile;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/columnar")

@@ -5,12 +5,12 @@ mod common;
 use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, mixed_rows, outcomes, prepare, skipping};
 use std::io::{self, Write};
 use std::path::Path;
-use suasion_data::atomic::{AtomicFile, write_atomic};
 use suasion_data::pipeline::{BAD_ROWS_LISTED, split};
 use suasion_data::policy::{Objective, OnBadRow, TruncationMode};
 use suasion_data::prepared::{self, Manifest};
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample};
+use suasion_files::{AtomicFile, write_atomic};
 
 #[test]
 fn any_number_of_threads_gives_the_same_bytes() {

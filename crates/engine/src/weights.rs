@@ -214,7 +214,7 @@ pub(crate) fn save(dir: &Path, tensors: &[Lazy]) -> Result<()> {
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
     let path = dir.join("model.safetensors.index.json");
-    atomically(&path, |temporary| std::fs::write(temporary, format!("{index:#}\n")))?;
+    suasion_files::write_atomic(&path, |file| writeln!(file, "{index:#}"))?;
     remove(&dir.join("model.safetensors"))
 }
 
@@ -230,13 +230,14 @@ fn remove(path: &Path) -> Result<()> {
 pub(crate) fn write(path: &Path, tensors: &[&Lazy]) -> Result<()> {
     // What transformers looks for before it reads a file.
     let metadata = [("format".to_string(), "pt".to_string())].into();
-    atomically(path, |temporary| {
+    suasion_files::write_at(path, |temporary| {
         let named = tensors.iter().map(|t| (t.name.as_str(), *t));
         safetensors::serialize_to_file(named, Some(metadata), temporary).map_err(|e| match e {
             safetensors::SafeTensorError::IoError(e) => e,
             other => std::io::Error::other(other),
         })
-    })
+    })?;
+    Ok(())
 }
 
 /// Reads a flat file written by [`write`]: name → values.
@@ -249,29 +250,4 @@ pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, Vec<f32>)) -> Result<(
         put(name, floats(path, name, tensor.dtype(), tensor.data())?);
     }
     Ok(())
-}
-
-/// Runs `fill` on a temporary name beside `path`, syncs, and renames.
-fn atomically(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
-    let go = || {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        {
-            // The mode of an ordinary file (the umask applies), not a temporary file's private one.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let temporary = builder.prefix(".suasion-tmp-").tempfile_in(folder)?.into_temp_path();
-        let permissions = std::fs::metadata(&temporary)?.permissions();
-        fill(&temporary)?;
-        // The library may have replaced the file by a private one of its own.
-        std::fs::set_permissions(&temporary, permissions)?;
-        // The library wrote through its own handle; sync through ours before the name points at the file.
-        std::fs::OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
-        temporary.persist(path).map_err(|e| e.error)?;
-        // Only Unix lets a folder be opened and synced.
-        if cfg!(unix) { std::fs::File::open(folder)?.sync_all() } else { Ok(()) }
-    };
-    go().map_err(|e| Error::io(path, e))
 }

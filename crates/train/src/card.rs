@@ -1,11 +1,12 @@
 //! The model card and the report page.
 
 use crate::checkpoint::pretty;
-use crate::{Comparison, Evaluation, Identity, Report, Result, Settings, files, html};
+use crate::{Comparison, Evaluation, Identity, Report, Result, Settings, html};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::Path;
 use suasion_data::policy::Objective;
+use suasion_files::write_bytes;
 
 /// What is known of the data: the command line fills it from the preparation's summary.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -93,8 +94,8 @@ pub fn write_report(
     comparison: Option<&Comparison>,
 ) -> Result<()> {
     let input = Input { report, settings, identity, card, replies, comparison };
-    files::write_atomic(&dir.join("README.md"), model_card(&input).as_bytes())?;
-    files::write_atomic(&dir.join("report.html"), html::page(&input).as_bytes())
+    write_bytes(dir.join("README.md"), model_card(&input).as_bytes())?;
+    Ok(write_bytes(dir.join("report.html"), html::page(&input).as_bytes())?)
 }
 
 /// Everything that the reports show.

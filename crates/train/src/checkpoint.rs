@@ -1,6 +1,5 @@
 //! `checkpoint-N/`: everything that an exact resume needs, whole or not there.
 
-use crate::files::{self, NewDir};
 use crate::metrics::{self, Record};
 use crate::sampler::Sampler;
 use crate::trainer::Identity;
@@ -12,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use suasion_data::policy::Objective;
 use suasion_engine::{Backend, Model};
+use suasion_files::{NewFolder, sizes, write_bytes};
 
 /// The run's state beside the weights.
 pub const STATE: &str = "suasion_state.json";
@@ -82,7 +82,10 @@ impl ModelFiles {
 
     /// Writes them into a folder.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        self.files.iter().try_for_each(|file| files::write_atomic(&dir.join(&file.name), &file.bytes))
+        for file in &self.files {
+            write_bytes(dir.join(&file.name), &file.bytes)?;
+        }
+        Ok(())
     }
 }
 
@@ -357,7 +360,7 @@ pub(crate) fn write<B: Backend>(
 ) -> Result<PathBuf> {
     let Contents { state, files: model_files, metrics, trainer_state } = contents;
     let place = path_of(output_dir, state.step);
-    let dir = NewDir::create(&place)?;
+    let dir = NewFolder::create(&place)?;
     let put = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         fs::write(&path, bytes).map_err(|source| Error::io(path, source))
@@ -369,7 +372,7 @@ pub(crate) fn write<B: Backend>(
     }
     put(METRICS, metrics.as_bytes())?;
     put(TRAINER_STATE, &pretty(trainer_state))?;
-    state.files = dir.sizes()?.into_iter().collect();
+    state.files = sizes(dir.path())?.into_iter().collect();
     put(STATE, &pretty(state))?;
     dir.commit()?;
     Ok(place)

@@ -269,5 +269,11 @@ impl Error {
     }
 }
 
+impl From<suasion_files::Error> for Error {
+    fn from(error: suasion_files::Error) -> Error {
+        Error::Io { path: error.path, source: error.source }
+    }
+}
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -11,7 +11,6 @@ pub mod checkpoint;
 pub mod compare;
 pub mod error;
 pub mod evaluate;
-mod files;
 pub mod generate;
 mod html;
 pub mod memory;

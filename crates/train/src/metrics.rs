@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: a line per logged step and per evaluation.
 
-use crate::{Error, Evaluation, Result, files};
+use crate::{Error, Evaluation, Result};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -88,7 +88,7 @@ impl Log {
     /// checkpoint goes, because it will be computed again.
     pub(crate) fn start(path: &Path, records: Vec<Record>) -> Result<Log> {
         let text: String = records.iter().map(line).collect();
-        files::write_atomic(path, text.as_bytes())?;
+        suasion_files::write_bytes(path, text.as_bytes())?;
         let file = File::options().append(true).open(path).map_err(|source| Error::io(path, source))?;
         Ok(Log { path: path.to_path_buf(), file, records })
     }

@@ -6,7 +6,7 @@ use crate::metrics::{EvalRecord, Log, Record, StepRecord};
 use crate::observer::{Event, Observer, StepEvent};
 use crate::sampler::Sampler;
 use crate::schedule::Schedule;
-use crate::{DataCard, Error, Evaluation, Plan, Result, Settings, Strategy, card, files};
+use crate::{DataCard, Error, Evaluation, Plan, Result, Settings, Strategy, card};
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::time::Instant;
 use suasion_data::Sample;
 use suasion_data::policy::Objective;
 use suasion_engine::{Backend, Model};
+use suasion_files::{remove_leftovers, write_bytes};
 
 /// What a run is about; every checkpoint records it, and a run resumes only under its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,12 +161,12 @@ pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &At
     }
 
     fs::create_dir_all(output_dir).map_err(|source| Error::io(output_dir, source))?;
-    files::remove_leftovers(output_dir);
+    remove_leftovers(output_dir);
     if overwrite && resumed_from.is_none() {
         remove_run(output_dir)?;
     }
     for file in extra {
-        files::write_atomic(&output_dir.join(&file.name), &file.bytes)?;
+        write_bytes(output_dir.join(&file.name), &file.bytes)?;
     }
     let log = Log::start(&output_dir.join(METRICS), records)?;
     let parameters = model.architecture().parameter_count();
@@ -511,7 +512,7 @@ impl<B: Backend> Trainer<'_, B> {
             self.parameters,
             best.as_deref(),
         );
-        files::write_atomic(&self.output_dir.join(TRAINER_STATE), &checkpoint::pretty(&value))
+        Ok(write_bytes(self.output_dir.join(TRAINER_STATE), &checkpoint::pretty(&value))?)
     }
 
     /// The final model and its files.

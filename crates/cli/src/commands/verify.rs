@@ -159,7 +159,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
             })
             .collect();
         let page = report::html::page(&format!("suasion verify {}", source.name.display()), &views, &summary);
-        suasion_data::atomic::write_atomic(path, |file| file.write_all(page.as_bytes()))?;
+        suasion_files::write_bytes(path, page.as_bytes()).map_err(Error::from)?;
         ui.say(format_args!("wrote {}", path.display()));
     }
     if ui.json {

@@ -12,7 +12,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 use suasion_data::Error;
-use suasion_data::atomic::write_atomic;
+use suasion_files::write_bytes;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
@@ -55,7 +55,7 @@ pub fn get(repo: &Repo, listing: &Listing, names: &[String], ui: &Ui) -> anyhow:
     if listing.main && !names.is_empty() {
         let main = folder.join("refs/main");
         fs::create_dir_all(folder.join("refs")).map_err(|e| Error::io(&main, e))?;
-        write_atomic(&main, |file| file.write_all(listing.commit.as_bytes()))?;
+        write_bytes(&main, listing.commit.as_bytes()).map_err(Error::from)?;
     }
     Ok(snapshot)
 }

@@ -1,12 +1,12 @@
 //! A folder for `datasets.load_from_disk`: Arrow streams with `state.json` and `dataset_info.json`.
 
 use super::columnar::Columns;
-use crate::atomic::{sync_folder, write_atomic};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::io;
 use std::path::{Path, PathBuf};
+use suasion_files::{sync_folder, write_atomic};
 
 /// About the size of a file in such a folder: what `datasets` takes.
 pub(super) const SHARD_BYTES: u64 = 500_000_000;
@@ -86,10 +86,10 @@ fn dataset_info(columns: &Columns) -> Value {
 }
 
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    write_atomic(path, |w| {
+    Ok(write_atomic(path, |w| {
         serde_json::to_writer_pretty(&mut *w, value)?;
         w.write_all(b"\n")
-    })
+    })?)
 }
 
 /// Refuses a name that stands for something that is not ours to replace.

@@ -4,7 +4,6 @@
 //! per shard its files, the rows of the source that it ends before and the run in numbers up to there. The same job
 //! goes on behind the last shard; another job starts anew.
 
-use crate::atomic::{Written, write_atomic};
 use crate::pack::Fill;
 use crate::pipeline::Duplicates;
 use crate::summary::Summary;
@@ -14,6 +13,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufReader, Read};
 use std::path::PathBuf;
+use suasion_files::{Written, write_atomic};
 
 const NAME: &str = "journal.json";
 
@@ -141,9 +141,9 @@ impl Journal {
     pub fn add(&mut self, shard: Shard) -> Result<()> {
         self.shards.push(shard);
         let whole = OnDisk { job: self.job.clone(), shards: self.shards.clone() };
-        write_atomic(self.folder.join(NAME), |file| {
+        Ok(write_atomic(self.folder.join(NAME), |file| {
             serde_json::to_writer(&mut *file, &whole)?;
             file.write_all(b"\n")
-        })
+        })?)
     }
 }

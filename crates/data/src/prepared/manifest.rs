@@ -2,7 +2,6 @@
 
 use super::sink::{Form, Layout};
 use super::{ending, findings_path, folder, manifest_path, stem};
-use crate::atomic::Written;
 use crate::pack::Fill;
 use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
 use crate::policy::{Objective, Policy};
@@ -14,6 +13,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
+use suasion_files::Written;
 
 /// What prepared data was made from, and what it holds. A trainer compares [`Manifest::fingerprint`]s.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,7 +4,6 @@ use super::columnar::Columns;
 use super::journal::{Journal, Shard};
 use super::sink::{Form, Layout, Sink, with_record};
 use super::{Manifest, OutputFile, findings_path, folder, manifest_path, shard_path};
-use crate::atomic::{AtomicFile, Written};
 use crate::pack::{Fill, Packer};
 use crate::pipeline::{Outcome, hash_ids};
 use crate::summary::Summary;
@@ -12,6 +11,7 @@ use crate::{Error, Finding, Policy, Result, Sample};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use suasion_files::{AtomicFile, Written};
 
 /// About what a token takes before compression in each of the forms, which is what shards are measured by: an id, a
 /// label and a letter, as text (where most labels are -100) or in columns of four, eight and one bytes.
@@ -294,7 +294,7 @@ impl<'a> Output<'a> {
                 for (shard, path) in shards.iter().zip(&paths) {
                     fs::rename(shard, path).map_err(|e| Error::io(path, e))?;
                 }
-                crate::atomic::sync_folder(plan.target);
+                suasion_files::sync_folder(plan.target);
             }
         }
         fs::remove_dir_all(&journal.folder).map_err(|e| Error::io(&journal.folder, e))?;

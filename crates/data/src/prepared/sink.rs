@@ -3,12 +3,12 @@
 use super::Record;
 use super::columnar::{ArrowStreamSink, Columns, ParquetSink};
 use super::output::Plan;
-use crate::atomic::{AtomicFile, Complete};
 use crate::pipeline::Outcome;
 use crate::{Error, Result, Sample};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use suasion_files::{AtomicFile, Complete};
 
 /// How prepared data is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,11 +128,11 @@ impl Sink {
     /// # Errors
     /// [`Error::Io`], a full disk among them.
     pub fn complete(self) -> Result<Complete> {
-        match self.file {
+        let file = match self.file {
             Kind::Lines(file) => *file,
             Kind::Parquet(file) => file.finish()?,
             Kind::Arrow(file) => file.finish()?,
-        }
-        .complete()
+        };
+        Ok(file.complete()?)
     }
 }

@@ -1,0 +1,45 @@
+//! Files and folders that appear under their names whole or not at all.
+//!
+//! Everything is written to a temporary name beside its target, synced, and renamed: [`AtomicFile`] for a stream of
+//! bytes, [`write_at`] for a library that wants a path, [`NewFolder`] for a folder. A process that is killed leaves at
+//! most temporary names, which start with [`TEMPORARY`] and which [`remove_leftovers`] deletes.
+#![forbid(unsafe_code)]
+
+mod atomic;
+mod folder;
+
+pub use atomic::{AtomicFile, Complete, Written, write_at, write_atomic, write_bytes};
+pub use folder::{NewFolder, remove_leftovers, sizes, sync_folder};
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Prefix of every temporary name that this crate makes.
+pub const TEMPORARY: &str = ".suasion-tmp-";
+
+/// An I/O error with the path that it concerns.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct Error {
+    /// The file or folder, under its final name.
+    pub path: PathBuf,
+    /// The underlying I/O error.
+    pub source: io::Error,
+}
+
+impl Error {
+    fn new(path: &Path, source: io::Error) -> Error {
+        Error { path: path.to_path_buf(), source }
+    }
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The folder that holds `path`: `.` where the path is a plain name.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
