@@ -1,6 +1,7 @@
 //! A page of its own: one file, no script, nothing loaded from elsewhere.
 
-use super::text::{percent, thousands, visible};
+use super::format::{percent, thousands};
+use super::text::visible;
 use super::view::RowView;
 use crate::Origin;
 use crate::pipeline::{ROWS_LISTED, Summary};

@@ -1,6 +1,7 @@
 //! For eyes: a verified row, and the summary of a data set.
 
-use super::text::{count, percent, shorten, thousands, wrap};
+use super::format::{count, percent, thousands};
+use super::text::{shorten, wrap};
 use super::view::{RowView, Run};
 use super::visible;
 use crate::pipeline::{ROWS_LISTED, Summary};

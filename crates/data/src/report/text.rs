@@ -139,29 +139,6 @@ pub(crate) fn shorten(lines: Vec<String>, most: usize) -> Vec<String> {
     out
 }
 
-/// `1234567` → `1,234,567`.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// A share as a percentage with one decimal; a share that is not zero is never shown as zero.
-pub(crate) fn percent(share: f64) -> String {
-    if share > 0.0 && share < 0.0005 { "<0.1 %".into() } else { format!("{:.1} %", share * 100.0) }
-}
-
-/// `3 rows`, `1 row`.
-pub(crate) fn count(n: u64, what: &str) -> String {
-    format!("{} {what}{}", thousands(n), if n == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,13 +179,5 @@ mod tests {
         assert!(!shown.chars().any(|c| c.is_control() || is_hidden(c)), "{shown:?}");
         assert!(wrap(&hostile, 10).concat().chars().all(|c| !c.is_control() && !is_hidden(c)));
         assert_eq!(visible("\u{9b}31m"), "<U+009B>31m");
-    }
-
-    #[test]
-    fn numbers_read_well() {
-        assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1000, 1_234_567].map(thousands)[..]);
-        assert_eq!(percent(0.0), "0.0 %");
-        assert_eq!(percent(0.0001), "<0.1 %");
-        assert_eq!(percent(1.0), "100.0 %");
     }
 }
