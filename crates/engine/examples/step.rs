@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let budget = Budget { tokens: rows * length, targets: batch.targets.len(), train: true, recompute };
     let mut model = Model::new(arch, Cpu::new(), budget)?;
-    model.init_random(0);
+    model.init_random(0)?;
 
     let scale = (1.0 / batch.weight()) as f32;
     let (mut forward, mut total) = (Vec::new(), Vec::new());
@@ -42,7 +42,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for t in 0..=steps as u64 {
         let start = Instant::now();
         model.zero_gradients();
-        let outcomes = model.accumulate(&batch, scale)?;
+        let losses = model.accumulate(&batch, scale)?;
+        let outcomes = model.read_losses(&losses)?;
         let computed = start.elapsed().as_secs_f64();
         model.adamw(&AdamW {
             t: t + 1,

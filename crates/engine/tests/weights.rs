@@ -5,7 +5,7 @@ mod common;
 use common::{FAMILIES, config, json, model};
 use serde_json::{Value, json};
 use std::path::Path;
-use suasion_engine::{Architecture, Backend, Budget, Cpu, Model};
+use suasion_engine::{Architecture, Backend, Budget, Device, Model};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -14,14 +14,14 @@ fn folder() -> tempfile::TempDir {
 /// A saved small model, and its folder.
 fn saved(family: &str) -> (tempfile::TempDir, Model) {
     let dir = folder();
-    let model = model(family, Cpu::new(), false);
+    let model = model(family, Device::cpu(), false);
     model.save_weights(dir.path()).unwrap();
     std::fs::write(dir.path().join("config.json"), config(family).to_string()).unwrap();
     (dir, model)
 }
 
 fn fresh(arch: Architecture) -> Model {
-    Model::new(arch, Cpu::new(), Budget { tokens: 8, targets: 8, train: true, recompute: false }).unwrap()
+    Model::new(arch, Device::cpu(), Budget { tokens: 8, targets: 8, train: true, recompute: false }).unwrap()
 }
 
 fn load(dir: &Path) -> Result<Model, String> {
@@ -57,7 +57,7 @@ fn weights_survive_a_round_trip() {
 #[test]
 fn the_optimizer_survives_a_round_trip() {
     for family in FAMILIES {
-        let mut a = model(family, Cpu::new(), false);
+        let mut a = model(family, Device::cpu(), false);
         let mut batch = suasion_engine::Batch::default();
         batch.push(&[1, 2, 3, 4], [(1, 3, 1.0), (2, 4, 1.0)]);
         let step = suasion_engine::AdamW {
@@ -70,7 +70,7 @@ fn the_optimizer_survives_a_round_trip() {
             decay_all: false,
             gradient_scale: 1.0,
         };
-        a.accumulate(&batch, 0.5).unwrap();
+        common::accumulate(&mut a, &batch, 0.5);
         a.adamw(&step).unwrap();
         let dir = folder();
         let path = dir.path().join("optimizer.safetensors");
@@ -81,12 +81,12 @@ fn the_optimizer_survives_a_round_trip() {
         b.load_optimizer(&path).unwrap();
         for model in [&mut a, &mut b] {
             model.zero_gradients();
-            model.accumulate(&batch, 0.5).unwrap();
+            common::accumulate(model, &batch, 0.5);
             model.adamw(&suasion_engine::AdamW { t: 2, ..step }).unwrap();
         }
         same(&a, &b);
         let other = FAMILIES.iter().find(|f| **f != family).unwrap();
-        let error = model(other, Cpu::new(), false).load_optimizer(&path).unwrap_err().to_string();
+        let error = model(other, Device::cpu(), false).load_optimizer(&path).unwrap_err().to_string();
         assert!(error.contains("optimizer tensors fit this model"), "{error}");
     }
 }
@@ -324,7 +324,7 @@ fn llama3_scaling_equals_transformers() {
     v4["rope_scaling"] = scaling;
     for config in [v4, v5] {
         let arch = Architecture::from_json(&config, Path::new("c")).unwrap();
-        let suasion_engine::arch::Position::Rope(f) = arch.position else { panic!("rotary") };
+        let f = &arch.blocks[0].attention.rope.as_ref().unwrap().frequencies;
         assert_eq!(f.len(), 32);
         for (i, want) in LLAMA3 {
             assert!((f[i] as f64 / want - 1.0).abs() < 2e-6, "{i}: {} and {want}", f[i]);
@@ -341,7 +341,7 @@ fn random_weights_are_distributed_as_transformers_does() {
         c["vocab_size"] = json!(5000);
         c["pad_token_id"] = json!(3);
         let mut model = fresh(Architecture::from_json(&c, Path::new("c")).unwrap());
-        model.init_random(1);
+        model.init_random(1).unwrap();
         for name in model.parameter_names() {
             let tensor = model.parameter(&name).unwrap();
             let residual = family == "gpt2" && name.ends_with("c_proj.weight");
@@ -361,9 +361,9 @@ fn random_weights_are_distributed_as_transformers_does() {
             }
         }
         let mut again = fresh(model.architecture().clone());
-        again.init_random(1);
+        again.init_random(1).unwrap();
         same(&model, &again);
-        again.init_random(2);
+        again.init_random(2).unwrap();
         let name = &model.parameter_names()[0];
         assert_ne!(model.parameter(name), again.parameter(name), "another seed, other weights");
     }
@@ -404,14 +404,14 @@ fn the_plan_is_what_is_allocated() {
 
 #[test]
 fn memory_that_is_not_there_is_an_error() {
-    let error = Cpu::new().allocate(1 << 50).unwrap_err();
+    let error = Device::cpu().allocate(1 << 50).unwrap_err();
     assert_eq!((error.tag(), error.to_string().contains("4503599627370")), ("E-MEMORY", true), "{error}");
     let mut c = config("llama");
     c["vocab_size"] = json!(2_000_000);
     c["hidden_size"] = json!(1_000_000);
     let arch = Architecture::from_json(&c, Path::new("c")).unwrap();
     let budget = Budget { tokens: 8, targets: 8, train: true, recompute: false };
-    assert_eq!(Model::new(arch, Cpu::new(), budget).unwrap_err().tag(), "E-MEMORY");
+    assert_eq!(Model::new(arch, Device::cpu(), budget).unwrap_err().tag(), "E-MEMORY");
 }
 
 #[cfg(unix)]

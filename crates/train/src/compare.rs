@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use suasion_data::policy::Objective;
 use suasion_data::{IGNORE, Origin, Sample, label};
-use suasion_engine::{Backend, Budget, Model};
+use suasion_engine::{Backend, Budget, Model, SingleRank};
 
 /// How to compare.
 #[derive(Clone, Debug, PartialEq)]
@@ -247,12 +247,15 @@ fn train_arm<B: Backend>(
             .collect();
         let started = Instant::now();
         let rate = schedule.rate(done);
-        let outcome = step(model, &micro_batches, settings, rate, updates).map_err(|error| match error {
-            Error::NonFinite { evaluation, what, value, rows, checkpoint, .. } => {
-                Error::NonFinite { step: Some(done + 1), evaluation, what, value, rows, checkpoint }
-            }
-            other => other,
-        })?;
+        let outcome =
+            step(model, &micro_batches, settings, rate, updates, &SingleRank).map_err(
+                |error| match error {
+                    Error::NonFinite { evaluation, what, value, rows, checkpoint, .. } => {
+                        Error::NonFinite { step: Some(done + 1), evaluation, what, value, rows, checkpoint }
+                    }
+                    other => other,
+                },
+            )?;
         let seconds = started.elapsed().as_secs_f64();
         trained.seconds += seconds;
         trained.targets += outcome.targets;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use suasion_data::Sample;
 use suasion_data::policy::Objective;
-use suasion_engine::{Backend, Model};
+use suasion_engine::{Backend, Model, SingleRank};
 use suasion_files::{remove_leftovers, write_bytes};
 
 /// What a run is about; every checkpoint records it, and a run resumes only under its own.
@@ -340,9 +340,15 @@ impl<B: Backend> Trainer<'_, B> {
             rows.iter().map(|rows| rows.iter().map(|&row| &self.train[row as usize]).collect()).collect();
         let learning_rate = self.schedule.rate(done);
         let started = Instant::now();
-        let outcome =
-            crate::step::step(self.model, &micro_batches, self.settings, learning_rate, self.state.updates)
-                .map_err(|error| self.at_step(error, done + 1))?;
+        let outcome = crate::step::step(
+            self.model,
+            &micro_batches,
+            self.settings,
+            learning_rate,
+            self.state.updates,
+            &SingleRank,
+        )
+        .map_err(|error| self.at_step(error, done + 1))?;
         let seconds = started.elapsed().as_secs_f64();
 
         let state = &mut self.state;

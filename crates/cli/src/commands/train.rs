@@ -16,7 +16,7 @@ use suasion_data::summary::Summary;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, Policy, Sample, pipeline};
-use suasion_engine::{Architecture, Budget, Cpu, MemoryPlan, Model};
+use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
 use suasion_train::card::{DataCard, FindingCount, SectionShare};
 use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
 
@@ -372,7 +372,7 @@ impl Job {
         let mut model = match self.resume {
             // The checkpoint's weights replace these, so none are read first.
             Resume::No => self.start(ui).build(self.plan.budget)?,
-            _ => Model::new(self.arch.clone(), Cpu::new(), self.plan.budget)?,
+            _ => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
         };
         let files = ModelFiles::from_dir(&self.model_dir)?;
         let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: self.config.to_yaml().into_bytes() }];
@@ -459,9 +459,9 @@ impl Start<'_> {
         if super::env::memory().0.is_some_and(|total| bytes > total) {
             return Err(suasion_engine::Error::Memory { bytes }.into());
         }
-        let mut model = Model::new(self.arch.clone(), Cpu::new(), budget)?;
+        let mut model = Model::new(self.arch.clone(), Device::cpu(), budget)?;
         match self.init {
-            Init::Random => model.init_random(self.seed),
+            Init::Random => model.init_random(self.seed)?,
             Init::Weights => {
                 let unused = model.load_weights(self.dir)?;
                 if !unused.is_empty() && !std::mem::replace(&mut self.told, true) {

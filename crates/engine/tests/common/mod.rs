@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use suasion_engine::{Architecture, Backend, Batch, Budget, Model};
+use suasion_engine::{Architecture, Backend, Batch, Budget, Model, TargetLoss};
 
 /// The internal test material, or `None` with a word about it.
 pub fn material() -> Option<PathBuf> {
@@ -67,7 +67,7 @@ pub fn architecture(family: &str) -> Architecture {
 pub fn model<B: Backend>(family: &str, backend: B, recompute: bool) -> Model<B> {
     let budget = Budget { tokens: 256, targets: 256, train: true, recompute };
     let mut model = Model::new(architecture(family), backend, budget).unwrap();
-    model.init_random(7);
+    model.init_random(7).unwrap();
     // Biases and norms away from 0 and 1, so that each of them matters.
     let mut random = Random(3);
     for name in model.parameter_names() {
@@ -110,8 +110,14 @@ pub fn gradients<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
     model.parameter_names().into_iter().map(|n| (n.clone(), model.gradient(&n).unwrap().data)).collect()
 }
 
+/// Accumulates a batch's gradients and reads its losses.
+pub fn accumulate<B: Backend>(model: &mut Model<B>, batch: &Batch, scale: f32) -> Vec<TargetLoss> {
+    let losses = model.accumulate(batch, scale).unwrap();
+    model.read_losses(&losses).unwrap()
+}
+
 /// Σ w·nll over Σ w.
-pub fn mean_loss(batch: &Batch, outcomes: &[suasion_engine::Outcome]) -> f64 {
+pub fn mean_loss(batch: &Batch, outcomes: &[TargetLoss]) -> f64 {
     let sum: f64 = batch.targets.iter().zip(outcomes).map(|(t, o)| t.weight as f64 * o.nll as f64).sum();
     sum / batch.weight()
 }
