@@ -18,7 +18,7 @@ const BATCHES: [&str; 4] = ["a", "padded", "long_multiturn", "edge_first_last"];
 /// Calls `f` for each family that the engine has, under both styles of configuration.
 fn for_each(mut f: impl FnMut(&str, &Path, Architecture, Value)) {
     let Some(material) = material() else { return };
-    for family in common::FAMILIES {
+    for family in common::MATERIAL_FAMILIES {
         let dir = material.join("models").join(family);
         for style in ["config.json", "config_v4_style.json"] {
             let path = dir.join(style);

@@ -275,7 +275,12 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
         assert!(message.starts_with("m/config.json: "), "{message}");
         words.iter().for_each(|w| assert!(message.contains(w), "{w:?} is not in: {message}"));
     };
-    refuse("llama", "model_type", json!("mamba"), &["\"mamba\" is not supported", "llama, qwen2, gpt2"]);
+    refuse(
+        "llama",
+        "model_type",
+        json!("mamba"),
+        &["\"mamba\" is not supported", "llama, qwen2, qwen3, gpt2"],
+    );
     refuse("llama", "model_type", json!(null), &["\"model_type\" must be a string", "null"]);
     refuse(
         "llama",
@@ -290,6 +295,10 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
     refuse("llama", "hidden_act", json!("relu"), &["relu", "silu"]);
     refuse("llama", "rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), &["yarn", "llama3"]);
     refuse("qwen2", "use_sliding_window", json!(true), &["use_sliding_window"]);
+    refuse("qwen3", "use_sliding_window", json!(true), &["use_sliding_window"]);
+    let windows = json!(["full_attention", "sliding_attention"]);
+    refuse("qwen3", "layer_types", windows, &["layer_types", "sliding_attention"]);
+    refuse("qwen3", "head_dim", json!(9), &["4 heads of 9"]);
     refuse("gpt2", "activation_function", json!("relu"), &["relu", "gelu_new"]);
     refuse("gpt2", "n_head", json!(5), &["5 heads of 4 in a width of 24"]);
     refuse("llama", "hidden_size", json!(2_000_000_000u64), &["not plausible"]);
@@ -372,7 +381,7 @@ fn random_weights_are_distributed_as_transformers_does() {
 #[test]
 fn goldens_have_the_parameters_that_we_lay_out() {
     let Some(material) = common::material() else { return };
-    for family in FAMILIES {
+    for family in common::MATERIAL_FAMILIES {
         let dir = material.join("models").join(family);
         let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();

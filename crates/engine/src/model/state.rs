@@ -153,8 +153,8 @@ impl<B: Backend> Model<B> {
         let (_, range) = self.map.trained().find(|(trained, _)| trained.name == p.name)?;
         let mut values = vec![0.0; range.len()];
         self.backend.read(part(trained.gradients.view(), &range), &mut values).ok()?;
-        for slot in self.map.each_slot().filter(|slot| !trained.written[slot.index]) {
-            let slot = slot.gradient()?;
+        let unwritten = self.map.each_slot().filter(|slot| !trained.written[slot.index]);
+        for slot in unwritten.filter_map(Slot::gradient) {
             let (start, end) = (slot.start.max(range.start), slot.end.min(range.end));
             if start < end {
                 values[start - range.start..end - range.start].fill(0.0);

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use suasion_engine::{Architecture, Backend, Batch, Budget, Model, TargetLoss};
+use suasion_engine::{Architecture, Backend, Batch, Budget, Model, TargetLoss, Trainable};
 
 /// The internal test material, or `None` with a word about it.
 pub fn material() -> Option<PathBuf> {
@@ -51,22 +51,37 @@ pub fn config(family: &str) -> Value {
         }),
         family => serde_json::json!({
             "model_type": family, "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40,
-            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            // Qwen3's head size does not follow from the others.
+            "head_dim": if family == "qwen3" { 10 } else { 6 },
             "max_position_embeddings": 128, "hidden_act": "silu", "rms_norm_eps": 1e-5,
             "tie_word_embeddings": family == "qwen2", "initializer_range": 0.3
         }),
     }
 }
 
-pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "gpt2"];
+pub const FAMILIES: [&str; 4] = ["llama", "qwen2", "gpt2", "qwen3"];
+
+/// The families of the internal test material.
+pub const MATERIAL_FAMILIES: [&str; 3] = ["llama", "qwen2", "gpt2"];
 
 pub fn architecture(family: &str) -> Architecture {
     Architecture::from_json(&config(family), Path::new("config.json")).unwrap()
 }
 
 pub fn model<B: Backend>(family: &str, backend: B, recompute: bool) -> Model<B> {
+    model_of(architecture(family), backend, recompute, &Trainable::All)
+}
+
+/// A model with random weights, norms and biases; the same for every choice of trained parameters.
+pub fn model_of<B: Backend>(
+    arch: Architecture,
+    backend: B,
+    recompute: bool,
+    trainable: &Trainable,
+) -> Model<B> {
     let budget = Budget { tokens: 256, targets: 256, train: true, recompute };
-    let mut model = Model::new(architecture(family), backend, budget).unwrap();
+    let mut model = Model::with_trainable(arch, backend, budget, trainable).unwrap();
     model.init_random(7).unwrap();
     // Biases and norms away from 0 and 1, so that each of them matters.
     let mut random = Random(3);
