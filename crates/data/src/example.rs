@@ -18,9 +18,10 @@ mod unknown;
 pub use plain::Alpaca;
 
 use crate::chat::Conversation;
-use crate::pack::{Pack, read};
+use crate::pack::read;
 use crate::policy::Format;
 use crate::row::{Row, type_name};
+use crate::sample::Pack;
 use crate::{Error, Origin, Result, RowId};
 use conversation::LISTS;
 use serde_json::{Map, Value};

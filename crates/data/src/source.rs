@@ -21,6 +21,7 @@ mod stream;
 
 pub use delimited::Header;
 
+use crate::error::{empty, names_error, source_error};
 use crate::{Error, Result, RowId};
 use arrow_array::RecordBatch;
 use columnar::{ColumnarFile, Kind};
@@ -377,16 +378,4 @@ fn plain_name(path: &Path) -> String {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
     plain.to_string()
-}
-
-fn source_error(path: &Path, message: &str, help: &str) -> Error {
-    Error::Source { path: path.to_path_buf(), message: message.into(), help: help.into() }
-}
-
-fn names_error(path: &Path, message: &str) -> Error {
-    source_error(path, &format!("the line of names: {message}"), "the first line names the columns, as UTF-8")
-}
-
-fn empty(path: &Path) -> Error {
-    source_error(path, "the file has no rows", "a source needs at least one row; was the export interrupted?")
 }
