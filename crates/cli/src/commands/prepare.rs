@@ -8,7 +8,7 @@ use crate::{interrupt, rows};
 use std::path::{Path, PathBuf};
 use suasion_data::Code;
 use suasion_data::pipeline::Pipeline;
-use suasion_data::prepared::{self, Form, Job, Layout, Start, findings_path, manifest_path};
+use suasion_data::prepared::{self, Form, Job, Shape, Start, findings_path, manifest_path};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -67,7 +67,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         name: &source.name,
         files: &source.files,
         output: &args.output,
-        layout: Layout { with_text: args.with_text, max_shard_bytes: args.max_shard_size },
+        shape: Shape { with_text: args.with_text, max_shard_bytes: args.max_shard_size },
         rebuild: args.rebuild,
         stop: interrupt::flag(),
     };

@@ -10,12 +10,12 @@ use crate::rows::{self, DataFiles};
 use crate::ui::{self, Ui};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use suasion_data::Summary;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared::{self, Counts};
-use suasion_data::summary::Summary;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{MASKING_VERSION, Mode, Policy, Sample, pipeline};
+use suasion_data::{MASKING_VERSION, Mode, Policy, Sample, split};
 use suasion_engine::{Architecture, Budget, Cpu, MemoryPlan, Model};
 use suasion_train::card::{DataCard, FindingCount, SectionShare};
 use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
@@ -170,7 +170,7 @@ impl Job {
         let samples = std::mem::take(&mut train_rows.samples);
         let (mut train, eval) = match &mut eval_rows {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
-            None => pipeline::split(samples, config.eval_fraction, config.seed),
+            None => split(samples, config.eval_fraction, config.seed),
         };
         let card = data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let mut fill = None;

@@ -5,8 +5,7 @@
 //! goes on behind the last shard; another job starts anew.
 
 use crate::pack::Fill;
-use crate::pipeline::Duplicates;
-use crate::summary::Summary;
+use crate::pipeline::{Duplicates, Summary};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,6 +1,6 @@
 //! A run in numbers.
 
-use crate::pipeline::{DropReason, Outcome};
+use super::outcome::{DropReason, Outcome};
 use crate::policy::Policy;
 use crate::source::SourceHash;
 use crate::{Code, Finding, IGNORE, Level, Origin, Sample};

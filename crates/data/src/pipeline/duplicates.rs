@@ -200,6 +200,21 @@ fn next(reader: &mut io::Take<BufReader<&File>>) -> io::Result<Option<[u8; ENTRY
     Ok(Some(entry))
 }
 
+/// 128 bits of BLAKE3 over the ids: no two different rows collide by accident.
+pub(crate) fn hash_ids(ids: &[u32]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = [0u8; 4096];
+    for chunk in ids.chunks(buffer.len() / 4) {
+        for (place, id) in buffer.chunks_exact_mut(4).zip(chunk) {
+            place.copy_from_slice(&id.to_le_bytes());
+        }
+        hasher.update(&buffer[..chunk.len() * 4]);
+    }
+    let mut short = [0u8; 16];
+    short.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    u128::from_le_bytes(short)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
