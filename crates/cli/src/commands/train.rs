@@ -17,8 +17,9 @@ use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, Policy, Sample, split};
 use suasion_engine::{Architecture, Budget, Cpu, MemoryPlan, Model};
-use suasion_train::card::{DataCard, FindingCount, SectionShare};
-use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
+use suasion_train::{
+    DataCard, FindingCount, Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run, SectionShare,
+};
 
 /// The resolved configuration's name in a run's folder.
 pub const SAVED_CONFIG: &str = "suasion.yaml";

@@ -3,7 +3,7 @@
 use crate::common::*;
 use suasion_data::{IGNORE, Origin, Packer, Policy, Sample, Section, prepared};
 use suasion_engine::{Batch, Model};
-use suasion_train::pack::train_batch;
+use suasion_train::batches::train_batch;
 use suasion_train::{Error, Evaluation, Plan, Resume, Settings, evaluate};
 
 /// [`rows`] of which every three have one prompt; prompt tokens weigh `weight`.
