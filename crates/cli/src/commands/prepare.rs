@@ -102,6 +102,9 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
             percent(fill.rate())
         ));
     }
+    if counts.not_remembered > 0 {
+        ui.say(suasion_data::report::terminal::not_remembered(counts.not_remembered));
+    }
     for (code, found) in &counts.findings {
         let meaning =
             Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.meaning());

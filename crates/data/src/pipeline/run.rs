@@ -1,6 +1,6 @@
 //! The pipeline over a whole source: parallel over rows, results in source order, bounded memory.
 
-use super::duplicates::Duplicates;
+use super::duplicates::{Duplicates, Seen};
 use super::outcome::Outcome;
 use super::row::RowProcessor;
 use super::summary::Summary;
@@ -131,7 +131,7 @@ impl Pipeline<'_> {
                     let mut chunk = chunk?;
                     let mut rows = Vec::with_capacity(chunk.rows.len());
                     for (mut outcome, hash, made) in std::mem::take(&mut chunk.rows) {
-                        if let Some(finding) = self.duplicate(&mut outcome, hash, seen)? {
+                        if let Some(finding) = self.duplicate(&mut outcome, hash, seen, &mut chunk.summary) {
                             chunk.summary.add_finding(&finding);
                         }
                         if stop_on_bad && let Outcome::Failed { error, .. } = &mut outcome {
@@ -200,16 +200,29 @@ impl Pipeline<'_> {
     }
 
     /// D001, first kind: the row has the same ids as an earlier one.
-    fn duplicate(&self, outcome: &mut Outcome, hash: u128, seen: &mut Duplicates) -> Result<Option<Finding>> {
-        let Outcome::Kept(kept) = outcome else { return Ok(None) };
+    fn duplicate(
+        &self,
+        outcome: &mut Outcome,
+        hash: u128,
+        seen: &mut Duplicates,
+        summary: &mut Summary,
+    ) -> Option<Finding> {
+        let Outcome::Kept(kept) = outcome else { return None };
         if !self.filter.accepts(Code::D001) {
-            return Ok(None);
+            return None;
         }
         let row = kept.sample.id.row;
-        let Some(first) = seen.first(hash, row)? else { return Ok(None) };
+        let first = match seen.look(hash, row) {
+            Seen::New => return None,
+            Seen::Before(first) => first,
+            Seen::Forgotten => {
+                summary.not_remembered += 1;
+                return None;
+            }
+        };
         let finding = Finding::new(row, Code::D001, format!("the same tokens as row {first}"));
         kept.findings.push(finding.clone());
-        Ok(Some(finding))
+        Some(finding)
     }
 }
 
