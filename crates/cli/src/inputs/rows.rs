@@ -1,0 +1,561 @@
+//! From what the user calls a data set to files of rows.
+//!
+//! | named | taken |
+//! |---|---|
+//! | a file | the file |
+//! | a glob | the files that match, in the order of their names |
+//! | a folder that `datasets.save_to_disk` wrote | its files, or the files of its split |
+//! | any other folder, a hub id (`owner/name`, or `owner/name/folder`) | the split: see [`pick`] |
+//! | several of these | all of them, one after the other |
+
+use super::hub::{self, Access, Kind, Repo, ToDownload};
+use crate::config::{Config, Paths};
+use crate::failure::Failure;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use suasion_data::prepared::Manifest;
+use suasion_data::source::Source;
+use suasion_data::source::{Saved, saved_dataset};
+
+/// Endings of row files, in the order in which they are tried.
+const ENDINGS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow"];
+/// What may follow an ending.
+const COMPRESSED: [&str; 3] = ["", ".gz", ".zst"];
+/// Endings of what `prepare` writes beside rows.
+const BESIDE: [&str; 2] = [".manifest.json", ".findings.jsonl"];
+/// Names that people give to the rows that are not trained on.
+const HELD_OUT: [&str; 5] = ["test", "validation", "valid", "eval", "dev"];
+/// Folders of a data set where its splits may lie.
+const BASES: [&str; 2] = ["", "data/"];
+
+/// Files that are one source of rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFiles {
+    /// What to call them: the file itself, or what the user named.
+    pub name: PathBuf,
+    /// The files, in order.
+    pub files: Vec<PathBuf>,
+}
+
+impl DataFiles {
+    fn one(file: PathBuf) -> DataFiles {
+        DataFiles { name: file.clone(), files: vec![file] }
+    }
+
+    /// Opens them.
+    ///
+    /// # Errors
+    /// As [`Source::of`].
+    pub fn open(&self) -> suasion_data::Result<Source> {
+        Source::of(&self.name, self.files.iter().cloned())
+    }
+
+    /// The manifest beside them, where they are prepared data.
+    ///
+    /// # Errors
+    /// As [`Manifest::beside`].
+    pub fn manifest(&self) -> suasion_data::Result<Option<Manifest>> {
+        Manifest::of_files(&self.files)
+    }
+}
+
+/// The rows that a configuration names to train on, prepare or verify.
+///
+/// # Errors
+/// Where it names none, and as [`resolve`].
+pub fn training<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow::Result<DataFiles> {
+    match &config.dataset_name {
+        Some(data) => resolve(data, &config.dataset_train_split, access),
+        None => Err(Failure::usage("no rows are named", "give --data D, or dataset_name in CONFIG").into()),
+    }
+}
+
+/// The files that a name stands for: itself, or the named split of a folder.
+///
+/// # Errors
+/// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be downloaded. A
+/// file that does not exist is the reader's error. [`ToDownload`] where it can be downloaded and may not.
+pub fn resolve<'a>(data: &Paths, split: &str, access: impl Into<Access<'a>>) -> anyhow::Result<DataFiles> {
+    let access = access.into();
+    let mut parts = Vec::new();
+    for path in &data.0 {
+        parts.push(match Place::of(path)? {
+            Place::Files(files) => files,
+            Place::Folder(folder) => folder.need(split, access)?,
+        });
+    }
+    Ok(joined(parts, data))
+}
+
+/// The rows to evaluate on, where the configuration or the folder has any.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn evaluation<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow::Result<Option<DataFiles>> {
+    let access = access.into();
+    let split = config.dataset_test_split.as_deref();
+    if let Some(data) = &config.eval_dataset_name {
+        let mut parts = Vec::new();
+        for path in &data.0 {
+            parts.push(match (Place::of(path)?, split) {
+                (Place::Files(files), _) => files,
+                (Place::Folder(folder), Some(split)) => folder.need(split, access)?,
+                (Place::Folder(folder), None) => match folder.find(&HELD_OUT, access)? {
+                    Some(files) => files,
+                    None => folder.need("test", access)?,
+                },
+            });
+        }
+        return Ok(Some(joined(parts, data)));
+    }
+    let Some(data) = &config.dataset_name else { return Ok(None) };
+    let mut parts = Vec::new();
+    for path in &data.0 {
+        match (Place::of(path)?, split) {
+            (Place::Folder(folder), Some(split)) => parts.push(folder.need(split, access)?),
+            // A fraction that was asked for is what was asked for.
+            (Place::Folder(folder), None) if config.eval_fraction == 0.0 => {
+                parts.extend(folder.find(&HELD_OUT, access)?);
+            }
+            (Place::Files(_), Some(split)) => {
+                return Err(Failure::config(
+                    format!(
+                        "dataset_test_split={split}: {} is a file, not a folder of splits",
+                        path.display()
+                    ),
+                    "name the file to evaluate on with eval_dataset_name",
+                )
+                .into());
+            }
+            _ => {}
+        }
+    }
+    Ok(if parts.is_empty() { None } else { Some(joined(parts, data)) })
+}
+
+/// Parts one after the other.
+fn joined(mut parts: Vec<DataFiles>, data: &Paths) -> DataFiles {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let files = parts.into_iter().flat_map(|part| part.files).collect();
+    DataFiles { name: data.to_string().into(), files }
+}
+
+/// What a path that the user named is.
+enum Place {
+    Files(DataFiles),
+    Folder(Folder),
+}
+
+impl Place {
+    fn of(path: &Path) -> anyhow::Result<Place> {
+        if path.is_dir() {
+            if let Some(Saved::Files(files)) = saved_dataset(path)? {
+                return Ok(Place::Files(DataFiles { name: path.to_path_buf(), files }));
+            }
+            return Ok(Place::Folder(Folder::Local(path.to_path_buf())));
+        }
+        let text = path.to_string_lossy();
+        if path.exists() {
+            return Ok(Place::Files(DataFiles::one(path.to_path_buf())));
+        }
+        if text.contains(['*', '?', '[']) {
+            return Ok(Place::Files(DataFiles { name: path.to_path_buf(), files: matches(&text)? }));
+        }
+        // `rows.jsonl` and `data/rows.jsonl` could be ids: they are meant as files.
+        if !is_rows(&text)
+            && let Some((repo, base)) = hub_data_set(&text)
+            && (text.contains('/') || repo.snapshot().is_some())
+        {
+            return Ok(Place::Folder(Folder::Hub { repo, base }));
+        }
+        Ok(Place::Files(DataFiles::one(path.to_path_buf())))
+    }
+}
+
+/// A data set of the hub, and the folder in it that is meant.
+fn hub_data_set(text: &str) -> Option<(Repo, String)> {
+    let parts: Vec<&str> = text.splitn(3, '/').collect();
+    let repo = Repo::named(Kind::Dataset, Path::new(&parts[..parts.len().min(2)].join("/")))?;
+    let base = parts.get(2).map(|base| base.trim_end_matches('/')).filter(|base| !base.is_empty());
+    Some((repo, base.map(|base| format!("{base}/")).unwrap_or_default()))
+}
+
+/// The files that match a glob.
+fn matches(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let found = glob::glob(pattern).map_err(|e| {
+        let message = format!("{pattern}: no file, and as a glob it is wrong: {}", e.msg);
+        Failure::run_time("E-SOURCE", message, "*, ?, [a-z] and ** stand for parts of names")
+    })?;
+    let mut files = Vec::new();
+    for path in found {
+        let path = path.map_err(|e| {
+            let at = e.path().to_path_buf();
+            suasion_data::Error::io(at, e.into())
+        })?;
+        let name = path.to_string_lossy();
+        if path.is_file() && !BESIDE.iter().any(|ending| name.ends_with(ending)) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        let message = format!("{pattern}: no file matches");
+        return Err(
+            Failure::run_time("E-SOURCE", message, "check the pattern and the folder it starts in").into()
+        );
+    }
+    Ok(files)
+}
+
+/// A folder of splits.
+enum Folder {
+    Local(PathBuf),
+    Hub { repo: Repo, base: String },
+}
+
+impl Folder {
+    fn name(&self) -> PathBuf {
+        match self {
+            Folder::Local(path) => path.clone(),
+            Folder::Hub { repo, base } => Path::new(&repo.id).join(base.trim_end_matches('/')),
+        }
+    }
+
+    /// The files of the first of these splits that there is.
+    fn find(&self, splits: &[&str], access: Access) -> anyhow::Result<Option<DataFiles>> {
+        match self {
+            Folder::Local(path) => {
+                for split in splits {
+                    // A split of a `DatasetDict`, which has files beside those of its rows.
+                    let name = path.join(split);
+                    if let Some(Saved::Files(files)) = saved_dataset(&name)? {
+                        return Ok(Some(DataFiles { name, files }));
+                    }
+                    if let Some(found) = self.files(path, first(&names(path), &[split]))? {
+                        return Ok(Some(found));
+                    }
+                }
+                Ok(None)
+            }
+            Folder::Hub { repo, base } => self.find_in_hub(repo, base, splits, access),
+        }
+    }
+
+    /// In the cache, and where that has nothing of the first split, in what the hub lists: once, and at the commit
+    /// that the cache has, so that no rows of another day are among them.
+    fn find_in_hub(
+        &self,
+        repo: &Repo,
+        base: &str,
+        splits: &[&str],
+        access: Access,
+    ) -> anyhow::Result<Option<DataFiles>> {
+        let Some(snapshot) = repo.snapshot() else {
+            let listing = repo.list(None, access)?;
+            return self.download(repo, base, splits, &listing, access);
+        };
+        let folder = snapshot.join(base);
+        // Other tools may have downloaded a part of a split only.
+        let cached = first(&names(&folder), splits);
+        if !hub::downloads() || matches!(&cached, Ok(Some((split, _))) if *split == splits[0]) {
+            return self.files(&folder, cached);
+        }
+        let commit = snapshot.file_name().and_then(|name| name.to_str());
+        match repo.list(commit, access) {
+            Ok(listing) => self.download(repo, base, splits, &listing, access),
+            Err(error) if error.is::<ToDownload>() => Err(error),
+            Err(error) => {
+                access.ui.warn(format_args!("{error}; going on with {}", snapshot.display()));
+                self.files(&folder, cached)
+            }
+        }
+    }
+
+    /// The first of the splits that a listing has, downloaded.
+    fn download(
+        &self,
+        repo: &Repo,
+        base: &str,
+        splits: &[&str],
+        listing: &hub::Listing,
+        access: Access,
+    ) -> anyhow::Result<Option<DataFiles>> {
+        let inside = listing.names.iter().filter_map(|name| name.strip_prefix(base));
+        let inside: Vec<String> = inside.map(String::from).collect();
+        let found = first(&inside, splits).map_err(|message| self.error(&message))?;
+        let Some((split, names)) = found else { return Ok(None) };
+        let paths: Vec<String> = names.iter().map(|name| format!("{base}{name}")).collect();
+        let snapshot = repo.get(listing, &paths, access.ui)?;
+        self.files(&snapshot.join(base), Ok(Some((split, names))))
+    }
+
+    /// The files of a split by what [`first`] says.
+    fn files(
+        &self,
+        folder: &Path,
+        found: Result<Option<(&str, Vec<String>)>, String>,
+    ) -> anyhow::Result<Option<DataFiles>> {
+        let Some((split, names)) = found.map_err(|message| self.error(&message))? else { return Ok(None) };
+        let files: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
+        Ok(match (self, files.as_slice()) {
+            (Folder::Local(_), [file]) => Some(DataFiles::one(file.clone())),
+            _ => Some(DataFiles { name: self.name().join(split), files }),
+        })
+    }
+
+    /// The files of a split that must be there.
+    fn need(&self, split: &str, access: Access) -> anyhow::Result<DataFiles> {
+        if let Some(files) = self.find(&[split], access)? {
+            return Ok(files);
+        }
+        let has = match self {
+            Folder::Local(path) => names(path),
+            Folder::Hub { repo, base } => {
+                repo.snapshot().map(|snapshot| names(&snapshot.join(base))).unwrap_or_default()
+            }
+        };
+        let mut has: Vec<&str> = has.iter().map(String::as_str).filter(|name| is_rows(name)).collect();
+        let more = if has.len() > 12 { ", .." } else { "" };
+        has.truncate(12);
+        let has = if has.is_empty() { "no files of rows".into() } else { has.join(", ") };
+        Err(self
+            .error(&format!(
+                "the folder has no {split}.jsonl, and no {split} in another format, in shards or as a folder; it has {has}{more}"
+            ))
+            .into())
+    }
+
+    fn error(&self, message: &str) -> Failure {
+        Failure::run_time(
+            "E-SOURCE",
+            format!("{}: {message}", self.name().display()),
+            "name the file itself, a glob such as 'folder/*.jsonl', or the split with dataset_train_split or dataset_test_split",
+        )
+    }
+}
+
+/// The files of a folder down to two folders below, by their paths in it, in the order of these.
+fn names(folder: &Path) -> Vec<String> {
+    fn walk(folder: &Path, prefix: &str, depth: usize, out: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = entry.path();
+            if name.starts_with('.') {
+                continue;
+            }
+            if path.is_file() {
+                out.push(format!("{prefix}{name}"));
+            } else if depth > 0 {
+                walk(&path, &format!("{prefix}{name}/"), depth - 1, out);
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(folder, "", 2, &mut out);
+    out.sort();
+    out
+}
+
+/// A name without the ending of a file of rows; `None` where it is none.
+fn stem(name: &str) -> Option<&str> {
+    let plain = COMPRESSED[1..].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
+    let (stem, ending) = plain.rsplit_once('.')?;
+    let rows = ENDINGS.contains(&ending) && !BESIDE.iter().any(|beside| plain.ends_with(beside));
+    rows.then_some(stem)
+}
+
+fn is_rows(name: &str) -> bool {
+    stem(name).is_some()
+}
+
+/// The first of these splits that there is among the names in a folder, and its files.
+///
+/// # Errors
+/// As [`pick`].
+fn first<'a>(names: &[String], splits: &[&'a str]) -> Result<Option<(&'a str, Vec<String>)>, String> {
+    for split in splits {
+        let picked = pick(names, split)?;
+        if !picked.is_empty() {
+            return Ok(Some((split, picked)));
+        }
+    }
+    Ok(None)
+}
+
+/// The files of a split among the names in a folder: in the folder itself or in `data/`, the one file named as the
+/// split, else its shards (`train-00000-of-00003`, as the hub names them, or `train-0`) in the order of their numbers,
+/// else the files of rows in a folder named as the split. Empty where there are none.
+///
+/// # Errors
+/// In words, where shards are missing by what the others say, or are of more than one set: raw rows and prepared
+/// ones, say.
+fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
+    for base in BASES {
+        let inside: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(base)).collect();
+        for ending in ENDINGS {
+            for compressed in COMPRESSED {
+                let whole = format!("{split}.{ending}{compressed}");
+                if inside.contains(&whole.as_str()) {
+                    return Ok(vec![format!("{base}{whole}")]);
+                }
+            }
+        }
+        let mut sets: BTreeMap<(Option<u64>, &str), Vec<(u64, &str)>> = BTreeMap::new();
+        for name in &inside {
+            if let Some(stem) = stem(name)
+                && let Some((number, of)) = shard(stem, split)
+            {
+                sets.entry((of, &name[stem.len()..])).or_default().push((number, name));
+            }
+        }
+        let mut sets = sets.into_iter();
+        if let Some(((of, _), mut shards)) = sets.next() {
+            shards.sort_unstable();
+            if let Some((_, others)) = sets.next() {
+                return Err(format!(
+                    "it has {split} more than once, as {} and as {}",
+                    shards[0].1, others[0].1
+                ));
+            }
+            if let Some(twice) = shards.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+                return Err(format!("{} and {} are one shard of {split}", twice[0].1, twice[1].1));
+            }
+            // All numbers differ: as many as there must be, and none too large, are all of them.
+            if let Some(of) = of {
+                if let Some((_, name)) = shards.iter().find(|(number, _)| *number >= of) {
+                    return Err(format!("{name}: shards are counted from 0"));
+                }
+                if (shards.len() as u64) < of {
+                    return Err(format!("{} of {of} shards of {split} are there", shards.len()));
+                }
+            }
+            return Ok(shards.into_iter().map(|(_, name)| format!("{base}{name}")).collect());
+        }
+        let folder = format!("{split}/");
+        let below = |name: &&str| {
+            name.strip_prefix(folder.as_str()).is_some_and(|rest| !rest.contains('/') && is_rows(rest))
+        };
+        let mut found: Vec<String> =
+            inside.into_iter().filter(below).map(|name| format!("{base}{name}")).collect();
+        if !found.is_empty() {
+            found.sort();
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// `train-00000-of-00003` (perhaps with the hash of an export behind), `train-0`, `train_0`, `train.0`: the number of
+/// the shard and of how many it is, where its name says so. `None` for what is no shard of the split.
+fn shard(stem: &str, split: &str) -> Option<(u64, Option<u64>)> {
+    let number = |text: &str| text.parse().ok().filter(|_: &u64| text.bytes().all(|b| b.is_ascii_digit()));
+    let rest = stem.strip_prefix(split)?.strip_prefix(['-', '_', '.'])?;
+    let Some((shard, rest)) = rest.split_once("-of-") else { return Some((number(rest)?, None)) };
+    let (of, hash) = rest.split_once('-').unwrap_or((rest, "0"));
+    let fits = hash.bytes().all(|b| b.is_ascii_hexdigit());
+    fits.then_some(())?;
+    Some((number(shard)?, Some(number(of)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ui::{ColorChoice, Ui};
+
+    fn ui() -> Ui {
+        Ui::new(false, true, ColorChoice::Never)
+    }
+
+    fn paths(path: &Path) -> Paths {
+        Paths::from(path.to_path_buf())
+    }
+
+    #[test]
+    fn splits_are_found_in_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        assert!(resolve(&paths(path), "train", &ui()).is_err());
+        std::fs::write(path.join("train.jsonl.zst"), "").unwrap();
+        std::fs::write(path.join("valid.json"), "").unwrap();
+        let one = |name: &str| DataFiles::one(path.join(name));
+        assert_eq!(resolve(&paths(path), "train", &ui()).unwrap(), one("train.jsonl.zst"));
+        let mut config = Config { dataset_name: Some(paths(path)), ..Config::default() };
+        assert_eq!(evaluation(&config, &ui()).unwrap(), Some(one("valid.json")));
+        config.dataset_test_split = Some("extra".into());
+        assert!(evaluation(&config, &ui()).is_err());
+        config.dataset_test_split = None;
+        config.eval_fraction = 0.1;
+        assert_eq!(evaluation(&config, &ui()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_split_is_a_file_shards_or_a_folder() {
+        let pick = |names: &[&str], split: &str| {
+            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            super::pick(&names, split).map(|found| found.join(" "))
+        };
+        let ok = |text: &str| Ok(text.to_string());
+        assert_eq!(
+            pick(&["train.csv", "train.json", "train-0.jsonl", "test.csv"], "train"),
+            ok("train.json")
+        );
+        let hub = [
+            "README.md",
+            "data/test-00000-of-00001.parquet",
+            "data/train-00000-of-00002-a1b2c3d4e5f60718.parquet",
+            "data/train-00001-of-00002-a1b2c3d4e5f60718.parquet",
+        ];
+        assert_eq!(pick(&hub, "train"), ok(&format!("{} {}", hub[2], hub[3])));
+        assert_eq!(pick(&hub, "test"), ok(hub[1]));
+        assert_eq!(pick(&hub[..3], "train"), Err("1 of 2 shards of train are there".into()));
+        assert_eq!(pick(&hub, "validation"), ok(""));
+        let two = |a: &str, b: &str| pick(&[a, b, "train-old.jsonl"], "train").unwrap_err();
+        assert_eq!(
+            two("train-00000-of-00002.jsonl", "train-00000-of-00002.json"),
+            "it has train more than once, as train-00000-of-00002.json and as train-00000-of-00002.jsonl"
+        );
+        assert_eq!(
+            two("train-00000-of-00001.parquet", "train-0.parquet"),
+            "it has train more than once, as train-0.parquet and as train-00000-of-00001.parquet"
+        );
+        assert_eq!(
+            two("train-00000-of-00002-aa.parquet", "train-00000-of-00002-bb.parquet"),
+            "train-00000-of-00002-aa.parquet and train-00000-of-00002-bb.parquet are one shard of train"
+        );
+        assert_eq!(
+            two("train-00001-of-00002.jsonl", "train-00002-of-00002.jsonl"),
+            "train-00002-of-00002.jsonl: shards are counted from 0"
+        );
+        assert_eq!(
+            pick(&["train-10.csv", "train-9.csv", "train-99999999999999999999.csv"], "train"),
+            ok("train-9.csv train-10.csv")
+        );
+        let own = [
+            "train-0.jsonl.gz",
+            "train-1.jsonl.gz",
+            "train-old.jsonl",
+            "train.findings.jsonl",
+            "train.manifest.json",
+            "training.jsonl",
+        ];
+        assert_eq!(pick(&own, "train"), ok("train-0.jsonl.gz train-1.jsonl.gz"));
+        let folders =
+            ["train/b.jsonl", "train/a.csv", "train/notes.txt", "train/deep/c.jsonl", "dev/x.jsonl"];
+        assert_eq!(pick(&folders, "train"), ok("train/a.csv train/b.jsonl"));
+    }
+
+    #[test]
+    fn what_a_path_means() {
+        let hub = |text: &str| match Place::of(Path::new(text)).unwrap() {
+            Place::Folder(Folder::Hub { repo, base }) => Some((repo.id, base)),
+            _ => None,
+        };
+        assert_eq!(hub("nobody/nothing"), Some(("nobody/nothing".into(), String::new())));
+        assert_eq!(hub("nobody/nothing/main"), Some(("nobody/nothing".into(), "main/".into())));
+        for path in ["nobody/nothing.jsonl", "rows.csv.gz", "nothing", "./a/b", "/a/b"] {
+            assert_eq!(hub(path), None, "{path}");
+        }
+    }
+}

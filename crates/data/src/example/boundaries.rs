@@ -1,0 +1,156 @@
+//! The boundaries that a tokenised row names itself, ours or another tool's.
+
+use crate::{Pack, RowId};
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// What a row says of its boundaries. Lists of tokens have the row's length.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Given {
+    /// `rows`: the rows of the source that it holds.
+    pub rows: Option<Vec<u64>>,
+    /// `seq_lengths`, as TRL and we write them.
+    pub lengths: Option<Vec<u32>>,
+    /// `position_ids`, which restart with each sequence.
+    pub positions: Option<Vec<u32>>,
+    /// `prefix_ranges`: ours, for shared prompts.
+    pub prefixes: Option<Vec<Range<u32>>>,
+    /// `attention_mask`, where it numbers the sequences (1, 1, 2, 2, 2, 0): 0 is padding.
+    pub numbers: Option<Vec<u32>>,
+    /// False on padding.
+    pub attention: Option<Vec<bool>>,
+}
+
+/// The boundaries of a row of `n` tokens; `None` for a row by itself.
+///
+/// # Errors
+/// Why they cannot be, in words.
+pub(super) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<Pack>, String> {
+    let real = |i: usize| given.attention.as_ref().is_none_or(|attention| attention[i]);
+    let lengths = match (&given.lengths, &given.numbers, &given.positions) {
+        (Some(lengths), ..) => Some(with_padding(lengths, n, real)?),
+        (None, Some(numbers), _) => Some(by_number(numbers)?),
+        (None, None, Some(positions)) => Some(by_position(positions, real)).filter(|l| l.len() > 1),
+        (None, None, None) => None,
+    };
+    let Some(lengths) = lengths else {
+        return match (&given.rows, &given.prefixes) {
+            (Some(rows), _) if rows.len() > 1 => Err(format!(
+                "it holds {} rows, and neither \"seq_lengths\" nor \"position_ids\" says where each begins",
+                rows.len()
+            )),
+            (_, Some(prefixes)) if !prefixes.is_empty() => {
+                Err("it has \"prefix_ranges\" and no \"seq_lengths\"".into())
+            }
+            _ => match &given.positions {
+                Some(positions) => {
+                    check_positions(positions, real, std::iter::once((0, 0..n))).map(|()| None)
+                }
+                None => Ok(None),
+            },
+        };
+    };
+    let row = |row: u64| RowId { row, ..id.clone() };
+    let prefixes = given.prefixes.as_deref();
+    let rows = match &given.rows {
+        Some(rows) => rows.iter().map(|&number| row(number)).collect(),
+        // Nobody says which rows they were: they are this one's.
+        None => {
+            let shared = prefixes.unwrap_or_default().iter().filter(|prefix| !prefix.is_empty());
+            let shared: HashSet<u64> = shared.map(|prefix| u64::from(prefix.start)).collect();
+            let starts = lengths.iter().scan(0, |end, &length| {
+                let start = *end;
+                *end += u64::from(length);
+                Some(start)
+            });
+            starts.filter(|start| !shared.contains(start)).map(|_| id.clone()).collect()
+        }
+    };
+    let pack = Pack::new(rows, &lengths, prefixes)?;
+    let runs = || {
+        let tokens = |s: &crate::sample::Segment| s.own.start as usize..s.own.end as usize;
+        pack.segments.iter().map(move |s| (s.prefix.end - s.prefix.start, tokens(s)))
+    };
+    if let Some(positions) = &given.positions {
+        check_positions(positions, real, runs())?;
+    }
+    if let (Some(_), Some(numbers)) = (&given.lengths, &given.numbers) {
+        let mixed = |(_, tokens): &(u32, Range<usize>)| {
+            let mut own = numbers[tokens.clone()].iter().filter(|&&number| number != 0);
+            let first = own.next();
+            own.any(|number| Some(number) != first)
+        };
+        if let Some((_, tokens)) = runs().find(mixed) {
+            return Err(format!(
+                "\"attention_mask\" begins a sequence within tokens {} to {}, which are one by \"seq_lengths\"",
+                tokens.start,
+                tokens.end - 1
+            ));
+        }
+    }
+    Ok(Some(pack))
+}
+
+/// Lengths that cover all `n` tokens: padding at the end belongs to the last sequence.
+fn with_padding(lengths: &[u32], n: usize, real: impl Fn(usize) -> bool) -> Result<Vec<u32>, String> {
+    let sum: usize = lengths.iter().map(|&length| length as usize).sum();
+    let mut lengths = lengths.to_vec();
+    match lengths.last_mut() {
+        Some(last) if sum < n && !(sum..n).any(real) => *last += (n - sum) as u32,
+        Some(_) if sum == n => {}
+        _ => return Err(format!("\"seq_lengths\" sum to {sum}, \"input_ids\" has {n} entries")),
+    }
+    Ok(lengths)
+}
+
+/// Lengths of runs of one number; padding belongs to the sequence before it.
+fn by_number(numbers: &[u32]) -> Result<Vec<u32>, String> {
+    let (mut lengths, mut last) = (vec![0u32], 0);
+    for (i, &number) in numbers.iter().enumerate() {
+        if number != 0 && number != last {
+            if number < last {
+                return Err(format!("\"attention_mask\"[{i}] goes back from sequence {last} to {number}"));
+            }
+            if last != 0 {
+                lengths.push(0);
+            }
+            last = number;
+        }
+        *lengths.last_mut().expect("has one") += 1;
+    }
+    Ok(lengths)
+}
+
+/// Lengths of the runs that begin at position 0; padding belongs to the sequence before it.
+fn by_position(positions: &[u32], real: impl Fn(usize) -> bool) -> Vec<u32> {
+    let (mut lengths, mut begun) = (vec![0u32], false);
+    for (i, &position) in positions.iter().enumerate() {
+        if real(i) {
+            if begun && position == 0 {
+                lengths.push(0);
+            }
+            begun = true;
+        }
+        *lengths.last_mut().expect("has one") += 1;
+    }
+    lengths
+}
+
+/// The real tokens of each run must stand at consecutive positions, from the run's first.
+fn check_positions(
+    positions: &[u32],
+    real: impl Fn(usize) -> bool,
+    runs: impl Iterator<Item = (u32, Range<usize>)>,
+) -> Result<(), String> {
+    for (first, tokens) in runs {
+        for (i, expected) in tokens.filter(|&i| real(i)).zip(first..) {
+            if positions[i] != expected {
+                return Err(format!(
+                    "\"position_ids\"[{i}] is {}, and token {i} stands at position {expected} of its sequence",
+                    positions[i]
+                ));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,509 @@
+//! Messages in all their spellings to the one shape of [`Conversation`].
+//!
+//! | given | becomes |
+//! |---|---|
+//! | `from`/`value` with the role names of ShareGPT files | `role`/`content` with `system`, `user`, `assistant`, `tool` |
+//! | content as typed parts | one string; parts of reasoning go to `reasoning_content`, parts that call a tool to `tool_calls` |
+//! | `function_call` (as a role or a key), a bare `{name, arguments}` | `tool_calls` of `{type, function}` |
+//! | arguments as JSON text | an object |
+//! | keys whose value is null | nothing |
+//! | `train`, `weight`, `loss_weight` | the message's weight |
+
+use super::chat::{Conversation, message};
+use super::reader::{Reader, shown_keys};
+use crate::source::row::type_name;
+use crate::{Error, Result};
+use serde_json::{Map, Value, json};
+
+/// The columns that hold a whole conversation, with the format that each makes.
+pub(super) const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
+
+/// Keys under which a message may carry what the model thought: aliases of each other.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Messages of one column, with the weight of each.
+type Messages = Vec<(Map<String, Value>, Option<f32>)>;
+
+impl Reader<'_> {
+    /// A row whose first column of `keys` that is there holds the whole conversation.
+    pub(super) fn chat(mut self, keys: &[&str]) -> Result<Conversation> {
+        let Some(key) = keys.iter().copied().find(|key| self.fields.contains_key(*key)) else {
+            return Err(self.missing(keys[0]));
+        };
+        let messages = self.messages(key)?;
+        self.conversation(messages, 0, key)
+    }
+
+    /// The conversation of some messages, the first `prompt` of which are prompt, with the row's own tools,
+    /// system prompt and template variables.
+    pub(super) fn conversation(
+        &mut self,
+        mut messages: Messages,
+        mut prompt: usize,
+        key: &str,
+    ) -> Result<Conversation> {
+        if messages.is_empty() {
+            return Err(
+                self.error(format!("\"{key}\" has no messages"), "fill the conversation, or remove the row")
+            );
+        }
+        let system = self.optional_string("system")?.filter(|text| !text.is_empty());
+        if let Some(text) = system
+            && messages[0].0["role"] != "system"
+        {
+            messages.insert(0, (message("system", text), None));
+            prompt += usize::from(prompt > 0);
+        }
+        let tools = self.tools(key.starts_with("conversation"))?;
+        let kwargs = match self.fields.swap_remove("chat_template_kwargs") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(map)) => map,
+            Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
+            Some(other) => match other.as_str().map(serde_json::from_str::<Value>) {
+                Some(Ok(Value::Object(map))) => map,
+                _ => {
+                    let found = type_name(&other);
+                    return Err(self.error(
+                        format!("\"chat_template_kwargs\" is {found}, not an object"),
+                        "write the template's variables as an object",
+                    ));
+                }
+            },
+        };
+        let (messages, weights) = messages.into_iter().unzip();
+        Ok(Conversation { messages, weights, prompt_messages: prompt, tools, kwargs })
+    }
+
+    /// The messages of a column: a list of them, one of them, or JSON text of either.
+    pub(super) fn messages(&mut self, key: &str) -> Result<Messages> {
+        let Some(value) = self.fields.swap_remove(key) else { return Err(self.missing(key)) };
+        let list = match value {
+            Value::Array(list) => list,
+            one @ Value::Object(_) => vec![one],
+            Value::String(text) => match serde_json::from_str(&text) {
+                Ok(Value::Array(list)) => list,
+                Ok(one @ Value::Object(_)) => vec![one],
+                _ => return Err(self.no_messages(key, "a string")),
+            },
+            other => return Err(self.no_messages(key, type_name(&other))),
+        };
+        list.into_iter()
+            .enumerate()
+            .map(|(at, value)| At { reader: self, place: format!("{key}[{at}]") }.message(value))
+            .collect()
+    }
+
+    fn no_messages(&self, key: &str, found: &str) -> Error {
+        self.error(
+            format!("\"{key}\" is {found}, not a list of messages"),
+            "a message is an object such as {\"role\": \"user\", \"content\": \"..\"}",
+        )
+    }
+
+    /// The `tools` column: a list, or JSON text of one. ShareGPT files write functions without their wrapping.
+    fn tools(&mut self, wrap: bool) -> Result<Option<Vec<Value>>> {
+        let help = "tools are a list of objects, or JSON text of one";
+        let parse = |reader: &Self, text: &str, place: &str| {
+            serde_json::from_str::<Value>(text)
+                .map_err(|e| reader.error(format!("{place} is a string that is no JSON: {e}"), help))
+        };
+        let value = match self.fields.swap_remove("tools") {
+            Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
+            Some(Value::String(text)) => parse(self, &text, "\"tools\"")?,
+            other => other.unwrap_or(Value::Null),
+        };
+        let list = match value {
+            Value::Null => return Ok(None),
+            Value::Array(list) => list,
+            one @ Value::Object(_) => vec![one],
+            other => {
+                let found = type_name(&other);
+                return Err(self.error(format!("\"tools\" is {found}, not a list"), help));
+            }
+        };
+        let mut tools = Vec::with_capacity(list.len());
+        for (at, tool) in list.into_iter().enumerate() {
+            let tool = match tool {
+                Value::String(text) => parse(self, &text, &format!("tools[{at}]"))?,
+                other => other,
+            };
+            match tool {
+                Value::Object(tool)
+                    if wrap && tool.contains_key("name") && !tool.contains_key("function") =>
+                {
+                    tools.push(json!({"type": "function", "function": tool}));
+                }
+                Value::Object(tool) => tools.push(Value::Object(tool)),
+                other => {
+                    let found = type_name(&other);
+                    return Err(self.error(format!("tools[{at}] is {found}, not an object"), help));
+                }
+            }
+        }
+        Ok(if tools.is_empty() { None } else { Some(tools) })
+    }
+
+    /// One side of a pair, as messages: a list, a message, or text that becomes one message of `role`.
+    pub(super) fn side(&mut self, key: &str, role: &str) -> Result<Messages> {
+        match self.fields.get(key) {
+            Some(Value::String(text)) if !text.trim_start().starts_with(['[', '{']) => {
+                Ok(vec![(message(role, self.string(key)?), None)])
+            }
+            Some(Value::Null) => self.string(key).map(|_| Vec::new()),
+            Some(Value::String(_)) => {
+                let text = self.string(key)?;
+                // Text that merely starts with a bracket is text.
+                match serde_json::from_str::<Value>(&text) {
+                    Ok(value) if looks_like_messages(&value) => {
+                        self.fields.insert(key.to_string(), value);
+                        self.messages(key)
+                    }
+                    _ => Ok(vec![(message(role, text), None)]),
+                }
+            }
+            _ => self.messages(key),
+        }
+    }
+
+    /// The chosen side of a preference after its prompt.
+    pub(super) fn preferred(mut self) -> Result<Conversation> {
+        for key in LISTS {
+            // A whole conversation beside a whole `chosen` (both with the prompt) says nothing more.
+            let whole = self.fields.contains_key("prompt") || is_list(self.fields.get("chosen"));
+            if self.fields.contains_key(key) && !whole {
+                let mut messages = self.messages(key)?;
+                let prompt = messages.len();
+                messages.extend(self.side("chosen", "assistant")?);
+                return self.conversation(messages, prompt, key);
+            }
+        }
+        let chosen = self.side("chosen", "assistant")?;
+        if chosen.is_empty() {
+            return Err(self.error("\"chosen\" has no messages".into(), "fill it, or remove the row"));
+        }
+        let opens = |messages: &Messages| {
+            messages
+                .iter()
+                .map(|(m, _)| &m["role"])
+                .find(|role| *role != "system")
+                .is_some_and(|r| r == "user")
+        };
+        if opens(&chosen) || !self.fields.contains_key("prompt") {
+            // The prompt is what both sides begin with.
+            let rejected = match self.fields.contains_key("rejected") {
+                true => self.side("rejected", "assistant")?,
+                false => Vec::new(),
+            };
+            let same = chosen.iter().zip(&rejected).take_while(|(a, b)| a.0 == b.0).count();
+            let prompt = if rejected.is_empty() { chosen.len() - 1 } else { same.min(chosen.len() - 1) };
+            return self.conversation(chosen, prompt, "chosen");
+        }
+        self.pair_of(chosen, "chosen")
+    }
+
+    /// A prompt and what follows it, as messages.
+    pub(super) fn pair(mut self, key: &str) -> Result<Conversation> {
+        let after = self.side(key, "assistant")?;
+        self.pair_of(after, key)
+    }
+
+    fn pair_of(&mut self, after: Messages, key: &str) -> Result<Conversation> {
+        if after.is_empty() {
+            return Err(self.error(format!("\"{key}\" has no messages"), "fill it, or remove the row"));
+        }
+        let mut messages = self.side("prompt", "user")?;
+        let prompt = messages.len();
+        messages.extend(after);
+        self.conversation(messages, prompt, key)
+    }
+}
+
+fn is_list(value: Option<&Value>) -> bool {
+    value.is_some_and(|v| v.as_array().is_some_and(|list| list.len() > 1))
+}
+
+/// True for an object or a list of objects that have a role.
+fn looks_like_messages(value: &Value) -> bool {
+    let one = |v: &Value| v.get("role").or(v.get("from")).is_some_and(Value::is_string);
+    match value {
+        Value::Array(list) => !list.is_empty() && list.iter().all(one),
+        other => one(other),
+    }
+}
+
+/// What ShareGPT files call a role; other names pass as they are.
+fn sharegpt_role(name: &str) -> &str {
+    match name.to_ascii_lowercase().as_str() {
+        "human" | "user" | "prompter" | "instruction" => "user",
+        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" | "bot" | "ai" | "chatbot" => "assistant",
+        "system" | "system_prompt" => "system",
+        "function_call" | "tool_call" => "function_call",
+        "observation" | "tool" | "function_response" | "tool_response" | "function" => "tool",
+        _ => name,
+    }
+}
+
+/// What is no OpenAI role and can only be one of them; `model`, `developer` and others belong to templates.
+fn openai_role(name: &str) -> &str {
+    match name {
+        "human" | "gpt" | "chatgpt" | "bing" | "bard" | "function_call" | "observation"
+        | "function_response" => sharegpt_role(name),
+        _ => name,
+    }
+}
+
+/// A message being read, and where it stands.
+struct At<'a, 'b> {
+    reader: &'a Reader<'b>,
+    place: String,
+}
+
+impl At<'_, '_> {
+    fn error(&self, what: impl std::fmt::Display, help: &str) -> Error {
+        self.reader.error(format!("{} {what}", self.place), help)
+    }
+
+    fn message(&self, value: Value) -> Result<(Map<String, Value>, Option<f32>)> {
+        let Value::Object(given) = value else {
+            return Err(self.error(
+                format_args!("is {}, not an object", type_name(&value)),
+                "a message is an object such as {\"role\": \"user\", \"content\": \"..\"}",
+            ));
+        };
+        let keys = shown_keys(&given);
+        let mut given: Map<String, Value> = given.into_iter().filter(|(_, v)| !v.is_null()).collect();
+        let weight = self.weight(&mut given)?;
+        let role_key = if given.contains_key("role") { "role" } else { "from" };
+        let content_key = if given.contains_key("content") { "content" } else { "value" };
+        let role = match given.get(role_key) {
+            Some(Value::String(name)) if role_key == "from" => sharegpt_role(name).to_string(),
+            Some(Value::String(name)) => openai_role(name).to_string(),
+            Some(other) => {
+                let found = type_name(other);
+                return Err(self.error(format_args!("has a role that is {found}"), "a role is a string"));
+            }
+            None => {
+                return Err(self.error(
+                    format_args!("has neither \"role\" nor \"from\"; it has {keys}"),
+                    "say of each message whose it is: {\"role\": \"user\", \"content\": \"..\"}",
+                ));
+            }
+        };
+        let mut out = Map::new();
+        let mut thought = String::new();
+        let mut calls = Vec::new();
+        for (key, value) in given {
+            if key == role_key {
+                let role = if role == "function_call" { "assistant" } else { role.as_str() };
+                out.insert("role".into(), role.into());
+            } else if key == content_key {
+                let text = match value {
+                    Value::String(text) if role == "function_call" => {
+                        calls.extend(self.calls_of_text(&text)?);
+                        String::new()
+                    }
+                    Value::Object(_) if role == "function_call" => {
+                        calls.push(self.call(value)?);
+                        String::new()
+                    }
+                    Value::String(text) => text,
+                    Value::Array(parts) => self.parts(parts, &mut thought, &mut calls)?,
+                    other => {
+                        let found = type_name(&other);
+                        return Err(self.error(
+                            format_args!("has a {content_key:?} that is {found}"),
+                            "content is a string or a list of parts; write what a tool returned as JSON text",
+                        ));
+                    }
+                };
+                out.insert("content".into(), text.into());
+            } else if key == "tool_calls" {
+                match value {
+                    Value::Array(list) => {
+                        let list: Result<Vec<Value>> = list.into_iter().map(|v| self.call(v)).collect();
+                        out.insert(key, Value::Array(list?));
+                    }
+                    Value::String(text) if text.trim().is_empty() => {}
+                    Value::String(text) => calls.extend(self.calls_of_text(&text)?),
+                    one => calls.push(self.call(one)?),
+                }
+            } else if key == "function_call" && role == "assistant" {
+                calls.push(self.call(value)?);
+            } else {
+                out.insert(key, value);
+            }
+        }
+        if !calls.is_empty() {
+            match out.get_mut("tool_calls") {
+                Some(Value::Array(list)) => list.append(&mut calls),
+                _ => {
+                    out.insert("tool_calls".into(), Value::Array(calls));
+                }
+            }
+        }
+        if !thought.is_empty() && !REASONING.iter().any(|key| out.contains_key(*key)) {
+            out.insert("reasoning_content".into(), thought.into());
+        }
+        let says = |key: &str| out.contains_key(key);
+        let called = says("tool_calls") || REASONING.iter().any(|key| says(key));
+        let complete = says("content") || called && out["role"] == "assistant";
+        if !complete {
+            return Err(self.error(
+                format_args!("has no content; it has {keys}"),
+                "fill the content; only an assistant that calls a tool may leave it out",
+            ));
+        }
+        Ok((out, weight))
+    }
+
+    /// Takes `train`, `weight` and `loss_weight` out of a message. A `train` of false masks, whatever the weight.
+    fn weight(&self, message: &mut Map<String, Value>) -> Result<Option<f32>> {
+        let mut weight = None;
+        let train = message.shift_remove("train");
+        let given = ["weight", "loss_weight"].map(|key| (key, message.shift_remove(key)));
+        for (key, value) in given {
+            if weight.is_none()
+                && let Some(value) = value
+            {
+                weight = Some(self.number(key, &value)?);
+            }
+        }
+        match train {
+            None => Ok(weight),
+            Some(Value::Bool(true)) => Ok(weight.or(Some(1.0))),
+            Some(Value::Bool(false)) => Ok(Some(0.0)),
+            Some(other) => match self.number("train", &other)? {
+                0.0 => Ok(Some(0.0)),
+                _ => Ok(weight.or(Some(1.0))),
+            },
+        }
+    }
+
+    fn number(&self, key: &str, value: &Value) -> Result<f32> {
+        let number = value.as_f64().or(value.as_bool().map(|b| f64::from(u8::from(b)))).map(|w| w as f32);
+        number.filter(|w| w.is_finite() && *w >= 0.0).ok_or_else(|| {
+            self.error(
+                format_args!("has the {key:?} {value}"),
+                "\"train\" is true or false, a weight a finite number of 0 or more",
+            )
+        })
+    }
+
+    /// Content that came as parts: its text; reasoning and calls go where they belong.
+    fn parts(&self, parts: Vec<Value>, thought: &mut String, calls: &mut Vec<Value>) -> Result<String> {
+        let mut content = String::new();
+        for (n, part) in parts.into_iter().enumerate() {
+            let part = match part {
+                Value::String(text) => {
+                    content.push_str(&text);
+                    continue;
+                }
+                Value::Object(part) => part,
+                other => {
+                    let found = type_name(&other);
+                    return Err(self.error(
+                        format_args!("has a part {n} that is {found}"),
+                        "a part is an object such as {\"type\": \"text\", \"text\": \"..\"}",
+                    ));
+                }
+            };
+            let kind = part.get("type").and_then(Value::as_str).unwrap_or("text").to_string();
+            let inner = [kind.as_str(), "text", "value", "content", "function"]
+                .iter()
+                .find_map(|key| part.get(*key).filter(|v| !v.is_null()))
+                .cloned();
+            let text = || match &inner {
+                Some(Value::String(text)) => Ok(text.as_str()),
+                _ => Err(self.error(
+                    format_args!(
+                        "has a part {n} of type {kind:?} without text; it has {}",
+                        shown_keys(&part)
+                    ),
+                    "write the part's text under \"text\"",
+                )),
+            };
+            match kind.as_str() {
+                "text" | "input_text" | "output_text" => content.push_str(text()?),
+                "reasoning" | "thinking" => thought.push_str(text()?),
+                "tool_call" | "function_call" | "function" => match inner {
+                    Some(Value::String(text)) => calls.extend(self.calls_of_text(&text)?),
+                    Some(Value::Object(_)) => calls.push(self.call(inner.unwrap_or_default())?),
+                    _ => calls.push(self.call(Value::Object(part))?),
+                },
+                other => {
+                    return Err(self.error(
+                        format_args!("has a part {n} of type {other:?}"),
+                        "parts are of type text, reasoning or tool_call: only text is learned here",
+                    ));
+                }
+            }
+        }
+        Ok(content)
+    }
+
+    /// Tool calls written as JSON text: one of them, or a list.
+    fn calls_of_text(&self, text: &str) -> Result<Vec<Value>> {
+        match serde_json::from_str::<Value>(text) {
+            Ok(Value::Array(list)) => list.into_iter().map(|call| self.call(call)).collect(),
+            Ok(call @ Value::Object(_)) => Ok(vec![self.call(call)?]),
+            Ok(other) => Err(self.bad_call(format_args!("is {}, not an object", type_name(&other)))),
+            Err(e) => Err(self.bad_call(format_args!("is no JSON: {e}"))),
+        }
+    }
+
+    fn bad_call(&self, what: impl std::fmt::Display) -> Error {
+        self.error(
+            format_args!("has a tool call that {what}"),
+            "a call is {\"name\": \"..\", \"arguments\": {..}}, by itself or under \"function\"",
+        )
+    }
+
+    /// One tool call as `{type, function: {name, arguments}}`, whatever else it came with.
+    fn call(&self, value: Value) -> Result<Value> {
+        let Value::Object(call) = value else {
+            return Err(self.bad_call(format_args!("is {}, not an object", type_name(&value))));
+        };
+        let mut call: Map<String, Value> = call.into_iter().filter(|(_, v)| !v.is_null()).collect();
+        if !call.contains_key("function") {
+            let Some(name) = call.shift_remove("name") else {
+                return Err(self.bad_call(format_args!("has no name; it has {}", shown_keys(&call))));
+            };
+            let arguments = call.shift_remove("arguments").or(call.shift_remove("parameters"));
+            let mut wrapped = Map::new();
+            if let Some(id) = call.shift_remove("id") {
+                wrapped.insert("id".into(), id);
+            }
+            wrapped.insert("type".into(), "function".into());
+            let mut function = Map::new();
+            function.insert("name".into(), name);
+            function.insert("arguments".into(), arguments.unwrap_or(Value::Null));
+            wrapped.insert("function".into(), Value::Object(function));
+            call = wrapped;
+        }
+        let Some(Value::Object(function)) = call.get_mut("function") else {
+            return Err(self.bad_call("has a \"function\" that is no object"));
+        };
+        if !function.get("name").is_some_and(Value::is_string) {
+            return Err(self.bad_call("has no name"));
+        }
+        let arguments = function.entry("arguments").or_insert(Value::Null);
+        match arguments {
+            Value::Object(_) => {}
+            Value::Null => *arguments = Value::Object(Map::new()),
+            Value::String(text) if text.trim().is_empty() => *arguments = Value::Object(Map::new()),
+            Value::String(text) => match serde_json::from_str::<Value>(text) {
+                Ok(parsed @ Value::Object(_)) => *arguments = parsed,
+                Ok(other) => {
+                    let found = type_name(&other);
+                    return Err(self.bad_call(format_args!("has arguments that are {found}, not an object")));
+                }
+                Err(e) => return Err(self.bad_call(format_args!("has arguments that are no JSON: {e}"))),
+            },
+            other => {
+                let found = type_name(other);
+                return Err(self.bad_call(format_args!("has arguments that are {found}, not an object")));
+            }
+        }
+        Ok(Value::Object(call))
+    }
+}

@@ -1,0 +1,92 @@
+//! Raw bytes to a JSON object with its place in the source.
+
+use super::arrow_json;
+use super::raw::{Content, RawRow};
+use crate::{Error, Result, RowId};
+use serde_json::{Map, Value};
+
+/// One row of a source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Where it stands.
+    pub id: RowId,
+    /// Its fields, in the order in which they were written.
+    pub fields: Map<String, Value>,
+}
+
+impl Row {
+    /// Parses a raw row.
+    ///
+    /// # Errors
+    /// [`Error::Row`] with the byte at which UTF-8 or JSON breaks, or with the type found where it is no object.
+    pub fn parse(raw: RawRow) -> Result<Row> {
+        let RawRow { id, content, .. } = raw;
+        let (bytes, header) = match content {
+            Ok(Content::Json(bytes)) => (bytes, None),
+            Ok(Content::Record(header, bytes)) => (bytes, Some(header)),
+            Ok(Content::Columns(batch, row)) => {
+                return match arrow_json::fields(&batch, row) {
+                    Ok(fields) => Ok(Row { id, fields }),
+                    Err(message) => {
+                        Err(Error::row(id, message, "write the column as another type, or remove it"))
+                    }
+                };
+            }
+            Err(message) => return Err(Error::row(id, message, "repair or remove the row")),
+        };
+        let text = match std::str::from_utf8(&bytes) {
+            Ok(text) => text,
+            Err(e) => {
+                let at = e.valid_up_to();
+                let message = format!("invalid UTF-8 at byte {at} of the row (0x{:02x})", bytes[at]);
+                return Err(Error::row(id, message, "save the file as UTF-8, or repair or remove the row"));
+            }
+        };
+        if let Some(header) = header {
+            return match header.fields(text) {
+                Ok(fields) => Ok(Row { id, fields }),
+                Err(message) => {
+                    let help = "quote cells that hold delimiters or line ends, or remove the row";
+                    Err(Error::row(id, message, help))
+                }
+            };
+        }
+        match serde_json::from_str::<Value>(text) {
+            Ok(Value::Object(fields)) => Ok(Row { id, fields }),
+            Ok(other) => {
+                let message = format!("the row is {}, not an object", type_name(&other));
+                Err(Error::row(
+                    id,
+                    message,
+                    "a row is a JSON object such as {\"prompt\": \"..\", \"completion\": \"..\"}",
+                ))
+            }
+            Err(e) => {
+                let at = if e.is_eof() { text.len() } else { byte_of(text, e.line(), e.column()) };
+                // serde_json appends its own line and column, which are the row's, not the file's.
+                let reason = e.to_string();
+                let reason = reason.split(" at line ").next().unwrap_or(&reason);
+                let message = format!("invalid JSON at byte {at} of the row: {reason}");
+                Err(Error::row(id, message, "repair or remove the row"))
+            }
+        }
+    }
+}
+
+/// The 0-based byte of serde_json's 1-based line and column.
+fn byte_of(text: &str, line: usize, column: usize) -> usize {
+    let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+    (start + column.saturating_sub(1)).min(text.len())
+}
+
+/// A JSON value's type, with its article, for messages.
+pub fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
