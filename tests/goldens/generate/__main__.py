@@ -10,7 +10,7 @@ from pathlib import Path
 
 import common  # noqa: F401  (sets the environment before anything of Hugging Face's is imported)
 
-PARTS = ["models"]
+PARTS = ["models", "rows", "tokenizers"]
 
 
 def main():
@@ -18,7 +18,7 @@ def main():
     root = common.REPOSITORY / "tests/goldens"
     for part in parts:
         start = time.time()
-        importlib.import_module(part).generate(root)
+        importlib.import_module(f"make_{part}").generate(root)
         print(f"{part}: {time.time() - start:.0f} s")
 
 
