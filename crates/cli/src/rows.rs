@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::Manifest;
 use suasion_data::source::Source;
-use suasion_data::source::columnar::{Saved, saved_dataset};
+use suasion_data::source::{Saved, saved_dataset};
 
 /// Endings of row files, in the order in which they are tried.
 const ENDINGS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow"];

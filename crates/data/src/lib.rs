@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
-pub mod chat;
 mod duplicates;
 pub mod error;
 pub mod example;
@@ -20,7 +19,6 @@ pub mod policy;
 pub mod prepared;
 pub mod render;
 pub mod report;
-pub mod row;
 pub mod sample;
 pub mod source;
 pub mod split;
@@ -30,6 +28,7 @@ pub mod tokens;
 pub mod truncate;
 
 pub use error::{Error, Result};
+pub use example::chat;
 pub use finding::{Code, Finding, Level};
 pub use origin::{Origin, Section};
 pub use pack::{Pack, Packer};
@@ -37,6 +36,7 @@ pub use pipeline::{Kept, Mode, Outcome, Pipeline};
 pub use policy::Policy;
 pub use render::{Rendered, Span};
 pub use sample::{RowId, Sample};
+pub use source::row;
 pub use summary::Summary;
 
 /// The version of the rules that turn rows into labels: part of every fingerprint, raised whenever a rule changes.

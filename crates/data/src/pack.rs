@@ -8,7 +8,6 @@
 //! [`Packer`] makes packs of rows; [`Sample::unpack`] gives the rows back.
 
 mod packer;
-pub(crate) mod read;
 
 pub use packer::{Fill, Packer, WINDOW_TOKENS};
 

@@ -13,7 +13,7 @@ use crate::policy::{OnBadRow, Policy, TruncationMode};
 use crate::render::{self, Rendered, Stops};
 use crate::row::Row;
 use crate::source::{RawRow, Source, SourceHash};
-use crate::template::{Chat, ChatTemplate, Chats, TemplateOptions};
+use crate::template::{Chat, ChatRenderer, ChatTemplate, TemplateOptions};
 use crate::tokens::{Encoded, Straddle, Tokenizer};
 use crate::truncate::{self, Fit, Plan};
 use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
@@ -319,7 +319,7 @@ impl<'a> Pipeline<'a> {
                     summary.untemplated = rooms.untemplated.load(Ordering::Relaxed);
                     if rooms.templated.load(Ordering::Relaxed) {
                         summary.template = self.template.map(|template| template.fingerprint().to_string());
-                        let today = rooms.chats.as_ref().and_then(Chats::today);
+                        let today = rooms.chats.as_ref().and_then(ChatRenderer::today);
                         summary.template_date = today.map(|date| date.to_string());
                     }
                     let bytes = read.load(Ordering::Relaxed);
@@ -442,7 +442,7 @@ struct Rooms<'a> {
     settings: &'a Pipeline<'a>,
     special: Special,
     stops: Stops,
-    chats: Option<Chats<'a>>,
+    chats: Option<ChatRenderer<'a>>,
     /// True once a row went through the chat template.
     templated: AtomicBool,
     /// True once an instruction was rendered plainly for want of one.
@@ -502,7 +502,7 @@ impl<'a> Rooms<'a> {
         }
         let (templated, untemplated) = (AtomicBool::new(false), AtomicBool::new(false));
         let options = TemplateOptions::of(settings.policy);
-        let chats = settings.template.map(|t| Chats::new(t, settings.policy, &stops, &options));
+        let chats = settings.template.map(|t| ChatRenderer::new(t, settings.policy, &stops, &options));
         Ok(Rooms { settings, special, stops, chats, templated, untemplated })
     }
 
