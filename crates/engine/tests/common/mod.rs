@@ -1,19 +1,29 @@
-//! What the engine's tests share: the material, small models, random numbers.
+//! What the engine's tests share: goldens, small models, random numbers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use suasion_engine::{Architecture, Backend, Batch, Budget, Model, TargetLoss, Trainable};
 
-/// The internal test material, or `None` with a word about it.
-pub fn material() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material");
-    let path = std::env::var_os("SUASION_MATERIAL").map_or(root, PathBuf::from);
-    if path.is_dir() {
-        return Some(path);
+/// A folder of values that PyTorch computed, and the models in it that the engine runs.
+pub struct Goldens {
+    pub dir: PathBuf,
+    pub models: &'static [&'static str],
+}
+
+/// The goldens of the repository, then the internal material where this machine has it.
+pub fn goldens() -> Vec<Goldens> {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = crate_dir.join("../../tests/goldens/models");
+    assert!(dir.is_dir(), "{} is missing", dir.display());
+    let mut all =
+        vec![Goldens { dir, models: &["llama", "llama_tied", "llama_bias", "qwen2", "gpt2", "qwen3"] }];
+    let root = std::env::var_os("SUASION_MATERIAL")
+        .map_or_else(|| crate_dir.join("../../../shared/material"), PathBuf::from);
+    if root.is_dir() {
+        all.push(Goldens { dir: root.join("models"), models: &MATERIAL_FAMILIES });
     }
-    println!("skipped: no material");
-    None
+    all
 }
 
 pub fn json(path: &Path) -> Value {
