@@ -28,5 +28,5 @@ pub use collective::{Collective, SingleRank};
 pub use error::{Error, Result};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
 pub use model::{Budget, KvCache, Losses, MemoryPlan, Model};
-pub use params::Trainable;
+pub use params::{Lora, Trainable};
 pub use weights::Tensor;

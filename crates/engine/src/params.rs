@@ -7,10 +7,10 @@
 //! There are two kinds of flat buffers: one holds all parameters, the others (gradients and both moments) hold the
 //! trained ones only, in the same order.
 
-use crate::arch::{Architecture, Block, Names};
+use crate::arch::{Architecture, Block, MAX_SIZE, Names};
 use crate::kernels::Norm;
 use crate::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// A parameter as its file knows it.
@@ -52,6 +52,10 @@ pub enum Kind {
     Bias,
     /// A norm's weight.
     NormWeight,
+    /// The matrix of an adapter that reads the layer's input.
+    AdapterIn,
+    /// The matrix of an adapter that writes the layer's output.
+    AdapterOut,
 }
 
 impl Kind {
@@ -59,16 +63,41 @@ impl Kind {
     pub fn decays(self) -> bool {
         !matches!(self, Kind::Bias | Kind::NormWeight)
     }
+
+    /// True for what an adapter adds to the model.
+    pub fn is_adapter(self) -> bool {
+        matches!(self, Kind::AdapterIn | Kind::AdapterOut)
+    }
 }
 
 /// Which parameters a model trains.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Trainable {
     /// All of them.
     #[default]
     All,
     /// Those of these Hugging Face names; the others are frozen.
     Named(BTreeSet<String>),
+    /// Those of a low-rank adapter, which is added to the model; its own are frozen.
+    Adapter(Lora),
+}
+
+/// A low-rank adapter (Hu et al. 2021): `y += alpha/rank · (x · Aᵀ) · Bᵀ` beside a linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lora {
+    /// Rows of `A` and columns of `B`.
+    pub rank: usize,
+    /// Numerator of the factor.
+    pub alpha: f32,
+    /// Modules that have one: whole names in files, or what they end in after a dot, as PEFT's `target_modules`.
+    pub targets: Vec<String>,
+}
+
+impl Lora {
+    fn targets(&self, module: &str) -> bool {
+        let ends = |target: &String| module.strip_suffix(target.as_str()).is_some_and(|m| m.ends_with('.'));
+        self.targets.iter().any(|target| module == target || ends(target))
+    }
 }
 
 /// A matrix or vector that an operation reads as a whole: a parameter, or the part of a fused one.
@@ -123,6 +152,19 @@ pub struct Part {
     pub weight: Slot,
     /// `[outputs]`.
     pub bias: Option<Slot>,
+    /// What is added to its product.
+    pub adapter: Option<Adapter>,
+}
+
+/// The adapter of a part. Parts of one file tensor share `a`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// `[rank, inputs]`.
+    pub a: Slot,
+    /// `[outputs, rank]`.
+    pub b: Slot,
+    /// `alpha / rank`.
+    pub scale: f32,
 }
 
 impl Linear {
@@ -210,6 +252,7 @@ pub struct ParameterMap {
     slots: usize,
     len: usize,
     trained: usize,
+    rank: usize,
 }
 
 impl ParameterMap {
@@ -223,14 +266,36 @@ impl ParameterMap {
     /// # Errors
     /// [`Error::Trainable`] for a name that the model has no parameter of, and for a choice of none.
     pub fn with(a: &Architecture, trainable: &Trainable) -> Result<ParameterMap> {
+        let fail = |message: String| Err(Error::Trainable { message });
+        if let Trainable::Adapter(lora) = trainable
+            && !((1..=MAX_SIZE).contains(&lora.rank) && lora.alpha.is_finite())
+        {
+            return fail(format!("an adapter of rank {} and alpha {}", lora.rank, lora.alpha));
+        }
         let map = Builder::new(a, trainable).finish();
-        if let Trainable::Named(names) = trainable {
-            let message = match names.iter().find(|name| map.find(name).is_none()) {
-                Some(name) => format!("\"{name}\" is not a parameter of this model, so it cannot be trained"),
-                None if names.is_empty() => "no parameter is chosen to be trained".to_string(),
-                None => return Ok(map),
-            };
-            return Err(Error::Trainable { message });
+        match trainable {
+            Trainable::Named(names) => {
+                if let Some(name) = names.iter().find(|name| map.find(name).is_none()) {
+                    return fail(format!(
+                        "\"{name}\" is not a parameter of this model, so it cannot be trained"
+                    ));
+                }
+            }
+            Trainable::Adapter(lora) => {
+                let modules =
+                    || map.blocks.iter().flat_map(BlockSlots::linears).flat_map(|linear| &linear.parts);
+                let unknown = |target: &&String| {
+                    let one = Lora { targets: vec![target.to_string()], ..*lora };
+                    !modules().any(|part| one.targets(&part.name))
+                };
+                if let Some(target) = lora.targets.iter().find(unknown) {
+                    return fail(format!("no linear layer of this model is named \"{target}\""));
+                }
+            }
+            Trainable::All => {}
+        }
+        if map.trained == 0 {
+            return fail("no parameter is chosen to be trained".into());
         }
         Ok(map)
     }
@@ -244,6 +309,11 @@ impl ParameterMap {
     /// Elements of the buffers of gradients and moments: of the trained parameters only.
     pub fn trained_len(&self) -> usize {
         self.trained
+    }
+
+    /// Rank of the adapter; 0 without one.
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
     }
 
     /// Number of slots.
@@ -291,13 +361,16 @@ impl NormSlots {
 }
 
 impl BlockSlots {
+    pub(crate) fn linears(&self) -> [&Linear; 5] {
+        [&self.q, &self.kv, &self.out, &self.up, &self.down]
+    }
+
     fn slots(&self) -> impl Iterator<Item = &Slot> {
         let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(self.qk_norm.iter().flatten());
-        let linears = [&self.q, &self.kv, &self.out, &self.up, &self.down];
-        let parts = linears.into_iter().flat_map(|linear| &linear.parts);
-        norms
-            .flat_map(NormSlots::slots)
-            .chain(parts.flat_map(|part| [&part.weight].into_iter().chain(&part.bias)))
+        let parts = self.linears().into_iter().flat_map(|linear| &linear.parts);
+        let adapters = parts.clone().filter_map(|part| part.adapter.as_ref()).flat_map(|a| [&a.a, &a.b]);
+        let parts = parts.flat_map(|part| [&part.weight].into_iter().chain(&part.bias));
+        norms.flat_map(NormSlots::slots).chain(parts).chain(adapters)
     }
 }
 
@@ -327,25 +400,44 @@ struct Builder<'a> {
     len: usize,
     trained: usize,
     slots: usize,
+    /// Adapters by the module that they belong to: `A`, and which parameter `B` is.
+    adapters: BTreeMap<String, (Slot, usize)>,
 }
 
 impl<'a> Builder<'a> {
     fn new(arch: &'a Architecture, trainable: &'a Trainable) -> Builder<'a> {
-        Builder { arch, trainable, parameters: Vec::new(), len: 0, trained: 0, slots: 0 }
+        Builder {
+            arch,
+            trainable,
+            parameters: Vec::new(),
+            len: 0,
+            trained: 0,
+            slots: 0,
+            adapters: BTreeMap::new(),
+        }
     }
 
     fn finish(mut self) -> ParameterMap {
         let (a, names) = (self.arch, self.arch.names);
         let embedding = self.matrix(names.embedding, a.vocab_size, Kind::Embedding);
         let positions = a.embedding.positions.map(|n| self.matrix(names.positions, n, Kind::Matrix));
-        let blocks = a.blocks.iter().enumerate().map(|(n, block)| self.block(names, block, n)).collect();
+        let mut blocks: Vec<BlockSlots> =
+            a.blocks.iter().enumerate().map(|(n, block)| self.block(names, block, n)).collect();
         let norm = self.norm(names.norm.to_string(), a.hidden, a.head.norm);
         let head = match a.head.tied {
             true => embedding.clone(),
             false => self.matrix(names.head, a.vocab_size, Kind::Matrix),
         };
+        // After the model's own parameters, whose places do not depend on an adapter.
+        let rank = match self.trainable {
+            Trainable::Adapter(lora) => {
+                blocks.iter_mut().for_each(|block| self.attach(block, lora));
+                lora.rank
+            }
+            _ => 0,
+        };
         let Builder { parameters, len, trained, slots, .. } = self;
-        ParameterMap { embedding, positions, blocks, norm, head, parameters, slots, len, trained }
+        ParameterMap { embedding, positions, blocks, norm, head, parameters, slots, len, trained, rank }
     }
 
     /// One block, in the order norm, q, k, v, norms of q and k, out, norm, up, down.
@@ -376,6 +468,31 @@ impl<'a> Builder<'a> {
         BlockSlots { attention_norm, q: q_linear, kv: kv_linear, qk_norm, out, mlp_norm, up, down }
     }
 
+    /// Adds an adapter to each part of the block that has one.
+    fn attach(&mut self, block: &mut BlockSlots, lora: &Lora) {
+        for linear in [&mut block.q, &mut block.kv, &mut block.out, &mut block.up, &mut block.down] {
+            for part in linear.parts.iter_mut().filter(|part| lora.targets(&part.name)) {
+                let (rank, inputs, name) = (lora.rank, linear.inputs, &part.name);
+                let tensor = self.parameters.iter().find(|p| p.name == format!("{name}.weight"));
+                let (start, elements) = tensor.map_or((0, 0), |p| (p.range.start, p.range.len()));
+                if !self.adapters.contains_key(name) {
+                    let module = format!("base_model.model.{name}");
+                    let shape = vec![rank, inputs];
+                    let a = self.add(format!("{module}.lora_A.weight"), shape, Kind::AdapterIn);
+                    let shape = vec![elements / inputs.max(1), rank];
+                    let b = self.add(format!("{module}.lora_B.weight"), shape, Kind::AdapterOut);
+                    let a = self.slot(a, 0, [rank, inputs]);
+                    self.adapters.insert(name.clone(), (a, b));
+                }
+                let (a, b) = self.adapters[name].clone();
+                let rows = part.weight.shape[0];
+                let skipped = part.weight.range.start.saturating_sub(start) / inputs.max(1);
+                let b = self.slot(b, skipped.saturating_mul(rank), [rows, rank]);
+                part.adapter = Some(Adapter { a, b, scale: lora.alpha / rank as f32 });
+            }
+        }
+    }
+
     /// Adds a parameter; its index.
     fn add(&mut self, name: String, shape: Vec<usize>, kind: Kind) -> usize {
         let len = shape.iter().fold(1usize, |len, size| len.saturating_mul(*size));
@@ -384,6 +501,7 @@ impl<'a> Builder<'a> {
         let chosen = match self.trainable {
             Trainable::All => true,
             Trainable::Named(names) => names.contains(&name),
+            Trainable::Adapter(_) => kind.is_adapter(),
         };
         let store = if chosen { Store::Trained(self.trained) } else { Store::Frozen };
         if chosen {
@@ -462,7 +580,7 @@ impl<'a> Builder<'a> {
                 let weight = self.slot(*weight, skipped.saturating_mul(inputs), [rows, inputs]);
                 let bias = bias.map(|bias| self.slot(bias, skipped, [1, rows]));
                 let outputs = start - outputs.start..end - outputs.start;
-                parts.push(Part { name: name.clone(), outputs, weight, bias });
+                parts.push(Part { name: name.clone(), outputs, weight, bias, adapter: None });
             }
         }
         Linear { inputs, parts }

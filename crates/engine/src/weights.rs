@@ -28,13 +28,14 @@ pub struct Tensor {
 /// # Errors
 /// A file that is missing, truncated or hostile; a parameter that is missing, of another shape, of a type that
 /// is not a float, or not finite. The message names file and tensor.
-pub(crate) fn load(
+pub(crate) fn load<'a>(
     dir: &Path,
-    parameters: &[Parameter],
+    parameters: impl Iterator<Item = &'a Parameter>,
     mut put: impl FnMut(&Parameter, &[f32]) -> Result<()>,
 ) -> Result<Vec<String>> {
     let files = files(dir)?;
-    let mut left: BTreeMap<&str, &Parameter> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+    let mut left: BTreeMap<&str, &Parameter> = parameters.map(|p| (p.name.as_str(), p)).collect();
+    let wanted = left.len();
     let mut unknown = Vec::new();
     for path in &files {
         let map = Map::open(path)?;
@@ -76,11 +77,7 @@ pub(crate) fn load(
     if let Some(first) = left.keys().next() {
         return Err(Error::Weights {
             path: dir.to_path_buf(),
-            message: format!(
-                "{} of {} parameters are missing, the first is \"{first}\"",
-                left.len(),
-                parameters.len()
-            ),
+            message: format!("{} of {} parameters are missing, the first is \"{first}\"", left.len(), wanted),
             help: "a shard may not have been downloaded, or config.json describes another model".into(),
         });
     }
@@ -268,14 +265,14 @@ pub(crate) fn write(path: &Path, tensors: &[&Lazy]) -> Result<()> {
     }
 }
 
-/// Reads a flat file written by [`write`]: name → values.
+/// Reads a flat file written by [`write`]: name, shape and values.
 ///
 /// # Errors
 /// As [`load`].
-pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, Vec<f32>) -> Result<()>) -> Result<()> {
+pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, &[usize], Vec<f32>) -> Result<()>) -> Result<()> {
     let map = Map::open(path)?;
     for (name, tensor) in parse(path, &map)?.iter() {
-        put(name, floats(path, name, tensor.dtype(), tensor.data())?)?;
+        put(name, tensor.shape(), floats(path, name, tensor.dtype(), tensor.data())?)?;
     }
     Ok(())
 }

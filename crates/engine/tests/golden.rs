@@ -5,7 +5,7 @@ mod common;
 use common::{floats, golden_batch, goldens, json};
 use serde_json::Value;
 use std::path::Path;
-use suasion_engine::{AdamW, Architecture, Backend, Batch, Budget, Cpu, Model, Reference, Trainable};
+use suasion_engine::{AdamW, Architecture, Backend, Batch, Budget, Cpu, Lora, Model, Reference, Trainable};
 
 /// Tolerances of ENGINE.md.
 const LOSS: f64 = 2e-5;
@@ -59,7 +59,8 @@ fn check_each_gradient<B: Backend>(model: &Model<B>, golden: &Value, what: &str)
 /// Five steps of AdamW on one batch: losses, norms of gradients, and the parameters at the end.
 fn check_trajectory(model: &mut Model<Cpu>, batch: &Batch, golden: &Value, what: &str) {
     let (losses, norms) = (floats(&golden["losses"]), floats(&golden["grad_norms"]));
-    let lr = golden["lr"].as_f64().unwrap_or(1e-3);
+    let lr = golden["optimizer"].as_str().unwrap().split_once("lr=").unwrap().1;
+    let lr: f64 = lr.split_whitespace().next().unwrap().parse().unwrap();
     for (t, want_loss) in losses.iter().enumerate() {
         model.zero_gradients();
         let outcomes = common::accumulate(model, batch, 1.0 / batch.weight() as f32);
@@ -198,6 +199,64 @@ fn training_a_choice_of_parameters_equals_pytorch() {
         }
     });
     assert_eq!(seen, 2 * 8, "eight choices, under both styles of configuration");
+}
+
+/// A golden of PEFT: names in memory are those of the file with `.default`.
+fn peft_golden(dir: &Path) -> Value {
+    let text = std::fs::read_to_string(dir.join("golden_lora.json")).unwrap();
+    serde_json::from_str(&text.replace(".default.weight", ".weight")).unwrap()
+}
+
+#[test]
+fn low_rank_adapters_equal_peft() {
+    let mut seen = 0;
+    for_each(|family, dir, arch, golden| {
+        let batch = golden_batch(&golden["batches"]["a"]);
+        for name in ["lora", "lora_all_linear"] {
+            let adapter_dir = dir.join(name);
+            if !adapter_dir.is_dir() {
+                continue;
+            }
+            let (want, config) = (peft_golden(&adapter_dir), json(&adapter_dir.join("adapter_config.json")));
+            let targets = config["target_modules"].as_array().unwrap().iter();
+            let lora = Lora {
+                rank: config["r"].as_u64().unwrap() as usize,
+                alpha: config["lora_alpha"].as_f64().unwrap() as f32,
+                targets: targets.map(|t| t.as_str().unwrap().to_string()).collect(),
+            };
+            let new = || {
+                let tokens = batch.tokens();
+                let budget = Budget { tokens, targets: tokens, train: true, recompute: false };
+                let lora = Trainable::Adapter(lora.clone());
+                let mut model = Model::with_trainable(arch.clone(), Cpu::new(), budget, &lora).unwrap();
+                assert_eq!(model.load_weights(dir).unwrap(), Vec::<String>::new());
+                model.load_adapter(&adapter_dir.join("adapter_model.safetensors")).unwrap();
+                model
+            };
+            let what = format!("{family}/{name}");
+            check_gradients(new(), &batch, &want["fp32"]["a"], &what);
+            check_trajectory(&mut new(), &batch, &want["adamw_5"], &what);
+            let mut zero = new();
+            for name in zero.trained_names().iter().filter(|n| n.contains("lora_B")) {
+                let mut tensor = zero.parameter(name).unwrap();
+                tensor.data.fill(0.0);
+                assert!(zero.set_parameter(name, &tensor));
+            }
+            check_trajectory(&mut zero, &batch, &want["adamw_5_from_B_zero"], &format!("{what} from zero"));
+            let mut merged = new();
+            merged.merge_adapter().unwrap();
+            let loss = common::mean_loss(&batch, &merged.forward(&batch).unwrap());
+            let want = want["merged_loss_a"].as_f64().unwrap();
+            assert!((loss - want).abs() < LOSS, "{what}, merged: loss {loss}, PEFT {want}");
+            let merged_dir = tempfile::tempdir().unwrap();
+            merged.save_weights(merged_dir.path()).unwrap();
+            let mut plain = load(arch.clone(), merged_dir.path(), Cpu::new(), &[&batch], false);
+            let saved = common::mean_loss(&batch, &plain.forward(&batch).unwrap());
+            assert!((saved - want).abs() < LOSS, "{what}, merged and saved: loss {saved}, PEFT {want}");
+            seen += 1;
+        }
+    });
+    assert!(seen >= 2 * 5, "five adapters of the repository, under both styles of configuration: {seen}");
 }
 
 #[test]

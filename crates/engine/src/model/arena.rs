@@ -63,6 +63,8 @@ pub(super) struct Arena {
     pub(super) query_h: View,
     /// Scratch: inside of the MLP, as wide as the widest.
     inner: View,
+    /// Scratch of adapters: their rows between `A` and `B`, and the gradient of these.
+    low: [View; 2],
     /// Scratch of the backward pass.
     back: Option<BackScratch>,
     /// Elements that are saved between forward and backward, and all elements.
@@ -114,8 +116,8 @@ impl Cutter {
     fn cut(&mut self, rows: usize, width: usize) -> View {
         let len = rows.saturating_mul(width);
         let view = match self.whole {
-            Some(whole) => whole.part(self.used, len).matrix(rows, width),
-            None => View::planned(rows, width),
+            Some(whole) if width > 0 => whole.part(self.used, len).matrix(rows, width),
+            _ => View::planned(rows, width),
         };
         // Each view starts on a cache line.
         self.used = self.used.saturating_add(len.checked_next_multiple_of(16).unwrap_or(usize::MAX));
@@ -146,14 +148,19 @@ impl Cutter {
 
 impl Arena {
     /// Allocates what the plan says.
-    pub(super) fn allocate(a: &Architecture, b: Budget, backend: &mut impl Backend) -> Result<Arena> {
-        let memory = backend.allocate(Arena::carve(a, b, None).used)?;
-        let arena = Arena::carve(a, b, Some(memory.view()));
+    pub(super) fn allocate(
+        a: &Architecture,
+        b: Budget,
+        rank: usize,
+        backend: &mut impl Backend,
+    ) -> Result<Arena> {
+        let memory = backend.allocate(Arena::carve(a, b, rank, None).used)?;
+        let arena = Arena::carve(a, b, rank, Some(memory.view()));
         Ok(Arena { _memory: Some(memory), ..arena })
     }
 
     /// Cuts `whole` into the arena's views; plans them where it is `None`.
-    fn carve(a: &Architecture, b: Budget, whole: Option<View>) -> Arena {
+    fn carve(a: &Architecture, b: Budget, rank: usize, whole: Option<View>) -> Arena {
         let b = Budget { targets: b.targets.max(1), ..b };
         let rows = b.tokens.max(b.targets);
         let hidden = a.hidden;
@@ -191,6 +198,7 @@ impl Arena {
             h: cutter.cut(rows, hidden),
             query_h: cutter.cut(b.targets, hidden),
             inner: cutter.cut(rows, widest(&|block| block.mlp.intermediate)),
+            low: [(); 2].map(|()| cutter.cut(rows, rank)),
             back: b.train.then(|| BackScratch {
                 d_last: cutter.cut(b.targets, hidden),
                 dx: cutter.cut(b.tokens, hidden),
@@ -236,6 +244,11 @@ impl Arena {
     /// The inside of a block's MLP.
     pub(super) fn inner(&self, block: &Block, queries: usize) -> View {
         self.inner.matrix(queries, block.mlp.intermediate)
+    }
+
+    /// An adapter's rows between its matrices, and their gradient.
+    pub(super) fn low(&self, rows: usize) -> [View; 2] {
+        self.low.map(|view| view.top(rows))
     }
 
     /// The gradients of a layer, cut to `tokens` rows of which `queries` have queries; `None` where nothing trains.
@@ -300,7 +313,7 @@ impl MemoryPlan {
     }
 
     pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap) -> MemoryPlan {
-        let arena = Arena::carve(a, b, None);
+        let arena = Arena::carve(a, b, map.rank(), None);
         let bytes = |n: usize| (n as u64).saturating_mul(size_of::<f32>() as u64);
         let trained = if b.train { bytes(map.trained_len()) } else { 0 };
         MemoryPlan {

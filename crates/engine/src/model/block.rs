@@ -242,15 +242,17 @@ impl<B: Backend> Model<B> {
     /// `y (+)= x · wᵀ + b`.
     fn linear(&mut self, y: View, accumulate: bool, x: View, at: &Linear) -> Result<()> {
         let bias = at.bias().map(|bias| self.parameter_view(&bias));
-        self.backend.linear(y, accumulate, x, self.weight(at), bias)
+        self.backend.linear(y, accumulate, x, self.weight(at), bias)?;
+        self.adapters_forward(at, y, x)
     }
 
     /// `dx (+)= dy · w`.
     fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
-        self.backend.linear_dx(dx, accumulate, dy, self.weight(at))
+        self.backend.linear_dx(dx, accumulate, dy, self.weight(at))?;
+        self.adapters_dx(at, dx, dy)
     }
 
-    /// The gradients of a layer's weights and biases, of those that are trained.
+    /// The gradients of a layer's weights, biases and adapters, of those that are trained.
     fn linear_dw(&mut self, at: &Linear, dy: View, x: View) -> Result<()> {
         for (outputs, slots) in at.trained(|part| part.bias.as_ref()) {
             if let Some((db, accumulate)) = self.gradient_of(&slots) {
@@ -263,6 +265,6 @@ impl<B: Backend> Model<B> {
                 self.backend.linear_dw(dw, accumulate, dy.columns(outputs), x)?;
             }
         }
-        Ok(())
+        self.adapters_dw(at, dy, x)
     }
 }

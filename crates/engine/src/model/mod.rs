@@ -1,8 +1,9 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
-//! `arena` plans memory; `block` and `head` run forward and backward; `state` reads and writes parameters, gradients
+//! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes parameters, gradients
 //! and moments; `decode` generates with a KV cache.
 
+mod adapter;
 mod arena;
 mod block;
 mod decode;
@@ -110,7 +111,7 @@ impl<B: Backend> Model<B> {
             true => Some(Trained::allocate(&map, &mut backend)?),
             false => None,
         };
-        let arena = Arena::allocate(&arch, budget, &mut backend)?;
+        let arena = Arena::allocate(&arch, budget, map.rank(), &mut backend)?;
         let mut ropes: Vec<RopeTable> = Vec::new();
         let mut rope_of = |rope: &Rope| match ropes.iter().position(|known| known.rope == *rope) {
             Some(known) => known,

@@ -41,9 +41,8 @@ impl<B: Backend> Model<B> {
     /// [`Error::Weights`] naming file and tensor when something is missing, misshapen, damaged or not finite.
     pub fn load_weights(&mut self, dir: &Path) -> Result<Vec<String>> {
         let (backend, parameters) = (&mut self.backend, self.parameters.view());
-        let unknown = weights::load(dir, &self.map.parameters, |p, values| {
-            backend.write(part(parameters, &p.range), values)
-        })?;
+        let own = self.map.parameters.iter().filter(|p| !p.kind.is_adapter());
+        let unknown = weights::load(dir, own, |p, values| backend.write(part(parameters, &p.range), values))?;
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {
             name.ends_with("rotary_emb.inv_freq")
@@ -54,7 +53,7 @@ impl<B: Backend> Model<B> {
         Ok(unknown.into_iter().filter(|name| !expected(name)).collect())
     }
 
-    /// Random weights, distributed as transformers initialises them.
+    /// Random weights, distributed as transformers (and PEFT, for an adapter) initialises them.
     ///
     /// # Errors
     /// What the device says of a write.
@@ -181,22 +180,23 @@ impl<B: Backend> Model<B> {
         Ok(in_file_layout(p, values))
     }
 
-    /// Writes `dir/model.safetensors` (shards above 5 GB) in f32; each file appears complete or not at all.
+    /// Writes the model's own weights to `dir/model.safetensors` (shards above 5 GB) in f32; each file appears complete or not at all.
     ///
     /// # Errors
     /// [`Error::Io`] with the file.
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
-        let tensors: Vec<Lazy> = self
-            .map
-            .parameters
-            .iter()
-            .map(|p| Lazy {
-                name: p.name.clone(),
-                shape: p.shape.clone(),
-                read: Box::new(|| Ok(self.tensor(self.parameters.view(), p, &p.range)?.data)),
-            })
-            .collect();
+        let own = |p: &&Parameter| !p.kind.is_adapter();
+        let tensors: Vec<Lazy> = self.map.parameters.iter().filter(own).map(|p| self.lazy(p)).collect();
         weights::save(dir, &tensors)
+    }
+
+    /// A parameter that is read when its file is written.
+    pub(super) fn lazy<'a>(&'a self, p: &'a Parameter) -> Lazy<'a> {
+        Lazy {
+            name: p.name.clone(),
+            shape: p.shape.clone(),
+            read: Box::new(|| Ok(self.tensor(self.parameters.view(), p, &p.range)?.data)),
+        }
     }
 
     /// Writes the moments of the trained parameters, exactly.
@@ -227,11 +227,11 @@ impl<B: Backend> Model<B> {
         let [m, v] = self.trained()?.moments.each_ref().map(Buffer::view);
         let (mut fitting, mut others) = (0, 0);
         let (map, backend) = (&self.map, &mut self.backend);
-        weights::read(path, |name, values| {
+        weights::read(path, |name, shape, values| {
             let found = [("exp_avg.", m), ("exp_avg_sq.", v)].into_iter().find_map(|(prefix, of)| {
                 let name = name.strip_prefix(prefix)?;
                 let (p, range) = map.trained().find(|(p, _)| p.name == name)?;
-                (range.len() == values.len()).then_some((of, p, range))
+                (p.shape == shape).then_some((of, p, range))
             });
             let Some((of, p, range)) = found else {
                 others += 1;
