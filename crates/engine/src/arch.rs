@@ -3,7 +3,8 @@
 use crate::kernels::{Activation, Heads, Norm};
 use crate::rope::Rope;
 
-/// A decoder-only model. Families differ in values, never in code; [`crate::families`] reads them from `config.json`.
+/// A decoder-only model. Families differ in values, never in code; [`crate::families`] reads them from
+/// `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
     /// `model_type` of `config.json`.
@@ -24,7 +25,8 @@ pub struct Architecture {
     pub names: Names,
     /// Initialisation of a model without weights.
     pub init: Init,
-    /// Settings of `config.json` that change training elsewhere and are not applied here (dropout), as sentences.
+    /// Settings of `config.json` that change training elsewhere and are not applied here (dropout), as
+    /// sentences.
     pub not_applied: Vec<String>,
 }
 

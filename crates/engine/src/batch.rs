@@ -1,4 +1,5 @@
-//! The input of a step: tokens without padding, the boundaries that attention respects, and the targets of the loss.
+//! The input of a step: tokens without padding, the boundaries that attention respects, and the targets of
+//! the loss.
 
 use crate::kernels::{AttentionPlan, AttentionRange};
 use crate::{Error, Result};
@@ -15,12 +16,14 @@ pub struct Target {
     pub weight: f32,
 }
 
-/// A run of tokens that attention keeps to itself. A token sees the whole prefix and its own range up to itself.
+/// A run of tokens that attention keeps to itself. A token sees the whole prefix and its own range up to
+/// itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Rows of the segment.
     pub own: Range<u32>,
-    /// Rows of an earlier segment that all of this one's tokens see (a shared prompt); empty where there is none.
+    /// Rows of an earlier segment that all of this one's tokens see (a shared prompt); empty where there is
+    /// none.
     pub prefix: Range<u32>,
 }
 

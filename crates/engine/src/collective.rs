@@ -2,7 +2,8 @@
 
 use crate::Result;
 
-/// The ranks of a run. Every rank calls the same methods in the same order, and each call waits for all ranks.
+/// The ranks of a run. Every rank calls the same methods in the same order, and each call waits for all
+/// ranks.
 ///
 /// Implementations add in the order of the ranks, so that all ranks get the same bits.
 pub trait Collective {

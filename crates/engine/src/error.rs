@@ -58,7 +58,8 @@ pub enum Error {
         /// What is wrong, with both sizes.
         message: String,
     },
-    /// Operands that an operation of a backend cannot take: a bug of the caller, refused before memory is touched.
+    /// Operands that an operation of a backend cannot take: a bug of the caller, refused before memory is
+    /// touched.
     #[error("{operation}: {message}")]
     Operands {
         /// The operation.

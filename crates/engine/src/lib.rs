@@ -1,12 +1,13 @@
 //! Decoder-only language models with explicit forward and backward passes.
 //!
-//! The engine knows nothing of rows, spans or files of examples. Its input is [`Batch`]es: tokens concatenated into
-//! one sequence, segments that attention respects, and [`Target`]s, the `(row, token, weight)` triples of the loss.
-//! Masked labels are not in the list, so the head and the loss never compute them.
+//! The engine knows nothing of rows, spans or files of examples. Its input is [`Batch`]es: tokens
+//! concatenated into one sequence, segments that attention respects, and [`Target`]s, the
+//! `(row, token, weight)` triples of the loss. Masked labels are not in the list, so the head and the loss
+//! never compute them.
 //!
-//! [`arch`] describes a model as a value and [`families`] reads it from `config.json`; [`params`] lays parameters
-//! out; `weights` and `init` fill them; [`model`] runs forward and backward over an arena planned in advance;
-//! [`kernels`] computes.
+//! [`arch`] describes a model as a value and [`families`] reads it from `config.json`; [`params`] lays
+//! parameters out; `weights` and `init` fill them; [`model`] runs forward and backward over an arena planned
+//! in advance; [`kernels`] computes.
 #![deny(unsafe_code)]
 
 pub mod arch;

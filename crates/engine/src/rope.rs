@@ -1,7 +1,7 @@
 //! Rotary position embeddings (Su et al. 2021): frequencies and the table of angles.
 
-/// The rotation of queries and keys by their position. The first `2 · frequencies.len()` columns of each head are
-/// rotated, the others are left as they are.
+/// The rotation of queries and keys by their position. The first `2 · frequencies.len()` columns of each head
+/// are rotated, the others are left as they are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Inverse frequencies in radians per position, scaling applied.

@@ -26,8 +26,8 @@ pub struct Tensor {
 /// Returns the names of tensors that the model has no place for.
 ///
 /// # Errors
-/// A file that is missing, truncated or hostile; a parameter that is missing, of another shape, of a type that
-/// is not a float, or not finite. The message names file and tensor.
+/// A file that is missing, truncated or hostile; a parameter that is missing, of another shape, of a type
+/// that is not a float, or not finite. The message names file and tensor.
 pub(crate) fn load<'a>(
     dir: &Path,
     parameters: impl Iterator<Item = &'a Parameter>,
@@ -172,7 +172,8 @@ impl Lazy<'_> {
     }
 }
 
-/// A tensor on its way into a file. The writer of the format cannot take an error, so the first one is kept here.
+/// A tensor on its way into a file. The writer of the format cannot take an error, so the first one is kept
+/// here.
 struct Reading<'a> {
     tensor: &'a Lazy<'a>,
     failure: &'a RefCell<Option<Error>>,
@@ -202,7 +203,8 @@ impl safetensors::View for Reading<'_> {
     }
 }
 
-/// Writes `dir/model.safetensors`, or shards and an index above 5 GB. Each file appears complete or not at all.
+/// Writes `dir/model.safetensors`, or shards and an index above 5 GB. Each file appears complete or not at
+/// all.
 pub(crate) fn save(dir: &Path, tensors: &[Lazy]) -> Result<()> {
     let mut shards: Vec<Vec<&Lazy>> = vec![Vec::new()];
     let (mut bytes, mut total) = (0, 0);

@@ -9,7 +9,8 @@ use suasion_engine::{
     Trainable,
 };
 
-/// An adapter of odd rank on every kind of linear layer: a part of a fused one, a whole one, both ends of the MLP.
+/// An adapter of odd rank on every kind of linear layer: a part of a fused one, a whole one, both ends of the
+/// MLP.
 fn lora(family: &str) -> Lora {
     let targets: &[&str] = match family {
         "gpt2" => &["c_attn", "mlp.c_proj"],
@@ -201,10 +202,10 @@ fn merging_keeps_what_the_model_computes() {
 fn adapters_that_fit_nothing_are_refused() {
     let arch: Architecture = architecture("llama");
     let budget = Budget { tokens: 8, targets: 8, train: true, recompute: false };
-    let refuse = |lora: Lora, word: &str| {
+    let refuse = |lora: Lora, part: &str| {
         let lora = Trainable::Adapter(lora);
         let error = Model::with_trainable(arch.clone(), Cpu::new(), budget, &lora).unwrap_err();
-        assert!(matches!(error, Error::Trainable { .. }) && error.to_string().contains(word), "{error}");
+        assert!(matches!(error, Error::Trainable { .. }) && error.to_string().contains(part), "{error}");
     };
     let base = lora("llama");
     let with = |targets: &[&str]| targets.iter().map(|t| t.to_string()).collect();

@@ -94,8 +94,8 @@ fn linear_layers() {
     }
 }
 
-/// Operations that take views with gaps give the same on columns of wider matrices as on matrices of their own, and
-/// leave the other columns alone.
+/// Operations that take views with gaps give the same on columns of wider matrices as on matrices of their
+/// own, and leave the other columns alone.
 #[test]
 fn columns_of_wider_rows() {
     fn run<B: Backend>(b: &mut B, wide: bool) -> Vec<Vec<f32>> {
@@ -212,7 +212,8 @@ fn activations() {
     }
 }
 
-/// Three segments; the last two share the first as their prefix. `every` takes each n-th row as a query, twice.
+/// Three segments; the last two share the first as their prefix. `every` takes each n-th row as a query,
+/// twice.
 fn attention_plan(trunk: usize, branches: [usize; 2], every: usize) -> (AttentionPlan, usize) {
     let (a, b) = (trunk, trunk + branches[0]);
     let end = b + branches[1];

@@ -271,9 +271,9 @@ fn no_target_changes_nothing() {
 #[test]
 fn batches_that_do_not_fit_are_refused() {
     let mut model = model("gpt2", Cpu::new(), false);
-    let mut refuse = |batch: Batch, word: &str| {
+    let mut refuse = |batch: Batch, part: &str| {
         let message = model.forward(&batch).unwrap_err().to_string();
-        assert!(message.contains(word), "{message}");
+        assert!(message.contains(part), "{message}");
     };
     let with = |ids: &[u32], targets: Vec<(u32, u32, f32)>| {
         let mut batch = Batch::default();

@@ -26,7 +26,8 @@ fn panics<T>(f: impl FnOnce() -> T) -> String {
 
 #[test]
 fn sizes_whose_product_wraps_name_no_memory() {
-    // The fault: `linear` with 2 rows of 2^63 inputs passed its length checks, which wrapped to 0, and crashed.
+    // The fault: `linear` with 2 rows of 2^63 inputs passed its length checks, which wrapped to 0, and
+    // crashed.
     let mut cpu = Cpu::new();
     let buffer = cpu.allocate(4).unwrap();
     for (rows, width) in [(2, 1 << 63), (1 << 63, 2), (usize::MAX, usize::MAX), (1 << 32, 1 << 32), (5, 1)] {
@@ -238,7 +239,8 @@ fn views_of_another_backend_and_of_freed_buffers_are_refused() {
 
 #[test]
 fn a_cache_of_one_model_cannot_reach_another() {
-    // The fault: a cache was a range of buffer numbers, and in another model these were its optimizer's state.
+    // The fault: a cache was a range of buffer numbers, and in another model these were its optimizer's
+    // state.
     let (mut a, mut b) = (model("llama", Cpu::new(), false), model("llama", Cpu::new(), false));
     let ids = Random(3).ids(5);
     let mut cache = a.cache(8).unwrap();

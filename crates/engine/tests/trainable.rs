@@ -156,11 +156,11 @@ fn frozen_parameters_have_no_gradients_moments_or_state() {
 fn a_choice_that_names_no_parameter_is_refused() {
     let arch = architecture("llama");
     let budget = Budget { tokens: 8, targets: 8, train: true, recompute: false };
-    let refuse = |names: &[&str], word: &str| {
+    let refuse = |names: &[&str], part: &str| {
         let names = Trainable::Named(names.iter().map(|n| n.to_string()).collect());
         let error = Model::with_trainable(arch.clone(), Cpu::new(), budget, &names).unwrap_err();
         assert_eq!(error.tag(), "E-MODEL");
-        assert!(error.to_string().contains(word), "{error}");
+        assert!(error.to_string().contains(part), "{error}");
     };
     refuse(&["model.norm.weight", "model.norm.wieght"], "\"model.norm.wieght\" is not a parameter");
     refuse(&[], "no parameter is chosen");

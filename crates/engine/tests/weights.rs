@@ -32,10 +32,10 @@ fn load(dir: &Path) -> Result<Model, String> {
 }
 
 #[track_caller]
-fn refused(dir: &Path, words: &[&str]) {
+fn refused(dir: &Path, parts: &[&str]) {
     let message = load(dir).map(|_| ()).expect_err("must be refused");
-    for word in words {
-        assert!(message.contains(word), "{word:?} is not in: {message}");
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
     }
 }
 
@@ -267,13 +267,13 @@ fn base_models_without_their_prefix_are_read() {
 
 #[test]
 fn configurations_that_are_not_computed_are_refused_by_name() {
-    let refuse = |family: &str, key: &str, value: Value, words: &[&str]| {
+    let refuse = |family: &str, key: &str, value: Value, parts: &[&str]| {
         let mut config = config(family);
         config[key] = value;
         let error = Architecture::from_json(&config, Path::new("m/config.json")).unwrap_err();
         let message = format!("{error} {}", error.help().unwrap());
         assert!(message.starts_with("m/config.json: "), "{message}");
-        words.iter().for_each(|w| assert!(message.contains(w), "{w:?} is not in: {message}"));
+        parts.iter().for_each(|part| assert!(message.contains(part), "{part:?} is not in: {message}"));
     };
     refuse(
         "llama",
@@ -403,10 +403,12 @@ fn the_plan_is_what_is_allocated() {
     assert_eq!((plan(true, false).gradients, plan(true, false).optimizer), (bytes, 2 * bytes));
     assert_eq!((plan(false, false).gradients, plan(false, false).optimizer), (0, 0));
     assert!(plan(true, true).activations < plan(true, false).activations);
-    // By hand, for kept layers: inputs 3×64×24; two layers of 64 asking rows and one of 16, all with 64 keys.
+    // By hand, for kept layers: inputs 3×64×24; two layers of 64 query rows and one of 16, all with 64 keys.
     let (h, q, kv, up) = (24, 24, 24, 80);
-    let layer =
-        |asked: usize| 64 + asked * q + 64 * kv + asked * 4 + asked * q + asked * h + asked + asked * up;
+    let layer = |queries: usize| {
+        let each = q + 4 + q + h + 1 + up;
+        64 + 64 * kv + queries * each
+    };
     // The statistics of the norms follow the rows that they belong to.
     let want = 3 * 64 * h + 2 * layer(64) + layer(16);
     assert_eq!(plan(true, false).activations, 4 * want as u64);

@@ -113,7 +113,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Dropout that transformers would apply in training; fine-tuning here is without it, and says so.
+    /// Dropout that transformers would apply in training; fine-tuning here is without it, and reports that.
     pub(super) fn dropout(&self, keys: &[&str]) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for key in keys {

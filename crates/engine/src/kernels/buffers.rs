@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Owner of one item in a backend's memory. Dropping it releases the item; the backend frees what was released when
-/// it next allocates or synchronises.
+/// Owner of one item in a backend's memory. Dropping it releases the item; the backend frees what was
+/// released when it next allocates or synchronises.
 #[derive(Debug)]
 struct Lease {
     backend: u64,

@@ -1,12 +1,12 @@
 //! Operations on device memory. All `unsafe` of the workspace but one memory map is below this module.
 //!
 //! [`Backend`] is a trait of coarse operations. Model code holds [`View`]s, which name ranges of a backend's
-//! buffers, and never a pointer; lists of rows, positions and targets and attention plans are uploaded once a step
-//! and passed as handles. Whatever safe code passes, an operation either computes or returns an error.
+//! buffers, and never a pointer; lists of rows, positions and targets and attention plans are uploaded once a
+//! step and passed as handles. Whatever safe code passes, an operation either computes or returns an error.
 //!
 //! Two backends exist: [`reference::Reference`], plain loops in f64 that anyone can check by reading, and
-//! [`cpu::Cpu`]. Every kernel test compares the second with the first. [`device::Device`] is one of them, chosen at
-//! run time.
+//! [`cpu::Cpu`]. Every kernel test compares the second with the first. [`device::Device`] is one of them,
+//! chosen at run time.
 
 mod buffers;
 mod check;
@@ -26,14 +26,14 @@ pub use view::{Dtype, View};
 use crate::Result;
 use crate::collective::Collective;
 
-/// Coarse operations over device memory. Matrices are row-major; `x += …` accumulates, `x = …` overwrites, and
-/// `(+)=` does what `accumulate` says.
+/// Coarse operations over device memory. Matrices are row-major; `x += …` accumulates, `x = …` overwrites,
+/// and `(+)=` does either, by `accumulate`.
 ///
 /// # Errors
-/// Every operation returns [`crate::Error::Operands`], before it touches memory, where sizes do not fit each other, a
-/// view that it writes overlaps another view of the call, a view has gaps between its rows and the operation does not
-/// say that it takes such views, or a handle belongs to another backend or to freed memory. A device may add
-/// failures of its own.
+/// Every operation returns [`crate::Error::Operands`], before it touches memory, where sizes do not fit each
+/// other, a view that it writes overlaps another view of the call, a view has gaps between its rows and the
+/// operation does not say that it takes such views, or a handle belongs to another backend or to freed
+/// memory. A device may add failures of its own.
 pub trait Backend {
     /// A buffer of `len` zeros, freed when the handle is dropped.
     ///
@@ -68,8 +68,8 @@ pub trait Backend {
 
     /// `y = norm(x)`, and the statistics for the backward pass, `norm.statistics()` per group.
     ///
-    /// Each run of `w.len()` columns of a row is normalised by itself: the whole row, or each head of it. `x` and `y`
-    /// may have gaps.
+    /// Each run of `w.len()` columns of a row is normalised by itself: the whole row, or each head of it. `x`
+    /// and `y` may have gaps.
     fn norm(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()>;
     /// `y` again from `x` and its statistics: cheaper to compute than to keep.
     fn norm_recompute(
@@ -103,10 +103,10 @@ pub trait Backend {
     /// `db[outputs] (+)= Σ_rows dy[rows, outputs]`. `dy` may have gaps.
     fn linear_db(&mut self, db: View, accumulate: bool, dy: View) -> Result<()>;
 
-    /// Rotates the front of each head of `head_dim` columns in place (RoPE, Su et al. 2021, the half-split pairing of
-    /// transformers). Row `p` of `table` holds half as many cosines as columns are rotated, then as many sines, of
-    /// position `p`; row `r` of `x` has position `positions[r]`. `inverse` rotates back, which is the backward. `x`
-    /// may have gaps.
+    /// Rotates the front of each head of `head_dim` columns in place (RoPE, Su et al. 2021, the half-split
+    /// pairing of transformers). Row `p` of `table` holds half as many cosines as columns are rotated, then
+    /// as many sines, of position `p`; row `r` of `x` has position `positions[r]`. `inverse` rotates back,
+    /// which is the backward. `x` may have gaps.
     fn rotate(
         &mut self,
         x: View,
@@ -139,9 +139,9 @@ pub trait Backend {
     /// `dup = da · f'(up)`.
     fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View) -> Result<()>;
 
-    /// Softmax cross-entropy of `logits[n, vocab]` with `ids[n]`, into the rows of `losses[n, TargetLoss::COLUMNS]`,
-    /// which stay on the device. With `weights[n]` the logits are overwritten by `weights[i] · (softmax − onehot)`, the
-    /// gradient of `Σ weights[i]·nll_i`; without, they stay.
+    /// Softmax cross-entropy of `logits[n, vocab]` with `ids[n]`, into the rows of
+    /// `losses[n, TargetLoss::COLUMNS]`, which stay on the device. With `weights[n]` the logits are overwritten by
+    /// `weights[i] · (softmax − onehot)`, the gradient of `Σ weights[i]·nll_i`; without, they stay.
     fn cross_entropy(
         &mut self,
         losses: View,

@@ -3,16 +3,16 @@
 use crate::{Error, Result};
 use std::ops::Range;
 
-/// An attention plan. Query row `i` belongs to the token whose keys are in row `rows[i]`; it attends to the whole
-/// prefix of its range and to the range's own rows up to and including `rows[i]`.
+/// An attention plan. Query row `i` belongs to the token whose keys are in row `rows[i]`; it attends to the
+/// whole prefix of its range and to the range's own rows up to and including `rows[i]`.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionPlan {
     /// Key row of each query row; ascending within a range (repeats are allowed).
     pub rows: Vec<u32>,
     /// Independent ranges.
     pub ranges: Vec<AttentionRange>,
-    /// Ranges, by index, that read the same keys (a shared prefix and what follows it). Gradients of one group's
-    /// keys are summed in order by one worker; two groups have no key in common.
+    /// Ranges, by index, that read the same keys (a shared prefix and what follows it). Gradients of one
+    /// group's keys are summed in order by one worker; two groups have no key in common.
     pub groups: Vec<Vec<usize>>,
 }
 
@@ -41,8 +41,8 @@ impl AttentionPlan {
     }
 
     /// Refuses a plan on which backends could not rely when they write in parallel. Queries must tile
-    /// `0..rows.len()`, rows must ascend within their range's own keys, every range must be in one group, and no key
-    /// may belong to two groups.
+    /// `0..rows.len()`, rows must ascend within their range's own keys, every range must be in one group, and
+    /// no key may belong to two groups.
     pub fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Operands { operation: "attention plan", message });
         let mut next = 0;

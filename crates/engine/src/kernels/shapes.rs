@@ -8,7 +8,8 @@ pub enum Norm {
         /// Added to the mean square.
         eps: f32,
     },
-    /// `(x − mean) / sqrt(var + eps) · w + b` (Ba et al. 2016). Two statistics per row: mean, reciprocal deviation.
+    /// `(x − mean) / sqrt(var + eps) · w + b` (Ba et al. 2016). Two statistics per row: mean, reciprocal
+    /// deviation.
     Layer {
         /// Added to the variance.
         eps: f32,
@@ -90,8 +91,8 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Decay every parameter; `false` leaves biases and norms out, as the Trainer does. The model reads this field: a
-    /// backend decays all that it is given.
+    /// Decay every parameter; `false` leaves biases and norms out, as the Trainer does. The model reads this
+    /// field: a backend decays all that it is given.
     pub decay_all: bool,
     /// Gradients are multiplied by this first (clipping).
     pub gradient_scale: f32,

@@ -9,10 +9,12 @@ pub enum Dtype {
     F32,
 }
 
-/// A row-major matrix in a buffer of a backend: `rows` rows of `width` elements whose starts are `stride` apart.
+/// A row-major matrix in a buffer of a backend: `rows` rows of `width` elements whose starts are `stride`
+/// apart.
 ///
-/// A view is a name: it is `Copy`, holds no memory and keeps none alive. Only the backend that made the buffer can
-/// read or write through it; every other backend, and this one after the buffer is freed, refuses the operation.
+/// A view is a name: it is `Copy`, holds no memory and keeps none alive. Only the backend that made the
+/// buffer can read or write through it; every other backend, and this one after the buffer is freed, refuses
+/// the operation.
 ///
 /// Views are cut like slices are: a part that does not lie inside the view is a bug of the caller and panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

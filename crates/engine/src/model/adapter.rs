@@ -1,8 +1,8 @@
 //! Low-rank adapters beside linear layers (Hu et al. 2021): their passes, and their weights in and out.
 //!
-//! With `t = scale · (x · Aᵀ)` a part's output gets `t · Bᵀ`. Backward: `dB = dyᵀ · t`, and with
-//! `dt = scale · (dy · B)` `dA = dtᵀ · x` and `dx += dt · A`. `t` and `dt` are as narrow as the rank, so both are
-//! computed again where they are needed.
+//! A part's output gets `t · Bᵀ` with `t = scale · (x · Aᵀ)`. Backward: `dB = dyᵀ · t`, and, with
+//! `dt = scale · (dy · B)`, `dA = dtᵀ · x` and `dx += dt · A`. Both `t` and `dt` are as narrow as the rank, so
+//! they are computed again where they are needed.
 
 use super::Model;
 use crate::kernels::{Backend, View};
@@ -103,8 +103,8 @@ impl<B: Backend> Model<B> {
     /// Reads the adapter's weights.
     ///
     /// # Errors
-    /// [`Error::Weights`] when the file is damaged or belongs to another adapter; [`Error::Trainable`] when the
-    /// model has none.
+    /// [`Error::Weights`] when the file is damaged or belongs to another adapter; [`Error::Trainable`] when
+    /// the model has none.
     pub fn load_adapter(&mut self, path: &Path) -> Result<()> {
         self.need_adapter()?;
         let (mut fitting, mut others) = (0, 0);
@@ -132,8 +132,8 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Adds the adapter to the weights of its layers and sets its `B` to zero: the model computes the same, and its
-    /// own weights hold what was learned.
+    /// Adds the adapter to the weights of its layers and sets its `B` to zero: the model computes the same,
+    /// and its own weights hold what was learned.
     ///
     /// # Errors
     /// [`Error::Trainable`] when the model has no adapter.

@@ -147,7 +147,7 @@ impl Cutter {
 }
 
 impl Arena {
-    /// Allocates what the plan says.
+    /// Plans the arena and allocates it.
     pub(super) fn allocate(
         a: &Architecture,
         b: Budget,
@@ -251,7 +251,8 @@ impl Arena {
         self.low.map(|view| view.top(rows))
     }
 
-    /// The gradients of a layer, cut to `tokens` rows of which `queries` have queries; `None` where nothing trains.
+    /// The gradients of a layer, cut to `tokens` rows of which `queries` have queries; `None` where nothing
+    /// trains.
     pub(super) fn backward(&self, block: &Block, tokens: usize, queries: usize) -> Option<Backward> {
         let [q, kv, up] = Architecture::widths(block);
         let b = self.back?;
@@ -299,7 +300,8 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Plans a model of which every parameter is trained, without allocating. Sums that overflow become `u64::MAX`.
+    /// Plans a model of which every parameter is trained, without allocating. Sums that overflow become
+    /// `u64::MAX`.
     pub fn of(a: &Architecture, b: Budget) -> MemoryPlan {
         MemoryPlan::new(a, b, &ParameterMap::of(a))
     }

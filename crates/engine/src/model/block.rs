@@ -86,8 +86,8 @@ impl<B: Backend> Model<B> {
         self.linear(out, true, inner, &at.down)
     }
 
-    /// The backward of [`Model::block_forward`]: takes the gradient of its output (on the query rows) to `dx`, the
-    /// gradient of its input.
+    /// The backward of [`Model::block_forward`]: takes the gradient of its output (on the query rows) to
+    /// `dx`, the gradient of its input.
     pub(super) fn block_backward(&mut self, n: usize, rows: &Rows) -> Result<()> {
         let (arch, map) = (Arc::clone(&self.arch), Arc::clone(&self.map));
         let (block, at) = (&arch.blocks[n], &map.blocks[n]);
@@ -158,7 +158,8 @@ impl<B: Backend> Model<B> {
         self.norm(norm, k_norm, k, raw.k_stats, raw.k)
     }
 
-    /// The backward of [`Model::qk_norm`]: `dq` and the keys of `dkv` become gradients of what was normalised.
+    /// The backward of [`Model::qk_norm`]: `dq` and the keys of `dkv` become gradients of what was
+    /// normalised.
     fn qk_norm_backward(
         &mut self,
         block: &Block,

@@ -57,8 +57,8 @@ impl<B: Backend> Model<B> {
     /// Appends `ids` to the cached sequence; the logits `[vocab]` after the last of them.
     ///
     /// # Errors
-    /// [`Error::Batch`] when the cache belongs to another model, there is nothing to append, the cache is full, an
-    /// id is outside the vocabulary, or a learned position table ends.
+    /// [`Error::Batch`] when the cache belongs to another model, there is nothing to append, the cache is
+    /// full, an id is outside the vocabulary, or a learned position table ends.
     pub fn decode(&mut self, cache: &mut KvCache, ids: &[u32]) -> Result<Vec<f32>> {
         let fail = |message| Err(Error::Batch { message });
         if cache.model != self.parameters.view() {

@@ -34,8 +34,9 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Final norm, head and losses of the targets, in chunks of rows; with `scale`, their backward, which leaves
-    /// the gradient of the last layer's output in `d_last`. The table of losses is in the order of `order`.
+    /// Final norm, head and losses of the targets, in chunks of rows; with `scale`, their backward, which
+    /// leaves the gradient of the last layer's output in `d_last`. The table of losses is in the order of
+    /// `order`.
     pub(super) fn head(&mut self, batch: &Batch, order: &[usize], scale: Option<f32>) -> Result<Buffer> {
         let (map, count) = (Arc::clone(&self.map), order.len());
         let (h, stats, last) = self.final_norm(count)?;

@@ -1,7 +1,7 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
-//! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes parameters, gradients
-//! and moments; `decode` generates with a KV cache.
+//! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
+//! parameters, gradients and moments; `decode` generates with a KV cache.
 
 mod adapter;
 mod arena;
@@ -80,12 +80,12 @@ pub struct Losses {
 }
 
 impl<B: Backend> Model<B> {
-    /// A model with all weights zero, every buffer that its steps will use, and all parameters trained where the
-    /// budget says `train`.
+    /// A model with all weights zero, every buffer that its steps will use, and all parameters trained where
+    /// the budget has `train`.
     ///
     /// # Errors
-    /// [`Error::Architecture`] for sizes that contradict each other, [`Error::Batch`] for a budget without tokens,
-    /// [`Error::Memory`] where the plan does not fit.
+    /// [`Error::Architecture`] for sizes that contradict each other, [`Error::Batch`] for a budget without
+    /// tokens, [`Error::Memory`] where the plan does not fit.
     pub fn new(arch: Architecture, backend: B, budget: Budget) -> Result<Self> {
         Model::with_trainable(arch, backend, budget, &Trainable::All)
     }
@@ -165,8 +165,8 @@ impl<B: Backend> Model<B> {
         self.read_losses(&losses)
     }
 
-    /// `gradients += d(scale · Σ w·nll)` for the trained parameters. The losses stay on the device, so that the next
-    /// micro-batch need not wait for them.
+    /// `gradients += d(scale · Σ w·nll)` for the trained parameters. The losses stay on the device, so that
+    /// the next micro-batch need not wait for them.
     ///
     /// `scale` is `1 / Σw` over **all** micro-batches of the step. A batch without targets changes nothing.
     ///
@@ -195,9 +195,9 @@ impl<B: Backend> Model<B> {
 
     /// Runs a checked batch; with `scale`, its backward pass too.
     ///
-    /// Two facts shape the pass. The loss is a list of targets, so in the last layer only the targets' rows have
-    /// queries, an MLP and a head; all rows have keys and values there. And what is cheap to compute again (norms,
-    /// activations, the inverse of rotations) is not saved.
+    /// Two facts shape the pass. The loss is a list of targets, so in the last layer only the targets' rows
+    /// have queries, an MLP and a head; all rows have keys and values there. And what is cheap to compute
+    /// again (norms, activations, the inverse of rotations) is not saved.
     fn run(&mut self, batch: &Batch, scale: Option<f32>) -> Result<Losses> {
         if batch.targets.is_empty() {
             return Ok(Losses { table: None, order: Vec::new() });

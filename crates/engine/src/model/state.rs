@@ -56,7 +56,7 @@ impl<B: Backend> Model<B> {
     /// Random weights, distributed as transformers (and PEFT, for an adapter) initialises them.
     ///
     /// # Errors
-    /// What the device says of a write.
+    /// A failure of the device.
     pub fn init_random(&mut self, seed: u64) -> Result<()> {
         for (i, p) in self.map.parameters.iter().enumerate() {
             let values = init::values(&self.arch, p, i, seed);
@@ -76,7 +76,7 @@ impl<B: Backend> Model<B> {
     /// L2 norm over all gradients, in f64.
     ///
     /// # Errors
-    /// What the device says of the sum.
+    /// A failure of the device.
     pub fn gradient_norm(&mut self) -> Result<f64> {
         match &self.trained {
             Some(trained) if trained.written.contains(&true) => {
@@ -139,14 +139,15 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// A parameter by its Hugging Face name, in the layout of its file; `None` where the model has none of that name.
+    /// A parameter by its Hugging Face name, in the layout of its file; `None` where the model has none of
+    /// that name.
     pub fn parameter(&self, name: &str) -> Option<Tensor> {
         let p = self.map.find(name)?;
         self.tensor(self.parameters.view(), p, &p.range).ok()
     }
 
-    /// A parameter's gradient by its Hugging Face name, in the layout of its file; `None` where the parameter is
-    /// frozen, the model does not train, or it has none of that name.
+    /// A parameter's gradient by its Hugging Face name, in the layout of its file; `None` where the parameter
+    /// is frozen, the model does not train, or it has none of that name.
     pub fn gradient(&self, name: &str) -> Option<Tensor> {
         let (trained, p) = (self.trained.as_ref()?, self.map.find(name)?);
         let (_, range) = self.map.trained().find(|(trained, _)| trained.name == p.name)?;
@@ -180,7 +181,8 @@ impl<B: Backend> Model<B> {
         Ok(in_file_layout(p, values))
     }
 
-    /// Writes the model's own weights to `dir/model.safetensors` (shards above 5 GB) in f32; each file appears complete or not at all.
+    /// Writes the model's own weights to `dir/model.safetensors` (shards above 5 GB) in f32; each file
+    /// appears complete or not at all.
     ///
     /// # Errors
     /// [`Error::Io`] with the file.
@@ -275,8 +277,8 @@ impl<B: Backend> Model<B> {
         part(self.parameters.view(), range)
     }
 
-    /// Where the gradients of adjacent slots go, as one vector, and whether they are added to what is there; `None`
-    /// where the slots are frozen or the model does not train. The caller writes them.
+    /// Where the gradients of adjacent slots go, as one vector, and whether they are added to what is there;
+    /// `None` where the slots are frozen or the model does not train. The caller writes them.
     pub(super) fn gradient_of(&mut self, slots: &[&Slot]) -> Option<(View, bool)> {
         let trained = self.trained.as_mut()?;
         let range = slots.first()?.gradient()?.start..slots.last()?.gradient()?.end;

@@ -1,8 +1,8 @@
 //! Causal attention within ranges, in blocks of queries: the scores of a block stay in a core's cache and are
 //! never kept; the backward pass recomputes them from the log-sum-exp (Dao et al. 2022).
 //!
-//! Shapes: `q`, `o`, `dq`, `do` are `[queries, heads·head_dim]`; `kv`, `dkv` are `[keys, 2·kv_heads·head_dim]`
-//! (keys, then values); `lse` is `[queries, heads]`.
+//! Shapes: `q`, `o`, `dq`, `do` are `[queries, heads·head_dim]`; `kv`, `dkv` are
+//! `[keys, 2·kv_heads·head_dim]` (keys, then values); `lse` is `[queries, heads]`.
 
 use super::matmul::{Matrix, product};
 use super::simd::{exp, max, sum, vectorized};

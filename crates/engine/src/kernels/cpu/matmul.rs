@@ -45,8 +45,8 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Elements from the first to the last of an `m × n` matrix whose rows are `row` and columns `column` apart; `None`
-/// where the number overflows.
+/// Elements from the first to the last of an `m × n` matrix whose rows are `row` and columns `column` apart;
+/// `None` where the number overflows.
 fn extent(m: usize, n: usize, row: usize, column: usize) -> Option<usize> {
     if m == 0 || n == 0 {
         return Some(0);

@@ -2,7 +2,7 @@
 //!
 //! Determinism: work is cut into pieces whose size follows from the shapes alone, each piece is computed by
 //! one thread in a fixed order, and partial sums are combined in the order of the pieces. The number of
-//! threads changes who computes a piece, never the bytes of the result.
+//! threads changes which one computes a piece, never the bytes of the result.
 
 mod activation;
 mod attention;
@@ -49,8 +49,8 @@ impl Cpu {
         Cpu::default()
     }
 
-    /// The slices from the first to the last element of some views: those in `outs` to write, those in `ins` to
-    /// read. A view without elements has an empty slice.
+    /// The slices from the first to the last element of some views: those in `outs` to write, those in `ins`
+    /// to read. A view without elements has an empty slice.
     ///
     /// # Errors
     /// When a view to write overlaps another one, is of another backend or of freed memory.

@@ -1,5 +1,6 @@
-//! RMS and layer norm of runs of columns. Shapes: `x`, `y`, `dx`, `dy` are `[rows, groups·width]`, their rows as far
-//! apart as their strides say; `w`, `b`, `dw`, `db` are `[width]`; `stats` is `[rows, groups·norm.statistics()]`.
+//! RMS and layer norm of runs of columns. Shapes: `x`, `y`, `dx`, `dy` are `[rows, groups·width]`, their rows
+//! as far apart as their strides say; `w`, `b`, `dw`, `db` are `[width]`; `stats` is
+//! `[rows, groups·norm.statistics()]`.
 
 use super::simd::{sum, vectorized};
 use super::{Norm, ROWS, Scratch, View};
@@ -105,9 +106,9 @@ vectorized! {
     }
 }
 
-/// With `x̂ = (x − mean)·inv` and `g = dy·w`:
-/// `dx += inv·(g − mean(g) − x̂·mean(g·x̂))` (RMS has no `mean(g)`), `dw += Σ_rows dy·x̂`, `db += Σ_rows dy`; where `dw`
-/// or `db` is empty it is left out. Rows of `dx` and `dy` are `strides` apart.
+/// With `x̂ = (x − mean)·inv` and `g = dy·w`: `dx += inv·(g − mean(g) − x̂·mean(g·x̂))` (RMS has no
+/// `mean(g)`), `dw += Σ_rows dy·x̂`, `db += Σ_rows dy`; where `dw` or `db` is empty it is left out. Rows of
+/// `dx` and `dy` are `strides` apart.
 pub(super) fn backward(
     g: Groups,
     dx: &mut [f32],
