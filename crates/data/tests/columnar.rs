@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use suasion_data::prepared::columnar::{ArrowStreamSink, Columns, ParquetSink};
 use suasion_data::prepared::folder;
 use suasion_data::prepared::{Boundaries, Record, Rows};
-use suasion_data::source::columnar::{ColumnarFile, Kind, Saved, fields, kind, saved_dataset};
+use suasion_data::source::{ColumnarFile, Kind, Saved, fields, kind, saved_dataset};
 use suasion_data::{Error, Origin};
 use suasion_files::AtomicFile;
 
@@ -250,10 +250,10 @@ impl Made {
         Record {
             rows: if columns.packed {
                 Rows::Pack(Boundaries {
-                    rows: &self.rows,
-                    seq_lengths: &self.seq_lengths,
-                    position_ids: &self.position_ids,
-                    prefix_ranges: self.ranges.as_deref(),
+                    rows: self.rows.clone(),
+                    seq_lengths: self.seq_lengths.clone(),
+                    position_ids: self.position_ids.clone(),
+                    prefix_ranges: self.ranges.clone(),
                 })
             } else {
                 Rows::One(self.rows[0])
