@@ -93,7 +93,7 @@ impl<B: Backend> Model<B> {
     /// As [`Model::new`], with gradients and moments for a choice of parameters only.
     ///
     /// # Errors
-    /// As [`Model::new`], and [`Error::Trainable`] for a choice that the model cannot follow.
+    /// As [`Model::new`], and [`Error::Parameter`] for a choice that the model cannot follow.
     pub fn with_trainable(
         arch: Architecture,
         mut backend: B,
