@@ -7,11 +7,10 @@
 
 use crate::audit::{self, Filter, Subject};
 use crate::chat::Conversation;
-use crate::example::{Body, Example, Tokenised};
+use crate::example::{self, Body, Example, Tokenised};
 use crate::label::{self, Special};
 use crate::policy::{OnBadRow, Policy, TruncationMode};
 use crate::render::{self, Rendered, Stops};
-use crate::row::Row;
 use crate::source::{RawRow, Source, SourceHash};
 use crate::template::{Chat, ChatRenderer, ChatTemplate, TemplateOptions};
 use crate::tokens::{Encoded, Straddle, Tokenizer};
@@ -261,12 +260,15 @@ impl<'a> Pipeline<'a> {
     /// As [`Pipeline::run`].
     pub fn over<T: Send>(
         &self,
-        source: Source,
+        mut source: Source,
         seen: &mut Duplicates,
         work: impl Fn(&Outcome) -> T + Sync,
         mut each: impl FnMut(Done<'_, T>) -> Result<()>,
     ) -> Result<Summary> {
         let rooms = Rooms::new(self)?;
+        if let Some(projection) = example::projection(self.policy.format, self.keep_text) {
+            source.project(projection)?;
+        }
         let (read, size) = (source.bytes_read(), source.size());
         let mut summary = Summary::default();
         let mut bad: Vec<Error> = Vec::new();
@@ -552,7 +554,7 @@ impl<'a> Rooms<'a> {
 
     fn through(&self, raw: RawRow) -> Result<(Outcome, u128), Halt> {
         let policy = self.settings.policy;
-        let example = Example::from_row(Row::parse(raw)?, policy.format)?;
+        let example = Example::read(raw, policy.format)?;
         let id = example.id.clone();
         let mut whole = match example.body {
             Body::Text { text, prompt_len } => {
