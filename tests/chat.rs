@@ -171,6 +171,6 @@ fn a_template_that_doubles_a_list_is_ended() {
     dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"]).run().error(
         3,
         "E-TEMPLATE",
-        "does not come to an end",
+        "the template does not end",
     );
 }
