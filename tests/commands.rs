@@ -37,6 +37,7 @@ fn a_run_leaves_what_the_contract_names() {
     let ran = dir
         .suasion(&TRAIN)
         .set(&["eval_fraction=0.25", "max_steps=6", "save_steps=3", "learning_rate=1e-2", "output_dir=out"])
+        .set(&["logging_steps=1"])
         .ok();
     assert!(ran.stdout.is_empty(), "progress is on stderr");
     ran.says("step 6/6").says("held-out loss: ").says("out (report.html");

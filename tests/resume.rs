@@ -4,8 +4,9 @@ use crate::util::Dir;
 use std::time::{Duration, Instant};
 
 const TRAIN: [&str; 5] = ["train", "-M", "model", "-D", "rows.jsonl"];
-const SETTINGS: [&str; 6] = [
+const SETTINGS: [&str; 7] = [
     "init=random",
+    "logging_steps=1",
     "per_device_train_batch_size=3",
     "learning_rate=1e-2",
     "lr_scheduler_type=cosine",

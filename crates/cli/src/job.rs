@@ -65,7 +65,7 @@ impl Job {
         let samples = std::mem::take(&mut train_rows.samples);
         let (mut train, eval) = match &mut eval_rows {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
-            None => pipeline::split(samples, config.eval_fraction, config.seed),
+            None => pipeline::split(samples, config.eval_fraction, settings.seed),
         };
         let card = card::data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let mut fill = None;
@@ -151,6 +151,6 @@ fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) ->
     let labels = prepared::fingerprint(source, tokenizer, template, &rows.summary.pinned(&config.policy()));
     match config.eval_fraction {
         0.0 => labels,
-        fraction => format!("{labels}, {fraction} held out by seed {}", config.seed),
+        fraction => format!("{labels}, {fraction} held out by seed {}", config.train.seed),
     }
 }

@@ -7,6 +7,7 @@ use crate::job::Job;
 use crate::tables;
 use crate::ui::Ui;
 use std::io::Write;
+use suasion_data::policy::Objective;
 use suasion_train::Resume;
 
 /// Flags of the command.
@@ -22,7 +23,7 @@ const HELD_OUT: f64 = 0.1;
 /// Runs the command.
 pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut loaded = args.config.load(ui)?;
-    if loaded.config.completion_only_loss == Some(false) {
+    if loaded.config.data.objective == Objective::AllTokens {
         return Err(Failure::config(
             "completion_only_loss=false: compare trains both objectives by itself",
             "leave completion_only_loss out",

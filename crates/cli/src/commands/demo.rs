@@ -19,7 +19,9 @@ use suasion_data::report::format::{duration, thousands};
 use suasion_data::report::{self, RowView, Style};
 use suasion_data::tokens::Tokenizer;
 use suasion_train::generate::capacity;
-use suasion_train::{Report, Resume, SampleReply, Sampling, Scheduler, prompt_ids, write_report};
+use suasion_train::{
+    Report, Resume, SampleReply, Sampling, Scheduler, Settings, Strategy, prompt_ids, write_report,
+};
 
 const ROWS: &str = include_str!("../../../../examples/persuasion/rows.jsonl");
 
@@ -142,15 +144,19 @@ fn defaults() -> Config {
     Config {
         init: Init::Random,
         output_dir: PathBuf::from(FOLDER),
-        per_device_train_batch_size: 4,
-        num_train_epochs: 8.0,
-        learning_rate: 2e-3,
-        lr_scheduler_type: Scheduler::Cosine,
-        warmup_ratio: 0.1,
-        weight_decay: 0.1,
-        eval_strategy: suasion_train::Strategy::Epoch,
-        // Small runs need no checkpoint on the way; Ctrl-C leaves one.
-        save_strategy: suasion_train::Strategy::No,
+        train: Settings {
+            per_device_train_batch_size: 4,
+            num_train_epochs: 8.0,
+            learning_rate: 2e-3,
+            lr_scheduler_type: Scheduler::Cosine,
+            warmup_ratio: 0.1,
+            weight_decay: 0.1,
+            logging_steps: 1,
+            eval_strategy: Strategy::Epoch,
+            // Small runs need no checkpoint on the way; Ctrl-C leaves one.
+            save_strategy: Strategy::No,
+            ..Settings::default()
+        },
         ..Config::default()
     }
 }
@@ -272,7 +278,7 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
         do_sample: true,
         temperature: 0.7,
         top_k: 40,
-        seed: job.config.seed,
+        seed: job.settings.seed,
         max_new_tokens: REPLY_TOKENS,
         stop_ids: tokenizer.stop_ids(&job.config.policy())?,
         ..Sampling::default()

@@ -36,7 +36,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     loading::tell_findings(ui, &data, 0);
     data.samples.iter().try_for_each(|sample| check_row(&arch, sample))?;
 
-    let batch = config.per_device_eval_batch_size;
+    let batch = config.train.per_device_eval_batch_size;
     let budget = eval_budget(&data.samples, batch);
     let mut model = Start::new(ui, &folder.dir, &arch, config).build(budget)?;
     let total = data.samples.len() as u64;

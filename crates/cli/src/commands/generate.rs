@@ -83,7 +83,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let (folder, arch) = Folder::with_architecture(dir, ui)?;
     let tokenizer = folder.need_tokenizer()?;
     let policy = config.policy();
-    let sampling = args.sampling(config.seed, tokenizer.stop_ids(&policy)?);
+    let sampling = args.sampling(config.train.seed, tokenizer.stop_ids(&policy)?);
     sampling.validate()?;
 
     let prompts = match (&args.prompt, &config.dataset_name) {

@@ -51,7 +51,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         )
         .into());
     }
-    if loaded.places.contains_key("shuffle_dataset") && config.shuffle_dataset {
+    if loaded.places.contains_key("shuffle_dataset") && config.train.shuffle_dataset {
         ui.say("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
     }
     let folder = Folder::open(model, ui)?;

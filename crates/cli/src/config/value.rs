@@ -4,6 +4,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use suasion_data::policy::Objective;
 
 /// A type that a configuration key can have.
 pub trait Value: Sized {
@@ -39,7 +40,7 @@ fn scalar_text(json: &Json) -> Option<String> {
 }
 
 /// `--set key="quoted"` means what is inside the quotes.
-fn unquoted(text: &str) -> &str {
+pub fn unquoted(text: &str) -> &str {
     let text = text.trim();
     for quote in ['"', '\''] {
         if let Some(inner) = text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)) {
@@ -103,6 +104,37 @@ impl Value for f64 {
 
     fn to_json(&self) -> Json {
         Json::from(*self)
+    }
+}
+
+impl Value for f32 {
+    fn expected() -> String {
+        f64::expected()
+    }
+
+    fn from_json(json: &Json) -> Option<f32> {
+        number(json).map(|number| number as f32).filter(|number| number.is_finite())
+    }
+
+    fn to_json(&self) -> Json {
+        // The shortest decimal that reads back: 0.1, not 0.10000000149011612.
+        format!("{self:?}").parse().map_or(Json::Null, Json::Number)
+    }
+}
+
+/// `completion_only_loss`: true learns from responses, false from all tokens; null is true, the default.
+impl Value for Objective {
+    fn expected() -> String {
+        Option::<bool>::expected()
+    }
+
+    fn from_json(json: &Json) -> Option<Objective> {
+        let only = Option::<bool>::from_json(json)?;
+        Some(if only.unwrap_or(true) { Objective::ResponseOnly } else { Objective::AllTokens })
+    }
+
+    fn to_json(&self) -> Json {
+        Json::Bool(*self == Objective::ResponseOnly)
     }
 }
 
@@ -336,43 +368,6 @@ impl<T: Value> Value for BTreeMap<String, T> {
         })
     }
 }
-
-/// Gives an enum its spelled choices. `no` is YAML's false, so a choice of that name reads false too.
-macro_rules! choices {
-    ($type:ty { $($text:literal => $variant:expr),+ $(,)? } $(aliases { $($alias:literal => $same:literal),+ $(,)? })?) => {
-        impl $crate::config::value::Value for $type {
-            fn expected() -> String {
-                ["one of: ", [$($text),+].join(", ").as_str()].concat()
-            }
-
-            fn from_json(json: &serde_json::Value) -> Option<Self> {
-                let text = match json {
-                    serde_json::Value::Bool(false) => "no",
-                    serde_json::Value::String(text) => text.as_str(),
-                    _ => return None,
-                };
-                let text = match text {
-                    $($($alias => $same,)+)?
-                    other => other,
-                };
-                match text {
-                    $($text => Some($variant),)+
-                    _ => None,
-                }
-            }
-
-            fn from_text(text: &str) -> Option<Self> {
-                Self::from_json(&serde_json::Value::from(text.trim().trim_matches(['"', '\''])))
-            }
-
-            fn to_json(&self) -> serde_json::Value {
-                $(if *self == $variant { return serde_json::Value::from($text); })+
-                serde_json::Value::Null
-            }
-        }
-    };
-}
-pub(crate) use choices;
 
 #[cfg(test)]
 mod tests {

@@ -26,7 +26,7 @@ pub struct Start<'a> {
 impl<'a> Start<'a> {
     /// The weights that a configuration names: those of `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
-        Start { ui, dir, arch, init: config.init, seed: config.seed, warned: false }
+        Start { ui, dir, arch, init: config.init, seed: config.train.seed, warned: false }
     }
 
     /// The weights in `dir`, whatever the configuration says: those of a finished run.

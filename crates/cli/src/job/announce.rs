@@ -25,7 +25,7 @@ impl Job {
     /// Says what the run will do.
     pub fn announce(&self, ui: &Ui) {
         let plan = &self.plan;
-        let config = &self.config;
+        let (config, settings) = (&self.config, &self.settings);
         let say = |name: &str, text: String| line(ui, name, text);
         let weights = match config.init {
             Init::Weights => "weights from the folder",
@@ -95,7 +95,7 @@ impl Job {
             }
             _ => "rows",
         };
-        let accumulation = match config.gradient_accumulation_steps {
+        let accumulation = match settings.gradient_accumulation_steps {
             1 => String::new(),
             n => format!(" × {n} micro-batches"),
         };
@@ -106,9 +106,9 @@ impl Job {
                 thousands(plan.total_steps),
                 plan.epochs,
                 thousands(plan.steps_per_epoch),
-                config.per_device_train_batch_size,
-                config.learning_rate,
-                config.lr_scheduler_type,
+                settings.per_device_train_batch_size,
+                settings.learning_rate,
+                settings.lr_scheduler_type,
                 count(plan.warmup_steps, "step"),
             ),
         );
