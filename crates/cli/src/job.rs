@@ -16,9 +16,9 @@ use crate::ui::Ui;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{MASKING_VERSION, Mode, Sample, pipeline};
+use suasion_data::{MASKING_VERSION, Mode, Sample};
 use suasion_engine::{Architecture, Cpu, MemoryPlan, Model};
-use suasion_train::card::DataCard;
+use suasion_train::DataCard;
 use suasion_train::compare::{CompareSettings, Comparison, compare};
 use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
 
@@ -65,7 +65,7 @@ impl Job {
         let samples = std::mem::take(&mut train_rows.samples);
         let (mut train, eval) = match &mut eval_rows {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
-            None => pipeline::split(samples, config.eval_fraction, settings.seed),
+            None => suasion_data::split(samples, config.eval_fraction, settings.seed),
         };
         let card = card::data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let mut fill = None;

@@ -5,11 +5,11 @@ mod common;
 use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, mixed_rows, outcomes, prepare, skipping};
 use std::io::{self, Write};
 use std::path::Path;
-use suasion_data::pipeline::{BAD_ROWS_LISTED, split};
+use suasion_data::pipeline::BAD_ROWS_LISTED;
 use suasion_data::policy::{Objective, OnBadRow, TruncationMode};
 use suasion_data::prepared::{self, Manifest};
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample};
+use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample, split};
 use suasion_files::{AtomicFile, write_atomic};
 
 #[test]

@@ -11,7 +11,7 @@ use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::Code;
 use suasion_data::pipeline::Pipeline;
-use suasion_data::prepared::{self, Form, Job, Layout, Start, findings_path, manifest_path};
+use suasion_data::prepared::{self, Form, Job, Shape, Start, findings_path, manifest_path};
 use suasion_data::report::format::{count, percent, thousands};
 
 /// Flags of the command.
@@ -72,7 +72,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         name: &source.name,
         files: &source.files,
         output: &args.output,
-        layout: Layout { with_text: args.with_text, max_shard_bytes: args.max_shard_size },
+        shape: Shape { with_text: args.with_text, max_shard_bytes: args.max_shard_size },
         rebuild: args.rebuild,
         stop: interrupt::flag(),
     };
@@ -101,6 +101,9 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
             thousands(fill.capacity),
             percent(fill.rate())
         ));
+    }
+    if counts.not_remembered > 0 {
+        ui.say(suasion_data::report::terminal::not_remembered(counts.not_remembered));
     }
     for (code, found) in &counts.findings {
         let meaning =

@@ -5,7 +5,7 @@ use crate::inputs::loading::RowSet;
 use std::path::PathBuf;
 use suasion_data::Sample;
 use suasion_data::pipeline::Summary;
-use suasion_train::card::{DataCard, FindingCount, SectionShare};
+use suasion_train::{DataCard, FindingCount, SectionShare};
 
 /// What the model card and the report say of the data.
 pub fn data_card(
