@@ -1,6 +1,6 @@
 //! Conversations through the binary: a chat template in the model folder, and rows of messages.
 
-use crate::util::Dir;
+use crate::util::{Dir, runs};
 use serde_json::{Value, json};
 
 /// A template in the manner of ChatML, with the demo tokenizer's EOS as the stop token.
@@ -30,15 +30,8 @@ fn folder() -> Dir {
 }
 
 fn prepared(dir: &Dir, settings: &[&str]) -> Vec<Value> {
-    let args = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl", "--with-text"];
-    dir.suasion(&args).set(settings).ok();
+    dir.prepare("rows.jsonl", "out.jsonl").arg("--with-text").set(settings).ok();
     dir.lines("out.jsonl")
-}
-
-fn runs(line: &Value) -> String {
-    let mut runs: Vec<char> = line["origins"].as_str().unwrap().chars().collect();
-    runs.dedup();
-    runs.into_iter().collect()
 }
 
 /// What is learned of a row, by decoding nothing: labels equal ids exactly on response and stop token.
@@ -94,12 +87,9 @@ fn prepare_renders_with_the_models_template() {
 #[test]
 fn verify_explains_a_conversation() {
     let dir = folder();
-    let ran = dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl", "--row", "1"]).ok();
+    let ran = dir.verify("rows.jsonl").args(&["--row", "1"]).ok();
     assert!(ran.stdout.contains("LEARNED response") && ran.stdout.contains("Because."), "{}", ran.stdout);
-    let json: Value = serde_json::from_str(
-        &dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl", "--json"]).ok().stdout,
-    )
-    .unwrap();
+    let json = dir.verify("rows.jsonl").arg("--json").ok().json();
     assert_eq!((&json["rows"], &json["trainable_rows"]), (&json!(4), &json!(4)));
 }
 
@@ -107,11 +97,8 @@ fn verify_explains_a_conversation() {
 fn a_model_without_a_template_says_what_it_lacks() {
     let dir = Dir::new().with_model();
     dir.write("rows.jsonl", rows());
-    for command in ["verify", "prepare"] {
-        let mut args = vec![command, "-M", "model", "-D", "rows.jsonl"];
-        args.extend(if command == "prepare" { vec!["-o", "out.jsonl"] } else { vec![] });
-        let ran = dir.suasion(&args).run();
-        ran.error(3, "E-SOURCE", "the model folder has no chat template");
+    for command in [dir.verify("rows.jsonl"), dir.prepare("rows.jsonl", "out.jsonl")] {
+        command.run().error(3, "E-SOURCE", "the model folder has no chat template");
     }
     // Instructions alone need none.
     dir.write("rows.jsonl", rows().lines().last().unwrap());
@@ -121,42 +108,34 @@ fn a_model_without_a_template_says_what_it_lacks() {
 #[test]
 fn conversations_train_and_evaluate() {
     let dir = folder();
-    let args = ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=2"];
-    dir.suasion(&args).arg("--set=output_dir=made").arg("--quiet").ok();
+    dir.train("rows.jsonl").set(&["init=random", "max_steps=2", "output_dir=made"]).arg("--quiet").ok();
     assert!(dir.exists("made/chat_template.jinja"), "the template goes with the model");
-    let ran = dir.suasion(&["eval", "-M", "made", "-D", "rows.jsonl", "--json"]).ok();
-    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(json["rows"], 4);
+    let evaluation = dir.suasion(&["eval", "-M", "made", "-D", "rows.jsonl", "--json"]).ok().json();
+    assert_eq!(evaluation["rows"], 4);
 
     // Rows that were prepared with another template are refused.
     prepared(&dir, &[]);
     dir.write("model/chat_template.jinja", format!("{TEMPLATE} "));
-    dir.suasion(&["train", "-M", "model", "-D", "out.jsonl", "--dry-run"]).run().error(
-        3,
-        "E-FINGERPRINT",
-        "another chat template",
-    );
+    dir.train("out.jsonl").arg("--dry-run").run().error(3, "E-FINGERPRINT", "another chat template");
 }
 
 #[test]
 fn the_date_of_the_day_and_reserved_names_are_told() {
     let dir = folder();
     dir.write("model/chat_template.jinja", format!("{{{{ strftime_now('%Y-%m-%d') }}}}{TEMPLATE}"));
-    let args = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"];
-    let ran = dir.suasion(&args).ok();
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let prepare = || dir.prepare("rows.jsonl", "out.jsonl");
+    let ran = prepare().ok();
+    let manifest = dir.json("out.manifest.json");
     let today = manifest["policy"]["template_date"].as_str().expect("the day is in the manifest").to_string();
     assert!(ran.stderr.contains(&format!("template_date={today}")), "{}", ran.stderr);
     // Pinned to that day it is the same data, and nothing is told.
-    let ran = dir.suasion(&args).set(&[&format!("template_date={today}")]).ok();
+    let ran = prepare().set(&[&format!("template_date={today}")]).ok();
     assert!(!ran.stderr.contains("template_date"), "{}", ran.stderr);
-    let pinned: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
-    assert_eq!(pinned["fingerprint"], manifest["fingerprint"]);
-    dir.suasion(&args).set(&["template_date=2024-02-29"]).ok();
-    let other: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
-    assert_ne!(other["fingerprint"], manifest["fingerprint"]);
+    assert_eq!(dir.json("out.manifest.json")["fingerprint"], manifest["fingerprint"]);
+    prepare().set(&["template_date=2024-02-29"]).ok();
+    assert_ne!(dir.json("out.manifest.json")["fingerprint"], manifest["fingerprint"]);
 
-    let ran = dir.suasion(&args).set(&["template_kwargs.messages=x"]).run();
+    let ran = prepare().set(&["template_kwargs.messages=x"]).run();
     ran.error(2, "E-CONFIG", "template_kwargs");
 }
 
@@ -168,9 +147,5 @@ fn a_template_that_doubles_a_list_is_ended() {
         "model/chat_template.jinja",
         "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}",
     );
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"]).run().error(
-        3,
-        "E-TEMPLATE",
-        "does not come to an end",
-    );
+    dir.prepare("rows.jsonl", "out.jsonl").run().error(3, "E-TEMPLATE", "does not come to an end");
 }

@@ -122,7 +122,7 @@ fn a_hub_id_is_found_in_the_local_cache() {
 #[test]
 fn the_resolved_configuration_is_saved_and_runs_again() {
     let dir = Dir::new().with_model().with_rows(3);
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
+    dir.train("rows.jsonl")
         .set(&["init=random", "max_steps=2", "learning_rate=1e-3", "output_dir=one"])
         .ok()
         .says("learning_rate=0.001");
@@ -135,13 +135,15 @@ fn splits_of_a_folder() {
     let dir = Dir::new().with_model().with_rows(6);
     dir.write("data/train.jsonl", dir.read("rows.jsonl"));
     dir.write("data/valid.jsonl", crate::util::row(9) + "\n");
-    let ran = dir.suasion(&["train", "-M", "model", "-D", "data", "--set", "init=random", "--dry-run"]).ok();
+    let ran = dir.train("data").set(&["init=random"]).arg("--dry-run").ok();
     ran.says("data/train.jsonl: 6 rows").says("data/valid.jsonl: 1 row:");
-    dir.suasion(&["train", "-M", "model", "-D", "data", "--dry-run"])
-        .set(&["init=random", "dataset_test_split=test"])
-        .run()
-        .error(3, "E-SOURCE", "no test.jsonl");
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--dry-run"])
+    dir.train("data").arg("--dry-run").set(&["init=random", "dataset_test_split=test"]).run().error(
+        3,
+        "E-SOURCE",
+        "no test.jsonl",
+    );
+    dir.train("rows.jsonl")
+        .arg("--dry-run")
         .set(&["init=random", "eval_fraction=0.34"])
         .ok()
         .says("2 rows held out of the training rows, 4 left");

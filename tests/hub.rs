@@ -223,7 +223,7 @@ fn what_cannot_be_downloaded_says_why() {
 fn rows_to_evaluate_on_are_of_the_cached_commit() {
     let dir = Dir::new().with_weights().with_rows(1);
     let hub = Hub::new(served(&dir));
-    let train = || hub.env(dir.suasion(&["train", "-M", "model", "-D", "org/train_only", "--dry-run"]));
+    let train = || hub.env(dir.train("org/train_only").arg("--dry-run"));
     let what = || hub.requests().into_iter().map(|request| request.what).collect::<Vec<_>>();
     let listing = |revision: &str| format!("GET /api/datasets/org/train_only/revision/{revision}");
     train().ok();
@@ -238,10 +238,10 @@ fn rows_to_evaluate_on_are_of_the_cached_commit() {
         .says(&format!("going on with cache/datasets--org--train_only/snapshots/{SHA}"));
     assert_eq!(what(), [""; 0]);
     // A split that was cached alone: the other one is of the same commit.
-    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", "org/rows", "-o", "out.jsonl"]);
+    let prepare = dir.prepare("org/rows", "out.jsonl");
     hub.env(prepare).ok();
     what();
-    let train = dir.suasion(&["train", "-M", "model", "-D", "org/rows", "--dry-run"]);
+    let train = dir.train("org/rows").arg("--dry-run");
     hub.env(train).ok().says("org/rows/test: 1 row:");
     let what = what();
     assert_eq!(what[0], format!("GET /api/datasets/org/rows/revision/{SHA}"));

@@ -3,7 +3,6 @@
 use crate::util::Dir;
 use std::time::{Duration, Instant};
 
-const TRAIN: [&str; 5] = ["train", "-M", "model", "-D", "rows.jsonl"];
 const SETTINGS: [&str; 7] = [
     "init=random",
     "logging_steps=1",
@@ -30,14 +29,14 @@ fn resumed_equals_uninterrupted() {
     let dir = Dir::new().with_model().with_rows(10);
     // 8 rows, 3 a step: the checkpoint lies in the middle of the second epoch.
     let settings = ["max_steps=8", "save_steps=4", "output_dir=whole"];
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&settings).ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&settings).ok();
     // The second run is killed after its checkpoint: everything newer is gone.
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&settings).set(&["output_dir=killed"]).ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&settings).set(&["output_dir=killed"]).ok();
     std::fs::remove_dir_all(dir.path("killed/checkpoint-8")).unwrap();
     for name in ["model.safetensors", "trainer_state.json", "report.html", "README.md"] {
         std::fs::remove_file(dir.path("killed").join(name)).unwrap();
     }
-    dir.suasion(&TRAIN)
+    dir.train("rows.jsonl")
         .set(&SETTINGS)
         .set(&settings)
         .set(&["output_dir=killed"])
@@ -55,7 +54,7 @@ fn resumed_equals_uninterrupted() {
 #[test]
 fn the_saved_configuration_is_enough_to_resume() {
     let dir = Dir::new().with_model().with_rows(10);
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&["max_steps=6", "save_steps=3", "output_dir=out"]).ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&["max_steps=6", "save_steps=3", "output_dir=out"]).ok();
     let whole = dir.read("out/model.safetensors");
     std::fs::remove_dir_all(dir.path("out/checkpoint-6")).unwrap();
     std::fs::remove_file(dir.path("out/model.safetensors")).unwrap();
@@ -72,7 +71,7 @@ fn the_saved_configuration_is_enough_to_resume() {
 #[test]
 fn another_objective_is_refused() {
     let dir = Dir::new().with_model().with_rows(6);
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&["max_steps=4", "save_steps=2", "output_dir=out"]).ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&["max_steps=4", "save_steps=2", "output_dir=out"]).ok();
     dir.suasion(&["train", "--resume", "out", "--set", "completion_only_loss=false"]).run().error(
         2,
         "E-RESUME",
@@ -84,7 +83,7 @@ fn another_objective_is_refused() {
         "learning_rate",
     );
     // The way back says why such a model should be retrained from its base.
-    dir.suasion(&TRAIN)
+    dir.train("rows.jsonl")
         .set(&SETTINGS)
         .set(&["max_steps=4", "save_steps=2", "output_dir=all", "completion_only_loss=false"])
         .ok();
@@ -97,7 +96,7 @@ fn another_objective_is_refused() {
 #[test]
 fn nothing_to_resume() {
     let dir = Dir::new().with_model().with_rows(4);
-    dir.suasion(&TRAIN).set(&SETTINGS).arg("--resume").run().error(2, "E-CHECKPOINT", "no checkpoint");
+    dir.train("rows.jsonl").set(&SETTINGS).arg("--resume").run().error(2, "E-CHECKPOINT", "no checkpoint");
     dir.suasion(&["train", "--resume", "nowhere"]).run().error(
         2,
         "E-USAGE",
@@ -110,10 +109,10 @@ fn nothing_to_resume() {
 fn ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bytes() {
     let dir = Dir::new().with_model().with_rows(10);
     let steps = ["max_steps=1200", "save_strategy=no"];
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&steps).set(&["output_dir=whole"]).arg("--quiet").ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&steps).set(&["output_dir=whole"]).arg("--quiet").ok();
 
     let mut child =
-        dir.suasion(&TRAIN).set(&SETTINGS).set(&steps).set(&["output_dir=out"]).arg("--quiet").spawn();
+        dir.train("rows.jsonl").set(&SETTINGS).set(&steps).set(&["output_dir=out"]).arg("--quiet").spawn();
     let started = Instant::now();
     while !std::fs::read_to_string(dir.path("out/metrics.jsonl")).is_ok_and(|text| text.lines().count() > 20)
     {

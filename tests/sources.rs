@@ -105,7 +105,7 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
     }
     // Raw rows and what was prepared of them: never both.
     dir.write("split/train-00000-of-00001.parquet", "");
-    let both = dir.suasion(&["prepare", "-M", "model", "-D", "split", "-o", "out.jsonl"]).run();
+    let both = dir.prepare("split", "out.jsonl").run();
     let names = "as train-00000-of-00001.parquet and as train-00000-of-00002.jsonl";
     both.error(3, "E-SOURCE", names).says("a glob such as");
     dir.write("run.yaml", "dataset_name: [shards/part-0.jsonl, shards/part-1.csv]\n");
@@ -168,11 +168,11 @@ fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
     let dict = fixtures.join("conversations_saved");
     let dict = dict.to_str().unwrap();
     assert_eq!(kept(&[dict]).0, expected);
-    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", dict, "-o", "out.jsonl"]);
+    let prepare = dir.prepare(dict, "out.jsonl");
     prepare.set(&["on_bad_row=skip", "dataset_train_split=test"]).ok();
     let second = expected.lines().find_map(|line| line.strip_prefix("{\"row\": 1, ")).unwrap();
     assert_eq!(dir.text("out.jsonl"), format!("{{\"row\": 0, {second}\n"));
-    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", dict, "-o", "out.jsonl"]);
+    let prepare = dir.prepare(dict, "out.jsonl");
     prepare.set(&["dataset_train_split=none"]).run().error(3, "E-SOURCE", "no none.jsonl");
 }
 
@@ -182,7 +182,7 @@ fn the_manifest_of_several_files_has_each_of_them() {
     let rows = rows();
     dir.write("a.jsonl", lines(&rows[..3])).write("b.jsonl", lines(&rows[3..]));
     prepared(&dir, &["[ab].jsonl"]);
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let manifest = dir.json("out.manifest.json");
     let source = &manifest["source"];
     assert_eq!(source["path"], "[ab].jsonl");
     assert_eq!(source["bytes"], lines(&rows).len());
@@ -193,7 +193,7 @@ fn the_manifest_of_several_files_has_each_of_them() {
     ]);
     assert_eq!(source["files"], files);
     prepared(&dir, &["a.jsonl"]);
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let manifest = dir.json("out.manifest.json");
     assert_eq!(
         manifest["source"],
         json!({"path": "a.jsonl", "blake3": hash("a.jsonl"), "bytes": dir.read("a.jsonl").len()})
@@ -204,9 +204,9 @@ fn the_manifest_of_several_files_has_each_of_them() {
 fn bad_rows_of_several_files_are_named_by_their_own_lines() {
     let dir = Dir::new().with_model();
     dir.write("a.jsonl", lines(&rows()[..2])).write("b.csv", "prompt,completion\n1,2\n1,2,3\n");
-    let run = dir.suasion(&["prepare", "-M", "model", "-D", "*.*", "-o", "out.jsonl"]).run();
+    let run = dir.prepare("*.*", "out.jsonl").run();
     run.error(3, "E-ROW", "b.csv:3: the record has 3 cells, the first line names 2 columns");
-    let skipped = dir.suasion(&["prepare", "-M", "model", "-D", "*.*", "-o", "out.jsonl"]);
+    let skipped = dir.prepare("*.*", "out.jsonl");
     skipped.set(&["on_bad_row=skip"]).ok();
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 1, 2], "counted over both files");
@@ -216,7 +216,7 @@ fn bad_rows_of_several_files_are_named_by_their_own_lines() {
 #[test]
 fn sources_that_are_not_there_say_what_is() {
     let dir = Dir::new().with_model();
-    let run = |data: &str| dir.suasion(&["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"]).run();
+    let run = |data: &str| dir.prepare(data, "out.jsonl").run();
     run("shards/*.jsonl").error(3, "E-SOURCE", "shards/*.jsonl: no file matches");
     run("rows.csv").error(3, "E-IO", "rows.csv: ");
     dir.write("data/valid.csv", "").write("data/notes.txt", "");
@@ -224,8 +224,7 @@ fn sources_that_are_not_there_say_what_is() {
     dir.write("part/train-00001-of-00003.jsonl", lines(&rows()));
     run("part").error(3, "E-SOURCE", "1 of 3 shards of train are there");
     dir.write("same/a.jsonl", lines(&rows()));
-    let same = ["prepare", "-M", "model", "-D", "same/*.jsonl", "-o", "same/a.jsonl"];
-    dir.suasion(&same).run().error(2, "E-USAGE", "both the source and the output");
+    dir.prepare("same/*.jsonl", "same/a.jsonl").run().error(2, "E-USAGE", "both the source and the output");
 }
 
 #[test]
@@ -238,13 +237,11 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
     dir.write(&format!("{snapshot}/data/train-00001-of-00002.jsonl"), lines(&rows[3..]));
     dir.write(&format!("{snapshot}/data/test-00000-of-00001.jsonl"), lines(&rows[..1]));
     dir.write(&format!("{snapshot}/other/train.jsonl"), lines(&rows[..2]));
-    let prepare = |data: &str| {
-        let args = ["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"];
-        dir.suasion(&args).env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1")
-    };
+    let prepare =
+        |data: &str| dir.prepare(data, "out.jsonl").env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1");
     prepare("some/data").ok();
     assert_eq!(dir.lines("out.jsonl").len(), 5);
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let manifest = dir.json("out.manifest.json");
     assert_eq!(manifest["source"]["path"], "some/data/train");
     prepare("some/data/other").ok();
     assert_eq!(dir.lines("out.jsonl").len(), 2);
@@ -252,8 +249,7 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
     let ran = prepare("some/none").run();
     ran.error(3, "E-SOURCE", "cache/datasets--some--none").says("HF_HUB_OFFLINE");
 
-    let train =
-        dir.suasion(&["train", "-M", "model", "-D", "some/data", "--set", "init=random", "--dry-run"]);
+    let train = dir.train("some/data").set(&["init=random"]).arg("--dry-run");
     let ran = train.env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1").ok();
     ran.says("some/data/train: 5 rows").says("some/data/test: 1 row:");
 }
@@ -270,7 +266,7 @@ fn rows_of_no_known_shape_say_what_each_format_lacks() {
     ] {
         let data = datasets.join(name);
         let data = data.to_str().unwrap();
-        let ran = dir.suasion(&["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"]).run();
+        let ran = dir.prepare(data, "out.jsonl").run();
         let ran = ran.error(3, "E-ROW", "the row is of no known format; it has ");
         let lines: Vec<&str> = ran.stderr.lines().collect();
         let help = lines.iter().position(|line| line.starts_with("help: the row is {\"")).unwrap();

@@ -9,17 +9,9 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// A folder of the internal test material; `None` (and a word about it) where there is none.
+/// A folder of the test material; `None`, and the test is recorded as skipped, where there is none.
 pub fn material(under: &str) -> Option<PathBuf> {
-    let base =
-        std::env::var_os("SUASION_MATERIAL").map_or_else(|| root().join("../shared/material"), PathBuf::from);
-    let path = base.join(under);
-    if path.exists() {
-        Some(path)
-    } else {
-        println!("skipped: no material ({})", path.display());
-        None
-    }
+    Some(suasion_test_support::material()?.join(under))
 }
 
 /// A temporary folder that is also the working folder of the commands run in it.
@@ -49,6 +41,11 @@ impl Dir {
         String::from_utf8(self.read(name)).expect("UTF-8")
     }
 
+    /// A JSON file.
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.read(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
     /// The lines of a JSON Lines file.
     pub fn lines(&self, name: &str) -> Vec<Value> {
         self.text(name).lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
@@ -63,6 +60,21 @@ impl Dir {
         let mut command = Command::new(env!("CARGO_BIN_EXE_suasion"));
         command.args(args);
         self.isolated(command)
+    }
+
+    /// `suasion prepare` with `model/`.
+    pub fn prepare(&self, data: &str, output: &str) -> TestCommand {
+        self.suasion(&["prepare", "-M", "model", "-D", data, "-o", output])
+    }
+
+    /// `suasion train` with `model/`.
+    pub fn train(&self, data: &str) -> TestCommand {
+        self.suasion(&["train", "-M", "model", "-D", data])
+    }
+
+    /// `suasion verify` with `model/`.
+    pub fn verify(&self, data: &str) -> TestCommand {
+        self.suasion(&["verify", "-M", "model", "-D", data])
     }
 
     /// A shell line, with the binary as `$SUASION`.
@@ -102,8 +114,7 @@ impl Dir {
                 std::fs::read(demo.join(name)).expect("the demo's tokenizer"),
             );
         }
-        let config = std::fs::read(demo.join("config.json")).expect("the demo's config.json");
-        let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+        let mut config = self.json(demo.join("config.json").to_str().expect("a path"));
         for (key, value) in [
             ("hidden_size", 32),
             ("intermediate_size", 48),
@@ -121,9 +132,7 @@ impl Dir {
     /// `model/` with random weights.
     pub fn with_weights(self) -> Dir {
         let dir = self.with_model().with_rows(2);
-        let args =
-            ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=1"];
-        dir.suasion(&args).arg("--set=output_dir=made").arg("--quiet").ok();
+        dir.train("rows.jsonl").set(&["init=random", "max_steps=1", "output_dir=made"]).arg("--quiet").ok();
         dir.write("model/model.safetensors", dir.read("made/model.safetensors"));
         std::fs::remove_dir_all(dir.path("made")).expect("removed");
         dir
@@ -135,6 +144,13 @@ impl Dir {
         self.write("rows.jsonl", rows);
         self
     }
+}
+
+/// The origins of a prepared line, a letter for each run of tokens.
+pub fn runs(line: &Value) -> String {
+    let mut letters: Vec<char> = line["origins"].as_str().expect("origins").chars().collect();
+    letters.dedup();
+    letters.into_iter().collect()
 }
 
 /// A row as a line of JSON.

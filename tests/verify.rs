@@ -4,7 +4,7 @@ use crate::util::{Dir, TestCommand};
 use unicode_width::UnicodeWidthStr;
 
 fn verify(dir: &Dir) -> TestCommand {
-    dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl"])
+    dir.verify("rows.jsonl")
 }
 
 fn fits_80_columns(text: &str) {
@@ -156,7 +156,7 @@ fn html_is_one_page() {
 #[test]
 fn prepared_data_verifies() {
     let dir = Dir::new().with_model().with_rows(4);
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"]).ok();
+    dir.prepare("rows.jsonl", "out.jsonl").ok();
     let raw = verify(&dir).arg("--json").ok().json();
     let prepared = dir.suasion(&["verify", "-D", "out.jsonl", "--json"]).ok().json();
     assert_eq!(raw["sections"], prepared["sections"]);

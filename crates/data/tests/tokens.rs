@@ -7,12 +7,13 @@
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 use suasion_data::policy::{Boundary, ContentSpecialTokens};
 use suasion_data::render::{Rendered, Span};
 use suasion_data::tokens::{Encoded, Tokenizer};
 use suasion_data::{Error, Origin, Policy, RowId, Section};
+use suasion_test_support::material;
 
 const PROMPT: Origin = Origin::Prompt { turn: 0, section: Section::Other };
 const RESPONSE: Origin = Origin::Response { turn: 0 };
@@ -188,23 +189,11 @@ impl Pair {
 
 // ---------------------------------------------------------------------------------------------- goldens
 
-fn material() -> Option<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = std::env::var_os("SUASION_MATERIAL")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| workspace.join("../shared/material"));
-    if folder.join("goldens/tokenize.jsonl").exists() {
-        return Some(folder);
-    }
-    println!("skipped: no material");
-    None
-}
-
 /// The real tokenizers, loaded once for all tests.
 fn real() -> Option<&'static BTreeMap<String, Pair>> {
-    static REAL: OnceLock<Option<BTreeMap<String, Pair>>> = OnceLock::new();
-    REAL.get_or_init(|| {
-        let folder = material()?.join("tokenizers");
+    static REAL: OnceLock<BTreeMap<String, Pair>> = OnceLock::new();
+    let folder = material()?.join("tokenizers");
+    Some(REAL.get_or_init(|| {
         let mut pairs = BTreeMap::new();
         for entry in std::fs::read_dir(&folder).unwrap() {
             let dir = entry.unwrap().path();
@@ -214,9 +203,8 @@ fn real() -> Option<&'static BTreeMap<String, Pair>> {
             pairs.insert(name.clone(), Pair::new(&name, ours, library));
         }
         assert_eq!(pairs.len(), 9);
-        Some(pairs)
-    })
-    .as_ref()
+        pairs
+    }))
 }
 
 fn lines(path: &Path) -> Vec<Value> {

@@ -1,5 +1,5 @@
 //! A tokenizer that can be computed by hand, and files to read.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use suasion_data::prepared::{self, Job, Manifest, Shape};
 use suasion_data::render::Stops;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Kept, Outcome, Pipeline, Policy, Summary};
+pub use suasion_test_support::material;
 
 /// The ids of the special tokens of [`byte_tokenizer`]; below them every byte is its own id.
 pub const EOS: u32 = 256;
@@ -122,20 +123,6 @@ pub fn kept(outcomes: &[Outcome], index: usize) -> &Kept {
 /// The codes found in an outcome, with their levels' first letters: `M001:e`.
 pub fn codes(outcome: &Outcome) -> Vec<String> {
     outcome.findings().iter().map(|f| format!("{}:{}", f.code, &f.level.to_string()[..1])).collect()
-}
-
-/// The folder of test material, if this machine has it.
-pub fn material() -> Option<PathBuf> {
-    let path = match std::env::var_os("SUASION_MATERIAL") {
-        Some(path) => PathBuf::from(path),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material"),
-    };
-    if path.is_dir() {
-        Some(path)
-    } else {
-        println!("skipped: no material");
-        None
-    }
 }
 
 /// Rows of many lengths: some are cut, some lose their response, some fail, some repeat.

@@ -1,20 +1,10 @@
 //! What the engine's tests share: the material, small models, random numbers.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use suasion_engine::{Architecture, Backend, Batch, Budget, Model};
-
-/// The internal test material, or `None` with a word about it.
-pub fn material() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material");
-    let path = std::env::var_os("SUASION_MATERIAL").map_or(root, PathBuf::from);
-    if path.is_dir() {
-        return Some(path);
-    }
-    println!("skipped: no material");
-    None
-}
+pub use suasion_test_support::material;
 
 pub fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use suasion_data::policy::Objective;
 use suasion_data::{IGNORE, Origin, RowId, Sample, Section};
 use suasion_engine::{Architecture, Budget, Cpu, Model};
+pub use suasion_test_support::material;
 use suasion_train::{
     DataCard, Event, Identity, ModelFiles, Observer, Plan, Report, Result, Resume, Run, Settings,
 };
@@ -205,17 +206,4 @@ pub fn metrics(dir: &Path) -> Vec<serde_json::Value> {
         value
     };
     text.lines().map(line).collect()
-}
-
-/// The folder of numbers that PyTorch computed, if this machine has it.
-pub fn material() -> Option<PathBuf> {
-    let dir = match std::env::var_os("SUASION_MATERIAL") {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material"),
-    };
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    eprintln!("skipped: no material at {}", dir.display());
-    None
 }
