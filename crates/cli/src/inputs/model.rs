@@ -11,6 +11,7 @@ use std::time::Duration;
 use suasion_data::template::{ChatTemplate, RenderingWatch};
 use suasion_data::tokens::{SpecialToken, Tokenizer};
 use suasion_engine::Architecture;
+use suasion_train::ModelFiles;
 
 /// A model folder without its weights: what rows are rendered and tokenised with.
 pub struct Folder {
@@ -142,18 +143,6 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
     }
 }
 
-/// Files of a model beside its weights, as far as it has them.
-const FILES: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-
 /// The folder of a model, with its weights where `weights` says so.
 ///
 /// # Errors
@@ -224,7 +213,7 @@ fn is_safetensors(name: &str) -> bool {
 /// others.
 fn wanted(names: &[String], weights: bool) -> Vec<String> {
     let mut wanted: Vec<String> =
-        names.iter().filter(|name| FILES.contains(&name.as_str())).cloned().collect();
+        names.iter().filter(|name| ModelFiles::NAMES.contains(&name.as_str())).cloned().collect();
     if weights {
         let tensors: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
         let named = tensors.iter().any(|name| name.starts_with("model"));
