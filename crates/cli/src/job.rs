@@ -17,7 +17,7 @@ use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, Sample};
-use suasion_engine::{Architecture, Cpu, MemoryPlan, Model};
+use suasion_engine::{Architecture, Device, MemoryPlan, Model};
 use suasion_train::DataCard;
 use suasion_train::compare::{CompareSettings, Comparison, compare};
 use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
@@ -112,7 +112,7 @@ impl Job {
         let mut model = match self.resume {
             // The checkpoint's weights replace these, so none are read first.
             Resume::No => self.start(ui).build(self.plan.budget)?,
-            _ => Model::new(self.arch.clone(), Cpu::new(), self.plan.budget)?,
+            _ => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
         };
         let files = ModelFiles::from_dir(&self.folder.dir)?;
         let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: self.config.to_yaml().into_bytes() }];

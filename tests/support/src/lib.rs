@@ -9,16 +9,20 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The folder of the test material: `SUASION_MATERIAL`, else `../shared/material` beside the repository. Where there is
-/// none, the running test is recorded as skipped.
-pub fn material() -> Option<PathBuf> {
+/// The folder of the test material: `SUASION_MATERIAL`, else `../shared/material` beside the repository.
+pub fn material_folder() -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material");
-    let path = std::env::var_os("SUASION_MATERIAL").map_or_else(beside, PathBuf::from);
-    if path.is_dir() {
-        return Some(path);
+    Some(std::env::var_os("SUASION_MATERIAL").map_or_else(beside, PathBuf::from)).filter(|path| path.is_dir())
+}
+
+/// The folder of the test material, for a test that does nothing without it: where there is none, the running test is
+/// recorded as skipped.
+pub fn material() -> Option<PathBuf> {
+    let found = material_folder();
+    if found.is_none() {
+        skipped("no test material (SUASION_MATERIAL)");
     }
-    skipped("no test material (SUASION_MATERIAL)");
-    None
+    found
 }
 
 /// The Python that has PyTorch, transformers, TRL and datasets: `SUASION_PEERS_PYTHON`. Where it is not set, the running

@@ -28,7 +28,7 @@ pub struct TrainArgs {
 pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let (loaded, resume) = load(args, ui)?;
     let (output_dir, overwrite) = (&loaded.config.output_dir, loaded.config.overwrite_output_dir);
-    suasion_train::trainer::check_output_dir(output_dir, &resume, overwrite)?;
+    suasion_train::check_output_dir(output_dir, &resume, overwrite)?;
     let job = Job::new(loaded.config, resume, ui)?;
     job.announce(ui);
     line(ui, "output", job.config.output_dir.display());

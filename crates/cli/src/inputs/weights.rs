@@ -5,7 +5,7 @@ use crate::machine;
 use crate::ui::Ui;
 use std::path::Path;
 use suasion_data::report::format::count;
-use suasion_engine::{Architecture, Budget, Cpu, MemoryPlan, Model};
+use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
 
 /// Where the first weights of models come from.
 pub struct Start<'a> {
@@ -44,9 +44,9 @@ impl<'a> Start<'a> {
         if machine::memory().0.is_some_and(|total| bytes > total) {
             return Err(suasion_engine::Error::Memory { bytes }.into());
         }
-        let mut model = Model::new(self.arch.clone(), Cpu::new(), budget)?;
+        let mut model = Model::new(self.arch.clone(), Device::cpu(), budget)?;
         match self.init {
-            Init::Random => model.init_random(self.seed),
+            Init::Random => model.init_random(self.seed)?,
             Init::Weights => {
                 let unused = model.load_weights(self.dir)?;
                 if !unused.is_empty() && !std::mem::replace(&mut self.warned, true) {
