@@ -1,4 +1,4 @@
-//! Whatever is wrong with rows, weights, folders or disks: said by name, with the place, and the right exit code.
+//! Bad rows, weights, folders and disks: each is an error that names the place, with the right exit code.
 
 use crate::util::{Dir, Ran, TestCommand, row};
 
@@ -25,7 +25,8 @@ fn prepare_with(bad: impl AsRef<[u8]>) -> (Dir, Ran) {
     (dir, ran)
 }
 
-/// The row stops the run, names line 3, leaves no output, and is skipped, counted and listed where that is asked for.
+/// The row stops the run with an error that names line 3, and no output is left; under `on_bad_row=skip` it is skipped, counted
+/// and listed.
 fn bad_row(bad: impl AsRef<[u8]>, message: &str) {
     let (dir, ran) = prepare_with(bad);
     ran.error(3, "E-ROW", "rows.jsonl:3: ").says(message);
@@ -90,7 +91,7 @@ fn several_bad_rows_are_all_listed() {
 }
 
 #[test]
-fn training_stops_or_goes_on_as_asked() {
+fn training_stops_at_a_bad_row_unless_on_bad_row_is_skip() {
     let (dir, _) = prepare_with(r#"{"input_text": "a"}"#);
     let train = || dir.train("rows.jsonl").set(&["init=random", "max_steps=1"]);
     train().run().error(3, "E-ROW", "rows.jsonl:3: ");
@@ -104,7 +105,7 @@ fn response_cut_away_by_truncation() {
     let cut = prepare(&dir).set(&["truncation_mode=keep_start", "max_length=12"]).ok();
     cut.says("0 kept").says("3 dropped (3 without a target)");
     assert!(dir.lines("out.findings.jsonl").iter().any(|f| f["code"] == "M001"));
-    // With nothing left there is nothing to train on, and that is said before any work.
+    // Training on no rows is refused before any work.
     dir.train("rows.jsonl")
         .set(&["init=random", "truncation_mode=keep_start", "max_length=12"])
         .run()

@@ -3,7 +3,7 @@
 use crate::util::{Dir, runs};
 use serde_json::{Value, json};
 
-/// A template in the manner of ChatML, with the demo tokenizer's EOS as the stop token.
+/// A template like ChatML's, with the demo tokenizer's EOS as the stop token.
 const TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}\
     {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>{{ '\\n' }}{% endif %}";
@@ -34,7 +34,7 @@ fn prepared(dir: &Dir, settings: &[&str]) -> Vec<Value> {
     dir.lines("out.jsonl")
 }
 
-/// What is learned of a row, by decoding nothing: labels equal ids exactly on response and stop token.
+/// Number of supervised tokens of a line; labels equal ids on responses and stop tokens, and nowhere else.
 fn learned(line: &Value) -> usize {
     let (ids, labels) = (line["input_ids"].as_array().unwrap(), line["labels"].as_array().unwrap());
     let origins: Vec<char> = line["origins"].as_str().unwrap().chars().collect();
@@ -60,19 +60,19 @@ fn prepare_renders_with_the_models_template() {
         "<|system|>\nBe brief.\n<|user|>\nAre buses slow?\n<|assistant|>\nAt rush hour.<|endoftext|>\n<|user|>\nAnd \
          trams?\n<|assistant|>\nLess so.<|endoftext|>\n<|user|>\nThanks.\n"
     );
-    // Two answers with their stop tokens; the turn after the last one is prompt and no error.
+    // Two answers with their stop tokens; a user turn after the last answer is prompt, not an error.
     assert_eq!(runs(&lines[0]).matches("RE").count(), 2, "{}", runs(&lines[0]));
     assert!(!runs(&lines[0]).ends_with("RE") && runs(&lines[0]).contains('S'));
     assert_eq!(lines[1]["text"], "<|user|>\nWhy?\n<|assistant|>\nBecause.<|endoftext|>\n");
-    // Of a completion's prompt nothing is learned, whoever speaks in it.
+    // Nothing of a completion's prompt is learned, its assistant turns included.
     assert_eq!(runs(&lines[2]).matches("RE").count(), 1);
-    // An instruction is a conversation where there is a template.
+    // With a template, an instruction is rendered as a conversation.
     assert_eq!(lines[3]["text"], "<|user|>\nName a tree.\n<|assistant|>\nAn oak.<|endoftext|>\n");
     assert!(lines.iter().all(|line| learned(line) > 0));
     let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
     assert!(manifest["template"].is_string());
 
-    // The last answer alone; and another template is another fingerprint.
+    // Only the last answer is learned; and another template has another fingerprint.
     let last = prepared(&dir, &["supervise=last"]);
     assert!(learned(&last[0]) < learned(&lines[0]));
     dir.write("model/chat_template.jinja", TEMPLATE.replace("<|user|>", "<|u|>") + " ");
@@ -94,13 +94,13 @@ fn verify_explains_a_conversation() {
 }
 
 #[test]
-fn a_model_without_a_template_says_what_it_lacks() {
+fn conversations_without_a_chat_template_are_an_error() {
     let dir = Dir::new().with_model();
     dir.write("rows.jsonl", rows());
     for command in [dir.verify("rows.jsonl"), dir.prepare("rows.jsonl", "out.jsonl")] {
         command.run().error(3, "E-SOURCE", "the model folder has no chat template");
     }
-    // Instructions alone need none.
+    // Instructions need no template.
     dir.write("rows.jsonl", rows().lines().last().unwrap());
     assert!(prepared(&dir, &[])[0]["text"].as_str().unwrap().contains("### Instruction:\nName a tree."));
 }
@@ -120,7 +120,7 @@ fn conversations_train_and_evaluate() {
 }
 
 #[test]
-fn the_date_of_the_day_and_reserved_names_are_told() {
+fn a_template_that_uses_todays_date_warns_and_reserved_names_are_refused() {
     let dir = folder();
     dir.write("model/chat_template.jinja", format!("{{{{ strftime_now('%Y-%m-%d') }}}}{TEMPLATE}"));
     let prepare = || dir.prepare("rows.jsonl", "out.jsonl");
@@ -128,7 +128,7 @@ fn the_date_of_the_day_and_reserved_names_are_told() {
     let manifest = dir.json("out.manifest.json");
     let today = manifest["policy"]["template_date"].as_str().expect("the day is in the manifest").to_string();
     assert!(ran.stderr.contains(&format!("template_date={today}")), "{}", ran.stderr);
-    // Pinned to that day it is the same data, and nothing is told.
+    // Pinned to that day it is the same data, without a warning.
     let ran = prepare().set(&[&format!("template_date={today}")]).ok();
     assert!(!ran.stderr.contains("template_date"), "{}", ran.stderr);
     assert_eq!(dir.json("out.manifest.json")["fingerprint"], manifest["fingerprint"]);
@@ -139,7 +139,7 @@ fn the_date_of_the_day_and_reserved_names_are_told() {
     ran.error(2, "E-CONFIG", "template_kwargs");
 }
 
-/// MiniJinja copies a list in one instruction, however long; nothing that counts instructions ends this template.
+/// MiniJinja copies a list in one instruction, however long it is, so its fuel does not end this template.
 #[test]
 fn a_template_that_doubles_a_list_is_ended() {
     let dir = folder();

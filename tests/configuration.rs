@@ -1,9 +1,9 @@
-//! CONFIG, `--set` and flags: which wins, what is refused, what is shown and saved.
+//! CONFIG, `--set` and flags: precedence, refusals, what is printed and saved.
 
 use crate::util::Dir;
 
 #[test]
-fn flags_win_over_assignments_over_the_file() {
+fn flags_override_assignments_which_override_the_file() {
     let dir = Dir::new();
     dir.write("run.yaml", "model_name_or_path: from-file\nseed: 1\nlearning_rate: 1e-3\n");
     let ran = dir
@@ -43,7 +43,7 @@ fn toml_is_read_like_yaml() {
 }
 
 #[test]
-fn known_keys_that_are_not_supported_say_so() {
+fn unsupported_keys_of_trl_are_refused_by_name() {
     let dir = Dir::new();
     for (assignment, name) in [
         ("use_peft=true", "use_peft"),
@@ -72,7 +72,7 @@ fn choices_and_bounds_are_listed() {
     dir.suasion(&["check", "--set", "lr_scheduler_type=polynomial"]).run().error(
         2,
         "E-CONFIG",
-        "linear, cosine, constant, constant_with_warmup",
+        "expected one of: constant, constant_with_warmup, linear, cosine; found \"polynomial\"",
     );
     dir.suasion(&["check", "--set", "eval_fraction=1"]).run().error(2, "E-CONFIG", "from 0 to below 1");
     dir.suasion(&["check", "--set", "eval_strategy=best"]).run().error(2, "E-CONFIG", "eval_strategy");
@@ -97,7 +97,7 @@ fn usage_errors_have_the_contracts_form() {
 }
 
 #[test]
-fn a_model_that_is_not_there_says_where_it_looked() {
+fn a_missing_model_is_an_error_that_names_the_places_searched() {
     let dir = Dir::new().with_rows(1);
     let train =
         |model: &str| dir.suasion(&["train", "-D", "rows.jsonl", "-M", model]).env("HF_HUB_OFFLINE", "1");

@@ -1,4 +1,4 @@
-//! Packs from the command line: made of raw rows, read from files, refused where they are none.
+//! Packs through the binary: made from raw rows, read from files, refused without boundaries.
 
 use crate::util::Dir;
 use serde_json::{Value, json};
@@ -50,7 +50,7 @@ fn raw_rows_train_as_packs() {
     std::fs::remove_file(dir.path("again/model.safetensors")).unwrap();
     train("again").arg("--resume").ok().says("is done");
     assert_eq!(dir.read("whole/model.safetensors"), dir.read("again/model.safetensors"));
-    // Another way to pack is another run.
+    // A run cannot be resumed with other packs.
     train("again").set(&["packing=false"]).arg("--resume").run().error(2, "E-RESUME", "fingerprint");
 }
 
@@ -70,12 +70,12 @@ fn packs_are_evaluated_and_verified_as_their_rows() {
     let (rows, packs) = (verify("one.jsonl").ok().json(), verify("packs.jsonl").ok().json());
     assert_eq!(rows["sections"], packs["sections"]);
     assert_eq!((&packs["rows"], &packs["tokens"]), (&json!(4), &rows["tokens"]));
-    let told = dir.verify("packs.jsonl").ok();
-    told.prints("lines    4: 4 kept").prints("packs    4 of 7 rows").prints("in 4 trainable lines");
+    let verified = dir.verify("packs.jsonl").ok();
+    verified.prints("lines    4: 4 kept").prints("packs    4 of 7 rows").prints("in 4 trainable lines");
     dir.verify("packs.jsonl").ok().prints("-- sequence 1 (row 1)");
     dir.train("packs.jsonl").arg("--dry-run").ok().says("4 packs, as the file has them");
 
-    // Prepared again they stay packs.
+    // Prepared again, packs stay packs.
     dir.prepare("packs.jsonl", "again.jsonl").ok();
     let again = dir.lines("again.jsonl");
     assert_eq!((&again[0]["rows"], &again[3]["rows"]), (&json!([0, 1]), &json!([6])));
@@ -97,9 +97,9 @@ fn a_pack_without_boundaries_is_refused_everywhere() {
     }
 }
 
-/// Packs of raw rows in each form of output: the same packs, full, with no finding, and every row in one of them.
+/// Packs of raw rows in each output format: the same packs, full, with no finding, and every row in one of them.
 #[test]
-fn prepared_packs_are_the_same_in_every_form() {
+fn prepared_packs_are_the_same_in_every_output_format() {
     let dir = Dir::new().with_model().with_rows(200);
     let prepare = |source: &str, output: &str, settings: &[&str]| {
         dir.prepare(source, output).set(settings).arg("--json").ok().json()
@@ -133,7 +133,7 @@ fn prepared_packs_are_the_same_in_every_form() {
     assert!(shards["files"].as_array().unwrap().len() > 1);
     assert_eq!(shards["packs"]["rows"], 200);
     let text = dir.prepare("rows.jsonl", "t.jsonl").arg("--with-text");
-    text.set(&packs).run().error(2, "E-USAGE", "a pack has no text");
+    text.set(&packs).run().error(2, "E-USAGE", "packs are written without text");
 }
 
 /// Four replies to each of two prompts: with shared prompts, a pack holds the prompt once.
@@ -163,7 +163,7 @@ fn rows_with_one_prompt_share_it() {
             .map(|(range, _)| range[1].as_u64().unwrap() - range[0].as_u64().unwrap())
     }))
     .sum();
-    // Each of eight branches goes on after a prompt that stands twice in all instead of eight times.
+    // Eight responses continue prompts that are stored twice in all instead of eight times.
     assert_eq!(tokens(&whole) - tokens(&shared), prompts - prompts / 4);
     assert_eq!(
         dir.lines("shared.jsonl").iter().map(|l| l["rows"].as_array().unwrap().len()).sum::<usize>(),

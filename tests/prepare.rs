@@ -1,4 +1,4 @@
-//! `suasion prepare`: the lines of CLI.md.
+//! `suasion prepare`: its outputs, when they are reused, and what it refuses.
 
 use crate::util::{Dir, row, runs};
 use serde_json::Value;
@@ -110,16 +110,16 @@ fn compressed_sources_and_outputs() {
     let dir = Dir::new().with_model().with_rows(3);
     prepare(&dir).ok();
     dir.prepare("rows.jsonl", "out2.jsonl.gz").ok();
-    // What was prepared is a source of rows again, compressed or not, and stays what it was.
+    // Prepared data is a source of rows, compressed or not, and preparing it again changes nothing.
     for (source, output) in [("out2.jsonl.gz", "out3.jsonl"), ("out.jsonl", "out4.jsonl")] {
         dir.prepare(source, output).ok();
         assert_eq!(dir.lines(output), dir.lines("out.jsonl"));
     }
 }
 
-/// What each form of output is read back as, as the lines of JSON that it would have been.
+/// Each output format read back gives the lines of the JSON Lines output.
 #[test]
-fn every_form_of_output_holds_the_same_rows() {
+fn every_output_format_holds_the_same_rows() {
     let dir = Dir::new().with_model().with_rows(200);
     let arguments = ["--set", "loss_weights.task=0.25"];
     prepare(&dir).args(&arguments).ok();
@@ -127,7 +127,7 @@ fn every_form_of_output_holds_the_same_rows() {
         dir.prepare(source, output).args(&arguments).ok();
         dir.lines(output)
     };
-    // As a source of rows, the lines themselves have new numbers; nothing else changes.
+    // Read back, rows are numbered anew; nothing else changes.
     let expected = again("out.jsonl", "back.jsonl");
     for output in ["rows.parquet", "folder", "deep.jsonl.zst"] {
         dir.prepare("rows.jsonl", output).args(&arguments).ok();
@@ -139,11 +139,11 @@ fn every_form_of_output_holds_the_same_rows() {
         .collect();
     names.sort();
     assert_eq!(names, ["data-00000-of-00001.arrow", "dataset_info.json", "manifest.json", "state.json"]);
-    // The manifest beside a form knows its rows: what was asked for is no finding.
+    // With the manifest, verify knows which weights were configured, and does not report them.
     for source in ["rows.parquet", "folder", "out.jsonl"] {
         dir.verify(source).ok();
     }
-    // In shards, whatever the form.
+    // The same in shards.
     for (output, shards) in [("s.jsonl", "s-*.jsonl"), ("s2.parquet", "s2-*.parquet"), ("s3", "s3")] {
         let job = || dir.prepare("rows.jsonl", output).args(&["--max-shard-size", "2KB"]).args(&arguments);
         let ran = job().ok();
@@ -156,7 +156,7 @@ fn every_form_of_output_holds_the_same_rows() {
 }
 
 #[test]
-fn what_is_there_is_reused_or_prepared_again_and_says_why() {
+fn prepared_data_is_reused_or_prepared_again_with_the_reason() {
     let dir = Dir::new().with_model().with_rows(3);
     prepare(&dir).ok();
     let ran = prepare(&dir).ok();
@@ -170,14 +170,14 @@ fn what_is_there_is_reused_or_prepared_again_and_says_why() {
 #[test]
 fn outputs_that_cannot_be_written_are_refused() {
     let dir = Dir::new().with_model().with_rows(1);
-    dir.prepare("rows.jsonl", "x.csv").run().error(2, "E-USAGE", "the output's form is told by its name");
+    dir.prepare("rows.jsonl", "x.csv").run().error(2, "E-USAGE", "unknown output format");
     dir.prepare("rows.jsonl", "x.jsonl").args(&["--max-shard-size", "5 miles"]).run().error(
         2,
         "E-USAGE",
         "a size is a number",
     );
     dir.prepare("rows.jsonl", "rows.jsonl").run().error(2, "E-USAGE", "both the source and the output");
-    // Nor what is read: as a shard of the output, as its findings, in its folder.
+    // Nor may the source be replaced: as a shard of the output, as its findings, in its folder.
     dir.prepare("rows.jsonl", "mine").ok();
     for (source, output) in [
         ("rows.jsonl", "rows.findings.jsonl"),
@@ -201,7 +201,7 @@ fn outputs_that_cannot_be_written_are_refused() {
         "is the name of one shard",
     );
     std::fs::remove_dir_all(dir.path("mine")).unwrap();
-    // Somebody's folder is not replaced.
+    // A folder with other files is not replaced.
     std::fs::create_dir(dir.path("mine")).unwrap();
     dir.write("mine/notes.txt", "keep");
     dir.prepare("rows.jsonl", "mine").run().error(3, "E-SOURCE", "holds \"notes.txt\"");

@@ -1,6 +1,6 @@
-//! README.md: every command that it shows works as it is shown.
+//! Every suasion command of README.md runs.
 //!
-//! The commands of the ```sh blocks are run in a folder that has what a reader would have: `rows.jsonl` (also as
+//! The commands of the ```sh blocks are run in a folder with the files that the README assumes: `rows.jsonl` (also as
 //! `train.jsonl` and `data.jsonl`), a model in `model/`, and `run.yaml`. Training commands get a few steps only.
 
 use crate::util::{Dir, root};
@@ -19,7 +19,7 @@ fn commands() -> Vec<String> {
         if !inside || line.is_empty() || line.starts_with('#') {
             continue;
         }
-        // A line that ends in a backslash goes on.
+        // A line that ends in a backslash continues on the next.
         if let Some(start) = line.strip_suffix('\\') {
             pending += start;
             continue;

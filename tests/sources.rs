@@ -4,7 +4,7 @@ use crate::util::{Dir, material, root};
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// Rows with all that formats quote or escape.
+/// Rows with every character that formats quote or escape.
 fn rows() -> Vec<Value> {
     let texts = [
         ("Why?", "Because."),
@@ -82,7 +82,7 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
         assert_eq!(prepared(&dir, &[name]), expected, "{name}");
     }
 
-    // Two files, whose names sort as their rows do: as a glob, in turn, as shards of a split, as a folder of one.
+    // Two files whose names sort in the order of their rows: as a glob, listed, as shards of a split, as a split's folder.
     let (first, second) = (lines(&rows[..2]), delimited(&rows[2..], ","));
     dir.write("shards/part-0.jsonl", &first).write("shards/part-1.csv", &second);
     let shards = [lines(&rows[..2]), lines(&rows[2..])];
@@ -103,7 +103,7 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
     ] {
         assert_eq!(prepared(&dir, data), expected, "{data:?}");
     }
-    // Raw rows and what was prepared of them: never both.
+    // A folder with raw rows and the prepared data made from them is refused.
     dir.write("split/train-00000-of-00001.parquet", "");
     let both = dir.prepare("split", "out.jsonl").run();
     let names = "as train-00000-of-00001.parquet and as train-00000-of-00002.jsonl";
@@ -130,7 +130,7 @@ fn cells_may_hold_conversations_and_tokens() {
     }
 }
 
-/// Files that `datasets` wrote, against the JSON Lines that it wrote of the same rows.
+/// Files that `datasets` wrote, compared with the JSON Lines that it wrote of the same rows.
 #[test]
 fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
     let dir = Dir::new().with_model();
@@ -214,7 +214,7 @@ fn bad_rows_of_several_files_are_named_by_their_own_lines() {
 }
 
 #[test]
-fn sources_that_are_not_there_say_what_is() {
+fn missing_sources_are_errors_that_list_what_exists() {
     let dir = Dir::new().with_model();
     let run = |data: &str| dir.prepare(data, "out.jsonl").run();
     run("shards/*.jsonl").error(3, "E-SOURCE", "shards/*.jsonl: no file matches");
@@ -255,7 +255,7 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
 }
 
 #[test]
-fn rows_of_no_known_shape_say_what_each_format_lacks() {
+fn rows_of_unknown_format_list_what_each_format_lacks() {
     let Some(datasets) = material("datasets") else { return };
     let dir = Dir::new().with_model();
     for (name, nearest) in [
@@ -273,9 +273,9 @@ fn rows_of_no_known_shape_say_what_each_format_lacks() {
         assert_eq!(lines[help + 2], format!("  {nearest}"), "{}", ran.stderr);
         assert_eq!(lines.last(), Some(&"or leave bad rows out with on_bad_row=skip"));
         assert!(lines.len() < 20, "one reason for all rows:\n{}", ran.stderr);
-        // The first rows fail alike: what to do stands there once.
+        // The first rows fail for the same reason: its help is printed once.
         let ran = dir.suasion(&["verify", "-D", data]).run().code(1);
-        // Lines end where the path of the material lets them.
+        // Where lines are wrapped depends on the length of the material's path.
         let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(words.matches("the row is of no known format").count(), 3, "{}", ran.stdout);
         assert_eq!(ran.stdout.matches(nearest).count(), 1, "{}", ran.stdout);

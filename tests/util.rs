@@ -1,4 +1,4 @@
-//! `Dir` and `TestCommand`: a folder of its own for each test, and the binary run in it.
+//! `Dir` and `TestCommand`: a folder for each test, and the binary run in it.
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub fn material(under: &str) -> Option<PathBuf> {
     Some(suasion_test_support::material()?.join(under))
 }
 
-/// A temporary folder that is also the working folder of the commands run in it.
+/// A temporary folder; commands run in it.
 pub struct Dir(tempfile::TempDir);
 
 impl Dir {
@@ -55,7 +55,7 @@ impl Dir {
         self.path(name).exists()
     }
 
-    /// The binary, to be run here.
+    /// The binary, with this folder as its working folder.
     pub fn suasion(&self, args: &[&str]) -> TestCommand {
         let mut command = Command::new(env!("CARGO_BIN_EXE_suasion"));
         command.args(args);
@@ -171,7 +171,7 @@ pub fn row(i: usize) -> String {
     serde_json::json!({ "input_text": input, "full_text": full }).to_string()
 }
 
-/// A command that is being put together.
+/// A command and its arguments, not yet run.
 pub struct TestCommand(Command);
 
 impl TestCommand {
@@ -233,7 +233,7 @@ impl TestCommand {
     }
 }
 
-/// What came back.
+/// The output of a finished command.
 pub struct Ran {
     pub code: Option<i32>,
     pub stdout: String,
@@ -255,7 +255,7 @@ impl Ran {
         format!("{}\nexit: {:?}\nstdout:\n{}\nstderr:\n{}", self.what, self.code, self.stdout, self.stderr)
     }
 
-    /// Expects an exit code, and that nothing panicked on the way.
+    /// Expects an exit code, and that no thread panicked.
     pub fn code(self, code: i32) -> Ran {
         assert!(!self.stderr.contains("panicked"), "{}", self.dump());
         assert_eq!(self.code, Some(code), "{}", self.dump());
@@ -274,7 +274,7 @@ impl Ran {
         self
     }
 
-    /// An error of the contract's form: `error[TAG]: …`, then a `help:` line.
+    /// Expects an error: the exit code, `error[TAG]: …` with `text` in it, and a `help:` line.
     pub fn error(self, code: i32, tag: &str, text: &str) -> Ran {
         let ran = self.code(code).says(&format!("error[{tag}]: ")).says(text);
         assert!(ran.stderr.lines().any(|line| line.starts_with("help: ")), "no help\n{}", ran.dump());

@@ -8,7 +8,7 @@ use suasion_data::report::format::{count, loss, percent, thousands};
 use suasion_train::compare::{Arm, Comparison};
 use suasion_train::evaluate::{Calibration, Evaluation, SectionLoss};
 
-/// Stands for a number that there is not, as in [`loss`].
+/// Printed in place of a missing number, as by [`loss`].
 const NONE: &str = "–";
 
 /// `160 rows: 158 kept (3 of them cut), 2 dropped (2 longer than max_length), 0 failed`.
@@ -30,7 +30,7 @@ pub fn rows(counts: &Counts) -> String {
     line
 }
 
-/// An objective in two words.
+/// An objective's name in tables and progress lines.
 pub fn objective(objective: Objective) -> &'static str {
     match objective {
         Objective::ResponseOnly => "response only",

@@ -17,7 +17,7 @@ pub struct CompareArgs {
     config: ConfigArgs,
 }
 
-/// Where no evaluation rows are named, this share of the rows is held out: a comparison needs some.
+/// The share of the rows that is held out where no evaluation rows are named: a comparison needs some.
 const HELD_OUT: f64 = 0.1;
 
 /// Runs the command.
@@ -25,7 +25,7 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut loaded = args.config.load(ui)?;
     if loaded.config.data.objective == Objective::AllTokens {
         return Err(Failure::config(
-            "completion_only_loss=false: compare trains both objectives by itself",
+            "completion_only_loss=false: compare trains both objectives",
             "leave completion_only_loss out",
         )
         .into());
@@ -33,7 +33,7 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     if rows::evaluation(&loaded.config, ui)?.is_none() && loaded.config.eval_fraction == 0.0 {
         loaded.config.eval_fraction = HELD_OUT;
     }
-    // Both arms are thrown away: nothing is written, so what lies in output_dir does not matter.
+    // Both models are discarded and nothing is written, so output_dir is not checked.
     let job = Job::new(loaded.config, Resume::No, ui)?;
     job.announce(ui);
     let comparison = job.compare(ui)?;

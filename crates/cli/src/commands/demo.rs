@@ -1,6 +1,6 @@
-//! `suasion train --demo`: the whole way on embedded rows. What it says is what it measured.
+//! `suasion train --demo`: verify, train, evaluate and compare on embedded rows.
 
-use super::tell_notes;
+use super::print_notes;
 use super::train::TrainArgs;
 use crate::config::{Config, Init, Loaded};
 use crate::failure::{Exit, Failure};
@@ -32,10 +32,10 @@ const MODEL_FILES: [(&str, &[u8]); 3] = [
     ("tokenizer_config.json", include_bytes!("../../../../examples/persuasion/tokenizer_config.json")),
 ];
 
-/// Where the demo works unless output_dir says otherwise.
+/// The demo's folder where output_dir is not set.
 const FOLDER: &str = "suasion-demo";
 
-/// Keys that the demo answers itself: its rows, its model, and both objectives.
+/// Keys that the demo sets: its rows, its model, and both objectives.
 const ITS_OWN: [&str; 9] = [
     "model_name_or_path",
     "init",
@@ -48,19 +48,19 @@ const ITS_OWN: [&str; 9] = [
     "overwrite_output_dir",
 ];
 
-/// One view in this many is held out, with all its replies.
+/// One view in this many is held out, with all replies to it.
 const HELD_OUT_ONE_IN: usize = 10;
 
-/// Tokens of the reply that is shown.
+/// The longest reply that is shown, in tokens.
 const REPLY_TOKENS: usize = 128;
 
 /// Runs the demo.
 pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = Loaded::over(defaults(), &args.config.set)?;
-    tell_notes(&loaded, ui);
+    print_notes(&loaded, ui);
     if let Some(key) = ITS_OWN.iter().find(|key| loaded.places.contains_key(**key)) {
         return Err(Failure::usage(
-            format!("{key} is the demo's own"),
+            format!("{key} is set by the demo"),
             "leave it out, or train without --demo: suasion train --data D --model M",
         )
         .into());
@@ -71,10 +71,10 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     config.model_name_or_path = Some(files.model.clone());
     config.dataset_name = Some(files.data.clone().into());
     config.output_dir = files.run.clone();
-    // The folder is the demo's own (Files::write has seen to it): a second demo replaces the first.
+    // Files::write has refused any folder that is not an earlier demo's, so a second demo may replace the first.
     config.overwrite_output_dir = true;
 
-    ui.say(format_args!("wrote the demo's rows, tokenizer and model configuration to {}", folder.display()));
+    ui.log(format_args!("wrote the demo's rows, tokenizer and model configuration to {}", folder.display()));
     let shares = verify(&files, &config.policy(), ui)?;
 
     heading(ui, "Training on the responses only, from random weights");
@@ -89,7 +89,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
 
-    heading(ui, "Both objectives from the same start, to compare");
+    heading(ui, "Both objectives from the same initial weights");
     let comparison = job.compare(ui)?;
     let reply = sample(&job, ui)?;
     write_report(
@@ -113,8 +113,8 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     write!(out, "{}", before_and_after(&report))?;
     writeln!(out, "\n== Response only against all tokens\n")?;
     write!(out, "{}", tables::comparison(&comparison, ui.width))?;
-    writeln!(out, "\n== A reply to a view that it has never seen\n")?;
-    // Line by line: `visible` would show the prompt's own line ends as marks.
+    writeln!(out, "\n== A reply to a view that was not trained on\n")?;
+    // Line by line: `visible` shows line ends as marks.
     for text in [&reply.prompt, &reply.reply] {
         for line in text.trim().lines() {
             writeln!(out, "{}", ui::wrap(&report::visible(line), ui.width))?;
@@ -122,7 +122,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
         writeln!(out)?;
     }
     let note = format!(
-        "({}; {} parameters trained for {} on {} rows show the way, not what a real model writes)",
+        "({}; {} parameters, trained for {} on {} rows: expect no sense from a model of this size)",
         reply.stopped,
         thousands(report.parameters),
         duration(report.seconds),
@@ -132,14 +132,14 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let dir = &job.config.output_dir;
     writeln!(out, "\nreport: {}", dir.join("report.html").display())?;
     writeln!(out, "model:  {}", dir.display())?;
-    writeln!(out, "\nthe same with rows and a model of your own:")?;
+    writeln!(out, "\nthe same with your own rows and model:")?;
     writeln!(out, "  suasion verify --data rows.jsonl --model MODEL")?;
     writeln!(out, "  suasion train  --data rows.jsonl --model MODEL --set output_dir=out")?;
     out.flush()?;
     Ok(Exit::Done)
 }
 
-/// The demo's settings; `--set` goes over them.
+/// The demo's configuration, which `--set` overrides.
 fn defaults() -> Config {
     Config {
         init: Init::Random,
@@ -153,7 +153,7 @@ fn defaults() -> Config {
             weight_decay: 0.1,
             logging_steps: 1,
             eval_strategy: Strategy::Epoch,
-            // Small runs need no checkpoint on the way; Ctrl-C leaves one.
+            // The run is short, and Ctrl-C writes a checkpoint.
             save_strategy: Strategy::No,
             ..Settings::default()
         },
@@ -162,7 +162,7 @@ fn defaults() -> Config {
 }
 
 fn heading(ui: &Ui, text: &str) {
-    ui.say(format_args!("\n== {text}\n"));
+    ui.log(format_args!("\n== {text}\n"));
 }
 
 /// The demo's working folder.
@@ -177,11 +177,14 @@ impl Files {
     fn write(folder: &Path) -> anyhow::Result<Files> {
         let files = Files { model: folder.join("model"), data: folder.join("data"), run: folder.join("run") };
         let filled = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-        // Only what looks like an earlier demo is replaced.
+        // Only the folder of an earlier demo is replaced.
         if filled && !files.data.join("train.jsonl").is_file() {
             return Err(Failure {
                 tag: "E-OUTPUT",
-                message: format!("{}: the output folder is not empty, and no demo made it", folder.display()),
+                message: format!(
+                    "{}: the output folder is not empty and not that of an earlier demo",
+                    folder.display()
+                ),
                 help: Some("choose another: --set output_dir=FOLDER".into()),
                 exit: Exit::Usage,
             }
@@ -202,7 +205,7 @@ impl Files {
     }
 }
 
-/// Training rows and held-out rows: whole views, chosen by the hash of their name.
+/// Training rows and held-out rows. All replies to a view are in one of the two; the hash of its name decides in which.
 fn split(rows: &str) -> (String, String) {
     let view = |line: &str| -> String {
         let row: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
@@ -222,9 +225,9 @@ fn split(rows: &str) -> (String, String) {
     (train, test)
 }
 
-/// The first row with its mask, and the shares before and after.
+/// Prints the first row with its mask, and the summary; returns the summary as JSON.
 fn verify(files: &Files, policy: &Policy, ui: &Ui) -> anyhow::Result<serde_json::Value> {
-    heading(ui, "What is learned: verify");
+    heading(ui, "The mask, by verify");
     let tokenizer = Tokenizer::from_dir(&files.model)?;
     let pipeline =
         Pipeline { mode: Mode::Verify, keep_text: true, ..Pipeline::new(Some(&tokenizer), policy) };
@@ -257,15 +260,15 @@ fn before_and_after(report: &Report) -> String {
     match (&report.before, &report.after) {
         (Some(before), Some(after)) => {
             let change = after.loss - before.loss;
-            let word = if change < 0.0 { "fell" } else { "did not fall" };
+            let verb = if change < 0.0 { "fell" } else { "did not fall" };
             format!(
-                "the held-out response loss {word}: {:.4} before, {:.4} after ({change:+.4} nats a token)\n\n{}",
+                "the held-out response loss {verb}: {:.4} before, {:.4} after ({change:+.4} nats a token)\n\n{}",
                 before.loss,
                 after.loss,
                 tables::evaluation(after)
             )
         }
-        _ => "there was nothing to measure on\n".into(),
+        _ => "there were no rows to evaluate on\n".into(),
     }
 }
 

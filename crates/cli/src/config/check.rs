@@ -1,4 +1,4 @@
-//! What only the whole tree can tell.
+//! Checks that concern several keys at once.
 
 use super::table::Config;
 use crate::failure::Failure;
@@ -6,22 +6,22 @@ use suasion_data::policy::Objective;
 use suasion_data::template::is_reserved;
 
 impl Config {
-    /// Checks what single keys cannot: which of them contradict or need each other.
+    /// Checks what no key can check alone.
     ///
     /// # Errors
-    /// Names the keys.
+    /// Where keys contradict or need each other; the message names them.
     pub fn check(&self) -> anyhow::Result<()> {
         let config = self;
         if config.eval_fraction > 0.0 && config.eval_dataset_name.is_some() {
             return Err(Failure::config(
-                "eval_fraction and eval_dataset_name both say what to evaluate on",
+                "eval_fraction and eval_dataset_name both name the rows to evaluate on",
                 "keep one of them",
             )
             .into());
         }
         if let Some(name) = config.data.template_kwargs.keys().find(|name| is_reserved(name)) {
             return Err(Failure::config(
-                format!("template_kwargs.{name} is no variable of the template's own"),
+                format!("template_kwargs.{name}: {name} is set by suasion and cannot be a template variable"),
                 "leave it out: messages and tools come from the rows, special tokens from the tokenizer",
             )
             .into());
@@ -31,7 +31,7 @@ impl Config {
             if weight < 0.0 {
                 return Err(Failure::config(
                     format!("the loss weight of {name} is {weight}"),
-                    "use a number of at least 0: a negative one would unlearn",
+                    "use a number of at least 0: a negative weight would raise the loss of its tokens",
                 )
                 .into());
             }

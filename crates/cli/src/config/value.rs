@@ -1,4 +1,4 @@
-//! What a configuration value may be: how each type is read from YAML, TOML or `--set`, and shown again.
+//! Types of configuration values: how each is read from YAML, TOML or `--set`, and printed.
 
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -8,28 +8,28 @@ use suasion_data::policy::Objective;
 
 /// A type that a configuration key can have.
 pub trait Value: Sized {
-    /// What is accepted, in words that follow "expected".
+    /// What is accepted, as a phrase that follows "expected".
     fn expected() -> String;
 
-    /// Reads a parsed value; `None` where it is not one of ours.
+    /// Reads a parsed value; `None` where it is not of this type.
     fn from_json(json: &Json) -> Option<Self>;
 
-    /// Reads what stands after `--set key=`. Text keys take it verbatim, so that `section_markers.TASK=[ASK]` and
-    /// a path with a colon need no quoting; everything else is a YAML scalar or flow collection.
+    /// Reads the text after `--set key=`. Keys of type text take it verbatim, so that `section_markers.TASK=[ASK]` and a
+    /// path with a colon need no quotes; for other keys it is a YAML scalar or flow collection.
     fn from_text(text: &str) -> Option<Self> {
         Self::from_json(&serde_saphyr::from_str::<Json>(text).ok()?)
     }
 
-    /// The value as it is printed and saved.
+    /// The value as it is printed and saved; reads back to the same value.
     fn to_json(&self) -> Json;
 
-    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` where the type is no mapping.
+    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` where the type is not a mapping.
     fn set_entry(&mut self, _entry: &str, _text: &str) -> Option<Result<(), String>> {
         None
     }
 }
 
-/// Text of a scalar: YAML reads `1e3` or `no` as other types where the user meant a name.
+/// Text of a scalar: YAML reads `1e3` and `no` as numbers and booleans where a name was meant.
 fn scalar_text(json: &Json) -> Option<String> {
     match json {
         Json::String(text) => Some(text.clone()),
@@ -307,7 +307,7 @@ impl Value for Vec<String> {
 
     fn from_text(text: &str) -> Option<Vec<String>> {
         let text = text.trim();
-        // `[a, b]` is a list; anything else (`<|im_end|>`, which is no YAML) is one entry, verbatim.
+        // `[a, b]` is a list; anything else (`<|im_end|>`, which is not valid YAML) is one entry, verbatim.
         if text.starts_with('[') && text.ends_with(']') {
             Self::from_json(&serde_saphyr::from_str::<Json>(text).ok()?)
         } else if is_null(text) {
@@ -322,7 +322,7 @@ impl Value for Vec<String> {
     }
 }
 
-/// A value for somebody else's variable: of any type, as YAML; what is no YAML is text.
+/// A value of any type, for a template's variable: YAML where it is valid YAML, else text.
 impl Value for Json {
     fn expected() -> String {
         "any value".into()

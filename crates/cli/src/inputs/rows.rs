@@ -1,4 +1,4 @@
-//! From what the user calls a data set to files of rows.
+//! Data sets: found by path, glob, folder or hub id, as files of rows.
 //!
 //! | named | taken |
 //! |---|---|
@@ -19,13 +19,13 @@ use suasion_data::prepared::Manifest;
 use suasion_data::source::Source;
 use suasion_data::source::{Saved, saved_dataset};
 
-/// Names that people give to the rows that are not trained on.
+/// Usual names of splits that are not trained on, in order of preference.
 const HELD_OUT: [&str; 5] = ["test", "validation", "valid", "eval", "dev"];
 
 /// Files that are one source of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataFiles {
-    /// What to call them: the file itself, or what the user named.
+    /// Name in messages: the file itself, or what the user named.
     pub name: PathBuf,
     /// The files, in order.
     pub files: Vec<PathBuf>,
@@ -36,7 +36,7 @@ impl DataFiles {
         DataFiles { name: file.clone(), files: vec![file] }
     }
 
-    /// Opens them.
+    /// Opens the files as one source.
     ///
     /// # Errors
     /// As [`Source::of`].
@@ -44,7 +44,7 @@ impl DataFiles {
         Source::of(&self.name, self.files.iter().cloned())
     }
 
-    /// The manifest beside them, where they are prepared data.
+    /// The manifest beside the files, where they are prepared data.
     ///
     /// # Errors
     /// As [`Manifest::beside`].
@@ -81,7 +81,7 @@ pub fn resolve<'a>(data: &Paths, split: &str, access: impl Into<Access<'a>>) -> 
     Ok(joined(parts, data))
 }
 
-/// The rows to evaluate on, where the configuration or the folder has any.
+/// The rows to evaluate on, where the configuration names some or the folder of the training rows has such a split.
 ///
 /// # Errors
 /// As [`resolve`].
@@ -107,7 +107,7 @@ pub fn evaluation<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow:
     for path in &data.0 {
         match (Place::of(path)?, split) {
             (Place::Folder(folder), Some(split)) => parts.push(folder.need(split, access)?),
-            // A fraction that was asked for is what was asked for.
+            // eval_fraction holds out training rows; a split of the folder does not replace it.
             (Place::Folder(folder), None) if config.eval_fraction == 0.0 => {
                 parts.extend(folder.find(&HELD_OUT, access)?);
             }
@@ -127,7 +127,7 @@ pub fn evaluation<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow:
     Ok(if parts.is_empty() { None } else { Some(joined(parts, data)) })
 }
 
-/// Parts one after the other.
+/// Concatenates the parts.
 fn joined(mut parts: Vec<DataFiles>, data: &Paths) -> DataFiles {
     if parts.len() == 1 {
         return parts.remove(0);
@@ -136,7 +136,7 @@ fn joined(mut parts: Vec<DataFiles>, data: &Paths) -> DataFiles {
     DataFiles { name: data.to_string().into(), files }
 }
 
-/// What a path that the user named is.
+/// What a path that the user named stands for.
 enum Place {
     Files(DataFiles),
     Folder(Folder),
@@ -157,7 +157,7 @@ impl Place {
         if text.contains(['*', '?', '[']) {
             return Ok(Place::Files(DataFiles { name: path.to_path_buf(), files: matches(&text)? }));
         }
-        // `rows.jsonl` and `data/rows.jsonl` could be ids: they are meant as files.
+        // `rows.jsonl` and `data/rows.jsonl` could be hub ids: they are taken as files.
         if !is_rows(&text)
             && let Some((repo, base)) = hub_data_set(&text)
             && (text.contains('/') || repo.snapshot().is_some())
@@ -217,12 +217,12 @@ impl Folder {
         }
     }
 
-    /// The files of the first of these splits that there is.
+    /// The files of the first of these splits that exists.
     fn find(&self, splits: &[&str], access: Access) -> anyhow::Result<Option<DataFiles>> {
         match self {
             Folder::Local(path) => {
                 for split in splits {
-                    // A split of a `DatasetDict`, which has files beside those of its rows.
+                    // A split of a `DatasetDict`, whose folder holds more than files of rows.
                     let name = path.join(split);
                     if let Some(Saved::Files(files)) = saved_dataset(&name)? {
                         return Ok(Some(DataFiles { name, files }));
@@ -237,8 +237,8 @@ impl Folder {
         }
     }
 
-    /// In the cache, and where that has nothing of the first split, in what the hub lists: once, and at the commit
-    /// that the cache has, so that no rows of another day are among them.
+    /// Searches the cache, and where that lacks the first split, the hub: with one request, and at the commit that the cache
+    /// has, so that splits of two commits do not mix.
     fn find_in_hub(
         &self,
         repo: &Repo,
@@ -251,7 +251,7 @@ impl Folder {
             return self.download(repo, base, splits, &listing, access);
         };
         let folder = snapshot.join(base);
-        // Other tools may have downloaded a part of a split only.
+        // Other tools may have downloaded only some of the splits.
         let cached = first(&names(&folder), splits);
         if !hub::downloads() || matches!(&cached, Ok(Some((split, _))) if *split == splits[0]) {
             return self.files(&folder, cached);
@@ -267,7 +267,7 @@ impl Folder {
         }
     }
 
-    /// The first of the splits that a listing has, downloaded.
+    /// Downloads the first of the splits that a listing has.
     fn download(
         &self,
         repo: &Repo,
@@ -285,7 +285,7 @@ impl Folder {
         self.files(&snapshot.join(base), Ok(Some((split, names))))
     }
 
-    /// The files of a split by what [`first`] says.
+    /// The files of a split from the result of [`first`].
     fn files(
         &self,
         folder: &Path,
@@ -299,7 +299,7 @@ impl Folder {
         })
     }
 
-    /// The files of a split that must be there.
+    /// The files of a split; its absence is an error that lists what there is.
     fn need(&self, split: &str, access: Access) -> anyhow::Result<DataFiles> {
         if let Some(files) = self.find(&[split], access)? {
             return Ok(files);

@@ -1,4 +1,4 @@
-//! Which of a folder's files are a split of its data set, by their names.
+//! Finds the files of a split among the names in a folder.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,12 +7,12 @@ use std::path::Path;
 const ENDINGS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow"];
 /// What may follow an ending.
 const COMPRESSED: [&str; 3] = ["", ".gz", ".zst"];
-/// Endings of what `prepare` writes beside rows.
+/// Endings of the files that `prepare` writes beside its rows.
 pub const BESIDE: [&str; 2] = [".manifest.json", ".findings.jsonl"];
-/// Folders of a data set where its splits may lie.
+/// Folders of a data set in which splits are searched.
 const BASES: [&str; 2] = ["", "data/"];
 
-/// The files of a folder down to two folders below, by their paths in it, in the order of these.
+/// The files of a folder, at most two folders deep, by their sorted relative paths.
 pub fn names(folder: &Path) -> Vec<String> {
     fn walk(folder: &Path, prefix: &str, depth: usize, out: &mut Vec<String>) {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -34,7 +34,7 @@ pub fn names(folder: &Path) -> Vec<String> {
     out
 }
 
-/// A name without the ending of a file of rows; `None` where it is none.
+/// A name without the ending of a file of rows; `None` for other files.
 fn stem(name: &str) -> Option<&str> {
     let plain = COMPRESSED[1..].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
     let (stem, ending) = plain.rsplit_once('.')?;
@@ -46,7 +46,7 @@ pub fn is_rows(name: &str) -> bool {
     stem(name).is_some()
 }
 
-/// The first of these splits that there is among the names in a folder, and its files.
+/// The first of these splits that has files among the names in a folder, and these files.
 ///
 /// # Errors
 /// As [`pick`].
@@ -65,8 +65,8 @@ pub fn first<'a>(names: &[String], splits: &[&'a str]) -> Result<Option<(&'a str
 /// else the files of rows in a folder named as the split. Empty where there are none.
 ///
 /// # Errors
-/// In words, where shards are missing by what the others say, or are of more than one set: raw rows and prepared
-/// ones, say.
+/// A message, where shards are missing by the count in the others' names, or are of more than one set (raw and prepared rows,
+/// for example).
 pub fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
     for base in BASES {
         let inside: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(base)).collect();
@@ -123,8 +123,8 @@ pub fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
     Ok(Vec::new())
 }
 
-/// `train-00000-of-00003` (perhaps with the hash of an export behind), `train-0`, `train_0`, `train.0`: the number of
-/// the shard and of how many it is, where its name says so. `None` for what is no shard of the split.
+/// `train-00000-of-00003` (an export may append a hash), `train-0`, `train_0`, `train.0`: the shard's number, and the count of
+/// shards where the name has it. `None` for other names.
 fn shard(stem: &str, split: &str) -> Option<(u64, Option<u64>)> {
     let number = |text: &str| text.parse().ok().filter(|_: &u64| text.bytes().all(|b| b.is_ascii_digit()));
     let rest = stem.strip_prefix(split)?.strip_prefix(['-', '_', '.'])?;
