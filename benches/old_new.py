@@ -10,8 +10,8 @@ same:  what `prepare` writes (JSON Lines, Parquet, folders; plain, packed, with 
        generated rows of each format; what `verify` and `prepare` make of prepared data; and metrics, weights, `eval` and
        `generate` of short runs with the demo's model and with Llama, Qwen2 and GPT-2. Files of rows and weights are
        compared byte for byte, findings by row, code and level, manifests without what names a version.
-speed: `prepare`, `verify` of prepared Parquet, and the training step, OLD and NEW in turns: each ratio is of two runs that
-       stand beside each other, and what is printed is the median of the ratios (below 1: NEW is faster).
+speed: `prepare`, `verify` of prepared Parquet, and the training step, OLD and NEW in turns: each ratio is of two
+       neighbouring runs, and the median of the ratios is printed (below 1: NEW is faster).
 
 The material is in --shared (default ../shared). Raw lines are appended to benches/results/<cpu>.jsonl.
 """
@@ -336,7 +336,7 @@ class Work:
 
 
 def prepare(work, model, data, settings, output, flags=(), *, again=False):
-    """Prepares with both builds and compares everything written; then, if asked, what is made of it again."""
+    """Prepares with both builds and compares every file; with `again`, both also verify and prepare the old build's output."""
     sets = [part for setting in [*PLAIN, *settings] for part in ("--set", setting)]
     work("prepare", "--quiet", "-M", model, "-D", data, "-o", output, *flags, *sets)
     work.files()
@@ -476,7 +476,6 @@ def same(options, results, scratch):
             same.case(f"prepare: {options.rows} {kind}", name, run)
 
     started = time.perf_counter()
-    # The longest first would be better balanced; in order, the output reads better.
     same.run(options.workers, options.only)
     for group, counts in same.groups.items():
         results.add(bench="old_new", part="same", group=group, **counts)
@@ -553,7 +552,7 @@ def speed(options, results, scratch):
         seconds, memory, ratios = ([], []), ([], []), []
         for turn in range(-1, options.rounds):
             pair = []
-            # Whoever goes first finds the machine as the other left it: they take turns in that, too.
+            # The order alternates too: the first of a round runs on a machine that the second has just used.
             for side in (0, 1) if turn % 2 else (1, 0):
                 taken, mb = measure((options.old, options.new)[side])
                 # The first round warms the disk's cache.
