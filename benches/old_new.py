@@ -449,7 +449,7 @@ def same(options, results, scratch):
                 same.case("prepare: material", f"{data.name}, {name}", run)
     columns = ROOT / "crates" / "data" / "tests" / "columnar"
     for data in sorted([*columns.glob("*.parquet"), *columns.glob("*.arrow"), *columns.glob("*_saved")]):
-        run = lambda work, data=data: prepare(work, models["demo"], data, [], "out.jsonl")
+        run = lambda work, data=data: prepare(work, model, data, [], "out.jsonl")
         same.case("prepare: columns", data.name, run)
 
     chats = [material / "datasets" / name for name in ("oasst_en_100_messages.jsonl", "glaive_messages_tools.jsonl",
