@@ -25,8 +25,8 @@ fn prepare_with(bad: impl AsRef<[u8]>) -> (Dir, Ran) {
     (dir, ran)
 }
 
-/// The row stops the run with an error that names line 3, and no output is left; under `on_bad_row=skip` it is skipped, counted
-/// and listed.
+/// The row stops the run with an error that names line 3, and no output is left; under `on_bad_row=skip` it
+/// is skipped, counted and listed.
 fn bad_row(bad: impl AsRef<[u8]>, message: &str) {
     let (dir, ran) = prepare_with(bad);
     ran.error(3, "E-ROW", "rows.jsonl:3: ").says(message);
@@ -242,8 +242,8 @@ fn loss_that_turns_nan_names_step_and_rows_and_keeps_the_last_checkpoint() {
 
 #[test]
 fn full_disk() {
-    // A limit on the size of files stands in for the disk: it needs no privileges. Ignoring the signal makes the
-    // write fail, as on a full disk, instead of ending the process.
+    // A limit on the size of files stands in for the disk: it needs no privileges. Ignoring the signal makes
+    // the write fail, as on a full disk, instead of ending the process.
     let dir = Dir::new().with_model().with_rows(40);
     let ran = dir
         .sh("trap '' XFSZ; ulimit -f 8; exec \"$SUASION\" prepare -M model -D rows.jsonl -o out.jsonl")

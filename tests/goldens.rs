@@ -1,5 +1,6 @@
-//! Training through the command line against losses, gradient norms and learning rates that PyTorch and transformers
-//! computed (`golden.json` of tests/goldens/models, and of the test material), and a run on real text.
+//! Training through the command line against losses, gradient norms and learning rates that PyTorch and
+//! transformers computed (`golden.json` of tests/goldens/models, and of the test material), and a run on real
+//! text.
 
 use crate::util::{Dir, material, root};
 use serde_json::{Value, json};
@@ -22,7 +23,8 @@ fn floats(value: &Value) -> Vec<f64> {
     value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
 }
 
-/// The `hf_like_5` trajectory: two micro-batches (2 rows, and 3 rows of different lengths) normalised together.
+/// The `hf_like_5` trajectory: two micro-batches (2 rows, and 3 rows of different lengths) normalised
+/// together.
 fn trajectory(folder: &Path) {
     let model = folder.display();
     let golden = std::fs::read(folder.join("golden.json")).unwrap_or_else(|e| panic!("{model}: {e}"));

@@ -17,8 +17,8 @@ struct Request {
     token: bool,
 }
 
-/// A hub of the models and data sets in `files`, by `kind/id/name`. Files of more than 4000 bytes are stored at another
-/// path, where the first request for each breaks off.
+/// A hub of the models and data sets in `files`, by `kind/id/name`. Files of more than 4000 bytes are stored
+/// at another path, where the first request for each breaks off.
 struct Hub {
     port: u16,
     seen: Arc<Mutex<Vec<Request>>>,
@@ -164,7 +164,8 @@ fn what_the_cache_lacks_is_downloaded_into_it() {
     let what: Vec<&str> = requests.iter().map(|request| request.what.as_str()).collect();
     assert_eq!(what[0], "GET /api/models/org/tiny/revision/main");
     assert!(!what.iter().any(|what| what.contains("README") || what.contains("safetensors")), "{what:?}");
-    // The tokenizer is large: it comes from storage, which is not sent the token, and the second request continues the first.
+    // The tokenizer is large: it comes from storage, which is not sent the token, and the second request
+    // continues the first.
     let stored: Vec<&Request> = requests.iter().filter(|r| r.what.starts_with("GET /storage/")).collect();
     let size = dir.read("model/tokenizer.json").len();
     assert_eq!(stored.len(), 2, "{requests:?}");
@@ -217,8 +218,8 @@ fn failed_downloads_are_errors_with_help() {
     prepare("org/tiny").env("HF_ENDPOINT", "http://127.0.0.1:9").run().error(3, "E-HUB", "org/tiny: ");
 }
 
-/// A data set without rows to evaluate on: one request looks for them, at the cached commit, and without a network the run
-/// continues without them.
+/// A data set without rows to evaluate on: one request looks for them, at the cached commit, and without a
+/// network the run continues without them.
 #[test]
 fn rows_to_evaluate_on_are_of_the_cached_commit() {
     let dir = Dir::new().with_weights().with_rows(1);

@@ -97,7 +97,8 @@ fn a_pack_without_boundaries_is_refused_everywhere() {
     }
 }
 
-/// Packs of raw rows in each output format: the same packs, full, with no finding, and every row in one of them.
+/// Packs of raw rows in each output format: the same packs, full, with no finding, and every row in one of
+/// them.
 #[test]
 fn prepared_packs_are_the_same_in_every_output_format() {
     let dir = Dir::new().with_model().with_rows(200);

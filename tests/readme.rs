@@ -1,7 +1,8 @@
 //! Every suasion command of README.md runs.
 //!
-//! The commands of the ```sh blocks are run in a folder with the files that the README assumes: `rows.jsonl` (also as
-//! `train.jsonl` and `data.jsonl`), a model in `model/`, and `run.yaml`. Training commands get a few steps only.
+//! The commands of the
+//! ```sh blocks are run in a folder with the files that the README assumes: `rows.jsonl` (also as `train.jsonl` and `data.jsonl`), a model in `model/`, and `run.yaml`.
+//! Training commands get a few steps only.
 
 use crate::util::{Dir, root};
 

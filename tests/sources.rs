@@ -82,7 +82,8 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
         assert_eq!(prepared(&dir, &[name]), expected, "{name}");
     }
 
-    // Two files whose names sort in the order of their rows: as a glob, listed, as shards of a split, as a split's folder.
+    // Two files whose names sort in the order of their rows: as a glob, listed, as shards of a split, as a
+    // split's folder.
     let (first, second) = (lines(&rows[..2]), delimited(&rows[2..], ","));
     dir.write("shards/part-0.jsonl", &first).write("shards/part-1.csv", &second);
     let shards = [lines(&rows[..2]), lines(&rows[2..])];

@@ -8,7 +8,8 @@ pub const INTERRUPTED: u8 = 130;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// The cancellation flag that a run polls. From the first call on, Ctrl-C and SIGTERM (which cluster schedulers send) set it.
+/// The cancellation flag that a run polls. From the first call on, Ctrl-C and SIGTERM (which cluster
+/// schedulers send) set it.
 pub fn flag() -> &'static AtomicBool {
     // Fails where an earlier call has installed the handler.
     let _ = ctrlc::set_handler(|| {

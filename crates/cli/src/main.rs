@@ -1,7 +1,8 @@
 //! `suasion`: train the response, not the prompt, and prove the mask.
 //!
-//! A thin layer over the libraries: flags and configuration in, text and exit codes out. `commands/` has a file per command
-//! with its flags and its printing; `job` is a planned run; `inputs/` finds and opens rows, model folders and weights.
+//! A thin layer over the libraries: flags and configuration in, text and exit codes out. `commands/` has a
+//! file per command with its flags and its printing; `job` is a planned run; `inputs/` finds and opens rows,
+//! model folders and weights.
 #![forbid(unsafe_code)]
 
 mod commands;
@@ -53,7 +54,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Response loss and perplexity, loss per section, calibration of the first token and of the stop
     Eval(eval::EvalArgs),
-    /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out responses
+    /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out
+    /// responses
     Compare(compare::CompareArgs),
     /// Write replies
     Generate(generate::GenerateArgs),
@@ -97,7 +99,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// True where the stop flag is the reason. An error on the way to a stop (a full disk) is reported like any other.
+/// True where the stop flag is the reason. An error on the way to a stop (a full disk) is reported like any
+/// other.
 fn is_interruption(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(suasion_train::Error::Interrupted))
         || matches!(error.downcast_ref(), Some(suasion_data::Error::Interrupted { .. }))

@@ -99,7 +99,8 @@ impl Ui {
         if self.color_err { format!("\x1b[{sgr}m{text}\x1b[0m") } else { text.to_string() }
     }
 
-    /// Stdout, locked and buffered: flush it, so that a full disk or a closed pipe is an error and not a panic.
+    /// Stdout, locked and buffered: flush it, so that a full disk or a closed pipe is an error and not a
+    /// panic.
     pub fn out(&self) -> BufWriter<io::StdoutLock<'static>> {
         BufWriter::new(io::stdout().lock())
     }
@@ -115,8 +116,8 @@ impl Ui {
 
     /// Prints an error as `error[TAG]: ..` and `help: ..`, and returns the exit code.
     pub fn report(&self, error: &anyhow::Error) -> Exit {
-        // `suasion verify … | head`: the reader has closed the pipe, which is not an error. I/O errors without a path are
-        // those of stdout.
+        // `suasion verify … | head`: the reader has closed the pipe, which is not an error. I/O errors
+        // without a path are those of stdout.
         if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return Exit::Done;
         }
@@ -130,8 +131,8 @@ impl Ui {
     }
 }
 
-/// Prose in lines of at most `width` columns, broken at spaces; its own line ends stay, and a word that is wider than a
-/// line is broken anywhere.
+/// Prose in lines of at most `width` columns, broken at spaces; its own line ends stay, and a word that is
+/// wider than a line is broken anywhere.
 pub fn wrap(text: &str, width: usize) -> String {
     let options = textwrap::Options::new(width)
         .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)

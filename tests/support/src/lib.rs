@@ -1,8 +1,9 @@
-//! What the tests of every crate share: the larger test material, the peers, and a record of the tests that skip.
+//! What the tests of every crate share: the larger test material, the peers, and a record of the tests that
+//! skip.
 //!
-//! The proofs that must always run lie in the repository (`tests/goldens`). The material and the peers are a second,
-//! larger source that few machines have; a test that needs them returns early elsewhere and says so here, so that
-//! `.ci/run` can count it.
+//! The proofs that must always run lie in the repository (`tests/goldens`). The material and the peers are a
+//! second, larger source that few machines have; a test that needs them returns early elsewhere and says so
+//! here, so that `.ci/run` can count it.
 #![forbid(unsafe_code)]
 
 use std::fmt::Display;
@@ -15,8 +16,8 @@ pub fn material_folder() -> Option<PathBuf> {
     Some(std::env::var_os("SUASION_MATERIAL").map_or_else(beside, PathBuf::from)).filter(|path| path.is_dir())
 }
 
-/// The folder of the test material, for a test that does nothing without it: where there is none, the running test is
-/// recorded as skipped.
+/// The folder of the test material, for a test that does nothing without it: where there is none, the running
+/// test is recorded as skipped.
 pub fn material() -> Option<PathBuf> {
     let found = material_folder();
     if found.is_none() {
@@ -25,8 +26,8 @@ pub fn material() -> Option<PathBuf> {
     found
 }
 
-/// The Python that has PyTorch, transformers, TRL and datasets: `SUASION_PEERS_PYTHON`. Where it is not set, the running
-/// test is recorded as skipped.
+/// The Python that has PyTorch, transformers, TRL and datasets: `SUASION_PEERS_PYTHON`. Where it is not set,
+/// the running test is recorded as skipped.
 pub fn peers_python() -> Option<PathBuf> {
     let python = std::env::var_os("SUASION_PEERS_PYTHON").map(PathBuf::from);
     if python.is_none() {
@@ -35,8 +36,8 @@ pub fn peers_python() -> Option<PathBuf> {
     python
 }
 
-/// Records that the running test is skipped: a line that starts with `skipped: ` on stderr, and the test's name and the
-/// reason, separated by a tab, as a line of the file that `SUASION_SKIPPED` names.
+/// Records that the running test is skipped: a line that starts with `skipped: ` on stderr, and the test's
+/// name and the reason, separated by a tab, as a line of the file that `SUASION_SKIPPED` names.
 pub fn skipped(reason: impl Display) {
     eprintln!("skipped: {reason}");
     let Some(path) = std::env::var_os("SUASION_SKIPPED") else { return };

@@ -4,15 +4,15 @@ use super::print_notes;
 use super::train::TrainArgs;
 use crate::config::{Config, Init, Loaded};
 use crate::failure::{Exit, Failure};
+use crate::inputs::demo::Files;
 use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::job::Job;
 use crate::reply::{reference, reply};
 use crate::tables;
 use crate::ui::{self, Ui};
-use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::policy::Policy;
 use suasion_data::report::format::{duration, thousands};
@@ -22,15 +22,6 @@ use suasion_train::generate::capacity;
 use suasion_train::{
     Report, Resume, SampleReply, Sampling, Scheduler, Settings, Strategy, prompt_ids, write_report,
 };
-
-const ROWS: &str = include_str!("../../../../examples/persuasion/rows.jsonl");
-
-/// The model folder: configuration and tokenizer, no weights.
-const MODEL_FILES: [(&str, &[u8]); 3] = [
-    ("config.json", include_bytes!("../../../../examples/persuasion/config.json")),
-    ("tokenizer.json", include_bytes!("../../../../examples/persuasion/tokenizer.json")),
-    ("tokenizer_config.json", include_bytes!("../../../../examples/persuasion/tokenizer_config.json")),
-];
 
 /// The demo's folder where output_dir is not set.
 const FOLDER: &str = "suasion-demo";
@@ -47,9 +38,6 @@ const ITS_OWN: [&str; 9] = [
     "completion_only_loss",
     "overwrite_output_dir",
 ];
-
-/// One view in this many is held out, with all replies to it.
-const HELD_OUT_ONE_IN: usize = 10;
 
 /// The longest reply that is shown, in tokens.
 const REPLY_TOKENS: usize = 128;
@@ -71,7 +59,8 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     config.model_name_or_path = Some(files.model.clone());
     config.dataset_name = Some(files.data.clone().into());
     config.output_dir = files.run.clone();
-    // Files::write has refused any folder that is not an earlier demo's, so a second demo may replace the first.
+    // Files::write has refused any folder that is not an earlier demo's, so a second demo may replace the
+    // first.
     config.overwrite_output_dir = true;
 
     ui.log(format_args!("wrote the demo's rows, tokenizer and model configuration to {}", folder.display()));
@@ -165,66 +154,6 @@ fn heading(ui: &Ui, text: &str) {
     ui.log(format_args!("\n== {text}\n"));
 }
 
-/// The demo's working folder.
-struct Files {
-    model: PathBuf,
-    data: PathBuf,
-    run: PathBuf,
-}
-
-impl Files {
-    /// Writes rows, tokenizer and configuration.
-    fn write(folder: &Path) -> anyhow::Result<Files> {
-        let files = Files { model: folder.join("model"), data: folder.join("data"), run: folder.join("run") };
-        let filled = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-        // Only the folder of an earlier demo is replaced.
-        if filled && !files.data.join("train.jsonl").is_file() {
-            return Err(Failure {
-                tag: "E-OUTPUT",
-                message: format!(
-                    "{}: the output folder is not empty and not that of an earlier demo",
-                    folder.display()
-                ),
-                help: Some("choose another: --set output_dir=FOLDER".into()),
-                exit: Exit::Usage,
-            }
-            .into());
-        }
-        let put = |path: PathBuf, bytes: &[u8]| -> suasion_data::Result<()> {
-            let parent = path.parent().unwrap_or(folder);
-            std::fs::create_dir_all(parent).map_err(|e| suasion_data::Error::io(parent, e))?;
-            std::fs::write(&path, bytes).map_err(|e| suasion_data::Error::io(&path, e))
-        };
-        for (name, bytes) in MODEL_FILES {
-            put(files.model.join(name), bytes)?;
-        }
-        let (train, test) = split(ROWS);
-        put(files.data.join("train.jsonl"), train.as_bytes())?;
-        put(files.data.join("test.jsonl"), test.as_bytes())?;
-        Ok(files)
-    }
-}
-
-/// Training rows and held-out rows. All replies to a view are in one of the two; the hash of its name decides in which.
-fn split(rows: &str) -> (String, String) {
-    let view = |line: &str| -> String {
-        let row: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-        row["view"].as_str().unwrap_or_default().to_string()
-    };
-    let views: BTreeSet<String> = rows.lines().map(view).collect();
-    let mut order: Vec<&String> = views.iter().collect();
-    order.sort_by_cached_key(|view| *blake3::hash(view.as_bytes()).as_bytes());
-    let held_out: BTreeSet<&String> =
-        order[order.len() - order.len().div_ceil(HELD_OUT_ONE_IN)..].iter().copied().collect();
-    let (mut train, mut test) = (String::new(), String::new());
-    for line in rows.lines().filter(|line| !line.trim().is_empty()) {
-        let file = if held_out.contains(&view(line)) { &mut test } else { &mut train };
-        file.push_str(line);
-        file.push('\n');
-    }
-    (train, test)
-}
-
 /// Prints the first row with its mask, and the summary; returns the summary as JSON.
 fn verify(files: &Files, policy: &Policy, ui: &Ui) -> anyhow::Result<serde_json::Value> {
     heading(ui, "The mask, by verify");
@@ -299,45 +228,4 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
         reply: reply.text,
         reference: Some(reference(row, tokenizer)),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whole_views_are_held_out() {
-        let (train, test) = split(ROWS);
-        let views = |text: &str| -> BTreeSet<String> {
-            text.lines()
-                .map(|line| {
-                    serde_json::from_str::<serde_json::Value>(line).unwrap()["view"]
-                        .as_str()
-                        .unwrap()
-                        .to_string()
-                })
-                .collect()
-        };
-        let (train_views, test_views) = (views(&train), views(&test));
-        assert!(train_views.is_disjoint(&test_views));
-        assert!(test_views.len() >= 4 && test_views.len() * 5 < train_views.len());
-        assert_eq!(train.lines().count() + test.lines().count(), ROWS.lines().count());
-    }
-
-    #[test]
-    fn there_are_enough_rows_and_none_is_copied_from_another() {
-        let mut texts = BTreeSet::new();
-        let mut views = BTreeSet::new();
-        for line in ROWS.lines() {
-            let row: serde_json::Value = serde_json::from_str(line).unwrap();
-            let (input, full) = (row["input_text"].as_str().unwrap(), row["full_text"].as_str().unwrap());
-            let response = full.strip_prefix(input).expect("full_text starts with input_text");
-            assert!(texts.insert(response.to_string()), "{response}");
-            for marker in ["[SYSTEM]", "[CONTEXT]", "[TASK]", "[RESPONSE]"] {
-                assert_eq!(input.matches(marker).count(), 1, "{input}");
-            }
-            views.insert(row["view"].as_str().unwrap().to_string());
-        }
-        assert!(texts.len() >= 160 && views.len() >= 40);
-    }
 }

@@ -27,8 +27,8 @@ pub struct ConfigArgs {
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
     #[arg(short = 'M', long, value_name = "M")]
     pub model: Option<PathBuf>,
-    /// Rows: a file (.jsonl, .json, .csv, .tsv, also .gz, .zst; .parquet, .arrow), a quoted glob, a folder of splits, or a hub id;
-    /// repeatable [key: dataset_name]
+    /// Rows: a file (.jsonl, .json, .csv, .tsv, also .gz, .zst; .parquet, .arrow), a quoted glob, a folder of
+    /// splits, or a hub id; repeatable [key: dataset_name]
     #[arg(short = 'D', long, value_name = "D")]
     pub data: Vec<PathBuf>,
 }

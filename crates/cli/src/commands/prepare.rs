@@ -25,7 +25,8 @@ pub struct PrepareArgs {
     /// Add the rendered text to each line
     #[arg(long)]
     with_text: bool,
-    /// Write several files of about this size (500MB, 2GB); a stopped run then continues after the last of them
+    /// Write several files of about this size (500MB, 2GB); a stopped run then continues after the last of
+    /// them
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_shard_size: Option<u64>,
     /// Prepare again even if nothing has changed

@@ -47,7 +47,8 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The configuration, and where to continue. `--resume` without CONFIG uses the configuration that the run saved.
+/// The configuration, and where to continue. `--resume` without CONFIG uses the configuration that the run
+/// saved.
 fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
     let mut named = match &args.resume {
         None => {

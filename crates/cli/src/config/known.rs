@@ -1,5 +1,5 @@
-//! Keys of TRL and transformers that are known and not supported: named when they would change a run, accepted when
-//! they would not. A key leaves this list for the table the day it works.
+//! Keys of TRL and transformers that are known and not supported: named when they would change a run,
+//! accepted when they would not. A key leaves this list for the table the day it works.
 
 use serde_json::Value as Json;
 

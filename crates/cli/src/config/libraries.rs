@@ -12,7 +12,8 @@ impl Config {
         policy
     }
 
-    /// The settings of the training loop. A `max_steps` of -1, the Trainer's value for "by epochs", becomes `None`.
+    /// The settings of the training loop. A `max_steps` of -1, the Trainer's value for "by epochs", becomes
+    /// `None`.
     pub fn settings(&self) -> Settings {
         Settings { max_steps: u64::try_from(self.max_steps).ok(), ..self.train.clone() }
     }

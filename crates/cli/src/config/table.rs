@@ -29,8 +29,9 @@ pub struct Key {
     pub set_entry: fn(&mut Config, &str, &str) -> Option<Result<(), String>>,
 }
 
-/// The table: each line is a key with its type, its bounds and its documentation. A key with a default (`=`) is a field of
-/// [`Config`]; one with a place (`=>`) is a field of a library's own settings, whose type and default the library has.
+/// The table: each line is a key with its type, its bounds and its documentation. A key with a default (`=`)
+/// is a field of [`Config`]; one with a place (`=>`) is a field of a library's own settings, whose type and
+/// default the library has.
 macro_rules! table {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty $(= $default:expr)? $(=> $($place:ident).+)? $(, if $check:expr, $bounds:literal)?;)*) => {
         /// Every supported key, resolved.
@@ -99,7 +100,8 @@ table! {
     dataset_name: Option<Paths> = None;
     /// Split to train on, where dataset_name is a folder.
     dataset_train_split: String = "train".into();
-    /// Split to evaluate on, where dataset_name is a folder; null: the first of test, validation, valid, eval, dev.
+    /// Split to evaluate on, where dataset_name is a folder; null: the first of test, validation, valid,
+    /// eval, dev.
     dataset_test_split: Option<String> = None;
     /// Rows to evaluate on, in the same forms.
     eval_dataset_name: Option<Paths> = None;

@@ -14,8 +14,9 @@ pub trait Value: Sized {
     /// Reads a parsed value; `None` where it is not of this type.
     fn from_json(json: &Json) -> Option<Self>;
 
-    /// Reads the text after `--set key=`. Keys of type text take it verbatim, so that `section_markers.TASK=[ASK]` and a
-    /// path with a colon need no quotes; for other keys it is a YAML scalar or flow collection.
+    /// Reads the text after `--set key=`. Keys of type text take it verbatim, so that
+    /// `section_markers.TASK=[ASK]` and a path with a colon need no quotes; for other keys it is a YAML
+    /// scalar or flow collection.
     fn from_text(text: &str) -> Option<Self> {
         Self::from_json(&serde_saphyr::from_str::<Json>(text).ok()?)
     }
@@ -75,7 +76,8 @@ impl Value for bool {
     }
 }
 
-/// `1e3`, `"1e-4"` (PyYAML reads an exponent without a dot as text, so such files are common) and plain numbers.
+/// `1e3`, `"1e-4"` (PyYAML reads an exponent without a dot as text, so such files are common) and plain
+/// numbers.
 fn number(json: &Json) -> Option<f64> {
     match json {
         Json::Number(number) => number.as_f64(),

@@ -1,5 +1,5 @@
-//! Repositories of the Hugging Face hub: found in the local cache, and downloaded into it where this program was
-//! built with the feature `hub`.
+//! Repositories of the Hugging Face hub: found in the local cache, and downloaded into it where this program
+//! was built with the feature `hub`.
 
 #[cfg(feature = "hub")]
 mod download;

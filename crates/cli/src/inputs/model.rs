@@ -41,8 +41,8 @@ impl Folder {
     /// Opens a folder with its architecture.
     ///
     /// # Errors
-    /// As [`Folder::open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
-    /// ids that the model has no embedding for, because it belongs to another model.
+    /// As [`Folder::open`]; where config.json describes no model that the engine has; and where the tokenizer
+    /// can produce ids that the model has no embedding for, because it belongs to another model.
     pub fn with_architecture(dir: PathBuf, ui: &Ui) -> anyhow::Result<(Folder, Architecture)> {
         let arch = Architecture::from_dir(&dir)?;
         let mut folder = Folder::open(dir, ui)?;
@@ -109,7 +109,8 @@ const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 /// How often the watching thread looks in that time.
 const LOOKS: u32 = 10;
 
-/// Ends the process where a template does not come to an end and its fuel does not stop it ([`RenderingWatch`]).
+/// Ends the process where a template does not come to an end and its fuel does not stop it
+/// ([`RenderingWatch`]).
 fn watch_templates() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -146,8 +147,8 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
 /// The folder of a model; with `weights`, its weights are there too.
 ///
 /// # Errors
-/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message names the places searched.
-/// [`ToDownload`] where it would have to be downloaded and `access` forbids that.
+/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message names the
+/// places searched. [`ToDownload`] where it would have to be downloaded and `access` forbids that.
 pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
     let access = access.into();
     if name.is_dir() {
@@ -186,7 +187,8 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
     }
 }
 
-/// True where a snapshot has the files that every model has; other tools may have downloaded only some of them.
+/// True where a snapshot has the files that every model has; other tools may have downloaded only some of
+/// them.
 fn is_complete(snapshot: &Path, weights: bool) -> bool {
     let has = |name: &str| snapshot.join(name).exists();
     if !has("config.json") || !has("tokenizer.json") {
@@ -209,7 +211,8 @@ fn is_safetensors(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.contains('/')
 }
 
-/// The files of a repository to download. Some repositories hold their weights twice: transformers' `model*` are preferred.
+/// The files of a repository to download. Some repositories hold their weights twice: transformers' `model*`
+/// are preferred.
 fn wanted(names: &[String], weights: bool) -> Vec<String> {
     let mut wanted: Vec<String> =
         names.iter().filter(|name| ModelFiles::NAMES.contains(&name.as_str())).cloned().collect();

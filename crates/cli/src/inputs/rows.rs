@@ -67,8 +67,9 @@ pub fn training<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow::R
 /// The files that a name stands for: itself, or the named split of a folder.
 ///
 /// # Errors
-/// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be downloaded. A
-/// file that does not exist is the reader's error. [`ToDownload`] where it can be downloaded and may not.
+/// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be
+/// downloaded. A file that does not exist is the reader's error. [`ToDownload`] where it can be downloaded
+/// and may not.
 pub fn resolve<'a>(data: &Paths, split: &str, access: impl Into<Access<'a>>) -> anyhow::Result<DataFiles> {
     let access = access.into();
     let mut parts = Vec::new();
@@ -81,7 +82,8 @@ pub fn resolve<'a>(data: &Paths, split: &str, access: impl Into<Access<'a>>) -> 
     Ok(joined(parts, data))
 }
 
-/// The rows to evaluate on, where the configuration names some or the folder of the training rows has such a split.
+/// The rows to evaluate on, where the configuration names some or the folder of the training rows has such a
+/// split.
 ///
 /// # Errors
 /// As [`resolve`].
@@ -237,8 +239,8 @@ impl Folder {
         }
     }
 
-    /// Searches the cache, and where that lacks the first split, the hub: with one request, and at the commit that the cache
-    /// has, so that splits of two commits do not mix.
+    /// Searches the cache, and where that lacks the first split, the hub: with one request, and at the commit
+    /// that the cache has, so that splits of two commits do not mix.
     fn find_in_hub(
         &self,
         repo: &Repo,

@@ -1,7 +1,8 @@
-//! From the hub into its cache, in the layout that huggingface_hub made: `blobs/<etag>`, `snapshots/<commit>/<name>`
-//! linked to them, `refs/main`, and a lock per blob that its tools take too.
+//! From the hub into its cache, in the layout that huggingface_hub made: `blobs/<etag>`,
+//! `snapshots/<commit>/<name>` linked to them, `refs/main`, and a lock per blob that its tools take too.
 //!
-//! A blob grows as `<etag>.incomplete`, is continued after an interruption, and gets its name when it is whole.
+//! A blob grows as `<etag>.incomplete`, is continued after an interruption, and gets its name when it is
+//! whole.
 
 use super::{Listing, Repo, cache, home, path_variable};
 use crate::failure::Failure;

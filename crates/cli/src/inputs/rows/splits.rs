@@ -60,13 +60,13 @@ pub fn first<'a>(names: &[String], splits: &[&'a str]) -> Result<Option<(&'a str
     Ok(None)
 }
 
-/// The files of a split among the names in a folder: in the folder itself or in `data/`, the one file named as the
-/// split, else its shards (`train-00000-of-00003`, as the hub names them, or `train-0`) in the order of their numbers,
-/// else the files of rows in a folder named as the split. Empty where there are none.
+/// The files of a split among the names in a folder: in the folder itself or in `data/`, the one file named
+/// as the split, else its shards (`train-00000-of-00003`, as the hub names them, or `train-0`) in the order
+/// of their numbers, else the files of rows in a folder named as the split. Empty where there are none.
 ///
 /// # Errors
-/// A message, where shards are missing by the count in the others' names, or are of more than one set (raw and prepared rows,
-/// for example).
+/// A message, where shards are missing by the count in the others' names, or are of more than one set (raw
+/// and prepared rows, for example).
 pub fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
     for base in BASES {
         let inside: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(base)).collect();
@@ -123,8 +123,8 @@ pub fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
     Ok(Vec::new())
 }
 
-/// `train-00000-of-00003` (an export may append a hash), `train-0`, `train_0`, `train.0`: the shard's number, and the count of
-/// shards where the name has it. `None` for other names.
+/// `train-00000-of-00003` (an export may append a hash), `train-0`, `train_0`, `train.0`: the shard's number,
+/// and the count of shards where the name has it. `None` for other names.
 fn shard(stem: &str, split: &str) -> Option<(u64, Option<u64>)> {
     let number = |text: &str| text.parse().ok().filter(|_: &u64| text.bytes().all(|b| b.is_ascii_digit()));
     let rest = stem.strip_prefix(split)?.strip_prefix(['-', '_', '.'])?;
