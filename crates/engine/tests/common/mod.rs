@@ -97,7 +97,7 @@ pub fn model_of<B: Backend>(
         let mut tensor = model.parameter(&name).unwrap();
         if tensor.shape.len() == 1 {
             tensor.data.iter_mut().for_each(|x| *x += 0.3 * random.normal() as f32);
-            assert!(model.set_parameter(&name, &tensor));
+            model.set_parameter(&name, &tensor).unwrap();
         }
     }
     model
