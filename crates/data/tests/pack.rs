@@ -407,14 +407,14 @@ fn boundaries_that_cannot_be_are_p001() {
         (json!({"seq_lengths": []}), "sum to 0"),
         (
             json!({"seq_lengths": [2, 2], "position_ids": [0, 1, 2, 3]}),
-            "\"position_ids\"[2] is 2, and token 2 stands at position 0",
+            "\"position_ids\"[2] is 2, and token 2 is at position 0",
         ),
         (json!({"position_ids": [0, 1, 5, 6]}), "\"position_ids\"[2] is 5"),
         (json!({"position_ids": [0, 1, 0, 7]}), "\"position_ids\"[3] is 7"),
         (json!({"attention_mask": [1, 2, 1, 1]}), "\"attention_mask\"[2] goes back from sequence 2 to 1"),
         (
             json!({"seq_lengths": [2, 2], "attention_mask": [1, 2, 2, 2]}),
-            "begins a sequence within tokens 0 to 1",
+            "starts a sequence within tokens 0 to 1",
         ),
         (
             json!({"rows": [1, 2, 3], "seq_lengths": [2, 2]}),
