@@ -54,8 +54,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Measure loss and perplexity on responses, loss per section, and calibration of the first token and of the stop
     Eval(eval::EvalArgs),
-    /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out
-    /// responses
+    /// Train with both objectives (all tokens, response only) from the same seed, and compare them on
+    /// held-out responses
     Compare(compare::CompareArgs),
     /// Generate replies to a prompt, or to the prompts of rows
     Generate(generate::GenerateArgs),
