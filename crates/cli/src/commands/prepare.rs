@@ -19,7 +19,7 @@ use suasion_data::report::format::{count, percent, thousands};
 pub struct PrepareArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// What to write: .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder for datasets.load_from_disk
+    /// Output: .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder for datasets.load_from_disk
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Add the rendered text to each line

@@ -31,10 +31,10 @@ pub struct VerifyArgs {
     /// Also write the rows and the summary as an HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Only these findings (M, M002, …; repeatable, commas)
+    /// Report only findings with these codes or prefixes (M, M002, …; repeatable, or with commas)
     #[arg(long, value_name = "CODES")]
     select: Vec<String>,
-    /// Without these findings
+    /// Do not report findings with these codes or prefixes
     #[arg(long, value_name = "CODES")]
     ignore: Vec<String>,
 }
@@ -73,7 +73,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let config = &loaded.config;
     let source = rows::training(config, ui)?;
     let filter = Filter::new(&args.select, &args.ignore)
-        .map_err(|message| Failure::usage(message, "a code or its beginning: --ignore T001, --select M"))?;
+        .map_err(|message| Failure::usage(message, "give a code or a prefix: --ignore T001, --select M"))?;
     let folder = match &config.model_name_or_path {
         Some(name) => Some(Folder::open(model::resolve(name, false, ui)?, ui)?),
         None => None,
