@@ -124,7 +124,7 @@ pub fn codes(outcome: &Outcome) -> Vec<String> {
     outcome.findings().iter().map(|f| format!("{}:{}", f.code, &f.level.to_string()[..1])).collect()
 }
 
-/// The folder of test material, if this machine has it.
+/// The folder of internal test material, if this machine has it.
 pub fn material() -> Option<PathBuf> {
     let path = match std::env::var_os("SUASION_MATERIAL") {
         Some(path) => PathBuf::from(path),
@@ -136,6 +136,53 @@ pub fn material() -> Option<PathBuf> {
         println!("skipped: no material");
         None
     }
+}
+
+/// Tokenizers, templates and rows, and what other programs made of them (`tests/goldens/README.md`).
+pub struct Goldens {
+    pub dir: PathBuf,
+    /// The folder is the repository's own, `tests/goldens`; the other is the internal material.
+    pub ours: bool,
+}
+
+impl Goldens {
+    /// The repository's own folder.
+    pub fn repository() -> Goldens {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+        assert!(dir.join("goldens").is_dir(), "{} is missing", dir.display());
+        Goldens { dir, ours: true }
+    }
+
+    /// What a test expects of this folder.
+    pub fn expect<T>(&self, repository: T, material: T) -> T {
+        if self.ours { repository } else { material }
+    }
+
+    pub fn text(&self, path: &str) -> String {
+        let path = self.dir.join(path);
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    pub fn json(&self, path: &str) -> serde_json::Value {
+        serde_json::from_str(&self.text(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    /// The rows of a file of JSON Lines.
+    pub fn lines(&self, path: &str) -> Vec<serde_json::Value> {
+        self.text(path).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Rows with a `prompt` and a `completion`.
+    pub fn prompt_completion(&self) -> &'static str {
+        self.expect("datasets/prompt_completion.jsonl", "datasets/cmv_prompt_completion.jsonl")
+    }
+}
+
+/// The repository's goldens, then the internal material where this machine has it.
+pub fn goldens() -> Vec<Goldens> {
+    let mut all = vec![Goldens::repository()];
+    all.extend(material().map(|dir| Goldens { dir, ours: false }));
+    all
 }
 
 /// Rows of many lengths: some are cut, some lose their response, some fail, some repeat.
