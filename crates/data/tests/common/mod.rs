@@ -231,8 +231,14 @@ pub fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bo
     prepared::prepare(&job(pipeline, &source.to_path_buf(), out, layout), |_| {}, |_| {}).unwrap()
 }
 
-/// What ends a turn, as the models' own `generation_config.json` say it.
-pub fn golden_stops(name: &str, eos: &str) -> Stops {
+/// What ends a turn under a template of `template_meta.json`: as it says itself, else as the models' own
+/// `generation_config.json` do.
+pub fn golden_stops(name: &str, meta: &serde_json::Value) -> Stops {
+    let eos = meta["eos_token"].as_str().unwrap();
+    if let Some(more) = meta["stops"].as_array() {
+        let more = more.iter().map(|stop| stop.as_str().unwrap().to_string());
+        return Stops { eos: Some(eos.into()), all: std::iter::once(eos.to_string()).chain(more).collect() };
+    }
     let more: &[&str] = match name {
         n if n.contains("gemma") => &["<end_of_turn>"],
         n if n.contains("phi") => &["<|end|>"],
@@ -261,10 +267,9 @@ pub struct TrlGolden {
 }
 
 /// TRL's rows of the cases that are wanted, by case.
-pub fn trl_goldens(material: &Path, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<TrlGolden>> {
+pub fn trl_goldens(folder: &Goldens, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<TrlGolden>> {
     let mut cases: BTreeMap<String, Vec<TrlGolden>> = BTreeMap::new();
-    for line in std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap().lines() {
-        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+    for row in folder.lines("goldens/trl.jsonl") {
         let case = row["case"].as_str().unwrap();
         if !wanted(case) {
             continue;
