@@ -250,10 +250,10 @@ impl Made {
         Record {
             rows: if columns.packed {
                 Rows::Pack(Boundaries {
-                    rows: &self.rows,
-                    seq_lengths: &self.seq_lengths,
-                    position_ids: &self.position_ids,
-                    prefix_ranges: self.ranges.as_deref(),
+                    rows: self.rows.clone(),
+                    seq_lengths: self.seq_lengths.clone(),
+                    position_ids: self.position_ids.clone(),
+                    prefix_ranges: self.ranges.clone(),
                 })
             } else {
                 Rows::One(self.rows[0])

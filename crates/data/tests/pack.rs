@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use suasion_data::policy::Objective;
+use suasion_data::prepared::{Boundaries, Record};
 use suasion_data::report::{self, RowView};
 use suasion_data::{Code, IGNORE, Mode, Origin, Outcome, Packer, Pipeline, Policy, RowId, Sample, Section};
 use suasion_data::{Summary, prepared};
@@ -188,7 +189,7 @@ fn a_shared_prompt_stands_once() {
     assert_eq!(pack.input_ids, [1, 2, 3, 4, 10, 11, EOS, 20, EOS, 30, 31, 32, EOS]);
     assert_eq!(pack.labels[..5], [IGNORE, 2, 3, 4, 10]);
     assert_eq!(pack.weights.as_ref().unwrap()[..5], [0.0, 1.5, 1.5, 1.5, 1.0], "half, three times");
-    let columns = pack.pack.as_ref().unwrap().columns();
+    let columns = Boundaries::of(pack.pack.as_ref().unwrap());
     assert_eq!(columns.rows, [0, 1, 2]);
     assert_eq!(columns.seq_lengths, [4, 3, 2, 4]);
     assert_eq!(columns.position_ids, [0, 1, 2, 3, 4, 5, 6, 4, 5, 4, 5, 6, 7]);
@@ -201,7 +202,7 @@ fn a_shared_prompt_stands_once() {
     // Where they do not fit together each pack has its own trunk; what is left alone has none.
     let (packs, _) = Packer::new(9, true).pack(rows.clone());
     let lengths: Vec<Vec<u32>> =
-        packs.iter().map(|p| p.pack.as_ref().unwrap().columns().seq_lengths).collect();
+        packs.iter().map(|p| Boundaries::of(p.pack.as_ref().unwrap()).seq_lengths).collect();
     assert_eq!(lengths, [vec![4, 3, 2], vec![8]]);
 
     // A prompt with other origins, labels or weights is another prompt; so is one without text.
@@ -374,7 +375,7 @@ fn boundaries_are_read_however_they_are_written() {
         "position_ids": [0, 1, 2, 0, 1, 2, 3], "origins": "TREKTRE"}));
     for sample in [&lengths, &positions, &numbers, &ours] {
         let pack = sample.pack.as_ref().unwrap();
-        assert_eq!(pack.columns().seq_lengths, [3, 4]);
+        assert_eq!(Boundaries::of(pack).seq_lengths, [3, 4]);
         assert_eq!(pack.positions(), [0, 1, 2, 0, 1, 2, 3]);
         assert_eq!(
             sample.targets().collect::<Vec<_>>(),
@@ -398,7 +399,7 @@ fn boundaries_are_read_however_they_are_written() {
     let (all, _) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
     let sample = &kept(&all, 0).sample;
     assert_eq!(sample.input_ids, [1, 2, EOS, 3, 4]);
-    assert_eq!(sample.pack.as_ref().unwrap().columns().seq_lengths, [3, 2]);
+    assert_eq!(Boundaries::of(sample.pack.as_ref().unwrap()).seq_lengths, [3, 2]);
 }
 
 #[test]
@@ -465,7 +466,7 @@ fn many_short_sequences_are_read() {
     let pack = sample.pack.as_ref().unwrap();
     assert_eq!((pack.rows.len(), pack.segments.len()), (N as usize / 2, N as usize));
     assert!(pack.segments.iter().take(N as usize / 2).all(|segment| segment.branches == 1));
-    assert_eq!(pack.columns().position_ids[N as usize / 2 - 1..][..2], [0, 1]);
+    assert_eq!(Boundaries::of(pack).position_ids[N as usize / 2 - 1..][..2], [0, 1]);
     let rows = sample.unpack();
     assert!(rows.len() == N as usize / 2 && rows.iter().all(|row| row.len() == 2));
 }
@@ -543,7 +544,7 @@ fn packs_written_and_read_are_the_same() {
         let (packs, _) = Packer::new(80, share).pack(rows);
         let mut out = Vec::new();
         for pack in &packs {
-            pack.pack.as_ref().unwrap().columns().record(pack).write_json(&mut out);
+            Record::of(pack, None).write_json(&mut out);
         }
         let s = Scratch::new();
         let path = s.file("packs.jsonl", &out);
@@ -556,7 +557,7 @@ fn packs_written_and_read_are_the_same() {
             );
             let (ours, theirs) = (pack.pack.as_ref().unwrap(), read.pack.as_ref().unwrap());
             assert_eq!(ours.segments, theirs.segments);
-            assert_eq!(ours.columns(), theirs.columns());
+            assert_eq!(Boundaries::of(ours), Boundaries::of(theirs));
             let letters = |sample: &Sample| sample.origins.iter().map(|o| o.letter()).collect::<String>();
             assert_eq!(letters(read), letters(pack));
         }

@@ -7,11 +7,11 @@ use common::{
 };
 use std::io::{self, Write};
 use std::path::Path;
-use suasion_data::pipeline::{BAD_ROWS_LISTED, split};
+use suasion_data::pipeline::BAD_ROWS_LISTED;
 use suasion_data::policy::{Objective, OnBadRow, TruncationMode};
 use suasion_data::prepared::{self, Manifest};
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample};
+use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample, split};
 use suasion_files::{AtomicFile, write_atomic};
 
 #[test]

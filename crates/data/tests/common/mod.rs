@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use suasion_data::policy::OnBadRow;
-use suasion_data::prepared::{self, Job, Layout, Manifest};
+use suasion_data::prepared::{self, Job, Manifest, Shape};
 use suasion_data::render::Stops;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Kept, Outcome, Pipeline, Policy, Summary};
@@ -219,16 +219,16 @@ pub fn skipping() -> Policy {
 }
 
 /// A job that writes one file and is never stopped.
-pub fn job<'a>(pipeline: &'a Pipeline<'a>, source: &'a PathBuf, output: &'a Path, layout: Layout) -> Job<'a> {
+pub fn job<'a>(pipeline: &'a Pipeline<'a>, source: &'a PathBuf, output: &'a Path, shape: Shape) -> Job<'a> {
     static NEVER: AtomicBool = AtomicBool::new(false);
     let files = std::slice::from_ref(source);
-    Job { pipeline, name: source, files, output, layout, rebuild: false, stop: &NEVER }
+    Job { pipeline, name: source, files, output, shape, rebuild: false, stop: &NEVER }
 }
 
 /// Prepares a source into one file.
 pub fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bool) -> Manifest {
-    let layout = Layout { with_text, max_shard_bytes: None };
-    prepared::prepare(&job(pipeline, &source.to_path_buf(), out, layout), |_| {}, |_| {}).unwrap()
+    let shape = Shape { with_text, max_shard_bytes: None };
+    prepared::prepare(&job(pipeline, &source.to_path_buf(), out, shape), |_| {}, |_| {}).unwrap()
 }
 
 /// What ends a turn under a template of `template_meta.json`: as it says itself, else as the models' own

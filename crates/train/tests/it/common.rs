@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use suasion_data::policy::Objective;
 use suasion_data::{IGNORE, Origin, RowId, Sample, Section};
-use suasion_engine::{Architecture, Budget, Cpu, Model};
+use suasion_engine::{Architecture, Budget, Device, Model};
 use suasion_train::{
     DataCard, Event, Identity, ModelFiles, Observer, Plan, Report, Result, Resume, Run, Settings,
 };
@@ -26,8 +26,8 @@ pub fn architecture() -> Architecture {
 
 /// A model with the same random weights each time.
 pub fn model(budget: Budget) -> Model {
-    let mut model = Model::new(architecture(), Cpu::new(), budget).unwrap();
-    model.init_random(7);
+    let mut model = Model::new(architecture(), Device::cpu(), budget).unwrap();
+    model.init_random(7).unwrap();
     model
 }
 

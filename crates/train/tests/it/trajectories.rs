@@ -4,7 +4,7 @@ use crate::common::*;
 use serde_json::Value;
 use std::path::Path;
 use suasion_data::{Origin, Sample};
-use suasion_engine::{Architecture, Cpu, Model};
+use suasion_engine::{Architecture, Device, Model};
 use suasion_train::{DataCard, ModelFiles, Plan, Resume, Run, Scheduler, Settings, Silent, Strategy};
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -37,7 +37,7 @@ fn samples(batch: &Value) -> Vec<Sample> {
 fn follow(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norms: &[f64], rates: &[f64]) {
     let out = tempfile::tempdir().unwrap();
     let plan = Plan::new(rows, rows, &settings).unwrap();
-    let mut model = Model::new(Architecture::from_dir(dir).unwrap(), Cpu::new(), plan.budget).unwrap();
+    let mut model = Model::new(Architecture::from_dir(dir).unwrap(), Device::cpu(), plan.budget).unwrap();
     model.load_weights(dir).unwrap();
     let run = Run {
         model: &mut model,

@@ -13,25 +13,26 @@
 //! row is left without a target, and so it is dropped and counted as M001.
 
 use crate::policy::TruncationMode;
-use crate::{Code, Finding, Origin, Section};
+use crate::sample::column;
+use crate::{Code, Finding, Origin, Sample, Section};
 use std::ops::Range;
 
 /// The runs of tokens to cut, in order and not touching, as indices into the whole row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct Cuts {
     /// The runs.
-    pub cuts: Vec<Range<usize>>,
+    pub runs: Vec<Range<usize>>,
     /// Number of tokens of the whole row.
     pub length: usize,
 }
 
-impl Plan {
+impl Cuts {
     /// What stays of a vector with one entry per token.
     pub fn apply<T: Clone>(&self, values: &[T]) -> Vec<T> {
         debug_assert_eq!(values.len(), self.length);
         let mut out = Vec::with_capacity(self.length - self.cut_tokens());
         let mut at = 0;
-        for cut in &self.cuts {
+        for cut in &self.runs {
             out.extend_from_slice(&values[at..cut.start]);
             at = cut.end;
         }
@@ -39,26 +40,38 @@ impl Plan {
         out
     }
 
+    /// What stays of a sample.
+    pub(crate) fn sample(&self, sample: Sample) -> Sample {
+        Sample {
+            id: sample.id,
+            input_ids: self.apply(&sample.input_ids),
+            labels: self.apply(&sample.labels),
+            origins: self.apply(&sample.origins),
+            weights: sample.weights.and_then(|weights| column(self.apply(&weights))),
+            pack: sample.pack.map(|pack| Box::new(pack.cut(&self.runs))),
+        }
+    }
+
     /// Number of tokens that are cut.
     pub fn cut_tokens(&self) -> usize {
-        self.cuts.iter().map(Range::len).sum()
+        self.runs.iter().map(Range::len).sum()
     }
 
-    /// A plan from a flag per token: true = cut.
-    fn from_flags(flags: &[bool]) -> Plan {
-        let mut cuts: Vec<Range<usize>> = Vec::new();
+    /// Cuts from a flag per token: true = cut.
+    fn from_flags(flags: &[bool]) -> Cuts {
+        let mut runs: Vec<Range<usize>> = Vec::new();
         for (i, _) in flags.iter().enumerate().filter(|(_, cut)| **cut) {
-            match cuts.last_mut() {
+            match runs.last_mut() {
                 Some(last) if last.end == i => last.end = i + 1,
-                _ => cuts.push(i..i + 1),
+                _ => runs.push(i..i + 1),
             }
         }
-        Plan { cuts, length: flags.len() }
+        Cuts { runs, length: flags.len() }
     }
 
-    /// The plan that removes padding.
-    pub fn strip_padding(origins: &[Origin]) -> Plan {
-        Plan::from_flags(&origins.iter().map(|o| *o == Origin::Padding).collect::<Vec<_>>())
+    /// The cuts that remove padding.
+    pub fn padding(origins: &[Origin]) -> Cuts {
+        Cuts::from_flags(&origins.iter().map(|o| *o == Origin::Padding).collect::<Vec<_>>())
     }
 }
 
@@ -68,7 +81,7 @@ pub enum Fit {
     /// It is short enough.
     Whole,
     /// It is cut.
-    Cut(Plan),
+    Cut(Cuts),
     /// It is too long and left out (`drop`).
     Drop,
     /// It is too long and an error (`error`).
@@ -79,7 +92,7 @@ pub enum Fit {
 pub fn fit(origins: &[Origin], mode: TruncationMode, max_length: Option<usize>) -> Fit {
     let n = origins.len();
     let Some(max) = max_length.filter(|&max| n > max) else { return Fit::Whole };
-    let cuts = |range: Range<usize>| Fit::Cut(Plan { cuts: vec![range], length: n });
+    let cuts = |range: Range<usize>| Fit::Cut(Cuts { runs: vec![range], length: n });
     match mode {
         TruncationMode::KeepResponse => Fit::Cut(keep_response(origins, max)),
         TruncationMode::KeepStart => cuts(max..n),
@@ -89,7 +102,7 @@ pub fn fit(origins: &[Origin], mode: TruncationMode, max_length: Option<usize>) 
     }
 }
 
-fn keep_response(origins: &[Origin], max: usize) -> Plan {
+fn keep_response(origins: &[Origin], max: usize) -> Cuts {
     let n = origins.len();
     let mut excess = n - max;
     let mut flags = vec![false; n];
@@ -113,7 +126,7 @@ fn keep_response(origins: &[Origin], max: usize) -> Plan {
     cut(&mut (0..n).filter(context));
     cut(&mut (0..n).filter(other));
     cut(&mut (0..n).filter(|i| origins[*i].supervised()).rev());
-    Plan::from_flags(&flags)
+    Cuts::from_flags(&flags)
 }
 
 /// What a cut costs.
@@ -130,10 +143,10 @@ pub struct Loss {
 }
 
 /// Counts what a plan costs. `supervised` has a flag per token of the whole row.
-pub fn loss(plan: &Plan, origins: &[Origin], supervised: impl Fn(usize) -> bool) -> Loss {
+pub fn loss(cuts: &Cuts, origins: &[Origin], supervised: impl Fn(usize) -> bool) -> Loss {
     let mut loss = Loss::default();
     let after_last = origins.iter().rposition(|o| o.supervised()).map_or(origins.len(), |i| i + 1);
-    for i in plan.cuts.iter().cloned().flatten() {
+    for i in cuts.runs.iter().cloned().flatten() {
         let learned = supervised(i);
         loss.supervised += usize::from(learned);
         match origins[i] {
