@@ -12,6 +12,12 @@ def sections(text):
     return [text[a + len(n) : b] for a, b, n in zip(places, places[1:], names)]
 
 
+def start(text, sentences=2):
+    """Its first sentences."""
+    parts = text.split(". ")
+    return ". ".join(parts[:sentences]) + "." * (len(parts) > sentences)
+
+
 def prompt_completion(rows):
     """Every eighth row; the next row's answer to the same view is the rejected one. The prompt is the demo's own, one
     without sections, or the task alone."""
@@ -23,7 +29,7 @@ def prompt_completion(rows):
             prompt, completion = f"{task}\n\n{context}\n\n### Reply:\n", completion.strip()
         if n % 3 == 2:
             prompt = f"{task}\n"
-        made.append({"prompt": prompt, "completion": completion, "rejected": rows[i + 1][1]})
+        made.append({"prompt": prompt, "completion": start(completion), "rejected": start(rows[i + 1][1])})
     return made
 
 
@@ -38,9 +44,8 @@ def messages(rows):
         for turn in range(1 + i // 9 % 3):
             _, _, task = sections(rows[i + turn][0])
             ask = f"{context}\n\n{task}" if turn == 0 else f"And now: {task.lower()}"
-            answer = rows[i + turn][1].strip().split(". ")
             turns.append({"role": "user", "content": ask})
-            turns.append({"role": "assistant", "content": ". ".join(answer[: 2 + (i + turn) % 3])})
+            turns.append({"role": "assistant", "content": start(rows[i + turn][1].strip(), 1 + (i + turn) % 3)})
         made.append({"messages": turns})
     return made
 
