@@ -1,6 +1,8 @@
 //! `suasion`: train the response, not the prompt, and prove the mask.
 //!
-//! A thin shell over the libraries: flags and configuration in, words and exit codes out. One file per command.
+//! A thin layer over the libraries: flags and configuration in, text and exit codes out. `commands/` has a
+//! file per command with its flags and its printing; `job` is a planned run; `inputs/` finds and opens rows,
+//! model folders and weights.
 #![forbid(unsafe_code)]
 
 mod commands;
@@ -52,7 +54,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Response loss and perplexity, loss per section, calibration of the first token and of the stop
     Eval(eval::EvalArgs),
-    /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out responses
+    /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out
+    /// responses
     Compare(compare::CompareArgs),
     /// Write replies
     Generate(generate::GenerateArgs),
@@ -83,12 +86,12 @@ fn main() -> ExitCode {
         Command::Completions(args) => completions::run(args, &ui),
     };
     match result {
-        // A run that was interrupted did what it was told last, and did not do what it was told first.
+        // An interrupted run ends without an error and has not finished.
         Ok(Exit::Done) if interrupt::raised() => ExitCode::from(interrupt::INTERRUPTED),
         Ok(exit) => ExitCode::from(exit as u8),
         Err(error) if is_interruption(&error) => {
             if error.is::<suasion_data::Error>() {
-                ui.say(&error);
+                ui.log(&error);
             }
             ExitCode::from(interrupt::INTERRUPTED)
         }
@@ -96,7 +99,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// True where the stop flag is the reason; an error on the way to a stop (a full disk) is told as ever.
+/// True where the stop flag is the reason. An error on the way to a stop (a full disk) is reported like any
+/// other.
 fn is_interruption(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(suasion_train::Error::Interrupted))
         || matches!(error.downcast_ref(), Some(suasion_data::Error::Interrupted { .. }))

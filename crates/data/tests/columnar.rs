@@ -454,10 +454,7 @@ fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
 /// `datasets` loads what was written as what it is, and TRL trains on it as it is (python/columnar_interop.py).
 #[test]
 fn datasets_and_trl_take_it_as_it_is() {
-    let Some(python) = std::env::var_os("SUASION_PEERS_PYTHON") else {
-        println!("skipped: no Python with datasets (SUASION_PEERS_PYTHON)");
-        return;
-    };
+    let Some(python) = suasion_test_support::peers_python() else { return };
     let scratch = Scratch::new();
     let mut random = Random(3);
     for (name, columns) in [

@@ -314,10 +314,7 @@ fn packs_equal(folder: &Goldens) {
 /// TRL's own packer on lengths that fill its tree: as many packs, of the same lengths.
 #[test]
 fn packs_are_as_many_as_trls() {
-    let Ok(python) = std::env::var("SUASION_PEERS_PYTHON") else {
-        println!("skipped: no SUASION_PEERS_PYTHON");
-        return;
-    };
+    let Some(python) = suasion_test_support::peers_python() else { return };
     let mut numbers = Numbers(3);
     let lengths: Vec<usize> = (0..4000).map(|_| 2 + numbers.below(60) * numbers.below(16)).collect();
     let lengths: Vec<usize> = lengths.into_iter().map(|n| n.min(512)).collect();

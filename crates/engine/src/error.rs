@@ -30,9 +30,9 @@ pub enum Error {
         /// What is wrong, with the sizes.
         message: String,
     },
-    /// A choice of trained parameters that the model cannot follow.
+    /// A parameter that the model does not have, or a choice of parameters to train that it cannot follow.
     #[error("{message}")]
-    Trainable {
+    Parameter {
         /// What is wrong, with the parameter's name.
         message: String,
     },
@@ -80,7 +80,7 @@ impl Error {
     pub fn tag(&self) -> &'static str {
         match self {
             Error::Io { .. } => "E-IO",
-            Error::Config { .. } | Error::Architecture { .. } | Error::Trainable { .. } => "E-MODEL",
+            Error::Config { .. } | Error::Architecture { .. } | Error::Parameter { .. } => "E-MODEL",
             Error::Weights { .. } => "E-WEIGHTS",
             Error::Memory { .. } => "E-MEMORY",
             Error::Batch { .. } => "E-BATCH",

@@ -268,9 +268,9 @@ impl ParameterMap {
     /// Lays out the parameters of an architecture with a choice of the trained ones.
     ///
     /// # Errors
-    /// [`Error::Trainable`] for a name that the model has no parameter of, and for a choice of none.
+    /// [`Error::Parameter`] for a name that the model has no parameter of, and for a choice of none.
     pub fn with(a: &Architecture, trainable: &Trainable) -> Result<ParameterMap> {
-        let fail = |message: String| Err(Error::Trainable { message });
+        let fail = |message: String| Err(Error::Parameter { message });
         if let Trainable::Adapter(lora) = trainable
             && !((1..=MAX_SIZE).contains(&lora.rank) && lora.alpha.is_finite())
         {

@@ -24,14 +24,14 @@ impl Rope {
 
     /// Cosines, then sines, of each position: `[positions, rotated]`.
     pub fn table(&self, positions: usize) -> Vec<f32> {
-        // Angles are f32 products, as transformers computes them; only their cosine is taken in f64.
-        let angle = |p: usize, f: &f32| (p as f32 * f) as f64;
-        (0..positions)
-            .flat_map(|p| {
-                let cos = self.frequencies.iter().map(move |f| angle(p, f).cos() as f32);
-                cos.chain(self.frequencies.iter().map(move |f| angle(p, f).sin() as f32))
-            })
-            .collect()
+        let mut table = Vec::with_capacity(positions.saturating_mul(self.rotated()));
+        for position in 0..positions {
+            // Angles are f32 products, as transformers computes them; only their cosine is taken in f64.
+            let angles = self.frequencies.iter().map(|frequency| (position as f32 * frequency) as f64);
+            table.extend(angles.clone().map(|angle| angle.cos() as f32));
+            table.extend(angles.map(|angle| angle.sin() as f32));
+        }
+        table
     }
 }
 

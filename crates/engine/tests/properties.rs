@@ -237,10 +237,10 @@ fn gradients_are_the_slopes_of_the_loss() {
                     let old = tensor.data[i];
                     tensor.data[i] += change;
                     let moved = (tensor.data[i] - old) as f64;
-                    model.set_parameter(name, &tensor);
+                    model.set_parameter(name, &tensor).unwrap();
                     let outcomes = model.forward(&batch).unwrap();
                     tensor.data[i] = old;
-                    model.set_parameter(name, &tensor);
+                    model.set_parameter(name, &tensor).unwrap();
                     (mean_loss(&batch, &outcomes), moved)
                 };
                 // Outcomes are f32 (1e-7 of a loss of 10): a wide step, and its error of third order.

@@ -244,10 +244,13 @@ fn a_cache_of_one_model_cannot_reach_another() {
     let (mut a, mut b) = (model("llama", Cpu::new(), false), model("llama", Cpu::new(), false));
     let ids = Random(3).ids(5);
     let mut cache = a.cache(8).unwrap();
-    let before: Vec<_> = b.parameter_names().iter().map(|n| b.parameter(n)).collect();
+    let weights = |model: &suasion_engine::Model<Cpu>| -> Vec<_> {
+        model.parameter_names().iter().map(|name| model.parameter(name).unwrap()).collect()
+    };
+    let before = weights(&b);
     let error = b.decode(&mut cache, &ids).unwrap_err();
     assert!(error.to_string().contains("the cache belongs to another model"), "{error}");
-    assert_eq!(before, b.parameter_names().iter().map(|n| b.parameter(n)).collect::<Vec<_>>());
+    assert_eq!(before, weights(&b));
     assert_eq!(cache.len(), 0);
     a.decode(&mut cache, &ids).unwrap();
     // A cache outlives its model without reaching anything.

@@ -1,13 +1,13 @@
-//! Keys of TRL and transformers that are known and not supported: named when they would change a run, accepted when
-//! they would not. A key leaves this list for the table the day it works.
+//! Keys of TRL and transformers that are known and not supported: named when they would change a run,
+//! accepted when they would not. A key leaves this list for the table the day it works.
 
 use serde_json::Value as Json;
 
-/// At which values an unsupported key changes nothing.
+/// The values at which an unsupported key changes nothing.
 pub enum Inert {
     /// At these, written as YAML (a missing value counts as null).
     At(&'static [&'static str]),
-    /// At every value: it concerns something that does not exist here. Accepted with a note.
+    /// At every value: it concerns something that suasion does not have. Accepted with a note.
     Always,
 }
 
@@ -15,7 +15,7 @@ pub enum Inert {
 pub struct Known {
     /// Its name in TRL or in the contract.
     pub name: &'static str,
-    /// Where it changes nothing.
+    /// The values at which it changes nothing.
     pub inert: Inert,
     /// Why it is not supported, as a clause that follows a colon.
     pub why: &'static str,
@@ -30,8 +30,8 @@ impl Known {
         }
     }
 
-    /// The inert values in words.
-    pub fn inert_words(&self) -> Option<String> {
+    /// The inert values as text, where they can be listed.
+    pub fn inert_values(&self) -> Option<String> {
         match self.inert {
             Inert::At(values) if !values.is_empty() => Some(values.join(" or ")),
             _ => None,
@@ -51,7 +51,7 @@ fn same(text: &str, value: &Json) -> bool {
     }
 }
 
-/// Looks a name up.
+/// A known key by its name.
 pub fn find(name: &str) -> Option<&'static Known> {
     KNOWN.iter().find(|key| key.name == name)
 }

@@ -1,5 +1,5 @@
 //! A tokenizer that can be computed by hand, and files to read.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use suasion_data::prepared::{self, Job, Manifest, Shape};
 use suasion_data::render::Stops;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Kept, Outcome, Pipeline, Policy, Summary};
+pub use suasion_test_support::material;
 
 /// The ids of the special tokens of [`byte_tokenizer`]; below them every byte is its own id.
 pub const EOS: u32 = 256;
@@ -124,20 +125,6 @@ pub fn codes(outcome: &Outcome) -> Vec<String> {
     outcome.findings().iter().map(|f| format!("{}:{}", f.code, &f.level.to_string()[..1])).collect()
 }
 
-/// The folder of internal test material, if this machine has it.
-pub fn material() -> Option<PathBuf> {
-    let path = match std::env::var_os("SUASION_MATERIAL") {
-        Some(path) => PathBuf::from(path),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material"),
-    };
-    if path.is_dir() {
-        Some(path)
-    } else {
-        println!("skipped: no material");
-        None
-    }
-}
-
 /// Tokenizers, templates and rows, and what other programs made of them (`tests/goldens/README.md`).
 pub struct Goldens {
     pub dir: PathBuf,
@@ -181,7 +168,7 @@ impl Goldens {
 /// The repository's goldens, then the internal material where this machine has it.
 pub fn goldens() -> Vec<Goldens> {
     let mut all = vec![Goldens::repository()];
-    all.extend(material().map(|dir| Goldens { dir, ours: false }));
+    all.extend(suasion_test_support::material_folder().map(|dir| Goldens { dir, ours: false }));
     all
 }
 

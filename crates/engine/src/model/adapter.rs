@@ -77,7 +77,7 @@ impl<B: Backend> Model<B> {
     /// Starts the adapter as PEFT does: `A` uniform, `B` zero, so that the model computes what its base does.
     ///
     /// # Errors
-    /// [`Error::Trainable`] when the model has no adapter.
+    /// [`Error::Parameter`] when the model has no adapter.
     pub fn init_adapter(&mut self, seed: u64) -> Result<()> {
         self.need_adapter()?;
         let map = Arc::clone(&self.map);
@@ -91,7 +91,7 @@ impl<B: Backend> Model<B> {
     /// Writes the adapter's weights under PEFT's names (`adapter_model.safetensors`).
     ///
     /// # Errors
-    /// [`Error::Io`] with the file; [`Error::Trainable`] when the model has no adapter.
+    /// [`Error::Io`] with the file; [`Error::Parameter`] when the model has no adapter.
     pub fn save_adapter(&self, path: &Path) -> Result<()> {
         self.need_adapter()?;
         let of_adapter = |p: &&Parameter| p.kind.is_adapter();
@@ -103,7 +103,7 @@ impl<B: Backend> Model<B> {
     /// Reads the adapter's weights.
     ///
     /// # Errors
-    /// [`Error::Weights`] when the file is damaged or belongs to another adapter; [`Error::Trainable`] when
+    /// [`Error::Weights`] when the file is damaged or belongs to another adapter; [`Error::Parameter`] when
     /// the model has none.
     pub fn load_adapter(&mut self, path: &Path) -> Result<()> {
         self.need_adapter()?;
@@ -136,7 +136,7 @@ impl<B: Backend> Model<B> {
     /// and its own weights hold what was learned.
     ///
     /// # Errors
-    /// [`Error::Trainable`] when the model has no adapter.
+    /// [`Error::Parameter`] when the model has no adapter.
     pub fn merge_adapter(&mut self) -> Result<()> {
         self.need_adapter()?;
         let map = Arc::clone(&self.map);
@@ -152,7 +152,7 @@ impl<B: Backend> Model<B> {
 
     fn need_adapter(&self) -> Result<()> {
         match self.map.rank() {
-            0 => Err(Error::Trainable { message: "the model was made without an adapter".into() }),
+            0 => Err(Error::Parameter { message: "the model was made without an adapter".into() }),
             _ => Ok(()),
         }
     }

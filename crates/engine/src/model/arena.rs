@@ -309,7 +309,7 @@ impl MemoryPlan {
     /// Plans a model of which some parameters are trained.
     ///
     /// # Errors
-    /// [`crate::Error::Trainable`] as [`ParameterMap::with`].
+    /// [`crate::Error::Parameter`] as [`ParameterMap::with`].
     pub fn with(a: &Architecture, b: Budget, trainable: &Trainable) -> Result<MemoryPlan> {
         Ok(MemoryPlan::new(a, b, &ParameterMap::with(a, trainable)?))
     }

@@ -93,7 +93,7 @@ impl<B: Backend> Model<B> {
     /// As [`Model::new`], with gradients and moments for a choice of parameters only.
     ///
     /// # Errors
-    /// As [`Model::new`], and [`Error::Trainable`] for a choice that the model cannot follow.
+    /// As [`Model::new`], and [`Error::Parameter`] for a choice that the model cannot follow.
     pub fn with_trainable(
         arch: Architecture,
         mut backend: B,
@@ -269,9 +269,8 @@ impl<B: Backend> Model<B> {
     fn cover(&mut self, positions: usize) -> Result<()> {
         let positions = positions.max(self.budget.tokens);
         for rope in self.ropes.iter_mut().filter(|rope| rope.positions < positions) {
-            let values = rope.rope.table(positions);
-            let table = self.backend.allocate(values.len())?;
-            self.backend.write(table.view(), &values)?;
+            let table = self.backend.allocate(positions.saturating_mul(rope.rope.rotated()))?;
+            self.backend.write(table.view(), &rope.rope.table(positions))?;
             (rope.table, rope.positions) = (Some(table), positions);
         }
         Ok(())

@@ -139,46 +139,63 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// A parameter by its Hugging Face name, in the layout of its file; `None` where the model has none of
-    /// that name.
-    pub fn parameter(&self, name: &str) -> Option<Tensor> {
-        let p = self.map.find(name)?;
-        self.tensor(self.parameters.view(), p, &p.range).ok()
+    /// A parameter by its Hugging Face name, in the layout of its file.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when the model has none of that name.
+    pub fn parameter(&self, name: &str) -> Result<Tensor> {
+        let p = self.find(name)?;
+        self.tensor(self.parameters.view(), p, &p.range)
     }
 
-    /// A parameter's gradient by its Hugging Face name, in the layout of its file; `None` where the parameter
-    /// is frozen, the model does not train, or it has none of that name.
-    pub fn gradient(&self, name: &str) -> Option<Tensor> {
-        let (trained, p) = (self.trained.as_ref()?, self.map.find(name)?);
-        let (_, range) = self.map.trained().find(|(trained, _)| trained.name == p.name)?;
-        let mut values = vec![0.0; range.len()];
-        self.backend.read(part(trained.gradients.view(), &range), &mut values).ok()?;
-        let unwritten = self.map.each_slot().filter(|slot| !trained.written[slot.index]);
-        for slot in unwritten.filter_map(Slot::gradient) {
-            let (start, end) = (slot.start.max(range.start), slot.end.min(range.end));
-            if start < end {
-                values[start - range.start..end - range.start].fill(0.0);
-            }
+    /// A trained parameter's gradient by its Hugging Face name, in the layout of its file.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when the model has none of that name or the parameter is frozen; [`Error::Batch`] when the
+    /// model does not train.
+    pub fn gradient(&self, name: &str) -> Result<Tensor> {
+        let (trained, p) = (self.trained()?, self.find(name)?);
+        let Some((_, range)) = self.map.trained().find(|(trained, _)| trained.name == p.name) else {
+            return Err(Error::Parameter { message: format!("\"{name}\" is frozen: it has no gradient") });
+        };
+        let mut tensor = self.tensor(trained.gradients.view(), p, &range)?;
+        if !trained.written.contains(&true) {
+            tensor.data.fill(0.0);
         }
-        Some(in_file_layout(p, values))
+        Ok(tensor)
     }
 
-    /// Overwrites a parameter, given in the layout of its file. Returns false when there is none of that name
-    /// and shape.
-    pub fn set_parameter(&mut self, name: &str, tensor: &Tensor) -> bool {
-        let fits = |p: &&Parameter| p.shape == tensor.shape && p.range.len() == tensor.data.len();
-        let Some(p) = self.map.find(name).filter(fits) else { return false };
+    /// Overwrites a parameter, given in the layout of its file.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when the model has none of that name and shape.
+    pub fn set_parameter(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let p = self.find(name)?;
+        if p.shape != tensor.shape || p.range.len() != tensor.data.len() {
+            let (shape, elements) = (&tensor.shape, tensor.data.len());
+            let message = format!("\"{name}\" has shape {:?}, not {shape:?} of {elements} elements", p.shape);
+            return Err(Error::Parameter { message });
+        }
         let at = part(self.parameters.view(), &p.range);
         match p.transposed {
-            true => self.backend.write(at, &weights::transpose(&tensor.data, p.shape[0], p.shape[1])).is_ok(),
-            false => self.backend.write(at, &tensor.data).is_ok(),
+            true => self.backend.write(at, &weights::transpose(&tensor.data, p.shape[0], p.shape[1])),
+            false => self.backend.write(at, &tensor.data),
         }
+    }
+
+    fn find(&self, name: &str) -> Result<&Parameter> {
+        self.map
+            .find(name)
+            .ok_or_else(|| Error::Parameter { message: format!("the model has no parameter \"{name}\"") })
     }
 
     fn tensor(&self, of: View, p: &Parameter, range: &Range<usize>) -> Result<Tensor> {
-        let mut values = vec![0.0; range.len()];
-        self.backend.read(part(of, range), &mut values)?;
-        Ok(in_file_layout(p, values))
+        let mut data = vec![0.0; range.len()];
+        self.backend.read(part(of, range), &mut data)?;
+        if p.transposed {
+            data = weights::transpose(&data, p.shape[1], p.shape[0]);
+        }
+        Ok(Tensor { shape: p.shape.clone(), data })
     }
 
     /// Writes the model's own weights to `dir/model.safetensors` (shards above 5 GB) in f32; each file
@@ -317,12 +334,4 @@ impl<B: Backend> Model<B> {
 
 fn untrained() -> Error {
     Error::Batch { message: "the model was made without `train` in its budget".into() }
-}
-
-fn in_file_layout(p: &Parameter, values: Vec<f32>) -> Tensor {
-    let data = match p.transposed {
-        true => weights::transpose(&values, p.shape[1], p.shape[0]),
-        false => values,
-    };
-    Tensor { shape: p.shape.clone(), data }
 }

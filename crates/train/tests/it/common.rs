@@ -214,9 +214,7 @@ pub fn golden_models() -> Vec<PathBuf> {
     let ours = crate_dir.join("../../tests/goldens/models");
     let models = ["llama", "llama_tied", "llama_bias", "qwen2", "gpt2", "qwen3"];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
-    let material = std::env::var_os("SUASION_MATERIAL")
-        .map_or_else(|| crate_dir.join("../../../shared/material"), PathBuf::from);
-    if material.is_dir() {
+    if let Some(material) = suasion_test_support::material_folder() {
         all.extend(["llama", "qwen2", "gpt2"].map(|name| material.join("models").join(name)));
     }
     all
