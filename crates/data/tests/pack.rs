@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
+use common::{EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, outcomes};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -244,11 +244,13 @@ fn best_fit_decreasing_by_hand() {
 /// (its collator masks them where `position_ids` are 0).
 #[test]
 fn packs_are_trls() {
-    let Some(material) = material() else { return };
-    let text = std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap();
-    let golden: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+    goldens().iter().for_each(packs_equal);
+}
+
+fn packs_equal(folder: &Goldens) {
+    let golden: Vec<Value> = folder
+        .lines("goldens/trl.jsonl")
+        .into_iter()
         .filter(|row| row["case"] == "qwen2_5/pc_text_pack_bfd")
         .collect();
     // Their packs through our reader, as any file of packs.
@@ -290,7 +292,7 @@ fn packs_are_trls() {
             Outcome::Failed { error, .. } => panic!("{error}"),
         }
     }
-    assert!(rows.len() > 25);
+    assert!(rows.len() > folder.expect(20, 25));
     // The rows in another order than that of their packs.
     rows.sort_by_key(|row| (row.len() % 7, row.input_ids.clone()));
     rows.iter_mut().zip(0..).for_each(|(row, number)| row.id.row = number);
