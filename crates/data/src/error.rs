@@ -138,3 +138,15 @@ impl From<suasion_files::Error> for Error {
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+pub(crate) fn source_error(path: &Path, message: &str, help: &str) -> Error {
+    Error::Source { path: path.to_path_buf(), message: message.into(), help: help.into() }
+}
+
+pub(crate) fn names_error(path: &Path, message: &str) -> Error {
+    source_error(path, &format!("the header line: {message}"), "the first line names the columns, in UTF-8")
+}
+
+pub(crate) fn empty(path: &Path) -> Error {
+    source_error(path, "the file has no rows", "a source needs at least one row; was the export interrupted?")
+}

@@ -1,7 +1,10 @@
 //! Tokens to a labelled sample.
 
+pub mod truncate;
+
 use crate::example::Tokenised;
 use crate::policy::{Objective, Policy};
+use crate::sample::column;
 pub use crate::tokens::Special;
 use crate::tokens::Tokens;
 use crate::{IGNORE, Origin, RowId, Sample, Section};
@@ -29,11 +32,6 @@ fn finish(
     let labels =
         input_ids.iter().zip(&weights).map(|(&id, &w)| if w == 0.0 { IGNORE } else { id as i32 }).collect();
     Sample { id, input_ids, labels, origins, weights: column(weights), pack: None }
-}
-
-/// A weight column only where some weight is neither 0 nor 1.
-pub(crate) fn column(weights: Vec<f32>) -> Option<Vec<f32>> {
-    weights.iter().any(|w| *w != 0.0 && *w != 1.0).then_some(weights)
 }
 
 /// A tokenised row to a sample.

@@ -1,16 +1,15 @@
 //! From bytes to labelled samples: everything before a weight is touched.
 //!
 //! Data flows one way, a module per room: [`source`] (bytes) → [`row`] → [`example`] → [`render`]
-//! (text and the spans that tile it) → [`tokens`] (ids, bytes, origins) → [`label`] and [`truncate`]
-//! (a [`Sample`]) → [`pack`] → [`prepared`] (files), with [`audit`] and [`report`] looking on. [`pipeline`] runs
-//! the rooms over a whole source, in parallel and in source order, and [`summary`] counts.
+//! (text and the spans that tile it) → [`tokens`] (ids, bytes, origins) → [`label`] (a [`Sample`]) → [`pack`] → [`prepared`] (files), with [`audit`] and [`report`] looking on. [`pipeline`] runs
+//! the rooms over a whole source, in parallel and in source order.
 #![forbid(unsafe_code)]
 
 pub mod audit;
-mod duplicates;
 pub mod error;
 pub mod example;
 pub mod finding;
+mod id;
 pub mod label;
 pub mod origin;
 pub mod pack;
@@ -21,23 +20,22 @@ pub mod render;
 pub mod report;
 pub mod sample;
 pub mod source;
-pub mod split;
-pub mod summary;
+mod split;
 pub mod template;
 pub mod tokens;
-pub mod truncate;
 
 pub use error::{Error, Result};
 pub use example::chat;
 pub use finding::{Code, Finding, Level};
+pub use id::RowId;
 pub use origin::{Origin, Section};
-pub use pack::{Pack, Packer};
-pub use pipeline::{Kept, Mode, Outcome, Pipeline};
+pub use pack::Packer;
+pub use pipeline::{Kept, Mode, Outcome, Pipeline, Summary};
 pub use policy::Policy;
 pub use render::{Rendered, Span};
-pub use sample::{RowId, Sample};
+pub use sample::{Pack, Sample};
 pub use source::row;
-pub use summary::Summary;
+pub use split::split;
 
 /// The version of the rules that turn rows into labels: part of every fingerprint, raised whenever a rule changes.
 pub const MASKING_VERSION: u32 = 2;

@@ -1,38 +1,10 @@
 //! What the trainer receives: ids, labels, origins, weights.
 
-use crate::pack::{Pack, Segment};
-use crate::{IGNORE, Origin};
-use std::{fmt, path::Path, sync::Arc};
+mod segments;
 
-/// Where a row stands in its source. It is part of every error and finding about the row.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RowId {
-    /// The source file.
-    pub file: Arc<Path>,
-    /// The 0-based index of the row in the source, over all of its files.
-    pub row: u64,
-    /// The 1-based line of the file on which the row starts, for formats that have lines.
-    pub line: Option<u64>,
-    /// The 0-based index of the row in its file.
-    pub in_file: u64,
-}
+pub use segments::{Pack, Segment};
 
-impl RowId {
-    /// A row of a source of one file.
-    pub fn new(file: impl Into<Arc<Path>>, row: u64, line: Option<u64>) -> RowId {
-        RowId { file: file.into(), row, line, in_file: row }
-    }
-}
-
-impl fmt::Display for RowId {
-    /// `data.jsonl:482` where lines exist (1-based), `data.json: row 481` elsewhere (0-based).
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "{}:{line}", self.file.display()),
-            None => write!(f, "{}: row {}", self.file.display(), self.in_file),
-        }
-    }
-}
+use crate::{IGNORE, Origin, RowId};
 
 /// One row, or a pack of rows, ready for training. All vectors have the same length.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,4 +64,35 @@ impl Sample {
     pub fn is_empty(&self) -> bool {
         self.input_ids.is_empty()
     }
+
+    /// The rows of a pack, each by itself as if it had never been packed (but for the label of its first token,
+    /// which is no target). A row by itself is its own only row.
+    pub fn unpack(&self) -> Vec<Sample> {
+        let Some(pack) = &self.pack else { return vec![self.clone()] };
+        let copies = |i: usize| {
+            let at = pack.segments.partition_point(|s| s.own.end as usize <= i);
+            pack.segments[at].copies() as f32
+        };
+        let row = |(id, tokens): (&RowId, Vec<usize>)| {
+            let weight = |&i: &usize| match self.labels[i] {
+                IGNORE => 0.0,
+                // A shared token weighs as much as it does in all of its rows together.
+                _ => self.weights.as_ref().map_or(1.0, |weights| weights[i]) / copies(i),
+            };
+            Sample {
+                id: id.clone(),
+                input_ids: tokens.iter().map(|&i| self.input_ids[i]).collect(),
+                labels: tokens.iter().map(|&i| self.labels[i]).collect(),
+                origins: tokens.iter().map(|&i| self.origins[i]).collect(),
+                weights: column(tokens.iter().map(weight).collect()),
+                pack: None,
+            }
+        };
+        pack.rows.iter().zip(pack.row_tokens()).map(row).collect()
+    }
+}
+
+/// A weight column only where some weight is neither 0 nor 1.
+pub(crate) fn column(weights: Vec<f32>) -> Option<Vec<f32>> {
+    weights.iter().any(|w| *w != 0.0 && *w != 1.0).then_some(weights)
 }

@@ -38,6 +38,7 @@ pub use row::Row;
 pub use saved::{Saved, saved_dataset};
 pub use sniff::{Framing, Kind, kind};
 
+use crate::error::{empty, names_error, source_error};
 use crate::{Error, Result, RowId};
 use columnar::Columns;
 use delimited::Delimited;
@@ -282,16 +283,4 @@ impl OpenFile {
         };
         stream.finish(&self.path)
     }
-}
-
-fn source_error(path: &Path, message: &str, help: &str) -> Error {
-    Error::Source { path: path.to_path_buf(), message: message.into(), help: help.into() }
-}
-
-fn names_error(path: &Path, message: &str) -> Error {
-    source_error(path, &format!("the header line: {message}"), "the first line names the columns, in UTF-8")
-}
-
-fn empty(path: &Path) -> Error {
-    source_error(path, "the file has no rows", "a source needs at least one row; was the export interrupted?")
 }

@@ -250,10 +250,10 @@ impl Made {
         Record {
             rows: if columns.packed {
                 Rows::Pack(Boundaries {
-                    rows: &self.rows,
-                    seq_lengths: &self.seq_lengths,
-                    position_ids: &self.position_ids,
-                    prefix_ranges: self.ranges.as_deref(),
+                    rows: self.rows.clone(),
+                    seq_lengths: self.seq_lengths.clone(),
+                    position_ids: self.position_ids.clone(),
+                    prefix_ranges: self.ranges.clone(),
                 })
             } else {
                 Rows::One(self.rows[0])
@@ -457,10 +457,7 @@ fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
 /// `datasets` loads what was written as what it is, and TRL trains on it as it is (python/columnar_interop.py).
 #[test]
 fn datasets_and_trl_take_it_as_it_is() {
-    let Some(python) = std::env::var_os("SUASION_PEERS_PYTHON") else {
-        println!("skipped: no Python with datasets (SUASION_PEERS_PYTHON)");
-        return;
-    };
+    let Some(python) = suasion_test_support::peers_python() else { return };
     let scratch = Scratch::new();
     let mut random = Random(3);
     for (name, columns) in [

@@ -6,9 +6,9 @@ mod common;
 use common::{BOS, EOS, Scratch, byte_tokenizer, bytes, codes, kept, outcomes};
 use std::collections::BTreeMap;
 use std::path::Path;
+use suasion_data::label::truncate::{Fit, fit};
 use suasion_data::policy::{Boundary, Objective, TruncationMode};
 use suasion_data::render::{self, Rendered, Stops};
-use suasion_data::truncate::{Fit, fit};
 use suasion_data::{IGNORE, Mode, Origin, Outcome, Pipeline, Policy, RowId, Section};
 
 fn id() -> RowId {

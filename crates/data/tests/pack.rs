@@ -2,12 +2,13 @@
 
 mod common;
 
-use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
+use common::{EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, outcomes};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use suasion_data::policy::Objective;
+use suasion_data::prepared::{Boundaries, Record};
 use suasion_data::report::{self, RowView};
 use suasion_data::{Code, IGNORE, Mode, Origin, Outcome, Packer, Pipeline, Policy, RowId, Sample, Section};
 use suasion_data::{Summary, prepared};
@@ -188,7 +189,7 @@ fn a_shared_prompt_stands_once() {
     assert_eq!(pack.input_ids, [1, 2, 3, 4, 10, 11, EOS, 20, EOS, 30, 31, 32, EOS]);
     assert_eq!(pack.labels[..5], [IGNORE, 2, 3, 4, 10]);
     assert_eq!(pack.weights.as_ref().unwrap()[..5], [0.0, 1.5, 1.5, 1.5, 1.0], "half, three times");
-    let columns = pack.pack.as_ref().unwrap().columns();
+    let columns = Boundaries::of(pack.pack.as_ref().unwrap());
     assert_eq!(columns.rows, [0, 1, 2]);
     assert_eq!(columns.seq_lengths, [4, 3, 2, 4]);
     assert_eq!(columns.position_ids, [0, 1, 2, 3, 4, 5, 6, 4, 5, 4, 5, 6, 7]);
@@ -201,7 +202,7 @@ fn a_shared_prompt_stands_once() {
     // Where they do not fit together each pack has its own trunk; what is left alone has none.
     let (packs, _) = Packer::new(9, true).pack(rows.clone());
     let lengths: Vec<Vec<u32>> =
-        packs.iter().map(|p| p.pack.as_ref().unwrap().columns().seq_lengths).collect();
+        packs.iter().map(|p| Boundaries::of(p.pack.as_ref().unwrap()).seq_lengths).collect();
     assert_eq!(lengths, [vec![4, 3, 2], vec![8]]);
 
     // A prompt with other origins, labels or weights is another prompt; so is one without text.
@@ -243,11 +244,13 @@ fn best_fit_decreasing_by_hand() {
 /// (its collator masks them where `position_ids` are 0).
 #[test]
 fn packs_are_trls() {
-    let Some(material) = material() else { return };
-    let text = std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap();
-    let golden: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+    goldens().iter().for_each(packs_equal);
+}
+
+fn packs_equal(folder: &Goldens) {
+    let golden: Vec<Value> = folder
+        .lines("goldens/trl.jsonl")
+        .into_iter()
         .filter(|row| row["case"] == "qwen2_5/pc_text_pack_bfd")
         .collect();
     // Their packs through our reader, as any file of packs.
@@ -289,7 +292,7 @@ fn packs_are_trls() {
             Outcome::Failed { error, .. } => panic!("{error}"),
         }
     }
-    assert!(rows.len() > 25);
+    assert!(rows.len() > folder.expect(20, 25));
     // The rows in another order than that of their packs.
     rows.sort_by_key(|row| (row.len() % 7, row.input_ids.clone()));
     rows.iter_mut().zip(0..).for_each(|(row, number)| row.id.row = number);
@@ -311,10 +314,7 @@ fn packs_are_trls() {
 /// TRL's own packer on lengths that fill its tree: as many packs, of the same lengths.
 #[test]
 fn packs_are_as_many_as_trls() {
-    let Ok(python) = std::env::var("SUASION_PEERS_PYTHON") else {
-        println!("skipped: no SUASION_PEERS_PYTHON");
-        return;
-    };
+    let Some(python) = suasion_test_support::peers_python() else { return };
     let mut numbers = Numbers(3);
     let lengths: Vec<usize> = (0..4000).map(|_| 2 + numbers.below(60) * numbers.below(16)).collect();
     let lengths: Vec<usize> = lengths.into_iter().map(|n| n.min(512)).collect();
@@ -372,7 +372,7 @@ fn boundaries_are_read_however_they_are_written() {
         "position_ids": [0, 1, 2, 0, 1, 2, 3], "origins": "TREKTRE"}));
     for sample in [&lengths, &positions, &numbers, &ours] {
         let pack = sample.pack.as_ref().unwrap();
-        assert_eq!(pack.columns().seq_lengths, [3, 4]);
+        assert_eq!(Boundaries::of(pack).seq_lengths, [3, 4]);
         assert_eq!(pack.positions(), [0, 1, 2, 0, 1, 2, 3]);
         assert_eq!(
             sample.targets().collect::<Vec<_>>(),
@@ -396,7 +396,7 @@ fn boundaries_are_read_however_they_are_written() {
     let (all, _) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
     let sample = &kept(&all, 0).sample;
     assert_eq!(sample.input_ids, [1, 2, EOS, 3, 4]);
-    assert_eq!(sample.pack.as_ref().unwrap().columns().seq_lengths, [3, 2]);
+    assert_eq!(Boundaries::of(sample.pack.as_ref().unwrap()).seq_lengths, [3, 2]);
 }
 
 #[test]
@@ -463,7 +463,7 @@ fn many_short_sequences_are_read() {
     let pack = sample.pack.as_ref().unwrap();
     assert_eq!((pack.rows.len(), pack.segments.len()), (N as usize / 2, N as usize));
     assert!(pack.segments.iter().take(N as usize / 2).all(|segment| segment.branches == 1));
-    assert_eq!(pack.columns().position_ids[N as usize / 2 - 1..][..2], [0, 1]);
+    assert_eq!(Boundaries::of(pack).position_ids[N as usize / 2 - 1..][..2], [0, 1]);
     let rows = sample.unpack();
     assert!(rows.len() == N as usize / 2 && rows.iter().all(|row| row.len() == 2));
 }
@@ -541,7 +541,7 @@ fn packs_written_and_read_are_the_same() {
         let (packs, _) = Packer::new(80, share).pack(rows);
         let mut out = Vec::new();
         for pack in &packs {
-            pack.pack.as_ref().unwrap().columns().record(pack).write_json(&mut out);
+            Record::of(pack, None).write_json(&mut out);
         }
         let s = Scratch::new();
         let path = s.file("packs.jsonl", &out);
@@ -554,7 +554,7 @@ fn packs_written_and_read_are_the_same() {
             );
             let (ours, theirs) = (pack.pack.as_ref().unwrap(), read.pack.as_ref().unwrap());
             assert_eq!(ours.segments, theirs.segments);
-            assert_eq!(ours.columns(), theirs.columns());
+            assert_eq!(Boundaries::of(ours), Boundaries::of(theirs));
             let letters = |sample: &Sample| sample.origins.iter().map(|o| o.letter()).collect::<String>();
             assert_eq!(letters(read), letters(pack));
         }

@@ -6,12 +6,12 @@ use common::{Scratch, byte_tokenizer, job, mixed_rows, prepare, skipping};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::pipeline::Progress;
-use suasion_data::prepared::{self, Job, Layout, Manifest, Start, findings_path};
+use suasion_data::prepared::{self, Job, Manifest, Shape, Start, findings_path};
 use suasion_data::source::{ColumnarFile, column_names};
 use suasion_data::template::ChatTemplate;
 use suasion_data::{Error, Pipeline, Policy, Sample};
 
-const SHARDS: Layout = Layout { with_text: false, max_shard_bytes: Some(60_000) };
+const SHARDS: Shape = Shape { with_text: false, max_shard_bytes: Some(60_000) };
 
 fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -39,7 +39,7 @@ fn data_that_is_still_right_is_not_prepared_again() {
     let (tokenizer, other) = (byte_tokenizer(true), byte_tokenizer(false));
     let policy = skipping();
     let pipeline = Pipeline::new(Some(&tokenizer), &policy);
-    let plain = job(&pipeline, &source, &out, Layout::default());
+    let plain = job(&pipeline, &source, &out, Shape::default());
     let (began, manifest) = start(&plain);
     assert_eq!(began, Start::Anew);
     let modified = |path: &Path| path.metadata().unwrap().modified().unwrap();
@@ -54,13 +54,13 @@ fn data_that_is_still_right_is_not_prepared_again() {
     let with = |tokenizer, policy| Pipeline { policy, ..Pipeline::new(Some(tokenizer), &shorter) };
     let changed = with(&tokenizer, &shorter);
     assert_eq!(
-        reasons(start(&job(&changed, &source, &out, Layout::default())).0),
+        reasons(start(&job(&changed, &source, &out, Shape::default())).0),
         ["max_length was 200, is 100", "stop_tokens was [], is [\"<|pad|>\"]"]
     );
     let changed = with(&other, &shorter);
-    let other_job = job(&changed, &source, &out, Layout::default());
+    let other_job = job(&changed, &source, &out, Shape::default());
     assert_eq!(reasons(start(&other_job).0), ["the tokenizer is another one"]);
-    let text = Layout { with_text: true, max_shard_bytes: None };
+    let text = Shape { with_text: true, max_shard_bytes: None };
     let changed = Pipeline { vocab_size: Some(300), ..changed };
     assert_eq!(
         reasons(start(&job(&changed, &source, &out, text)).0),
@@ -100,7 +100,7 @@ fn shards_are_the_one_file_in_pieces() {
     assert_eq!(Manifest::beside(&paths[2]).unwrap(), Some(manifest.clone()));
     assert_eq!(start(&job(&pipeline, &source, &out, SHARDS)).0, Start::UpToDate);
     // Fewer, larger shards: those of before are not left among them.
-    let larger = Layout { max_shard_bytes: Some(200_000), ..SHARDS };
+    let larger = Shape { max_shard_bytes: Some(200_000), ..SHARDS };
     let (_, fewer) = start(&job(&pipeline, &source, &out, larger));
     assert!(fewer.files.len() < paths.len());
     let names = s.names();
@@ -187,13 +187,13 @@ fn a_run_that_fails_leaves_nothing() {
     let source = s.file("data.jsonl", mixed_rows(100));
     let (tokenizer, policy) = (byte_tokenizer(true), Policy::default());
     let pipeline = Pipeline::new(Some(&tokenizer), &policy);
-    for layout in [Layout::default(), SHARDS] {
-        let error = prepared::prepare(&job(&pipeline, &source, &s.path("x.jsonl"), layout), |_| {}, |_| {});
+    for shape in [Shape::default(), SHARDS] {
+        let error = prepared::prepare(&job(&pipeline, &source, &s.path("x.jsonl"), shape), |_| {}, |_| {});
         assert!(matches!(error, Err(Error::BadRows { .. })), "{error:?}");
         assert_eq!(s.names(), ["data.jsonl"]);
     }
     let nowhere = s.path("no/such/x.jsonl");
-    let error = prepared::prepare(&job(&pipeline, &source, &nowhere, Layout::default()), |_| {}, |_| {});
+    let error = prepared::prepare(&job(&pipeline, &source, &nowhere, Shape::default()), |_| {}, |_| {});
     assert!(error.unwrap_err().to_string().contains("no/such/"));
 }
 
@@ -213,9 +213,9 @@ fn a_column_of_weights_stands_only_where_it_is_needed() {
         let lines = s.path(&format!("{name}-lines.jsonl"));
         prepare(&pipeline, &source, &lines, false);
         let expected = prepared::read(&lines, &policy).unwrap();
-        for layout in [Layout::default(), Layout { max_shard_bytes: Some(500), ..Layout::default() }] {
+        for shape in [Shape::default(), Shape { max_shard_bytes: Some(500), ..Shape::default() }] {
             let out = s.path(&format!("{name}.parquet"));
-            let (_, manifest) = start(&Job { rebuild: true, ..job(&pipeline, &source, &out, layout) });
+            let (_, manifest) = start(&Job { rebuild: true, ..job(&pipeline, &source, &out, shape) });
             let mut samples = Vec::new();
             for path in manifest.paths(&out) {
                 let mut file = ColumnarFile::open(&path).unwrap();
@@ -241,14 +241,14 @@ fn what_is_somebody_elses_stays() {
     let outs = ["x.jsonl", "x.parquet", "x"].map(|name| s.path(name));
     for out in &outs {
         assert_eq!(
-            start(&job(&pipeline, &source, out, Layout::default())).0,
+            start(&job(&pipeline, &source, out, Shape::default())).0,
             Start::Anew,
             "{}",
             out.display()
         );
     }
     for out in &outs {
-        let (began, manifest) = start(&job(&pipeline, &source, out, Layout::default()));
+        let (began, manifest) = start(&job(&pipeline, &source, out, Shape::default()));
         assert_eq!(began, Start::UpToDate, "{}", out.display());
         assert_eq!(Manifest::beside(&manifest.paths(out)[0]).unwrap(), Some(manifest));
     }
@@ -266,11 +266,11 @@ fn what_is_somebody_elses_stays() {
     // Shards that somebody has worked on since are not removed with the rest.
     let out = s.path("y.jsonl");
     let (_, former) =
-        start(&job(&pipeline, &source, &out, Layout { max_shard_bytes: Some(20_000), ..SHARDS }));
+        start(&job(&pipeline, &source, &out, Shape { max_shard_bytes: Some(20_000), ..SHARDS }));
     let edited = former.paths(&out)[0].clone();
     std::fs::write(&edited, "edited").unwrap();
     let (_, larger) =
-        start(&job(&pipeline, &source, &out, Layout { max_shard_bytes: Some(1 << 20), ..SHARDS }));
+        start(&job(&pipeline, &source, &out, Shape { max_shard_bytes: Some(1 << 20), ..SHARDS }));
     assert!(larger.files.len() < former.files.len());
     let left: Vec<bool> = former.paths(&out).iter().map(|path| path.exists()).collect();
     assert!(left[0] && left[1..].iter().all(|left| !left), "{left:?}");
@@ -294,7 +294,7 @@ fn shards_of_packs_have_packs() {
     let policy = Policy { packing: true, ..skipping() };
     let pipeline = Pipeline::new(Some(&tokenizer), &policy);
     let out = s.path("out.jsonl");
-    let (_, manifest) = start(&job(&pipeline, &source, &out, Layout { max_shard_bytes: Some(1), ..SHARDS }));
+    let (_, manifest) = start(&job(&pipeline, &source, &out, Shape { max_shard_bytes: Some(1), ..SHARDS }));
     assert!(manifest.files.len() > 3);
     let rows: usize = manifest
         .paths(&out)
@@ -313,11 +313,11 @@ fn a_template_that_comes_later_changes_instructions() {
     let (source, out) = (s.file("data.jsonl", row), s.path("out.jsonl"));
     let (tokenizer, policy) = (byte_tokenizer(true), Policy::default());
     let plain = Pipeline::new(Some(&tokenizer), &policy);
-    assert_eq!(start(&job(&plain, &source, &out, Layout::default())).0, Start::Anew);
+    assert_eq!(start(&job(&plain, &source, &out, Shape::default())).0, Start::Anew);
     let source_of = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}";
     let template = ChatTemplate::new(source_of, Some("<|bos|>"), Some("<|end|>")).unwrap();
     let with = Pipeline { template: Some(&template), ..plain.clone() };
-    let job = job(&with, &source, &out, Layout::default());
+    let job = job(&with, &source, &out, Shape::default());
     assert_eq!(reasons(start(&job).0), ["the chat template is another one"]);
     assert_eq!(start(&job).0, Start::UpToDate);
 
@@ -325,7 +325,7 @@ fn a_template_that_comes_later_changes_instructions() {
     let rows = row.repeat(200);
     let source = s.file("many.jsonl", rows);
     let (out, stop) = (s.path("many-out.jsonl"), AtomicBool::new(true));
-    let shards = Layout { max_shard_bytes: Some(1), ..SHARDS };
+    let shards = Shape { max_shard_bytes: Some(1), ..SHARDS };
     let whole = start(&common::job(&with, &source, &s.path("whole.jsonl"), shards)).1;
     let mut stops = 0;
     let resumed = loop {

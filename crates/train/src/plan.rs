@@ -1,6 +1,6 @@
 //! What a run will do, known before a weight is loaded.
 
-use crate::pack::{longest_row, measured, used};
+use crate::batches::{longest_row, measured, used};
 use crate::sampler::Sampler;
 use crate::{Error, Result, Scheduler, Settings, schedule};
 use serde::Serialize;
@@ -168,8 +168,7 @@ fn largest_micro_batch(
     let mut most = (0, 0);
     for step in 0..steps {
         for rows in sampler.step(step) {
-            let sum =
-                |pick: fn(&(usize, usize)) -> usize| rows.iter().map(|&row| pick(&sizes[row as usize])).sum();
+            let sum = |pick: fn(&(usize, usize)) -> usize| rows.iter().map(|&row| pick(&sizes[row])).sum();
             most = (most.0.max(sum(|size| size.0)), most.1.max(sum(|size| size.1)));
         }
     }

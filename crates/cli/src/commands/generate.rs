@@ -1,18 +1,17 @@
-//! `suasion generate`: replies, streamed as they come.
+//! `suasion generate`: replies, printed as they are generated.
 
-use super::train::{Start, check_vocabulary};
-use super::{ConfigArgs, need_model};
+use super::ConfigArgs;
 use crate::config::Init;
 use crate::failure::{Exit, Failure};
+use crate::inputs::model::{self, Folder};
+use crate::inputs::weights::Start;
+use crate::inputs::{loading, rows};
+use crate::interrupt;
+use crate::reply::{reference, reply};
 use crate::ui::Ui;
-use crate::{interrupt, loading, rows};
 use std::io::{Read, Write};
-use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
-use suasion_data::tokens::Tokenizer;
-use suasion_data::{Mode, Origin, Sample};
-use suasion_engine::{Architecture, Budget, KvCache, Model};
-use suasion_train::generate::{Stopped, capacity, generate_with};
+use suasion_data::Mode;
+use suasion_train::generate::capacity;
 use suasion_train::{Sampling, prompt_ids};
 
 /// Flags of the command.
@@ -26,22 +25,22 @@ pub struct GenerateArgs {
     /// With --data: only the first N rows
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
-    /// Most tokens of a reply
+    /// The longest reply, in tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_new_tokens: usize,
     /// Sample, with logits divided by T
     #[arg(long, value_name = "T", conflicts_with = "greedy")]
     temperature: Option<f64>,
-    /// Sample among the K likeliest tokens
+    /// Sample from the K most likely tokens
     #[arg(long, value_name = "K", conflicts_with = "greedy")]
     top_k: Option<usize>,
-    /// Sample among the likeliest tokens that have this probability together
+    /// Sample from the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", conflicts_with = "greedy")]
     top_p: Option<f64>,
-    /// Sample among tokens that have at least this share of the likeliest one's probability
+    /// Sample from the tokens with at least P times the probability of the most likely one
     #[arg(long, value_name = "P", conflicts_with = "greedy")]
     min_p: Option<f64>,
-    /// Always take the likeliest token (the default where no sampling flag is given)
+    /// Always take the most likely token (the default where no sampling flag is given)
     #[arg(long)]
     greedy: bool,
     /// Seed of the sampling [key: seed]
@@ -51,13 +50,13 @@ pub struct GenerateArgs {
 
 impl GenerateArgs {
     fn sampling(&self, seed: u64, stop_ids: Vec<u32>) -> Sampling {
-        let asked = self.temperature.is_some()
+        let sampled = self.temperature.is_some()
             || self.top_k.is_some()
             || self.top_p.is_some()
             || self.min_p.is_some();
         let default = Sampling::default();
         Sampling {
-            do_sample: asked && !self.greedy,
+            do_sample: sampled && !self.greedy,
             temperature: self.temperature.unwrap_or(default.temperature),
             top_k: self.top_k.unwrap_or(default.top_k),
             top_p: self.top_p.unwrap_or(default.top_p),
@@ -72,7 +71,7 @@ impl GenerateArgs {
 /// Something to continue.
 struct Prompt {
     ids: Vec<u32>,
-    /// The row that it comes from, with what its response says.
+    /// The number of the row that it comes from, and the row's response.
     row: Option<(u64, String)>,
 }
 
@@ -80,13 +79,11 @@ struct Prompt {
 pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
-    let dir = need_model(&loaded, config.init == Init::Weights, ui)?;
-    let arch = Architecture::from_dir(&dir)?;
-    // Text is read and written here, so a tokenizer is needed, and its absence is its own error.
-    let tokenizer = Tokenizer::from_dir(&dir)?;
-    check_vocabulary(&dir, &arch, Some(&tokenizer))?;
+    let dir = model::named(config, config.init == Init::Weights, ui)?;
+    let (folder, arch) = Folder::with_architecture(dir, ui)?;
+    let tokenizer = folder.need_tokenizer()?;
     let policy = config.policy();
-    let sampling = args.sampling(config.seed, tokenizer.stop_ids(&policy)?);
+    let sampling = args.sampling(config.train.seed, tokenizer.stop_ids(&policy)?);
     sampling.validate()?;
 
     let prompts = match (&args.prompt, &config.dataset_name) {
@@ -106,36 +103,32 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 config.dataset_test_split.as_deref().unwrap_or(&config.dataset_train_split),
                 ui,
             )?;
-            let template = loading::template(ui, &dir, Some(&tokenizer));
-            let (words, chat) = (Some(&tokenizer), template.as_ref());
-            let vocab = Some(arch.vocab_size);
-            let data = loading::load(ui, &file, words, chat, &policy, vocab, Mode::Prepare)?;
+            let data = loading::load(ui, &file, &folder, &policy, Mode::Prepare)?;
             data.samples
                 .iter()
                 .take(args.rows.unwrap_or(usize::MAX))
                 .map(|sample| Prompt {
                     ids: prompt_ids(sample).to_vec(),
-                    row: Some((sample.id.row, reference(sample, &tokenizer))),
+                    row: Some((sample.id.row, reference(sample, tokenizer))),
                 })
                 .collect()
         }
         (None, None) => {
-            return Err(Failure::usage("there is nothing to reply to", "give --prompt P or --data D").into());
+            return Err(Failure::usage("no prompt is given", "give --prompt P or --data D").into());
         }
     };
 
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
-    let budget: Budget = suasion_train::generate::budget(longest);
-    let mut start = Start { ui, dir: &dir, arch: &arch, init: config.init, seed: config.seed, told: false };
-    let mut model = start.build(budget)?;
-    // One cache for all prompts: the model keeps a cache's memory as long as it lives.
+    let budget = suasion_train::generate::budget(longest);
+    let mut model = Start::new(ui, &folder.dir, &arch, config).build(budget)?;
+    // One cache for all prompts.
     let mut cache = model.cache(capacity(&model, longest, sampling.max_new_tokens))?;
     let mut out = ui.out();
     for (index, prompt) in prompts.iter().enumerate() {
         if let (Some((row, _)), false) = (&prompt.row, ui.json) {
             writeln!(out, "{}--- row {row}", if index > 0 { "\n" } else { "" })?;
         }
-        let reply = reply(&mut model, &mut cache, &tokenizer, &prompt.ids, &sampling, &mut |piece| {
+        let reply = reply(&mut model, &mut cache, tokenizer, &prompt.ids, &sampling, &mut |piece| {
             if ui.json {
                 return Ok(());
             }
@@ -155,11 +148,11 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 object.insert("row".into(), (*row).into());
                 object.insert("reference".into(), reference.as_str().into());
             }
-            // A line per reply, so that a long run can be read while it goes on.
+            // A line per reply, so that replies can be read while others are generated.
             writeln!(out, "{line}")?;
         } else {
             writeln!(out)?;
-            ui.say(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
+            ui.log(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
         }
         out.flush()?;
         if interrupt::raised() {
@@ -167,84 +160,4 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Done)
-}
-
-/// What the data set answers.
-pub fn reference(sample: &Sample, tokenizer: &Tokenizer) -> String {
-    let ids: Vec<u32> = sample
-        .input_ids
-        .iter()
-        .zip(&sample.origins)
-        .filter(|(_, origin)| matches!(origin, Origin::Response { .. }))
-        .map(|(id, _)| *id)
-        .collect();
-    tokenizer.decode(&ids, true)
-}
-
-/// A finished reply.
-pub struct Reply {
-    /// Its text, without the stop token.
-    pub text: String,
-    /// Its token ids, the stop token included.
-    pub ids: Vec<u32>,
-    /// Why it ended.
-    pub stopped: Stopped,
-}
-
-impl Reply {
-    /// Why it ended, in words.
-    pub fn why(&self) -> &'static str {
-        match self.stopped {
-            Stopped::Stop(_) => "ended by its stop token",
-            Stopped::MaxNewTokens => "cut off by max_new_tokens",
-            Stopped::ContextFull => "cut off: the model has no further positions",
-            Stopped::Callback => "interrupted",
-        }
-    }
-
-    fn stopped_name(&self) -> &'static str {
-        match self.stopped {
-            Stopped::Stop(_) => "stop",
-            Stopped::MaxNewTokens => "max_new_tokens",
-            Stopped::ContextFull => "context_full",
-            Stopped::Callback => "interrupted",
-        }
-    }
-}
-
-/// Generates one reply and hands its pieces on as soon as they are whole characters.
-pub fn reply(
-    model: &mut Model,
-    cache: &mut KvCache,
-    tokenizer: &Tokenizer,
-    prompt: &[u32],
-    sampling: &Sampling,
-    piece: &mut dyn FnMut(&str) -> std::io::Result<()>,
-) -> anyhow::Result<Reply> {
-    let stop = interrupt::flag();
-    let mut stream = tokenizer.decode_stream(true);
-    let mut text = String::new();
-    let mut failed = None;
-    let mut hand_on = |new: Option<String>| -> ControlFlow<()> {
-        let Some(new) = new else { return ControlFlow::Continue(()) };
-        text.push_str(&new);
-        match piece(&new) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    };
-    let generated = generate_with(model, cache, prompt, sampling, &mut |id| {
-        if stop.load(Ordering::SeqCst) {
-            return ControlFlow::Break(());
-        }
-        hand_on(stream.push(id))
-    })?;
-    let _ = hand_on(stream.finish());
-    match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(Reply { text, ids: generated.ids, stopped: generated.stopped }),
-    }
 }

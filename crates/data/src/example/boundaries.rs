@@ -68,7 +68,7 @@ pub(super) fn boundaries(id: &RowId, n: usize, given: &Given<'_>) -> Result<Opti
     };
     let pack = Pack::new(rows, &lengths, prefixes)?;
     let runs = || {
-        let tokens = |s: &crate::pack::Segment| s.own.start as usize..s.own.end as usize;
+        let tokens = |s: &crate::sample::Segment| s.own.start as usize..s.own.end as usize;
         pack.segments.iter().map(move |s| (s.prefix.end - s.prefix.start, tokens(s)))
     };
     if let Some(positions) = &given.positions {

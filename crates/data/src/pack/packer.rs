@@ -1,7 +1,6 @@
 //! Best-fit decreasing over a bounded window of rows.
 
-use super::{Pack, Segment};
-use crate::label::column;
+use crate::sample::{Pack, Segment, column};
 use crate::{IGNORE, Origin, Policy, RowId, Sample};
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;

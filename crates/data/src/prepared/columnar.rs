@@ -14,7 +14,7 @@
 //! The types are those that `datasets.map` and TRL's `pack_dataset` give these names, so that prepared data can be
 //! concatenated with theirs: int32 labels could not. The schema carries the features (`huggingface`), as theirs.
 
-use super::{Record, Rows};
+use super::record::{Record, Rows};
 use crate::{Error, Result};
 use arrow_array::types::{ArrowPrimitiveType, Float32Type, Int32Type, Int64Type};
 use arrow_array::{ArrayRef, Int64Array, ListArray, PrimitiveArray, RecordBatch, StringArray};
@@ -278,7 +278,7 @@ impl Batch {
                 self.rows.push(pack.rows.iter().map(|&row| row as i64));
                 self.seq_lengths.push(pack.seq_lengths.iter().map(|&n| n as i32));
                 self.position_ids.push(pack.position_ids.iter().map(|&p| p as i32));
-                for range in pack.prefix_ranges.unwrap_or_default() {
+                for range in pack.prefix_ranges.iter().flatten() {
                     self.ranges.push([range.start as i32, range.end as i32]);
                 }
                 self.ranges_ends.push(self.ranges.ends.len() as i32 - 1);

@@ -1,6 +1,7 @@
 //! A folder for `datasets.load_from_disk`: Arrow streams with `state.json` and `dataset_info.json`.
 
 use super::columnar::Columns;
+use super::names::MANIFEST;
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -10,9 +11,6 @@ use suasion_files::{sync_folder, write_atomic};
 
 /// About the size of a file in such a folder: what `datasets` takes.
 pub(super) const SHARD_BYTES: u64 = 500_000_000;
-
-/// The manifest's name in it. `datasets` takes no notice of other files.
-pub(super) const MANIFEST: &str = "manifest.json";
 
 /// Where a dataset is put together, and where the one that it replaces goes, in a folder beside it.
 const NEW: &str = "folder";

@@ -1,13 +1,13 @@
 //! Preparing a source: is what is there still right, else read, label and write.
 
+use super::folder;
 use super::journal::Journal;
-use super::manifest::Inputs;
-use super::output::{Output, Plan};
-use super::sink::{Form, Layout, encode};
-use super::{Manifest, folder, name_and_ending, partial_path, replaces, without_shard};
-use crate::pipeline::{Duplicates, Pipeline, Progress};
+use super::manifest::{Inputs, Manifest};
+use super::names::{Form, Shape, name_and_ending, partial_path, replaces, without_shard};
+use super::output::Output;
+use super::sink::{Plan, encode};
+use crate::pipeline::{Duplicates, Pipeline, Progress, Summary};
 use crate::source::Source;
-use crate::summary::Summary;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ pub struct Job<'a> {
     /// The file to write; with shards, the name from which theirs are made.
     pub output: &'a Path,
     /// What decides the files' bytes beside the labels.
-    pub layout: Layout,
+    pub shape: Shape,
     /// Prepare again even where what is there is right.
     pub rebuild: bool,
     /// Set by somebody who wants the work to stop.
@@ -73,17 +73,17 @@ pub fn prepare(
     if let Some(file) = job.files.iter().find(|file| replaces(output, file)) {
         return refuse(format!("would replace {}, which is read", file.display()));
     }
-    let mut layout = job.layout;
+    let mut shape = job.shape;
     if form == Form::Folder {
         folder::recover(output, &partial_path(output))?;
         folder::replaceable(output)?;
-        layout.max_shard_bytes.get_or_insert(folder::SHARD_BYTES);
+        shape.max_shard_bytes.get_or_insert(folder::SHARD_BYTES);
     }
     let weighs = |weight: f32| weight != 0.0 && weight != 1.0;
     let policy = pipeline.policy;
     let weights = weighs(policy.prompt_loss_weight) || policy.loss_weights.values().any(|w| weighs(*w));
-    let plan = Plan { target: output, form, layout, policy, weights };
-    let inputs = Inputs::of(pipeline, layout);
+    let plan = Plan { target: output, form, shape, policy, weights };
+    let inputs = Inputs::of(pipeline, shape);
     // Data of another form under the same name is somebody's still.
     let former = Manifest::of_output(output).filter(|former| former.is_of(output, form));
     let mut start = Start::Anew;
@@ -135,7 +135,7 @@ fn write(
     let Job { pipeline, output, .. } = *job;
     let mut source = Source::of(job.name, job.files.iter().cloned())?;
     let (mut journal, mut resumed) = (None, None);
-    if plan.layout.max_shard_bytes.is_some() {
+    if plan.shape.max_shard_bytes.is_some() {
         let (opened, others) =
             Journal::open(partial_path(output), inputs.job(job.files, output, plan.weights)?)?;
         journal = Some(opened);

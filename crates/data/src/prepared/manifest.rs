@@ -1,7 +1,6 @@
 //! What prepared data was made from, and whether that is still so.
 
-use super::sink::{Form, Layout};
-use super::{ending, findings_path, folder, manifest_path, stem};
+use super::names::{Form, MANIFEST, Shape, ending, findings_path, manifest_path, stem};
 use crate::pack::Fill;
 use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
 use crate::policy::{Objective, Policy};
@@ -43,8 +42,8 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<usize>,
     /// What decided the files' bytes beside the labels.
-    #[serde(default)]
-    pub layout: Layout,
+    #[serde(default, rename = "layout")]
+    pub shape: Shape,
     /// The files of rows, in order.
     #[serde(default)]
     pub files: Vec<OutputFile>,
@@ -71,12 +70,13 @@ pub(super) struct Inputs {
     template: Option<String>,
     policy: Policy,
     vocab_size: Option<usize>,
-    layout: Layout,
+    #[serde(rename = "layout")]
+    shape: Shape,
 }
 
 impl Inputs {
     /// What a pipeline makes of rows.
-    pub fn of(pipeline: &Pipeline<'_>, layout: Layout) -> Inputs {
+    pub fn of(pipeline: &Pipeline<'_>, shape: Shape) -> Inputs {
         let dated = pipeline.template.is_some_and(ChatTemplate::writes_date);
         let today = dated.then(|| jiff::Zoned::now().date().to_string());
         let template_date = pipeline.policy.template_date.clone().or(today);
@@ -86,7 +86,7 @@ impl Inputs {
             template: pipeline.template.map(|t| t.fingerprint().to_string()),
             policy: Policy { template_date, ..pipeline.policy.clone() },
             vocab_size: pipeline.vocab_size,
-            layout,
+            shape,
         }
     }
 
@@ -121,7 +121,7 @@ impl Inputs {
         );
         differs(self.vocab_size == before.vocab_size, "the model has another number of embeddings");
         let keys = |inputs: &Inputs| -> BTreeMap<String, Value> {
-            [serde_json::to_value(&inputs.policy), serde_json::to_value(inputs.layout)]
+            [serde_json::to_value(&inputs.policy), serde_json::to_value(inputs.shape)]
                 .into_iter()
                 .filter_map(|value| serde_json::from_value::<BTreeMap<String, Value>>(value.ok()?).ok())
                 .flatten()
@@ -165,6 +165,13 @@ pub struct Counts {
     pub sections: BTreeMap<String, u64>,
     /// Findings per code.
     pub findings: BTreeMap<String, u64>,
+    /// [`Summary::not_remembered`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_remembered: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Counts {
@@ -184,6 +191,7 @@ impl Counts {
                 .filter_map(|name| summary.sections.get(name).map(|s| (name.to_string(), s.tokens)))
                 .collect(),
             findings: summary.findings.iter().map(|(code, c)| (code.as_str().to_string(), c.count)).collect(),
+            not_remembered: summary.not_remembered,
         }
     }
 }
@@ -191,7 +199,7 @@ impl Counts {
 impl Manifest {
     /// The manifest of a run over a source that was read to its end.
     pub(super) fn new(summary: &Summary, inputs: &Inputs, policy: &Policy, source: SourceHash) -> Manifest {
-        let Inputs { tokenizer, vocab_size, layout, .. } = inputs.clone();
+        let Inputs { tokenizer, vocab_size, shape, .. } = inputs.clone();
         let policy = summary.pinned(policy);
         let template = summary.template.clone();
         let fingerprint = fingerprint(&source.blake3, tokenizer.as_deref(), template.as_deref(), &policy);
@@ -206,7 +214,7 @@ impl Manifest {
             fingerprint,
             untemplated: summary.untemplated,
             vocab_size,
-            layout,
+            shape,
             files: Vec::new(),
             packs: None,
         }
@@ -223,7 +231,7 @@ impl Manifest {
         let names = |m: &Manifest| m.files.is_empty() || m.files.iter().any(|known| known.name == file);
         // Raw rows in x.jsonl.gz may lie beside prepared ones in x.jsonl.
         let found = Manifest::read(&manifest_path(data))?.filter(names);
-        let folder = data.with_file_name(folder::MANIFEST);
+        let folder = data.with_file_name(MANIFEST);
         match found {
             None if file.ends_with(".arrow") => Ok(Manifest::read(&folder)?.filter(names)),
             found => Ok(found),
@@ -317,7 +325,7 @@ impl Manifest {
             template: self.template.clone(),
             policy: self.policy.clone(),
             vocab_size: self.vocab_size,
-            layout: self.layout,
+            shape: self.shape,
         };
         let mut reasons = inputs.differences(&before, self.untemplated);
         // Reading is for where nothing cheaper decides.

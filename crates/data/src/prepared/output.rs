@@ -1,13 +1,14 @@
 //! The files that a run writes: one beside its findings, or shards in a folder of their own until all are there.
 
-use super::columnar::Columns;
+use super::folder;
 use super::journal::{Journal, Shard};
-use super::sink::{Form, Layout, Sink, with_record};
-use super::{Manifest, OutputFile, findings_path, folder, manifest_path, shard_path};
+use super::manifest::{Manifest, OutputFile};
+use super::names::{Form, findings_path, manifest_path, shard_path};
+use super::record::Record;
+use super::sink::{Plan, Sink};
 use crate::pack::{Fill, Packer};
-use crate::pipeline::{Outcome, hash_ids};
-use crate::summary::Summary;
-use crate::{Error, Finding, Policy, Result, Sample};
+use crate::pipeline::{Outcome, Summary, hash_ids};
+use crate::{Error, Finding, Result, Sample};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,18 +17,6 @@ use suasion_files::{AtomicFile, Written};
 /// About what a token takes before compression in each of the forms, which is what shards are measured by: an id, a
 /// label and a letter, as text (where most labels are -100) or in columns of four, eight and one bytes.
 const BYTES_PER_TOKEN: u64 = 13;
-
-/// What all files of an output have in common.
-#[derive(Clone, Copy)]
-pub(super) struct Plan<'a> {
-    /// The output as the user named it.
-    pub target: &'a Path,
-    pub form: Form,
-    pub layout: Layout,
-    pub policy: &'a Policy,
-    /// For files of columns: have one for weights.
-    pub weights: bool,
-}
 
 /// Files that are being written. Nothing appears under the output's name before [`Output::finish`].
 pub(super) struct Output<'a> {
@@ -94,7 +83,7 @@ impl<'a> Output<'a> {
         let packs = match &mut self.packer {
             Some(packer) => packer.push(kept.sample),
             None => {
-                let text = kept.text.as_deref().filter(|_| self.plan.layout.with_text);
+                let text = kept.text.as_deref().filter(|_| self.plan.shape.with_text);
                 let encoded = (!encoded.is_empty()).then_some(encoded);
                 return self.put(&kept.sample, text, encoded);
             }
@@ -113,7 +102,7 @@ impl<'a> Output<'a> {
             return Err(Error::Source { path, message, help: "give the files a column for them".into() });
         }
         let sink = self.sink()?;
-        with_record(sample, text, |record| sink.write(record, encoded))
+        sink.write(&Record::of(sample, text), encoded)
     }
 
     fn open(&mut self) -> Result<&mut Open> {
@@ -153,7 +142,7 @@ impl<'a> Output<'a> {
     /// [`Error::Io`], a full disk among them.
     pub fn between(&mut self, run: &Summary) -> Result<()> {
         let size = self.open.as_ref().map_or(0, |open| open.size);
-        match self.plan.layout.max_shard_bytes {
+        match self.plan.shape.max_shard_bytes {
             Some(most) if size >= most => self.end_shard(run),
             _ => Ok(()),
         }
@@ -299,18 +288,6 @@ impl<'a> Output<'a> {
         }
         fs::remove_dir_all(&journal.folder).map_err(|e| Error::io(&journal.folder, e))?;
         Ok(paths)
-    }
-}
-
-impl Plan<'_> {
-    /// The columns of a file of columns, which are fixed before the first row is known.
-    fn columns(&self) -> Columns {
-        Columns {
-            packed: self.policy.packing,
-            prefix_ranges: self.policy.share_prefix,
-            weights: self.weights,
-            text: self.layout.with_text,
-        }
     }
 }
 

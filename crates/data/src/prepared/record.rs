@@ -1,14 +1,15 @@
 //! One line of prepared data, and its JSON form.
 
+use crate::sample::{Pack, Segment};
 use crate::{Origin, Sample};
 use std::fmt::Write as _;
 use std::ops::Range;
 
 /// What a line of prepared data says, in whatever format it is written. All lists of tokens have the same length.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Record<'a> {
     /// Which rows of the source it was made from.
-    pub rows: Rows<'a>,
+    pub rows: Rows,
     /// Token ids.
     pub input_ids: &'a [u32],
     /// Labels, not shifted; -100 where masked.
@@ -22,33 +23,51 @@ pub struct Record<'a> {
 }
 
 /// The rows of a [`Record`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rows<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rows {
     /// A row by itself: its 0-based number in the source.
     One(u64),
     /// A pack.
-    Pack(Boundaries<'a>),
+    Pack(Boundaries),
 }
 
 /// Who sees whom in a pack.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Boundaries<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boundaries {
     /// The 0-based numbers of the rows, in the order in which they stand.
-    pub rows: &'a [u64],
+    pub rows: Vec<u64>,
     /// Tokens of each segment, in order; they sum to the number of tokens.
-    pub seq_lengths: &'a [u32],
+    pub seq_lengths: Vec<u32>,
     /// Position of each token: restarts with each segment, goes on after a shared prefix.
-    pub position_ids: &'a [u32],
+    pub position_ids: Vec<u32>,
     /// For packs with shared prompts, per segment: the tokens of the pack that all of its tokens see before
     /// their own (empty for a segment that sees only itself).
-    pub prefix_ranges: Option<&'a [Range<u32>]>,
+    pub prefix_ranges: Option<Vec<Range<u32>>>,
+}
+
+impl Boundaries {
+    /// The boundaries of a pack.
+    pub fn of(pack: &Pack) -> Boundaries {
+        let shares = pack.segments.iter().any(|segment| segment.branches > 0);
+        let prefixes = || pack.segments.iter().map(|s| s.prefix.clone()).collect();
+        Boundaries {
+            rows: pack.rows.iter().map(|id| id.row).collect(),
+            seq_lengths: pack.segments.iter().map(Segment::len).collect(),
+            position_ids: pack.positions(),
+            prefix_ranges: shares.then(prefixes),
+        }
+    }
 }
 
 impl<'a> Record<'a> {
-    /// The record of a row by itself.
+    /// The record of a sample. A pack has no text.
     pub fn of(sample: &'a Sample, text: Option<&'a str>) -> Record<'a> {
+        let (rows, text) = match &sample.pack {
+            Some(pack) => (Rows::Pack(Boundaries::of(pack)), None),
+            None => (Rows::One(sample.id.row), text),
+        };
         Record {
-            rows: Rows::One(sample.id.row),
+            rows,
             input_ids: &sample.input_ids,
             labels: &sample.labels,
             origins: &sample.origins,
@@ -72,7 +91,7 @@ impl<'a> Record<'a> {
                 integers(out, pack.seq_lengths.iter().map(|&n| u64::from(n)));
                 out.extend_from_slice(b", \"position_ids\": ");
                 integers(out, pack.position_ids.iter().map(|&p| u64::from(p)));
-                if let Some(ranges) = pack.prefix_ranges {
+                if let Some(ranges) = &pack.prefix_ranges {
                     out.extend_from_slice(b", \"prefix_ranges\": ");
                     list(out, ranges.iter(), |out, range| {
                         integers(out, [range.start, range.end].into_iter().map(u64::from));

@@ -1,80 +1,46 @@
 //! One file of records, in whatever form.
 
-use super::Record;
 use super::columnar::{ArrowStreamSink, Columns, ParquetSink};
-use super::output::Plan;
+use super::names::{Form, Shape};
+use super::record::Record;
 use crate::pipeline::Outcome;
-use crate::{Error, Result, Sample};
-use serde::{Deserialize, Serialize};
+use crate::{Error, Policy, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use suasion_files::{AtomicFile, Complete};
 
-/// How prepared data is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Form {
-    /// JSON Lines, perhaps compressed.
-    Lines,
-    /// Parquet.
-    Parquet,
-    /// A folder for `datasets.load_from_disk`: Arrow streams, always in shards.
-    Folder,
+/// What all files of an output have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Plan<'a> {
+    /// The output as the user named it.
+    pub target: &'a Path,
+    pub form: Form,
+    pub shape: Shape,
+    pub policy: &'a Policy,
+    /// For files of columns: have one for weights.
+    pub weights: bool,
 }
 
-impl Form {
-    /// The form that an output's name asks for: a name without an ending is a folder's.
-    pub fn of(path: &Path) -> Option<Form> {
-        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-        let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-        match plain {
-            _ if path.is_dir() || !plain.contains('.') => Some(Form::Folder),
-            _ if plain.ends_with(".jsonl") => Some(Form::Lines),
-            _ if name.ends_with(".parquet") => Some(Form::Parquet),
-            _ => None,
+impl Plan<'_> {
+    /// The columns of a file of columns, which are fixed before the first row is known.
+    pub(super) fn columns(&self) -> Columns {
+        Columns {
+            packed: self.policy.packing,
+            prefix_ranges: self.policy.share_prefix,
+            weights: self.weights,
+            text: self.shape.with_text,
         }
     }
-
-    /// The ending of one file of it.
-    pub(super) fn ending(self, output: &Path) -> String {
-        match self {
-            Form::Folder => ".arrow".into(),
-            Form::Lines | Form::Parquet => super::ending(output),
-        }
-    }
-}
-
-/// What decides a file's bytes beside its labels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layout {
-    /// Add the rendered text to each record.
-    #[serde(default)]
-    pub with_text: bool,
-    /// About the most bytes in one file, before compression; `None` for one file of any size.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_shard_bytes: Option<u64>,
 }
 
 /// What can be made of a row without the others: for JSON Lines, its line; nothing where it is going to be packed.
 pub(super) fn encode(plan: &Plan<'_>, outcome: &Outcome) -> Vec<u8> {
     let mut line = Vec::new();
     if let (Form::Lines, false, Outcome::Kept(kept)) = (plan.form, plan.policy.packing, outcome) {
-        let text = kept.text.as_deref().filter(|_| plan.layout.with_text);
-        with_record(&kept.sample, text, |record| record.write_json(&mut line));
+        let text = kept.text.as_deref().filter(|_| plan.shape.with_text);
+        Record::of(&kept.sample, text).write_json(&mut line);
     }
     line
-}
-
-/// The record of a row by itself, or of a pack.
-pub(super) fn with_record<T>(
-    sample: &Sample,
-    text: Option<&str>,
-    use_it: impl FnOnce(&Record<'_>) -> T,
-) -> T {
-    match &sample.pack {
-        Some(pack) => use_it(&pack.columns().record(sample)),
-        None => use_it(&Record::of(sample, text)),
-    }
 }
 
 /// A file of records that is being written.

@@ -1,7 +1,7 @@
 //! A row as runs of tokens: what happens to each, and why.
 
-use crate::pack::Segment;
 use crate::pipeline::Kept;
+use crate::sample::Segment;
 use crate::tokens::Tokenizer;
 use crate::{Finding, IGNORE, Origin, RowId, Sample};
 

@@ -1,0 +1,298 @@
+//! A run in numbers.
+
+use super::outcome::{DropReason, Outcome};
+use crate::policy::Policy;
+use crate::source::SourceHash;
+use crate::{Code, Finding, IGNORE, Level, Origin, Sample};
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Row numbers kept per code in a [`Summary`].
+pub const ROWS_LISTED: usize = 10;
+
+/// The tokens of one origin, over all kept rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SectionStats {
+    /// Tokens.
+    pub tokens: u64,
+    /// Those of them that are supervised.
+    pub supervised: u64,
+    /// Targets that they would be if the loss were on all tokens (all but padding and each row's first; in a shared
+    /// prompt, as often as rows have them).
+    pub targets_before: u64,
+    /// The loss weight of the targets that they are.
+    pub weight_after: f64,
+}
+
+/// How often a code was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodeCount {
+    /// Number of findings.
+    pub count: u64,
+    /// The highest level among them.
+    pub level: Level,
+    /// The first rows in source order, each once, at most [`ROWS_LISTED`].
+    pub rows: Vec<u64>,
+}
+
+/// A run in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Rows of the source; a pack is one of them.
+    pub rows: u64,
+    /// Rows that became samples.
+    pub kept: u64,
+    /// Kept rows that were cut.
+    pub cut: u64,
+    /// Kept rows that were read as packs.
+    #[serde(default)]
+    pub packs: u64,
+    /// Rows in those packs.
+    #[serde(default)]
+    pub packed_rows: u64,
+    /// Rows left out, by reason.
+    pub dropped: BTreeMap<DropReason, u64>,
+    /// Rows that cannot be samples.
+    pub failed: u64,
+    /// Tokens of kept rows.
+    pub tokens: u64,
+    /// Supervised tokens of kept rows: labels that are not -100.
+    pub supervised_tokens: u64,
+    /// Targets of kept rows, after the shift by one.
+    pub targets: u64,
+    /// Kept rows with at least one target.
+    pub trainable_rows: u64,
+    /// Tokens of the longest kept row.
+    pub longest: u64,
+    /// Per origin, by [`Origin::name`].
+    #[serde(deserialize_with = "sections")]
+    pub sections: BTreeMap<&'static str, SectionStats>,
+    /// Findings, after the filter.
+    pub findings: BTreeMap<Code, CodeCount>,
+    /// Kept rows that later rows were not compared with (D001), because the table of rows was full.
+    #[serde(default)]
+    pub not_remembered: u64,
+    /// What the source was.
+    pub source: Option<SourceHash>,
+    /// The fingerprint of the chat template, where a row went through it.
+    pub template: Option<String>,
+    /// True where instructions were rendered plainly for want of a chat template.
+    #[serde(default)]
+    pub untemplated: bool,
+    /// The day that the rows were rendered on, `YYYY-MM-DD`, where the template writes the date and the policy pins none.
+    pub template_date: Option<String>,
+}
+
+impl Summary {
+    /// The policy with the day that the rows were rendered on: what their labels depend on.
+    pub fn pinned(&self, policy: &Policy) -> Policy {
+        let template_date = policy.template_date.clone().or_else(|| self.template_date.clone());
+        Policy { template_date, ..policy.clone() }
+    }
+}
+
+/// Section names in the order of reports.
+pub const SECTION_ORDER: [&str; 10] =
+    ["system", "context", "task", "user", "tool", "other", "scaffold", "response", "end_of_turn", "padding"];
+
+impl Summary {
+    /// What the rows of the source are called: lines, where some of them are packs of rows.
+    pub(crate) fn unit(&self) -> &'static str {
+        if self.packs > 0 { "line" } else { "row" }
+    }
+
+    /// Rows left out, for any reason.
+    pub fn dropped_rows(&self) -> u64 {
+        self.dropped.values().sum()
+    }
+
+    /// The sections that have tokens, in the order of reports.
+    pub fn sections(&self) -> impl Iterator<Item = (&'static str, &SectionStats)> {
+        SECTION_ORDER.iter().filter_map(|name| self.sections.get(name).map(|s| (*name, s)))
+    }
+
+    /// The share of a section among all targets, if the loss were on all tokens. The shares sum to 1.
+    pub fn share_before(&self, name: &str) -> f64 {
+        let total: u64 = self.sections.values().map(|s| s.targets_before).sum();
+        self.sections.get(name).map_or(0.0, |s| ratio(s.targets_before as f64, total as f64))
+    }
+
+    /// The share of a section in the loss weight as it is. The shares sum to 1.
+    pub fn share_after(&self, name: &str) -> f64 {
+        let total: f64 = self.sections.values().map(|s| s.weight_after).sum();
+        self.sections.get(name).map_or(0.0, |s| ratio(s.weight_after, total))
+    }
+
+    /// True where some finding is at level error: `verify` then exits with 1.
+    pub fn has_errors(&self) -> bool {
+        self.findings.values().any(|c| c.level == Level::Error)
+    }
+
+    /// Adds one outcome.
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.rows += 1;
+        outcome.findings().iter().for_each(|finding| self.add_finding(finding));
+        match outcome {
+            Outcome::Failed { .. } => self.failed += 1,
+            Outcome::Dropped { reason, .. } => *self.dropped.entry(*reason).or_default() += 1,
+            Outcome::Kept(kept) => {
+                self.kept += 1;
+                self.cut += u64::from(!kept.cuts.is_empty());
+                self.add_sample(&kept.sample);
+            }
+        }
+    }
+
+    /// Adds a finding.
+    pub(crate) fn add_finding(&mut self, finding: &Finding) {
+        let (code, level, row) = (finding.code, finding.level, finding.row);
+        self.add_count(code, &CodeCount { count: 1, level, rows: vec![row] });
+    }
+
+    fn add_count(&mut self, code: Code, found: &CodeCount) {
+        let entry =
+            self.findings.entry(code).or_insert(CodeCount { count: 0, level: found.level, rows: Vec::new() });
+        entry.count += found.count;
+        entry.level = entry.level.max(found.level);
+        for &row in &found.rows {
+            // What is found across rows comes after what is found in later ones.
+            if let Err(at) = entry.rows.binary_search(&row)
+                && at < ROWS_LISTED
+            {
+                entry.rows.insert(at, row);
+                entry.rows.truncate(ROWS_LISTED);
+            }
+        }
+    }
+
+    /// Adds the summary of the rows that follow.
+    pub(crate) fn merge(&mut self, next: &Summary) {
+        self.rows += next.rows;
+        self.kept += next.kept;
+        self.cut += next.cut;
+        self.packs += next.packs;
+        self.not_remembered += next.not_remembered;
+        self.packed_rows += next.packed_rows;
+        self.failed += next.failed;
+        self.tokens += next.tokens;
+        self.supervised_tokens += next.supervised_tokens;
+        self.targets += next.targets;
+        self.trainable_rows += next.trainable_rows;
+        self.longest = self.longest.max(next.longest);
+        for (reason, count) in &next.dropped {
+            *self.dropped.entry(*reason).or_default() += count;
+        }
+        for (name, stats) in &next.sections {
+            let sum = self.sections.entry(name).or_default();
+            sum.tokens += stats.tokens;
+            sum.supervised += stats.supervised;
+            sum.targets_before += stats.targets_before;
+            sum.weight_after += stats.weight_after;
+        }
+        for (code, found) in &next.findings {
+            self.add_count(*code, found);
+        }
+        self.untemplated |= next.untemplated;
+        for (mine, theirs) in
+            [(&mut self.template, &next.template), (&mut self.template_date, &next.template_date)]
+        {
+            if theirs.is_some() {
+                mine.clone_from(theirs);
+            }
+        }
+    }
+
+    /// The summary of samples that are kept: what is known of rows that are trained on, without what was read,
+    /// cut, dropped or found.
+    pub fn of(samples: &[Sample]) -> Summary {
+        let mut summary = Summary::default();
+        for sample in samples {
+            summary.kept += 1;
+            summary.add_sample(sample);
+        }
+        summary
+    }
+
+    fn add_sample(&mut self, sample: &Sample) {
+        let n = sample.len() as u64;
+        self.tokens += n;
+        self.longest = self.longest.max(n);
+        if sample.pack.is_some() {
+            self.packs += 1;
+            self.packed_rows += sample.rows() as u64;
+        }
+        let mut targets = 0;
+        for segment in sample.segments() {
+            let (mut at, stop) = (segment.own.start as usize, segment.own.end as usize);
+            while at < stop {
+                // Origins come in runs: one look-up for each.
+                let origin = sample.origins[at];
+                let end = at + sample.origins[at..stop].iter().take_while(|o| **o == origin).count();
+                let stats = self.sections.entry(origin.name()).or_default();
+                let first = at + usize::from(segment.predictor(at as u32).is_none());
+                let (mut supervised, mut weights) = (0, 0.0);
+                for i in at..end {
+                    if sample.labels[i] != IGNORE {
+                        supervised += 1;
+                        if i >= first {
+                            let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
+                            targets += u64::from(weight != 0.0);
+                            weights += f64::from(weight);
+                        }
+                    }
+                }
+                stats.tokens += (end - at) as u64;
+                stats.supervised += supervised;
+                stats.weight_after += weights;
+                self.supervised_tokens += supervised;
+                if origin != Origin::Padding {
+                    // A shared prompt would be learned in each of its rows.
+                    stats.targets_before += u64::from(segment.copies()) * (end - first) as u64;
+                }
+                at = end;
+            }
+        }
+        self.targets += targets;
+        self.trainable_rows += u64::from(targets > 0);
+    }
+}
+
+/// Sections by the names that are known here.
+fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<&'static str, SectionStats>, D::Error> {
+    let found = BTreeMap::<String, SectionStats>::deserialize(from)?;
+    let known = |(name, stats): (String, SectionStats)| {
+        let known = SECTION_ORDER.iter().find(|known| **known == name);
+        known.map(|known| (*known, stats)).ok_or_else(|| D::Error::custom(format!("no section {name:?}")))
+    };
+    found.into_iter().map(known).collect()
+}
+
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_rows_are_listed_whatever_the_order() {
+        let code = Code::ALL[0];
+        // 0, 7, 14, .. modulo 40: all rows below 40, each twice, mixed.
+        let rows: Vec<u64> = (0..80).map(|i| i * 7 % 40).collect();
+        let of = |rows: &[u64]| {
+            let mut summary = Summary::default();
+            for &row in rows {
+                summary.add_count(code, &CodeCount { count: 1, level: Level::Note, rows: vec![row] });
+            }
+            summary
+        };
+        let mut merged = of(&rows[50..]);
+        merged.merge(&of(&rows[..50]));
+        for summary in [of(&rows), merged] {
+            assert_eq!(summary.findings[&code].rows, (0..ROWS_LISTED as u64).collect::<Vec<_>>());
+            assert_eq!(summary.findings[&code].count, 80);
+        }
+    }
+}

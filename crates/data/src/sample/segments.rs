@@ -1,0 +1,143 @@
+//! The boundaries of a pack: which tokens see which.
+
+use crate::RowId;
+use std::ops::Range;
+
+/// A run of tokens that attention keeps to itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its tokens.
+    pub own: Range<u32>,
+    /// The tokens of an earlier segment that all of its own see: the prompt that it shares. Empty where there is none.
+    pub prefix: Range<u32>,
+    /// For a shared prompt, the number of segments that go on after it, each the rest of a row; 0 for all others.
+    pub branches: u32,
+}
+
+impl Segment {
+    /// A segment that is a row by itself.
+    pub(crate) fn whole(own: Range<u32>) -> Segment {
+        Segment { own, prefix: 0..0, branches: 0 }
+    }
+
+    /// In how many rows its tokens stand.
+    pub fn copies(&self) -> u32 {
+        self.branches.max(1)
+    }
+
+    /// The token whose hidden state predicts token `i` of the segment; `None` for a token that nothing stands before.
+    pub fn predictor(&self, i: u32) -> Option<u32> {
+        if i > self.own.start { Some(i - 1) } else { self.prefix.end.checked_sub(1) }
+    }
+
+    /// Number of its own tokens: at least one.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u32 {
+        self.own.end - self.own.start
+    }
+
+    /// Tokens of the row that it is, or ends: its prefix and its own.
+    pub fn row_len(&self) -> u32 {
+        self.len() + (self.prefix.end - self.prefix.start)
+    }
+}
+
+/// The boundaries of a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pack {
+    /// The rows, in the order in which their responses stand: one for each segment that is no shared prompt.
+    pub rows: Vec<RowId>,
+    /// Tiles the tokens in order.
+    pub segments: Vec<Segment>,
+}
+
+impl Pack {
+    /// A pack of segments of these lengths. `prefixes` has the prefix of each segment: empty, or the tokens of an
+    /// earlier segment that has none itself.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn new(rows: Vec<RowId>, lengths: &[u32], prefixes: Option<&[Range<u32>]>) -> Result<Pack, String> {
+        let mut segments: Vec<Segment> = Vec::with_capacity(lengths.len());
+        let mut at = 0u32;
+        for (i, &length) in lengths.iter().enumerate() {
+            let end = at.checked_add(length).filter(|_| length > 0);
+            let end = end.ok_or_else(|| format!("\"seq_lengths\"[{i}] is {length}"))?;
+            segments.push(Segment::whole(at..end));
+            at = end;
+        }
+        if let Some(found) = prefixes.map(<[_]>::len).filter(|found| *found != lengths.len()) {
+            return Err(format!("\"prefix_ranges\" has {found} entries for {} sequences", lengths.len()));
+        }
+        for (i, prefix) in prefixes.unwrap_or_default().iter().enumerate() {
+            if prefix.is_empty() {
+                continue;
+            }
+            // The segments stand in the order of their tokens.
+            let trunk = segments[..i].binary_search_by_key(&prefix.start, |s| s.own.start);
+            let alone = |&trunk: &usize| segments[trunk].own == *prefix && segments[trunk].prefix.is_empty();
+            match trunk.ok().filter(alone) {
+                Some(trunk) => {
+                    segments[trunk].branches += 1;
+                    segments[i].prefix = prefix.clone();
+                }
+                None => {
+                    return Err(format!(
+                        "\"prefix_ranges\"[{i}] is {}..{}, which is no earlier sequence of its own",
+                        prefix.start, prefix.end
+                    ));
+                }
+            }
+        }
+        let pack = Pack { rows, segments };
+        let (named, found) = (pack.rows.len(), pack.ends().count());
+        if named != found {
+            return Err(format!("\"rows\" names {named} rows, and the boundaries make {found}"));
+        }
+        Ok(pack)
+    }
+
+    /// The segments that are a row or end one, in the order of [`Pack::rows`].
+    pub fn ends(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter().filter(|segment| segment.branches == 0)
+    }
+
+    /// The position of each token: restarts with each segment, goes on after a prefix.
+    pub fn positions(&self) -> Vec<u32> {
+        let of = |s: &Segment| s.prefix.end - s.prefix.start..s.row_len();
+        self.segments.iter().flat_map(of).collect()
+    }
+
+    /// The boundaries of what these cuts leave. A segment of which nothing is left is gone, and its row with it.
+    pub(crate) fn cut(&self, cuts: &[Range<usize>]) -> Pack {
+        let kept = |range: &Range<u32>| {
+            let before = |i: u32| {
+                let cut = |c: &Range<usize>| c.end.min(i as usize).saturating_sub(c.start) as u32;
+                i - cuts.iter().map(cut).sum::<u32>()
+            };
+            before(range.start)..before(range.end)
+        };
+        let (mut rows, mut segments) = (Vec::new(), Vec::new());
+        let mut ids = self.rows.iter();
+        for segment in &self.segments {
+            let id = if segment.branches == 0 { ids.next() } else { None };
+            let prefix = kept(&segment.prefix);
+            let cut = Segment {
+                own: kept(&segment.own),
+                prefix: if prefix.is_empty() { 0..0 } else { prefix },
+                branches: segment.branches,
+            };
+            if !cut.own.is_empty() {
+                rows.extend(id.cloned());
+                segments.push(cut);
+            }
+        }
+        Pack { rows, segments }
+    }
+
+    /// For each row, the tokens of the pack that it consists of, in its order.
+    pub(crate) fn row_tokens(&self) -> impl Iterator<Item = Vec<usize>> {
+        let tokens = |s: &Segment| s.prefix.clone().chain(s.own.clone()).map(|i| i as usize).collect();
+        self.ends().map(tokens)
+    }
+}
