@@ -10,7 +10,7 @@ from pathlib import Path
 
 import common  # noqa: F401  (sets the environment before anything of Hugging Face's is imported)
 
-PARTS = ["models", "rows", "tokenizers"]
+PARTS = ["models", "rows", "tokenizers", "templates", "trl", "trainer"]
 
 
 def main():

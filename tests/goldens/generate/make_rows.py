@@ -12,32 +12,40 @@ def sections(text):
     return [text[a + len(n) : b] for a, b, n in zip(places, places[1:], names)]
 
 
+def start(text, sentences=2):
+    """Its first sentences."""
+    parts = text.split(". ")
+    return ". ".join(parts[:sentences]) + "." * (len(parts) > sentences)
+
+
 def prompt_completion(rows):
-    """Every fourth row; the next row's answer to the same view is the rejected one."""
+    """Every eighth row; the next row's answer to the same view is the rejected one. The prompt is the demo's own, one
+    without sections, or the task alone."""
     made = []
-    for i in range(0, len(rows) - 1, 4):
+    for n, i in enumerate(range(0, len(rows) - 1, 8)):
         prompt, completion = rows[i]
-        if i % 8 == 4:  # a plain prompt of one line end, and one without sections
-            _, context, task = sections(prompt)
+        _, context, task = sections(prompt)
+        if n % 3 == 1:
             prompt, completion = f"{task}\n\n{context}\n\n### Reply:\n", completion.strip()
-        made.append({"prompt": prompt, "completion": completion, "rejected": rows[i + 1][1]})
+        if n % 3 == 2:
+            prompt = f"{task}\n"
+        made.append({"prompt": prompt, "completion": start(completion), "rejected": start(rows[i + 1][1])})
     return made
 
 
 def messages(rows):
     """Conversations of one to three turns over the replies to one view."""
     made = []
-    for i in range(0, len(rows) - 4, 5):
+    for i in range(0, len(rows) - 4, 9):
         turns = []
         system, context, task = sections(rows[i][0])
         if i % 2:
             turns.append({"role": "system", "content": system})
-        for turn in range(1 + i // 5 % 3):
+        for turn in range(1 + i // 9 % 3):
             _, _, task = sections(rows[i + turn][0])
             ask = f"{context}\n\n{task}" if turn == 0 else f"And now: {task.lower()}"
-            answer = rows[i + turn][1].strip().split(". ")
             turns.append({"role": "user", "content": ask})
-            turns.append({"role": "assistant", "content": ". ".join(answer[: 2 + (i + turn) % 3])})
+            turns.append({"role": "assistant", "content": start(rows[i + turn][1].strip(), 1 + (i + turn) % 3)})
         made.append({"messages": turns})
     return made
 

@@ -1,4 +1,4 @@
-//! The first weights of models.
+//! Models with their initial weights.
 
 use crate::config::{Config, Init};
 use crate::machine;
@@ -7,7 +7,7 @@ use std::path::Path;
 use suasion_data::report::format::count;
 use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
 
-/// Where the first weights of models come from.
+/// Builds models with the same initial weights.
 pub struct Start<'a> {
     /// Shows the warning about tensors that are not used.
     ui: &'a Ui,
@@ -24,12 +24,12 @@ pub struct Start<'a> {
 }
 
 impl<'a> Start<'a> {
-    /// The weights that a configuration names: those of `dir`, or random ones.
+    /// The weights that a configuration selects: those in `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
-        Start { ui, dir, arch, init: config.init, seed: config.seed, warned: false }
+        Start { ui, dir, arch, init: config.init, seed: config.train.seed, warned: false }
     }
 
-    /// The weights in `dir`, whatever the configuration says: those of a finished run.
+    /// The weights in `dir`: those of a finished run.
     pub fn from_dir(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture) -> Start<'a> {
         Start { ui, dir, arch, init: Init::Weights, seed: 0, warned: false }
     }

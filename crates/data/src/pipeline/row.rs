@@ -10,7 +10,6 @@ use crate::label::truncate::{self, Cuts, Fit};
 use crate::label::{self, Special};
 use crate::policy::TruncationMode;
 use crate::render::{self, Rendered, Stops};
-use crate::row::Row;
 use crate::source::RawRow;
 use crate::template::{Chat, ChatRenderer, TemplateOptions};
 use crate::tokens::{Encoded, Straddle, Tokenizer};
@@ -121,7 +120,7 @@ impl<'a> RowProcessor<'a> {
 
     fn through(&self, raw: RawRow) -> Result<(Outcome, u128), Halt> {
         let policy = self.settings.policy;
-        let example = Example::from_row(Row::parse(raw)?, policy.format)?;
+        let example = Example::read(raw, policy.format)?;
         let id = example.id.clone();
         let mut whole = match example.body {
             Body::Text { text, prompt_len } => {

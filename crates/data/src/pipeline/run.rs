@@ -5,6 +5,7 @@ use super::outcome::Outcome;
 use super::row::RowProcessor;
 use super::summary::Summary;
 use super::{BAD_ROWS_LISTED, Mode, Pipeline};
+use crate::example;
 use crate::policy::OnBadRow;
 use crate::source::{RawRow, Source, SourceHash};
 use crate::template::ChatRenderer;
@@ -91,12 +92,15 @@ impl Pipeline<'_> {
     /// As [`Pipeline::run`].
     pub fn over<T: Send>(
         &self,
-        source: Source,
+        mut source: Source,
         seen: &mut Duplicates,
         work: impl Fn(&Outcome) -> T + Sync,
         mut each: impl FnMut(Done<'_, T>) -> Result<()>,
     ) -> Result<Summary> {
         let processor = RowProcessor::new(self)?;
+        if let Some(projection) = example::projection(self.policy.format, self.keep_text) {
+            source.project(projection)?;
+        }
         let (read, size) = (source.bytes_read(), source.size());
         let mut summary = Summary::default();
         let mut bad: Vec<Error> = Vec::new();

@@ -18,10 +18,8 @@ pub fn goldens() -> Vec<Goldens> {
     assert!(dir.is_dir(), "{} is missing", dir.display());
     let mut all =
         vec![Goldens { dir, models: &["llama", "llama_tied", "llama_bias", "qwen2", "gpt2", "qwen3"] }];
-    let root = std::env::var_os("SUASION_MATERIAL")
-        .map_or_else(|| crate_dir.join("../../../shared/material"), PathBuf::from);
-    if root.is_dir() {
-        all.push(Goldens { dir: root.join("models"), models: &MATERIAL_FAMILIES });
+    if let Some(material) = suasion_test_support::material_folder() {
+        all.push(Goldens { dir: material.join("models"), models: &MATERIAL_FAMILIES });
     }
     all
 }
