@@ -10,8 +10,8 @@ mod packs;
 mod rules;
 mod subject;
 
-pub use rules::{REFUSED, audit};
-pub use subject::Subject;
+pub use rules::{Check, RULES, Rule, audit};
+pub use subject::{Found, Subject};
 
 use crate::Code;
 

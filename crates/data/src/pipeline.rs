@@ -34,7 +34,7 @@ pub enum Mode {
     /// `on_bad_row`, and padding is removed (by attention mask, never by id).
     #[default]
     Prepare,
-    /// To train: as `Prepare`, and rows with a finding of [`audit::REFUSED`] are bad rows, too.
+    /// To train: as `Prepare`, and rows with a finding of [a rule that refuses](crate::audit::Rule::refuses) are bad rows, too.
     Train,
     /// To look: every row that has tokens is handed on as it is, whatever its findings, and bad rows never stop the run.
     Verify,

@@ -111,7 +111,8 @@ impl<'a> RowProcessor<'a> {
                     other => other.to_string(),
                 };
                 let message = message.strip_prefix(&format!("{code}: ")).unwrap_or(&message).to_string();
-                let mut findings = vec![Finding { row: id.row, code, level: Level::Error, message }];
+                let mut findings =
+                    vec![Finding { level: Level::Error, ..Finding::new(id.row, code, message) }];
                 findings.extend(others.into_iter().filter(|f| f.code != code));
                 findings.retain(|f| self.settings.filter.accepts(f.code));
                 Ok((Outcome::Failed { id, error, findings }, 0))
@@ -300,26 +301,12 @@ impl<'a> RowProcessor<'a> {
             return Ok(());
         }
         let refused = |f: &&Finding| {
-            f.level == Level::Error
-                && audit::REFUSED.contains(&f.code)
-                && self.settings.filter.accepts(f.code)
+            f.level == Level::Error && f.code.rule().refuses && self.settings.filter.accepts(f.code)
         };
         let Some(finding) = whole.findings.iter().find(refused).cloned() else { return Ok(()) };
-        let help = match finding.code {
-            Code::M004 | Code::M008 => {
-                "correct the labels, or ask for it: completion_only_loss=false, or prompt_loss_weight"
-            }
-            Code::M005 => "set the labels of padding to -100",
-            Code::M006 => "remove the BOS from the text: the tokenizer adds one",
-            Code::M009 => {
-                "label the stop token with its id: mask padding by position, not by comparing with the pad id"
-            }
-            Code::L001 => "labels are -100 or the input id at the same place, not shifted",
-            _ => "correct the row",
-        };
         let message = format!("{}: {}", finding.code, finding.message);
         Err(Halt::Row(Box::new(Bad {
-            error: Error::row(whole.sample.id.clone(), message, help),
+            error: Error::row(whole.sample.id.clone(), message, finding.code.rule().help),
             code: finding.code,
             others: std::mem::take(&mut whole.findings),
         })))

@@ -98,7 +98,7 @@ fn summary_section(out: &mut String, summary: &Summary) {
                 "<tr><th scope=\"row\">{code}</th><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{rows}</td></tr>",
                 found.level,
                 thousands(found.count),
-                shown(code.meaning()),
+                shown(code.rule().meaning),
             );
         }
         out.push_str("</tbody>\n</table>\n");

@@ -278,7 +278,7 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
                 thousands(found.count)
             );
             let plural = if rows.len() == 1 { unit } else { units.as_str() };
-            let text = format!("{}: {plural} {}{more}", code.meaning(), rows.join(", "));
+            let text = format!("{}: {plural} {}{more}", code.rule().meaning, rows.join(", "));
             let mut block = String::new();
             hang(&mut block, &head, &text, style.width);
             for line in block.lines() {
