@@ -1,6 +1,6 @@
 //! Errors as the user sees them, and the exit codes that go with them.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// The exit codes of the contract (CLI.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,3 +52,62 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// What goes with an error's message, whichever crate it comes from.
+pub struct Outcome {
+    /// What stands in `error[..]`.
+    pub tag: &'static str,
+    /// What to do.
+    pub help: Option<String>,
+    /// How the process ends.
+    pub exit: Exit,
+}
+
+impl Outcome {
+    /// Of the first error in the chain that is a library's or our own.
+    pub fn of(error: &anyhow::Error) -> Outcome {
+        let mut outcome = Outcome { tag: "E-INTERNAL", help: None, exit: Exit::RunTime };
+        for cause in error.chain() {
+            if let Some(e) = cause.downcast_ref::<Failure>() {
+                outcome = Outcome { tag: e.tag, help: e.help.clone(), exit: e.exit };
+            } else if let Some(e) = cause.downcast_ref::<suasion_data::Error>() {
+                outcome = Outcome { tag: e.tag(), help: e.help().map(str::to_string), exit: Exit::RunTime };
+            } else if let Some(e) = cause.downcast_ref::<suasion_train::Error>() {
+                let exit = if e.is_usage() { Exit::Usage } else { Exit::RunTime };
+                outcome = Outcome { tag: e.tag(), help: e.help(), exit };
+            } else if let Some(e) = cause.downcast_ref::<suasion_engine::Error>() {
+                outcome = Outcome { tag: e.tag(), help: e.help().map(str::to_string), exit: Exit::RunTime };
+            } else if cause.is::<io::Error>() {
+                outcome = Outcome { tag: "E-IO", help: None, exit: Exit::RunTime };
+            } else {
+                continue;
+            }
+            break;
+        }
+        if outcome.help.is_none() {
+            let io = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+            outcome.help = general_help(outcome.tag, io.map(io::Error::kind)).map(str::to_string);
+        }
+        outcome
+    }
+}
+
+/// What to do about an error that does not say so itself.
+fn general_help(tag: &str, io: Option<io::ErrorKind>) -> Option<&'static str> {
+    use io::ErrorKind::*;
+    match (tag, io) {
+        (_, Some(NotFound)) => Some("check the path; a relative one starts at the current folder"),
+        (_, Some(PermissionDenied)) => Some("check who may read and write there"),
+        (_, Some(StorageFull | QuotaExceeded | FileTooLarge)) => Some("free some space, or write elsewhere"),
+        ("E-IO", _) => Some("check the file and the disk it is on"),
+        ("E-TOKENIZER", _) => Some(
+            "the model folder's tokenizer.json and tokenizer_config.json must be whole and belong together",
+        ),
+        ("E-BATCH", _) => Some("lower per_device_train_batch_size or max_length"),
+        ("E-GENERATE", _) => {
+            Some("give a prompt of at least one token, and no longer than the model has positions")
+        }
+        ("E-INTERNAL", _) => Some("this should not happen: please report it"),
+        _ => None,
+    }
+}

@@ -6,16 +6,17 @@
 mod commands;
 mod config;
 mod failure;
-mod hub;
+mod inputs;
 mod interrupt;
-mod loading;
-mod model;
+mod job;
+mod machine;
 mod progress;
-mod rows;
+mod reply;
+mod tables;
 mod ui;
 
 use clap::{Parser, Subcommand};
-use commands::{ConfigArgs, check, compare, completions, env, eval, generate, prepare, train, verify};
+use commands::{ConfigArgs, check, compare, completions, demo, env, eval, generate, prepare, train, verify};
 use failure::Exit;
 use std::io::Write;
 use std::process::ExitCode;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
     };
     let ui = Ui::new(cli.json, cli.quiet, cli.color);
     let result = match &cli.command {
+        Command::Train(args) if args.demo => demo::run(args, &ui),
         Command::Train(args) => train::run(args, &ui),
         Command::Prepare(args) => prepare::run(args, &ui),
         Command::Verify(args) => verify::run(args, &ui),

@@ -1,8 +1,10 @@
 //! What a run says while it goes on: one updating line on a terminal, now and then a plain line elsewhere.
 
-use crate::ui::{self, Ui};
+use crate::tables;
+use crate::ui::Ui;
+use std::path::Path;
 use std::time::{Duration, Instant};
-use suasion_data::policy::Objective;
+use suasion_data::report::format::{bytes, count, duration, percent, thousands};
 use suasion_train::{Event, Observer, StepEvent};
 
 /// Off a terminal, at most about this many lines report a run's steps, however many there are.
@@ -101,13 +103,12 @@ impl<'a> Progress<'a> {
             (_, false, Some(loss)) => format!("{loss:.4}"),
             _ => "- (no target in this step)".into(),
         };
-        let rate = |value: f64| ui::count(value.round().max(0.0) as u64);
+        let rate = |value: f64| thousands(value.round().max(0.0) as u64);
         let (targets, tokens) = match &self.smooth {
             Some(smooth) => (smooth.targets, smooth.tokens),
             None => (step.targets_per_second, step.tokens_per_second),
         };
-        let memory =
-            step.peak_memory_bytes.map(|bytes| format!("  {}", ui::bytes(bytes))).unwrap_or_default();
+        let memory = step.peak_memory_bytes.map(|n| format!("  {}", bytes(n))).unwrap_or_default();
         let width = step.total_steps.to_string().len();
         format!(
             "step {:>width$}/{}  loss {loss}  lr {:.2e}  {} targets/s  {} tokens/s{memory}  ETA {}",
@@ -116,7 +117,7 @@ impl<'a> Progress<'a> {
             step.learning_rate,
             rate(targets),
             rate(tokens),
-            ui::duration(step.eta_seconds),
+            duration(step.eta_seconds),
         )
     }
 }
@@ -132,10 +133,7 @@ impl Observer for Progress<'_> {
                 ));
             }
             Event::Arm { objective } => {
-                self.prefix = match objective {
-                    Objective::ResponseOnly => "[response only] ".into(),
-                    Objective::AllTokens => "[all tokens] ".into(),
-                };
+                self.prefix = format!("[{}] ", tables::objective(*objective));
                 self.smooth = None;
                 self.last = None;
             }
@@ -149,13 +147,13 @@ impl Observer for Progress<'_> {
                     "held-out loss after step {step}: {:.4}  perplexity {:.2}  {} targets{best}",
                     evaluation.loss,
                     evaluation.perplexity,
-                    ui::count(evaluation.targets),
+                    thousands(evaluation.targets),
                 ));
             }
             Event::Checkpoint { path, removed, .. } => {
                 let gone = match removed.len() {
                     0 => String::new(),
-                    n => format!(" ({} removed: save_total_limit)", ui::plural(n as u64, "older one")),
+                    n => format!(" ({} removed: save_total_limit)", count(n as u64, "older one")),
                 };
                 self.line(&format!("checkpoint {}{gone}", path.display()));
             }
@@ -174,5 +172,43 @@ impl Observer for Progress<'_> {
 impl Drop for Progress<'_> {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// The updating line while rows are read; only on a terminal, and only once it takes long enough to be seen.
+pub struct Meter<'a> {
+    ui: &'a Ui,
+    name: String,
+    started: Instant,
+    shown: bool,
+}
+
+impl<'a> Meter<'a> {
+    /// A meter for what is read.
+    pub fn new(ui: &'a Ui, path: &Path) -> Meter<'a> {
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Meter { ui, name, started: Instant::now(), shown: false }
+    }
+
+    /// Shows how far it is.
+    pub fn show(&mut self, progress: suasion_data::pipeline::Progress) {
+        if self.ui.quiet || !self.ui.live || self.started.elapsed().as_secs_f64() < 0.3 {
+            return;
+        }
+        self.shown = true;
+        let done = percent(progress.bytes as f64 / progress.size.max(1) as f64);
+        self.ui.overwrite(&format!(
+            "reading {}: {done}, {}, {} tokens",
+            self.name,
+            count(progress.rows, "row"),
+            thousands(progress.tokens)
+        ));
+    }
+
+    /// Takes the line away.
+    pub fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            self.ui.overwrite("");
+        }
     }
 }

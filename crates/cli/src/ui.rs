@@ -1,10 +1,10 @@
 //! Where words go: results on stdout, progress and logs on stderr; colour only where it is seen.
 
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Outcome};
 use clap::ValueEnum;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthChar;
 
 /// `--color`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -119,7 +119,7 @@ impl Ui {
         if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return Exit::Done;
         }
-        let Told { tag, help, exit } = told(error);
+        let Outcome { tag, help, exit } = Outcome::of(error);
         let mut stderr = io::stderr().lock();
         let _ = writeln!(stderr, "{}: {error}", self.paint_err("1;31", &format!("error[{tag}]")));
         if let Some(help) = help {
@@ -129,136 +129,14 @@ impl Ui {
     }
 }
 
-/// What an error says of itself beside its message.
-struct Told {
-    tag: &'static str,
-    help: Option<String>,
-    exit: Exit,
-}
-
-/// Finds the library's or our own error in the chain.
-fn told(error: &anyhow::Error) -> Told {
-    let mut told = Told { tag: "E-INTERNAL", help: None, exit: Exit::RunTime };
-    for cause in error.chain() {
-        if let Some(e) = cause.downcast_ref::<Failure>() {
-            told = Told { tag: e.tag, help: e.help.clone(), exit: e.exit };
-        } else if let Some(e) = cause.downcast_ref::<suasion_data::Error>() {
-            told = Told { tag: e.tag(), help: e.help().map(str::to_string), exit: Exit::RunTime };
-        } else if let Some(e) = cause.downcast_ref::<suasion_train::Error>() {
-            let exit = if e.is_usage() { Exit::Usage } else { Exit::RunTime };
-            told = Told { tag: e.tag(), help: e.help(), exit };
-        } else if let Some(e) = cause.downcast_ref::<suasion_engine::Error>() {
-            told = Told { tag: e.tag(), help: e.help().map(str::to_string), exit: Exit::RunTime };
-        } else if cause.is::<io::Error>() {
-            told = Told { tag: "E-IO", help: None, exit: Exit::RunTime };
-        } else {
-            continue;
-        }
-        break;
-    }
-    if told.help.is_none() {
-        let io = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
-        told.help = general_help(told.tag, io.map(io::Error::kind)).map(str::to_string);
-    }
-    told
-}
-
-/// What to do about an error that does not say so itself.
-fn general_help(tag: &str, io: Option<io::ErrorKind>) -> Option<&'static str> {
-    use io::ErrorKind::*;
-    match (tag, io) {
-        (_, Some(NotFound)) => Some("check the path; a relative one starts at the current folder"),
-        (_, Some(PermissionDenied)) => Some("check who may read and write there"),
-        (_, Some(StorageFull | QuotaExceeded | FileTooLarge)) => Some("free some space, or write elsewhere"),
-        ("E-IO", _) => Some("check the file and the disk it is on"),
-        ("E-TOKENIZER", _) => Some(
-            "the model folder's tokenizer.json and tokenizer_config.json must be whole and belong together",
-        ),
-        ("E-BATCH", _) => Some("lower per_device_train_batch_size or max_length"),
-        ("E-GENERATE", _) => {
-            Some("give a prompt of at least one token, and no longer than the model has positions")
-        }
-        ("E-INTERNAL", _) => Some("this should not happen: please report it"),
-        _ => None,
-    }
-}
-
-/// A whole number in groups: `1,234,567`.
-pub use suasion_data::report::thousands as count;
-
-/// `1 row`, `2 rows`.
-pub fn plural(n: u64, one: &str) -> String {
-    if n == 1 { format!("1 {one}") } else { format!("{} {one}s", count(n)) }
-}
-
-/// Bytes in the unit that a person would choose.
-pub fn bytes(n: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
-    let mut value = n as f64;
-    let mut unit = 0;
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 || value >= 99.95 {
-        format!("{value:.0} {}", UNITS[unit])
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
-}
-
-/// Seconds as `45s`, `3m20s`, `2h05m`.
-pub fn duration(seconds: f64) -> String {
-    let total = if seconds.is_finite() { seconds.max(0.0).round() as u64 } else { return "?".into() };
-    match total {
-        0..60 => format!("{total}s"),
-        60..3600 => format!("{}m{:02}s", total / 60, total % 60),
-        _ => format!("{}h{:02}m", total / 3600, total % 3600 / 60),
-    }
-}
-
-/// A share as a percentage: one decimal, and never 0.0% or 100.0% for something that is not.
-pub fn percent(part: u64, whole: u64) -> String {
-    if whole == 0 {
-        return "0%".into();
-    }
-    let share = part as f64 / whole as f64 * 100.0;
-    match part {
-        0 => "0%".into(),
-        _ if part == whole => "100%".into(),
-        _ if share < 0.1 => "<0.1%".into(),
-        _ if share > 99.9 => ">99.9%".into(),
-        _ => format!("{share:.1}%"),
-    }
-}
-
-/// Text in lines of at most `width` columns, broken at spaces; a word that is wider than a line is broken anywhere.
+/// Prose in lines of at most `width` columns, broken at spaces; its own line ends stay, and a word that is wider than a
+/// line is broken anywhere.
 pub fn wrap(text: &str, width: usize) -> String {
-    let mut out = String::with_capacity(text.len() + text.len() / width.max(1) + 1);
-    for (index, line) in text.lines().enumerate() {
-        if index > 0 {
-            out.push('\n');
-        }
-        let mut used = 0;
-        for word in line.split_inclusive(' ') {
-            if used > 0 && used + word.trim_end().width() > width {
-                out.truncate(out.trim_end_matches(' ').len());
-                out.push('\n');
-                used = 0;
-            }
-            for character in word.chars() {
-                let columns = character.width().unwrap_or(0);
-                if used + columns > width && character != ' ' {
-                    out.push('\n');
-                    used = 0;
-                }
-                out.push(character);
-                used += columns;
-            }
-        }
-        out.truncate(out.trim_end_matches(' ').len());
-    }
-    out
+    let options = textwrap::Options::new(width)
+        .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    textwrap::fill(text, options)
 }
 
 #[cfg(test)]
@@ -271,15 +149,7 @@ mod tests {
         assert_eq!(wrap("abcdefgh", 3), "abc\ndef\ngh");
         assert_eq!(wrap("a\n\nb c", 80), "a\n\nb c");
         assert_eq!(wrap("電車電車", 5), "電車\n電車");
-    }
-
-    #[test]
-    fn numbers_read_well() {
-        assert_eq!([bytes(12), bytes(1_500_000), bytes(999_999)], ["12 B", "1.5 MB", "1.0 MB"]);
-        assert_eq!([duration(59.4), duration(200.0), duration(7500.0)], ["59s", "3m20s", "2h05m"]);
-        assert_eq!(
-            [percent(0, 9), percent(1, 10_000), percent(1, 3), percent(9999, 10_000), percent(3, 3)],
-            ["0%", "<0.1%", "33.3%", ">99.9%", "100%"]
-        );
+        // Help is indented, and hyphens in paths and flags are no places to break.
+        assert_eq!(wrap("help:\n  a --long-flag", 8), "help:\n  a\n--long-f\nlag");
     }
 }

@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
-pub mod chat;
 pub mod error;
 pub mod example;
 pub mod finding;
@@ -19,7 +18,6 @@ pub mod policy;
 pub mod prepared;
 pub mod render;
 pub mod report;
-pub mod row;
 pub mod sample;
 pub mod source;
 mod split;
@@ -27,6 +25,7 @@ pub mod template;
 pub mod tokens;
 
 pub use error::{Error, Result};
+pub use example::chat;
 pub use finding::{Code, Finding, Level};
 pub use id::RowId;
 pub use origin::{Origin, Section};
@@ -35,6 +34,7 @@ pub use pipeline::{Kept, Mode, Outcome, Pipeline, Summary};
 pub use policy::Policy;
 pub use render::{Rendered, Span};
 pub use sample::{Pack, Sample};
+pub use source::row;
 pub use split::split;
 
 /// The version of the rules that turn rows into labels: part of every fingerprint, raised whenever a rule changes.

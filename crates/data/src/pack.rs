@@ -8,8 +8,5 @@
 //! [`Packer`] makes packs of rows; [`Sample::unpack`] gives the rows back.
 
 mod packer;
-pub(crate) mod read;
 
 pub use packer::{Fill, Packer, WINDOW_TOKENS};
-
-use crate::sample::{Pack, Segment};

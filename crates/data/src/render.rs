@@ -1,6 +1,6 @@
 //! Text and the spans that tile it: where supervision is decided, once.
 
-use crate::example::{Alpaca, Segment};
+use crate::example::{Alpaca, TextPiece};
 use crate::policy::{Policy, Supervise};
 use crate::{Origin, RowId, Section};
 use std::ops::Range;
@@ -117,7 +117,7 @@ fn final_stop(response: &str, stops: &Stops) -> Option<Range<usize>> {
 ///
 /// A run of segments with a weight is one response, up to the stop text that it ends in, if it does. The EOS is
 /// appended as to a plain completion, where the last segment is response and ends in no stop text.
-pub fn render_segments(id: RowId, segments: &[Segment], policy: &Policy, stops: &Stops) -> Rendered {
+pub fn render_segments(id: RowId, segments: &[TextPiece], policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = Pieces::default();
     for (at, segment) in segments.iter().enumerate() {
         if segment.weight > 0.0 {

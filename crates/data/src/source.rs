@@ -14,92 +14,41 @@
 //! | `{`, and the first line ends inside it | a JSON object with a list under `data`, `rows` or `train` |
 //! | anything else in a `.jsonl` or `.ndjson` file, or before a line that starts with `{` | JSON Lines with bad rows |
 
-pub mod columnar;
+mod arrow_json;
+mod arrow_stream;
+mod columnar;
 mod delimited;
+mod hash;
 mod json;
+mod raw;
+mod record;
+pub mod row;
+mod saved;
+mod scan;
+mod sniff;
 mod stream;
 
-pub use delimited::Header;
+pub use arrow_json::{column_names, fields};
+pub use columnar::ColumnarFile;
+pub use hash::{FileHash, SourceHash};
+pub use raw::{Content, MAX_ROW_BYTES, RawRow};
+pub use record::Header;
+pub use row::Row;
+pub use saved::{Saved, saved_dataset};
+pub use sniff::{Framing, Kind, kind};
 
 use crate::error::{empty, names_error, source_error};
 use crate::{Error, Result, RowId};
-use arrow_array::RecordBatch;
-use columnar::{ColumnarFile, Kind};
+use columnar::Columns;
 use delimited::Delimited;
+use hash::hash;
 use json::{Elements, Lines};
+use sniff::{columns_in, sniff};
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use stream::{Broken, Stream};
-
-/// The longest row that is read, in bytes. Byte offsets inside a row are `u32`.
-pub const MAX_ROW_BYTES: usize = 1 << 30;
-
-/// A row as it stands in the source, not yet parsed.
-#[derive(Clone, Debug)]
-pub struct RawRow {
-    /// Where it stands.
-    pub id: RowId,
-    /// What stands there; or why it could not be cut out.
-    pub content: Result<Content, String>,
-    /// About how much memory it holds, in bytes.
-    pub size: usize,
-}
-
-/// What a row is before it is parsed.
-#[derive(Clone, Debug)]
-pub enum Content {
-    /// A JSON value, without the line end.
-    Json(Vec<u8>),
-    /// A record of a delimited file, and the names of its cells.
-    Record(Arc<Header>, Vec<u8>),
-    /// A row of a batch of columns, by its index in it.
-    Columns(Arc<RecordBatch>, usize),
-}
-
-/// How the rows are laid out in the decompressed bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// One JSON object per line.
-    Lines,
-    /// A JSON array of objects.
-    Array,
-    /// A JSON object with an array of objects under `data`, `rows` or `train`.
-    Object,
-    /// Records of cells between this delimiter, under a line of names.
-    Delimited(u8),
-    /// Columns.
-    Columns(Kind),
-}
-
-/// What a whole source was: part of the fingerprint of everything made from it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct SourceHash {
-    /// The source as the user named it.
-    pub path: String,
-    /// For one file, blake3 of its bytes (as stored: compressed files are hashed compressed), in hex. For several,
-    /// blake3 of their hashes, each with a line end, in order.
-    pub blake3: String,
-    /// The length of all files together, in bytes.
-    pub bytes: u64,
-    /// The files, where there are several.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub files: Vec<FileHash>,
-}
-
-/// One file of a source.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct FileHash {
-    /// The file.
-    pub path: String,
-    /// blake3 of its bytes as stored, in hex.
-    pub blake3: String,
-    /// Its length in bytes.
-    pub bytes: u64,
-}
 
 /// A source of rows, read once from front to back: a file, or several one after the other.
 pub struct Source {
@@ -119,16 +68,16 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a file and finds its layout.
+    /// Opens a file and finds its framing.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be read; [`Error::Source`] where it is empty or of no known layout.
+    /// [`Error::Io`] where it cannot be read; [`Error::Source`] where it is empty or of no known framing.
     pub fn open(path: impl AsRef<Path>) -> Result<Source> {
         let path = path.as_ref();
         Source::of(path, [path.to_path_buf()])
     }
 
-    /// Opens files that are one source under a name of its own. They need not be of one layout.
+    /// Opens files that are one source under a name of its own. They need not have the same framing.
     ///
     /// # Errors
     /// As [`Source::open`] for the first of them; [`Error::Io`] where one of the others is not there;
@@ -166,8 +115,8 @@ impl Source {
     }
 
     /// How the rows of the file that is being read are laid out; `None` after the last.
-    pub fn layout(&self) -> Option<Layout> {
-        self.current.as_ref().map(|file| file.layout)
+    pub fn framing(&self) -> Option<Framing> {
+        self.current.as_ref().map(|file| file.framing)
     }
 
     /// The length of all files together in bytes, as stored.
@@ -240,7 +189,7 @@ impl Source {
 /// A file being read.
 struct OpenFile {
     path: Arc<Path>,
-    layout: Layout,
+    framing: Framing,
     reader: Reader,
     /// Rows read.
     rows: u64,
@@ -255,20 +204,20 @@ enum Reader {
 
 impl OpenFile {
     fn open(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<OpenFile> {
-        let (layout, reader) = if let Some(kind) = columns_in(path)? {
+        let (framing, reader) = if let Some(kind) = columns_in(path)? {
             let columns = Columns::new(ColumnarFile::open(path)?, bytes_read.clone());
-            (Layout::Columns(kind), Reader::Columns(Box::new(columns)))
+            (Framing::Columns(kind), Reader::Columns(Box::new(columns)))
         } else {
             let stream = Stream::open(path, bytes_read.clone())?;
-            let layout = json::sniff(path, stream.head())?;
-            let reader = match layout {
-                Layout::Lines => Reader::Lines(Lines::new(stream)),
-                Layout::Delimited(delimiter) => Reader::Delimited(Delimited::new(stream, delimiter, path)?),
-                layout => Reader::Elements(Elements::new(stream, layout == Layout::Object)),
+            let framing = sniff(path, stream.head())?;
+            let reader = match framing {
+                Framing::Lines => Reader::Lines(Lines::new(stream)),
+                Framing::Delimited(delimiter) => Reader::Delimited(Delimited::new(stream, delimiter, path)?),
+                framing => Reader::Elements(Elements::new(stream, framing == Framing::Object)),
             };
-            (layout, reader)
+            (framing, reader)
         };
-        Ok(OpenFile { path: Arc::from(path), layout, reader, rows: 0 })
+        Ok(OpenFile { path: Arc::from(path), framing, reader, rows: 0 })
     }
 
     /// The next row and its size, with its line where there are lines.
@@ -314,68 +263,4 @@ impl OpenFile {
         };
         stream.finish(&self.path)
     }
-}
-
-/// The kind of columns that a file's first bytes say it holds. A pipe can be read only once and is not asked.
-fn columns_in(path: &Path) -> Result<Option<Kind>> {
-    let io_error = |e| Error::io(path, e);
-    let file = File::open(path).map_err(io_error)?;
-    if !file.metadata().map_err(io_error)?.is_file() {
-        return Ok(None);
-    }
-    let mut head = Vec::new();
-    file.take(8).read_to_end(&mut head).map_err(io_error)?;
-    Ok(columnar::kind(&head))
-}
-
-/// A row per row of a columnar file.
-struct Columns {
-    file: ColumnarFile,
-    /// Rows being handed out, the next of them, and the mean size of one in bytes.
-    batch: Option<(Arc<RecordBatch>, usize, usize)>,
-    /// Bytes of this file that the source's counter has.
-    counted: u64,
-    bytes_read: Arc<AtomicU64>,
-}
-
-impl Columns {
-    fn new(file: ColumnarFile, bytes_read: Arc<AtomicU64>) -> Columns {
-        Columns { file, batch: None, counted: 0, bytes_read }
-    }
-
-    fn next(&mut self) -> Result<Option<(Arc<RecordBatch>, usize, usize)>> {
-        loop {
-            if let Some((batch, next, size)) = &mut self.batch
-                && *next < batch.num_rows()
-            {
-                *next += 1;
-                return Ok(Some((batch.clone(), *next - 1, *size)));
-            }
-            let batch = self.file.next_batch()?;
-            let read = self.file.bytes_read().load(Ordering::Relaxed);
-            self.bytes_read.fetch_add(read.saturating_sub(self.counted), Ordering::Relaxed);
-            self.counted = read;
-            let Some(batch) = batch else { return Ok(None) };
-            let bytes = |column: &Arc<dyn arrow_array::Array>| column.to_data().get_slice_memory_size();
-            let bytes: usize = batch.columns().iter().filter_map(|column| bytes(column).ok()).sum();
-            let size = bytes / batch.num_rows().max(1);
-            self.batch = Some((batch, 0, size));
-        }
-    }
-}
-
-/// The hash of a file that is not read otherwise.
-fn hash(path: &Path) -> Result<FileHash> {
-    let io_error = |e| Error::io(path, e);
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path).map_err(io_error)?).map_err(io_error)?;
-    let blake3 = hasher.finalize().to_hex().to_string();
-    Ok(FileHash { path: path.display().to_string(), blake3, bytes: hasher.count() })
-}
-
-/// A file's name in lower case without what says that it is compressed.
-fn plain_name(path: &Path) -> String {
-    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-    plain.to_string()
 }

@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use suasion_data::chat::Conversation;
+use suasion_data::example::Conversation;
 use suasion_data::example::{Body, Example};
 use suasion_data::policy::Format;
 use suasion_data::render::Stops;
-use suasion_data::row::Row;
+use suasion_data::source::Row;
 use suasion_data::source::Source;
-use suasion_data::template::{Chat, ChatTemplate, Chats, TemplateOptions};
+use suasion_data::template::{Chat, ChatRenderer, ChatTemplate, TemplateOptions};
 use suasion_data::{Policy, RowId};
 
 fn id() -> RowId {
@@ -80,7 +80,7 @@ fn words(chat: suasion_data::Result<Chat>) -> Result<Chat, String> {
 /// Asserts it of each conversation; how many there are, and how many of them have a proof.
 fn check(name: &str, template: &ChatTemplate, stops: &Stops, all: &[Conversation]) -> (usize, usize) {
     let policy = Policy::default();
-    let fresh = || Chats::new(template, &policy, stops, &options());
+    let fresh = || ChatRenderer::new(template, &policy, stops, &options());
     let (warm, threads) = (fresh(), fresh());
     let first: Vec<_> = all.iter().map(|c| words(warm.spans(id(), c))).collect();
     let again: Vec<_> = all.iter().rev().map(|c| words(warm.spans(id(), c))).rev().collect();

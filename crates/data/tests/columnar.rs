@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use suasion_data::prepared::columnar::{ArrowStreamSink, Columns, ParquetSink};
 use suasion_data::prepared::folder;
 use suasion_data::prepared::{Boundaries, Record, Rows};
-use suasion_data::source::columnar::{ColumnarFile, Kind, Saved, fields, kind, saved_dataset};
+use suasion_data::source::{ColumnarFile, Kind, Saved, fields, kind, saved_dataset};
 use suasion_data::{Error, Origin};
 use suasion_files::AtomicFile;
 

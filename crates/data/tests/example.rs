@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use suasion_data::example::{Body, Example, Tokenised};
 use suasion_data::policy::Format;
-use suasion_data::row::Row;
+use suasion_data::source::Row;
 use suasion_data::{Error, Origin, RowId};
 
 fn read(json: &str, format: Format) -> Result<Body, Error> {

@@ -6,10 +6,10 @@ use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use suasion_data::chat::Conversation;
-use suasion_data::example::{Body, Example, Segment};
+use suasion_data::example::Conversation;
+use suasion_data::example::{Body, Example, TextPiece};
 use suasion_data::policy::{Format, OnBadRow, Policy, Supervise};
-use suasion_data::row::Row;
+use suasion_data::source::Row;
 use suasion_data::source::Source;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
@@ -299,7 +299,7 @@ fn segments_say_of_themselves_what_is_learned() {
     let list =
         json!([{"text": "a", "train": false}, {"text": "b", "label": true}, {"text": "c", "weight": 0.5}]);
     let Body::Segments(segments) = read(json!({"segments": list}), Format::Auto).unwrap() else { panic!() };
-    let segment = |text: &str, weight| Segment { text: text.into(), weight };
+    let segment = |text: &str, weight| TextPiece { text: text.into(), weight };
     assert_eq!(segments, [segment("a", 0.0), segment("b", 1.0), segment("c", 0.5)]);
 
     let s = Scratch::new();

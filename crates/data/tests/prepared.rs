@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::pipeline::Progress;
 use suasion_data::prepared::{self, Job, Manifest, Shape, Start, findings_path};
-use suasion_data::source::columnar::{ColumnarFile, column_names};
+use suasion_data::source::{ColumnarFile, column_names};
 use suasion_data::template::ChatTemplate;
 use suasion_data::{Error, Pipeline, Policy, Sample};
 

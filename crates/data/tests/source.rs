@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 use suasion_data::Result;
-use suasion_data::row::Row;
-use suasion_data::source::{Layout, Source};
+use suasion_data::source::Row;
+use suasion_data::source::{Framing, Source};
 
 /// All rows: `Ok` with the value of `"n"`, or the error in words. The outer error ends the file.
 fn rows(path: &Path) -> Result<Vec<Result<i64, String>>> {
@@ -40,31 +40,31 @@ fn every_layout_and_compression_gives_the_same_rows() {
     let lines = "{\"n\": 1, \"t\": \"}]\\\"{[,\"}\n{\"n\": 2}\n{\"n\": 3, \"deep\": [{\"n\": [9]}, \"]\"]}\n";
     let elements = lines.trim_end().replace('\n', ",\n");
     let contents = [
-        ("lines.jsonl", lines.to_string(), Layout::Lines),
-        ("no_end.jsonl", lines.trim_end().to_string(), Layout::Lines),
-        ("bom.jsonl", format!("\u{feff}{lines}"), Layout::Lines),
-        ("crlf.jsonl", lines.replace('\n', "\r\n"), Layout::Lines),
-        ("blank.jsonl", format!("\n  \n{}\n\t\n", lines.replace('\n', "\n\n")), Layout::Lines),
-        ("named_wrongly.json", lines.to_string(), Layout::Lines),
-        ("no_name", lines.to_string(), Layout::Lines),
-        ("array.json", format!("[{elements}]"), Layout::Array),
-        ("array_bom.json", format!("\u{feff} \n[{elements}\n]\n"), Layout::Array),
-        ("array_named_wrongly.jsonl", format!("[{elements}]"), Layout::Array),
+        ("lines.jsonl", lines.to_string(), Framing::Lines),
+        ("no_end.jsonl", lines.trim_end().to_string(), Framing::Lines),
+        ("bom.jsonl", format!("\u{feff}{lines}"), Framing::Lines),
+        ("crlf.jsonl", lines.replace('\n', "\r\n"), Framing::Lines),
+        ("blank.jsonl", format!("\n  \n{}\n\t\n", lines.replace('\n', "\n\n")), Framing::Lines),
+        ("named_wrongly.json", lines.to_string(), Framing::Lines),
+        ("no_name", lines.to_string(), Framing::Lines),
+        ("array.json", format!("[{elements}]"), Framing::Array),
+        ("array_bom.json", format!("\u{feff} \n[{elements}\n]\n"), Framing::Array),
+        ("array_named_wrongly.jsonl", format!("[{elements}]"), Framing::Array),
         (
             "data.json",
             format!("{{\"version\": [\"[\", {{\"data\": 1}}], \"data\": [{elements}]}}"),
-            Layout::Object,
+            Framing::Object,
         ),
         (
             "rows.json",
             format!("{{\n \"rows\": [\n{elements}\n ],\n \"more\": {{\"a\": [1]}}\n}}\n"),
-            Layout::Object,
+            Framing::Object,
         ),
-        ("train.json", format!("{{\"train\":[{}]}}", elements.replace('\n', "")), Layout::Object),
+        ("train.json", format!("{{\"train\":[{}]}}", elements.replace('\n', "")), Framing::Object),
     ];
     for (name, content, layout) in &contents {
         let plain = s.file(name, content);
-        assert_eq!(Source::open(&plain).unwrap().layout(), Some(*layout), "{name}");
+        assert_eq!(Source::open(&plain).unwrap().framing(), Some(*layout), "{name}");
         assert_eq!(numbers(&plain), [1, 2, 3], "{name}");
         let two = content.len() / 2;
         let mut members = gzip(&content.as_bytes()[..two]);
@@ -238,7 +238,7 @@ fn csv_cells_are_fields() {
     ];
     let expected: Vec<_> = expected.into_iter().map(|(place, row)| (place.to_string(), Ok(row))).collect();
     let path = s.file("x.csv", text);
-    assert_eq!(Source::open(&path).unwrap().layout(), Some(Layout::Delimited(b',')));
+    assert_eq!(Source::open(&path).unwrap().framing(), Some(Framing::Delimited(b',')));
     assert_eq!(objects(Source::open(path).unwrap()), expected);
     // The same between semicolons and tabs, and compressed.
     let place = |name: &str| {

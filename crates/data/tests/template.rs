@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
-use suasion_data::chat::Conversation;
+use suasion_data::example::Conversation;
 use suasion_data::policy::Supervise;
 use suasion_data::render::Stops;
 use suasion_data::template::{Chat, ChatTemplate, TemplateOptions};

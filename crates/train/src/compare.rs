@@ -5,58 +5,39 @@
 //! * the loss of every section ([`crate::evaluate()`]): whether the responses are predicted better, and how much of
 //!   the prompt's text has been learned;
 //! * **reproduction**: for each run of tokens of one prompt section, the model is given everything up to and with
-//!   the section's first `probe_given` tokens, and continues greedily for as many tokens as the section has left (at
-//!   most `probe_new`). `ngram_share` is the share of the section's n-grams that the continuation contains (each as
+//!   the section's first `given` tokens, and continues greedily for as many tokens as the section has left (at
+//!   most `new`). `ngram_share` is the share of the section's n-grams that the continuation contains (each as
 //!   often as it occurs there: clipped, as in ROUGE-n recall), `exact_tokens` the mean number of tokens before the
-//!   first difference. The probes are the first `probe_rows` rows with different prompts. The same is measured on
+//!   first difference. The probes are the first `rows` rows with different prompts. The same is measured on
 //!   prompts of the training rows, because learning by heart shows there first.
 //!
 //! Nothing here prefers an outcome: the verdict is made of the numbers.
 
+use crate::batches::unpacked;
 use crate::evaluate::SectionLoss;
-use crate::generate::{capacity, generate_with};
 use crate::memory::peak_memory_bytes;
 use crate::observer::{Event, Observer, StepEvent};
-use crate::pack::unpacked;
+use crate::probe::{Probe, ProbeSettings, Reproduction};
 use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::step::step;
-use crate::{Error, Evaluation, Plan, Result, Sampling, Settings, evaluate, prompt_ids};
+use crate::{Error, Evaluation, Plan, Result, Settings, evaluate, prompt_ids};
 use indexmap::IndexMap;
 use serde::Serialize;
-use std::collections::{HashMap, HashSet};
-use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use suasion_data::policy::Objective;
+use suasion_data::report::format::{count, loss, loss_difference, percent, thousands};
 use suasion_data::{IGNORE, Origin, Sample, label};
 use suasion_engine::{Backend, Budget, Model};
 
 /// How to compare.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CompareSettings {
     /// How both are trained.
     pub train: Settings,
-    /// Prompts to probe (8), of the held-out and of the training rows each.
-    pub probe_rows: usize,
-    /// Tokens of a section that are given (8).
-    pub probe_given: usize,
-    /// Most tokens to continue (32).
-    pub probe_new: usize,
-    /// Tokens of an n-gram (4).
-    pub probe_ngram: usize,
-}
-
-impl Default for CompareSettings {
-    fn default() -> Self {
-        CompareSettings {
-            train: Settings::default(),
-            probe_rows: 8,
-            probe_given: 8,
-            probe_new: 32,
-            probe_ngram: 4,
-        }
-    }
+    /// How much is probed.
+    pub probe: ProbeSettings,
 }
 
 /// The result of [`compare`].
@@ -105,36 +86,6 @@ pub struct Arm {
     pub reproduction_train: Reproduction,
 }
 
-/// How much of prompts a model reproduces when it is given the beginning of a section.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Reproduction {
-    /// Sections continued.
-    pub probes: u64,
-    /// Tokens generated.
-    pub tokens: u64,
-    /// Share of the sections' n-grams that the continuations contain.
-    pub ngram_share: Option<f64>,
-    /// Mean number of tokens before the first difference.
-    pub exact_tokens: Option<f64>,
-    /// The same per section.
-    pub sections: IndexMap<String, SectionReproduction>,
-}
-
-/// A section's part of a [`Reproduction`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct SectionReproduction {
-    /// Sections continued.
-    pub probes: u64,
-    /// n-grams in what was left of them.
-    pub ngrams: u64,
-    /// Those that the continuations contain.
-    pub ngrams_reproduced: u64,
-    /// Tokens generated.
-    pub tokens: u64,
-    /// Tokens before the first difference, summed.
-    pub exact_tokens: u64,
-}
-
 /// How the held-out responses' losses differ.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Difference {
@@ -169,10 +120,7 @@ pub fn compare<B: Backend>(
     stop: &AtomicBool,
 ) -> Result<Comparison> {
     settings.train.validate(!held_out.is_empty())?;
-    if settings.probe_given == 0 || settings.probe_ngram == 0 || settings.probe_new < settings.probe_ngram {
-        let message = "the probes need a token to begin with and room for an n-gram";
-        return Err(Error::setting("probe_new", message, "use at least probe_ngram"));
-    }
+    settings.probe.validate()?;
     // Packs are trained on as they are; probes and measurements are about rows.
     let (probed, held_out) = (&unpacked(train), &unpacked(held_out));
     let everything: Vec<Sample> = train.iter().map(all_tokens).collect();
@@ -187,7 +135,7 @@ pub fn compare<B: Backend>(
     let mut arms = Vec::with_capacity(3);
     for (objective, rows) in [(Objective::ResponseOnly, train), (Objective::AllTokens, &everything)] {
         let mut model = make(budget)?;
-        let mut probe = Probe::new(&mut model, probed, held_out, settings)?;
+        let mut probe = Probe::new(&mut model, probed, held_out, &settings.probe)?;
         if arms.is_empty() {
             plan.check_model(model.architecture(), train, held_out)?;
             arms.push(measure.arm(&mut model, &mut probe, Trained::default())?);
@@ -299,108 +247,10 @@ impl Measure<'_> {
             targets_trained: trained.targets,
             last_train_loss: trained.last_loss,
             seconds: trained.seconds,
-            reproduction: probe.run(model, self.held_out, self.settings, self.stop)?,
-            reproduction_train: probe.run(model, self.train, self.settings, self.stop)?,
+            reproduction: probe.run(model, self.held_out, &self.settings.probe, self.stop)?,
+            reproduction_train: probe.run(model, self.train, &self.settings.probe, self.stop)?,
         })
     }
-}
-
-/// The runs of one prompt section that are long enough to be continued, with the section's name.
-fn probed_runs(sample: &Sample, settings: &CompareSettings) -> Vec<(&'static str, Range<usize>)> {
-    let mut runs = Vec::new();
-    let mut start = 0;
-    for run in sample.origins.chunk_by(|a, b| a == b) {
-        let range = start..start + run.len();
-        start = range.end;
-        if matches!(run[0], Origin::Prompt { .. }) && run.len() >= settings.probe_given + settings.probe_ngram
-        {
-            runs.push((run[0].name(), range));
-        }
-    }
-    runs
-}
-
-/// The first rows with different prompts that have something to probe.
-fn probed_rows<'a>(samples: &'a [Sample], settings: &CompareSettings) -> Vec<&'a Sample> {
-    let mut seen = HashSet::new();
-    samples
-        .iter()
-        .filter(|sample| !probed_runs(sample, settings).is_empty() && seen.insert(prompt_ids(sample)))
-        .take(settings.probe_rows)
-        .collect()
-}
-
-/// One cache for all probes of a model.
-struct Probe {
-    cache: suasion_engine::KvCache,
-}
-
-impl Probe {
-    fn new<B: Backend>(
-        model: &mut Model<B>,
-        a: &[Sample],
-        b: &[Sample],
-        settings: &CompareSettings,
-    ) -> Result<Probe> {
-        let longest =
-            [a, b].iter().flat_map(|rows| probed_rows(rows, settings)).map(Sample::len).max().unwrap_or(1);
-        let capacity = capacity(model, longest, 1);
-        Ok(Probe { cache: model.cache(capacity)? })
-    }
-
-    fn run<B: Backend>(
-        &mut self,
-        model: &mut Model<B>,
-        samples: &[Sample],
-        settings: &CompareSettings,
-        stop: &AtomicBool,
-    ) -> Result<Reproduction> {
-        let mut sections: IndexMap<String, SectionReproduction> = IndexMap::new();
-        for sample in probed_rows(samples, settings) {
-            for (name, run) in probed_runs(sample, settings) {
-                if stop.load(Ordering::Relaxed) {
-                    return Err(Error::Interrupted);
-                }
-                let given = &sample.input_ids[..run.start + settings.probe_given];
-                let left = &sample.input_ids[given.len()..run.end];
-                let truth = &left[..left.len().min(settings.probe_new)];
-                let sampling = Sampling { max_new_tokens: truth.len(), ..Sampling::default() };
-                let mut go_on = |_| ControlFlow::Continue(());
-                let made = generate_with(model, &mut self.cache, given, &sampling, &mut go_on)?.ids;
-                let sum = sections.entry(name.to_string()).or_default();
-                sum.probes += 1;
-                sum.tokens += made.len() as u64;
-                sum.exact_tokens += truth.iter().zip(&made).take_while(|(a, b)| a == b).count() as u64;
-                let (reproduced, all) = ngrams_reproduced(truth, &made, settings.probe_ngram);
-                sum.ngrams += all;
-                sum.ngrams_reproduced += reproduced;
-            }
-        }
-        let total = |pick: fn(&SectionReproduction) -> u64| sections.values().map(pick).sum::<u64>();
-        let (probes, ngrams) = (total(|s| s.probes), total(|s| s.ngrams));
-        Ok(Reproduction {
-            probes,
-            tokens: total(|s| s.tokens),
-            ngram_share: (ngrams > 0).then(|| total(|s| s.ngrams_reproduced) as f64 / ngrams as f64),
-            exact_tokens: (probes > 0).then(|| total(|s| s.exact_tokens) as f64 / probes as f64),
-            sections,
-        })
-    }
-}
-
-/// How many of `truth`'s n-grams `made` contains, each counted at most as often as it occurs in `made`; and how many
-/// there are.
-pub fn ngrams_reproduced(truth: &[u32], made: &[u32], n: usize) -> (u64, u64) {
-    let mut available: HashMap<&[u32], u64> = HashMap::new();
-    made.windows(n).for_each(|gram| *available.entry(gram).or_default() += 1);
-    let mut reproduced = 0;
-    for gram in truth.windows(n) {
-        if let Some(left) = available.get_mut(gram).filter(|left| **left > 0) {
-            *left -= 1;
-            reproduced += 1;
-        }
-    }
-    (reproduced, truth.windows(n).count() as u64)
 }
 
 /// The difference per target, and its standard error as a ratio estimator over prompts: replies to one prompt are
@@ -433,25 +283,31 @@ fn verdict(c: &Comparison) -> Vec<String> {
     let mut lines = Vec::new();
     let d = c.response_difference;
     let measured = format!(
-        "Held-out responses ({} rows, {} prompts): loss {:.4} before training, {:.4} after training on responses \
-         only, {:.4} after training on all tokens",
-        d.rows, d.prompts, before.evaluation.loss, ours.evaluation.loss, theirs.evaluation.loss
+        "Held-out responses ({} from {}): loss {} before training, {} after training on responses only, {} after \
+         training on all tokens",
+        count(d.rows, "row"),
+        count(d.prompts, "prompt"),
+        loss(before.evaluation.loss),
+        loss(ours.evaluation.loss),
+        loss(theirs.evaluation.loss)
     );
     let better = if d.mean > 0.0 { "responses only" } else { "all tokens" };
     lines.push(match d.standard_error {
         Some(error) if d.mean.abs() > 2.0 * error => format!(
-            "{measured}. Training on {better} predicts them better, by {:.4} nats per token (standard error {error:.4}).",
-            d.mean.abs()
+            "{measured}. Training on {better} predicts them better, by {} nats per token (standard error {}).",
+            loss(d.mean.abs()),
+            loss(error)
         ),
         Some(error) => format!(
-            "{measured}. The difference of {:+.4} nats per token is within two standard errors ({error:.4}): these rows \
-             cannot tell which is better.",
-            d.mean
+            "{measured}. The difference of {} nats per token is within two standard errors ({}): these rows cannot \
+             tell which is better.",
+            loss_difference(d.mean),
+            loss(error)
         ),
         None => format!(
-            "{measured}. {} is lower by {:.4}, but a single prompt cannot tell which is better.",
+            "{measured}. {} is lower by {}, but a single prompt cannot tell which is better.",
             if d.mean > 0.0 { "Responses only" } else { "All tokens" },
-            d.mean.abs()
+            loss(d.mean.abs())
         ),
     });
     for (name, arm) in [("responses only", ours), ("all tokens", theirs)] {
@@ -461,8 +317,10 @@ fn verdict(c: &Comparison) -> Vec<String> {
     }
     if let (Some(a), Some(b), Some(start)) = (ours.prompt, theirs.prompt, before.prompt) {
         let line = format!(
-            "Held-out prompts: loss {:.4} before training, {:.4} after responses only, {:.4} after all tokens",
-            start.loss, a.loss, b.loss
+            "Held-out prompts: loss {} before training, {} after responses only, {} after all tokens",
+            loss(start.loss),
+            loss(a.loss),
+            loss(b.loss)
         );
         let conclusion = if b.loss < a.loss {
             "training on all tokens learned more of the prompts' text"
@@ -479,32 +337,22 @@ fn verdict(c: &Comparison) -> Vec<String> {
             (a.ngram_share, b.ngram_share, a.exact_tokens, b.exact_tokens)
         {
             lines.push(format!(
-                "Given the beginning of {} sections of {what} prompts, the model trained on all tokens reproduces {:.1} % \
-                 of their n-grams ({t:.1} tokens before the first difference), the one trained on responses only {:.1} % \
-                 ({s:.1} tokens).",
-                a.probes,
-                100.0 * y,
-                100.0 * x
+                "Given the beginning of {} sections of {what} prompts, the model trained on all tokens reproduces {} of \
+                 their n-grams ({t:.1} tokens before the first difference), the one trained on responses only {} ({s:.1} \
+                 tokens).",
+                thousands(a.probes),
+                percent(y),
+                percent(x)
             ));
         }
     }
     lines.push(format!(
         "Both read the same {} rows in the same order for {} steps; all tokens learned from {} targets, responses only \
          from {}.",
-        c.train_rows, c.steps, theirs.targets_trained, ours.targets_trained
+        thousands(c.train_rows),
+        thousands(c.steps),
+        thousands(theirs.targets_trained),
+        thousands(ours.targets_trained)
     ));
     lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ngrams_are_clipped() {
-        // truth has 5 bigrams: 12 23 31 12 23; made has 12 twice, 23 once, 21 once.
-        assert_eq!(ngrams_reproduced(&[1, 2, 3, 1, 2, 3], &[1, 2, 1, 2, 3], 2), (3, 5));
-        assert_eq!(ngrams_reproduced(&[1, 2, 3], &[4, 5, 6], 2), (0, 2));
-        assert_eq!(ngrams_reproduced(&[1], &[1], 2), (0, 0));
-    }
 }

@@ -1,6 +1,6 @@
 //! What a model makes of rows: the loss over their targets, and over every token by section.
 
-use crate::pack::{Measured, eval_batch, measured, row_at};
+use crate::batches::{Measured, eval_batch, measured, row_at};
 use crate::{Error, Result};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};

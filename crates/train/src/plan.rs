@@ -1,6 +1,6 @@
 //! What a run will do, known before a weight is loaded.
 
-use crate::pack::{longest_row, measured, used};
+use crate::batches::{longest_row, measured, used};
 use crate::sampler::Sampler;
 use crate::{Error, Result, Scheduler, Settings, schedule};
 use serde::Serialize;

@@ -1,6 +1,6 @@
 //! One optimizer step: micro-batches in, changed weights out.
 
-use crate::pack::{row_at, row_ids, train_batch};
+use crate::batches::{row_at, row_ids, train_batch};
 use crate::{Error, Result, Settings};
 use suasion_data::Sample;
 use suasion_engine::{AdamW, Backend, Batch, Model};

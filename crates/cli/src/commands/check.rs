@@ -3,9 +3,9 @@
 use super::ConfigArgs;
 use crate::config::{Init, KEYS, Loaded};
 use crate::failure::Exit;
-use crate::hub::{Access, ToDownload};
+use crate::inputs::hub::{Access, ToDownload};
+use crate::inputs::{model, rows};
 use crate::ui::Ui;
-use crate::{model, rows};
 use std::io::Write;
 
 /// Runs the command.
@@ -57,8 +57,7 @@ fn problems(loaded: &Loaded, ui: &Ui) -> Vec<String> {
     {
         add("model_name_or_path", error);
     }
-    let training =
-        config.dataset_name.as_ref().map(|data| rows::resolve(data, &config.dataset_train_split, cache));
+    let training = config.dataset_name.is_some().then(|| rows::training(config, cache));
     let evaluation = rows::evaluation(config, cache).transpose();
     for (key, data) in [("dataset_name", training), ("evaluation rows", evaluation)] {
         match data {

@@ -1,16 +1,21 @@
 //! `suasion train --demo`: the whole way on embedded rows. What it says is what it measured.
 
-use super::train::{Job, Start, TrainArgs};
-use super::{compare, eval, generate, tell_notes};
+use super::tell_notes;
+use super::train::TrainArgs;
 use crate::config::{Config, Init, Loaded};
 use crate::failure::{Exit, Failure};
+use crate::inputs::weights::Start;
 use crate::interrupt;
+use crate::job::Job;
+use crate::reply::{reference, reply};
+use crate::tables;
 use crate::ui::{self, Ui};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::policy::Policy;
+use suasion_data::report::format::{duration, thousands};
 use suasion_data::report::{self, RowView, Style};
 use suasion_data::tokens::Tokenizer;
 use suasion_train::generate::capacity;
@@ -83,7 +88,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
 
     heading(ui, "Both objectives from the same start, to compare");
-    let comparison = compare::both(&job, ui)?;
+    let comparison = job.compare(ui)?;
     let reply = sample(&job, ui)?;
     write_report(
         &job.config.output_dir,
@@ -105,7 +110,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     writeln!(out, "\n== Held-out responses, before and after training\n")?;
     write!(out, "{}", before_and_after(&report))?;
     writeln!(out, "\n== Response only against all tokens\n")?;
-    write!(out, "{}", compare::text(&comparison, ui.width))?;
+    write!(out, "{}", tables::comparison(&comparison, ui.width))?;
     writeln!(out, "\n== A reply to a view that it has never seen\n")?;
     // Line by line: `visible` would show the prompt's own line ends as marks.
     for text in [&reply.prompt, &reply.reply] {
@@ -117,9 +122,9 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let note = format!(
         "({}; {} parameters trained for {} on {} rows show the way, not what a real model writes)",
         reply.stopped,
-        ui::count(report.parameters),
-        ui::duration(report.seconds),
-        ui::count(job.plan.rows)
+        thousands(report.parameters),
+        duration(report.seconds),
+        thousands(job.plan.rows)
     );
     writeln!(out, "{}", ui::wrap(&note, ui.width))?;
     let dir = &job.config.output_dir;
@@ -251,7 +256,7 @@ fn before_and_after(report: &Report) -> String {
                 "the held-out response loss {word}: {:.4} before, {:.4} after ({change:+.4} nats a token)\n\n{}",
                 before.loss,
                 after.loss,
-                eval::text(after)
+                tables::evaluation(after)
             )
         }
         _ => "there was nothing to measure on\n".into(),
@@ -260,7 +265,7 @@ fn before_and_after(report: &Report) -> String {
 
 /// A reply of the trained model to the first held-out row.
 fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
-    let tokenizer = job.tokenizer.as_ref().ok_or_else(|| anyhow::anyhow!("the demo has no tokenizer"))?;
+    let tokenizer = job.folder.need_tokenizer()?;
     let row = job.eval.first().ok_or_else(|| anyhow::anyhow!("the demo has no held-out rows"))?;
     let prompt = prompt_ids(row);
     let sampling = Sampling {
@@ -273,10 +278,9 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
         ..Sampling::default()
     };
     let budget = suasion_train::generate::budget(prompt.len());
-    let mut model =
-        Start { dir: &job.config.output_dir, init: Init::Weights, ..job.start(ui) }.build(budget)?;
+    let mut model = Start::from_dir(ui, &job.config.output_dir, &job.arch).build(budget)?;
     let mut cache = model.cache(capacity(&model, prompt.len(), sampling.max_new_tokens))?;
-    let reply = generate::reply(&mut model, &mut cache, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
+    let reply = reply(&mut model, &mut cache, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
     if interrupt::raised() {
         return Err(suasion_train::Error::Interrupted.into());
     }
@@ -284,7 +288,7 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
         prompt: tokenizer.decode(prompt, false),
         stopped: format!("{} tokens, {}", reply.ids.len(), reply.why()),
         reply: reply.text,
-        reference: Some(generate::reference(row, tokenizer)),
+        reference: Some(reference(row, tokenizer)),
     })
 }
 

@@ -1,18 +1,17 @@
 //! `suasion generate`: replies, streamed as they come.
 
-use super::train::{Start, check_vocabulary};
-use super::{ConfigArgs, need_model};
+use super::ConfigArgs;
 use crate::config::Init;
 use crate::failure::{Exit, Failure};
+use crate::inputs::model::{self, Folder};
+use crate::inputs::weights::Start;
+use crate::inputs::{loading, rows};
+use crate::interrupt;
+use crate::reply::{reference, reply};
 use crate::ui::Ui;
-use crate::{interrupt, loading, rows};
 use std::io::{Read, Write};
-use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
-use suasion_data::tokens::Tokenizer;
-use suasion_data::{Mode, Origin, Sample};
-use suasion_engine::{Architecture, Budget, KvCache, Model};
-use suasion_train::generate::{Stopped, capacity, generate_with};
+use suasion_data::Mode;
+use suasion_train::generate::capacity;
 use suasion_train::{Sampling, prompt_ids};
 
 /// Flags of the command.
@@ -80,11 +79,9 @@ struct Prompt {
 pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
-    let dir = need_model(&loaded, config.init == Init::Weights, ui)?;
-    let arch = Architecture::from_dir(&dir)?;
-    // Text is read and written here, so a tokenizer is needed, and its absence is its own error.
-    let tokenizer = Tokenizer::from_dir(&dir)?;
-    check_vocabulary(&dir, &arch, Some(&tokenizer))?;
+    let dir = model::named(config, config.init == Init::Weights, ui)?;
+    let (folder, arch) = Folder::with_architecture(dir, ui)?;
+    let tokenizer = folder.need_tokenizer()?;
     let policy = config.policy();
     let sampling = args.sampling(config.seed, tokenizer.stop_ids(&policy)?);
     sampling.validate()?;
@@ -106,16 +103,13 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 config.dataset_test_split.as_deref().unwrap_or(&config.dataset_train_split),
                 ui,
             )?;
-            let template = loading::template(ui, &dir, Some(&tokenizer));
-            let (words, chat) = (Some(&tokenizer), template.as_ref());
-            let vocab = Some(arch.vocab_size);
-            let data = loading::load(ui, &file, words, chat, &policy, vocab, Mode::Prepare)?;
+            let data = loading::load(ui, &file, &folder, &policy, Mode::Prepare)?;
             data.samples
                 .iter()
                 .take(args.rows.unwrap_or(usize::MAX))
                 .map(|sample| Prompt {
                     ids: prompt_ids(sample).to_vec(),
-                    row: Some((sample.id.row, reference(sample, &tokenizer))),
+                    row: Some((sample.id.row, reference(sample, tokenizer))),
                 })
                 .collect()
         }
@@ -125,9 +119,8 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
 
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
-    let budget: Budget = suasion_train::generate::budget(longest);
-    let mut start = Start { ui, dir: &dir, arch: &arch, init: config.init, seed: config.seed, told: false };
-    let mut model = start.build(budget)?;
+    let budget = suasion_train::generate::budget(longest);
+    let mut model = Start::new(ui, &folder.dir, &arch, config).build(budget)?;
     // One cache for all prompts: the model keeps a cache's memory as long as it lives.
     let mut cache = model.cache(capacity(&model, longest, sampling.max_new_tokens))?;
     let mut out = ui.out();
@@ -135,7 +128,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
         if let (Some((row, _)), false) = (&prompt.row, ui.json) {
             writeln!(out, "{}--- row {row}", if index > 0 { "\n" } else { "" })?;
         }
-        let reply = reply(&mut model, &mut cache, &tokenizer, &prompt.ids, &sampling, &mut |piece| {
+        let reply = reply(&mut model, &mut cache, tokenizer, &prompt.ids, &sampling, &mut |piece| {
             if ui.json {
                 return Ok(());
             }
@@ -167,84 +160,4 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Done)
-}
-
-/// What the data set answers.
-pub fn reference(sample: &Sample, tokenizer: &Tokenizer) -> String {
-    let ids: Vec<u32> = sample
-        .input_ids
-        .iter()
-        .zip(&sample.origins)
-        .filter(|(_, origin)| matches!(origin, Origin::Response { .. }))
-        .map(|(id, _)| *id)
-        .collect();
-    tokenizer.decode(&ids, true)
-}
-
-/// A finished reply.
-pub struct Reply {
-    /// Its text, without the stop token.
-    pub text: String,
-    /// Its token ids, the stop token included.
-    pub ids: Vec<u32>,
-    /// Why it ended.
-    pub stopped: Stopped,
-}
-
-impl Reply {
-    /// Why it ended, in words.
-    pub fn why(&self) -> &'static str {
-        match self.stopped {
-            Stopped::Stop(_) => "ended by its stop token",
-            Stopped::MaxNewTokens => "cut off by max_new_tokens",
-            Stopped::ContextFull => "cut off: the model has no further positions",
-            Stopped::Callback => "interrupted",
-        }
-    }
-
-    fn stopped_name(&self) -> &'static str {
-        match self.stopped {
-            Stopped::Stop(_) => "stop",
-            Stopped::MaxNewTokens => "max_new_tokens",
-            Stopped::ContextFull => "context_full",
-            Stopped::Callback => "interrupted",
-        }
-    }
-}
-
-/// Generates one reply and hands its pieces on as soon as they are whole characters.
-pub fn reply(
-    model: &mut Model,
-    cache: &mut KvCache,
-    tokenizer: &Tokenizer,
-    prompt: &[u32],
-    sampling: &Sampling,
-    piece: &mut dyn FnMut(&str) -> std::io::Result<()>,
-) -> anyhow::Result<Reply> {
-    let stop = interrupt::flag();
-    let mut stream = tokenizer.decode_stream(true);
-    let mut text = String::new();
-    let mut failed = None;
-    let mut hand_on = |new: Option<String>| -> ControlFlow<()> {
-        let Some(new) = new else { return ControlFlow::Continue(()) };
-        text.push_str(&new);
-        match piece(&new) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    };
-    let generated = generate_with(model, cache, prompt, sampling, &mut |id| {
-        if stop.load(Ordering::SeqCst) {
-            return ControlFlow::Break(());
-        }
-        hand_on(stream.push(id))
-    })?;
-    let _ = hand_on(stream.finish());
-    match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(Reply { text, ids: generated.ids, stopped: generated.stopped }),
-    }
 }

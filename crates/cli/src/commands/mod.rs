@@ -12,8 +12,6 @@ pub mod train;
 pub mod verify;
 
 use crate::config::{Loaded, Paths};
-use crate::failure::Failure;
-use crate::model;
 use crate::ui::Ui;
 use clap::Args;
 use std::path::PathBuf;
@@ -47,7 +45,7 @@ impl ConfigArgs {
             loaded.config.dataset_name = Some(Paths(self.data.clone()));
             loaded.places.insert("dataset_name", "--data".into());
         }
-        loaded.check()?;
+        loaded.config.check()?;
         tell_notes(&loaded, ui);
         Ok(loaded)
     }
@@ -58,23 +56,4 @@ pub fn tell_notes(loaded: &Loaded, ui: &Ui) {
     for note in &loaded.notes {
         ui.say(format_args!("note: {note}"));
     }
-}
-
-/// The model's folder, which this command cannot do without; with its weights where `weights` says so.
-pub fn need_model(loaded: &Loaded, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
-    match &loaded.config.model_name_or_path {
-        Some(name) => model::resolve(name, weights, ui),
-        None => {
-            Err(Failure::usage("no model is named", "give --model M, or model_name_or_path in CONFIG").into())
-        }
-    }
-}
-
-/// The data set as it was named, which this command cannot do without.
-pub fn need_data(loaded: &Loaded) -> anyhow::Result<&Paths> {
-    loaded
-        .config
-        .dataset_name
-        .as_ref()
-        .ok_or_else(|| Failure::usage("no rows are named", "give --data D, or dataset_name in CONFIG").into())
 }

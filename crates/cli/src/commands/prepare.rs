@@ -1,14 +1,18 @@
 //! `suasion prepare`: rows to a file of training data, its findings and its manifest.
 
-use super::{ConfigArgs, need_data, need_model};
+use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
-use crate::loading::{self, Meter};
-use crate::ui::{self, Ui};
-use crate::{interrupt, rows};
+use crate::inputs::model::{self, Folder};
+use crate::inputs::{loading, rows};
+use crate::interrupt;
+use crate::progress::Meter;
+use crate::tables;
+use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::Code;
 use suasion_data::pipeline::Pipeline;
 use suasion_data::prepared::{self, Form, Job, Shape, Start, findings_path, manifest_path};
+use suasion_data::report::format::{count, percent, thousands};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -34,8 +38,8 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     check_output(&args.output)?;
     let config = &loaded.config;
-    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split, ui)?;
-    let model = need_model(&loaded, false, ui)?;
+    let source = rows::training(config, ui)?;
+    let model = model::named(config, false, ui)?;
     if let Some(file) = source.files.iter().find(|file| prepared::replaces(&args.output, file)) {
         return Err(Failure::usage(
             format!(
@@ -50,18 +54,19 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     if loaded.places.contains_key("shuffle_dataset") && config.shuffle_dataset {
         ui.say("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
     }
-    let tokenizer = loading::tokenizer(&model)?;
+    let folder = Folder::open(model, ui)?;
     let policy = config.policy();
     if policy.packing && args.with_text {
         return Err(
             Failure::usage("--with-text: a pack has no text of its own", "leave one of the two out").into()
         );
     }
-    let template = loading::template(ui, &model, tokenizer.as_ref());
-    let mut pipeline = Pipeline::new(tokenizer.as_ref(), &policy);
-    pipeline.template = template.as_ref();
-    pipeline.vocab_size = loading::vocab_size(&model);
-    pipeline.keep_text = args.with_text;
+    let pipeline = Pipeline {
+        template: folder.template.as_ref(),
+        vocab_size: folder.vocab_size,
+        keep_text: args.with_text,
+        ..Pipeline::new(folder.tokenizer.as_ref(), &policy)
+    };
     let job = Job {
         pipeline: &pipeline,
         name: &source.name,
@@ -82,25 +87,28 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let counts = &manifest.counts;
-    ui.say(loading::rows_line(counts));
+    ui.say(tables::rows(counts));
     ui.say(format_args!(
         "{} tokens, {} supervised ({})",
-        ui::count(counts.tokens),
-        ui::count(counts.supervised_tokens),
-        ui::percent(counts.supervised_tokens, counts.tokens)
+        thousands(counts.tokens),
+        thousands(counts.supervised_tokens),
+        percent(counts.supervised_tokens as f64 / counts.tokens.max(1) as f64)
     ));
     if let Some(fill) = &manifest.packs {
         ui.say(format_args!(
-            "{} of at most {} tokens, {:.2} % full",
-            ui::plural(fill.packs, "pack"),
-            ui::count(fill.capacity),
-            100.0 * fill.rate()
+            "{} of at most {} tokens, {} full",
+            count(fill.packs, "pack"),
+            thousands(fill.capacity),
+            percent(fill.rate())
         ));
+    }
+    if counts.not_remembered > 0 {
+        ui.say(suasion_data::report::terminal::not_remembered(counts.not_remembered));
     }
     for (code, found) in &counts.findings {
         let meaning =
             Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.meaning());
-        ui.say(format_args!("{code} {} × {meaning}", ui::count(*found)));
+        ui.say(format_args!("{code} {} × {meaning}", thousands(*found)));
     }
     if counts.kept == 0 {
         ui.warn("no row is left: the file is empty");
@@ -128,8 +136,8 @@ fn tell_start(ui: &Ui, start: &Start) {
         Start::Rebuild(reasons) => ui.say(format_args!("preparing again: {}", reasons.join("; "))),
         Start::Resume { shards, rows } => ui.say(format_args!(
             "going on after {} ({}) of an earlier run",
-            ui::plural(*rows, "row"),
-            ui::plural(*shards as u64, "shard")
+            count(*rows, "row"),
+            count(*shards as u64, "shard")
         )),
     }
 }

@@ -1,10 +1,11 @@
 //! `suasion verify`: which tokens are supervised and why, what each section's share is, and what is wrong.
 
-use super::{ConfigArgs, need_data};
+use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
-use crate::loading::{self, Meter};
+use crate::inputs::model::{self, Folder};
+use crate::inputs::{loading, rows};
+use crate::progress::Meter;
 use crate::ui::{self, Ui};
-use crate::{model, rows};
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,8 +13,6 @@ use suasion_data::Error;
 use suasion_data::audit::Filter;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::report::{self, RowView, Style};
-use suasion_data::template::ChatTemplate;
-use suasion_data::tokens::Tokenizer;
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -72,22 +71,17 @@ impl Told {
 pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
-    let source = rows::resolve(need_data(&loaded)?, &config.dataset_train_split, ui)?;
+    let source = rows::training(config, ui)?;
     let filter = Filter::new(&args.select, &args.ignore)
         .map_err(|message| Failure::usage(message, "a code or its beginning: --ignore T001, --select M"))?;
-    let model =
-        config.model_name_or_path.as_deref().map(|name| model::resolve(name, false, ui)).transpose()?;
-    let tokenizer = match &model {
-        Some(dir) => loading::tokenizer(dir)?,
+    let folder = match &config.model_name_or_path {
+        Some(name) => Some(Folder::open(model::resolve(name, false, ui)?, ui)?),
         None => None,
     };
-    let template = model.as_deref().and_then(|dir| loading::template(ui, dir, tokenizer.as_ref()));
     let policy = config.policy();
     let manifest = source.manifest()?;
     if let Some(manifest) = &manifest {
-        let fingerprint = tokenizer.as_ref().map(Tokenizer::fingerprint);
-        let mut differences = manifest.mismatches(fingerprint, &policy);
-        differences.extend(manifest.other_template(template.as_ref().map(ChatTemplate::fingerprint)));
+        let differences = loading::differences(manifest, folder.as_ref(), &policy);
         if !differences.is_empty() {
             ui.warn(format_args!(
                 "{}: prepared for something else: {}",
@@ -97,14 +91,15 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         }
     }
     let asked = manifest.map(|manifest| manifest.asked(&policy));
+    let tokenizer = folder.as_ref().and_then(|folder| folder.tokenizer.as_ref());
     let pipeline = Pipeline {
         mode: Mode::Verify,
-        template: template.as_ref(),
+        template: folder.as_ref().and_then(|folder| folder.template.as_ref()),
         asked: asked.as_ref(),
-        vocab_size: model.as_deref().and_then(loading::vocab_size),
+        vocab_size: folder.as_ref().and_then(|folder| folder.vocab_size),
         keep_text: true,
         filter,
-        ..Pipeline::new(tokenizer.as_ref(), &policy)
+        ..Pipeline::new(tokenizer, &policy)
     };
 
     let wanted = |row: u64| match args.row {
@@ -124,7 +119,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
             }
             if wanted(outcome.id().row) {
                 shown.push(match &outcome {
-                    Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer.as_ref()))),
+                    Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer))),
                     Outcome::Dropped { id, reason, .. } => {
                         Shown::Words(format!("{id}: left out: {}", reason.meaning()))
                     }

@@ -1,51 +1,54 @@
-//! Instructions and segments: rows that are text by themselves.
+//! Rows that are text by themselves: a prompt with its completion, instructions, segments.
 
-use super::conversation::message;
-use super::{Reader, Segment};
-use crate::Result;
-use crate::chat::Conversation;
-use crate::row::type_name;
+use super::body::{Alpaca, Body, TextPiece};
+use super::reader::Reader;
+use crate::source::row::type_name;
+use crate::{Error, Result};
 use serde_json::Value;
 
-/// An instruction with its answer (the format of Stanford's Alpaca). It becomes a conversation where the model has a
-/// chat template, and text around the headings of the Alpaca prompt where it has none.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Alpaca {
-    /// The conversation's system prompt; in plain text it takes the place of the opening sentence.
-    pub system: Option<String>,
-    /// Earlier instructions, each with its answer.
-    pub history: Vec<(String, String)>,
-    /// What is asked.
-    pub instruction: String,
-    /// What it is asked of; `None` where the row has none.
-    pub input: Option<String>,
-    /// The answer.
-    pub output: String,
-}
-
-impl Alpaca {
-    /// The same as messages: the input follows the instruction on a line of its own.
-    pub fn conversation(&self) -> Conversation {
-        let mut messages = Vec::new();
-        if let Some(text) = &self.system {
-            messages.push(message("system", text.clone()));
-        }
-        for (asked, answered) in &self.history {
-            messages.push(message("user", asked.clone()));
-            messages.push(message("assistant", answered.clone()));
-        }
-        let asked = match &self.input {
-            Some(input) => format!("{}\n{input}", self.instruction),
-            None => self.instruction.clone(),
-        };
-        messages.push(message("user", asked));
-        messages.push(message("assistant", self.output.clone()));
-        let weights = vec![None; messages.len()];
-        Conversation { messages, weights, ..Conversation::default() }
-    }
-}
-
 impl Reader<'_> {
+    pub(super) fn input_full(mut self) -> Result<Body> {
+        let input = self.string("input_text")?;
+        let full = self.string("full_text")?;
+        if !full.starts_with(&input) {
+            return Err(self.not_a_prefix(&input, &full));
+        }
+        Ok(Body::Text { text: full, prompt_len: input.len() })
+    }
+
+    /// `prompt` and what follows it.
+    pub(super) fn prompt_completion(mut self, after: &str) -> Result<Body> {
+        let mut text = self.string("prompt")?;
+        let completion = self.string(after)?;
+        let prompt_len = text.len();
+        text.push_str(&completion);
+        Ok(Body::Text { text, prompt_len })
+    }
+
+    /// The error for a `full_text` that does not continue its `input_text`: the place, both sides, and the usual causes.
+    fn not_a_prefix(&self, input: &str, full: &str) -> Error {
+        let at = input.bytes().zip(full.bytes()).take_while(|(a, b)| a == b).count();
+        let hint = if full.starts_with(input.trim_end()) {
+            "; input_text ends in white space that full_text does not have there"
+        } else if full.replace("\r\n", "\n").starts_with(&input.replace("\r\n", "\n")) {
+            "; one has CRLF line ends and the other LF"
+        } else if full.trim_start().starts_with(input.trim_start()) {
+            "; they differ in leading white space"
+        } else {
+            ""
+        };
+        let help = format!(
+            "input_text has {} and full_text has {} there{hint}",
+            around(input, at),
+            around(full, at)
+        );
+        Error::row(
+            self.id.clone(),
+            format!("\"full_text\" does not start with \"input_text\": first difference at byte {at}"),
+            help,
+        )
+    }
+
     /// `instruction`, `input`, and the answer under `output`.
     pub(super) fn alpaca(mut self, output: &str) -> Result<Alpaca> {
         Ok(Alpaca {
@@ -75,7 +78,7 @@ impl Reader<'_> {
     }
 
     /// `segments` of `text` with `train` (also called `label`) or `weight`.
-    pub(super) fn segments(mut self) -> Result<Vec<Segment>> {
+    pub(super) fn segments(mut self) -> Result<Vec<TextPiece>> {
         let help = "a segment is {\"text\": \"..\", \"train\": true}, or has a \"weight\"";
         let list = match self.fields.swap_remove("segments") {
             Some(Value::Array(list)) => list,
@@ -123,8 +126,24 @@ impl Reader<'_> {
                 (Some(true), None) => 1.0,
                 (None, None) => return Err(error("has neither \"train\" nor \"weight\"".into())),
             };
-            out.push(Segment { text, weight });
+            out.push(TextPiece { text, weight });
         }
         Ok(out)
     }
+}
+
+/// A few characters around byte `at`, quoted and escaped; says so where the text ends there.
+fn around(text: &str, at: usize) -> String {
+    let mut start = at.saturating_sub(12);
+    while !text.is_char_boundary(start) {
+        start -= 1;
+    }
+    let mut end = (at + 20).min(text.len());
+    while !text.is_char_boundary(end) {
+        end += 1;
+    }
+    let before = if start > 0 { ".." } else { "" };
+    let after = if end < text.len() { ".." } else { "" };
+    let ends = if at >= text.len() { " (it ends)" } else { "" };
+    format!("{before}{:?}{after}{ends}", &text[start..end])
 }

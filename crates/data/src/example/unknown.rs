@@ -1,7 +1,7 @@
 //! The error for a row of no known format: what it has, and what each format lacks.
 
-use super::MASKS;
-use super::conversation::shown_keys;
+use super::reader::shown_keys;
+use super::tokenised::MASKS;
 use crate::{Error, RowId};
 use serde_json::{Map, Value};
 

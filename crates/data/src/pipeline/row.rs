@@ -12,7 +12,7 @@ use crate::policy::TruncationMode;
 use crate::render::{self, Rendered, Stops};
 use crate::row::Row;
 use crate::source::RawRow;
-use crate::template::{Chat, Chats, TemplateOptions};
+use crate::template::{Chat, ChatRenderer, TemplateOptions};
 use crate::tokens::{Encoded, Straddle, Tokenizer};
 use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
 use std::ops::Range;
@@ -23,7 +23,7 @@ pub(super) struct RowProcessor<'a> {
     settings: &'a Pipeline<'a>,
     special: Special,
     stops: Stops,
-    pub(super) chats: Option<Chats<'a>>,
+    pub(super) chats: Option<ChatRenderer<'a>>,
     /// True once a row went through the chat template.
     pub(super) templated: AtomicBool,
     /// True once an instruction was rendered plainly for want of one.
@@ -83,7 +83,7 @@ impl<'a> RowProcessor<'a> {
         }
         let (templated, untemplated) = (AtomicBool::new(false), AtomicBool::new(false));
         let options = TemplateOptions::of(settings.policy);
-        let chats = settings.template.map(|t| Chats::new(t, settings.policy, &stops, &options));
+        let chats = settings.template.map(|t| ChatRenderer::new(t, settings.policy, &stops, &options));
         Ok(RowProcessor { settings, special, stops, chats, templated, untemplated })
     }
 

@@ -1,13 +1,13 @@
 //! The pipeline over a whole source: parallel over rows, results in source order, bounded memory.
 
-use super::duplicates::Duplicates;
+use super::duplicates::{Duplicates, Seen};
 use super::outcome::Outcome;
 use super::row::RowProcessor;
 use super::summary::Summary;
 use super::{BAD_ROWS_LISTED, Mode, Pipeline};
 use crate::policy::OnBadRow;
 use crate::source::{RawRow, Source, SourceHash};
-use crate::template::Chats;
+use crate::template::ChatRenderer;
 use crate::{Code, Error, Finding, Result, Sample};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -131,7 +131,7 @@ impl Pipeline<'_> {
                     let mut chunk = chunk?;
                     let mut rows = Vec::with_capacity(chunk.rows.len());
                     for (mut outcome, hash, made) in std::mem::take(&mut chunk.rows) {
-                        if let Some(finding) = self.duplicate(&mut outcome, hash, seen)? {
+                        if let Some(finding) = self.duplicate(&mut outcome, hash, seen, &mut chunk.summary) {
                             chunk.summary.add_finding(&finding);
                         }
                         if stop_on_bad && let Outcome::Failed { error, .. } = &mut outcome {
@@ -149,7 +149,7 @@ impl Pipeline<'_> {
                     summary.untemplated = processor.untemplated.load(Ordering::Relaxed);
                     if processor.templated.load(Ordering::Relaxed) {
                         summary.template = self.template.map(|template| template.fingerprint().to_string());
-                        let today = processor.chats.as_ref().and_then(Chats::today);
+                        let today = processor.chats.as_ref().and_then(ChatRenderer::today);
                         summary.template_date = today.map(|date| date.to_string());
                     }
                     let bytes = read.load(Ordering::Relaxed);
@@ -200,16 +200,29 @@ impl Pipeline<'_> {
     }
 
     /// D001, first kind: the row has the same ids as an earlier one.
-    fn duplicate(&self, outcome: &mut Outcome, hash: u128, seen: &mut Duplicates) -> Result<Option<Finding>> {
-        let Outcome::Kept(kept) = outcome else { return Ok(None) };
+    fn duplicate(
+        &self,
+        outcome: &mut Outcome,
+        hash: u128,
+        seen: &mut Duplicates,
+        summary: &mut Summary,
+    ) -> Option<Finding> {
+        let Outcome::Kept(kept) = outcome else { return None };
         if !self.filter.accepts(Code::D001) {
-            return Ok(None);
+            return None;
         }
         let row = kept.sample.id.row;
-        let Some(first) = seen.first(hash, row)? else { return Ok(None) };
+        let first = match seen.look(hash, row) {
+            Seen::New => return None,
+            Seen::Before(first) => first,
+            Seen::Forgotten => {
+                summary.not_remembered += 1;
+                return None;
+            }
+        };
         let finding = Finding::new(row, Code::D001, format!("the same tokens as row {first}"));
         kept.findings.push(finding.clone());
-        Ok(Some(finding))
+        Some(finding)
     }
 }
 

@@ -70,6 +70,9 @@ pub struct Summary {
     pub sections: BTreeMap<&'static str, SectionStats>,
     /// Findings, after the filter.
     pub findings: BTreeMap<Code, CodeCount>,
+    /// Kept rows that later rows were not compared with (D001), because the table of rows was full.
+    #[serde(default)]
+    pub not_remembered: u64,
     /// What the source was.
     pub source: Option<SourceHash>,
     /// The fingerprint of the chat template, where a row went through it.
@@ -169,6 +172,7 @@ impl Summary {
         self.kept += next.kept;
         self.cut += next.cut;
         self.packs += next.packs;
+        self.not_remembered += next.not_remembered;
         self.packed_rows += next.packed_rows;
         self.failed += next.failed;
         self.tokens += next.tokens;

@@ -114,7 +114,7 @@ impl Journal {
             for _ in 0..shard.kept {
                 file.read_exact(&mut row).map_err(io_error)?;
                 file.read_exact(&mut hash).map_err(io_error)?;
-                seen.first(u128::from_le_bytes(hash), u64::from_le_bytes(row))?;
+                seen.look(u128::from_le_bytes(hash), u64::from_le_bytes(row));
             }
         }
         Ok(seen)

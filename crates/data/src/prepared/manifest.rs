@@ -165,6 +165,13 @@ pub struct Counts {
     pub sections: BTreeMap<String, u64>,
     /// Findings per code.
     pub findings: BTreeMap<String, u64>,
+    /// [`Summary::not_remembered`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_remembered: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Counts {
@@ -184,6 +191,7 @@ impl Counts {
                 .filter_map(|name| summary.sections.get(name).map(|s| (name.to_string(), s.tokens)))
                 .collect(),
             findings: summary.findings.iter().map(|(code, c)| (code.as_str().to_string(), c.count)).collect(),
+            not_remembered: summary.not_remembered,
         }
     }
 }

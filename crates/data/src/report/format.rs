@@ -55,6 +55,16 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// A loss in nats with four decimals; `–` where there is none.
+pub fn loss(nats: impl Into<Option<f64>>) -> String {
+    nats.into().map_or("–".into(), |nats| format!("{nats:.4}"))
+}
+
+/// A difference of losses, with its sign: `+0.0123`.
+pub fn loss_difference(nats: f64) -> String {
+    format!("{nats:+.4}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +75,7 @@ mod tests {
         assert_eq!([count(1, "row"), count(2000, "row")], ["1 row", "2,000 rows"]);
         assert_eq!([bytes(12), bytes(1_500_000), bytes(999_999)], ["12 B", "1.5 MB", "1.0 MB"]);
         assert_eq!([duration(59.4), duration(200.0), duration(7500.0)], ["59s", "3m20s", "2h05m"]);
+        assert_eq!([loss(2.0), loss(None), loss_difference(0.01234)], ["2.0000", "–", "+0.0123"]);
         assert_eq!(
             [0.0, 0.0001, 0.333, 0.9999, 1.0].map(percent),
             ["0.0 %", "<0.1 %", "33.3 %", ">99.9 %", "100.0 %"]

@@ -8,6 +8,11 @@ use crate::pipeline::{ROWS_LISTED, Summary};
 use crate::{Level, Origin};
 use std::fmt::Write;
 
+/// Says that not every duplicate was looked for.
+pub fn not_remembered(rows: u64) -> String {
+    format!("duplicates of {} were not looked for: the table of rows was full", count(rows, "row"))
+}
+
 /// How to show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
@@ -240,6 +245,9 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
             count(summary.longest, "token")
         ),
     ));
+    if summary.not_remembered > 0 {
+        facts.push(("D001", not_remembered(summary.not_remembered)));
+    }
     for (name, text) in facts {
         hang(&mut out, &format!("{name:<9}"), &text, style.width);
     }

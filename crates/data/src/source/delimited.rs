@@ -10,111 +10,13 @@
 //! | `true` or `false` under `label` | a boolean |
 //! | under no name | nothing |
 
+use super::raw::{MAX_ROW_BYTES, too_long};
+use super::record::{Header, cells};
 use super::stream::{Broken, Stream};
-use super::{Layout, MAX_ROW_BYTES, json, names_error, source_error};
+use super::{names_error, source_error};
 use crate::{Error, Result};
-use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Arc;
-
-/// Fields whose cells are lists or objects, written as JSON.
-const NESTED: [&str; 16] = [
-    "messages",
-    "conversations",
-    "conversation",
-    "tools",
-    "chat_template_kwargs",
-    "history",
-    "segments",
-    "input_ids",
-    "labels",
-    "completion_mask",
-    "assistant_masks",
-    "attention_mask",
-    "weights",
-    "seq_lengths",
-    "position_ids",
-    "prefix_ranges",
-];
-
-/// The names over the columns.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
-    names: Vec<String>,
-    delimiter: u8,
-}
-
-impl Header {
-    /// The cells of a record as fields.
-    ///
-    /// # Errors
-    /// In words, where there are more or fewer cells than names.
-    pub fn fields(&self, record: &str) -> Result<Map<String, Value>, String> {
-        let cells = cells(record, self.delimiter)?;
-        if cells.len() != self.names.len() {
-            let (found, wanted) = (cells.len(), self.names.len());
-            let s = if found == 1 { "" } else { "s" };
-            return Err(format!("the record has {found} cell{s}, the first line names {wanted} columns"));
-        }
-        let mut fields = Map::with_capacity(self.names.len());
-        for (name, cell) in self.names.iter().zip(&cells) {
-            if !name.is_empty()
-                && let Some(value) = value(name, cell)
-            {
-                fields.insert(name.clone(), value);
-            }
-        }
-        Ok(fields)
-    }
-}
-
-fn value(name: &str, cell: &str) -> Option<Value> {
-    if NESTED.contains(&name) {
-        if cell.trim().is_empty() {
-            return None;
-        }
-        if let Ok(nested @ (Value::Array(_) | Value::Object(_))) = serde_json::from_str(cell) {
-            return Some(nested);
-        }
-    } else if name == "label" {
-        // The side of a preference: text would pass as neither, and a rejected answer would be learned.
-        match cell.trim().to_ascii_lowercase().as_str() {
-            "true" => return Some(Value::Bool(true)),
-            "false" => return Some(Value::Bool(false)),
-            _ => {}
-        }
-    }
-    Some(Value::from(cell))
-}
-
-/// The cells of one record.
-fn cells(record: &str, delimiter: u8) -> Result<csv::StringRecord, String> {
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .delimiter(delimiter)
-        // Line ends inside the record are quoted; a bare carriage return is a character like any other.
-        .terminator(csv::Terminator::Any(b'\n'))
-        .buffer_capacity(record.len().clamp(1, 1 << 16))
-        .from_reader(record.as_bytes());
-    let mut cells = csv::StringRecord::new();
-    reader.read_record(&mut cells).map_err(|e| e.to_string())?;
-    Ok(cells)
-}
-
-/// The layout of a file whose name says that it is delimited; the line of names says by what. Spreadsheets of
-/// countries with a decimal comma write `;` into .csv files.
-pub(super) fn sniff(name: &str, content: &[u8]) -> Option<Layout> {
-    if name.ends_with(".tsv") || name.ends_with(".tab") {
-        return Some(Layout::Delimited(b'\t'));
-    }
-    if !name.ends_with(".csv") {
-        return None;
-    }
-    let names = &content[..memchr::memchr(b'\n', content).unwrap_or(content.len())];
-    let has = |byte| memchr::memchr(byte, names).is_some();
-    let delimiter = [b',', b';', b'\t'].into_iter().find(|&byte| has(byte)).unwrap_or(b',');
-    Some(Layout::Delimited(delimiter))
-}
 
 /// A row per record.
 pub(super) struct Delimited {
@@ -188,7 +90,7 @@ impl Delimited {
                 return Ok(Some((start, Err(message.into()))));
             }
             if length > MAX_ROW_BYTES {
-                return Ok(Some((start, Err(json::too_long(length)))));
+                return Ok(Some((start, Err(too_long(length)))));
             }
             if record.last() == Some(&b'\r') {
                 record.pop();

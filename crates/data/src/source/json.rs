@@ -1,13 +1,10 @@
 //! JSON: rows cut out of the stream by line ends or by brackets.
 
-use super::stream::{Broken, HEAD_BYTES, Stream};
-use super::{Layout, MAX_ROW_BYTES, empty, plain_name, source_error};
+use super::raw::{MAX_ROW_BYTES, too_long};
+use super::scan::Scan;
+use super::sniff::LIST_KEYS;
+use super::stream::{Broken, Stream};
 use crate::Result;
-use serde_json::Value;
-use std::path::Path;
-
-/// The keys under which a JSON object may hold its rows.
-const LIST_KEYS: [&str; 3] = ["data", "rows", "train"];
 
 /// A row per line.
 pub(super) struct Lines {
@@ -58,11 +55,6 @@ impl Lines {
             }
         }
     }
-}
-
-/// The reason why a row is not read.
-pub(super) fn too_long(bytes: usize) -> String {
-    format!("the row has {bytes} bytes; the limit is {MAX_ROW_BYTES}")
 }
 
 /// A row per element of an array.
@@ -187,34 +179,6 @@ fn element(stream: &mut Stream, mut into: Option<&mut Vec<u8>>) -> Result<bool, 
     }
 }
 
-/// Brackets and strings of JSON, byte by byte.
-#[derive(Clone, Copy, Debug, Default)]
-struct Scan {
-    depth: usize,
-    in_string: bool,
-    escaped: bool,
-}
-
-impl Scan {
-    fn step(&mut self, byte: u8) {
-        if self.in_string {
-            match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = true,
-                b'"' => self.in_string = false,
-                _ => {}
-            }
-        } else {
-            match byte {
-                b'"' => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-                _ => {}
-            }
-        }
-    }
-}
-
 /// Goes to the array of a JSON object: past `{` and every member whose key is not one of [`LIST_KEYS`].
 fn enter_object(reader: &mut Stream) -> Result<(), Broken> {
     reader.skip_space()?;
@@ -303,97 +267,4 @@ fn leave(reader: &mut Stream, in_object: bool) -> Result<(), Broken> {
             other.escape_ascii()
         ))),
     }
-}
-
-/// The layout of decompressed content, from its first [`HEAD_BYTES`].
-pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Layout> {
-    if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
-        return Err(source_error(path, "the file is UTF-16", "save it as UTF-8"));
-    }
-    if super::columnar::kind(head).is_some() {
-        return Err(source_error(
-            path,
-            "the file is Parquet or Arrow inside gzip or zstd",
-            "decompress it: these formats compress their columns themselves",
-        ));
-    }
-    let content = head.trim_ascii_start();
-    if content.is_empty() {
-        if head.len() >= HEAD_BYTES {
-            return Err(source_error(
-                path,
-                "the file starts with 64 KiB of white space",
-                "is this the right file?",
-            ));
-        }
-        return Err(empty(path));
-    }
-    let name = plain_name(path);
-    if let Some(layout) = super::delimited::sniff(&name, content) {
-        return Ok(layout);
-    }
-    let named_lines = name.ends_with(".jsonl") || name.ends_with(".ndjson");
-    match content[0] {
-        b'[' => Ok(Layout::Array),
-        b'{' => {
-            let line_end = memchr::memchr(b'\n', content).unwrap_or(content.len());
-            let (line, rest) = content.split_at(line_end);
-            let second = rest.trim_ascii_start();
-            if let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(line) {
-                // A whole object on the first line. It holds the rows only if it is alone; the "rows" of a pack are
-                // numbers.
-                let rows =
-                    |list: &Value| list.as_array().is_some_and(|l| !l.first().is_some_and(Value::is_number));
-                let holds = LIST_KEYS.iter().any(|k| object.get(*k).is_some_and(rows));
-                return Ok(if holds && second.is_empty() { Layout::Object } else { Layout::Lines });
-            }
-            let mut scan = Scan::default();
-            let mut innermost = Vec::new();
-            for &byte in line {
-                if !scan.in_string {
-                    match byte {
-                        b'{' | b'[' => innermost.push(byte),
-                        b'}' | b']' => {
-                            innermost.pop();
-                        }
-                        _ => {}
-                    }
-                }
-                scan.step(byte);
-            }
-            if rest.is_empty() && !named_lines {
-                // One line longer than what was looked at (or cut): it holds rows if such a key opens it.
-                return Ok(if opens_list(line) { Layout::Object } else { Layout::Lines });
-            }
-            // A raw line end cannot stand in a JSON string, and after `{` or a comma in an object comes a key,
-            // never `{`: where either happens, the first line is a bad row of JSON Lines.
-            let ends_inside = scan.depth > 0 && !scan.in_string;
-            let contradicts = second.first() == Some(&b'{') && innermost.last() == Some(&b'{');
-            let opens = ends_inside && !contradicts;
-            Ok(if opens && (!named_lines || opens_list(content)) { Layout::Object } else { Layout::Lines })
-        }
-        _ if named_lines => Ok(Layout::Lines),
-        _ if content.split(|&b| b == b'\n').any(|line| line.trim_ascii_start().starts_with(b"{")) => {
-            Ok(Layout::Lines)
-        }
-        _ => Err(source_error(
-            path,
-            "the file is no JSON, JSON Lines, CSV, Parquet or Arrow",
-            "rows are JSON objects (one per line, or in one array), or lines of a .csv or .tsv file under a line of names, \
-             also as .gz or .zst; or columns of a .parquet or .arrow file",
-        )),
-    }
-}
-
-/// True where one of the first keys of an object is a list of rows.
-fn opens_list(content: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(content);
-    LIST_KEYS.iter().any(|key| {
-        let quoted = format!("\"{key}\"");
-        text.find(&quoted).is_some_and(|at| {
-            let after = text[at + quoted.len()..].trim_start();
-            let list = after.strip_prefix(':').and_then(|v| v.trim_start().strip_prefix('['));
-            list.is_some_and(|first| !first.trim_start().starts_with(|c: char| c.is_ascii_digit()))
-        })
-    })
 }

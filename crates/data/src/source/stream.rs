@@ -1,6 +1,6 @@
 //! The decompressed bytes of a file, with the hash of the file as it is stored.
 
-use super::FileHash;
+use super::hash::FileHash;
 use crate::{Error, Result};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};

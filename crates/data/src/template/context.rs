@@ -1,7 +1,8 @@
 //! What a template sees: JSON as MiniJinja's values, and the variables around the messages.
 
-use super::{ChatTemplate, TemplateOptions, engine, is_reserved};
-use crate::chat::Conversation;
+use super::engine;
+use super::options::{TemplateOptions, is_reserved};
+use crate::example::Conversation;
 use minijinja::Value;
 use minijinja::value::{Enumerator, Object};
 use serde_json::{Map, Value as Json};
@@ -69,13 +70,13 @@ pub(super) struct Variables(Vec<(Value, Value)>);
 
 impl Variables {
     /// The options' variables before the special tokens; the date is today's where the options name none.
-    pub fn new(template: &ChatTemplate, options: &TemplateOptions) -> Variables {
+    pub fn new(bos: Option<&str>, eos: Option<&str>, options: &TemplateOptions) -> Variables {
         let mut shared: Vec<(Value, Value)> = Vec::new();
         // Reserved names are the configuration's to refuse; here they must not win.
         let kwargs = options.kwargs.iter().filter(|(name, _)| !is_reserved(name));
         shared.extend(kwargs.map(|(name, value)| (name.as_str().into(), jinja(value))));
-        for (key, token) in [("bos_token", &template.bos), ("eos_token", &template.eos)] {
-            shared.extend(token.as_deref().map(|token| (key.into(), token.into())));
+        for (key, token) in [("bos_token", bos), ("eos_token", eos)] {
+            shared.extend(token.map(|token| (key.into(), token.into())));
         }
         let date = options.date.unwrap_or_else(|| jiff::Zoned::now().date());
         shared.push((engine::NOW.into(), date.at(12, 0, 0, 0).to_string().into()));

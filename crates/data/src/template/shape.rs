@@ -17,10 +17,12 @@
 //! and else one more for each answer, of what precedes it (42 µs for six messages of Qwen3, where the whole alone
 //! takes 14), or for its blocks (20 µs).
 
-use super::{Chat, Chats, python, spans};
-use crate::chat::Conversation;
-use crate::render::Rendered;
-use crate::{Finding, Origin, RowId, Span};
+use super::proof::{Chat, Evidence, Setup};
+use super::python;
+use super::spans::prove_with_evidence;
+use crate::example::Conversation;
+use crate::render::{Rendered, Span};
+use crate::{Finding, Origin, RowId};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -199,14 +201,14 @@ fn specimen(c: &Conversation) -> Option<Conversation> {
     Some(c)
 }
 
-impl Chats<'_> {
+impl Plans {
     /// The plan of a conversation's shape, where it has a shape and the shape a proof.
-    pub(super) fn plan(&self, c: &Conversation) -> Option<Arc<Plan>> {
+    pub fn get(&self, setup: &Setup<'_>, c: &Conversation) -> Option<Arc<Plan>> {
         let key = key(c)?;
-        let known = self.plans.0.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         known.unwrap_or_else(|| {
-            let plan = self.learn(c).map(Arc::new);
-            let mut plans = self.plans.0.write().unwrap_or_else(PoisonError::into_inner);
+            let plan = learn(setup, c).map(Arc::new);
+            let mut plans = self.0.write().unwrap_or_else(PoisonError::into_inner);
             if plans.len() >= SHAPES {
                 plans.clear();
             }
@@ -214,18 +216,18 @@ impl Chats<'_> {
             plan
         })
     }
+}
 
-    /// The plan of a conversation's shape, from its specimen.
-    fn learn(&self, c: &Conversation) -> Option<Plan> {
-        let c = specimen(c)?;
-        // A specimen is no row; its errors are nobody's.
-        let id = RowId { file: Arc::from(Path::new("")), row: 0, line: None, in_file: 0 };
-        let (messages, text) = self.plain(&id, &c).ok()?;
-        let (chat, evidence) = spans::prove_with_evidence(self, id, &c, messages, text).ok()?;
-        // What cannot look at texts renders all of them as it renders the specimen's.
-        let blind = self.template.compiled(&c).blind;
-        Plan::new(chat, if blind { spans::Evidence::default() } else { evidence })
-    }
+/// The plan of a conversation's shape, from its specimen.
+fn learn(setup: &Setup<'_>, c: &Conversation) -> Option<Plan> {
+    let c = specimen(c)?;
+    // A specimen is no row; its errors are nobody's.
+    let id = RowId { file: Arc::from(Path::new("")), row: 0, line: None, in_file: 0 };
+    let (messages, text) = setup.plain(&id, &c).ok()?;
+    let (chat, evidence) = prove_with_evidence(setup, id, &c, messages, text).ok()?;
+    // What cannot look at texts renders all of them as it renders the specimen's.
+    let blind = setup.template.compiled(&c).blind;
+    Plan::new(chat, if blind { Evidence::default() } else { evidence })
 }
 
 impl Pieces {
@@ -305,7 +307,7 @@ impl Pieces {
 
 impl Plan {
     /// What was proved of a specimen, laid over the pieces of its renderings.
-    fn new(chat: Chat, evidence: spans::Evidence) -> Option<Plan> {
+    fn new(chat: Chat, evidence: Evidence) -> Option<Plan> {
         // What other words would do is not asked again for each row.
         if evidence.reworded {
             return None;
@@ -354,7 +356,7 @@ impl Plan {
     /// is its rendering; a plan with marks needs none where the template cannot see them.
     pub fn apply(
         &self,
-        chats: &Chats<'_>,
+        setup: &Setup<'_>,
         id: &RowId,
         c: &Conversation,
         messages: &[minijinja::Value],
@@ -362,7 +364,7 @@ impl Plan {
     ) -> Option<Chat> {
         let fields: Vec<Field<'_>> = fields(c).collect();
         let render = |messages: &[_], generation, marks| {
-            chats.template.render_with(&chats.variables, c, messages, generation, marks).ok()
+            setup.template.render_with(&setup.variables, c, messages, generation, marks).ok()
         };
         if let Some((pieces, marks)) = &self.marked {
             // Marks that a row writes itself are none.

@@ -1,15 +1,14 @@
 //! What only the inside can see: how often a template is rendered.
 
-use super::*;
-use serde_json::json;
-use std::cell::Cell;
+use super::compiled::RENDERINGS;
+use super::{ChatRenderer, ChatTemplate, RenderingWatch, TemplateOptions, watch};
+use crate::RowId;
+use crate::example::Conversation;
+use crate::policy::Policy;
+use crate::render::Stops;
+use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
-
-thread_local! {
-    /// Renderings on this thread.
-    pub(super) static RENDERINGS: Cell<usize> = const { Cell::new(0) };
-}
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -38,7 +37,7 @@ fn renderings(work: impl FnOnce()) -> usize {
 fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
     let template = ChatTemplate::new(CHATML, None, None).unwrap();
     let policy = Policy::default();
-    let chats = Chats::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
+    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
     // The text, the marks, and what the model is given before each answer.
     let long = conversation(200, "turn");
     assert_eq!(renderings(|| drop(chats.prove(id(), &long).unwrap())), 2 + 100);
@@ -56,7 +55,7 @@ fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
 fn shapes_are_forgotten_and_made_again() {
     let template = ChatTemplate::new(CHATML, None, None).unwrap();
     let policy = Policy::default();
-    let chats = Chats::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
+    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
     let first = conversation(2, "a");
     let want = chats.spans(id(), &first).unwrap();
     for i in 0..1100 {
@@ -74,7 +73,7 @@ fn a_template_that_looks_at_words_is_given_the_rows_own_proof() {
         {{ m.content }}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
     let template = ChatTemplate::new(source, None, None).unwrap();
     let policy = Policy::default();
-    let chats = Chats::new(&template, &policy, &Stops::eos("</s>"), &TemplateOptions::default());
+    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("</s>"), &TemplateOptions::default());
     let plain = conversation(2, "words");
     chats.spans(id(), &plain).unwrap();
     // The text, and what the model is given before the answer: that may look at words, too.
@@ -104,6 +103,7 @@ fn looks_count_while_one_rendering_goes_on() {
     // A hundred renderings are not one long one.
     assert!(watch.look() < 50);
 }
+
 #[test]
 fn templates_that_may_look_at_texts_are_not_blind() {
     let blind = |source: &str| ChatTemplate::new(source, None, None).unwrap().main.blind;

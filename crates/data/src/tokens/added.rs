@@ -19,7 +19,7 @@ struct Added {
     id: u32,
     lstrip: bool,
     rstrip: bool,
-    /// Plain text in content ([`super::pipeline::Vocabulary::Content`]).
+    /// Plain text in content ([`super::stages::Vocabulary::Content`]).
     structural: bool,
 }
 

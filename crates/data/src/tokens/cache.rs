@@ -172,7 +172,7 @@ fn slot(key: u128) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::decode::char_of;
+    use super::super::alphabet::char_of;
     use super::*;
     use serde_json::{Map, Value, json};
 

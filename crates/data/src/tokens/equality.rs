@@ -4,10 +4,10 @@
 //! ranges with the library's tokenizer from end to end, on random and on real text, with vocabularies made
 //! here and real ones (`SUASION_MATERIAL`, else `../shared/material` beside the workspace).
 
-use super::RawTokens;
-use super::model::{Model, load, load_library};
-use super::pipeline::{Pipeline, Start, Vocabulary};
+use super::model::{Inner, Model, load, load_library};
 use super::pretokenise::{KNOWN, Pretokeniser};
+use super::raw::RawTokens;
+use super::stages::{Stages, Start, Vocabulary};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -239,8 +239,8 @@ fn pieces_of_every_code_point() {
 /// The same tokenizer by our means and by the library's alone.
 struct Pair {
     name: String,
-    ours: Pipeline,
-    library: Pipeline,
+    ours: Stages,
+    library: Stages,
     added: Vec<String>,
 }
 
@@ -257,7 +257,7 @@ impl Pair {
         }
         // One that is structural without being called special.
         let named: Vec<u32> = ours.token_to_id("<s>>").into_iter().collect();
-        let (ours, library) = (Pipeline::new(ours, &named), Pipeline::new(library, &named));
+        let (ours, library) = (Stages::new(ours, &named), Stages::new(library, &named));
         assert!(ours.direct.is_some() && library.direct.is_none(), "{name} goes the library's way");
         let mut added: Vec<String> = ours.added.values().map(|token| token.content.clone()).collect();
         added.sort();
@@ -269,7 +269,7 @@ impl Pair {
         for vocabulary in [Vocabulary::Full, Vocabulary::Content] {
             for start in [Start::Text, Start::Section, Start::NormalizedSection, Start::Spaced, Start::Glued]
             {
-                let tokens = |pipeline: &Pipeline| {
+                let tokens = |pipeline: &Stages| {
                     let mut out = RawTokens::default();
                     pipeline.tokenize(text, 3, start, vocabulary, &mut out).unwrap();
                     (out.ids, out.bytes)
@@ -384,9 +384,9 @@ fn everything_else_is_the_librarys() {
         let inner = load(&json).unwrap();
         let library = matches!(inner.get_model(), Model::Library(_));
         assert_eq!(library, what == "model", "{pointer} {value}");
-        let ours = Pipeline::new(inner, &[]);
+        let ours = Stages::new(inner, &[]);
         assert!(ours.direct.is_none(), "{pointer} {value}");
-        let library = Pipeline::new(load_library(&json).unwrap(), &[]);
+        let library = Stages::new(load_library(&json).unwrap(), &[]);
         let mut random = Random(3);
         for _ in 0..50 {
             let text = random.chat(&[]);
@@ -463,11 +463,11 @@ fn real_tokenizers() {
 #[test]
 fn redeclared_added_tokens() {
     let json = serde_json::to_vec(&learned(&pre_tokenizers()[3], Value::Null, false)).unwrap();
-    let declare = |mut inner: super::Inner| {
+    let declare = |mut inner: Inner| {
         inner
             .add_tokens([AddedToken::from("<s>", false).lstrip(true), AddedToken::from("new", true)])
             .unwrap();
-        Pipeline::new(inner, &[])
+        Stages::new(inner, &[])
     };
     let (ours, library) = (declare(load(&json).unwrap()), declare(load_library(&json).unwrap()));
     let added: Vec<String> = ours.added.values().map(|token| token.content.clone()).collect();

@@ -1,7 +1,8 @@
 //! The library's tokenizer around a model of ours where there is one, around its own elsewhere.
 
-use super::TokenizerError;
 use super::bpe::Bpe;
+use super::cache;
+use super::raw::TokenizerError;
 use serde::{Deserialize, Deserializer};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -86,7 +87,7 @@ impl tokenizers::Model for Model {
                     start += length;
                     Token::new(id, bpe.token(id).unwrap_or_default().to_string(), offsets)
                 };
-                Ok(bpe.tokenize_written(piece).into_iter().map(token).collect())
+                Ok(tokenize_written(bpe, piece).into_iter().map(token).collect())
             }
         }
     }
@@ -132,4 +133,21 @@ impl tokenizers::Model for Model {
             Model::Library(library) => library.get_model().get_trainer(),
         }
     }
+}
+
+/// What the library's model makes of a string that is already in GPT-2's alphabet: ids, and their lengths in bytes of
+/// that string.
+fn tokenize_written(bpe: &Bpe, written: &str) -> Vec<(u32, usize)> {
+    let Some(bytes) = bpe.bytes_of(written).filter(|bytes| !bytes.is_empty()) else {
+        return bpe.merge_written(written);
+    };
+    let mut tokens = Vec::new();
+    let (mut lengths, mut start) = (written.chars().map(char::len_utf8), 0);
+    cache::with(bpe, |pieces| {
+        pieces.tokens(&bytes, 0..bytes.len(), |id, end| {
+            tokens.push((id, lengths.by_ref().take(end - start).sum()));
+            start = end;
+        });
+    });
+    tokens
 }

@@ -1,9 +1,11 @@
 //! The special tokens of a tokenizer: which file says what.
 
+use super::model::Inner;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use tokenizers::{AddedToken, Encoding, Token};
 
 /// What the files beside `tokenizer.json` say, unresolved.
 #[derive(Default)]
@@ -119,5 +121,63 @@ fn not_json(path: &Path, error: &serde_json::Error) -> Error {
     Error::Tokenizer {
         path: path.to_path_buf(),
         message: format!("not valid JSON ({error}); copy the file again from where the model came"),
+    }
+}
+
+/// Registers the tokens of `tokenizer_config.json` over those of `tokenizer.json`, as transformers does when
+/// it loads a model: the flags of `added_tokens_decoder` win, and bos, eos and pad are special.
+pub(super) fn declare_added_tokens(inner: &mut Inner, settings: &Settings) -> Result<()> {
+    let wrong = |message: String| Error::Tokenizer { path: settings.path.clone(), message };
+    let known = inner.get_added_tokens_decoder();
+    let mut declared: Vec<AddedToken> = Vec::new();
+    for (id, token) in &settings.added {
+        let token_of = AddedToken::from(token.content.as_str(), token.special)
+            .single_word(token.single_word)
+            .lstrip(token.lstrip)
+            .rstrip(token.rstrip)
+            .normalized(token.normalized);
+        if known.get(id) != Some(&token_of) {
+            declared.push(token_of);
+        }
+    }
+    for content in [&settings.bos, &settings.eos, &settings.pad].into_iter().flatten() {
+        let is_known = known.values().chain(&declared).any(|token| token.content == *content);
+        // One that is in no vocabulary would be a new id, which the model's embedding does not have.
+        if !is_known && inner.token_to_id(content).is_some() {
+            declared.push(AddedToken::from(content.as_str(), true));
+        }
+    }
+    if declared.is_empty() {
+        return Ok(());
+    }
+    inner.add_tokens(declared).map_err(|error| wrong(error.to_string()))?;
+    for (id, token) in &settings.added {
+        let actual = inner.token_to_id(&token.content);
+        if actual != Some(*id) {
+            return Err(wrong(format!(
+                "\"added_tokens_decoder\" gives {:?} the id {id}, but tokenizer.json leads to {}; take both files \
+                 from the same model",
+                token.content,
+                actual.map_or("none".to_string(), |id| id.to_string()),
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What the post-processor puts in front of a text and behind it. It is asked once, with a token that no
+/// vocabulary has: running it on every row would copy every token's string to learn nothing new.
+pub(super) fn post_processor_ends(inner: &Inner) -> Result<(Vec<u32>, Vec<u32>), String> {
+    const TEXT: u32 = u32::MAX;
+    let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".to_string(), (0, 1))], 0);
+    let processed = inner.post_process(text, None, true).map_err(|error| error.to_string())?;
+    let ids = processed.get_ids();
+    match ids.iter().position(|id| *id == TEXT) {
+        Some(at) if ids.iter().filter(|id| **id == TEXT).count() == 1 => {
+            Ok((ids[..at].to_vec(), ids[at + 1..].to_vec()))
+        }
+        _ => Err("\"post_processor\" does not put the text exactly once into a row; it is not one for \
+                  language models"
+            .to_string()),
     }
 }

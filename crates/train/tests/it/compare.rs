@@ -3,15 +3,12 @@
 use crate::common::*;
 use std::sync::atomic::AtomicBool;
 use suasion_train::compare::{all_tokens, compare};
-use suasion_train::{CompareSettings, Error, Settings, Silent};
+use suasion_train::{CompareSettings, Error, ProbeSettings, Settings, Silent};
 
 fn settings() -> CompareSettings {
     CompareSettings {
         train: Settings { num_train_epochs: 8.0, ..quick() },
-        probe_rows: 4,
-        probe_given: 2,
-        probe_new: 8,
-        probe_ngram: 2,
+        probe: ProbeSettings { rows: 4, given: 2, new: 8, ngram: 2 },
     }
 }
 

@@ -85,7 +85,7 @@ fn the_loss_is_over_all_targets_of_the_step() {
     let mut fresh = model(plan.budget);
     let (mut sum, mut weight, mut targets) = (0.0, 0.0, 0);
     for row in &train {
-        let batch = suasion_train::pack::train_batch([row]);
+        let batch = suasion_train::batches::train_batch([row]);
         for (outcome, target) in fresh.forward(&batch).unwrap().iter().zip(&batch.targets) {
             sum += f64::from(outcome.nll) * f64::from(target.weight);
             weight += f64::from(target.weight);

@@ -3,7 +3,7 @@
 use crate::common::*;
 use suasion_data::{IGNORE, Origin, Packer, Policy, Sample, Section, prepared};
 use suasion_engine::{Batch, Model};
-use suasion_train::pack::train_batch;
+use suasion_train::batches::train_batch;
 use suasion_train::{Error, Evaluation, Plan, Resume, Settings, evaluate};
 
 /// [`rows`] of which every three have one prompt; prompt tokens weigh `weight`.
@@ -150,7 +150,7 @@ fn packs_from_a_file_train_to_the_same_bits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("packs.jsonl");
         let mut lines = Vec::new();
-        packs.iter().for_each(|p| p.pack.as_ref().unwrap().columns().record(p).write_json(&mut lines));
+        packs.iter().for_each(|pack| prepared::Record::of(pack, None).write_json(&mut lines));
         std::fs::write(&path, lines).unwrap();
         let read = prepared::read(&path, &Policy { prompt_loss_weight: 0.5, ..Policy::default() }).unwrap();
         let run = |rows: &[Sample], name: &str| {

@@ -87,7 +87,7 @@ fn reports_hold_the_numbers_and_escape_what_rows_say() {
     assert!(
         readme.contains("base_model: owner/tiny-llama\n") && readme.contains("| Data fingerprint | f1 |")
     );
-    assert!(readme.contains("responses only") && readme.contains("205 of 1\u{202f}000 (20.5 %)"));
+    assert!(readme.contains("responses only") && readme.contains("205 of 1,000 (20.5 %)"));
     // A bar in a cell would end it; a fence in a reply would end the block.
     assert!(readme.contains("\\| ``` &") && readme.contains("````text\n<script>"));
 }

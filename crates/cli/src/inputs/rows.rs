@@ -8,14 +8,14 @@
 //! | any other folder, a hub id (`owner/name`, or `owner/name/folder`) | the split: see [`pick`] |
 //! | several of these | all of them, one after the other |
 
+use super::hub::{self, Access, Kind, Repo, ToDownload};
 use crate::config::{Config, Paths};
 use crate::failure::Failure;
-use crate::hub::{self, Access, Kind, Repo, ToDownload};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::Manifest;
 use suasion_data::source::Source;
-use suasion_data::source::columnar::{Saved, saved_dataset};
+use suasion_data::source::{Saved, saved_dataset};
 
 /// Endings of row files, in the order in which they are tried.
 const ENDINGS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow"];
@@ -59,7 +59,18 @@ impl DataFiles {
     }
 }
 
-/// The rows to train on, prepare or verify: files, or the named split of a folder.
+/// The rows that a configuration names to train on, prepare or verify.
+///
+/// # Errors
+/// Where it names none, and as [`resolve`].
+pub fn training<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow::Result<DataFiles> {
+    match &config.dataset_name {
+        Some(data) => resolve(data, &config.dataset_train_split, access),
+        None => Err(Failure::usage("no rows are named", "give --data D, or dataset_name in CONFIG").into()),
+    }
+}
+
+/// The files that a name stands for: itself, or the named split of a folder.
 ///
 /// # Errors
 /// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be downloaded. A

@@ -1,13 +1,12 @@
 //! The boundaries that a tokenised row names itself, ours or another tool's.
 
-use super::Pack;
-use crate::RowId;
+use crate::{Pack, RowId};
 use std::collections::HashSet;
 use std::ops::Range;
 
 /// What a row says of its boundaries. Lists of tokens have the row's length.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Given {
+pub(super) struct Given {
     /// `rows`: the rows of the source that it holds.
     pub rows: Option<Vec<u64>>,
     /// `seq_lengths`, as TRL and we write them.
@@ -26,7 +25,7 @@ pub(crate) struct Given {
 ///
 /// # Errors
 /// Why they cannot be, in words.
-pub(crate) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<Pack>, String> {
+pub(super) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<Pack>, String> {
     let real = |i: usize| given.attention.as_ref().is_none_or(|attention| attention[i]);
     let lengths = match (&given.lengths, &given.numbers, &given.positions) {
         (Some(lengths), ..) => Some(with_padding(lengths, n, real)?),
@@ -69,7 +68,7 @@ pub(crate) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<P
     };
     let pack = Pack::new(rows, &lengths, prefixes)?;
     let runs = || {
-        let tokens = |s: &super::Segment| s.own.start as usize..s.own.end as usize;
+        let tokens = |s: &crate::sample::Segment| s.own.start as usize..s.own.end as usize;
         pack.segments.iter().map(move |s| (s.prefix.end - s.prefix.start, tokens(s)))
     };
     if let Some(positions) = &given.positions {

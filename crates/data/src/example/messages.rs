@@ -9,9 +9,9 @@
 //! | keys whose value is null | nothing |
 //! | `train`, `weight`, `loss_weight` | the message's weight |
 
-use super::Reader;
-use crate::chat::Conversation;
-use crate::row::type_name;
+use super::chat::{Conversation, message};
+use super::reader::{Reader, shown_keys};
+use crate::source::row::type_name;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -143,14 +143,6 @@ impl Reader<'_> {
         Ok(if tools.is_empty() { None } else { Some(tools) })
     }
 
-    /// A string, or nothing where the field is missing or null.
-    pub(super) fn optional_string(&mut self, key: &str) -> Result<Option<String>> {
-        match self.fields.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            _ => self.string(key).map(Some),
-        }
-    }
-
     /// One side of a pair, as messages: a list, a message, or text that becomes one message of `role`.
     pub(super) fn side(&mut self, key: &str, role: &str) -> Result<Messages> {
         match self.fields.get(key) {
@@ -237,14 +229,6 @@ fn looks_like_messages(value: &Value) -> bool {
         Value::Array(list) => !list.is_empty() && list.iter().all(one),
         other => one(other),
     }
-}
-
-/// A message of text.
-pub(super) fn message(role: &str, content: String) -> Map<String, Value> {
-    let mut map = Map::new();
-    map.insert("role".into(), role.into());
-    map.insert("content".into(), content.into());
-    map
 }
 
 /// What ShareGPT files call a role; other names pass as they are.
@@ -522,13 +506,4 @@ impl At<'_, '_> {
         }
         Ok(Value::Object(call))
     }
-}
-
-/// The keys of an object, for messages.
-pub(super) fn shown_keys(map: &Map<String, Value>) -> String {
-    let mut keys: Vec<String> = map.keys().take(12).map(|k| format!("\"{k}\"")).collect();
-    if map.len() > 12 {
-        keys.push(format!("and {} more", map.len() - 12));
-    }
-    if keys.is_empty() { "no fields".into() } else { keys.join(", ") }
 }

@@ -18,3 +18,11 @@ pub struct Conversation {
     /// The row's own template variables (`chat_template_kwargs`), over the policy's.
     pub kwargs: Map<String, Value>,
 }
+
+/// A message of text.
+pub(super) fn message(role: &str, content: String) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("role".into(), role.into());
+    map.insert("content".into(), content.into());
+    map
+}

@@ -1,8 +1,10 @@
 //! `report.html`: one page without scripts or anything from outside.
 
-use crate::card::{Input, duration, grouped, number, percent};
-use crate::checkpoint::pretty;
+use crate::json::pretty;
+use crate::report::data::{FindingCount, SectionShare};
+use crate::report::input::Input;
 use std::fmt::Write;
+use suasion_data::report::format::{duration, loss, percent, thousands};
 use suasion_data::report::html::escape;
 
 /// Most points of a curve that are drawn; more are averaged in equal runs.
@@ -26,7 +28,7 @@ svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px syst
 ";
 
 /// The whole page.
-pub(crate) fn page(input: &Input<'_>) -> String {
+pub(super) fn page(input: &Input<'_>) -> String {
     let title = escape(&input.title());
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -34,7 +36,7 @@ pub(crate) fn page(input: &Input<'_>) -> String {
          <style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<p>Trained on {}.</p>\n",
         escape(input.objective())
     );
-    loss(&mut page, input);
+    curve(&mut page, input);
     shares(&mut page, input);
     sections(&mut page, input);
     comparison(&mut page, input);
@@ -115,7 +117,7 @@ fn ticks(low: f64, high: f64, count: f64) -> Vec<f64> {
     (first..).map(|i| i as f64 * step).take_while(|tick| *tick <= high + step * 1e-9).take(20).collect()
 }
 
-fn loss(page: &mut String, input: &Input<'_>) {
+fn curve(page: &mut String, input: &Input<'_>) {
     let report = input.report;
     let train: Vec<(f64, f64)> = report.steps.iter().filter_map(|s| Some((s.step as f64, s.loss?))).collect();
     let eval: Vec<(f64, f64)> = report.evals.iter().map(|e| (e.step as f64, e.eval_loss)).collect();
@@ -137,9 +139,9 @@ fn loss(page: &mut String, input: &Input<'_>) {
 
     let ends = |name: &str, points: &[(f64, f64)]| match (points.first(), points.last()) {
         (Some(a), Some(b)) if points.len() > 1 => {
-            format!("{name} goes from {:.4} at step {} to {:.4} at step {}.", a.1, a.0, b.1, b.0)
+            format!("{name} goes from {} at step {} to {} at step {}.", loss(a.1), a.0, loss(b.1), b.0)
         }
-        (Some(a), _) => format!("{name} is {:.4} at step {}.", a.1, a.0),
+        (Some(a), _) => format!("{name} is {} at step {}.", loss(a.1), a.0),
         _ => String::new(),
     };
     let description = [ends("The training loss", &train), ends("The held-out loss", &eval)].join(" ");
@@ -204,9 +206,8 @@ fn loss(page: &mut String, input: &Input<'_>) {
     );
     if !eval.is_empty() {
         page.push_str("<details><summary>Held-out losses as a table</summary>\n");
-        let row = |e: &crate::EvalRecord| {
-            vec![Cell::Number(e.step.to_string()), Cell::Number(format!("{:.4}", e.eval_loss))]
-        };
+        let row =
+            |e: &crate::EvalRecord| vec![Cell::Number(e.step.to_string()), Cell::Number(loss(e.eval_loss))];
         let rows = report.evals.iter().map(row).collect();
         table(page, "", &[("after step", true), ("loss", true)], rows);
         page.push_str("</details>\n");
@@ -218,9 +219,9 @@ fn shares(page: &mut String, input: &Input<'_>) {
         return;
     }
     page.push_str("<h2>What is learned from</h2>\n");
-    let row = |s: &crate::SectionShare| {
+    let row = |s: &SectionShare| {
         let name = Cell::Head(s.name.clone());
-        vec![name, Cell::Number(grouped(s.tokens)), Cell::Share(s.share_before), Cell::Share(s.share_after)]
+        vec![name, Cell::Number(thousands(s.tokens)), Cell::Share(s.share_before), Cell::Share(s.share_after)]
     };
     let caption = "Each section's share of the training signal: if all tokens were learned, and in this run.";
     let heads = [("section", false), ("tokens", true), ("all tokens", false), ("this run", false)];
@@ -234,15 +235,15 @@ fn sections(page: &mut String, input: &Input<'_>) {
     }
     page.push_str("<h2>Held-out loss by section</h2>\n");
     let report = input.report;
-    let of = |e: &Option<crate::Evaluation>| number(e.as_ref().map(|e| e.loss));
+    let of = |e: &Option<crate::Evaluation>| loss(e.as_ref().map(|e| e.loss));
     let mut rows = vec![vec![
         Cell::Head("all targets".into()),
-        Cell::Number(grouped(report.after.as_ref().or(report.before.as_ref()).map_or(0, |e| e.targets))),
+        Cell::Number(thousands(report.after.as_ref().or(report.before.as_ref()).map_or(0, |e| e.targets))),
         Cell::Number(of(&report.before)),
         Cell::Number(of(&report.after)),
     ]];
     rows.extend(losses.into_iter().map(|(name, tokens, before, after)| {
-        let numbers = [grouped(tokens), number(before), number(after)].map(Cell::Number);
+        let numbers = [thousands(tokens), loss(before), loss(after)].map(Cell::Number);
         std::iter::once(Cell::Head(name)).chain(numbers).collect()
     }));
     let caption = "Mean negative log-likelihood in nats per token, before and after training.";
@@ -259,9 +260,8 @@ fn comparison(page: &mut String, input: &Input<'_>) {
     let rows = crate::evaluate::SECTIONS.iter().filter_map(|name| {
         let of = |arm: &crate::compare::Arm| arm.evaluation.sections.get(*name).map(|s| s.loss);
         let tokens = c.before.evaluation.sections.get(*name)?.targets;
-        let numbers =
-            [of(&c.before), of(&c.response_only), of(&c.all_tokens)].map(|v| Cell::Number(number(v)));
-        let start = [Cell::Head(name.to_string()), Cell::Number(grouped(tokens))];
+        let numbers = [of(&c.before), of(&c.response_only), of(&c.all_tokens)].map(|v| Cell::Number(loss(v)));
+        let start = [Cell::Head(name.to_string()), Cell::Number(thousands(tokens))];
         Some(start.into_iter().chain(numbers).collect())
     });
     let caption = format!(
@@ -285,12 +285,12 @@ fn findings(page: &mut String, input: &Input<'_>) {
     if input.card.findings.is_empty() {
         page.push_str("<p>None in the data.</p>\n");
     } else {
-        let row = |f: &crate::FindingCount| {
+        let row = |f: &FindingCount| {
             let code = Cell::Head(f.code.clone());
             vec![
                 code,
                 Cell::Text(f.level.clone()),
-                Cell::Number(grouped(f.count)),
+                Cell::Number(thousands(f.count)),
                 Cell::Text(f.example.clone()),
             ]
         };

@@ -1,6 +1,7 @@
 //! Raw bytes to a JSON object with its place in the source.
 
-use crate::source::{Content, RawRow, columnar};
+use super::arrow_json;
+use super::raw::{Content, RawRow};
 use crate::{Error, Result, RowId};
 use serde_json::{Map, Value};
 
@@ -24,7 +25,7 @@ impl Row {
             Ok(Content::Json(bytes)) => (bytes, None),
             Ok(Content::Record(header, bytes)) => (bytes, Some(header)),
             Ok(Content::Columns(batch, row)) => {
-                return match columnar::fields(&batch, row) {
+                return match arrow_json::fields(&batch, row) {
                     Ok(fields) => Ok(Row { id, fields }),
                     Err(message) => {
                         Err(Error::row(id, message, "write the column as another type, or remove it"))

@@ -5,13 +5,14 @@
 
 use super::{Listing, Repo, cache, home, path_variable};
 use crate::failure::Failure;
-use crate::ui::{self, Ui};
+use crate::ui::Ui;
 use serde::Deserialize;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 use suasion_data::Error;
+use suasion_data::report::format::{bytes, count, percent};
 use suasion_files::write_bytes;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
@@ -46,7 +47,7 @@ pub fn get(repo: &Repo, listing: &Listing, names: &[String], ui: &Ui) -> anyhow:
     let snapshot = folder.join("snapshots").join(&listing.commit);
     let missing: Vec<&String> = names.iter().filter(|name| !snapshot.join(name).exists()).collect();
     if !missing.is_empty() {
-        let files = ui::plural(missing.len() as u64, "file");
+        let files = count(missing.len() as u64, "file");
         ui.say(format_args!("downloading {files} of {} into {}", repo.id, folder.display()));
     }
     for name in missing {
@@ -323,8 +324,10 @@ fn escape(part: &str) -> String {
 
 fn progress(name: &str, done: u64, size: Option<u64>) -> String {
     match size {
-        Some(size) => format!("downloading {name}: {} of {}", ui::percent(done, size), ui::bytes(size)),
-        None => format!("downloading {name}: {}", ui::bytes(done)),
+        Some(size) => {
+            format!("downloading {name}: {} of {}", percent(done as f64 / size.max(1) as f64), bytes(size))
+        }
+        None => format!("downloading {name}: {}", bytes(done)),
     }
 }
 

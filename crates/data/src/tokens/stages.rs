@@ -14,10 +14,10 @@
 //! The matches over the library's enums are exhaustive on purpose: its version is pinned, and a new kind
 //! of stage must be looked at before it compiles.
 
-use super::added::{AddedTokens, Part};
+use super::cache;
+use super::direct::{Direct, is_composed};
 use super::model::{Inner, Model};
-use super::pretokenise::Pretokeniser;
-use super::{RawTokens, TokenizerError, cache};
+use super::raw::{RawTokens, TokenizerError};
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use tokenizers::normalizer::Range;
@@ -27,7 +27,6 @@ use tokenizers::{
     AddedToken, AddedVocabulary, Model as _, NormalizedString, Normalizer, NormalizerWrapper,
     OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Token,
 };
-use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
 /// How a stretch of text begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +56,7 @@ pub(super) enum Vocabulary {
 }
 
 /// The parts of a tokenizer that turn text into ids.
-pub(super) struct Pipeline {
+pub(super) struct Stages {
     pub inner: Inner,
     /// Added tokens by id.
     pub added: HashMap<u32, AddedToken>,
@@ -75,22 +74,9 @@ pub(super) struct Pipeline {
     pub direct: Option<Direct>,
 }
 
-/// The stages of a byte-level BPE tokenizer that inserts nothing, by our own means. How a stretch starts is
-/// nothing to it: [`Start`] tells what may be inserted.
-pub(super) struct Direct {
-    pretokeniser: Pretokeniser,
-    /// Each digit is a piece, and what lies between two is cut on its own.
-    digits_apart: bool,
-    /// The normalizer is NFC: only text that it leaves alone goes this way.
-    nfc: bool,
-    /// Added tokens that are matched before normalisation, and after it.
-    raw: AddedTokens,
-    normalized: AddedTokens,
-}
-
-impl Pipeline {
+impl Stages {
     /// Takes the library's tokenizer apart once. `named` are structural ids beyond the special added tokens.
-    pub fn new(inner: Inner, named: &[u32]) -> Pipeline {
+    pub fn new(inner: Inner, named: &[u32]) -> Stages {
         let added: HashMap<u32, AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
         let added_ids = added.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
         let mut structural = Vec::new();
@@ -111,7 +97,7 @@ impl Pipeline {
         if steps.iter().all(|step| matches!(step, Step::Library(_))) {
             steps.clear();
         }
-        let mut pipeline = Pipeline {
+        let mut stages = Stages {
             inner,
             added,
             added_ids,
@@ -121,29 +107,10 @@ impl Pipeline {
             content_vocabulary: OnceLock::new(),
             direct: None,
         };
-        pipeline.direct = pipeline.direct();
-        pipeline
-    }
-
-    fn direct(&self) -> Option<Direct> {
-        let Model::Bpe(_) = self.inner.get_model() else { return None };
-        let nfc = match self.inner.get_normalizer() {
-            None => false,
-            Some(NormalizerWrapper::NFC(_)) => true,
-            Some(_) => return None,
-        };
-        let (pretokeniser, digits_apart) = Pretokeniser::of(self.inner.get_pre_tokenizer()?)?;
-        let vocabulary = self.inner.get_added_vocabulary();
-        // `Vocabulary::Content` skips what has been called special at any time, and what is structural here.
-        let structural = |content: &str| {
-            vocabulary.is_special_token(content)
-                || self.added_ids.get(content).is_some_and(|id| self.is_structural(*id))
-        };
-        let tokens = |normalized: bool| {
-            AddedTokens::new(vocabulary, self.inner.get_normalizer(), normalized, structural)
-        };
-        let (raw, normalized) = (tokens(false)?, tokens(true)?);
-        Some(Direct { digits_apart, pretokeniser, nfc, raw, normalized })
+        stages.direct = Direct::of(&stages.inner, |content| {
+            stages.added_ids.get(content).is_some_and(|id| stages.is_structural(*id))
+        });
+        stages
     }
 
     /// True for the ids that structure a text: special added tokens, bos, eos, pad, stop tokens.
@@ -275,7 +242,7 @@ impl Pipeline {
 
     /// The way around the library, if there is one for this text.
     fn direct_for(&self, text: &str) -> Option<&Direct> {
-        self.direct.as_ref().filter(|direct| !direct.nfc || is_composed(text))
+        self.direct.as_ref().filter(|direct| direct.takes(text))
     }
 
     /// The added tokens in `text` by the full vocabulary: id and byte range, stripped white space included.
@@ -338,63 +305,6 @@ impl Pipeline {
         }));
         Ok(tokens)
     }
-}
-
-impl Direct {
-    /// Calls `part` with the added tokens of a text and what lies between them.
-    fn split(&self, text: &str, content: bool, mut part: impl FnMut(Part)) {
-        self.raw.split(text, content, |(id, section)| match id {
-            Some(id) => part((Some(id), section)),
-            None => self.normalized.split(&text[section.clone()], content, |(id, inner)| {
-                part((id, section.start + inner.start..section.start + inner.end));
-            }),
-        });
-    }
-
-    /// Appends the tokens of text without added tokens, whose first byte is byte `base` of the whole text.
-    fn tokenize(&self, text: &str, base: u32, pieces: &mut cache::Pieces, out: &mut RawTokens) {
-        if !self.digits_apart {
-            return self.tokenize_section(text, base, pieces, out);
-        }
-        let mut at = 0;
-        for (digit, length) in text.match_indices(char::is_numeric).map(|(at, digit)| (at, digit.len())) {
-            self.tokenize_section(&text[at..digit], base + at as u32, pieces, out);
-            at = digit + length;
-            self.tokenize_section(&text[digit..at], base + digit as u32, pieces, out);
-        }
-        self.tokenize_section(&text[at..], base + at as u32, pieces, out);
-    }
-
-    fn tokenize_section(&self, text: &str, base: u32, pieces: &mut cache::Pieces, out: &mut RawTokens) {
-        let mut at = 0;
-        while at < text.len() {
-            let end = self.pretokeniser.piece_end(text, at);
-            let mut start = at;
-            pieces.tokens(text.as_bytes(), at..end, |id, length| {
-                // Tokens that share a character each have the whole of it.
-                let stop = at + length;
-                out.ids.push(id);
-                out.bytes.push(
-                    base + text.floor_char_boundary(start) as u32
-                        ..base + text.ceil_char_boundary(stop) as u32,
-                );
-                start = stop;
-            });
-            at = end;
-        }
-    }
-}
-
-/// True for text that is surely in NFC already, by the tables of the library's normalizer. The normalizer
-/// rewrites text and alignments even when nothing changes; most text passes here instead. Characters below
-/// U+0300, general punctuation (without the two spaces that have another form), ideographs and emoji are
-/// starters that compose with nothing before them, and need no look at a table.
-fn is_composed(text: &str) -> bool {
-    let starter = |c: &char| {
-        matches!(c, '\0'..='\u{2FF}' | '\u{2010}'..='\u{205E}' | '\u{4E00}'..='\u{9FFF}'
-            | '\u{1F300}'..='\u{1FAFF}')
-    };
-    text.is_ascii() || is_nfc_quick(text.chars().filter(|c| !starter(c))) == IsNormalized::Yes
 }
 
 /// The normalizer of a stretch that continues another: the piece at its first byte gets the normalizer
@@ -532,33 +442,5 @@ impl Step {
                 rest.pre_tokenize(pieces)
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn nfc(text: &str) -> String {
-        let mut normalized = NormalizedString::from(text);
-        tokenizers::normalizers::NFC.normalize(&mut normalized).unwrap();
-        normalized.get().to_string()
-    }
-
-    /// Every character that skips the normalizer is one that it leaves alone, by itself and behind letters
-    /// that compose with much.
-    #[test]
-    fn composed_characters_are_left_alone() {
-        let composed = (0..=0x10FFFFu32).filter_map(char::from_u32).filter(|c| is_composed(&c.to_string()));
-        let mut count = 0;
-        for character in composed {
-            for before in ["", "a", "E", "o\u{31b}", "\u{1100}", "\u{ac00}", "\u{9c7}", "\u{3046}"] {
-                let text = format!("{before}{character}");
-                assert_eq!(nfc(&text), nfc(before) + &character.to_string(), "{:x}", character as u32);
-            }
-            count += 1;
-        }
-        assert!(count > 20_000, "{count}");
-        assert!(!is_composed("e\u{301}") && !is_composed("\u{2126}") && !is_composed("\u{2001}"));
     }
 }

@@ -1,0 +1,7 @@
+//! From what the user names to what the libraries take: rows, model folders, weights.
+
+pub mod hub;
+pub mod loading;
+pub mod model;
+pub mod rows;
+pub mod weights;

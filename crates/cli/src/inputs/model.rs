@@ -1,0 +1,287 @@
+//! From what the user calls a model to a folder, and what is in it besides the weights.
+
+use super::hub::{self, Access, Kind, Repo, ToDownload};
+use crate::config::Config;
+use crate::failure::{Exit, Failure};
+use crate::ui::Ui;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::Duration;
+use suasion_data::template::{ChatTemplate, RenderingWatch};
+use suasion_data::tokens::{SpecialToken, Tokenizer};
+use suasion_engine::Architecture;
+
+/// A model folder without its weights: what rows are rendered and tokenised with.
+pub struct Folder {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Its tokenizer; `None` where it has no tokenizer.json, which rows of tokens do not need.
+    pub tokenizer: Option<Tokenizer>,
+    /// Its chat template, where it has a usable one.
+    pub template: Option<ChatTemplate>,
+    /// The number of embeddings by its config.json.
+    pub vocab_size: Option<usize>,
+}
+
+impl Folder {
+    /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
+    ///
+    /// # Errors
+    /// Where its tokenizer cannot be read.
+    pub fn open(dir: PathBuf, ui: &Ui) -> anyhow::Result<Folder> {
+        let tokenizer =
+            if dir.join("tokenizer.json").exists() { Some(Tokenizer::from_dir(&dir)?) } else { None };
+        let template = tokenizer.as_ref().and_then(|tokenizer| template(ui, &dir, tokenizer));
+        let vocab_size = vocab_size(&dir);
+        Ok(Folder { dir, tokenizer, template, vocab_size })
+    }
+
+    /// Opens a folder with its architecture.
+    ///
+    /// # Errors
+    /// As [`Folder::open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
+    /// ids that the model has no embedding for, because it belongs to another model.
+    pub fn with_architecture(dir: PathBuf, ui: &Ui) -> anyhow::Result<(Folder, Architecture)> {
+        let arch = Architecture::from_dir(&dir)?;
+        let mut folder = Folder::open(dir, ui)?;
+        folder.vocab_size = Some(arch.vocab_size);
+        match &folder.tokenizer {
+            Some(tokenizer) if tokenizer.vocab_size() > arch.vocab_size => Err(Failure::run_time(
+                "E-VOCAB",
+                format!(
+                    "{}: the tokenizer's ids go up to {}, and config.json has vocab_size {}",
+                    folder.dir.display(),
+                    tokenizer.vocab_size() - 1,
+                    arch.vocab_size
+                ),
+                "the tokenizer and the model do not belong together, or the model's embeddings need to be resized",
+            )
+            .into()),
+            _ => Ok((folder, arch)),
+        }
+    }
+
+    /// The tokenizer, for commands that read and write text.
+    ///
+    /// # Errors
+    /// Where the folder has none.
+    pub fn need_tokenizer(&self) -> anyhow::Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Failure::run_time(
+                "E-TOKENIZER",
+                format!("{}: the folder has no tokenizer.json", self.dir.display()),
+                "copy the tokenizer's files of the base model into it",
+            )
+            .into()
+        })
+    }
+}
+
+/// The chat template of a folder, where it has a usable one.
+fn template(ui: &Ui, dir: &Path, tokenizer: &Tokenizer) -> Option<ChatTemplate> {
+    let text = |token: Option<&SpecialToken>| token.map(|t| t.content.clone());
+    match ChatTemplate::from_dir(dir, text(tokenizer.bos()).as_deref(), text(tokenizer.eos()).as_deref()) {
+        Ok(template) => {
+            if template.is_some() {
+                watch_templates();
+            }
+            template
+        }
+        Err(error) => {
+            ui.warn(format_args!("the chat template is not used: {error}"));
+            None
+        }
+    }
+}
+
+/// The number of embeddings that config.json names.
+fn vocab_size(dir: &Path) -> Option<usize> {
+    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
+    usize::try_from(config.get("vocab_size")?.as_u64()?).ok()
+}
+
+/// One conversation takes a template microseconds; its fuel ends what takes half a second.
+const LONGEST_RENDERING: Duration = Duration::from_secs(5);
+
+/// How often the watcher looks in that time.
+const LOOKS: u32 = 10;
+
+/// Ends the program where a template has found the one way to go on for ever ([`RenderingWatch`]).
+fn watch_templates() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        std::thread::spawn(|| {
+            let mut watch = RenderingWatch::default();
+            // Looks are counted, not time: the process may have been stopped in between.
+            while watch.look() < LOOKS {
+                std::thread::sleep(LONGEST_RENDERING / LOOKS);
+            }
+            let _ = writeln!(
+                std::io::stderr(),
+                "error[E-TEMPLATE]: the chat template has been at one conversation for {} s: it does not come to an \
+                 end\nhelp: compare it with the template of the model's repository",
+                LONGEST_RENDERING.as_secs()
+            );
+            std::process::exit(Exit::RunTime as i32);
+        });
+    });
+}
+
+/// The folder of the model that a configuration names, with its weights where `weights` says so.
+///
+/// # Errors
+/// Where it names none, and as [`resolve`].
+pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
+    match &config.model_name_or_path {
+        Some(name) => resolve(name, weights, ui),
+        None => {
+            Err(Failure::usage("no model is named", "give --model M, or model_name_or_path in CONFIG").into())
+        }
+    }
+}
+
+/// Files of a model beside its weights, as far as it has them.
+const FILES: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// The folder of a model, with its weights where `weights` says so.
+///
+/// # Errors
+/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message says where it looked.
+/// [`ToDownload`] where it could be and may not.
+pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
+    let access = access.into();
+    if name.is_dir() {
+        return Ok(name.to_path_buf());
+    }
+    if name.exists() {
+        return Err(Failure::run_time(
+            "E-MODEL",
+            format!("{} is a file; a model is a folder", name.display()),
+            "name the folder that holds config.json",
+        )
+        .into());
+    }
+    let Some(repo) = Repo::named(Kind::Model, name) else {
+        return Err(Failure::run_time(
+            "E-MODEL",
+            format!("{}: no such folder", name.display()),
+            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id",
+        )
+        .into());
+    };
+    let snapshot = match repo.snapshot() {
+        // What an incomplete snapshot lacks is named by whoever needs it.
+        Some(snapshot) if is_complete(&snapshot, weights) || !hub::downloads() => return Ok(snapshot),
+        other => other,
+    };
+    let listing = repo.list(None, access);
+    let fetched = listing.and_then(|l| repo.get(&l, &wanted(&l.names, weights), access.ui));
+    match (fetched, snapshot) {
+        (Ok(fetched), _) => Ok(fetched),
+        (Err(error), Some(snapshot)) if !error.is::<ToDownload>() => {
+            access.ui.warn(format_args!("{error}; going on with {}", snapshot.display()));
+            Ok(snapshot)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// True where a snapshot has what every model has: other tools download what they need only.
+fn is_complete(snapshot: &Path, weights: bool) -> bool {
+    let has = |name: &str| snapshot.join(name).exists();
+    if !has("config.json") || !has("tokenizer.json") {
+        return false;
+    }
+    let index = std::fs::read(snapshot.join("model.safetensors.index.json")).ok();
+    match index.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok()) {
+        _ if !weights => true,
+        Some(index) => match index["weight_map"].as_object() {
+            Some(map) => map.values().all(|file| file.as_str().is_some_and(has)),
+            None => false,
+        },
+        None => std::fs::read_dir(snapshot).is_ok_and(|entries| {
+            entries.flatten().any(|entry| is_safetensors(&entry.file_name().to_string_lossy()))
+        }),
+    }
+}
+
+fn is_safetensors(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.contains('/')
+}
+
+/// The files of a repository that are needed. Some hold their weights twice: transformers' `model*` are taken before
+/// others.
+fn wanted(names: &[String], weights: bool) -> Vec<String> {
+    let mut wanted: Vec<String> =
+        names.iter().filter(|name| FILES.contains(&name.as_str())).cloned().collect();
+    if weights {
+        let tensors: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
+        let named = tensors.iter().any(|name| name.starts_with("model"));
+        wanted.extend(tensors.into_iter().filter(|name| !named || name.starts_with("model")).cloned());
+        wanted.extend(names.iter().filter(|name| *name == "model.safetensors.index.json").cloned());
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_needed_is_wanted() {
+        let names = [
+            ".gitattributes",
+            "README.md",
+            "config.json",
+            "consolidated.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "onnx/model.safetensors",
+            "pytorch_model.bin",
+            "tokenizer.json",
+        ]
+        .map(String::from);
+        assert_eq!(wanted(&names, false), ["config.json", "tokenizer.json"]);
+        assert_eq!(
+            wanted(&names, true),
+            [
+                "config.json",
+                "tokenizer.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ]
+        );
+        assert_eq!(wanted(&names[..4], true), ["config.json", "consolidated.safetensors"]);
+    }
+
+    #[test]
+    fn a_snapshot_is_complete_with_all_shards_of_its_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let complete = |weights| is_complete(folder.path(), weights);
+        write("config.json", "{}");
+        assert!(!complete(false));
+        write("tokenizer.json", "{}");
+        assert!(complete(false) && !complete(true));
+        write("model-1.safetensors", "");
+        assert!(complete(true));
+        let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
+        write("model.safetensors.index.json", index);
+        assert!(complete(false) && !complete(true));
+        write("model-2.safetensors", "");
+        assert!(complete(true));
+    }
+}

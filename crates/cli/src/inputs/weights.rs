@@ -1,0 +1,66 @@
+//! The first weights of models.
+
+use crate::config::{Config, Init};
+use crate::machine;
+use crate::ui::Ui;
+use std::path::Path;
+use suasion_data::report::format::count;
+use suasion_engine::{Architecture, Budget, Cpu, MemoryPlan, Model};
+
+/// Where the first weights of models come from.
+pub struct Start<'a> {
+    /// Shows the warning about tensors that are not used.
+    ui: &'a Ui,
+    /// The model's folder.
+    dir: &'a Path,
+    /// Its config.json.
+    arch: &'a Architecture,
+    /// From the folder, or random.
+    init: Init,
+    /// The seed of random weights.
+    seed: u64,
+    /// True once the warning was shown.
+    warned: bool,
+}
+
+impl<'a> Start<'a> {
+    /// The weights that a configuration names: those of `dir`, or random ones.
+    pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
+        Start { ui, dir, arch, init: config.init, seed: config.seed, warned: false }
+    }
+
+    /// The weights in `dir`, whatever the configuration says: those of a finished run.
+    pub fn from_dir(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture) -> Start<'a> {
+        Start { ui, dir, arch, init: Init::Weights, seed: 0, warned: false }
+    }
+
+    /// A model with these weights; the same at every call.
+    ///
+    /// # Errors
+    /// Where the model does not fit into the machine's memory, or its weights cannot be read.
+    pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
+        // Linux grants memory that it does not have, and kills the process later without a message.
+        let bytes = MemoryPlan::of(self.arch, budget).total();
+        if machine::memory().0.is_some_and(|total| bytes > total) {
+            return Err(suasion_engine::Error::Memory { bytes }.into());
+        }
+        let mut model = Model::new(self.arch.clone(), Cpu::new(), budget)?;
+        match self.init {
+            Init::Random => model.init_random(self.seed),
+            Init::Weights => {
+                let unused = model.load_weights(self.dir)?;
+                if !unused.is_empty() && !std::mem::replace(&mut self.warned, true) {
+                    let more = if unused.len() > 3 { ", …" } else { "" };
+                    let names = unused[..unused.len().min(3)].join(", ");
+                    self.ui.warn(format_args!(
+                        "{}: {} not used by {}: {names}{more}",
+                        self.dir.display(),
+                        count(unused.len() as u64, "tensor"),
+                        self.arch.model_type
+                    ));
+                }
+            }
+        }
+        Ok(model)
+    }
+}

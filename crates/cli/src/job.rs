@@ -1,0 +1,156 @@
+//! A run that is fully known: rows read, steps planned, nothing trained yet.
+
+mod announce;
+mod card;
+
+pub use announce::line;
+
+use crate::config::{Config, Init};
+use crate::inputs::loading::{self, RowSet};
+use crate::inputs::model::{self, Folder};
+use crate::inputs::rows;
+use crate::inputs::weights::Start;
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::ui::Ui;
+use suasion_data::pack::{Fill, Packer};
+use suasion_data::prepared;
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{MASKING_VERSION, Mode, Sample};
+use suasion_engine::{Architecture, Cpu, MemoryPlan, Model};
+use suasion_train::DataCard;
+use suasion_train::compare::{CompareSettings, Comparison, compare};
+use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
+
+/// The resolved configuration's name in a run's folder.
+pub const SAVED_CONFIG: &str = "suasion.yaml";
+
+/// A run that is fully known and not yet begun.
+pub struct Job {
+    pub config: Config,
+    pub settings: suasion_train::Settings,
+    pub resume: Resume,
+    pub folder: Folder,
+    pub arch: Architecture,
+    pub train_rows: RowSet,
+    pub eval_rows: Option<RowSet>,
+    pub train: Vec<Sample>,
+    pub eval: Vec<Sample>,
+    /// How full the packs are that the training rows were put into.
+    pub fill: Option<Fill>,
+    pub plan: Plan,
+    pub identity: Identity,
+    pub card: DataCard,
+}
+
+impl Job {
+    /// Reads everything but the weights, and plans the run.
+    pub fn new(config: Config, resume: Resume, ui: &Ui) -> anyhow::Result<Job> {
+        let dir = model::named(&config, config.init == Init::Weights, ui)?;
+        let data = rows::training(&config, ui)?;
+        let settings = config.settings();
+        let eval_data = rows::evaluation(&config, ui)?;
+        settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
+
+        let (folder, arch) = Folder::with_architecture(dir, ui)?;
+        let policy = config.policy();
+        for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
+            loading::check_manifest(rows, &folder, &policy)?;
+        }
+        let mut train_rows = loading::load(ui, &data, &folder, &policy, Mode::Train)?;
+        let mut eval_rows = match &eval_data {
+            Some(rows) => Some(loading::load(ui, rows, &folder, &policy, Mode::Train)?),
+            None => None,
+        };
+        let samples = std::mem::take(&mut train_rows.samples);
+        let (mut train, eval) = match &mut eval_rows {
+            Some(rows) => (samples, std::mem::take(&mut rows.samples)),
+            None => suasion_data::split(samples, config.eval_fraction, config.seed),
+        };
+        let card = card::data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
+        let mut fill = None;
+        if let Some(packer) = Packer::of(&policy) {
+            let (packs, filled) = packer.pack(train);
+            (train, fill) = (packs, Some(filled));
+        }
+        let plan = Plan::new(&train, &eval, &settings)?;
+        plan.check_model(&arch, &train, &eval)?;
+        let identity = Identity {
+            objective: policy.objective,
+            data_fingerprint: fingerprint(&train_rows, &config, folder.tokenizer.as_ref()),
+            masking_version: MASKING_VERSION,
+        };
+        Ok(Job {
+            config,
+            settings,
+            resume,
+            folder,
+            arch,
+            train_rows,
+            eval_rows,
+            train,
+            eval,
+            fill,
+            plan,
+            identity,
+            card,
+        })
+    }
+
+    fn memory(&self) -> MemoryPlan {
+        MemoryPlan::of(&self.arch, self.plan.budget)
+    }
+
+    /// The weights that the run starts from.
+    pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
+        Start::new(ui, &self.folder.dir, &self.arch, &self.config)
+    }
+
+    /// Trains.
+    pub fn train(&self, ui: &Ui) -> anyhow::Result<Report> {
+        let stop = interrupt::flag();
+        let mut model = match self.resume {
+            // The checkpoint's weights replace these, so none are read first.
+            Resume::No => self.start(ui).build(self.plan.budget)?,
+            _ => Model::new(self.arch.clone(), Cpu::new(), self.plan.budget)?,
+        };
+        let files = ModelFiles::from_dir(&self.folder.dir)?;
+        let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: self.config.to_yaml().into_bytes() }];
+        let run = Run {
+            model: &mut model,
+            train: &self.train,
+            eval: &self.eval,
+            settings: &self.settings,
+            identity: &self.identity,
+            card: &self.card,
+            files: &files,
+            extra: &extra,
+            output_dir: &self.config.output_dir,
+            resume: self.resume.clone(),
+            overwrite: self.config.overwrite_output_dir,
+        };
+        let mut progress = Progress::new(ui);
+        Ok(suasion_train::train(run, &mut progress, stop)?)
+    }
+
+    /// Trains and measures both objectives from the same start.
+    pub fn compare(&self, ui: &Ui) -> anyhow::Result<Comparison> {
+        let settings = CompareSettings { train: self.settings.clone(), ..CompareSettings::default() };
+        let mut start = self.start(ui);
+        let mut make = |budget| start.build(budget);
+        let mut progress = Progress::new(ui);
+        Ok(compare(&mut make, &self.train, &self.eval, &settings, &mut progress, interrupt::flag())?)
+    }
+}
+
+/// What decides every label, and which rows are trained on.
+fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) -> String {
+    let source = rows.summary.source.as_ref().map_or("", |source| source.blake3.as_str());
+    let template = rows.summary.template.as_deref();
+    let tokenizer = tokenizer.map(Tokenizer::fingerprint);
+    let labels = prepared::fingerprint(source, tokenizer, template, &rows.summary.pinned(&config.policy()));
+    match config.eval_fraction {
+        0.0 => labels,
+        fraction => format!("{labels}, {fraction} held out by seed {}", config.seed),
+    }
+}

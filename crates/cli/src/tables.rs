@@ -1,0 +1,128 @@
+//! Results as tables of text.
+
+use std::fmt::Write;
+use suasion_data::pipeline::DropReason;
+use suasion_data::policy::Objective;
+use suasion_data::prepared::Counts;
+use suasion_data::report::format::{count, percent, thousands};
+use suasion_train::compare::{Arm, Comparison};
+use suasion_train::evaluate::{Calibration, Evaluation, SectionLoss};
+
+/// `160 rows: 158 kept (3 of them cut), 2 dropped (2 longer than max_length), 0 failed`.
+pub fn rows(counts: &Counts) -> String {
+    let mut line = format!("{}: {} kept", count(counts.rows, "row"), thousands(counts.kept));
+    if counts.cut > 0 {
+        line += &format!(" ({} of them cut)", thousands(counts.cut));
+    }
+    let dropped: u64 = counts.dropped.values().sum();
+    line += &format!(", {} dropped", thousands(dropped));
+    if dropped > 0 {
+        let meaning =
+            |name: &str| DropReason::ALL.iter().find(|r| r.name() == name).map_or("", |r| r.meaning());
+        let reasons: Vec<String> =
+            counts.dropped.iter().map(|(name, n)| format!("{} {}", thousands(*n), meaning(name))).collect();
+        line += &format!(" ({})", reasons.join(", "));
+    }
+    line += &format!(", {} failed", thousands(counts.failed));
+    line
+}
+
+/// An objective in two words.
+pub fn objective(objective: Objective) -> &'static str {
+    match objective {
+        Objective::ResponseOnly => "response only",
+        Objective::AllTokens => "all tokens",
+    }
+}
+
+/// An evaluation: loss, loss per section, calibration by position.
+pub fn evaluation(evaluation: &Evaluation) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{}, {}: loss {:.4} nats, perplexity {:.2}",
+        count(evaluation.rows, "row"),
+        count(evaluation.targets, "target"),
+        evaluation.loss,
+        evaluation.perplexity
+    );
+    let _ = writeln!(out, "\n{:<14} {:>10} {:>9} {:>7}", "section", "targets", "loss", "top-1");
+    for (name, section) in &evaluation.sections {
+        let _ = writeln!(
+            out,
+            "{name:<14} {:>10} {:>9.4} {:>7}",
+            thousands(section.targets),
+            section.loss,
+            percent(section.top1)
+        );
+    }
+    let _ = writeln!(
+        out,
+        "\n{:<14} {:>10} {:>9} {:>12} {:>7}",
+        "calibration", "targets", "loss", "probability", "top-1"
+    );
+    let mut line = |name: &str, c: &Calibration| {
+        let number = |value: Option<f64>| value.map_or("-".to_string(), |v| format!("{v:.4}"));
+        let _ = writeln!(
+            out,
+            "{name:<14} {:>10} {:>9} {:>12} {:>7}",
+            thousands(c.targets),
+            number(c.loss),
+            number(c.probability),
+            c.top1.map_or("-".into(), percent)
+        );
+    };
+    line("first token", &evaluation.first_token);
+    line("stop", &evaluation.stop);
+    for bucket in &evaluation.positions {
+        let name = match bucket.to {
+            Some(to) if to == bucket.from + 1 => format!("token {}", bucket.from),
+            Some(to) => format!("tokens {}-{}", bucket.from, to - 1),
+            None => format!("tokens {}+", bucket.from),
+        };
+        line(&name, &bucket.calibration);
+    }
+    out
+}
+
+/// A comparison of both objectives, with its verdict in lines of at most `width` columns.
+pub fn comparison(comparison: &Comparison, width: usize) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{} steps each from the same weights, seed {}; measured on {} that neither has seen",
+        thousands(comparison.steps),
+        comparison.seed,
+        count(comparison.held_out_rows, "row"),
+    );
+    let arms = [&comparison.before, &comparison.response_only, &comparison.all_tokens];
+    let _ = writeln!(
+        out,
+        "\n{:<34} {:>12} {:>14} {:>12}",
+        "",
+        "before",
+        objective(Objective::ResponseOnly),
+        objective(Objective::AllTokens)
+    );
+    let mut line = |what: &str, value: &dyn Fn(&Arm) -> String| {
+        let values = arms.map(value);
+        let _ = writeln!(out, "{what:<34} {:>12} {:>14} {:>12}", values[0], values[1], values[2]);
+    };
+    let loss = |section: Option<&SectionLoss>| section.map_or("-".into(), |s| format!("{:.4}", s.loss));
+    let share = |value: Option<f64>| value.map_or("-".into(), percent);
+    line("targets trained on", &|arm| thousands(arm.targets_trained));
+    line("held-out loss: response", &|arm| loss(arm.response.as_ref()));
+    line("held-out loss: prompt", &|arm| loss(arm.prompt.as_ref()));
+    line("prompt reproduced (n-grams)", &|arm| share(arm.reproduction.ngram_share));
+    line("training prompts reproduced", &|arm| share(arm.reproduction_train.ngram_share));
+    line("seconds", &|arm| format!("{:.1}", arm.seconds));
+    let sections: Vec<String> = comparison.response_only.evaluation.sections.keys().cloned().collect();
+    for section in sections {
+        line(&format!("  {section}"), &|arm| loss(arm.evaluation.sections.get(&section)));
+    }
+    out.push('\n');
+    for sentence in &comparison.verdict {
+        let _ = writeln!(out, "{}", crate::ui::wrap(sentence, width));
+    }
+    out
+}

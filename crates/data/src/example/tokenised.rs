@@ -1,0 +1,131 @@
+//! Rows that came as tokens.
+
+use super::body::{Body, Tokenised};
+use super::boundaries::{self, Given};
+use super::reader::Reader;
+use crate::{Origin, Result};
+use serde_json::Value;
+
+/// The masks that name the response, in order of preference.
+pub(super) const MASKS: [&str; 2] = ["completion_mask", "assistant_masks"];
+
+impl Reader<'_> {
+    pub(super) fn tokenised(mut self) -> Result<Body> {
+        let input_ids = match self.list("input_ids")? {
+            Some(list) => self
+                .integers("input_ids", &list, 0, i64::from(i32::MAX))?
+                .into_iter()
+                .map(|v| v as u32)
+                .collect::<Vec<u32>>(),
+            None => {
+                return Err(
+                    self.error("\"input_ids\" is missing".into(), "tokenised rows need \"input_ids\"")
+                );
+            }
+        };
+        if input_ids.is_empty() {
+            return Err(self.error("\"input_ids\" is empty".into(), "remove the row"));
+        }
+        let n = input_ids.len();
+        let mut row = Tokenised { input_ids, ..Tokenised::default() };
+        if let Some(list) = self.sized("labels", n)? {
+            let labels = self.integers("labels", &list, i64::from(i32::MIN), i64::from(i32::MAX))?;
+            row.labels = Some(labels.into_iter().map(|v| v as i32).collect());
+        }
+        for key in MASKS {
+            if row.mask.is_none()
+                && let Some(list) = self.sized(key, n)?
+            {
+                row.mask = Some(self.booleans(key, &list)?);
+            }
+        }
+        let mut given = Given::default();
+        if let Some(list) = self.sized("attention_mask", n)? {
+            // A mask that numbers the sequences of a pack says where they begin, too.
+            if list.iter().any(|value| value.as_u64().is_some_and(|number| number > 1)) {
+                let numbers = self.unsigned("attention_mask", &list)?;
+                row.attention = Some(numbers.iter().map(|&number| number != 0).collect());
+                given.numbers = Some(numbers);
+            } else {
+                row.attention = Some(self.booleans("attention_mask", &list)?);
+            }
+        }
+        self.boundaries(&mut row, given)?;
+        if let Some(list) = self.sized("weights", n)? {
+            let mut weights = Vec::with_capacity(n);
+            for (i, value) in list.iter().enumerate() {
+                match value.as_f64().map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0) {
+                    Some(w) => weights.push(w),
+                    None => {
+                        return Err(self.error(
+                            format!("\"weights\"[{i}] is {value}"),
+                            "weights are finite numbers of 0 or more",
+                        ));
+                    }
+                }
+            }
+            row.weights = Some(weights);
+        }
+        if self.fields.get("origins").is_some_and(|v| !v.is_null()) {
+            let letters = self.string("origins")?;
+            let mut origins = Vec::with_capacity(n);
+            for letter in letters.chars() {
+                let known = Origin::from_letter(letter);
+                origins.push(known.ok_or_else(|| {
+                    self.error(
+                        format!("\"origins\" has the letter {letter:?}"),
+                        "its letters are B S C K U T O R E and -",
+                    )
+                })?);
+            }
+            if origins.len() != n {
+                return Err(self.length("origins", origins.len(), n));
+            }
+            row.origins = Some(origins);
+        }
+        if let Some(Value::String(text)) = self.fields.swap_remove("text") {
+            row.text = Some(text);
+        }
+        if row.labels.is_none() && row.mask.is_none() {
+            return Err(self.error(
+                "a tokenised row without \"labels\", \"completion_mask\" or \"assistant_masks\"".into(),
+                "without one of them nothing says which tokens are the response",
+            ));
+        }
+        Ok(Body::Tokenised(Box::new(row)))
+    }
+
+    /// What the row says of its boundaries.
+    fn boundaries(&mut self, row: &mut Tokenised, mut given: Given) -> Result<()> {
+        let n = row.input_ids.len();
+        given.attention.clone_from(&row.attention);
+        // A field of this name that lists no numbers is somebody else's, and says nothing of packs.
+        let rows = self.fields.swap_remove("rows");
+        given.rows =
+            rows.as_ref().and_then(Value::as_array).and_then(|l| l.iter().map(Value::as_u64).collect());
+        if let Some(list) = self.list("seq_lengths")? {
+            given.lengths = Some(self.unsigned("seq_lengths", &list)?);
+        }
+        if let Some(list) = self.sized("position_ids", n)? {
+            given.positions = Some(self.unsigned("position_ids", &list)?);
+        }
+        if let Some(list) = self.list("prefix_ranges")? {
+            let range = |(i, value): (usize, &Value)| match value.as_array().map(Vec::as_slice) {
+                Some([start, end]) => {
+                    let ends = self.unsigned("prefix_ranges", &[start.clone(), end.clone()])?;
+                    Ok(ends[0]..ends[1])
+                }
+                _ => Err(self.error(
+                    format!("\"prefix_ranges\"[{i}] is {value}"),
+                    "its entries are [first token, token after the last], [0, 0] for none",
+                )),
+            };
+            given.prefixes = Some(list.iter().enumerate().map(range).collect::<Result<_>>()?);
+        }
+        match boundaries::boundaries(self.id, n, &given) {
+            Ok(pack) => row.pack = pack,
+            Err(why) => row.broken = Some(why),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! A template, compiled once and rendered from many threads.
+
+use super::context::{self, Variables};
+use super::options::{TemplateOptions, is_reserved};
+use super::{blind, engine, watch};
+use crate::example::Conversation;
+use crate::{Error, Result};
+use minijinja::Environment;
+use serde_json::Value;
+use std::io;
+use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+thread_local! {
+    /// Renderings on this thread.
+    pub(super) static RENDERINGS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Longest rendering, in bytes.
+const OUTPUT: usize = 64 << 20;
+
+/// Why a template did not compile or render; the template's own word (`raise_exception`) among them.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TemplateError(String);
+
+impl From<minijinja::Error> for TemplateError {
+    fn from(error: minijinja::Error) -> TemplateError {
+        let mut text = match error.detail() {
+            Some(detail) => detail.to_string(),
+            None => error.kind().to_string(),
+        };
+        if error.kind() == minijinja::ErrorKind::OutOfFuel {
+            text = "the template does not come to an end, or builds too much text".into();
+        }
+        if let Some(line) = error.line() {
+            text.push_str(&format!(" (line {line})"));
+        }
+        TemplateError(text)
+    }
+}
+
+/// A template, compiled.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub env: Environment<'static>,
+    /// True where it marks what the assistant says with `{% generation %}`.
+    pub generation: bool,
+    /// True where it might see what is in these blocks, and so the marks around them.
+    pub captures: bool,
+    /// True where it looks at no text of a message, but for whether it is there.
+    pub blind: bool,
+    /// True where it asks for the date.
+    pub date: bool,
+}
+
+/// A compiled chat template with the texts of its special tokens.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    pub(super) main: Compiled,
+    /// The template for conversations with tools, where there is another one.
+    tool_use: Option<Compiled>,
+    bos: Option<String>,
+    eos: Option<String>,
+    fingerprint: String,
+}
+
+impl ChatTemplate {
+    /// The template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`,
+    /// which is one template or a list of named ones (`default`, and `tool_use` for rows with tools). None where
+    /// the folder has none.
+    pub fn from_dir(dir: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Option<ChatTemplate>> {
+        let read = |path: &Path| match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(path, e)),
+        };
+        let path = dir.join("chat_template.jinja");
+        if let Some(source) = read(&path)? {
+            return Self::compile(&path, &source, None, bos, eos).map(Some);
+        }
+        let path = dir.join("tokenizer_config.json");
+        let Some(text) = read(&path)? else { return Ok(None) };
+        let broken = |message: String| Error::Tokenizer { path: path.clone(), message };
+        let config: Value = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
+        match config.get("chat_template") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(source)) => Self::compile(&path, source, None, bos, eos).map(Some),
+            Some(Value::Array(list)) => {
+                let named = |name: &str| {
+                    let entry = list.iter().find(|entry| entry["name"] == name);
+                    entry.and_then(|entry| entry["template"].as_str())
+                };
+                let default = named("default")
+                    .ok_or_else(|| broken("chat_template is a list without \"default\"".into()))?;
+                Self::compile(&path, default, named("tool_use"), bos, eos).map(Some)
+            }
+            Some(_) => Err(broken("chat_template is neither a string nor a list".into())),
+        }
+    }
+
+    /// A template from its source.
+    pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<ChatTemplate> {
+        Self::compile(Path::new("chat_template"), source, None, bos, eos)
+    }
+
+    fn compile(
+        path: &Path,
+        source: &str,
+        tool_use: Option<&str>,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Result<ChatTemplate> {
+        let one = |source: &str| {
+            let date = source.contains("strftime_now");
+            let (source, generation, captures) = engine::rewrite_generation(source);
+            let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
+            let env = engine::environment(source).map_err(|e| Error::Source {
+                path: PathBuf::from(path),
+                message: format!("the chat template does not compile: {}", TemplateError::from(e)),
+                help: "compare it with the template of the model's repository".into(),
+            })?;
+            Ok::<_, Error>(Compiled { env, generation, captures, blind, date })
+        };
+        let mut hash = blake3::Hasher::new();
+        for part in [Some(source), tool_use, bos, eos] {
+            // Presence and length first: no two sets of parts hash the same bytes.
+            hash.update(&part.map_or(u64::MAX, |p| p.len() as u64).to_le_bytes());
+            hash.update(part.unwrap_or_default().as_bytes());
+        }
+        Ok(ChatTemplate {
+            main: one(source)?,
+            tool_use: tool_use.map(one).transpose()?,
+            bos: bos.map(str::to_string),
+            eos: eos.map(str::to_string),
+            fingerprint: hash.finalize().to_hex().to_string(),
+        })
+    }
+
+    /// A hash of the template and its special tokens.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// True where it asks for the day's date: what it renders then depends on it.
+    pub fn writes_date(&self) -> bool {
+        self.main.date || self.tool_use.as_ref().is_some_and(|template| template.date)
+    }
+
+    pub(super) fn compiled(&self, c: &Conversation) -> &Compiled {
+        match &self.tool_use {
+            Some(tool_use) if c.tools.is_some() => tool_use,
+            _ => &self.main,
+        }
+    }
+
+    pub(super) fn variables(&self, options: &TemplateOptions) -> Variables {
+        Variables::new(self.bos.as_deref(), self.eos.as_deref(), options)
+    }
+
+    /// The text that transformers' `apply_chat_template(tokenize=False)` gives.
+    pub fn render(
+        &self,
+        c: &Conversation,
+        add_generation_prompt: bool,
+        options: &TemplateOptions,
+    ) -> Result<String, TemplateError> {
+        if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
+            return Err(TemplateError(format!("{name:?} is no variable of the template's own")));
+        }
+        let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
+        self.render_with(&self.variables(options), c, &messages, add_generation_prompt, None)
+    }
+
+    /// A rendering of some messages, `{% generation %}` blocks between the two marks if given.
+    pub(super) fn render_with(
+        &self,
+        variables: &Variables,
+        c: &Conversation,
+        messages: &[minijinja::Value],
+        add_generation_prompt: bool,
+        marks: Option<(char, char)>,
+    ) -> Result<String, TemplateError> {
+        #[cfg(test)]
+        RENDERINGS.with(|n| n.set(n.get() + 1));
+        let context = variables.context(c, messages, add_generation_prompt, marks);
+        let template = self.compiled(c).env.get_template(engine::NAME)?;
+        let mut out = Limited(Vec::with_capacity(1024));
+        let _watched = watch::Watched::begin();
+        template.render_captured_to(context, &mut out)?;
+        String::from_utf8(out.0).map_err(|e| TemplateError(e.to_string()))
+    }
+}
+
+/// A buffer that refuses to grow beyond [`OUTPUT`].
+struct Limited(Vec<u8>);
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > OUTPUT {
+            return Err(io::Error::other("the template's output is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! What a proof knows: the conversation, its rendering, and the other renderings that it rests on.
+
+use super::compiled::{ChatTemplate, TemplateError};
+use super::context::{self, Variables};
+use super::options::is_reserved;
+use crate::example::Conversation;
+use crate::policy::{Policy, Supervise};
+use crate::render::{Rendered, Stops};
+use crate::{Code, Error, Finding, Result, RowId};
+use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The help of a row whose spans cannot be proved.
+const HELP: &str = "mark what the assistant says with {% generation %} .. {% endgeneration %} in the template, or \
+                    give the row as prompt and completion";
+
+/// A conversation as text with spans, and what is worth knowing about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chat {
+    /// The text and the spans that tile it; it carries its own special tokens.
+    pub rendered: Rendered,
+    /// C001 and M007. Whether a response has its stop token (M002) is for its tokens to say.
+    pub findings: Vec<Finding>,
+}
+
+/// What the proofs of all rows of a source share.
+#[derive(Debug)]
+pub(super) struct Setup<'a> {
+    pub template: &'a ChatTemplate,
+    pub policy: &'a Policy,
+    pub stops: Stops,
+    pub variables: Variables,
+}
+
+impl Setup<'_> {
+    /// The messages as the template sees them, and the rendering.
+    pub fn plain(&self, id: &RowId, c: &Conversation) -> Result<(Vec<minijinja::Value>, String)> {
+        if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
+            return Err(Error::row(
+                id.clone(),
+                format!("\"chat_template_kwargs\" sets {name:?}, which is no variable of the template's own"),
+                "remove it: messages and tools have columns of their own, the generation prompt is for inference, and \
+                 the special tokens are the tokenizer's",
+            ));
+        }
+        let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
+        let text = self.template.render_with(&self.variables, c, &messages, false, None).map_err(|e| {
+            Error::row(
+                id.clone(),
+                format!("the chat template refuses the conversation: {e}"),
+                "look at the roles, their order and the fields that the template asks for",
+            )
+        })?;
+        Ok((messages, text))
+    }
+}
+
+/// The renderings, beside the whole one, that a proof rests on.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    /// Those of the first messages, with the generation prompt or without; none where the template refuses them.
+    pub prefixes: BTreeMap<(usize, bool), Option<String>>,
+    /// The one with marks around the `{% generation %}` blocks, and the marks.
+    pub marked: Option<(String, (char, char))>,
+    /// True where the conversation was rendered with other words in it.
+    pub reworded: bool,
+}
+
+pub(super) struct Proof<'a> {
+    pub setup: &'a Setup<'a>,
+    pub c: &'a Conversation,
+    pub messages: Vec<Value>,
+    /// The messages as the template sees them.
+    pub plain: Vec<minijinja::Value>,
+    pub text: String,
+    pub plane: u32,
+    pub space: Option<char>,
+    pub id: RowId,
+    pub evidence: RefCell<Evidence>,
+    pub findings: Vec<Finding>,
+}
+
+/// One response, as found.
+pub(super) struct Turn {
+    pub message: usize,
+    pub start: usize,
+    pub end: usize,
+    pub stop: Option<Range<usize>>,
+}
+
+impl Proof<'_> {
+    pub fn error(&self, message: impl Into<String>) -> Error {
+        Error::row(self.id.clone(), message, HELP)
+    }
+
+    /// A finding about an answer that is learned; about the others there is nothing to find.
+    pub fn find(&mut self, i: usize, code: Code, message: String) {
+        if self.weight(i).is_some_and(|w| w > 0.0) {
+            self.findings.push(Finding::new(self.id.row, code, message));
+        }
+    }
+
+    /// The loss weight of an answer; None where it is prompt.
+    pub fn weight(&self, i: usize) -> Option<f32> {
+        let own = self.c.weights.get(i).copied().flatten();
+        let last = self.messages.iter().rposition(is_assistant);
+        (i >= self.c.prompt_messages).then(|| match self.setup.policy.supervise {
+            Supervise::All => own.unwrap_or(1.0),
+            Supervise::Last => {
+                if Some(i) == last {
+                    own.unwrap_or(1.0)
+                } else {
+                    0.0
+                }
+            }
+            Supervise::PerMessage => own.unwrap_or(0.0),
+        })
+    }
+
+    pub fn render(&self, messages: &[minijinja::Value], generation: bool) -> Result<String, TemplateError> {
+        self.setup.template.render_with(&self.setup.variables, self.c, messages, generation, None)
+    }
+
+    /// The rendering of the first `n` messages; none where the template refuses them.
+    pub fn prefix(&self, n: usize, generation: bool) -> Option<String> {
+        let mut evidence = self.evidence.borrow_mut();
+        let known = evidence.prefixes.entry((n, generation));
+        known.or_insert_with(|| self.render(&self.plain[..n], generation).ok()).clone()
+    }
+
+    /// The rendering of some messages in which one has other words.
+    pub fn reworded(&self, messages: &[minijinja::Value]) -> Result<String, TemplateError> {
+        self.evidence.borrow_mut().reworded = true;
+        self.render(messages, false)
+    }
+}
+
+pub(super) fn role(message: &Value) -> &str {
+    message["role"].as_str().unwrap_or_default()
+}
+
+/// True for the roles that are the model's.
+pub(super) fn is_assistant(message: &Value) -> bool {
+    matches!(role(message), "assistant" | "model")
+}

@@ -1,0 +1,139 @@
+//! Proven responses and prompts as spans that tile the text.
+
+use super::marks::Marks;
+use super::proof::{Chat, Proof, Turn, is_assistant, role};
+use crate::render::{Rendered, Span};
+use crate::{Code, Origin, Result, Section};
+use std::ops::Range;
+
+impl Proof<'_> {
+    /// The generation prompt by itself, where the rendering without it is a prefix of the one with it.
+    fn generation_prompt(&self, n: usize) -> Option<String> {
+        let with = self.prefix(n, true)?;
+        let without = self.prefix(n, false)?;
+        with.strip_prefix(&without).filter(|s| !s.is_empty()).map(str::to_string)
+    }
+
+    fn section(&self, i: usize) -> Section {
+        let last_user = self.messages.iter().rposition(|m| role(m) == "user");
+        match role(&self.messages[i]) {
+            "system" | "developer" => Section::System,
+            "tool" | "function" | "ipython" | "observation" => Section::Tool,
+            "user" if Some(i) == last_user => Section::Task,
+            "user" => Section::Context,
+            _ => Section::Other,
+        }
+    }
+
+    /// The prompt's fields: by their marks, else what lies between two responses.
+    fn prompts(&self, turns: &[Turn], marks: Option<&Marks>) -> Vec<(Range<usize>, usize)> {
+        let mut spans = Vec::new();
+        if let Some(m) = marks.filter(|m| m.which.prompts) {
+            for pair in m.falls.windows(2) {
+                let [open, close] = pair else { continue };
+                let message = m.fields[open.field].message;
+                let whole = open.field == close.field && !open.close && close.close;
+                if whole && !is_assistant(&self.messages[message]) {
+                    spans.push((open.outer..close.outer, message));
+                }
+            }
+            return spans;
+        }
+        let mut cursor = 0;
+        for turn in turns {
+            let before = (0..turn.message).rev().find(|&i| !is_assistant(&self.messages[i]));
+            if let Some(message) = before.filter(|_| turn.start > cursor) {
+                let region = &self.text[cursor..turn.start];
+                let header = self.generation_prompt(turn.message).filter(|h| region.ends_with(h.as_str()));
+                spans.push((cursor..turn.start - header.map_or(0, |h| h.len()), message));
+            }
+            cursor = turn.stop.as_ref().map_or(turn.end, |s| s.end);
+        }
+        spans
+    }
+
+    pub fn tile(mut self, turns: Vec<Turn>, marks: Option<&Marks>) -> Result<Chat> {
+        let mut wanted: Vec<Span> = Vec::new();
+        let mut altered: Vec<usize> = Vec::new();
+        for turn in &turns {
+            let index = turn.message.min(u16::MAX as usize) as u16;
+            let weight = self.weight(turn.message);
+            let (response, stop_origin, weight) = match weight {
+                Some(weight) => (Origin::Response { turn: index }, Origin::EndOfTurn { turn: index }, weight),
+                None => {
+                    let section = Section::Context;
+                    let weight = self.setup.policy.section_weight(section);
+                    (Origin::Prompt { turn: index, section }, Origin::Scaffold, weight)
+                }
+            };
+            wanted.push(Span { range: turn.start..turn.end, origin: response, weight });
+            if let Some(stop) = &turn.stop {
+                let weight = if stop_origin == Origin::Scaffold { 0.0 } else { weight };
+                wanted.push(Span { range: stop.clone(), origin: stop_origin, weight });
+            }
+        }
+        for (i, message) in self.messages.iter().enumerate().filter(|(_, m)| is_assistant(m)) {
+            let said = message["content"].as_str().unwrap_or_default();
+            let own = turns.iter().filter(|t| t.message == i);
+            let mut own = own.map(|t| &self.text[t.start..t.stop.as_ref().map_or(t.end, |s| s.end)]);
+            if !said.is_empty() && !own.any(|text| text.contains(said)) {
+                altered.push(i);
+            }
+        }
+        altered.retain(|&i| self.weight(i).is_some_and(|w| w > 0.0));
+        if let Some(&first) = altered.first() {
+            let list: Vec<String> = altered.iter().map(usize::to_string).collect();
+            let message =
+                format!("the template altered the content of assistant message {}", list.join(", "));
+            self.find(first, Code::C001, message);
+        }
+        for (range, message) in self.prompts(&turns, marks) {
+            let section = self.section(message);
+            let turn = message.min(u16::MAX as usize) as u16;
+            let origin = Origin::Prompt { turn, section };
+            wanted.push(Span { range, origin, weight: self.setup.policy.section_weight(section) });
+        }
+        // Responses were pushed first: where a prompt's white space meets one, the response keeps it.
+        wanted.sort_by_key(|s| (s.range.start, s.range.end));
+        let mut spans: Vec<Span> = Vec::with_capacity(2 * wanted.len() + 1);
+        let mut cursor = 0;
+        for mut span in wanted {
+            if span.range.start < cursor {
+                if matches!(span.origin, Origin::Response { .. } | Origin::EndOfTurn { .. }) {
+                    return Err(
+                        self.error(format!("two messages claim byte {} of the rendering", span.range.start))
+                    );
+                }
+                let kept = cursor.min(span.range.end);
+                // The white space around a prompt's words may be an answer's; the words are nobody else's.
+                let both = span.range.start..kept;
+                let learned = spans.iter().rev().take_while(|s: &&Span| s.range.end > both.start).any(|s| {
+                    matches!(s.origin, Origin::Response { .. } | Origin::EndOfTurn { .. })
+                        && !self.text[s.range.start.max(both.start)..s.range.end.min(both.end)]
+                            .trim()
+                            .is_empty()
+                });
+                if learned {
+                    return Err(self.error(format!(
+                        "an answer and a prompt claim byte {} of the rendering",
+                        both.start
+                    )));
+                }
+                span.range.start = kept;
+                if span.range.start < cursor {
+                    continue;
+                }
+            }
+            if span.range.start > cursor {
+                spans.push(Span { range: cursor..span.range.start, origin: Origin::Scaffold, weight: 0.0 });
+            }
+            cursor = span.range.end;
+            spans.push(span);
+        }
+        if cursor < self.text.len() {
+            spans.push(Span { range: cursor..self.text.len(), origin: Origin::Scaffold, weight: 0.0 });
+        }
+        let rendered = Rendered { id: self.id, text: self.text, spans, add_special_tokens: false };
+        Ok(Chat { rendered, findings: self.findings })
+    }
+}

@@ -1,0 +1,426 @@
+//! Where the responses are, by proof: `{% generation %}` blocks, else marks around the fields, else prefixes.
+
+use super::context;
+use super::marks::{ATTEMPTS, Fall, Fields, Marks, Wrap, mark, strip, strip_fields};
+use super::proof::{Proof, Setup, Turn, is_assistant, role};
+use super::python;
+use crate::render::Stops;
+use crate::{Code, Result};
+use serde_json::{Map, Value};
+use std::ops::Range;
+
+/// Where an answer's first mark fell.
+#[derive(Clone, Copy)]
+struct Own {
+    at: usize,
+    outer: usize,
+    /// True where it opens what the assistant says, and no tool call.
+    content: bool,
+}
+
+impl Proof<'_> {
+    /// The most marks with which the stripped rendering is byte-equal to the plain one.
+    pub fn marks(&self) -> Option<Marks> {
+        ATTEMPTS.into_iter().find_map(|which| {
+            let padded = self.space.and_then(|space| self.attempt(which, Some(space)));
+            match padded {
+                Some(Ok(marks)) => Some(marks),
+                // Without white space around any field, the other way is the same.
+                Some(Err(false)) => None,
+                Some(Err(true)) | None => self.attempt(which, None)?.ok(),
+            }
+        })
+    }
+
+    /// One set of marks. None where there is nothing to mark; an error where the template does not keep it, with
+    /// whether there was white space at stake.
+    fn attempt(&self, which: Fields, space: Option<char>) -> Option<Result<Marks, bool>> {
+        let mut messages = self.messages.clone();
+        let mut fields = Vec::new();
+        for (i, message) in messages.iter_mut().enumerate() {
+            let assistant = is_assistant(message);
+            let Some(message) = message.as_object_mut() else { continue };
+            if !assistant && !which.prompts {
+                continue;
+            }
+            let wrap = Wrap { plane: self.plane, space, message: i, open: which.open };
+            for key in ["content", "reasoning_content", "thinking", "reasoning"] {
+                if let Some(value) = message.get_mut(key) {
+                    wrap.wrap(value, false, &mut fields);
+                }
+            }
+            if which.tools && assistant {
+                for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
+                {
+                    let function = match call.get("function") {
+                        Some(_) => &mut call["function"],
+                        None => call,
+                    };
+                    for key in ["name", "arguments"] {
+                        if let Some(value) = function.get_mut(key) {
+                            wrap.wrap(value, true, &mut fields);
+                        }
+                    }
+                }
+            }
+        }
+        if fields.is_empty() {
+            return None;
+        }
+        let spaced = fields.iter().any(|f| !f.head.is_empty() || !f.tail.is_empty());
+        let messages: Vec<minijinja::Value> =
+            messages.iter().filter_map(Value::as_object).map(context::message).collect();
+        let Ok(marked) = self.render(&messages, false) else { return Some(Err(spaced)) };
+        let (stripped, falls) = strip_fields(&marked, self.plane, &fields, space);
+        // A field whose end comes first is no longer the field (reversed, or taken apart).
+        let mut closed = std::collections::HashSet::new();
+        let mut opened = std::collections::HashSet::new();
+        for fall in &falls {
+            if fall.close {
+                closed.insert(fall.field);
+            } else if opened.insert(fall.field) && closed.contains(&fall.field) {
+                return Some(Err(spaced));
+            }
+        }
+        let same = stripped == self.text;
+        Some(same.then_some(Marks { fields, falls, which, space, messages }).ok_or(spaced))
+    }
+
+    /// True where a message has something to say.
+    fn speaks(message: &Value) -> bool {
+        match &message["content"] {
+            Value::String(text) => !python::strip(text, None, true, true).is_empty(),
+            Value::Array(parts) => !parts.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// True where a prompt between answer `i` and the next may have a stop token in it, or a part of one at an end.
+    fn typed_behind(&self, i: usize, stops: &Stops) -> bool {
+        fn types(value: &Value, stop: &str) -> bool {
+            let part = |text: &str| {
+                let mut cuts = (1..stop.len()).filter(|at| stop.is_char_boundary(*at));
+                cuts.any(|at| text.ends_with(&stop[..at]) || text.starts_with(&stop[at..]))
+            };
+            match value {
+                Value::String(text) => text.contains(stop) || part(text) || part(text.trim()),
+                Value::Array(list) => list.iter().any(|value| types(value, stop)),
+                Value::Object(map) => map.iter().any(|(key, value)| key != "role" && types(value, stop)),
+                _ => false,
+            }
+        }
+        let stops: Vec<&String> = stops.all.iter().filter(|stop| !stop.is_empty()).collect();
+        let mut behind = self.messages[i + 1..].iter().take_while(|message| !is_assistant(message));
+        behind.any(|message| stops.iter().any(|stop| types(message, stop)))
+    }
+
+    fn first_stop(&self, range: Range<usize>, stops: &Stops) -> Option<Range<usize>> {
+        let text = self.text.get(range.clone())?;
+        let all = stops.all.iter().filter(|s| !s.is_empty());
+        all.filter_map(|s| text.find(s.as_str()).map(|at| (at, s.len())))
+            .min_by_key(|&(at, len)| (at, std::cmp::Reverse(len)))
+            .map(|(at, len)| range.start + at..range.start + at + len)
+    }
+
+    /// What the generation prompt adds after message `i - 1`'s last mark, found at the same mark in the whole.
+    fn local_start(&self, i: usize, marks: Option<&Marks>, cursor: usize) -> Option<usize> {
+        let marks = marks?;
+        let before = i.checked_sub(1)?;
+        let asked = marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
+        let marked = self.render(&marks.messages[..i], true).ok()?;
+        let (text, falls) = strip_fields(&marked, self.plane, &marks.fields, marks.space);
+        // The marks must not have changed it: it is what the model is given.
+        self.prefix(i, true).filter(|with| *with == text)?;
+        let own = falls.iter().filter(|f| f.close && marks.fields[f.field].message == before);
+        let tail = &text[own.map(|f| f.outer).max()?..];
+        self.text[asked..].starts_with(tail).then_some(asked + tail.len())
+    }
+
+    /// Where any answer would start in the place of message `i`: the conversation with other words there is the same
+    /// up to these words.
+    fn other_start(&self, i: usize) -> Option<usize> {
+        let words = mark(self.plane, 0)?;
+        let mut message = Map::new();
+        message.insert("role".into(), self.messages[i]["role"].clone());
+        message.insert("content".into(), words.to_string().into());
+        let mut messages = self.plain.clone();
+        messages[i] = context::message(&message);
+        // What follows may have to follow a tool call.
+        let rendered = self.reworded(&messages).or_else(|_| self.reworded(&messages[..=i])).ok()?;
+        let at = rendered.find(words)?;
+        self.text.starts_with(&rendered[..at]).then_some(at)
+    }
+
+    /// True where what follows byte `end` also follows other words in the place of the content of message `i`: nothing
+    /// of the content stands behind it.
+    fn ends_at(&self, i: usize, end: usize) -> bool {
+        let other = || {
+            let words = mark(self.plane, 0)?;
+            let mut message = self.messages[i].as_object()?.clone();
+            message.insert("content".into(), words.to_string().into());
+            let mut messages = self.plain.clone();
+            messages[i] = context::message(&message);
+            let rendered = self.reworded(&messages).ok()?;
+            let at = rendered.rfind(words)?;
+            Some(rendered[at + words.len_utf8()..] == self.text[end..])
+        };
+        other().unwrap_or(false)
+    }
+
+    /// Where the answer of message `i` starts: after its generation prompt. `own`: its first mark. None where there is
+    /// nothing to learn.
+    ///
+    /// Each way is a proof: the bytes up to the start are those that the model is given (from the start of the text, or
+    /// from the last mark before it), or those before any other answer, or the mark before the answer's own words.
+    fn start(
+        &self,
+        i: usize,
+        cursor: usize,
+        own: Option<Own>,
+        only_close: bool,
+        marks: Option<&Marks>,
+        stops: &Stops,
+    ) -> Result<Option<usize>> {
+        let upper = own.map_or(self.text.len(), |own| own.at);
+        let inside = |at: &usize| (cursor..=upper).contains(at);
+        let with = self.prefix(i, true).unwrap_or_default();
+        let whole = (!with.is_empty() && self.text.starts_with(&with)).then_some(with.len());
+        if let Some(at) = whole.or_else(|| self.local_start(i, marks, cursor)).filter(inside) {
+            if own.is_some_and(|own| own.content && !only_close && at == own.outer) {
+                return Ok(Some(at));
+            }
+            if with != self.prefix(i, false).unwrap_or_default() {
+                return Ok(Some(at));
+            }
+            // A template without a generation prompt: what stands before the content may be a header.
+            match own {
+                Some(own) if own.content && !self.text[at..own.outer.max(at)].trim().is_empty() => {
+                    return Ok(Some(own.outer));
+                }
+                // Only where the content ends is known: a header before it cannot be told from it.
+                Some(own) if only_close && !self.text[at..own.at].trim().is_empty() => {
+                    return Err(
+                        self.error(format!("message {i}: the template changes where its content starts"))
+                    );
+                }
+                Some(_) => return Ok(Some(at)),
+                None => {
+                    let rest = self.text[at..].trim_start();
+                    if stops.all.iter().any(|s| !s.is_empty() && rest.starts_with(s.as_str())) {
+                        return Ok(Some(at));
+                    }
+                }
+            }
+        }
+        match own {
+            // What the prompt says beyond the header (a thought that it opens) is not in the history.
+            Some(own) if own.content && !only_close => return Ok(Some(own.outer)),
+            None if Self::speaks(&self.messages[i]) => {}
+            _ => {
+                if let Some(at) = self.other_start(i).filter(inside) {
+                    return Ok(Some(at));
+                }
+                if own.is_none() {
+                    return Ok(None);
+                }
+            }
+        }
+        let message = format!(
+            "message {i}: its place cannot be proved. The template changes it, and the rendering of what precedes it \
+             with the generation prompt is no prefix of the whole ({})",
+            difference(&with, &self.text)
+        );
+        Err(self.error(message))
+    }
+
+    /// The responses of a template without `{% generation %}`.
+    pub fn turns(&mut self, marks: Option<&Marks>, stops: &Stops) -> Result<Vec<Turn>> {
+        let mut turns = Vec::new();
+        let mut cursor = 0;
+        for i in 0..self.messages.len() {
+            if !is_assistant(&self.messages[i]) {
+                // The next answer stands behind what was asked.
+                if let Some(m) = marks {
+                    let last = m.of(i).filter(|f| f.close).map(|f| f.outer).filter(|at| *at >= cursor).max();
+                    // A system message may be rendered later than its place (Mistral), so only others count.
+                    if role(&self.messages[i]) != "system" {
+                        cursor = cursor.max(last.unwrap_or(0));
+                    }
+                }
+                continue;
+            }
+            let mut own: Vec<Fall> =
+                marks.map_or(Vec::new(), |m| m.of(i).filter(|f| f.at >= cursor).copied().collect());
+            // A field that is rendered again later (a call's name with its result) is the answer's only once.
+            let mut seen = std::collections::HashSet::new();
+            own.retain(|f| seen.insert((f.field, f.close)));
+            if marks.is_some() && own.is_empty() && Self::speaks(&self.messages[i]) {
+                return Err(self.error(format!("message {i}: the template does not render its content")));
+            }
+            // Where only its end was proved, its start is sought before that.
+            let only_close = own.first().is_some_and(|f| f.close);
+            let first = own.first().map(|f| Own {
+                at: f.at,
+                outer: if f.close { f.at } else { f.outer.max(cursor) },
+                content: !f.close && marks.is_some_and(|m| !m.fields[f.field].tool),
+            });
+            let Some(start) = self.start(i, cursor, first, only_close, marks, stops)? else { continue };
+            if only_close && first.is_some_and(|f| f.at == start) {
+                return Err(self.error(format!("message {i}: the template changes where its content starts")));
+            }
+            let inner = own.last().map_or(start, |f| f.at).max(start);
+            let content_end = own.last().map_or(start, |f| if f.close { f.outer } else { f.at }).max(start);
+            if only_close && !self.ends_at(i, content_end) {
+                return Err(self.error(format!("message {i}: the template takes its content apart")));
+            }
+            let after = marks.and_then(|m| {
+                let later = m.falls.iter().filter(|f| m.fields[f.field].message > i && f.at > inner);
+                later.map(|f| f.at).min()
+            });
+            // Text that no mark vouches for may type a stop token itself; then the first one proves nothing.
+            let own_vouched =
+                marks.is_some_and(|m| m.which.tools || self.messages[i]["tool_calls"].is_null());
+            let typed_behind = !marks.is_some_and(|m| m.which.prompts) && self.typed_behind(i, stops);
+            let vouched = own_vouched && !typed_behind;
+            let whole = if vouched { None } else { self.prefix(i + 1, false) };
+            let whole =
+                whole.filter(|w| self.text.starts_with(w.as_str()) && w.len() >= start).map(|w| w.len());
+            if !own_vouched {
+                let said = self.messages[i].to_string();
+                if stops.all.iter().any(|s| !s.is_empty() && said.contains(s.as_str())) {
+                    let message = format!("message {i} types a stop token, and its end cannot be proved");
+                    return Err(self.error(message));
+                }
+            }
+            let last = i + 1 == self.messages.len();
+            if !vouched && whole.is_none() && !last && (typed_behind || after.is_none()) {
+                let shorter = self.prefix(i + 1, false).unwrap_or_default();
+                let message = format!(
+                    "message {i}: its end cannot be proved; the rendering up to it is no prefix of the whole ({})",
+                    difference(&shorter, &self.text)
+                );
+                return Err(self.error(message));
+            }
+            let upper = after.unwrap_or(self.text.len());
+            let upper = whole.filter(|_| typed_behind).map_or(upper, |whole| whole.min(upper));
+            let stop = self.first_stop(content_end.min(upper)..upper, stops);
+            // A call ends in what no mark stands in: brackets of the template's, numbers. Where no stop token follows,
+            // the rendering up to this message says where that is.
+            let calls = whole.is_none() && stop.is_none() && !self.messages[i]["tool_calls"].is_null();
+            let whole = match calls.then(|| self.prefix(i + 1, false)).flatten() {
+                Some(up_to) if self.text.starts_with(up_to.as_str()) => {
+                    Some(up_to.trim_end().len().max(content_end))
+                }
+                _ => whole,
+            };
+            let end = stop.as_ref().map_or_else(|| whole.unwrap_or(content_end).min(upper), |s| s.start);
+            cursor = stop.as_ref().map_or(end, |s| s.end);
+            turns.push(Turn { message: i, start, end, stop });
+        }
+        Ok(turns)
+    }
+
+    /// The responses of a template that marks them.
+    pub fn generation(&mut self, marks: Option<&Marks>, stops: &Stops) -> Result<Vec<Turn>> {
+        let pair = (mark(self.plane, 0), mark(self.plane, 1));
+        let (Some(open), Some(close)) = pair else { return Err(self.error("no marks")) };
+        let Setup { template, variables, .. } = self.setup;
+        let marked = template
+            .render_with(variables, self.c, &self.plain, false, Some((open, close)))
+            .map_err(|e| self.error(e.to_string()))?;
+        let (stripped, falls) = strip(&marked, self.plane);
+        let paired = falls.chunks(2).all(|p| matches!(p, [(_, 0), (_, 1)]));
+        if stripped != self.text || !paired {
+            let what = difference(&stripped, &self.text);
+            return Err(self.error(format!("the template alters its own {{% generation %}} blocks ({what})")));
+        }
+        self.evidence.borrow_mut().marked = Some((marked, (open, close)));
+        let blocks: Vec<Range<usize>> = falls.chunks(2).map(|p| p[0].0..p[1].0).collect();
+        let said: Vec<usize> =
+            (0..self.messages.len()).filter(|&i| is_assistant(&self.messages[i])).collect();
+        let mut turns = Vec::new();
+        for (k, block) in blocks.iter().enumerate() {
+            let inside = marks.and_then(|m| {
+                m.falls
+                    .iter()
+                    .find(|f| block.contains(&f.at) || f.at == block.end)
+                    .map(|f| m.fields[f.field].message)
+            });
+            let by_count = (blocks.len() == said.len()).then(|| said[k]);
+            let inside = inside.filter(|i| said.contains(i));
+            let message = match by_count.or(inside) {
+                Some(message) => message,
+                None => self.whose(&said, turns.last().map(|t: &Turn| t.message))?,
+            };
+            // The block's own stop token is the last in it: an earlier one was typed.
+            let text = &self.text[block.clone()];
+            let found = stops.all.iter().filter(|s| !s.is_empty());
+            let found = found.filter_map(|s| text.rfind(s.as_str()).map(|at| (at + s.len(), s.len()))).max();
+            let content_end = marks.and_then(|m| {
+                let own = m.falls.iter().filter(|f| f.close && f.at <= block.end && f.at >= block.start);
+                own.map(|f| f.at - block.start).max()
+            });
+            let found = found.filter(|(end, len)| content_end.is_none_or(|c| end - len >= c));
+            let stop = found.map(|(end, len)| block.start + end - len..block.start + end);
+            if stop.as_ref().is_some_and(|s| s.end < block.end) {
+                let turn = message;
+                let message = format!(
+                    "message {message}: its {{% generation %}} block covers text after the stop token"
+                );
+                self.find(turn, Code::M007, message);
+            }
+            turns.push(Turn {
+                message,
+                start: block.start,
+                end: stop.as_ref().map_or(block.end, |s| s.start),
+                stop: stop.clone(),
+            });
+            if let Some(stop) = stop.filter(|s| s.end < block.end) {
+                turns.push(Turn { message, start: stop.end, end: block.end, stop: None });
+            }
+        }
+        if let Some(turn) = turns.first()
+            && self.covers_header(turn, marks)
+        {
+            let i = turn.message;
+            let message = format!("message {i}: its {{% generation %}} block covers the role header");
+            self.find(i, Code::M007, message);
+        }
+        Ok(turns)
+    }
+
+    /// The message of a block with nothing of any message in it, after the block of message `last`: that one again (an
+    /// EOS of its own) or the next answer. Which of them matters only where they weigh differently.
+    fn whose(&self, said: &[usize], last: Option<usize>) -> Result<usize> {
+        let next = said.iter().copied().find(|i| last.is_none_or(|last| *i > last));
+        match (last, next) {
+            (Some(last), Some(next)) if self.weight(last) != self.weight(next) => {
+                let message = format!(
+                    "nothing says whether a {{% generation %}} block is of message {last} or of message {next}, and these \
+                     have different weights"
+                );
+                Err(self.error(message))
+            }
+            _ => last.or(next).ok_or_else(|| self.error("a {% generation %} block without an answer")),
+        }
+    }
+
+    /// True where a response begins with what the model is given, before anything of its own.
+    fn covers_header(&self, turn: &Turn, marks: Option<&Marks>) -> bool {
+        let Some(with) = self.prefix(turn.message, true) else { return false };
+        let own = marks.and_then(|m| m.of(turn.message).map(|f| f.outer).find(|at| *at >= turn.start));
+        let limit = own.unwrap_or(turn.end).min(turn.end);
+        let shared = with.bytes().zip(self.text.bytes()).take_while(|(a, b)| a == b).count();
+        shared.min(limit) > turn.start
+    }
+}
+
+/// The first byte in which two texts differ, shown with what stands there.
+fn difference(a: &str, b: &str) -> String {
+    let at = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let show = |text: &str| {
+        let start = text.floor_char_boundary(at);
+        text[start..].chars().take(24).collect::<String>()
+    };
+    format!("at byte {at}: {:?} against {:?}", show(a), show(b))
+}

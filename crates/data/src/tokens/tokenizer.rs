@@ -1,0 +1,229 @@
+//! A tokenizer and its special tokens.
+
+use super::alphabet::{Alphabet, readable};
+use super::model;
+use super::raw::RawTokens;
+use super::settings::{Settings, declare_added_tokens, post_processor_ends};
+use super::stages::{Stages, Start, Vocabulary};
+use crate::{Error, Policy, Result};
+use std::path::{Path, PathBuf};
+
+/// A token with a role of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecialToken {
+    /// Its id.
+    pub id: u32,
+    /// Its text.
+    pub content: String,
+}
+
+/// A tokenizer and its special tokens. It is immutable, and may be used from many threads at once.
+pub struct Tokenizer {
+    pub(super) stages: Stages,
+    alphabet: Alphabet,
+    /// What the post-processor puts in front of a text, and behind it.
+    pub(super) front: Vec<u32>,
+    pub(super) back: Vec<u32>,
+    pub(super) bos: Option<SpecialToken>,
+    pub(super) eos: Option<SpecialToken>,
+    pad: Option<SpecialToken>,
+    /// The EOS and the list of `generation_config.json`.
+    stops: Vec<u32>,
+    vocab_size: usize,
+    fingerprint: String,
+    pub(super) path: PathBuf,
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer of a model folder: `tokenizer.json`, and where they exist `tokenizer_config.json`
+    /// and `special_tokens_map.json` (bos, eos, pad) and `generation_config.json` or `config.json` (stop ids).
+    ///
+    /// Truncation, padding and BPE dropout that `tokenizer.json` may ask for are switched off: rows are cut
+    /// and padded by the policy, and a row's ids never depend on chance.
+    pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
+        let path = dir.join("tokenizer.json");
+        let json = match std::fs::read(&path) {
+            Ok(json) => json,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::Tokenizer {
+                    path,
+                    message: "no such file; a model folder needs the fast tokenizer's file (for an old model, \
+                              save it with transformers: AutoTokenizer.from_pretrained(..).save_pretrained(..))"
+                        .to_string(),
+                });
+            }
+            Err(error) => return Err(Error::io(path, error)),
+        };
+        Tokenizer::new(&json, Settings::from_dir(dir)?, path)
+    }
+
+    /// Loads a tokenizer from the text of a `tokenizer.json` and, optionally, of a `tokenizer_config.json`.
+    pub fn from_bytes(json: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
+        let settings = match config {
+            Some(config) => Settings::from_config_bytes(config, Path::new("tokenizer_config.json"))?,
+            None => Settings { path: "tokenizer_config.json".into(), ..Settings::default() },
+        };
+        Tokenizer::new(json, settings, "tokenizer.json".into())
+    }
+
+    fn new(json: &[u8], settings: Settings, path: PathBuf) -> Result<Tokenizer> {
+        let broken = |message: String| Error::Tokenizer { path: path.clone(), message };
+        let mut inner = model::load(json).map_err(|error| {
+            broken(format!("not a tokenizer ({error}); copy the file again from where the model came"))
+        })?;
+        declare_added_tokens(&mut inner, &settings)?;
+
+        let find = |content: &Option<String>| {
+            let content = content.as_ref()?;
+            inner.token_to_id(content).map(|id| SpecialToken { id, content: content.clone() })
+        };
+        let (bos, pad) = (find(&settings.bos), find(&settings.pad));
+        let mut eos = find(&settings.eos);
+        if let (None, Some(content)) = (&eos, &settings.eos) {
+            return Err(Error::Tokenizer {
+                path: settings.path.clone(),
+                message: format!(
+                    "\"eos_token\" is {content:?}, which is not in {}; name a token of the vocabulary",
+                    path.display()
+                ),
+            });
+        }
+        let added = inner.get_added_vocabulary().get_vocab().values().copied().max();
+        let vocab_size = inner.get_model().highest_id().max(added).map_or(0, |id| id as usize + 1);
+        if eos.is_none() {
+            let named = settings.eos_ids.first().copied();
+            eos = named.and_then(|id| inner.id_to_token(id).map(|content| SpecialToken { id, content }));
+        }
+        let mut stops: Vec<u32> = Vec::new();
+        for id in eos.iter().map(|eos| eos.id).chain(settings.eos_ids.iter().copied()) {
+            if !stops.contains(&id) {
+                stops.push(id);
+            }
+        }
+
+        let (front, back) = post_processor_ends(&inner).map_err(broken)?;
+        let named: Vec<u32> = [&bos, &eos, &pad]
+            .into_iter()
+            .flatten()
+            .map(|token| token.id)
+            .chain(stops.iter().copied())
+            .collect();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(json);
+        // Everything beside tokenizer.json that changes an id, in a form whose fields cannot run together.
+        let declared: Vec<_> = (settings.added.iter())
+            .map(|(id, t)| (id, &t.content, t.single_word, t.lstrip, t.rstrip, t.normalized, t.special))
+            .collect();
+        let special = (&settings.bos, &settings.eos, &settings.pad, &settings.eos_ids, declared);
+        hasher.update(serde_json::to_string(&special).unwrap_or_default().as_bytes());
+        Ok(Tokenizer {
+            alphabet: Alphabet::of(inner.get_decoder(), inner.get_pre_tokenizer()),
+            stages: Stages::new(inner, &named),
+            front,
+            back,
+            bos,
+            eos,
+            pad,
+            stops,
+            vocab_size,
+            fingerprint: hasher.finalize().to_hex().to_string(),
+            path,
+        })
+    }
+
+    /// The highest id plus one, added tokens included: the smallest embedding that fits.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The token that starts a text.
+    pub fn bos(&self) -> Option<&SpecialToken> {
+        self.bos.as_ref()
+    }
+
+    /// The token that ends a text or a turn: `eos_token`, else the first `eos_token_id`.
+    pub fn eos(&self) -> Option<&SpecialToken> {
+        self.eos.as_ref()
+    }
+
+    /// The padding token.
+    pub fn pad(&self) -> Option<&SpecialToken> {
+        self.pad.as_ref()
+    }
+
+    /// The id of a token of the vocabulary, by its exact text.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.stages.inner.token_to_id(token)
+    }
+
+    /// True for an added token that structures a text: a special one, bos, eos, pad or a stop token.
+    pub fn is_structural(&self, id: u32) -> bool {
+        self.stages.is_structural(id)
+    }
+
+    /// The ids that end a response: the EOS, the list of `generation_config.json` (or of `config.json`), and
+    /// the policy's `stop_tokens`, without repetition.
+    ///
+    /// # Errors
+    /// A stop token of the policy that is not in the vocabulary.
+    pub fn stop_ids(&self, policy: &Policy) -> Result<Vec<u32>> {
+        let mut ids = self.stops.clone();
+        for token in &policy.stop_tokens {
+            let id = self.token_to_id(token).ok_or_else(|| Error::Tokenizer {
+                path: self.path.clone(),
+                message: format!(
+                    "\"stop_tokens\" names {token:?}, which is not a token here; write the token as it stands in \
+                     \"added_tokens\""
+                ),
+            })?;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The text of ids. Ids outside the vocabulary have none; bytes that are not UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let inner = &self.stages.inner;
+        inner.decode(ids, skip_special).unwrap_or_else(|_| {
+            // A decoder that refuses these tokens (none of the usual ones does) still leaves their text.
+            ids.iter()
+                .filter(|id| !skip_special || !self.stages.added.get(id).is_some_and(|token| token.special))
+                .map(|&id| self.token_text(id))
+                .collect()
+        })
+    }
+
+    /// One token as readable text, for displays: `▁` and `Ġ` are spaces, and bytes that are not valid UTF-8
+    /// alone are `<0xNN>`. An id outside the vocabulary is shown as `<id N>`.
+    pub fn token_text(&self, id: u32) -> String {
+        match (self.stages.added.get(&id), self.stages.inner.id_to_token(id)) {
+            (Some(added), _) => added.content.clone(),
+            (None, Some(token)) => readable(&self.alphabet.bytes(&token)),
+            (None, None) => format!("<id {id}>"),
+        }
+    }
+
+    /// A prompt as the model is given it at inference: what the post-processor puts in front, the text,
+    /// nothing behind.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.front.clone();
+        ids.extend(self.encode_text(text)?);
+        Ok(ids)
+    }
+
+    /// A text as it stands (a rendered chat prompt, which carries its own BOS): nothing in front, nothing behind.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        let mut raw = RawTokens::for_text(text);
+        self.stages
+            .tokenize(text, 0, Start::Text, Vocabulary::Full, &mut raw)
+            .map_err(|error| Error::Tokenizer { path: self.path.clone(), message: error.to_string() })?;
+        Ok(raw.ids)
+    }
+
+    /// The BLAKE3 hash, in hex, of `tokenizer.json` and of the special tokens that its neighbours declare.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}

@@ -1,0 +1,54 @@
+//! `trainer_state.json`: transformers' `TrainerState`, which its tools and users read.
+
+use crate::metrics::Record;
+use crate::sampler::Sampler;
+use crate::state::RunState;
+use serde_json::Value;
+use std::path::Path;
+
+/// The Trainer's `trainer_state.json` (transformers' `TrainerState`).
+pub(crate) fn trainer_state(
+    state: &RunState,
+    records: &[Record],
+    sampler: &Sampler,
+    parameters: u64,
+    best: Option<&Path>,
+) -> Value {
+    let settings = &state.settings;
+    let entry = |record: &Record| match record {
+        Record::Step(step) => serde_json::json!({
+            "epoch": step.epoch, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate,
+            "loss": step.loss, "step": step.step,
+        }),
+        Record::Eval(eval) => serde_json::json!({
+            "epoch": sampler.epoch(eval.step), "eval_loss": eval.eval_loss, "step": eval.step,
+        }),
+    };
+    let epochs = match settings.max_steps {
+        Some(steps) => steps.div_ceil(sampler.steps_per_epoch()),
+        None => settings.num_train_epochs.ceil() as u64,
+    };
+    serde_json::json!({
+        "best_global_step": state.best.map(|(step, _)| step),
+        "best_metric": state.best.map(|(_, loss)| loss),
+        "best_model_checkpoint": best,
+        "epoch": sampler.epoch(state.step),
+        "eval_steps": settings.eval_steps(),
+        "global_step": state.step,
+        "is_hyper_param_search": false,
+        "is_local_process_zero": true,
+        "is_world_process_zero": true,
+        "log_history": records.iter().map(entry).collect::<Vec<_>>(),
+        "logging_steps": settings.logging_steps,
+        "max_steps": state.total_steps,
+        "num_input_tokens_seen": state.tokens,
+        "num_train_epochs": epochs,
+        "save_steps": settings.save_steps,
+        "stateful_callbacks": {},
+        // The usual estimate: forward and backward cost 6 operations per parameter and token.
+        "total_flos": 6.0 * parameters as f64 * state.tokens as f64,
+        "train_batch_size": settings.per_device_train_batch_size,
+        "trial_name": null,
+        "trial_params": null,
+    })
+}
