@@ -107,7 +107,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     for (code, found) in &counts.findings {
         let meaning =
-            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.meaning());
+            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.rule().meaning);
         ui.say(format_args!("{code} {} × {meaning}", thousands(*found)));
     }
     if counts.kept == 0 {

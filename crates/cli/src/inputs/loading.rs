@@ -131,7 +131,7 @@ pub fn tell_findings(ui: &Ui, rows: &RowSet, indent: usize) {
             "{:indent$} {code} {} × {}{example}",
             "",
             thousands(found.count),
-            code.meaning()
+            code.rule().meaning
         ));
     }
     for failure in &rows.failures {
