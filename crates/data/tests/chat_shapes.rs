@@ -27,14 +27,14 @@ fn options() -> TemplateOptions {
 }
 
 /// The templates of the goldens with their stop texts.
-fn templates(material: &Path) -> BTreeMap<String, (ChatTemplate, Stops)> {
+fn templates(material: &Path) -> BTreeMap<String, (Arc<ChatTemplate>, Stops)> {
     let meta = std::fs::read_to_string(material.join("goldens/template_meta.json")).unwrap();
     let meta: Value = serde_json::from_str(&meta).unwrap();
     let one = |(name, meta): (&String, &Value)| {
         let source = std::fs::read_to_string(material.join("templates").join(name)).unwrap();
         let (bos, eos) = (meta["bos_token"].as_str(), meta["eos_token"].as_str());
         let stops = golden_stops(name, eos.unwrap());
-        (name.clone(), (ChatTemplate::new(&source, bos, eos).unwrap(), stops))
+        (name.clone(), (Arc::new(ChatTemplate::new(&source, bos, eos).unwrap()), stops))
     };
     meta["templates"].as_object().unwrap().iter().map(one).collect()
 }
@@ -78,9 +78,8 @@ fn words(chat: suasion_data::Result<Chat>) -> Result<Chat, String> {
 }
 
 /// Asserts it of each conversation; how many there are, and how many of them have a proof.
-fn check(name: &str, template: &ChatTemplate, stops: &Stops, all: &[Conversation]) -> (usize, usize) {
-    let policy = Policy::default();
-    let fresh = || ChatRenderer::new(template, &policy, stops, &options());
+fn check(name: &str, template: &Arc<ChatTemplate>, stops: &Stops, all: &[Conversation]) -> (usize, usize) {
+    let fresh = || ChatRenderer::new(template.clone(), Policy::default(), stops, &options());
     let (warm, threads) = (fresh(), fresh());
     let first: Vec<_> = all.iter().map(|c| words(warm.spans(id(), c))).collect();
     let again: Vec<_> = all.iter().rev().map(|c| words(warm.spans(id(), c))).rev().collect();

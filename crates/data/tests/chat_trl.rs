@@ -7,14 +7,15 @@
 
 mod common;
 
-use common::{Scratch, TrlGolden, material, outcomes, trl_goldens};
+use common::{Scratch, TrlGolden, material, outcomes, pipeline_of, trl_goldens, with_template};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use suasion_data::policy::Boundary;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, IGNORE, Origin, Outcome, Pipeline, Policy};
+use suasion_data::{Code, IGNORE, Origin, Outcome, Policy};
 
 fn goldens(material: &Path) -> BTreeMap<String, Vec<TrlGolden>> {
     trl_goldens(material, |case| case.ends_with("_assistant_only"))
@@ -56,11 +57,13 @@ fn compare<'a>(material: &Path, case: &str, goldens: &'a [TrlGolden], trls: bool
     let json = std::fs::read(material.join("tokenizers").join(name).join("tokenizer.json")).unwrap();
     let config =
         json!({"bos_token": special["bos"], "eos_token": special["eos"], "pad_token": special["pad"]});
-    let tokenizer = Tokenizer::from_bytes(&json, Some(config.to_string().as_bytes())).unwrap();
+    let tokenizer: Arc<Tokenizer> =
+        Tokenizer::from_bytes(&json, Some(config.to_string().as_bytes())).unwrap().into();
     let path = special_text("template").unwrap();
     let path = if trls { path.replace(".jinja", "_training.jinja") } else { path.to_string() };
     let source = read(&format!("templates/{path}"));
-    let template = ChatTemplate::new(&source, special_text("bos"), special_text("eos")).unwrap();
+    let template: Arc<ChatTemplate> =
+        ChatTemplate::new(&source, special_text("bos"), special_text("eos")).unwrap().into();
     // The stop token that the template writes, where it is not the EOS of the specification.
     let stop_tokens = match name {
         "gemma2" => vec!["<end_of_turn>".to_string()],
@@ -71,8 +74,7 @@ fn compare<'a>(material: &Path, case: &str, goldens: &'a [TrlGolden], trls: bool
     let scratch = Scratch::new();
     let lines: String = goldens.iter().map(|g| format!("{}\n", source_row(material, &g.src))).collect();
     let path = scratch.file("rows.jsonl", lines);
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
-    pipeline.template = Some(&template);
+    let pipeline = with_template(&pipeline_of(Some(&tokenizer), &policy), &template);
     let (all, _) = outcomes(&pipeline, &path);
     assert_eq!(all.len(), goldens.len());
     let texts = |g: &TrlGolden| g.ids.iter().map(|&id| tokenizer.token_text(id)).collect();

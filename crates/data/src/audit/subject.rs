@@ -1,8 +1,8 @@
 //! What checks look at, and what they find.
 
 use crate::example::Tokenised;
-use crate::label::Special;
 use crate::policy::{Objective, Policy};
+use crate::tokens::Special;
 use crate::{IGNORE, Level, Origin, Sample};
 use std::ops::Range;
 

@@ -10,31 +10,38 @@ use crate::example::Conversation;
 use crate::policy::Policy;
 use crate::render::Stops;
 use crate::{Result, RowId};
+use std::sync::Arc;
 
 /// A chat template at work on a whole source: with the policy, the stop texts and the options that hold for all of
 /// its rows, and what their shapes taught about the template. May be used from many threads; what becomes of
 /// a row does not depend on the rows before it.
 #[derive(Debug)]
-pub struct ChatRenderer<'a> {
-    setup: Setup<'a>,
+pub struct ChatRenderer {
+    setup: Setup,
     /// Today, where the template writes the date and the options name none.
     today: Option<jiff::civil::Date>,
     plans: Plans,
 }
 
-impl<'a> ChatRenderer<'a> {
+impl ChatRenderer {
     /// A template at work. Where the options name no date, it is today's, for all rows.
     pub fn new(
-        template: &'a ChatTemplate,
-        policy: &'a Policy,
+        template: impl Into<Arc<ChatTemplate>>,
+        policy: impl Into<Arc<Policy>>,
         stops: &Stops,
         options: &TemplateOptions,
-    ) -> ChatRenderer<'a> {
+    ) -> ChatRenderer {
+        let (template, policy) = (template.into(), policy.into());
         let today = (options.date.is_none() && template.writes_date()).then(|| jiff::Zoned::now().date());
         let options = TemplateOptions { date: options.date.or(today), kwargs: options.kwargs.clone() };
         let variables = template.variables(&options);
         let setup = Setup { template, policy, stops: stops.clone(), variables };
         ChatRenderer { setup, today, plans: Plans::default() }
+    }
+
+    /// The template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.setup.template
     }
 
     /// The day that the template is told, where it asks and the options name none: it decides what the rows
@@ -74,20 +81,5 @@ impl<'a> ChatRenderer<'a> {
     pub fn prove(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let (messages, text) = self.setup.plain(&id, c)?;
         prove(&self.setup, id, c, messages, text)
-    }
-}
-
-impl ChatTemplate {
-    /// A conversation as text with spans, as [`ChatRenderer::spans`]. To be used for single conversations: nothing that is
-    /// learned of one serves the next.
-    pub fn spans(
-        &self,
-        id: RowId,
-        c: &Conversation,
-        policy: &Policy,
-        stops: &Stops,
-        options: &TemplateOptions,
-    ) -> Result<Chat> {
-        ChatRenderer::new(self, policy, stops, options).spans(id, c)
     }
 }

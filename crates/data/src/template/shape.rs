@@ -203,7 +203,7 @@ fn specimen(c: &Conversation) -> Option<Conversation> {
 
 impl Plans {
     /// The plan of a conversation's shape, where it has a shape and the shape a proof.
-    pub fn get(&self, setup: &Setup<'_>, c: &Conversation) -> Option<Arc<Plan>> {
+    pub fn get(&self, setup: &Setup, c: &Conversation) -> Option<Arc<Plan>> {
         let key = key(c)?;
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         known.unwrap_or_else(|| {
@@ -219,7 +219,7 @@ impl Plans {
 }
 
 /// The plan of a conversation's shape, from its specimen.
-fn learn(setup: &Setup<'_>, c: &Conversation) -> Option<Plan> {
+fn learn(setup: &Setup, c: &Conversation) -> Option<Plan> {
     let c = specimen(c)?;
     // A specimen is no row; its errors are nobody's.
     let id = RowId { file: Arc::from(Path::new("")), row: 0, line: None, in_file: 0 };
@@ -356,7 +356,7 @@ impl Plan {
     /// is its rendering; a plan with marks needs none where the template cannot see them.
     pub fn apply(
         &self,
-        setup: &Setup<'_>,
+        setup: &Setup,
         id: &RowId,
         c: &Conversation,
         messages: &[minijinja::Value],
