@@ -156,7 +156,7 @@ pub(crate) fn source_error(path: &Path, message: &str, help: &str) -> Error {
 }
 
 pub(crate) fn names_error(path: &Path, message: &str) -> Error {
-    source_error(path, &format!("the line of names: {message}"), "the first line names the columns, as UTF-8")
+    source_error(path, &format!("the header line: {message}"), "the first line names the columns, in UTF-8")
 }
 
 pub(crate) fn empty(path: &Path) -> Error {

@@ -75,6 +75,7 @@ pub enum Supervise {
     /// The last one.
     Last,
     /// Those whose own `train` or `weight` selects them.
+    #[serde(alias = "per_message")]
     PerMessage,
 }
 
@@ -90,6 +91,7 @@ pub enum Format {
     /// `prompt` and `completion`: both strings, or lists of messages.
     PromptCompletion,
     /// `input_ids` with `labels`, `completion_mask` or `assistant_masks`.
+    #[serde(alias = "tokenized")]
     Tokenised,
     /// `messages` in OpenAI's shape.
     Messages,

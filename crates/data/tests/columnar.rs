@@ -100,7 +100,7 @@ fn what_has_no_json_form_is_refused_by_name() {
     let mut file = ColumnarFile::open(fixtures().join("refused.arrow")).unwrap();
     let batch = file.next_batch().unwrap().unwrap();
     for (column, message) in [
-        (1, "column \"inf\": inf is no finite number"),
+        (1, "column \"inf\": inf is not a finite number"),
         (
             2,
             "column \"span\": its type Interval(MonthDayNano) has no JSON form; leave the column out or cast it",
@@ -162,10 +162,10 @@ fn broken_dataset_folders_are_refused() {
     for (state, message) in [
         ("[", "is not JSON"),
         (r#"{"_data_files": []}"#, "has no files"),
-        (r#"{"_data_files": [{"filename": "gone.arrow"}]}"#, "\"gone.arrow\" is not there"),
-        (r#"{"_data_files": [{"filename": "../state.json"}]}"#, "is no file of this folder"),
-        (r#"{"_data_files": [{"filename": "/etc/passwd"}]}"#, "is no file of this folder"),
-        (r#"{"_data_files": [{"name": "state.json"}]}"#, "is no file of this folder"),
+        (r#"{"_data_files": [{"filename": "gone.arrow"}]}"#, "\"gone.arrow\" is missing"),
+        (r#"{"_data_files": [{"filename": "../state.json"}]}"#, "is not a file of this folder"),
+        (r#"{"_data_files": [{"filename": "/etc/passwd"}]}"#, "is not a file of this folder"),
+        (r#"{"_data_files": [{"name": "state.json"}]}"#, "is not a file of this folder"),
         (
             r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": [{"filename": "i.arrow"}]}"#,
             "selected by indices in another file (\"_indices_data_files\")",
@@ -423,7 +423,10 @@ fn a_cut_file_is_refused_wherever_it_is_cut() {
         for length in (8..bytes.len()).step_by(1 + bytes.len() / 150).chain(bytes.len() - 12..bytes.len()) {
             let cut = scratch.file("cut", &bytes[..length]);
             let message = read(&cut).expect_err("a cut file was read to its end");
-            assert!(message.contains("cut: the ") && message.contains("is cut or broken"), "{message}");
+            assert!(
+                message.contains("cut: the ") && message.contains("is truncated or malformed"),
+                "{message}"
+            );
         }
     }
 }
@@ -454,10 +457,7 @@ fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
 /// `datasets` loads what was written as what it is, and TRL trains on it as it is (python/columnar_interop.py).
 #[test]
 fn datasets_and_trl_take_it_as_it_is() {
-    let Some(python) = std::env::var_os("SUASION_PEERS_PYTHON") else {
-        println!("skipped: no Python with datasets (SUASION_PEERS_PYTHON)");
-        return;
-    };
+    let Some(python) = suasion_test_support::peers_python() else { return };
     let scratch = Scratch::new();
     let mut random = Random(3);
     for (name, columns) in [

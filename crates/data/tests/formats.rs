@@ -379,11 +379,11 @@ fn errors_name_the_message() {
         ),
         (
             json!({"conversations": [{"from": "function_call", "value": "f(x)"}]}),
-            "conversations[0] has a tool call that is no JSON: expected ident at line 1 column 2",
+            "conversations[0] has a tool call that is not JSON: expected ident at line 1 column 2",
         ),
         (
             json!({"messages": [user], "tools": "x"}),
-            "\"tools\" is a string that is no JSON: expected value at line 1 column 1",
+            "\"tools\" is a string that is not JSON: expected value at line 1 column 1",
         ),
         (json!({"messages": [user], "tools": [1]}), "tools[0] is a number, not an object"),
         (
@@ -395,7 +395,10 @@ fn errors_name_the_message() {
             "the row has the fields of two formats: messages and instruction+output",
         ),
         (json!({"instruction": "x", "output": null}), "\"output\" is null"),
-        (json!({"instruction": "x", "output": "y", "history": [["a"]]}), "history[0] is no pair of strings"),
+        (
+            json!({"instruction": "x", "output": "y", "history": [["a"]]}),
+            "history[0] is not a pair of strings",
+        ),
     ] {
         assert_eq!(error(row), message);
     }
@@ -425,7 +428,7 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
         ("bfcl_live_multiple_messages.jsonl", ((0, 0, 632, 0), "")),
         ("cmv_messages.jsonl", ((0, 0, 123, 0), "")),
         ("cmv_prompt_completion.jsonl", ((123, 0, 0, 0), "")),
-        ("cmv_threads.jsonl", ((0, 0, 0, 123), "of no known format")),
+        ("cmv_threads.jsonl", ((0, 0, 0, 123), "not in a known format")),
         ("dpo_sharegpt_multiturn.json", ((0, 0, 180, 0), "")),
         ("glaive_messages_tools.jsonl", ((0, 0, 180, 0), "")),
         ("glaive_toolcall_sharegpt.json", ((0, 0, 180, 0), "")),
@@ -434,16 +437,16 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
         ("hh_harmless_messages.jsonl", ((0, 0, 1387, 0), "")),
         ("kto_messages_label.json", ((0, 0, 85, 95), "its \"label\" is false")),
         ("oasst_en_100_messages.jsonl", ((0, 0, 60, 0), "")),
-        ("oasst_en_100_trees.jsonl", ((0, 0, 0, 60), "of no known format")),
+        ("oasst_en_100_trees.jsonl", ((0, 0, 0, 60), "not in a known format")),
         (
             "p4g_full_dialog.csv",
-            ((0, 0, 0, 12563), "of no known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\""),
+            ((0, 0, 0, 12563), "not in a known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\""),
         ),
         ("p4g_messages.jsonl", ((0, 0, 610, 0), "")),
         ("persuasiontrace_messages.jsonl", ((0, 0, 267, 0), "")),
         ("reason_tool_use_parts.jsonl", ((0, 0, 30, 0), "")),
         ("sharegpt_dummy_conversation.json", ((0, 0, 300, 0), "")),
-        ("stanford_seed_tasks.jsonl", ((0, 0, 0, 105), "of no known format")),
+        ("stanford_seed_tasks.jsonl", ((0, 0, 0, 105), "not in a known format")),
         ("ukp_convarg_pairs.jsonl", ((7150, 0, 0, 0), "")),
         ("v1_sft_parts_loss_weight.jsonl", ((0, 0, 300, 0), "")),
     ]);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{
-    EOS, Scratch, byte_tokenizer, codes, kept, material, mixed_rows, outcomes, pipeline_of, prepare,
+    EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, mixed_rows, outcomes, pipeline_of, prepare,
     skipping, with_embeddings,
 };
 use std::io::{self, Write};
@@ -384,15 +384,17 @@ fn progress_ends_at_the_whole() {
 /// Real rows and a real tokenizer: what is learned decodes to the response, and nothing of the prompt is learned.
 #[test]
 fn real_rows() {
-    let Some(material) = material() else { return };
-    let tokenizer = Arc::new(Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap());
+    goldens().iter().for_each(real_rows_of);
+}
+
+fn real_rows_of(folder: &Goldens) {
+    let tokenizer = Arc::new(Tokenizer::from_dir(&folder.dir.join("tokenizers/qwen2_5")).unwrap());
     let policy = Policy { max_length: None, ..Policy::default() };
-    let path = material.join("datasets/cmv_prompt_completion.jsonl");
+    let path = folder.dir.join(folder.prompt_completion());
     let (all, summary) = outcomes(&pipeline_of(Some(&tokenizer), &policy), &path);
-    assert_eq!((summary.rows, summary.kept, summary.failed), (123, 123, 0));
-    let text = std::fs::read_to_string(&path).unwrap();
-    for (i, line) in text.lines().enumerate() {
-        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+    let n = folder.expect(22, 123);
+    assert_eq!((summary.rows, summary.kept, summary.failed), (n, n, 0));
+    for (i, row) in folder.lines(folder.prompt_completion()).iter().enumerate() {
         let sample = &kept(&all, i).sample;
         let learned: Vec<u32> =
             (0..sample.len()).filter(|&i| sample.labels[i] != IGNORE).map(|i| sample.input_ids[i]).collect();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{golden_stops, material};
+use common::{Goldens, golden_stops, goldens};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -302,26 +302,28 @@ fn python_spelling() {
 }
 
 struct Golden {
+    folder: Goldens,
     meta: Value,
     conversations: Value,
     rows: Vec<Value>,
     templates: BTreeMap<String, Arc<ChatTemplate>>,
 }
 
-fn golden(material: &Path) -> Golden {
-    let read = |name: &str| std::fs::read_to_string(material.join("goldens").join(name)).unwrap();
-    let meta: Value = serde_json::from_str(&read("template_meta.json")).unwrap();
-    let templates = meta["templates"].as_object().unwrap().iter().map(|(name, meta)| {
-        let source = std::fs::read_to_string(material.join("templates").join(name)).unwrap();
-        let template = ChatTemplate::new(&source, meta["bos_token"].as_str(), meta["eos_token"].as_str());
-        (name.clone(), Arc::new(template.unwrap_or_else(|e| panic!("{name}: {e}"))))
-    });
-    let templates = templates.collect();
-    Golden {
-        conversations: serde_json::from_str(&read("template_conversations.json")).unwrap(),
-        rows: read("templates.jsonl").lines().map(|l| serde_json::from_str(l).unwrap()).collect(),
-        meta,
-        templates,
+impl Golden {
+    fn read(folder: Goldens) -> Golden {
+        let meta = folder.json("goldens/template_meta.json");
+        let templates = meta["templates"].as_object().unwrap().iter().map(|(name, meta)| {
+            let source = folder.text(&format!("templates/{name}"));
+            let template = ChatTemplate::new(&source, meta["bos_token"].as_str(), meta["eos_token"].as_str());
+            (name.clone(), Arc::new(template.unwrap_or_else(|e| panic!("{name}: {e}"))))
+        });
+        Golden {
+            templates: templates.collect(),
+            conversations: folder.json("goldens/template_conversations.json"),
+            rows: folder.lines("goldens/templates.jsonl"),
+            meta,
+            folder,
+        }
     }
 }
 
@@ -335,8 +337,10 @@ fn golden_conversation(value: &Value) -> (Conversation, bool) {
 
 #[test]
 fn renderings_are_transformers() {
-    let Some(material) = material() else { return };
-    let golden = golden(&material);
+    goldens().into_iter().map(Golden::read).for_each(renderings_equal);
+}
+
+fn renderings_equal(golden: Golden) {
     let mut wrong: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut right = 0;
     for row in &golden.rows {
@@ -369,8 +373,10 @@ fn renderings_are_transformers() {
 
 #[test]
 fn masks_of_generation_blocks_are_transformers() {
-    let Some(material) = material() else { return };
-    let golden = golden(&material);
+    goldens().into_iter().map(Golden::read).for_each(masks_equal);
+}
+
+fn masks_equal(golden: Golden) {
     let mut tokenizers: BTreeMap<String, Tokenizer> = BTreeMap::new();
     let mut wrong = Vec::new();
     let mut n = 0;
@@ -379,7 +385,7 @@ fn masks_of_generation_blocks_are_transformers() {
         let meta = &golden.meta["templates"][name];
         let (mut c, generation) = golden_conversation(&golden.conversations[conv]);
         c.weights = vec![None; c.messages.len()];
-        let stops = golden_stops(name, meta["eos_token"].as_str().unwrap());
+        let stops = golden_stops(name, meta);
         n += 1;
         let chat = match spans(&golden.templates[name], &c, &stops) {
             Ok(chat) => chat,
@@ -392,7 +398,7 @@ fn masks_of_generation_blocks_are_transformers() {
         let key = meta["tokenizer"].as_str().unwrap();
         let tokenizer = tokenizers
             .entry(key.into())
-            .or_insert_with(|| Tokenizer::from_dir(&material.join("tokenizers").join(key)).unwrap());
+            .or_insert_with(|| Tokenizer::from_dir(&golden.folder.dir.join("tokenizers").join(key)).unwrap());
         let policy = Policy { boundary: suasion_data::policy::Boundary::Joint, ..Policy::default() };
         let tokens = tokenizer.encode(&chat.rendered, &policy).unwrap().tokens;
         let mask: Vec<u8> = tokens.origins.iter().map(|o| u8::from(o.supervised())).collect();
@@ -427,8 +433,10 @@ fn masks_of_generation_blocks_are_transformers() {
 
 #[test]
 fn spans_are_proved_without_generation_blocks() {
-    let Some(material) = material() else { return };
-    let golden = golden(&material);
+    goldens().into_iter().map(Golden::read).for_each(spans_hold);
+}
+
+fn spans_hold(golden: Golden) {
     let (mut solved, mut all) = (0, 0);
     let mut unsolved = Vec::new();
     let mut wrong = Vec::new();
@@ -440,7 +448,7 @@ fn spans_are_proved_without_generation_blocks() {
         }
         all += 1;
         let (c, _) = golden_conversation(&golden.conversations[conv]);
-        let stops = golden_stops(name, meta["eos_token"].as_str().unwrap());
+        let stops = golden_stops(name, meta);
         let chat = match spans(&golden.templates[name], &c, &stops) {
             Ok(chat) => chat,
             Err(e) => {

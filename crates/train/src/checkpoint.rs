@@ -116,7 +116,7 @@ pub(crate) fn write<B: Backend>(
     contents: Contents<'_>,
 ) -> Result<PathBuf> {
     let Contents { state, files: model_files, metrics, trainer_state } = contents;
-    let place = path_of(output_dir, state.step);
+    let place = path_of(output_dir, state.progress.step);
     let dir = NewFolder::create(&place)?;
     let put = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);

@@ -15,17 +15,14 @@
 
 use crate::batches::unpacked;
 use crate::evaluate::SectionLoss;
-use crate::memory::peak_memory_bytes;
-use crate::observer::{Event, Observer, StepEvent};
+use crate::observer::{Event, Observer};
 use crate::probe::{Probe, ProbeSettings, Reproduction};
-use crate::sampler::Sampler;
-use crate::schedule::Schedule;
-use crate::step::step;
+use crate::state::Progress;
+use crate::steps::Steps;
 use crate::{Error, Evaluation, Plan, Result, Settings, evaluate, prompt_ids};
 use indexmap::IndexMap;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 use suasion_data::policy::Objective;
 use suasion_data::report::format::{count, loss, loss_difference, percent, thousands};
 use suasion_data::{IGNORE, Origin, Sample, label};
@@ -167,9 +164,8 @@ pub fn compare<B: Backend>(
 /// What an arm's training leaves.
 #[derive(Default)]
 struct Trained {
-    targets: u64,
+    progress: Progress,
     last_loss: Option<f64>,
-    seconds: f64,
 }
 
 fn train_arm<B: Backend>(
@@ -180,51 +176,15 @@ fn train_arm<B: Backend>(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Trained> {
-    let settings = &settings.train;
-    let mut sampler = Sampler::new(rows.len(), settings);
-    let schedule = Schedule::new(settings, plan.total_steps);
-    let (mut trained, mut updates) = (Trained::default(), 0);
-    for done in 0..plan.total_steps {
+    let mut steps = Steps::new(rows, &settings.train, plan.total_steps);
+    let mut trained = Trained::default();
+    while trained.progress.step < plan.total_steps {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        let micro_batches: Vec<Vec<&Sample>> = sampler
-            .step(done)
-            .iter()
-            .map(|indices| indices.iter().map(|&row| &rows[row as usize]).collect())
-            .collect();
-        let started = Instant::now();
-        let rate = schedule.rate(done);
-        let outcome = step(model, &micro_batches, settings, rate, updates).map_err(|error| match error {
-            Error::NonFinite { evaluation, what, value, rows, checkpoint, .. } => {
-                Error::NonFinite { step: Some(done + 1), evaluation, what, value, rows, checkpoint }
-            }
-            other => other,
-        })?;
-        let seconds = started.elapsed().as_secs_f64();
-        trained.seconds += seconds;
-        trained.targets += outcome.targets;
-        trained.last_loss = outcome.loss.or(trained.last_loss);
-        updates += u64::from(outcome.loss.is_some());
-        let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
-        observer.event(&Event::Step(&StepEvent {
-            step: done + 1,
-            total_steps: plan.total_steps,
-            epoch: sampler.epoch(done + 1),
-            loss: outcome.loss,
-            learning_rate: rate,
-            grad_norm: outcome.grad_norm,
-            targets: outcome.targets,
-            tokens: outcome.tokens,
-            seconds,
-            targets_per_second: per_second(outcome.targets),
-            tokens_per_second: per_second(outcome.tokens),
-            eta_seconds: trained.seconds / (done + 1) as f64 * (plan.total_steps - done - 1) as f64,
-            peak_memory_bytes: peak_memory_bytes(),
-            logged: done == 0
-                || (done + 1).is_multiple_of(settings.logging_steps)
-                || done + 1 == plan.total_steps,
-        }));
+        let event = steps.take(model, &mut trained.progress)?;
+        trained.last_loss = event.loss.or(trained.last_loss);
+        observer.event(&Event::Step(&event));
     }
     Ok(trained)
 }
@@ -244,9 +204,9 @@ impl Measure<'_> {
             response: evaluation.over(&["response", "end_of_turn"]),
             prompt: evaluation.over(&["system", "context", "task", "user", "tool", "other"]),
             evaluation,
-            targets_trained: trained.targets,
+            targets_trained: trained.progress.targets,
             last_train_loss: trained.last_loss,
-            seconds: trained.seconds,
+            seconds: trained.progress.seconds,
             reproduction: probe.run(model, self.held_out, &self.settings.probe, self.stop)?,
             reproduction_train: probe.run(model, self.train, &self.settings.probe, self.stop)?,
         })

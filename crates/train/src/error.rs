@@ -176,6 +176,27 @@ impl Error {
         Error::Setting { key, message: message.into(), help: help.into() }
     }
 
+    /// A quantity that is not finite, in a computation that no run is part of ([`Error::at_step`]).
+    pub(crate) fn non_finite(what: &'static str, value: f64, rows: Vec<RowId>) -> Error {
+        Error::NonFinite { step: None, evaluation: false, what, value, rows, checkpoint: None }
+    }
+
+    /// Adds to [`Error::NonFinite`] the step in which it was met, or after which was evaluated.
+    pub(crate) fn at_step(mut self, at: u64) -> Error {
+        if let Error::NonFinite { step, .. } = &mut self {
+            *step = Some(at);
+        }
+        self
+    }
+
+    /// Adds to [`Error::NonFinite`] the newest checkpoint of the run.
+    pub(crate) fn after_checkpoint(mut self, newest: Option<&Path>) -> Error {
+        if let Error::NonFinite { checkpoint, .. } = &mut self {
+            *checkpoint = newest.map(Path::to_path_buf);
+        }
+        self
+    }
+
     /// The tag printed in `error[..]`.
     pub fn tag(&self) -> &'static str {
         match self {

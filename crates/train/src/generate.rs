@@ -175,16 +175,7 @@ fn check<B: Backend>(model: &Model<B>, prompt: &[u32], sampling: &Sampling) -> R
 
 fn choose(logits: &mut [f32], sampling: &Sampling, rng: &mut Rng) -> Result<u32> {
     if let Some(value) = logits.iter().find(|logit| !logit.is_finite()) {
-        let what = "a logit";
-        let value = f64::from(*value);
-        return Err(Error::NonFinite {
-            step: None,
-            evaluation: false,
-            what,
-            value,
-            rows: Vec::new(),
-            checkpoint: None,
-        });
+        return Err(Error::non_finite("a logit", f64::from(*value), Vec::new()));
     }
     if sampling.greedy() {
         return Ok(argmax(logits));

@@ -168,8 +168,7 @@ fn largest_micro_batch(
     let mut most = (0, 0);
     for step in 0..steps {
         for rows in sampler.step(step) {
-            let sum =
-                |pick: fn(&(usize, usize)) -> usize| rows.iter().map(|&row| pick(&sizes[row as usize])).sum();
+            let sum = |pick: fn(&(usize, usize)) -> usize| rows.iter().map(|&row| pick(&sizes[row])).sum();
             most = (most.0.max(sum(|size| size.0)), most.1.max(sum(|size| size.1)));
         }
     }

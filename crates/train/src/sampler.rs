@@ -17,13 +17,12 @@ pub struct Sampler {
     shuffle: bool,
     data_seed: u64,
     /// The epoch last asked for; a permutation is drawn once per epoch.
-    cached: Option<(u64, Vec<u32>)>,
+    cached: Option<(u64, Vec<usize>)>,
 }
 
 impl Sampler {
     /// A sampler over `rows` rows.
     pub fn new(rows: usize, settings: &Settings) -> Sampler {
-        assert!(u32::try_from(rows).is_ok(), "row indices are 32 bit");
         Sampler {
             rows,
             batch: settings.per_device_train_batch_size,
@@ -52,8 +51,8 @@ impl Sampler {
     }
 
     /// The rows of an epoch, in order.
-    pub fn order(&self, epoch: u64) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.rows as u32).collect();
+    pub fn order(&self, epoch: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.rows).collect();
         if self.shuffle {
             let mut rng = Rng::new(self.data_seed, Purpose::Shuffle, epoch);
             for i in (1..order.len()).rev() {
@@ -64,7 +63,7 @@ impl Sampler {
     }
 
     /// The micro-batches of the step after `done` finished ones, as row indices.
-    pub fn step(&mut self, done: u64) -> Vec<Vec<u32>> {
+    pub fn step(&mut self, done: u64) -> Vec<Vec<usize>> {
         let (epoch, first) = self.position(done);
         if self.cached.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
             self.cached = Some((epoch, self.order(epoch)));
@@ -72,7 +71,7 @@ impl Sampler {
         let (_, order) = self.cached.as_ref().expect("just filled");
         let from = first as usize * self.batch;
         let to = from.saturating_add(self.accumulation.saturating_mul(self.batch)).min(self.rows);
-        order[from..to].chunks(self.batch).map(<[u32]>::to_vec).collect()
+        order[from..to].chunks(self.batch).map(<[usize]>::to_vec).collect()
     }
 
     /// Where the data stands after `done` steps: the epoch (from 0) and the next micro-batch in it.

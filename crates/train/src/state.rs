@@ -10,6 +10,25 @@ use suasion_data::policy::Objective;
 /// Version of [`RunState`]; a checkpoint of another one is refused.
 pub const FORMAT: u32 = 1;
 
+/// The steps that a run has taken, over all resumes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps finished.
+    pub step: u64,
+    /// Steps that changed the weights (AdamW counts these).
+    pub updates: u64,
+    /// Tokens computed.
+    pub tokens: u64,
+    /// Targets learned.
+    pub targets: u64,
+    /// Sum of the steps' losses.
+    pub loss_sum: f64,
+    /// Steps without a target.
+    pub skipped_steps: u64,
+    /// Time spent in steps.
+    pub seconds: f64,
+}
+
 /// Where a run stands; written as `suasion_state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
@@ -23,10 +42,9 @@ pub struct RunState {
     pub data_fingerprint: String,
     /// Version of the rules that made the labels.
     pub masking_version: u32,
-    /// Steps finished.
-    pub step: u64,
-    /// Steps that changed the weights (AdamW counts these).
-    pub updates: u64,
+    /// The steps so far.
+    #[serde(flatten)]
+    pub progress: Progress,
     /// Steps of the whole run.
     pub total_steps: u64,
     /// Steps that warm up.
@@ -39,16 +57,6 @@ pub struct RunState {
     pub data_seed: u64,
     /// The settings.
     pub settings: Settings,
-    /// Tokens computed in training.
-    pub tokens: u64,
-    /// Targets learned.
-    pub targets: u64,
-    /// Sum of the steps' losses.
-    pub loss_sum: f64,
-    /// Steps without a target.
-    pub skipped_steps: u64,
-    /// Time spent in steps.
-    pub seconds: f64,
     /// The last step after which the rows were evaluated.
     pub evaluated: Option<u64>,
     /// The lowest evaluation loss after the first step, and its step.
@@ -72,19 +80,13 @@ impl RunState {
             objective: identity.objective,
             data_fingerprint: identity.data_fingerprint.clone(),
             masking_version: identity.masking_version,
-            step: 0,
-            updates: 0,
+            progress: Progress::default(),
             total_steps: plan.total_steps,
             warmup_steps: plan.warmup_steps,
             rows: plan.packs.unwrap_or(plan.rows),
             position: (0, 0),
             data_seed: settings.data_seed(),
             settings: settings.clone(),
-            tokens: 0,
-            targets: 0,
-            loss_sum: 0.0,
-            skipped_steps: 0,
-            seconds: 0.0,
             evaluated: None,
             best: None,
             before: None,
@@ -147,8 +149,9 @@ impl RunState {
         if !matches!(a.lr_scheduler_type, Scheduler::Constant | Scheduler::ConstantWithWarmup) {
             same("steps in all", self.total_steps.to_string(), now.total_steps.to_string());
         }
-        if now.total_steps < self.step {
-            differences.push(format!("the run has {} steps, and {} are made", now.total_steps, self.step));
+        if now.total_steps < self.progress.step {
+            differences
+                .push(format!("the run has {} steps, and {} are made", now.total_steps, self.progress.step));
         }
         if differences.is_empty() { Ok(()) } else { Err(Error::ResumeSettings { dir, differences }) }
     }

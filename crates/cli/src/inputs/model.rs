@@ -1,4 +1,4 @@
-//! From what the user calls a model to a folder, and what is in it besides the weights.
+//! Model folders: found by path or hub id, and opened, without the weights.
 
 use super::hub::{self, Access, Kind, Repo, ToDownload};
 use crate::config::Config;
@@ -12,6 +12,7 @@ use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
 use suasion_data::tokens::Tokenizer;
 use suasion_engine::Architecture;
+use suasion_train::ModelFiles;
 
 /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
 ///
@@ -31,8 +32,8 @@ pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
 /// Opens a folder with its architecture.
 ///
 /// # Errors
-/// As [`open`]; where config.json describes no model that the engine has; and where the tokenizer can produce ids that
-/// the model has no embedding for, because it belongs to another model.
+/// As [`open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
+/// ids that the model has no embedding for, because it belongs to another model.
 pub fn with_architecture(dir: &Path, ui: &Ui) -> anyhow::Result<(Arc<ModelFolder>, Architecture)> {
     let arch = Architecture::from_dir(dir)?;
     let mut folder = open(dir, ui)?;
@@ -46,7 +47,7 @@ pub fn with_architecture(dir: &Path, ui: &Ui) -> anyhow::Result<(Arc<ModelFolder
                 tokenizer.vocab_size() - 1,
                 arch.vocab_size
             ),
-            "the tokenizer and the model do not belong together, or the model's embeddings need to be resized",
+            "use the tokenizer of this model, or resize the model's embeddings",
         )
         .into()),
         _ => Ok((Arc::new(folder), arch)),
@@ -68,19 +69,20 @@ pub fn need_tokenizer(folder: &ModelFolder) -> anyhow::Result<&Tokenizer> {
     })
 }
 
-/// One conversation takes a template microseconds; its fuel ends what takes half a second.
+/// Rendering a conversation takes microseconds; fuel ends most templates that take half a second.
 const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 
-/// How often the watcher looks in that time.
+/// How often the watching thread looks in that time.
 const LOOKS: u32 = 10;
 
-/// Ends the program where a template has found the one way to go on for ever ([`RenderingWatch`]).
+/// Ends the process where a template does not come to an end and its fuel does not stop it
+/// ([`RenderingWatch`]).
 fn watch_templates() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::thread::spawn(|| {
             let mut watch = RenderingWatch::default();
-            // Looks are counted, not time: the process may have been stopped in between.
+            // Looks are counted instead of seconds: the whole process may have been stopped in between.
             while watch.look() < LOOKS {
                 std::thread::sleep(LONGEST_RENDERING / LOOKS);
             }
@@ -95,7 +97,7 @@ fn watch_templates() {
     });
 }
 
-/// The folder of the model that a configuration names, with its weights where `weights` says so.
+/// The folder of the model that a configuration names; with `weights`, its weights are there too.
 ///
 /// # Errors
 /// Where it names none, and as [`resolve`].
@@ -108,23 +110,11 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
     }
 }
 
-/// Files of a model beside its weights, as far as it has them.
-const FILES: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-
-/// The folder of a model, with its weights where `weights` says so.
+/// The folder of a model; with `weights`, its weights are there too.
 ///
 /// # Errors
-/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message says where it looked.
-/// [`ToDownload`] where it could be and may not.
+/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message names the
+/// places searched. [`ToDownload`] where it would have to be downloaded and `access` forbids that.
 pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
     let access = access.into();
     if name.is_dir() {
@@ -147,7 +137,7 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
         .into());
     };
     let snapshot = match repo.snapshot() {
-        // What an incomplete snapshot lacks is named by whoever needs it.
+        // Where files are missing from the snapshot, the code that needs them names them.
         Some(snapshot) if is_complete(&snapshot, weights) || !hub::downloads() => return Ok(snapshot),
         other => other,
     };
@@ -163,7 +153,8 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
     }
 }
 
-/// True where a snapshot has what every model has: other tools download what they need only.
+/// True where a snapshot has the files that every model has; other tools may have downloaded only some of
+/// them.
 fn is_complete(snapshot: &Path, weights: bool) -> bool {
     let has = |name: &str| snapshot.join(name).exists();
     if !has("config.json") || !has("tokenizer.json") {
@@ -186,11 +177,11 @@ fn is_safetensors(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.contains('/')
 }
 
-/// The files of a repository that are needed. Some hold their weights twice: transformers' `model*` are taken before
-/// others.
+/// The files of a repository to download. Some repositories hold their weights twice: transformers' `model*`
+/// are preferred.
 fn wanted(names: &[String], weights: bool) -> Vec<String> {
     let mut wanted: Vec<String> =
-        names.iter().filter(|name| FILES.contains(&name.as_str())).cloned().collect();
+        names.iter().filter(|name| ModelFiles::NAMES.contains(&name.as_str())).cloned().collect();
     if weights {
         let tensors: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
         let named = tensors.iter().any(|name| name.starts_with("model"));

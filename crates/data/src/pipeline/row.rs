@@ -84,13 +84,18 @@ impl RowProcessor {
     pub fn row<N: Into<String>>(&self, fields: impl IntoIterator<Item = (N, Value)>) -> Result<Outcome> {
         let id = RowId::new(Path::new("row"), 0, None);
         let fields = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        Ok(self.settle(id.clone(), self.through(Row { id, fields }))?.0)
+        Ok(self
+            .settle(
+                id.clone(),
+                self.through(Example::from_row(Row { id, fields }, self.pipeline.policy.format)),
+            )?
+            .0)
     }
 
     /// The outcome of a row of a source, and the hash of its ids.
     pub(super) fn outcome(&self, raw: RawRow) -> Result<(Outcome, u128)> {
         let id = raw.id.clone();
-        self.settle(id, Row::parse(raw).map_err(Halt::from).and_then(|row| self.through(row)))
+        self.settle(id, self.through(Example::read(raw, self.pipeline.policy.format)))
     }
 
     /// Adds to a summary which chat template the rows used, and for which day.
@@ -139,12 +144,11 @@ impl RowProcessor {
         }
     }
 
-    /// A row through every stage.
-    fn through(&self, row: Row) -> Result<(Outcome, u128), Halt> {
+    /// Runs every stage over a row.
+    fn through(&self, row: Result<Example>) -> Result<(Outcome, u128), Halt> {
         let policy = &*self.pipeline.policy;
-        let example = Example::from_row(row, policy.format)?;
-        let id = example.id.clone();
-        let mut whole = match example.body {
+        let Example { id, body } = row?;
+        let mut whole = match body {
             Body::Text { text, prompt_len } => {
                 let marker = render::starts_with_response_marker(&text[prompt_len..], policy);
                 let findings = marker.then(|| {

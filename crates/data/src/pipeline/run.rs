@@ -5,6 +5,7 @@ use super::outcome::Outcome;
 use super::row::RowProcessor;
 use super::summary::Summary;
 use super::{BAD_ROWS_LISTED, Mode, Pipeline};
+use crate::example;
 use crate::policy::OnBadRow;
 use crate::source::{RawRow, Source, SourceHash};
 use crate::{Code, Error, Finding, Result};
@@ -122,11 +123,14 @@ impl<T: Send + 'static> Chunks<T> {
     /// the thread that made it (the bytes to write, say), before anything is known of other rows.
     pub fn new(
         pipeline: &Pipeline,
-        source: Source,
+        mut source: Source,
         seen: Duplicates,
         work: impl Fn(&Outcome) -> T + Send + Sync + 'static,
     ) -> Result<Chunks<T>> {
         let processor = Arc::new(pipeline.processor()?);
+        if let Some(projection) = example::projection(pipeline.policy.format, pipeline.keep_text) {
+            source.project(projection)?;
+        }
         let (bytes_read, size) = (source.bytes_read(), source.size());
         let (sender, receiver) = mpsc::sync_channel(2);
         let reader = std::thread::spawn(move || read_chunks(source, &sender));

@@ -10,7 +10,7 @@ use super::raw::RawTokens;
 use super::stages::{Stages, Start, Vocabulary};
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use suasion_test_support::material;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::utils::SysRegex;
 use tokenizers::{
@@ -424,16 +424,6 @@ fn broken_files_are_refused() {
     json["model"]["vocab"]["nobody writes this"] = id;
     let inner = load(&serde_json::to_vec(&json).unwrap()).unwrap();
     assert!(matches!(inner.get_model(), Model::Library(_)));
-}
-
-fn material() -> Option<PathBuf> {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/material");
-    let path = std::env::var_os("SUASION_MATERIAL").map_or_else(|| default.into(), PathBuf::from);
-    if !path.is_dir() {
-        eprintln!("skipped: no material at {}", path.display());
-        return None;
-    }
-    Some(path)
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod generate;
 mod loop_;
 mod order;
 mod packing;
+mod ranks;
 mod reports;
 mod resume;
 mod trajectories;

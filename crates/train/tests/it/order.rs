@@ -131,7 +131,7 @@ fn batches_and_steps_do_not_cross_an_epoch() {
     let mut shuffled = sampler(7, 2, 3, true, 0);
     for epoch in 0..3 {
         let steps = [shuffled.step(2 * epoch), shuffled.step(2 * epoch + 1)];
-        let mut seen: Vec<u32> = steps.into_iter().flatten().flatten().collect();
+        let mut seen: Vec<usize> = steps.into_iter().flatten().flatten().collect();
         assert_eq!(seen, shuffled.order(epoch));
         seen.sort_unstable();
         assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6]);
@@ -156,7 +156,7 @@ fn the_plan_holds_the_largest_batch_and_no_more() {
     let settings = Settings { per_device_train_batch_size: 4, ..Settings::default() };
     let plan = Plan::new(&train, &[], &settings).unwrap();
     let mut sampler = Sampler::new(train.len(), &settings);
-    let tokens = |rows: &Vec<u32>| rows.iter().map(|&row| train[row as usize].len()).sum::<usize>();
+    let tokens = |rows: &[usize]| rows.iter().map(|&row| train[row].len()).sum::<usize>();
     let largest = (0..plan.total_steps).flat_map(|step| sampler.step(step)).map(|rows| tokens(&rows)).max();
     assert_eq!(Some(plan.budget.tokens), largest);
     assert_eq!(plan.targets_per_epoch, train.iter().map(|row| row.targets().count() as u64).sum::<u64>());

@@ -1,0 +1,122 @@
+//! The steps of a run, one after another: which rows each takes, at which learning rate, counted and timed.
+
+use crate::memory::peak_memory_bytes;
+use crate::metrics::StepRecord;
+use crate::observer::StepEvent;
+use crate::sampler::Sampler;
+use crate::schedule::Schedule;
+use crate::state::Progress;
+use crate::step::step;
+use crate::{Result, Settings};
+use std::time::Instant;
+use suasion_data::Sample;
+use suasion_engine::{Backend, Model, SingleRank};
+
+/// The training loop that [`crate::train`] and [`crate::compare()`] share. What happens between two steps is theirs.
+pub(crate) struct Steps<'a> {
+    pub(crate) sampler: Sampler,
+    schedule: Schedule,
+    rows: &'a [Sample],
+    settings: &'a Settings,
+    pace: Pace,
+}
+
+/// How fast this process trains.
+#[derive(Default)]
+struct Pace {
+    steps: u64,
+    seconds: f64,
+    /// Tokens and seconds since the last record.
+    unrecorded: (u64, f64),
+}
+
+impl<'a> Steps<'a> {
+    /// The steps over these rows.
+    pub(crate) fn new(rows: &'a [Sample], settings: &'a Settings, total_steps: u64) -> Steps<'a> {
+        Steps {
+            sampler: Sampler::new(rows.len(), settings),
+            schedule: Schedule::new(settings, total_steps),
+            rows,
+            settings,
+            pace: Pace::default(),
+        }
+    }
+
+    /// Takes the step after `progress`, and counts it there. An error names the step.
+    pub(crate) fn take<B: Backend>(
+        &mut self,
+        model: &mut Model<B>,
+        progress: &mut Progress,
+    ) -> Result<StepEvent> {
+        let number = progress.step + 1;
+        let learning_rate = self.schedule.rate(progress.step);
+        let micro_batches: Vec<Vec<&Sample>> = self
+            .sampler
+            .step(progress.step)
+            .iter()
+            .map(|indices| indices.iter().map(|&row| &self.rows[row]).collect())
+            .collect();
+        let started = Instant::now();
+        let outcome =
+            step(model, &micro_batches, self.settings, learning_rate, progress.updates, &SingleRank)
+                .map_err(|error| error.at_step(number))?;
+        let seconds = started.elapsed().as_secs_f64();
+
+        progress.step = number;
+        progress.tokens += outcome.tokens;
+        progress.targets += outcome.targets;
+        progress.seconds += seconds;
+        match outcome.loss {
+            Some(loss) => {
+                progress.updates += 1;
+                progress.loss_sum += loss;
+            }
+            None => progress.skipped_steps += 1,
+        }
+        self.pace.steps += 1;
+        self.pace.seconds += seconds;
+        self.pace.unrecorded.0 += outcome.tokens;
+        self.pace.unrecorded.1 += seconds;
+
+        let total_steps = self.schedule.total_steps;
+        Ok(StepEvent {
+            step: number,
+            total_steps,
+            epoch: self.sampler.epoch(number),
+            loss: outcome.loss,
+            learning_rate,
+            grad_norm: outcome.grad_norm,
+            targets: outcome.targets,
+            tokens: outcome.tokens,
+            seconds,
+            targets_per_second: per_second(outcome.targets, seconds),
+            tokens_per_second: per_second(outcome.tokens, seconds),
+            eta_seconds: total_steps.saturating_sub(number) as f64 * self.pace.seconds
+                / self.pace.steps as f64,
+            peak_memory_bytes: peak_memory_bytes(),
+            logged: number == 1
+                || number.is_multiple_of(self.settings.logging_steps)
+                || number == total_steps,
+        })
+    }
+
+    /// The line of metrics for a step; its rate is over all steps since the last line.
+    pub(crate) fn record(&mut self, event: &StepEvent) -> StepRecord {
+        let (tokens, seconds) = std::mem::take(&mut self.pace.unrecorded);
+        StepRecord {
+            step: event.step,
+            epoch: event.epoch,
+            loss: event.loss,
+            learning_rate: event.learning_rate,
+            grad_norm: event.grad_norm,
+            targets: event.targets,
+            tokens: event.tokens,
+            tokens_per_second: per_second(tokens, seconds),
+            peak_memory_bytes: event.peak_memory_bytes,
+        }
+    }
+}
+
+fn per_second(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
