@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// The help text of a row whose spans cannot be proved.
-const HELP: &str = "mark what the assistant says with {% generation %} .. {% endgeneration %} in the template, or \
+const HELP: &str = "mark the assistant's text with {% generation %} .. {% endgeneration %} in the template, or \
                     give the row as prompt and completion";
 
 /// A rendered conversation with its findings.
@@ -61,7 +61,8 @@ impl Setup {
 /// The renderings that a proof relies on, apart from that of the whole conversation.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// Renderings of the first `n` messages, with or without generation prompt; `None` if the template rejects them.
+    /// Renderings of the first `n` messages, with or without generation prompt; `None` if the template
+    /// rejects them.
     pub prefixes: BTreeMap<(usize, bool), Option<String>>,
     /// The rendering with marks around the `{% generation %}` blocks, and the marks.
     pub marked: Option<(String, (char, char))>,

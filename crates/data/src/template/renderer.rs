@@ -12,10 +12,11 @@ use crate::render::Stops;
 use crate::{Result, RowId};
 use std::sync::Arc;
 
-/// Renders conversations with a template, policy, stop texts and options that are the same for all rows of a source.
+/// Renders conversations with a template, policy, stop texts and options that are the same for all rows of a
+/// source.
 ///
-/// It caches proofs by the shape of conversations. It may be used from many threads, and the result of a row does not depend
-/// on the rows before it.
+/// It caches proofs by the shape of conversations. It may be used from many threads, and the result of a row
+/// does not depend on the rows before it.
 #[derive(Debug)]
 pub struct ChatRenderer {
     setup: Setup,
@@ -73,7 +74,8 @@ impl ChatRenderer {
         }
     }
 
-    /// As [`ChatRenderer::spans`], without the cache of proofs: slower, with the same result wherever both have a proof.
+    /// As [`ChatRenderer::spans`], without the cache of proofs: slower, with the same result wherever both
+    /// have a proof.
     ///
     /// # Errors
     /// As [`ChatRenderer::spans`].
