@@ -6,6 +6,7 @@ use super::raw::RawTokens;
 use super::settings::{Settings, declare_added_tokens, post_processor_ends};
 use super::stages::{Stages, Start, Vocabulary};
 use crate::{Error, Policy, Result};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// A token with a role of its own.
@@ -32,6 +33,16 @@ pub struct Tokenizer {
     vocab_size: usize,
     fingerprint: String,
     pub(super) path: PathBuf,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, vocab_size) = (&self.path, self.vocab_size);
+        f.debug_struct("Tokenizer")
+            .field("path", path)
+            .field("vocab_size", &vocab_size)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Tokenizer {
