@@ -25,8 +25,8 @@ pub struct Rendered {
     pub text: String,
     /// The origin and weight of every byte.
     pub spans: Vec<Span>,
-    /// True for plain text, to which the tokenizer's post-processor adds its special tokens (BOS); false for rendered
-    /// chats, which contain their own.
+    /// True for plain text, to which the tokenizer's post-processor adds its special tokens (BOS); false for
+    /// rendered chats, which contain their own.
     pub add_special_tokens: bool,
 }
 
@@ -62,8 +62,8 @@ impl Stops {
     }
 }
 
-/// The section markers in their order, each with the section that it opens. `[RESPONSE]` opens none: text between it and
-/// the response is scaffold.
+/// The section markers in their order, each with the section that it opens. `[RESPONSE]` opens none: text
+/// between it and the response is scaffold.
 const MARKERS: [(&str, Option<Section>); 4] = [
     ("SYSTEM", Some(Section::System)),
     ("CONTEXT", Some(Section::Context)),
@@ -73,9 +73,9 @@ const MARKERS: [(&str, Option<Section>); 4] = [
 
 /// A prompt and its completion to text with spans.
 ///
-/// The completion is the response, up to the stop text at its end, if there is one; white space after the stop text is
-/// scaffold. To a completion without a stop text the EOS is appended, with the origin [`Origin::EndOfTurn`], if the policy
-/// asks for it and the tokenizer has one.
+/// The completion is the response, up to the stop text at its end, if there is one; white space after the
+/// stop text is scaffold. To a completion without a stop text the EOS is appended, with the origin
+/// [`Origin::EndOfTurn`], if the policy asks for it and the tokenizer has one.
 pub fn render(id: RowId, text: String, prompt_len: usize, policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = text;
     let mut spans = sections(&text[..prompt_len], policy);
@@ -115,8 +115,8 @@ fn final_stop(response: &str, stops: &Stops) -> Option<Range<usize>> {
 
 /// Segments to text with spans: segments with a weight above 0 are response, the others prompt.
 ///
-/// A run of response segments is one response, up to the stop text at its end, if there is one. The EOS is appended as to a
-/// plain completion, if the last segment is response and has no stop text at its end.
+/// A run of response segments is one response, up to the stop text at its end, if there is one. The EOS is
+/// appended as to a plain completion, if the last segment is response and has no stop text at its end.
 pub fn render_segments(id: RowId, segments: &[TextPiece], policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = Pieces::default();
     for (at, segment) in segments.iter().enumerate() {
@@ -133,10 +133,12 @@ pub fn render_segments(id: RowId, segments: &[TextPiece], policy: &Policy, stops
     text.rendered(id)
 }
 
-/// An instruction to plain text with spans: the prompt of Stanford's Alpaca, preceded by earlier turns in the same form.
+/// An instruction to plain text with spans: the prompt of Stanford's Alpaca, preceded by earlier turns in the
+/// same form.
 ///
-/// The instruction is the task, its input and earlier instructions are context, and the headings are scaffold. Earlier
-/// answers get an EOS and are learned like the last one, unless the policy supervises only the last.
+/// The instruction is the task, its input and earlier instructions are context, and the headings are
+/// scaffold. Earlier answers get an EOS and are learned like the last one, unless the policy supervises only
+/// the last.
 pub fn render_alpaca(id: RowId, row: &Alpaca, policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = Pieces::default();
     match (&row.system, &row.input) {
@@ -149,15 +151,15 @@ pub fn render_alpaca(id: RowId, row: &Alpaca, policy: &Policy, stops: &Stops) ->
             "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
         ),
     }
-    for (asked, answered) in &row.history {
+    for (instruction, answer) in &row.history {
         text.scaffold("\n\n### Instruction:\n");
-        text.prompt(asked, Section::Context, policy);
+        text.prompt(instruction, Section::Context, policy);
         text.scaffold("\n\n### Response:\n");
         if policy.supervise == Supervise::Last {
-            text.prompt(answered, Section::Context, policy);
+            text.prompt(answer, Section::Context, policy);
             text.scaffold(stops.eos.as_deref().filter(|_| policy.append_eos).unwrap_or(""));
         } else {
-            text.respond(answered, 1.0);
+            text.respond(answer, 1.0);
             text.end_turn(true, policy, stops);
         }
     }
@@ -243,9 +245,9 @@ impl Pieces {
 
 /// The spans of a prompt, by its section markers.
 ///
-/// From left to right, a marker counts if it is at the start of the text or after white space (so also at the start of a
-/// line), and neither it nor a marker that follows it in the order SYSTEM, CONTEXT, TASK, RESPONSE has counted before. Any
-/// other occurrence is content.
+/// From left to right, a marker counts if it is at the start of the text or after white space (so also at the
+/// start of a line), and neither it nor a marker that follows it in the order SYSTEM, CONTEXT, TASK, RESPONSE
+/// has counted before. Any other occurrence is content.
 pub fn sections(prompt: &str, policy: &Policy) -> Vec<Span> {
     let markers: Vec<(String, Option<Section>)> = MARKERS
         .iter()
@@ -298,8 +300,8 @@ fn find_marker(prompt: &str, at: usize, rest: &str, marker: &str) -> Option<usiz
         .find(|&place| prompt[..place].chars().next_back().is_none_or(char::is_whitespace))
 }
 
-/// True if a completion starts, after white space, with the marker of the response. The marker is supervised like the rest
-/// of the completion, so the model learns to write it.
+/// True if a completion starts, after white space, with the marker of the response. The marker is supervised
+/// like the rest of the completion, so the model learns to write it.
 pub fn starts_with_response_marker(completion: &str, policy: &Policy) -> bool {
     let marker = policy.section_markers.get("RESPONSE").map_or("[RESPONSE]", String::as_str);
     !marker.is_empty() && completion.trim_start().starts_with(marker)

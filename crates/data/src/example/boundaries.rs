@@ -4,7 +4,8 @@ use crate::{Pack, RowId};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// The fields of a row that describe its boundaries. Fields with a value per token have the length of the row.
+/// The fields of a row that describe its boundaries. Fields with a value per token have the length of the
+/// row.
 #[derive(Debug, Default)]
 pub(super) struct Given<'a> {
     /// `rows`: the numbers of the source rows in it.
@@ -136,7 +137,8 @@ fn by_position(positions: &[u32], real: impl Fn(usize) -> bool) -> Vec<u32> {
     lengths
 }
 
-/// Checks that the non-padding tokens of each run have consecutive positions. A run is its first position and its tokens.
+/// Checks that the non-padding tokens of each run have consecutive positions. A run is its first position and
+/// its tokens.
 fn check_positions(
     positions: &[u32],
     real: impl Fn(usize) -> bool,

@@ -66,8 +66,9 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Loads the template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`, which is
-    /// a template or a list of named ones (`default`, and `tool_use` for rows with tools). `None` if the folder has none.
+    /// Loads the template of a model folder: `chat_template.jinja`, else `chat_template` in
+    /// `tokenizer_config.json`, which is a template or a list of named ones (`default`, and `tool_use` for
+    /// rows with tools). `None` if the folder has none.
     pub fn from_dir(dir: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Option<ChatTemplate>> {
         let read = |path: &Path| match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(text)),

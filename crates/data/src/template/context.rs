@@ -11,8 +11,8 @@ use std::sync::Arc;
 /// Keys of a message's reasoning. transformers makes the first two aliases of whichever is present.
 pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// A small ordered mapping. A linear search over a few keys is faster than hashing, and needs no table: a rendering of nine
-/// messages went from 17 to 10 µs.
+/// A small ordered mapping. A linear search over a few keys is faster than hashing, and needs no table: a
+/// rendering of nine messages went from 17 to 10 µs.
 #[derive(Debug)]
 struct Entries(Vec<(Value, Value)>);
 
@@ -50,7 +50,8 @@ fn jinja(value: &Json) -> Value {
     }
 }
 
-/// A message as transformers passes it to the template: null keys are dropped, and the keys of the reasoning are aliases.
+/// A message as transformers passes it to the template: null keys are dropped, and the keys of the reasoning
+/// are aliases.
 pub(super) fn message(message: &Map<String, Json>) -> Value {
     let mut entries = Vec::with_capacity(message.len() + 2);
     entries.extend(message.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.as_str().into(), jinja(v))));
@@ -84,7 +85,8 @@ impl Variables {
         Variables(shared)
     }
 
-    /// All variables of one rendering. The first of two variables with the same name wins, so those of the row override these.
+    /// All variables of one rendering. The first of two variables with the same name wins, so those of the
+    /// row override these.
     pub fn context(
         &self,
         c: &Conversation,

@@ -18,8 +18,8 @@ pub(super) const NOW: &str = "__suasion_now";
 pub(super) const GENERATION: &str = "__suasion_generation";
 pub(super) const ITER: &str = "__suasion_iter";
 
-/// Fuel of one rendering: one unit per instruction and per 64 bytes produced. The largest published template needs a tenth
-/// of it for a thousand messages; an endless loop is stopped in well under a second.
+/// Fuel of one rendering: one unit per instruction and per 64 bytes produced. The largest published template
+/// needs a tenth of it for a thousand messages; an endless loop is stopped in well under a second.
 const FUEL: u64 = 3_000_000;
 
 /// Maximum nesting of macros and loops, which fits the stack of a worker thread.
@@ -194,7 +194,8 @@ fn tojson(value: &Value, indent: Option<&Value>, kwargs: Kwargs) -> Result<Strin
     Ok(out)
 }
 
-/// Python's string methods that MiniJinja lacks or implements differently; the others are those of `pycompat`.
+/// Python's string methods that MiniJinja lacks or implements differently; the others are those of
+/// `pycompat`.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if value.kind() == ValueKind::String
         && let Some(text) = value.as_str()
@@ -304,11 +305,12 @@ fn split(text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect::<Vec<_>>().into())
 }
 
-/// Rewrites `{% generation %}` blocks to blocks that MiniJinja knows. In transformers they are call blocks with their own
-/// scope, hence the `with` inside. The dashes of the tags, which control white space, stay in place.
+/// Rewrites `{% generation %}` blocks to blocks that MiniJinja knows. In transformers they are call blocks
+/// with their own scope, hence the `with` inside. The dashes of the tags, which control white space, stay in
+/// place.
 ///
-/// Returns the source, whether it has such blocks, and whether the template might read their output: it might if it captures
-/// output in a variable, a macro, a filter or a recursive loop.
+/// Returns the source, whether it has such blocks, and whether the template might read their output: it might
+/// if it captures output in a variable, a macro, a filter or a recursive loop.
 pub(super) fn rewrite_generation(source: &str) -> (String, bool, bool) {
     // Jinja normalises line ends.
     let source = &source.replace("\r\n", "\n").replace('\r', "\n");

@@ -1,4 +1,5 @@
-//! Marks: private characters around the strings of messages, which show where a template renders these strings.
+//! Marks: private characters around the strings of messages, which show where a template renders these
+//! strings.
 
 use super::python;
 use serde_json::Value;
@@ -8,11 +9,12 @@ pub(super) const PLANES: [u32; 2] = [0xF_0000, 0x10_0000];
 
 pub(super) const PLANE: u32 = 0xFFFD;
 
-/// Candidates for a placeholder of a field's white space; the first that the conversation does not use is taken.
+/// Candidates for a placeholder of a field's white space; the first that the conversation does not use is
+/// taken.
 pub(super) const SPACES: [char; 6] = ['\u{2003}', '\u{2002}', '\u{2001}', '\u{2004}', '\u{2005}', '\u{3000}'];
 
-/// Which fields get marks. A template that inspects the first or last characters of a field may need fewer marks to render
-/// unchanged.
+/// Which fields get marks. A template that inspects the first or last characters of a field may need fewer
+/// marks to render unchanged.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Fields {
     pub prompts: bool,
@@ -84,7 +86,8 @@ pub(super) fn strip(text: &str, plane: u32) -> (String, Vec<(usize, usize)>) {
     (out, falls)
 }
 
-/// Removes the marks of fields from a text and puts their own white space back; returns it with the positions of the marks.
+/// Removes the marks of fields from a text and puts their own white space back; returns it with the positions
+/// of the marks.
 pub(super) fn strip_fields(
     text: &str,
     plane: u32,
@@ -129,8 +132,8 @@ pub(super) fn strip_fields(
         falls.push(Fall { at, outer, field: n / 2, close });
     }
     if space.is_none() {
-        // A field's white space cannot be distinguished from the template's. If the text has it at this place, it counts as
-        // the field's.
+        // A field's white space cannot be distinguished from the template's. If the text has it at this
+        // place, it counts as the field's.
         for fall in &mut falls {
             let field = &fields[fall.field];
             if fall.close && out[fall.at..].starts_with(&field.tail) {
@@ -154,8 +157,8 @@ pub(super) struct Wrap {
 }
 
 impl Wrap {
-    /// Puts marks around each string in a value, inside its leading and trailing white space, so that trimming has the same
-    /// effect as before. A blank string gets none, since a mark would make it true.
+    /// Puts marks around each string in a value, inside its leading and trailing white space, so that
+    /// trimming has the same effect as before. A blank string gets none, since a mark would make it true.
     pub fn wrap(&self, value: &mut Value, tool: bool, fields: &mut Vec<Field>) {
         match value {
             Value::String(text) => {

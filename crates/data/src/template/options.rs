@@ -22,11 +22,12 @@ impl TemplateOptions {
     }
 }
 
-/// True for variables that neither the configuration (`template_kwargs`) nor a row (`chat_template_kwargs`) may set.
+/// True for variables that neither the configuration (`template_kwargs`) nor a row (`chat_template_kwargs`)
+/// may set.
 ///
-/// transformers takes messages, tools and the generation prompt as separate arguments and rejects duplicates. It allows a
-/// call to override the special tokens. Here they come from the tokenizer only: a text with other ones would have no known
-/// BOS and no known stop token. `documents` may be set, as in transformers.
+/// transformers takes messages, tools and the generation prompt as separate arguments and rejects duplicates.
+/// It allows a call to override the special tokens. Here they come from the tokenizer only: a text with other
+/// ones would have no known BOS and no known stop token. `documents` may be set, as in transformers.
 pub fn is_reserved(name: &str) -> bool {
     let ours = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
     ours.contains(&name) || name.starts_with("__suasion")

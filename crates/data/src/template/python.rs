@@ -133,7 +133,8 @@ fn number(value: &Value, infinite: &str, nan: &str) -> String {
     if x.is_infinite() {
         return format!("{}{infinite}", if x < 0.0 { "-" } else { "" });
     }
-    // Rust and Python produce the same shortest digits, but choose differently between fixed and scientific notation.
+    // Rust and Python produce the same shortest digits, but choose differently between fixed and scientific
+    // notation.
     let scientific = format!("{x:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);

@@ -1,19 +1,21 @@
 //! Reuses a proof for all conversations of the same shape.
 //!
-//! The *shape* of a conversation is everything but the text of its strings: roles, keys, weights, which strings are blank,
-//! and which start or end in white space. A *specimen* has that shape and one private character for each string. The proof
-//! for the specimen is the *plan* of the shape: literal pieces, references to strings, and the spans over these.
+//! The *shape* of a conversation is everything but the text of its strings: roles, keys, weights, which
+//! strings are blank, and which start or end in white space. A *specimen* has that shape and one private
+//! character for each string. The proof for the specimen is the *plan* of the shape: literal pieces,
+//! references to strings, and the spans over these.
 //!
-//! A row gets the spans of the plan if every rendering that the specimen's proof relies on, made for the row, is byte for
-//! byte that of the specimen with the row's strings substituted: the whole conversation; the rendering with marks around
-//! `{% generation %}` blocks; and the messages before each answer with the generation prompt (and without it, if the proof
-//! used that). A template that cannot inspect texts ([`super::blind`]) renders all of these alike, so only the whole is
-//! rendered. Marks around fields are not rendered again: the substitution shows the same. Every other row is proved on its
-//! own. A plan depends on the shape only, so the result of a row never depends on other rows.
+//! A row gets the spans of the plan if every rendering that the specimen's proof relies on, made for the row,
+//! is byte for byte that of the specimen with the row's strings substituted: the whole conversation; the
+//! rendering with marks around `{% generation %}` blocks; and the messages before each answer with the
+//! generation prompt (and without it, if the proof used that). A template that cannot inspect texts
+//! ([`super::blind`]) renders all of these alike, so only the whole is rendered. Marks around fields are not
+//! rendered again: the substitution shows the same. Every other row is proved on its own. A plan depends on
+//! the shape only, so the result of a row never depends on other rows.
 //!
-//! A row of a known shape costs one rendering under a blind template (7 µs for six messages of ChatML or Llama 3), else one
-//! more per answer, of the messages before it (42 µs for six messages of Qwen3, whose whole rendering takes 14), or one more
-//! for the blocks (20 µs).
+//! A row of a known shape costs one rendering under a blind template (7 µs for six messages of ChatML or
+//! Llama 3), else one more per answer, of the messages before it (42 µs for six messages of Qwen3, whose
+//! whole rendering takes 14), or one more for the blocks (20 µs).
 
 use super::proof::{Chat, Evidence, Setup};
 use super::python;
@@ -27,7 +29,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Maximum number of cached plans. Beyond it the cache is cleared, which costs time but does not change results.
+/// Maximum number of cached plans. Beyond it the cache is cleared, which costs time but does not change
+/// results.
 const SHAPES: usize = 1024;
 
 /// Maximum length of a blank string in a shape, in bytes.
@@ -98,8 +101,8 @@ type Place = (usize, usize);
 struct Prefix {
     messages: usize,
     generation: bool,
-    /// The number of pieces it has in common with the start of the whole, and the remaining pieces; `None` if the template
-    /// rejects the messages.
+    /// The number of pieces it has in common with the start of the whole, and the remaining pieces; `None` if
+    /// the template rejects the messages.
     text: Option<(usize, Pieces)>,
 }
 
@@ -129,8 +132,9 @@ fn fields(c: &Conversation) -> impl Iterator<Item = Field<'_>> {
     all.filter(|field| !field.blank())
 }
 
-/// The shape of a conversation as bytes, equal for two conversations exactly if their shapes are equal. `None` for conversations
-/// without a shape: those with tools, tool calls, or values other than strings in their messages.
+/// The shape of a conversation as bytes, equal for two conversations exactly if their shapes are equal.
+/// `None` for conversations without a shape: those with tools, tool calls, or values other than strings in
+/// their messages.
 fn key(c: &Conversation) -> Option<Vec<u8>> {
     if c.tools.is_some() || c.messages.len() > MESSAGES {
         return None;
@@ -201,7 +205,7 @@ fn specimen(c: &Conversation) -> Option<Conversation> {
 
 impl Plans {
     /// The plan for a conversation, if it has a shape and the shape a proof.
-    pub fn get(&self, setup: &Setup<'_>, c: &Conversation) -> Option<Arc<Plan>> {
+    pub fn get(&self, setup: &Setup, c: &Conversation) -> Option<Arc<Plan>> {
         let key = key(c)?;
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         known.unwrap_or_else(|| {
@@ -217,7 +221,7 @@ impl Plans {
 }
 
 /// Makes the plan of a conversation's shape from its specimen.
-fn learn(setup: &Setup<'_>, c: &Conversation) -> Option<Plan> {
+fn learn(setup: &Setup, c: &Conversation) -> Option<Plan> {
     let c = specimen(c)?;
     // The specimen has no source row, so its errors are discarded.
     let id = RowId { file: Arc::from(Path::new("")), row: 0, line: None, in_file: 0 };
@@ -229,7 +233,8 @@ fn learn(setup: &Setup<'_>, c: &Conversation) -> Option<Plan> {
 }
 
 impl Pieces {
-    /// The pieces of a specimen's rendering; `None` if a placeholder in it may be the template's own white space.
+    /// The pieces of a specimen's rendering; `None` if a placeholder in it may be the template's own white
+    /// space.
     fn new(text: String) -> Option<Pieces> {
         let mut pieces = Vec::new();
         let mut starts = Vec::new();
@@ -265,7 +270,8 @@ impl Pieces {
         (spaces == 0).then_some(Pieces { text, pieces, starts })
     }
 
-    /// The number of pieces that another rendering of the specimen starts with, cut so that no field is split.
+    /// The number of pieces that another rendering of the specimen starts with, cut so that no field is
+    /// split.
     fn shared(&self, other: &str) -> usize {
         let common = self.text.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
         let ends = self.starts.iter().skip(1).copied().chain([self.text.len()]);
@@ -289,8 +295,8 @@ impl Pieces {
         })
     }
 
-    /// The byte at which each piece starts in a row's rendering, and the end of the last one; `None` if the rendering does not
-    /// consist of these pieces.
+    /// The byte at which each piece starts in a row's rendering, and the end of the last one; `None` if the
+    /// rendering does not consist of these pieces.
     fn places(&self, fields: &[Field<'_>], text: &str) -> Option<Vec<usize>> {
         let mut starts = Vec::with_capacity(self.pieces.len() + 1);
         let mut rest = text;
@@ -350,11 +356,11 @@ impl Plan {
         self.marked.is_some()
     }
 
-    /// The spans of a conversation of this shape, if its renderings consist of the pieces of the plan. `text` is its rendering;
-    /// it may be `None` for a plan with marks that the template cannot read.
+    /// The spans of a conversation of this shape, if its renderings consist of the pieces of the plan. `text`
+    /// is its rendering; it may be `None` for a plan with marks that the template cannot read.
     pub fn apply(
         &self,
-        setup: &Setup<'_>,
+        setup: &Setup,
         id: &RowId,
         c: &Conversation,
         messages: &[minijinja::Value],

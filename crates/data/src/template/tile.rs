@@ -73,10 +73,10 @@ impl Proof<'_> {
             }
         }
         for (i, message) in self.messages.iter().enumerate().filter(|(_, m)| is_assistant(m)) {
-            let said = message["content"].as_str().unwrap_or_default();
+            let content = message["content"].as_str().unwrap_or_default();
             let own = turns.iter().filter(|t| t.message == i);
             let mut own = own.map(|t| &self.text[t.start..t.stop.as_ref().map_or(t.end, |s| s.end)]);
-            if !said.is_empty() && !own.any(|text| text.contains(said)) {
+            if !content.is_empty() && !own.any(|text| text.contains(content)) {
                 altered.push(i);
             }
         }
@@ -93,7 +93,8 @@ impl Proof<'_> {
             let origin = Origin::Prompt { turn, section };
             wanted.push(Span { range, origin, weight: self.setup.policy.section_weight(section) });
         }
-        // The sort is stable and responses come first: white space between a prompt and a response stays with the response.
+        // The sort is stable and responses come first: white space between a prompt and a response stays with
+        // the response.
         wanted.sort_by_key(|s| (s.range.start, s.range.end));
         let mut spans: Vec<Span> = Vec::with_capacity(2 * wanted.len() + 1);
         let mut cursor = 0;

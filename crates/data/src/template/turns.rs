@@ -1,4 +1,5 @@
-//! Proves where the responses are: by `{% generation %}` blocks, else by marks around fields, else by prefixes.
+//! Proves where the responses are: by `{% generation %}` blocks, else by marks around fields, else by
+//! prefixes.
 
 use super::context;
 use super::marks::{ATTEMPTS, Fall, Fields, Marks, Wrap, mark, strip, strip_fields};
@@ -32,8 +33,8 @@ impl Proof<'_> {
         })
     }
 
-    /// Tries one set of marks. `None` if there is nothing to mark; an error if the template does not render the same text, with
-    /// whether any field has white space around it.
+    /// Tries one set of marks. `None` if there is nothing to mark; an error if the template does not render
+    /// the same text, with whether any field has white space around it.
     fn attempt(&self, which: Fields, space: Option<char>) -> Option<Result<Marks, bool>> {
         let mut messages = self.messages.clone();
         let mut fields = Vec::new();
@@ -87,7 +88,7 @@ impl Proof<'_> {
     }
 
     /// True if a message has content.
-    fn speaks(message: &Value) -> bool {
+    fn has_content(message: &Value) -> bool {
         match &message["content"] {
             Value::String(text) => !python::strip(text, None, true, true).is_empty(),
             Value::Array(parts) => !parts.is_empty(),
@@ -96,7 +97,7 @@ impl Proof<'_> {
     }
 
     /// True if a prompt between answer `i` and the next may contain a stop token, or part of one at an end.
-    fn typed_behind(&self, i: usize, stops: &Stops) -> bool {
+    fn stop_follows(&self, i: usize, stops: &Stops) -> bool {
         fn types(value: &Value, stop: &str) -> bool {
             let part = |text: &str| {
                 let mut cuts = (1..stop.len()).filter(|at| stop.is_char_boundary(*at));
@@ -110,8 +111,8 @@ impl Proof<'_> {
             }
         }
         let stops: Vec<&String> = stops.all.iter().filter(|stop| !stop.is_empty()).collect();
-        let mut behind = self.messages[i + 1..].iter().take_while(|message| !is_assistant(message));
-        behind.any(|message| stops.iter().any(|stop| types(message, stop)))
+        let mut following = self.messages[i + 1..].iter().take_while(|message| !is_assistant(message));
+        following.any(|message| stops.iter().any(|stop| types(message, stop)))
     }
 
     fn first_stop(&self, range: Range<usize>, stops: &Stops) -> Option<Range<usize>> {
@@ -122,58 +123,59 @@ impl Proof<'_> {
             .map(|(at, len)| range.start + at..range.start + at + len)
     }
 
-    /// The end of the generation prompt, found from the last mark of message `i - 1`, which is at the same place in the
-    /// rendering of the whole conversation.
+    /// The end of the generation prompt, found from the last mark of message `i - 1`, which is at the same
+    /// place in the rendering of the whole conversation.
     fn local_start(&self, i: usize, marks: Option<&Marks>, cursor: usize) -> Option<usize> {
         let marks = marks?;
         let before = i.checked_sub(1)?;
-        let asked = marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
+        let mark_end =
+            marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
         let marked = self.render(&marks.messages[..i], true).ok()?;
         let (text, falls) = strip_fields(&marked, self.plane, &marks.fields, marks.space);
         // This is what the model sees at inference, so the marks must not change it.
         self.prefix(i, true).filter(|with| *with == text)?;
         let own = falls.iter().filter(|f| f.close && marks.fields[f.field].message == before);
         let tail = &text[own.map(|f| f.outer).max()?..];
-        self.text[asked..].starts_with(tail).then_some(asked + tail.len())
+        self.text[mark_end..].starts_with(tail).then_some(mark_end + tail.len())
     }
 
-    /// Where any answer would start in the place of message `i`: the rendering with a substituted content is the same up to
-    /// that content.
+    /// Where any answer would start in the place of message `i`: the rendering with a substituted content is
+    /// the same up to that content.
     fn other_start(&self, i: usize) -> Option<usize> {
-        let words = mark(self.plane, 0)?;
+        let substitute = mark(self.plane, 0)?;
         let mut message = Map::new();
         message.insert("role".into(), self.messages[i]["role"].clone());
-        message.insert("content".into(), words.to_string().into());
+        message.insert("content".into(), substitute.to_string().into());
         let mut messages = self.plain.clone();
         messages[i] = context::message(&message);
         // The template may require a tool call before the messages that follow.
         let rendered = self.reworded(&messages).or_else(|_| self.reworded(&messages[..=i])).ok()?;
-        let at = rendered.find(words)?;
+        let at = rendered.find(substitute)?;
         self.text.starts_with(&rendered[..at]).then_some(at)
     }
 
-    /// True if the text after byte `end` also follows a substituted content of message `i`, so that none of the content is
-    /// after it.
+    /// True if the text after byte `end` also follows a substituted content of message `i`, so that none of
+    /// the content is after it.
     fn ends_at(&self, i: usize, end: usize) -> bool {
         let other = || {
-            let words = mark(self.plane, 0)?;
+            let substitute = mark(self.plane, 0)?;
             let mut message = self.messages[i].as_object()?.clone();
-            message.insert("content".into(), words.to_string().into());
+            message.insert("content".into(), substitute.to_string().into());
             let mut messages = self.plain.clone();
             messages[i] = context::message(&message);
             let rendered = self.reworded(&messages).ok()?;
-            let at = rendered.rfind(words)?;
-            Some(rendered[at + words.len_utf8()..] == self.text[end..])
+            let at = rendered.rfind(substitute)?;
+            Some(rendered[at + substitute.len_utf8()..] == self.text[end..])
         };
         other().unwrap_or(false)
     }
 
-    /// The start of the answer of message `i`, which is the end of its generation prompt. `own`: its first mark. `None` if
-    /// there is nothing to learn.
+    /// The start of the answer of message `i`, which is the end of its generation prompt. `own`: its first
+    /// mark. `None` if there is nothing to learn.
     ///
-    /// Each of these is a proof: the bytes before the start are those that the model sees at inference (from the start of the
-    /// text, or from the last mark before it); or they are the same before any other answer; or the start is the opening mark
-    /// of the answer's content.
+    /// Each of these is a proof: the bytes before the start are those that the model sees at inference (from
+    /// the start of the text, or from the last mark before it); or they are the same before any other answer;
+    /// or the start is the opening mark of the answer's content.
     fn start(
         &self,
         i: usize,
@@ -215,9 +217,10 @@ impl Proof<'_> {
             }
         }
         match own {
-            // What the generation prompt contains beyond the header (such as an opened thought) is not in the history.
+            // What the generation prompt contains beyond the header (such as an opened thought) is not in the
+            // history.
             Some(own) if own.content && !only_close => return Ok(Some(own.outer)),
-            None if Self::speaks(&self.messages[i]) => {}
+            None if Self::has_content(&self.messages[i]) => {}
             _ => {
                 if let Some(at) = self.other_start(i).filter(inside) {
                     return Ok(Some(at));
@@ -244,7 +247,8 @@ impl Proof<'_> {
                 // The next answer comes after this message.
                 if let Some(m) = marks {
                     let last = m.of(i).filter(|f| f.close).map(|f| f.outer).filter(|at| *at >= cursor).max();
-                    // Mistral's template renders a system message later than its position, so these do not count.
+                    // Mistral's template renders a system message later than its position, so these do not
+                    // count.
                     if role(&self.messages[i]) != "system" {
                         cursor = cursor.max(last.unwrap_or(0));
                     }
@@ -253,10 +257,11 @@ impl Proof<'_> {
             }
             let mut own: Vec<Fall> =
                 marks.map_or(Vec::new(), |m| m.of(i).filter(|f| f.at >= cursor).copied().collect());
-            // A field may be rendered again later (the name of a call with its result); only the first is the answer's.
+            // A field may be rendered again later (the name of a call with its result); only the first is the
+            // answer's.
             let mut seen = std::collections::HashSet::new();
             own.retain(|f| seen.insert((f.field, f.close)));
-            if marks.is_some() && own.is_empty() && Self::speaks(&self.messages[i]) {
+            if marks.is_some() && own.is_empty() && Self::has_content(&self.messages[i]) {
                 return Err(self.error(format!("message {i}: the template does not render its content")));
             }
             // If only the end of its content is marked, its start is searched before that.
@@ -282,20 +287,20 @@ impl Proof<'_> {
             // Unmarked text may itself contain a stop token; then the first stop token proves nothing.
             let own_vouched =
                 marks.is_some_and(|m| m.which.tools || self.messages[i]["tool_calls"].is_null());
-            let typed_behind = !marks.is_some_and(|m| m.which.prompts) && self.typed_behind(i, stops);
-            let vouched = own_vouched && !typed_behind;
+            let stop_follows = !marks.is_some_and(|m| m.which.prompts) && self.stop_follows(i, stops);
+            let vouched = own_vouched && !stop_follows;
             let whole = if vouched { None } else { self.prefix(i + 1, false) };
             let whole =
                 whole.filter(|w| self.text.starts_with(w.as_str()) && w.len() >= start).map(|w| w.len());
             if !own_vouched {
-                let said = self.messages[i].to_string();
-                if stops.all.iter().any(|s| !s.is_empty() && said.contains(s.as_str())) {
+                let message = self.messages[i].to_string();
+                if stops.all.iter().any(|s| !s.is_empty() && message.contains(s.as_str())) {
                     let message = format!("message {i} types a stop token, and its end cannot be proved");
                     return Err(self.error(message));
                 }
             }
             let last = i + 1 == self.messages.len();
-            if !vouched && whole.is_none() && !last && (typed_behind || after.is_none()) {
+            if !vouched && whole.is_none() && !last && (stop_follows || after.is_none()) {
                 let shorter = self.prefix(i + 1, false).unwrap_or_default();
                 let message = format!(
                     "message {i}: its end cannot be proved; the rendering up to it is not a prefix of the whole ({})",
@@ -304,10 +309,10 @@ impl Proof<'_> {
                 return Err(self.error(message));
             }
             let upper = after.unwrap_or(self.text.len());
-            let upper = whole.filter(|_| typed_behind).map_or(upper, |whole| whole.min(upper));
+            let upper = whole.filter(|_| stop_follows).map_or(upper, |whole| whole.min(upper));
             let stop = self.first_stop(content_end.min(upper)..upper, stops);
-            // A call ends in unmarked text: numbers, or brackets of the template. Without a stop token after it, the
-            // rendering up to this message shows its end.
+            // A call ends in unmarked text: numbers, or brackets of the template. Without a stop token after
+            // it, the rendering up to this message shows its end.
             let calls = whole.is_none() && stop.is_none() && !self.messages[i]["tool_calls"].is_null();
             let whole = match calls.then(|| self.prefix(i + 1, false)).flatten() {
                 Some(up_to) if self.text.starts_with(up_to.as_str()) => {
@@ -338,7 +343,7 @@ impl Proof<'_> {
         }
         self.evidence.borrow_mut().marked = Some((marked, (open, close)));
         let blocks: Vec<Range<usize>> = falls.chunks(2).map(|p| p[0].0..p[1].0).collect();
-        let said: Vec<usize> =
+        let answers: Vec<usize> =
             (0..self.messages.len()).filter(|&i| is_assistant(&self.messages[i])).collect();
         let mut turns = Vec::new();
         for (k, block) in blocks.iter().enumerate() {
@@ -348,11 +353,11 @@ impl Proof<'_> {
                     .find(|f| block.contains(&f.at) || f.at == block.end)
                     .map(|f| m.fields[f.field].message)
             });
-            let by_count = (blocks.len() == said.len()).then(|| said[k]);
-            let inside = inside.filter(|i| said.contains(i));
+            let by_count = (blocks.len() == answers.len()).then(|| answers[k]);
+            let inside = inside.filter(|i| answers.contains(i));
             let message = match by_count.or(inside) {
                 Some(message) => message,
-                None => self.whose(&said, turns.last().map(|t: &Turn| t.message))?,
+                None => self.message_of_block(&answers, turns.last().map(|t: &Turn| t.message))?,
             };
             // The stop token of the block is the last one in it; an earlier one is content.
             let text = &self.text[block.clone()];
@@ -391,10 +396,11 @@ impl Proof<'_> {
         Ok(turns)
     }
 
-    /// The message of a block without any message's text in it, after the block of message `last`: that message again (a
-    /// block for its EOS) or the next answer. The choice matters only if their weights differ.
-    fn whose(&self, said: &[usize], last: Option<usize>) -> Result<usize> {
-        let next = said.iter().copied().find(|i| last.is_none_or(|last| *i > last));
+    /// The message of a block without any message's text in it, after the block of message `last`: that
+    /// message again (a block for its EOS) or the next answer. The choice matters only if their weights
+    /// differ.
+    fn message_of_block(&self, answers: &[usize], last: Option<usize>) -> Result<usize> {
+        let next = answers.iter().copied().find(|i| last.is_none_or(|last| *i > last));
         match (last, next) {
             (Some(last), Some(next)) if self.weight(last) != self.weight(next) => {
                 let message = format!(
