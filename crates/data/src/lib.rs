@@ -9,6 +9,7 @@ pub mod audit;
 pub mod error;
 pub mod example;
 pub mod finding;
+mod guard;
 mod id;
 pub mod label;
 pub mod origin;
