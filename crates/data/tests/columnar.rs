@@ -7,7 +7,7 @@ use common::Scratch;
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use suasion_data::prepared::columnar::{ArrowStreamSink, Columns, ParquetSink};
+use suasion_data::prepared::columnar::{ColumnSink, Columns};
 use suasion_data::prepared::folder;
 use suasion_data::prepared::{Boundaries, Record, Rows};
 use suasion_data::source::{ColumnarFile, Kind, Saved, fields, kind, saved_dataset};
@@ -279,8 +279,8 @@ fn all_columns() -> Vec<Columns> {
     all
 }
 
-fn parquet(path: &Path, columns: Columns) -> ParquetSink<AtomicFile> {
-    ParquetSink::new(path, AtomicFile::create(path).unwrap(), columns).unwrap()
+fn parquet(path: &Path, columns: Columns) -> ColumnSink<AtomicFile> {
+    ColumnSink::parquet(path, AtomicFile::create(path).unwrap(), columns).unwrap()
 }
 
 fn write_parquet(path: &Path, made: &[Made], columns: Columns) {
@@ -295,7 +295,7 @@ fn write_folder(target: &Path, made: &[Made], columns: Columns, rows: usize) {
     let shards: Vec<PathBuf> =
         (0..made.chunks(rows).len()).map(|i| scratch.path().join(i.to_string())).collect();
     for (path, made) in shards.iter().zip(made.chunks(rows)) {
-        let mut sink = ArrowStreamSink::new(path, AtomicFile::create(path).unwrap(), columns).unwrap();
+        let mut sink = ColumnSink::arrow(path, AtomicFile::create(path).unwrap(), columns).unwrap();
         made.iter().for_each(|made| sink.write(&made.record(columns)).unwrap());
         sink.finish().unwrap().commit().unwrap();
     }
@@ -368,7 +368,7 @@ fn a_folder_appears_whole_and_replaces_only_a_dataset() {
     assert!(refused(&scratch.file("file", "")).contains("is a file"));
     // Somebody else's dataset is no less a year's work.
     let theirs = refused(&fixtures().join("conversations_saved/train"));
-    assert!(theirs.contains("a dataset that suasion has not prepared"), "{theirs}");
+    assert!(theirs.contains("a dataset that suasion did not prepare"), "{theirs}");
 }
 
 #[test]

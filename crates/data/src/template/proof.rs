@@ -11,6 +11,7 @@ use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The help text of a row whose spans cannot be proved.
 const HELP: &str = "mark the assistant's text with {% generation %} .. {% endgeneration %} in the template, or \
@@ -27,14 +28,14 @@ pub struct Chat {
 
 /// What is common to the proofs of all rows of a source.
 #[derive(Debug)]
-pub(super) struct Setup<'a> {
-    pub template: &'a ChatTemplate,
-    pub policy: &'a Policy,
+pub(super) struct Setup {
+    pub template: Arc<ChatTemplate>,
+    pub policy: Arc<Policy>,
     pub stops: Stops,
     pub variables: Variables,
 }
 
-impl Setup<'_> {
+impl Setup {
     /// The messages as the template sees them, and their rendering.
     pub fn plain(&self, id: &RowId, c: &Conversation) -> Result<(Vec<minijinja::Value>, String)> {
         if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
@@ -70,7 +71,7 @@ pub(super) struct Evidence {
 }
 
 pub(super) struct Proof<'a> {
-    pub setup: &'a Setup<'a>,
+    pub setup: &'a Setup,
     pub c: &'a Conversation,
     pub messages: Vec<Value>,
     /// The messages as the template sees them.

@@ -10,6 +10,7 @@ use crate::example::Conversation;
 use crate::policy::Policy;
 use crate::render::Stops;
 use crate::{Result, RowId};
+use std::sync::Arc;
 
 /// Renders conversations with a template, policy, stop texts and options that are the same for all rows of a
 /// source.
@@ -17,26 +18,32 @@ use crate::{Result, RowId};
 /// It caches proofs by the shape of conversations. It may be used from many threads, and the result of a row
 /// does not depend on the rows before it.
 #[derive(Debug)]
-pub struct ChatRenderer<'a> {
-    setup: Setup<'a>,
+pub struct ChatRenderer {
+    setup: Setup,
     /// Today, if the template uses the date and the options set none.
     today: Option<jiff::civil::Date>,
     plans: Plans,
 }
 
-impl<'a> ChatRenderer<'a> {
+impl ChatRenderer {
     /// A renderer for a source. Without a date in the options all rows get the date of today.
     pub fn new(
-        template: &'a ChatTemplate,
-        policy: &'a Policy,
+        template: impl Into<Arc<ChatTemplate>>,
+        policy: impl Into<Arc<Policy>>,
         stops: &Stops,
         options: &TemplateOptions,
-    ) -> ChatRenderer<'a> {
+    ) -> ChatRenderer {
+        let (template, policy) = (template.into(), policy.into());
         let today = (options.date.is_none() && template.writes_date()).then(|| jiff::Zoned::now().date());
         let options = TemplateOptions { date: options.date.or(today), kwargs: options.kwargs.clone() };
         let variables = template.variables(&options);
         let setup = Setup { template, policy, stops: stops.clone(), variables };
         ChatRenderer { setup, today, plans: Plans::default() }
+    }
+
+    /// The template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.setup.template
     }
 
     /// The current date, if renderings depend on it: the template uses the date and the options set none.
@@ -75,19 +82,5 @@ impl<'a> ChatRenderer<'a> {
     pub fn prove(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let (messages, text) = self.setup.plain(&id, c)?;
         prove(&self.setup, id, c, messages, text)
-    }
-}
-
-impl ChatTemplate {
-    /// As [`ChatRenderer::spans`], for a single conversation: nothing is cached.
-    pub fn spans(
-        &self,
-        id: RowId,
-        c: &Conversation,
-        policy: &Policy,
-        stops: &Stops,
-        options: &TemplateOptions,
-    ) -> Result<Chat> {
-        ChatRenderer::new(self, policy, stops, options).spans(id, c)
     }
 }

@@ -205,7 +205,7 @@ fn specimen(c: &Conversation) -> Option<Conversation> {
 
 impl Plans {
     /// The plan for a conversation, if it has a shape and the shape a proof.
-    pub fn get(&self, setup: &Setup<'_>, c: &Conversation) -> Option<Arc<Plan>> {
+    pub fn get(&self, setup: &Setup, c: &Conversation) -> Option<Arc<Plan>> {
         let key = key(c)?;
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         known.unwrap_or_else(|| {
@@ -221,7 +221,7 @@ impl Plans {
 }
 
 /// Makes the plan of a conversation's shape from its specimen.
-fn learn(setup: &Setup<'_>, c: &Conversation) -> Option<Plan> {
+fn learn(setup: &Setup, c: &Conversation) -> Option<Plan> {
     let c = specimen(c)?;
     // The specimen has no source row, so its errors are discarded.
     let id = RowId { file: Arc::from(Path::new("")), row: 0, line: None, in_file: 0 };
@@ -360,7 +360,7 @@ impl Plan {
     /// is its rendering; it may be `None` for a plan with marks that the template cannot read.
     pub fn apply(
         &self,
-        setup: &Setup<'_>,
+        setup: &Setup,
         id: &RowId,
         c: &Conversation,
         messages: &[minijinja::Value],

@@ -29,7 +29,7 @@ fn normalise(messages: &[Map<String, Value>]) -> Vec<Value> {
 /// # Errors
 /// [`Error::Row`] if there is no proof.
 pub(super) fn prove(
-    setup: &Setup<'_>,
+    setup: &Setup,
     id: RowId,
     c: &Conversation,
     plain: Vec<minijinja::Value>,
@@ -43,7 +43,7 @@ pub(super) fn prove(
 /// # Errors
 /// As [`prove`].
 pub(super) fn prove_with_evidence(
-    setup: &Setup<'_>,
+    setup: &Setup,
     id: RowId,
     c: &Conversation,
     plain: Vec<minijinja::Value>,

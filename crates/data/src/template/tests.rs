@@ -36,8 +36,12 @@ fn renderings(work: impl FnOnce()) -> usize {
 #[test]
 fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
     let template = ChatTemplate::new(CHATML, None, None).unwrap();
-    let policy = Policy::default();
-    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
+    let chats = ChatRenderer::new(
+        template,
+        Policy::default(),
+        &Stops::eos("<|im_end|>"),
+        &TemplateOptions::default(),
+    );
     // The text, the marks, and what the model is given before each answer.
     let long = conversation(200, "turn");
     assert_eq!(renderings(|| drop(chats.prove(id(), &long).unwrap())), 2 + 100);
@@ -54,8 +58,12 @@ fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
 #[test]
 fn shapes_are_forgotten_and_made_again() {
     let template = ChatTemplate::new(CHATML, None, None).unwrap();
-    let policy = Policy::default();
-    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
+    let chats = ChatRenderer::new(
+        template,
+        Policy::default(),
+        &Stops::eos("<|im_end|>"),
+        &TemplateOptions::default(),
+    );
     let first = conversation(2, "a");
     let want = chats.spans(id(), &first).unwrap();
     for i in 0..1100 {
@@ -72,8 +80,8 @@ fn rows_of_a_template_that_inspects_texts_are_proved_on_their_own() {
     let source = "{% for m in messages %}<{{ m.role }}>{% if 'secret' in m.content %}***{{ m.content }}{% else %}\
         {{ m.content }}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
     let template = ChatTemplate::new(source, None, None).unwrap();
-    let policy = Policy::default();
-    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("</s>"), &TemplateOptions::default());
+    let chats =
+        ChatRenderer::new(template, Policy::default(), &Stops::eos("</s>"), &TemplateOptions::default());
     let plain = conversation(2, "text");
     chats.spans(id(), &plain).unwrap();
     // The text, and the prompt of the answer: the template may inspect the texts in that, too.

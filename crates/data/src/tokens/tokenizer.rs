@@ -7,6 +7,7 @@ use super::settings::{Settings, declare_added_tokens, post_processor_ends};
 use super::stages::{Stages, Start, Vocabulary};
 use crate::guard::guard;
 use crate::{Error, Policy, Result};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// A special token.
@@ -33,6 +34,16 @@ pub struct Tokenizer {
     vocab_size: usize,
     fingerprint: String,
     pub(super) path: PathBuf,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, vocab_size) = (&self.path, self.vocab_size);
+        f.debug_struct("Tokenizer")
+            .field("path", path)
+            .field("vocab_size", &vocab_size)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Tokenizer {
