@@ -7,6 +7,7 @@ import datasets
 import torch
 import transformers
 from datasets import Dataset
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
@@ -57,12 +58,21 @@ def golden(case, src, row):
     return made
 
 
+def crosses(root, name, row):
+    """Whether a token of the whole text has bytes of the prompt and of the completion."""
+    read = Tokenizer.from_file(str(root / "tokenizers" / name / "tokenizer.json"))
+    cut = len(row["prompt"])
+    return any(start < cut < end for start, end in read.encode(row["prompt"] + row["completion"]).offsets)
+
+
 def one_by_one(root, name, kind, sources, **config):
     """A golden of each row that the trainer keeps. Rows are prepared apart, so that none gets the columns of another."""
     made = []
     for src, row in sources:
         kept, _ = prepare(root, name, [row], **config)
-        made += [golden(f"{name}/{kind}", src, row) for row in kept]
+        made += [golden(f"{name}/{kind}", src, one) for one in kept]
+        if kept and kind.startswith("pc_text"):
+            made[-1]["crosses"] = crosses(root, name, row)
     return made
 
 
@@ -94,7 +104,8 @@ def generate(root):
     for name in SPEC:
         rows, _ = prepare(root, name, [row for _, row in texts], max_length=1024)
         assert len(rows) == len(texts)
-        made += [golden(f"{name}/pc_text", src, row) for (src, _), row in zip(texts, rows)]
+        for (src, row), kept in zip(texts, rows):
+            made.append(golden(f"{name}/pc_text", src, kept) | {"crosses": crosses(root, name, row)})
     for mode in ("keep_start", "keep_end"):
         made += one_by_one(root, "qwen2_5", f"pc_text_trunc128_{mode}", texts, max_length=128, truncation_mode=mode)
     packs, trainer = prepare(
