@@ -1,6 +1,7 @@
 """The rows that TRL's SFTTrainer makes of the data sets here: ids and what of them is supervised."""
 
 import json
+import random
 import tempfile
 
 import datasets
@@ -9,9 +10,9 @@ import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from common import run_lengths, write_json, write_lines
+from common import SEED, run_lengths, write_json, write_lines
 from make_rows import read
 from make_templates import freeze_the_clock, source
 
@@ -92,6 +93,16 @@ def chat_rows(rows, name):
             yield f"messages.jsonl:{i}", row["messages"]
 
 
+def packs(root, room=512):
+    """TRL's own packer on lengths that fill its tree."""
+    numbers = random.Random(SEED)
+    lengths = [min(room, 2 + numbers.randrange(60) * numbers.randrange(16)) for _ in range(2000)]
+    rows = Dataset.from_dict({"input_ids": [[0] * length for length in lengths]})
+    packed = pack_dataset(rows, room, "bfd", {"batch_size": len(lengths)})
+    golden = {"room": room, "lengths": lengths, "seq_lengths": [list(pack) for pack in packed["seq_lengths"]]}
+    write_json(root / "goldens/packs.json", golden)
+
+
 def generate(root):
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -108,10 +119,10 @@ def generate(root):
             made.append(golden(f"{name}/pc_text", src, kept) | {"crosses": crosses(root, name, row)})
     for mode in ("keep_start", "keep_end"):
         made += one_by_one(root, "qwen2_5", f"pc_text_trunc128_{mode}", texts, max_length=128, truncation_mode=mode)
-    packs, trainer = prepare(
+    packed, _ = prepare(
         root, "qwen2_5", [row for _, row in texts], max_length=512, packing=True, packing_strategy="bfd"
     )
-    made += [golden("qwen2_5/pc_text_pack_bfd", None, row) for row in packs]
+    made += [golden("qwen2_5/pc_text_pack_bfd", None, row) for row in packed]
     for name in CHATS:
         rows = [(src, {"prompt": m[:-1], "completion": m[-1:]}) for src, m in chat_rows(chats, name)]
         made += one_by_one(root, name, "pc_chat", rows, max_length=1024)
@@ -126,5 +137,6 @@ def generate(root):
     made += one_by_one(
         root, "qwen2_5", "tools_assistant_only", rows, training=True, assistant_only_loss=True, max_length=1024
     )
+    packs(root)
     write_lines(root / "goldens/trl.jsonl", made)
     write_json(root / "goldens/trl_spec.json", SPEC)
