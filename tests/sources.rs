@@ -207,7 +207,7 @@ fn bad_rows_of_several_files_are_named_by_their_own_lines() {
     let dir = Dir::new().with_model();
     dir.write("a.jsonl", lines(&rows()[..2])).write("b.csv", "prompt,completion\n1,2\n1,2,3\n");
     let run = dir.prepare("*.*", "out.jsonl").run();
-    run.error(3, "E-ROW", "b.csv:3: the record has 3 cells, the first line names 2 columns");
+    run.error(3, "E-ROW", "b.csv:3: the record has 3 cells, the header has 2 columns");
     let skipped = dir.prepare("*.*", "out.jsonl");
     skipped.set(&["on_bad_row=skip"]).ok();
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
@@ -280,7 +280,7 @@ fn rows_of_unknown_format_list_what_each_format_lacks() {
     for (data, nearest) in &files {
         let data = data.to_str().unwrap();
         let ran = dir.prepare(data, "out.jsonl").run();
-        let ran = ran.error(3, "E-ROW", "the row is of no known format; it has ");
+        let ran = ran.error(3, "E-ROW", "the row is not in a known format; it has ");
         let lines: Vec<&str> = ran.stderr.lines().collect();
         let help = lines.iter().position(|line| line.starts_with("help: the row is {\"")).unwrap();
         assert_eq!(lines[help + 2], format!("  {nearest}"), "{}", ran.stderr);
@@ -290,7 +290,7 @@ fn rows_of_unknown_format_list_what_each_format_lacks() {
         let ran = dir.suasion(&["verify", "-D", data]).run().code(1);
         // Where lines are wrapped depends on the length of the material's path.
         let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(words.matches("the row is of no known format").count(), 3, "{}", ran.stdout);
+        assert_eq!(words.matches("the row is not in a known format").count(), 3, "{}", ran.stdout);
         assert_eq!(ran.stdout.matches(nearest).count(), 1, "{}", ran.stdout);
     }
 }

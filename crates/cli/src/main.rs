@@ -34,10 +34,10 @@ struct Cli {
     /// Print results as JSON
     #[arg(long, global = true)]
     json: bool,
-    /// No progress, no notes: results, warnings and errors only
+    /// Print results, warnings and errors only: no progress, no notes
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Colour
+    /// When to use colour
     #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
     color: ColorChoice,
     #[command(subcommand)]
@@ -46,24 +46,24 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Prepare the rows if they are raw, train, evaluate, checkpoint, write the report
+    /// Train a model on rows, with evaluation, checkpoints and a report
     Train(train::TrainArgs),
-    /// Render, tokenise, label and truncate rows into a file of training data
+    /// Render, tokenise, label and truncate rows, and write them as training data
     Prepare(prepare::PrepareArgs),
     /// Show which tokens are supervised and why, and check every row
     Verify(verify::VerifyArgs),
-    /// Response loss and perplexity, loss per section, calibration of the first token and of the stop
+    /// Measure loss and perplexity on responses, loss per section, and calibration of the first token and of the stop
     Eval(eval::EvalArgs),
-    /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out
-    /// responses
+    /// Train with both objectives (all tokens, response only) from the same seed, and compare them on
+    /// held-out responses
     Compare(compare::CompareArgs),
-    /// Write replies
+    /// Generate replies to a prompt, or to the prompts of rows
     Generate(generate::GenerateArgs),
     /// Validate a configuration and print it resolved
     Check(ConfigArgs),
-    /// What this machine has
+    /// Show this machine's cores, instruction sets and memory
     Env,
-    /// Shell completions
+    /// Print shell completions
     Completions(completions::CompletionsArgs),
 }
 

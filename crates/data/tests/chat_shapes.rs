@@ -27,13 +27,13 @@ fn options() -> TemplateOptions {
 }
 
 /// The templates of the goldens with their stop texts.
-fn templates(folder: &Goldens) -> BTreeMap<String, (ChatTemplate, Stops)> {
+fn templates(folder: &Goldens) -> BTreeMap<String, (Arc<ChatTemplate>, Stops)> {
     let meta = folder.json("goldens/template_meta.json");
     let one = |(name, meta): (&String, &Value)| {
         let source = folder.text(&format!("templates/{name}"));
         let (bos, eos) = (meta["bos_token"].as_str(), meta["eos_token"].as_str());
         let stops = golden_stops(name, meta);
-        (name.clone(), (ChatTemplate::new(&source, bos, eos).unwrap(), stops))
+        (name.clone(), (Arc::new(ChatTemplate::new(&source, bos, eos).unwrap()), stops))
     };
     meta["templates"].as_object().unwrap().iter().map(one).collect()
 }
@@ -76,9 +76,8 @@ fn words(chat: suasion_data::Result<Chat>) -> Result<Chat, String> {
 }
 
 /// Asserts it of each conversation; how many there are, and how many of them have a proof.
-fn check(name: &str, template: &ChatTemplate, stops: &Stops, all: &[Conversation]) -> (usize, usize) {
-    let policy = Policy::default();
-    let fresh = || ChatRenderer::new(template, &policy, stops, &options());
+fn check(name: &str, template: &Arc<ChatTemplate>, stops: &Stops, all: &[Conversation]) -> (usize, usize) {
+    let fresh = || ChatRenderer::new(template.clone(), Policy::default(), stops, &options());
     let (warm, threads) = (fresh(), fresh());
     let first: Vec<_> = all.iter().map(|c| words(warm.spans(id(), c))).collect();
     let again: Vec<_> = all.iter().rev().map(|c| words(warm.spans(id(), c))).rev().collect();

@@ -7,13 +7,14 @@
 
 mod common;
 
-use common::{Goldens, Scratch, TrlGolden, goldens, outcomes, trl_goldens};
+use common::{Goldens, Scratch, TrlGolden, goldens, outcomes, pipeline_of, trl_goldens, with_template};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use suasion_data::policy::Boundary;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, IGNORE, Origin, Outcome, Pipeline, Policy};
+use suasion_data::{Code, IGNORE, Origin, Outcome, Policy};
 
 fn cases(folder: &Goldens) -> BTreeMap<String, Vec<TrlGolden>> {
     trl_goldens(folder, |case| case.ends_with("_assistant_only"))
@@ -53,11 +54,12 @@ fn compare<'a>(folder: &Goldens, case: &str, goldens: &'a [TrlGolden], trls: boo
     let json = folder.text(&format!("tokenizers/{name}/tokenizer.json"));
     let config =
         json!({"bos_token": special["bos"], "eos_token": special["eos"], "pad_token": special["pad"]});
-    let tokenizer = Tokenizer::from_bytes(json.as_bytes(), Some(config.to_string().as_bytes())).unwrap();
+    let tokenizer =
+        Arc::new(Tokenizer::from_bytes(json.as_bytes(), Some(config.to_string().as_bytes())).unwrap());
     let path = special_text("template").unwrap();
     let path = if trls { path.replace(".jinja", "_training.jinja") } else { path.to_string() };
     let source = folder.text(&format!("templates/{path}"));
-    let template = ChatTemplate::new(&source, special_text("bos"), special_text("eos")).unwrap();
+    let template = Arc::new(ChatTemplate::new(&source, special_text("bos"), special_text("eos")).unwrap());
     // The stop token that the template writes, where it is not the EOS of the specification.
     let stop_tokens = match name {
         "gemma2" => vec!["<end_of_turn>".to_string()],
@@ -68,8 +70,7 @@ fn compare<'a>(folder: &Goldens, case: &str, goldens: &'a [TrlGolden], trls: boo
     let scratch = Scratch::new();
     let lines: String = goldens.iter().map(|g| format!("{}\n", source_row(folder, &g.src))).collect();
     let path = scratch.file("rows.jsonl", lines);
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
-    pipeline.template = Some(&template);
+    let pipeline = with_template(&pipeline_of(Some(&tokenizer), &policy), &template);
     let (all, _) = outcomes(&pipeline, &path);
     assert_eq!(all.len(), goldens.len());
     let texts = |g: &TrlGolden| g.ids.iter().map(|&id| tokenizer.token_text(id)).collect();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, outcomes};
+use common::{EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, outcomes, pipeline_of};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -267,7 +267,7 @@ fn packs_equal(folder: &Goldens) {
         .collect();
     let path = s.file("packs.jsonl", lines.join("\n"));
     let policy = Policy { max_length: Some(512), ..Policy::default() };
-    let pipeline = Pipeline { mode: Mode::Verify, ..Pipeline::new(None, &policy) };
+    let pipeline = Pipeline { mode: Mode::Verify, ..pipeline_of(None, &policy) };
     let (all, _) = outcomes(&pipeline, &path);
     let mut rows: Vec<Sample> = Vec::new();
     let mut expected: Vec<Vec<Vec<u32>>> = Vec::new();
@@ -366,7 +366,7 @@ fn verify(row: Value, policy: &Policy) -> Outcome {
     let s = Scratch::new();
     let path = s.file("packs.jsonl", row.to_string());
     let tokenizer = byte_tokenizer(true);
-    let pipeline = Pipeline { mode: Mode::Verify, ..Pipeline::new(Some(&tokenizer), policy) };
+    let pipeline = Pipeline { mode: Mode::Verify, ..pipeline_of(Some(&tokenizer), policy) };
     outcomes(&pipeline, &path).0.remove(0)
 }
 
@@ -405,7 +405,7 @@ fn boundaries_are_read_however_they_are_written() {
     let s = Scratch::new();
     let path = s.file("packs.jsonl", padded.to_string());
     let (policy, tokenizer) = (Policy::default(), byte_tokenizer(true));
-    let (all, _) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
+    let (all, _) = outcomes(&pipeline_of(Some(&tokenizer), &policy), &path);
     let sample = &kept(&all, 0).sample;
     assert_eq!(sample.input_ids, [1, 2, EOS, 3, 4]);
     assert_eq!(Boundaries::of(sample.pack.as_ref().unwrap()).seq_lengths, [3, 2]);
@@ -421,14 +421,14 @@ fn boundaries_that_cannot_be_are_p001() {
         (json!({"seq_lengths": []}), "sum to 0"),
         (
             json!({"seq_lengths": [2, 2], "position_ids": [0, 1, 2, 3]}),
-            "\"position_ids\"[2] is 2, and token 2 stands at position 0",
+            "\"position_ids\"[2] is 2, and token 2 is at position 0",
         ),
         (json!({"position_ids": [0, 1, 5, 6]}), "\"position_ids\"[2] is 5"),
         (json!({"position_ids": [0, 1, 0, 7]}), "\"position_ids\"[3] is 7"),
         (json!({"attention_mask": [1, 2, 1, 1]}), "\"attention_mask\"[2] goes back from sequence 2 to 1"),
         (
             json!({"seq_lengths": [2, 2], "attention_mask": [1, 2, 2, 2]}),
-            "begins a sequence within tokens 0 to 1",
+            "starts a sequence within tokens 0 to 1",
         ),
         (
             json!({"rows": [1, 2, 3], "seq_lengths": [2, 2]}),
@@ -437,15 +437,15 @@ fn boundaries_that_cannot_be_are_p001() {
         (json!({"seq_lengths": [2, 2], "prefix_ranges": [[0, 0]]}), "1 entries for 2 sequences"),
         (
             json!({"seq_lengths": [2, 2], "prefix_ranges": [[0, 0], [0, 1]]}),
-            "is 0..1, which is no earlier sequence",
+            "is 0..1, which is not an earlier sequence",
         ),
         (
             json!({"seq_lengths": [2, 2], "prefix_ranges": [[2, 4], [0, 0]]}),
-            "is 2..4, which is no earlier sequence",
+            "is 2..4, which is not an earlier sequence",
         ),
         (
             json!({"seq_lengths": [1, 1, 2], "prefix_ranges": [[0, 0], [0, 1], [1, 2]]}),
-            "is 1..2, which is no earlier",
+            "is 1..2, which is not an earlier",
         ),
         (json!({"prefix_ranges": [[0, 0]]}), "no \"seq_lengths\""),
     ];
@@ -597,8 +597,8 @@ fn a_pack_is_not_cut() {
     let tokenizer = byte_tokenizer(true);
     let run = |max| {
         let policy = Policy { max_length: Some(max), ..Policy::default() };
-        outcomes(&Pipeline { mode: Mode::Verify, ..Pipeline::new(Some(&tokenizer), &policy) }, &path);
-        Pipeline::new(Some(&tokenizer), &policy).samples(&path)
+        outcomes(&Pipeline { mode: Mode::Verify, ..pipeline_of(Some(&tokenizer), &policy) }, &path);
+        pipeline_of(Some(&tokenizer), &policy).samples(&path)
     };
     // Longer than max_length, made of rows that are not.
     assert_eq!(run(3).unwrap().0[0].len(), 6);

@@ -6,11 +6,12 @@ use common::{Goldens, golden_stops, goldens};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 use suasion_data::example::Conversation;
 use suasion_data::policy::Supervise;
 use suasion_data::render::Stops;
-use suasion_data::template::{Chat, ChatTemplate, TemplateOptions};
+use suasion_data::template::{Chat, ChatRenderer, ChatTemplate, TemplateOptions};
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Code, Origin, Policy, RowId, Section};
 
@@ -62,9 +63,14 @@ fn codes(chat: &Chat) -> Vec<Code> {
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
+/// The spans of a conversation under the policy's defaults.
+fn spans(template: &Arc<ChatTemplate>, c: &Conversation, stops: &Stops) -> suasion_data::Result<Chat> {
+    ChatRenderer::new(template.clone(), Policy::default(), stops, &options()).spans(id(), c)
+}
+
 fn spans_of(template: &str, c: &Conversation, stops: &Stops) -> suasion_data::Result<Chat> {
     let template = ChatTemplate::new(template, Some("<s>"), Some("</s>")).unwrap();
-    template.spans(id(), c, &Policy::default(), stops, &options())
+    spans(&template.into(), c, stops)
 }
 
 fn chatml(messages: Value) -> Vec<String> {
@@ -169,7 +175,8 @@ fn which_turns_are_learned() {
     let with = |c: &Conversation, supervise| {
         let policy = Policy { supervise, ..Policy::default() };
         let template = ChatTemplate::new(CHATML, None, None).unwrap();
-        learned(&template.spans(id(), c, &policy, &stops(&["<|im_end|>"]), &options()).unwrap())
+        let chats = ChatRenderer::new(template, policy, &stops(&["<|im_end|>"]), &options());
+        learned(&chats.spans(id(), c).unwrap())
     };
     assert_eq!(with(&c, Supervise::Last), ["d<|im_end|>"]);
     assert_eq!(with(&c, Supervise::PerMessage), [""; 0]);
@@ -299,7 +306,7 @@ struct Golden {
     meta: Value,
     conversations: Value,
     rows: Vec<Value>,
-    templates: BTreeMap<String, ChatTemplate>,
+    templates: BTreeMap<String, Arc<ChatTemplate>>,
 }
 
 impl Golden {
@@ -308,7 +315,7 @@ impl Golden {
         let templates = meta["templates"].as_object().unwrap().iter().map(|(name, meta)| {
             let source = folder.text(&format!("templates/{name}"));
             let template = ChatTemplate::new(&source, meta["bos_token"].as_str(), meta["eos_token"].as_str());
-            (name.clone(), template.unwrap_or_else(|e| panic!("{name}: {e}")))
+            (name.clone(), Arc::new(template.unwrap_or_else(|e| panic!("{name}: {e}"))))
         });
         Golden {
             templates: templates.collect(),
@@ -403,7 +410,7 @@ fn masks_equal(golden: Golden) {
         c.weights = vec![None; c.messages.len()];
         let stops = golden_stops(name, meta);
         n += 1;
-        let chat = match golden.templates[name].spans(id(), &c, &Policy::default(), &stops, &options()) {
+        let chat = match spans(&golden.templates[name], &c, &stops) {
             Ok(chat) => chat,
             Err(e) => {
                 wrong.push(format!("{name} {conv}: {e}"));
@@ -467,7 +474,7 @@ fn spans_hold(golden: Golden) {
         }
         all += 1;
         let stops = golden_stops(name, meta);
-        let chat = match golden.templates[name].spans(id(), &c, &Policy::default(), &stops, &options()) {
+        let chat = match spans(&golden.templates[name], &c, &stops) {
             Ok(chat) => chat,
             Err(e) => {
                 unsolved.push(format!("{name} {conv}: {e}"));

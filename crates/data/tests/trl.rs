@@ -4,13 +4,14 @@
 
 mod common;
 
-use common::{Goldens, Scratch, TrlGolden, goldens, outcomes, trl_goldens};
+use common::{Goldens, Scratch, TrlGolden, goldens, outcomes, pipeline_of, trl_goldens, with_template};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use suasion_data::policy::{Boundary, TruncationMode};
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, IGNORE, Origin, Outcome, Pipeline, Policy};
+use suasion_data::{Code, IGNORE, Origin, Outcome, Policy};
 
 fn cases(folder: &Goldens, kind: &str) -> BTreeMap<String, Vec<TrlGolden>> {
     trl_goldens(folder, |case| case.contains(kind) && !case.contains("pack"))
@@ -51,7 +52,8 @@ fn ids_and_labels_equal(folder: &Goldens) {
         let special = &spec[name];
         let config =
             json!({"bos_token": special["bos"], "eos_token": special["eos"], "pad_token": special["pad"]});
-        let tokenizer = Tokenizer::from_bytes(json.as_bytes(), Some(config.to_string().as_bytes())).unwrap();
+        let tokenizer =
+            Arc::new(Tokenizer::from_bytes(json.as_bytes(), Some(config.to_string().as_bytes())).unwrap());
         let (max, mode) = match kind {
             "pc_text" => (1024, TruncationMode::KeepStart),
             "pc_text_trunc128_keep_start" => (128, TruncationMode::KeepStart),
@@ -69,7 +71,7 @@ fn ids_and_labels_equal(folder: &Goldens) {
         let lines: String =
             texts.iter().map(|(p, c)| format!("{}\n", json!({"prompt": p, "completion": c}))).collect();
         let path = s.file("rows.jsonl", lines);
-        let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+        let mut pipeline = pipeline_of(Some(&tokenizer), &policy);
         pipeline.keep_text = true;
         let (all, _) = outcomes(&pipeline, &path);
         for ((golden, (prompt, _)), outcome) in goldens.iter().zip(&texts).zip(&all) {
@@ -112,7 +114,7 @@ fn the_same_rows_are_dropped(folder: &Goldens) {
     let all = cases(folder, "/pc_text");
     let (start, end) =
         (&all["qwen2_5/pc_text_trunc128_keep_start"], &all["qwen2_5/pc_text_trunc128_keep_end"]);
-    let tokenizer = Tokenizer::from_dir(&folder.dir.join("tokenizers/qwen2_5")).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_dir(&folder.dir.join("tokenizers/qwen2_5")).unwrap());
     let s = Scratch::new();
     let lines: String = end
         .iter()
@@ -126,7 +128,7 @@ fn the_same_rows_are_dropped(folder: &Goldens) {
         max_length: Some(128),
         ..Policy::default()
     };
-    let (ours, summary) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
+    let (ours, summary) = outcomes(&pipeline_of(Some(&tokenizer), &policy), &path);
     assert_eq!(summary.failed, 0);
     for (golden, outcome) in end.iter().zip(&ours) {
         let trl_keeps = start.iter().any(|g| g.src == golden.src);
@@ -142,14 +144,14 @@ fn split_keeps_the_prompt_where_joint_does_not() {
 }
 
 fn split_keeps_the_prompt(folder: &Goldens) {
-    let tokenizer = Tokenizer::from_dir(&folder.dir.join("tokenizers/qwen2_5")).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_dir(&folder.dir.join("tokenizers/qwen2_5")).unwrap());
     let s = Scratch::new();
     let mut crossing = 0;
     for golden in &cases(folder, "/pc_text")["qwen2_5/pc_text"] {
         let (prompt, completion) = source_row(folder, &golden.src);
         let path = s.file("row.jsonl", json!({"prompt": prompt, "completion": completion}).to_string());
         let policy = Policy { max_length: None, ..Policy::default() };
-        let (samples, summary) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+        let (samples, summary) = pipeline_of(Some(&tokenizer), &policy).samples(&path).unwrap();
         let expected = tokenizer.encode_prompt(&prompt).unwrap();
         let masked = samples[0].labels.iter().take_while(|l| **l == IGNORE).count();
         assert_eq!(samples[0].input_ids[..masked], expected, "{}", golden.src);
@@ -188,8 +190,10 @@ fn chat_ids_equal(folder: &Goldens) {
         let json = folder.text(&format!("tokenizers/{name}/tokenizer.json"));
         let config =
             json!({"bos_token": special["bos"], "eos_token": special["eos"], "pad_token": special["pad"]});
-        let tokenizer = Tokenizer::from_bytes(json.as_bytes(), Some(config.to_string().as_bytes())).unwrap();
+        let tokenizer =
+            Arc::new(Tokenizer::from_bytes(json.as_bytes(), Some(config.to_string().as_bytes())).unwrap());
         let template = ChatTemplate::from_dir(s.dir.path(), text("bos"), text("eos")).unwrap().unwrap();
+        let template = Arc::new(template);
         // The stop token that the template writes, where it is not the EOS of the specification.
         let stop_tokens = match name {
             "gemma2" => vec!["<end_of_turn>".to_string()],
@@ -216,8 +220,7 @@ fn chat_ids_equal(folder: &Goldens) {
             })
             .collect();
         let path = s.file("rows.jsonl", lines);
-        let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
-        pipeline.template = Some(&template);
+        let pipeline = with_template(&pipeline_of(Some(&tokenizer), &policy), &template);
         let (all, summary) = outcomes(&pipeline, &path);
         assert_eq!(summary.template.as_deref(), Some(template.fingerprint()));
         for (golden, outcome) in goldens.iter().zip(&all) {

@@ -71,18 +71,18 @@ macro_rules! known {
 
 known! {
     "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing always }
-    "this version trains every parameter; adapters are not there yet": {
+    "this version trains every parameter; adapters are not supported yet": {
         use_peft["false"], adapter_name_or_path["null"], use_rslora["false"], use_dora["false"],
         lora_target_modules["null", "[]"], lora_target_parameters["null"], lora_modules_to_save["null"],
         load_in_8bit["false"], load_in_4bit["false"],
     }
-    "it belongs to LoRA, and use_peft is not there yet": {
+    "it belongs to LoRA, and use_peft is not supported yet": {
         lora_r always, lora_alpha always, lora_dropout always, lora_task_type always,
     }
     "the chat template is the model folder's own chat_template.jinja": { chat_template_path["null"] }
     "this version computes in f32": { bf16["false", "null"], fp16["false"], dtype["null", "auto", "float32"], torch_dtype["null", "auto", "float32"],
         bf16_full_eval["false"], fp16_full_eval["false"], tf32["null", "false"], }
-    "noise on the embeddings is not there yet": { neftune_noise_alpha["null"] }
+    "noise on the embeddings is not supported yet": { neftune_noise_alpha["null"] }
     "metrics go to metrics.jsonl, and no service is contacted": {
         report_to["none", "null", "[]", "[\"none\"]"], push_to_hub["false"], hub_model_id["null"], hub_token["null"],
     }

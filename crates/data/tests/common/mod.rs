@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use suasion_data::policy::OnBadRow;
 use suasion_data::prepared::{self, Job, Manifest, Shape};
 use suasion_data::render::Stops;
+use suasion_data::source::Source;
+use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Kept, Outcome, Pipeline, Policy, Summary};
+use suasion_data::{Kept, ModelFolder, Outcome, Pipeline, Policy, Summary};
 pub use suasion_test_support::material;
 
 /// The ids of the special tokens of [`byte_tokenizer`]; below them every byte is its own id.
@@ -27,7 +30,7 @@ fn stand_in(byte: u8) -> char {
 }
 
 /// A byte-level tokenizer without merges: the ids of a text are its bytes. `bos`: a post-processor adds it.
-pub fn byte_tokenizer(bos: bool) -> Tokenizer {
+pub fn byte_tokenizer(bos: bool) -> Arc<Tokenizer> {
     let mut vocab = serde_json::Map::new();
     for byte in 0..=255u8 {
         vocab.insert(stand_in(byte).to_string(), byte.into());
@@ -57,7 +60,7 @@ pub fn byte_tokenizer(bos: bool) -> Tokenizer {
     if bos {
         config["bos_token"] = "<|bos|>".into();
     }
-    Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config.to_string().as_bytes())).unwrap()
+    Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config.to_string().as_bytes())).unwrap().into()
 }
 
 /// The ids of a text under [`byte_tokenizer`].
@@ -97,19 +100,33 @@ impl Scratch {
 }
 
 /// All outcomes of a run and its summary.
-pub fn outcomes(pipeline: &Pipeline<'_>, path: &Path) -> (Vec<Outcome>, Summary) {
-    let mut all = Vec::new();
-    let summary = pipeline
-        .run(
-            path,
-            |_| {},
-            |outcome| {
-                all.push(outcome);
-                Ok(())
-            },
-        )
-        .unwrap();
-    (all, summary)
+pub fn outcomes(pipeline: &Pipeline, path: &Path) -> (Vec<Outcome>, Summary) {
+    let mut rows = pipeline.rows(Source::open(path).unwrap()).unwrap();
+    let all = rows.by_ref().collect::<Result<_, _>>().unwrap();
+    (all, rows.into_summary())
+}
+
+/// A pipeline of a tokenizer without a chat template.
+pub fn pipeline_of(tokenizer: Option<&Arc<Tokenizer>>, policy: &Policy) -> Pipeline {
+    Pipeline::new(tokenizer.cloned().map_or_else(ModelFolder::default, ModelFolder::from), policy.clone())
+}
+
+/// The same pipeline with a chat template.
+pub fn with_template(pipeline: &Pipeline, template: &Arc<ChatTemplate>) -> Pipeline {
+    let mut folder = ModelFolder::default();
+    folder.tokenizer.clone_from(&pipeline.folder.tokenizer);
+    folder.vocab_size = pipeline.folder.vocab_size;
+    folder.template = Some(template.clone());
+    Pipeline { folder: folder.into(), ..pipeline.clone() }
+}
+
+/// The same pipeline for a model of so many embeddings.
+pub fn with_embeddings(pipeline: &Pipeline, vocab_size: usize) -> Pipeline {
+    let mut folder = ModelFolder::default();
+    folder.tokenizer.clone_from(&pipeline.folder.tokenizer);
+    folder.template.clone_from(&pipeline.folder.template);
+    folder.vocab_size = Some(vocab_size);
+    Pipeline { folder: folder.into(), ..pipeline.clone() }
 }
 
 /// The kept row at `index` of the outcomes.
@@ -206,14 +223,14 @@ pub fn skipping() -> Policy {
 }
 
 /// A job that writes one file and is never stopped.
-pub fn job<'a>(pipeline: &'a Pipeline<'a>, source: &'a PathBuf, output: &'a Path, shape: Shape) -> Job<'a> {
+pub fn job<'a>(pipeline: &'a Pipeline, source: &'a PathBuf, output: &'a Path, shape: Shape) -> Job<'a> {
     static NEVER: AtomicBool = AtomicBool::new(false);
     let files = std::slice::from_ref(source);
     Job { pipeline, name: source, files, output, shape, rebuild: false, stop: &NEVER }
 }
 
 /// Prepares a source into one file.
-pub fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bool) -> Manifest {
+pub fn prepare(pipeline: &Pipeline, source: &Path, out: &Path, with_text: bool) -> Manifest {
     let shape = Shape { with_text, max_shard_bytes: None };
     prepared::prepare(&job(pipeline, &source.to_path_buf(), out, shape), |_| {}, |_| {}).unwrap()
 }
