@@ -10,7 +10,7 @@ use super::raw::RawTokens;
 use super::stages::{Stages, Start, Vocabulary};
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use suasion_test_support::material;
+use std::path::Path;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::utils::SysRegex;
 use tokenizers::{
@@ -427,24 +427,35 @@ fn broken_files_are_refused() {
     assert!(matches!(inner.get_model(), Model::Library(_)));
 }
 
+/// Trained vocabularies: those of the repository, and real ones where the test material is.
 #[test]
-fn real_tokenizers() {
-    let Some(material) = material() else { return };
+fn trained_tokenizers() {
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+    let names = ["gpt2", "llama3_2", "qwen2_5", "gpt_neox", "o200k", "tekken", "smollm"];
+    agree_on_rows(&ours, &["messages", "messages_tools"], 1, &names);
+    if let Some(material) = suasion_test_support::material_folder() {
+        let data = ["cmv_messages", "hh_harmless_messages", "glaive_messages_tools", "oasst_en_100_messages"];
+        agree_on_rows(&material, &data, 9, &names[..4]);
+    }
+}
+
+fn agree_on_rows(folder: &Path, data: &[&str], step: usize, tokenizers: &[&str]) {
     let mut texts = Vec::new();
-    for name in ["cmv_messages", "hh_harmless_messages", "glaive_messages_tools", "oasst_en_100_messages"] {
-        let rows = std::fs::read_to_string(material.join(format!("datasets/{name}.jsonl"))).unwrap();
+    for name in data {
+        let rows = std::fs::read_to_string(folder.join(format!("datasets/{name}.jsonl"))).unwrap();
         // The raw row, with its escapes and braces, is another text.
-        for row in rows.lines().step_by(9) {
+        for row in rows.lines().step_by(step) {
             texts.push(row.to_string());
             let row: Value = serde_json::from_str(row).unwrap();
             let messages = row["messages"].as_array().into_iter().flatten();
             texts.extend(messages.filter_map(|message| message["content"].as_str()).map(str::to_string));
         }
     }
-    assert!(texts.len() > 500, "{}", texts.len());
-    for name in ["gpt2", "llama3_2", "qwen2_5", "gpt_neox"] {
-        let json = std::fs::read(material.join("tokenizers").join(name).join("tokenizer.json")).unwrap();
+    assert!(texts.len() > 150, "{}", texts.len());
+    for name in tokenizers {
+        let json = std::fs::read(folder.join("tokenizers").join(name).join("tokenizer.json")).unwrap();
         let pair = Pair::new(name, &json);
+        assert!(pair.ours.direct.is_some(), "{name} goes through the library");
         pair.agree_on_random_text(10);
         texts.par_iter().for_each(|text| pair.agree(text));
     }
