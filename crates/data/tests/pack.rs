@@ -402,14 +402,14 @@ fn boundaries_are_read_however_they_are_written() {
 #[test]
 fn boundaries_that_cannot_be_are_p001() {
     let cases = [
-        (json!({"rows": [1, 2]}), "it holds 2 rows, and neither"),
+        (json!({"rows": [1, 2]}), "it holds 2 rows, but neither"),
         (json!({"seq_lengths": [2, 3]}), "\"seq_lengths\" sum to 5, \"input_ids\" has 4 entries"),
         (json!({"seq_lengths": [2, 1]}), "\"seq_lengths\" sum to 3, \"input_ids\" has 4 entries"),
         (json!({"seq_lengths": [2, 0, 2]}), "\"seq_lengths\"[1] is 0"),
         (json!({"seq_lengths": []}), "sum to 0"),
         (
             json!({"seq_lengths": [2, 2], "position_ids": [0, 1, 2, 3]}),
-            "\"position_ids\"[2] is 2, and token 2 is at position 0",
+            "\"position_ids\"[2] is 2, but token 2 is at position 0",
         ),
         (json!({"position_ids": [0, 1, 5, 6]}), "\"position_ids\"[2] is 5"),
         (json!({"position_ids": [0, 1, 0, 7]}), "\"position_ids\"[3] is 7"),
