@@ -1,8 +1,9 @@
 //! What `--data` may name: every kind of source of the same rows gives the same prepared rows, byte for byte.
 
-use crate::util::{Dir, material, root};
+use crate::util::{Dir, root};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::PathBuf;
 
 /// Rows with every character that formats quote or escape.
 fn rows() -> Vec<Value> {
@@ -257,15 +258,26 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
 
 #[test]
 fn rows_of_unknown_format_list_what_each_format_lacks() {
-    let Some(datasets) = material("datasets") else { return };
-    let dir = Dir::new().with_model();
-    for (name, nearest) in [
+    let ours = root().join("tests/goldens/datasets");
+    let mut files: Vec<(PathBuf, &str)> = [
+        ("trees.jsonl", "prompt_completion lacks \"completion\""),
+        ("threads.jsonl", "messages lacks \"messages\""),
+        ("dialogue.csv", "messages lacks \"messages\""),
+        ("seed_tasks.jsonl", "alpaca lacks \"output\""),
+    ]
+    .map(|(name, nearest)| (ours.join(name), nearest))
+    .into();
+    let material = [
         ("oasst_en_100_trees.jsonl", "prompt_completion lacks \"completion\""),
         ("cmv_threads.jsonl", "messages lacks \"messages\""),
         ("p4g_full_dialog.csv", "messages lacks \"messages\""),
         ("stanford_seed_tasks.jsonl", "alpaca lacks \"output\""),
-    ] {
-        let data = datasets.join(name);
+    ];
+    if let Some(folder) = suasion_test_support::material_folder() {
+        files.extend(material.map(|(name, nearest)| (folder.join("datasets").join(name), nearest)));
+    }
+    let dir = Dir::new().with_model();
+    for (data, nearest) in &files {
         let data = data.to_str().unwrap();
         let ran = dir.prepare(data, "out.jsonl").run();
         let ran = ran.error(3, "E-ROW", "the row is not in a known format; it has ");

@@ -126,6 +126,9 @@ impl Error {
         match self {
             Error::Row { help, .. } | Error::Source { help, .. } => Some(help),
             Error::BadRows { help, .. } => Some(help),
+            Error::Tokenizer { .. } => Some(
+                "the model folder's tokenizer.json and tokenizer_config.json must be complete and belong together",
+            ),
             _ => None,
         }
     }

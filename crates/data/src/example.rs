@@ -1,5 +1,5 @@
-//! Rows to examples. Whatever its format, a row becomes a prompt with a completion, a conversation, segments of text, or
-//! token ids with labels.
+//! Rows to examples. Whatever its format, a row becomes a prompt with a completion, a conversation, segments
+//! of text, or token ids with labels.
 //!
 //! | format | fields |
 //! |---|---|
@@ -42,8 +42,8 @@ pub struct Example {
 }
 
 impl Example {
-    /// Reads an unparsed row. The result is that of [`Row::parse`] and [`Example::from_row`], but well-formed tokenised rows
-    /// are read without a JSON value in between.
+    /// Reads an unparsed row. The result is that of [`Row::parse`] and [`Example::from_row`], but well-formed
+    /// tokenised rows are read without a JSON value in between.
     ///
     /// # Errors
     /// As [`Row::parse`] and [`Example::from_row`].
@@ -101,8 +101,8 @@ impl Example {
     }
 }
 
-/// The columns that [`Example::read`] needs for this format; `None` if it may need all of them. `text`: whether the rendered
-/// text of tokenised rows is needed.
+/// The columns that [`Example::read`] needs for this format; `None` if it may need all of them. `text`:
+/// whether the rendered text of tokenised rows is needed.
 pub fn projection(format: Format, text: bool) -> Option<Projection> {
     matches!(format, Format::Auto | Format::Tokenised).then(|| tokenised::projection(text))
 }

@@ -6,6 +6,7 @@ pub mod error;
 pub mod example;
 pub mod finding;
 mod folder;
+mod guard;
 mod id;
 pub mod label;
 pub mod origin;

@@ -1,8 +1,8 @@
-//! Sources of rows: JSON Lines, JSON, CSV and TSV, plain or compressed, Parquet and Arrow. A source is one file or
-//! several files in order, read as a stream; formats are detected by content.
+//! Sources of rows: JSON Lines, JSON, CSV and TSV, plain or compressed, Parquet and Arrow. A source is one
+//! file or several files in order, read as a stream; formats are detected by content.
 //!
-//! Rows are separated before they are parsed. A malformed row is therefore one bad row with its position, not the end
-//! of the file, and parsing runs in parallel ([`crate::pipeline`]).
+//! Rows are separated before they are parsed. A malformed row is therefore one bad row with its position, not
+//! the end of the file, and parsing runs in parallel ([`crate::pipeline`]).
 //!
 //! | first bytes | read as |
 //! |---|---|
@@ -83,8 +83,8 @@ impl Source {
     /// Opens several files as one source with its own name. Their formats may differ.
     ///
     /// # Errors
-    /// As [`Source::open`] for the first file; [`Error::Io`] if another is missing; [`Error::Source`] if the list is
-    /// empty or names a folder.
+    /// As [`Source::open`] for the first file; [`Error::Io`] if another is missing; [`Error::Source`] if the
+    /// list is empty or names a folder.
     pub fn of(name: impl AsRef<Path>, files: impl IntoIterator<Item = PathBuf>) -> Result<Source> {
         let name: Arc<Path> = Arc::from(name.as_ref());
         let mut rest: VecDeque<PathBuf> = files.into_iter().collect();
@@ -123,8 +123,8 @@ impl Source {
         self.current.as_ref().map(|file| file.framing)
     }
 
-    /// Reads only the selected columns of Parquet files. Call it before the first row: a file whose rows were already read
-    /// in part keeps all of its columns.
+    /// Reads only the selected columns of Parquet files. Call it before the first row: a file whose rows were
+    /// already read in part keeps all of its columns.
     ///
     /// # Errors
     /// As [`ColumnarFile::project`].
@@ -149,8 +149,9 @@ impl Source {
     /// The next row, or `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Io`] if reading or decompressing fails; [`Error::Source`] if the structure around the rows is malformed or a
-    /// file has no rows. A malformed row is not an error here: it is returned with the reason in [`RawRow::content`].
+    /// [`Error::Io`] if reading or decompressing fails; [`Error::Source`] if the structure around the rows is
+    /// malformed or a file has no rows. A malformed row is not an error here: it is returned with the reason
+    /// in [`RawRow::content`].
     pub fn next_row(&mut self) -> Result<Option<RawRow>> {
         if self.ended {
             return Ok(None);

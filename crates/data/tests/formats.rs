@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes, pipeline_of, with_template};
+use common::{
+    EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, outcomes, pipeline_of, with_template,
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -417,13 +419,30 @@ fn a_conversation_without_a_template_ends_the_run() {
     assert!(e.help().unwrap().contains("chat_template.jinja"));
 }
 
-/// What each file of the material becomes: rows of (text, alpaca, chat, error), and one of the errors.
+/// What a file becomes: rows of (text, alpaca, chat, error), and one of the errors.
 type Counts = (usize, usize, usize, usize);
 
 #[test]
-fn every_row_of_the_material_is_an_example_or_a_named_error() {
-    let Some(material) = material() else { return };
-    let expected: BTreeMap<&str, (Counts, &str)> = BTreeMap::from([
+fn every_row_of_the_goldens_is_an_example_or_a_named_error() {
+    goldens().iter().for_each(every_row_is_an_example_or_a_named_error);
+}
+
+fn every_row_is_an_example_or_a_named_error(folder: &Goldens) {
+    let ours: BTreeMap<&str, (Counts, &str)> = BTreeMap::from([
+        ("alpaca.json", ((0, 8, 0, 0), "")),
+        ("dialogue.csv", ((0, 0, 0, 8), "of no known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\"")),
+        ("feedback.json", ((0, 0, 5, 3), "its \"label\" is false")),
+        ("messages.jsonl", ((0, 0, 20, 0), "")),
+        ("messages_tools.jsonl", ((0, 0, 12, 0), "")),
+        ("parts_loss_weight.jsonl", ((0, 0, 8, 0), "")),
+        ("preferences.jsonl", ((8, 0, 0, 0), "")),
+        ("prompt_completion.jsonl", ((22, 0, 0, 0), "")),
+        ("seed_tasks.jsonl", ((0, 0, 0, 8), "of no known format")),
+        ("sharegpt_tools.json", ((0, 0, 9, 0), "")),
+        ("threads.jsonl", ((0, 0, 0, 8), "of no known format")),
+        ("trees.jsonl", ((0, 0, 0, 8), "of no known format")),
+    ]);
+    let material: BTreeMap<&str, (Counts, &str)> = BTreeMap::from([
         ("alpaca_en_demo.json", ((0, 599, 0, 0), "")),
         ("bfcl_live_multiple_messages.jsonl", ((0, 0, 632, 0), "")),
         ("cmv_messages.jsonl", ((0, 0, 123, 0), "")),
@@ -450,8 +469,9 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
         ("ukp_convarg_pairs.jsonl", ((7150, 0, 0, 0), "")),
         ("v1_sft_parts_loss_weight.jsonl", ((0, 0, 300, 0), "")),
     ]);
+    let expected = folder.expect(ours, material);
     let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(material.join("datasets")).unwrap() {
+    for entry in std::fs::read_dir(folder.dir.join("datasets")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let mut source = Source::open(&path).unwrap();
@@ -489,10 +509,13 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
 
 /// Two spellings of one data set are one.
 #[test]
-fn glaive_is_the_same_in_both_spellings() {
-    let Some(material) = material() else { return };
+fn sharegpt_and_openai_spellings_are_the_same() {
+    goldens().iter().for_each(both_spellings_are_the_same);
+}
+
+fn both_spellings_are_the_same(folder: &Goldens) {
     let read = |name: &str| {
-        let mut source = Source::open(material.join("datasets").join(name)).unwrap();
+        let mut source = Source::open(folder.dir.join("datasets").join(name)).unwrap();
         let mut all = Vec::new();
         while let Some(raw) = source.next_row().unwrap() {
             match Example::from_row(Row::parse(raw).unwrap(), Format::Auto).unwrap().body {
@@ -502,8 +525,16 @@ fn glaive_is_the_same_in_both_spellings() {
         }
         all
     };
-    let (sharegpt, openai) = (read("glaive_toolcall_sharegpt.json"), read("glaive_messages_tools.jsonl"));
-    assert_eq!(sharegpt.len(), openai.len());
+    let (sharegpt, openai) = folder.expect(
+        ("sharegpt_tools.json", "messages_tools.jsonl"),
+        ("glaive_toolcall_sharegpt.json", "glaive_messages_tools.jsonl"),
+    );
+    let (sharegpt, mut openai) = (read(sharegpt), read(openai));
+    // ShareGPT has one call a message.
+    let calls =
+        |m: &Map<String, Value>| m.get("tool_calls").map_or(1, |calls| calls.as_array().unwrap().len());
+    openai.retain(|c| c.messages.iter().all(|m| calls(m) == 1));
+    assert_eq!((sharegpt.len(), openai.len()), folder.expect((9, 9), (180, 180)));
     for (a, b) in sharegpt.iter().zip(&openai) {
         assert_eq!((&a.messages, &a.tools), (&b.messages, &b.tools));
     }
@@ -556,13 +587,17 @@ fn conversations_become_samples() {
     assert_eq!(learned(Supervise::PerMessage)[1], "b*0.5.");
 }
 
-/// Every conversation of the material through a real template is a sample.
+/// Every conversation through a template with tools is a sample.
 #[test]
-fn the_material_goes_through_a_template() {
-    let Some(material) = material() else { return };
-    let tokenizer = Arc::new(Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap());
+fn conversations_of_the_goldens_go_through_a_template() {
+    goldens().iter().for_each(conversations_go_through_a_template);
+}
+
+fn conversations_go_through_a_template(folder: &Goldens) {
+    let tokenizer = Arc::new(Tokenizer::from_dir(&folder.dir.join("tokenizers/qwen2_5")).unwrap());
     let s = Scratch::new();
-    s.file("chat_template.jinja", std::fs::read(material.join("templates/trl/qwen2_5.jinja")).unwrap());
+    let template = folder.expect("templates/tools.jinja", "templates/trl/qwen2_5.jinja");
+    s.file("chat_template.jinja", folder.text(template));
     let template = Arc::new(ChatTemplate::from_dir(s.dir.path(), None, Some("<|im_end|>")).unwrap().unwrap());
     let policy = Policy {
         on_bad_row: OnBadRow::Skip,
@@ -571,7 +606,14 @@ fn the_material_goes_through_a_template() {
         ..Policy::default()
     };
     let pipeline = with_template(&pipeline_of(Some(&tokenizer), &policy), &template);
-    for name in [
+    let ours = [
+        "alpaca.json",
+        "messages.jsonl",
+        "messages_tools.jsonl",
+        "parts_loss_weight.jsonl",
+        "sharegpt_tools.json",
+    ];
+    let material = [
         "alpaca_en_demo.json",
         "bfcl_live_multiple_messages.jsonl",
         "cmv_messages.jsonl",
@@ -583,8 +625,9 @@ fn the_material_goes_through_a_template() {
         "reason_tool_use_parts.jsonl",
         "sharegpt_dummy_conversation.json",
         "v1_sft_parts_loss_weight.jsonl",
-    ] {
-        let (all, summary) = outcomes(&pipeline, &material.join("datasets").join(name));
+    ];
+    for name in folder.expect(&ours[..], &material[..]) {
+        let (all, summary) = outcomes(&pipeline, &folder.dir.join("datasets").join(name));
         println!(
             "{name}: {} kept, {} dropped, {} failed",
             summary.kept,
@@ -598,9 +641,26 @@ fn the_material_goes_through_a_template() {
 }
 
 #[test]
-fn what_rows_of_the_material_lack_is_told_nearest_format_first() {
-    let Some(material) = material() else { return };
-    let cases = [
+fn what_rows_of_no_known_format_lack_is_told_nearest_format_first() {
+    goldens().iter().for_each(each_format_says_what_is_lacking);
+}
+
+fn each_format_says_what_is_lacking(folder: &Goldens) {
+    let ours = [
+        ("trees.jsonl", "{\"tree_id\": \"t0\", ", "prompt_completion lacks \"completion\""),
+        ("threads.jsonl", "{\"id\": \"v0\", \"outcome\": ", "messages lacks \"messages\""),
+        (
+            "dialogue.csv",
+            "{\"Unit\": \"I think planning meals for the week takes the joy out of eati\"..",
+            "messages lacks \"messages\"",
+        ),
+        (
+            "seed_tasks.jsonl",
+            "{\"id\": \"seed_0\", \"name\": \"reply\", \"instruction\": \"Concede what is right, then reframe.\"",
+            "alpaca lacks \"output\"",
+        ),
+    ];
+    let material = [
         (
             "oasst_en_100_trees.jsonl",
             "{\"message_tree_id\": \"054e1df3-",
@@ -618,8 +678,8 @@ fn what_rows_of_the_material_lack_is_told_nearest_format_first() {
             "alpaca lacks \"output\"",
         ),
     ];
-    for (name, row, nearest) in cases {
-        let mut source = Source::open(material.join("datasets").join(name)).unwrap();
+    for (name, row, nearest) in folder.expect(ours, material) {
+        let mut source = Source::open(folder.dir.join("datasets").join(name)).unwrap();
         let raw = source.next_row().unwrap().unwrap();
         let error = Example::from_row(Row::parse(raw).unwrap(), Format::Auto).unwrap_err();
         let lines: Vec<&str> = error.help().unwrap().lines().collect();

@@ -311,7 +311,30 @@ fn packs_equal(folder: &Goldens) {
     assert_eq!(fill.packs, expected.len() as u64);
 }
 
-/// TRL's own packer on lengths that fill its tree: as many packs, of the same lengths.
+/// Asserts that from rows of these lengths come as many packs as TRL's, of the same lengths.
+fn packs_have_the_lengths_of(mut theirs: Vec<Vec<usize>>, lengths: &[usize]) {
+    let rows = lengths.iter().zip(0..).map(|(&n, number)| row(number, &[1], &vec![2; n - 2], 0.0));
+    let (packs, _) = Packer::new(512, false).pack(rows);
+    let mut ours: Vec<Vec<usize>> =
+        packs.iter().map(|p| p.unpack().iter().map(Sample::len).collect()).collect();
+    for pack in ours.iter_mut().chain(&mut theirs) {
+        pack.sort_unstable();
+    }
+    assert_eq!(ours.len(), theirs.len());
+    ours.sort();
+    theirs.sort();
+    assert_eq!(ours, theirs);
+}
+
+/// TRL's own packer on lengths that fill its tree.
+#[test]
+fn packs_of_many_lengths_are_trls() {
+    let golden = Goldens::repository().json("goldens/packs.json");
+    let lengths: Vec<usize> = serde_json::from_value(golden["lengths"].clone()).unwrap();
+    packs_have_the_lengths_of(serde_json::from_value(golden["seq_lengths"].clone()).unwrap(), &lengths);
+}
+
+/// The same against the TRL of this machine, on other lengths.
 #[test]
 fn packs_are_as_many_as_trls() {
     let Some(python) = suasion_test_support::peers_python() else { return };
@@ -328,18 +351,7 @@ fn packs_are_as_many_as_trls() {
     let Some(json) = stdout.lines().find_map(|line| line.strip_prefix("PACKS ")) else {
         panic!("{}", String::from_utf8_lossy(&out.stderr));
     };
-    let mut theirs: Vec<Vec<usize>> = serde_json::from_str(json).unwrap();
-    let rows = lengths.iter().zip(0..).map(|(&n, number)| row(number, &[1], &vec![2; n - 2], 0.0));
-    let (packs, _) = Packer::new(512, false).pack(rows);
-    let mut ours: Vec<Vec<usize>> =
-        packs.iter().map(|p| p.unpack().iter().map(Sample::len).collect()).collect();
-    for pack in ours.iter_mut().chain(&mut theirs) {
-        pack.sort_unstable();
-    }
-    assert_eq!(ours.len(), theirs.len());
-    ours.sort();
-    theirs.sort();
-    assert_eq!(ours, theirs);
+    packs_have_the_lengths_of(serde_json::from_str(json).unwrap(), &lengths);
 }
 
 fn read(row: Value) -> Sample {

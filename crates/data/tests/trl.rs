@@ -94,12 +94,13 @@ fn ids_and_labels_equal(folder: &Goldens) {
             let crosses =
                 bytes.iter().any(|b| (b.start as usize) < prompt.len() && b.end as usize > prompt.len());
             assert_eq!(outcome.findings().iter().any(|f| f.code == Code::M003), crosses, "{at}");
-            assert_eq!(crosses, golden.src.ends_with("prompt_ends_with_space"), "{at}");
+            let space = golden.src.ends_with("prompt_ends_with_space");
+            assert_eq!(crosses, golden.crosses.unwrap_or(space), "{at}");
             straddling += usize::from(crosses);
         }
     }
     println!("{rows} rows, {straddling} with a token across the boundary");
-    assert_eq!(straddling, folder.expect(82, 80));
+    assert_eq!(straddling, folder.expect(74, 80));
     assert_eq!(rows, folder.expect(6 * 22 + 12 + 22, 6 * 46 + 30 + 50));
 }
 
@@ -158,7 +159,7 @@ fn split_keeps_the_prompt(folder: &Goldens) {
         assert!(!summary.findings.contains_key(&Code::M003));
         crossing += usize::from(!golden.ids.starts_with(&expected));
     }
-    assert_eq!(crossing, folder.expect(11, 10), "rows whose joint ids do not start with the prompt's");
+    assert_eq!(crossing, 10, "rows whose joint ids do not start with the prompt's");
 }
 
 /// `pc_chat`: the prompt is all messages but the last, the completion is the last one. Our ids are TRL's; what we learn

@@ -8,6 +8,7 @@ from transformers.utils import chat_template_utils
 
 from common import REPOSITORY, write_json, write_lines
 from conversations import CONVERSATIONS
+from expressions import EXPRESSIONS
 
 NOW = datetime(2025, 1, 15, 12)
 
@@ -23,10 +24,10 @@ TEMPLATES = {
     "chatml_training.jinja": IM,
     "controls.jinja": dict(bos=None, eos="</assistant>", tokenizer="gpt2"),
     "dates.jinja": HEADERS,
-    "filters.jinja": dict(bos=None, eos="</assistant>", tokenizer="gpt2"),
     "headers.jinja": HEADERS,
     "headers_training.jinja": HEADERS,
     "inst.jinja": dict(bos="<s>", eos="</s>", tokenizer="mistral_v3"),
+    "keys.jinja": dict(bos=None, eos="</assistant>", tokenizer="gpt2"),
     "macros.jinja": dict(bos=None, eos="<|return|>", tokenizer="o200k", stops=["<|end|>", "<|call|>"]),
     "next_role.jinja": dict(bos=None, eos="<|endoftext|>", tokenizer="gpt2", stops=["<|user|>", "<|observation|>"]),
     "opens_thought.jinja": DEEPSEEK,
@@ -35,8 +36,6 @@ TEMPLATES = {
     "phi_training.jinja": dict(bos="<s>", eos="<|endoftext|>", tokenizer="phi3", stops=["<|end|>"]),
     "plain.jinja": dict(bos=None, eos="<|endoftext|>", tokenizer="gpt2"),
     "strict.jinja": IM,
-    "strings.jinja": dict(bos=None, eos="</>", tokenizer="gpt2"),
-    "tests.jinja": dict(bos=None, eos="</assistant>", tokenizer="gpt2"),
     "thinking.jinja": IM,
     "tools.jinja": IM,
     "tools_training.jinja": IM,
@@ -91,8 +90,16 @@ def render(made, name, conversation):
     return row
 
 
+def expression(source):
+    try:
+        return {"source": source, "rendered": chat_template_utils._compile_jinja_template(source).render(messages=[])}
+    except Exception as error:
+        return {"source": source, "error": f"{type(error).__name__}: {error}"}
+
+
 def generate(root):
     freeze_the_clock()
+    write_lines(root / "goldens/expressions.jsonl", map(expression, EXPRESSIONS))
     rows, meta = [], {}
     for name, spec in TEMPLATES.items():
         made = tokenizer(root, name, spec)

@@ -1,16 +1,18 @@
 """The rows that TRL's SFTTrainer makes of the data sets here: ids and what of them is supervised."""
 
 import json
+import random
 import tempfile
 
 import datasets
 import torch
 import transformers
 from datasets import Dataset
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from common import run_lengths, write_json, write_lines
+from common import SEED, run_lengths, write_json, write_lines
 from make_rows import read
 from make_templates import freeze_the_clock, source
 
@@ -57,12 +59,21 @@ def golden(case, src, row):
     return made
 
 
+def crosses(root, name, row):
+    """Whether a token of the whole text has bytes of the prompt and of the completion."""
+    read = Tokenizer.from_file(str(root / "tokenizers" / name / "tokenizer.json"))
+    cut = len(row["prompt"])
+    return any(start < cut < end for start, end in read.encode(row["prompt"] + row["completion"]).offsets)
+
+
 def one_by_one(root, name, kind, sources, **config):
     """A golden of each row that the trainer keeps. Rows are prepared apart, so that none gets the columns of another."""
     made = []
     for src, row in sources:
         kept, _ = prepare(root, name, [row], **config)
-        made += [golden(f"{name}/{kind}", src, row) for row in kept]
+        made += [golden(f"{name}/{kind}", src, one) for one in kept]
+        if kept and kind.startswith("pc_text"):
+            made[-1]["crosses"] = crosses(root, name, row)
     return made
 
 
@@ -82,6 +93,16 @@ def chat_rows(rows, name):
             yield f"messages.jsonl:{i}", row["messages"]
 
 
+def packs(root, room=512):
+    """TRL's own packer on lengths that fill its tree."""
+    numbers = random.Random(SEED)
+    lengths = [min(room, 2 + numbers.randrange(60) * numbers.randrange(16)) for _ in range(2000)]
+    rows = Dataset.from_dict({"input_ids": [[0] * length for length in lengths]})
+    packed = pack_dataset(rows, room, "bfd", {"batch_size": len(lengths)})
+    golden = {"room": room, "lengths": lengths, "seq_lengths": [list(pack) for pack in packed["seq_lengths"]]}
+    write_json(root / "goldens/packs.json", golden)
+
+
 def generate(root):
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -94,13 +115,14 @@ def generate(root):
     for name in SPEC:
         rows, _ = prepare(root, name, [row for _, row in texts], max_length=1024)
         assert len(rows) == len(texts)
-        made += [golden(f"{name}/pc_text", src, row) for (src, _), row in zip(texts, rows)]
+        for (src, row), kept in zip(texts, rows):
+            made.append(golden(f"{name}/pc_text", src, kept) | {"crosses": crosses(root, name, row)})
     for mode in ("keep_start", "keep_end"):
         made += one_by_one(root, "qwen2_5", f"pc_text_trunc128_{mode}", texts, max_length=128, truncation_mode=mode)
-    packs, trainer = prepare(
+    packed, _ = prepare(
         root, "qwen2_5", [row for _, row in texts], max_length=512, packing=True, packing_strategy="bfd"
     )
-    made += [golden("qwen2_5/pc_text_pack_bfd", None, row) for row in packs]
+    made += [golden("qwen2_5/pc_text_pack_bfd", None, row) for row in packed]
     for name in CHATS:
         rows = [(src, {"prompt": m[:-1], "completion": m[-1:]}) for src, m in chat_rows(chats, name)]
         made += one_by_one(root, name, "pc_chat", rows, max_length=1024)
@@ -115,5 +137,6 @@ def generate(root):
     made += one_by_one(
         root, "qwen2_5", "tools_assistant_only", rows, training=True, assistant_only_loss=True, max_length=1024
     )
+    packs(root)
     write_lines(root / "goldens/trl.jsonl", made)
     write_json(root / "goldens/trl_spec.json", SPEC)

@@ -35,7 +35,8 @@ pub struct TextPiece {
 /// An instruction with its answer, in the format of Stanford's Alpaca.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Alpaca {
-    /// System prompt of the conversation; in plain text it replaces the opening sentence of the Alpaca prompt.
+    /// System prompt of the conversation; in plain text it replaces the opening sentence of the Alpaca
+    /// prompt.
     pub system: Option<String>,
     /// Earlier turns: instruction and answer.
     pub history: Vec<(String, String)>,
@@ -54,22 +55,23 @@ impl Alpaca {
         if let Some(text) = &self.system {
             messages.push(message("system", text.clone()));
         }
-        for (asked, answered) in &self.history {
-            messages.push(message("user", asked.clone()));
-            messages.push(message("assistant", answered.clone()));
+        for (instruction, answer) in &self.history {
+            messages.push(message("user", instruction.clone()));
+            messages.push(message("assistant", answer.clone()));
         }
-        let asked = match &self.input {
+        let prompt = match &self.input {
             Some(input) => format!("{}\n{input}", self.instruction),
             None => self.instruction.clone(),
         };
-        messages.push(message("user", asked));
+        messages.push(message("user", prompt));
         messages.push(message("assistant", self.output.clone()));
         let weights = vec![None; messages.len()];
         Conversation { messages, weights, ..Conversation::default() }
     }
 }
 
-/// A tokenised row as it was given, not validated beyond types and lengths. All vectors have the length of `input_ids`.
+/// A tokenised row as it was given, not validated beyond types and lengths. All vectors have the length of
+/// `input_ids`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokenised {
     /// Token ids.
@@ -86,7 +88,8 @@ pub struct Tokenised {
     pub origins: Option<Vec<Origin>>,
     /// The rendered text, which `prepare --with-text` writes.
     pub text: Option<String>,
-    /// For a pack, its boundaries (from `seq_lengths`, `position_ids`, or an `attention_mask` that numbers its sequences).
+    /// For a pack, its boundaries (from `seq_lengths`, `position_ids`, or an `attention_mask` that numbers
+    /// its sequences).
     pub pack: Option<Pack>,
     /// Why its boundaries are impossible (P001); such a row cannot become a sample.
     pub broken: Option<String>,

@@ -4,7 +4,8 @@ use crate::{Pack, RowId};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// The fields of a row that describe its boundaries. Fields with a value per token have the length of the row.
+/// The fields of a row that describe its boundaries. Fields with a value per token have the length of the
+/// row.
 #[derive(Debug, Default)]
 pub(super) struct Given<'a> {
     /// `rows`: the numbers of the source rows in it.
@@ -27,6 +28,9 @@ pub(super) struct Given<'a> {
 /// A message that says why the boundaries are impossible.
 pub(super) fn boundaries(id: &RowId, n: usize, given: &Given<'_>) -> Result<Option<Pack>, String> {
     let real = |i: usize| given.attention.is_none_or(|attention| attention[i]);
+    if u32::try_from(n).is_err() {
+        return Err(format!("it has {n} tokens; the limit is {}", u32::MAX));
+    }
     let lengths = match (&given.lengths, &given.numbers, &given.positions) {
         (Some(lengths), ..) => Some(with_padding(lengths, n, real)?),
         (None, Some(numbers), _) => Some(by_number(numbers)?),
@@ -136,7 +140,8 @@ fn by_position(positions: &[u32], real: impl Fn(usize) -> bool) -> Vec<u32> {
     lengths
 }
 
-/// Checks that the non-padding tokens of each run have consecutive positions. A run is its first position and its tokens.
+/// Checks that the non-padding tokens of each run have consecutive positions. A run is its first position and
+/// its tokens.
 fn check_positions(
     positions: &[u32],
     real: impl Fn(usize) -> bool,

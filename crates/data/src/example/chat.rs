@@ -5,12 +5,14 @@ use serde_json::{Map, Value};
 /// A conversation in OpenAI's message format, which chat templates expect.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
-    /// Messages: objects with `role`, `content` and any other keys of the row (`name`, `tool_calls` with arguments as
-    /// objects, `tool_call_id`, reasoning fields). Keys whose value is null are dropped.
+    /// Messages: objects with `role`, `content` and any other keys of the row (`name`, `tool_calls` with
+    /// arguments as objects, `tool_call_id`, reasoning fields). Keys whose value is null are dropped.
     pub messages: Vec<Map<String, Value>>,
-    /// Loss weight of each message, if the row gives one (`train`: 0 or 1, `weight`, `loss_weight`). One entry per message.
+    /// Loss weight of each message, if the row gives one (`train`: 0 or 1, `weight`, `loss_weight`). One
+    /// entry per message.
     pub weights: Vec<Option<f32>>,
-    /// Messages before this index are prompt, whatever their role (for `prompt` and `completion` given as messages).
+    /// Messages before this index are prompt, whatever their role (for `prompt` and `completion` given as
+    /// messages).
     pub prompt_messages: usize,
     /// Tool definitions, as objects.
     pub tools: Option<Vec<Value>>,

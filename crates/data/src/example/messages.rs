@@ -34,8 +34,8 @@ impl Reader<'_> {
         self.conversation(messages, 0, key)
     }
 
-    /// A conversation of these messages, of which the first `prompt` are prompt, with the tools, system prompt and template
-    /// variables of the row.
+    /// A conversation of these messages, of which the first `prompt` are prompt, with the tools, system
+    /// prompt and template variables of the row.
     pub(super) fn conversation(
         &mut self,
         mut messages: Messages,
@@ -100,7 +100,8 @@ impl Reader<'_> {
         )
     }
 
-    /// The `tools` column: a list, or JSON text of one. `wrap`: ShareGPT files list functions without the wrapping object.
+    /// The `tools` column: a list, or JSON text of one. `wrap`: ShareGPT files list functions without the
+    /// wrapping object.
     fn tools(&mut self, wrap: bool) -> Result<Option<Vec<Value>>> {
         let help = "tools are a list of objects, or JSON text of one";
         let parse = |reader: &Self, text: &str, place: &str| {
@@ -143,7 +144,8 @@ impl Reader<'_> {
         Ok(if tools.is_empty() { None } else { Some(tools) })
     }
 
-    /// One side of a pair as messages: a list, a single message, or text, which becomes one message of `role`.
+    /// One side of a pair as messages: a list, a single message, or text, which becomes one message of
+    /// `role`.
     pub(super) fn side(&mut self, key: &str, role: &str) -> Result<Messages> {
         match self.fields.get(key) {
             Some(Value::String(text)) if !text.trim_start().starts_with(['[', '{']) => {
@@ -243,8 +245,8 @@ fn sharegpt_role(name: &str) -> &str {
     }
 }
 
-/// Maps names that are not OpenAI roles but have only one possible meaning. `model`, `developer` and others are left to the
-/// templates that know them.
+/// Maps names that are not OpenAI roles but have only one possible meaning. `model`, `developer` and others
+/// are left to the templates that know them.
 fn openai_role(name: &str) -> &str {
     match name {
         "human" | "gpt" | "chatgpt" | "bing" | "bard" | "function_call" | "observation"
@@ -291,7 +293,7 @@ impl At<'_, '_> {
             }
         };
         let mut out = Map::new();
-        let mut thought = String::new();
+        let mut reasoning = String::new();
         let mut calls = Vec::new();
         for (key, value) in given {
             if key == role_key {
@@ -308,7 +310,7 @@ impl At<'_, '_> {
                         String::new()
                     }
                     Value::String(text) => text,
-                    Value::Array(parts) => self.parts(parts, &mut thought, &mut calls)?,
+                    Value::Array(parts) => self.parts(parts, &mut reasoning, &mut calls)?,
                     other => {
                         let found = type_name(&other);
                         return Err(self.error(
@@ -342,12 +344,12 @@ impl At<'_, '_> {
                 }
             }
         }
-        if !thought.is_empty() && !REASONING.iter().any(|key| out.contains_key(*key)) {
-            out.insert("reasoning_content".into(), thought.into());
+        if !reasoning.is_empty() && !REASONING.iter().any(|key| out.contains_key(*key)) {
+            out.insert("reasoning_content".into(), reasoning.into());
         }
-        let says = |key: &str| out.contains_key(key);
-        let called = says("tool_calls") || REASONING.iter().any(|key| says(key));
-        let complete = says("content") || called && out["role"] == "assistant";
+        let has = |key: &str| out.contains_key(key);
+        let called = has("tool_calls") || REASONING.iter().any(|key| has(key));
+        let complete = has("content") || called && out["role"] == "assistant";
         if !complete {
             return Err(self.error(
                 format_args!("has no content; it has {keys}"),
@@ -357,8 +359,8 @@ impl At<'_, '_> {
         Ok((out, weight))
     }
 
-    /// Removes `train`, `weight` and `loss_weight` from a message and returns its weight. `train: false` masks the message
-    /// whatever its weight.
+    /// Removes `train`, `weight` and `loss_weight` from a message and returns its weight. `train: false`
+    /// masks the message whatever its weight.
     fn weight(&self, message: &mut Map<String, Value>) -> Result<Option<f32>> {
         let mut weight = None;
         let train = message.shift_remove("train");
@@ -391,8 +393,9 @@ impl At<'_, '_> {
         })
     }
 
-    /// The text of content that is a list of parts. Appends reasoning and tool calls to `thought` and `calls`.
-    fn parts(&self, parts: Vec<Value>, thought: &mut String, calls: &mut Vec<Value>) -> Result<String> {
+    /// The text of content that is a list of parts. Appends reasoning and tool calls to `reasoning` and
+    /// `calls`.
+    fn parts(&self, parts: Vec<Value>, reasoning: &mut String, calls: &mut Vec<Value>) -> Result<String> {
         let mut content = String::new();
         for (n, part) in parts.into_iter().enumerate() {
             let part = match part {
@@ -426,7 +429,7 @@ impl At<'_, '_> {
             };
             match kind.as_str() {
                 "text" | "input_text" | "output_text" => content.push_str(text()?),
-                "reasoning" | "thinking" => thought.push_str(text()?),
+                "reasoning" | "thinking" => reasoning.push_str(text()?),
                 "tool_call" | "function_call" | "function" => match inner {
                     Some(Value::String(text)) => calls.extend(self.calls_of_text(&text)?),
                     Some(Value::Object(_)) => calls.push(self.call(inner.unwrap_or_default())?),

@@ -25,8 +25,8 @@ impl Reader<'_> {
         Ok(Body::Text { text, prompt_len })
     }
 
-    /// The error for a `full_text` that does not start with `input_text`: the first difference, and a common cause if one
-    /// applies.
+    /// The error for a `full_text` that does not start with `input_text`: the first difference, and a common
+    /// cause if one applies.
     fn not_a_prefix(&self, input: &str, full: &str) -> Error {
         let at = input.bytes().zip(full.bytes()).take_while(|(a, b)| a == b).count();
         let hint = if full.starts_with(input.trim_end()) {
@@ -72,7 +72,9 @@ impl Reader<'_> {
             }
         };
         let pair = |(at, value): (usize, Value)| match value.as_array().map(Vec::as_slice) {
-            Some([Value::String(asked), Value::String(answered)]) => Ok((asked.clone(), answered.clone())),
+            Some([Value::String(instruction), Value::String(answer)]) => {
+                Ok((instruction.clone(), answer.clone()))
+            }
             _ => Err(self.error(format!("history[{at}] is not a pair of strings"), help)),
         };
         list.into_iter().enumerate().map(pair).collect()

@@ -1,8 +1,8 @@
 //! Tokenised rows.
 //!
-//! A well-formed row is read directly into the vectors of [`Tokenised`], from Arrow arrays ([`columns`]) or JSON text
-//! ([`json`]). The direct readers reject every other row, which is then read as a JSON object by the general [`Reader`]. So
-//! only that one has error messages, and the two ways cannot disagree about them.
+//! A well-formed row is read directly into the vectors of [`Tokenised`], from Arrow arrays ([`columns`]) or
+//! JSON text ([`json`]). The direct readers reject every other row, which is then read as a JSON object by
+//! the general [`Reader`]. So only that one has error messages, and the two ways cannot disagree about them.
 
 mod columns;
 mod fields;

@@ -15,9 +15,10 @@ use serde_json::{Map, Number, Value};
 
 /// One row as the JSON object that `datasets` would write to JSON Lines.
 ///
-/// Fields have the order of the columns. Nulls of columns are kept; nulls inside structs are dropped, since `datasets`
-/// gives a struct the same fields in all rows. Columns declared as JSON (`arrow.json`) are parsed. Times are milliseconds
-/// since 1970, and NaN is null. Columns of bytes that are not text (such as images) are left out.
+/// Fields have the order of the columns. Nulls of columns are kept; nulls inside structs are dropped, since
+/// `datasets` gives a struct the same fields in all rows. Columns declared as JSON (`arrow.json`) are parsed.
+/// Times are milliseconds since 1970, and NaN is null. Columns of bytes that are not text (such as images)
+/// are left out.
 ///
 /// # Errors
 /// A message that names the column, if the value is an infinite number or its type has no JSON form.
@@ -204,9 +205,9 @@ fn list(item: &Field, items: &dyn Array) -> Result<Value, String> {
     }
 }
 
-/// A struct without its nulls. `datasets` gives every message, call and argument the fields of all others, null where one
-/// had no such field; a template would render the nulls and the model would learn to write them. TRL drops them too
-/// (`remove_none_values`).
+/// A struct without its nulls. `datasets` gives every message, call and argument the fields of all others,
+/// null where one had no such field; a template would render the nulls and the model would learn to write
+/// them. TRL drops them too (`remove_none_values`).
 fn object(array: &StructArray, row: usize) -> Result<Map<String, Value>, String> {
     let mut object = Map::with_capacity(array.num_columns());
     for (field, column) in array.fields().iter().zip(array.columns()).filter(|(_, c)| c.is_valid(row)) {

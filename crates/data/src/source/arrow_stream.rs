@@ -1,11 +1,12 @@
 //! The Arrow IPC stream format, message by message.
 //!
-//! Messages are separated here and only decoded by arrow-ipc. So every length that the file states is checked against
-//! the bytes that are there before memory is allocated for it.
+//! Messages are separated here and only decoded by arrow-ipc. So every length that the file states is checked
+//! against the bytes that are there before memory is allocated for it.
 
 use super::sniff::{CONTINUATION, Kind};
 use super::source_error;
 use crate::Error;
+use crate::guard::guard;
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
 use arrow_ipc::reader::StreamDecoder;
@@ -102,8 +103,8 @@ impl Messages {
     /// The next batch.
     pub fn next(&mut self) -> Result<Option<RecordBatch>, Broken> {
         loop {
-            // The decoder handles a message without a body only when the next one arrives, and then leaves that one in
-            // the buffer.
+            // The decoder handles a message without a body only when the next one arrives, and then leaves
+            // that one in the buffer.
             if !self.buffer.is_empty() {
                 if let Some(batch) = self.decode()? {
                     return Ok(Some(batch));
@@ -185,8 +186,8 @@ impl Messages {
     }
 }
 
-/// Checks the buffers of a batch against its body: their ranges (arrow-ipc panics on a buffer outside of the body), and the
-/// lengths that compressed buffers state in their first 8 bytes.
+/// Checks the buffers of a batch against its body: their ranges (arrow-ipc panics on a buffer outside of the
+/// body), and the lengths that compressed buffers state in their first 8 bytes.
 fn check_buffers(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<(), Broken> {
     let compressed = batch.compression().is_some();
     for buffer in batch.buffers().into_iter().flatten() {
@@ -202,15 +203,6 @@ fn check_buffers(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<(), 
         }
     }
     Ok(())
-}
-
-/// Runs a reader of the Arrow project and makes a panic an error. The readers validate their input, and the known causes
-/// of panics are checked before they run; still 5 of 36 000 files with flipped bits panicked.
-pub(super) fn guard<T, E: std::fmt::Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("the reader panicked".into()),
-    }
 }
 
 pub(super) fn broken(path: &Path, kind: Kind, message: &str) -> Error {

@@ -5,12 +5,16 @@
 //! | `PAR1` | Parquet |
 //! | `ARROW1` | an Arrow IPC file, read as the stream that it contains |
 //! | `ff ff ff ff` | an Arrow IPC stream; the `.arrow` files of `datasets` are streams |
+//!
+//! The readers of the `parquet` and `arrow` crates validate their input, and the known causes of panics in them are
+//! checked before they run. Still 5 of 36 000 files with flipped bits made one panic, so they run under [`guard`].
 
 use super::arrow_json::never_fails;
-use super::arrow_stream::{Messages, broken, footer, guard};
+use super::arrow_stream::{Messages, broken, footer};
 use super::hash::FileHash;
 use super::sniff::{Kind, kind};
 use super::source_error;
+use crate::guard::guard;
 use crate::{Error, Result};
 use arrow_array::RecordBatch;
 use parquet::arrow::ProjectionMask;
@@ -81,8 +85,8 @@ impl Parquet {
         let fields = self.metadata.schema().fields();
         let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
         let wanted = projection(&names);
-        // Columns with values that have no JSON form are read too, so that their rows fail as they would without a
-        // projection.
+        // Columns with values that have no JSON form are read too, so that their rows fail as they would
+        // without a projection.
         let kept = (0..fields.len()).filter(|&i| wanted[i] || !never_fails(&fields[i]));
         if self.done == 0 {
             let mask = ProjectionMask::roots(self.metadata.parquet_schema(), kept);
@@ -110,8 +114,8 @@ impl ColumnarFile {
     /// Opens a file whose format [`kind`] recognises.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::Source`] if it has another format, is truncated, or its schema is
-    /// malformed.
+    /// [`Error::Io`] if it cannot be read; [`Error::Source`] if it has another format, is truncated, or its
+    /// schema is malformed.
     pub fn open(path: impl AsRef<Path>) -> Result<ColumnarFile> {
         let path: Arc<Path> = Arc::from(path.as_ref());
         let io_error = |e| Error::io(&*path, e);
@@ -144,9 +148,9 @@ impl ColumnarFile {
         Ok(ColumnarFile { path, kind, size, read, reader, pending: None })
     }
 
-    /// Reads only the selected columns of a Parquet file from which no row was read yet. Columns that can hold values
-    /// without a JSON form ([`super::fields`]) are always read. Arrow files are not affected: a message holds all columns
-    /// of its batch.
+    /// Reads only the selected columns of a Parquet file from which no row was read yet. Columns that can
+    /// hold values without a JSON form ([`super::fields`]) are always read. Arrow files are not affected: a
+    /// message holds all columns of its batch.
     ///
     /// # Errors
     /// [`Error::Source`] if the file is malformed.
@@ -169,8 +173,8 @@ impl ColumnarFile {
         self.size
     }
 
-    /// The number of bytes read so far, for progress displays. For Parquet, whose columns are read side by side: the size
-    /// of the file times the fraction of rows read.
+    /// The number of bytes read so far, for progress displays. For Parquet, whose columns are read side by
+    /// side: the size of the file times the fraction of rows read.
     pub fn bytes_read(&self) -> Arc<AtomicU64> {
         self.read.clone()
     }
@@ -178,8 +182,8 @@ impl ColumnarFile {
     /// The next 1 to 512 rows, or `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Io`] if reading fails; [`Error::Source`] if the file is truncated or malformed. Nothing can be read after an
-    /// error.
+    /// [`Error::Io`] if reading fails; [`Error::Source`] if the file is truncated or malformed. Nothing can
+    /// be read after an error.
     pub fn next_batch(&mut self) -> Result<Option<Arc<RecordBatch>>> {
         loop {
             if let Some((batch, from)) = self.pending.take() {
@@ -212,8 +216,8 @@ impl ColumnarFile {
 
     /// Reads the remaining bytes and returns the hash of the whole file.
     ///
-    /// Arrow files are hashed while they are read. Parquet files are not read in order, so they are hashed here in a
-    /// separate pass (4 GB/s from the page cache).
+    /// Arrow files are hashed while they are read. Parquet files are not read in order, so they are hashed
+    /// here in a separate pass (4 GB/s from the page cache).
     ///
     /// # Errors
     /// [`Error::Io`] if reading fails.

@@ -1,7 +1,8 @@
 //! CSV and TSV: a header line, then one record per row.
 //!
-//! Records are separated here by the quoting rules of RFC 4180, so that each has its line number and an unbalanced quote
-//! is noticed. The `csv` crate splits a record into cells later, in parallel ([`Header::fields`]).
+//! Records are separated here by the quoting rules of RFC 4180, so that each has its line number and an
+//! unbalanced quote is noticed. The `csv` crate splits a record into cells later, in parallel
+//! ([`Header::fields`]).
 //!
 //! | cell | becomes |
 //! |---|---|
@@ -108,13 +109,14 @@ enum Place {
     /// In an unquoted cell, or after the closing quote of a quoted one: quotes are ordinary characters.
     Plain,
     Quoted,
-    /// After a quote in a quoted cell: a second quote is an escaped one, any other byte is outside of the quotes.
+    /// After a quote in a quoted cell: a second quote is an escaped one, any other byte is outside of the
+    /// quotes.
     Quote,
 }
 
 impl Place {
-    /// Advances to the end of the record. Returns how many of `bytes` belong to it, the number of line ends among these,
-    /// and whether the line end of the record follows.
+    /// Advances to the end of the record. Returns how many of `bytes` belong to it, the number of line ends
+    /// among these, and whether the line end of the record follows.
     fn advance(&mut self, bytes: &[u8], delimiter: u8) -> (usize, u64, bool) {
         let (mut at, mut lines) = (0, 0);
         while at < bytes.len() {

@@ -9,8 +9,8 @@ use std::path::Path;
 pub struct SourceHash {
     /// The source as the user named it.
     pub path: String,
-    /// BLAKE3 in hex. For one file: of its bytes as stored (compressed files are hashed compressed). For several files: of
-    /// their hashes in order, each followed by a line end.
+    /// BLAKE3 in hex. For one file: of its bytes as stored (compressed files are hashed compressed). For
+    /// several files: of their hashes in order, each followed by a line end.
     pub blake3: String,
     /// Total size of all files, in bytes.
     pub bytes: u64,

@@ -133,14 +133,15 @@ impl Elements {
     }
 }
 
-/// Consumes one JSON value up to the `,`, `]` or `}` that ends it (not consumed), by brackets and strings alone; the parser
-/// checks its validity later. False if the file ends first.
+/// Consumes one JSON value up to the `,`, `]` or `}` that ends it (not consumed), by brackets and strings
+/// alone; the parser checks its validity later. False if the file ends first.
 fn element(stream: &mut Stream, mut into: Option<&mut Vec<u8>>) -> Result<bool, Broken> {
     let mut scan = Scan::default();
     loop {
         let available = stream.fill()?;
         if available.is_empty() {
-            // A bracketed value is complete even at the end of the file; what is missing is the structure around it.
+            // A bracketed value is complete even at the end of the file; what is missing is the structure
+            // around it.
             let whole = into.is_some_and(|out| matches!(out.last(), Some(b'}' | b']')));
             return Ok(whole && scan.depth == 0 && !scan.in_string);
         }

@@ -62,7 +62,8 @@ fn value(name: &str, cell: &str) -> Option<Value> {
             return Some(nested);
         }
     } else if name == "label" {
-        // The label of a preference pair. As a string it would not count as rejected, and the row would be learned.
+        // The label of a preference pair. As a string it would not count as rejected, and the row would be
+        // learned.
         match cell.trim().to_ascii_lowercase().as_str() {
             "true" => return Some(Value::Bool(true)),
             "false" => return Some(Value::Bool(false)),

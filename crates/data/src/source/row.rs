@@ -18,7 +18,8 @@ impl Row {
     /// Parses a row.
     ///
     /// # Errors
-    /// [`Error::Row`] with the byte at which its UTF-8 or JSON is invalid, or with its type if it is not an object.
+    /// [`Error::Row`] with the byte at which its UTF-8 or JSON is invalid, or with its type if it is not an
+    /// object.
     pub fn parse(raw: RawRow) -> Result<Row> {
         let RawRow { id, content, .. } = raw;
         let (bytes, header) = match content {
@@ -63,8 +64,8 @@ impl Row {
             }
             Err(e) => {
                 let at = if e.is_eof() { text.len() } else { byte_of(text, e.line(), e.column()) };
-                // serde_json appends a line and column within the row; without them the message cannot be mistaken for a
-                // position in the file.
+                // serde_json appends a line and column within the row; without them the message cannot be
+                // mistaken for a position in the file.
                 let reason = e.to_string();
                 let reason = reason.split(" at line ").next().unwrap_or(&reason);
                 let message = format!("invalid JSON at byte {at} of the row: {reason}");

@@ -18,8 +18,8 @@ pub enum Saved {
 /// Inspects a folder; `None` if it was not written by `datasets.save_to_disk`.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Source`] if `state.json` or `dataset_dict.json` is malformed, names files that are missing or
-/// outside of the folder, or selects its rows by indices stored in another file.
+/// [`Error::Io`]; [`Error::Source`] if `state.json` or `dataset_dict.json` is malformed, names files that are
+/// missing or outside of the folder, or selects its rows by indices stored in another file.
 pub fn saved_dataset(folder: impl AsRef<Path>) -> Result<Option<Saved>> {
     let folder = folder.as_ref();
     let help = "save the dataset again with datasets' save_to_disk";

@@ -101,8 +101,8 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
             let (line, rest) = content.split_at(line_end);
             let second = rest.trim_ascii_start();
             if let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(line) {
-                // The first line is a complete object. It holds the rows only if nothing follows it, and the "rows" of a
-                // pack are numbers, not rows.
+                // The first line is a complete object. It holds the rows only if nothing follows it, and the
+                // "rows" of a pack are numbers, not rows.
                 let rows =
                     |list: &Value| list.as_array().is_some_and(|l| !l.first().is_some_and(Value::is_number));
                 let holds = LIST_KEYS.iter().any(|k| object.get(*k).is_some_and(rows));
@@ -126,8 +126,8 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
                 // A single line, longer than the head or cut: it holds rows if one of its first keys says so.
                 return Ok(if opens_list(line) { Framing::Object } else { Framing::Lines });
             }
-            // A JSON string cannot contain a raw line end, and inside an object a key follows `{` or a comma, never `{`.
-            // If the text violates either, its first line is a bad row of JSON Lines.
+            // A JSON string cannot contain a raw line end, and inside an object a key follows `{` or a comma,
+            // never `{`. If the text violates either, its first line is a bad row of JSON Lines.
             let ends_inside = scan.depth > 0 && !scan.in_string;
             let contradicts = second.first() == Some(&b'{') && innermost.last() == Some(&b'{');
             let opens = ends_inside && !contradicts;
@@ -146,8 +146,8 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
     }
 }
 
-/// The framing of a file with the name of a delimited one. The header line shows the delimiter: spreadsheets in locales
-/// with a decimal comma write `;` into .csv files.
+/// The framing of a file with the name of a delimited one. The header line shows the delimiter: spreadsheets
+/// in locales with a decimal comma write `;` into .csv files.
 fn delimited(name: &str, content: &[u8]) -> Option<Framing> {
     if name.ends_with(".tsv") || name.ends_with(".tab") {
         return Some(Framing::Delimited(b'\t'));

@@ -1,4 +1,4 @@
-//! A template at work on a source.
+//! Renders the conversations of a whole source.
 
 use super::compiled::ChatTemplate;
 use super::context;
@@ -12,19 +12,21 @@ use crate::render::Stops;
 use crate::{Result, RowId};
 use std::sync::Arc;
 
-/// A chat template at work on a whole source: with the policy, the stop texts and the options that hold for all of
-/// its rows, and what their shapes taught about the template. May be used from many threads; what becomes of
-/// a row does not depend on the rows before it.
+/// Renders conversations with a template, policy, stop texts and options that are the same for all rows of a
+/// source.
+///
+/// It caches proofs by the shape of conversations. It may be used from many threads, and the result of a row
+/// does not depend on the rows before it.
 #[derive(Debug)]
 pub struct ChatRenderer {
     setup: Setup,
-    /// Today, where the template writes the date and the options name none.
+    /// Today, if the template uses the date and the options set none.
     today: Option<jiff::civil::Date>,
     plans: Plans,
 }
 
 impl ChatRenderer {
-    /// A template at work. Where the options name no date, it is today's, for all rows.
+    /// A renderer for a source. Without a date in the options all rows get the date of today.
     pub fn new(
         template: impl Into<Arc<ChatTemplate>>,
         policy: impl Into<Arc<Policy>>,
@@ -44,19 +46,18 @@ impl ChatRenderer {
         &self.setup.template
     }
 
-    /// The day that the template is told, where it asks and the options name none: it decides what the rows
-    /// become, as if it had been pinned.
+    /// The current date, if renderings depend on it: the template uses the date and the options set none.
     pub fn today(&self) -> Option<jiff::civil::Date> {
         self.today
     }
 
-    /// A conversation as text with spans, by proof.
+    /// Renders a conversation and proves its spans.
     ///
     /// # Errors
-    /// [`Error::Row`] where the template refuses the conversation, and where there is no proof.
+    /// [`Error::Row`](crate::Error::Row) if the template rejects the conversation or there is no proof.
     pub fn spans(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let plan = self.plans.get(&self.setup, c);
-        // A rendering with the marks of the blocks has the plain one in it: one rendering for both.
+        // The rendering with marks around the blocks contains the plain one, so one rendering is enough.
         if !self.setup.template.compiled(c).captures
             && let Some(plan) = plan.as_ref().filter(|plan| plan.is_marked())
         {
@@ -73,8 +74,8 @@ impl ChatRenderer {
         }
     }
 
-    /// As [`ChatRenderer::spans`], from this conversation alone, without a look at its shape: slower, and the same wherever
-    /// both have a proof.
+    /// As [`ChatRenderer::spans`], without the cache of proofs: slower, with the same result wherever both
+    /// have a proof.
     ///
     /// # Errors
     /// As [`ChatRenderer::spans`].

@@ -268,6 +268,8 @@ pub struct TrlGolden {
     pub src: String,
     pub ids: Vec<u32>,
     pub supervised: Vec<bool>,
+    /// Whether a token has bytes of the prompt and of the completion, where the golden says so.
+    pub crosses: Option<bool>,
 }
 
 /// TRL's rows of the cases that are wanted, by case.
@@ -285,7 +287,12 @@ pub fn trl_goldens(folder: &Goldens, wanted: impl Fn(&str) -> bool) -> BTreeMap<
         }
         assert_eq!(ids.len(), supervised.len());
         let src = row["src"].as_str().unwrap().to_string();
-        cases.entry(case.into()).or_default().push(TrlGolden { src, ids, supervised });
+        cases.entry(case.into()).or_default().push(TrlGolden {
+            src,
+            ids,
+            supervised,
+            crosses: row["crosses"].as_bool(),
+        });
     }
     cases
 }

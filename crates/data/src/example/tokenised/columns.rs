@@ -12,7 +12,8 @@ use arrow_buffer::NullBuffer;
 use arrow_schema::{DataType, Field};
 use std::ops::Range;
 
-/// The fields of a row; `None` where it is not well-formed, or its columns have types that no writer gives them.
+/// The fields of a row; `None` where it is not well-formed, or its columns have types that no writer gives
+/// them.
 pub fn read(batch: &RecordBatch, row: usize) -> Option<Fields> {
     let (mut fields, mut seen) = (Fields::default(), Seen::default());
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {

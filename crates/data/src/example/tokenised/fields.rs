@@ -48,8 +48,8 @@ impl Key {
 pub struct Seen(u16);
 
 impl Seen {
-    /// Notes a key; `None` where it was there before. Of two fields of one name the last counts, which is left to
-    /// the general reader.
+    /// Notes a key; `None` where it was there before. Of two fields of one name the last counts, which is
+    /// left to the general reader.
     pub fn note(&mut self, key: Key) -> Option<()> {
         let bit = 1 << key as u16;
         let new = self.0 & bit == 0;
