@@ -23,9 +23,8 @@ use crate::{Error, Evaluation, Plan, Result, Settings, evaluate, prompt_ids};
 use indexmap::IndexMap;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use suasion_data::policy::Objective;
 use suasion_data::report::format::{count, loss, loss_difference, percent, thousands};
-use suasion_data::{IGNORE, Origin, Sample, label};
+use suasion_data::{IGNORE, Objective, Origin, Sample, label};
 use suasion_engine::{Backend, Budget, Model};
 
 /// How to compare.

@@ -1,8 +1,7 @@
 //! The crate's one error type.
 
 use std::path::{Path, PathBuf};
-use suasion_data::RowId;
-use suasion_data::policy::Objective;
+use suasion_data::{Objective, RowId};
 
 /// What can go wrong between samples and a trained model.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use crate::{Evaluation, Plan, Report};
 use std::path::{Path, PathBuf};
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 use suasion_engine::MemoryPlan;
 
 /// Something that happened.

@@ -5,8 +5,7 @@ use crate::report::data::DataCard;
 use crate::{EvalRecord, Evaluation, Plan, Settings, StepRecord};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use suasion_data::Sample;
-use suasion_data::policy::Objective;
+use suasion_data::{Objective, Sample};
 use suasion_engine::{Backend, Model};
 
 /// What a run is about; every checkpoint records it, and a run resumes only under its own.

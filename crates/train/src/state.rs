@@ -5,7 +5,7 @@ use crate::{Error, Evaluation, Plan, Result, Scheduler, Settings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 
 /// Version of [`RunState`]; a checkpoint of another one is refused.
 pub const FORMAT: u32 = 1;

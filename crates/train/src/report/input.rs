@@ -3,7 +3,7 @@
 use crate::evaluate::SECTIONS;
 use crate::report::data::{DataCard, SampleReply};
 use crate::{Comparison, Evaluation, Identity, Report, Settings};
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 use suasion_data::report::format::{bytes, duration, percent, thousands};
 
 /// Everything that the reports show.

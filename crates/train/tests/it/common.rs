@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use suasion_data::policy::Objective;
-use suasion_data::{IGNORE, Origin, RowId, Sample, Section};
+use suasion_data::{IGNORE, Objective, Origin, RowId, Sample, Section};
 use suasion_engine::{Architecture, Budget, Device, Model};
 use suasion_train::{
     DataCard, Event, Identity, ModelFiles, Observer, Plan, Report, Result, Resume, Run, Settings,

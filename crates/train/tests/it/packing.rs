@@ -1,7 +1,8 @@
 //! Packs train as their rows do, and evaluate as their rows do.
 
 use crate::common::*;
-use suasion_data::{IGNORE, Origin, Packer, Policy, Sample, Section, prepared};
+use suasion_data::pack::Packer;
+use suasion_data::{IGNORE, Origin, Policy, Sample, Section, prepared};
 use suasion_engine::{Batch, Model, SingleRank};
 use suasion_train::batches::train_batch;
 use suasion_train::{Error, Evaluation, Plan, Resume, Settings, evaluate};

@@ -3,7 +3,7 @@
 use crate::common::*;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 use suasion_train::{Error, Resume, Scheduler, Settings, Strategy};
 
 /// 7 rows in batches of 2, two batches a step: 2 steps an epoch, so 9 steps cross four epochs' ends.
