@@ -18,8 +18,9 @@ use suasion_files::write_bytes;
 
 /// Trains. See [`Run`] for what goes in, CLI.md for what is left in the output folder.
 ///
-/// `stop` may be raised at any time (Ctrl-C): the current step is finished, a checkpoint is written, and the report
-/// has `interrupted` set. A loss or gradient norm that is not finite stops the run before the weights change.
+/// `stop` may be raised at any time (Ctrl-C): the current step is finished, a checkpoint is written, and the
+/// report has `interrupted` set. A loss or gradient norm that is not finite stops the run before the weights
+/// change.
 pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
     let Run { train, eval, settings, identity, card, output_dir, .. } = run;
     settings.validate(!eval.is_empty())?;
@@ -104,8 +105,8 @@ struct Trainer<'a, 'o, B: Backend> {
 }
 
 impl<'o, B: Backend> Trainer<'_, 'o, B> {
-    /// At each turn first what is due after the steps so far, then the next step. What is due is a function of the
-    /// state alone, so an interrupted run does after its resume exactly what it had left undone.
+    /// At each turn first what is due after the steps so far, then the next step. What is due is a function
+    /// of the state alone, so an interrupted run does after its resume exactly what it had left undone.
     fn run(mut self) -> Result<(Report, &'o mut dyn Observer)> {
         let report = loop {
             if self.evaluation_due() && !self.evaluate()? {

@@ -1,4 +1,4 @@
-//! Five AdamW steps of PyTorch's, taken by this crate's loop.
+//! Five steps of PyTorch, taken by this crate's loop.
 
 use crate::common::*;
 use serde_json::Value;
@@ -33,8 +33,9 @@ fn samples(batch: &Value) -> Vec<Sample> {
         .collect()
 }
 
-/// Trains on the rows in file order and compares every logged number; the sixth loss is the final evaluation's.
-fn follow(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norms: &[f64], rates: &[f64]) {
+/// Trains on the rows in file order and compares every logged number; the sixth loss is the final
+/// evaluation's.
+fn compare(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norms: &[f64], rates: &[f64]) {
     let out = tempfile::tempdir().unwrap();
     let plan = Plan::new(rows, rows, &settings).unwrap();
     let mut model = Model::new(Architecture::from_dir(dir).unwrap(), Cpu::new(), plan.budget).unwrap();
@@ -85,7 +86,7 @@ fn goldens() -> Vec<(std::path::PathBuf, Value)> {
 }
 
 #[test]
-fn adamw_5() {
+fn five_steps_of_adamw_are_those_of_pytorch() {
     for (dir, golden) in goldens() {
         let rows = samples(&golden["batches"]["a"]);
         let settings = Settings {
@@ -102,7 +103,7 @@ fn adamw_5() {
             ..Settings::default()
         };
         let golden = &golden["adamw_5"];
-        follow(
+        compare(
             &dir,
             &rows,
             settings,
@@ -114,7 +115,7 @@ fn adamw_5() {
 }
 
 #[test]
-fn hf_like_5() {
+fn five_steps_with_accumulation_clipping_and_warm_up_are_those_of_pytorch() {
     for (dir, golden) in goldens() {
         let mut rows = samples(&golden["batches"]["a"]);
         rows.extend(samples(&golden["batches"]["padded"]));
@@ -137,6 +138,6 @@ fn hf_like_5() {
         let targets: usize = rows.iter().map(|row| row.targets().count()).sum();
         assert_eq!(targets as u64, like["total_supervised"].as_u64().unwrap());
         let norms = numbers(&like["grad_norms_before_clip"]);
-        follow(&dir, &rows, settings, &numbers(&like["losses"]), &norms, &numbers(&like["lrs"]));
+        compare(&dir, &rows, settings, &numbers(&like["losses"]), &norms, &numbers(&like["lrs"]));
     }
 }
