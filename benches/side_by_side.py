@@ -7,7 +7,7 @@
 
 Peers run in the Python given by --python (default: $SUASION_PEERS_PYTHON, else python3), which needs
 `pip install torch transformers trl peft datasets`; their scripts are in --shared (default ../shared).
-The two sides take turns, so that both meet the same weather. Every raw line is appended to
+The two sides take turns, so that both meet the same conditions. Every raw line is appended to
 benches/results/<cpu>.jsonl; the last line printed is the ratio of medians. Run on an otherwise idle machine.
 """
 

@@ -1,8 +1,10 @@
-//! Whatever is wrong with rows, weights, folders or disks: said by name, with the place, and the right exit code.
+//! Bad rows, weights, folders and disks: each is an error that names the place, with the right exit code.
 
-use crate::util::{Dir, Ran, row};
+use crate::util::{Dir, Ran, TestCommand, row};
 
-const PREPARE: [&str; 7] = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"];
+fn prepare(dir: &Dir) -> TestCommand {
+    dir.prepare("rows.jsonl", "out.jsonl")
+}
 
 /// Prepares good rows with one bad line in the middle: line 3 of 5.
 fn prepare_with(bad: impl AsRef<[u8]>) -> (Dir, Ran) {
@@ -19,16 +21,17 @@ fn prepare_with(bad: impl AsRef<[u8]>) -> (Dir, Ran) {
         file.push(b'\n');
     }
     dir.write("rows.jsonl", file);
-    let ran = dir.suasion(&PREPARE).run();
+    let ran = prepare(&dir).run();
     (dir, ran)
 }
 
-/// The row stops the run, names line 3, leaves no output, and is skipped, counted and listed where that is asked for.
+/// The row stops the run with an error that names line 3, and no output is left; under `on_bad_row=skip` it
+/// is skipped, counted and listed.
 fn bad_row(bad: impl AsRef<[u8]>, message: &str) {
     let (dir, ran) = prepare_with(bad);
     ran.error(3, "E-ROW", "rows.jsonl:3: ").says(message);
     assert!(!dir.exists("out.jsonl"));
-    let ran = dir.suasion(&PREPARE).set(&["on_bad_row=skip"]).ok().says("4 kept").says("1 failed");
+    let ran = prepare(&dir).set(&["on_bad_row=skip"]).ok().says("4 kept").says("1 failed");
     assert!(ran.stdout.is_empty());
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 1, 3, 4]);
@@ -84,26 +87,26 @@ fn several_bad_rows_are_all_listed() {
     let dir = Dir::new().with_model();
     let bad = r#"{"input_text": "a"}"#;
     dir.write("rows.jsonl", format!("{}\n{bad}\n{}\n{bad}\n", row(0), row(1)));
-    dir.suasion(&PREPARE).run().error(3, "E-ROW", "rows.jsonl:2: ").says("rows.jsonl:4: ");
+    prepare(&dir).run().error(3, "E-ROW", "rows.jsonl:2: ").says("rows.jsonl:4: ");
 }
 
 #[test]
-fn training_stops_or_goes_on_as_asked() {
+fn training_stops_at_a_bad_row_unless_on_bad_row_is_skip() {
     let (dir, _) = prepare_with(r#"{"input_text": "a"}"#);
-    let train = ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=1"];
-    dir.suasion(&train).run().error(3, "E-ROW", "rows.jsonl:3: ");
-    dir.suasion(&train).set(&["on_bad_row=skip"]).ok().says("1 failed").says("rows.jsonl:3: ");
+    let train = || dir.train("rows.jsonl").set(&["init=random", "max_steps=1"]);
+    train().run().error(3, "E-ROW", "rows.jsonl:3: ");
+    train().set(&["on_bad_row=skip"]).ok().says("1 failed").says("rows.jsonl:3: ");
     assert!(dir.text("trainer_output/README.md").contains("skip"));
 }
 
 #[test]
 fn response_cut_away_by_truncation() {
     let dir = Dir::new().with_model().with_rows(3);
-    let cut = dir.suasion(&PREPARE).set(&["truncation_mode=keep_start", "max_length=12"]).ok();
+    let cut = prepare(&dir).set(&["truncation_mode=keep_start", "max_length=12"]).ok();
     cut.says("0 kept").says("3 dropped (3 without a target)");
     assert!(dir.lines("out.findings.jsonl").iter().any(|f| f["code"] == "M001"));
-    // With nothing left there is nothing to train on, and that is said before any work.
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
+    // Training on no rows is refused before any work.
+    dir.train("rows.jsonl")
         .set(&["init=random", "truncation_mode=keep_start", "max_length=12"])
         .run()
         .error(3, "E-DATA", "no");
@@ -112,7 +115,7 @@ fn response_cut_away_by_truncation() {
 #[test]
 fn row_too_long_in_mode_error() {
     let dir = Dir::new().with_model().with_rows(2);
-    dir.suasion(&PREPARE)
+    prepare(&dir)
         .set(&["truncation_mode=error", "max_length=12"])
         .run()
         .error(3, "E-ROW", "rows.jsonl:1: ")
@@ -123,13 +126,13 @@ fn row_too_long_in_mode_error() {
 fn empty_file() {
     let dir = Dir::new().with_model();
     dir.write("rows.jsonl", "");
-    dir.suasion(&PREPARE).run().error(3, "E-SOURCE", "rows.jsonl: the file has no rows");
+    prepare(&dir).run().error(3, "E-SOURCE", "rows.jsonl: the file has no rows");
 }
 
 #[test]
 fn missing_file() {
     let dir = Dir::new().with_model();
-    dir.suasion(&PREPARE).run().error(3, "E-IO", "rows.jsonl: ");
+    prepare(&dir).run().error(3, "E-IO", "rows.jsonl: ");
 }
 
 #[test]
@@ -138,7 +141,7 @@ fn tokenizer_larger_than_the_model() {
     let config = dir.text("model/config.json").replace("\"vocab_size\":2048", "\"vocab_size\":512");
     assert!(config.contains("512"));
     dir.write("model/config.json", config);
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random"]).run().error(
+    dir.train("rows.jsonl").set(&["init=random"]).run().error(
         3,
         "E-VOCAB",
         "up to 2047, and config.json has vocab_size 512",
@@ -149,11 +152,7 @@ fn tokenizer_larger_than_the_model() {
 fn tokenised_rows_beyond_the_vocabulary() {
     let dir = Dir::new().with_model();
     dir.write("rows.jsonl", "{\"input_ids\": [1, 2, 9999], \"labels\": [-100, 2, 9999]}\n");
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random"])
-        .run()
-        .code(3)
-        .says("rows.jsonl:1: ")
-        .says("9999");
+    dir.train("rows.jsonl").set(&["init=random"]).run().code(3).says("rows.jsonl:1: ").says("9999");
 }
 
 #[test]
@@ -161,17 +160,17 @@ fn unknown_model_type() {
     let dir = Dir::new().with_model().with_rows(2);
     let config = dir.text("model/config.json").replace("\"llama\"", "\"lama\"");
     dir.write("model/config.json", config);
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"]).run().error(3, "E-MODEL", "lama");
+    dir.train("rows.jsonl").run().error(3, "E-MODEL", "lama");
 }
 
 #[test]
 fn weights_that_are_missing() {
     let dir = Dir::new().with_model().with_rows(2);
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"]).run().code(3).says("model.safetensors");
+    dir.train("rows.jsonl").run().code(3).says("model.safetensors");
 }
 
 fn train_on(dir: &Dir) -> Ran {
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--set", "max_steps=1"]).run()
+    dir.train("rows.jsonl").set(&["max_steps=1"]).run()
 }
 
 #[test]
@@ -224,7 +223,7 @@ fn weights_that_are_nan() {
 fn loss_that_turns_nan_names_step_and_rows_and_keeps_the_last_checkpoint() {
     let dir = Dir::new().with_model().with_rows(4);
     let ran = dir
-        .suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
+        .train("rows.jsonl")
         .set(&[
             "init=random",
             "max_steps=40",
@@ -243,8 +242,8 @@ fn loss_that_turns_nan_names_step_and_rows_and_keeps_the_last_checkpoint() {
 
 #[test]
 fn full_disk() {
-    // A limit on the size of files stands in for the disk: it needs no privileges. Ignoring the signal makes the
-    // write fail, as on a full disk, instead of ending the process.
+    // A limit on the size of files stands in for the disk: it needs no privileges. Ignoring the signal makes
+    // the write fail, as on a full disk, instead of ending the process.
     let dir = Dir::new().with_model().with_rows(40);
     let ran = dir
         .sh("trap '' XFSZ; ulimit -f 8; exec \"$SUASION\" prepare -M model -D rows.jsonl -o out.jsonl")
@@ -264,29 +263,24 @@ fn full_disk() {
 fn output_that_cannot_be_created() {
     let dir = Dir::new().with_model().with_rows(2);
     dir.write("file", "");
-    let args =
-        ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "output_dir=file/x"];
-    dir.suasion(&args).run().code(3).says("error[E-IO]: ");
+    dir.train("rows.jsonl").set(&["init=random", "output_dir=file/x"]).run().code(3).says("error[E-IO]: ");
 }
 
 #[test]
 fn output_folder_that_is_not_empty() {
     let dir = Dir::new().with_model().with_rows(2);
     dir.write("out/precious.txt", "keep me");
-    let args = ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=1"];
-    dir.suasion(&args).set(&["output_dir=out"]).run().error(
-        2,
-        "E-OUTPUT",
-        "out: the output folder is not empty",
-    );
-    dir.suasion(&args).set(&["output_dir=out", "overwrite_output_dir=true"]).ok();
+    let train = || dir.train("rows.jsonl").set(&["init=random", "max_steps=1", "output_dir=out"]);
+    train().run().error(2, "E-OUTPUT", "out: the output folder is not empty");
+    train().set(&["overwrite_output_dir=true"]).ok();
     assert_eq!(dir.text("out/precious.txt"), "keep me");
 }
 
 #[test]
 fn key_with_a_typo() {
     let dir = Dir::new().with_model().with_rows(2);
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--set", "learning_rat=1"])
+    dir.train("rows.jsonl")
+        .set(&["learning_rat=1"])
         .run()
         .error(2, "E-CONFIG", "unknown key \"learning_rat\"")
         .says("did you mean \"learning_rate\"?");
@@ -301,7 +295,7 @@ fn key_with_a_typo() {
 fn text_rows_without_a_tokenizer() {
     let dir = Dir::new().with_model().with_rows(2);
     std::fs::remove_file(dir.path("model/tokenizer.json")).unwrap();
-    dir.suasion(&PREPARE).run().error(3, "E-SOURCE", "no tokenizer");
+    prepare(&dir).run().error(3, "E-SOURCE", "no tokenizer");
 }
 
 #[test]
@@ -311,19 +305,14 @@ fn a_model_larger_than_the_memory() {
     config["hidden_size"] = 65_536.into();
     config["vocab_size"] = 2_000_000.into();
     dir.write("model/config.json", config.to_string());
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"]).set(&["init=random"]).run().error(
-        3,
-        "E-MEMORY",
-        "bytes of memory are needed",
-    );
+    dir.train("rows.jsonl").set(&["init=random"]).run().error(3, "E-MEMORY", "bytes of memory are needed");
 }
 
 #[test]
 fn a_negative_loss_weight() {
     let dir = Dir::new().with_model().with_rows(4);
     for set in ["loss_weights.task=-1", "prompt_loss_weight=-0.5"] {
-        let train =
-            dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"]).set(&["init=random", set]).run();
+        let train = dir.train("rows.jsonl").set(&["init=random", set]).run();
         train.code(2).says("error[E-CONFIG]");
     }
 }
@@ -331,9 +320,7 @@ fn a_negative_loss_weight() {
 #[test]
 fn held_out_rows_are_not_counted_as_trained_on() {
     let dir = Dir::new().with_model().with_rows(10);
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
-        .set(&["init=random", "eval_fraction=0.2", "max_steps=1", "output_dir=out"])
-        .ok();
+    dir.train("rows.jsonl").set(&["init=random", "eval_fraction=0.2", "max_steps=1", "output_dir=out"]).ok();
     let card = String::from_utf8(dir.read("out/README.md")).unwrap();
     assert!(card.contains("10 read, 8 trained on") && card.contains("2 held out"), "{card}");
 }

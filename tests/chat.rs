@@ -1,9 +1,9 @@
 //! Conversations through the binary: a chat template in the model folder, and rows of messages.
 
-use crate::util::Dir;
+use crate::util::{Dir, runs};
 use serde_json::{Value, json};
 
-/// A template in the manner of ChatML, with the demo tokenizer's EOS as the stop token.
+/// A template like ChatML's, with the demo tokenizer's EOS as the stop token.
 const TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}\
     {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>{{ '\\n' }}{% endif %}";
@@ -30,18 +30,11 @@ fn folder() -> Dir {
 }
 
 fn prepared(dir: &Dir, settings: &[&str]) -> Vec<Value> {
-    let args = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl", "--with-text"];
-    dir.suasion(&args).set(settings).ok();
+    dir.prepare("rows.jsonl", "out.jsonl").arg("--with-text").set(settings).ok();
     dir.lines("out.jsonl")
 }
 
-fn runs(line: &Value) -> String {
-    let mut runs: Vec<char> = line["origins"].as_str().unwrap().chars().collect();
-    runs.dedup();
-    runs.into_iter().collect()
-}
-
-/// What is learned of a row, by decoding nothing: labels equal ids exactly on response and stop token.
+/// Number of supervised tokens of a line; labels equal ids on responses and stop tokens, and nowhere else.
 fn learned(line: &Value) -> usize {
     let (ids, labels) = (line["input_ids"].as_array().unwrap(), line["labels"].as_array().unwrap());
     let origins: Vec<char> = line["origins"].as_str().unwrap().chars().collect();
@@ -67,19 +60,19 @@ fn prepare_renders_with_the_models_template() {
         "<|system|>\nBe brief.\n<|user|>\nAre buses slow?\n<|assistant|>\nAt rush hour.<|endoftext|>\n<|user|>\nAnd \
          trams?\n<|assistant|>\nLess so.<|endoftext|>\n<|user|>\nThanks.\n"
     );
-    // Two answers with their stop tokens; the turn after the last one is prompt and no error.
+    // Two answers with their stop tokens; a user turn after the last answer is prompt, not an error.
     assert_eq!(runs(&lines[0]).matches("RE").count(), 2, "{}", runs(&lines[0]));
     assert!(!runs(&lines[0]).ends_with("RE") && runs(&lines[0]).contains('S'));
     assert_eq!(lines[1]["text"], "<|user|>\nWhy?\n<|assistant|>\nBecause.<|endoftext|>\n");
-    // Of a completion's prompt nothing is learned, whoever speaks in it.
+    // Nothing of a completion's prompt is learned, its assistant turns included.
     assert_eq!(runs(&lines[2]).matches("RE").count(), 1);
-    // An instruction is a conversation where there is a template.
+    // With a template, an instruction is rendered as a conversation.
     assert_eq!(lines[3]["text"], "<|user|>\nName a tree.\n<|assistant|>\nAn oak.<|endoftext|>\n");
     assert!(lines.iter().all(|line| learned(line) > 0));
     let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
     assert!(manifest["template"].is_string());
 
-    // The last answer alone; and another template is another fingerprint.
+    // Only the last answer is learned; and another template has another fingerprint.
     let last = prepared(&dir, &["supervise=last"]);
     assert!(learned(&last[0]) < learned(&lines[0]));
     dir.write("model/chat_template.jinja", TEMPLATE.replace("<|user|>", "<|u|>") + " ");
@@ -94,26 +87,20 @@ fn prepare_renders_with_the_models_template() {
 #[test]
 fn verify_explains_a_conversation() {
     let dir = folder();
-    let ran = dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl", "--row", "1"]).ok();
+    let ran = dir.verify("rows.jsonl").args(&["--row", "1"]).ok();
     assert!(ran.stdout.contains("LEARNED response") && ran.stdout.contains("Because."), "{}", ran.stdout);
-    let json: Value = serde_json::from_str(
-        &dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl", "--json"]).ok().stdout,
-    )
-    .unwrap();
+    let json = dir.verify("rows.jsonl").arg("--json").ok().json();
     assert_eq!((&json["rows"], &json["trainable_rows"]), (&json!(4), &json!(4)));
 }
 
 #[test]
-fn a_model_without_a_template_says_what_it_lacks() {
+fn conversations_without_a_chat_template_are_an_error() {
     let dir = Dir::new().with_model();
     dir.write("rows.jsonl", rows());
-    for command in ["verify", "prepare"] {
-        let mut args = vec![command, "-M", "model", "-D", "rows.jsonl"];
-        args.extend(if command == "prepare" { vec!["-o", "out.jsonl"] } else { vec![] });
-        let ran = dir.suasion(&args).run();
-        ran.error(3, "E-SOURCE", "the model folder has no chat template");
+    for command in [dir.verify("rows.jsonl"), dir.prepare("rows.jsonl", "out.jsonl")] {
+        command.run().error(3, "E-SOURCE", "the model folder has no chat template");
     }
-    // Instructions alone need none.
+    // Instructions need no template.
     dir.write("rows.jsonl", rows().lines().last().unwrap());
     assert!(prepared(&dir, &[])[0]["text"].as_str().unwrap().contains("### Instruction:\nName a tree."));
 }
@@ -121,46 +108,38 @@ fn a_model_without_a_template_says_what_it_lacks() {
 #[test]
 fn conversations_train_and_evaluate() {
     let dir = folder();
-    let args = ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=2"];
-    dir.suasion(&args).arg("--set=output_dir=made").arg("--quiet").ok();
+    dir.train("rows.jsonl").set(&["init=random", "max_steps=2", "output_dir=made"]).arg("--quiet").ok();
     assert!(dir.exists("made/chat_template.jinja"), "the template goes with the model");
-    let ran = dir.suasion(&["eval", "-M", "made", "-D", "rows.jsonl", "--json"]).ok();
-    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(json["rows"], 4);
+    let evaluation = dir.suasion(&["eval", "-M", "made", "-D", "rows.jsonl", "--json"]).ok().json();
+    assert_eq!(evaluation["rows"], 4);
 
     // Rows that were prepared with another template are refused.
     prepared(&dir, &[]);
     dir.write("model/chat_template.jinja", format!("{TEMPLATE} "));
-    dir.suasion(&["train", "-M", "model", "-D", "out.jsonl", "--dry-run"]).run().error(
-        3,
-        "E-FINGERPRINT",
-        "another chat template",
-    );
+    dir.train("out.jsonl").arg("--dry-run").run().error(3, "E-FINGERPRINT", "another chat template");
 }
 
 #[test]
-fn the_date_of_the_day_and_reserved_names_are_told() {
+fn a_template_that_uses_todays_date_warns_and_reserved_names_are_refused() {
     let dir = folder();
     dir.write("model/chat_template.jinja", format!("{{{{ strftime_now('%Y-%m-%d') }}}}{TEMPLATE}"));
-    let args = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"];
-    let ran = dir.suasion(&args).ok();
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let prepare = || dir.prepare("rows.jsonl", "out.jsonl");
+    let ran = prepare().ok();
+    let manifest = dir.json("out.manifest.json");
     let today = manifest["policy"]["template_date"].as_str().expect("the day is in the manifest").to_string();
     assert!(ran.stderr.contains(&format!("template_date={today}")), "{}", ran.stderr);
-    // Pinned to that day it is the same data, and nothing is told.
-    let ran = dir.suasion(&args).set(&[&format!("template_date={today}")]).ok();
+    // Pinned to that day it is the same data, without a warning.
+    let ran = prepare().set(&[&format!("template_date={today}")]).ok();
     assert!(!ran.stderr.contains("template_date"), "{}", ran.stderr);
-    let pinned: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
-    assert_eq!(pinned["fingerprint"], manifest["fingerprint"]);
-    dir.suasion(&args).set(&["template_date=2024-02-29"]).ok();
-    let other: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
-    assert_ne!(other["fingerprint"], manifest["fingerprint"]);
+    assert_eq!(dir.json("out.manifest.json")["fingerprint"], manifest["fingerprint"]);
+    prepare().set(&["template_date=2024-02-29"]).ok();
+    assert_ne!(dir.json("out.manifest.json")["fingerprint"], manifest["fingerprint"]);
 
-    let ran = dir.suasion(&args).set(&["template_kwargs.messages=x"]).run();
+    let ran = prepare().set(&["template_kwargs.messages=x"]).run();
     ran.error(2, "E-CONFIG", "template_kwargs");
 }
 
-/// MiniJinja copies a list in one instruction, however long; nothing that counts instructions ends this template.
+/// MiniJinja copies a list in one instruction, however long it is, so its fuel does not end this template.
 #[test]
 fn a_template_that_doubles_a_list_is_ended() {
     let dir = folder();
@@ -168,9 +147,5 @@ fn a_template_that_doubles_a_list_is_ended() {
         "model/chat_template.jinja",
         "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}",
     );
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"]).run().error(
-        3,
-        "E-TEMPLATE",
-        "does not come to an end",
-    );
+    dir.prepare("rows.jsonl", "out.jsonl").run().error(3, "E-TEMPLATE", "the template does not end");
 }

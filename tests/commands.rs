@@ -1,4 +1,4 @@
-//! `train`, `eval`, `generate`, `compare`, `env`, `completions`: what they print and leave behind.
+//! `train`, `eval`, `generate`, `compare`, `env`, `completions`: their output and the files they write.
 
 use crate::util::Dir;
 
@@ -15,7 +15,7 @@ const TRAIN: [&str; 9] = [
 ];
 
 #[test]
-fn training_opens_by_saying_what_it_will_do() {
+fn a_dry_run_prints_the_plan_and_writes_nothing() {
     let dir = Dir::new().with_model().with_rows(6);
     let ran = dir.suasion(&TRAIN).set(&["max_length=40"]).arg("--dry-run").ok();
     assert!(ran.stdout.is_empty());
@@ -32,11 +32,12 @@ fn training_opens_by_saying_what_it_will_do() {
 }
 
 #[test]
-fn a_run_leaves_what_the_contract_names() {
+fn a_run_writes_the_files_of_the_contract() {
     let dir = Dir::new().with_model().with_rows(8);
     let ran = dir
         .suasion(&TRAIN)
         .set(&["eval_fraction=0.25", "max_steps=6", "save_steps=3", "learning_rate=1e-2", "output_dir=out"])
+        .set(&["logging_steps=1"])
         .ok();
     assert!(ran.stdout.is_empty(), "progress is on stderr");
     ran.says("step 6/6").says("held-out loss: ").says("out (report.html");
@@ -60,29 +61,22 @@ fn a_run_leaves_what_the_contract_names() {
     assert_eq!(steps.len(), 6);
     for (index, line) in steps.iter().enumerate() {
         assert_eq!(line["step"], index + 1);
-        for key in [
-            "epoch",
-            "loss",
-            "learning_rate",
-            "grad_norm",
-            "targets",
-            "tokens",
-            "tokens_per_second",
-            "peak_memory_bytes",
-        ] {
-            assert!(line[key].is_number(), "{key}: {line}");
-        }
+        let fields: Vec<&str> = line.as_object().unwrap().keys().map(String::as_str).collect();
+        let expected =
+            "step epoch loss learning_rate grad_norm targets tokens tokens_per_second peak_memory_bytes";
+        assert_eq!(fields.join(" "), expected);
+        assert!(fields.iter().all(|name| line[name].is_number()), "{line}");
     }
     let evals: Vec<f64> = metrics.iter().filter_map(|line| line["eval_loss"].as_f64()).collect();
     assert!(evals.len() >= 2 && evals.last() < evals.first(), "{evals:?}");
-    // What was trained can be used as it lies there.
+    // The output folder is a model that can be loaded.
     let eval = dir.suasion(&["eval", "-M", "out", "-D", "rows.jsonl", "--json"]).ok().json();
     assert_eq!(eval["rows"], 8);
     dir.suasion(&["generate", "-M", "out", "--prompt", "Tea", "--max-new-tokens", "3"]).ok();
 }
 
 #[test]
-fn quiet_is_quiet_and_json_is_json() {
+fn quiet_prints_nothing_on_stderr_and_json_is_one_document() {
     let dir = Dir::new().with_model().with_rows(4);
     let ran = dir.suasion(&TRAIN).set(&["max_steps=2"]).args(&["--quiet", "--json"]).ok();
     assert!(ran.stderr.is_empty(), "{}", ran.stderr);
@@ -100,7 +94,7 @@ fn plain_progress_has_no_control_characters_and_few_lines() {
 }
 
 #[test]
-fn all_tokens_are_trained_when_that_is_asked_for() {
+fn completion_only_loss_false_trains_all_tokens() {
     let dir = Dir::new().with_model().with_rows(4);
     let plan = |value: &str| {
         let set = format!("completion_only_loss={value}");
@@ -108,7 +102,7 @@ fn all_tokens_are_trained_when_that_is_asked_for() {
     };
     let (response, all) = (plan("true"), plan("false"));
     assert_eq!((&response["objective"], &all["objective"]), (&"response_only".into(), &"all_tokens".into()));
-    // Every token but each row's first, which nothing predicts.
+    // Every token but each row's first, which no position predicts.
     assert_eq!(all["supervised_tokens"].as_u64().unwrap(), all["tokens"].as_u64().unwrap() - 4);
     assert!(response["supervised_tokens"].as_u64() < all["supervised_tokens"].as_u64());
 }

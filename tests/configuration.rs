@@ -1,9 +1,9 @@
-//! CONFIG, `--set` and flags: which wins, what is refused, what is shown and saved.
+//! CONFIG, `--set` and flags: precedence, refusals, what is printed and saved.
 
 use crate::util::Dir;
 
 #[test]
-fn flags_win_over_assignments_over_the_file() {
+fn flags_override_assignments_which_override_the_file() {
     let dir = Dir::new();
     dir.write("run.yaml", "model_name_or_path: from-file\nseed: 1\nlearning_rate: 1e-3\n");
     let ran = dir
@@ -43,7 +43,7 @@ fn toml_is_read_like_yaml() {
 }
 
 #[test]
-fn known_keys_that_are_not_supported_say_so() {
+fn unsupported_keys_of_trl_are_refused_by_name() {
     let dir = Dir::new();
     for (assignment, name) in [
         ("use_peft=true", "use_peft"),
@@ -72,7 +72,7 @@ fn choices_and_bounds_are_listed() {
     dir.suasion(&["check", "--set", "lr_scheduler_type=polynomial"]).run().error(
         2,
         "E-CONFIG",
-        "linear, cosine, constant, constant_with_warmup",
+        "expected one of: constant, constant_with_warmup, linear, cosine; found \"polynomial\"",
     );
     dir.suasion(&["check", "--set", "eval_fraction=1"]).run().error(2, "E-CONFIG", "from 0 to below 1");
     dir.suasion(&["check", "--set", "eval_strategy=best"]).run().error(2, "E-CONFIG", "eval_strategy");
@@ -97,7 +97,7 @@ fn usage_errors_have_the_contracts_form() {
 }
 
 #[test]
-fn a_model_that_is_not_there_says_where_it_looked() {
+fn a_missing_model_is_an_error_that_names_the_places_searched() {
     let dir = Dir::new().with_rows(1);
     let train =
         |model: &str| dir.suasion(&["train", "-D", "rows.jsonl", "-M", model]).env("HF_HUB_OFFLINE", "1");
@@ -122,7 +122,7 @@ fn a_hub_id_is_found_in_the_local_cache() {
 #[test]
 fn the_resolved_configuration_is_saved_and_runs_again() {
     let dir = Dir::new().with_model().with_rows(3);
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl"])
+    dir.train("rows.jsonl")
         .set(&["init=random", "max_steps=2", "learning_rate=1e-3", "output_dir=one"])
         .ok()
         .says("learning_rate=0.001");
@@ -135,13 +135,15 @@ fn splits_of_a_folder() {
     let dir = Dir::new().with_model().with_rows(6);
     dir.write("data/train.jsonl", dir.read("rows.jsonl"));
     dir.write("data/valid.jsonl", crate::util::row(9) + "\n");
-    let ran = dir.suasion(&["train", "-M", "model", "-D", "data", "--set", "init=random", "--dry-run"]).ok();
+    let ran = dir.train("data").set(&["init=random"]).arg("--dry-run").ok();
     ran.says("data/train.jsonl: 6 rows").says("data/valid.jsonl: 1 row:");
-    dir.suasion(&["train", "-M", "model", "-D", "data", "--dry-run"])
-        .set(&["init=random", "dataset_test_split=test"])
-        .run()
-        .error(3, "E-SOURCE", "no test.jsonl");
-    dir.suasion(&["train", "-M", "model", "-D", "rows.jsonl", "--dry-run"])
+    dir.train("data").arg("--dry-run").set(&["init=random", "dataset_test_split=test"]).run().error(
+        3,
+        "E-SOURCE",
+        "no test.jsonl",
+    );
+    dir.train("rows.jsonl")
+        .arg("--dry-run")
         .set(&["init=random", "eval_fraction=0.34"])
         .ok()
         .says("2 rows held out of the training rows, 4 left");

@@ -1,4 +1,4 @@
-//! `suasion train --demo`: needs nothing but the binary, and says what it measured.
+//! `suasion train --demo`: needs nothing but the binary, and reports what it measured.
 
 use crate::util::Dir;
 
@@ -12,19 +12,19 @@ fn the_demo_runs_from_the_binary_alone() {
         assert!(ran.stdout.contains(text), "{text}\n{}", ran.stdout);
     }
     assert!(dir.exists("suasion-demo/run/report.html") && dir.exists("suasion-demo/run/model.safetensors"));
-    // Nobody is held out by halves.
+    // All replies to a view are in the same split.
     let views = |name: &str| -> std::collections::BTreeSet<String> {
         dir.lines(name).iter().map(|row| row["view"].as_str().unwrap().to_string()).collect()
     };
     assert!(views("suasion-demo/data/train.jsonl").is_disjoint(&views("suasion-demo/data/test.jsonl")));
-    // A second demo replaces the first, and nothing else.
+    // A second demo replaces the first, and no other folder.
     dir.suasion(&["train", "--demo", "--set", "max_steps=1", "--quiet"]).ok();
     dir.write("mine/notes.txt", "keep me");
     dir.suasion(&["train", "--demo", "--set", "output_dir=mine"]).run().error(2, "E-OUTPUT", "not empty");
 }
 
 #[test]
-fn what_the_demo_says_is_what_it_measured() {
+fn the_demos_figures_are_those_of_eval() {
     let dir = Dir::new();
     let ran = dir.suasion(&["train", "--demo", "--json", "--quiet", "--set", "max_steps=3"]).ok();
     let json = ran.json();
@@ -38,16 +38,16 @@ fn what_the_demo_says_is_what_it_measured() {
         "--quiet",
     ]);
     let measured = rows.ok().json()["loss"].as_f64().unwrap();
-    let said = json["report"]["after"]["loss"].as_f64().unwrap();
-    assert!((measured - said).abs() < 1e-9, "{measured} {said}");
-    // The comparison's arm of responses only is the same training.
+    let reported = json["report"]["after"]["loss"].as_f64().unwrap();
+    assert!((measured - reported).abs() < 1e-9, "{measured} {reported}");
+    // The comparison's response-only arm is the same training run.
     let arm = json["comparison"]["response_only"]["evaluation"]["loss"].as_f64().unwrap();
-    assert!((arm - said).abs() < 1e-9, "{arm} {said}");
+    assert!((arm - reported).abs() < 1e-9, "{arm} {reported}");
     assert_eq!(json["verify"]["sections"]["context"]["share_after"], 0.0);
 }
 
 #[test]
-fn the_demo_can_be_planned() {
+fn a_dry_run_of_the_demo_trains_nothing() {
     let dir = Dir::new();
     dir.suasion(&["train", "--demo", "--dry-run"]).ok().says("supervised: ");
     assert!(!dir.exists("suasion-demo/run"));

@@ -1,4 +1,4 @@
-//! Downloads, from a small hub in this program: the paths, headers and redirections of the real one.
+//! Downloads from a small hub in this process, with the paths, headers and redirections of the real one.
 
 use crate::util::{Dir, TestCommand, row};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A request as it came: method and path, the range, whether it had the token.
+/// A request: method and path, the range, whether it had the token.
 #[derive(Clone, Debug, PartialEq)]
 struct Request {
     what: String,
@@ -17,8 +17,8 @@ struct Request {
     token: bool,
 }
 
-/// A hub of the models and data sets in `files`, by `kind/id/name`. Files of more than 4000 bytes lie in another
-/// place, which breaks off the first time that each is asked for.
+/// A hub of the models and data sets in `files`, by `kind/id/name`. Files of more than 4000 bytes are stored
+/// at another path, where the first request for each breaks off.
 struct Hub {
     port: u16,
     seen: Arc<Mutex<Vec<Request>>>,
@@ -32,7 +32,7 @@ impl Hub {
         let log = seen.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                // A client that is gone is no error of the hub's.
+                // A client that has disconnected is not an error of the hub.
                 let _ = answer(stream.unwrap(), port, &files, &log);
             }
         });
@@ -44,7 +44,7 @@ impl Hub {
         command.env("HF_HUB_CACHE", "cache").env("HF_TOKEN", "secret")
     }
 
-    /// What was asked for since the last call.
+    /// The requests since the last call.
     fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.seen.lock().unwrap())
     }
@@ -164,7 +164,8 @@ fn what_the_cache_lacks_is_downloaded_into_it() {
     let what: Vec<&str> = requests.iter().map(|request| request.what.as_str()).collect();
     assert_eq!(what[0], "GET /api/models/org/tiny/revision/main");
     assert!(!what.iter().any(|what| what.contains("README") || what.contains("safetensors")), "{what:?}");
-    // The tokenizer is large: from another place, which never sees the token, and on from where it broke off.
+    // The tokenizer is large: it comes from storage, which is not sent the token, and the second request
+    // continues the first.
     let stored: Vec<&Request> = requests.iter().filter(|r| r.what.starts_with("GET /storage/")).collect();
     let size = dir.read("model/tokenizer.json").len();
     assert_eq!(stored.len(), 2, "{requests:?}");
@@ -181,7 +182,7 @@ fn what_the_cache_lacks_is_downloaded_into_it() {
         std::path::Path::new("../../blobs").join(etag(&tokenizer))
     );
 
-    // What is there is not asked for again, and needs no network.
+    // Cached files are not requested again, and need no network.
     hub.env(prepare("org/tiny", "rows.jsonl")).ok();
     hub.env(prepare("org/tiny", "rows.jsonl")).env("HF_HUB_OFFLINE", "1").ok();
     assert_eq!(hub.requests(), []);
@@ -204,7 +205,7 @@ fn what_the_cache_lacks_is_downloaded_into_it() {
 }
 
 #[test]
-fn what_cannot_be_downloaded_says_why() {
+fn failed_downloads_are_errors_with_help() {
     let dir = Dir::new().with_weights().with_rows(1);
     let hub = Hub::new(served(&dir));
     let prepare =
@@ -217,13 +218,13 @@ fn what_cannot_be_downloaded_says_why() {
     prepare("org/tiny").env("HF_ENDPOINT", "http://127.0.0.1:9").run().error(3, "E-HUB", "org/tiny: ");
 }
 
-/// A data set without rows to evaluate on: the hub is asked once for them, at the commit that the cache has, and who
-/// has no network goes on without.
+/// A data set without rows to evaluate on: one request looks for them, at the cached commit, and without a
+/// network the run continues without them.
 #[test]
 fn rows_to_evaluate_on_are_of_the_cached_commit() {
     let dir = Dir::new().with_weights().with_rows(1);
     let hub = Hub::new(served(&dir));
-    let train = || hub.env(dir.suasion(&["train", "-M", "model", "-D", "org/train_only", "--dry-run"]));
+    let train = || hub.env(dir.train("org/train_only").arg("--dry-run"));
     let what = || hub.requests().into_iter().map(|request| request.what).collect::<Vec<_>>();
     let listing = |revision: &str| format!("GET /api/datasets/org/train_only/revision/{revision}");
     train().ok();
@@ -237,11 +238,11 @@ fn rows_to_evaluate_on_are_of_the_cached_commit() {
         .says("warning: org/train_only: ")
         .says(&format!("going on with cache/datasets--org--train_only/snapshots/{SHA}"));
     assert_eq!(what(), [""; 0]);
-    // A split that was cached alone: the other one is of the same commit.
-    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", "org/rows", "-o", "out.jsonl"]);
+    // Where one split is cached, the other is downloaded at the same commit.
+    let prepare = dir.prepare("org/rows", "out.jsonl");
     hub.env(prepare).ok();
     what();
-    let train = dir.suasion(&["train", "-M", "model", "-D", "org/rows", "--dry-run"]);
+    let train = dir.train("org/rows").arg("--dry-run");
     hub.env(train).ok().says("org/rows/test: 1 row:");
     let what = what();
     assert_eq!(what[0], format!("GET /api/datasets/org/rows/revision/{SHA}"));
@@ -257,8 +258,8 @@ fn a_check_downloads_nothing() {
         .ok()
         .says("note: model_name_or_path: not all of org/tiny is in the cache")
         .says("note: dataset_name: ");
-    // Where nothing may be downloaded either, it is a problem.
-    check().env("HF_HUB_OFFLINE", "1").run().code(1).says("org/tiny: there is no such path");
+    // Offline, what is missing is a problem.
+    check().env("HF_HUB_OFFLINE", "1").run().code(1).says("org/tiny: no such path");
     assert_eq!(hub.requests(), []);
     assert!(!dir.exists("cache"));
     hub.env(dir.suasion(&["train", "-M", "org/tiny", "-D", "org/rows", "--dry-run"])).ok();

@@ -1,7 +1,8 @@
-//! End-to-end tests of the binary, in one test program: what a user types, what comes back, what lies on the disk.
+//! End-to-end tests of the binary, in one test program: command lines, their output, and the files they
+//! write.
 //!
-//! `util` is the small language that they are written in. Tests that need the internal material (golden values of
-//! real models) find it at `SUASION_MATERIAL` or `../shared/material` and say "skipped: no material" elsewhere.
+//! `util` has the helpers that they are written with. Tests that need the test material (golden values of
+//! real models) return early where there is none, and are counted as skipped (`suasion-test-support`).
 
 mod util;
 

@@ -1,9 +1,8 @@
-//! Packs from the command line: made of raw rows, read from files, refused where they are none.
+//! Packs through the binary: made from raw rows, read from files, refused without boundaries.
 
 use crate::util::Dir;
 use serde_json::{Value, json};
 
-const TRAIN: [&str; 5] = ["train", "-M", "model", "-D", "rows.jsonl"];
 const PACKS: [&str; 3] = ["packing=true", "max_length=160", "per_device_train_batch_size=1"];
 
 /// Prepared rows, put into packs of two by hand.
@@ -25,7 +24,8 @@ fn raw_rows_train_as_packs() {
     let dir = Dir::new().with_model().with_rows(12);
     let settings = ["init=random", "num_train_epochs=2", "learning_rate=1e-2", "eval_fraction=0.25"];
     let plan = |more: &[&str]| {
-        let args = dir.suasion(&TRAIN).set(&PACKS).set(&settings).set(more).args(&["--dry-run", "--json"]);
+        let args =
+            dir.train("rows.jsonl").set(&PACKS).set(&settings).set(more).args(&["--dry-run", "--json"]);
         args.ok().says("packs").json()
     };
     let (packed, shared) = (plan(&[]), plan(&["share_prefix=true"]));
@@ -39,7 +39,10 @@ fn raw_rows_train_as_packs() {
     assert_eq!(shared["tokens"], packed["tokens"]);
 
     let train = |out: &str| {
-        dir.suasion(&TRAIN).set(&PACKS).set(&settings).set(&[&format!("output_dir={out}"), "save_steps=2"])
+        dir.train("rows.jsonl")
+            .set(&PACKS)
+            .set(&settings)
+            .set(&[&format!("output_dir={out}"), "save_steps=2"])
     };
     train("whole").ok();
     train("again").ok();
@@ -47,14 +50,14 @@ fn raw_rows_train_as_packs() {
     std::fs::remove_file(dir.path("again/model.safetensors")).unwrap();
     train("again").arg("--resume").ok().says("is done");
     assert_eq!(dir.read("whole/model.safetensors"), dir.read("again/model.safetensors"));
-    // Another way to pack is another run.
+    // A run cannot be resumed with other packs.
     train("again").set(&["packing=false"]).arg("--resume").run().error(2, "E-RESUME", "fingerprint");
 }
 
 #[test]
 fn packs_are_evaluated_and_verified_as_their_rows() {
     let dir = Dir::new().with_weights().with_rows(7);
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "one.jsonl"]).ok();
+    dir.prepare("rows.jsonl", "one.jsonl").ok();
     dir.write("packs.jsonl", in_twos(&dir.lines("one.jsonl")));
     let eval = |data: &str| dir.suasion(&["eval", "-M", "model", "-D", data, "--json"]).ok().json();
     let (rows, packs) = (eval("one.jsonl"), eval("packs.jsonl"));
@@ -63,19 +66,17 @@ fn packs_are_evaluated_and_verified_as_their_rows() {
     }
     assert!((rows["loss"].as_f64().unwrap() - packs["loss"].as_f64().unwrap()).abs() < 1e-6);
 
-    let verify = |data: &str| dir.suasion(&["verify", "-M", "model", "-D", data, "--json"]);
+    let verify = |data: &str| dir.verify(data).arg("--json");
     let (rows, packs) = (verify("one.jsonl").ok().json(), verify("packs.jsonl").ok().json());
     assert_eq!(rows["sections"], packs["sections"]);
     assert_eq!((&packs["rows"], &packs["tokens"]), (&json!(4), &rows["tokens"]));
-    let told = dir.suasion(&["verify", "-M", "model", "-D", "packs.jsonl"]).ok();
-    told.prints("lines    4: 4 kept").prints("packs    4 of 7 rows").prints("in 4 trainable lines");
-    dir.suasion(&["verify", "-M", "model", "-D", "packs.jsonl"]).ok().prints("-- sequence 1 (row 1)");
-    dir.suasion(&["train", "-M", "model", "-D", "packs.jsonl", "--dry-run"])
-        .ok()
-        .says("4 packs, as the file has them");
+    let verified = dir.verify("packs.jsonl").ok();
+    verified.prints("lines    4: 4 kept").prints("packs    4 of 7 rows").prints("in 4 trainable lines");
+    dir.verify("packs.jsonl").ok().prints("-- sequence 1 (row 1)");
+    dir.train("packs.jsonl").arg("--dry-run").ok().says("4 packs, as the file has them");
 
-    // Prepared again they stay packs.
-    dir.suasion(&["prepare", "-M", "model", "-D", "packs.jsonl", "-o", "again.jsonl"]).ok();
+    // Prepared again, packs stay packs.
+    dir.prepare("packs.jsonl", "again.jsonl").ok();
     let again = dir.lines("again.jsonl");
     assert_eq!((&again[0]["rows"], &again[3]["rows"]), (&json!([0, 1]), &json!([6])));
     assert_eq!(
@@ -89,24 +90,20 @@ fn a_pack_without_boundaries_is_refused_everywhere() {
     let dir = Dir::new().with_weights();
     let broken = json!({"rows": [0, 1], "input_ids": [1, 2, 3, 4], "labels": [-100, 2, -100, 4]});
     dir.write("packs.jsonl", format!("{broken}\n{broken}\n"));
-    let verified =
-        dir.suasion(&["verify", "-M", "model", "-D", "packs.jsonl", "--json"]).run().code(1).json();
+    let verified = dir.verify("packs.jsonl").arg("--json").run().code(1).json();
     assert_eq!(verified["counts"]["P001"], 2);
     for command in ["eval", "train"] {
         dir.suasion(&[command, "-M", "model", "-D", "packs.jsonl"]).run().error(3, "E-ROW", "holds 2 rows");
     }
 }
 
-/// Packs of raw rows in each form of output: the same packs, full, with no finding, and every row in one of them.
+/// Packs of raw rows in each output format: the same packs, full, with no finding, and every row in one of
+/// them.
 #[test]
-fn prepared_packs_are_the_same_in_every_form() {
+fn prepared_packs_are_the_same_in_every_output_format() {
     let dir = Dir::new().with_model().with_rows(200);
     let prepare = |source: &str, output: &str, settings: &[&str]| {
-        dir.suasion(&["prepare", "-M", "model", "-D", source, "-o", output])
-            .set(settings)
-            .args(&["--json"])
-            .ok()
-            .json()
+        dir.prepare(source, output).set(settings).arg("--json").ok().json()
     };
     let packs = ["packing=true", "max_length=160"];
     let manifest = prepare("rows.jsonl", "packs.jsonl", &packs);
@@ -129,16 +126,15 @@ fn prepared_packs_are_the_same_in_every_form() {
         prepare("rows.jsonl", output, &packs);
         prepare(output, &format!("{output}-back.jsonl"), &["max_length=160"]);
         assert_eq!(dir.lines(&format!("{output}-back.jsonl")), lines, "{output}");
-        dir.suasion(&["verify", "-M", "model", "-D", output]).ok();
+        dir.verify(output).ok();
     }
     // Shards close their packs, and no row is lost between them.
-    let output =
-        ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "s.jsonl", "--max-shard-size", "3KB", "--json"];
-    let shards = dir.suasion(&output).set(&packs).ok().json();
+    let shards = dir.prepare("rows.jsonl", "s.jsonl").args(&["--max-shard-size", "3KB", "--json"]);
+    let shards = shards.set(&packs).ok().json();
     assert!(shards["files"].as_array().unwrap().len() > 1);
     assert_eq!(shards["packs"]["rows"], 200);
-    let text = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "t.jsonl", "--with-text"];
-    dir.suasion(&text).set(&packs).run().error(2, "E-USAGE", "a pack has no text");
+    let text = dir.prepare("rows.jsonl", "t.jsonl").arg("--with-text");
+    text.set(&packs).run().error(2, "E-USAGE", "packs are written without text");
 }
 
 /// Four replies to each of two prompts: with shared prompts, a pack holds the prompt once.
@@ -154,8 +150,7 @@ fn rows_with_one_prompt_share_it() {
     dir.write("rows.jsonl", rows.join("\n"));
     let prepare = |output: &str, more: &[&str]| {
         let base = ["packing=true", "max_length=512"];
-        let args = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", output, "--json"];
-        dir.suasion(&args).set(&base).set(more).ok().json()
+        dir.prepare("rows.jsonl", output).arg("--json").set(&base).set(more).ok().json()
     };
     let (whole, shared) = (prepare("whole.jsonl", &[]), prepare("shared.jsonl", &["share_prefix=true"]));
     let tokens = |manifest: &Value| manifest["packs"]["tokens"].as_u64().unwrap();
@@ -169,11 +164,11 @@ fn rows_with_one_prompt_share_it() {
             .map(|(range, _)| range[1].as_u64().unwrap() - range[0].as_u64().unwrap())
     }))
     .sum();
-    // Each of eight branches goes on after a prompt that stands twice in all instead of eight times.
+    // Eight responses continue prompts that are stored twice in all instead of eight times.
     assert_eq!(tokens(&whole) - tokens(&shared), prompts - prompts / 4);
     assert_eq!(
         dir.lines("shared.jsonl").iter().map(|l| l["rows"].as_array().unwrap().len()).sum::<usize>(),
         8
     );
-    dir.suasion(&["verify", "-M", "model", "-D", "shared.jsonl"]).ok();
+    dir.verify("shared.jsonl").ok();
 }

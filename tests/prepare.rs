@@ -1,10 +1,10 @@
-//! `suasion prepare`: the lines of CLI.md.
+//! `suasion prepare`: its outputs, when they are reused, and what it refuses.
 
-use crate::util::{Dir, row};
+use crate::util::{Dir, row, runs};
 use serde_json::Value;
 
 fn prepare(dir: &Dir) -> crate::util::TestCommand {
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"])
+    dir.prepare("rows.jsonl", "out.jsonl")
 }
 
 fn numbers(value: &Value) -> Vec<i64> {
@@ -30,12 +30,10 @@ fn a_line_per_row_in_input_order() {
             assert_eq!(labels[i], if supervised { ids[i] } else { -100 }, "row {index}, token {i}");
         }
         // The four sections in their order, each marker scaffold, and one stop token at the end.
-        let mut runs = origins.clone();
-        runs.dedup();
-        assert_eq!(runs.iter().collect::<String>(), "BSBCBKBRE", "row {index}");
+        assert_eq!(runs(line), "BSBCBKBRE", "row {index}");
         assert_eq!(origins.iter().filter(|o| **o == 'E').count(), 1);
     }
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let manifest = dir.json("out.manifest.json");
     assert_eq!(manifest["counts"]["kept"], 5);
     assert_eq!(dir.text("out.findings.jsonl"), "");
 }
@@ -81,15 +79,10 @@ fn weights_stand_only_where_they_are_needed() {
 fn markers_may_have_other_names() {
     let dir = Dir::new().with_model();
     dir.write("rows.jsonl", row(0).replace("[TASK]", "[ASK]"));
-    let letters = |dir: &Dir| {
-        let mut runs: Vec<char> = dir.lines("out.jsonl")[0]["origins"].as_str().unwrap().chars().collect();
-        runs.dedup();
-        runs.into_iter().collect::<String>()
-    };
     prepare(&dir).ok();
-    assert_eq!(letters(&dir), "BSBCBRE");
+    assert_eq!(runs(&dir.lines("out.jsonl")[0]), "BSBCBRE");
     prepare(&dir).set(&["section_markers.TASK=[ASK]"]).ok();
-    assert_eq!(letters(&dir), "BSBCBKBRE");
+    assert_eq!(runs(&dir.lines("out.jsonl")[0]), "BSBCBKBRE");
 }
 
 #[test]
@@ -116,28 +109,28 @@ fn dropped_rows_are_findings() {
 fn compressed_sources_and_outputs() {
     let dir = Dir::new().with_model().with_rows(3);
     prepare(&dir).ok();
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out2.jsonl.gz"]).ok();
-    // What was prepared is a source of rows again, compressed or not, and stays what it was.
+    dir.prepare("rows.jsonl", "out2.jsonl.gz").ok();
+    // Prepared data is a source of rows, compressed or not, and preparing it again changes nothing.
     for (source, output) in [("out2.jsonl.gz", "out3.jsonl"), ("out.jsonl", "out4.jsonl")] {
-        dir.suasion(&["prepare", "-M", "model", "-D", source, "-o", output]).ok();
+        dir.prepare(source, output).ok();
         assert_eq!(dir.lines(output), dir.lines("out.jsonl"));
     }
 }
 
-/// What each form of output is read back as, as the lines of JSON that it would have been.
+/// Each output format read back gives the lines of the JSON Lines output.
 #[test]
-fn every_form_of_output_holds_the_same_rows() {
+fn every_output_format_holds_the_same_rows() {
     let dir = Dir::new().with_model().with_rows(200);
     let arguments = ["--set", "loss_weights.task=0.25"];
     prepare(&dir).args(&arguments).ok();
     let again = |source: &str, output: &str| {
-        dir.suasion(&["prepare", "-M", "model", "-D", source, "-o", output]).args(&arguments).ok();
+        dir.prepare(source, output).args(&arguments).ok();
         dir.lines(output)
     };
-    // As a source of rows, the lines themselves have new numbers; nothing else changes.
+    // Read back, rows are numbered anew; nothing else changes.
     let expected = again("out.jsonl", "back.jsonl");
     for output in ["rows.parquet", "folder", "deep.jsonl.zst"] {
-        dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", output]).args(&arguments).ok();
+        dir.prepare("rows.jsonl", output).args(&arguments).ok();
         assert_eq!(again(output, &format!("{output}-back.jsonl")), expected, "{output}");
     }
     let mut names: Vec<String> = std::fs::read_dir(dir.path("folder"))
@@ -146,24 +139,24 @@ fn every_form_of_output_holds_the_same_rows() {
         .collect();
     names.sort();
     assert_eq!(names, ["data-00000-of-00001.arrow", "dataset_info.json", "manifest.json", "state.json"]);
-    // The manifest beside a form knows its rows: what was asked for is no finding.
+    // With the manifest, verify knows which weights were configured, and does not report them.
     for source in ["rows.parquet", "folder", "out.jsonl"] {
-        dir.suasion(&["verify", "-M", "model", "-D", source]).ok();
+        dir.verify(source).ok();
     }
-    // In shards, whatever the form.
+    // The same in shards.
     for (output, shards) in [("s.jsonl", "s-*.jsonl"), ("s2.parquet", "s2-*.parquet"), ("s3", "s3")] {
-        let job = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", output, "--max-shard-size", "2KB"];
-        let ran = dir.suasion(&job).args(&arguments).ok();
+        let job = || dir.prepare("rows.jsonl", output).args(&["--max-shard-size", "2KB"]).args(&arguments);
+        let ran = job().ok();
         assert!(ran.stderr.contains(" files, "), "{}", ran.stderr);
         assert_eq!(again(shards, &format!("{output}-back.jsonl")), expected, "{output}");
-        dir.suasion(&["verify", "-M", "model", "-D", shards]).ok();
-        let ran = dir.suasion(&job).args(&arguments).ok();
+        dir.verify(shards).ok();
+        let ran = job().ok();
         assert!(ran.stderr.contains("up to date"), "{}", ran.stderr);
     }
 }
 
 #[test]
-fn what_is_there_is_reused_or_prepared_again_and_says_why() {
+fn prepared_data_is_reused_or_prepared_again_with_the_reason() {
     let dir = Dir::new().with_model().with_rows(3);
     prepare(&dir).ok();
     let ran = prepare(&dir).ok();
@@ -171,37 +164,21 @@ fn what_is_there_is_reused_or_prepared_again_and_says_why() {
     let ran = prepare(&dir).set(&["max_length=64"]).ok();
     assert!(ran.stderr.starts_with("preparing again: max_length was 1024, is 64\n"), "{}", ran.stderr);
     let ran = prepare(&dir).set(&["max_length=64"]).arg("--rebuild").ok();
-    assert!(ran.stderr.starts_with("preparing again: it was asked for\n"), "{}", ran.stderr);
+    assert!(ran.stderr.starts_with("preparing again: a rebuild was requested\n"), "{}", ran.stderr);
 }
 
 #[test]
 fn outputs_that_cannot_be_written_are_refused() {
     let dir = Dir::new().with_model().with_rows(1);
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "x.csv"]).run().error(
+    dir.prepare("rows.jsonl", "x.csv").run().error(2, "E-USAGE", "unknown output format");
+    dir.prepare("rows.jsonl", "x.jsonl").args(&["--max-shard-size", "5 miles"]).run().error(
         2,
         "E-USAGE",
-        "the output's form is told by its name",
+        "a size is a number",
     );
-    dir.suasion(&[
-        "prepare",
-        "-M",
-        "model",
-        "-D",
-        "rows.jsonl",
-        "-o",
-        "x.jsonl",
-        "--max-shard-size",
-        "5 miles",
-    ])
-    .run()
-    .error(2, "E-USAGE", "a size is a number");
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "rows.jsonl"]).run().error(
-        2,
-        "E-USAGE",
-        "both the source and the output",
-    );
-    // Nor what is read: as a shard of the output, as its findings, in its folder.
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "mine"]).ok();
+    dir.prepare("rows.jsonl", "rows.jsonl").run().error(2, "E-USAGE", "both the source and the output");
+    // Nor may the source be replaced: as a shard of the output, as its findings, in its folder.
+    dir.prepare("rows.jsonl", "mine").ok();
     for (source, output) in [
         ("rows.jsonl", "rows.findings.jsonl"),
         ("x-00000-of-00001.jsonl", "x.jsonl"),
@@ -211,24 +188,23 @@ fn outputs_that_cannot_be_written_are_refused() {
         if source != "mine" && source != "rows.jsonl" {
             dir.write(source, dir.text("rows.jsonl"));
         }
-        let job = ["prepare", "-M", "model", "-D", source, "-o", output];
+        let job = dir.prepare(source, output);
         if source == "rows.jsonl" {
-            dir.suasion(&job).ok();
+            job.ok();
         } else {
-            dir.suasion(&job).run().error(2, "E-USAGE", "is both the source and the output");
+            job.run().error(2, "E-USAGE", "is both the source and the output");
         }
     }
-    let shard = ["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "z-00000-of-00002.jsonl"];
-    dir.suasion(&shard).run().error(3, "E-SOURCE", "is the name of one shard");
-    std::fs::remove_dir_all(dir.path("mine")).unwrap();
-    // Somebody's folder is not replaced.
-    std::fs::create_dir(dir.path("mine")).unwrap();
-    dir.write("mine/notes.txt", "keep");
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "mine"]).run().error(
+    dir.prepare("rows.jsonl", "z-00000-of-00002.jsonl").run().error(
         3,
         "E-SOURCE",
-        "holds \"notes.txt\"",
+        "is the name of one shard",
     );
+    std::fs::remove_dir_all(dir.path("mine")).unwrap();
+    // A folder with other files is not replaced.
+    std::fs::create_dir(dir.path("mine")).unwrap();
+    dir.write("mine/notes.txt", "keep");
+    dir.prepare("rows.jsonl", "mine").run().error(3, "E-SOURCE", "holds \"notes.txt\"");
     assert_eq!((dir.lines("rows.jsonl").len(), dir.text("mine/notes.txt")), (1, "keep".into()));
 }
 
@@ -244,10 +220,10 @@ fn json_summary() {
 fn a_model_refuses_data_that_was_prepared_for_another() {
     let dir = Dir::new().with_model().with_rows(3);
     prepare(&dir).ok();
-    let train = ["train", "-M", "model", "-D", "out.jsonl", "--set", "init=random", "--dry-run"];
-    dir.suasion(&train).ok();
-    dir.suasion(&train).set(&["completion_only_loss=false"]).run().error(3, "E-FINGERPRINT", "objective");
+    let train = || dir.train("out.jsonl").set(&["init=random"]).arg("--dry-run");
+    train().ok();
+    train().set(&["completion_only_loss=false"]).run().error(3, "E-FINGERPRINT", "objective");
     let tokenizer = dir.text("model/tokenizer.json").replace("\"id\": 0,", "\"id\": 0, \"x\": 0,");
     dir.write("model/tokenizer.json", tokenizer);
-    dir.suasion(&train).run().error(3, "E-FINGERPRINT", "tokenizer");
+    train().run().error(3, "E-FINGERPRINT", "tokenizer");
 }

@@ -1,11 +1,11 @@
-//! A run that stops and continues ends with the bytes of one that never stopped.
+//! A resumed run ends with the same bytes as an uninterrupted one.
 
 use crate::util::Dir;
 use std::time::{Duration, Instant};
 
-const TRAIN: [&str; 5] = ["train", "-M", "model", "-D", "rows.jsonl"];
-const SETTINGS: [&str; 6] = [
+const SETTINGS: [&str; 7] = [
     "init=random",
+    "logging_steps=1",
     "per_device_train_batch_size=3",
     "learning_rate=1e-2",
     "lr_scheduler_type=cosine",
@@ -27,16 +27,16 @@ fn metrics(dir: &Dir, run: &str) -> Vec<serde_json::Value> {
 #[test]
 fn resumed_equals_uninterrupted() {
     let dir = Dir::new().with_model().with_rows(10);
-    // 8 rows, 3 a step: the checkpoint lies in the middle of the second epoch.
+    // 8 rows, 3 per step: the checkpoint is in the middle of the second epoch.
     let settings = ["max_steps=8", "save_steps=4", "output_dir=whole"];
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&settings).ok();
-    // The second run is killed after its checkpoint: everything newer is gone.
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&settings).set(&["output_dir=killed"]).ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&settings).ok();
+    // As if the second run had been killed after its first checkpoint: everything newer is deleted.
+    dir.train("rows.jsonl").set(&SETTINGS).set(&settings).set(&["output_dir=killed"]).ok();
     std::fs::remove_dir_all(dir.path("killed/checkpoint-8")).unwrap();
     for name in ["model.safetensors", "trainer_state.json", "report.html", "README.md"] {
         std::fs::remove_file(dir.path("killed").join(name)).unwrap();
     }
-    dir.suasion(&TRAIN)
+    dir.train("rows.jsonl")
         .set(&SETTINGS)
         .set(&settings)
         .set(&["output_dir=killed"])
@@ -54,7 +54,7 @@ fn resumed_equals_uninterrupted() {
 #[test]
 fn the_saved_configuration_is_enough_to_resume() {
     let dir = Dir::new().with_model().with_rows(10);
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&["max_steps=6", "save_steps=3", "output_dir=out"]).ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&["max_steps=6", "save_steps=3", "output_dir=out"]).ok();
     let whole = dir.read("out/model.safetensors");
     std::fs::remove_dir_all(dir.path("out/checkpoint-6")).unwrap();
     std::fs::remove_file(dir.path("out/model.safetensors")).unwrap();
@@ -63,7 +63,7 @@ fn the_saved_configuration_is_enough_to_resume() {
         assert_eq!(dir.read("out/model.safetensors"), whole, "{resume}");
         std::fs::remove_dir_all(dir.path("out/checkpoint-6")).unwrap();
     }
-    // `--resume` takes an optional folder; a CONFIG behind it is still the CONFIG.
+    // `--resume` takes an optional folder; a configuration file after it is still the CONFIG.
     dir.suasion(&["train", "--resume", "out/suasion.yaml"]).ok().says("step 3 of 6 is done");
     assert_eq!(dir.read("out/model.safetensors"), whole);
 }
@@ -71,7 +71,7 @@ fn the_saved_configuration_is_enough_to_resume() {
 #[test]
 fn another_objective_is_refused() {
     let dir = Dir::new().with_model().with_rows(6);
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&["max_steps=4", "save_steps=2", "output_dir=out"]).ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&["max_steps=4", "save_steps=2", "output_dir=out"]).ok();
     dir.suasion(&["train", "--resume", "out", "--set", "completion_only_loss=false"]).run().error(
         2,
         "E-RESUME",
@@ -82,8 +82,8 @@ fn another_objective_is_refused() {
         "E-RESUME",
         "learning_rate",
     );
-    // The way back says why such a model should be retrained from its base.
-    dir.suasion(&TRAIN)
+    // The other way round, the error advises to retrain from the base model.
+    dir.train("rows.jsonl")
         .set(&SETTINGS)
         .set(&["max_steps=4", "save_steps=2", "output_dir=all", "completion_only_loss=false"])
         .ok();
@@ -96,12 +96,8 @@ fn another_objective_is_refused() {
 #[test]
 fn nothing_to_resume() {
     let dir = Dir::new().with_model().with_rows(4);
-    dir.suasion(&TRAIN).set(&SETTINGS).arg("--resume").run().error(2, "E-CHECKPOINT", "no checkpoint");
-    dir.suasion(&["train", "--resume", "nowhere"]).run().error(
-        2,
-        "E-USAGE",
-        "nowhere: there is no such folder",
-    );
+    dir.train("rows.jsonl").set(&SETTINGS).arg("--resume").run().error(2, "E-CHECKPOINT", "no checkpoint");
+    dir.suasion(&["train", "--resume", "nowhere"]).run().error(2, "E-USAGE", "nowhere: no such folder");
 }
 
 #[test]
@@ -109,10 +105,10 @@ fn nothing_to_resume() {
 fn ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bytes() {
     let dir = Dir::new().with_model().with_rows(10);
     let steps = ["max_steps=1200", "save_strategy=no"];
-    dir.suasion(&TRAIN).set(&SETTINGS).set(&steps).set(&["output_dir=whole"]).arg("--quiet").ok();
+    dir.train("rows.jsonl").set(&SETTINGS).set(&steps).set(&["output_dir=whole"]).arg("--quiet").ok();
 
     let mut child =
-        dir.suasion(&TRAIN).set(&SETTINGS).set(&steps).set(&["output_dir=out"]).arg("--quiet").spawn();
+        dir.train("rows.jsonl").set(&SETTINGS).set(&steps).set(&["output_dir=out"]).arg("--quiet").spawn();
     let started = Instant::now();
     while !std::fs::read_to_string(dir.path("out/metrics.jsonl")).is_ok_and(|text| text.lines().count() > 20)
     {
@@ -125,7 +121,7 @@ fn ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bytes() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("stopping at the next safe place"), "{stderr}");
+    assert!(stderr.contains("stopping at the next point that can be resumed"), "{stderr}");
     assert!(!dir.exists("out/model.safetensors"), "an interrupted run is not a finished one");
 
     dir.suasion(&["train", "--resume", "out", "--quiet"]).ok();

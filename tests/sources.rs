@@ -4,7 +4,7 @@ use crate::util::{Dir, material, root};
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// Rows with all that formats quote or escape.
+/// Rows with every character that formats quote or escape.
 fn rows() -> Vec<Value> {
     let texts = [
         ("Why?", "Because."),
@@ -82,7 +82,8 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
         assert_eq!(prepared(&dir, &[name]), expected, "{name}");
     }
 
-    // Two files, whose names sort as their rows do: as a glob, in turn, as shards of a split, as a folder of one.
+    // Two files whose names sort in the order of their rows: as a glob, listed, as shards of a split, as a
+    // split's folder.
     let (first, second) = (lines(&rows[..2]), delimited(&rows[2..], ","));
     dir.write("shards/part-0.jsonl", &first).write("shards/part-1.csv", &second);
     let shards = [lines(&rows[..2]), lines(&rows[2..])];
@@ -103,9 +104,9 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
     ] {
         assert_eq!(prepared(&dir, data), expected, "{data:?}");
     }
-    // Raw rows and what was prepared of them: never both.
+    // A folder with raw rows and the prepared data made from them is refused.
     dir.write("split/train-00000-of-00001.parquet", "");
-    let both = dir.suasion(&["prepare", "-M", "model", "-D", "split", "-o", "out.jsonl"]).run();
+    let both = dir.prepare("split", "out.jsonl").run();
     let names = "as train-00000-of-00001.parquet and as train-00000-of-00002.jsonl";
     both.error(3, "E-SOURCE", names).says("a glob such as");
     dir.write("run.yaml", "dataset_name: [shards/part-0.jsonl, shards/part-1.csv]\n");
@@ -130,7 +131,7 @@ fn cells_may_hold_conversations_and_tokens() {
     }
 }
 
-/// Files that `datasets` wrote, against the JSON Lines that it wrote of the same rows.
+/// Files that `datasets` wrote, compared with the JSON Lines that it wrote of the same rows.
 #[test]
 fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
     let dir = Dir::new().with_model();
@@ -168,11 +169,11 @@ fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
     let dict = fixtures.join("conversations_saved");
     let dict = dict.to_str().unwrap();
     assert_eq!(kept(&[dict]).0, expected);
-    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", dict, "-o", "out.jsonl"]);
+    let prepare = dir.prepare(dict, "out.jsonl");
     prepare.set(&["on_bad_row=skip", "dataset_train_split=test"]).ok();
     let second = expected.lines().find_map(|line| line.strip_prefix("{\"row\": 1, ")).unwrap();
     assert_eq!(dir.text("out.jsonl"), format!("{{\"row\": 0, {second}\n"));
-    let prepare = dir.suasion(&["prepare", "-M", "model", "-D", dict, "-o", "out.jsonl"]);
+    let prepare = dir.prepare(dict, "out.jsonl");
     prepare.set(&["dataset_train_split=none"]).run().error(3, "E-SOURCE", "no none.jsonl");
 }
 
@@ -182,7 +183,7 @@ fn the_manifest_of_several_files_has_each_of_them() {
     let rows = rows();
     dir.write("a.jsonl", lines(&rows[..3])).write("b.jsonl", lines(&rows[3..]));
     prepared(&dir, &["[ab].jsonl"]);
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let manifest = dir.json("out.manifest.json");
     let source = &manifest["source"];
     assert_eq!(source["path"], "[ab].jsonl");
     assert_eq!(source["bytes"], lines(&rows).len());
@@ -193,7 +194,7 @@ fn the_manifest_of_several_files_has_each_of_them() {
     ]);
     assert_eq!(source["files"], files);
     prepared(&dir, &["a.jsonl"]);
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let manifest = dir.json("out.manifest.json");
     assert_eq!(
         manifest["source"],
         json!({"path": "a.jsonl", "blake3": hash("a.jsonl"), "bytes": dir.read("a.jsonl").len()})
@@ -204,9 +205,9 @@ fn the_manifest_of_several_files_has_each_of_them() {
 fn bad_rows_of_several_files_are_named_by_their_own_lines() {
     let dir = Dir::new().with_model();
     dir.write("a.jsonl", lines(&rows()[..2])).write("b.csv", "prompt,completion\n1,2\n1,2,3\n");
-    let run = dir.suasion(&["prepare", "-M", "model", "-D", "*.*", "-o", "out.jsonl"]).run();
-    run.error(3, "E-ROW", "b.csv:3: the record has 3 cells, the first line names 2 columns");
-    let skipped = dir.suasion(&["prepare", "-M", "model", "-D", "*.*", "-o", "out.jsonl"]);
+    let run = dir.prepare("*.*", "out.jsonl").run();
+    run.error(3, "E-ROW", "b.csv:3: the record has 3 cells, the header has 2 columns");
+    let skipped = dir.prepare("*.*", "out.jsonl");
     skipped.set(&["on_bad_row=skip"]).ok();
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 1, 2], "counted over both files");
@@ -214,9 +215,9 @@ fn bad_rows_of_several_files_are_named_by_their_own_lines() {
 }
 
 #[test]
-fn sources_that_are_not_there_say_what_is() {
+fn missing_sources_are_errors_that_list_what_exists() {
     let dir = Dir::new().with_model();
-    let run = |data: &str| dir.suasion(&["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"]).run();
+    let run = |data: &str| dir.prepare(data, "out.jsonl").run();
     run("shards/*.jsonl").error(3, "E-SOURCE", "shards/*.jsonl: no file matches");
     run("rows.csv").error(3, "E-IO", "rows.csv: ");
     dir.write("data/valid.csv", "").write("data/notes.txt", "");
@@ -224,8 +225,7 @@ fn sources_that_are_not_there_say_what_is() {
     dir.write("part/train-00001-of-00003.jsonl", lines(&rows()));
     run("part").error(3, "E-SOURCE", "1 of 3 shards of train are there");
     dir.write("same/a.jsonl", lines(&rows()));
-    let same = ["prepare", "-M", "model", "-D", "same/*.jsonl", "-o", "same/a.jsonl"];
-    dir.suasion(&same).run().error(2, "E-USAGE", "both the source and the output");
+    dir.prepare("same/*.jsonl", "same/a.jsonl").run().error(2, "E-USAGE", "both the source and the output");
 }
 
 #[test]
@@ -238,13 +238,11 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
     dir.write(&format!("{snapshot}/data/train-00001-of-00002.jsonl"), lines(&rows[3..]));
     dir.write(&format!("{snapshot}/data/test-00000-of-00001.jsonl"), lines(&rows[..1]));
     dir.write(&format!("{snapshot}/other/train.jsonl"), lines(&rows[..2]));
-    let prepare = |data: &str| {
-        let args = ["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"];
-        dir.suasion(&args).env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1")
-    };
+    let prepare =
+        |data: &str| dir.prepare(data, "out.jsonl").env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1");
     prepare("some/data").ok();
     assert_eq!(dir.lines("out.jsonl").len(), 5);
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let manifest = dir.json("out.manifest.json");
     assert_eq!(manifest["source"]["path"], "some/data/train");
     prepare("some/data/other").ok();
     assert_eq!(dir.lines("out.jsonl").len(), 2);
@@ -252,14 +250,13 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
     let ran = prepare("some/none").run();
     ran.error(3, "E-SOURCE", "cache/datasets--some--none").says("HF_HUB_OFFLINE");
 
-    let train =
-        dir.suasion(&["train", "-M", "model", "-D", "some/data", "--set", "init=random", "--dry-run"]);
+    let train = dir.train("some/data").set(&["init=random"]).arg("--dry-run");
     let ran = train.env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1").ok();
     ran.says("some/data/train: 5 rows").says("some/data/test: 1 row:");
 }
 
 #[test]
-fn rows_of_no_known_shape_say_what_each_format_lacks() {
+fn rows_of_unknown_format_list_what_each_format_lacks() {
     let Some(datasets) = material("datasets") else { return };
     let dir = Dir::new().with_model();
     for (name, nearest) in [
@@ -270,18 +267,18 @@ fn rows_of_no_known_shape_say_what_each_format_lacks() {
     ] {
         let data = datasets.join(name);
         let data = data.to_str().unwrap();
-        let ran = dir.suasion(&["prepare", "-M", "model", "-D", data, "-o", "out.jsonl"]).run();
-        let ran = ran.error(3, "E-ROW", "the row is of no known format; it has ");
+        let ran = dir.prepare(data, "out.jsonl").run();
+        let ran = ran.error(3, "E-ROW", "the row is not in a known format; it has ");
         let lines: Vec<&str> = ran.stderr.lines().collect();
         let help = lines.iter().position(|line| line.starts_with("help: the row is {\"")).unwrap();
         assert_eq!(lines[help + 2], format!("  {nearest}"), "{}", ran.stderr);
         assert_eq!(lines.last(), Some(&"or leave bad rows out with on_bad_row=skip"));
         assert!(lines.len() < 20, "one reason for all rows:\n{}", ran.stderr);
-        // The first rows fail alike: what to do stands there once.
+        // The first rows fail for the same reason: its help is printed once.
         let ran = dir.suasion(&["verify", "-D", data]).run().code(1);
-        // Lines end where the path of the material lets them.
+        // Where lines are wrapped depends on the length of the material's path.
         let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(words.matches("the row is of no known format").count(), 3, "{}", ran.stdout);
+        assert_eq!(words.matches("the row is not in a known format").count(), 3, "{}", ran.stdout);
         assert_eq!(ran.stdout.matches(nearest).count(), 1, "{}", ran.stdout);
     }
 }

@@ -1,4 +1,4 @@
-//! `Dir` and `TestCommand`: a folder of its own for each test, and the binary run in it.
+//! `Dir` and `TestCommand`: a folder for each test, and the binary run in it.
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -9,20 +9,12 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// A folder of the internal test material; `None` (and a word about it) where there is none.
+/// A folder of the test material; `None`, and the test is recorded as skipped, where there is none.
 pub fn material(under: &str) -> Option<PathBuf> {
-    let base =
-        std::env::var_os("SUASION_MATERIAL").map_or_else(|| root().join("../shared/material"), PathBuf::from);
-    let path = base.join(under);
-    if path.exists() {
-        Some(path)
-    } else {
-        println!("skipped: no material ({})", path.display());
-        None
-    }
+    Some(suasion_test_support::material()?.join(under))
 }
 
-/// A temporary folder that is also the working folder of the commands run in it.
+/// A temporary folder; commands run in it.
 pub struct Dir(tempfile::TempDir);
 
 impl Dir {
@@ -49,6 +41,11 @@ impl Dir {
         String::from_utf8(self.read(name)).expect("UTF-8")
     }
 
+    /// A JSON file.
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.read(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
     /// The lines of a JSON Lines file.
     pub fn lines(&self, name: &str) -> Vec<Value> {
         self.text(name).lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
@@ -58,11 +55,26 @@ impl Dir {
         self.path(name).exists()
     }
 
-    /// The binary, to be run here.
+    /// The binary, with this folder as its working folder.
     pub fn suasion(&self, args: &[&str]) -> TestCommand {
         let mut command = Command::new(env!("CARGO_BIN_EXE_suasion"));
         command.args(args);
         self.isolated(command)
+    }
+
+    /// `suasion prepare` with `model/`.
+    pub fn prepare(&self, data: &str, output: &str) -> TestCommand {
+        self.suasion(&["prepare", "-M", "model", "-D", data, "-o", output])
+    }
+
+    /// `suasion train` with `model/`.
+    pub fn train(&self, data: &str) -> TestCommand {
+        self.suasion(&["train", "-M", "model", "-D", data])
+    }
+
+    /// `suasion verify` with `model/`.
+    pub fn verify(&self, data: &str) -> TestCommand {
+        self.suasion(&["verify", "-M", "model", "-D", data])
     }
 
     /// A shell line, with the binary as `$SUASION`.
@@ -102,8 +114,7 @@ impl Dir {
                 std::fs::read(demo.join(name)).expect("the demo's tokenizer"),
             );
         }
-        let config = std::fs::read(demo.join("config.json")).expect("the demo's config.json");
-        let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+        let mut config = self.json(demo.join("config.json").to_str().expect("a path"));
         for (key, value) in [
             ("hidden_size", 32),
             ("intermediate_size", 48),
@@ -121,9 +132,7 @@ impl Dir {
     /// `model/` with random weights.
     pub fn with_weights(self) -> Dir {
         let dir = self.with_model().with_rows(2);
-        let args =
-            ["train", "-M", "model", "-D", "rows.jsonl", "--set", "init=random", "--set", "max_steps=1"];
-        dir.suasion(&args).arg("--set=output_dir=made").arg("--quiet").ok();
+        dir.train("rows.jsonl").set(&["init=random", "max_steps=1", "output_dir=made"]).arg("--quiet").ok();
         dir.write("model/model.safetensors", dir.read("made/model.safetensors"));
         std::fs::remove_dir_all(dir.path("made")).expect("removed");
         dir
@@ -135,6 +144,13 @@ impl Dir {
         self.write("rows.jsonl", rows);
         self
     }
+}
+
+/// The origins of a prepared line, a letter for each run of tokens.
+pub fn runs(line: &Value) -> String {
+    let mut letters: Vec<char> = line["origins"].as_str().expect("origins").chars().collect();
+    letters.dedup();
+    letters.into_iter().collect()
 }
 
 /// A row as a line of JSON.
@@ -155,7 +171,7 @@ pub fn row(i: usize) -> String {
     serde_json::json!({ "input_text": input, "full_text": full }).to_string()
 }
 
-/// A command that is being put together.
+/// A command and its arguments, not yet run.
 pub struct TestCommand(Command);
 
 impl TestCommand {
@@ -217,7 +233,7 @@ impl TestCommand {
     }
 }
 
-/// What came back.
+/// The output of a finished command.
 pub struct Ran {
     pub code: Option<i32>,
     pub stdout: String,
@@ -239,7 +255,7 @@ impl Ran {
         format!("{}\nexit: {:?}\nstdout:\n{}\nstderr:\n{}", self.what, self.code, self.stdout, self.stderr)
     }
 
-    /// Expects an exit code, and that nothing panicked on the way.
+    /// Expects an exit code, and that no thread panicked.
     pub fn code(self, code: i32) -> Ran {
         assert!(!self.stderr.contains("panicked"), "{}", self.dump());
         assert_eq!(self.code, Some(code), "{}", self.dump());
@@ -258,7 +274,7 @@ impl Ran {
         self
     }
 
-    /// An error of the contract's form: `error[TAG]: …`, then a `help:` line.
+    /// Expects an error: the exit code, `error[TAG]: …` with `text` in it, and a `help:` line.
     pub fn error(self, code: i32, tag: &str, text: &str) -> Ran {
         let ran = self.code(code).says(&format!("error[{tag}]: ")).says(text);
         assert!(ran.stderr.lines().any(|line| line.starts_with("help: ")), "no help\n{}", ran.dump());

@@ -1,10 +1,10 @@
-//! `suasion verify`: readable at 80 columns, behind a pipe, without colour, with wide characters; and its exit codes.
+//! `suasion verify`: output in 80 columns, piped, without colour, with wide characters; and exit codes.
 
 use crate::util::{Dir, TestCommand};
 use unicode_width::UnicodeWidthStr;
 
 fn verify(dir: &Dir) -> TestCommand {
-    dir.suasion(&["verify", "-M", "model", "-D", "rows.jsonl"])
+    dir.verify("rows.jsonl")
 }
 
 fn fits_80_columns(text: &str) {
@@ -19,7 +19,7 @@ fn piped_output_is_plain_and_fits() {
     let ran = verify(&dir).ok();
     fits_80_columns(&ran.stdout);
     assert!(!ran.stdout.contains('\x1b'));
-    // What is learned and what is not is said in words.
+    // Without colour, text shows which tokens are learned.
     for word in ["LEARNED", "masked", "response", "system", "context", "task", "scaffold", "end_of_turn"] {
         assert!(ran.stdout.contains(word), "{word}\n{}", ran.stdout);
     }
@@ -61,7 +61,7 @@ fn control_characters_do_not_reach_the_terminal() {
 }
 
 #[test]
-fn colour_only_where_it_is_asked_for() {
+fn colour_needs_a_terminal_or_the_flag() {
     let dir = Dir::new().with_model().with_rows(1);
     assert!(verify(&dir).args(&["--color", "always"]).ok().stdout.contains('\x1b'));
     assert!(!verify(&dir).args(&["--color", "never"]).ok().stdout.contains('\x1b'));
@@ -69,7 +69,7 @@ fn colour_only_where_it_is_asked_for() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_panic() {
+fn a_closed_pipe_does_not_panic() {
     let dir = Dir::new().with_model().with_rows(400);
     for command in ["verify -M model -D rows.jsonl --rows 400", "completions bash", "check", "env"] {
         let ran = dir.sh(&format!("\"$SUASION\" {command} | head -n 1")).ok();
@@ -95,7 +95,7 @@ fn json_has_the_contracts_fields() {
     assert!(json["findings"].is_array() && json["counts"].is_object());
 }
 
-/// Rows as other tools leave them: a correct one, and one for each mistake of the field.
+/// Tokenised rows of other tools: a correct one, and one for each common mistake.
 const TOKENISED: [(&str, &str); 4] = [
     ("", r#"{"input_ids": [11, 12, 13, 14, 0], "labels": [-100, -100, 13, 14, 0]}"#),
     ("M001", r#"{"input_ids": [11, 12, 13, 14, 0], "labels": [-100, -100, -100, -100, -100]}"#),
@@ -156,7 +156,7 @@ fn html_is_one_page() {
 #[test]
 fn prepared_data_verifies() {
     let dir = Dir::new().with_model().with_rows(4);
-    dir.suasion(&["prepare", "-M", "model", "-D", "rows.jsonl", "-o", "out.jsonl"]).ok();
+    dir.prepare("rows.jsonl", "out.jsonl").ok();
     let raw = verify(&dir).arg("--json").ok().json();
     let prepared = dir.suasion(&["verify", "-D", "out.jsonl", "--json"]).ok().json();
     assert_eq!(raw["sections"], prepared["sections"]);

@@ -1,8 +1,9 @@
-//! The configuration: one typed tree, and one table from which reading, checking, printing and the list of keys come.
+//! The configuration: one typed tree, and one table of keys that drives reading, checking, printing and
+//! documentation.
 //!
-//! Names are those of TRL's `SFTConfig` where it has one. A key is supported (it is a field of [`Config`]), known but
-//! not supported ([`known`]: accepted at values that change nothing, refused by name otherwise), or unknown (refused
-//! with the nearest name). Nothing is ignored in silence.
+//! Names are those of TRL's `SFTConfig` where it has one. A key is supported (it is a field of [`Config`]),
+//! known but not supported ([`known`]: accepted at values that change nothing, refused by name otherwise), or
+//! unknown (refused with the nearest name). No key is ignored silently.
 
 mod check;
 mod choices;

@@ -5,7 +5,7 @@ use std::{fmt, io};
 /// The exit codes of the contract (CLI.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// What was asked for is done.
+    /// The command succeeded.
     Done = 0,
     /// Findings of level error, or a check that failed.
     Findings = 1,
@@ -18,7 +18,7 @@ pub enum Exit {
 /// An error of the binary itself; the libraries have their own, printed the same way.
 #[derive(Debug)]
 pub struct Failure {
-    /// What stands in `error[..]`.
+    /// The code in `error[..]`.
     pub tag: &'static str,
     /// What is wrong, with the operands.
     pub message: String,
@@ -55,7 +55,7 @@ impl std::error::Error for Failure {}
 
 /// What goes with an error's message, whichever crate it comes from.
 pub struct Outcome {
-    /// What stands in `error[..]`.
+    /// The code in `error[..]`.
     pub tag: &'static str,
     /// What to do.
     pub help: Option<String>,
@@ -92,22 +92,17 @@ impl Outcome {
     }
 }
 
-/// What to do about an error that does not say so itself.
+/// Help for an error that brings none of its own.
 fn general_help(tag: &str, io: Option<io::ErrorKind>) -> Option<&'static str> {
     use io::ErrorKind::*;
     match (tag, io) {
         (_, Some(NotFound)) => Some("check the path; a relative one starts at the current folder"),
         (_, Some(PermissionDenied)) => Some("check who may read and write there"),
-        (_, Some(StorageFull | QuotaExceeded | FileTooLarge)) => Some("free some space, or write elsewhere"),
-        ("E-IO", _) => Some("check the file and the disk it is on"),
-        ("E-TOKENIZER", _) => Some(
-            "the model folder's tokenizer.json and tokenizer_config.json must be whole and belong together",
-        ),
-        ("E-BATCH", _) => Some("lower per_device_train_batch_size or max_length"),
-        ("E-GENERATE", _) => {
-            Some("give a prompt of at least one token, and no longer than the model has positions")
+        (_, Some(StorageFull | QuotaExceeded | FileTooLarge)) => {
+            Some("free some space, or write to another disk")
         }
-        ("E-INTERNAL", _) => Some("this should not happen: please report it"),
+        ("E-IO", _) => Some("check the file and the disk it is on"),
+        ("E-INTERNAL", _) => Some("this is a bug in suasion: please report it"),
         _ => None,
     }
 }

@@ -1,5 +1,6 @@
 //! From what the user names to what the libraries take: rows, model folders, weights.
 
+pub mod demo;
 pub mod hub;
 pub mod loading;
 pub mod model;

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first asks the run to stop where it can be resumed, the second leaves at once.
+//! Ctrl-C: the first stops the run where it can be resumed, the second ends the process at once.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,14 +8,18 @@ pub const INTERRUPTED: u8 = 130;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// The flag that a run watches, raised from now on by Ctrl-C (and by SIGTERM, as schedulers send it).
+/// The cancellation flag that a run polls. From the first call on, Ctrl-C and SIGTERM (which cluster
+/// schedulers send) set it.
 pub fn flag() -> &'static AtomicBool {
-    // A second call finds its handler installed, which is as good.
+    // Fails where an earlier call has installed the handler.
     let _ = ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        let _ = writeln!(std::io::stderr(), "\nstopping at the next safe place; Ctrl-C again leaves at once");
+        let _ = writeln!(
+            std::io::stderr(),
+            "\nstopping at the next point that can be resumed; press Ctrl-C again to quit at once"
+        );
     });
     &STOP
 }

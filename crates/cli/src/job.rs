@@ -1,4 +1,4 @@
-//! A run that is fully known: rows read, steps planned, nothing trained yet.
+//! A planned run: rows read, steps and memory planned, nothing trained yet.
 
 mod announce;
 mod card;
@@ -7,17 +7,18 @@ pub use announce::line;
 
 use crate::config::{Config, Init};
 use crate::inputs::loading::{self, RowSet};
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::rows;
 use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ui::Ui;
+use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{MASKING_VERSION, Mode, Sample};
-use suasion_engine::{Architecture, Cpu, MemoryPlan, Model};
+use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
+use suasion_engine::{Architecture, Device, MemoryPlan, Model};
 use suasion_train::DataCard;
 use suasion_train::compare::{CompareSettings, Comparison, compare};
 use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
@@ -25,12 +26,12 @@ use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run}
 /// The resolved configuration's name in a run's folder.
 pub const SAVED_CONFIG: &str = "suasion.yaml";
 
-/// A run that is fully known and not yet begun.
+/// A run that is planned and not started.
 pub struct Job {
     pub config: Config,
     pub settings: suasion_train::Settings,
     pub resume: Resume,
-    pub folder: Folder,
+    pub folder: Arc<ModelFolder>,
     pub arch: Architecture,
     pub train_rows: RowSet,
     pub eval_rows: Option<RowSet>,
@@ -52,7 +53,7 @@ impl Job {
         let eval_data = rows::evaluation(&config, ui)?;
         settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
-        let (folder, arch) = Folder::with_architecture(dir, ui)?;
+        let (folder, arch) = model::with_architecture(&dir, ui)?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
             loading::check_manifest(rows, &folder, &policy)?;
@@ -65,7 +66,7 @@ impl Job {
         let samples = std::mem::take(&mut train_rows.samples);
         let (mut train, eval) = match &mut eval_rows {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
-            None => suasion_data::split(samples, config.eval_fraction, config.seed),
+            None => suasion_data::split(samples, config.eval_fraction, settings.seed),
         };
         let card = card::data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let mut fill = None;
@@ -77,7 +78,7 @@ impl Job {
         plan.check_model(&arch, &train, &eval)?;
         let identity = Identity {
             objective: policy.objective,
-            data_fingerprint: fingerprint(&train_rows, &config, folder.tokenizer.as_ref()),
+            data_fingerprint: fingerprint(&train_rows, &config, folder.tokenizer.as_deref()),
             masking_version: MASKING_VERSION,
         };
         Ok(Job {
@@ -103,18 +104,18 @@ impl Job {
 
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
-        Start::new(ui, &self.folder.dir, &self.arch, &self.config)
+        Start::new(ui, &self.folder.path, &self.arch, &self.config)
     }
 
     /// Trains.
     pub fn train(&self, ui: &Ui) -> anyhow::Result<Report> {
         let stop = interrupt::flag();
         let mut model = match self.resume {
-            // The checkpoint's weights replace these, so none are read first.
+            // The checkpoint's weights will replace these, so none are read.
             Resume::No => self.start(ui).build(self.plan.budget)?,
-            _ => Model::new(self.arch.clone(), Cpu::new(), self.plan.budget)?,
+            _ => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
         };
-        let files = ModelFiles::from_dir(&self.folder.dir)?;
+        let files = ModelFiles::from_dir(&self.folder.path)?;
         let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: self.config.to_yaml().into_bytes() }];
         let run = Run {
             model: &mut model,
@@ -143,7 +144,7 @@ impl Job {
     }
 }
 
-/// What decides every label, and which rows are trained on.
+/// Fingerprint of everything that decides the labels, and of the split of the rows.
 fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) -> String {
     let source = rows.summary.source.as_ref().map_or("", |source| source.blake3.as_str());
     let template = rows.summary.template.as_deref();
@@ -151,6 +152,6 @@ fn fingerprint(rows: &RowSet, config: &Config, tokenizer: Option<&Tokenizer>) ->
     let labels = prepared::fingerprint(source, tokenizer, template, &rows.summary.pinned(&config.policy()));
     match config.eval_fraction {
         0.0 => labels,
-        fraction => format!("{labels}, {fraction} held out by seed {}", config.seed),
+        fraction => format!("{labels}, {fraction} held out by seed {}", config.train.seed),
     }
 }

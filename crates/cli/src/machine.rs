@@ -1,4 +1,4 @@
-//! What this machine has.
+//! What this machine has: instruction sets and memory.
 
 /// The instruction sets that matter to the kernels, as found at run time.
 pub fn instruction_sets() -> Vec<&'static str> {
@@ -28,7 +28,7 @@ pub fn instruction_sets() -> Vec<&'static str> {
     }
 }
 
-/// Total and available memory in bytes, where the system says (Linux).
+/// Total and available memory in bytes; `None` on systems without `/proc/meminfo`.
 pub fn memory() -> (Option<u64>, Option<u64>) {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| {

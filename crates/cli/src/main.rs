@@ -1,6 +1,8 @@
 //! `suasion`: train the response, not the prompt, and prove the mask.
 //!
-//! A thin shell over the libraries: flags and configuration in, words and exit codes out. One file per command.
+//! A thin layer over the libraries: flags and configuration in, text and exit codes out. `commands/` has a
+//! file per command with its flags and its printing; `job` is a planned run; `inputs/` finds and opens rows,
+//! model folders and weights.
 #![forbid(unsafe_code)]
 
 mod commands;
@@ -32,10 +34,10 @@ struct Cli {
     /// Print results as JSON
     #[arg(long, global = true)]
     json: bool,
-    /// No progress, no notes: results, warnings and errors only
+    /// Print results, warnings and errors only: no progress, no notes
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Colour
+    /// When to use colour
     #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
     color: ColorChoice,
     #[command(subcommand)]
@@ -44,23 +46,24 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Prepare the rows if they are raw, train, evaluate, checkpoint, write the report
+    /// Train a model on rows, with evaluation, checkpoints and a report
     Train(train::TrainArgs),
-    /// Render, tokenise, label and truncate rows into a file of training data
+    /// Render, tokenise, label and truncate rows, and write them as training data
     Prepare(prepare::PrepareArgs),
     /// Show which tokens are supervised and why, and check every row
     Verify(verify::VerifyArgs),
-    /// Response loss and perplexity, loss per section, calibration of the first token and of the stop
+    /// Measure loss and perplexity on responses, loss per section, and calibration of the first token and of the stop
     Eval(eval::EvalArgs),
-    /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out responses
+    /// Train with both objectives (all tokens, response only) from the same seed, and compare them on
+    /// held-out responses
     Compare(compare::CompareArgs),
-    /// Write replies
+    /// Generate replies to a prompt, or to the prompts of rows
     Generate(generate::GenerateArgs),
     /// Validate a configuration and print it resolved
     Check(ConfigArgs),
-    /// What this machine has
+    /// Show this machine's cores, instruction sets and memory
     Env,
-    /// Shell completions
+    /// Print shell completions
     Completions(completions::CompletionsArgs),
 }
 
@@ -83,12 +86,12 @@ fn main() -> ExitCode {
         Command::Completions(args) => completions::run(args, &ui),
     };
     match result {
-        // A run that was interrupted did what it was told last, and did not do what it was told first.
+        // An interrupted run ends without an error and has not finished.
         Ok(Exit::Done) if interrupt::raised() => ExitCode::from(interrupt::INTERRUPTED),
         Ok(exit) => ExitCode::from(exit as u8),
         Err(error) if is_interruption(&error) => {
             if error.is::<suasion_data::Error>() {
-                ui.say(&error);
+                ui.log(&error);
             }
             ExitCode::from(interrupt::INTERRUPTED)
         }
@@ -96,7 +99,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// True where the stop flag is the reason; an error on the way to a stop (a full disk) is told as ever.
+/// True where the stop flag is the reason. An error on the way to a stop (a full disk) is reported like any
+/// other.
 fn is_interruption(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(suasion_train::Error::Interrupted))
         || matches!(error.downcast_ref(), Some(suasion_data::Error::Interrupted { .. }))

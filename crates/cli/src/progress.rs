@@ -1,4 +1,4 @@
-//! What a run says while it goes on: one updating line on a terminal, now and then a plain line elsewhere.
+//! Progress of a run: one updating line on a terminal, a plain line now and then elsewhere.
 
 use crate::tables;
 use crate::ui::Ui;
@@ -7,23 +7,23 @@ use std::time::{Duration, Instant};
 use suasion_data::report::format::{bytes, count, duration, percent, thousands};
 use suasion_train::{Event, Observer, StepEvent};
 
-/// Off a terminal, at most about this many lines report a run's steps, however many there are.
+/// Without a terminal, a run's steps are reported in about this many lines at most.
 const PLAIN_LINES: u64 = 20;
 
-/// Off a terminal, a line is written at least this often.
+/// Without a terminal, a line is written at least this often.
 const PLAIN_PAUSE: Duration = Duration::from_secs(30);
 
 /// On a terminal, the line is redrawn at most this often.
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// Listens to a run and tells it on stderr.
+/// Prints the events of a run on stderr.
 pub struct Progress<'a> {
     ui: &'a Ui,
-    /// What stands in front of each line: the arm of a comparison.
+    /// Printed before each line: the arm of a comparison.
     prefix: String,
     last: Option<Instant>,
     live_line: bool,
-    /// Loss and rates, smoothed for the eye; the files hold the exact values.
+    /// Loss and rates, smoothed for display; the files hold the exact values.
     smooth: Option<Smooth>,
 }
 
@@ -34,7 +34,7 @@ struct Smooth {
 }
 
 impl<'a> Progress<'a> {
-    /// A listener.
+    /// Progress of a run that has not started.
     pub fn new(ui: &'a Ui) -> Progress<'a> {
         Progress { ui, prefix: String::new(), last: None, live_line: false, smooth: None }
     }
@@ -42,7 +42,7 @@ impl<'a> Progress<'a> {
     /// A line that stays.
     fn line(&mut self, text: &str) {
         self.clear();
-        self.ui.say(format_args!("{}{text}", self.prefix));
+        self.ui.log(format_args!("{}{text}", self.prefix));
     }
 
     fn overwrite(&mut self, text: &str) {
@@ -78,7 +78,7 @@ impl<'a> Progress<'a> {
         }
         let last = step.step == step.total_steps;
         if self.ui.live {
-            // The last step's line stays.
+            // The last step's line is not overwritten.
             if last {
                 let text = self.step_text(step);
                 self.line(&text);
@@ -175,24 +175,27 @@ impl Drop for Progress<'_> {
     }
 }
 
-/// The updating line while rows are read; only on a terminal, and only once it takes long enough to be seen.
+/// The updating line while rows are read; only on a terminal, and only once reading takes a noticeable time.
 pub struct Meter<'a> {
     ui: &'a Ui,
     name: String,
     started: Instant,
+    /// Rows when it was last shown.
+    rows: u64,
     shown: bool,
 }
 
 impl<'a> Meter<'a> {
-    /// A meter for what is read.
+    /// A meter for reading `path`.
     pub fn new(ui: &'a Ui, path: &Path) -> Meter<'a> {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Meter { ui, name, started: Instant::now(), shown: false }
+        Meter { ui, name, started: Instant::now(), rows: 0, shown: false }
     }
 
-    /// Shows how far it is.
+    /// Shows how much has been read.
     pub fn show(&mut self, progress: suasion_data::pipeline::Progress) {
-        if self.ui.quiet || !self.ui.live || self.started.elapsed().as_secs_f64() < 0.3 {
+        let news = std::mem::replace(&mut self.rows, progress.rows) != progress.rows;
+        if !news || self.ui.quiet || !self.ui.live || self.started.elapsed().as_secs_f64() < 0.3 {
             return;
         }
         self.shown = true;
@@ -204,10 +207,12 @@ impl<'a> Meter<'a> {
             thousands(progress.tokens)
         ));
     }
+}
 
-    /// Takes the line away.
-    pub fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
+impl Drop for Meter<'_> {
+    /// Removes the line.
+    fn drop(&mut self) {
+        if self.shown {
             self.ui.overwrite("");
         }
     }

@@ -4,9 +4,12 @@ use std::fmt::Write;
 use suasion_data::pipeline::DropReason;
 use suasion_data::policy::Objective;
 use suasion_data::prepared::Counts;
-use suasion_data::report::format::{count, percent, thousands};
+use suasion_data::report::format::{count, loss, percent, thousands};
 use suasion_train::compare::{Arm, Comparison};
 use suasion_train::evaluate::{Calibration, Evaluation, SectionLoss};
+
+/// Printed in place of a missing number, as by [`loss`].
+const NONE: &str = "–";
 
 /// `160 rows: 158 kept (3 of them cut), 2 dropped (2 longer than max_length), 0 failed`.
 pub fn rows(counts: &Counts) -> String {
@@ -27,7 +30,7 @@ pub fn rows(counts: &Counts) -> String {
     line
 }
 
-/// An objective in two words.
+/// An objective's name in tables and progress lines.
 pub fn objective(objective: Objective) -> &'static str {
     match objective {
         Objective::ResponseOnly => "response only",
@@ -40,19 +43,19 @@ pub fn evaluation(evaluation: &Evaluation) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{}, {}: loss {:.4} nats, perplexity {:.2}",
+        "{}, {}: loss {} nats, perplexity {:.2}",
         count(evaluation.rows, "row"),
         count(evaluation.targets, "target"),
-        evaluation.loss,
+        loss(evaluation.loss),
         evaluation.perplexity
     );
     let _ = writeln!(out, "\n{:<14} {:>10} {:>9} {:>7}", "section", "targets", "loss", "top-1");
     for (name, section) in &evaluation.sections {
         let _ = writeln!(
             out,
-            "{name:<14} {:>10} {:>9.4} {:>7}",
+            "{name:<14} {:>10} {:>9} {:>7}",
             thousands(section.targets),
-            section.loss,
+            loss(section.loss),
             percent(section.top1)
         );
     }
@@ -62,14 +65,13 @@ pub fn evaluation(evaluation: &Evaluation) -> String {
         "calibration", "targets", "loss", "probability", "top-1"
     );
     let mut line = |name: &str, c: &Calibration| {
-        let number = |value: Option<f64>| value.map_or("-".to_string(), |v| format!("{v:.4}"));
         let _ = writeln!(
             out,
             "{name:<14} {:>10} {:>9} {:>12} {:>7}",
             thousands(c.targets),
-            number(c.loss),
-            number(c.probability),
-            c.top1.map_or("-".into(), percent)
+            loss(c.loss),
+            c.probability.map_or(NONE.into(), |p| format!("{p:.4}")),
+            c.top1.map_or(NONE.into(), percent)
         );
     };
     line("first token", &evaluation.first_token);
@@ -108,8 +110,8 @@ pub fn comparison(comparison: &Comparison, width: usize) -> String {
         let values = arms.map(value);
         let _ = writeln!(out, "{what:<34} {:>12} {:>14} {:>12}", values[0], values[1], values[2]);
     };
-    let loss = |section: Option<&SectionLoss>| section.map_or("-".into(), |s| format!("{:.4}", s.loss));
-    let share = |value: Option<f64>| value.map_or("-".into(), percent);
+    let loss = |section: Option<&SectionLoss>| loss(section.map(|s| s.loss));
+    let share = |value: Option<f64>| value.map_or(NONE.into(), percent);
     line("targets trained on", &|arm| thousands(arm.targets_trained));
     line("held-out loss: response", &|arm| loss(arm.response.as_ref()));
     line("held-out loss: prompt", &|arm| loss(arm.prompt.as_ref()));

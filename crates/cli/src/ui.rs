@@ -1,4 +1,4 @@
-//! Where words go: results on stdout, progress and logs on stderr; colour only where it is seen.
+//! Output: results on stdout, progress and logs on stderr, colour on terminals only.
 
 use crate::failure::{Exit, Outcome};
 use clap::ValueEnum;
@@ -18,7 +18,7 @@ pub enum ColorChoice {
     Never,
 }
 
-/// How this run speaks.
+/// Where and how this process prints.
 #[derive(Clone, Debug)]
 pub struct Ui {
     /// Results as JSON.
@@ -29,7 +29,7 @@ pub struct Ui {
     pub color: bool,
     /// Colour on stderr.
     pub color_err: bool,
-    /// Columns of stdout; 80 where it is no terminal.
+    /// Columns of stdout; 80 where it is not a terminal.
     pub width: usize,
     /// Stderr is a terminal: progress may overwrite its line.
     pub live: bool,
@@ -41,7 +41,7 @@ impl Ui {
         let allowed = |terminal: bool| match choice {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
-            // no-color.org: present and not empty. A dumb terminal shows escapes as they are.
+            // no-color.org: present and not empty. A dumb terminal prints escape sequences as text.
             ColorChoice::Auto => {
                 terminal
                     && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
@@ -61,15 +61,15 @@ impl Ui {
         }
     }
 
-    /// A line of progress or log.
-    pub fn say(&self, line: impl Display) {
+    /// Logs a line on stderr, unless quiet.
+    pub fn log(&self, line: impl Display) {
         if !self.quiet {
-            // A closed stderr is no reason to stop a training run.
+            // A closed stderr must not stop a training run.
             let _ = writeln!(io::stderr(), "{line}");
         }
     }
 
-    /// Replaces the updating line (terminals only); empty text takes it away.
+    /// Replaces the updating line (terminals only); empty text removes it.
     pub fn overwrite(&self, line: &str) {
         if self.quiet || !self.live {
             return;
@@ -89,7 +89,7 @@ impl Ui {
         let _ = stderr.flush();
     }
 
-    /// A warning, shown even when quiet.
+    /// Prints a warning, also when quiet.
     pub fn warn(&self, message: impl Display) {
         let _ = writeln!(io::stderr(), "{}: {message}", self.paint_err("33", "warning"));
     }
@@ -99,7 +99,8 @@ impl Ui {
         if self.color_err { format!("\x1b[{sgr}m{text}\x1b[0m") } else { text.to_string() }
     }
 
-    /// Stdout, locked and buffered: flush it, so that a full disk or a closed pipe is an error and not a panic.
+    /// Stdout, locked and buffered: flush it, so that a full disk or a closed pipe is an error and not a
+    /// panic.
     pub fn out(&self) -> BufWriter<io::StdoutLock<'static>> {
         BufWriter::new(io::stdout().lock())
     }
@@ -113,9 +114,10 @@ impl Ui {
         Ok(())
     }
 
-    /// Prints an error the way of the contract, and returns how the process ends.
+    /// Prints an error as `error[TAG]: ..` and `help: ..`, and returns the exit code.
     pub fn report(&self, error: &anyhow::Error) -> Exit {
-        // `suasion verify … | head`: whoever read has read enough. Only stdout's errors come without a path.
+        // `suasion verify … | head`: the reader has closed the pipe, which is not an error. I/O errors
+        // without a path are those of stdout.
         if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return Exit::Done;
         }
@@ -129,8 +131,8 @@ impl Ui {
     }
 }
 
-/// Prose in lines of at most `width` columns, broken at spaces; its own line ends stay, and a word that is wider than a
-/// line is broken anywhere.
+/// Prose in lines of at most `width` columns, broken at spaces; its own line ends stay, and a word that is
+/// wider than a line is broken anywhere.
 pub fn wrap(text: &str, width: usize) -> String {
     let options = textwrap::Options::new(width)
         .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
@@ -149,7 +151,7 @@ mod tests {
         assert_eq!(wrap("abcdefgh", 3), "abc\ndef\ngh");
         assert_eq!(wrap("a\n\nb c", 80), "a\n\nb c");
         assert_eq!(wrap("電車電車", 5), "電車\n電車");
-        // Help is indented, and hyphens in paths and flags are no places to break.
+        // Help texts are indented; lines are not broken at hyphens, which paths and flags contain.
         assert_eq!(wrap("help:\n  a --long-flag", 8), "help:\n  a\n--long-f\nlag");
     }
 }

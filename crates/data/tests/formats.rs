@@ -2,10 +2,11 @@
 
 mod common;
 
-use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
+use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes, pipeline_of, with_template};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use suasion_data::example::Conversation;
 use suasion_data::example::{Body, Example, TextPiece};
 use suasion_data::policy::{Format, OnBadRow, Policy, Supervise};
@@ -13,7 +14,7 @@ use suasion_data::source::Row;
 use suasion_data::source::Source;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Error, IGNORE, Kept, Outcome, Pipeline, RowId};
+use suasion_data::{Error, IGNORE, Kept, Outcome, RowId};
 
 fn read(row: Value, format: Format) -> Result<Body, Error> {
     let id = RowId::new(Path::new("data.jsonl"), 481, Some(482));
@@ -258,7 +259,7 @@ fn alpaca_rows_are_text_or_a_conversation() {
     );
     let tokenizer = byte_tokenizer(false);
     let policy = Policy::default();
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let mut pipeline = pipeline_of(Some(&tokenizer), &policy);
     pipeline.keep_text = true;
     let (all, _) = outcomes(&pipeline, &path);
     let text = |i: usize| kept(&all, i).text.clone().unwrap();
@@ -288,7 +289,7 @@ fn alpaca_rows_are_text_or_a_conversation() {
     assert!(all.iter().all(|o| codes(o).is_empty()));
 
     let last = Policy { supervise: Supervise::Last, ..Policy::default() };
-    let (all, _) = outcomes(&Pipeline::new(Some(&tokenizer), &last), &path);
+    let (all, _) = outcomes(&pipeline_of(Some(&tokenizer), &last), &path);
     let mut runs: Vec<char> = kept(&all, 2).sample.origins.iter().map(|o| o.letter()).collect();
     runs.dedup();
     assert_eq!(runs.into_iter().collect::<String>(), "SBCBCBKBRE");
@@ -316,7 +317,7 @@ fn segments_say_of_themselves_what_is_learned() {
     let path = s.file("rows.jsonl", rows.map(|row| format!("{row}\n")).concat());
     let tokenizer = byte_tokenizer(false);
     let policy = Policy { on_bad_row: OnBadRow::Skip, ..Policy::default() };
-    let (all, summary) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
+    let (all, summary) = outcomes(&pipeline_of(Some(&tokenizer), &policy), &path);
     let letters = |i: usize| kept(&all, i).sample.origins.iter().map(|o| o.letter()).collect::<String>();
     assert_eq!(letters(0), "ORRE");
     assert_eq!(kept(&all, 0).sample.weights, Some(vec![0.0, 1.0, 0.5, 0.5]));
@@ -378,11 +379,11 @@ fn errors_name_the_message() {
         ),
         (
             json!({"conversations": [{"from": "function_call", "value": "f(x)"}]}),
-            "conversations[0] has a tool call that is no JSON: expected ident at line 1 column 2",
+            "conversations[0] has a tool call that is not JSON: expected ident at line 1 column 2",
         ),
         (
             json!({"messages": [user], "tools": "x"}),
-            "\"tools\" is a string that is no JSON: expected value at line 1 column 1",
+            "\"tools\" is a string that is not JSON: expected value at line 1 column 1",
         ),
         (json!({"messages": [user], "tools": [1]}), "tools[0] is a number, not an object"),
         (
@@ -394,7 +395,10 @@ fn errors_name_the_message() {
             "the row has the fields of two formats: messages and instruction+output",
         ),
         (json!({"instruction": "x", "output": null}), "\"output\" is null"),
-        (json!({"instruction": "x", "output": "y", "history": [["a"]]}), "history[0] is no pair of strings"),
+        (
+            json!({"instruction": "x", "output": "y", "history": [["a"]]}),
+            "history[0] is not a pair of strings",
+        ),
     ] {
         assert_eq!(error(row), message);
     }
@@ -408,7 +412,7 @@ fn a_conversation_without_a_template_ends_the_run() {
     let row = json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]});
     let path = s.file("rows.jsonl", row.to_string());
     let tokenizer = byte_tokenizer(false);
-    let e = Pipeline::new(Some(&tokenizer), &Policy::default()).samples(&path).unwrap_err();
+    let e = pipeline_of(Some(&tokenizer), &Policy::default()).samples(&path).unwrap_err();
     assert!(e.to_string().contains("is a conversation, and the model folder has no chat template"), "{e}");
     assert!(e.help().unwrap().contains("chat_template.jinja"));
 }
@@ -424,7 +428,7 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
         ("bfcl_live_multiple_messages.jsonl", ((0, 0, 632, 0), "")),
         ("cmv_messages.jsonl", ((0, 0, 123, 0), "")),
         ("cmv_prompt_completion.jsonl", ((123, 0, 0, 0), "")),
-        ("cmv_threads.jsonl", ((0, 0, 0, 123), "of no known format")),
+        ("cmv_threads.jsonl", ((0, 0, 0, 123), "not in a known format")),
         ("dpo_sharegpt_multiturn.json", ((0, 0, 180, 0), "")),
         ("glaive_messages_tools.jsonl", ((0, 0, 180, 0), "")),
         ("glaive_toolcall_sharegpt.json", ((0, 0, 180, 0), "")),
@@ -433,16 +437,16 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
         ("hh_harmless_messages.jsonl", ((0, 0, 1387, 0), "")),
         ("kto_messages_label.json", ((0, 0, 85, 95), "its \"label\" is false")),
         ("oasst_en_100_messages.jsonl", ((0, 0, 60, 0), "")),
-        ("oasst_en_100_trees.jsonl", ((0, 0, 0, 60), "of no known format")),
+        ("oasst_en_100_trees.jsonl", ((0, 0, 0, 60), "not in a known format")),
         (
             "p4g_full_dialog.csv",
-            ((0, 0, 0, 12563), "of no known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\""),
+            ((0, 0, 0, 12563), "not in a known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\""),
         ),
         ("p4g_messages.jsonl", ((0, 0, 610, 0), "")),
         ("persuasiontrace_messages.jsonl", ((0, 0, 267, 0), "")),
         ("reason_tool_use_parts.jsonl", ((0, 0, 30, 0), "")),
         ("sharegpt_dummy_conversation.json", ((0, 0, 300, 0), "")),
-        ("stanford_seed_tasks.jsonl", ((0, 0, 0, 105), "of no known format")),
+        ("stanford_seed_tasks.jsonl", ((0, 0, 0, 105), "not in a known format")),
         ("ukp_convarg_pairs.jsonl", ((7150, 0, 0, 0), "")),
         ("v1_sft_parts_loss_weight.jsonl", ((0, 0, 300, 0), "")),
     ]);
@@ -524,10 +528,10 @@ fn conversations_become_samples() {
     ];
     let path = s.file("rows.jsonl", rows.map(|row| format!("{row}\n")).concat());
     let tokenizer = byte_tokenizer(false);
-    let template = ChatTemplate::new(CHATML, None, Some("<|end|>")).unwrap();
+    let template = Arc::new(ChatTemplate::new(CHATML, None, Some("<|end|>")).unwrap());
     let learned = |supervise: Supervise| {
         let policy = Policy { supervise, on_bad_row: OnBadRow::Skip, ..Policy::default() };
-        let pipeline = Pipeline { template: Some(&template), ..Pipeline::new(Some(&tokenizer), &policy) };
+        let pipeline = with_template(&pipeline_of(Some(&tokenizer), &policy), &template);
         let (all, summary) = outcomes(&pipeline, &path);
         assert_eq!(summary.template.as_deref(), Some(template.fingerprint()));
         let row = |outcome: &Outcome| match outcome {
@@ -556,17 +560,17 @@ fn conversations_become_samples() {
 #[test]
 fn the_material_goes_through_a_template() {
     let Some(material) = material() else { return };
-    let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap());
     let s = Scratch::new();
     s.file("chat_template.jinja", std::fs::read(material.join("templates/trl/qwen2_5.jinja")).unwrap());
-    let template = ChatTemplate::from_dir(s.dir.path(), None, Some("<|im_end|>")).unwrap().unwrap();
+    let template = Arc::new(ChatTemplate::from_dir(s.dir.path(), None, Some("<|im_end|>")).unwrap().unwrap());
     let policy = Policy {
         on_bad_row: OnBadRow::Skip,
         max_length: None,
         stop_tokens: vec!["<|im_end|>".into()],
         ..Policy::default()
     };
-    let pipeline = Pipeline { template: Some(&template), ..Pipeline::new(Some(&tokenizer), &policy) };
+    let pipeline = with_template(&pipeline_of(Some(&tokenizer), &policy), &template);
     for name in [
         "alpaca_en_demo.json",
         "bfcl_live_multiple_messages.jsonl",

@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let budget = Budget { tokens: rows * length, targets: batch.targets.len(), train: true, recompute };
     let mut model = Model::new(arch, Cpu::new(), budget)?;
-    model.init_random(0);
+    model.init_random(0)?;
 
     let scale = (1.0 / batch.weight()) as f32;
     let (mut forward, mut total) = (Vec::new(), Vec::new());
@@ -42,7 +42,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for t in 0..=steps as u64 {
         let start = Instant::now();
         model.zero_gradients();
-        let outcomes = model.accumulate(&batch, scale)?;
+        let losses = model.accumulate(&batch, scale)?;
+        let outcomes = model.read_losses(&losses)?;
         let computed = start.elapsed().as_secs_f64();
         model.adamw(&AdamW {
             t: t + 1,
@@ -71,7 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The kernel's word for the largest resident size, in MiB; 0 where it does not say.
+/// Peak resident size as the kernel reports it, in MiB; 0 where it does not.
 fn peak_rss_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));

@@ -1,6 +1,7 @@
-//! What a step is given: tokens without padding, who sees whom, and the targets of the loss.
+//! The input of a step: tokens without padding, the boundaries that attention respects, and the targets of
+//! the loss.
 
-use crate::kernels::{Attention, Span};
+use crate::kernels::{AttentionPlan, AttentionRange};
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -15,12 +16,14 @@ pub struct Target {
     pub weight: f32,
 }
 
-/// A run of tokens that attention keeps to itself. A token sees the whole prefix and its own range up to itself.
+/// A run of tokens that attention keeps to itself. A token sees the whole prefix and its own range up to
+/// itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Rows of the segment.
     pub own: Range<u32>,
-    /// Rows of an earlier segment that all of this one's tokens see (a shared prompt); empty where there is none.
+    /// Rows of an earlier segment that all of this one's tokens see (a shared prompt); empty where there is
+    /// none.
     pub prefix: Range<u32>,
 }
 
@@ -85,7 +88,7 @@ impl Batch {
         self.targets.iter().map(|t| t.weight as f64).sum()
     }
 
-    /// Refuses what no kernel should ever see.
+    /// Refuses ids, positions, segments and targets that are out of range.
     pub(crate) fn check(&self, vocab: usize, positions: Option<usize>) -> Result<()> {
         let fail = |message| Err(Error::Batch { message });
         if self.positions.len() != self.ids.len() {
@@ -117,33 +120,33 @@ impl Batch {
     }
 
     /// Attention with a query for every row.
-    pub(crate) fn attention(&self) -> Attention {
+    pub(crate) fn attention(&self) -> AttentionPlan {
         self.attention_for(&(0..self.ids.len() as u32).collect::<Vec<_>>())
     }
 
     /// Attention with queries for `rows` only, which ascend (repeats allowed).
-    pub(crate) fn attention_for(&self, rows: &[u32]) -> Attention {
+    pub(crate) fn attention_for(&self, rows: &[u32]) -> AttentionPlan {
         debug_assert!(rows.is_sorted());
         let usize = |r: &Range<u32>| r.start as usize..r.end as usize;
-        let (mut spans, mut groups, mut first) = (Vec::<Span>::new(), Vec::<Vec<usize>>::new(), 0);
+        let (mut ranges, mut groups, mut first) = (Vec::<AttentionRange>::new(), Vec::<Vec<usize>>::new(), 0);
         for segment in &self.segments {
             let end = first + rows[first..].partition_point(|r| *r < segment.own.end);
             if end > first {
                 let prefix = usize(&segment.prefix);
-                // Whoever reads or owns one of the prefix's keys, wherever it stands in the batch.
-                let shares = |group: &mut Vec<usize>| group.iter().any(|&i| touches(&spans[i], &prefix));
+                // Every range that has one of the prefix's keys, wherever it is in the batch.
+                let shares = |group: &mut Vec<usize>| group.iter().any(|&i| touches(&ranges[i], &prefix));
                 let mut group: Vec<usize> = groups.extract_if(.., shares).flatten().collect();
-                group.push(spans.len());
+                group.push(ranges.len());
                 groups.push(group);
-                spans.push(Span { prefix, own: usize(&segment.own), queries: first..end });
+                ranges.push(AttentionRange { prefix, own: usize(&segment.own), queries: first..end });
             }
             first = end;
         }
-        Attention { rows: rows.to_vec(), spans, groups }
+        AttentionPlan { rows: rows.to_vec(), ranges, groups }
     }
 }
 
-/// True when the span reads or owns one of `keys`.
-fn touches(span: &Span, keys: &Range<usize>) -> bool {
-    [&span.prefix, &span.own].into_iter().any(|r| r.start < keys.end && keys.start < r.end)
+/// True when the range has one of `keys`, in its prefix or as its own.
+fn touches(range: &AttentionRange, keys: &Range<usize>) -> bool {
+    [&range.prefix, &range.own].into_iter().any(|r| r.start < keys.end && keys.start < r.end)
 }

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 /// What can go wrong between a model folder and a training step.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A file could not be opened, read or written.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The underlying I/O error.
         source: std::io::Error,
     },
     /// `config.json` is broken, or describes something that this engine does not compute.
@@ -23,6 +24,18 @@ pub enum Error {
         /// What to do.
         help: String,
     },
+    /// An architecture whose sizes contradict each other.
+    #[error("{message}")]
+    Architecture {
+        /// What is wrong, with the sizes.
+        message: String,
+    },
+    /// A parameter that the model does not have, or a choice of parameters to train that it cannot follow.
+    #[error("{message}")]
+    Parameter {
+        /// What is wrong, with the parameter's name.
+        message: String,
+    },
     /// A weight file is broken, or does not fit `config.json`.
     #[error("{}: {message}", path.display())]
     Weights {
@@ -33,7 +46,7 @@ pub enum Error {
         /// What to do.
         help: String,
     },
-    /// The system has not as much memory as was asked for.
+    /// The system does not have the memory that is needed.
     #[error("{bytes} bytes of memory are needed, more than there are")]
     Memory {
         /// What is needed at once.
@@ -45,6 +58,21 @@ pub enum Error {
         /// What is wrong, with both sizes.
         message: String,
     },
+    /// Operands that an operation of a backend cannot take: a bug of the caller, refused before memory is
+    /// touched.
+    #[error("{operation}: {message}")]
+    Operands {
+        /// The operation.
+        operation: &'static str,
+        /// What is wrong, with the sizes.
+        message: String,
+    },
+    /// A sum over the ranks of a run failed.
+    #[error("{message}")]
+    Collective {
+        /// What is wrong, with the rank.
+        message: String,
+    },
 }
 
 impl Error {
@@ -52,10 +80,12 @@ impl Error {
     pub fn tag(&self) -> &'static str {
         match self {
             Error::Io { .. } => "E-IO",
-            Error::Config { .. } => "E-MODEL",
+            Error::Config { .. } | Error::Architecture { .. } | Error::Parameter { .. } => "E-MODEL",
             Error::Weights { .. } => "E-WEIGHTS",
             Error::Memory { .. } => "E-MEMORY",
             Error::Batch { .. } => "E-BATCH",
+            Error::Operands { .. } => "E-INTERNAL",
+            Error::Collective { .. } => "E-RANK",
         }
     }
 
@@ -63,9 +93,10 @@ impl Error {
     pub fn help(&self) -> Option<&str> {
         match self {
             Error::Config { help, .. } | Error::Weights { help, .. } => Some(help),
-            Error::Memory { .. } => {
-                Some("a smaller model, batch or max_length needs less, and gradient_checkpointing=true, too")
-            }
+            Error::Memory { .. } => Some(
+                "a smaller model, batch or max_length needs less, and so does gradient_checkpointing=true",
+            ),
+            Error::Batch { .. } => Some("use fewer rows per batch, or shorter ones (max_length)"),
             _ => None,
         }
     }

@@ -11,14 +11,20 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// are `N(0, initializer_range²)`, those that write to the residual stream of GPT-2 smaller by `√(2·layers)`;
 /// biases are 0, norm weights 1, and the embedding's padding row 0 (`PreTrainedModel._init_weights`).
 pub(crate) fn values(a: &Architecture, p: &Parameter, index: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(index as u64);
     let std = match p.kind {
         Kind::Bias => return vec![0.0; p.range.len()],
         Kind::NormWeight => return vec![1.0; p.range.len()],
         Kind::Matrix | Kind::Embedding => a.init.std,
         Kind::Residual => a.init.residual_std,
+        Kind::AdapterOut => return vec![0.0; p.range.len()],
+        Kind::AdapterIn => {
+            // PEFT: kaiming_uniform_ with a = √5, which is a uniform distribution over ±1/√inputs.
+            let bound = 1.0 / (p.shape[1] as f64).sqrt();
+            return (0..p.range.len()).map(|_| ((2.0 * unit(&mut rng) - 1.0) * bound) as f32).collect();
+        }
     };
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(index as u64);
     let mut values = Vec::with_capacity(p.range.len() + 1);
     while values.len() < p.range.len() {
         let (a, b) = normals(&mut rng);
@@ -33,10 +39,13 @@ pub(crate) fn values(a: &Architecture, p: &Parameter, index: usize, seed: u64) -
     values
 }
 
+/// Uniform in (0, 1], of 53 random bits: it has a logarithm.
+fn unit(rng: &mut impl Rng) -> f64 {
+    ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
+}
+
 /// Two independent standard normals (Box & Muller 1958).
 fn normals(rng: &mut impl Rng) -> (f64, f64) {
-    // 53 random bits, in (0, 1]: the logarithm of 0 cannot happen.
-    let mut uniform = || ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64;
-    let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
+    let (radius, angle) = ((-2.0 * unit(rng).ln()).sqrt(), std::f64::consts::TAU * unit(rng));
     (radius * angle.cos(), radius * angle.sin())
 }

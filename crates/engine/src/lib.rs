@@ -1,26 +1,33 @@
 //! Decoder-only language models with explicit forward and backward passes.
 //!
-//! The engine knows nothing of rows, spans or files of examples. It is given [`Batch`]es: flat runs of tokens,
-//! segments that say who sees whom, and [`Target`]s, the `(row, token, weight)` triples of the loss. Masked
-//! labels are simply not in the list, so the head and the loss never meet them.
+//! The engine knows nothing of rows, spans or files of examples. Its input is [`Batch`]es: tokens
+//! concatenated into one sequence, segments that attention respects, and [`Target`]s, the
+//! `(row, token, weight)` triples of the loss. Masked labels are not in the list, so the head and the loss
+//! never compute them.
 //!
-//! Rooms: [`arch`] reads `config.json` into a value; [`params`] lays parameters out; `weights` and `init`
-//! fill them; [`model`] runs forward and backward over an arena planned in advance; [`kernels`] computes.
+//! [`arch`] describes a model as a value and [`families`] reads it from `config.json`; [`params`] lays
+//! parameters out; `weights` and `init` fill them; [`model`] runs forward and backward over an arena planned
+//! in advance; [`kernels`] computes.
 #![deny(unsafe_code)]
 
 pub mod arch;
 pub mod batch;
+pub mod collective;
 pub mod error;
+pub mod families;
 mod init;
 pub mod kernels;
 mod map;
 pub mod model;
 pub mod params;
+pub mod rope;
 mod weights;
 
 pub use arch::Architecture;
 pub use batch::{Batch, Segment, Target};
+pub use collective::{Collective, SingleRank};
 pub use error::{Error, Result};
-pub use kernels::{AdamW, Backend, Outcome, cpu::Cpu, reference::Reference};
-pub use model::{Budget, KvCache, MemoryPlan, Model};
+pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
+pub use model::{Budget, KvCache, Losses, MemoryPlan, Model};
+pub use params::{Lora, Trainable};
 pub use weights::Tensor;

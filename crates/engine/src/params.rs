@@ -1,10 +1,18 @@
-//! Where each parameter stands in the flat buffer, and what it is called in files.
+//! Where each parameter is in the flat buffers, what it is called in files, and whether it is trained.
 //!
 //! Inside, every linear layer is `[outputs, inputs]` and projections that read the same input are adjacent
 //! (queries, keys, values; gate, up), so that one product serves them. Files keep the family's names and
 //! layout: a named parameter is a range here, and, for Conv1D, a transpose.
+//!
+//! There are two kinds of flat buffers: one holds all parameters, the others (gradients and both moments)
+//! hold the trained ones only, in the same order.
 
-use crate::arch::{self, Architecture, Position};
+mod builder;
+
+use crate::arch::{Architecture, MAX_SIZE};
+use crate::{Error, Result};
+use builder::Builder;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// A parameter as its file knows it.
@@ -14,15 +22,26 @@ pub struct Parameter {
     pub name: String,
     /// Hugging Face shape.
     pub shape: Vec<usize>,
-    /// Where it is in the flat buffer.
+    /// Where it is in the buffer of parameters.
     pub range: Range<usize>,
+    /// Whether it is trained, and then where its gradient and moments are.
+    pub store: Store,
     /// Stored here as the transpose of the file's (Conv1D keeps `[inputs, outputs]`).
     pub transposed: bool,
-    /// What it is, which decides initialisation and weight decay.
+    /// Its role, which decides initialisation and weight decay.
     pub kind: Kind,
 }
 
-/// What a parameter is.
+/// Whether a parameter is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// It has neither gradient nor moments.
+    Frozen,
+    /// Its gradient and moments begin at this element of their buffers.
+    Trained(usize),
+}
+
+/// The role of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A matrix, or the position table.
@@ -35,6 +54,10 @@ pub enum Kind {
     Bias,
     /// A norm's weight.
     NormWeight,
+    /// The matrix of an adapter that reads the layer's input.
+    AdapterIn,
+    /// The matrix of an adapter that writes the layer's output.
+    AdapterOut,
 }
 
 impl Kind {
@@ -42,215 +65,327 @@ impl Kind {
     pub fn decays(self) -> bool {
         !matches!(self, Kind::Bias | Kind::NormWeight)
     }
+
+    /// True for what an adapter adds to the model.
+    pub fn is_adapter(self) -> bool {
+        matches!(self, Kind::AdapterIn | Kind::AdapterOut)
+    }
 }
 
-/// Ranges of a norm.
-#[derive(Clone, Debug)]
-pub struct NormAt {
-    /// Weight, `[hidden]`.
-    pub w: Range<usize>,
-    /// Bias, `[hidden]`.
-    pub b: Option<Range<usize>>,
+/// Which parameters a model trains.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Trainable {
+    /// All of them.
+    #[default]
+    All,
+    /// Those of these Hugging Face names; the others are frozen.
+    Named(BTreeSet<String>),
+    /// Those of a low-rank adapter, which is added to the model; its own are frozen.
+    Adapter(Lora),
 }
 
-/// Ranges of a linear layer.
-#[derive(Clone, Debug)]
-pub struct LinearAt {
-    /// Weight, `[outputs, inputs]`.
-    pub w: Range<usize>,
-    /// Bias, `[outputs]`.
-    pub b: Option<Range<usize>>,
+/// A low-rank adapter (Hu et al. 2021): `y += alpha/rank · (x · Aᵀ) · Bᵀ` beside a linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lora {
+    /// Rows of `A` and columns of `B`.
+    pub rank: usize,
+    /// Numerator of the factor.
+    pub alpha: f32,
+    /// Modules that have one: whole names in files, or what they end in after a dot, as PEFT's
+    /// `target_modules`.
+    pub targets: Vec<String>,
 }
 
-/// Ranges of one block.
-#[derive(Clone, Debug)]
-pub struct LayerAt {
-    /// Norm before attention.
-    pub norm1: NormAt,
-    /// Queries.
-    pub q: LinearAt,
-    /// Keys, then values.
-    pub kv: LinearAt,
-    /// The attention's output.
-    pub out: LinearAt,
-    /// Norm before the MLP.
-    pub norm2: NormAt,
-    /// Gate and up, or up alone.
-    pub up: LinearAt,
-    /// Down.
-    pub down: LinearAt,
+impl Lora {
+    fn targets(&self, module: &str) -> bool {
+        let ends = |target: &String| module.strip_suffix(target.as_str()).is_some_and(|m| m.ends_with('.'));
+        self.targets.iter().any(|target| module == target || ends(target))
+    }
 }
 
-/// The flat buffer's map.
-#[derive(Clone, Debug)]
-pub struct Layout {
-    /// Token embedding, `[vocab, hidden]`.
-    pub embedding: Range<usize>,
-    /// Position table, `[positions, hidden]`.
-    pub positions: Option<Range<usize>>,
-    /// Blocks, in order.
-    pub layers: Vec<LayerAt>,
-    /// Norm before the head.
-    pub norm: NormAt,
-    /// The head, `[vocab, hidden]`: the embedding's range where tied.
-    pub head: Range<usize>,
-    /// Every parameter once, in the order of the buffer.
-    pub parameters: Vec<Parameter>,
-    len: usize,
+/// A matrix or vector that an operation reads as a whole: a parameter, or the part of a fused one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slot {
+    /// Its place among the model's slots.
+    pub index: usize,
+    /// Where it is in the buffer of parameters.
+    pub range: Range<usize>,
+    /// Rows and columns; a vector is one row.
+    pub shape: [usize; 2],
+    /// Whether it is trained, and then where its gradient is.
+    pub store: Store,
 }
 
-impl Layout {
-    /// Lays out the parameters of an architecture.
-    pub fn of(a: &Architecture) -> Layout {
-        let mut at = Builder { parameters: Vec::new(), len: 0, conv: a.layout == arch::Layout::Gpt2 };
-        let names = Names(a.layout);
-        let embedding = at.add(names.embedding(), vec![a.vocab_size, a.hidden], Kind::Embedding);
-        let positions = matches!(a.position, Position::Learned)
-            .then(|| at.add("transformer.wpe.weight".into(), vec![a.max_positions, a.hidden], Kind::Matrix));
-        let layers = (0..a.layers).map(|n| layer(&mut at, &names, a, n)).collect();
-        let norm = at.norm(names.final_norm(), a);
-        let head = match a.tied {
-            true => embedding.clone(),
-            false => at.add("lm_head.weight".into(), vec![a.vocab_size, a.hidden], Kind::Matrix),
-        };
-        Layout { embedding, positions, layers, norm, head, len: at.len, parameters: at.parameters }
+impl Slot {
+    /// Where its gradient is in the flat buffer of gradients, if it is trained.
+    pub fn gradient(&self) -> Option<Range<usize>> {
+        match self.store {
+            Store::Frozen => None,
+            Store::Trained(start) => Some(start..start + self.range.len()),
+        }
+    }
+}
+
+/// A norm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormSlots {
+    /// Weight.
+    pub weight: Slot,
+    /// Bias.
+    pub bias: Option<Slot>,
+}
+
+/// A linear layer: one product for all its parts, whose outputs are adjacent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// Columns of its input.
+    pub inputs: usize,
+    /// Its parts, in the order of their outputs.
+    pub parts: Vec<Part>,
+}
+
+/// Some outputs of a linear layer, as a file names them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Name of the module in files, without `.weight`.
+    pub name: String,
+    /// Its outputs among the layer's.
+    pub outputs: Range<usize>,
+    /// `[outputs, inputs]`.
+    pub weight: Slot,
+    /// `[outputs]`.
+    pub bias: Option<Slot>,
+    /// What is added to its product.
+    pub adapter: Option<Adapter>,
+}
+
+/// The adapter of a part. Parts of one file tensor share `a`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// `[rank, inputs]`.
+    pub a: Slot,
+    /// `[outputs, rank]`.
+    pub b: Slot,
+    /// `alpha / rank`.
+    pub scale: f32,
+}
+
+impl Linear {
+    /// Columns of its output.
+    pub fn outputs(&self) -> usize {
+        self.parts.last().map_or(0, |part| part.outputs.end)
     }
 
-    /// Elements of the flat buffer.
+    /// Where the weights of all parts are.
+    pub(crate) fn weight(&self) -> Range<usize> {
+        around(self.parts.iter().map(|part| &part.weight.range))
+    }
+
+    /// Where the biases of all parts are; they all have one or none does.
+    pub(crate) fn bias(&self) -> Option<Range<usize>> {
+        let biases: Vec<_> = self.parts.iter().filter_map(|part| Some(&part.bias.as_ref()?.range)).collect();
+        (!biases.is_empty()).then(|| around(biases.into_iter()))
+    }
+
+    /// Runs of adjacent outputs of which `slot` (weight or bias) is trained and whose gradients are adjacent
+    /// too: the outputs, and the slots.
+    pub(crate) fn trained<'a>(
+        &'a self,
+        slot: impl Fn(&'a Part) -> Option<&'a Slot>,
+    ) -> Vec<(Range<usize>, Vec<&'a Slot>)> {
+        let mut runs: Vec<(Range<usize>, Vec<&Slot>)> = Vec::new();
+        for part in &self.parts {
+            let Some((slot, gradient)) = slot(part).and_then(|s| Some((s, s.gradient()?))) else { continue };
+            let follows = |slots: &[&Slot]| {
+                slots.last().and_then(|s| s.gradient()).is_some_and(|before| before.end == gradient.start)
+            };
+            match runs.last_mut() {
+                Some((outputs, slots)) if outputs.end == part.outputs.start && follows(slots) => {
+                    outputs.end = part.outputs.end;
+                    slots.push(slot);
+                }
+                _ => runs.push((part.outputs.clone(), vec![slot])),
+            }
+        }
+        runs
+    }
+}
+
+/// From the first range's start to the last one's end.
+fn around<'a>(ranges: impl Iterator<Item = &'a Range<usize>>) -> Range<usize> {
+    ranges.cloned().reduce(|a, b| a.start..b.end).unwrap_or(0..0)
+}
+
+/// Parameters of one block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockSlots {
+    /// Norm before the attention.
+    pub attention_norm: NormSlots,
+    /// Queries.
+    pub q: Linear,
+    /// Keys, then values.
+    pub kv: Linear,
+    /// Norms of the heads of queries and of keys.
+    pub qk_norm: Option<[NormSlots; 2]>,
+    /// The attention's output.
+    pub out: Linear,
+    /// Norm before the MLP.
+    pub mlp_norm: NormSlots,
+    /// Gate and up, or up alone.
+    pub up: Linear,
+    /// Down.
+    pub down: Linear,
+}
+
+/// The map of the flat buffers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterMap {
+    /// Token embedding, `[vocab, hidden]`.
+    pub embedding: Slot,
+    /// Position table, `[positions, hidden]`.
+    pub positions: Option<Slot>,
+    /// Blocks, in order.
+    pub blocks: Vec<BlockSlots>,
+    /// Norm before the head.
+    pub norm: NormSlots,
+    /// The head, `[vocab, hidden]`: the embedding's slot where tied.
+    pub head: Slot,
+    /// Every parameter once, in the order of the buffers.
+    pub parameters: Vec<Parameter>,
+    slots: usize,
+    len: usize,
+    trained: usize,
+    rank: usize,
+}
+
+impl ParameterMap {
+    /// Lays out the parameters of an architecture, all of them trained. Sizes that overflow become
+    /// `usize::MAX`.
+    pub fn of(a: &Architecture) -> ParameterMap {
+        Builder::new(a, &Trainable::All).finish()
+    }
+
+    /// Lays out the parameters of an architecture with a choice of the trained ones.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a name that the model has no parameter of, and for a choice of none.
+    pub fn with(a: &Architecture, trainable: &Trainable) -> Result<ParameterMap> {
+        let fail = |message: String| Err(Error::Parameter { message });
+        if let Trainable::Adapter(lora) = trainable
+            && !((1..=MAX_SIZE).contains(&lora.rank) && lora.alpha.is_finite())
+        {
+            return fail(format!("an adapter of rank {} and alpha {}", lora.rank, lora.alpha));
+        }
+        let map = Builder::new(a, trainable).finish();
+        match trainable {
+            Trainable::Named(names) => {
+                if let Some(name) = names.iter().find(|name| map.find(name).is_none()) {
+                    return fail(format!(
+                        "\"{name}\" is not a parameter of this model, so it cannot be trained"
+                    ));
+                }
+            }
+            Trainable::Adapter(lora) => {
+                let modules =
+                    || map.blocks.iter().flat_map(BlockSlots::linears).flat_map(|linear| &linear.parts);
+                let unknown = |target: &&String| {
+                    let one = Lora { targets: vec![target.to_string()], ..*lora };
+                    !modules().any(|part| one.targets(&part.name))
+                };
+                if let Some(target) = lora.targets.iter().find(unknown) {
+                    return fail(format!("no linear layer of this model is named \"{target}\""));
+                }
+            }
+            Trainable::All => {}
+        }
+        if map.trained == 0 {
+            return fail("no parameter is chosen to be trained".into());
+        }
+        Ok(map)
+    }
+
+    /// Elements of the buffer of parameters.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Elements of the buffers of gradients and moments: of the trained parameters only.
+    pub fn trained_len(&self) -> usize {
+        self.trained
+    }
+
+    /// Rank of the adapter; 0 without one.
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Number of slots.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
     }
 
     /// The parameter of a Hugging Face name.
     pub fn find(&self, name: &str) -> Option<&Parameter> {
         self.parameters.iter().find(|p| p.name == name)
     }
-}
 
-/// One block, in the order norm, q, k, v, out, norm, up, down.
-fn layer(at: &mut Builder, names: &Names, a: &Architecture, n: usize) -> LayerAt {
-    let (q, kv) = (a.heads.query_width(), a.heads.kv_width());
-    let (norm1, norm2) = names.norms(n);
-    let norm1 = at.norm(norm1, a);
-    let (q, kv) = match a.layout {
-        arch::Layout::Llama => {
-            let name = |p: &str| format!("model.layers.{n}.self_attn.{p}_proj");
-            let [wq, wk, wv] = [("q", q), ("k", kv / 2), ("v", kv / 2)]
-                .map(|(p, out)| at.weight(&name(p), out, a.hidden, Kind::Matrix));
-            let bias = a
-                .bias
-                .qkv
-                .then(|| [("q", q), ("k", kv / 2), ("v", kv / 2)].map(|(p, out)| at.bias(&name(p), out)));
-            let (bq, bkv) = bias.map(|[bq, bk, bv]| (bq, bk.start..bv.end)).unzip();
-            (LinearAt { w: wq, b: bq }, LinearAt { w: wk.start..wv.end, b: bkv })
-        }
-        arch::Layout::Gpt2 => {
-            // One file tensor holds all three; it is split here into ranges of the same memory.
-            let name = format!("transformer.h.{n}.attn.c_attn");
-            let w = at.weight(&name, q + kv, a.hidden, Kind::Matrix);
-            let b = at.bias(&name, q + kv);
-            let (w_cut, b_cut) = (w.start + q * a.hidden, b.start + q);
-            (
-                LinearAt { w: w.start..w_cut, b: Some(b.start..b_cut) },
-                LinearAt { w: w_cut..w.end, b: Some(b_cut..b.end) },
-            )
-        }
-    };
-    let out = at.linear(&names.out(n), a.hidden, a.heads.query_width(), a.bias.out, Kind::Residual);
-    let norm2 = at.norm(norm2, a);
-    let (up, down) = match a.layout {
-        arch::Layout::Llama => {
-            let name = |p: &str| format!("model.layers.{n}.mlp.{p}_proj");
-            let [wg, wu] =
-                ["gate", "up"].map(|p| at.weight(&name(p), a.intermediate, a.hidden, Kind::Matrix));
-            let bias = a.bias.mlp.then(|| ["gate", "up"].map(|p| at.bias(&name(p), a.intermediate)));
-            let up = LinearAt { w: wg.start..wu.end, b: bias.map(|[bg, bu]| bg.start..bu.end) };
-            (up, at.linear(&name("down"), a.hidden, a.intermediate, a.bias.mlp, Kind::Residual))
-        }
-        arch::Layout::Gpt2 => {
-            let name = |p: &str| format!("transformer.h.{n}.mlp.{p}");
-            (
-                at.linear(&name("c_fc"), a.intermediate, a.hidden, a.bias.mlp, Kind::Matrix),
-                at.linear(&name("c_proj"), a.hidden, a.intermediate, a.bias.mlp, Kind::Residual),
-            )
-        }
-    };
-    LayerAt { norm1, q, kv, out, norm2, up, down }
-}
-
-/// Names that differ between layouts.
-struct Names(arch::Layout);
-
-impl Names {
-    fn embedding(&self) -> String {
-        match self.0 {
-            arch::Layout::Llama => "model.embed_tokens.weight".into(),
-            arch::Layout::Gpt2 => "transformer.wte.weight".into(),
-        }
-    }
-
-    fn final_norm(&self) -> String {
-        match self.0 {
-            arch::Layout::Llama => "model.norm".into(),
-            arch::Layout::Gpt2 => "transformer.ln_f".into(),
-        }
-    }
-
-    fn norms(&self, n: usize) -> (String, String) {
-        match self.0 {
-            arch::Layout::Llama => (
-                format!("model.layers.{n}.input_layernorm"),
-                format!("model.layers.{n}.post_attention_layernorm"),
-            ),
-            arch::Layout::Gpt2 => (format!("transformer.h.{n}.ln_1"), format!("transformer.h.{n}.ln_2")),
-        }
-    }
-
-    fn out(&self, n: usize) -> String {
-        match self.0 {
-            arch::Layout::Llama => format!("model.layers.{n}.self_attn.o_proj"),
-            arch::Layout::Gpt2 => format!("transformer.h.{n}.attn.c_proj"),
-        }
+    /// The parameters that are trained, with where their gradients are.
+    pub(crate) fn trained(&self) -> impl Iterator<Item = (&Parameter, Range<usize>)> {
+        self.parameters.iter().filter_map(|p| match p.store {
+            Store::Frozen => None,
+            Store::Trained(start) => Some((p, start..start + p.range.len())),
+        })
     }
 }
 
-struct Builder {
-    parameters: Vec<Parameter>,
-    len: usize,
-    /// Linear layers are Conv1D in files.
-    conv: bool,
+impl ParameterMap {
+    /// Every slot once; a tied head is the embedding's.
+    pub(crate) fn each_slot(&self) -> impl Iterator<Item = &Slot> {
+        let head = (self.head.index != self.embedding.index).then_some(&self.head);
+        let outer = [Some(&self.embedding), self.positions.as_ref(), head].into_iter().flatten();
+        outer.chain(self.norm.slots()).chain(self.blocks.iter().flat_map(BlockSlots::slots))
+    }
+
+    /// The lowest layer whose backward pass a trained parameter needs; the number of layers where the head
+    /// and its norm alone are trained.
+    pub(crate) fn lowest_trained(&self) -> usize {
+        let trained = |slot: &Slot| slot.store != Store::Frozen;
+        if trained(&self.embedding) || self.positions.as_ref().is_some_and(trained) {
+            return 0;
+        }
+        self.blocks.iter().position(|block| block.slots().any(trained)).unwrap_or(self.blocks.len())
+    }
 }
 
-impl Builder {
-    fn add(&mut self, name: String, shape: Vec<usize>, kind: Kind) -> Range<usize> {
-        let range = self.len..self.len + shape.iter().product::<usize>();
-        self.len = range.end;
-        self.parameters.push(Parameter { name, shape, range: range.clone(), transposed: false, kind });
-        range
+impl NormSlots {
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        [&self.weight].into_iter().chain(&self.bias)
+    }
+}
+
+impl BlockSlots {
+    pub(crate) fn linears(&self) -> [&Linear; 5] {
+        [&self.q, &self.kv, &self.out, &self.up, &self.down]
     }
 
-    fn weight(&mut self, name: &str, outputs: usize, inputs: usize, kind: Kind) -> Range<usize> {
-        let shape = if self.conv { vec![inputs, outputs] } else { vec![outputs, inputs] };
-        let range = self.add(format!("{name}.weight"), shape, kind);
-        if let Some(last) = self.parameters.last_mut() {
-            last.transposed = self.conv;
-        }
-        range
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(self.qk_norm.iter().flatten());
+        let parts = self.linears().into_iter().flat_map(|linear| &linear.parts);
+        let adapters = parts.clone().filter_map(|part| part.adapter.as_ref()).flat_map(|a| [&a.a, &a.b]);
+        let parts = parts.flat_map(|part| [&part.weight].into_iter().chain(&part.bias));
+        norms.flat_map(NormSlots::slots).chain(parts).chain(adapters)
+    }
+}
+
+impl Architecture {
+    /// Parameters, a tied head counted once.
+    pub fn parameter_count(&self) -> u64 {
+        ParameterMap::of(self).len() as u64
     }
 
-    fn bias(&mut self, name: &str, outputs: usize) -> Range<usize> {
-        self.add(format!("{name}.bias"), vec![outputs], Kind::Bias)
-    }
-
-    fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool, kind: Kind) -> LinearAt {
-        let w = self.weight(name, outputs, inputs, kind);
-        LinearAt { w, b: bias.then(|| self.bias(name, outputs)) }
-    }
-
-    fn norm(&mut self, name: String, a: &Architecture) -> NormAt {
-        let w = self.add(format!("{name}.weight"), vec![a.hidden], Kind::NormWeight);
-        let layer = matches!(a.norm, crate::kernels::Norm::Layer { .. });
-        NormAt { w, b: layer.then(|| self.bias(&name, a.hidden)) }
+    /// Hugging Face names of all parameters, in the order of the flat buffer.
+    pub fn parameter_names(&self) -> Vec<String> {
+        ParameterMap::of(self).parameters.into_iter().map(|p| p.name).collect()
     }
 }

@@ -5,6 +5,7 @@ use crate::params::Parameter;
 use crate::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -25,15 +26,16 @@ pub struct Tensor {
 /// Returns the names of tensors that the model has no place for.
 ///
 /// # Errors
-/// A file that is missing, truncated or hostile; a parameter that is missing, of another shape, of a type that
-/// is not a float, or not finite. The message names file and tensor.
-pub(crate) fn load(
+/// A file that is missing, truncated or hostile; a parameter that is missing, of another shape, of a type
+/// that is not a float, or not finite. The message names file and tensor.
+pub(crate) fn load<'a>(
     dir: &Path,
-    parameters: &[Parameter],
-    mut put: impl FnMut(&Parameter, &[f32]),
+    parameters: impl Iterator<Item = &'a Parameter>,
+    mut put: impl FnMut(&Parameter, &[f32]) -> Result<()>,
 ) -> Result<Vec<String>> {
     let files = files(dir)?;
-    let mut left: BTreeMap<&str, &Parameter> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+    let mut left: BTreeMap<&str, &Parameter> = parameters.map(|p| (p.name.as_str(), p)).collect();
+    let wanted = left.len();
     let mut unknown = Vec::new();
     for path in &files {
         let map = Map::open(path)?;
@@ -66,20 +68,16 @@ pub(crate) fn load(
                 });
             }
             if p.transposed {
-                put(p, &transpose(&values, p.shape[0], p.shape[1]));
+                put(p, &transpose(&values, p.shape[0], p.shape[1]))?;
             } else {
-                put(p, &values);
+                put(p, &values)?;
             }
         }
     }
     if let Some(first) = left.keys().next() {
         return Err(Error::Weights {
             path: dir.to_path_buf(),
-            message: format!(
-                "{} of {} parameters are missing, the first is \"{first}\"",
-                left.len(),
-                parameters.len()
-            ),
+            message: format!("{} of {} parameters are missing, the first is \"{first}\"", left.len(), wanted),
             help: "a shard may not have been downloaded, or config.json describes another model".into(),
         });
     }
@@ -165,33 +163,53 @@ pub(crate) fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 pub(crate) struct Lazy<'a> {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
-    pub(crate) read: Box<dyn Fn() -> Vec<f32> + 'a>,
+    pub(crate) read: Box<dyn Fn() -> Result<Vec<f32>> + 'a>,
 }
 
-impl safetensors::View for &Lazy<'_> {
+impl Lazy<'_> {
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * size_of::<f32>()
+    }
+}
+
+/// A tensor on its way into a file. The writer of the format cannot take an error, so the first one is kept
+/// here.
+struct Reading<'a> {
+    tensor: &'a Lazy<'a>,
+    failure: &'a RefCell<Option<Error>>,
+}
+
+impl safetensors::View for Reading<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
 
     fn shape(&self) -> &[usize] {
-        &self.shape
+        &self.tensor.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned((self.read)().iter().flat_map(|x| x.to_le_bytes()).collect())
+        match (self.tensor.read)() {
+            Ok(values) => Cow::Owned(values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Err(error) => {
+                self.failure.borrow_mut().get_or_insert(error);
+                Cow::Owned(vec![0; self.tensor.bytes()])
+            }
+        }
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * size_of::<f32>()
+        self.tensor.bytes()
     }
 }
 
-/// Writes `dir/model.safetensors`, or shards and an index above 5 GB. Each file appears complete or not at all.
+/// Writes `dir/model.safetensors`, or shards and an index above 5 GB. Each file appears complete or not at
+/// all.
 pub(crate) fn save(dir: &Path, tensors: &[Lazy]) -> Result<()> {
     let mut shards: Vec<Vec<&Lazy>> = vec![Vec::new()];
     let (mut bytes, mut total) = (0, 0);
     for tensor in tensors {
-        let len = safetensors::View::data_len(&tensor);
+        let len = tensor.bytes();
         if bytes > 0 && bytes + len > SHARD_BYTES {
             shards.push(Vec::new());
             bytes = 0;
@@ -230,24 +248,33 @@ fn remove(path: &Path) -> Result<()> {
 pub(crate) fn write(path: &Path, tensors: &[&Lazy]) -> Result<()> {
     // What transformers looks for before it reads a file.
     let metadata = [("format".to_string(), "pt".to_string())].into();
-    suasion_files::write_at(path, |temporary| {
-        let named = tensors.iter().map(|t| (t.name.as_str(), *t));
-        safetensors::serialize_to_file(named, Some(metadata), temporary).map_err(|e| match e {
+    let failure = RefCell::new(None);
+    let written = suasion_files::write_at(path, |temporary| {
+        let named =
+            tensors.iter().map(|tensor| (tensor.name.as_str(), Reading { tensor, failure: &failure }));
+        let result = safetensors::serialize_to_file(named, Some(metadata), temporary);
+        if failure.borrow().is_some() {
+            return Err(std::io::Error::other("a tensor could not be read from the device"));
+        }
+        result.map_err(|e| match e {
             safetensors::SafeTensorError::IoError(e) => e,
             other => std::io::Error::other(other),
         })
-    })?;
-    Ok(())
+    });
+    match failure.take() {
+        Some(error) => Err(error),
+        None => Ok(written?),
+    }
 }
 
-/// Reads a flat file written by [`write`]: name → values.
+/// Reads a flat file written by [`write`]: name, shape and values.
 ///
 /// # Errors
 /// As [`load`].
-pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, Vec<f32>)) -> Result<()> {
+pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, &[usize], Vec<f32>) -> Result<()>) -> Result<()> {
     let map = Map::open(path)?;
     for (name, tensor) in parse(path, &map)?.iter() {
-        put(name, floats(path, name, tensor.dtype(), tensor.data())?);
+        put(name, tensor.shape(), floats(path, name, tensor.dtype(), tensor.data())?)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::{Origin, Sample};
-use suasion_engine::{Backend, Model, Outcome};
+use suasion_engine::{Backend, Model, TargetLoss};
 
 /// The result of [`evaluate`]; it serialises to the object that `suasion eval --json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,7 +100,7 @@ struct Sum {
 
 impl Sum {
     /// Adds a token that belongs to this many rows.
-    fn add(&mut self, outcome: &Outcome, rows: usize) {
+    fn add(&mut self, outcome: &TargetLoss, rows: usize) {
         let (nll, times) = (f64::from(outcome.nll), rows as f64);
         self.targets += rows as u64;
         self.nll += times * nll;

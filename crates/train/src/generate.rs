@@ -102,9 +102,8 @@ pub fn budget(prompt_tokens: usize) -> Budget {
     Budget { tokens: prompt_tokens.max(1), targets: 1, train: false, recompute: false }
 }
 
-/// Generates a continuation of `prompt`. Each new token except the stop token is passed to `on_token`, which
-/// may end the generation. The cache's memory stays with the model; for several prompts use
-/// [`generate_with`].
+/// Generates a continuation of `prompt`. Each new token except the stop token is passed to `on_token`, which may
+/// end the generation. For several prompts, [`generate_with`] reuses one cache.
 pub fn generate<B: Backend>(
     model: &mut Model<B>,
     prompt: &[u32],

@@ -3,7 +3,7 @@
 use crate::batches::{row_at, row_ids, train_batch};
 use crate::{Error, Result, Settings};
 use suasion_data::Sample;
-use suasion_engine::{AdamW, Backend, Batch, Model};
+use suasion_engine::{AdamW, Backend, Batch, Collective, Model};
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +24,9 @@ pub fn clip_coefficient(max_norm: f64, norm: f64) -> f64 {
     if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
 }
 
-/// One step over its micro-batches. The gradient is that of `Σ w·nll / Σ w` over all of them: never a mean of means.
+/// One step over its micro-batches. The gradient is that of `Σ w·nll / Σ w` over all of them and over all ranks of
+/// `collective`: never a mean of means. Every rank takes the step with its own micro-batches and ends with the same
+/// weights; the outcome is the whole step's.
 ///
 /// `updates` is the number of updates made before (AdamW's bias correction counts updates, not steps). Where the
 /// weights sum to zero nothing changes and `loss` is `None`. Where a target's loss or the gradient's norm is not
@@ -35,15 +37,17 @@ pub fn step<B: Backend>(
     settings: &Settings,
     learning_rate: f64,
     updates: u64,
+    collective: &dyn Collective,
 ) -> Result<StepOutcome> {
     let batches: Vec<Batch> = micro_batches.iter().map(|rows| train_batch(rows.iter().copied())).collect();
     let targets = || batches.iter().flat_map(|batch| &batch.targets);
-    let weight: f64 = targets().map(|target| f64::from(target.weight)).sum();
+    let weight = collective.sum(targets().map(|target| f64::from(target.weight)).sum())?;
+    let tokens: usize = batches.iter().map(|batch| batch.ids.len()).sum();
     let mut outcome = StepOutcome {
         loss: None,
         grad_norm: 0.0,
-        targets: targets().count() as u64,
-        tokens: batches.iter().map(|batch| batch.ids.len() as u64).sum(),
+        targets: collective.sum(targets().count() as f64)? as u64,
+        tokens: collective.sum(tokens as f64)? as u64,
     };
     if weight <= 0.0 {
         return Ok(outcome);
@@ -58,25 +62,31 @@ pub fn step<B: Backend>(
         checkpoint: None,
     };
     model.zero_gradients();
-    let mut sum = 0.0f64;
-    for (batch, rows) in batches.iter().zip(micro_batches) {
-        if batch.targets.is_empty() {
-            continue;
-        }
-        let outcomes = model.accumulate(batch, (1.0 / weight) as f32)?;
-        if let Some(bad) = outcomes.iter().find(|outcome| !outcome.nll.is_finite()) {
+    let scale = (1.0 / weight) as f32;
+    let pending: Vec<_> = batches.iter().map(|batch| model.accumulate(batch, scale)).collect();
+    let (mut sum, mut broken) = (0.0f64, None);
+    for ((batch, rows), losses) in batches.iter().zip(micro_batches).zip(pending) {
+        let losses = model.read_losses(&losses?)?;
+        if let (None, Some(bad)) = (&broken, losses.iter().find(|loss| !loss.nll.is_finite())) {
             let targets = rows.iter().flat_map(|row| row.targets().map(move |(at, ..)| (row, at)));
-            let broken = targets.zip(&outcomes).filter(|(_, outcome)| !outcome.nll.is_finite());
-            let mut broken: Vec<_> = broken.map(|((row, at), _)| row_at(row, at)).collect();
-            broken.dedup();
-            return Err(non_finite("the loss", f64::from(bad.nll), broken));
+            let of = targets.zip(&losses).filter(|(_, loss)| !loss.nll.is_finite());
+            let mut of: Vec<_> = of.map(|((row, at), _)| row_at(row, at)).collect();
+            of.dedup();
+            broken = Some(non_finite("the loss", f64::from(bad.nll), of));
         }
-        for (outcome, target) in outcomes.iter().zip(&batch.targets) {
-            sum += f64::from(target.weight) * f64::from(outcome.nll);
+        for (loss, target) in losses.iter().zip(&batch.targets) {
+            sum += f64::from(target.weight) * f64::from(loss.nll);
         }
     }
-    let loss = sum / weight;
-    outcome.grad_norm = model.gradient_norm();
+    // All ranks learn here whether one of them has a loss that is not finite, and end together.
+    let loss = collective.sum(sum)? / weight;
+    if let Some(broken) = broken {
+        return Err(broken);
+    }
+    if loss.is_finite() {
+        model.all_reduce(collective)?;
+        outcome.grad_norm = model.gradient_norm()?;
+    }
     for (what, value) in [("the loss", loss), ("the gradient norm", outcome.grad_norm)] {
         if !value.is_finite() {
             let rows = micro_batches.iter().flatten().flat_map(|row| row_ids(row)).collect();

@@ -10,10 +10,10 @@ use crate::step::step;
 use crate::{Result, Settings};
 use std::time::Instant;
 use suasion_data::Sample;
-use suasion_engine::{Backend, Model};
+use suasion_engine::{Backend, Model, SingleRank};
 
-/// The training loop that [`crate::train`] and [`crate::compare()`] share. What happens between two steps is
-/// theirs.
+/// The training loop that [`crate::train`] and [`crate::compare()`] share. Each decides what happens between two
+/// steps.
 pub(crate) struct Steps<'a> {
     pub(crate) sampler: Sampler,
     schedule: Schedule,
@@ -58,8 +58,9 @@ impl<'a> Steps<'a> {
             .map(|indices| indices.iter().map(|&row| &self.rows[row]).collect())
             .collect();
         let started = Instant::now();
-        let outcome = step(model, &micro_batches, self.settings, learning_rate, progress.updates)
-            .map_err(|error| error.at_step(number))?;
+        let outcome =
+            step(model, &micro_batches, self.settings, learning_rate, progress.updates, &SingleRank)
+                .map_err(|error| error.at_step(number))?;
         let seconds = started.elapsed().as_secs_f64();
 
         progress.step = number;

@@ -1,4 +1,4 @@
-//! `suasion check`: validates a configuration and prints it resolved, every key with where its value came from.
+//! `suasion check`: validates a configuration and prints it resolved, each key with the place that set it.
 
 use super::ConfigArgs;
 use crate::config::{Init, KEYS, Loaded};
@@ -33,7 +33,7 @@ pub fn run(args: &ConfigArgs, ui: &Ui) -> anyhow::Result<Exit> {
             ui.warn(problem);
         }
         if problems.is_empty() {
-            ui.say("the configuration is valid");
+            ui.log("the configuration is valid");
         }
     }
     Ok(if problems.is_empty() { Exit::Done } else { Exit::Findings })
@@ -43,13 +43,13 @@ fn first_sentence(doc: &str) -> &str {
     doc.trim().trim_end_matches('.')
 }
 
-/// What is well-formed and still cannot run on this machine now. Nothing is downloaded; what a run would download is no
-/// problem, and said.
+/// Problems of a well-formed configuration on this machine: models and rows that are missing. Nothing is
+/// downloaded; what a run would download is a note, not a problem.
 fn problems(loaded: &Loaded, ui: &Ui) -> Vec<String> {
     let (config, cache) = (&loaded.config, Access::cache(ui));
     let mut problems = Vec::new();
     let mut add = |key: &str, error: anyhow::Error| match error.downcast_ref::<ToDownload>() {
-        Some(note) => ui.say(format_args!("note: {key}: {note}")),
+        Some(note) => ui.log(format_args!("note: {key}: {note}")),
         None => problems.push(format!("{key}: {error}")),
     };
     if let Some(name) = &config.model_name_or_path

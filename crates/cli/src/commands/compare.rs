@@ -7,6 +7,7 @@ use crate::job::Job;
 use crate::tables;
 use crate::ui::Ui;
 use std::io::Write;
+use suasion_data::policy::Objective;
 use suasion_train::Resume;
 
 /// Flags of the command.
@@ -16,15 +17,15 @@ pub struct CompareArgs {
     config: ConfigArgs,
 }
 
-/// Where no evaluation rows are named, this share of the rows is held out: a comparison needs some.
+/// The share of the rows that is held out where no evaluation rows are named: a comparison needs some.
 const HELD_OUT: f64 = 0.1;
 
 /// Runs the command.
 pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut loaded = args.config.load(ui)?;
-    if loaded.config.completion_only_loss == Some(false) {
+    if loaded.config.data.objective == Objective::AllTokens {
         return Err(Failure::config(
-            "completion_only_loss=false: compare trains both objectives by itself",
+            "completion_only_loss=false: compare trains both objectives",
             "leave completion_only_loss out",
         )
         .into());
@@ -32,7 +33,7 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     if rows::evaluation(&loaded.config, ui)?.is_none() && loaded.config.eval_fraction == 0.0 {
         loaded.config.eval_fraction = HELD_OUT;
     }
-    // Both arms are thrown away: nothing is written, so what lies in output_dir does not matter.
+    // Both models are discarded and nothing is written, so output_dir is not checked.
     let job = Job::new(loaded.config, Resume::No, ui)?;
     job.announce(ui);
     let comparison = job.compare(ui)?;

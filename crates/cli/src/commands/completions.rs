@@ -1,4 +1,4 @@
-//! `suasion completions SHELL`: from the one definition of the flags.
+//! `suasion completions SHELL`: completions from the definition of the flags.
 
 use crate::failure::Exit;
 use crate::ui::Ui;
@@ -14,7 +14,7 @@ pub struct CompletionsArgs {
 
 /// Runs the command.
 pub fn run(args: &CompletionsArgs, ui: &Ui) -> anyhow::Result<Exit> {
-    // Into memory first: the generator panics where its writer fails, and a closed pipe is no bug.
+    // Into memory first: the generator panics where its writer fails, and a closed pipe must not panic.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut crate::Cli::command(), "suasion", &mut script);
     let mut out = ui.out();

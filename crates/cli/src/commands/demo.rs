@@ -1,39 +1,34 @@
-//! `suasion train --demo`: the whole way on embedded rows. What it says is what it measured.
+//! `suasion train --demo`: verify, train, evaluate and compare on embedded rows.
 
-use super::tell_notes;
+use super::print_notes;
 use super::train::TrainArgs;
 use crate::config::{Config, Init, Loaded};
 use crate::failure::{Exit, Failure};
+use crate::inputs::demo::Files;
+use crate::inputs::model::need_tokenizer;
 use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::job::Job;
 use crate::reply::{reference, reply};
 use crate::tables;
 use crate::ui::{self, Ui};
-use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use suasion_data::ModelFolder;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::policy::Policy;
 use suasion_data::report::format::{duration, thousands};
 use suasion_data::report::{self, RowView, Style};
-use suasion_data::tokens::Tokenizer;
+use suasion_data::source::Source;
 use suasion_train::generate::capacity;
-use suasion_train::{Report, Resume, SampleReply, Sampling, Scheduler, prompt_ids, write_report};
+use suasion_train::{
+    Report, Resume, SampleReply, Sampling, Scheduler, Settings, Strategy, prompt_ids, write_report,
+};
 
-const ROWS: &str = include_str!("../../../../examples/persuasion/rows.jsonl");
-
-/// The model folder: configuration and tokenizer, no weights.
-const MODEL_FILES: [(&str, &[u8]); 3] = [
-    ("config.json", include_bytes!("../../../../examples/persuasion/config.json")),
-    ("tokenizer.json", include_bytes!("../../../../examples/persuasion/tokenizer.json")),
-    ("tokenizer_config.json", include_bytes!("../../../../examples/persuasion/tokenizer_config.json")),
-];
-
-/// Where the demo works unless output_dir says otherwise.
+/// The demo's folder where output_dir is not set.
 const FOLDER: &str = "suasion-demo";
 
-/// Keys that the demo answers itself: its rows, its model, and both objectives.
+/// Keys that the demo sets: its rows, its model, and both objectives.
 const ITS_OWN: [&str; 9] = [
     "model_name_or_path",
     "init",
@@ -46,19 +41,16 @@ const ITS_OWN: [&str; 9] = [
     "overwrite_output_dir",
 ];
 
-/// One view in this many is held out, with all its replies.
-const HELD_OUT_ONE_IN: usize = 10;
-
-/// Tokens of the reply that is shown.
+/// The longest reply that is shown, in tokens.
 const REPLY_TOKENS: usize = 128;
 
 /// Runs the demo.
 pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = Loaded::over(defaults(), &args.config.set)?;
-    tell_notes(&loaded, ui);
+    print_notes(&loaded, ui);
     if let Some(key) = ITS_OWN.iter().find(|key| loaded.places.contains_key(**key)) {
         return Err(Failure::usage(
-            format!("{key} is the demo's own"),
+            format!("{key} is set by the demo"),
             "leave it out, or train without --demo: suasion train --data D --model M",
         )
         .into());
@@ -69,10 +61,11 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     config.model_name_or_path = Some(files.model.clone());
     config.dataset_name = Some(files.data.clone().into());
     config.output_dir = files.run.clone();
-    // The folder is the demo's own (Files::write has seen to it): a second demo replaces the first.
+    // Files::write has refused any folder that is not an earlier demo's, so a second demo may replace the
+    // first.
     config.overwrite_output_dir = true;
 
-    ui.say(format_args!("wrote the demo's rows, tokenizer and model configuration to {}", folder.display()));
+    ui.log(format_args!("wrote the demo's rows, tokenizer and model configuration to {}", folder.display()));
     let shares = verify(&files, &config.policy(), ui)?;
 
     heading(ui, "Training on the responses only, from random weights");
@@ -87,7 +80,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
 
-    heading(ui, "Both objectives from the same start, to compare");
+    heading(ui, "Both objectives from the same initial weights");
     let comparison = job.compare(ui)?;
     let reply = sample(&job, ui)?;
     write_report(
@@ -111,8 +104,8 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     write!(out, "{}", before_and_after(&report))?;
     writeln!(out, "\n== Response only against all tokens\n")?;
     write!(out, "{}", tables::comparison(&comparison, ui.width))?;
-    writeln!(out, "\n== A reply to a view that it has never seen\n")?;
-    // Line by line: `visible` would show the prompt's own line ends as marks.
+    writeln!(out, "\n== A reply to a view that was not trained on\n")?;
+    // Line by line: `visible` shows line ends as marks.
     for text in [&reply.prompt, &reply.reply] {
         for line in text.trim().lines() {
             writeln!(out, "{}", ui::wrap(&report::visible(line), ui.width))?;
@@ -120,7 +113,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
         writeln!(out)?;
     }
     let note = format!(
-        "({}; {} parameters trained for {} on {} rows show the way, not what a real model writes)",
+        "({}; {} parameters, trained for {} on {} rows: expect no sense from a model of this size)",
         reply.stopped,
         thousands(report.parameters),
         duration(report.seconds),
@@ -130,111 +123,59 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let dir = &job.config.output_dir;
     writeln!(out, "\nreport: {}", dir.join("report.html").display())?;
     writeln!(out, "model:  {}", dir.display())?;
-    writeln!(out, "\nthe same with rows and a model of your own:")?;
+    writeln!(out, "\nthe same with your own rows and model:")?;
     writeln!(out, "  suasion verify --data rows.jsonl --model MODEL")?;
     writeln!(out, "  suasion train  --data rows.jsonl --model MODEL --set output_dir=out")?;
     out.flush()?;
     Ok(Exit::Done)
 }
 
-/// The demo's settings; `--set` goes over them.
+/// The demo's configuration, which `--set` overrides.
 fn defaults() -> Config {
     Config {
         init: Init::Random,
         output_dir: PathBuf::from(FOLDER),
-        per_device_train_batch_size: 4,
-        num_train_epochs: 8.0,
-        learning_rate: 2e-3,
-        lr_scheduler_type: Scheduler::Cosine,
-        warmup_ratio: 0.1,
-        weight_decay: 0.1,
-        eval_strategy: suasion_train::Strategy::Epoch,
-        // Small runs need no checkpoint on the way; Ctrl-C leaves one.
-        save_strategy: suasion_train::Strategy::No,
+        train: Settings {
+            per_device_train_batch_size: 4,
+            num_train_epochs: 8.0,
+            learning_rate: 2e-3,
+            lr_scheduler_type: Scheduler::Cosine,
+            warmup_ratio: 0.1,
+            weight_decay: 0.1,
+            logging_steps: 1,
+            eval_strategy: Strategy::Epoch,
+            // The run is short, and Ctrl-C writes a checkpoint.
+            save_strategy: Strategy::No,
+            ..Settings::default()
+        },
         ..Config::default()
     }
 }
 
 fn heading(ui: &Ui, text: &str) {
-    ui.say(format_args!("\n== {text}\n"));
+    ui.log(format_args!("\n== {text}\n"));
 }
 
-/// The demo's working folder.
-struct Files {
-    model: PathBuf,
-    data: PathBuf,
-    run: PathBuf,
-}
-
-impl Files {
-    /// Writes rows, tokenizer and configuration.
-    fn write(folder: &Path) -> anyhow::Result<Files> {
-        let files = Files { model: folder.join("model"), data: folder.join("data"), run: folder.join("run") };
-        let filled = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-        // Only what looks like an earlier demo is replaced.
-        if filled && !files.data.join("train.jsonl").is_file() {
-            return Err(Failure {
-                tag: "E-OUTPUT",
-                message: format!("{}: the output folder is not empty, and no demo made it", folder.display()),
-                help: Some("choose another: --set output_dir=FOLDER".into()),
-                exit: Exit::Usage,
-            }
-            .into());
-        }
-        let put = |path: PathBuf, bytes: &[u8]| -> suasion_data::Result<()> {
-            let parent = path.parent().unwrap_or(folder);
-            std::fs::create_dir_all(parent).map_err(|e| suasion_data::Error::io(parent, e))?;
-            std::fs::write(&path, bytes).map_err(|e| suasion_data::Error::io(&path, e))
-        };
-        for (name, bytes) in MODEL_FILES {
-            put(files.model.join(name), bytes)?;
-        }
-        let (train, test) = split(ROWS);
-        put(files.data.join("train.jsonl"), train.as_bytes())?;
-        put(files.data.join("test.jsonl"), test.as_bytes())?;
-        Ok(files)
-    }
-}
-
-/// Training rows and held-out rows: whole views, chosen by the hash of their name.
-fn split(rows: &str) -> (String, String) {
-    let view = |line: &str| -> String {
-        let row: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-        row["view"].as_str().unwrap_or_default().to_string()
-    };
-    let views: BTreeSet<String> = rows.lines().map(view).collect();
-    let mut order: Vec<&String> = views.iter().collect();
-    order.sort_by_cached_key(|view| *blake3::hash(view.as_bytes()).as_bytes());
-    let held_out: BTreeSet<&String> =
-        order[order.len() - order.len().div_ceil(HELD_OUT_ONE_IN)..].iter().copied().collect();
-    let (mut train, mut test) = (String::new(), String::new());
-    for line in rows.lines().filter(|line| !line.trim().is_empty()) {
-        let file = if held_out.contains(&view(line)) { &mut test } else { &mut train };
-        file.push_str(line);
-        file.push('\n');
-    }
-    (train, test)
-}
-
-/// The first row with its mask, and the shares before and after.
+/// Prints the first row with its mask, and the summary; returns the summary as JSON.
 fn verify(files: &Files, policy: &Policy, ui: &Ui) -> anyhow::Result<serde_json::Value> {
-    heading(ui, "What is learned: verify");
-    let tokenizer = Tokenizer::from_dir(&files.model)?;
-    let pipeline =
-        Pipeline { mode: Mode::Verify, keep_text: true, ..Pipeline::new(Some(&tokenizer), policy) };
+    heading(ui, "The mask, by verify");
+    let pipeline = Pipeline {
+        mode: Mode::Verify,
+        keep_text: true,
+        ..Pipeline::new(ModelFolder::open(&files.model)?, policy.clone())
+    };
+    let tokenizer = pipeline.folder.tokenizer.as_deref();
     let mut findings = report::json::Findings::default();
     let mut first = None;
-    let summary = pipeline.run(
-        files.data.join("train.jsonl"),
-        |_| {},
-        |outcome| {
-            outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
-            if let (None, Outcome::Kept(kept)) = (&first, &outcome) {
-                first = Some(RowView::new(kept, Some(&tokenizer)));
-            }
-            Ok(())
-        },
-    )?;
+    let mut rows = pipeline.rows(Source::open(files.data.join("train.jsonl"))?)?;
+    for outcome in &mut rows {
+        let outcome = outcome?;
+        outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
+        if let (None, Outcome::Kept(kept)) = (&first, &outcome) {
+            first = Some(RowView::new(kept, tokenizer));
+        }
+    }
+    let summary = rows.into_summary();
     if !ui.json {
         let style = Style { color: ui.color, width: ui.width, ids: false, origins: false };
         let mut out = ui.out();
@@ -251,28 +192,28 @@ fn before_and_after(report: &Report) -> String {
     match (&report.before, &report.after) {
         (Some(before), Some(after)) => {
             let change = after.loss - before.loss;
-            let word = if change < 0.0 { "fell" } else { "did not fall" };
+            let verb = if change < 0.0 { "fell" } else { "did not fall" };
             format!(
-                "the held-out response loss {word}: {:.4} before, {:.4} after ({change:+.4} nats a token)\n\n{}",
+                "the held-out response loss {verb}: {:.4} before, {:.4} after ({change:+.4} nats a token)\n\n{}",
                 before.loss,
                 after.loss,
                 tables::evaluation(after)
             )
         }
-        _ => "there was nothing to measure on\n".into(),
+        _ => "there were no rows to evaluate on\n".into(),
     }
 }
 
 /// A reply of the trained model to the first held-out row.
 fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
-    let tokenizer = job.folder.need_tokenizer()?;
+    let tokenizer = need_tokenizer(&job.folder)?;
     let row = job.eval.first().ok_or_else(|| anyhow::anyhow!("the demo has no held-out rows"))?;
     let prompt = prompt_ids(row);
     let sampling = Sampling {
         do_sample: true,
         temperature: 0.7,
         top_k: 40,
-        seed: job.config.seed,
+        seed: job.settings.seed,
         max_new_tokens: REPLY_TOKENS,
         stop_ids: tokenizer.stop_ids(&job.config.policy())?,
         ..Sampling::default()
@@ -290,45 +231,4 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
         reply: reply.text,
         reference: Some(reference(row, tokenizer)),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whole_views_are_held_out() {
-        let (train, test) = split(ROWS);
-        let views = |text: &str| -> BTreeSet<String> {
-            text.lines()
-                .map(|line| {
-                    serde_json::from_str::<serde_json::Value>(line).unwrap()["view"]
-                        .as_str()
-                        .unwrap()
-                        .to_string()
-                })
-                .collect()
-        };
-        let (train_views, test_views) = (views(&train), views(&test));
-        assert!(train_views.is_disjoint(&test_views));
-        assert!(test_views.len() >= 4 && test_views.len() * 5 < train_views.len());
-        assert_eq!(train.lines().count() + test.lines().count(), ROWS.lines().count());
-    }
-
-    #[test]
-    fn there_are_enough_rows_and_none_is_copied_from_another() {
-        let mut texts = BTreeSet::new();
-        let mut views = BTreeSet::new();
-        for line in ROWS.lines() {
-            let row: serde_json::Value = serde_json::from_str(line).unwrap();
-            let (input, full) = (row["input_text"].as_str().unwrap(), row["full_text"].as_str().unwrap());
-            let response = full.strip_prefix(input).expect("full_text starts with input_text");
-            assert!(texts.insert(response.to_string()), "{response}");
-            for marker in ["[SYSTEM]", "[CONTEXT]", "[TASK]", "[RESPONSE]"] {
-                assert_eq!(input.matches(marker).count(), 1, "{input}");
-            }
-            views.insert(row["view"].as_str().unwrap().to_string());
-        }
-        assert!(texts.len() >= 160 && views.len() >= 40);
-    }
 }

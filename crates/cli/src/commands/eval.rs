@@ -1,10 +1,10 @@
-//! `suasion eval`: what a model makes of held-out responses.
+//! `suasion eval`: loss and calibration of a model on held-out responses.
 
 use super::ConfigArgs;
 use crate::config::{Init, Loaded};
 use crate::failure::Exit;
 use crate::inputs::loading;
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::rows::{self, DataFiles};
 use crate::inputs::weights::Start;
 use crate::interrupt;
@@ -28,17 +28,17 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let files = evaluation_rows(args, &mut loaded, ui)?;
     let config = &loaded.config;
     let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = Folder::with_architecture(dir, ui)?;
+    let (folder, arch) = model::with_architecture(&dir, ui)?;
     let policy = config.policy();
     loading::check_manifest(&files, &folder, &policy)?;
     let data = loading::load(ui, &files, &folder, &policy, Mode::Prepare)?;
-    ui.say(format_args!("{}: {}", files.name.display(), tables::rows(&Counts::of(&data.summary))));
-    loading::tell_findings(ui, &data, 0);
+    ui.log(format_args!("{}: {}", files.name.display(), tables::rows(&Counts::of(&data.summary))));
+    loading::print_findings(ui, &data, 0);
     data.samples.iter().try_for_each(|sample| check_row(&arch, sample))?;
 
-    let batch = config.per_device_eval_batch_size;
+    let batch = config.train.per_device_eval_batch_size;
     let budget = eval_budget(&data.samples, batch);
-    let mut model = Start::new(ui, &folder.dir, &arch, config).build(budget)?;
+    let mut model = Start::new(ui, &folder.path, &arch, config).build(budget)?;
     let total = data.samples.len() as u64;
     let result =
         suasion_train::evaluate(&mut model, &data.samples, batch, Some(interrupt::flag()), &mut |done| {
@@ -56,7 +56,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// `--data` names the rows to evaluate on (the held-out split of a folder); without it CONFIG's evaluation rows.
+/// The rows to evaluate on: `--data` (of a folder, its held-out split), else the evaluation rows of CONFIG.
 fn evaluation_rows(args: &EvalArgs, loaded: &mut Loaded, ui: &Ui) -> anyhow::Result<DataFiles> {
     if !args.config.data.is_empty() {
         loaded.config.eval_dataset_name.clone_from(&loaded.config.dataset_name);

@@ -1,9 +1,9 @@
-//! `suasion generate`: replies, streamed as they come.
+//! `suasion generate`: replies, printed as they are generated.
 
 use super::ConfigArgs;
 use crate::config::Init;
 use crate::failure::{Exit, Failure};
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::weights::Start;
 use crate::inputs::{loading, rows};
 use crate::interrupt;
@@ -25,22 +25,22 @@ pub struct GenerateArgs {
     /// With --data: only the first N rows
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
-    /// Most tokens of a reply
+    /// The longest reply, in tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_new_tokens: usize,
     /// Sample, with logits divided by T
     #[arg(long, value_name = "T", conflicts_with = "greedy")]
     temperature: Option<f64>,
-    /// Sample among the K likeliest tokens
+    /// Sample from the K most likely tokens
     #[arg(long, value_name = "K", conflicts_with = "greedy")]
     top_k: Option<usize>,
-    /// Sample among the likeliest tokens that have this probability together
+    /// Sample from the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", conflicts_with = "greedy")]
     top_p: Option<f64>,
-    /// Sample among tokens that have at least this share of the likeliest one's probability
+    /// Sample from the tokens with at least P times the probability of the most likely one
     #[arg(long, value_name = "P", conflicts_with = "greedy")]
     min_p: Option<f64>,
-    /// Always take the likeliest token (the default where no sampling flag is given)
+    /// Always take the most likely token (the default where no sampling flag is given)
     #[arg(long)]
     greedy: bool,
     /// Seed of the sampling [key: seed]
@@ -50,13 +50,13 @@ pub struct GenerateArgs {
 
 impl GenerateArgs {
     fn sampling(&self, seed: u64, stop_ids: Vec<u32>) -> Sampling {
-        let asked = self.temperature.is_some()
+        let sampled = self.temperature.is_some()
             || self.top_k.is_some()
             || self.top_p.is_some()
             || self.min_p.is_some();
         let default = Sampling::default();
         Sampling {
-            do_sample: asked && !self.greedy,
+            do_sample: sampled && !self.greedy,
             temperature: self.temperature.unwrap_or(default.temperature),
             top_k: self.top_k.unwrap_or(default.top_k),
             top_p: self.top_p.unwrap_or(default.top_p),
@@ -71,7 +71,7 @@ impl GenerateArgs {
 /// Something to continue.
 struct Prompt {
     ids: Vec<u32>,
-    /// The row that it comes from, with what its response says.
+    /// The number of the row that it comes from, and the row's response.
     row: Option<(u64, String)>,
 }
 
@@ -80,10 +80,10 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
     let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = Folder::with_architecture(dir, ui)?;
-    let tokenizer = folder.need_tokenizer()?;
+    let (folder, arch) = model::with_architecture(&dir, ui)?;
+    let tokenizer = model::need_tokenizer(&folder)?;
     let policy = config.policy();
-    let sampling = args.sampling(config.seed, tokenizer.stop_ids(&policy)?);
+    let sampling = args.sampling(config.train.seed, tokenizer.stop_ids(&policy)?);
     sampling.validate()?;
 
     let prompts = match (&args.prompt, &config.dataset_name) {
@@ -114,14 +114,14 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 .collect()
         }
         (None, None) => {
-            return Err(Failure::usage("there is nothing to reply to", "give --prompt P or --data D").into());
+            return Err(Failure::usage("no prompt is given", "give --prompt P or --data D").into());
         }
     };
 
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
     let budget = suasion_train::generate::budget(longest);
-    let mut model = Start::new(ui, &folder.dir, &arch, config).build(budget)?;
-    // One cache for all prompts: the model keeps a cache's memory as long as it lives.
+    let mut model = Start::new(ui, &folder.path, &arch, config).build(budget)?;
+    // One cache for all prompts.
     let mut cache = model.cache(capacity(&model, longest, sampling.max_new_tokens))?;
     let mut out = ui.out();
     for (index, prompt) in prompts.iter().enumerate() {
@@ -148,11 +148,11 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 object.insert("row".into(), (*row).into());
                 object.insert("reference".into(), reference.as_str().into());
             }
-            // A line per reply, so that a long run can be read while it goes on.
+            // A line per reply, so that replies can be read while others are generated.
             writeln!(out, "{line}")?;
         } else {
             writeln!(out)?;
-            ui.say(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
+            ui.log(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
         }
         out.flush()?;
         if interrupt::raised() {

@@ -21,20 +21,20 @@ use std::path::PathBuf;
 pub struct ConfigArgs {
     /// Configuration file (.yaml, .yml or .toml)
     pub config: Option<PathBuf>,
-    /// Set one key, over CONFIG (repeatable): --set learning_rate=1e-4 --set loss_weights.system=0.1
+    /// Set one key; overrides CONFIG (repeatable): --set learning_rate=1e-4 --set loss_weights.system=0.1
     #[arg(long, value_name = "KEY=VALUE", allow_hyphen_values = true)]
     pub set: Vec<String>,
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
     #[arg(short = 'M', long, value_name = "M")]
     pub model: Option<PathBuf>,
-    /// Rows: a file (.jsonl, .json, .csv, .tsv, also .gz, .zst; .parquet, .arrow), a quoted glob, a folder of splits, or a hub id;
-    /// repeatable [key: dataset_name]
+    /// Rows: a file (.jsonl, .json, .csv, .tsv, also .gz, .zst; .parquet, .arrow), a quoted glob, a folder of
+    /// splits, or a hub id; repeatable [key: dataset_name]
     #[arg(short = 'D', long, value_name = "D")]
     pub data: Vec<PathBuf>,
 }
 
 impl ConfigArgs {
-    /// The resolved tree: flags over `--set` over CONFIG.
+    /// The resolved configuration: flags override `--set`, which overrides CONFIG.
     pub fn load(&self, ui: &Ui) -> anyhow::Result<Loaded> {
         let mut loaded = Loaded::new(self.config.as_deref(), &self.set)?;
         if let Some(model) = &self.model {
@@ -46,14 +46,14 @@ impl ConfigArgs {
             loaded.places.insert("dataset_name", "--data".into());
         }
         loaded.config.check()?;
-        tell_notes(&loaded, ui);
+        print_notes(&loaded, ui);
         Ok(loaded)
     }
 }
 
-/// Keys that were accepted and change nothing are named.
-pub fn tell_notes(loaded: &Loaded, ui: &Ui) {
+/// Prints the notes on keys that were accepted and change nothing.
+pub fn print_notes(loaded: &Loaded, ui: &Ui) {
     for note in &loaded.notes {
-        ui.say(format_args!("note: {note}"));
+        ui.log(format_args!("note: {note}"));
     }
 }

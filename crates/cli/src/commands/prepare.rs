@@ -1,8 +1,8 @@
-//! `suasion prepare`: rows to a file of training data, its findings and its manifest.
+//! `suasion prepare`: rows to training data, with its findings and its manifest.
 
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::{loading, rows};
 use crate::interrupt;
 use crate::progress::Meter;
@@ -19,16 +19,17 @@ use suasion_data::report::format::{count, percent, thousands};
 pub struct PrepareArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// What to write: .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder for datasets.load_from_disk
+    /// Output: .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder for datasets.load_from_disk
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Add the rendered text to each line
     #[arg(long)]
     with_text: bool,
-    /// Write several files of about this size (500MB, 2GB); a run that is stopped then goes on behind the last of them
+    /// Write several files of about this size (500MB, 2GB); a stopped run then continues after the last of
+    /// them
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_shard_size: Option<u64>,
-    /// Prepare again even where nothing has changed
+    /// Prepare again even if nothing has changed
     #[arg(long)]
     rebuild: bool,
 }
@@ -51,22 +52,19 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         )
         .into());
     }
-    if loaded.places.contains_key("shuffle_dataset") && config.shuffle_dataset {
-        ui.say("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
+    if loaded.places.contains_key("shuffle_dataset") && config.train.shuffle_dataset {
+        ui.log("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
     }
-    let folder = Folder::open(model, ui)?;
+    let folder = model::open(&model, ui)?;
     let policy = config.policy();
     if policy.packing && args.with_text {
-        return Err(
-            Failure::usage("--with-text: a pack has no text of its own", "leave one of the two out").into()
-        );
+        return Err(Failure::usage(
+            "--with-text: packs are written without text",
+            "leave one of the two out",
+        )
+        .into());
     }
-    let pipeline = Pipeline {
-        template: folder.template.as_ref(),
-        vocab_size: folder.vocab_size,
-        keep_text: args.with_text,
-        ..Pipeline::new(folder.tokenizer.as_ref(), &policy)
-    };
+    let pipeline = Pipeline { keep_text: args.with_text, ..Pipeline::new(folder, policy.clone()) };
     let job = Job {
         pipeline: &pipeline,
         name: &source.name,
@@ -77,25 +75,25 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         stop: interrupt::flag(),
     };
     let mut meter = Meter::new(ui, &source.name);
-    let manifest = prepared::prepare(&job, |start| tell_start(ui, start), |progress| meter.show(progress));
-    meter.clear();
+    let manifest = prepared::prepare(&job, |start| print_start(ui, start), |progress| meter.show(progress));
+    drop(meter);
     let manifest = manifest?;
-    loading::tell_date(ui, policy.template_date.as_deref(), manifest.policy.template_date.as_deref());
+    loading::warn_of_date(ui, policy.template_date.as_deref(), manifest.policy.template_date.as_deref());
 
     if ui.json {
         ui.print_json(&manifest)?;
         return Ok(Exit::Done);
     }
     let counts = &manifest.counts;
-    ui.say(tables::rows(counts));
-    ui.say(format_args!(
+    ui.log(tables::rows(counts));
+    ui.log(format_args!(
         "{} tokens, {} supervised ({})",
         thousands(counts.tokens),
         thousands(counts.supervised_tokens),
         percent(counts.supervised_tokens as f64 / counts.tokens.max(1) as f64)
     ));
     if let Some(fill) = &manifest.packs {
-        ui.say(format_args!(
+        ui.log(format_args!(
             "{} of at most {} tokens, {} full",
             count(fill.packs, "pack"),
             thousands(fill.capacity),
@@ -103,15 +101,15 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         ));
     }
     if counts.not_remembered > 0 {
-        ui.say(suasion_data::report::terminal::not_remembered(counts.not_remembered));
+        ui.log(suasion_data::report::terminal::not_remembered(counts.not_remembered));
     }
     for (code, found) in &counts.findings {
         let meaning =
-            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.meaning());
-        ui.say(format_args!("{code} {} × {meaning}", thousands(*found)));
+            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.rule().meaning);
+        ui.log(format_args!("{code} {} × {meaning}", thousands(*found)));
     }
     if counts.kept == 0 {
-        ui.warn("no row is left: the file is empty");
+        ui.warn("no row was kept: the output is empty");
     }
     let files = match manifest.files.as_slice() {
         [first, .., last] => {
@@ -119,7 +117,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         }
         _ => args.output.display().to_string(),
     };
-    ui.say(format_args!(
+    ui.log(format_args!(
         "wrote {files}, {} and {}",
         findings_path(&args.output).display(),
         manifest_path(&args.output).display()
@@ -127,15 +125,15 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn tell_start(ui: &Ui, start: &Start) {
+fn print_start(ui: &Ui, start: &Start) {
     match start {
         Start::Anew => {}
         Start::UpToDate => {
-            ui.say("up to date: nothing that it depends on has changed (--rebuild prepares it again)")
+            ui.log("up to date: nothing that the output depends on has changed (--rebuild prepares it again)")
         }
-        Start::Rebuild(reasons) => ui.say(format_args!("preparing again: {}", reasons.join("; "))),
-        Start::Resume { shards, rows } => ui.say(format_args!(
-            "going on after {} ({}) of an earlier run",
+        Start::Rebuild(reasons) => ui.log(format_args!("preparing again: {}", reasons.join("; "))),
+        Start::Resume { shards, rows } => ui.log(format_args!(
+            "continuing after {} ({}) of an earlier run",
             count(*rows, "row"),
             count(*shards as u64, "shard")
         )),
@@ -161,16 +159,13 @@ fn size(text: &str) -> Result<u64, String> {
     if bytes >= 1.0 { Ok(bytes as u64) } else { Err("a shard holds at least one byte".into()) }
 }
 
-/// An output's form is told by its name.
+/// Refuses names of outputs whose format is unknown.
 fn check_output(path: &Path) -> anyhow::Result<()> {
     match Form::of(path) {
         Some(_) => Ok(()),
         None => Err(Failure::usage(
-            format!(
-                "{}: the output's form is told by its name, and this is none that can be written",
-                path.display()
-            ),
-            "write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder, which has no ending",
+            format!("{}: unknown output format", path.display()),
+            "name a .jsonl (also .jsonl.gz, .jsonl.zst) or .parquet file, or a folder, whose name has no extension",
         )
         .into()),
     }

@@ -1,4 +1,4 @@
-//! `suasion train`: says what it will do, does it, and says where it lies.
+//! `suasion train`: prints the plan, trains, and prints the result.
 
 use super::ConfigArgs;
 use crate::config::Loaded;
@@ -13,13 +13,13 @@ use suasion_train::Resume;
 pub struct TrainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Train the embedded demo: needs nothing but this program
+    /// Train on the embedded demo rows; needs no other files
     #[arg(long, conflicts_with_all = ["resume", "config", "model", "data"])]
     pub demo: bool,
     /// Continue from a checkpoint: a checkpoint-N folder, a run's folder, or the newest in output_dir
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
-    /// Say what would be done, and stop
+    /// Print the plan and stop
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -33,7 +33,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     job.announce(ui);
     line(ui, "output", job.config.output_dir.display());
     if args.dry_run {
-        // A run that goes on tells these itself.
+        // A run that is not dry prints these itself.
         for warning in job.plan.warnings.iter().chain(&job.arch.not_applied) {
             ui.warn(warning);
         }
@@ -47,7 +47,8 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The configuration, and where to continue. A resume without CONFIG takes the one that the run saved.
+/// The configuration, and where to continue. `--resume` without CONFIG uses the configuration that the run
+/// saved.
 fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
     let mut named = match &args.resume {
         None => {
@@ -57,13 +58,13 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
     };
     if let Some(path) = named.as_ref().filter(|path| !path.exists()) {
         return Err(Failure::usage(
-            format!("--resume {}: there is no such folder", path.display()),
+            format!("--resume {}: no such folder", path.display()),
             "name a run's output folder or one of its checkpoint-N folders",
         )
         .into());
     }
     let mut config = args.config.config.clone();
-    // `--resume run.yaml`: the optional DIR has swallowed the CONFIG that follows it.
+    // `--resume run.yaml`: the parser took the CONFIG for the optional DIR.
     if config.is_none() && named.as_ref().is_some_and(|path| path.is_file()) {
         config = named.take();
     }

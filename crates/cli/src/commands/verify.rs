@@ -1,18 +1,18 @@
-//! `suasion verify`: which tokens are supervised and why, what each section's share is, and what is wrong.
+//! `suasion verify`: which tokens are supervised and why, each section's share of the loss, and findings.
 
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::{loading, rows};
 use crate::progress::Meter;
 use crate::ui::{self, Ui};
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
-use suasion_data::Error;
 use suasion_data::audit::Filter;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::report::{self, RowView, Style};
+use suasion_data::{Error, ModelFolder};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -28,31 +28,31 @@ pub struct VerifyArgs {
     /// Show each token with its id and origin
     #[arg(long)]
     ids: bool,
-    /// Write the rows and the summary as a page, too
+    /// Also write the rows and the summary as an HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Only these findings (M, M002, …; repeatable, commas)
+    /// Report only findings with these codes or prefixes (M, M002, …; repeatable, or with commas)
     #[arg(long, value_name = "CODES")]
     select: Vec<String>,
-    /// Without these findings
+    /// Do not report findings with these codes or prefixes
     #[arg(long, value_name = "CODES")]
     ignore: Vec<String>,
 }
 
-/// A row that was asked for.
+/// A row to print.
 enum Shown {
     View(Box<RowView>),
-    /// It has no tokens to show: why.
-    Words(String),
+    /// The reason why the row has no tokens.
+    Reason(String),
 }
 
-/// Reasons that were given: what to do about each is said once.
+/// Reasons that were printed: the help of each is printed once.
 #[derive(Default)]
-struct Told(HashSet<String>);
+struct Reasons(HashSet<String>);
 
-impl Told {
-    /// A row's error, with its help where that is new.
-    fn words(&mut self, error: &Error) -> String {
+impl Reasons {
+    /// A row's error, with its help where the reason is new.
+    fn text(&mut self, error: &Error) -> String {
         let reason = match error {
             Error::Row { message, .. } => message.clone(),
             other => other.to_string(),
@@ -73,34 +73,31 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let config = &loaded.config;
     let source = rows::training(config, ui)?;
     let filter = Filter::new(&args.select, &args.ignore)
-        .map_err(|message| Failure::usage(message, "a code or its beginning: --ignore T001, --select M"))?;
+        .map_err(|message| Failure::usage(message, "give a code or a prefix: --ignore T001, --select M"))?;
     let folder = match &config.model_name_or_path {
-        Some(name) => Some(Folder::open(model::resolve(name, false, ui)?, ui)?),
-        None => None,
+        Some(name) => model::open(&model::resolve(name, false, ui)?, ui)?,
+        None => ModelFolder::default(),
     };
     let policy = config.policy();
     let manifest = source.manifest()?;
     if let Some(manifest) = &manifest {
-        let differences = loading::differences(manifest, folder.as_ref(), &policy);
+        let differences = loading::differences(manifest, &folder, &policy);
         if !differences.is_empty() {
             ui.warn(format_args!(
-                "{}: prepared for something else: {}",
+                "{}: prepared with other settings: {}",
                 source.name.display(),
                 differences.join("; ")
             ));
         }
     }
-    let asked = manifest.map(|manifest| manifest.asked(&policy));
-    let tokenizer = folder.as_ref().and_then(|folder| folder.tokenizer.as_ref());
     let pipeline = Pipeline {
         mode: Mode::Verify,
-        template: folder.as_ref().and_then(|folder| folder.template.as_ref()),
-        asked: asked.as_ref(),
-        vocab_size: folder.as_ref().and_then(|folder| folder.vocab_size),
+        labelled_under: manifest.map(|manifest| manifest.labelled_under(&policy).into()),
         keep_text: true,
         filter,
-        ..Pipeline::new(tokenizer, &policy)
+        ..Pipeline::new(folder, policy)
     };
+    let tokenizer = pipeline.folder.tokenizer.as_deref();
 
     let wanted = |row: u64| match args.row {
         Some(one) => row == one,
@@ -108,29 +105,27 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     let mut shown = Vec::new();
     let mut findings = report::json::Findings::default();
-    let mut told = Told::default();
+    let mut reasons = Reasons::default();
     let mut meter = Meter::new(ui, &source.name);
-    let summary = pipeline.run_source(
-        source.open()?,
-        |progress| meter.show(progress),
-        |outcome| {
-            if ui.json {
-                outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
-            }
-            if wanted(outcome.id().row) {
-                shown.push(match &outcome {
-                    Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer))),
-                    Outcome::Dropped { id, reason, .. } => {
-                        Shown::Words(format!("{id}: left out: {}", reason.meaning()))
-                    }
-                    Outcome::Failed { error, .. } => Shown::Words(told.words(error)),
-                });
-            }
-            Ok(())
-        },
-    );
-    meter.clear();
-    let summary = summary?;
+    let mut outcomes = pipeline.rows(source.open()?)?;
+    while let Some(outcome) = outcomes.next() {
+        meter.show(outcomes.progress());
+        let outcome = outcome?;
+        if ui.json {
+            outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
+        }
+        if wanted(outcome.id().row) {
+            shown.push(match &outcome {
+                Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer))),
+                Outcome::Dropped { id, reason, .. } => {
+                    Shown::Reason(format!("{id}: left out: {}", reason.meaning()))
+                }
+                Outcome::Failed { error, .. } => Shown::Reason(reasons.text(error)),
+            });
+        }
+    }
+    drop(meter);
+    let summary = outcomes.into_summary();
     if let Some(row) = args.row
         && shown.is_empty()
     {
@@ -150,12 +145,12 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
             .iter()
             .filter_map(|shown| match shown {
                 Shown::View(view) => Some((**view).clone()),
-                Shown::Words(_) => None,
+                Shown::Reason(_) => None,
             })
             .collect();
         let page = report::html::page(&format!("suasion verify {}", source.name.display()), &views, &summary);
         suasion_files::write_bytes(path, page.as_bytes()).map_err(Error::from)?;
-        ui.say(format_args!("wrote {}", path.display()));
+        ui.log(format_args!("wrote {}", path.display()));
     }
     if ui.json {
         ui.print_json(&report::json::verify(&summary, &findings))?;
@@ -165,7 +160,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         for shown in &shown {
             match shown {
                 Shown::View(view) => write!(out, "{}", report::terminal::row(view, &style))?,
-                Shown::Words(words) => writeln!(out, "{}", ui::wrap(words, ui.width))?,
+                Shown::Reason(text) => writeln!(out, "{}", ui::wrap(text, ui.width))?,
             }
             writeln!(out)?;
         }

@@ -1,20 +1,16 @@
-//! Keys whose values have names.
+//! Keys whose values have names: the names that serde reads and writes the type under.
 
-use super::value::choices;
+use super::value::{Value, unquoted};
+use serde::de::value::Error;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
+use serde::{Deserialize, Serialize, forward_to_deserialize_any};
+use serde_json::Value as Json;
 use suasion_data::policy::{Boundary, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
 use suasion_train::{Scheduler, Strategy};
 
-/// How rows are put together into packs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PackingStrategy {
-    /// Best-fit decreasing.
-    Bfd,
-}
-
-choices!(PackingStrategy { "bfd" => PackingStrategy::Bfd });
-
 /// Where a model's first weights come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Init {
     /// The model folder's `*.safetensors`.
     Weights,
@@ -22,45 +18,101 @@ pub enum Init {
     Random,
 }
 
-choices!(Init { "weights" => Init::Weights, "random" => Init::Random });
-choices!(Strategy {
-    "no" => Strategy::No,
-    "steps" => Strategy::Steps,
-    "epoch" => Strategy::Epoch,
-    "best" => Strategy::Best,
-});
-choices!(Scheduler {
-    "linear" => Scheduler::Linear,
-    "cosine" => Scheduler::Cosine,
-    "constant" => Scheduler::Constant,
-    "constant_with_warmup" => Scheduler::ConstantWithWarmup,
-});
-choices!(Format {
-    "auto" => Format::Auto,
-    "input_full" => Format::InputFull,
-    "prompt_completion" => Format::PromptCompletion,
-    "tokenised" => Format::Tokenised,
-    "messages" => Format::Messages,
-    "sharegpt" => Format::Sharegpt,
-    "alpaca" => Format::Alpaca,
-    "segments" => Format::Segments,
-    "preference" => Format::Preference,
-} aliases { "tokenized" => "tokenised" });
-choices!(Supervise {
-    "all" => Supervise::All,
-    "last" => Supervise::Last,
-    "per-message" => Supervise::PerMessage,
-} aliases { "per_message" => "per-message" });
-choices!(Boundary { "split" => Boundary::Split, "joint" => Boundary::Joint });
-choices!(TruncationMode {
-    "keep_response" => TruncationMode::KeepResponse,
-    "keep_start" => TruncationMode::KeepStart,
-    "keep_end" => TruncationMode::KeepEnd,
-    "drop" => TruncationMode::Drop,
-    "error" => TruncationMode::Error,
-});
-choices!(OnBadRow { "error" => OnBadRow::Error, "skip" => OnBadRow::Skip });
-choices!(ContentSpecialTokens {
-    "special" => ContentSpecialTokens::Special,
-    "text" => ContentSpecialTokens::Text,
-});
+/// How rows are put together into packs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PackingStrategy {
+    /// Best-fit decreasing.
+    Bfd,
+}
+
+/// An enum of unit variants that is a key's type.
+pub trait Choice: Serialize + DeserializeOwned {}
+
+impl Choice for Boundary {}
+impl Choice for ContentSpecialTokens {}
+impl Choice for Format {}
+impl Choice for Init {}
+impl Choice for OnBadRow {}
+impl Choice for PackingStrategy {}
+impl Choice for Scheduler {}
+impl Choice for Strategy {}
+impl Choice for Supervise {}
+impl Choice for TruncationMode {}
+
+impl<T: Choice> Value for T {
+    fn expected() -> String {
+        format!("one of: {}", names::<T>().join(", "))
+    }
+
+    fn from_json(json: &Json) -> Option<T> {
+        let text = match json {
+            // `no` without quotes is YAML's false.
+            Json::Bool(false) => "no",
+            Json::String(text) => text.as_str(),
+            _ => return None,
+        };
+        T::deserialize(IntoDeserializer::<Error>::into_deserializer(text)).ok()
+    }
+
+    fn from_text(text: &str) -> Option<T> {
+        Self::from_json(&Json::from(unquoted(text)))
+    }
+
+    fn to_json(&self) -> Json {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+/// The names of a type's values, without aliases.
+fn names<T: Choice>() -> Vec<&'static str> {
+    let mut names: &[&str] = &[];
+    let _ = T::deserialize(Names(&mut names));
+    let own = |name: &&str| T::from_json(&Json::from(*name)).is_some_and(|value| value.to_json() == *name);
+    names.iter().copied().filter(own).collect()
+}
+
+/// A deserializer that notes the names of an enum's variants and has no value.
+struct Names<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Names<'_> {
+    type Error = Error;
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        variants: &'static [&'static str],
+        _visitor: V,
+    ) -> Result<V::Value, Error> {
+        *self.0 = variants;
+        self.deserialize_any(_visitor)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Error> {
+        Err(Error::custom("only the names are wanted"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct identifier ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_types() {
+        assert_eq!(names::<Strategy>(), ["no", "steps", "epoch", "best"]);
+        assert_eq!(Strategy::from_json(&Json::Bool(false)), Some(Strategy::No));
+        assert_eq!(names::<Supervise>(), ["all", "last", "per-message"]);
+        for name in ["per-message", "per_message", "'per-message'"] {
+            assert_eq!(Supervise::from_text(name), Some(Supervise::PerMessage), "{name}");
+        }
+        assert_eq!(Supervise::PerMessage.to_json(), "per-message");
+        assert_eq!(Format::from_text("tokenized"), Some(Format::Tokenised));
+        assert_eq!(names::<Format>().len(), 9);
+        assert_eq!(Format::from_text("none"), None);
+    }
+}

@@ -1,13 +1,13 @@
-//! Keys of TRL and transformers that are known and not supported: named when they would change a run, accepted when
-//! they would not. A key leaves this list for the table the day it works.
+//! Keys of TRL and transformers that are known and not supported: named when they would change a run,
+//! accepted when they would not. A key leaves this list for the table the day it works.
 
 use serde_json::Value as Json;
 
-/// At which values an unsupported key changes nothing.
+/// The values at which an unsupported key changes nothing.
 pub enum Inert {
     /// At these, written as YAML (a missing value counts as null).
     At(&'static [&'static str]),
-    /// At every value: it concerns something that does not exist here. Accepted with a note.
+    /// At every value: it concerns something that suasion does not have. Accepted with a note.
     Always,
 }
 
@@ -15,7 +15,7 @@ pub enum Inert {
 pub struct Known {
     /// Its name in TRL or in the contract.
     pub name: &'static str,
-    /// Where it changes nothing.
+    /// The values at which it changes nothing.
     pub inert: Inert,
     /// Why it is not supported, as a clause that follows a colon.
     pub why: &'static str,
@@ -30,8 +30,8 @@ impl Known {
         }
     }
 
-    /// The inert values in words.
-    pub fn inert_words(&self) -> Option<String> {
+    /// The inert values as text, where they can be listed.
+    pub fn inert_values(&self) -> Option<String> {
         match self.inert {
             Inert::At(values) if !values.is_empty() => Some(values.join(" or ")),
             _ => None,
@@ -51,7 +51,7 @@ fn same(text: &str, value: &Json) -> bool {
     }
 }
 
-/// Looks a name up.
+/// A known key by its name.
 pub fn find(name: &str) -> Option<&'static Known> {
     KNOWN.iter().find(|key| key.name == name)
 }
@@ -71,18 +71,18 @@ macro_rules! known {
 
 known! {
     "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing always }
-    "this version trains every parameter; adapters are not there yet": {
+    "this version trains every parameter; adapters are not supported yet": {
         use_peft["false"], adapter_name_or_path["null"], use_rslora["false"], use_dora["false"],
         lora_target_modules["null", "[]"], lora_target_parameters["null"], lora_modules_to_save["null"],
         load_in_8bit["false"], load_in_4bit["false"],
     }
-    "it belongs to LoRA, and use_peft is not there yet": {
+    "it belongs to LoRA, and use_peft is not supported yet": {
         lora_r always, lora_alpha always, lora_dropout always, lora_task_type always,
     }
     "the chat template is the model folder's own chat_template.jinja": { chat_template_path["null"] }
     "this version computes in f32": { bf16["false", "null"], fp16["false"], dtype["null", "auto", "float32"], torch_dtype["null", "auto", "float32"],
         bf16_full_eval["false"], fp16_full_eval["false"], tf32["null", "false"], }
-    "noise on the embeddings is not there yet": { neftune_noise_alpha["null"] }
+    "noise on the embeddings is not supported yet": { neftune_noise_alpha["null"] }
     "metrics go to metrics.jsonl, and no service is contacted": {
         report_to["none", "null", "[]", "[\"none\"]"], push_to_hub["false"], hub_model_id["null"], hub_token["null"],
     }

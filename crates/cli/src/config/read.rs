@@ -8,19 +8,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use suasion_data::Section;
 
-/// A tree, and where each value that is not a default came from.
+/// A configuration, and where each value that is not a default was set.
 #[derive(Clone, Debug, Default)]
 pub struct Loaded {
     /// The resolved tree.
     pub config: Config,
-    /// Key to place: `run.yaml:3`, `--set`, `--data`.
+    /// Key to place: `run.yaml:3`, `--set ..`, `--data`.
     pub places: BTreeMap<&'static str, String>,
-    /// What the user should know: keys that were accepted and change nothing.
+    /// Notes for the user: keys that were accepted and change nothing.
     pub notes: Vec<String>,
 }
 
 impl Loaded {
-    /// The tree of a CONFIG (if any) under `--set` assignments; flags are applied by the caller, over both.
+    /// The configuration file, if any, with `--set` assignments over it. The caller applies flags over both.
     pub fn new(file: Option<&Path>, assignments: &[String]) -> anyhow::Result<Loaded> {
         let mut loaded = Loaded::default();
         if let Some(path) = file {
@@ -32,7 +32,7 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// `--set` assignments over a tree that the program itself brings (the demo's).
+    /// `--set` assignments over a configuration that is built in (the demo's).
     pub fn over(config: Config, assignments: &[String]) -> anyhow::Result<Loaded> {
         let mut loaded = Loaded { config, ..Loaded::default() };
         for assignment in assignments {
@@ -42,7 +42,7 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// Takes every key of a YAML or TOML file.
+    /// Reads every key of a YAML or TOML file.
     fn read(&mut self, path: &Path) -> anyhow::Result<()> {
         let shown = path.display();
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
@@ -60,13 +60,13 @@ impl Loaded {
             toml::from_str(&text).map_err(|e| {
                 let line =
                     e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-                Failure::config(format!("{shown}:{line}: {}", e.message()), "mend the TOML at this place")
+                Failure::config(format!("{shown}:{line}: {}", e.message()), "correct the TOML on this line")
             })?
         } else {
             serde_saphyr::from_str(&text).map_err(|e| {
                 let line = e.location().map_or(1, |at| at.line());
                 let message = e.without_snippet().to_string();
-                Failure::config(format!("{shown}:{line}: {message}"), "mend the YAML at this place")
+                Failure::config(format!("{shown}:{line}: {message}"), "correct the YAML on this line")
             })?
         };
         let map = match tree {
@@ -75,7 +75,7 @@ impl Loaded {
             other => {
                 return Err(Failure::config(
                     format!("{shown}: expected a mapping of keys to values, found {}", self::shown(&other)),
-                    "write one `key: value` a line",
+                    "write one `key: value` per line",
                 )
                 .into());
             }
@@ -95,7 +95,7 @@ impl Loaded {
         if let (Some(key), Json::Object(entries)) = (find(name), value)
             && key.name != "template_kwargs"
         {
-            // Entry by entry: a file that renames one marker keeps the others.
+            // Entry by entry: a file that renames one marker keeps the default names of the others.
             for (entry, value) in entries {
                 let text = match value {
                     Json::String(text) => text.clone(),
@@ -179,7 +179,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// A key that is no field: inert, refused by name, or unknown.
+    /// A key that is not supported: inert, refused by name, or unknown.
     fn unsupported(&mut self, name: &str, value: &Json, place: &str) -> anyhow::Result<()> {
         let head = name.split('.').next().unwrap_or(name);
         let Some(key) = known::find(head) else {
@@ -196,8 +196,8 @@ impl Loaded {
             return Ok(());
         }
         let message = format!("{place}: {name} is not supported: {}", key.why);
-        let help = match key.inert_words() {
-            Some(words) => format!("leave it out, or set it to {words}"),
+        let help = match key.inert_values() {
+            Some(values) => format!("leave it out, or set it to {values}"),
             None => "leave it out".to_string(),
         };
         Err(Failure::config(message, help).into())
@@ -217,17 +217,20 @@ fn nearest(name: &str) -> Option<&'static str> {
 }
 
 fn wrong_value(name: &str, expected: &str, found: &str, place: &str) -> anyhow::Error {
-    Failure::config(format!("{place}: {name}: expected {expected}; found {found}"), format!("mend {name}"))
-        .into()
+    Failure::config(
+        format!("{place}: {name}: expected {expected}; found {found}"),
+        format!("correct the value of {name}"),
+    )
+    .into()
 }
 
-/// The 1-based line on which a top-level key stands; parsers of trees do not say.
+/// The 1-based line of a top-level key; the parsers give no positions for values that are well-formed.
 fn line_of(text: &str, name: &str) -> Option<usize> {
     let starts = |line: &str| {
         let line = line.trim_start().trim_start_matches(['"', '\'']);
         let rest = line.strip_prefix(name)?;
         let rest = rest.trim_start_matches(['"', '\'']).trim_start();
-        // A TOML table header or a dotted key of the same name counts as its place.
+        // A TOML table header or a dotted key of that name counts.
         let inside_header = text.contains(&format!("[{name}]"));
         (rest.starts_with([':', '=', '.']) || (inside_header && rest.starts_with(']'))).then_some(())
     };

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use suasion_data::policy::{
-    Boundary, ContentSpecialTokens, Format, OnBadRow, Policy, Supervise, TruncationMode,
+    Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
 };
-use suasion_train::{Scheduler, Strategy};
+use suasion_train::{Scheduler, Settings, Strategy};
 
 /// One row of the table.
 pub struct Key {
@@ -17,30 +17,36 @@ pub struct Key {
     pub name: &'static str,
     /// One line of meaning.
     pub doc: &'static str,
-    /// What is accepted, in words.
+    /// What is accepted, as a phrase.
     pub expected: fn() -> String,
     /// Its value in a tree.
     pub get: fn(&Config) -> Json,
-    /// Sets it to a parsed value; the error shows the value.
+    /// Sets it to a parsed value; the error is the value as text.
     pub set_json: fn(&mut Config, &Json) -> Result<(), String>,
-    /// Sets it to what stands after `key=`; the error shows the text.
+    /// Sets it to the text after `key=`; the error is the text.
     pub set_text: fn(&mut Config, &str) -> Result<(), String>,
-    /// Sets one entry of a mapping; `None` where the key is not one. The error says what is expected.
+    /// Sets one entry of a mapping; `None` where the key is not a mapping. The error is what is expected.
     pub set_entry: fn(&mut Config, &str, &str) -> Option<Result<(), String>>,
 }
 
-/// The table: each line is a field of [`Config`], its default, its bounds and its documentation.
+/// The table: each line is a key with its type, its bounds and its documentation. A key with a default (`=`)
+/// is a field of [`Config`]; one with a place (`=>`) is a field of a library's own settings, whose type and
+/// default the library has.
 macro_rules! table {
-    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr $(, if $check:expr, $bounds:literal)?;)*) => {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty $(= $default:expr)? $(=> $($place:ident).+)? $(, if $check:expr, $bounds:literal)?;)*) => {
         /// Every supported key, resolved.
         #[derive(Clone, Debug, PartialEq)]
         pub struct Config {
-            $($(#[doc = $doc])+ pub $name: $type,)*
+            $($(pub $name: own!($type, $default),)?)*
+            /// The keys that decide labels, as they were written ([`Config::policy`]).
+            pub data: Policy,
+            /// The keys of the training loop ([`Config::settings`]).
+            pub train: Settings,
         }
 
         impl Default for Config {
             fn default() -> Config {
-                Config { $($name: $default,)* }
+                Config { $($($name: $default,)?)* data: Policy::default(), train: Settings::default() }
             }
         }
 
@@ -50,154 +56,155 @@ macro_rules! table {
             doc: concat!($($doc),+),
             expected: || {
                 #[allow(unused_mut)]
-                let mut words = <$type as Value>::expected();
-                $(words.push_str(", "); words.push_str($bounds);)?
-                words
+                let mut phrase = <$type as Value>::expected();
+                $(phrase.push_str(", "); phrase.push_str($bounds);)?
+                phrase
             },
-            get: |config| config.$name.to_json(),
+            get: |config| place!(config, $name $(, $($place).+)?).to_json(),
             set_json: |config, json| {
                 let value = <$type as Value>::from_json(json)$(.filter($check))?;
-                config.$name = value.ok_or_else(|| shown(json))?;
+                let place: &mut $type = &mut place!(config, $name $(, $($place).+)?);
+                *place = value.ok_or_else(|| shown(json))?;
                 Ok(())
             },
             set_text: |config, text| {
                 let value = <$type as Value>::from_text(text)$(.filter($check))?;
-                config.$name = value.ok_or_else(|| format!("{text:?}"))?;
+                let place: &mut $type = &mut place!(config, $name $(, $($place).+)?);
+                *place = value.ok_or_else(|| format!("{text:?}"))?;
                 Ok(())
             },
-            set_entry: |config, entry, text| config.$name.set_entry(entry, text),
+            set_entry: |config, entry, text| place!(config, $name $(, $($place).+)?).set_entry(entry, text),
         },)*];
     };
+}
+
+/// The type of a field of [`Config`]; naming the default limits the repetition to keys that have one.
+macro_rules! own {
+    ($type:ty, $default:expr) => {
+        $type
+    };
+}
+
+/// Where a key's value is.
+macro_rules! place {
+    ($config:ident, $name:ident) => { $config.$name };
+    ($config:ident, $name:ident, $($place:ident).+) => { $config.$($place).+ };
 }
 
 table! {
     /// Folder of the model in the Hugging Face layout, or a hub id.
     model_name_or_path: Option<PathBuf> = None;
-    /// Where the first weights come from: the folder, or random ones for its config.json.
+    /// Initial weights: those of the model's folder, or random ones for its config.json.
     init: Init = Init::Weights;
     /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.
     dataset_name: Option<Paths> = None;
-    /// Name of the training rows where dataset_name is a folder.
+    /// Split to train on, where dataset_name is a folder.
     dataset_train_split: String = "train".into();
-    /// Name of the evaluation rows where dataset_name is a folder (test, validation or valid where not set).
+    /// Split to evaluate on, where dataset_name is a folder; null: the first of test, validation, valid,
+    /// eval, dev.
     dataset_test_split: Option<String> = None;
-    /// Rows to evaluate on, named as those to train on.
+    /// Rows to evaluate on, in the same forms.
     eval_dataset_name: Option<Paths> = None;
-    /// Share of the training rows held out for evaluation where there is no evaluation file.
+    /// Share of the training rows to hold out for evaluation, where no rows to evaluate on are named.
     eval_fraction: f64 = 0.0, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
-    /// Shape of the rows.
-    format: Format = Format::Auto;
+    /// Format of the rows; auto finds it for each row.
+    format: Format => data.format;
     /// What happens to a row that cannot become a sample.
-    on_bad_row: OnBadRow = OnBadRow::Error;
-    /// Learn from responses only; false learns from every token, prompts included.
-    completion_only_loss: Option<bool> = Some(true);
-    /// TRL's name for what holds here anyway: of a conversation, assistant turns are learned.
+    on_bad_row: OnBadRow => data.on_bad_row;
+    /// Learn from responses only; false: from every token, prompts included.
+    completion_only_loss: Objective => data.objective;
+    /// TRL's key for conversations; here assistant turns are always what is learned of them.
     assistant_only_loss: Option<bool> = None;
     /// Which assistant turns of a conversation are learned.
-    supervise: Supervise = Supervise::All;
-    /// The day that a chat template is told is today, so that it renders the same tomorrow.
-    template_date: Option<String> = None, if |v| v.as_deref().is_none_or(is_date), "as YYYY-MM-DD";
+    supervise: Supervise => data.supervise;
+    /// The date that chat templates see as today's; pinned, a row renders the same on any day.
+    template_date: Option<String> => data.template_date, if |v| v.as_deref().is_none_or(is_date), "as YYYY-MM-DD";
     /// Variables for the chat template, by name.
-    template_kwargs: BTreeMap<String, Json> = BTreeMap::new();
-    /// How prompt and response meet in token space.
-    boundary: Boundary = Boundary::Split;
+    template_kwargs: BTreeMap<String, Json> => data.template_kwargs;
+    /// Tokenise prompt and response apart (split), or as one text (joint).
+    boundary: Boundary => data.boundary;
     /// Longest row in tokens; null for no limit.
-    max_length: Option<usize> = Some(1024), if |v| v.is_none_or(|n| n >= 2), "at least 2";
+    max_length: Option<usize> => data.max_length, if |v| v.is_none_or(|n| n >= 2), "at least 2";
     /// What happens to a longer row.
-    truncation_mode: TruncationMode = TruncationMode::KeepResponse;
-    /// Put rows together into packs of at most max_length tokens; batches then count packs.
-    packing: bool = false;
-    /// How rows are put together.
+    truncation_mode: TruncationMode => data.truncation_mode;
+    /// Concatenate rows into packs of at most max_length tokens; batch sizes then count packs.
+    packing: bool => data.packing;
+    /// How rows are assigned to packs.
     packing_strategy: PackingStrategy = PackingStrategy::Bfd, if |_| true, "which cuts no row (TRL's wrapped and bfd_split cut rows in two)";
-    /// In a pack, compute a prompt that several rows have once.
-    share_prefix: bool = false;
-    /// Append the EOS to a plain completion that does not end in it.
-    append_eos: bool = true;
-    /// Whether content can produce structural tokens.
-    content_special_tokens: ContentSpecialTokens = ContentSpecialTokens::Special;
+    /// In a pack, compute a prompt that several rows share only once.
+    share_prefix: bool => data.share_prefix;
+    /// Append the EOS token to a plain completion that does not end with it.
+    append_eos: bool => data.append_eos;
+    /// Whether text in messages can become structural tokens (<|im_end|>).
+    content_special_tokens: ContentSpecialTokens => data.content_special_tokens;
     /// Loss weight of prompt tokens.
-    prompt_loss_weight: f64 = 0.0, if |v| *v >= 0.0, "at least 0";
+    prompt_loss_weight: f32 => data.prompt_loss_weight, if |v| *v >= 0.0, "at least 0";
     /// Loss weight per prompt section (system, context, task, user, tool, other).
-    loss_weights: BTreeMap<String, f64> = BTreeMap::new();
-    /// Marker text per section (SYSTEM, CONTEXT, TASK, RESPONSE).
-    section_markers: BTreeMap<String, String> = Policy::default().section_markers;
-    /// Stop tokens beyond eos_token and generation_config.json.
-    stop_tokens: Vec<String> = Vec::new();
-    /// Draw each epoch's order; false takes the rows in file order, over and over.
-    shuffle_dataset: bool = true;
+    loss_weights: BTreeMap<String, f32> => data.loss_weights;
+    /// Text that begins each section (SYSTEM, CONTEXT, TASK, RESPONSE); empty: no such section.
+    section_markers: BTreeMap<String, String> => data.section_markers;
+    /// Stop tokens besides eos_token and those of generation_config.json.
+    stop_tokens: Vec<String> => data.stop_tokens;
+    /// Shuffle the rows for each epoch; false takes them in file order, again and again.
+    shuffle_dataset: bool => train.shuffle_dataset;
 
-    /// Where the run is left.
+    /// Folder that the run writes to.
     output_dir: PathBuf = PathBuf::from("trainer_output");
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false;
     /// Rows per micro-batch, or packs of them.
-    per_device_train_batch_size: usize = 8, if |v| *v >= 1, "at least 1";
+    per_device_train_batch_size: usize => train.per_device_train_batch_size, if |v| *v >= 1, "at least 1";
     /// Rows per evaluation batch.
-    per_device_eval_batch_size: usize = 8, if |v| *v >= 1, "at least 1";
-    /// Micro-batches per step, normalised over all their targets together.
-    gradient_accumulation_steps: usize = 1, if |v| *v >= 1, "at least 1";
-    /// Keep each layer's input only and recompute the rest.
-    gradient_checkpointing: bool = false;
+    per_device_eval_batch_size: usize => train.per_device_eval_batch_size, if |v| *v >= 1, "at least 1";
+    /// Micro-batches per step; the loss is the mean over the targets of all of them.
+    gradient_accumulation_steps: usize => train.gradient_accumulation_steps, if |v| *v >= 1, "at least 1";
+    /// Keep only each layer's input, and recompute the rest in the backward pass.
+    gradient_checkpointing: bool => train.gradient_checkpointing;
     /// Highest learning rate.
-    learning_rate: f64 = 2e-5, if |v| *v >= 0.0, "at least 0";
-    /// AdamW's decay; biases and norms are not decayed.
-    weight_decay: f64 = 0.0, if |v| *v >= 0.0, "at least 0";
+    learning_rate: f64 => train.learning_rate, if |v| *v >= 0.0, "at least 0";
+    /// AdamW's weight decay; not applied to biases and norms.
+    weight_decay: f64 => train.weight_decay, if |v| *v >= 0.0, "at least 0";
     /// AdamW's first decay rate.
-    adam_beta1: f64 = 0.9, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
+    adam_beta1: f64 => train.adam_beta1, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
     /// AdamW's second decay rate.
-    adam_beta2: f64 = 0.999, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
+    adam_beta2: f64 => train.adam_beta2, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
     /// AdamW's epsilon.
-    adam_epsilon: f64 = 1e-8, if |v| *v >= 0.0, "at least 0";
+    adam_epsilon: f64 => train.adam_epsilon, if |v| *v >= 0.0, "at least 0";
     /// Gradients are clipped to this norm; 0 does not clip.
-    max_grad_norm: f64 = 1.0, if |v| *v >= 0.0, "at least 0";
+    max_grad_norm: f64 => train.max_grad_norm, if |v| *v >= 0.0, "at least 0";
     /// Passes over the training rows.
-    num_train_epochs: f64 = 3.0, if |v| *v > 0.0, "more than 0";
-    /// Steps, over num_train_epochs; -1 counts epochs.
+    num_train_epochs: f64 => train.num_train_epochs, if |v| *v > 0.0, "more than 0";
+    /// Number of steps; takes precedence over num_train_epochs. -1: by epochs.
     max_steps: i64 = -1, if |v| *v >= 1 || *v == -1, "at least 1, or -1";
-    /// How the learning rate moves.
-    lr_scheduler_type: Scheduler = Scheduler::Linear;
-    /// Share of the steps that warm up, where warmup_steps is 0.
-    warmup_ratio: f64 = 0.0, if |v| (0.0..=1.0).contains(v), "from 0 to 1";
-    /// Steps of warm-up; below 1 a share of the steps.
-    warmup_steps: f64 = 0.0, if |v| *v >= 0.0, "at least 0";
-    /// Steps between two lines of metrics.
-    logging_steps: u64 = 1, if |v| *v >= 1, "at least 1";
+    /// Schedule of the learning rate.
+    lr_scheduler_type: Scheduler => train.lr_scheduler_type;
+    /// Share of the steps that warm up; used where warmup_steps is 0.
+    warmup_ratio: f64 => train.warmup_ratio, if |v| (0.0..=1.0).contains(v), "from 0 to 1";
+    /// Number of warm-up steps; below 1, a share of the steps.
+    warmup_steps: f64 => train.warmup_steps, if |v| *v >= 0.0, "at least 0";
+    /// Steps between two lines of metrics.jsonl.
+    logging_steps: u64 => train.logging_steps, if |v| *v >= 1, "at least 1";
     /// When to evaluate, besides before and after training.
-    eval_strategy: Strategy = Strategy::No;
-    /// Steps between two evaluations; logging_steps where null.
-    eval_steps: Option<u64> = None, if |v| v.is_none_or(|n| n >= 1), "at least 1";
+    eval_strategy: Strategy => train.eval_strategy;
+    /// Steps between two evaluations; null: logging_steps.
+    eval_steps: Option<u64> => train.eval_steps, if |v| v.is_none_or(|n| n >= 1), "at least 1";
     /// When to write checkpoints.
-    save_strategy: Strategy = Strategy::Steps;
+    save_strategy: Strategy => train.save_strategy;
     /// Steps between two checkpoints.
-    save_steps: u64 = 500, if |v| *v >= 1, "at least 1";
+    save_steps: u64 => train.save_steps, if |v| *v >= 1, "at least 1";
     /// Checkpoints kept; null keeps all.
-    save_total_limit: Option<usize> = None, if |v| v.is_none_or(|n| n >= 1), "at least 1";
-    /// End with the checkpoint of the lowest evaluation loss.
-    load_best_model_at_end: bool = false;
-    /// Seed of weights and sampling.
-    seed: u64 = 42;
-    /// Seed of the rows' order; seed where null.
-    data_seed: Option<u64> = None;
+    save_total_limit: Option<usize> => train.save_total_limit, if |v| v.is_none_or(|n| n >= 1), "at least 1";
+    /// End with the weights of the lowest evaluation loss.
+    load_best_model_at_end: bool => train.load_best_model_at_end;
+    /// Seed of random weights, of the rows' order, and of sampling.
+    seed: u64 => train.seed;
+    /// Seed of the rows' order; null: seed.
+    data_seed: Option<u64> => train.data_seed;
 }
 
 /// A day of the calendar as YYYY-MM-DD.
 fn is_date(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('-').collect();
-    let number = |part: &str, digits: usize| {
-        part.parse::<u32>().ok().filter(|_| part.len() == digits && part.bytes().all(|b| b.is_ascii_digit()))
-    };
-    let [year, month, day] = parts.as_slice() else { return false };
-    let (Some(year), Some(month), Some(day)) = (number(year, 4), number(month, 2), number(day, 2)) else {
-        return false;
-    };
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let days = match month {
-        2 => 28 + u32::from(leap),
-        4 | 6 | 9 | 11 => 30,
-        1..=12 => 31,
-        _ => 0,
-    };
-    year > 0 && (1..=days).contains(&day)
+    text.parse::<jiff::civil::Date>().is_ok_and(|date| date.year() > 0 && date.to_string() == text)
 }
 
 /// A value in an error message: short, on one line.

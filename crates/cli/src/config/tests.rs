@@ -24,12 +24,12 @@ fn assignments_reach_typed_fields() {
         "completion_only_loss=False",
     ])
     .unwrap();
-    assert_eq!(config.learning_rate, 1e-3);
-    assert_eq!(config.max_length, None);
-    assert_eq!(config.loss_weights["system"], 0.1);
-    assert_eq!(config.section_markers["TASK"], "[ASK]");
-    assert_eq!(config.section_markers["SYSTEM"], "[SYSTEM]");
-    assert_eq!(config.stop_tokens, ["<|a|>", "<|b|>"]);
+    assert_eq!(config.train.learning_rate, 1e-3);
+    assert_eq!(config.data.max_length, None);
+    assert_eq!(config.data.loss_weights["system"], 0.1);
+    assert_eq!(config.data.section_markers["TASK"], "[ASK]");
+    assert_eq!(config.data.section_markers["SYSTEM"], "[SYSTEM]");
+    assert_eq!(config.data.stop_tokens, ["<|a|>", "<|b|>"]);
     assert_eq!(config.policy().objective, Objective::AllTokens);
 }
 
@@ -78,10 +78,11 @@ fn conversations_have_their_keys() {
     assert_eq!(policy.template_date.as_deref(), Some("2024-02-29"));
     assert_eq!(policy.template_kwargs["enable_thinking"], false);
     assert_eq!(policy.template_kwargs["persona"], "a pirate");
-    for (name, format) in Format::NAMES {
-        assert_eq!(set(&[&format!("format={name}")]).unwrap().format, format);
+    for name in ["auto", "input_full", "prompt_completion", "messages", "alpaca", "segments", "preference"] {
+        assert_eq!(set(&[&format!("format={name}")]).unwrap().to_json()["format"], name);
     }
-    for date in ["2024-2-29", "2023-02-29", "2024-13-01", "yesterday", "2024-00-10"] {
+    for date in ["2024-2-29", "2023-02-29", "2024-13-01", "yesterday", "2024-00-10", "20240229", "0000-01-01"]
+    {
         assert!(set(&[&format!("template_date={date}")]).unwrap_err().contains("YYYY-MM-DD"), "{date}");
     }
     assert!(set(&["supervise=first"]).unwrap_err().contains("all, last, per-message"));
@@ -126,6 +127,8 @@ fn yaml_reads_back_to_the_same_tree() {
     let config = set(&[
         "max_length=None",
         "loss_weights.task=0.3",
+        "prompt_loss_weight=0.1",
+        "completion_only_loss=null",
         "output_dir=a: b",
         "seed=18446744073709551615",
         "template_kwargs.names=[a, '1']",
@@ -136,6 +139,13 @@ fn yaml_reads_back_to_the_same_tree() {
     let path = folder.path().join("saved.yaml");
     std::fs::write(&path, config.to_yaml()).unwrap();
     assert_eq!(Loaded::new(Some(&path), &[]).unwrap().config, config);
+    assert!(
+        config.to_yaml().contains("\nprompt_loss_weight: 0.1\nloss_weights: {\"task\":0.3}\n"),
+        "{}",
+        config.to_yaml()
+    );
+    assert!(config.to_yaml().contains("\ncompletion_only_loss: true\n"));
+    assert_eq!(config.policy().prompt_loss_weight, 0.1);
 }
 
 #[test]
@@ -148,13 +158,13 @@ fn files_name_the_line_and_yield_to_assignments() {
 
     std::fs::write(&path, "seed: 7\nsection_markers:\n  TASK: \"[ASK]\"\n").unwrap();
     let loaded = Loaded::new(Some(&path), &["seed=8".into()]).unwrap();
-    assert_eq!((loaded.config.seed, loaded.config.section_markers["TASK"].as_str()), (8, "[ASK]"));
-    assert_eq!(loaded.config.section_markers.len(), 4);
+    assert_eq!((loaded.config.train.seed, loaded.config.data.section_markers["TASK"].as_str()), (8, "[ASK]"));
+    assert_eq!(loaded.config.data.section_markers.len(), 4);
 
     let toml = folder.path().join("run.toml");
     std::fs::write(&toml, "seed = 7\nmax_length = 16\n[loss_weights]\nsystem = 0.5\n").unwrap();
     let loaded = Loaded::new(Some(&toml), &[]).unwrap();
-    assert_eq!((loaded.config.max_length, loaded.config.loss_weights["system"]), (Some(16), 0.5));
+    assert_eq!((loaded.config.data.max_length, loaded.config.data.loss_weights["system"]), (Some(16), 0.5));
 
     std::fs::write(&toml, "seed = \n").unwrap();
     let error = Loaded::new(Some(&toml), &[]).unwrap_err();

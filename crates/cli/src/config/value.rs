@@ -1,34 +1,36 @@
-//! What a configuration value may be: how each type is read from YAML, TOML or `--set`, and shown again.
+//! Types of configuration values: how each is read from YAML, TOML or `--set`, and printed.
 
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use suasion_data::policy::Objective;
 
 /// A type that a configuration key can have.
 pub trait Value: Sized {
-    /// What is accepted, in words that follow "expected".
+    /// What is accepted, as a phrase that follows "expected".
     fn expected() -> String;
 
-    /// Reads a parsed value; `None` where it is not one of ours.
+    /// Reads a parsed value; `None` where it is not of this type.
     fn from_json(json: &Json) -> Option<Self>;
 
-    /// Reads what stands after `--set key=`. Text keys take it verbatim, so that `section_markers.TASK=[ASK]` and
-    /// a path with a colon need no quoting; everything else is a YAML scalar or flow collection.
+    /// Reads the text after `--set key=`. Keys of type text take it verbatim, so that
+    /// `section_markers.TASK=[ASK]` and a path with a colon need no quotes; for other keys it is a YAML
+    /// scalar or flow collection.
     fn from_text(text: &str) -> Option<Self> {
         Self::from_json(&serde_saphyr::from_str::<Json>(text).ok()?)
     }
 
-    /// The value as it is printed and saved.
+    /// The value as it is printed and saved; reads back to the same value.
     fn to_json(&self) -> Json;
 
-    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` where the type is no mapping.
+    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` where the type is not a mapping.
     fn set_entry(&mut self, _entry: &str, _text: &str) -> Option<Result<(), String>> {
         None
     }
 }
 
-/// Text of a scalar: YAML reads `1e3` or `no` as other types where the user meant a name.
+/// Text of a scalar: YAML reads `1e3` and `no` as numbers and booleans where a name was meant.
 fn scalar_text(json: &Json) -> Option<String> {
     match json {
         Json::String(text) => Some(text.clone()),
@@ -39,7 +41,7 @@ fn scalar_text(json: &Json) -> Option<String> {
 }
 
 /// `--set key="quoted"` means what is inside the quotes.
-fn unquoted(text: &str) -> &str {
+pub fn unquoted(text: &str) -> &str {
     let text = text.trim();
     for quote in ['"', '\''] {
         if let Some(inner) = text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)) {
@@ -74,7 +76,8 @@ impl Value for bool {
     }
 }
 
-/// `1e3`, `"1e-4"` (PyYAML reads an exponent without a dot as text, so such files are common) and plain numbers.
+/// `1e3`, `"1e-4"` (PyYAML reads an exponent without a dot as text, so such files are common) and plain
+/// numbers.
 fn number(json: &Json) -> Option<f64> {
     match json {
         Json::Number(number) => number.as_f64(),
@@ -103,6 +106,37 @@ impl Value for f64 {
 
     fn to_json(&self) -> Json {
         Json::from(*self)
+    }
+}
+
+impl Value for f32 {
+    fn expected() -> String {
+        f64::expected()
+    }
+
+    fn from_json(json: &Json) -> Option<f32> {
+        number(json).map(|number| number as f32).filter(|number| number.is_finite())
+    }
+
+    fn to_json(&self) -> Json {
+        // The shortest decimal that reads back: 0.1, not 0.10000000149011612.
+        format!("{self:?}").parse().map_or(Json::Null, Json::Number)
+    }
+}
+
+/// `completion_only_loss`: true learns from responses, false from all tokens; null is true, the default.
+impl Value for Objective {
+    fn expected() -> String {
+        Option::<bool>::expected()
+    }
+
+    fn from_json(json: &Json) -> Option<Objective> {
+        let only = Option::<bool>::from_json(json)?;
+        Some(if only.unwrap_or(true) { Objective::ResponseOnly } else { Objective::AllTokens })
+    }
+
+    fn to_json(&self) -> Json {
+        Json::Bool(*self == Objective::ResponseOnly)
     }
 }
 
@@ -275,7 +309,7 @@ impl Value for Vec<String> {
 
     fn from_text(text: &str) -> Option<Vec<String>> {
         let text = text.trim();
-        // `[a, b]` is a list; anything else (`<|im_end|>`, which is no YAML) is one entry, verbatim.
+        // `[a, b]` is a list; anything else (`<|im_end|>`, which is not valid YAML) is one entry, verbatim.
         if text.starts_with('[') && text.ends_with(']') {
             Self::from_json(&serde_saphyr::from_str::<Json>(text).ok()?)
         } else if is_null(text) {
@@ -290,7 +324,7 @@ impl Value for Vec<String> {
     }
 }
 
-/// A value for somebody else's variable: of any type, as YAML; what is no YAML is text.
+/// A value of any type, for a template's variable: YAML where it is valid YAML, else text.
 impl Value for Json {
     fn expected() -> String {
         "any value".into()
@@ -336,43 +370,6 @@ impl<T: Value> Value for BTreeMap<String, T> {
         })
     }
 }
-
-/// Gives an enum its spelled choices. `no` is YAML's false, so a choice of that name reads false too.
-macro_rules! choices {
-    ($type:ty { $($text:literal => $variant:expr),+ $(,)? } $(aliases { $($alias:literal => $same:literal),+ $(,)? })?) => {
-        impl $crate::config::value::Value for $type {
-            fn expected() -> String {
-                ["one of: ", [$($text),+].join(", ").as_str()].concat()
-            }
-
-            fn from_json(json: &serde_json::Value) -> Option<Self> {
-                let text = match json {
-                    serde_json::Value::Bool(false) => "no",
-                    serde_json::Value::String(text) => text.as_str(),
-                    _ => return None,
-                };
-                let text = match text {
-                    $($($alias => $same,)+)?
-                    other => other,
-                };
-                match text {
-                    $($text => Some($variant),)+
-                    _ => None,
-                }
-            }
-
-            fn from_text(text: &str) -> Option<Self> {
-                Self::from_json(&serde_json::Value::from(text.trim().trim_matches(['"', '\''])))
-            }
-
-            fn to_json(&self) -> serde_json::Value {
-                $(if *self == $variant { return serde_json::Value::from($text); })+
-                serde_json::Value::Null
-            }
-        }
-    };
-}
-pub(crate) use choices;
 
 #[cfg(test)]
 mod tests {

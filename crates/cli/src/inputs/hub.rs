@@ -1,10 +1,10 @@
-//! Repositories of the Hugging Face hub: found in the local cache, and downloaded into it where this program was
-//! built with the feature `hub`.
+//! Repositories of the Hugging Face hub: found in the local cache, and downloaded into it where this program
+//! was built with the feature `hub`.
 
 #[cfg(feature = "hub")]
 mod download;
 
-/// Nothing is downloaded by this build.
+/// This build downloads nothing.
 #[cfg(not(feature = "hub"))]
 mod download {
     use super::{Listing, Repo};
@@ -43,17 +43,17 @@ impl Kind {
     }
 }
 
-/// How far a look-up goes: into the hub, or into the cache only. [`Ui`]s become the former.
+/// How far a look-up goes: to the hub, or to the cache only. A [`Ui`] converts to the former.
 #[derive(Clone, Copy)]
 pub struct Access<'a> {
-    /// Who is told.
+    /// Prints warnings and progress.
     pub ui: &'a Ui,
-    /// False where the hub is not asked for anything; [`ToDownload`] then is the error.
+    /// False: no request is sent to the hub; what would need one is the error [`ToDownload`].
     pub network: bool,
 }
 
 impl<'a> Access<'a> {
-    /// Into the cache only.
+    /// Access to the cache only.
     pub fn cache(ui: &'a Ui) -> Access<'a> {
         Access { ui, network: false }
     }
@@ -65,21 +65,21 @@ impl<'a> From<&'a Ui> for Access<'a> {
     }
 }
 
-/// What is not in the cache, and is downloaded by who may.
+/// The error for something that is not in the cache and would have to be downloaded.
 #[derive(Debug)]
 pub struct ToDownload(String);
 
 impl std::fmt::Display for ToDownload {
     fn fmt(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(out, "not all of {} is in the cache: a run asks the hub for it", self.0)
+        write!(out, "not all of {} is in the cache: a run downloads it", self.0)
     }
 }
 
 impl std::error::Error for ToDownload {}
 
-/// What the hub has of a repository.
+/// A repository's files at a commit, as the hub lists them.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "this build asks no hub"))]
+#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "this build has no downloads"))]
 pub struct Listing {
     /// The commit.
     pub commit: String,
@@ -105,7 +105,7 @@ impl Repo {
         Some(Repo { kind, id })
     }
 
-    /// Its folder in the cache, there or not.
+    /// Its folder in the cache, whether it exists or not.
     pub fn folder(&self) -> PathBuf {
         cache().join(format!("{}--{}", self.kind.plural(), self.id.replace('/', "--")))
     }
@@ -115,10 +115,10 @@ impl Repo {
         snapshot(&self.folder())
     }
 
-    /// What the hub has of it at a commit, or at `main`.
+    /// Its files at a commit, or at `main`.
     ///
     /// # Errors
-    /// With what to do: nothing may be asked for here and now, or the hub has no answer.
+    /// Where no request may be sent, and where the hub cannot be reached or refuses.
     pub fn list(&self, commit: Option<&str>, access: Access) -> anyhow::Result<Listing> {
         match (downloads(), access.network) {
             (false, _) => Err(self.not_cached().into()),
@@ -127,15 +127,15 @@ impl Repo {
         }
     }
 
-    /// Downloads files of a listing, as far as the cache lacks them. Returns their snapshot.
+    /// Downloads the files of a listing that the cache lacks. Returns their snapshot.
     ///
     /// # Errors
-    /// With what to do.
+    /// Where a download or a write fails.
     pub fn get(&self, listing: &Listing, names: &[String], ui: &Ui) -> anyhow::Result<PathBuf> {
         download::get(self, listing, names, ui)
     }
 
-    /// The error for what is not in the cache where nothing is downloaded.
+    /// The error for files that are not in the cache where downloads are impossible.
     fn not_cached(&self) -> Failure {
         let help = match offline() {
             Some(why) => format!("unset {why}, or set HF_HUB_CACHE or HF_HOME to where it is"),
@@ -145,11 +145,8 @@ impl Repo {
                     .into()
             }
         };
-        let message = format!(
-            "{}: there is no such path, and what is needed is not in the local cache ({})",
-            self.id,
-            self.folder().display()
-        );
+        let message =
+            format!("{}: no such path, and not in the local cache ({})", self.id, self.folder().display());
         let tag = if self.kind == Kind::Model { "E-MODEL" } else { "E-SOURCE" };
         Failure::run_time(tag, message, help)
     }
@@ -185,7 +182,7 @@ fn path_variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
-/// Where the Hugging Face tools keep their things: `HF_HOME` or its default.
+/// The folder of the Hugging Face tools: `HF_HOME` or its default.
 fn home() -> PathBuf {
     path_variable("HF_HOME").unwrap_or_else(|| {
         let cache = path_variable("XDG_CACHE_HOME")
@@ -224,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hub_ids_are_told_from_paths() {
+    fn hub_ids_and_paths_are_distinguished() {
         for id in ["gpt2", "Qwen/Qwen2.5-0.5B", "a_b/c.d"] {
             assert!(is_id(id), "{id}");
         }

@@ -1,87 +1,79 @@
-//! Rows of a file to samples, with what there is to say about them.
+//! Reads rows to samples, and prints what was found about them.
 
-use super::model::Folder;
 use super::rows::DataFiles;
 use crate::failure::Failure;
 use crate::progress::Meter;
 use crate::ui::Ui;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use suasion_data::pipeline::{BAD_ROWS_LISTED, Outcome, Pipeline, Summary};
 use suasion_data::prepared::Manifest;
 use suasion_data::report::format::{count, thousands};
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
+use suasion_data::{Code, Finding, Level, Mode, ModelFolder, Policy, Sample};
 
-/// What is read and kept of a source of rows.
+/// The samples of a source, with its summary and findings.
 pub struct RowSet {
-    /// What the user named.
+    /// The source, as the user named it.
     pub name: PathBuf,
-    /// The rows that became samples, in their order.
+    /// The rows that became samples, in the order of the source.
     pub samples: Vec<Sample>,
-    /// The source in numbers.
+    /// Counts of the source.
     pub summary: Summary,
     /// The first finding of each code.
     pub examples: BTreeMap<Code, Finding>,
-    /// The first rows that failed, with the reason (`on_bad_row: skip` goes on after them).
+    /// The first rows that failed, with the reason (`on_bad_row: skip` continues after them).
     pub failures: Vec<String>,
 }
 
-/// Reads rows to samples; `mode` says what the rows are for.
+/// Reads rows to samples, for the purpose `mode`.
 pub fn load(
     ui: &Ui,
     data: &DataFiles,
-    folder: &Folder,
+    folder: &Arc<ModelFolder>,
     policy: &Policy,
     mode: Mode,
 ) -> anyhow::Result<RowSet> {
     let manifest = data.manifest()?;
-    let asked = manifest.as_ref().map(|manifest| manifest.asked(policy));
-    let pipeline = Pipeline {
-        vocab_size: folder.vocab_size,
-        mode,
-        template: folder.template.as_ref(),
-        asked: asked.as_ref(),
-        ..Pipeline::new(folder.tokenizer.as_ref(), policy)
-    };
+    let labelled_under = manifest.as_ref().map(|manifest| manifest.labelled_under(policy).into());
+    let pipeline = Pipeline { mode, labelled_under, ..Pipeline::new(folder.clone(), policy.clone()) };
     let mut samples = Vec::new();
     let mut examples = BTreeMap::new();
     let mut failures = Vec::new();
     let mut meter = Meter::new(ui, &data.name);
-    let summary = pipeline.run_source(
-        data.open()?,
-        |progress| meter.show(progress),
-        |outcome| {
-            for finding in outcome.findings() {
-                examples.entry(finding.code).or_insert_with(|| finding.clone());
+    let mut rows = pipeline.rows(data.open()?)?;
+    while let Some(outcome) = rows.next() {
+        meter.show(rows.progress());
+        let outcome = outcome?;
+        for finding in outcome.findings() {
+            examples.entry(finding.code).or_insert_with(|| finding.clone());
+        }
+        match outcome {
+            Outcome::Kept(kept) => samples.push(kept.sample),
+            Outcome::Failed { error, .. } if failures.len() < BAD_ROWS_LISTED => {
+                failures.push(error.to_string())
             }
-            match outcome {
-                Outcome::Kept(kept) => samples.push(kept.sample),
-                Outcome::Failed { error, .. } if failures.len() < BAD_ROWS_LISTED => {
-                    failures.push(error.to_string())
-                }
-                _ => {}
-            }
-            Ok(())
-        },
-    );
-    meter.clear();
-    let summary = summary?;
+            _ => {}
+        }
+    }
+    drop(meter);
+    let summary = rows.into_summary();
     if let (Some(manifest), Some(source)) = (&manifest, &summary.source)
         && !manifest.describes(source)
     {
         ui.warn(format_args!(
-            "{}: not as its manifest says it was written; what the manifest says of it may be wrong",
+            "{}: changed since its manifest was written, which may describe other rows",
             data.name.display()
         ));
     }
-    tell_date(ui, policy.template_date.as_deref(), summary.template_date.as_deref());
+    warn_of_date(ui, policy.template_date.as_deref(), summary.template_date.as_deref());
     Ok(RowSet { name: data.name.clone(), samples, summary, examples, failures })
 }
 
-/// Says that the chat template wrote the date of the day, where none was pinned.
-pub fn tell_date(ui: &Ui, pinned: Option<&str>, used: Option<&str>) {
+/// Warns where the chat template has used today's date because no date is pinned.
+pub fn warn_of_date(ui: &Ui, pinned: Option<&str>, used: Option<&str>) {
     if let (None, Some(date)) = (pinned, used) {
         ui.warn(format_args!(
             "the chat template writes today's date into each conversation; pin it with template_date={date}"
@@ -89,35 +81,35 @@ pub fn tell_date(ui: &Ui, pinned: Option<&str>, used: Option<&str>) {
     }
 }
 
-/// Holds prepared data against the model and the configuration that are to use it.
+/// Compares prepared data with the model and the configuration that are to use it.
 ///
 /// # Errors
 /// Where it was prepared with another tokenizer or template, or for another objective.
-pub fn check_manifest(data: &DataFiles, folder: &Folder, policy: &Policy) -> anyhow::Result<()> {
+pub fn check_manifest(data: &DataFiles, folder: &ModelFolder, policy: &Policy) -> anyhow::Result<()> {
     let Some(manifest) = data.manifest()? else { return Ok(()) };
-    let differences = differences(&manifest, Some(folder), policy);
+    let differences = differences(&manifest, folder, policy);
     if differences.is_empty() {
         return Ok(());
     }
     Err(Failure::run_time(
         "E-FINGERPRINT",
-        format!("{}: prepared for something else: {}", data.name.display(), differences.join("; ")),
+        format!("{}: prepared with other settings: {}", data.name.display(), differences.join("; ")),
         "prepare the rows again with this model and configuration, or remove the manifest beside them if it belongs to other data",
     )
     .into())
 }
 
-/// What prepared data was made with that is different now, a clause for each.
-pub fn differences(manifest: &Manifest, folder: Option<&Folder>, policy: &Policy) -> Vec<String> {
-    let tokenizer = folder.and_then(|folder| folder.tokenizer.as_ref()).map(Tokenizer::fingerprint);
-    let template = folder.and_then(|folder| folder.template.as_ref()).map(ChatTemplate::fingerprint);
+/// The differences between what prepared data was made with and what is to use it, a clause for each.
+pub fn differences(manifest: &Manifest, folder: &ModelFolder, policy: &Policy) -> Vec<String> {
+    let tokenizer = folder.tokenizer.as_deref().map(Tokenizer::fingerprint);
+    let template = folder.template.as_deref().map(ChatTemplate::fingerprint);
     let mut differences = manifest.mismatches(tokenizer, policy);
     differences.extend(manifest.other_template(template));
     differences
 }
 
-/// Says what was found at warning or above: how often, what, and where first; and every row that failed.
-pub fn tell_findings(ui: &Ui, rows: &RowSet, indent: usize) {
+/// Prints the findings of level warning and above, with how often and where first, and the rows that failed.
+pub fn print_findings(ui: &Ui, rows: &RowSet, indent: usize) {
     for (code, found) in &rows.summary.findings {
         if found.level == Level::Note || *code == Code::Row {
             continue;
@@ -127,11 +119,11 @@ pub fn tell_findings(ui: &Ui, rows: &RowSet, indent: usize) {
             .get(code)
             .map(|finding| format!("; first: row {}: {}", finding.row, finding.message))
             .unwrap_or_default();
-        ui.say(format_args!(
+        ui.log(format_args!(
             "{:indent$} {code} {} × {}{example}",
             "",
             thousands(found.count),
-            code.meaning()
+            code.rule().meaning
         ));
     }
     for failure in &rows.failures {

@@ -1,4 +1,4 @@
-//! From what the user calls a model to a folder, and what is in it besides the weights.
+//! Model folders: found by path or hub id, and opened, without the weights.
 
 use super::hub::{self, Access, Kind, Repo, ToDownload};
 use crate::config::Config;
@@ -6,115 +6,83 @@ use crate::failure::{Exit, Failure};
 use crate::ui::Ui;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
-use suasion_data::template::{ChatTemplate, RenderingWatch};
-use suasion_data::tokens::{SpecialToken, Tokenizer};
+use suasion_data::ModelFolder;
+use suasion_data::template::RenderingWatch;
+use suasion_data::tokens::Tokenizer;
 use suasion_engine::Architecture;
+use suasion_train::ModelFiles;
 
-/// A model folder without its weights: what rows are rendered and tokenised with.
-pub struct Folder {
-    /// The folder.
-    pub dir: PathBuf,
-    /// Its tokenizer; `None` where it has no tokenizer.json, which rows of tokens do not need.
-    pub tokenizer: Option<Tokenizer>,
-    /// Its chat template, where it has a usable one.
-    pub template: Option<ChatTemplate>,
-    /// The number of embeddings by its config.json.
-    pub vocab_size: Option<usize>,
+/// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
+///
+/// # Errors
+/// Where its tokenizer cannot be read.
+pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
+    let folder = ModelFolder::open(dir)?;
+    if let Some(error) = &folder.template_error {
+        ui.warn(format_args!("the chat template is not used: {error}"));
+    }
+    if folder.template.is_some() {
+        watch_templates();
+    }
+    Ok(folder)
 }
 
-impl Folder {
-    /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
-    ///
-    /// # Errors
-    /// Where its tokenizer cannot be read.
-    pub fn open(dir: PathBuf, ui: &Ui) -> anyhow::Result<Folder> {
-        let tokenizer =
-            if dir.join("tokenizer.json").exists() { Some(Tokenizer::from_dir(&dir)?) } else { None };
-        let template = tokenizer.as_ref().and_then(|tokenizer| template(ui, &dir, tokenizer));
-        let vocab_size = vocab_size(&dir);
-        Ok(Folder { dir, tokenizer, template, vocab_size })
-    }
-
-    /// Opens a folder with its architecture.
-    ///
-    /// # Errors
-    /// As [`Folder::open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
-    /// ids that the model has no embedding for, because it belongs to another model.
-    pub fn with_architecture(dir: PathBuf, ui: &Ui) -> anyhow::Result<(Folder, Architecture)> {
-        let arch = Architecture::from_dir(&dir)?;
-        let mut folder = Folder::open(dir, ui)?;
-        folder.vocab_size = Some(arch.vocab_size);
-        match &folder.tokenizer {
-            Some(tokenizer) if tokenizer.vocab_size() > arch.vocab_size => Err(Failure::run_time(
-                "E-VOCAB",
-                format!(
-                    "{}: the tokenizer's ids go up to {}, and config.json has vocab_size {}",
-                    folder.dir.display(),
-                    tokenizer.vocab_size() - 1,
-                    arch.vocab_size
-                ),
-                "the tokenizer and the model do not belong together, or the model's embeddings need to be resized",
-            )
-            .into()),
-            _ => Ok((folder, arch)),
-        }
-    }
-
-    /// The tokenizer, for commands that read and write text.
-    ///
-    /// # Errors
-    /// Where the folder has none.
-    pub fn need_tokenizer(&self) -> anyhow::Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            Failure::run_time(
-                "E-TOKENIZER",
-                format!("{}: the folder has no tokenizer.json", self.dir.display()),
-                "copy the tokenizer's files of the base model into it",
-            )
-            .into()
-        })
+/// Opens a folder with its architecture.
+///
+/// # Errors
+/// As [`open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
+/// ids that the model has no embedding for, because it belongs to another model.
+pub fn with_architecture(dir: &Path, ui: &Ui) -> anyhow::Result<(Arc<ModelFolder>, Architecture)> {
+    let arch = Architecture::from_dir(dir)?;
+    let mut folder = open(dir, ui)?;
+    folder.vocab_size = Some(arch.vocab_size);
+    match &folder.tokenizer {
+        Some(tokenizer) if tokenizer.vocab_size() > arch.vocab_size => Err(Failure::run_time(
+            "E-VOCAB",
+            format!(
+                "{}: the tokenizer's ids go up to {}, and config.json has vocab_size {}",
+                dir.display(),
+                tokenizer.vocab_size() - 1,
+                arch.vocab_size
+            ),
+            "use the tokenizer of this model, or resize the model's embeddings",
+        )
+        .into()),
+        _ => Ok((Arc::new(folder), arch)),
     }
 }
 
-/// The chat template of a folder, where it has a usable one.
-fn template(ui: &Ui, dir: &Path, tokenizer: &Tokenizer) -> Option<ChatTemplate> {
-    let text = |token: Option<&SpecialToken>| token.map(|t| t.content.clone());
-    match ChatTemplate::from_dir(dir, text(tokenizer.bos()).as_deref(), text(tokenizer.eos()).as_deref()) {
-        Ok(template) => {
-            if template.is_some() {
-                watch_templates();
-            }
-            template
-        }
-        Err(error) => {
-            ui.warn(format_args!("the chat template is not used: {error}"));
-            None
-        }
-    }
+/// The tokenizer of a folder, for commands that read and write text.
+///
+/// # Errors
+/// Where the folder has none.
+pub fn need_tokenizer(folder: &ModelFolder) -> anyhow::Result<&Tokenizer> {
+    folder.tokenizer.as_deref().ok_or_else(|| {
+        Failure::run_time(
+            "E-TOKENIZER",
+            format!("{}: the folder has no tokenizer.json", folder.path.display()),
+            "copy the tokenizer's files of the base model into it",
+        )
+        .into()
+    })
 }
 
-/// The number of embeddings that config.json names.
-fn vocab_size(dir: &Path) -> Option<usize> {
-    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
-    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
-    usize::try_from(config.get("vocab_size")?.as_u64()?).ok()
-}
-
-/// One conversation takes a template microseconds; its fuel ends what takes half a second.
+/// Rendering a conversation takes microseconds; fuel ends most templates that take half a second.
 const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 
-/// How often the watcher looks in that time.
+/// How often the watching thread looks in that time.
 const LOOKS: u32 = 10;
 
-/// Ends the program where a template has found the one way to go on for ever ([`RenderingWatch`]).
+/// Ends the process where a template does not come to an end and its fuel does not stop it
+/// ([`RenderingWatch`]).
 fn watch_templates() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::thread::spawn(|| {
             let mut watch = RenderingWatch::default();
-            // Looks are counted, not time: the process may have been stopped in between.
+            // Looks are counted instead of seconds: the whole process may have been stopped in between.
             while watch.look() < LOOKS {
                 std::thread::sleep(LONGEST_RENDERING / LOOKS);
             }
@@ -129,7 +97,7 @@ fn watch_templates() {
     });
 }
 
-/// The folder of the model that a configuration names, with its weights where `weights` says so.
+/// The folder of the model that a configuration names; with `weights`, its weights are there too.
 ///
 /// # Errors
 /// Where it names none, and as [`resolve`].
@@ -142,23 +110,11 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
     }
 }
 
-/// Files of a model beside its weights, as far as it has them.
-const FILES: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-
-/// The folder of a model, with its weights where `weights` says so.
+/// The folder of a model; with `weights`, its weights are there too.
 ///
 /// # Errors
-/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message says where it looked.
-/// [`ToDownload`] where it could be and may not.
+/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message names the
+/// places searched. [`ToDownload`] where it would have to be downloaded and `access` forbids that.
 pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
     let access = access.into();
     if name.is_dir() {
@@ -181,7 +137,7 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
         .into());
     };
     let snapshot = match repo.snapshot() {
-        // What an incomplete snapshot lacks is named by whoever needs it.
+        // Where files are missing from the snapshot, the code that needs them names them.
         Some(snapshot) if is_complete(&snapshot, weights) || !hub::downloads() => return Ok(snapshot),
         other => other,
     };
@@ -197,7 +153,8 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
     }
 }
 
-/// True where a snapshot has what every model has: other tools download what they need only.
+/// True where a snapshot has the files that every model has; other tools may have downloaded only some of
+/// them.
 fn is_complete(snapshot: &Path, weights: bool) -> bool {
     let has = |name: &str| snapshot.join(name).exists();
     if !has("config.json") || !has("tokenizer.json") {
@@ -220,11 +177,11 @@ fn is_safetensors(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.contains('/')
 }
 
-/// The files of a repository that are needed. Some hold their weights twice: transformers' `model*` are taken before
-/// others.
+/// The files of a repository to download. Some repositories hold their weights twice: transformers' `model*`
+/// are preferred.
 fn wanted(names: &[String], weights: bool) -> Vec<String> {
     let mut wanted: Vec<String> =
-        names.iter().filter(|name| FILES.contains(&name.as_str())).cloned().collect();
+        names.iter().filter(|name| ModelFiles::NAMES.contains(&name.as_str())).cloned().collect();
     if weights {
         let tensors: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
         let named = tensors.iter().any(|name| name.starts_with("model"));

@@ -1,37 +1,31 @@
-//! From what the user calls a data set to files of rows.
+//! Data sets: found by path, glob, folder or hub id, as files of rows.
 //!
 //! | named | taken |
 //! |---|---|
 //! | a file | the file |
 //! | a glob | the files that match, in the order of their names |
 //! | a folder that `datasets.save_to_disk` wrote | its files, or the files of its split |
-//! | any other folder, a hub id (`owner/name`, or `owner/name/folder`) | the split: see [`pick`] |
+//! | any other folder, a hub id (`owner/name`, or `owner/name/folder`) | the split: see [`splits::pick`] |
 //! | several of these | all of them, one after the other |
+
+mod splits;
 
 use super::hub::{self, Access, Kind, Repo, ToDownload};
 use crate::config::{Config, Paths};
 use crate::failure::Failure;
-use std::collections::BTreeMap;
+use splits::{BESIDE, first, is_rows, names};
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::Manifest;
 use suasion_data::source::Source;
 use suasion_data::source::{Saved, saved_dataset};
 
-/// Endings of row files, in the order in which they are tried.
-const ENDINGS: [&str; 7] = ["jsonl", "json", "ndjson", "csv", "tsv", "parquet", "arrow"];
-/// What may follow an ending.
-const COMPRESSED: [&str; 3] = ["", ".gz", ".zst"];
-/// Endings of what `prepare` writes beside rows.
-const BESIDE: [&str; 2] = [".manifest.json", ".findings.jsonl"];
-/// Names that people give to the rows that are not trained on.
+/// Usual names of splits that are not trained on, in order of preference.
 const HELD_OUT: [&str; 5] = ["test", "validation", "valid", "eval", "dev"];
-/// Folders of a data set where its splits may lie.
-const BASES: [&str; 2] = ["", "data/"];
 
 /// Files that are one source of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataFiles {
-    /// What to call them: the file itself, or what the user named.
+    /// Name in messages: the file itself, or what the user named.
     pub name: PathBuf,
     /// The files, in order.
     pub files: Vec<PathBuf>,
@@ -42,7 +36,7 @@ impl DataFiles {
         DataFiles { name: file.clone(), files: vec![file] }
     }
 
-    /// Opens them.
+    /// Opens the files as one source.
     ///
     /// # Errors
     /// As [`Source::of`].
@@ -50,7 +44,7 @@ impl DataFiles {
         Source::of(&self.name, self.files.iter().cloned())
     }
 
-    /// The manifest beside them, where they are prepared data.
+    /// The manifest beside the files, where they are prepared data.
     ///
     /// # Errors
     /// As [`Manifest::beside`].
@@ -73,8 +67,9 @@ pub fn training<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow::R
 /// The files that a name stands for: itself, or the named split of a folder.
 ///
 /// # Errors
-/// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be downloaded. A
-/// file that does not exist is the reader's error. [`ToDownload`] where it can be downloaded and may not.
+/// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be
+/// downloaded. A file that does not exist is the reader's error. [`ToDownload`] where it can be downloaded
+/// and may not.
 pub fn resolve<'a>(data: &Paths, split: &str, access: impl Into<Access<'a>>) -> anyhow::Result<DataFiles> {
     let access = access.into();
     let mut parts = Vec::new();
@@ -87,7 +82,8 @@ pub fn resolve<'a>(data: &Paths, split: &str, access: impl Into<Access<'a>>) -> 
     Ok(joined(parts, data))
 }
 
-/// The rows to evaluate on, where the configuration or the folder has any.
+/// The rows to evaluate on, where the configuration names some or the folder of the training rows has such a
+/// split.
 ///
 /// # Errors
 /// As [`resolve`].
@@ -113,7 +109,7 @@ pub fn evaluation<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow:
     for path in &data.0 {
         match (Place::of(path)?, split) {
             (Place::Folder(folder), Some(split)) => parts.push(folder.need(split, access)?),
-            // A fraction that was asked for is what was asked for.
+            // eval_fraction holds out training rows; a split of the folder does not replace it.
             (Place::Folder(folder), None) if config.eval_fraction == 0.0 => {
                 parts.extend(folder.find(&HELD_OUT, access)?);
             }
@@ -133,7 +129,7 @@ pub fn evaluation<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow:
     Ok(if parts.is_empty() { None } else { Some(joined(parts, data)) })
 }
 
-/// Parts one after the other.
+/// Concatenates the parts.
 fn joined(mut parts: Vec<DataFiles>, data: &Paths) -> DataFiles {
     if parts.len() == 1 {
         return parts.remove(0);
@@ -142,7 +138,7 @@ fn joined(mut parts: Vec<DataFiles>, data: &Paths) -> DataFiles {
     DataFiles { name: data.to_string().into(), files }
 }
 
-/// What a path that the user named is.
+/// What a path that the user named stands for.
 enum Place {
     Files(DataFiles),
     Folder(Folder),
@@ -163,7 +159,7 @@ impl Place {
         if text.contains(['*', '?', '[']) {
             return Ok(Place::Files(DataFiles { name: path.to_path_buf(), files: matches(&text)? }));
         }
-        // `rows.jsonl` and `data/rows.jsonl` could be ids: they are meant as files.
+        // `rows.jsonl` and `data/rows.jsonl` could be hub ids: they are taken as files.
         if !is_rows(&text)
             && let Some((repo, base)) = hub_data_set(&text)
             && (text.contains('/') || repo.snapshot().is_some())
@@ -223,12 +219,12 @@ impl Folder {
         }
     }
 
-    /// The files of the first of these splits that there is.
+    /// The files of the first of these splits that exists.
     fn find(&self, splits: &[&str], access: Access) -> anyhow::Result<Option<DataFiles>> {
         match self {
             Folder::Local(path) => {
                 for split in splits {
-                    // A split of a `DatasetDict`, which has files beside those of its rows.
+                    // A split of a `DatasetDict`, whose folder holds more than files of rows.
                     let name = path.join(split);
                     if let Some(Saved::Files(files)) = saved_dataset(&name)? {
                         return Ok(Some(DataFiles { name, files }));
@@ -243,8 +239,8 @@ impl Folder {
         }
     }
 
-    /// In the cache, and where that has nothing of the first split, in what the hub lists: once, and at the commit
-    /// that the cache has, so that no rows of another day are among them.
+    /// Searches the cache, and where that lacks the first split, the hub: with one request, and at the commit
+    /// that the cache has, so that splits of two commits do not mix.
     fn find_in_hub(
         &self,
         repo: &Repo,
@@ -257,7 +253,7 @@ impl Folder {
             return self.download(repo, base, splits, &listing, access);
         };
         let folder = snapshot.join(base);
-        // Other tools may have downloaded a part of a split only.
+        // Other tools may have downloaded only some of the splits.
         let cached = first(&names(&folder), splits);
         if !hub::downloads() || matches!(&cached, Ok(Some((split, _))) if *split == splits[0]) {
             return self.files(&folder, cached);
@@ -273,7 +269,7 @@ impl Folder {
         }
     }
 
-    /// The first of the splits that a listing has, downloaded.
+    /// Downloads the first of the splits that a listing has.
     fn download(
         &self,
         repo: &Repo,
@@ -291,7 +287,7 @@ impl Folder {
         self.files(&snapshot.join(base), Ok(Some((split, names))))
     }
 
-    /// The files of a split by what [`first`] says.
+    /// The files of a split from the result of [`first`].
     fn files(
         &self,
         folder: &Path,
@@ -305,7 +301,7 @@ impl Folder {
         })
     }
 
-    /// The files of a split that must be there.
+    /// The files of a split; its absence is an error that lists what there is.
     fn need(&self, split: &str, access: Access) -> anyhow::Result<DataFiles> {
         if let Some(files) = self.find(&[split], access)? {
             return Ok(files);
@@ -334,129 +330,6 @@ impl Folder {
             "name the file itself, a glob such as 'folder/*.jsonl', or the split with dataset_train_split or dataset_test_split",
         )
     }
-}
-
-/// The files of a folder down to two folders below, by their paths in it, in the order of these.
-fn names(folder: &Path) -> Vec<String> {
-    fn walk(folder: &Path, prefix: &str, depth: usize, out: &mut Vec<String>) {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let path = entry.path();
-            if name.starts_with('.') {
-                continue;
-            }
-            if path.is_file() {
-                out.push(format!("{prefix}{name}"));
-            } else if depth > 0 {
-                walk(&path, &format!("{prefix}{name}/"), depth - 1, out);
-            }
-        }
-    }
-    let mut out = Vec::new();
-    walk(folder, "", 2, &mut out);
-    out.sort();
-    out
-}
-
-/// A name without the ending of a file of rows; `None` where it is none.
-fn stem(name: &str) -> Option<&str> {
-    let plain = COMPRESSED[1..].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
-    let (stem, ending) = plain.rsplit_once('.')?;
-    let rows = ENDINGS.contains(&ending) && !BESIDE.iter().any(|beside| plain.ends_with(beside));
-    rows.then_some(stem)
-}
-
-fn is_rows(name: &str) -> bool {
-    stem(name).is_some()
-}
-
-/// The first of these splits that there is among the names in a folder, and its files.
-///
-/// # Errors
-/// As [`pick`].
-fn first<'a>(names: &[String], splits: &[&'a str]) -> Result<Option<(&'a str, Vec<String>)>, String> {
-    for split in splits {
-        let picked = pick(names, split)?;
-        if !picked.is_empty() {
-            return Ok(Some((split, picked)));
-        }
-    }
-    Ok(None)
-}
-
-/// The files of a split among the names in a folder: in the folder itself or in `data/`, the one file named as the
-/// split, else its shards (`train-00000-of-00003`, as the hub names them, or `train-0`) in the order of their numbers,
-/// else the files of rows in a folder named as the split. Empty where there are none.
-///
-/// # Errors
-/// In words, where shards are missing by what the others say, or are of more than one set: raw rows and prepared
-/// ones, say.
-fn pick(names: &[String], split: &str) -> Result<Vec<String>, String> {
-    for base in BASES {
-        let inside: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(base)).collect();
-        for ending in ENDINGS {
-            for compressed in COMPRESSED {
-                let whole = format!("{split}.{ending}{compressed}");
-                if inside.contains(&whole.as_str()) {
-                    return Ok(vec![format!("{base}{whole}")]);
-                }
-            }
-        }
-        let mut sets: BTreeMap<(Option<u64>, &str), Vec<(u64, &str)>> = BTreeMap::new();
-        for name in &inside {
-            if let Some(stem) = stem(name)
-                && let Some((number, of)) = shard(stem, split)
-            {
-                sets.entry((of, &name[stem.len()..])).or_default().push((number, name));
-            }
-        }
-        let mut sets = sets.into_iter();
-        if let Some(((of, _), mut shards)) = sets.next() {
-            shards.sort_unstable();
-            if let Some((_, others)) = sets.next() {
-                return Err(format!(
-                    "it has {split} more than once, as {} and as {}",
-                    shards[0].1, others[0].1
-                ));
-            }
-            if let Some(twice) = shards.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-                return Err(format!("{} and {} are one shard of {split}", twice[0].1, twice[1].1));
-            }
-            // All numbers differ: as many as there must be, and none too large, are all of them.
-            if let Some(of) = of {
-                if let Some((_, name)) = shards.iter().find(|(number, _)| *number >= of) {
-                    return Err(format!("{name}: shards are counted from 0"));
-                }
-                if (shards.len() as u64) < of {
-                    return Err(format!("{} of {of} shards of {split} are there", shards.len()));
-                }
-            }
-            return Ok(shards.into_iter().map(|(_, name)| format!("{base}{name}")).collect());
-        }
-        let folder = format!("{split}/");
-        let below = |name: &&str| {
-            name.strip_prefix(folder.as_str()).is_some_and(|rest| !rest.contains('/') && is_rows(rest))
-        };
-        let mut found: Vec<String> =
-            inside.into_iter().filter(below).map(|name| format!("{base}{name}")).collect();
-        if !found.is_empty() {
-            found.sort();
-            return Ok(found);
-        }
-    }
-    Ok(Vec::new())
-}
-
-/// `train-00000-of-00003` (perhaps with the hash of an export behind), `train-0`, `train_0`, `train.0`: the number of
-/// the shard and of how many it is, where its name says so. `None` for what is no shard of the split.
-fn shard(stem: &str, split: &str) -> Option<(u64, Option<u64>)> {
-    let number = |text: &str| text.parse().ok().filter(|_: &u64| text.bytes().all(|b| b.is_ascii_digit()));
-    let rest = stem.strip_prefix(split)?.strip_prefix(['-', '_', '.'])?;
-    let Some((shard, rest)) = rest.split_once("-of-") else { return Some((number(rest)?, None)) };
-    let (of, hash) = rest.split_once('-').unwrap_or((rest, "0"));
-    let fits = hash.bytes().all(|b| b.is_ascii_hexdigit());
-    fits.then_some(())?;
-    Some((number(shard)?, Some(number(of)?)))
 }
 
 #[cfg(test)]
@@ -488,62 +361,6 @@ mod tests {
         config.dataset_test_split = None;
         config.eval_fraction = 0.1;
         assert_eq!(evaluation(&config, &ui()).unwrap(), None);
-    }
-
-    #[test]
-    fn a_split_is_a_file_shards_or_a_folder() {
-        let pick = |names: &[&str], split: &str| {
-            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-            super::pick(&names, split).map(|found| found.join(" "))
-        };
-        let ok = |text: &str| Ok(text.to_string());
-        assert_eq!(
-            pick(&["train.csv", "train.json", "train-0.jsonl", "test.csv"], "train"),
-            ok("train.json")
-        );
-        let hub = [
-            "README.md",
-            "data/test-00000-of-00001.parquet",
-            "data/train-00000-of-00002-a1b2c3d4e5f60718.parquet",
-            "data/train-00001-of-00002-a1b2c3d4e5f60718.parquet",
-        ];
-        assert_eq!(pick(&hub, "train"), ok(&format!("{} {}", hub[2], hub[3])));
-        assert_eq!(pick(&hub, "test"), ok(hub[1]));
-        assert_eq!(pick(&hub[..3], "train"), Err("1 of 2 shards of train are there".into()));
-        assert_eq!(pick(&hub, "validation"), ok(""));
-        let two = |a: &str, b: &str| pick(&[a, b, "train-old.jsonl"], "train").unwrap_err();
-        assert_eq!(
-            two("train-00000-of-00002.jsonl", "train-00000-of-00002.json"),
-            "it has train more than once, as train-00000-of-00002.json and as train-00000-of-00002.jsonl"
-        );
-        assert_eq!(
-            two("train-00000-of-00001.parquet", "train-0.parquet"),
-            "it has train more than once, as train-0.parquet and as train-00000-of-00001.parquet"
-        );
-        assert_eq!(
-            two("train-00000-of-00002-aa.parquet", "train-00000-of-00002-bb.parquet"),
-            "train-00000-of-00002-aa.parquet and train-00000-of-00002-bb.parquet are one shard of train"
-        );
-        assert_eq!(
-            two("train-00001-of-00002.jsonl", "train-00002-of-00002.jsonl"),
-            "train-00002-of-00002.jsonl: shards are counted from 0"
-        );
-        assert_eq!(
-            pick(&["train-10.csv", "train-9.csv", "train-99999999999999999999.csv"], "train"),
-            ok("train-9.csv train-10.csv")
-        );
-        let own = [
-            "train-0.jsonl.gz",
-            "train-1.jsonl.gz",
-            "train-old.jsonl",
-            "train.findings.jsonl",
-            "train.manifest.json",
-            "training.jsonl",
-        ];
-        assert_eq!(pick(&own, "train"), ok("train-0.jsonl.gz train-1.jsonl.gz"));
-        let folders =
-            ["train/b.jsonl", "train/a.csv", "train/notes.txt", "train/deep/c.jsonl", "dev/x.jsonl"];
-        assert_eq!(pick(&folders, "train"), ok("train/a.csv train/b.jsonl"));
     }
 
     #[test]

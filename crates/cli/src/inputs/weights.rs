@@ -1,13 +1,13 @@
-//! The first weights of models.
+//! Models with their initial weights.
 
 use crate::config::{Config, Init};
 use crate::machine;
 use crate::ui::Ui;
 use std::path::Path;
 use suasion_data::report::format::count;
-use suasion_engine::{Architecture, Budget, Cpu, MemoryPlan, Model};
+use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
 
-/// Where the first weights of models come from.
+/// Builds models with the same initial weights.
 pub struct Start<'a> {
     /// Shows the warning about tensors that are not used.
     ui: &'a Ui,
@@ -24,12 +24,12 @@ pub struct Start<'a> {
 }
 
 impl<'a> Start<'a> {
-    /// The weights that a configuration names: those of `dir`, or random ones.
+    /// The weights that a configuration selects: those in `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
-        Start { ui, dir, arch, init: config.init, seed: config.seed, warned: false }
+        Start { ui, dir, arch, init: config.init, seed: config.train.seed, warned: false }
     }
 
-    /// The weights in `dir`, whatever the configuration says: those of a finished run.
+    /// The weights in `dir`: those of a finished run.
     pub fn from_dir(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture) -> Start<'a> {
         Start { ui, dir, arch, init: Init::Weights, seed: 0, warned: false }
     }
@@ -44,9 +44,9 @@ impl<'a> Start<'a> {
         if machine::memory().0.is_some_and(|total| bytes > total) {
             return Err(suasion_engine::Error::Memory { bytes }.into());
         }
-        let mut model = Model::new(self.arch.clone(), Cpu::new(), budget)?;
+        let mut model = Model::new(self.arch.clone(), Device::cpu(), budget)?;
         match self.init {
-            Init::Random => model.init_random(self.seed),
+            Init::Random => model.init_random(self.seed)?,
             Init::Weights => {
                 let unused = model.load_weights(self.dir)?;
                 if !unused.is_empty() && !std::mem::replace(&mut self.warned, true) {

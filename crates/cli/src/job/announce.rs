@@ -1,4 +1,4 @@
-//! What a job says of itself: its plan before it starts, its result after it.
+//! A job's printed plan and, after training, its result.
 
 use super::Job;
 use crate::config::Init;
@@ -13,34 +13,34 @@ use suasion_data::prepared::Counts;
 use suasion_data::report::format::{bytes, count, duration, percent, thousands};
 use suasion_train::Report;
 
-/// Columns of the names in the announcement.
+/// Width in columns of the names in the plan.
 const INDENT: usize = 12;
 
-/// One line of the announcement.
+/// Prints one line of the plan.
 pub fn line(ui: &Ui, name: &str, text: impl Display) {
-    ui.say(format_args!("{name:<INDENT$} {text}"));
+    ui.log(format_args!("{name:<INDENT$} {text}"));
 }
 
 impl Job {
-    /// Says what the run will do.
+    /// Prints what the run will do.
     pub fn announce(&self, ui: &Ui) {
         let plan = &self.plan;
-        let config = &self.config;
-        let say = |name: &str, text: String| line(ui, name, text);
+        let (config, settings) = (&self.config, &self.settings);
+        let line = |name: &str, text: String| line(ui, name, text);
         let weights = match config.init {
             Init::Weights => "weights from the folder",
             Init::Random => "random weights",
         };
-        say(
+        line(
             "model",
             format!(
                 "{}: {}, {} parameters, {weights}",
-                self.folder.dir.display(),
+                self.folder.path.display(),
                 self.arch.model_type,
                 thousands(self.arch.parameter_count())
             ),
         );
-        say(
+        line(
             "data",
             format!(
                 "{}: {}",
@@ -48,16 +48,16 @@ impl Job {
                 tables::rows(&Counts::of(&self.train_rows.summary))
             ),
         );
-        loading::tell_findings(ui, &self.train_rows, INDENT);
+        loading::print_findings(ui, &self.train_rows, INDENT);
         match &self.eval_rows {
             Some(rows) => {
-                say(
+                line(
                     "evaluation",
                     format!("{}: {}", rows.name.display(), tables::rows(&Counts::of(&rows.summary))),
                 );
-                loading::tell_findings(ui, rows, INDENT);
+                loading::print_findings(ui, rows, INDENT);
             }
-            None if !self.eval.is_empty() => say(
+            None if !self.eval.is_empty() => line(
                 "evaluation",
                 format!(
                     "{} held out of the training rows, {} left",
@@ -65,14 +65,14 @@ impl Job {
                     thousands(plan.rows)
                 ),
             ),
-            None => say("evaluation", "none: no rows are held out".into()),
+            None => line("evaluation", "none: no rows are held out".into()),
         }
         let objective = match self.identity.objective {
             Objective::ResponseOnly => "responses only",
             Objective::AllTokens => "ALL tokens, prompts included (completion_only_loss is false)",
         };
-        say("objective", objective.into());
-        say(
+        line("objective", objective.into());
+        line(
             "tokens",
             format!(
                 "{} in {}; supervised: {} ({}); longest row {}",
@@ -86,34 +86,34 @@ impl Job {
         let unit = match (plan.packs, &self.fill) {
             (Some(packs), Some(fill)) => {
                 let (packs, capacity) = (count(packs, "pack"), thousands(fill.capacity));
-                say("packs", format!("{packs} of at most {capacity} tokens, {} full", percent(fill.rate())));
+                line("packs", format!("{packs} of at most {capacity} tokens, {} full", percent(fill.rate())));
                 "packs"
             }
             (Some(packs), None) => {
-                say("packs", format!("{}, as the file has them", count(packs, "pack")));
+                line("packs", format!("{}, as the file has them", count(packs, "pack")));
                 "packs"
             }
             _ => "rows",
         };
-        let accumulation = match config.gradient_accumulation_steps {
+        let accumulation = match settings.gradient_accumulation_steps {
             1 => String::new(),
             n => format!(" × {n} micro-batches"),
         };
-        say(
+        line(
             "steps",
             format!(
                 "{} ({:.2} epochs of {}; {} {unit}{accumulation} a step); learning rate {:e}, {}, {} of warm-up",
                 thousands(plan.total_steps),
                 plan.epochs,
                 thousands(plan.steps_per_epoch),
-                config.per_device_train_batch_size,
-                config.learning_rate,
-                config.lr_scheduler_type,
+                settings.per_device_train_batch_size,
+                settings.learning_rate,
+                settings.lr_scheduler_type,
                 count(plan.warmup_steps, "step"),
             ),
         );
         let memory = self.memory();
-        say(
+        line(
             "memory",
             format!(
                 "{} planned: parameters {}, gradients {}, optimizer {}, activations {}, scratch {}",
@@ -138,11 +138,11 @@ impl Job {
         if !changed.is_empty() {
             let list: Vec<String> =
                 changed.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
-            say("set", list.join(" "));
+            line("set", list.join(" "));
         }
     }
 
-    /// The same for machines (`--dry-run --json`).
+    /// The plan as JSON (`--dry-run --json`).
     pub fn to_json(&self) -> serde_json::Value {
         let memory = self.memory();
         let summary = &self.train_rows.summary;
@@ -170,21 +170,21 @@ impl Job {
         })
     }
 
-    /// Says what came of it.
+    /// Prints the result of the run.
     pub fn farewell(&self, report: &Report, ui: &Ui) -> anyhow::Result<()> {
         if ui.json {
             return ui.print_json(report);
         }
         let dir = report.output_dir.display();
         if report.interrupted {
-            ui.say(format_args!(
+            ui.log(format_args!(
                 "interrupted after step {} of {}; continue with: suasion train --resume {dir}",
                 report.step, report.total_steps
             ));
             return Ok(());
         }
         if let (Some(before), Some(after)) = (&report.before, &report.after) {
-            ui.say(format_args!(
+            ui.log(format_args!(
                 "held-out loss: {:.4} before training, {:.4} after (perplexity {:.2} → {:.2}, {} targets)",
                 before.loss,
                 after.loss,
@@ -195,14 +195,14 @@ impl Job {
         }
         let memory =
             report.peak_memory_bytes.map(|b| format!(", peak memory {}", bytes(b))).unwrap_or_default();
-        ui.say(format_args!(
+        ui.log(format_args!(
             "done: {} in {}, {} targets of {} tokens{memory}",
             count(report.step, "step"),
             duration(report.seconds),
             thousands(report.targets),
             thousands(report.tokens),
         ));
-        ui.say(format_args!("model and report: {dir} (report.html, README.md, metrics.jsonl)"));
+        ui.log(format_args!("model and report: {dir} (report.html, README.md, metrics.jsonl)"));
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The data card of a run: what its model card and its report say of the rows.
+//! The data card of a run: the rows as its model card and its report describe them.
 
 use crate::config::{Config, Init};
 use crate::inputs::loading::RowSet;
@@ -7,7 +7,7 @@ use suasion_data::Sample;
 use suasion_data::pipeline::Summary;
 use suasion_train::{DataCard, FindingCount, SectionShare};
 
-/// What the model card and the report say of the data.
+/// The data card: of the rows that were read (`rows`), those trained on (`train`) and those held out.
 pub fn data_card(
     config: &Config,
     rows: &RowSet,
@@ -15,7 +15,7 @@ pub fn data_card(
     eval: Option<&RowSet>,
     eval_rows: usize,
 ) -> DataCard {
-    // What was read, and, of it, what is trained on: held-out rows are not.
+    // Rows read, and those of them that are trained on: held-out rows are not.
     let (summary, trained) = (&rows.summary, Summary::of(train));
     let name = |path: &Option<PathBuf>| path.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
     DataCard {

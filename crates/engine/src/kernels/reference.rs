@@ -3,7 +3,15 @@
 //! Storage is `f32` (the oracle of the fast backends) or `f64` (for central differences); arithmetic is f64
 //! either way. Nothing here is fast and nothing should be: read it to learn what an operation means.
 
-use super::*;
+#![forbid(unsafe_code)]
+
+use super::buffers::Memory;
+use super::{
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, View,
+    check,
+};
+use crate::collective::Collective;
+use crate::{Error, Result};
 
 /// What a [`Reference`] backend stores its values in.
 pub trait Scalar: Copy + Default {
@@ -34,35 +42,54 @@ impl Scalar for f64 {
 /// Plain loops over host memory.
 #[derive(Debug, Default)]
 pub struct Reference<S: Scalar = f32> {
-    buffers: Vec<Vec<S>>,
+    memory: Memory<Vec<S>>,
 }
 
 impl<S: Scalar> Reference<S> {
     /// A backend without buffers.
     pub fn new() -> Self {
-        Reference { buffers: Vec::new() }
+        Reference { memory: Memory::default() }
     }
 
-    /// The values in full precision (the trait's `read` rounds to f32).
-    pub fn get(&self, x: View) -> Vec<f64> {
-        self.buffers[x.buffer][x.start..x.start + x.len].iter().map(|x| x.to_f64()).collect()
+    /// The values in full precision (the trait's `read` rounds to f32), row after row without gaps.
+    ///
+    /// # Errors
+    /// [`Error::Operands`] for a view of another backend or of freed memory.
+    pub fn get(&self, x: View) -> Result<Vec<f64>> {
+        let buffer = self.memory.buffer(x)?;
+        Ok((0..x.len()).map(|i| buffer[place(x, i)].to_f64()).collect())
     }
 
     /// Overwrites with values in full precision.
-    pub fn set(&mut self, x: View, values: &[f64]) {
-        assert_eq!(x.len, values.len());
-        for (to, from) in self.buffers[x.buffer][x.start..].iter_mut().zip(values) {
-            *to = S::from_f64(*from);
+    ///
+    /// # Errors
+    /// As [`Reference::get`], and where the lengths differ.
+    pub fn set(&mut self, x: View, values: &[f64]) -> Result<()> {
+        if x.len() != values.len() {
+            let message = format!("{} values for a view of {}", values.len(), x.len());
+            return Err(Error::Operands { operation: "set", message });
         }
+        self.update(x, |i, _| values[i])
     }
 
     /// Replaces the values by `f(index, old)`.
-    fn update(&mut self, x: View, mut f: impl FnMut(usize, f64) -> f64) {
-        for i in 0..x.len {
-            let cell = &mut self.buffers[x.buffer][x.start + i];
+    fn update(&mut self, x: View, mut f: impl FnMut(usize, f64) -> f64) -> Result<()> {
+        let buffer = self.memory.buffer_mut(x)?;
+        for i in 0..x.len() {
+            let cell = &mut buffer[place(x, i)];
             *cell = S::from_f64(f(i, cell.to_f64()));
         }
+        Ok(())
     }
+
+    fn get_optional(&self, x: Option<View>) -> Result<Option<Vec<f64>>> {
+        x.map(|x| self.get(x)).transpose()
+    }
+}
+
+/// Where element `i` of a view is in its buffer.
+fn place(x: View, i: usize) -> usize {
+    x.start + i / x.width() * x.stride() + i % x.width()
 }
 
 /// `c[m, n] = a(i, p) · b(p, j)` summed over `p < k`.
@@ -89,51 +116,91 @@ fn sigmoid(x: f64) -> f64 {
 const GELU_C: f64 = 0.797_884_560_802_865_4; // sqrt(2/pi)
 
 impl<S: Scalar> Backend for Reference<S> {
-    fn allocate(&mut self, len: usize) -> Result<View> {
-        self.buffers.push(vec![S::default(); len]);
-        Ok(View { buffer: self.buffers.len() - 1, start: 0, len })
+    fn allocate(&mut self, len: usize) -> Result<Buffer> {
+        let failed = |_| Error::Memory { bytes: (len as u64).saturating_mul(size_of::<S>() as u64) };
+        self.memory.collect();
+        let mut values = Vec::new();
+        values.try_reserve_exact(len).map_err(failed)?;
+        values.resize(len, S::default());
+        Ok(self.memory.add_buffer(values, 0, len))
     }
 
-    fn write(&mut self, to: View, from: &[f32]) {
-        assert_eq!(to.len, from.len());
-        self.update(to, |i, _| from[i] as f64);
+    fn allocated(&self) -> u64 {
+        self.memory.buffers().map(|buffer| (buffer.len() * size_of::<S>()) as u64).sum()
     }
 
-    fn read(&self, from: View, to: &mut [f32]) {
-        assert_eq!(from.len, to.len());
-        for (to, from) in to.iter_mut().zip(self.get(from)) {
+    fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer> {
+        Ok(self.memory.add_indices(values))
+    }
+
+    fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
+        self.memory.add_plan(plan)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.memory.collect();
+        Ok(())
+    }
+
+    fn write(&mut self, to: View, from: &[f32]) -> Result<()> {
+        check::transfer(to, from.len())?;
+        self.update(to, |i, _| from[i] as f64)
+    }
+
+    fn read(&self, from: View, to: &mut [f32]) -> Result<()> {
+        check::transfer(from, to.len())?;
+        for (to, from) in to.iter_mut().zip(self.get(from)?) {
             *to = from as f32;
         }
+        Ok(())
     }
 
-    fn fill(&mut self, x: View, value: f32) {
-        self.update(x, |_, _| value as f64);
+    fn fill(&mut self, x: View, value: f32) -> Result<()> {
+        check::element_wise(x)?;
+        self.update(x, |_, _| value as f64)
     }
 
-    fn copy(&mut self, y: View, x: View) {
-        let x = self.get(x);
-        self.set(y, &x);
+    fn scale(&mut self, x: View, factor: f32) -> Result<()> {
+        check::element_wise(x)?;
+        self.update(x, |_, x| factor as f64 * x)
     }
 
-    fn add(&mut self, y: View, x: View) {
-        let x = self.get(x);
-        self.update(y, |i, y| y + x[i]);
+    fn copy(&mut self, y: View, x: View) -> Result<()> {
+        check::copy(y, x)?;
+        check::apart(&[y], &[x])?;
+        let x = self.get(x)?;
+        self.update(y, |i, _| x[i])
     }
 
-    fn gather(&mut self, y: View, x: View, rows: &[u32], width: usize) {
-        let x = self.get(x);
-        self.update(y, |i, _| x[rows[i / width] as usize * width + i % width]);
+    fn add(&mut self, y: View, x: View) -> Result<()> {
+        check::add(y, x)?;
+        check::apart(&[y], &[x])?;
+        let x = self.get(x)?;
+        self.update(y, |i, y| y + x[i])
     }
 
-    fn scatter_add(&mut self, y: View, x: View, rows: &[u32], width: usize) {
-        let x = self.get(x);
+    fn gather(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
+        check::gather(y, x, rows)?;
+        check::apart(&[y], &[x])?;
+        let (x, rows, width) = (self.get(x)?, self.memory.indices(rows)?, y.width());
+        self.update(y, |i, _| x[rows[i / width] as usize * width + i % width])
+    }
+
+    fn scatter_add(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
+        check::gather(x, y, rows)?;
+        check::apart(&[y], &[x])?;
+        let (values, rows) = (self.get(x)?, self.memory.indices(rows)?);
         for (i, &row) in rows.iter().enumerate() {
-            self.update(y.part(row as usize * width, width), |j, y| y + x[i * width + j]);
+            let row = row as usize;
+            self.update(y.row_range(row..row + 1), |j, y| y + values[i * x.width() + j])?;
         }
+        Ok(())
     }
 
-    fn norm(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) {
-        let (xs, width) = (self.get(x), w.len);
+    fn norm(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
+        check::norm(norm, y, stats, x, w, b)?;
+        check::apart(&[y, stats], &[x, w])?;
+        let (xs, width) = (self.get(x)?, w.len());
         let mut s = Vec::new();
         for row in xs.chunks(width) {
             let n = width as f64;
@@ -148,12 +215,23 @@ impl<S: Scalar> Backend for Reference<S> {
                 }
             }
         }
-        self.set(stats, &s);
-        self.norm_again(norm, y, stats, x, w, b);
+        self.set(stats, &s)?;
+        self.norm_recompute(norm, y, stats, x, w, b)
     }
 
-    fn norm_again(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) {
-        let (s, x, w, b) = (self.get(stats), self.get(x), self.get(w), b.map(|b| self.get(b)));
+    fn norm_recompute(
+        &mut self,
+        norm: Norm,
+        y: View,
+        stats: View,
+        x: View,
+        w: View,
+        b: Option<View>,
+    ) -> Result<()> {
+        check::norm(norm, y, stats, x, w, b)?;
+        check::apart(&[y], &[stats, x, w])?;
+        b.map_or(Ok(()), |b| check::apart(&[y], &[b]))?;
+        let (s, x, w, b) = (self.get(stats)?, self.get(x)?, self.get(w)?, self.get_optional(b)?);
         let width = w.len();
         self.update(y, |i, _| {
             let (r, j) = (i / width, i % width);
@@ -162,21 +240,24 @@ impl<S: Scalar> Backend for Reference<S> {
                 Norm::Layer { .. } => (x[i] - s[2 * r]) * s[2 * r + 1],
             };
             hat * w[j] + b.as_ref().map_or(0.0, |b| b[j])
-        });
+        })
     }
 
     fn norm_backward(
         &mut self,
         norm: Norm,
         dx: View,
-        dw: View,
+        dw: Option<View>,
         db: Option<View>,
         dy: View,
         stats: View,
         x: View,
         w: View,
-    ) {
-        let (s, x, w, dy) = (self.get(stats), self.get(x), self.get(w), self.get(dy));
+    ) -> Result<()> {
+        check::norm_backward(norm, dx, dw, db, dy, stats, x, w)?;
+        let written: Vec<View> = [Some(dx), dw, db].into_iter().flatten().collect();
+        check::apart(&written, &[dy, stats, x, w])?;
+        let (s, x, w, dy) = (self.get(stats)?, self.get(x)?, self.get(w)?, self.get(dy)?);
         let width = w.len();
         let (mut gx, mut gw, mut gb) = (vec![0.0; x.len()], vec![0.0; width], vec![0.0; width]);
         for r in 0..x.len() / width {
@@ -199,74 +280,95 @@ impl<S: Scalar> Backend for Reference<S> {
                 gb[j] += dy[j];
             }
         }
-        self.update(dx, |i, old| old + gx[i]);
-        self.update(dw, |i, old| old + gw[i]);
-        if let Some(db) = db {
-            self.update(db, |i, old| old + gb[i]);
-        }
+        self.update(dx, |i, old| old + gx[i])?;
+        dw.map_or(Ok(()), |dw| self.update(dw, |i, old| old + gw[i]))?;
+        db.map_or(Ok(()), |db| self.update(db, |i, old| old + gb[i]))
     }
 
-    fn linear(&mut self, s: Linear, y: View, accumulate: bool, x: View, w: View, b: Option<View>) {
-        let (x, w, b) = (self.get(x), self.get(w), b.map(|b| self.get(b)));
-        let k = s.inputs;
-        let c = matmul(s.rows, s.outputs, k, |i, p| x[i * k + p], |p, j| w[j * k + p]);
+    fn linear(&mut self, y: View, accumulate: bool, x: View, w: View, b: Option<View>) -> Result<()> {
+        check::linear(y, x, w, b)?;
+        check::apart(&[y], &[x, w])?;
+        b.map_or(Ok(()), |b| check::apart(&[y], &[b]))?;
+        let (rows, k, n) = (x.rows(), x.width(), y.width());
+        let (x, w, b) = (self.get(x)?, self.get(w)?, self.get_optional(b)?);
+        let c = matmul(rows, n, k, |i, p| x[i * k + p], |p, j| w[j * k + p]);
         self.update(y, |i, old| {
-            c[i] + b.as_ref().map_or(0.0, |b| b[i % s.outputs]) + if accumulate { old } else { 0.0 }
-        });
+            c[i] + b.as_ref().map_or(0.0, |b| b[i % n]) + if accumulate { old } else { 0.0 }
+        })
     }
 
-    fn linear_dx(&mut self, s: Linear, dx: View, accumulate: bool, dy: View, w: View) {
-        let (dy, w) = (self.get(dy), self.get(w));
-        let (n, k) = (s.outputs, s.inputs);
-        let c = matmul(s.rows, k, n, |i, p| dy[i * n + p], |p, j| w[p * k + j]);
-        self.update(dx, |i, old| c[i] + if accumulate { old } else { 0.0 });
+    fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, w: View) -> Result<()> {
+        check::linear(dy, dx, w, None)?;
+        check::apart(&[dx], &[dy, w])?;
+        let (rows, k, n) = (dx.rows(), dx.width(), dy.width());
+        let (dy, w) = (self.get(dy)?, self.get(w)?);
+        let c = matmul(rows, k, n, |i, p| dy[i * n + p], |p, j| w[p * k + j]);
+        self.update(dx, |i, old| c[i] + if accumulate { old } else { 0.0 })
     }
 
-    fn linear_dw(&mut self, s: Linear, dw: View, db: Option<View>, accumulate: bool, dy: View, x: View) {
-        let (dy, x) = (self.get(dy), self.get(x));
-        let (n, k) = (s.outputs, s.inputs);
-        let c = matmul(n, k, s.rows, |i, p| dy[p * n + i], |p, j| x[p * k + j]);
-        self.update(dw, |i, old| c[i] + if accumulate { old } else { 0.0 });
-        if let Some(db) = db {
-            self.update(db, |j, old| {
-                (0..s.rows).map(|r| dy[r * n + j]).sum::<f64>() + if accumulate { old } else { 0.0 }
-            });
-        }
+    fn linear_dw(&mut self, dw: View, accumulate: bool, dy: View, x: View) -> Result<()> {
+        check::linear(dy, x, dw, None)?;
+        check::apart(&[dw], &[dy, x])?;
+        let (rows, k, n) = (x.rows(), x.width(), dy.width());
+        let (dy, x) = (self.get(dy)?, self.get(x)?);
+        let c = matmul(n, k, rows, |i, p| dy[p * n + i], |p, j| x[p * k + j]);
+        self.update(dw, |i, old| c[i] + if accumulate { old } else { 0.0 })
+    }
+
+    fn linear_db(&mut self, db: View, accumulate: bool, dy: View) -> Result<()> {
+        check::sum_rows(db, dy)?;
+        check::apart(&[db], &[dy])?;
+        let (rows, n, dy) = (dy.rows(), dy.width(), self.get(dy)?);
+        self.update(db, |j, old| {
+            (0..rows).map(|r| dy[r * n + j]).sum::<f64>() + if accumulate { old } else { 0.0 }
+        })
     }
 
     fn rotate(
         &mut self,
         x: View,
-        width: usize,
-        heads: usize,
         head_dim: usize,
         table: View,
-        positions: &[u32],
+        positions: Indices,
         inverse: bool,
-    ) {
-        let (table, half) = (self.get(table), head_dim / 2);
+    ) -> Result<()> {
+        check::rotate(x, head_dim, table, positions)?;
+        check::apart(&[x], &[table])?;
+        let rotated = table.width();
+        let (table, half, positions) = (self.get(table)?, rotated / 2, self.memory.indices(positions)?);
         for (r, &p) in positions.iter().enumerate() {
-            for h in 0..heads {
-                let head = x.part(r * width + h * head_dim, head_dim);
-                let old = self.get(head);
-                self.update(head, |i, _| {
+            let angles = &table[p as usize * rotated..][..rotated];
+            for start in (0..x.width()).step_by(head_dim) {
+                let front = x.row_range(r..r + 1).columns(start..start + rotated);
+                let old = self.get(front)?;
+                self.update(front, |i, _| {
                     let f = i % half;
-                    let cos = table[p as usize * head_dim + f];
-                    let sin = table[p as usize * head_dim + half + f] * if inverse { -1.0 } else { 1.0 };
+                    let (cos, sin) = (angles[f], angles[half + f] * if inverse { -1.0 } else { 1.0 });
                     if i < half {
                         old[f] * cos - old[f + half] * sin
                     } else {
                         old[f + half] * cos + old[f] * sin
                     }
-                });
+                })?;
             }
         }
+        Ok(())
     }
 
-    fn attention(&mut self, h: Heads, plan: &Attention, o: View, lse: View, q: View, kv: View) {
-        let (q, kv) = (self.get(q), self.get(kv));
-        let (mut out, mut sums) = (vec![0.0; o.len], vec![0.0; lse.len]);
-        for_each_row(h, plan, |i, head, keys| {
+    fn attention(
+        &mut self,
+        h: Heads,
+        plan: &PlanBuffer,
+        o: View,
+        lse: View,
+        q: View,
+        kv: View,
+    ) -> Result<()> {
+        check::attention(h, plan, o, lse, q, kv)?;
+        check::apart(&[o, lse], &[q, kv])?;
+        let (q, kv, plan) = (self.get(q)?, self.get(kv)?, self.memory.plan(plan)?);
+        let (mut out, mut sums) = (vec![0.0; o.len()], vec![0.0; lse.len()]);
+        for_each_row(h, &plan, |i, head, keys| {
             let scores = scores(h, &q, &kv, i, head, &keys);
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = scores.iter().map(|s| (s - max).exp()).sum::<f64>();
@@ -278,14 +380,14 @@ impl<S: Scalar> Backend for Reference<S> {
                 }
             }
         });
-        self.set(o, &out);
-        self.set(lse, &sums);
+        self.set(o, &out)?;
+        self.set(lse, &sums)
     }
 
     fn attention_backward(
         &mut self,
         h: Heads,
-        plan: &Attention,
+        plan: &PlanBuffer,
         dq: View,
         dkv: View,
         do_: View,
@@ -293,10 +395,15 @@ impl<S: Scalar> Backend for Reference<S> {
         lse: View,
         q: View,
         kv: View,
-    ) {
-        let (q, kv, do_, o, lse) = (self.get(q), self.get(kv), self.get(do_), self.get(o), self.get(lse));
-        let (mut gq, mut gkv) = (vec![0.0; dq.len], vec![0.0; dkv.len]);
-        for_each_row(h, plan, |i, head, keys| {
+    ) -> Result<()> {
+        check::attention(h, plan, o, lse, q, kv)?;
+        check::attention(h, plan, do_, lse, dq, dkv)?;
+        check::apart(&[dq, dkv], &[do_, o, lse, q, kv])?;
+        let plan = self.memory.plan(plan)?;
+        let (mut gq, mut gkv) = (vec![0.0; dq.len()], vec![0.0; dkv.len()]);
+        let (q, kv, do_, o, lse) =
+            (self.get(q)?, self.get(kv)?, self.get(do_)?, self.get(o)?, self.get(lse)?);
+        for_each_row(h, &plan, |i, head, keys| {
             let at = i * h.query_width() + head * h.head_dim;
             let through: f64 = (0..h.head_dim).map(|d| do_[at + d] * o[at + d]).sum();
             for (s, &key) in scores(h, &q, &kv, i, head, &keys).iter().zip(&keys) {
@@ -311,12 +418,14 @@ impl<S: Scalar> Backend for Reference<S> {
                 }
             }
         });
-        self.set(dq, &gq);
-        self.set(dkv, &gkv);
+        self.set(dq, &gq)?;
+        self.set(dkv, &gkv)
     }
 
-    fn activate(&mut self, f: Activation, a: View, up: View, width: usize) {
-        let up = self.get(up);
+    fn activate(&mut self, f: Activation, a: View, up: View) -> Result<()> {
+        check::activate(f, a, up)?;
+        check::apart(&[a], &[up])?;
+        let (width, up) = (a.width(), self.get(up)?);
         self.update(a, |i, _| match f {
             Activation::SwiGlu => {
                 let (gate, up) =
@@ -327,11 +436,14 @@ impl<S: Scalar> Backend for Reference<S> {
                 let x = up[i];
                 0.5 * x * (1.0 + (GELU_C * (x + 0.044715 * x * x * x)).tanh())
             }
-        });
+        })
     }
 
-    fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View, width: usize) {
-        let (da, up) = (self.get(da), self.get(up));
+    fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View) -> Result<()> {
+        check::activate(f, da, up)?;
+        check::activate(f, da, dup)?;
+        check::apart(&[dup], &[da, up])?;
+        let (width, da, up) = (da.width(), self.get(da)?, self.get(up)?);
         self.update(dup, |i, _| match f {
             Activation::SwiGlu => {
                 let (r, j) = (i / (2 * width), i % (2 * width));
@@ -345,45 +457,57 @@ impl<S: Scalar> Backend for Reference<S> {
                 let slope = GELU_C * (1.0 + 3.0 * 0.044715 * x * x);
                 da[i] * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
             }
-        });
+        })
     }
 
     fn cross_entropy(
         &mut self,
+        losses: View,
         logits: View,
-        vocab: usize,
-        ids: &[u32],
-        weights: Option<&[f32]>,
-        out: &mut [Outcome],
-    ) {
-        for (i, (&id, out)) in ids.iter().zip(out).enumerate() {
-            let row = logits.part(i * vocab, vocab);
-            let x = self.get(row);
+        ids: Indices,
+        weights: Option<View>,
+    ) -> Result<()> {
+        check::cross_entropy(losses, logits, ids, weights)?;
+        check::apart(&[losses, logits], &weights.into_iter().collect::<Vec<_>>())?;
+        let (ids, weights) = (self.memory.indices(ids)?, self.get_optional(weights)?);
+        let mut columns = Vec::new();
+        for (i, &id) in ids.iter().enumerate() {
+            let row = logits.row_range(i..i + 1);
+            let x = self.get(row)?;
             let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = x.iter().map(|x| (x - max).exp()).sum::<f64>();
-            let nll = max + sum.ln() - x[id as usize];
-            *out = Outcome { nll: nll as f32, top1: x.iter().position(|&v| v == max) == Some(id as usize) };
-            if let Some(weights) = weights {
+            let top1 = x.iter().position(|&v| v == max) == Some(id as usize);
+            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1))]);
+            if let Some(weights) = &weights {
                 self.update(row, |j, x| {
-                    weights[i] as f64 * ((x - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 })
-                });
+                    weights[i] * ((x - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 })
+                })?;
             }
         }
+        self.set(losses, &columns)
     }
 
-    fn sum_squares(&self, x: View) -> f64 {
-        self.get(x).iter().map(|x| x * x).sum()
+    fn sum_squares(&self, x: View) -> Result<f64> {
+        Ok(self.get(x)?.iter().map(|x| x * x).sum())
     }
 
-    fn adamw(&mut self, s: AdamW, p: View, g: View, m: View, v: View) {
-        let g = self.get(g);
-        self.update(m, |i, m| m + (1.0 - s.beta1) * (g[i] * s.gradient_scale as f64 - m));
-        self.update(v, |i, v| s.beta2 * v + (1.0 - s.beta2) * (g[i] * s.gradient_scale as f64).powi(2));
-        let (m, v) = (self.get(m), self.get(v));
+    fn adamw(&mut self, s: AdamW, p: View, g: View, m: View, v: View) -> Result<()> {
+        check::adamw(p, g, m, v)?;
+        check::apart(&[p, m, v], &[g])?;
+        let g = self.get(g)?;
+        self.update(m, |i, m| m + (1.0 - s.beta1) * (g[i] * s.gradient_scale as f64 - m))?;
+        self.update(v, |i, v| s.beta2 * v + (1.0 - s.beta2) * (g[i] * s.gradient_scale as f64).powi(2))?;
+        let (m, v) = (self.get(m)?, self.get(v)?);
         let (c1, c2) = (1.0 - s.beta1.powi(s.t as i32), 1.0 - s.beta2.powi(s.t as i32));
         self.update(p, |i, p| {
             p * (1.0 - s.lr * s.weight_decay) - s.lr / c1 * m[i] / (v[i].sqrt() / c2.sqrt() + s.eps)
-        });
+        })
+    }
+
+    fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()> {
+        let mut values: Vec<f32> = self.get(x)?.iter().map(|x| *x as f32).collect();
+        collective.all_reduce(&mut values)?;
+        self.update(x, |i, _| values[i] as f64)
     }
 }
 
@@ -398,11 +522,11 @@ fn value_at(h: Heads, key: usize, head: usize) -> usize {
 }
 
 /// Calls `f(query row, head, the key rows that it sees)` for each of them.
-fn for_each_row(h: Heads, plan: &Attention, mut f: impl FnMut(usize, usize, Vec<usize>)) {
-    for span in &plan.spans {
-        for i in span.queries.clone() {
+fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, Vec<usize>)) {
+    for range in &plan.ranges {
+        for i in range.queries.clone() {
             let keys: Vec<usize> =
-                span.prefix.clone().chain(span.own.start..plan.rows[i] as usize + 1).collect();
+                range.prefix.clone().chain(range.own.start..plan.rows[i] as usize + 1).collect();
             for head in 0..h.heads {
                 f(i, head, keys.clone());
             }

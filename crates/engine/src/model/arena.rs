@@ -2,56 +2,90 @@
 
 use super::Budget;
 use crate::Result;
-use crate::arch::Architecture;
-use crate::kernels::{Backend, View};
+use crate::arch::{Architecture, Block};
+use crate::kernels::{Backend, Buffer, View};
+use crate::params::{ParameterMap, Trainable};
 
 /// Elements of logits held at once (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
 const LOGITS: usize = 8 << 20;
 
-/// What a layer keeps for its backward pass. Widths: `H` hidden, `Q` query, `KV` key/value, `U` up.
+/// What a layer saves for its backward pass. Widths: `H` hidden, `Q` query, `K` key, `U` up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kept {
-    /// Statistics of the first norm, `[rows, 1 or 2]`.
-    pub(super) stats1: View,
+pub(super) struct Saved {
+    /// Statistics of the norm before the attention, `[rows, 1 or 2]`.
+    pub(super) attention_stats: View,
     /// Rotated queries, `[rows, Q]`.
     pub(super) q: View,
-    /// Rotated keys, and values, `[rows, KV]`.
+    /// Rotated keys, and values, `[rows, 2·K]`.
     pub(super) kv: View,
+    /// Queries and keys before their norms, where the layer has them.
+    pub(super) raw: Option<RawHeads>,
     /// Log-sum-exp of the scores, `[rows, heads]`.
     pub(super) lse: View,
     /// The attention's output before its projection, `[rows, Q]`.
     pub(super) o: View,
     /// The residual stream between attention and MLP, `[rows, H]`.
     pub(super) middle: View,
-    /// Statistics of the second norm.
-    pub(super) stats2: View,
-    /// What the MLP's first matrix gives, `[rows, U]`.
+    /// Statistics of the norm before the MLP.
+    pub(super) mlp_stats: View,
+    /// Output of the MLP's first matrix, `[rows, U]`.
     pub(super) up: View,
 }
 
+/// Queries and keys before the norms of their heads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawHeads {
+    /// `[rows, Q]`, and the statistics of each head.
+    pub(super) q: View,
+    pub(super) q_stats: View,
+    /// `[rows, K]`, and the statistics of each head.
+    pub(super) k: View,
+    pub(super) k_stats: View,
+}
+
 /// Views of the arena; `rows` is the larger of tokens and targets wherever a buffer may hold either.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Arena {
-    /// Input of each layer, `[tokens, H]`; two that alternate where nothing is kept.
-    pub(super) inputs: Vec<View>,
-    /// What each layer keeps; one for all where it is not kept.
-    pub(super) kept: Vec<Kept>,
+    /// Owner of the memory; `None` in a plan.
+    _memory: Option<Buffer>,
+    /// Input of each layer, `[tokens, H]`; two that alternate where nothing is saved.
+    inputs: Vec<View>,
+    /// What each layer saves; in the same place for all where it is computed again.
+    saved: Vec<Saved>,
     /// The last layer's output on the targets' rows, `[targets, H]`, and the statistics of the final norm.
     pub(super) last: View,
     pub(super) last_stats: View,
     /// Chunk of logits, `[chunk, vocab]`.
     pub(super) logits: View,
     pub(super) chunk: usize,
-    /// Scratch: normalised rows, `[rows, H]`, and those of them that ask, `[targets, H]`.
+    /// Scratch: normalised rows, `[rows, H]`, and the query rows of them, `[targets, H]`.
     pub(super) h: View,
-    pub(super) asking: View,
-    /// Scratch: inside of the MLP, `[rows, I]`.
-    pub(super) inner: View,
+    pub(super) query_h: View,
+    /// Scratch: inside of the MLP, as wide as the widest.
+    inner: View,
+    /// Scratch of adapters: their rows between `A` and `B`, and the gradient of these.
+    low: [View; 2],
     /// Scratch of the backward pass.
-    pub(super) back: Option<Backward>,
+    back: Option<BackScratch>,
+    /// Elements that are saved between forward and backward, and all elements.
+    activations: usize,
+    used: usize,
 }
 
-/// Gradients on their way, each of the shape of what it belongs to.
+/// Scratch of the backward pass, as wide as the widest layer needs it.
+#[derive(Clone, Copy, Debug)]
+struct BackScratch {
+    d_last: View,
+    dx: View,
+    dh: View,
+    dup: View,
+    d_o: View,
+    dq: View,
+    dkv: View,
+    raw: Option<View>,
+}
+
+/// Gradients that the backward pass of a layer computes, each of the shape of what it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backward {
     /// Of the residual stream on the targets' rows, `[targets, H]`.
@@ -66,78 +100,187 @@ pub(super) struct Backward {
     pub(super) d_o: View,
     /// Of queries, `[rows, Q]`.
     pub(super) dq: View,
-    /// Of keys and values, `[tokens, KV]`.
+    /// Of keys and values, `[tokens, 2·K]`.
     pub(super) dkv: View,
+    /// Of queries or keys before their norm, `[rows, Q]` and `[tokens, K]` in the same memory.
+    pub(super) raw: Option<[View; 2]>,
+}
+
+/// Cuts views from the arena's memory, or counts them where there is none yet.
+struct Cutter {
+    whole: Option<View>,
+    used: usize,
+}
+
+impl Cutter {
+    fn cut(&mut self, rows: usize, width: usize) -> View {
+        let len = rows.saturating_mul(width);
+        let view = match self.whole {
+            Some(whole) if width > 0 => whole.part(self.used, len).matrix(rows, width),
+            _ => View::planned(rows, width),
+        };
+        // Each view starts on a cache line.
+        self.used = self.used.saturating_add(len.checked_next_multiple_of(16).unwrap_or(usize::MAX));
+        view
+    }
+
+    fn saved(&mut self, block: &Block, hidden: usize, rows: usize, tokens: usize) -> Saved {
+        let [q, kv, up] = Architecture::widths(block);
+        let heads = block.attention.heads;
+        Saved {
+            attention_stats: self.cut(tokens, block.norms.attention.statistics()),
+            q: self.cut(rows, q),
+            kv: self.cut(tokens, kv),
+            raw: block.attention.qk_norm.map(|norm| RawHeads {
+                q: self.cut(rows, q),
+                q_stats: self.cut(rows, heads.heads.saturating_mul(norm.statistics())),
+                k: self.cut(tokens, heads.key_width()),
+                k_stats: self.cut(tokens, heads.kv_heads.saturating_mul(norm.statistics())),
+            }),
+            lse: self.cut(rows, heads.heads),
+            o: self.cut(rows, q),
+            middle: self.cut(rows, hidden),
+            mlp_stats: self.cut(rows, block.norms.mlp.statistics()),
+            up: self.cut(rows, up),
+        }
+    }
 }
 
 impl Arena {
-    /// Allocates what [`Arena::carve`] asks for.
-    pub(super) fn allocate(a: &Architecture, b: Budget, backend: &mut impl Backend) -> Result<Arena> {
-        let whole = backend.allocate(Self::carve(a, b, View::unbacked()).1)?;
-        Ok(Self::carve(a, b, whole).0)
+    /// Plans the arena and allocates it.
+    pub(super) fn allocate(
+        a: &Architecture,
+        b: Budget,
+        rank: usize,
+        backend: &mut impl Backend,
+    ) -> Result<Arena> {
+        let memory = backend.allocate(Arena::carve(a, b, rank, None).used)?;
+        let arena = Arena::carve(a, b, rank, Some(memory.view()));
+        Ok(Arena { _memory: Some(memory), ..arena })
     }
 
-    /// Cuts `whole` into the arena's views; also says how many elements they take.
-    fn carve(a: &Architecture, b: Budget, whole: View) -> (Arena, usize) {
-        let mut used = 0;
-        let mut cut = |rows: usize, width: usize| {
-            let view = whole.part(used, rows * width);
-            // Each view starts on a cache line.
-            used += (rows * width).next_multiple_of(16);
-            view
-        };
+    /// Cuts `whole` into the arena's views; plans them where it is `None`.
+    fn carve(a: &Architecture, b: Budget, rank: usize, whole: Option<View>) -> Arena {
         let b = Budget { targets: b.targets.max(1), ..b };
         let rows = b.tokens.max(b.targets);
-        let (h, inner) = (a.hidden, a.intermediate);
-        let (q, kv, up) = (a.heads.query_width(), a.heads.kv_width(), inner * a.activation.fan());
-        let mut kept = |rows: usize| Kept {
-            stats1: cut(b.tokens, a.norm.statistics()),
-            q: cut(rows, q),
-            kv: cut(b.tokens, kv),
-            lse: cut(rows, a.heads.heads),
-            o: cut(rows, q),
-            middle: cut(rows, h),
-            stats2: cut(rows, a.norm.statistics()),
-            up: cut(rows, up),
-        };
-        let kept = match b.train && !b.recompute {
-            // In the last layer only the targets' rows ask.
-            true => (1..=a.layers).map(|n| kept(if n < a.layers { b.tokens } else { b.targets })).collect(),
-            false => vec![kept(rows)],
-        };
-        let inputs = if b.train { a.layers } else { a.layers.min(2) };
-        let chunk = (LOGITS / a.vocab_size).clamp(16, 512).min(b.targets.max(1));
-        let arena = Arena {
-            inputs: (0..inputs).map(|_| cut(b.tokens, h)).collect(),
-            kept,
-            last: cut(b.targets.max(1), h),
-            last_stats: cut(b.targets.max(1), a.norm.statistics()),
-            logits: cut(chunk, a.vocab_size),
+        let hidden = a.hidden;
+        let mut cutter = Cutter { whole, used: 0 };
+        let each = b.train && !b.recompute;
+        let (mut saved, mut furthest) = (Vec::new(), 0);
+        for (n, block) in a.blocks.iter().enumerate() {
+            if each {
+                // The last layer has queries for the targets' rows only.
+                let rows = if n + 1 < a.blocks.len() { b.tokens } else { b.targets };
+                saved.push(cutter.saved(block, hidden, rows, b.tokens));
+            } else {
+                cutter.used = 0;
+                saved.push(cutter.saved(block, hidden, rows, b.tokens));
+                furthest = furthest.max(cutter.used);
+            }
+        }
+        cutter.used = cutter.used.max(furthest);
+        let inputs = if b.train { a.blocks.len() } else { a.blocks.len().min(2) };
+        let inputs: Vec<View> = (0..inputs).map(|_| cutter.cut(b.tokens, hidden)).collect();
+        let lens = saved.iter().map(Saved::len);
+        let saved_len = if each { lens.fold(0, usize::saturating_add) } else { lens.max().unwrap_or(0) };
+        let activations = inputs.iter().map(|v| v.len()).fold(saved_len, usize::saturating_add);
+        let widest = |width: &dyn Fn(&Block) -> usize| a.blocks.iter().map(width).max().unwrap_or(0);
+        let [q, kv, up] = [0, 1, 2].map(|i| widest(&|block| Architecture::widths(block)[i]));
+        let has_raw = a.blocks.iter().any(|block| block.attention.qk_norm.is_some());
+        let chunk = (LOGITS / a.vocab_size.max(1)).clamp(16, 512).min(b.targets);
+        Arena {
+            inputs,
+            saved,
+            last: cutter.cut(b.targets, hidden),
+            last_stats: cutter.cut(b.targets, a.head.norm.statistics()),
+            logits: cutter.cut(chunk, a.vocab_size),
             chunk,
-            h: cut(rows, h),
-            asking: cut(b.targets.max(1), h),
-            inner: cut(rows, inner),
-            back: b.train.then(|| Backward {
-                d_last: cut(b.targets, h),
-                dx: cut(b.tokens, h),
-                dh: cut(rows, h),
-                dup: cut(rows, up),
-                d_o: cut(rows, q),
-                dq: cut(rows, q),
-                dkv: cut(b.tokens, kv),
+            h: cutter.cut(rows, hidden),
+            query_h: cutter.cut(b.targets, hidden),
+            inner: cutter.cut(rows, widest(&|block| block.mlp.intermediate)),
+            low: [(); 2].map(|()| cutter.cut(rows, rank)),
+            back: b.train.then(|| BackScratch {
+                d_last: cutter.cut(b.targets, hidden),
+                dx: cutter.cut(b.tokens, hidden),
+                dh: cutter.cut(rows, hidden),
+                dup: cutter.cut(rows, up),
+                d_o: cutter.cut(rows, q),
+                dq: cutter.cut(rows, q),
+                dkv: cutter.cut(b.tokens, kv),
+                raw: has_raw.then(|| cutter.cut(rows, q.max(kv / 2))),
             }),
-        };
-        (arena, used)
+            activations,
+            used: cutter.used,
+            _memory: None,
+        }
     }
 
-    /// What layer `n` keeps.
-    pub(super) fn kept(&self, n: usize) -> Kept {
-        self.kept[n % self.kept.len()]
+    /// What layer `n` saves, cut to `tokens` rows of which `queries` have queries.
+    pub(super) fn saved(&self, n: usize, tokens: usize, queries: usize) -> Saved {
+        let s = self.saved[n];
+        Saved {
+            attention_stats: s.attention_stats.top(tokens),
+            q: s.q.top(queries),
+            kv: s.kv.top(tokens),
+            raw: s.raw.map(|raw| RawHeads {
+                q: raw.q.top(queries),
+                q_stats: raw.q_stats.top(queries),
+                k: raw.k.top(tokens),
+                k_stats: raw.k_stats.top(tokens),
+            }),
+            lse: s.lse.top(queries),
+            o: s.o.top(queries),
+            middle: s.middle.top(queries),
+            mlp_stats: s.mlp_stats.top(queries),
+            up: s.up.top(queries),
+        }
     }
 
-    /// Where layer `n` finds its input.
-    pub(super) fn input(&self, n: usize) -> View {
-        self.inputs[n % self.inputs.len()]
+    /// Where layer `n` finds its input of `tokens` rows.
+    pub(super) fn input(&self, n: usize, tokens: usize) -> View {
+        self.inputs[n % self.inputs.len()].top(tokens)
+    }
+
+    /// The inside of a block's MLP.
+    pub(super) fn inner(&self, block: &Block, queries: usize) -> View {
+        self.inner.matrix(queries, block.mlp.intermediate)
+    }
+
+    /// An adapter's rows between its matrices, and their gradient.
+    pub(super) fn low(&self, rows: usize) -> [View; 2] {
+        self.low.map(|view| view.top(rows))
+    }
+
+    /// The gradients of a layer, cut to `tokens` rows of which `queries` have queries; `None` where nothing
+    /// trains.
+    pub(super) fn backward(&self, block: &Block, tokens: usize, queries: usize) -> Option<Backward> {
+        let [q, kv, up] = Architecture::widths(block);
+        let b = self.back?;
+        Some(Backward {
+            d_last: b.d_last,
+            dx: b.dx.top(tokens),
+            dh: b.dh,
+            dup: b.dup.matrix(queries, up),
+            d_o: b.d_o.matrix(queries, q),
+            dq: b.dq.matrix(queries, q),
+            dkv: b.dkv.matrix(tokens, kv),
+            raw: b.raw.map(|raw| [raw.matrix(queries, q), raw.matrix(tokens, kv / 2)]),
+        })
+    }
+
+    /// The gradients of the residual stream: on the targets' rows, on all rows, and of normalised rows.
+    pub(super) fn stream(&self) -> Option<(View, View, View)> {
+        self.back.map(|b| (b.d_last, b.dx, b.dh))
+    }
+}
+
+impl Saved {
+    fn len(&self) -> usize {
+        let views =
+            [self.attention_stats, self.q, self.kv, self.lse, self.o, self.middle, self.mlp_stats, self.up];
+        let raw = self.raw.map(|raw| [raw.q, raw.q_stats, raw.k, raw.k_stats]);
+        let all = views.into_iter().chain(raw.into_iter().flatten());
+        all.map(View::len).fold(0, usize::saturating_add)
     }
 }
 
@@ -146,39 +289,48 @@ impl Arena {
 pub struct MemoryPlan {
     /// The weights.
     pub parameters: u64,
-    /// Their gradients.
+    /// Their gradients, of the trained ones.
     pub gradients: u64,
-    /// The optimizer's moments.
+    /// The optimizer's moments, of the trained ones.
     pub optimizer: u64,
-    /// What is kept between forward and backward.
+    /// What is saved between forward and backward.
     pub activations: u64,
     /// What is used within an operation, logits included.
     pub scratch: u64,
 }
 
 impl MemoryPlan {
-    /// Plans without allocating.
+    /// Plans a model of which every parameter is trained, without allocating. Sums that overflow become
+    /// `u64::MAX`.
     pub fn of(a: &Architecture, b: Budget) -> MemoryPlan {
-        let (arena, used) = Arena::carve(a, b, View::unbacked());
-        let bytes = |n: usize| (n * size_of::<f32>()) as u64;
-        let kept = |k: &Kept| {
-            [k.stats1, k.q, k.kv, k.lse, k.o, k.middle, k.stats2, k.up].map(View::len).iter().sum::<usize>()
-        };
-        let activations =
-            arena.inputs.iter().map(|v| v.len()).sum::<usize>() + arena.kept.iter().map(kept).sum::<usize>();
-        let parameters = bytes(crate::params::Layout::of(a).len());
-        let trained = if b.train { parameters } else { 0 };
+        MemoryPlan::new(a, b, &ParameterMap::of(a))
+    }
+
+    /// Plans a model of which some parameters are trained.
+    ///
+    /// # Errors
+    /// [`crate::Error::Parameter`] as [`ParameterMap::with`].
+    pub fn with(a: &Architecture, b: Budget, trainable: &Trainable) -> Result<MemoryPlan> {
+        Ok(MemoryPlan::new(a, b, &ParameterMap::with(a, trainable)?))
+    }
+
+    pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap) -> MemoryPlan {
+        let arena = Arena::carve(a, b, map.rank(), None);
+        let bytes = |n: usize| (n as u64).saturating_mul(size_of::<f32>() as u64);
+        let trained = if b.train { bytes(map.trained_len()) } else { 0 };
         MemoryPlan {
-            parameters,
+            parameters: bytes(map.len()),
             gradients: trained,
-            optimizer: 2 * trained,
-            activations: bytes(activations),
-            scratch: bytes(used - activations),
+            optimizer: trained.saturating_mul(2),
+            activations: bytes(arena.activations),
+            scratch: bytes(arena.used.saturating_sub(arena.activations)),
         }
     }
 
     /// All of it, in bytes.
     pub fn total(&self) -> u64 {
-        self.parameters + self.gradients + self.optimizer + self.activations + self.scratch
+        [self.gradients, self.optimizer, self.activations, self.scratch]
+            .into_iter()
+            .fold(self.parameters, u64::saturating_add)
     }
 }

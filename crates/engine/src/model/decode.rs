@@ -1,16 +1,18 @@
-//! Generation: one sequence at a time, its keys and values kept.
+//! Generation: one sequence at a time, its keys and values cached.
 
 use super::Model;
-use super::pass::{Keys, Rows};
-use crate::kernels::{Attention, Backend, Span, View};
-use crate::params::LinearAt;
+use super::block::{Keys, Rows};
+use crate::kernels::{AttentionPlan, AttentionRange, Backend, Buffer};
 use crate::{Error, Result};
+use std::sync::Arc;
 
-/// Keys and values of one sequence in every layer.
+/// Keys and values of one sequence in every layer of one model. Its memory is freed when it is dropped.
 #[derive(Debug)]
 pub struct KvCache {
     /// `[capacity, 2·kv_heads·head_dim]` per layer.
-    layers: Vec<View>,
+    layers: Vec<Buffer>,
+    /// The model that it belongs to, by its parameters' buffer.
+    model: crate::kernels::View,
     capacity: usize,
     len: usize,
 }
@@ -38,26 +40,30 @@ impl KvCache {
 }
 
 impl<B: Backend> Model<B> {
-    /// A cache for a sequence of up to `capacity` tokens. Its memory belongs to the model and is not given
-    /// back before the model is; use [`KvCache::truncate`] to start another sequence.
+    /// A cache for a sequence of up to `capacity` tokens.
     ///
     /// # Errors
     /// [`Error::Memory`] where there is not enough.
     pub fn cache(&mut self, capacity: usize) -> Result<KvCache> {
-        let width = self.arch.heads.kv_width();
-        // The rotation table for the whole cache at once, not again for each token.
+        let arch = Arc::clone(&self.arch);
+        let widths = arch.blocks.iter().map(|block| block.attention.heads.kv_width());
+        let layers = widths.map(|width| self.backend.allocate(capacity.saturating_mul(width)));
+        let layers = layers.collect::<Result<_>>()?;
+        // The rotation tables for the whole cache at once, not again for each token.
         self.cover(capacity)?;
-        let layers = (0..self.arch.layers).map(|_| self.backend.allocate(capacity * width));
-        Ok(KvCache { layers: layers.collect::<Result<_>>()?, capacity, len: 0 })
+        Ok(KvCache { layers, model: self.parameters.view(), capacity, len: 0 })
     }
 
     /// Appends `ids` to the cached sequence; the logits `[vocab]` after the last of them.
     ///
     /// # Errors
-    /// [`Error::Batch`] when there is nothing to append, the cache is full, an id is outside the vocabulary, or
-    /// a learned position table ends.
+    /// [`Error::Batch`] when the cache belongs to another model, there is nothing to append, the cache is
+    /// full, an id is outside the vocabulary, or a learned position table ends.
     pub fn decode(&mut self, cache: &mut KvCache, ids: &[u32]) -> Result<Vec<f32>> {
         let fail = |message| Err(Error::Batch { message });
+        if cache.model != self.parameters.view() {
+            return fail("the cache belongs to another model".into());
+        }
         let end = cache.len + ids.len();
         if ids.is_empty() {
             return fail("nothing to append to the sequence".into());
@@ -75,48 +81,53 @@ impl<B: Backend> Model<B> {
             return fail(format!("{end} tokens are more than the model's {limit} learned positions"));
         }
         for ids in ids.chunks(self.budget.tokens) {
-            self.append(cache, ids);
+            self.append(cache, ids)?;
         }
-        Ok(self.last_logits())
+        self.last_logits()
     }
 
     /// Runs the rows of `ids` through all layers, the last layer for the last row only.
-    fn append(&mut self, cache: &mut KvCache, ids: &[u32]) {
+    fn append(&mut self, cache: &mut KvCache, ids: &[u32]) -> Result<()> {
         let (start, end) = (cache.len, cache.len + ids.len());
         let positions: Vec<u32> = (start as u32..end as u32).collect();
-        let attention = |queries: usize| Attention {
-            rows: positions[positions.len() - queries..].to_vec(),
-            spans: vec![Span { prefix: 0..0, own: 0..end, queries: 0..queries }],
-            groups: vec![vec![0]],
+        let mut attention = |queries: usize| {
+            self.backend.upload_plan(AttentionPlan {
+                rows: positions[positions.len() - queries..].to_vec(),
+                ranges: vec![AttentionRange { prefix: 0..0, own: 0..end, queries: 0..queries }],
+                groups: vec![vec![0]],
+            })
         };
-        let (everyone, last_one) = (attention(ids.len()), attention(1));
-        let last_row = [ids.len() as u32 - 1];
-        let full =
-            Rows { positions: &positions, asking: None, asking_positions: &positions, attention: &everyone };
+        let (all_plan, last_plan) = (attention(ids.len())?, attention(1)?);
+        let position_list = self.backend.upload_indices(&positions)?;
+        let last_row = self.backend.upload_indices(&[ids.len() as u32 - 1])?;
+        let positions = position_list.view();
+        let full = Rows { positions, query_rows: None, query_positions: positions, attention: &all_plan };
         let last = Rows {
-            positions: &positions,
-            asking: Some(&last_row),
-            asking_positions: &positions[ids.len() - 1..],
-            attention: &last_one,
+            positions,
+            query_rows: Some(last_row.view()),
+            query_positions: positions.part(ids.len() - 1..ids.len()),
+            attention: &last_plan,
         };
-        let width = self.arch.heads.kv_width();
-        self.embed(ids, &positions);
-        for (n, kv) in cache.layers.iter().enumerate() {
+        let id_list = self.backend.upload_indices(ids)?;
+        self.embed(id_list.view(), positions)?;
+        let arch = Arc::clone(&self.arch);
+        for (n, (buffer, block)) in cache.layers.iter().zip(&arch.blocks).enumerate() {
             let rows = if n + 1 < cache.layers.len() { &full } else { &last };
-            let keys = Keys { new: kv.rows(start..end, width), all: kv.top(end, width) };
-            self.layer_forward(n, rows, keys, self.output(n, rows));
+            let kv = buffer.matrix(cache.capacity, block.attention.heads.kv_width());
+            let keys = Keys { new: kv.row_range(start..end), all: kv.top(end) };
+            self.block_forward(n, rows, keys, self.output(n, rows))?;
         }
         cache.len = end;
+        Ok(())
     }
 
     /// Final norm and head of the one row that [`Model::append`] left.
-    fn last_logits(&mut self) -> Vec<f32> {
-        let vocab = self.arch.vocab_size;
-        let (h, ..) = self.final_norm(1);
-        let logits = self.arena.logits.top(1, vocab);
-        self.linear(logits, false, h, &LinearAt { w: self.layout.head.clone(), b: None }, 1);
-        let mut values = vec![0.0; vocab];
-        self.backend.read(logits, &mut values);
-        values
+    fn last_logits(&mut self) -> Result<Vec<f32>> {
+        let (h, ..) = self.final_norm(1)?;
+        let logits = self.arena.logits.top(1);
+        self.backend.linear(logits, false, h, self.slot_view(&self.map.head), None)?;
+        let mut values = vec![0.0; self.arch.vocab_size];
+        self.backend.read(logits, &mut values)?;
+        Ok(values)
     }
 }

@@ -1,19 +1,27 @@
-//! What the engine's tests share: the material, small models, random numbers.
+//! What the engine's tests share: goldens, small models, random numbers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use suasion_engine::{Architecture, Backend, Batch, Budget, Model};
+use suasion_engine::{Architecture, Backend, Batch, Budget, Model, TargetLoss, Trainable};
 
-/// The internal test material, or `None` with a word about it.
-pub fn material() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material");
-    let path = std::env::var_os("SUASION_MATERIAL").map_or(root, PathBuf::from);
-    if path.is_dir() {
-        return Some(path);
+/// A folder of values that PyTorch computed, and the models in it that the engine runs.
+pub struct Goldens {
+    pub dir: PathBuf,
+    pub models: &'static [&'static str],
+}
+
+/// The goldens of the repository, then the internal material where this machine has it.
+pub fn goldens() -> Vec<Goldens> {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = crate_dir.join("../../tests/goldens/models");
+    assert!(dir.is_dir(), "{} is missing", dir.display());
+    let mut all =
+        vec![Goldens { dir, models: &["llama", "llama_tied", "llama_bias", "qwen2", "gpt2", "qwen3"] }];
+    if let Some(material) = suasion_test_support::material_folder() {
+        all.push(Goldens { dir: material.join("models"), models: &MATERIAL_FAMILIES });
     }
-    println!("skipped: no material");
-    None
+    all
 }
 
 pub fn json(path: &Path) -> Value {
@@ -51,30 +59,45 @@ pub fn config(family: &str) -> Value {
         }),
         family => serde_json::json!({
             "model_type": family, "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40,
-            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            // Qwen3's head size does not follow from the others.
+            "head_dim": if family == "qwen3" { 10 } else { 6 },
             "max_position_embeddings": 128, "hidden_act": "silu", "rms_norm_eps": 1e-5,
             "tie_word_embeddings": family == "qwen2", "initializer_range": 0.3
         }),
     }
 }
 
-pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "gpt2"];
+pub const FAMILIES: [&str; 4] = ["llama", "qwen2", "gpt2", "qwen3"];
+
+/// The families of the internal test material.
+pub const MATERIAL_FAMILIES: [&str; 3] = ["llama", "qwen2", "gpt2"];
 
 pub fn architecture(family: &str) -> Architecture {
     Architecture::from_json(&config(family), Path::new("config.json")).unwrap()
 }
 
 pub fn model<B: Backend>(family: &str, backend: B, recompute: bool) -> Model<B> {
+    model_of(architecture(family), backend, recompute, &Trainable::All)
+}
+
+/// A model with random weights, norms and biases; the same for every choice of trained parameters.
+pub fn model_of<B: Backend>(
+    arch: Architecture,
+    backend: B,
+    recompute: bool,
+    trainable: &Trainable,
+) -> Model<B> {
     let budget = Budget { tokens: 256, targets: 256, train: true, recompute };
-    let mut model = Model::new(architecture(family), backend, budget).unwrap();
-    model.init_random(7);
+    let mut model = Model::with_trainable(arch, backend, budget, trainable).unwrap();
+    model.init_random(7).unwrap();
     // Biases and norms away from 0 and 1, so that each of them matters.
     let mut random = Random(3);
     for name in model.parameter_names() {
         let mut tensor = model.parameter(&name).unwrap();
         if tensor.shape.len() == 1 {
             tensor.data.iter_mut().for_each(|x| *x += 0.3 * random.normal() as f32);
-            assert!(model.set_parameter(&name, &tensor));
+            model.set_parameter(&name, &tensor).unwrap();
         }
     }
     model
@@ -110,8 +133,14 @@ pub fn gradients<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
     model.parameter_names().into_iter().map(|n| (n.clone(), model.gradient(&n).unwrap().data)).collect()
 }
 
+/// Accumulates a batch's gradients and reads its losses.
+pub fn accumulate<B: Backend>(model: &mut Model<B>, batch: &Batch, scale: f32) -> Vec<TargetLoss> {
+    let losses = model.accumulate(batch, scale).unwrap();
+    model.read_losses(&losses).unwrap()
+}
+
 /// Σ w·nll over Σ w.
-pub fn mean_loss(batch: &Batch, outcomes: &[suasion_engine::Outcome]) -> f64 {
+pub fn mean_loss(batch: &Batch, outcomes: &[TargetLoss]) -> f64 {
     let sum: f64 = batch.targets.iter().zip(outcomes).map(|(t, o)| t.weight as f64 * o.nll as f64).sum();
     sum / batch.weight()
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::policy::Objective;
 use suasion_data::{IGNORE, Origin, RowId, Sample, Section};
-use suasion_engine::{Architecture, Budget, Cpu, Model};
+use suasion_engine::{Architecture, Budget, Device, Model};
 use suasion_train::{
     DataCard, Event, Identity, ModelFiles, Observer, Plan, Report, Result, Resume, Run, Settings,
 };
@@ -28,8 +28,8 @@ pub fn architecture() -> Architecture {
 
 /// A model with the same random weights each time.
 pub fn model(budget: Budget) -> Model {
-    let mut model = Model::new(architecture(), Cpu::new(), budget).unwrap();
-    model.init_random(7);
+    let mut model = Model::new(architecture(), Device::cpu(), budget).unwrap();
+    model.init_random(7).unwrap();
     model
 }
 
@@ -268,15 +268,20 @@ pub fn metrics(dir: &Path) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
-/// The folder of numbers that PyTorch computed, if this machine has it.
-pub fn material() -> Option<PathBuf> {
-    let dir = match std::env::var_os("SUASION_MATERIAL") {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material"),
-    };
-    if dir.is_dir() {
-        return Some(dir);
+/// The folders of models whose runs PyTorch computed: those of the repository, then the internal material's where
+/// this machine has it.
+pub fn golden_models() -> Vec<PathBuf> {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ours = crate_dir.join("../../tests/goldens/models");
+    let models = ["llama", "llama_tied", "llama_bias", "qwen2", "gpt2", "qwen3"];
+    let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
+    if let Some(material) = suasion_test_support::material_folder() {
+        all.extend(["llama", "qwen2", "gpt2"].map(|name| material.join("models").join(name)));
     }
-    eprintln!("skipped: no material at {}", dir.display());
-    None
+    all
+}
+
+/// A file of a golden model.
+pub fn golden(dir: &Path, name: &str) -> Value {
+    json(dir.join(name))
 }

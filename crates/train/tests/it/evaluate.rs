@@ -120,7 +120,7 @@ fn rows_whose_loss_is_not_finite_are_named() {
     let mut model = model(eval_budget(&rows, 4));
     let mut embedding = model.parameter("model.embed_tokens.weight").unwrap();
     embedding.data[94 * 32 + 3] = f32::INFINITY;
-    model.set_parameter("model.embed_tokens.weight", &embedding);
+    model.set_parameter("model.embed_tokens.weight", &embedding).unwrap();
     match evaluate(&mut model, &rows, 4, None, &mut |_| {}) {
         Err(Error::NonFinite { step: None, rows, .. }) => assert_eq!(rows, [id(3)]),
         other => panic!("{other:?}"),

@@ -7,6 +7,7 @@ mod generate;
 mod not_finite;
 mod packing;
 mod pytorch;
+mod ranks;
 mod reports;
 mod resume;
 mod run_folder;

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use suasion_data::{IGNORE, Origin, Packer, Policy, Sample, Section, prepared};
-use suasion_engine::{Batch, Model};
+use suasion_engine::{Batch, Model, SingleRank};
 use suasion_train::batches::train_batch;
 use suasion_train::{Error, Evaluation, Plan, Resume, Settings, evaluate};
 
@@ -38,9 +38,8 @@ fn gradients(model: &mut Model, batches: &[Batch]) -> (f64, Vec<Vec<f32>>) {
     model.zero_gradients();
     let mut loss = 0.0;
     for batch in batches {
-        for (outcome, target) in
-            model.accumulate(batch, (1.0 / weight) as f32).unwrap().iter().zip(&batch.targets)
-        {
+        let losses = model.accumulate(batch, (1.0 / weight) as f32).unwrap();
+        for (outcome, target) in model.read_losses(&losses).unwrap().iter().zip(&batch.targets) {
             loss += f64::from(target.weight) * f64::from(outcome.nll) / weight;
         }
     }
@@ -108,7 +107,7 @@ fn steps_on_packs_are_steps_on_their_rows() {
             let rows = pack.unpack();
             let separate: Vec<Vec<&Sample>> = rows.iter().map(|row| vec![row]).collect();
             let step = |model: &mut Model, batches: &[Vec<&Sample>]| {
-                suasion_train::step::step(model, batches, &settings, 1e-3, t as u64).unwrap()
+                suasion_train::step::step(model, batches, &settings, 1e-3, t as u64, &SingleRank).unwrap()
             };
             let (a, b) = (step(&mut ours, &[vec![pack]]), step(&mut theirs, &separate));
             assert!((a.loss.unwrap() - b.loss.unwrap()).abs() < 1e-6, "step {t}: {a:?} and {b:?}");
@@ -236,13 +235,14 @@ fn a_broken_row_of_a_pack_is_named() {
     let name = broken.parameter_names().into_iter().find(|n| n.contains("embed_tokens")).unwrap();
     let mut tensor = broken.parameter(&name).unwrap();
     tensor.data[token as usize * 32] = f32::NAN;
-    assert!(broken.set_parameter(&name, &tensor));
+    broken.set_parameter(&name, &tensor).unwrap();
     let holds: Vec<u64> = rows
         .iter()
         .filter(|row| row.input_ids[..row.len() - 1].contains(&token))
         .map(|row| row.id.row)
         .collect();
-    let error = suasion_train::step::step(&mut broken, &[vec![&packs[0]]], &quick(), 1e-3, 0).unwrap_err();
+    let error = suasion_train::step::step(&mut broken, &[vec![&packs[0]]], &quick(), 1e-3, 0, &SingleRank)
+        .unwrap_err();
     let Error::NonFinite { rows, .. } = error else { panic!("{error}") };
     assert!(holds.len() < packs[0].rows());
     assert_eq!(rows.iter().map(|id| id.row).collect::<Vec<_>>(), holds);

@@ -1,7 +1,8 @@
-//! From the hub into its cache, in the layout that huggingface_hub made: `blobs/<etag>`, `snapshots/<commit>/<name>`
-//! linked to them, `refs/main`, and a lock per blob that its tools take too.
+//! From the hub into its cache, in the layout that huggingface_hub made: `blobs/<etag>`,
+//! `snapshots/<commit>/<name>` linked to them, `refs/main`, and a lock per blob that its tools take too.
 //!
-//! A blob grows as `<etag>.incomplete`, is continued after an interruption, and gets its name when it is whole.
+//! A blob grows as `<etag>.incomplete`, is continued after an interruption, and gets its name when it is
+//! whole.
 
 use super::{Listing, Repo, cache, home, path_variable};
 use crate::failure::Failure;
@@ -17,10 +18,10 @@ use suasion_files::write_bytes;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-/// Tries of one request, and of one stretch of a file without progress.
+/// Attempts for one request, and for one part of a file that makes no progress.
 const TRIES: u32 = 4;
 
-/// What the API says of a repository at a commit; more than this is not read.
+/// The part of the API's answer on a repository at a commit that is read.
 #[derive(Deserialize)]
 struct Answer {
     sha: String,
@@ -48,7 +49,7 @@ pub fn get(repo: &Repo, listing: &Listing, names: &[String], ui: &Ui) -> anyhow:
     let missing: Vec<&String> = names.iter().filter(|name| !snapshot.join(name).exists()).collect();
     if !missing.is_empty() {
         let files = count(missing.len() as u64, "file");
-        ui.say(format_args!("downloading {files} of {} into {}", repo.id, folder.display()));
+        ui.log(format_args!("downloading {files} of {} into {}", repo.id, folder.display()));
     }
     for name in missing {
         hub.file(name, &listing.commit, &snapshot, ui)?;
@@ -61,7 +62,7 @@ pub fn get(repo: &Repo, listing: &Listing, names: &[String], ui: &Ui) -> anyhow:
     Ok(snapshot)
 }
 
-/// The hub, as far as one repository is concerned.
+/// Requests to the hub that concern one repository.
 struct Hub<'a> {
     repo: &'a Repo,
     agent: Agent,
@@ -69,7 +70,7 @@ struct Hub<'a> {
     authorization: Option<String>,
 }
 
-/// What the hub says of a file before it sends it.
+/// Facts about a file that the hub sends before the file.
 struct Meta {
     etag: String,
     size: Option<u64>,
@@ -81,7 +82,7 @@ impl<'a> Hub<'a> {
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(15)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
-            // The token is the hub's; the storage that it redirects to gets none.
+            // The token is for the hub only, not for the storage that it redirects to.
             .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
             .user_agent(concat!("suasion/", env!("CARGO_PKG_VERSION")))
             .build();
@@ -95,7 +96,7 @@ impl<'a> Hub<'a> {
         }
     }
 
-    /// The files at a revision, and the commit that it is.
+    /// The files at a revision, and its commit.
     fn answer(&self, revision: &str) -> anyhow::Result<Answer> {
         let Repo { kind, id } = self.repo;
         let url = format!("{}/api/{}/{id}/revision/{}", self.endpoint, kind.plural(), escape(revision));
@@ -103,15 +104,18 @@ impl<'a> Hub<'a> {
         let answer: Result<Answer, String> = body
             .map_err(|e| e.to_string())
             .and_then(|b| serde_json::from_slice(&b).map_err(|e| e.to_string()));
-        let answer =
-            answer.map_err(|e| self.failure(&format!("{url}: {e}"), "is this a hub? see HF_ENDPOINT"))?;
-        // These become paths: a hub that is none must not write outside of the cache.
+        let answer = answer.map_err(|e| {
+            self.failure(&format!("{url}: {e}"), "check HF_ENDPOINT: the answer is not a hub's")
+        })?;
+        // These become paths: a server that is not a hub must not write outside of the cache.
         let names = answer.siblings.iter().map(|file| &file.rfilename).chain([&answer.sha]);
         for name in names {
             let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
             if name.is_empty() || !inside {
-                return Err(self
-                    .failure(&format!("{url}: names the file {name:?}"), "is this a hub? see HF_ENDPOINT"));
+                return Err(self.failure(
+                    &format!("{url}: names the file {name:?}"),
+                    "check HF_ENDPOINT: the answer is not a hub's",
+                ));
             }
         }
         Ok(answer)
@@ -148,14 +152,14 @@ impl<'a> Hub<'a> {
         place(&blob, &target, &link).map_err(|e| Error::io(&link, e).into())
     }
 
-    /// The etag and size of a file. Large files lie elsewhere; the hub says theirs before it redirects there.
+    /// The etag and size of a file. Large files are stored elsewhere; the redirection to them has theirs.
     fn meta(&self, url: &str) -> anyhow::Result<Meta> {
         let mut url = url.to_string();
         for _ in 0..5 {
             let response = self.request(|| {
                 let request =
                     self.agent.head(&url).config().max_redirects(0).max_redirects_will_error(false).build();
-                // Compressed on the way, a file would have another length.
+                // With compressed transfers the length would not be the file's.
                 let request = request.header("Accept-Encoding", "identity");
                 match &self.authorization {
                     Some(token) => request.header("Authorization", token),
@@ -178,13 +182,17 @@ impl<'a> Hub<'a> {
             let etag = header("x-linked-etag").or(header("etag")).unwrap_or_default();
             let etag = etag.trim_start_matches("W/").trim_matches('"').to_string();
             if etag.is_empty() || !etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-                return Err(
-                    self.failure(&format!("{url}: has the etag {etag:?}"), "is this a hub? see HF_ENDPOINT")
-                );
+                return Err(self.failure(
+                    &format!("{url}: has the etag {etag:?}"),
+                    "check HF_ENDPOINT: the answer is not a hub's",
+                ));
             }
             return Ok(Meta { etag, size: size.and_then(|text| text.parse().ok()) });
         }
-        Err(self.failure(&format!("{url}: too many redirections"), "is this a hub? see HF_ENDPOINT"))
+        Err(self.failure(
+            &format!("{url}: too many redirections"),
+            "check HF_ENDPOINT: the answer is not a hub's",
+        ))
     }
 
     /// Continues `partial` until it is the whole file.
@@ -231,14 +239,14 @@ impl<'a> Hub<'a> {
                 let why = ended.err().map_or_else(|| "the connection ended".to_string(), |e| e.to_string());
                 let size = meta.size.map_or_else(|| "?".into(), |size| size.to_string());
                 let message = format!("{url}: {why} after {done} of {size} bytes");
-                return Err(self.failure(&message, "run it again: it goes on from there"));
+                return Err(self.failure(&message, "run it again: the download continues there"));
             }
             pause(failed);
         }
         file.sync_all().map_err(|e| io_error(e).into())
     }
 
-    /// The answer to a GET of what stands from byte `from` on, redirections followed.
+    /// The answer to a GET of the bytes from `from` on, redirections followed.
     fn answered(&self, url: &str, from: u64) -> anyhow::Result<Response<Body>> {
         let response = self.request(|| {
             let mut request = self.agent.get(url);
@@ -255,7 +263,7 @@ impl<'a> Hub<'a> {
         Ok(response)
     }
 
-    /// Tries again what a moment later may work.
+    /// Sends a request, again where it failed for a reason that may pass.
     fn request(
         &self,
         send: impl Fn() -> Result<Response<Body>, ureq::Error>,
@@ -302,7 +310,7 @@ impl<'a> Hub<'a> {
     }
 }
 
-/// Waits before another try: not at all, then 1, 2, .. seconds.
+/// Waits before another attempt: not at all, then 1, 2, .. seconds.
 fn pause(failed: u32) {
     std::thread::sleep(Duration::from_secs(u64::from(failed - 1)));
 }
@@ -334,14 +342,14 @@ fn progress(name: &str, done: u64, size: Option<u64>) -> String {
 /// Links a blob into a snapshot.
 #[cfg(unix)]
 fn place(_blob: &Path, target: &Path, link: &Path) -> io::Result<()> {
-    // A link to a blob that is gone.
+    // A link to a blob that was deleted.
     if link.symlink_metadata().is_ok() {
         fs::remove_file(link)?;
     }
     std::os::unix::fs::symlink(target, link)
 }
 
-/// Copies a blob into a snapshot: links need rights here.
+/// Copies a blob into a snapshot: links need privileges on this system.
 #[cfg(not(unix))]
 fn place(blob: &Path, _target: &Path, link: &Path) -> io::Result<()> {
     fs::copy(blob, link).map(|_| ())

@@ -1,5 +1,5 @@
-//! What stands between the two matrices of the MLP. Shapes: `a`, `da` are `[rows, width]`; `up`, `dup` are
-//! `[rows, fan·width]`.
+//! The functions between the two matrices of the MLP. Shapes: `a`, `da` are `[rows, width]`; `up`, `dup` are
+//! `[rows, gate_width·width]`.
 
 use super::simd::{sigmoid, tanh, vectorized};
 use super::{Activation, ROWS};
@@ -10,7 +10,7 @@ const GELU_C: f32 = 0.797_884_6;
 
 /// `a = f(up)`.
 pub(super) fn forward(f: Activation, a: &mut [f32], up: &[f32], width: usize) {
-    let rows = a.par_chunks_mut(width).zip(up.par_chunks(f.fan() * width)).with_min_len(ROWS);
+    let rows = a.par_chunks_mut(width).zip(up.par_chunks(f.gate_width() * width)).with_min_len(ROWS);
     rows.for_each(|(a, up)| match f {
         Activation::SwiGlu => swiglu(a, &up[..width], &up[width..]),
         Activation::GeluTanh => gelu(a, up),
@@ -19,8 +19,8 @@ pub(super) fn forward(f: Activation, a: &mut [f32], up: &[f32], width: usize) {
 
 /// `dup = da · f'(up)`.
 pub(super) fn backward(f: Activation, dup: &mut [f32], da: &[f32], up: &[f32], width: usize) {
-    let fan = f.fan() * width;
-    let rows = dup.par_chunks_mut(fan).zip(da.par_chunks(width)).zip(up.par_chunks(fan)).with_min_len(ROWS);
+    let wide = f.gate_width() * width;
+    let rows = dup.par_chunks_mut(wide).zip(da.par_chunks(width)).zip(up.par_chunks(wide)).with_min_len(ROWS);
     rows.for_each(|((dup, da), up)| match f {
         Activation::SwiGlu => {
             let (dgate, dup) = dup.split_at_mut(width);

@@ -1,20 +1,20 @@
-//! Causal attention within spans, in blocks of queries: the scores of a block stay in a core's cache and are
+//! Causal attention within ranges, in blocks of queries: the scores of a block stay in a core's cache and are
 //! never kept; the backward pass recomputes them from the log-sum-exp (Dao et al. 2022).
 //!
-//! Shapes: `q`, `o`, `dq`, `do` are `[queries, heads·head_dim]`; `kv`, `dkv` are `[keys, 2·kv_heads·head_dim]`
-//! (keys, then values); `lse` is `[queries, heads]`.
+//! Shapes: `q`, `o`, `dq`, `do` are `[queries, heads·head_dim]`; `kv`, `dkv` are
+//! `[keys, 2·kv_heads·head_dim]` (keys, then values); `lse` is `[queries, heads]`.
 
 use super::matmul::{Matrix, product};
 use super::simd::{exp, max, sum, vectorized};
-use super::{Attention, Disjoint, Heads, Scratch, Span};
+use super::{AttentionPlan, AttentionRange, Disjoint, Heads, Scratch};
 use rayon::prelude::*;
 
 /// Queries per block: 128 rows of scores over 512 keys are 256 KiB, half an L2 cache with their gradient.
 const BLOCK: usize = 128;
 
-/// A block of queries of one span.
+/// A block of queries of one range.
 struct Block<'a> {
-    span: &'a Span,
+    range: &'a AttentionRange,
     /// First query row.
     first: usize,
     /// Key rows of the block's queries.
@@ -26,43 +26,44 @@ struct Block<'a> {
 impl Block<'_> {
     /// Keys over which the block is computed: prefix, then own.
     fn keys(&self) -> usize {
-        self.span.prefix.len() + self.own
+        self.range.prefix.len() + self.own
     }
 
     /// How many of them the block's query `i` sees.
     fn seen(&self, i: usize) -> usize {
-        self.span.prefix.len() + self.rows[i] as usize + 1 - self.span.own.start
+        self.range.prefix.len() + self.rows[i] as usize + 1 - self.range.own.start
     }
 
     /// The two runs of keys: `(first key row, its column in the scores, length)`.
     fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        let prefix = self.span.prefix.clone();
-        [(prefix.start, 0, prefix.len()), (self.span.own.start, prefix.len(), self.own)]
+        let prefix = self.range.prefix.clone();
+        [(prefix.start, 0, prefix.len()), (self.range.own.start, prefix.len(), self.own)]
             .into_iter()
             .filter(|run| run.2 > 0)
     }
 }
 
-/// The blocks of a span, in order.
-fn blocks<'a>(plan: &'a Attention, span: &'a Span) -> impl Iterator<Item = Block<'a>> {
-    span.queries.clone().step_by(BLOCK).map(move |first| {
-        let rows = &plan.rows[first..span.queries.end.min(first + BLOCK)];
-        let own = rows[rows.len() - 1] as usize + 1 - span.own.start;
-        debug_assert!(rows.is_sorted() && rows.iter().all(|r| span.own.contains(&(*r as usize))));
-        Block { span, first, rows, own }
+/// The blocks of a range, in order.
+fn blocks<'a>(plan: &'a AttentionPlan, range: &'a AttentionRange) -> impl Iterator<Item = Block<'a>> {
+    range.queries.clone().step_by(BLOCK).map(move |first| {
+        let rows = &plan.rows[first..range.queries.end.min(first + BLOCK)];
+        let own = rows[rows.len() - 1] as usize + 1 - range.own.start;
+        debug_assert!(rows.is_sorted() && rows.iter().all(|r| range.own.contains(&(*r as usize))));
+        Block { range, first, rows, own }
     })
 }
 
 /// The largest block of scores in the plan.
-fn largest(plan: &Attention) -> usize {
-    let block = |span: &Span| BLOCK.min(span.queries.len()) * (span.prefix.len() + span.own.len());
-    plan.spans.iter().map(block).max().unwrap_or(0)
+fn largest(plan: &AttentionPlan) -> usize {
+    let block =
+        |range: &AttentionRange| BLOCK.min(range.queries.len()) * (range.prefix.len() + range.own.len());
+    plan.ranges.iter().map(block).max().unwrap_or(0)
 }
 
-/// `o` and `lse`: a task per span and head.
+/// `o` and `lse`: a task per range and head.
 pub(super) fn forward(
     h: Heads,
-    plan: &Attention,
+    plan: &AttentionPlan,
     o: &mut [f32],
     lse: &mut [f32],
     q: &[f32],
@@ -72,11 +73,11 @@ pub(super) fn forward(
     let (wide, kv_wide, size) = (h.query_width(), h.kv_width(), h.head_dim);
     let (o, lse) = (Disjoint::new(o), Disjoint::new(lse));
     let largest = largest(plan);
-    (0..plan.spans.len() * h.heads).into_par_iter().with_max_len(1).for_each(|task| {
-        let (span, head) = (&plan.spans[task / h.heads], task % h.heads);
+    (0..plan.ranges.len() * h.heads).into_par_iter().with_max_len(1).for_each(|task| {
+        let (range, head) = (&plan.ranges[task / h.heads], task % h.heads);
         let at = Columns::of(h, head);
         scratch.with(largest, |scores| {
-            for block in blocks(plan, span) {
+            for block in blocks(plan, range) {
                 let (n, keys) = (block.rows.len(), block.keys());
                 score(h, &block, &at, scores, q, kv);
                 for i in 0..n {
@@ -98,11 +99,11 @@ pub(super) fn forward(
     });
 }
 
-/// `dq` and `dkv`: a task per group of spans and kv head, so that one worker owns a key's gradient and sums
+/// `dq` and `dkv`: a task per group of ranges and kv head, so that one worker owns a key's gradient and sums
 /// it in the order of the queries.
 pub(super) fn backward(
     h: Heads,
-    plan: &Attention,
+    plan: &AttentionPlan,
     dq: &mut [f32],
     dkv: &mut [f32],
     do_: &[f32],
@@ -122,10 +123,10 @@ pub(super) fn backward(
         let (group, kv_head) = (&plan.groups[task / h.kv_heads], task % h.kv_heads);
         scratch.with(2 * largest, |both| {
             let (p, ds) = both.split_at_mut(largest);
-            for span in group.iter().map(|&i| &plan.spans[i]) {
+            for range in group.iter().map(|&i| &plan.ranges[i]) {
                 for head in kv_head * share..(kv_head + 1) * share {
                     let at = Columns::of(h, head);
-                    for block in blocks(plan, span) {
+                    for block in blocks(plan, range) {
                         let (n, keys) = (block.rows.len(), block.keys());
                         let query = block.first * wide + at.q;
                         let (q_block, do_block) =

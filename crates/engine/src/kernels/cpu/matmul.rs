@@ -3,7 +3,7 @@
 //! The crate's own threading was bimodal on two cores (ENGINE.md) and splits by the number of threads; tiles
 //! that follow from the shape alone give the same bytes for any number of threads.
 
-use super::{Disjoint, Linear};
+use super::{Disjoint, View};
 use rayon::prelude::*;
 
 /// Largest tile of a product. 256×512 keeps both packed operands in a 1 MiB L2 cache and still gives the
@@ -24,6 +24,11 @@ impl<'a> Matrix<'a> {
         Matrix { data, row: width, column: 1 }
     }
 
+    /// The matrix that a view names; `data` is its slice.
+    pub(super) fn of(view: View, data: &'a [f32]) -> Self {
+        Matrix::new(data, view.stride())
+    }
+
     /// The transpose: the same memory, read the other way.
     pub(super) fn t(self) -> Self {
         Matrix { row: self.column, column: self.row, ..self }
@@ -34,16 +39,25 @@ impl<'a> Matrix<'a> {
         Matrix { data: &self.data[i * self.row + j * self.column..], ..self }
     }
 
-    /// Elements that an `m × n` matrix of this layout reaches.
-    fn extent(&self, m: usize, n: usize) -> usize {
-        if m == 0 || n == 0 { 0 } else { (m - 1) * self.row + (n - 1) * self.column + 1 }
+    /// True when an `m × n` matrix of this layout lies inside the slice.
+    fn holds(&self, m: usize, n: usize) -> bool {
+        extent(m, n, self.row, self.column).is_some_and(|extent| extent <= self.data.len())
     }
+}
+
+/// Elements from the first to the last of an `m × n` matrix whose rows are `row` and columns `column` apart;
+/// `None` where the number overflows.
+fn extent(m: usize, n: usize, row: usize, column: usize) -> Option<usize> {
+    if m == 0 || n == 0 {
+        return Some(0);
+    }
+    (m - 1).checked_mul(row)?.checked_add((n - 1).checked_mul(column)?)?.checked_add(1)
 }
 
 /// `c[m, n] (+)= alpha · a[m, k] · b[k, n]` on the calling thread; rows of `c` are `stride` apart.
 ///
 /// # Safety
-/// `c` points to `(m − 1)·stride + n` elements that nobody else touches meanwhile.
+/// `c` points to `(m − 1)·stride + n` elements that nothing else touches meanwhile.
 pub(super) unsafe fn product(
     m: usize,
     n: usize,
@@ -55,7 +69,7 @@ pub(super) unsafe fn product(
     b: Matrix,
     alpha: f32,
 ) {
-    assert!(a.extent(m, k) <= a.data.len() && b.extent(k, n) <= b.data.len());
+    assert!(a.holds(m, k) && b.holds(k, n), "operands of a product that are too short");
     let (a_row, a_column) = (a.row as isize, a.column as isize);
     let (b_row, b_column) = (b.row as isize, b.column as isize);
     // SAFETY: the operands' extents were checked just above, `c` is the caller's promise.
@@ -84,9 +98,17 @@ pub(super) unsafe fn product(
     }
 }
 
-/// `c[m, n] (+)= a[m, k] · b[k, n] + bias[n]`, over all threads.
-fn tiled(m: usize, n: usize, k: usize, c: &mut [f32], accumulate: bool, a: Matrix, b: Matrix, bias: &[f32]) {
-    assert_eq!(c.len(), m * n);
+/// `c[m, n] (+)= a[m, k] · b[k, n] + bias[n]`, over all threads; rows of `c` are `stride` apart.
+pub(super) fn tiled(
+    (m, n, k): (usize, usize, usize),
+    c: &mut [f32],
+    stride: usize,
+    accumulate: bool,
+    a: Matrix,
+    b: Matrix,
+    bias: &[f32],
+) {
+    assert_eq!(Some(c.len()), extent(m, n, stride, 1), "the result's size");
     let (tall, wide) = TILE;
     let (down, across) = (m.div_ceil(tall), n.div_ceil(wide));
     let c = Disjoint::new(c);
@@ -94,48 +116,33 @@ fn tiled(m: usize, n: usize, k: usize, c: &mut [f32], accumulate: bool, a: Matri
         let (i, j) = (tile / across * tall, tile % across * wide);
         let (m, w) = (tall.min(m - i), wide.min(n - j));
         // SAFETY: tiles share no element of `c`, and each is visited once.
-        let c = unsafe { c.at(i * n + j, (m - 1) * n + w) };
+        let c = unsafe { c.at(i * stride + j, (m - 1) * stride + w) };
         if !bias.is_empty() {
             for r in 0..m {
                 // SAFETY: row `r` of this tile.
-                let row = unsafe { std::slice::from_raw_parts_mut(c.add(r * n), w) };
+                let row = unsafe { std::slice::from_raw_parts_mut(c.add(r * stride), w) };
                 for (y, b) in row.iter_mut().zip(&bias[j..]) {
                     *y = if accumulate { *y + b } else { *b };
                 }
             }
         }
+        let accumulate = accumulate || !bias.is_empty();
         // SAFETY: as above.
-        unsafe { product(m, w, k, c, n, accumulate || !bias.is_empty(), a.from(i, 0), b.from(0, j), 1.0) };
+        unsafe { product(m, w, k, c, stride, accumulate, a.from(i, 0), b.from(0, j), 1.0) };
     });
 }
 
-/// `y[rows, outputs] (+)= x[rows, inputs] · wᵀ + b`.
-pub(super) fn linear(s: Linear, y: &mut [f32], accumulate: bool, x: &[f32], w: &[f32], b: &[f32]) {
-    let (x, w) = (Matrix::new(x, s.inputs), Matrix::new(w, s.inputs).t());
-    tiled(s.rows, s.outputs, s.inputs, y, accumulate, x, w, b);
-}
-
-/// `dx[rows, inputs] (+)= dy[rows, outputs] · w`.
-pub(super) fn linear_dx(s: Linear, dx: &mut [f32], accumulate: bool, dy: &[f32], w: &[f32]) {
-    let (dy, w) = (Matrix::new(dy, s.outputs), Matrix::new(w, s.inputs));
-    tiled(s.rows, s.inputs, s.outputs, dx, accumulate, dy, w, &[]);
-}
-
-/// `dw[outputs, inputs] (+)= dyᵀ · x` and `db[outputs] (+)= Σ_rows dy`.
-pub(super) fn linear_dw(s: Linear, dw: &mut [f32], db: &mut [f32], accumulate: bool, dy: &[f32], x: &[f32]) {
-    if !db.is_empty() {
-        if !accumulate {
-            db.fill(0.0);
-        }
-        // A piece of columns each: every sum runs over the rows in order, on one thread.
-        db.par_chunks_mut(64).enumerate().for_each(|(piece, db)| {
-            for dy in dy.chunks(s.outputs) {
-                for (db, dy) in db.iter_mut().zip(&dy[piece * 64..]) {
-                    *db += dy;
-                }
-            }
-        });
+/// `db[outputs] (+)= Σ_rows dy`, whose rows are `stride` apart.
+pub(super) fn sum_rows(db: &mut [f32], accumulate: bool, dy: &[f32], stride: usize) {
+    if !accumulate {
+        db.fill(0.0);
     }
-    let (dy, x) = (Matrix::new(dy, s.outputs).t(), Matrix::new(x, s.inputs));
-    tiled(s.outputs, s.inputs, s.rows, dw, accumulate, dy, x, &[]);
+    // A piece of columns each: every sum runs over the rows in order, on one thread.
+    db.par_chunks_mut(64).enumerate().for_each(|(piece, db)| {
+        for dy in dy.chunks(stride) {
+            for (db, dy) in db.iter_mut().zip(&dy[piece * 64..]) {
+                *db += dy;
+            }
+        }
+    });
 }

@@ -2,7 +2,7 @@
 //!
 //! Determinism: work is cut into pieces whose size follows from the shapes alone, each piece is computed by
 //! one thread in a fixed order, and partial sums are combined in the order of the pieces. The number of
-//! threads changes who computes a piece, never the bytes of the result.
+//! threads changes which one computes a piece, never the bytes of the result.
 
 mod activation;
 mod attention;
@@ -13,8 +13,14 @@ mod optimizer;
 mod rows;
 mod simd;
 
-use super::*;
-use crate::Error;
+use super::buffers::Memory;
+use super::{
+    Activation, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, Heads, IndexBuffer, Indices, Norm,
+    PlanBuffer, TargetLoss, View, check,
+};
+use crate::collective::Collective;
+use crate::{Error, Result};
+use matmul::Matrix;
 use std::sync::Mutex;
 
 /// Elements per piece of an element-wise operation: large enough to hide a task's cost (a few µs), small
@@ -30,9 +36,12 @@ const LINE: usize = 64;
 /// All cores, through the rayon pool in which it is called.
 #[derive(Debug, Default)]
 pub struct Cpu {
-    buffers: Vec<Vec<f32>>,
+    memory: Memory<Vec<f32>>,
     scratch: Scratch,
 }
+
+/// The slices of some views: those to write, those to read.
+type Slices<'a, const O: usize, const I: usize> = ([&'a mut [f32]; O], [&'a [f32]; I], &'a Scratch);
 
 impl Cpu {
     /// A backend without buffers.
@@ -40,41 +49,49 @@ impl Cpu {
         Cpu::default()
     }
 
-    /// The slices behind some views: those in `outs` to write, those in `ins` to read.
+    /// The slices from the first to the last element of some views: those in `outs` to write, those in `ins`
+    /// to read. A view without elements has an empty slice.
     ///
-    /// # Panics
-    /// When a view to write overlaps another one, or a view lies outside its buffer.
+    /// # Errors
+    /// When a view to write overlaps another one, is of another backend or of freed memory.
     fn slices<const O: usize, const I: usize>(
         &mut self,
         outs: [View; O],
         ins: [View; I],
-    ) -> ([&mut [f32]; O], [&[f32]; I], &Scratch) {
-        for (i, out) in outs.iter().enumerate() {
-            let others = outs[i + 1..].iter().chain(&ins);
-            assert!(others.into_iter().all(|v| !out.overlaps(*v)), "a written view overlaps another");
-        }
-        let buffers = &mut self.buffers;
-        let mut start = |v: View| {
-            if v.len == 0 {
-                return std::ptr::NonNull::<f32>::dangling().as_ptr();
+    ) -> Result<Slices<'_, O, I>> {
+        check::apart(&outs, &ins)?;
+        let memory = &mut self.memory;
+        let mut start = |v: View| -> Result<*mut f32> {
+            if v.extent() == 0 {
+                return Ok(std::ptr::NonNull::<f32>::dangling().as_ptr());
             }
-            let buffer = &mut buffers[v.buffer];
-            assert!(v.start <= buffer.len() && v.len <= buffer.len() - v.start, "a view outside its buffer");
+            let buffer = memory.buffer_mut(v)?;
+            let inside = v.start <= buffer.len() && v.extent() <= buffer.len() - v.start;
+            assert!(inside, "views are cut from buffers: {v:?}");
             // SAFETY: inside the buffer. `Vec::as_mut_ptr` makes no reference to the elements, so that the
             // pointers handed out before stay good.
-            unsafe { buffer.as_mut_ptr().add(v.start) }
+            Ok(unsafe { buffer.as_mut_ptr().add(v.start) })
         };
-        // SAFETY: `&mut self` is held for the life of the result, so nobody else reaches the buffers. Each
+        let (mut out_starts, mut in_starts) = ([std::ptr::null_mut(); O], [std::ptr::null_mut(); I]);
+        for (to, view) in out_starts.iter_mut().zip(outs).chain(in_starts.iter_mut().zip(ins)) {
+            *to = start(view)?;
+        }
+        // SAFETY: `&mut self` is held for the life of the result, so nothing else reaches the buffers. Each
         // range was checked against its buffer just above, no buffer moves while they are borrowed, and a
         // written range overlaps no other range of this call.
-        let outs = outs.map(|v| unsafe { std::slice::from_raw_parts_mut(start(v), v.len) });
+        let out = |i: usize| unsafe { std::slice::from_raw_parts_mut(out_starts[i], outs[i].extent()) };
         // SAFETY: as above; ranges that are only read may overlap each other.
-        let ins = ins.map(|v| unsafe { std::slice::from_raw_parts(start(v), v.len) });
-        (outs, ins, &self.scratch)
+        let read = |i: usize| unsafe { std::slice::from_raw_parts(in_starts[i], ins[i].extent()) };
+        Ok((std::array::from_fn(out), std::array::from_fn(read), &self.scratch))
     }
 
-    fn slice(&self, v: View) -> &[f32] {
-        if v.len == 0 { &[] } else { &self.buffers[v.buffer][v.start..v.start + v.len] }
+    /// The slice of a contiguous view.
+    fn slice(&self, v: View) -> Result<&[f32]> {
+        check::element_wise(v)?;
+        match v.len() {
+            0 => Ok(&[]),
+            len => Ok(&self.memory.buffer(v)?[v.start..v.start + len]),
+        }
     }
 }
 
@@ -95,120 +112,219 @@ fn zeros(len: usize) -> Result<Vec<f32>> {
     Ok(unsafe { Vec::from_raw_parts(start, len, len) })
 }
 
-/// An absent bias: an empty slice.
+/// The view of an absent operand: an empty slice.
 fn or_empty(view: Option<View>) -> View {
-    view.unwrap_or(View { buffer: 0, start: 0, len: 0 })
+    view.unwrap_or(View::planned(0, 0))
 }
 
 impl Backend for Cpu {
-    fn allocate(&mut self, len: usize) -> Result<View> {
+    fn allocate(&mut self, len: usize) -> Result<Buffer> {
+        self.memory.collect();
         let spare = LINE / size_of::<f32>();
         let buffer = zeros(len.saturating_add(spare))?;
         let start = buffer.as_ptr().align_offset(LINE).min(spare);
-        self.buffers.push(buffer);
-        Ok(View { buffer: self.buffers.len() - 1, start, len })
+        Ok(self.memory.add_buffer(buffer, start, len))
     }
 
-    fn write(&mut self, to: View, from: &[f32]) {
-        let ([to], [], _) = self.slices([to], []);
+    fn allocated(&self) -> u64 {
+        self.memory.buffers().map(|buffer| (buffer.len() * size_of::<f32>()) as u64).sum()
+    }
+
+    fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer> {
+        Ok(self.memory.add_indices(values))
+    }
+
+    fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
+        self.memory.add_plan(plan)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.memory.collect();
+        Ok(())
+    }
+
+    fn write(&mut self, to: View, from: &[f32]) -> Result<()> {
+        check::transfer(to, from.len())?;
+        let ([to], [], _) = self.slices([to], [])?;
         to.copy_from_slice(from);
+        Ok(())
     }
 
-    fn read(&self, from: View, to: &mut [f32]) {
-        to.copy_from_slice(self.slice(from));
+    fn read(&self, from: View, to: &mut [f32]) -> Result<()> {
+        check::transfer(from, to.len())?;
+        to.copy_from_slice(self.slice(from)?);
+        Ok(())
     }
 
-    fn fill(&mut self, x: View, value: f32) {
-        let ([x], [], _) = self.slices([x], []);
+    fn fill(&mut self, x: View, value: f32) -> Result<()> {
+        check::element_wise(x)?;
+        let ([x], [], _) = self.slices([x], [])?;
         rows::fill(x, value);
+        Ok(())
     }
 
-    fn copy(&mut self, y: View, x: View) {
-        let ([y], [x], _) = self.slices([y], [x]);
-        rows::copy(y, x);
+    fn scale(&mut self, x: View, factor: f32) -> Result<()> {
+        check::element_wise(x)?;
+        let ([x], [], _) = self.slices([x], [])?;
+        rows::scale(x, factor);
+        Ok(())
     }
 
-    fn add(&mut self, y: View, x: View) {
-        let ([y], [x], _) = self.slices([y], [x]);
+    fn copy(&mut self, y: View, x: View) -> Result<()> {
+        check::copy(y, x)?;
+        let ([to], [from], _) = self.slices([y], [x])?;
+        if y.is_contiguous() && x.is_contiguous() {
+            rows::copy(to, from);
+        } else {
+            rows::copy_strided(to, y.stride(), from, x.stride(), x.width());
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, y: View, x: View) -> Result<()> {
+        check::add(y, x)?;
+        let ([y], [x], _) = self.slices([y], [x])?;
         rows::add(y, x);
+        Ok(())
     }
 
-    fn gather(&mut self, y: View, x: View, rows: &[u32], width: usize) {
-        let ([y], [x], _) = self.slices([y], [x]);
-        rows::gather(y, x, rows, width);
+    fn gather(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
+        check::gather(y, x, rows)?;
+        let (width, rows) = (y.width(), self.memory.indices(rows)?);
+        let ([y], [x], _) = self.slices([y], [x])?;
+        rows::gather(y, x, &rows, width);
+        Ok(())
     }
 
-    fn scatter_add(&mut self, y: View, x: View, rows: &[u32], width: usize) {
-        let ([y], [x], _) = self.slices([y], [x]);
-        rows::scatter_add(y, x, rows, width);
+    fn scatter_add(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
+        check::gather(x, y, rows)?;
+        let (width, rows) = (y.width(), self.memory.indices(rows)?);
+        let ([y], [x], _) = self.slices([y], [x])?;
+        rows::scatter_add(y, x, &rows, width);
+        Ok(())
     }
 
-    fn norm(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) {
-        let ([y, stats], [x, w, b], _) = self.slices([y, stats], [x, w, or_empty(b)]);
-        norm::statistics(norm, stats, x, w.len());
-        norm::apply(norm, y, stats, x, w, b);
+    fn norm(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
+        check::norm(norm, y, stats, x, w, b)?;
+        let shape = norm::Groups::of(norm, x, w);
+        let ([to, stats], [from, w, b], _) = self.slices([y, stats], [x, w, or_empty(b)])?;
+        norm::statistics(shape, stats, from);
+        norm::apply(shape, to, y.stride(), stats, from, w, b);
+        Ok(())
     }
 
-    fn norm_again(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) {
-        let ([y], [stats, x, w, b], _) = self.slices([y], [stats, x, w, or_empty(b)]);
-        norm::apply(norm, y, stats, x, w, b);
+    fn norm_recompute(
+        &mut self,
+        norm: Norm,
+        y: View,
+        stats: View,
+        x: View,
+        w: View,
+        b: Option<View>,
+    ) -> Result<()> {
+        check::norm(norm, y, stats, x, w, b)?;
+        let shape = norm::Groups::of(norm, x, w);
+        let ([to], [stats, from, w, b], _) = self.slices([y], [stats, x, w, or_empty(b)])?;
+        norm::apply(shape, to, y.stride(), stats, from, w, b);
+        Ok(())
     }
 
     fn norm_backward(
         &mut self,
         norm: Norm,
         dx: View,
-        dw: View,
+        dw: Option<View>,
         db: Option<View>,
         dy: View,
         stats: View,
         x: View,
         w: View,
-    ) {
+    ) -> Result<()> {
+        check::norm_backward(norm, dx, dw, db, dy, stats, x, w)?;
+        let (shape, strides) = (norm::Groups::of(norm, x, w), (dx.stride(), dy.stride()));
         let ([dx, dw, db], [dy, stats, x, w], scratch) =
-            self.slices([dx, dw, or_empty(db)], [dy, stats, x, w]);
-        norm::backward(norm, dx, dw, db, dy, stats, x, w, scratch);
+            self.slices([dx, or_empty(dw), or_empty(db)], [dy, stats, x, w])?;
+        norm::backward(shape, dx, dw, db, dy, strides, stats, x, w, scratch);
+        Ok(())
     }
 
-    fn linear(&mut self, s: Linear, y: View, accumulate: bool, x: View, w: View, b: Option<View>) {
-        let ([y], [x, w, b], _) = self.slices([y], [x, w, or_empty(b)]);
-        matmul::linear(s, y, accumulate, x, w, b);
+    fn linear(&mut self, y: View, accumulate: bool, x: View, w: View, b: Option<View>) -> Result<()> {
+        check::linear(y, x, w, b)?;
+        let ([to], [from, weights, b], _) = self.slices([y], [x, w, or_empty(b)])?;
+        let sizes = (y.rows(), y.width(), x.width());
+        let (x, w) = (Matrix::of(x, from), Matrix::of(w, weights).t());
+        matmul::tiled(sizes, to, y.stride(), accumulate, x, w, b);
+        Ok(())
     }
 
-    fn linear_dx(&mut self, s: Linear, dx: View, accumulate: bool, dy: View, w: View) {
-        let ([dx], [dy, w], _) = self.slices([dx], [dy, w]);
-        matmul::linear_dx(s, dx, accumulate, dy, w);
+    fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, w: View) -> Result<()> {
+        check::linear(dy, dx, w, None)?;
+        let ([to], [from, weights], _) = self.slices([dx], [dy, w])?;
+        let sizes = (dx.rows(), dx.width(), dy.width());
+        matmul::tiled(sizes, to, dx.stride(), accumulate, Matrix::of(dy, from), Matrix::of(w, weights), &[]);
+        Ok(())
     }
 
-    fn linear_dw(&mut self, s: Linear, dw: View, db: Option<View>, accumulate: bool, dy: View, x: View) {
-        let ([dw, db], [dy, x], _) = self.slices([dw, or_empty(db)], [dy, x]);
-        matmul::linear_dw(s, dw, db, accumulate, dy, x);
+    fn linear_dw(&mut self, dw: View, accumulate: bool, dy: View, x: View) -> Result<()> {
+        check::linear(dy, x, dw, None)?;
+        let ([to], [left, right], _) = self.slices([dw], [dy, x])?;
+        let sizes = (dw.rows(), dw.width(), x.rows());
+        matmul::tiled(
+            sizes,
+            to,
+            dw.stride(),
+            accumulate,
+            Matrix::of(dy, left).t(),
+            Matrix::of(x, right),
+            &[],
+        );
+        Ok(())
+    }
+
+    fn linear_db(&mut self, db: View, accumulate: bool, dy: View) -> Result<()> {
+        check::sum_rows(db, dy)?;
+        let stride = dy.stride();
+        let ([db], [dy], _) = self.slices([db], [dy])?;
+        matmul::sum_rows(db, accumulate, dy, stride);
+        Ok(())
     }
 
     fn rotate(
         &mut self,
         x: View,
-        width: usize,
-        heads: usize,
         head_dim: usize,
         table: View,
-        positions: &[u32],
+        positions: Indices,
         inverse: bool,
-    ) {
-        let ([x], [table], _) = self.slices([x], [table]);
-        rows::rotate(x, width, heads, head_dim, table, positions, inverse);
+    ) -> Result<()> {
+        check::rotate(x, head_dim, table, positions)?;
+        let positions = self.memory.indices(positions)?;
+        let (shape, rotated) = ((x.width(), x.stride()), table.width());
+        let ([x], [table], _) = self.slices([x], [table])?;
+        rows::rotate(x, shape, head_dim, table, rotated, &positions, inverse);
+        Ok(())
     }
 
-    fn attention(&mut self, h: Heads, plan: &Attention, o: View, lse: View, q: View, kv: View) {
-        plan.check(q.len / h.query_width(), kv.len / h.kv_width());
-        let ([o, lse], [q, kv], scratch) = self.slices([o, lse], [q, kv]);
-        attention::forward(h, plan, o, lse, q, kv, scratch);
+    fn attention(
+        &mut self,
+        h: Heads,
+        plan: &PlanBuffer,
+        o: View,
+        lse: View,
+        q: View,
+        kv: View,
+    ) -> Result<()> {
+        check::attention(h, plan, o, lse, q, kv)?;
+        let plan = self.memory.plan(plan)?;
+        let ([o, lse], [q, kv], scratch) = self.slices([o, lse], [q, kv])?;
+        attention::forward(h, &plan, o, lse, q, kv, scratch);
+        Ok(())
     }
 
     fn attention_backward(
         &mut self,
         h: Heads,
-        plan: &Attention,
+        plan: &PlanBuffer,
         dq: View,
         dkv: View,
         do_: View,
@@ -216,41 +332,62 @@ impl Backend for Cpu {
         lse: View,
         q: View,
         kv: View,
-    ) {
-        plan.check(q.len / h.query_width(), kv.len / h.kv_width());
-        let ([dq, dkv], [do_, o, lse, q, kv], scratch) = self.slices([dq, dkv], [do_, o, lse, q, kv]);
-        attention::backward(h, plan, dq, dkv, do_, o, lse, q, kv, scratch);
+    ) -> Result<()> {
+        check::attention(h, plan, o, lse, q, kv)?;
+        check::attention(h, plan, do_, lse, dq, dkv)?;
+        let plan = self.memory.plan(plan)?;
+        let ([dq, dkv], [do_, o, lse, q, kv], scratch) = self.slices([dq, dkv], [do_, o, lse, q, kv])?;
+        attention::backward(h, &plan, dq, dkv, do_, o, lse, q, kv, scratch);
+        Ok(())
     }
 
-    fn activate(&mut self, f: Activation, a: View, up: View, width: usize) {
-        let ([a], [up], _) = self.slices([a], [up]);
+    fn activate(&mut self, f: Activation, a: View, up: View) -> Result<()> {
+        check::activate(f, a, up)?;
+        let width = a.width();
+        let ([a], [up], _) = self.slices([a], [up])?;
         activation::forward(f, a, up, width);
+        Ok(())
     }
 
-    fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View, width: usize) {
-        let ([dup], [da, up], _) = self.slices([dup], [da, up]);
+    fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View) -> Result<()> {
+        check::activate(f, da, up)?;
+        check::activate(f, da, dup)?;
+        let width = da.width();
+        let ([dup], [da, up], _) = self.slices([dup], [da, up])?;
         activation::backward(f, dup, da, up, width);
+        Ok(())
     }
 
     fn cross_entropy(
         &mut self,
+        losses: View,
         logits: View,
-        vocab: usize,
-        ids: &[u32],
-        weights: Option<&[f32]>,
-        out: &mut [Outcome],
-    ) {
-        let ([logits], [], _) = self.slices([logits], []);
-        loss::cross_entropy(logits, vocab, ids, weights, out);
+        ids: Indices,
+        weights: Option<View>,
+    ) -> Result<()> {
+        check::cross_entropy(losses, logits, ids, weights)?;
+        let (vocab, ids) = (logits.width(), self.memory.indices(ids)?);
+        let weighted = weights.is_some();
+        let ([losses, logits], [weights], _) = self.slices([losses, logits], [or_empty(weights)])?;
+        loss::cross_entropy(losses, logits, vocab, &ids, weighted.then_some(weights));
+        Ok(())
     }
 
-    fn sum_squares(&self, x: View) -> f64 {
-        optimizer::sum_squares(self.slice(x))
+    fn sum_squares(&self, x: View) -> Result<f64> {
+        Ok(optimizer::sum_squares(self.slice(x)?))
     }
 
-    fn adamw(&mut self, step: AdamW, p: View, g: View, m: View, v: View) {
-        let ([p, m, v], [g], _) = self.slices([p, m, v], [g]);
+    fn adamw(&mut self, step: AdamW, p: View, g: View, m: View, v: View) -> Result<()> {
+        check::adamw(p, g, m, v)?;
+        let ([p, m, v], [g], _) = self.slices([p, m, v], [g])?;
         optimizer::adamw(step, p, g, m, v);
+        Ok(())
+    }
+
+    fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()> {
+        check::element_wise(x)?;
+        let ([x], [], _) = self.slices([x], [])?;
+        collective.all_reduce(x)
     }
 }
 

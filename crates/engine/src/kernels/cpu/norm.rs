@@ -1,18 +1,55 @@
-//! RMS and layer norm. Shapes: `x`, `y`, `dx`, `dy` are `[rows, width]`; `w`, `b`, `dw`, `db` are `[width]`;
-//! `stats` is `[rows, norm.statistics()]`.
+//! RMS and layer norm of runs of columns. Shapes: `x`, `y`, `dx`, `dy` are `[rows, groups·width]`, their rows
+//! as far apart as their strides say; `w`, `b`, `dw`, `db` are `[width]`; `stats` is
+//! `[rows, groups·norm.statistics()]`.
 
 use super::simd::{sum, vectorized};
-use super::{Norm, ROWS, Scratch};
+use super::{Norm, ROWS, Scratch, View};
 use rayon::prelude::*;
 
-/// The statistics of each row.
-pub(super) fn statistics(norm: Norm, stats: &mut [f32], x: &[f32], width: usize) {
-    let each = norm.statistics();
-    stats.par_chunks_mut(each).zip(x.par_chunks(width)).with_min_len(ROWS).for_each(|(s, x)| match norm {
-        Norm::Rms { eps } => s[0] = 1.0 / (sum_of_squares(x, 0.0) / width as f32 + eps).sqrt(),
-        Norm::Layer { eps } => {
-            s[0] = sum_of(x) / width as f32;
-            s[1] = 1.0 / (sum_of_squares(x, s[0]) / width as f32 + eps).sqrt();
+/// How rows are cut into runs of columns that are normalised by themselves.
+#[derive(Clone, Copy)]
+pub(super) struct Groups {
+    norm: Norm,
+    /// Columns of a run.
+    width: usize,
+    /// Runs of a row.
+    groups: usize,
+    rows: usize,
+    /// Distance between two rows of `x`.
+    stride: usize,
+}
+
+impl Groups {
+    /// Runs as long as `w` in the rows of `x`.
+    pub(super) fn of(norm: Norm, x: View, w: View) -> Groups {
+        let width = w.len();
+        Groups { norm, width, groups: x.width() / width, rows: x.rows(), stride: x.stride() }
+    }
+
+    /// Columns of a row.
+    fn row(self) -> usize {
+        self.groups * self.width
+    }
+
+    /// Statistics of a row.
+    fn statistics(self) -> usize {
+        self.groups * self.norm.statistics()
+    }
+}
+
+/// The statistics of each run.
+pub(super) fn statistics(g: Groups, stats: &mut [f32], x: &[f32]) {
+    let (each, width) = (g.norm.statistics(), g.width);
+    let rows = stats.par_chunks_mut(g.statistics()).zip(x.par_chunks(g.stride)).with_min_len(ROWS);
+    rows.for_each(|(stats, x)| {
+        for (s, x) in stats.chunks_exact_mut(each).zip(x[..g.row()].chunks_exact(width)) {
+            match g.norm {
+                Norm::Rms { eps } => s[0] = 1.0 / (sum_of_squares(x, 0.0) / width as f32 + eps).sqrt(),
+                Norm::Layer { eps } => {
+                    s[0] = sum_of(x) / width as f32;
+                    s[1] = 1.0 / (sum_of_squares(x, s[0]) / width as f32 + eps).sqrt();
+                }
+            }
         }
     });
 }
@@ -38,12 +75,23 @@ fn centre_and_scale(norm: Norm, stats: &[f32]) -> (f32, f32) {
     }
 }
 
-/// `y = (x − mean)·inv·w + b`.
-pub(super) fn apply(norm: Norm, y: &mut [f32], stats: &[f32], x: &[f32], w: &[f32], b: &[f32]) {
-    let rows = y.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).zip(stats.par_chunks(norm.statistics()));
-    rows.with_min_len(ROWS).for_each(|((y, x), s)| {
-        let (mean, inv) = centre_and_scale(norm, s);
-        apply_row(y, x, w, b, mean, inv);
+/// `y = (x − mean)·inv·w + b`; rows of `y` are `y_stride` apart.
+pub(super) fn apply(
+    g: Groups,
+    y: &mut [f32],
+    y_stride: usize,
+    stats: &[f32],
+    x: &[f32],
+    w: &[f32],
+    b: &[f32],
+) {
+    let rows = y.par_chunks_mut(y_stride).zip(x.par_chunks(g.stride)).zip(stats.par_chunks(g.statistics()));
+    rows.with_min_len(ROWS).for_each(|((y, x), stats)| {
+        let runs = y[..g.row()].chunks_exact_mut(g.width).zip(x[..g.row()].chunks_exact(g.width));
+        for ((y, x), s) in runs.zip(stats.chunks_exact(g.norm.statistics())) {
+            let (mean, inv) = centre_and_scale(g.norm, s);
+            apply_row(y, x, w, b, mean, inv);
+        }
     });
 }
 
@@ -58,37 +106,42 @@ vectorized! {
     }
 }
 
-/// With `x̂ = (x − mean)·inv` and `g = dy·w`:
-/// `dx += inv·(g − mean(g) − x̂·mean(g·x̂))` (RMS has no `mean(g)`), `dw += Σ_rows dy·x̂`, `db += Σ_rows dy`.
+/// With `x̂ = (x − mean)·inv` and `g = dy·w`: `dx += inv·(g − mean(g) − x̂·mean(g·x̂))` (RMS has no
+/// `mean(g)`), `dw += Σ_rows dy·x̂`, `db += Σ_rows dy`; where `dw` or `db` is empty it is left out. Rows of
+/// `dx` and `dy` are `strides` apart.
 pub(super) fn backward(
-    norm: Norm,
+    g: Groups,
     dx: &mut [f32],
     dw: &mut [f32],
     db: &mut [f32],
     dy: &[f32],
+    strides: (usize, usize),
     stats: &[f32],
     x: &[f32],
     w: &[f32],
     scratch: &Scratch,
 ) {
-    let width = w.len();
-    let piece = ROWS * width;
+    let (width, row) = (g.width, g.row());
     // Weight gradients: one partial row per piece, summed in the order of the pieces.
-    let pieces = x.len().div_ceil(piece);
+    let pieces = g.rows.div_ceil(ROWS);
     scratch.with(pieces * 2 * width, |partial| {
         let work = dx
-            .par_chunks_mut(piece)
-            .zip(dy.par_chunks(piece))
-            .zip(x.par_chunks(piece))
-            .zip(stats.par_chunks(ROWS * norm.statistics()))
+            .par_chunks_mut(ROWS * strides.0)
+            .zip(dy.par_chunks(ROWS * strides.1))
+            .zip(x.par_chunks(ROWS * g.stride))
+            .zip(stats.par_chunks(ROWS * g.statistics()))
             .zip(partial.par_chunks_mut(2 * width));
         work.for_each(|((((dx, dy), x), stats), partial)| {
             partial.fill(0.0);
             let (dw, db) = partial.split_at_mut(width);
-            let rows = dx.chunks_mut(width).zip(dy.chunks(width)).zip(x.chunks(width));
-            for (((dx, dy), x), s) in rows.zip(stats.chunks(norm.statistics())) {
-                let (mean, inv) = centre_and_scale(norm, s);
-                backward_row(dx, dw, db, dy, x, w, mean, inv, matches!(norm, Norm::Layer { .. }));
+            let rows = dx.chunks_mut(strides.0).zip(dy.chunks(strides.1)).zip(x.chunks(g.stride));
+            for (((dx, dy), x), stats) in rows.zip(stats.chunks(g.statistics())) {
+                let runs = dx[..row].chunks_exact_mut(width).zip(dy[..row].chunks_exact(width));
+                let runs = runs.zip(x[..row].chunks_exact(width));
+                for (((dx, dy), x), s) in runs.zip(stats.chunks_exact(g.norm.statistics())) {
+                    let (mean, inv) = centre_and_scale(g.norm, s);
+                    backward_row(dx, dw, db, dy, x, w, mean, inv, matches!(g.norm, Norm::Layer { .. }));
+                }
             }
         });
         for partial in partial.chunks(2 * width) {

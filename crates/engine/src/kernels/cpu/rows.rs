@@ -9,6 +9,25 @@ pub(super) fn fill(x: &mut [f32], value: f32) {
     x.par_chunks_mut(PIECE).for_each(|x| x.fill(value));
 }
 
+/// `x = factor · x`.
+pub(super) fn scale(x: &mut [f32], factor: f32) {
+    x.par_chunks_mut(PIECE).for_each(|x| scale_piece(x, factor));
+}
+
+vectorized! {
+    fn scale_piece(x: &mut [f32], factor: f32) {
+        for x in x.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+/// `y = x` for rows of `width` whose starts are `y_stride` and `x_stride` apart.
+pub(super) fn copy_strided(y: &mut [f32], y_stride: usize, x: &[f32], x_stride: usize, width: usize) {
+    let rows = y.par_chunks_mut(y_stride).zip(x.par_chunks(x_stride)).with_min_len(ROWS);
+    rows.for_each(|(y, x)| y[..width].copy_from_slice(&x[..width]));
+}
+
 /// `y = x`.
 pub(super) fn copy(y: &mut [f32], x: &[f32]) {
     assert_eq!(y.len(), x.len());
@@ -48,28 +67,27 @@ pub(super) fn scatter_add(y: &mut [f32], x: &[f32], rows: &[u32], width: usize) 
     }
 }
 
-/// Rotates the heads at the front of each row; see [`super::Backend::rotate`].
+/// Rotates the front of each head of rows of `width`, `stride` apart; see [`super::Backend::rotate`].
 pub(super) fn rotate(
     x: &mut [f32],
-    width: usize,
-    heads: usize,
+    (width, stride): (usize, usize),
     head_dim: usize,
     table: &[f32],
+    rotated: usize,
     positions: &[u32],
     inverse: bool,
 ) {
-    assert_eq!(x.len(), positions.len() * width);
-    x.par_chunks_mut(width).zip(positions).with_min_len(ROWS).for_each(|(x, &position)| {
-        let angles = &table[position as usize * head_dim..][..head_dim];
-        rotate_row(&mut x[..heads * head_dim], angles, if inverse { -1.0 } else { 1.0 });
+    x.par_chunks_mut(stride).zip(positions).with_min_len(ROWS).for_each(|(x, &position)| {
+        let angles = &table[position as usize * rotated..][..rotated];
+        rotate_row(&mut x[..width], head_dim, angles, if inverse { -1.0 } else { 1.0 });
     });
 }
 
 vectorized! {
-    fn rotate_row(x: &mut [f32], angles: &[f32], direction: f32) {
+    fn rotate_row(x: &mut [f32], head_dim: usize, angles: &[f32], direction: f32) {
         let (cos, sin) = angles.split_at(angles.len() / 2);
-        for head in x.chunks_exact_mut(angles.len()) {
-            let (a, b) = head.split_at_mut(cos.len());
+        for head in x.chunks_exact_mut(head_dim) {
+            let (a, b) = head[..angles.len()].split_at_mut(cos.len());
             for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                 let (p, q, sin) = (*a, *b, sin * direction);
                 *a = p * cos - q * sin;

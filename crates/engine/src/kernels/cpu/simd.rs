@@ -111,7 +111,8 @@ pub(super) fn max(x: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
 }
 
-/// `e^x` to about 1 ulp (Cephes' polynomial after Cody–Waite reduction), saturating outside ±87; NaN stays NaN.
+/// `e^x` to about 1 ulp (Cephes' polynomial after Cody–Waite reduction), saturating outside ±87; NaN stays
+/// NaN.
 ///
 /// Written so that it vectorises: no branch, no libm call, and no fused multiply-add that a machine without
 /// FMA would have to call a function for.

@@ -1,0 +1,70 @@
+//! `gpt2`: layer norm, learned positions, GELU, biases everywhere.
+
+use super::config::Config;
+use crate::Result;
+use crate::arch::{Architecture, Attention, Block, Embedding, Head, Init, Mlp, Names, Norms};
+use crate::kernels::{Activation, Heads, Norm};
+
+const NAMES: Names = Names {
+    embedding: "transformer.wte",
+    positions: "transformer.wpe",
+    block: "transformer.h.{}",
+    attention_norm: "ln_1",
+    qkv: &["attn.c_attn"],
+    qk_norm: ["", ""],
+    out: "attn.c_proj",
+    mlp_norm: "ln_2",
+    up: &["mlp.c_fc"],
+    down: "mlp.c_proj",
+    norm: "transformer.ln_f",
+    head: "lm_head",
+    transposed: true,
+};
+
+pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
+    c.activation("activation_function", Some("gelu_new"), &["gelu_new", "gelu_pytorch_tanh"])?;
+    for key in ["scale_attn_by_inverse_layer_idx", "add_cross_attention"] {
+        c.refuse_flag(key, "the GPT-2 models have it off")?;
+    }
+    let (hidden, heads) = (c.size("n_embd")?, c.size("n_head")?);
+    let head_dim = hidden / heads;
+    if head_dim * heads != hidden {
+        return Err(c.refuse(
+            format!("{heads} heads of {head_dim} in a width of {hidden}"),
+            "shapes in config.json contradict each other; copy it from the model's repository again".into(),
+        ));
+    }
+    let layers = c.layers("n_layer", hidden)?;
+    let scaled = c.flag_or("scale_attn_weights", true)?;
+    let max_positions = c.size_or("n_positions", Some(1024))?;
+    let norm = Norm::Layer { eps: c.number_or("layer_norm_epsilon", 1e-5)? as f32 };
+    let std = c.number_or("initializer_range", 0.02)?;
+    let scale = if scaled { (1.0 / (head_dim as f64).sqrt()) as f32 } else { 1.0 };
+    let block = Block {
+        norms: Norms { attention: norm, mlp: norm },
+        attention: Attention {
+            heads: Heads { heads, kv_heads: heads, head_dim, scale },
+            qk_norm: None,
+            rope: None,
+            qkv_bias: true,
+            out_bias: true,
+        },
+        mlp: Mlp {
+            intermediate: c.size_or("n_inner", Some(4 * hidden))?,
+            activation: Activation::GeluTanh,
+            bias: true,
+        },
+    };
+    Ok(Architecture {
+        model_type: c.text("model_type")?.to_string(),
+        vocab_size: c.size("vocab_size")?,
+        hidden,
+        max_positions,
+        embedding: Embedding { positions: Some(max_positions) },
+        blocks: vec![block; layers],
+        head: Head { norm, tied: c.flag_or("tie_word_embeddings", true)? },
+        names: NAMES,
+        init: Init { std, residual_std: std / (2.0 * layers as f64).sqrt(), padding_row: None },
+        not_applied: c.dropout(&["attn_pdrop", "embd_pdrop", "resid_pdrop"])?,
+    })
+}

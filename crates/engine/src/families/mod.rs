@@ -1,0 +1,56 @@
+//! Families of models: `config.json` to an [`Architecture`]. A family is one file.
+
+mod config;
+mod gpt2;
+mod llama;
+mod qwen3;
+
+use crate::arch::Architecture;
+use crate::{Error, Result};
+use config::Config;
+use serde_json::Value;
+use std::path::Path;
+
+/// Reads the settings of one family.
+type Read = fn(&Config) -> Result<Architecture>;
+
+/// The families by `model_type`.
+const FAMILIES: [(&str, Read); 4] =
+    [("llama", llama::llama), ("qwen2", llama::qwen2), ("qwen3", qwen3::qwen3), ("gpt2", gpt2::gpt2)];
+
+impl Architecture {
+    /// Reads `dir/config.json`.
+    ///
+    /// # Errors
+    /// When the file is missing or broken, and when it asks for something that this engine does not compute.
+    pub fn from_dir(dir: &Path) -> Result<Architecture> {
+        let path = dir.join("config.json");
+        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let config = serde_json::from_slice(&text).map_err(|e| Error::Config {
+            path: path.clone(),
+            message: format!("not valid JSON: {e}"),
+            help: "copy config.json from the model's repository again".into(),
+        })?;
+        Architecture::from_json(&config, &path)
+    }
+
+    /// Reads a parsed `config.json`, in the style of transformers 4 or 5; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Architecture::from_dir`].
+    pub fn from_json(config: &Value, path: &Path) -> Result<Architecture> {
+        let config = Config::new(config, path);
+        let family = config.text("model_type")?;
+        let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == family) else {
+            let supported = FAMILIES.map(|(name, _)| name).join(", ");
+            return Err(config.refuse(
+                format!("model_type \"{family}\" is not supported"),
+                format!("supported families: {supported}"),
+            ));
+        };
+        let arch = read(&config)?;
+        let help = "shapes in config.json contradict each other; copy it from the model's repository again";
+        arch.check().map_err(|message| config.refuse(message, help.into()))?;
+        Ok(arch)
+    }
+}

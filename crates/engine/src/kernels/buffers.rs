@@ -1,0 +1,247 @@
+//! Ownership of device memory: handles that free what they name when they are dropped.
+
+use super::plan::AttentionPlan;
+use super::view::View;
+use crate::{Error, Result};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Owner of one item in a backend's memory. Dropping it releases the item; the backend frees what was
+/// released when it next allocates or synchronises.
+#[derive(Debug)]
+struct Lease {
+    backend: u64,
+    item: u64,
+    released: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        lock(&self.released).push(self.item);
+    }
+}
+
+fn lock(list: &Mutex<Vec<u64>>) -> MutexGuard<'_, Vec<u64>> {
+    // A list of numbers is whole whatever panicked while it was locked.
+    list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A buffer of elements, freed when it is dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    lease: Lease,
+    /// Where its elements start in the backend's allocation.
+    start: usize,
+    len: usize,
+}
+
+impl Buffer {
+    /// All its elements, as one row.
+    pub fn view(&self) -> View {
+        View::of_buffer(self.lease.backend, self.lease.item, self.start, self.len)
+    }
+
+    /// All its elements as `rows` rows of equal width.
+    ///
+    /// # Panics
+    /// As [`View::matrix`].
+    pub fn matrix(&self, rows: usize, width: usize) -> View {
+        self.view().matrix(rows, width)
+    }
+}
+
+/// A list of row or token numbers in a backend's memory, freed when it is dropped.
+#[derive(Debug)]
+pub struct IndexBuffer {
+    lease: Lease,
+    len: usize,
+    bound: usize,
+}
+
+impl IndexBuffer {
+    /// The whole list.
+    pub fn view(&self) -> Indices {
+        let Lease { backend, item, .. } = self.lease;
+        Indices { backend, list: item, start: 0, len: self.len, bound: self.bound }
+    }
+}
+
+/// A name of a run of an [`IndexBuffer`], as [`View`] is one of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indices {
+    backend: u64,
+    list: u64,
+    start: usize,
+    len: usize,
+    bound: usize,
+}
+
+impl Indices {
+    /// Numbers in the run.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Above every number of the whole list. The host knows it, so that an operation can be checked without
+    /// waiting for the device.
+    pub fn bound(self) -> usize {
+        self.bound
+    }
+
+    /// A part of the run.
+    ///
+    /// # Panics
+    /// When it does not lie inside.
+    pub fn part(self, range: Range<usize>) -> Indices {
+        assert!(range.start <= range.end && range.end <= self.len, "indices {range:?} of {}", self.len);
+        Indices { start: self.start + range.start, len: range.len(), ..self }
+    }
+}
+
+/// A checked attention plan in a backend's memory, freed when it is dropped.
+#[derive(Debug)]
+pub struct PlanBuffer {
+    lease: Lease,
+    queries: usize,
+    keys: usize,
+}
+
+impl PlanBuffer {
+    /// Query rows of the plan.
+    pub fn queries(&self) -> usize {
+        self.queries
+    }
+
+    /// Key rows that the plan reaches: one past the largest.
+    pub fn keys(&self) -> usize {
+        self.keys
+    }
+}
+
+/// Items of one kind. Numbers are never given twice, so a name that outlives its item finds nothing.
+#[derive(Debug)]
+struct Store<T> {
+    items: HashMap<u64, T>,
+    next: u64,
+    released: Arc<Mutex<Vec<u64>>>,
+}
+
+impl<T> Default for Store<T> {
+    fn default() -> Self {
+        Store { items: HashMap::new(), next: 0, released: Arc::default() }
+    }
+}
+
+impl<T> Store<T> {
+    fn add(&mut self, backend: u64, item: T) -> Lease {
+        self.collect();
+        let number = self.next;
+        self.next += 1;
+        self.items.insert(number, item);
+        Lease { backend, item: number, released: Arc::clone(&self.released) }
+    }
+
+    fn collect(&mut self) {
+        for item in lock(&self.released).drain(..) {
+            self.items.remove(&item);
+        }
+    }
+}
+
+/// The memory of a backend on the host: `M` is how it keeps a buffer.
+#[derive(Debug)]
+pub(super) struct Memory<M> {
+    backend: u64,
+    buffers: Store<M>,
+    indices: Store<Arc<[u32]>>,
+    plans: Store<Arc<AttentionPlan>>,
+}
+
+impl<M> Default for Memory<M> {
+    fn default() -> Self {
+        static BACKENDS: AtomicU64 = AtomicU64::new(0);
+        let backend = BACKENDS.fetch_add(1, Ordering::Relaxed);
+        Memory { backend, buffers: Store::default(), indices: Store::default(), plans: Store::default() }
+    }
+}
+
+impl<M> Memory<M> {
+    /// Adds a buffer whose `len` elements begin at element `start` of `memory`.
+    pub(super) fn add_buffer(&mut self, memory: M, start: usize, len: usize) -> Buffer {
+        Buffer { lease: self.buffers.add(self.backend, memory), start, len }
+    }
+
+    pub(super) fn add_indices(&mut self, values: &[u32]) -> IndexBuffer {
+        let bound = values.iter().max().map_or(0, |&largest| largest as usize + 1);
+        let lease = self.indices.add(self.backend, values.into());
+        IndexBuffer { lease, len: values.len(), bound }
+    }
+
+    pub(super) fn add_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
+        plan.check()?;
+        let (queries, keys) = (plan.rows.len(), plan.keys());
+        Ok(PlanBuffer { lease: self.plans.add(self.backend, Arc::new(plan)), queries, keys })
+    }
+
+    /// Frees what has been released.
+    pub(super) fn collect(&mut self) {
+        self.buffers.collect();
+        self.indices.collect();
+        self.plans.collect();
+    }
+
+    /// Buffers that are not freed.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = &M> {
+        self.buffers.items.values()
+    }
+
+    pub(super) fn buffer(&self, view: View) -> Result<&M> {
+        self.own(view.backend, "view")?;
+        self.buffers.items.get(&view.buffer).ok_or_else(|| freed("view"))
+    }
+
+    pub(super) fn buffer_mut(&mut self, view: View) -> Result<&mut M> {
+        self.own(view.backend, "view")?;
+        self.buffers.items.get_mut(&view.buffer).ok_or_else(|| freed("view"))
+    }
+
+    pub(super) fn indices(&self, indices: Indices) -> Result<HostIndices> {
+        self.own(indices.backend, "list of indices")?;
+        let list = self.indices.items.get(&indices.list).ok_or_else(|| freed("list of indices"))?;
+        Ok(HostIndices { list: Arc::clone(list), range: indices.start..indices.start + indices.len })
+    }
+
+    pub(super) fn plan(&self, plan: &PlanBuffer) -> Result<Arc<AttentionPlan>> {
+        self.own(plan.lease.backend, "attention plan")?;
+        self.plans.items.get(&plan.lease.item).cloned().ok_or_else(|| freed("attention plan"))
+    }
+
+    fn own(&self, backend: u64, what: &str) -> Result<()> {
+        if backend == self.backend {
+            return Ok(());
+        }
+        let message = format!("a {what} of another backend");
+        Err(Error::Operands { operation: "memory", message })
+    }
+}
+
+/// The numbers of an [`Indices`] in host memory.
+pub(super) struct HostIndices {
+    list: Arc<[u32]>,
+    range: Range<usize>,
+}
+
+impl std::ops::Deref for HostIndices {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        &self.list[self.range.clone()]
+    }
+}
+
+fn freed(what: &str) -> Error {
+    Error::Operands { operation: "memory", message: format!("a {what} whose memory was freed") }
+}

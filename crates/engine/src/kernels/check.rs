@@ -1,0 +1,188 @@
+//! The rules that operands of an operation must keep, the same for every backend.
+//!
+//! Kernels walk their operands together and some of them write through pointers, so each backend calls the
+//! operation's check before it computes.
+
+use super::buffers::{Indices, PlanBuffer};
+use super::shapes::{Activation, Heads, Norm, TargetLoss};
+use super::view::View;
+use crate::{Error, Result};
+
+/// Returns an error with the operands' sizes unless a rule holds.
+macro_rules! rule {
+    ($operation:expr, $holds:expr, $($message:tt)+) => {
+        if !$holds {
+            return Err(Error::Operands { operation: $operation, message: format!($($message)+) });
+        }
+    };
+}
+
+fn same(operation: &'static str, a: View, b: View) -> Result<()> {
+    let (x, y) = ((a.rows(), a.width()), (b.rows(), b.width()));
+    rule!(operation, x == y, "operands of {} × {} and {} × {}", x.0, x.1, y.0, y.1);
+    Ok(())
+}
+
+fn contiguous(operation: &'static str, views: &[View]) -> Result<()> {
+    let gaps = views.iter().find(|view| !view.is_contiguous());
+    rule!(operation, gaps.is_none(), "an operand with gaps between its rows: {gaps:?}");
+    Ok(())
+}
+
+/// `x` is one vector of `len`.
+fn vector(operation: &'static str, what: &str, x: View, len: usize) -> Result<()> {
+    rule!(operation, x.len() == len, "{what} has {} elements instead of {len}", x.len());
+    contiguous(operation, &[x])
+}
+
+/// Nothing that is written overlaps another view of the call.
+pub(super) fn apart(written: &[View], read: &[View]) -> Result<()> {
+    for (i, out) in written.iter().enumerate() {
+        let mut others = written[i + 1..].iter().chain(read);
+        let meets = others.find(|view| out.overlaps(**view));
+        rule!("memory", meets.is_none(), "a written view overlaps another: {out:?} and {meets:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn transfer(view: View, len: usize) -> Result<()> {
+    vector("transfer", "the view", view, len)
+}
+
+pub(super) fn copy(y: View, x: View) -> Result<()> {
+    same("copy", y, x)
+}
+
+pub(super) fn add(y: View, x: View) -> Result<()> {
+    same("add", y, x)?;
+    contiguous("add", &[y, x])
+}
+
+pub(super) fn element_wise(x: View) -> Result<()> {
+    contiguous("fill or scale", &[x])
+}
+
+/// `short[i]` belongs to `long[rows[i]]`.
+pub(super) fn gather(short: View, long: View, rows: Indices) -> Result<()> {
+    let operation = "gather";
+    rule!(
+        operation,
+        short.width() > 0 && short.width() == long.width(),
+        "rows of {} and of {}",
+        short.width(),
+        long.width()
+    );
+    rule!(operation, rows.len() == short.rows(), "{} indices for {} rows", rows.len(), short.rows());
+    rule!(operation, rows.bound() <= long.rows(), "row {} of {}", rows.bound() - 1, long.rows());
+    contiguous(operation, &[short, long])
+}
+
+pub(super) fn norm(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
+    let operation = "norm";
+    same(operation, y, x)?;
+    let width = w.len();
+    let groups = width > 0 && x.width() > 0 && x.width().is_multiple_of(width);
+    rule!(operation, groups, "groups of {width} in {}", x.width());
+    let groups = x.len() / width;
+    vector(operation, "stats", stats, groups.saturating_mul(norm.statistics()))?;
+    vector(operation, "w", w, width)?;
+    b.map_or(Ok(()), |b| vector(operation, "b", b, width))
+}
+
+pub(super) fn norm_backward(
+    n: Norm,
+    dx: View,
+    dw: Option<View>,
+    db: Option<View>,
+    dy: View,
+    stats: View,
+    x: View,
+    w: View,
+) -> Result<()> {
+    norm(n, dx, stats, x, w, None)?;
+    same("norm", dy, x)?;
+    for d in [dw, db].into_iter().flatten() {
+        vector("norm", "the gradient of w or b", d, w.len())?;
+    }
+    Ok(())
+}
+
+/// `x [rows, inputs]`, `y [rows, outputs]`, `w [outputs, inputs]`, in all three directions.
+pub(super) fn linear(y: View, x: View, w: View, b: Option<View>) -> Result<()> {
+    let operation = "linear";
+    rule!(operation, x.rows() == y.rows(), "{} rows in, {} rows out", x.rows(), y.rows());
+    let (outputs, inputs) = (w.rows(), w.width());
+    rule!(
+        operation,
+        x.width() == inputs && y.width() == outputs && inputs > 0 && outputs > 0,
+        "weights of {outputs} × {inputs} between {} and {} columns",
+        x.width(),
+        y.width()
+    );
+    contiguous(operation, &[w])?;
+    b.map_or(Ok(()), |b| vector(operation, "b", b, outputs))
+}
+
+pub(super) fn sum_rows(db: View, dy: View) -> Result<()> {
+    vector("sum of rows", "the result", db, dy.width())
+}
+
+pub(super) fn rotate(x: View, head_dim: usize, table: View, positions: Indices) -> Result<()> {
+    let operation = "rotate";
+    rule!(
+        operation,
+        head_dim > 0 && x.width() > 0 && x.width().is_multiple_of(head_dim),
+        "heads of {head_dim} in {}",
+        x.width()
+    );
+    let rotated = table.width();
+    rule!(operation, rotated.is_multiple_of(2) && rotated <= head_dim, "{rotated} of {head_dim} columns");
+    rule!(operation, positions.len() == x.rows(), "{} positions for {} rows", positions.len(), x.rows());
+    let bound = positions.bound();
+    rule!(operation, bound <= table.rows(), "position {} in a table of {}", bound - 1, table.rows());
+    contiguous(operation, &[table])
+}
+
+pub(super) fn attention(h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View) -> Result<()> {
+    let operation = "attention";
+    let whole = h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads) && h.head_dim > 0;
+    rule!(operation, whole && h.heads > 0, "{h:?}");
+    let widths = (q.width(), kv.width());
+    rule!(
+        operation,
+        widths == (h.query_width(), h.kv_width()),
+        "rows of {} and {} for {h:?}",
+        widths.0,
+        widths.1
+    );
+    same(operation, o, q)?;
+    rule!(operation, q.rows() == plan.queries(), "{} of {} queries are planned", plan.queries(), q.rows());
+    rule!(operation, plan.keys() <= kv.rows(), "keys up to {} of {}", plan.keys(), kv.rows());
+    vector(operation, "lse", lse, q.rows().saturating_mul(h.heads))?;
+    contiguous(operation, &[o, q, kv])
+}
+
+pub(super) fn activate(f: Activation, a: View, up: View) -> Result<()> {
+    let operation = "activate";
+    let (inside, width) = (up.width(), a.width());
+    let fits = width.checked_mul(f.gate_width()) == Some(inside);
+    let fits = fits && width > 0;
+    rule!(operation, fits && a.rows() == up.rows(), "{:?} from {:?}", (a.rows(), width), (up.rows(), inside));
+    contiguous(operation, &[a, up])
+}
+
+pub(super) fn cross_entropy(losses: View, logits: View, ids: Indices, weights: Option<View>) -> Result<()> {
+    let operation = "cross-entropy";
+    let rows = logits.rows();
+    rule!(operation, ids.len() == rows, "{} targets for {rows} rows of logits", ids.len());
+    rule!(operation, logits.width() > 0, "no vocabulary");
+    rule!(operation, ids.bound() <= logits.width(), "token {} of {}", ids.bound() - 1, logits.width());
+    vector(operation, "losses", losses, rows.saturating_mul(TargetLoss::COLUMNS))?;
+    contiguous(operation, &[logits])?;
+    weights.map_or(Ok(()), |weights| vector(operation, "weights", weights, rows))
+}
+
+pub(super) fn adamw(p: View, g: View, m: View, v: View) -> Result<()> {
+    [g, m, v].into_iter().try_for_each(|x| vector("adamw", "an operand", x, p.len()))?;
+    contiguous("adamw", &[p])
+}

@@ -1,0 +1,92 @@
+//! The backend that a program chooses at run time.
+
+use super::cpu::Cpu;
+use super::reference::Reference;
+use super::{
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, View,
+};
+use crate::Result;
+use crate::collective::Collective;
+
+/// One of the backends. The choice is looked at once per operation, never per element.
+#[derive(Debug)]
+pub enum Device {
+    /// All cores of this machine.
+    Cpu(Cpu),
+    /// Plain loops, for checking the others.
+    Reference(Reference<f32>),
+}
+
+impl Device {
+    /// The CPU.
+    pub fn cpu() -> Device {
+        Device::Cpu(Cpu::new())
+    }
+}
+
+impl From<Cpu> for Device {
+    fn from(cpu: Cpu) -> Device {
+        Device::Cpu(cpu)
+    }
+}
+
+/// Defines each method of [`Backend`] by a call of the chosen backend's.
+macro_rules! dispatch {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        $(fn $name(&mut self, $($arg: $type),*) -> $result {
+            match self {
+                Device::Cpu(backend) => backend.$name($($arg),*),
+                Device::Reference(backend) => backend.$name($($arg),*),
+            }
+        })*
+    };
+    (shared $($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        $(fn $name(&self, $($arg: $type),*) -> $result {
+            match self {
+                Device::Cpu(backend) => backend.$name($($arg),*),
+                Device::Reference(backend) => backend.$name($($arg),*),
+            }
+        })*
+    };
+}
+
+impl Backend for Device {
+    dispatch! { shared
+        allocated() -> u64;
+        read(from: View, to: &mut [f32]) -> Result<()>;
+        sum_squares(x: View) -> Result<f64>;
+    }
+
+    dispatch! {
+        allocate(len: usize) -> Result<Buffer>;
+        upload_indices(values: &[u32]) -> Result<IndexBuffer>;
+        upload_plan(plan: AttentionPlan) -> Result<PlanBuffer>;
+        sync() -> Result<()>;
+        write(to: View, from: &[f32]) -> Result<()>;
+        fill(x: View, value: f32) -> Result<()>;
+        scale(x: View, factor: f32) -> Result<()>;
+        copy(y: View, x: View) -> Result<()>;
+        add(y: View, x: View) -> Result<()>;
+        gather(y: View, x: View, rows: Indices) -> Result<()>;
+        scatter_add(y: View, x: View, rows: Indices) -> Result<()>;
+        norm(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()>;
+        norm_recompute(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()>;
+        norm_backward(
+            norm: Norm, dx: View, dw: Option<View>, db: Option<View>, dy: View, stats: View, x: View, w: View
+        ) -> Result<()>;
+        linear(y: View, accumulate: bool, x: View, w: View, b: Option<View>) -> Result<()>;
+        linear_dx(dx: View, accumulate: bool, dy: View, w: View) -> Result<()>;
+        linear_dw(dw: View, accumulate: bool, dy: View, x: View) -> Result<()>;
+        linear_db(db: View, accumulate: bool, dy: View) -> Result<()>;
+        rotate(x: View, head_dim: usize, table: View, positions: Indices, inverse: bool) -> Result<()>;
+        attention(h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View) -> Result<()>;
+        attention_backward(
+            h: Heads, plan: &PlanBuffer, dq: View, dkv: View, do_: View, o: View, lse: View, q: View, kv: View
+        ) -> Result<()>;
+        activate(f: Activation, a: View, up: View) -> Result<()>;
+        activate_backward(f: Activation, dup: View, da: View, up: View) -> Result<()>;
+        cross_entropy(losses: View, logits: View, ids: Indices, weights: Option<View>) -> Result<()>;
+        adamw(step: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
+        all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
+    }
+}

@@ -1,0 +1,118 @@
+//! The parameters of operations: norms, activations, heads, the optimizer's step.
+
+/// The normalisation over the last dimension.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// `x / sqrt(mean(x²) + eps) · w` (Zhang & Sennrich 2019). One statistic per row: the reciprocal root.
+    Rms {
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// `(x − mean) / sqrt(var + eps) · w + b` (Ba et al. 2016). Two statistics per row: mean, reciprocal
+    /// deviation.
+    Layer {
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+impl Norm {
+    /// Statistics kept per normalised group for the backward pass.
+    pub fn statistics(self) -> usize {
+        match self {
+            Norm::Rms { .. } => 1,
+            Norm::Layer { .. } => 2,
+        }
+    }
+}
+
+/// The function between the two matrices of the MLP. `up` is the output of the first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `silu(gate) · up`; a row of `up` is `[gate, up]`, twice the width of the result (Shazeer 2020).
+    SwiGlu,
+    /// `gelu_new`: `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+    GeluTanh,
+}
+
+impl Activation {
+    /// Columns of `up` per column of the result: 2 where a gate stands beside it.
+    pub fn gate_width(self) -> usize {
+        match self {
+            Activation::SwiGlu => 2,
+            Activation::GeluTanh => 1,
+        }
+    }
+}
+
+/// Heads of an attention. Query rows are `[heads · head_dim]`; key/value rows are
+/// `[kv_heads · head_dim]` of keys, then as many of values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Query heads; a multiple of `kv_heads`. Query head `h` reads kv head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Size of a head.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Columns of a query row; `usize::MAX` where the product overflows.
+    pub fn query_width(&self) -> usize {
+        self.heads.saturating_mul(self.head_dim)
+    }
+
+    /// Columns of the keys (and of the values) of a row; `usize::MAX` where the product overflows.
+    pub fn key_width(&self) -> usize {
+        self.kv_heads.saturating_mul(self.head_dim)
+    }
+
+    /// Columns of a key/value row: keys, then values; `usize::MAX` where the product overflows.
+    pub fn kv_width(&self) -> usize {
+        self.key_width().saturating_mul(2)
+    }
+}
+
+/// One AdamW step (Loshchilov & Hutter 2019), in the order of operations of `torch.optim.AdamW`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Step number, from 1.
+    pub t: u64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Decay every parameter; `false` leaves biases and norms out, as the Trainer does. The model reads this
+    /// field: a backend decays all that it is given.
+    pub decay_all: bool,
+    /// Gradients are multiplied by this first (clipping).
+    pub gradient_scale: f32,
+}
+
+/// The loss of one target.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TargetLoss {
+    /// Negative log-likelihood in nats, unweighted.
+    pub nll: f32,
+    /// True when the target is the most likely token (the first one of equals).
+    pub top1: bool,
+}
+
+impl TargetLoss {
+    /// Columns of a backend's table of losses: the negative log-likelihood, and 1 or 0 for `top1`.
+    pub const COLUMNS: usize = 2;
+
+    /// Reads a row of a backend's table of losses.
+    pub fn from_columns(row: [f32; Self::COLUMNS]) -> TargetLoss {
+        TargetLoss { nll: row[0], top1: row[1] != 0.0 }
+    }
+}

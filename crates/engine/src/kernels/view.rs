@@ -1,0 +1,138 @@
+//! Names of ranges of device memory.
+
+use std::ops::Range;
+
+/// Type of a view's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE 754 single precision.
+    F32,
+}
+
+/// A row-major matrix in a buffer of a backend: `rows` rows of `width` elements whose starts are `stride`
+/// apart.
+///
+/// A view is a name: it is `Copy`, holds no memory and keeps none alive. Only the backend that made the
+/// buffer can read or write through it; every other backend, and this one after the buffer is freed, refuses
+/// the operation.
+///
+/// Views are cut like slices are: a part that does not lie inside the view is a bug of the caller and panics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    pub(super) backend: u64,
+    pub(super) buffer: u64,
+    pub(super) start: usize,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    dtype: Dtype,
+}
+
+impl View {
+    /// All `len` elements of a buffer from `start` on, as one row.
+    pub(super) fn of_buffer(backend: u64, buffer: u64, start: usize, len: usize) -> View {
+        View { backend, buffer, start, rows: 1, width: len, stride: len, dtype: Dtype::F32 }
+    }
+
+    /// A matrix without memory, for planning: its sizes may be more than any machine has.
+    pub(crate) fn planned(rows: usize, width: usize) -> View {
+        View { rows, stride: width, ..View::of_buffer(u64::MAX, u64::MAX, 0, width) }
+    }
+
+    /// Rows of the matrix.
+    pub fn rows(self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn width(self) -> usize {
+        self.width
+    }
+
+    /// Distance between the starts of two rows, in elements.
+    pub fn stride(self) -> usize {
+        self.stride
+    }
+
+    /// Type of the elements.
+    pub fn dtype(self) -> Dtype {
+        self.dtype
+    }
+
+    /// Elements in the view.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(self) -> usize {
+        self.rows.saturating_mul(self.width)
+    }
+
+    /// True where the rows follow each other without a gap.
+    pub fn is_contiguous(self) -> bool {
+        self.rows <= 1 || self.stride == self.width
+    }
+
+    /// Elements from the first of the view to its last.
+    pub(super) fn extent(self) -> usize {
+        match self.rows {
+            0 => 0,
+            rows => (rows - 1).saturating_mul(self.stride).saturating_add(self.width),
+        }
+    }
+
+    /// `len` elements of a contiguous view from element `start` on, as one row.
+    ///
+    /// # Panics
+    /// When the view is not contiguous, or the part does not lie inside it.
+    pub fn part(self, start: usize, len: usize) -> View {
+        assert!(self.is_contiguous(), "a part of a view with gaps: {self:?}");
+        let all = self.len();
+        assert!(start <= all && len <= all - start, "part {start}+{len} of a view of {all}");
+        View { start: self.start + start, rows: 1, width: len, stride: len, ..self }
+    }
+
+    /// The first `rows · width` elements of a contiguous view as a matrix.
+    ///
+    /// # Panics
+    /// When the view is not contiguous or has fewer elements, and for a `width` of 0.
+    pub fn matrix(self, rows: usize, width: usize) -> View {
+        assert!(self.is_contiguous(), "a matrix over a view with gaps: {self:?}");
+        let fits = rows.checked_mul(width).is_some_and(|len| len <= self.len());
+        assert!(fits && width > 0, "a matrix of {rows} × {width} in a view of {}", self.len());
+        View { rows, width, stride: width, ..self }
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// When the range does not lie inside the view.
+    pub fn row_range(self, rows: Range<usize>) -> View {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        // No overflow: the offset is at most the view's extent, which lies inside a buffer.
+        View { start: self.start + rows.start * self.stride, rows: rows.len(), ..self }
+    }
+
+    /// The first `count` rows.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn top(self, count: usize) -> View {
+        self.row_range(0..count)
+    }
+
+    /// Some of the columns.
+    ///
+    /// # Panics
+    /// When the range is empty or does not lie inside the view.
+    pub fn columns(self, columns: Range<usize>) -> View {
+        let inside = columns.start < columns.end && columns.end <= self.width;
+        assert!(inside, "columns {columns:?} of {}", self.width);
+        View { start: self.start + columns.start, width: columns.len(), ..self }
+    }
+
+    /// True when the elements between the views' first and last ones meet.
+    pub(super) fn overlaps(self, other: View) -> bool {
+        self.backend == other.backend
+            && self.buffer == other.buffer
+            && self.start < other.start.saturating_add(other.extent())
+            && other.start < self.start.saturating_add(self.extent())
+    }
+}

@@ -1,0 +1,91 @@
+//! From tokens to the first layer, and from the last layer to the losses.
+
+use super::Model;
+use crate::Result;
+use crate::batch::Batch;
+use crate::kernels::{Backend, Buffer, Indices, TargetLoss, View};
+use std::sync::Arc;
+
+impl<B: Backend> Model<B> {
+    /// `x[tokens, H] = embedding[ids] (+ table[positions])`.
+    pub(super) fn embed(&mut self, ids: Indices, positions: Indices) -> Result<()> {
+        let map = Arc::clone(&self.map);
+        let x = self.arena.input(0, ids.len());
+        self.backend.gather(x, self.slot_view(&map.embedding), ids)?;
+        if let Some(table) = &map.positions {
+            let h = self.arena.h.top(ids.len());
+            self.backend.gather(h, self.slot_view(table), positions)?;
+            self.backend.add(x, h)?;
+        }
+        Ok(())
+    }
+
+    /// The gradients of the embedding and of the position table.
+    pub(super) fn embed_backward(&mut self, ids: Indices, positions: Indices) -> Result<()> {
+        let Some((_, dx, _)) = self.arena.stream() else { return Ok(()) };
+        let (map, dx) = (Arc::clone(&self.map), dx.top(ids.len()));
+        for (slot, rows) in [(Some(&map.embedding), ids), (map.positions.as_ref(), positions)] {
+            let Some(slot) = slot else { continue };
+            // A tied head has already written its part of the embedding's gradient.
+            if let Some(table) = self.gradient_to_add(slot)? {
+                self.backend.scatter_add(table.matrix(slot.shape[0], slot.shape[1]), dx, rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Final norm, head and losses of the targets, in chunks of rows; with `scale`, their backward, which
+    /// leaves the gradient of the last layer's output in `d_last`. The table of losses is in the order of
+    /// `order`.
+    pub(super) fn head(&mut self, batch: &Batch, order: &[usize], scale: Option<f32>) -> Result<Buffer> {
+        let (map, count) = (Arc::clone(&self.map), order.len());
+        let (h, stats, last) = self.final_norm(count)?;
+        let targets = || order.iter().map(|&i| batch.targets[i]);
+        let ids = self.backend.upload_indices(&targets().map(|t| t.id).collect::<Vec<_>>())?;
+        let weights = match scale {
+            None => None,
+            Some(scale) => {
+                let weights = self.backend.allocate(count)?;
+                let values: Vec<f32> = targets().map(|t| t.weight * scale).collect();
+                self.backend.write(weights.view(), &values)?;
+                Some(weights)
+            }
+        };
+        let losses = self.backend.allocate(count * TargetLoss::COLUMNS)?;
+        let table = losses.matrix(count, TargetLoss::COLUMNS);
+        let w = self.slot_view(&map.head);
+        for start in (0..count).step_by(self.arena.chunk) {
+            let rows = start..count.min(start + self.arena.chunk);
+            let logits = self.arena.logits.top(rows.len());
+            let h = h.row_range(rows.clone());
+            self.backend.linear(logits, false, h, w, None)?;
+            let chunk_weights = weights.as_ref().map(|weights| weights.view().part(start, rows.len()));
+            let chunk_losses = table.row_range(rows.clone());
+            self.backend.cross_entropy(chunk_losses, logits, ids.view().part(rows.clone()), chunk_weights)?;
+            if let (Some(_), Some((.., dh))) = (scale, self.arena.stream()) {
+                // From here on the logits are their gradient.
+                if let Some((dw, accumulate)) = self.gradient_of(&[&map.head]) {
+                    let dw = dw.matrix(map.head.shape[0], map.head.shape[1]);
+                    self.backend.linear_dw(dw, accumulate, logits, h)?;
+                }
+                self.backend.linear_dx(dh.row_range(rows), false, logits, w)?;
+            }
+        }
+        if let (Some(_), Some((d_last, _, dh))) = (scale, self.arena.stream()) {
+            let d_last = d_last.top(count);
+            self.backend.fill(d_last, 0.0)?;
+            let norm = self.arch.head.norm;
+            self.norm_backward(norm, &map.norm, d_last, dh.top(count), stats, last)?;
+        }
+        Ok(losses)
+    }
+
+    /// The final norm of the first `count` rows that the last layer left: `(normalised, statistics, rows)`.
+    pub(super) fn final_norm(&mut self, count: usize) -> Result<(View, View, View)> {
+        let map = Arc::clone(&self.map);
+        let (last, h) = (self.arena.last.top(count), self.arena.h.top(count));
+        let stats = self.arena.last_stats.top(count);
+        self.norm(self.arch.head.norm, &map.norm, h, stats, last)?;
+        Ok((h, stats, last))
+    }
+}

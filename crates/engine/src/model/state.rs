@@ -1,0 +1,337 @@
+//! Parameters, gradients and moments: in, out, and the optimizer's step.
+
+use super::Model;
+use crate::collective::Collective;
+use crate::init;
+use crate::kernels::{AdamW, Backend, Buffer, View};
+use crate::params::{Parameter, ParameterMap, Slot};
+use crate::weights::{self, Lazy, Tensor};
+use crate::{Error, Result};
+use std::ops::Range;
+use std::path::Path;
+
+/// Flat buffers of the trained parameters.
+#[derive(Debug)]
+pub(super) struct Trained {
+    gradients: Buffer,
+    /// First and second moments.
+    moments: [Buffer; 2],
+    /// Whether each slot's gradient holds something since gradients were last forgotten. The first backward
+    /// overwrites, the others add.
+    written: Vec<bool>,
+}
+
+impl Trained {
+    pub(super) fn allocate(map: &ParameterMap, backend: &mut impl Backend) -> Result<Trained> {
+        let mut buffer = || backend.allocate(map.trained_len());
+        let (gradients, m, v) = (buffer()?, buffer()?, buffer()?);
+        Ok(Trained { gradients, moments: [m, v], written: vec![false; map.slots()] })
+    }
+}
+
+fn part(of: View, range: &Range<usize>) -> View {
+    of.part(range.start, range.len())
+}
+
+impl<B: Backend> Model<B> {
+    /// Reads the weights of a Hugging Face folder: `model.safetensors` or shards, in f32, f16 or bf16.
+    /// Returns the names of tensors in the files that this model has no place for.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] naming file and tensor when something is missing, misshapen, damaged or not finite.
+    pub fn load_weights(&mut self, dir: &Path) -> Result<Vec<String>> {
+        let (backend, parameters) = (&mut self.backend, self.parameters.view());
+        let own = self.map.parameters.iter().filter(|p| !p.kind.is_adapter());
+        let unknown = weights::load(dir, own, |p, values| backend.write(part(parameters, &p.range), values))?;
+        // Published files carry buffers beside parameters, and the head of a tied model.
+        let expected = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq")
+                || name.ends_with(".attn.bias")
+                || name.ends_with(".attn.masked_bias")
+                || (self.arch.head.tied && name == "lm_head.weight")
+        };
+        Ok(unknown.into_iter().filter(|name| !expected(name)).collect())
+    }
+
+    /// Random weights, distributed as transformers (and PEFT, for an adapter) initialises them.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn init_random(&mut self, seed: u64) -> Result<()> {
+        for (i, p) in self.map.parameters.iter().enumerate() {
+            let values = init::values(&self.arch, p, i, seed);
+            self.backend.write(part(self.parameters.view(), &p.range), &values)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the gradients.
+    pub fn zero_gradients(&mut self) {
+        // The next backward overwrites: no pass over the buffer.
+        if let Some(trained) = &mut self.trained {
+            trained.written.fill(false);
+        }
+    }
+
+    /// L2 norm over all gradients, in f64.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn gradient_norm(&mut self) -> Result<f64> {
+        match &self.trained {
+            Some(trained) if trained.written.contains(&true) => {
+                let gradients = self.settled()?;
+                Ok(self.backend.sum_squares(gradients)?.sqrt())
+            }
+            _ => Ok(0.0),
+        }
+    }
+
+    /// Replaces the gradients by their sums over all ranks; nothing happens where there is one rank.
+    ///
+    /// # Errors
+    /// [`Error::Collective`] where a rank is lost; [`Error::Batch`] when the model does not train.
+    pub fn all_reduce(&mut self, collective: &dyn Collective) -> Result<()> {
+        if collective.ranks() == 1 {
+            return Ok(());
+        }
+        let gradients = self.settled()?;
+        self.backend.all_reduce(gradients, collective)?;
+        // Ranks without a target take part, and have a gradient now.
+        self.trained_mut()?.written.fill(true);
+        Ok(())
+    }
+
+    /// One optimizer step with the gradients at hand.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] when the model does not train.
+    pub fn adamw(&mut self, step: &AdamW) -> Result<()> {
+        let g = self.settled()?;
+        let [m, v] = self.trained()?.moments.each_ref().map(Buffer::view);
+        // Parameters that decay alike and are adjacent in both kinds of buffers are one call.
+        let decays = |p: &Parameter| step.decay_all || p.kind.decays();
+        let trained: Vec<(&Parameter, Range<usize>)> = self.map.trained().collect();
+        let together = |a: &(&Parameter, Range<usize>), b: &(&Parameter, Range<usize>)| {
+            decays(a.0) == decays(b.0) && a.0.range.end == b.0.range.start
+        };
+        for run in trained.chunk_by(together) {
+            let (first, last) = (&run[0], &run[run.len() - 1]);
+            let at = first.1.start..last.1.end;
+            let p = part(self.parameters.view(), &(first.0.range.start..last.0.range.end));
+            let weight_decay = if decays(first.0) { step.weight_decay } else { 0.0 };
+            let step = AdamW { weight_decay, ..*step };
+            self.backend.adamw(step, p, part(g, &at), part(m, &at), part(v, &at))?;
+        }
+        Ok(())
+    }
+
+    /// Hugging Face names of all parameters.
+    pub fn parameter_names(&self) -> Vec<String> {
+        self.map.parameters.iter().map(|p| p.name.clone()).collect()
+    }
+
+    /// Hugging Face names of the trained parameters.
+    pub fn trained_names(&self) -> Vec<String> {
+        match self.trained {
+            Some(_) => self.map.trained().map(|(p, _)| p.name.clone()).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// A parameter by its Hugging Face name, in the layout of its file.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when the model has none of that name.
+    pub fn parameter(&self, name: &str) -> Result<Tensor> {
+        let p = self.find(name)?;
+        self.tensor(self.parameters.view(), p, &p.range)
+    }
+
+    /// A trained parameter's gradient by its Hugging Face name, in the layout of its file.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when the model has none of that name or the parameter is frozen; [`Error::Batch`] when the
+    /// model does not train.
+    pub fn gradient(&self, name: &str) -> Result<Tensor> {
+        let (trained, p) = (self.trained()?, self.find(name)?);
+        let Some((_, range)) = self.map.trained().find(|(trained, _)| trained.name == p.name) else {
+            return Err(Error::Parameter { message: format!("\"{name}\" is frozen: it has no gradient") });
+        };
+        let mut tensor = self.tensor(trained.gradients.view(), p, &range)?;
+        if !trained.written.contains(&true) {
+            tensor.data.fill(0.0);
+        }
+        Ok(tensor)
+    }
+
+    /// Overwrites a parameter, given in the layout of its file.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when the model has none of that name and shape.
+    pub fn set_parameter(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let p = self.find(name)?;
+        if p.shape != tensor.shape || p.range.len() != tensor.data.len() {
+            let (shape, elements) = (&tensor.shape, tensor.data.len());
+            let message = format!("\"{name}\" has shape {:?}, not {shape:?} of {elements} elements", p.shape);
+            return Err(Error::Parameter { message });
+        }
+        let at = part(self.parameters.view(), &p.range);
+        match p.transposed {
+            true => self.backend.write(at, &weights::transpose(&tensor.data, p.shape[0], p.shape[1])),
+            false => self.backend.write(at, &tensor.data),
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<&Parameter> {
+        self.map
+            .find(name)
+            .ok_or_else(|| Error::Parameter { message: format!("the model has no parameter \"{name}\"") })
+    }
+
+    fn tensor(&self, of: View, p: &Parameter, range: &Range<usize>) -> Result<Tensor> {
+        let mut data = vec![0.0; range.len()];
+        self.backend.read(part(of, range), &mut data)?;
+        if p.transposed {
+            data = weights::transpose(&data, p.shape[1], p.shape[0]);
+        }
+        Ok(Tensor { shape: p.shape.clone(), data })
+    }
+
+    /// Writes the model's own weights to `dir/model.safetensors` (shards above 5 GB) in f32; each file
+    /// appears complete or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the file.
+    pub fn save_weights(&self, dir: &Path) -> Result<()> {
+        let own = |p: &&Parameter| !p.kind.is_adapter();
+        let tensors: Vec<Lazy> = self.map.parameters.iter().filter(own).map(|p| self.lazy(p)).collect();
+        weights::save(dir, &tensors)
+    }
+
+    /// A parameter that is read when its file is written.
+    pub(super) fn lazy<'a>(&'a self, p: &'a Parameter) -> Lazy<'a> {
+        Lazy {
+            name: p.name.clone(),
+            shape: p.shape.clone(),
+            read: Box::new(|| Ok(self.tensor(self.parameters.view(), p, &p.range)?.data)),
+        }
+    }
+
+    /// Writes the moments of the trained parameters, exactly.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the file; [`Error::Batch`] when the model does not train.
+    pub fn save_optimizer(&self, path: &Path) -> Result<()> {
+        let [m, v] = self.trained()?.moments.each_ref().map(Buffer::view);
+        let trained: Vec<(&Parameter, Range<usize>)> = self.map.trained().collect();
+        let tensors: Vec<Lazy> = [("exp_avg", m), ("exp_avg_sq", v)]
+            .into_iter()
+            .flat_map(|(kind, of)| trained.iter().map(move |(p, range)| (kind, of, *p, range.clone())))
+            .map(|(kind, of, p, range)| Lazy {
+                name: format!("{kind}.{}", p.name),
+                shape: p.shape.clone(),
+                read: Box::new(move || Ok(self.tensor(of, p, &range)?.data)),
+            })
+            .collect();
+        weights::write(path, &tensors.iter().collect::<Vec<_>>())
+    }
+
+    /// Reads the moments of the trained parameters back.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the file is damaged, or belongs to another model or another choice of trained
+    /// parameters.
+    pub fn load_optimizer(&mut self, path: &Path) -> Result<()> {
+        let [m, v] = self.trained()?.moments.each_ref().map(Buffer::view);
+        let (mut fitting, mut others) = (0, 0);
+        let (map, backend) = (&self.map, &mut self.backend);
+        weights::read(path, |name, shape, values| {
+            let found = [("exp_avg.", m), ("exp_avg_sq.", v)].into_iter().find_map(|(prefix, of)| {
+                let name = name.strip_prefix(prefix)?;
+                let (p, range) = map.trained().find(|(p, _)| p.name == name)?;
+                (p.shape == shape).then_some((of, p, range))
+            });
+            let Some((of, p, range)) = found else {
+                others += 1;
+                return Ok(());
+            };
+            fitting += 1;
+            let values = match p.transposed {
+                true => weights::transpose(&values, p.shape[0], p.shape[1]),
+                false => values,
+            };
+            backend.write(part(of, &range), &values)
+        })?;
+        let wanted = 2 * map.trained().count();
+        if fitting == wanted && others == 0 {
+            return Ok(());
+        }
+        Err(Error::Weights {
+            path: path.to_path_buf(),
+            message: format!(
+                "{fitting} of {wanted} optimizer tensors fit this model and the parameters that it trains"
+            ),
+            help: "resume with the model and the trained parameters that the checkpoint was made with".into(),
+        })
+    }
+
+    /// The state of a model that trains.
+    pub(super) fn trained(&self) -> Result<&Trained> {
+        self.trained.as_ref().ok_or_else(untrained)
+    }
+
+    fn trained_mut(&mut self) -> Result<&mut Trained> {
+        self.trained.as_mut().ok_or_else(untrained)
+    }
+
+    /// A slot's values.
+    pub(super) fn slot_view(&self, slot: &Slot) -> View {
+        part(self.parameters.view(), &slot.range).matrix(slot.shape[0], slot.shape[1])
+    }
+
+    pub(super) fn parameter_view(&self, range: &Range<usize>) -> View {
+        part(self.parameters.view(), range)
+    }
+
+    /// Where the gradients of adjacent slots go, as one vector, and whether they are added to what is there;
+    /// `None` where the slots are frozen or the model does not train. The caller writes them.
+    pub(super) fn gradient_of(&mut self, slots: &[&Slot]) -> Option<(View, bool)> {
+        let trained = self.trained.as_mut()?;
+        let range = slots.first()?.gradient()?.start..slots.last()?.gradient()?.end;
+        let mut accumulate = true;
+        for slot in slots {
+            accumulate &= std::mem::replace(&mut trained.written[slot.index], true);
+        }
+        Some((part(trained.gradients.view(), &range), accumulate))
+    }
+
+    /// As [`Model::gradient_of`] one slot, for operations that only add: zeros where nothing was written.
+    pub(super) fn gradient_to_add(&mut self, slot: &Slot) -> Result<Option<View>> {
+        let Some((view, accumulate)) = self.gradient_of(&[slot]) else { return Ok(None) };
+        if !accumulate {
+            self.backend.fill(view, 0.0)?;
+        }
+        Ok(Some(view))
+    }
+
+    /// All gradients, with zeros where no backward has written.
+    fn settled(&mut self) -> Result<View> {
+        let map = std::sync::Arc::clone(&self.map);
+        let trained = self.trained()?;
+        let gradients = trained.gradients.view();
+        if !trained.written.contains(&true) {
+            self.backend.fill(gradients, 0.0)?;
+            self.trained_mut()?.written.fill(true);
+            return Ok(gradients);
+        }
+        for slot in map.each_slot() {
+            self.gradient_to_add(slot)?;
+        }
+        Ok(gradients)
+    }
+}
+
+fn untrained() -> Error {
+    Error::Batch { message: "the model was made without `train` in its budget".into() }
+}

@@ -1,0 +1,219 @@
+//! Low-rank adapters: gradients, memory, files.
+
+mod common;
+
+use common::{FAMILIES, Random, accumulate, architecture, mean_loss, model_of};
+use std::collections::BTreeSet;
+use suasion_engine::{
+    AdamW, Architecture, Backend, Batch, Budget, Cpu, Device, Error, Lora, MemoryPlan, Model, Reference,
+    Trainable,
+};
+
+/// An adapter of odd rank on every kind of linear layer: a part of a fused one, a whole one, both ends of the
+/// MLP.
+fn lora(family: &str) -> Lora {
+    let targets: &[&str] = match family {
+        "gpt2" => &["c_attn", "mlp.c_proj"],
+        _ => &["q_proj", "v_proj", "o_proj", "up_proj", "model.layers.1.mlp.down_proj"],
+    };
+    Lora { rank: 3, alpha: 5.0, targets: targets.iter().map(|t| t.to_string()).collect() }
+}
+
+/// A model whose adapter is away from its start, so that each of its matrices matters.
+fn adapted<B: Backend>(family: &str, backend: B, recompute: bool) -> Model<B> {
+    let trainable = Trainable::Adapter(lora(family));
+    let mut model = model_of(architecture(family), backend, recompute, &trainable);
+    let mut random = Random(41);
+    for name in model.trained_names() {
+        let mut tensor = model.parameter(&name).unwrap();
+        tensor.data.iter_mut().for_each(|x| *x = 0.4 * random.normal() as f32);
+        model.set_parameter(&name, &tensor).unwrap();
+    }
+    model
+}
+
+fn batch(seed: u64) -> Batch {
+    let mut random = Random(seed);
+    let mut batch = Batch::default();
+    for length in [7, 1, 18] {
+        let ids = random.ids(length);
+        batch.push(&ids, (length / 2..length).filter(|j| *j > 0).map(|j| (j as u32 - 1, ids[j], 1.0)));
+    }
+    batch
+}
+
+const STEP: AdamW = AdamW {
+    t: 1,
+    lr: 1e-2,
+    beta1: 0.9,
+    beta2: 0.99,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    decay_all: false,
+    gradient_scale: 1.0,
+};
+
+fn trained_gradients<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
+    let gradient = |name: String| (name.clone(), model.gradient(&name).unwrap().data);
+    model.trained_names().into_iter().map(gradient).collect()
+}
+
+#[test]
+fn gradients_of_an_adapter_are_the_slopes_of_the_loss() {
+    for family in FAMILIES {
+        let data = batch(1);
+        let scale = 1.0 / data.weight() as f32;
+        let run = |recompute| {
+            let mut model = adapted(family, Cpu::new(), recompute);
+            accumulate(&mut model, &data, scale);
+            trained_gradients(&model)
+        };
+        let fast = run(false);
+        assert!(fast == run(true), "{family}: recomputing changes no bit");
+        let mut exact = adapted(family, Reference::<f64>::new(), false);
+        accumulate(&mut exact, &data, scale);
+        let mut random = Random(19);
+        for ((name, truth), (_, fast)) in trained_gradients(&exact).iter().zip(&fast) {
+            for i in [0, 1].map(|_| random.below(truth.len())) {
+                let mut at = |change: f32| {
+                    let mut tensor = exact.parameter(name).unwrap();
+                    let old = tensor.data[i];
+                    tensor.data[i] += change;
+                    let moved = (tensor.data[i] - old) as f64;
+                    exact.set_parameter(name, &tensor).unwrap();
+                    let losses = exact.forward(&data).unwrap();
+                    tensor.data[i] = old;
+                    exact.set_parameter(name, &tensor).unwrap();
+                    (mean_loss(&data, &losses), moved)
+                };
+                // Losses are f32: a wide step, with its error of third order extrapolated away.
+                let [narrow, wide] = [4e-3, 8e-3].map(|step| {
+                    let ((up, a), (down, b)) = (at(step), at(-step));
+                    (up - down) / (a - b)
+                });
+                let slope = (4.0 * narrow - wide) / 3.0;
+                for (what, g) in [("f64 reference", truth[i]), ("cpu", fast[i])] {
+                    let close = (g as f64 - slope).abs() < 2e-4 + 2e-3 * slope.abs();
+                    assert!(close, "{family} {name}[{i}], {what}: {g}, slope {slope}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_adapter_alone_has_gradients_moments_and_state() {
+    for family in FAMILIES {
+        let arch = architecture(family);
+        let base: BTreeSet<String> = arch.parameter_names().into_iter().collect();
+        let budget = Budget { tokens: 64, targets: 64, train: true, recompute: false };
+        let trainable = Trainable::Adapter(lora(family));
+        let plan = MemoryPlan::with(&arch, budget, &trainable).unwrap();
+        let mut model = adapted(family, Device::cpu(), false);
+        let names = model.trained_names();
+        assert!(names.iter().all(|n| n.starts_with("base_model.model.") && !base.contains(n)), "{names:?}");
+        assert_eq!(names.len() + base.len(), model.parameter_names().len(), "{family}");
+        let elements: usize = names.iter().map(|n| model.parameter(n).unwrap().data.len()).sum();
+        assert_eq!(plan.gradients, 4 * elements as u64, "{family}");
+        assert_eq!(plan.optimizer, 8 * elements as u64, "{family}");
+        assert_eq!(plan.parameters, 4 * (arch.parameter_count() + elements as u64), "{family}");
+
+        let step = |model: &mut Model, t: u64| {
+            model.zero_gradients();
+            accumulate(model, &batch(t), 0.1);
+            model.adamw(&AdamW { t, ..STEP }).unwrap();
+        };
+        let values = |model: &Model, names: &mut dyn Iterator<Item = &String>| -> Vec<Vec<f32>> {
+            names.map(|name| model.parameter(name).unwrap().data).collect()
+        };
+        let (own, adapter) = (values(&model, &mut base.iter()), values(&model, &mut names.iter()));
+        step(&mut model, 1);
+        assert_eq!(values(&model, &mut base.iter()), own, "{family}: the base is frozen");
+        for ((name, before), after) in names.iter().zip(adapter).zip(values(&model, &mut names.iter())) {
+            assert_ne!(before, after, "{family}: {name} is trained");
+        }
+
+        // Its files hold it and nothing else, and resumed = uninterrupted, to the bit.
+        let dir = tempfile::tempdir().unwrap();
+        let [weights, moments] =
+            ["adapter_model.safetensors", "optimizer.safetensors"].map(|f| dir.path().join(f));
+        model.save_adapter(&weights).unwrap();
+        model.save_optimizer(&moments).unwrap();
+        model.save_weights(dir.path()).unwrap();
+        let held = |path: &std::path::Path| -> BTreeSet<String> {
+            let bytes = std::fs::read(path).unwrap();
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            file.names().into_iter().map(String::from).collect()
+        };
+        assert_eq!(held(&weights), names.iter().cloned().collect(), "{family}");
+        assert_eq!(held(&dir.path().join("model.safetensors")), base, "{family}");
+        assert_eq!(held(&moments).len(), 2 * names.len(), "{family}");
+        let mut resumed = model_of(arch.clone(), Device::cpu(), false, &trainable);
+        resumed.load_weights(dir.path()).unwrap();
+        resumed.load_adapter(&weights).unwrap();
+        resumed.load_optimizer(&moments).unwrap();
+        step(&mut model, 2);
+        step(&mut resumed, 2);
+        let all = model.parameter_names();
+        assert_eq!(values(&model, &mut all.iter()), values(&resumed, &mut all.iter()), "{family}");
+
+        let other = Lora { rank: 2, ..lora(family) };
+        let mut other = model_of(arch, Device::cpu(), false, &Trainable::Adapter(other));
+        let error = other.load_adapter(&weights).unwrap_err();
+        assert!(error.to_string().contains("adapter tensors fit this model"), "{error}");
+    }
+}
+
+#[test]
+fn a_new_adapter_changes_nothing_until_it_is_trained() {
+    for family in FAMILIES {
+        let data = batch(3);
+        let mut plain = model_of(architecture(family), Cpu::new(), false, &Trainable::All);
+        let mut model = model_of(architecture(family), Cpu::new(), false, &Trainable::Adapter(lora(family)));
+        model.init_adapter(9).unwrap();
+        let [a, b] = ["lora_A", "lora_B"].map(|part| {
+            let names = model.trained_names().into_iter().filter(|n| n.contains(part));
+            names.map(|n| model.parameter(&n).unwrap()).collect::<Vec<_>>()
+        });
+        assert!(b.iter().all(|t| t.data.iter().all(|x| *x == 0.0)));
+        for tensor in a {
+            let bound = 1.0 / (tensor.shape[1] as f32).sqrt();
+            let largest = tensor.data.iter().fold(0f32, |m, x| m.max(x.abs()));
+            assert!(largest <= bound && largest > 0.7 * bound, "{family}: {largest} of ±{bound}");
+        }
+        assert_eq!(model.forward(&data).unwrap(), plain.forward(&data).unwrap(), "{family}");
+    }
+}
+
+#[test]
+fn merging_keeps_what_the_model_computes() {
+    for family in FAMILIES {
+        let data = batch(4);
+        let mut model = adapted(family, Cpu::new(), false);
+        let before = model.forward(&data).unwrap();
+        model.merge_adapter().unwrap();
+        for (a, b) in before.iter().zip(model.forward(&data).unwrap()) {
+            assert!((a.nll - b.nll).abs() < 2e-5 * a.nll.abs().max(1.0), "{family}: {} and {}", a.nll, b.nll);
+        }
+    }
+}
+
+#[test]
+fn adapters_that_fit_nothing_are_refused() {
+    let arch: Architecture = architecture("llama");
+    let budget = Budget { tokens: 8, targets: 8, train: true, recompute: false };
+    let refuse = |lora: Lora, part: &str| {
+        let lora = Trainable::Adapter(lora);
+        let error = Model::with_trainable(arch.clone(), Cpu::new(), budget, &lora).unwrap_err();
+        assert!(matches!(error, Error::Parameter { .. }) && error.to_string().contains(part), "{error}");
+    };
+    let base = lora("llama");
+    let with = |targets: &[&str]| targets.iter().map(|t| t.to_string()).collect();
+    refuse(Lora { targets: with(&["q_proj", "w_proj"]), ..base.clone() }, "named \"w_proj\"");
+    refuse(Lora { targets: with(&["proj"]), ..base.clone() }, "named \"proj\"");
+    refuse(Lora { targets: with(&[]), ..base.clone() }, "no parameter is chosen");
+    refuse(Lora { rank: 0, ..base.clone() }, "rank 0");
+    refuse(Lora { alpha: f32::NAN, ..base }, "alpha NaN");
+    let mut plain = Model::new(arch.clone(), Cpu::new(), budget).unwrap();
+    assert!(plain.merge_adapter().unwrap_err().to_string().contains("without an adapter"));
+}

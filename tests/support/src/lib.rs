@@ -1,0 +1,49 @@
+//! What the tests of every crate share: the larger test material, the peers, and a record of the tests that
+//! skip.
+//!
+//! The proofs that must always run lie in the repository (`tests/goldens`). The material and the peers are a
+//! second, larger source that few machines have; a test that needs them returns early elsewhere and says so
+//! here, so that `.ci/run` can count it.
+#![forbid(unsafe_code)]
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The folder of the test material: `SUASION_MATERIAL`, else `../shared/material` beside the repository.
+pub fn material_folder() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material");
+    Some(std::env::var_os("SUASION_MATERIAL").map_or_else(beside, PathBuf::from)).filter(|path| path.is_dir())
+}
+
+/// The folder of the test material, for a test that does nothing without it: where there is none, the running
+/// test is recorded as skipped.
+pub fn material() -> Option<PathBuf> {
+    let found = material_folder();
+    if found.is_none() {
+        skipped("no test material (SUASION_MATERIAL)");
+    }
+    found
+}
+
+/// The Python that has PyTorch, transformers, TRL and datasets: `SUASION_PEERS_PYTHON`. Where it is not set,
+/// the running test is recorded as skipped.
+pub fn peers_python() -> Option<PathBuf> {
+    let python = std::env::var_os("SUASION_PEERS_PYTHON").map(PathBuf::from);
+    if python.is_none() {
+        skipped("no Python with TRL and datasets (SUASION_PEERS_PYTHON)");
+    }
+    python
+}
+
+/// Records that the running test is skipped: a line that starts with `skipped: ` on stderr, and the test's
+/// name and the reason, separated by a tab, as a line of the file that `SUASION_SKIPPED` names.
+pub fn skipped(reason: impl Display) {
+    eprintln!("skipped: {reason}");
+    let Some(path) = std::env::var_os("SUASION_SKIPPED") else { return };
+    // The test harness names each test's thread after it.
+    let line = format!("{}\t{reason}\n", std::thread::current().name().unwrap_or("?"));
+    let file = std::fs::File::options().create(true).append(true).open(&path);
+    let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    written.unwrap_or_else(|e| panic!("{}: {e}", Path::new(&path).display()));
+}
