@@ -15,6 +15,7 @@ use suasion_files::Written;
 
 /// What prepared data was made from, and what it holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Manifest {
     /// Always `suasion-prepared`.
     pub format: String,
@@ -53,6 +54,7 @@ pub struct Manifest {
 
 /// A file of rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OutputFile {
     /// Its name, in the folder of the manifest.
     pub name: String,
@@ -144,6 +146,7 @@ impl Inputs {
 
 /// The counts of a [`Manifest`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Counts {
     /// Rows of the source.
     pub rows: u64,
