@@ -109,9 +109,9 @@ impl Inputs {
     /// What differs, one clause each.
     fn differences(&self, before: &Inputs, untemplated: bool) -> Vec<String> {
         let mut out = Vec::new();
-        let mut differs = |same: bool, words: &str| {
+        let mut differs = |same: bool, clause: &str| {
             if !same {
-                out.push(words.to_string());
+                out.push(clause.to_string());
             }
         };
         differs(self.masking_version == before.masking_version, "the masking rules have changed");
