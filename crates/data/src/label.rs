@@ -53,6 +53,15 @@ pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &P
     }
     let given = |i: usize| row.weights.as_ref().map(|w| w[i]);
     match (&row.labels, &row.mask) {
+        // Without weights each label weighs 1.
+        (Some(labels), _) if row.weights.is_none() => Sample {
+            id,
+            input_ids: row.input_ids.clone(),
+            labels: labels.clone(),
+            origins,
+            weights: None,
+            pack,
+        },
         (Some(labels), _) => {
             let weights: Vec<f32> = labels
                 .iter()

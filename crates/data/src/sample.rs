@@ -39,6 +39,15 @@ impl Sample {
         })
     }
 
+    /// True where the sample has a target.
+    pub fn has_target(&self) -> bool {
+        match (&self.pack, &self.weights) {
+            // Without a pack and weights a label after the first is enough. Rows are long, and this is asked of all.
+            (None, None) => self.labels.iter().skip(1).any(|label| *label != IGNORE),
+            _ => self.targets().next().is_some(),
+        }
+    }
+
     /// The segments of a pack; for a single row, one segment that is all of it.
     pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         let packed = self.pack.iter().flat_map(|pack| pack.segments.iter().cloned());

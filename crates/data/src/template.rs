@@ -13,6 +13,7 @@ mod options;
 mod proof;
 mod python;
 mod renderer;
+mod rewrite;
 mod shape;
 mod spans;
 mod tile;

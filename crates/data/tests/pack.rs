@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use suasion_data::policy::Objective;
+use suasion_data::pack::Packer;
 use suasion_data::prepared::{Boundaries, Record};
 use suasion_data::report::{self, RowView};
-use suasion_data::{Code, IGNORE, Mode, Origin, Outcome, Packer, Pipeline, Policy, RowId, Sample, Section};
-use suasion_data::{Summary, prepared};
+use suasion_data::{
+    Code, IGNORE, Mode, Objective, Origin, Outcome, Pipeline, Policy, RowId, Sample, Section, Summary,
+    prepared,
+};
 
 /// Knuth's MMIX generator.
 struct Numbers(u64);
@@ -416,14 +418,14 @@ fn boundaries_are_read_however_they_are_written() {
 #[test]
 fn boundaries_that_cannot_be_are_p001() {
     let cases = [
-        (json!({"rows": [1, 2]}), "it holds 2 rows, and neither"),
+        (json!({"rows": [1, 2]}), "it holds 2 rows, but neither"),
         (json!({"seq_lengths": [2, 3]}), "\"seq_lengths\" sum to 5, \"input_ids\" has 4 entries"),
         (json!({"seq_lengths": [2, 1]}), "\"seq_lengths\" sum to 3, \"input_ids\" has 4 entries"),
         (json!({"seq_lengths": [2, 0, 2]}), "\"seq_lengths\"[1] is 0"),
         (json!({"seq_lengths": []}), "sum to 0"),
         (
             json!({"seq_lengths": [2, 2], "position_ids": [0, 1, 2, 3]}),
-            "\"position_ids\"[2] is 2, and token 2 is at position 0",
+            "\"position_ids\"[2] is 2, but token 2 is at position 0",
         ),
         (json!({"position_ids": [0, 1, 5, 6]}), "\"position_ids\"[2] is 5"),
         (json!({"position_ids": [0, 1, 0, 7]}), "\"position_ids\"[3] is 7"),
@@ -539,7 +541,7 @@ fn views_show_where_sequences_begin() {
         ("sequence 2 (row 12)", 6),
     ];
     assert_eq!(begins(&shared), expected.map(|(words, at)| (words.to_string(), at)));
-    let text = report::terminal::row(&shared, &report::Style::default());
+    let text = report::terminal::row(&shared, &report::terminal::Style::default());
     assert!(text.contains("\n-- sequence 1 (row 9), after the prompt at token 0\n"), "{text}");
     // Neighbours of one origin are two runs where a boundary lies between them.
     let foreign = view(

@@ -11,10 +11,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::LazyLock;
-use suasion_data::policy::{Boundary, ContentSpecialTokens};
 use suasion_data::render::{Rendered, Span};
 use suasion_data::tokens::{Encoded, Tokenizer};
-use suasion_data::{Error, Origin, Policy, RowId, Section};
+use suasion_data::{Boundary, ContentSpecialTokens, Error, Origin, Policy, RowId, Section};
 
 const PROMPT: Origin = Origin::Prompt { turn: 0, section: Section::Other };
 const RESPONSE: Origin = Origin::Response { turn: 0 };
@@ -1118,6 +1117,11 @@ fn special_tokens_from_files() {
     write("config.json", &json!({ "eos_token_id": 271 }));
     let fallback = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(fallback.eos().unwrap().content, "<|eot|>");
+    // An id outside of the vocabulary is listed, and costs nothing.
+    write("generation_config.json", &json!({ "eos_token_id": [270, u32::MAX] }));
+    let outside = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(outside.stop_ids(&Policy::default()).unwrap(), [270, u32::MAX]);
+    assert!(outside.is_structural(270) && !outside.is_structural(u32::MAX));
     write("generation_config.json", &json!({ "eos_token_id": [270, 269] }));
     write("special_tokens_map.json", &json!({ "eos_token": "<eos>", "pad_token": {"content": "<|eot|>"} }));
     let mapped = Tokenizer::from_dir(dir.path()).unwrap();
@@ -1157,6 +1161,27 @@ fn special_tokens_from_files() {
     std::fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();
     assert!(message(Tokenizer::from_dir(dir.path()).err().unwrap()).contains("tokenizer_config.json"));
     assert!(message(Tokenizer::from_bytes(b"{}", None).err().unwrap()).contains("not a tokenizer"));
+}
+
+/// An expression that backtracks too often makes the library panic.
+#[test]
+fn a_panic_of_the_library_is_an_error_of_the_row() {
+    let json = json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null, "decoder": null,
+        "pre_tokenizer": {
+            "type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": false
+        },
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "xxy": 1, "z": 2}, "unk_token": "[UNK]"},
+    });
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap();
+    let encode = |text: &str| {
+        tokenizer.encode(&rendered(&[("z", PROMPT), (text, RESPONSE)], false), &Policy::default())
+    };
+    assert_eq!(encode("xxy").unwrap().tokens.ids, [2, 1]);
+    let Err(Error::Row { message, .. }) = encode(&"x".repeat(60)) else { panic!("not an error") };
+    assert!(message.contains("panicked") && message.contains("retry"), "{message}");
+    // The tokenizer still works.
+    assert_eq!(encode("xxy").unwrap().tokens.ids, [2, 1]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use suasion_data::policy::{
+use suasion_data::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
 };
 use suasion_train::{Scheduler, Settings, Strategy};

@@ -1,6 +1,6 @@
 use super::*;
 use crate::failure::Failure;
-use suasion_data::policy::{Format, Objective, Supervise};
+use suasion_data::{Format, Objective, Supervise};
 
 fn set(assignments: &[&str]) -> Result<Config, String> {
     let owned: Vec<String> = assignments.iter().map(|s| s.to_string()).collect();

@@ -1,6 +1,6 @@
 //! D001: responses that are copied from their prompt.
 
-use super::subject::{Found, Subject};
+use super::subject::{Found, Run, Subject};
 use crate::Origin;
 
 /// Responses of at most this many tokens may repeat their prompt: short answers often do.
@@ -8,10 +8,12 @@ const COPY_TOKENS: usize = 16;
 
 /// D001, second kind: the tokens of the first response stand in the prompt.
 pub(super) fn copied_response(s: &Subject<'_>) -> Vec<Found> {
-    let (ids, origins) = (&s.sample.input_ids, &s.sample.origins);
-    let is_response = |o: &Origin| matches!(o, Origin::Response { .. });
-    let Some(start) = origins.iter().position(is_response) else { return Vec::new() };
-    let length = origins[start..].iter().take_while(|o| is_response(o)).count();
+    let ids = &s.sample.input_ids;
+    let is_response = |run: &&Run| matches!(run.origin, Origin::Response { .. });
+    let mut runs = s.runs.iter().skip_while(|run| !is_response(run)).take_while(is_response);
+    let Some(first) = runs.next() else { return Vec::new() };
+    let start = first.tokens.start;
+    let length = runs.last().unwrap_or(first).tokens.end - start;
     if length <= COPY_TOKENS || length > start {
         return Vec::new();
     }

@@ -7,6 +7,10 @@ use crate::IGNORE;
 pub(super) fn wrong_labels(s: &Subject<'_>) -> Vec<Found> {
     let (ids, labels) = (&s.sample.input_ids, &s.sample.labels);
     let is_for = |label: i32, id: u32| label == IGNORE || i64::from(label) == i64::from(id);
+    // One loop without a branch first, of which the compiler makes vector instructions: nearly all rows pass it.
+    if labels.iter().zip(ids).fold(true, |all, (&label, &id)| all & is_for(label, id)) {
+        return Vec::new();
+    }
     let wrong = s.tokens(|i| !is_for(labels[i], ids[i]));
     let shifted = s.n() > 1 && (0..s.n() - 1).all(|i| is_for(labels[i], ids[i + 1]));
     let hint = if shifted { "; the labels look shifted by one, which the model does itself" } else { "" };

@@ -1,14 +1,14 @@
 //! M001 to M009: tokens that are supervised and should not be, or the reverse.
 
 use super::labels::wrong_labels;
-use super::subject::{Found, Subject};
+use super::subject::{Found, Run, Subject};
 use crate::example::Tokenised;
 use crate::{IGNORE, Level, Origin};
 use std::ops::Range;
 
 /// M001: no target is left after the shift by one.
 pub(super) fn no_target(s: &Subject<'_>) -> Vec<Found> {
-    if s.sample.targets().next().is_some() {
+    if s.sample.has_target() {
         return Vec::new();
     }
     let message = if s.n() > 0 && s.learned(0) {
@@ -46,32 +46,24 @@ pub(super) fn no_stop(s: &Subject<'_>) -> Vec<Found> {
 
 /// The last token of each learned response that no stop token follows, by origins.
 fn unstopped_turns(s: &Subject<'_>) -> Vec<usize> {
-    let origins = &s.sample.origins;
-    // True in text of a turn that follows its stop token: that is M007.
-    let mut trails = false;
-    let mut unstopped = |i: usize| {
-        let Origin::Response { turn } = origins[i] else { return false };
-        match i.checked_sub(1).map(|before| origins[before]) {
-            Some(Origin::Response { turn: before }) if before == turn => {}
-            before => trails = before == Some(Origin::EndOfTurn { turn }),
+    let mut missing = Vec::new();
+    for (at, run) in s.runs.iter().enumerate() {
+        let Origin::Response { turn } = run.origin else { continue };
+        let before = at.checked_sub(1).map(|before| s.runs[before].origin);
+        let stopped = matches!(s.runs.get(at + 1), Some(Run { origin: Origin::EndOfTurn { .. }, .. }));
+        // Text of a turn after its stop token is M007.
+        if before != Some(Origin::EndOfTurn { turn }) && !stopped && s.learned(run.tokens.end - 1) {
+            missing.push(run.tokens.end - 1);
         }
-        if trails || !s.learned(i) {
-            return false;
-        }
-        match origins.get(i + 1) {
-            Some(Origin::Response { turn: next }) => *next != turn,
-            Some(Origin::EndOfTurn { .. }) => false,
-            _ => true,
-        }
-    };
-    (0..s.n()).filter(|&i| unstopped(i)).collect()
+    }
+    missing
 }
 
 /// The last token of each run of supervised tokens that has no stop token in it and none behind it, masked or not.
 fn unstopped_runs(s: &Subject<'_>) -> Vec<usize> {
     let mask = s.given.and_then(|given| given.mask.as_ref());
     let mut missing = Vec::new();
-    for run in s.runs() {
+    for run in s.supervised_runs() {
         let masked_stop = run.end < s.n() && s.is_stop(run.end) && !s.is_padding(run.end);
         let mask_goes_on = mask.is_some_and(|mask| mask.get(run.end) == Some(&true));
         // A stop token inside the run ends it: what follows is M007.
@@ -90,8 +82,8 @@ pub(super) fn prompt_supervised(s: &Subject<'_>) -> Vec<Found> {
     if s.all_tokens() || !s.given.is_none_or(judged) {
         return Vec::new();
     }
-    let wrong = s.tokens(|i| match s.sample.origins[i] {
-        Origin::Prompt { section, .. } => s.learned(i) && s.policy.section_weight(section) == 0.0,
+    let wrong = s.supervised(|origin| match origin {
+        Origin::Prompt { section, .. } => s.policy.section_weight(section) == 0.0,
         _ => false,
     });
     Found::about(&wrong, |places| format!("{places} of the prompt supervised"))
@@ -101,11 +93,15 @@ pub(super) fn prompt_supervised(s: &Subject<'_>) -> Vec<Found> {
 pub(super) fn padding_supervised(s: &Subject<'_>) -> Vec<Found> {
     let end = s.content_end();
     let labels = s.given.and_then(|given| given.labels.as_ref());
-    // AllTokens overrides the row's labels, but not those of padding.
-    let learned = |i: usize| {
-        s.learned(i) || (s.all_tokens() && labels.is_some_and(|l| l[i] != IGNORE && s.is_padding(i)))
+    let wrong = if s.all_tokens() || end < s.n() {
+        // AllTokens overrides the row's labels, but not those of padding.
+        let learned = |i: usize| {
+            s.learned(i) || (s.all_tokens() && labels.is_some_and(|l| l[i] != IGNORE && s.is_padding(i)))
+        };
+        s.tokens(|i| learned(i) && (s.is_padding(i) || i >= end))
+    } else {
+        s.supervised(|origin| origin == Origin::Padding)
     };
-    let wrong = s.tokens(|i| learned(i) && (s.is_padding(i) || i >= end));
     Found::about(&wrong, |places| format!("{places} of padding supervised"))
 }
 
@@ -128,7 +124,7 @@ pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
     if s.all_tokens() || s.given.is_none() {
         return Vec::new();
     }
-    let scaffold = s.tokens(|i| s.sample.origins[i] == Origin::Scaffold && s.learned(i));
+    let scaffold = s.supervised(|origin| origin == Origin::Scaffold);
     if !scaffold.is_empty() {
         return Found::about(&scaffold, |places| format!("{places} of scaffold supervised"));
     }
@@ -137,7 +133,7 @@ pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
     }
     let end = s.content_end();
     let after_stop = |run: Range<usize>| run.clone().find(|&i| s.is_stop(i)).map(|stop| stop + 1..run.end);
-    let after = s.runs().into_iter().filter_map(after_stop).flatten();
+    let after = s.supervised_runs().into_iter().filter_map(after_stop).flatten();
     let after: Vec<usize> = after.filter(|&i| !s.is_padding(i) && i < end).collect();
     Found::about(&after, |places| format!("{places} after the stop token supervised"))
 }
@@ -146,17 +142,15 @@ pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
 /// origins are all response is what it says.
 pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
     let Some(given) = s.given.filter(|given| given.weights.is_none()) else { return Vec::new() };
-    let origins = &s.sample.origins;
-    let only_response = || origins.iter().all(|o| o.supervised() || *o == Origin::Padding);
-    let weighted =
-        |o: &Origin| matches!(o, Origin::Prompt { section, .. } if s.policy.section_weight(*section) > 0.0);
+    let only_response = || s.runs.iter().all(|r| r.origin.supervised() || r.origin == Origin::Padding);
+    let weighted = |r: &Run| matches!(r.origin, Origin::Prompt { section, .. } if s.policy.section_weight(section) > 0.0);
     let equal = |i: usize| i64::from(s.sample.labels[i]) == i64::from(s.sample.input_ids[i]);
     let mut real = (0..s.n()).filter(|&i| !s.is_padding(i)).peekable();
     if s.all_tokens()
         || real.peek().is_none()
         || !real.all(equal)
         || (given.origins.is_some() && only_response())
-        || origins.iter().any(weighted)
+        || s.runs.iter().any(weighted)
     {
         return Vec::new();
     }
@@ -167,20 +161,27 @@ pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
 
 /// M009: the stop token at the end of a response is there and masked.
 pub(super) fn stop_masked(s: &Subject<'_>) -> Vec<Found> {
-    // Labels that are shifted stand beside their stop tokens: that is L001.
-    if s.all_tokens() || s.given.is_none() || !wrong_labels(s).is_empty() {
+    if s.all_tokens() || s.given.is_none() {
         return Vec::new();
     }
-    let origins = &s.sample.origins;
-    let masked = if s.origins_are_given() {
-        s.tokens(|i| {
-            let ends = matches!(origins[i], Origin::EndOfTurn { .. }) && !s.learned(i);
-            ends && i > 0 && matches!(origins[i - 1], Origin::Response { .. }) && s.learned(i - 1)
-        })
+    let masked: Vec<usize> = if s.origins_are_given() {
+        let ends = s.runs.windows(2).filter_map(|runs| match [runs[0].origin, runs[1].origin] {
+            [Origin::Response { .. }, Origin::EndOfTurn { .. }] => Some(runs[1].tokens.start),
+            _ => None,
+        });
+        ends.filter(|&i| !s.learned(i) && s.learned(i - 1)).collect()
     } else {
-        let ends = s.runs().into_iter().filter(|run| !run.clone().any(|i| s.is_stop(i))).map(|run| run.end);
+        let ends = s
+            .supervised_runs()
+            .into_iter()
+            .filter(|run| !run.clone().any(|i| s.is_stop(i)))
+            .map(|run| run.end);
         ends.filter(|&i| i < s.n() && s.is_stop(i) && !s.is_padding(i)).collect()
     };
+    // Labels that are shifted stand beside their stop tokens: that is L001.
+    if masked.is_empty() || !wrong_labels(s).is_empty() {
+        return Vec::new();
+    }
     let same_id = s.special.pad.is_some() && s.special.pad == s.special.eos;
     let cause = if same_id { " (pad and EOS are one id)" } else { "" };
     Found::about(&masked, |places| {

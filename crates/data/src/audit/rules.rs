@@ -73,7 +73,7 @@ pub fn audit(subject: &Subject<'_>) -> Vec<Finding> {
             part.weights = part.weights.and_then(|_| sample.weights.clone());
             part
         });
-        let subject = Subject { sample, given: given.as_ref(), ..*subject };
+        let subject = Subject::new(sample, given.as_ref(), subject.special, subject.policy);
         let in_pack = |i: u32| tokens.get(i as usize).map_or(0, |&i| i as u32);
         for rule in RULES {
             let Check::Row(check) = rule.check else { continue };

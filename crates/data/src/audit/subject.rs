@@ -7,7 +7,7 @@ use crate::{IGNORE, Level, Origin, Sample};
 use std::ops::Range;
 
 /// A labelled row, before truncation, with what is known about it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Subject<'a> {
     /// Its ids, labels, origins and weights.
     pub sample: &'a Sample,
@@ -17,6 +17,18 @@ pub struct Subject<'a> {
     pub special: &'a Special,
     /// The policy that the row's labels must follow.
     pub policy: &'a Policy,
+    /// Its runs of tokens of one origin, in order. Most rules concern few of them, so that few tokens are looked at one
+    /// by one.
+    pub(super) runs: Vec<Run>,
+}
+
+/// A run of tokens of one origin.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub origin: Origin,
+    pub tokens: Range<usize>,
+    /// How many of them are supervised.
+    pub supervised: usize,
 }
 
 /// What a check has found.
@@ -48,7 +60,25 @@ impl Found {
     }
 }
 
-impl Subject<'_> {
+impl<'a> Subject<'a> {
+    /// A row that is to be checked.
+    pub fn new(
+        sample: &'a Sample,
+        given: Option<&'a Tokenised>,
+        special: &'a Special,
+        policy: &'a Policy,
+    ) -> Subject<'a> {
+        let mut end = 0;
+        let run = |origins: &[Origin]| {
+            let tokens = end..end + origins.len();
+            end = tokens.end;
+            let supervised = sample.labels[tokens.clone()].iter().filter(|label| **label != IGNORE).count();
+            Run { origin: origins[0], tokens, supervised }
+        };
+        let runs = sample.origins.chunk_by(|a, b| a == b).map(run).collect();
+        Subject { sample, given, special, policy, runs }
+    }
+
     pub(super) fn n(&self) -> usize {
         self.sample.input_ids.len()
     }
@@ -74,13 +104,19 @@ impl Subject<'_> {
         self.given.is_some_and(|given| given.origins.is_some())
     }
 
+    /// The supervised tokens of these origins.
+    pub(super) fn supervised(&self, of: impl Fn(Origin) -> bool) -> Vec<usize> {
+        let runs = self.runs.iter().filter(|run| run.supervised > 0 && of(run.origin));
+        runs.flat_map(|run| run.tokens.clone()).filter(|&i| self.learned(i)).collect()
+    }
+
     /// The tokens for which `wrong` is true.
     pub(super) fn tokens(&self, wrong: impl Fn(usize) -> bool) -> Vec<usize> {
         (0..self.n()).filter(|&i| wrong(i)).collect()
     }
 
     /// Runs of supervised tokens.
-    pub(super) fn runs(&self) -> Vec<Range<usize>> {
+    pub(super) fn supervised_runs(&self) -> Vec<Range<usize>> {
         let mut out: Vec<Range<usize>> = Vec::new();
         for i in self.tokens(|i| self.learned(i)) {
             match out.last_mut() {

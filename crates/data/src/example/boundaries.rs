@@ -28,6 +28,9 @@ pub(super) struct Given<'a> {
 /// A message that says why the boundaries are impossible.
 pub(super) fn boundaries(id: &RowId, n: usize, given: &Given<'_>) -> Result<Option<Pack>, String> {
     let real = |i: usize| given.attention.is_none_or(|attention| attention[i]);
+    if u32::try_from(n).is_err() {
+        return Err(format!("it has {n} tokens; the limit is {}", u32::MAX));
+    }
     let lengths = match (&given.lengths, &given.numbers, &given.positions) {
         (Some(lengths), ..) => Some(with_padding(lengths, n, real)?),
         (None, Some(numbers), _) => Some(by_number(numbers)?),

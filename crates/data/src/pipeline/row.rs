@@ -174,7 +174,7 @@ impl RowProcessor {
             Body::Tokenised(row) => self.tokenised(id.clone(), *row)?,
         };
         self.check_vocabulary(&whole.sample)?;
-        if whole.sample.targets().next().is_none() {
+        if !whole.sample.has_target() {
             let (reason, findings) = (DropReason::NoTarget, whole.findings);
             return Ok((Outcome::Dropped { id, reason, findings }, 0));
         }
@@ -271,8 +271,7 @@ impl RowProcessor {
         }
         let bytes = self.pipeline.keep_text.then(|| tokens.bytes.clone());
         let sample = label::label(id, tokens, policy);
-        let subject = Subject { sample: &sample, given: None, special: &self.special, policy };
-        let mut findings = audit::audit(&subject);
+        let mut findings = audit::audit(&Subject::new(&sample, None, &self.special, policy));
         if double_bos && !findings.iter().any(|f| f.code == Code::M006) {
             findings.push(Finding::new(row, Code::M006, "the row starts with the BOS twice"));
         }
@@ -290,8 +289,7 @@ impl RowProcessor {
         }
         let sample = label::label_tokenised(id, &row, &self.special, policy);
         let policy = self.pipeline.labelled_under.as_deref().unwrap_or(policy);
-        let subject = Subject { sample: &sample, given: Some(&row), special: &self.special, policy };
-        let findings = audit::audit(&subject);
+        let findings = audit::audit(&Subject::new(&sample, Some(&row), &self.special, policy));
         Ok(Whole { sample, findings, text: row.text.filter(|_| self.pipeline.keep_text), bytes: None })
     }
 
@@ -382,7 +380,7 @@ impl RowProcessor {
         let headless = headless && sample.labels.first().is_some_and(|l| *l != IGNORE);
         findings.extend(loss.findings(id.row, max, headless));
         // What is never cut can itself be too long. Then all of the response was cut, whatever weight the prompt has.
-        if sample.targets().next().is_none() || sample.len() > max {
+        if !sample.has_target() || sample.len() > max {
             let message = format!(
                 "no token of the response is left: the row has {n} tokens, max_length is {max}{}",
                 if protected >= max && policy.truncation_mode == TruncationMode::KeepResponse {

@@ -230,14 +230,20 @@ impl Summary {
                 let end = at + sample.origins[at..stop].iter().take_while(|o| **o == origin).count();
                 let stats = self.sections.entry(origin.name()).or_default();
                 let first = at + usize::from(segment.predictor(at as u32).is_none());
-                let (mut supervised, mut weights) = (0, 0.0);
-                for i in at..end {
-                    if sample.labels[i] != IGNORE {
-                        supervised += 1;
-                        if i >= first {
-                            let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
-                            targets += u64::from(weight != 0.0);
-                            weights += f64::from(weight);
+                let learned = |i: &usize| sample.labels[*i] != IGNORE;
+                let supervised = (at..end).filter(learned).count() as u64;
+                let mut weights = 0.0;
+                match &sample.weights {
+                    // Each label weighs 1, but for one on a token without a predictor.
+                    None => {
+                        let predicted = supervised - (at..first).filter(learned).count() as u64;
+                        targets += predicted;
+                        weights = predicted as f64;
+                    }
+                    Some(given) => {
+                        for i in (first..end).filter(learned) {
+                            targets += u64::from(given[i] != 0.0);
+                            weights += f64::from(given[i]);
                         }
                     }
                 }

@@ -5,12 +5,16 @@
 //! | `PAR1` | Parquet |
 //! | `ARROW1` | an Arrow IPC file, read as the stream that it contains |
 //! | `ff ff ff ff` | an Arrow IPC stream; the `.arrow` files of `datasets` are streams |
+//!
+//! The readers of the `parquet` and `arrow` crates validate their input, and the known causes of panics in them are
+//! checked before they run. Still 5 of 36 000 files with flipped bits made one panic, so they run under [`guard`].
 
 use super::arrow_json::never_fails;
-use super::arrow_stream::{Messages, broken, footer, guard};
+use super::arrow_stream::{Messages, broken, footer};
 use super::hash::FileHash;
 use super::sniff::{Kind, kind};
 use super::source_error;
+use crate::guard::guard;
 use crate::{Error, Result};
 use arrow_array::RecordBatch;
 use parquet::arrow::ProjectionMask;

@@ -2,6 +2,7 @@
 
 use super::context::{self, Variables};
 use super::options::{TemplateOptions, is_reserved};
+use super::rewrite::rewrite_generation;
 use super::{blind, engine, watch};
 use crate::example::Conversation;
 use crate::{Error, Result};
@@ -113,7 +114,7 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate> {
         let one = |source: &str| {
             let date = source.contains("strftime_now");
-            let (source, generation, captures) = engine::rewrite_generation(source);
+            let (source, generation, captures) = rewrite_generation(source);
             let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
             let env = engine::environment(source).map_err(|e| Error::Source {
                 path: PathBuf::from(path),

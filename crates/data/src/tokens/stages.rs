@@ -17,6 +17,7 @@ use super::cache;
 use super::direct::{Direct, is_composed};
 use super::model::{Inner, Model};
 use super::raw::{RawTokens, TokenizerError};
+use crate::guard::guard;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use tokenizers::normalizer::Range;
@@ -146,6 +147,18 @@ impl Stages {
         if text.is_empty() || self.tokenize_directly(text, base, vocabulary, out) {
             return Ok(());
         }
+        // Oniguruma panics where a regular expression backtracks too often.
+        guard(|| self.tokenize_by_library(text, base, start, vocabulary, out)).map_err(TokenizerError::from)
+    }
+
+    fn tokenize_by_library(
+        &self,
+        text: &str,
+        base: u32,
+        start: Start,
+        vocabulary: Vocabulary,
+        out: &mut RawTokens,
+    ) -> Result<(), TokenizerError> {
         let added = match vocabulary {
             Vocabulary::Full => self.inner.get_added_vocabulary(),
             Vocabulary::Content => self.content_vocabulary(),

@@ -5,6 +5,7 @@ use super::model;
 use super::raw::RawTokens;
 use super::settings::{Settings, declare_added_tokens, post_processor_ends};
 use super::stages::{Stages, Start, Vocabulary};
+use crate::guard::guard;
 use crate::{Error, Policy, Result};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,7 @@ impl Tokenizer {
 
     fn new(json: &[u8], settings: Settings, path: PathBuf) -> Result<Tokenizer> {
         let broken = |message: String| Error::Tokenizer { path: path.clone(), message };
-        let mut inner = model::load(json).map_err(|error| {
+        let mut inner = guard(|| model::load(json)).map_err(|error| {
             broken(format!("not a tokenizer ({error}); copy the file again from where the model came"))
         })?;
         declare_added_tokens(&mut inner, &settings)?;
@@ -119,6 +120,8 @@ impl Tokenizer {
             .flatten()
             .map(|token| token.id)
             .chain(stops.iter().copied())
+            // Files can name any id; one outside of the vocabulary is in no text.
+            .filter(|&id| (id as usize) < vocab_size)
             .collect();
         let mut hasher = blake3::Hasher::new();
         hasher.update(json);
@@ -199,7 +202,7 @@ impl Tokenizer {
     /// The text of ids. Unknown ids have no text; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let inner = &self.stages.inner;
-        inner.decode(ids, skip_special).unwrap_or_else(|_| {
+        guard(|| inner.decode(ids, skip_special)).unwrap_or_else(|_| {
             // If the decoder fails on these tokens, which none of the usual ones does, their texts are
             // joined.
             ids.iter()
