@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use suasion_data::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
 };
+use suasion_train::settings::{self, Bounds};
 use suasion_train::{Scheduler, Settings, Strategy};
 
 /// One row of the table.
@@ -30,8 +31,8 @@ pub struct Key {
 }
 
 /// The table: each line is a key with its type, its bounds and its documentation. A key with a default (`=`)
-/// is a field of [`Config`]; one with a place (`=>`) is a field of a library's own settings, whose type and
-/// default the library has.
+/// is a field of [`Config`]; one with a place (`=>`) is a field of a library's own settings. The library has
+/// its type and default, and the training loop has the bounds of its settings.
 macro_rules! table {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty $(= $default:expr)? $(=> $($place:ident).+)? $(, if $check:expr, $bounds:literal)?;)*) => {
         /// Every supported key, resolved.
@@ -55,23 +56,23 @@ macro_rules! table {
             name: stringify!($name),
             doc: concat!($($doc),+),
             expected: || {
-                #[allow(unused_mut)]
-                let mut phrase = <$type as Value>::expected();
-                $(phrase.push_str(", "); phrase.push_str($bounds);)?
-                phrase
+                let own: &[&str] = &[$($bounds)?];
+                let bounds = own.first().copied().or(setting_bounds(stringify!($name)).map(|b| b.text));
+                let expected = <$type as Value>::expected();
+                bounds.map_or(expected.clone(), |bounds| format!("{expected}, {bounds}"))
             },
             get: |config| place!(config, $name $(, $($place).+)?).to_json(),
             set_json: |config, json| {
                 let value = <$type as Value>::from_json(json)$(.filter($check))?;
                 let place: &mut $type = &mut place!(config, $name $(, $($place).+)?);
                 *place = value.ok_or_else(|| shown(json))?;
-                Ok(())
+                if is_possible(config, stringify!($name)) { Ok(()) } else { Err(shown(json)) }
             },
             set_text: |config, text| {
                 let value = <$type as Value>::from_text(text)$(.filter($check))?;
                 let place: &mut $type = &mut place!(config, $name $(, $($place).+)?);
                 *place = value.ok_or_else(|| format!("{text:?}"))?;
-                Ok(())
+                if is_possible(config, stringify!($name)) { Ok(()) } else { Err(format!("{text:?}")) }
             },
             set_entry: |config, entry, text| place!(config, $name $(, $($place).+)?).set_entry(entry, text),
         },)*];
@@ -153,53 +154,63 @@ table! {
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false;
     /// Rows per micro-batch, or packs of them.
-    per_device_train_batch_size: usize => train.per_device_train_batch_size, if |v| *v >= 1, "at least 1";
+    per_device_train_batch_size: usize => train.per_device_train_batch_size;
     /// Rows per evaluation batch.
-    per_device_eval_batch_size: usize => train.per_device_eval_batch_size, if |v| *v >= 1, "at least 1";
+    per_device_eval_batch_size: usize => train.per_device_eval_batch_size;
     /// Micro-batches per step; the loss is the mean over the targets of all of them.
-    gradient_accumulation_steps: usize => train.gradient_accumulation_steps, if |v| *v >= 1, "at least 1";
+    gradient_accumulation_steps: usize => train.gradient_accumulation_steps;
     /// Keep only each layer's input, and recompute the rest in the backward pass.
     gradient_checkpointing: bool => train.gradient_checkpointing;
     /// Highest learning rate.
-    learning_rate: f64 => train.learning_rate, if |v| *v >= 0.0, "at least 0";
+    learning_rate: f64 => train.learning_rate;
     /// AdamW's weight decay; not applied to biases and norms.
-    weight_decay: f64 => train.weight_decay, if |v| *v >= 0.0, "at least 0";
+    weight_decay: f64 => train.weight_decay;
     /// AdamW's first decay rate.
-    adam_beta1: f64 => train.adam_beta1, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
+    adam_beta1: f64 => train.adam_beta1;
     /// AdamW's second decay rate.
-    adam_beta2: f64 => train.adam_beta2, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
+    adam_beta2: f64 => train.adam_beta2;
     /// AdamW's epsilon.
-    adam_epsilon: f64 => train.adam_epsilon, if |v| *v >= 0.0, "at least 0";
+    adam_epsilon: f64 => train.adam_epsilon;
     /// Gradients are clipped to this norm; 0 does not clip.
-    max_grad_norm: f64 => train.max_grad_norm, if |v| *v >= 0.0, "at least 0";
+    max_grad_norm: f64 => train.max_grad_norm;
     /// Passes over the training rows.
-    num_train_epochs: f64 => train.num_train_epochs, if |v| *v > 0.0, "more than 0";
+    num_train_epochs: f64 => train.num_train_epochs;
     /// Number of steps; takes precedence over num_train_epochs. -1: by epochs.
     max_steps: i64 = -1, if |v| *v >= 1 || *v == -1, "at least 1, or -1";
     /// Schedule of the learning rate.
     lr_scheduler_type: Scheduler => train.lr_scheduler_type;
     /// Share of the steps that warm up; used where warmup_steps is 0.
-    warmup_ratio: f64 => train.warmup_ratio, if |v| (0.0..=1.0).contains(v), "from 0 to 1";
+    warmup_ratio: f64 => train.warmup_ratio;
     /// Number of warm-up steps; below 1, a share of the steps.
-    warmup_steps: f64 => train.warmup_steps, if |v| *v >= 0.0, "at least 0";
+    warmup_steps: f64 => train.warmup_steps;
     /// Steps between two lines of metrics.jsonl.
-    logging_steps: u64 => train.logging_steps, if |v| *v >= 1, "at least 1";
+    logging_steps: u64 => train.logging_steps;
     /// When to evaluate, besides before and after training.
     eval_strategy: Strategy => train.eval_strategy;
     /// Steps between two evaluations; null: logging_steps.
-    eval_steps: Option<u64> => train.eval_steps, if |v| v.is_none_or(|n| n >= 1), "at least 1";
+    eval_steps: Option<u64> => train.eval_steps;
     /// When to write checkpoints.
     save_strategy: Strategy => train.save_strategy;
     /// Steps between two checkpoints.
-    save_steps: u64 => train.save_steps, if |v| *v >= 1, "at least 1";
+    save_steps: u64 => train.save_steps;
     /// Checkpoints kept; null keeps all.
-    save_total_limit: Option<usize> => train.save_total_limit, if |v| v.is_none_or(|n| n >= 1), "at least 1";
+    save_total_limit: Option<usize> => train.save_total_limit;
     /// End with the weights of the lowest evaluation loss.
     load_best_model_at_end: bool => train.load_best_model_at_end;
     /// Seed of random weights, of the rows' order, and of sampling.
     seed: u64 => train.seed;
     /// Seed of the rows' order; null: seed.
     data_seed: Option<u64> => train.data_seed;
+}
+
+/// The bounds that the training loop has for a setting.
+fn setting_bounds(name: &str) -> Option<&'static Bounds> {
+    settings::KEYS.iter().find(|key| key.name == name)?.bounds.as_ref()
+}
+
+/// True where a setting's value is within the bounds of the training loop, and for other keys.
+fn is_possible(config: &Config, name: &str) -> bool {
+    setting_bounds(name).is_none_or(|bounds| (bounds.hold)(&config.train))
 }
 
 /// A day of the calendar as YYYY-MM-DD.
