@@ -313,14 +313,9 @@ fn packs_equal(folder: &Goldens) {
     assert_eq!(fill.packs, expected.len() as u64);
 }
 
-/// TRL's own packer on lengths that fill its tree: as many packs, filled alike. (Of packs with equal room it takes the one
-/// that has had it longest, ours takes the first.)
-#[test]
-fn packs_of_many_lengths_are_filled_as_trls() {
-    let golden = Goldens::repository().json("goldens/packs.json");
-    let read = |key: &str| golden[key].clone();
-    let lengths: Vec<usize> = serde_json::from_value(read("lengths")).unwrap();
-    let theirs: Vec<Vec<usize>> = serde_json::from_value(read("seq_lengths")).unwrap();
+/// Asserts that from rows of these lengths come as many packs as TRL's, filled alike. (Of packs with equal room TRL takes the
+/// one that has had it longest, ours takes the first.)
+fn packs_are_filled_as(theirs: &[Vec<usize>], lengths: &[usize]) {
     let rows = lengths.iter().zip(0..).map(|(&n, number)| row(number, &[1], &vec![2; n - 2], 0.0));
     let (packs, _) = Packer::new(512, false).pack(rows);
     let mut ours: Vec<usize> = packs.iter().map(Sample::len).collect();
@@ -332,10 +327,11 @@ fn packs_of_many_lengths_are_filled_as_trls() {
 
 /// TRL's own packer on lengths that fill its tree.
 #[test]
-fn packs_of_many_lengths_are_trls() {
+fn packs_of_many_lengths_are_filled_as_trls() {
     let golden = Goldens::repository().json("goldens/packs.json");
     let lengths: Vec<usize> = serde_json::from_value(golden["lengths"].clone()).unwrap();
-    packs_have_the_lengths_of(serde_json::from_value(golden["seq_lengths"].clone()).unwrap(), &lengths);
+    let theirs: Vec<Vec<usize>> = serde_json::from_value(golden["seq_lengths"].clone()).unwrap();
+    packs_are_filled_as(&theirs, &lengths);
 }
 
 /// The same against the TRL of this machine, on other lengths.
@@ -355,7 +351,7 @@ fn packs_are_as_many_as_trls() {
     let Some(json) = stdout.lines().find_map(|line| line.strip_prefix("PACKS ")) else {
         panic!("{}", String::from_utf8_lossy(&out.stderr));
     };
-    packs_have_the_lengths_of(serde_json::from_str(json).unwrap(), &lengths);
+    packs_are_filled_as(&serde_json::from_str::<Vec<Vec<usize>>>(json).unwrap(), &lengths);
 }
 
 fn read(row: Value) -> Sample {
