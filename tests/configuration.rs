@@ -148,3 +148,26 @@ fn splits_of_a_folder() {
         .ok()
         .says("2 rows held out of the training rows, 4 left");
 }
+
+#[test]
+fn a_tilde_is_the_home_folder_in_files_assignments_and_flags() {
+    // HOME of the tests' commands is their folder.
+    let dir = Dir::new().with_model().with_rows(3);
+    dir.write("home/rows.jsonl", dir.read("rows.jsonl"));
+    std::fs::rename(dir.path("model"), dir.path("home/model")).unwrap();
+    dir.write(
+        "home/run.yaml",
+        "model_name_or_path: ~/home/model\ndataset_name: [~/home/rows.jsonl]\noutput_dir: ~/home/out\n\
+         init: random\nmax_steps: 1\n",
+    );
+    dir.suasion(&["train", "~/home/run.yaml", "-q"]).ok();
+    assert!(dir.exists("home/out/model.safetensors"));
+    dir.suasion(&["train", "--resume=~/home/none"]).run().error(2, "E-USAGE", "/home/none: no such folder");
+    dir.suasion(&["train", "home/run.yaml", "--set", "output_dir=~/home/set", "-q"]).ok();
+    assert!(dir.exists("home/set/model.safetensors"));
+    dir.suasion(&["prepare", "--model=~/home/model", "--data=~/home/*.jsonl", "-o", "~/home/two.jsonl"]).ok();
+    assert_eq!(dir.lines("home/two.jsonl").len(), 3);
+    dir.suasion(&["verify", "-M", "~/home/model", "-D", "~/home/rows.jsonl", "--html=~/home/page.html"]).ok();
+    assert!(dir.exists("home/page.html"));
+    assert!(!dir.exists("~"));
+}

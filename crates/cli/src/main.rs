@@ -12,6 +12,7 @@ mod inputs;
 mod interrupt;
 mod job;
 mod machine;
+mod paths;
 mod progress;
 mod reply;
 mod tables;

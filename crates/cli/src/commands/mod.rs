@@ -12,6 +12,7 @@ pub mod train;
 pub mod verify;
 
 use crate::config::{Loaded, Paths};
+use crate::paths;
 use crate::ui::Ui;
 use clap::Args;
 use std::path::PathBuf;
@@ -20,16 +21,17 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 pub struct ConfigArgs {
     /// Configuration file (.yaml, .yml or .toml)
+    #[arg(value_parser = paths::parser())]
     pub config: Option<PathBuf>,
     /// Set one key; overrides CONFIG (repeatable): --set learning_rate=1e-4 --set loss_weights.system=0.1
     #[arg(long, value_name = "KEY=VALUE", allow_hyphen_values = true)]
     pub set: Vec<String>,
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
-    #[arg(short = 'M', long, value_name = "M")]
+    #[arg(short = 'M', long, value_name = "M", value_parser = paths::parser())]
     pub model: Option<PathBuf>,
     /// Rows: a file (.jsonl, .json, .csv, .tsv, also .gz, .zst; .parquet, .arrow), a quoted glob, a folder of
     /// splits, or a hub id; repeatable [key: dataset_name]
-    #[arg(short = 'D', long, value_name = "D")]
+    #[arg(short = 'D', long, value_name = "D", value_parser = paths::parser())]
     pub data: Vec<PathBuf>,
 }
 

@@ -5,6 +5,7 @@ use crate::failure::{Exit, Failure};
 use crate::inputs::model;
 use crate::inputs::{loading, rows};
 use crate::interrupt;
+use crate::paths;
 use crate::progress::Meter;
 use crate::tables;
 use crate::ui::Ui;
@@ -19,7 +20,7 @@ pub struct PrepareArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// Output: .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder for datasets.load_from_disk
-    #[arg(short, long, value_name = "OUT")]
+    #[arg(short, long, value_name = "OUT", value_parser = paths::parser())]
     output: PathBuf,
     /// Add the rendered text to each line
     #[arg(long)]

@@ -4,6 +4,7 @@ use super::ConfigArgs;
 use crate::config::Loaded;
 use crate::failure::{Exit, Failure};
 use crate::job::{Job, SAVED_CONFIG, line};
+use crate::paths;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_train::Resume;
@@ -17,7 +18,7 @@ pub struct TrainArgs {
     #[arg(long, conflicts_with_all = ["resume", "config", "model", "data"])]
     pub demo: bool,
     /// Continue from a checkpoint: a checkpoint-N folder, a run's folder, or the newest in output_dir
-    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, value_parser = paths::parser())]
     pub resume: Option<Option<PathBuf>>,
     /// Print the plan and stop
     #[arg(long)]

@@ -4,6 +4,7 @@ use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
 use crate::inputs::{loading, rows};
+use crate::paths;
 use crate::progress::Meter;
 use crate::ui::{self, Ui};
 use std::collections::HashSet;
@@ -29,7 +30,7 @@ pub struct VerifyArgs {
     #[arg(long)]
     ids: bool,
     /// Also write the rows and the summary as an HTML page
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = paths::parser())]
     html: Option<PathBuf>,
     /// Report only findings with these codes or prefixes (M, M002, …; repeatable, or with commas)
     #[arg(long, value_name = "CODES")]

@@ -1,5 +1,6 @@
 //! Types of configuration values: how each is read from YAML, TOML or `--set`, and printed.
 
+use crate::paths::expanded;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -210,11 +211,11 @@ impl Value for PathBuf {
     }
 
     fn from_json(json: &Json) -> Option<PathBuf> {
-        scalar_text(json).filter(|text| !text.is_empty()).map(PathBuf::from)
+        scalar_text(json).filter(|text| !text.is_empty()).map(expanded)
     }
 
     fn from_text(text: &str) -> Option<PathBuf> {
-        Some(unquoted(text)).filter(|text| !text.is_empty()).map(PathBuf::from)
+        Some(unquoted(text)).filter(|text| !text.is_empty()).map(expanded)
     }
 
     fn to_json(&self) -> Json {

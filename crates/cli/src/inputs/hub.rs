@@ -21,6 +21,7 @@ mod download {
 }
 
 use crate::failure::Failure;
+use crate::paths::expanded;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 
@@ -179,7 +180,7 @@ fn is_id(text: &str) -> bool {
 
 /// The value of an environment variable that names a path, where it is set and not empty.
 fn path_variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+    std::env::var_os(name).filter(|v| !v.is_empty()).map(expanded)
 }
 
 /// The folder of the Hugging Face tools: `HF_HOME` or its default.
