@@ -184,7 +184,7 @@ settings! {
     /// transformers 5.
     warmup_steps Resolved: f64 = 0.0, if |v| (0.0..1.0).contains(v) || ((1.0..=1e15).contains(v) && v.fract() == 0.0), "a whole number, or a share below 1";
     /// Steps between two lines of metrics; the first and the last step always have one.
-    logging_steps Free: u64 = 10, if |v| *v >= 1, "at least 1";
+    logging_steps Free: u64 = 1, if |v| *v >= 1, "at least 1";
     /// When to evaluate, besides before and after training.
     eval_strategy Free: Strategy = Strategy::No;
     /// Steps between two evaluations; `None` takes `logging_steps`.
