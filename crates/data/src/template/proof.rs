@@ -2,6 +2,7 @@
 
 use super::compiled::{ChatTemplate, TemplateError};
 use super::context::{self, Variables};
+use super::habits::Habits;
 use super::options::is_reserved;
 use crate::example::Conversation;
 use crate::policy::{Policy, Supervise};
@@ -22,7 +23,7 @@ const HELP: &str = "mark the assistant's text with {% generation %} .. {% endgen
 pub struct Chat {
     /// The text, which contains its own special tokens, and the spans that tile it.
     pub rendered: Rendered,
-    /// C001 and M007. A missing stop token (M002) is found later, in the tokens.
+    /// C001, C002, G001 and M007. A missing stop token (M002) is found later, in the tokens.
     pub findings: Vec<Finding>,
 }
 
@@ -33,6 +34,7 @@ pub(super) struct Setup {
     pub policy: Arc<Policy>,
     pub stops: Stops,
     pub variables: Variables,
+    pub habits: Habits,
 }
 
 impl Setup {
@@ -82,11 +84,15 @@ pub(super) struct Proof<'a> {
     pub id: RowId,
     pub evidence: RefCell<Evidence>,
     pub findings: Vec<Finding>,
+    /// Messages of which the template renders nothing.
+    pub vanished: Vec<usize>,
 }
 
 /// A response, as found.
 pub(super) struct Turn {
     pub message: usize,
+    /// The byte at which its text starts, of which the generation prompt may give the beginning.
+    pub from: usize,
     pub start: usize,
     pub end: usize,
     pub stop: Option<Range<usize>>,

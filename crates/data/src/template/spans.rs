@@ -60,9 +60,10 @@ pub(super) fn prove_with_evidence(
     };
     let space = SPACES.into_iter().find(|space| !text.contains(*space) && !all.contains(*space));
     let evidence = RefCell::default();
-    let mut work =
-        Proof { setup, c, messages, plain, text, plane, space, id, evidence, findings: Vec::new() };
+    let (findings, vanished) = (Vec::new(), Vec::new());
+    let mut work = Proof { setup, c, messages, plain, text, plane, space, id, evidence, findings, vanished };
     let marks = work.marks();
+    work.find_vanished(marks.as_ref());
     let turns = if setup.template.compiled(c).generation {
         work.generation(marks.as_ref(), &setup.stops)?
     } else {

@@ -75,7 +75,7 @@ impl Proof<'_> {
         for (i, message) in self.messages.iter().enumerate().filter(|(_, m)| is_assistant(m)) {
             let content = message["content"].as_str().unwrap_or_default();
             let own = turns.iter().filter(|t| t.message == i);
-            let mut own = own.map(|t| &self.text[t.start..t.stop.as_ref().map_or(t.end, |s| s.end)]);
+            let mut own = own.map(|t| &self.text[t.from..t.stop.as_ref().map_or(t.end, |s| s.end)]);
             if !content.is_empty() && !own.any(|text| text.contains(content)) {
                 altered.push(i);
             }
@@ -91,7 +91,9 @@ impl Proof<'_> {
             let section = self.section(message);
             let turn = message.min(u16::MAX as usize) as u16;
             let origin = Origin::Prompt { turn, section };
-            wanted.push(Span { range, origin, weight: self.setup.policy.section_weight(section) });
+            let masked = self.c.weights.get(message).copied().flatten() == Some(0.0);
+            let weight = if masked { 0.0 } else { self.setup.policy.section_weight(section) };
+            wanted.push(Span { range, origin, weight });
         }
         // The sort is stable and responses come first: white space between a prompt and a response stays with
         // the response.
@@ -134,6 +136,7 @@ impl Proof<'_> {
         if cursor < self.text.len() {
             spans.push(Span { range: cursor..self.text.len(), origin: Origin::Scaffold, weight: 0.0 });
         }
+        let spans = self.weigh_details(spans, &turns, marks)?;
         let rendered = Rendered { id: self.id, text: self.text, spans, add_special_tokens: false };
         Ok(Chat { rendered, findings: self.findings })
     }

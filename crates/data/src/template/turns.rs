@@ -44,9 +44,10 @@ impl Proof<'_> {
             if !assistant && !which.prompts {
                 continue;
             }
-            let wrap = Wrap { plane: self.plane, space, message: i, open: which.open };
+            let wrap = Wrap { plane: self.plane, space, message: i, reasoning: false, open: which.open };
             for key in ["content", "reasoning_content", "thinking", "reasoning"] {
                 if let Some(value) = message.get_mut(key) {
+                    let wrap = Wrap { reasoning: key != "content", ..wrap };
                     wrap.wrap(value, false, &mut fields);
                 }
             }
@@ -170,6 +171,30 @@ impl Proof<'_> {
         other().unwrap_or(false)
     }
 
+    /// The length of what the model is given before the answer of message `i`, if the conversation starts with it.
+    pub fn given(&self, i: usize) -> Option<usize> {
+        let with = self.prefix(i, true)?;
+        (!with.is_empty() && self.text.starts_with(&with)).then_some(with.len())
+    }
+
+    /// Reports an answer before which the model will be given something else (G001).
+    fn find_unprompted(&mut self, turns: &[Turn]) {
+        // Nothing is given before the first message.
+        let mut learned = turns.iter().map(|turn| turn.message).filter(|i| *i > 0);
+        let Some(i) = learned.find(|i| self.weight(*i).is_some_and(|w| w > 0.0) && self.given(*i).is_none())
+        else {
+            return;
+        };
+        let why = match self.prefix(i, true) {
+            Some(with) => difference(&with, &self.text),
+            None => "the template rejects them".into(),
+        };
+        let message = format!(
+            "message {i}: the messages before it with the generation prompt are not the start of the conversation ({why})"
+        );
+        self.find(i, Code::G001, message);
+    }
+
     /// The start of the answer of message `i`, which is the end of its generation prompt. `own`: its first
     /// mark. `None` if there is nothing to learn.
     ///
@@ -188,12 +213,14 @@ impl Proof<'_> {
         let upper = own.map_or(self.text.len(), |own| own.at);
         let inside = |at: &usize| (cursor..=upper).contains(at);
         let with = self.prefix(i, true).unwrap_or_default();
-        let whole = (!with.is_empty() && self.text.starts_with(&with)).then_some(with.len());
+        let prompted = || self.setup.habits.prompts || with != self.prefix(i, false).unwrap_or_default();
+        let whole = self.given(i).filter(|at| *at >= cursor);
+        // What the model is given may be the beginning of what the answer says.
+        if let Some(at) = whole.filter(|at| !inside(at) && prompted()) {
+            return Ok(Some(at));
+        }
         if let Some(at) = whole.or_else(|| self.local_start(i, marks, cursor)).filter(inside) {
-            if own.is_some_and(|own| own.content && !only_close && at == own.outer) {
-                return Ok(Some(at));
-            }
-            if with != self.prefix(i, false).unwrap_or_default() {
+            if own.is_some_and(|own| own.content && !only_close && at == own.outer) || prompted() {
                 return Ok(Some(at));
             }
             // The template has no generation prompt: the text before the content may be a header.
@@ -262,6 +289,9 @@ impl Proof<'_> {
             let mut seen = std::collections::HashSet::new();
             own.retain(|f| seen.insert((f.field, f.close)));
             if marks.is_some() && own.is_empty() && Self::has_content(&self.messages[i]) {
+                if self.vanished.contains(&i) {
+                    continue;
+                }
                 return Err(self.error(format!("message {i}: the template does not render its content")));
             }
             // If only the end of its content is marked, its start is searched before that.
@@ -322,8 +352,10 @@ impl Proof<'_> {
             };
             let end = stop.as_ref().map_or_else(|| whole.unwrap_or(content_end).min(upper), |s| s.start);
             cursor = stop.as_ref().map_or(end, |s| s.end);
-            turns.push(Turn { message: i, start, end, stop });
+            let from = first.filter(|own| own.at < start).map_or(start, |own| own.outer.min(start));
+            turns.push(Turn { message: i, from, start, end, stop });
         }
+        self.find_unprompted(&turns);
         Ok(turns)
     }
 
@@ -378,12 +410,14 @@ impl Proof<'_> {
             }
             turns.push(Turn {
                 message,
+                from: block.start,
                 start: block.start,
                 end: stop.as_ref().map_or(block.end, |s| s.start),
                 stop: stop.clone(),
             });
             if let Some(stop) = stop.filter(|s| s.end < block.end) {
-                turns.push(Turn { message, start: stop.end, end: block.end, stop: None });
+                let (from, end) = (stop.end, block.end);
+                turns.push(Turn { message, from, start: from, end, stop: None });
             }
         }
         if let Some(turn) = turns.first()
@@ -393,6 +427,7 @@ impl Proof<'_> {
             let message = format!("message {i}: its {{% generation %}} block covers the role header");
             self.find(i, Code::M007, message);
         }
+        self.find_unprompted(&turns);
         Ok(turns)
     }
 
