@@ -249,7 +249,7 @@ fn messages_that_no_token_stands_for() {
     let deaf = KNOWS.replace("{{ m.content }}", "{% if m.role != 'assistant' %}{{ m.content }}{% endif %}");
     let all = run(&deaf, &[chat(json!([user, answer]))]);
     assert!(
-        matches!(&all[0], Outcome::Failed { error, .. } if error.to_string().contains("C002")),
+        matches!(&all[0], Outcome::Failed { error, .. } if error.to_string().contains("does not render")),
         "{:?}",
         all[0]
     );

@@ -63,19 +63,35 @@ pub(super) struct Marks {
     pub space: Option<char>,
     /// The marked messages.
     pub messages: Vec<minijinja::Value>,
+    /// The falls of each message.
+    own: Vec<Vec<usize>>,
 }
 
 impl Marks {
+    pub fn new(
+        fields: Vec<Field>,
+        falls: Vec<Fall>,
+        which: Fields,
+        space: Option<char>,
+        messages: Vec<minijinja::Value>,
+    ) -> Marks {
+        let mut own = vec![Vec::new(); messages.len()];
+        for (at, fall) in falls.iter().enumerate() {
+            own[fields[fall.field].message].push(at);
+        }
+        Marks { fields, falls, which, space, messages, own }
+    }
+
     /// The positions of the marks of message `i`, in order.
     pub fn of(&self, i: usize) -> impl Iterator<Item = &Fall> {
-        self.falls.iter().filter(move |f| self.fields[f.field].message == i)
+        self.own[i].iter().map(|&at| &self.falls[at])
     }
 
     /// The places of the texts of message `i`'s reasoning or content that are marked at both ends.
     pub fn spans_of(&self, i: usize, reasoning: bool) -> impl Iterator<Item = Range<usize>> {
         let own = move |f: &&Fall| {
             let field = &self.fields[f.field];
-            field.message == i && field.reasoning == reasoning && !field.tool
+            field.reasoning == reasoning && !field.tool
         };
         let pair = |pair: &[Fall]| match pair {
             [open, close] if open.field == close.field && !open.close && close.close => {
@@ -83,7 +99,7 @@ impl Marks {
             }
             _ => None,
         };
-        let falls: Vec<Fall> = self.falls.iter().filter(own).copied().collect();
+        let falls: Vec<Fall> = self.of(i).filter(own).copied().collect();
         let spans: Vec<_> = falls.windows(2).filter_map(pair).collect();
         spans.into_iter()
     }

@@ -14,6 +14,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// The number of answers whose prompt is rendered with all messages before it, apart from the last one. Beyond these a
+/// few messages before an answer have to do ([`Proof::window`]), so that the work grows with the conversation only.
+const NEAR: usize = 128;
+
+/// The number of messages before an answer that are rendered for it beyond [`NEAR`].
+const WINDOW: usize = 8;
+
 /// The help text of a row whose spans cannot be proved.
 const HELP: &str = "mark the assistant's text with {% generation %} .. {% endgeneration %} in the template, or \
                     give the row as prompt and completion";
@@ -68,8 +75,8 @@ pub(super) struct Evidence {
     pub prefixes: BTreeMap<(usize, bool), Option<String>>,
     /// The rendering with marks around the `{% generation %}` blocks, and the marks.
     pub marked: Option<(String, (char, char))>,
-    /// True if the conversation was rendered with a substituted content.
-    pub reworded: bool,
+    /// True if the proof rests on other renderings, which are not kept: with a substituted content, or of some messages.
+    pub others: bool,
 }
 
 pub(super) struct Proof<'a> {
@@ -84,8 +91,8 @@ pub(super) struct Proof<'a> {
     pub id: RowId,
     pub evidence: RefCell<Evidence>,
     pub findings: Vec<Finding>,
-    /// Messages of which the template renders nothing.
-    pub vanished: Vec<usize>,
+    /// In a long conversation, the last answer that is near its start, and the last one of all.
+    pub near: Option<(usize, usize)>,
 }
 
 /// A response, as found.
@@ -131,8 +138,35 @@ impl Proof<'_> {
         self.setup.template.render_with(&self.setup.variables, self.c, messages, generation, None)
     }
 
-    /// The rendering of the first `n` messages; `None` if the template rejects them.
+    /// True if the messages before message `n` are too many to be rendered for it.
+    pub fn is_far(&self, n: usize) -> bool {
+        self.near.is_some_and(|(first, last)| n > first && n < last)
+    }
+
+    /// Some of the messages before message `i`, as the ends of two ranges: the system messages at the start, and the
+    /// last ones from a user's on. Where no user's is near, the last user's message comes before the last ones.
+    pub fn window(&self, i: usize) -> Vec<usize> {
+        let head = self.messages.iter().take_while(|m| role(m) == "system").count();
+        let user = |at: &usize| role(&self.messages[*at]) == "user";
+        let from = i.saturating_sub(WINDOW).max(head);
+        let start = (head..=from).rev().take(WINDOW).find(user);
+        let mut window: Vec<usize> = (0..head).collect();
+        match start {
+            Some(start) => window.extend(start..i),
+            None => {
+                // From an answer on, after the user's message that it answers.
+                window.extend((head..from).rev().find(user));
+                window.extend((from..i).find(|at| is_assistant(&self.messages[*at])).unwrap_or(from)..i);
+            }
+        }
+        window
+    }
+
+    /// The rendering of the first `n` messages; `None` if the template rejects them, or if they are too many.
     pub fn prefix(&self, n: usize, generation: bool) -> Option<String> {
+        if self.is_far(n) {
+            return None;
+        }
         let mut evidence = self.evidence.borrow_mut();
         let known = evidence.prefixes.entry((n, generation));
         known.or_insert_with(|| self.render(&self.plain[..n], generation).ok()).clone()
@@ -140,9 +174,16 @@ impl Proof<'_> {
 
     /// The rendering of messages of which one has a substituted content.
     pub fn reworded(&self, messages: &[minijinja::Value]) -> Result<String, TemplateError> {
-        self.evidence.borrow_mut().reworded = true;
+        self.evidence.borrow_mut().others = true;
         self.render(messages, false)
     }
+}
+
+/// See [`Proof::near`].
+pub(super) fn near(messages: &[Value]) -> Option<(usize, usize)> {
+    let mut answers = (0..messages.len()).filter(|&i| is_assistant(&messages[i]));
+    let last = answers.clone().next_back()?;
+    answers.nth(NEAR - 1).map(|first| (first, last))
 }
 
 pub(super) fn role(message: &Value) -> &str {

@@ -315,8 +315,8 @@ impl Plan {
     /// Makes a plan of the spans and renderings of a specimen. `blind`: no other rendering than the whole need be made
     /// for a row.
     fn new(chat: Chat, evidence: Evidence, blind: bool) -> Option<Plan> {
-        // Renderings with a substituted content are not repeated for rows.
-        if evidence.reworded {
+        // Renderings that are not kept are not repeated for rows.
+        if evidence.others && !blind {
             return None;
         }
         let whole = Pieces::new(chat.rendered.text)?;

@@ -85,7 +85,7 @@ impl Proof<'_> {
             }
         }
         let same = stripped == self.text;
-        Some(same.then_some(Marks { fields, falls, which, space, messages }).ok_or(spaced))
+        Some(same.then(|| Marks::new(fields, falls, which, space, messages)).ok_or(spaced))
     }
 
     /// True if a message has content.
@@ -131,10 +131,21 @@ impl Proof<'_> {
         let before = i.checked_sub(1)?;
         let mark_end =
             marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
-        let marked = self.render(&marks.messages[..i], true).ok()?;
+        let (marked, plain) = if self.is_far(i) {
+            let window = self.window(i);
+            let of = |messages: &[minijinja::Value]| -> Vec<_> {
+                window.iter().map(|at| messages[*at].clone()).collect()
+            };
+            self.evidence.borrow_mut().others = true;
+            (self.render(&of(&marks.messages), true).ok()?, self.render(&of(&self.plain), true).ok()?)
+        } else {
+            (self.render(&marks.messages[..i], true).ok()?, self.prefix(i, true)?)
+        };
         let (text, falls) = strip_fields(&marked, self.plane, &marks.fields, marks.space);
         // This is what the model sees at inference, so the marks must not change it.
-        self.prefix(i, true).filter(|with| *with == text)?;
+        if plain != text {
+            return None;
+        }
         let own = falls.iter().filter(|f| f.close && marks.fields[f.field].message == before);
         let tail = &text[own.map(|f| f.outer).max()?..];
         self.text[mark_end..].starts_with(tail).then_some(mark_end + tail.len())
@@ -181,17 +192,17 @@ impl Proof<'_> {
     fn find_unprompted(&mut self, turns: &[Turn]) {
         // Nothing is given before the first message.
         let mut learned = turns.iter().map(|turn| turn.message).filter(|i| *i > 0);
-        let Some(i) = learned.find(|i| self.weight(*i).is_some_and(|w| w > 0.0) && self.given(*i).is_none())
-        else {
+        let unprompted = |i: &usize| {
+            self.weight(*i).is_some_and(|w| w > 0.0) && !self.is_far(*i) && self.given(*i).is_none()
+        };
+        let Some(i) = learned.find(unprompted) else {
             return;
         };
         let why = match self.prefix(i, true) {
-            Some(with) => difference(&with, &self.text),
-            None => "the template rejects them".into(),
+            Some(_) => "are not the start of the conversation",
+            None => "are rejected by the template",
         };
-        let message = format!(
-            "message {i}: the messages before it with the generation prompt are not the start of the conversation ({why})"
-        );
+        let message = format!("message {i}: the messages before it with the generation prompt {why}");
         self.find(i, Code::G001, message);
     }
 
@@ -289,9 +300,6 @@ impl Proof<'_> {
             let mut seen = std::collections::HashSet::new();
             own.retain(|f| seen.insert((f.field, f.close)));
             if marks.is_some() && own.is_empty() && Self::has_content(&self.messages[i]) {
-                if self.vanished.contains(&i) {
-                    continue;
-                }
                 return Err(self.error(format!("message {i}: the template does not render its content")));
             }
             // If only the end of its content is marked, its start is searched before that.
@@ -311,8 +319,9 @@ impl Proof<'_> {
                 return Err(self.error(format!("message {i}: the template takes its content apart")));
             }
             let after = marks.and_then(|m| {
-                let later = m.falls.iter().filter(|f| m.fields[f.field].message > i && f.at > inner);
-                later.map(|f| f.at).min()
+                // The falls are in the order of the text.
+                let later = &m.falls[m.falls.partition_point(|f| f.at <= inner)..];
+                later.iter().find(|f| m.fields[f.field].message > i).map(|f| f.at)
             });
             // Unmarked text may itself contain a stop token; then the first stop token proves nothing.
             let own_vouched =
@@ -380,10 +389,8 @@ impl Proof<'_> {
         let mut turns = Vec::new();
         for (k, block) in blocks.iter().enumerate() {
             let inside = marks.and_then(|m| {
-                m.falls
-                    .iter()
-                    .find(|f| block.contains(&f.at) || f.at == block.end)
-                    .map(|f| m.fields[f.field].message)
+                let first = m.falls.get(m.falls.partition_point(|f| f.at < block.start));
+                first.filter(|f| f.at <= block.end).map(|f| m.fields[f.field].message)
             });
             let by_count = (blocks.len() == answers.len()).then(|| answers[k]);
             let inside = inside.filter(|i| answers.contains(i));
@@ -396,7 +403,8 @@ impl Proof<'_> {
             let found = stops.all.iter().filter(|s| !s.is_empty());
             let found = found.filter_map(|s| text.rfind(s.as_str()).map(|at| (at + s.len(), s.len()))).max();
             let content_end = marks.and_then(|m| {
-                let own = m.falls.iter().filter(|f| f.close && f.at <= block.end && f.at >= block.start);
+                let own = &m.falls[m.falls.partition_point(|f| f.at < block.start)..];
+                let own = own.iter().take_while(|f| f.at <= block.end).filter(|f| f.close);
                 own.map(|f| f.at - block.start).max()
             });
             let found = found.filter(|(end, len)| content_end.is_none_or(|c| end - len >= c));

@@ -2,9 +2,9 @@
 
 use super::context;
 use super::marks::{Marks, mark};
-use super::proof::{Proof, role};
+use super::proof::{Proof, is_assistant, role};
 use super::python;
-use crate::{Code, Finding};
+use crate::{Code, Finding, Result};
 use serde_json::Value;
 
 /// The most messages that are looked at closely: each costs a rendering.
@@ -13,7 +13,10 @@ const CLOSELY: usize = 16;
 impl Proof<'_> {
     /// Finds the messages whose content or tool calls are nowhere in the rendering (C002). One without a mark, or
     /// without its text, is rendered again with another content: if that changes nothing, no token stands for it.
-    pub fn find_vanished(&mut self, marks: Option<&Marks>) {
+    ///
+    /// # Errors
+    /// [`Error::Row`](crate::Error::Row) if it is an answer.
+    pub fn find_vanished(&mut self, marks: Option<&Marks>) -> Result<()> {
         // Of each message's content and its tool calls: whether they have marks, and whether any is in the rendering.
         let (mut marked, mut rendered) =
             (vec![[false; 2]; self.messages.len()], vec![[false; 2]; self.messages.len()]);
@@ -34,7 +37,10 @@ impl Proof<'_> {
                 let mut texts = Vec::new();
                 strings(&message[key], &mut texts);
                 let shown = || texts.iter().all(|text| self.text.contains(text));
-                let fine = if marked[i][tool] { rendered[i][tool] } else { texts.is_empty() || shown() };
+                // Content beside tool calls may be dropped: the answer is there.
+                let called = tool == 0 && rendered[i][1];
+                let fine =
+                    called || if marked[i][tool] { rendered[i][tool] } else { texts.is_empty() || shown() };
                 if fine || looked == CLOSELY {
                     continue;
                 }
@@ -44,7 +50,12 @@ impl Proof<'_> {
                 }
             }
         }
-        let Some(&(i, what)) = found.first() else { return };
+        if let Some((i, _)) =
+            found.iter().find(|(i, what)| *what == "content" && is_assistant(&self.messages[*i]))
+        {
+            return Err(self.error(format!("message {i}: the template does not render its content")));
+        }
+        let Some(&(i, what)) = found.first() else { return Ok(()) };
         let more = match found.len() {
             1 => String::new(),
             n => format!(" (and {} more)", n - 1),
@@ -54,7 +65,7 @@ impl Proof<'_> {
             role(&self.messages[i])
         );
         self.findings.push(Finding::new(self.id.row, Code::C002, message));
-        self.vanished = found.into_iter().map(|(i, _)| i).collect();
+        Ok(())
     }
 
     /// True if the rendering is the same with other strings under a key of message `i`.
