@@ -10,6 +10,7 @@ mod context;
 mod details;
 mod engine;
 mod habits;
+mod limits;
 mod marks;
 mod options;
 mod proof;

@@ -3,13 +3,15 @@
 use super::context::{self, Variables};
 use super::options::{TemplateOptions, is_reserved};
 use super::rewrite::rewrite_generation;
-use super::{blind, engine, watch};
+use super::watch::{Active, RenderingWatch};
+use super::{blind, engine, limits};
 use crate::example::Conversation;
 use crate::{Error, Result};
 use minijinja::Environment;
 use serde_json::Value;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[cfg(test)]
 thread_local! {
@@ -43,6 +45,12 @@ impl From<minijinja::Error> for TemplateError {
     }
 }
 
+impl From<io::Error> for TemplateError {
+    fn from(error: io::Error) -> TemplateError {
+        TemplateError(error.to_string())
+    }
+}
+
 /// A compiled template.
 #[derive(Debug)]
 pub(super) struct Compiled {
@@ -57,6 +65,15 @@ pub(super) struct Compiled {
     pub date: bool,
 }
 
+impl Compiled {
+    fn new(source: &str) -> Result<Compiled, TemplateError> {
+        let date = source.contains("strftime_now");
+        let (source, generation, captures) = rewrite_generation(source);
+        let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
+        Ok(Compiled { env: engine::environment(source)?, generation, captures, blind, date })
+    }
+}
+
 /// A compiled chat template with the texts of the BOS and EOS.
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -66,6 +83,8 @@ pub struct ChatTemplate {
     bos: Option<String>,
     eos: Option<String>,
     fingerprint: String,
+    /// Its renderings that are going on.
+    active: Arc<Active>,
 }
 
 impl ChatTemplate {
@@ -115,15 +134,13 @@ impl ChatTemplate {
         eos: Option<&str>,
     ) -> Result<ChatTemplate> {
         let one = |source: &str| {
-            let date = source.contains("strftime_now");
-            let (source, generation, captures) = rewrite_generation(source);
-            let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
-            let env = engine::environment(source).map_err(|e| Error::Source {
+            let broken = |error: TemplateError| Error::Source {
                 path: PathBuf::from(path),
-                message: format!("the chat template does not compile: {}", TemplateError::from(e)),
+                message: format!("the chat template does not compile: {error}"),
                 help: "compare it with the template of the model's repository".into(),
-            })?;
-            Ok::<_, Error>(Compiled { env, generation, captures, blind, date })
+            };
+            limits::check(source).map_err(|what| broken(TemplateError(what)))?;
+            limits::with_deep_stack(|| Compiled::new(source)).map_err(broken)
         };
         let mut hash = blake3::Hasher::new();
         for part in [Some(source), tool_use, bos, eos] {
@@ -137,6 +154,7 @@ impl ChatTemplate {
             bos: bos.map(str::to_string),
             eos: eos.map(str::to_string),
             fingerprint: hash.finalize().to_hex().to_string(),
+            active: Active::new(),
         })
     }
 
@@ -148,6 +166,11 @@ impl ChatTemplate {
     /// True if the template uses the current date.
     pub fn writes_date(&self) -> bool {
         self.main.date || self.tool_use.as_ref().is_some_and(|template| template.date)
+    }
+
+    /// Watches how long its renderings take.
+    pub fn watch(&self) -> RenderingWatch {
+        RenderingWatch::of(self.active.clone())
     }
 
     pub(super) fn compiled(&self, c: &Conversation) -> &Compiled {
@@ -194,7 +217,7 @@ impl ChatTemplate {
         let roomy = engine::roomy(&compiled.env, messages.len());
         let template = roomy.as_ref().unwrap_or(&compiled.env).get_template(engine::NAME)?;
         let mut out = Limited(Vec::with_capacity(1024));
-        let _watched = watch::Watched::begin();
+        let _watched = self.active.begin();
         template.render_captured_to(context, &mut out)?;
         String::from_utf8(out.0).map_err(|e| TemplateError(e.to_string()))
     }
