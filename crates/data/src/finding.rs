@@ -55,6 +55,8 @@ pub enum Code {
     T002,
     S001,
     C001,
+    C002,
+    G001,
     D001,
     P001,
 }
@@ -72,7 +74,7 @@ impl Code {
     pub fn level(self) -> Level {
         match self {
             Code::M003 | Code::D001 => Level::Note,
-            Code::M007 | Code::T001 | Code::T002 | Code::S001 | Code::C001 => Level::Warning,
+            Code::M007 | Code::T001 | Code::T002 | Code::S001 | Code::C001 | Code::G001 => Level::Warning,
             _ => Level::Error,
         }
     }

@@ -206,8 +206,12 @@ impl RowProcessor {
                 _ => "nothing after the prompt is an assistant turn to learn from",
             }));
         }
-        let Chat { rendered, findings } = chats.spans(id, conversation)?;
+        let Chat { rendered, findings } = chats.spans(id.clone(), conversation)?;
         if rendered.response().all(str::is_empty) {
+            if let Some(found) = findings.iter().find(|found| found.code == Code::C002) {
+                let error = Error::row(id, format!("C002: {}", found.message), Code::C002.rule().help);
+                return Err(Halt::bad(Code::C002, error, Vec::new()));
+            }
             let calls =
                 conversation.messages.iter().any(|m| m.get("tool_calls").is_some_and(|c| !c.is_null()));
             return Err(Halt::Unlearned(match calls {
