@@ -18,8 +18,9 @@ mod reply;
 mod tables;
 mod ui;
 
-use clap::{Parser, Subcommand};
-use commands::{ConfigArgs, check, compare, completions, demo, env, eval, generate, prepare, train, verify};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use commands::{check, compare, completions, demo, env, eval, generate, prepare, train, verify};
+use config::flags;
 use failure::Exit;
 use std::io::Write;
 use std::process::ExitCode;
@@ -61,15 +62,23 @@ enum Command {
     /// Write replies
     Generate(generate::GenerateArgs),
     /// Validate a configuration and print it resolved
-    Check(ConfigArgs),
+    Check(check::CheckArgs),
     /// What this machine has
     Env,
     /// Shell completions
     Completions(completions::CompletionsArgs),
 }
 
+/// The command line: what is declared here, and a flag per configuration key.
+pub fn command() -> clap::Command {
+    flags::with_keys(Cli::command())
+}
+
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut command = command();
+    let args = flags::respelled(&command, std::env::args_os().collect());
+    let cli = match command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches))
+    {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -107,6 +116,20 @@ fn is_interruption(error: &anyhow::Error) -> bool {
         || matches!(error.downcast_ref(), Some(suasion_data::Error::Interrupted { .. }))
 }
 
+/// A flag that clap does not know because only other commands use the key.
+fn key_of_another_command(error: &clap::Error) -> Option<failure::Failure> {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != clap::error::ErrorKind::UnknownArgument {
+        return None;
+    }
+    let key = config::KEYS.iter().find(|key| flag.strip_prefix("--") == Some(key.name))?;
+    Some(failure::Failure::usage(
+        format!("{flag}: this command does not use {}", key.name),
+        format!("it is a key of {}; --set {}=.. is accepted everywhere", key.commands().join(", "), key.name),
+    ))
+}
+
 /// clap's own errors in the contract's form: `error[E-USAGE]: …`, then `help:`.
 fn usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
@@ -118,6 +141,9 @@ fn usage(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
         return ExitCode::from(Exit::Usage as u8);
+    }
+    if let Some(error) = key_of_another_command(error) {
+        return ExitCode::from(ui::Ui::new(false, false, ColorChoice::Auto).report(&error.into()) as u8);
     }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);

@@ -1,6 +1,6 @@
 //! Output: results on stdout, progress and logs on stderr, colour on terminals only.
 
-use crate::failure::{Exit, Outcome};
+use crate::failure::{Exit, Failures, Outcome};
 use clap::ValueEnum;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -121,13 +121,23 @@ impl Ui {
         if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return Exit::Done;
         }
+        if let Some(Failures(failures)) = error.downcast_ref() {
+            for failure in failures {
+                self.print_error(failure.tag, failure, failure.help.as_deref());
+            }
+            return failures.first().map_or(Exit::Usage, |failure| failure.exit);
+        }
         let Outcome { tag, help, exit } = Outcome::of(error);
+        self.print_error(tag, error, help.as_deref());
+        exit
+    }
+
+    fn print_error(&self, tag: &str, error: impl Display, help: Option<&str>) {
         let mut stderr = io::stderr().lock();
         let _ = writeln!(stderr, "{}: {error}", self.paint_err("1;31", &format!("error[{tag}]")));
         if let Some(help) = help {
             let _ = writeln!(stderr, "{}: {help}", self.paint_err("1;36", "help"));
         }
-        exit
     }
 }
 

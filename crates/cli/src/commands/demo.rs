@@ -44,7 +44,7 @@ const REPLY_TOKENS: usize = 128;
 
 /// Runs the demo.
 pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
-    let loaded = Loaded::over(defaults(), &args.config.set)?;
+    let loaded = Loaded::over(defaults(), None, &args.config.set, &args.config.keys.0).checked()?;
     print_notes(&loaded, ui);
     if let Some(key) = ITS_OWN.iter().find(|key| loaded.places.contains_key(**key)) {
         return Err(Failure::usage(
@@ -128,7 +128,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The demo's configuration, which `--set` overrides.
+/// The demo's configuration, which flags and `--set` override.
 fn defaults() -> Config {
     Config {
         init: Init::Random,

@@ -43,9 +43,6 @@ pub struct GenerateArgs {
     /// Always take the most likely token (the default where no sampling flag is given)
     #[arg(long)]
     greedy: bool,
-    /// Seed of the sampling [key: seed]
-    #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
 }
 
 impl GenerateArgs {
@@ -61,7 +58,7 @@ impl GenerateArgs {
             top_k: self.top_k.unwrap_or(default.top_k),
             top_p: self.top_p.unwrap_or(default.top_p),
             min_p: self.min_p.unwrap_or(default.min_p),
-            seed: self.seed.unwrap_or(seed),
+            seed,
             max_new_tokens: self.max_new_tokens,
             stop_ids,
         }

@@ -1,7 +1,7 @@
 //! Types of configuration values: how each is read from YAML, TOML or `--set`, and printed.
 
 use crate::paths::expanded;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -11,6 +11,9 @@ use suasion_data::policy::Objective;
 pub trait Value: Sized {
     /// What is accepted, as a phrase that follows "expected".
     fn expected() -> String;
+
+    /// A JSON Schema of the values, as a file should have them; more spellings are read.
+    fn schema() -> Json;
 
     /// Reads a parsed value; `None` where it is not of this type.
     fn from_json(json: &Json) -> Option<Self>;
@@ -62,6 +65,10 @@ impl Value for bool {
         "true or false".into()
     }
 
+    fn schema() -> Json {
+        json!({ "type": "boolean" })
+    }
+
     fn from_json(json: &Json) -> Option<bool> {
         match json {
             Json::Bool(flag) => Some(*flag),
@@ -101,6 +108,10 @@ impl Value for f64 {
         "a number".into()
     }
 
+    fn schema() -> Json {
+        json!({ "type": "number" })
+    }
+
     fn from_json(json: &Json) -> Option<f64> {
         number(json)
     }
@@ -113,6 +124,10 @@ impl Value for f64 {
 impl Value for f32 {
     fn expected() -> String {
         f64::expected()
+    }
+
+    fn schema() -> Json {
+        f64::schema()
     }
 
     fn from_json(json: &Json) -> Option<f32> {
@@ -131,6 +146,10 @@ impl Value for Objective {
         Option::<bool>::expected()
     }
 
+    fn schema() -> Json {
+        Option::<bool>::schema()
+    }
+
     fn from_json(json: &Json) -> Option<Objective> {
         let only = Option::<bool>::from_json(json)?;
         Some(if only.unwrap_or(true) { Objective::ResponseOnly } else { Objective::AllTokens })
@@ -144,6 +163,10 @@ impl Value for Objective {
 impl Value for i64 {
     fn expected() -> String {
         "a whole number".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "integer" })
     }
 
     fn from_json(json: &Json) -> Option<i64> {
@@ -160,6 +183,10 @@ impl Value for usize {
         "a whole number, not negative".into()
     }
 
+    fn schema() -> Json {
+        json!({ "type": "integer", "minimum": 0 })
+    }
+
     fn from_json(json: &Json) -> Option<usize> {
         whole(json).and_then(|n| usize::try_from(n).ok())
     }
@@ -172,6 +199,10 @@ impl Value for usize {
 impl Value for u64 {
     fn expected() -> String {
         usize::expected()
+    }
+
+    fn schema() -> Json {
+        usize::schema()
     }
 
     fn from_json(json: &Json) -> Option<u64> {
@@ -192,6 +223,10 @@ impl Value for String {
         "text".into()
     }
 
+    fn schema() -> Json {
+        json!({ "type": "string" })
+    }
+
     fn from_json(json: &Json) -> Option<String> {
         scalar_text(json)
     }
@@ -208,6 +243,10 @@ impl Value for String {
 impl Value for PathBuf {
     fn expected() -> String {
         "a path".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "minLength": 1 })
     }
 
     fn from_json(json: &Json) -> Option<PathBuf> {
@@ -245,6 +284,10 @@ impl Value for Paths {
         "a path, or a list of them".into()
     }
 
+    fn schema() -> Json {
+        json!({ "anyOf": [PathBuf::schema(), { "type": "array", "items": PathBuf::schema(), "minItems": 1 }] })
+    }
+
     fn from_json(json: &Json) -> Option<Paths> {
         match json {
             Json::Array(items) if !items.is_empty() => {
@@ -278,6 +321,17 @@ impl<T: Value> Value for Option<T> {
         format!("{}, or null", T::expected())
     }
 
+    fn schema() -> Json {
+        let mut schema = T::schema();
+        match schema.get_mut("type") {
+            Some(of) => {
+                *of = json!([of, "null"]);
+                schema
+            }
+            None => json!({ "anyOf": [schema, { "type": "null" }] }),
+        }
+    }
+
     fn from_json(json: &Json) -> Option<Option<T>> {
         match json {
             Json::Null => Some(None),
@@ -298,6 +352,10 @@ impl<T: Value> Value for Option<T> {
 impl Value for Vec<String> {
     fn expected() -> String {
         "a list of texts".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": ["array", "string", "null"], "items": String::schema() })
     }
 
     fn from_json(json: &Json) -> Option<Vec<String>> {
@@ -331,6 +389,10 @@ impl Value for Json {
         "any value".into()
     }
 
+    fn schema() -> Json {
+        json!({})
+    }
+
     fn from_json(json: &Json) -> Option<Json> {
         Some(json.clone())
     }
@@ -347,6 +409,10 @@ impl Value for Json {
 impl<T: Value> Value for BTreeMap<String, T> {
     fn expected() -> String {
         format!("a mapping from names to {}", T::expected())
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "object", "additionalProperties": T::schema() })
     }
 
     fn from_json(json: &Json) -> Option<Self> {
