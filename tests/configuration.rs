@@ -270,3 +270,33 @@ fn docs_configuration_md_is_what_the_table_of_keys_says() {
     let written = std::fs::read_to_string(crate::util::root().join("docs/configuration.md")).unwrap();
     assert!(page == written, "run: suasion check --explain --markdown > docs/configuration.md");
 }
+
+#[test]
+fn help_has_examples_and_lists_global_flags_last() {
+    let dir = Dir::new();
+    for command in ["train", "prepare", "verify", "eval", "compare", "generate", "check"] {
+        for help in ["-h", "--help"] {
+            let text = dir.suasion(&[command, help]).ok().stdout;
+            let at =
+                |part: &str| text.find(part).unwrap_or_else(|| panic!("{command} {help}: {part}\n{text}"));
+            assert!(at("\nOptions:") < at("\nGlobal options:") && at("--set") < at("\nGlobal options:"));
+            assert!(at("--quiet") > at("\nGlobal options:") && at("\nExamples:\n  suasion") > at("--quiet"));
+        }
+    }
+}
+
+#[test]
+fn more_threads_than_cores_are_capped_with_a_note() {
+    let dir = Dir::new();
+    dir.suasion(&["check", "--threads", "1000000"]).ok().says("note: --threads=1000000: this machine has");
+    dir.suasion(&["check"])
+        .env("RAYON_NUM_THREADS", "1000000")
+        .ok()
+        .says("note: RAYON_NUM_THREADS=1000000: ");
+    dir.suasion(&["check"])
+        .env("RAYON_NUM_THREADS", "many")
+        .ok()
+        .says("warning: RAYON_NUM_THREADS=many is not");
+    assert!(!dir.suasion(&["check", "--threads=1"]).ok().stderr.contains("note:"));
+    dir.suasion(&["check", "--threads=0"]).run().error(2, "E-USAGE", "--threads");
+}

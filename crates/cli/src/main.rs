@@ -23,8 +23,12 @@ use commands::{check, compare, completions, demo, env, eval, generate, prepare, 
 use config::flags;
 use failure::Exit;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use ui::{ColorChoice, Ui};
+
+/// The heading of the flags that every command has; headings follow a command's own flags.
+const GLOBAL: &str = "Global options";
 
 /// Train the response, not the prompt: supervised fine-tuning with masks that are proven.
 #[derive(Parser, Debug)]
@@ -34,14 +38,17 @@ use ui::{ColorChoice, Ui};
 )]
 struct Cli {
     /// Print results as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
     /// No progress, no notes: results, warnings and errors only
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     quiet: bool,
     /// Colour
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN", help_heading = GLOBAL)]
     color: ColorChoice,
+    /// Threads, at most one per core; results are the same for any number [env: RAYON_NUM_THREADS]
+    #[arg(long, global = true, value_name = "N", help_heading = GLOBAL)]
+    threads: Option<NonZeroUsize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -49,23 +56,43 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Prepare the rows if they are raw, train, evaluate, checkpoint, write the report
+    #[command(
+        after_help = "Examples:\n  suasion train --data rows.jsonl --model MODEL -o out\n  suasion train run.yaml --learning_rate 1e-4 --dry-run\n  suasion train --resume out"
+    )]
     Train(train::TrainArgs),
     /// Render, tokenise, label and truncate rows into a file of training data
+    #[command(
+        after_help = "Examples:\n  suasion prepare --data rows.jsonl --model MODEL -o prepared.parquet\n  suasion prepare --data rows.jsonl --model MODEL --packing -o prepared/"
+    )]
     Prepare(prepare::PrepareArgs),
     /// Show which tokens are supervised and why, and check every row
+    #[command(
+        after_help = "Examples:\n  suasion verify --data rows.jsonl --model MODEL --rows 5\n  suasion verify --data prepared.jsonl --model MODEL --html page.html"
+    )]
     Verify(verify::VerifyArgs),
     /// Response loss and perplexity, loss per section, calibration of the first token and of the stop
+    #[command(after_help = "Examples:\n  suasion eval --model out --data held_out.jsonl")]
     Eval(eval::EvalArgs),
     /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out
     /// responses
+    #[command(after_help = "Examples:\n  suasion compare --data rows.jsonl --model MODEL --max_steps 200")]
     Compare(compare::CompareArgs),
     /// Write replies
+    #[command(
+        after_help = "Examples:\n  suasion generate --model out --prompt \"[TASK] Reply.\\n[RESPONSE]\"\n  suasion generate --model out --data held_out.jsonl --rows 3 --temperature 0.7"
+    )]
     Generate(generate::GenerateArgs),
     /// Validate a configuration and print it resolved
+    #[command(
+        after_help = "Examples:\n  suasion check run.yaml\n  suasion check --explain learning_rate\n  suasion check --schema > suasion.schema.json"
+    )]
     Check(check::CheckArgs),
     /// What this machine has
     Env,
     /// Shell completions
+    #[command(
+        after_help = "Examples:\n  suasion completions bash > ~/.local/share/bash-completion/completions/suasion"
+    )]
     Completions(completions::CompletionsArgs),
 }
 
@@ -83,6 +110,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let ui = Ui::new(cli.json, cli.quiet, cli.color);
+    machine::start_threads(cli.threads, &ui);
     let result = match &cli.command {
         Command::Train(args) if args.demo => demo::run(args, &ui),
         Command::Train(args) => train::run(args, &ui),
