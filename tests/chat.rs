@@ -147,5 +147,5 @@ fn a_template_that_doubles_a_list_is_ended() {
         "model/chat_template.jinja",
         "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}",
     );
-    dir.prepare("rows.jsonl", "out.jsonl").run().error(3, "E-TEMPLATE", "does not come to an end");
+    dir.prepare("rows.jsonl", "out.jsonl").run().error(3, "E-TEMPLATE", "the template does not end");
 }

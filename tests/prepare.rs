@@ -164,7 +164,7 @@ fn prepared_data_is_reused_or_prepared_again_with_the_reason() {
     let ran = prepare(&dir).set(&["max_length=64"]).ok();
     assert!(ran.stderr.starts_with("preparing again: max_length was 1024, is 64\n"), "{}", ran.stderr);
     let ran = prepare(&dir).set(&["max_length=64"]).arg("--rebuild").ok();
-    assert!(ran.stderr.starts_with("preparing again: it was asked for\n"), "{}", ran.stderr);
+    assert!(ran.stderr.starts_with("preparing again: a rebuild was requested\n"), "{}", ran.stderr);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What `--data` may name: every kind of source of the same rows gives the same prepared rows, byte for byte.
 
-use crate::util::{Dir, material, root};
+use crate::util::{Dir, root};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::PathBuf;
 
 /// Rows with every character that formats quote or escape.
 fn rows() -> Vec<Value> {
@@ -206,7 +207,7 @@ fn bad_rows_of_several_files_are_named_by_their_own_lines() {
     let dir = Dir::new().with_model();
     dir.write("a.jsonl", lines(&rows()[..2])).write("b.csv", "prompt,completion\n1,2\n1,2,3\n");
     let run = dir.prepare("*.*", "out.jsonl").run();
-    run.error(3, "E-ROW", "b.csv:3: the record has 3 cells, the first line names 2 columns");
+    run.error(3, "E-ROW", "b.csv:3: the record has 3 cells, the header has 2 columns");
     let skipped = dir.prepare("*.*", "out.jsonl");
     skipped.set(&["on_bad_row=skip"]).ok();
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
@@ -257,18 +258,29 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
 
 #[test]
 fn rows_of_unknown_format_list_what_each_format_lacks() {
-    let Some(datasets) = material("datasets") else { return };
-    let dir = Dir::new().with_model();
-    for (name, nearest) in [
+    let ours = root().join("tests/goldens/datasets");
+    let mut files: Vec<(PathBuf, &str)> = [
+        ("trees.jsonl", "prompt_completion lacks \"completion\""),
+        ("threads.jsonl", "messages lacks \"messages\""),
+        ("dialogue.csv", "messages lacks \"messages\""),
+        ("seed_tasks.jsonl", "alpaca lacks \"output\""),
+    ]
+    .map(|(name, nearest)| (ours.join(name), nearest))
+    .into();
+    let material = [
         ("oasst_en_100_trees.jsonl", "prompt_completion lacks \"completion\""),
         ("cmv_threads.jsonl", "messages lacks \"messages\""),
         ("p4g_full_dialog.csv", "messages lacks \"messages\""),
         ("stanford_seed_tasks.jsonl", "alpaca lacks \"output\""),
-    ] {
-        let data = datasets.join(name);
+    ];
+    if let Some(folder) = suasion_test_support::material_folder() {
+        files.extend(material.map(|(name, nearest)| (folder.join("datasets").join(name), nearest)));
+    }
+    let dir = Dir::new().with_model();
+    for (data, nearest) in &files {
         let data = data.to_str().unwrap();
         let ran = dir.prepare(data, "out.jsonl").run();
-        let ran = ran.error(3, "E-ROW", "the row is of no known format; it has ");
+        let ran = ran.error(3, "E-ROW", "the row is not in a known format; it has ");
         let lines: Vec<&str> = ran.stderr.lines().collect();
         let help = lines.iter().position(|line| line.starts_with("help: the row is {\"")).unwrap();
         assert_eq!(lines[help + 2], format!("  {nearest}"), "{}", ran.stderr);
@@ -278,7 +290,7 @@ fn rows_of_unknown_format_list_what_each_format_lacks() {
         let ran = dir.suasion(&["verify", "-D", data]).run().code(1);
         // Where lines are wrapped depends on the length of the material's path.
         let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(words.matches("the row is of no known format").count(), 3, "{}", ran.stdout);
+        assert_eq!(words.matches("the row is not in a known format").count(), 3, "{}", ran.stdout);
         assert_eq!(ran.stdout.matches(nearest).count(), 1, "{}", ran.stdout);
     }
 }

@@ -126,13 +126,6 @@ fn general_help(tag: &str, io: Option<io::ErrorKind>) -> Option<&'static str> {
             Some("free some space, or write to another disk")
         }
         ("E-IO", _) => Some("check the file and the disk it is on"),
-        ("E-TOKENIZER", _) => Some(
-            "the model folder's tokenizer.json and tokenizer_config.json must be whole and belong together",
-        ),
-        ("E-BATCH", _) => Some("lower per_device_train_batch_size or max_length"),
-        ("E-GENERATE", _) => {
-            Some("give a prompt of at least one token, and no longer than the model has positions")
-        }
         ("E-INTERNAL", _) => Some("this is a bug in suasion: please report it"),
         _ => None,
     }

@@ -7,16 +7,17 @@ pub use announce::line;
 
 use crate::config::{Config, Init};
 use crate::inputs::loading::{self, RowSet};
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::rows;
 use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ui::Ui;
+use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{MASKING_VERSION, Mode, Sample};
+use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::{Architecture, Device, MemoryPlan, Model};
 use suasion_train::DataCard;
 use suasion_train::compare::{CompareSettings, Comparison, compare};
@@ -30,7 +31,7 @@ pub struct Job {
     pub config: Config,
     pub settings: suasion_train::Settings,
     pub resume: Resume,
-    pub folder: Folder,
+    pub folder: Arc<ModelFolder>,
     pub arch: Architecture,
     pub train_rows: RowSet,
     pub eval_rows: Option<RowSet>,
@@ -52,7 +53,7 @@ impl Job {
         let eval_data = rows::evaluation(&config, ui)?;
         settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
-        let (folder, arch) = Folder::with_architecture(dir, ui)?;
+        let (folder, arch) = model::with_architecture(&dir, ui)?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
             loading::check_manifest(rows, &folder, &policy)?;
@@ -77,7 +78,7 @@ impl Job {
         plan.check_model(&arch, &train, &eval)?;
         let identity = Identity {
             objective: policy.objective,
-            data_fingerprint: fingerprint(&train_rows, &config, folder.tokenizer.as_ref()),
+            data_fingerprint: fingerprint(&train_rows, &config, folder.tokenizer.as_deref()),
             masking_version: MASKING_VERSION,
         };
         Ok(Job {
@@ -103,7 +104,7 @@ impl Job {
 
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
-        Start::new(ui, &self.folder.dir, &self.arch, &self.config)
+        Start::new(ui, &self.folder.path, &self.arch, &self.config)
     }
 
     /// Trains.
@@ -114,7 +115,7 @@ impl Job {
             Resume::No => self.start(ui).build(self.plan.budget)?,
             _ => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
         };
-        let files = ModelFiles::from_dir(&self.folder.dir)?;
+        let files = ModelFiles::from_dir(&self.folder.path)?;
         let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: self.config.to_yaml().into_bytes() }];
         let run = Run {
             model: &mut model,

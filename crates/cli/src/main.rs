@@ -40,10 +40,10 @@ struct Cli {
     /// Print results as JSON
     #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
-    /// No progress, no notes: results, warnings and errors only
+    /// Print results, warnings and errors only: no progress, no notes
     #[arg(short, long, global = true, help_heading = GLOBAL)]
     quiet: bool,
-    /// Colour
+    /// When to use colour
     #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN", help_heading = GLOBAL)]
     color: ColorChoice,
     /// Threads, at most one per core; results are the same for any number [env: RAYON_NUM_THREADS]
@@ -55,12 +55,12 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Prepare the rows if they are raw, train, evaluate, checkpoint, write the report
+    /// Train a model on rows, with evaluation, checkpoints and a report
     #[command(
         after_help = "Examples:\n  suasion train --data rows.jsonl --model MODEL -o out\n  suasion train run.yaml --learning_rate 1e-4 --dry-run\n  suasion train --resume out"
     )]
     Train(train::TrainArgs),
-    /// Render, tokenise, label and truncate rows into a file of training data
+    /// Render, tokenise, label and truncate rows, and write them as training data
     #[command(
         after_help = "Examples:\n  suasion prepare --data rows.jsonl --model MODEL -o prepared.parquet\n  suasion prepare --data rows.jsonl --model MODEL --packing -o prepared/"
     )]
@@ -70,14 +70,14 @@ enum Command {
         after_help = "Examples:\n  suasion verify --data rows.jsonl --model MODEL --rows 5\n  suasion verify --data prepared.jsonl --model MODEL --html page.html"
     )]
     Verify(verify::VerifyArgs),
-    /// Response loss and perplexity, loss per section, calibration of the first token and of the stop
+    /// Measure loss and perplexity on responses, loss per section, and calibration of the first token and of the stop
     #[command(after_help = "Examples:\n  suasion eval --model out --data held_out.jsonl")]
     Eval(eval::EvalArgs),
-    /// Train both objectives (all tokens, response only) from the same seed, and report both on held-out
-    /// responses
+    /// Train with both objectives (all tokens, response only) from the same seed, and compare them on
+    /// held-out responses
     #[command(after_help = "Examples:\n  suasion compare --data rows.jsonl --model MODEL --max_steps 200")]
     Compare(compare::CompareArgs),
-    /// Write replies
+    /// Generate replies to a prompt, or to the prompts of rows
     #[command(
         after_help = "Examples:\n  suasion generate --model out --prompt \"[TASK] Reply.\\n[RESPONSE]\"\n  suasion generate --model out --data held_out.jsonl --rows 3 --temperature 0.7"
     )]
@@ -87,9 +87,9 @@ enum Command {
         after_help = "Examples:\n  suasion check run.yaml\n  suasion check --explain learning_rate\n  suasion check --schema > suasion.schema.json"
     )]
     Check(check::CheckArgs),
-    /// What this machine has
+    /// Show this machine's cores, instruction sets and memory
     Env,
-    /// Shell completions
+    /// Print shell completions
     #[command(
         after_help = "Examples:\n  suasion completions bash > ~/.local/share/bash-completion/completions/suasion"
     )]

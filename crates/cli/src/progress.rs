@@ -180,6 +180,8 @@ pub struct Meter<'a> {
     ui: &'a Ui,
     name: String,
     started: Instant,
+    /// Rows when it was last shown.
+    rows: u64,
     shown: bool,
 }
 
@@ -187,12 +189,13 @@ impl<'a> Meter<'a> {
     /// A meter for reading `path`.
     pub fn new(ui: &'a Ui, path: &Path) -> Meter<'a> {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Meter { ui, name, started: Instant::now(), shown: false }
+        Meter { ui, name, started: Instant::now(), rows: 0, shown: false }
     }
 
     /// Shows how much has been read.
     pub fn show(&mut self, progress: suasion_data::pipeline::Progress) {
-        if self.ui.quiet || !self.ui.live || self.started.elapsed().as_secs_f64() < 0.3 {
+        let news = std::mem::replace(&mut self.rows, progress.rows) != progress.rows;
+        if !news || self.ui.quiet || !self.ui.live || self.started.elapsed().as_secs_f64() < 0.3 {
             return;
         }
         self.shown = true;
@@ -204,10 +207,12 @@ impl<'a> Meter<'a> {
             thousands(progress.tokens)
         ));
     }
+}
 
+impl Drop for Meter<'_> {
     /// Removes the line.
-    pub fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
+    fn drop(&mut self) {
+        if self.shown {
             self.ui.overwrite("");
         }
     }

@@ -1,7 +1,7 @@
-//! What is wrong with a row, found by looking at its tokens: one small function per code.
+//! Findings about labelled rows: a registry of rules, each with its check.
 //!
-//! Audits look at the whole row, before truncation, so that what a cut removes is told once (T001, T002) and
-//! not as a fault of the data.
+//! Checks are run on the whole row, before truncation, so that what truncation removes is reported as such (T001, T002)
+//! and not as a fault of the data.
 
 mod copies;
 mod labels;
@@ -10,15 +10,15 @@ mod packs;
 mod rules;
 mod subject;
 
-pub use rules::{REFUSED, audit};
-pub use subject::Subject;
+pub use rules::{Check, RULES, Rule, audit};
+pub use subject::{Found, Subject};
 
 use crate::Code;
 
-/// Which codes are shown and count: `--select` and `--ignore`.
+/// The codes that count (`--select` and `--ignore`).
 ///
 /// A pattern is a code or its beginning: `M` covers M001 to M009. Without `select` every code is selected;
-/// `ignore` wins.
+/// `ignore` takes precedence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     select: Vec<String>,
@@ -26,10 +26,10 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A filter of these patterns, each possibly a comma-separated list.
+    /// A filter of patterns, each possibly a comma-separated list.
     ///
     /// # Errors
-    /// The pattern that fits no code.
+    /// A message that names the pattern that no code begins with.
     pub fn new<S: AsRef<str>>(select: &[S], ignore: &[S]) -> Result<Filter, String> {
         let parse = |patterns: &[S]| -> Result<Vec<String>, String> {
             let mut out = Vec::new();
@@ -49,7 +49,7 @@ impl Filter {
         Ok(Filter { select: parse(select)?, ignore: parse(ignore)? })
     }
 
-    /// True where findings with this code are shown and count.
+    /// True where findings with this code count.
     pub fn accepts(&self, code: Code) -> bool {
         let fits = |patterns: &[String]| patterns.iter().any(|p| code.as_str().starts_with(p.as_str()));
         (self.select.is_empty() || fits(&self.select)) && !fits(&self.ignore)

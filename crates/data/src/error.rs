@@ -3,15 +3,16 @@
 use crate::RowId;
 use std::path::{Path, PathBuf};
 
-/// What can go wrong between bytes and samples. Every variant names its file, and the row where there is one.
+/// What can go wrong between bytes and samples. Every variant names its file, and its row where there is one.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A file could not be opened, read or written.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The underlying I/O error.
         source: std::io::Error,
     },
     /// A row cannot become a sample.
@@ -24,7 +25,7 @@ pub enum Error {
         /// What to do.
         help: String,
     },
-    /// The tokenizer's files are missing, broken or contradict each other.
+    /// A tokenizer's files are missing, broken or contradictory.
     #[error("{}: {message}", path.display())]
     Tokenizer {
         /// The file.
@@ -32,7 +33,7 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// A source or prepared file whose structure is wrong as a whole (empty, not JSON, unknown format).
+    /// A source or an output is wrong as a whole (empty, not JSON, an unknown format).
     #[error("{}: {message}", path.display())]
     Source {
         /// The file.
@@ -45,33 +46,33 @@ pub enum Error {
     /// Rows of a source failed and `on_bad_row` is `error`.
     #[error("{first}{}", also(first, others, *stopped))]
     BadRows {
-        /// The first of them, in source order.
+        /// The first one in source order.
         first: Box<Error>,
-        /// The others that were found.
+        /// The others, in source order.
         others: Vec<Error>,
-        /// True where the search stopped at [`crate::pipeline::BAD_ROWS_LISTED`]: there may be more.
+        /// True where there may be more: the search stops at [`crate::pipeline::BAD_ROWS_LISTED`].
         stopped: bool,
-        /// What to do about the first, or about all of them.
+        /// What to do about them.
         help: String,
     },
-    /// Somebody asked the work to stop.
+    /// The work was cancelled.
     #[error("{}: interrupted: {message}", path.display())]
     Interrupted {
         /// What was being written.
         path: PathBuf,
-        /// What is kept, and how it goes on.
+        /// What is kept of it, and how to continue.
         message: String,
     },
 }
 
-/// The other bad rows, a line for each reason.
+/// The other bad rows, one line per reason.
 fn also(first: &Error, others: &[Error], stopped: bool) -> String {
     let mut reasons: Vec<(Vec<String>, &str)> = Vec::new();
     for error in others {
         let Error::Row { id, message, .. } = error else { continue };
         let reason = match first {
             Error::Row { message: same, .. } if message == same => "the same",
-            _ => message,
+            _ => message.as_str(),
         };
         match reasons.iter_mut().find(|(_, known)| *known == reason) {
             Some((places, _)) => places.push(id.to_string()),
@@ -92,12 +93,23 @@ impl Error {
         Error::Row { id, message: message.into(), help: help.into() }
     }
 
+    /// Bad rows that end a run; `stopped` where there may be more.
+    pub(crate) fn bad_rows(first: Error, others: Vec<Error>, stopped: bool) -> Error {
+        let skip = "leave bad rows out with on_bad_row=skip";
+        let help = match first.help() {
+            Some(help) if help.contains('\n') => format!("{help}\nor {skip}"),
+            Some(help) => format!("{help}; or {skip}"),
+            None => skip.to_string(),
+        };
+        Error::BadRows { first: Box::new(first), others, stopped, help }
+    }
+
     /// An I/O error with its file.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
-    /// The same error about the same row, for a second reader.
+    /// A copy: for errors that are not of a row, one with the same texts.
     pub(crate) fn restate(&self) -> Error {
         match self {
             Error::Row { id, message, help } => Error::row(id.clone(), message.clone(), help.clone()),
@@ -114,6 +126,9 @@ impl Error {
         match self {
             Error::Row { help, .. } | Error::Source { help, .. } => Some(help),
             Error::BadRows { help, .. } => Some(help),
+            Error::Tokenizer { .. } => Some(
+                "the model folder's tokenizer.json and tokenizer_config.json must be complete and belong together",
+            ),
             _ => None,
         }
     }
@@ -144,7 +159,7 @@ pub(crate) fn source_error(path: &Path, message: &str, help: &str) -> Error {
 }
 
 pub(crate) fn names_error(path: &Path, message: &str) -> Error {
-    source_error(path, &format!("the line of names: {message}"), "the first line names the columns, as UTF-8")
+    source_error(path, &format!("the header line: {message}"), "the first line names the columns, in UTF-8")
 }
 
 pub(crate) fn empty(path: &Path) -> Error {

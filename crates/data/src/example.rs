@@ -1,14 +1,14 @@
-//! What a row says, whatever its format: a prompt with its completion, a conversation, segments of text, or token
-//! ids with their labels.
+//! Rows to examples. Whatever its format, a row becomes a prompt with a completion, a conversation, segments
+//! of text, or token ids with labels.
 //!
 //! | format | fields |
 //! |---|---|
 //! | `input_full` | `input_text`, `full_text` |
 //! | `prompt_completion` | `prompt`, `completion`: strings, or messages (only the completion is learned) |
-//! | `messages`, `sharegpt` | `messages`; `conversations`; with `tools`, `system`, `chat_template_kwargs` where given |
-//! | `alpaca` | `instruction`, `output`, perhaps `input`, `history`, `system` |
+//! | `messages`, `sharegpt` | `messages`; `conversations`; optionally `tools`, `system`, `chat_template_kwargs` |
+//! | `alpaca` | `instruction`, `output`, optionally `input`, `history`, `system` |
 //! | `segments` | `segments`: a list of `text` with `train` or `weight` |
-//! | `preference` | `chosen`, with `prompt`, `conversations` or `instruction` before it or within it: the chosen side is learned |
+//! | `preference` | `chosen`, with its prompt in `prompt`, `conversations` or `instruction`, or at its start: the chosen side is learned |
 //! | `tokenised` | `input_ids` with `labels`, `completion_mask` or `assistant_masks`; packs with `seq_lengths`, `position_ids` or a numbered `attention_mask` |
 
 mod body;
@@ -24,7 +24,7 @@ pub use body::{Alpaca, Body, TextPiece, Tokenised};
 pub use chat::Conversation;
 
 use crate::policy::Format;
-use crate::source::Row;
+use crate::source::{Projection, RawRow, Row};
 use crate::{Error, Result, RowId};
 use messages::LISTS;
 use reader::Reader;
@@ -32,20 +32,34 @@ use serde_json::{Map, Value};
 use tokenised::MASKS;
 use unknown::unknown;
 
-/// One example of the data set.
+/// One example of a dataset.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
-    /// The row that it was read from.
+    /// The row it was read from.
     pub id: RowId,
-    /// What it says.
+    /// Its content.
     pub body: Body,
 }
 
 impl Example {
-    /// Reads a row by `format`, or by the fields it has where that is [`Format::Auto`].
+    /// Reads an unparsed row. The result is that of [`Row::parse`] and [`Example::from_row`], but well-formed
+    /// tokenised rows are read without a JSON value in between.
     ///
     /// # Errors
-    /// [`Error::Row`]: fields that are missing, null, of the wrong type or length, or that contradict each other.
+    /// As [`Row::parse`] and [`Example::from_row`].
+    pub fn read(raw: RawRow, format: Format) -> Result<Example> {
+        if matches!(format, Format::Auto | Format::Tokenised)
+            && let Some(row) = tokenised::direct(&raw)
+        {
+            return Ok(Example { id: raw.id, body: Body::Tokenised(Box::new(row)) });
+        }
+        Example::from_row(Row::parse(raw)?, format)
+    }
+
+    /// Reads a row in the given format. [`Format::Auto`] chooses the format by the fields of the row.
+    ///
+    /// # Errors
+    /// [`Error::Row`] if fields are missing, null, of the wrong type or length, or contradict each other.
     pub fn from_row(row: Row, format: Format) -> Result<Example> {
         let Row { id, fields } = row;
         let format = match format {
@@ -54,7 +68,7 @@ impl Example {
         };
         let reader = Reader { id: &id, fields };
         let text = |key: &str| reader.fields.get(key).is_some_and(Value::is_string);
-        // A field that is there and wrong is the text reader's error, which names it.
+        // A field of any other type is left to the reader of text, whose error names it.
         let messages = |key: &str| matches!(reader.fields.get(key), Some(Value::Array(_) | Value::Object(_)));
         let body = match format {
             Format::InputFull => reader.input_full()?,
@@ -77,7 +91,7 @@ impl Example {
                 return Err(Error::row(
                     id,
                     "\"chosen\" is a string, and there is no \"prompt\" before it",
-                    "write what both sides begin with as \"prompt\"",
+                    "write the common start of both sides as \"prompt\"",
                 ));
             }
             Format::Preference => Body::Chat(Box::new(reader.preferred()?)),
@@ -87,7 +101,13 @@ impl Example {
     }
 }
 
-/// The format that a row's fields make.
+/// The columns that [`Example::read`] needs for this format; `None` if it may need all of them. `text`:
+/// whether the rendered text of tokenised rows is needed.
+pub fn projection(format: Format, text: bool) -> Option<Projection> {
+    matches!(format, Format::Auto | Format::Tokenised).then(|| tokenised::projection(text))
+}
+
+/// The format of a row, by its fields.
 fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     let has = |key: &str| fields.contains_key(key);
     let labelled = has("labels") || MASKS.iter().any(|m| has(m));
@@ -115,7 +135,7 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     .filter_map(|(complete, format, name)| complete.then_some((format, name)))
     .collect();
     match complete.as_slice() {
-        // Of a list that is there and empty its own reader tells.
+        // The reader of the format reports an empty list.
         [] if has("messages") => Ok(Format::Messages),
         [] if has("conversations") || has("conversation") => Ok(Format::Sharegpt),
         [] if has("segments") => Ok(Format::Segments),
@@ -126,10 +146,7 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
                 return Err(Error::row(
                     id.clone(),
                     "the row is the rejected side of a preference: its \"label\" is false",
-                    format!(
-                        "leave such rows out; to learn from them all the same set format={}",
-                        format.name()
-                    ),
+                    format!("leave such rows out; to learn from them anyway, set format={}", format.name()),
                 ));
             }
             Ok(*format)

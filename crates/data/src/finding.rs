@@ -1,11 +1,15 @@
-//! Findings: what is wrong or worth knowing about a row, under stable codes (MASKING.md, "Findings").
+//! Findings: what is wrong or worth knowing about a row, under stable codes.
 
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::ops::Range;
+use strum::VariantArray as _;
 
 /// How bad a finding is. `verify` exits with 1 on errors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, strum::Display,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Level {
     /// Worth knowing.
     Note,
@@ -15,77 +19,86 @@ pub enum Level {
     Error,
 }
 
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Level::Note => "note",
-            Level::Warning => "warning",
-            Level::Error => "error",
-        })
+/// A stable code of a finding. What each means, and how it is found, is its [`Rule`](crate::audit::Rule).
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[allow(missing_docs)] // Their meanings stand in the table of rules.
+#[non_exhaustive]
+pub enum Code {
+    #[serde(rename = "E-ROW")]
+    #[strum(serialize = "E-ROW")]
+    Row,
+    M001,
+    M002,
+    M003,
+    M004,
+    M005,
+    M006,
+    M007,
+    M008,
+    M009,
+    L001,
+    T001,
+    T002,
+    S001,
+    C001,
+    D001,
+    P001,
+}
+
+impl Code {
+    /// Every code, in the order of reports.
+    pub const ALL: &'static [Code] = Code::VARIANTS;
+
+    /// The code as it is written: `M001`.
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
-}
 
-macro_rules! codes {
-    ($($code:ident $text:literal $level:ident $meaning:literal;)*) => {
-        /// A stable code of a finding.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        pub enum Code { $(#[doc = $meaning] #[serde(rename = $text)] $code,)* }
-
-        impl Code {
-            /// Every code, in the order of the specification.
-            pub const ALL: &'static [Code] = &[$(Code::$code),*];
-            /// The code as it is written, e.g. `M001`.
-            pub fn as_str(self) -> &'static str { match self { $(Code::$code => $text),* } }
-            /// The level it has unless the finding says otherwise.
-            pub fn level(self) -> Level { match self { $(Code::$code => Level::$level),* } }
-            /// One line of meaning.
-            pub fn meaning(self) -> &'static str { match self { $(Code::$code => $meaning),* } }
+    /// The level of its findings, unless a finding says otherwise.
+    pub fn level(self) -> Level {
+        match self {
+            Code::M003 | Code::D001 => Level::Note,
+            Code::M007 | Code::T001 | Code::T002 | Code::S001 | Code::C001 => Level::Warning,
+            _ => Level::Error,
         }
-    };
-}
-
-codes! {
-    Row "E-ROW" Error "the row cannot become a sample";
-    M001 "M001" Error "no supervised token";
-    M002 "M002" Error "a response without a supervised stop token";
-    M003 "M003" Note "a token straddles the boundary";
-    M004 "M004" Error "a token wholly inside the prompt is supervised";
-    M005 "M005" Error "a padding token is supervised";
-    M006 "M006" Error "double BOS";
-    M007 "M007" Warning "role header or text after the stop token is supervised";
-    M008 "M008" Error "everything is supervised: labels equal input_ids";
-    M009 "M009" Error "a real EOS at the end of a response is masked";
-    L001 "L001" Error "a label that is neither -100 nor the input id at its place";
-    T001 "T001" Warning "supervised tokens lost by truncation";
-    T002 "T002" Warning "prompt cut by truncation";
-    S001 "S001" Warning "a structural token came from content";
-    C001 "C001" Warning "the template altered the content";
-    D001 "D001" Note "duplicate of another row, or response copied from its prompt";
-    P001 "P001" Error "a pack without boundaries, or a target across one";
-}
-
-impl fmt::Display for Code {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
 /// One finding about one row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Finding {
     /// 0-based index of the row in the source.
     pub row: u64,
     /// The stable code.
     pub code: Code,
-    /// Its level here (M002 is a warning where `append_eos = false` was asked for).
+    /// Its level here: mostly the code's own (M002 is a warning under `append_eos = false`).
     pub level: Level,
-    /// What was found, in words.
+    /// What was found, with its values.
     pub message: String,
+    /// The tokens that it is about, from the first to the last, counted before truncation; `None` where it is about
+    /// none, or about text. It is not written to files.
+    #[serde(skip)]
+    pub tokens: Option<Range<u32>>,
 }
 
 impl Finding {
     /// A finding at its code's own level.
     pub fn new(row: u64, code: Code, message: impl Into<String>) -> Finding {
-        Finding { row, code, level: code.level(), message: message.into() }
+        Finding { row, code, level: code.level(), message: message.into(), tokens: None }
     }
 }

@@ -1,8 +1,8 @@
-//! Where a row stands in its source.
+//! A row's place in its source.
 
 use std::{fmt, path::Path, sync::Arc};
 
-/// Where a row stands in its source. It is part of every error and finding about the row.
+/// A row's place in its source. It is part of every error and finding about the row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RowId {
     /// The source file.

@@ -1,17 +1,16 @@
-//! Tokens to a labelled sample.
+//! Tokens to labels.
 
 pub mod truncate;
 
 use crate::example::Tokenised;
 use crate::policy::{Objective, Policy};
 use crate::sample::column;
-pub use crate::tokens::Special;
-use crate::tokens::Tokens;
+use crate::tokens::{Special, Tokens};
 use crate::{IGNORE, Origin, RowId, Sample, Section};
 
-/// Labels and weights from ids, origins and weights per token; a weight of 0 masks.
+/// The sample of a tokenised text: labels follow from the weight of each token; a weight of 0 masks.
 ///
-/// [`Objective::AllTokens`] gives every token that is not padding the weight 1; origins stay true.
+/// [`Objective::AllTokens`] gives every token but padding the weight 1; origins stay as they are.
 pub fn label(id: RowId, tokens: Tokens, policy: &Policy) -> Sample {
     let Tokens { ids, origins, weights, .. } = tokens;
     finish(id, ids, origins, weights, policy)
@@ -34,17 +33,16 @@ fn finish(
     Sample { id, input_ids, labels, origins, weights: column(weights), pack: None }
 }
 
-/// A tokenised row to a sample.
+/// The sample of a row that came as tokens.
 ///
-/// Labels are taken as they are given, wrong ones too: the audits speak of them. Where there are none, the
-/// mask decides, and the policy's section weights apply to what it masks.
-/// Origins are the row's own. Where it has none they follow from the mask, else from the labels:
-/// masked-in tokens are the response, up to and including its first stop token; a BOS in front and what
-/// stands after the last response are scaffold; the rest is prompt of the section Other.
-/// Padding is what `attention_mask` says.
+/// Labels are taken as they are, wrong ones too: audits report them. Without labels the mask decides, and the policy's
+/// section weights apply to what it masks.
 ///
-/// In a pack each sequence is a row of its own: its first token gets no label of ours, and a token of a shared prompt
-/// gets the weight that it has in all of its rows together.
+/// Origins are the row's own. Without any they follow from the mask, else from the labels: supervised tokens are response,
+/// up to and including its first stop token; a BOS at the start and what follows the last response are scaffold; the rest
+/// is prompt of the section Other. Padding is what `attention_mask` masks.
+///
+/// In a pack each sequence is a row of its own. Labels that follow from a mask are confined to it ([`confine`]).
 pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &Policy) -> Sample {
     let n = row.input_ids.len();
     let origins = row.origins.clone().unwrap_or_else(|| origins(row, special));
@@ -55,6 +53,15 @@ pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &P
     }
     let given = |i: usize| row.weights.as_ref().map(|w| w[i]);
     match (&row.labels, &row.mask) {
+        // Without weights each label weighs 1.
+        (Some(labels), _) if row.weights.is_none() => Sample {
+            id,
+            input_ids: row.input_ids.clone(),
+            labels: labels.clone(),
+            origins,
+            weights: None,
+            pack,
+        },
         (Some(labels), _) => {
             let weights: Vec<f32> = labels
                 .iter()
@@ -82,8 +89,8 @@ pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &P
     }
 }
 
-/// Labels of a pack that were decided token by token, made those of its rows: none across a boundary, and in a shared prompt
-/// the weight that its tokens have in all rows together. A row by itself is left as it is.
+/// Turns labels that were decided token by token into those of a pack's rows: the first token of a row has none, and the
+/// weight of a shared token is the sum of its weights in all of its rows. A single row stays as it is.
 pub fn confine(mut sample: Sample) -> Sample {
     let Some(pack) = &sample.pack else { return sample };
     let mut weights = sample.weights.take().unwrap_or_else(|| {
@@ -101,7 +108,7 @@ pub fn confine(mut sample: Sample) -> Sample {
     sample
 }
 
-/// Origins of a row that does not name them; in a pack, of each sequence by itself.
+/// The origins of a row that names none; in a pack, of each sequence by itself.
 fn origins(row: &Tokenised, special: &Special) -> Vec<Origin> {
     match &row.pack {
         None => origins_of(row, special),

@@ -1,14 +1,12 @@
-//! From bytes to labelled samples: everything before a weight is touched.
-//!
-//! Data flows one way, a module per room: [`source`] (bytes) → [`row`] → [`example`] → [`render`]
-//! (text and the spans that tile it) → [`tokens`] (ids, bytes, origins) → [`label`] (a [`Sample`]) → [`pack`] → [`prepared`] (files), with [`audit`] and [`report`] looking on. [`pipeline`] runs
-//! the rooms over a whole source, in parallel and in source order.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub mod audit;
 pub mod error;
 pub mod example;
 pub mod finding;
+mod folder;
+mod guard;
 mod id;
 pub mod label;
 pub mod origin;
@@ -27,6 +25,7 @@ pub mod tokens;
 pub use error::{Error, Result};
 pub use example::chat;
 pub use finding::{Code, Finding, Level};
+pub use folder::ModelFolder;
 pub use id::RowId;
 pub use origin::{Origin, Section};
 pub use pack::Packer;

@@ -1,39 +1,35 @@
 //! Why a token is supervised or masked: the origin that every byte and every token carries.
 
 use std::fmt;
+use strum::VariantArray as _;
 
 /// The part of a prompt that a byte belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, strum::IntoStaticStr, strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
 pub enum Section {
     /// Standing instructions: `[SYSTEM]`, or a system turn.
     System,
-    /// What was said before: `[CONTEXT]`, or earlier user turns.
+    /// The conversation so far: `[CONTEXT]`, or earlier user turns.
     Context,
-    /// What is asked now: `[TASK]`, or the last user turn.
+    /// The current request: `[TASK]`, or the last user turn.
     Task,
     /// A user turn that is neither context nor task.
     User,
-    /// What a tool returned.
+    /// The result of a tool.
     Tool,
-    /// Prompt text under no marker: no marker, no guess.
+    /// Prompt text without a marker.
     Other,
 }
 
 impl Section {
     /// All sections, in the order of reports.
-    pub const ALL: [Section; 6] =
-        [Section::System, Section::Context, Section::Task, Section::User, Section::Tool, Section::Other];
+    pub const ALL: &'static [Section] = Section::VARIANTS;
 
     /// The lower-case name used in configuration and JSON.
     pub fn name(self) -> &'static str {
-        match self {
-            Section::System => "system",
-            Section::Context => "context",
-            Section::Task => "task",
-            Section::User => "user",
-            Section::Tool => "tool",
-            Section::Other => "other",
-        }
+        self.into()
     }
 }
 
@@ -42,14 +38,14 @@ impl Section {
 pub enum Origin {
     /// Role headers, markers, separators, generation prompt, BOS, text after the stop token.
     Scaffold,
-    /// What the model is given.
+    /// Input of the model.
     Prompt {
         /// The turn's index, from 0.
         turn: u16,
         /// The section that it belongs to.
         section: Section,
     },
-    /// What the assistant said.
+    /// Output of the assistant: content, reasoning, tool calls.
     Response {
         /// The turn's index, from 0.
         turn: u16,

@@ -1,9 +1,8 @@
-//! The rooms over a whole source: parallel over rows, results in source order, bounded memory.
+//! Rows to labelled samples: one at a time, or a whole source in parallel.
 //!
-//! One thread reads and cuts rows out of the stream, rayon's current pool turns chunks of them into outcomes,
-//! and the calling thread hands these on in order. A row's outcome depends on the row alone, and chunks are cut
-//! where the rows say, so the result is the same for any number of threads; what depends on earlier rows (D001)
-//! happens in order.
+//! One thread reads rows from the source, rayon's current pool turns chunks of them into outcomes, and the iterator
+//! hands these on in source order. A row's outcome depends on the row alone, and where chunks end depends on the rows,
+//! so the result is the same for any number of threads. What depends on earlier rows (D001) happens in order.
 
 mod duplicates;
 mod outcome;
@@ -11,77 +10,134 @@ mod row;
 mod run;
 mod summary;
 
-pub use duplicates::Duplicates;
-pub(crate) use duplicates::hash_ids;
+pub(crate) use duplicates::Duplicates;
 pub use outcome::{Cut, DropReason, Kept, Outcome};
-pub use run::{Done, Progress};
+pub use row::RowProcessor;
+pub(crate) use run::{Chunks, Done};
+pub use run::{Progress, Rows};
 pub use summary::{CodeCount, ROWS_LISTED, SECTION_ORDER, SectionStats, Summary};
 
 use crate::audit::Filter;
-use crate::source::RawRow;
-use crate::template::ChatTemplate;
-use crate::tokens::Tokenizer;
-use crate::{Policy, Result};
-use row::RowProcessor;
+use crate::source::Source;
+use crate::{ModelFolder, Policy, Result, Sample};
+use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
 
 /// Under `on_bad_row = error` the search for further bad rows stops at this many.
 pub const BAD_ROWS_LISTED: usize = 20;
 
-/// What the run is for.
+/// What rows are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// To write or to evaluate: labels are taken as they are, findings are reported, bad rows are subject to
+    /// To be written or evaluated: labels are taken as they are, findings are reported, bad rows are subject to
     /// `on_bad_row`, and padding is removed (by attention mask, never by id).
     #[default]
     Prepare,
-    /// To train: as `Prepare`, and rows with a finding of [`audit::REFUSED`] are bad rows, too.
+    /// To be trained on: as `Prepare`, and rows with an error of [a rule that refuses](crate::audit::Rule::refuses)
+    /// are bad rows too.
     Train,
-    /// To look: every row that has tokens is handed on as it is, whatever its findings, and bad rows never stop the run.
+    /// To be looked at: every row that has tokens is kept as it is, whatever its findings, and bad rows never stop the
+    /// run.
     Verify,
 }
 
-/// The rooms with their settings.
-#[derive(Clone)]
-pub struct Pipeline<'a> {
-    /// Needed for text rows; for tokenised rows it only serves the audits.
-    pub tokenizer: Option<&'a Tokenizer>,
-    /// The model's chat template: needed for conversations, and what instructions are rendered by where there is one.
-    pub template: Option<&'a ChatTemplate>,
+/// How rows become samples. It is cheap to clone and may be used from many threads.
+///
+/// ```
+/// use serde_json::json;
+/// use suasion_data::{ModelFolder, Outcome, Pipeline, Policy};
+///
+/// // Rows that came as tokens need no tokenizer.
+/// let pipeline = Pipeline::new(ModelFolder::default(), Policy::default());
+/// let row = [("input_ids", json!([5, 6, 7])), ("completion_mask", json!([0, 1, 1]))];
+/// let Outcome::Kept(kept) = pipeline.row(row)? else { panic!("a good row") };
+/// assert_eq!(kept.sample.labels, [-100, 6, 7]);
+/// # Ok::<(), suasion_data::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    /// What rows are rendered and tokenised with. For rows that came as tokens it only serves the audits.
+    pub folder: Arc<ModelFolder>,
     /// Every choice that decides labels.
-    pub policy: &'a Policy,
-    /// The policy that the audits hold rows against, where it is not `policy`: prepared rows carry weights that
-    /// their own manifest asked for ([`crate::prepared::Manifest::asked`]).
-    pub asked: Option<&'a Policy>,
-    /// What the run is for.
+    pub policy: Arc<Policy>,
+    /// The policy that labels must follow, where it is not `policy`: prepared rows follow that of their manifest
+    /// ([`Manifest::labelled_under`](crate::prepared::Manifest::labelled_under)).
+    pub labelled_under: Option<Arc<Policy>>,
+    /// What the rows are for.
     pub mode: Mode,
-    /// The model's number of embeddings: ids beyond it are an error of their row.
-    pub vocab_size: Option<usize>,
-    /// Keep texts and byte ranges in [`Kept`], for views and `--with-text`.
+    /// Keep texts and byte ranges in [`Kept`].
     pub keep_text: bool,
-    /// Findings that are wanted. One that is ignored does not refuse its row either.
+    /// The findings that count. One that is ignored does not refuse its row either.
     pub filter: Filter,
 }
 
-impl<'a> Pipeline<'a> {
-    /// A pipeline that prepares, without a vocabulary limit, keeping no texts.
-    pub fn new(tokenizer: Option<&'a Tokenizer>, policy: &'a Policy) -> Pipeline<'a> {
+impl Pipeline {
+    /// A pipeline in [`Mode::Prepare`] that keeps no texts and counts all findings.
+    pub fn new(folder: impl Into<Arc<ModelFolder>>, policy: impl Into<Arc<Policy>>) -> Pipeline {
         Pipeline {
-            tokenizer,
-            template: None,
-            policy,
-            asked: None,
+            folder: folder.into(),
+            policy: policy.into(),
+            labelled_under: None,
             mode: Mode::default(),
-            vocab_size: None,
             keep_text: false,
             filter: Filter::default(),
         }
     }
 
-    /// One row through all rooms (D001 for duplicates apart, which needs the other rows).
+    /// Iterates over the outcomes of a source's rows, in source order.
+    ///
+    /// ```
+    /// use suasion_data::{ModelFolder, Outcome, Pipeline, Policy, source::Source};
+    ///
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("rows.jsonl");
+    /// # std::fs::write(&path, r#"{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}"#).unwrap();
+    /// let pipeline = Pipeline::new(ModelFolder::default(), Policy::default());
+    /// let mut rows = pipeline.rows(Source::open(path)?)?;
+    /// for outcome in &mut rows {
+    ///     match outcome? {
+    ///         Outcome::Kept(kept) => println!("{} tokens", kept.sample.len()),
+    ///         other => println!("{} is left out", other.id()),
+    ///     }
+    /// }
+    /// assert_eq!(rows.summary().targets, 2);
+    /// # Ok::<(), suasion_data::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// What would end a whole run: a missing tokenizer, a stop token that is none.
-    pub fn row(&self, raw: RawRow) -> Result<Outcome> {
-        Ok(RowProcessor::new(self)?.outcome(raw)?.0)
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) where a stop token of the policy is not in the vocabulary. The
+    /// iterator ends after its first error: [`Error::Io`](crate::Error::Io) and [`Error::Source`](crate::Error::Source)
+    /// where the source cannot be read on; and under `on_bad_row = error`, but not in [`Mode::Verify`],
+    /// [`Error::BadRows`](crate::Error::BadRows) after all bad rows, or [`BAD_ROWS_LISTED`], were handed on.
+    pub fn rows(&self, source: Source) -> Result<Rows> {
+        Ok(Rows::new(Chunks::new(self, source, Duplicates::default(), |_| ())?))
+    }
+
+    /// The samples of a file, and the file in numbers.
+    ///
+    /// # Errors
+    /// As [`Pipeline::rows`].
+    pub fn samples(&self, path: impl AsRef<Path>) -> Result<(Vec<Sample>, Summary)> {
+        let mut rows = self.rows(Source::open(path)?)?;
+        let samples = rows.by_ref().filter_map(|outcome| outcome.map(Outcome::into_sample).transpose());
+        Ok((samples.collect::<Result<_>>()?, rows.into_summary()))
+    }
+
+    /// The outcome of one row, given as its fields. To process many, keep a [`Pipeline::processor`].
+    ///
+    /// # Errors
+    /// As [`RowProcessor::row`].
+    pub fn row<N: Into<String>>(&self, fields: impl IntoIterator<Item = (N, Value)>) -> Result<Outcome> {
+        self.processor()?.row(fields)
+    }
+
+    /// What turns single rows into outcomes: it may be used from many threads, and learns from each conversation how
+    /// the chat template renders others of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) where a stop token of the policy is not in the vocabulary.
+    pub fn processor(&self) -> Result<RowProcessor> {
+        RowProcessor::new(self.clone())
     }
 }

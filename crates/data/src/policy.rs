@@ -1,28 +1,28 @@
-//! Every choice that decides labels, in one value that is part of the fingerprint.
+//! The policy: every choice that decides labels. It is part of the fingerprint of prepared data.
 
 use crate::Section;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Which tokens a run learns from. Recorded in every checkpoint; a run resumes only under its own.
+/// Which tokens are learned. A checkpoint records it, and resumes under the same one only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
     /// Responses and their stop tokens (`completion_only_loss = true`).
     #[default]
     ResponseOnly,
-    /// Every token, prompt included (`completion_only_loss = false`): the bug, kept for comparisons.
+    /// Every token, prompt included (`completion_only_loss = false`): for comparisons.
     AllTokens,
 }
 
-/// How prompt and response meet in token space (MASKING.md, "The boundary").
+/// How the text is tokenised where a response starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Boundary {
-    /// Cut at the start of each response before pre-tokenisation.
+    /// The text is cut at the start of each response before pre-tokenisation: no token straddles it.
     #[default]
     Split,
-    /// One tokenisation of the whole text.
+    /// The whole text is tokenised at once; a token that straddles the start of a response is supervised.
     Joint,
 }
 
@@ -50,18 +50,18 @@ pub enum OnBadRow {
     /// Stop, after listing the bad rows found.
     #[default]
     Error,
-    /// List it and go on.
+    /// List it and continue.
     Skip,
 }
 
-/// Whether content can produce structural ids (a user who types `<|im_end|>`).
+/// Whether the text of a special token in content (a user who types `<|im_end|>`) becomes that token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ContentSpecialTokens {
-    /// As transformers does; reported as S001.
+    /// It does, as in transformers; reported as S001.
     #[default]
     Special,
-    /// Content is always plain text.
+    /// It does not: content is plain text.
     Text,
 }
 
@@ -69,21 +69,21 @@ pub enum ContentSpecialTokens {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Supervise {
-    /// All of them; a message's own `train` or `weight` still counts.
+    /// All of them, but for those whose own `train` or `weight` masks them.
     #[default]
     All,
     /// The last one.
     Last,
-    /// Those whose `train` or `weight` says so.
+    /// Those whose own `train` or `weight` selects them.
     #[serde(alias = "per_message")]
     PerMessage,
 }
 
-/// The shape of the rows.
+/// The fields that rows have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// Found from the fields of each row.
+    /// Detected for each row.
     #[default]
     Auto,
     /// `input_text` and `full_text`.
@@ -125,51 +125,53 @@ impl Format {
     }
 }
 
-/// The policy: with the tokenizer and the source it determines every label.
+/// The policy. With the source, the tokenizer and the chat template it determines every label.
+///
+/// It will get more fields: make one as `Policy { max_length: Some(512), ..Policy::default() }`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
-    /// Shape of the rows.
+    /// The fields that rows have.
     pub format: Format,
     /// Which tokens are learned.
     pub objective: Objective,
-    /// How prompt and response meet.
+    /// How the text is tokenised where a response starts.
     pub boundary: Boundary,
-    /// What happens to long rows.
+    /// What happens to rows of more than `max_length` tokens.
     pub truncation_mode: TruncationMode,
-    /// Longest row in tokens; `None` = no limit.
+    /// The most tokens of a row or a pack; `None` for no limit.
     pub max_length: Option<usize>,
     /// Append the EOS to a plain completion that does not end in it.
     pub append_eos: bool,
-    /// What happens to rows that fail.
+    /// What happens when a row cannot become a sample.
     pub on_bad_row: OnBadRow,
-    /// Whether content can produce structural ids.
+    /// Whether the text of a special token in content becomes that token.
     pub content_special_tokens: ContentSpecialTokens,
-    /// Weight of prompt tokens (not scaffold); 0 masks them.
+    /// The loss weight of prompt tokens, but not of scaffold; 0 masks them.
     pub prompt_loss_weight: f32,
-    /// Weight per section, over `prompt_loss_weight`.
+    /// The loss weight of each section's prompt tokens, in place of `prompt_loss_weight`.
     pub loss_weights: BTreeMap<String, f32>,
-    /// Marker text per section (`SYSTEM`, `CONTEXT`, `TASK`, `RESPONSE`), e.g. `[SYSTEM]`.
+    /// The marker text of each section (`SYSTEM`, `CONTEXT`, `TASK`, `RESPONSE`), `[SYSTEM]` for example.
     pub section_markers: BTreeMap<String, String>,
-    /// Stop tokens beyond `eos_token` and `generation_config.json`.
+    /// Stop tokens besides `eos_token` and those of `generation_config.json`.
     pub stop_tokens: Vec<String>,
     /// Which assistant turns are learned.
     #[serde(default, skip_serializing_if = "is_default")]
     pub supervise: Supervise,
-    /// The day, as YYYY-MM-DD, that a chat template is told is today; `None` where none is pinned.
+    /// The date that a chat template takes for today, as YYYY-MM-DD; `None` for the day of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_date: Option<String>,
-    /// Variables for the chat template, under those of a row's own `chat_template_kwargs`.
+    /// Variables for the chat template. A row's own `chat_template_kwargs` take precedence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub template_kwargs: BTreeMap<String, serde_json::Value>,
-    /// Put rows together into packs of at most `max_length` tokens.
+    /// Pack rows, with at most `max_length` tokens a pack.
     #[serde(default, skip_serializing_if = "is_default")]
     pub packing: bool,
-    /// In a pack, compute a prompt that several rows have once.
+    /// In a pack, let rows with the same prompt share it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub share_prefix: bool,
 }
 
-/// True for a value that a policy need not write down: data prepared before there was such a choice keeps its fingerprint.
+/// True for a value that is not written: data that was prepared before the field existed keeps its fingerprint.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

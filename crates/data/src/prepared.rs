@@ -1,9 +1,8 @@
-//! Prepared data on disk: rows as JSON Lines, Parquet or a `datasets` folder, with their findings and their
-//! manifest beside them (CLI.md).
+//! Prepared data on disk: rows as JSON Lines, Parquet or a `datasets` folder, with their findings and their manifest.
 //!
-//! `job` is the whole of it: is what is there still right, else run the pipeline and write. `sink` writes one file
-//! of records; `output` arranges files (one, or shards in a folder of their own until all are there) and keeps the
-//! `journal` by which a killed run goes on.
+//! [`prepare`] compares the manifest of an existing output with its inputs, and runs the pipeline where they differ. One
+//! file of records is a sink; an output is one such file, or shards that wait in a folder of their own until all are
+//! complete, with a journal by which an interrupted run continues.
 
 pub mod columnar;
 pub mod folder;
@@ -20,14 +19,14 @@ pub use manifest::{Counts, Manifest, OutputFile, fingerprint};
 pub use names::{Form, Shape, findings_path, manifest_path, replaces, shard_path};
 pub use record::{Boundaries, Record, Rows};
 
-use crate::{Policy, Result, Sample};
+use crate::{ModelFolder, Pipeline, Policy, Result, Sample};
 use std::path::Path;
 
-/// Reads prepared data back (or any tokenised rows): the samples as they were written.
+/// Reads prepared data, or any rows that came as tokens: the samples as they were written.
 ///
 /// # Errors
-/// As [`crate::Pipeline::run`].
+/// As [`Pipeline::rows`].
 pub fn read(path: impl AsRef<Path>, policy: &Policy) -> Result<Vec<Sample>> {
     let policy = Policy { max_length: None, ..policy.clone() };
-    crate::Pipeline::new(None, &policy).samples(path).map(|(samples, _)| samples)
+    Pipeline::new(ModelFolder::default(), policy).samples(path).map(|(samples, _)| samples)
 }

@@ -1,4 +1,4 @@
-//! Text and the spans that tile it: where supervision is decided, once.
+//! Text with the spans that tile it. Supervision is decided here, once.
 
 use crate::example::{Alpaca, TextPiece};
 use crate::policy::{Policy, Supervise};
@@ -19,14 +19,14 @@ pub struct Span {
 /// A row as text. The spans tile the text exactly: no gap, no overlap, in order (an empty span is allowed).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rendered {
-    /// The row that it was made from.
+    /// The row it was made from.
     pub id: RowId,
-    /// The whole text: prompt, response, and the text of the stop token.
+    /// The whole text: prompts, responses, and the text of stop tokens.
     pub text: String,
-    /// What each byte is.
+    /// The origin and weight of every byte.
     pub spans: Vec<Span>,
-    /// True for plain text, which gets what the tokenizer's post-processor adds in front (BOS); false for
-    /// rendered chat text, which carries its own.
+    /// True for plain text, to which the tokenizer's post-processor adds its special tokens (BOS); false for
+    /// rendered chats, which contain their own.
     pub add_special_tokens: bool,
 }
 
@@ -48,22 +48,22 @@ impl Rendered {
 /// The texts that end a response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stops {
-    /// The tokenizer's EOS: what is appended.
+    /// The tokenizer's EOS, which is appended to responses without a stop text.
     pub eos: Option<String>,
-    /// Every text that counts as the end of a response, the EOS among them.
+    /// Every text that ends a response, including the EOS.
     pub all: Vec<String>,
 }
 
 impl Stops {
-    /// Only an EOS.
+    /// A single stop text, the EOS.
     pub fn eos(text: impl Into<String>) -> Stops {
         let text = text.into();
         Stops { all: vec![text.clone()], eos: Some(text) }
     }
 }
 
-/// The section markers in their order, each with the section that it opens. `[RESPONSE]` opens none: what
-/// stands between it and the response is scaffold.
+/// The section markers in their order, each with the section that it opens. `[RESPONSE]` opens none: text
+/// between it and the response is scaffold.
 const MARKERS: [(&str, Option<Section>); 4] = [
     ("SYSTEM", Some(Section::System)),
     ("CONTEXT", Some(Section::Context)),
@@ -73,9 +73,9 @@ const MARKERS: [(&str, Option<Section>); 4] = [
 
 /// A prompt and its completion to text with spans.
 ///
-/// The completion is the response, up to the stop text that it ends in, if it does; white space after that
-/// stop text is scaffold. A completion that ends in none gets the EOS appended, as text with the origin
-/// [`Origin::EndOfTurn`], where the policy says so and there is one.
+/// The completion is the response, up to the stop text at its end, if there is one; white space after the
+/// stop text is scaffold. To a completion without a stop text the EOS is appended, with the origin
+/// [`Origin::EndOfTurn`], if the policy asks for it and the tokenizer has one.
 pub fn render(id: RowId, text: String, prompt_len: usize, policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = text;
     let mut spans = sections(&text[..prompt_len], policy);
@@ -101,22 +101,22 @@ pub fn render(id: RowId, text: String, prompt_len: usize, policy: &Policy, stops
     Rendered { id, text, spans, add_special_tokens: true }
 }
 
-/// The stop text that a response ends in, white space after it aside.
+/// The stop text at the end of a response, ignoring white space after it.
 fn final_stop(response: &str, stops: &Stops) -> Option<Range<usize>> {
     let stop = |text: &str| {
-        // The longest stop text that it ends in, where one stop text ends in another.
+        // The longest one, since a stop text may end in another.
         let lengths =
             stops.all.iter().filter(|s| !s.is_empty() && text.ends_with(s.as_str())).map(String::len);
         lengths.max().map(|len| text.len() - len..text.len())
     };
-    // A stop text may itself end in white space, so the response as it stands comes first.
+    // A stop text may itself end in white space, so the untrimmed response is tried first.
     stop(response).or_else(|| stop(response.trim_end()))
 }
 
-/// Segments to text with spans: what has a weight is response, the rest is prompt.
+/// Segments to text with spans: segments with a weight above 0 are response, the others prompt.
 ///
-/// A run of segments with a weight is one response, up to the stop text that it ends in, if it does. The EOS is
-/// appended as to a plain completion, where the last segment is response and ends in no stop text.
+/// A run of response segments is one response, up to the stop text at its end, if there is one. The EOS is
+/// appended as to a plain completion, if the last segment is response and has no stop text at its end.
 pub fn render_segments(id: RowId, segments: &[TextPiece], policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = Pieces::default();
     for (at, segment) in segments.iter().enumerate() {
@@ -133,10 +133,12 @@ pub fn render_segments(id: RowId, segments: &[TextPiece], policy: &Policy, stops
     text.rendered(id)
 }
 
-/// An instruction as plain text: the prompt of Stanford's Alpaca, earlier turns before it in the same form.
+/// An instruction to plain text with spans: the prompt of Stanford's Alpaca, preceded by earlier turns in the
+/// same form.
 ///
-/// The instruction is the task, its input and earlier instructions are context, the headings are scaffold. Earlier
-/// answers end in the EOS and are learned like the last one, unless the policy supervises only that.
+/// The instruction is the task, its input and earlier instructions are context, and the headings are
+/// scaffold. Earlier answers get an EOS and are learned like the last one, unless the policy supervises only
+/// the last.
 pub fn render_alpaca(id: RowId, row: &Alpaca, policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = Pieces::default();
     match (&row.system, &row.input) {
@@ -149,15 +151,15 @@ pub fn render_alpaca(id: RowId, row: &Alpaca, policy: &Policy, stops: &Stops) ->
             "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
         ),
     }
-    for (asked, answered) in &row.history {
+    for (instruction, answer) in &row.history {
         text.scaffold("\n\n### Instruction:\n");
-        text.prompt(asked, Section::Context, policy);
+        text.prompt(instruction, Section::Context, policy);
         text.scaffold("\n\n### Response:\n");
         if policy.supervise == Supervise::Last {
-            text.prompt(answered, Section::Context, policy);
+            text.prompt(answer, Section::Context, policy);
             text.scaffold(stops.eos.as_deref().filter(|_| policy.append_eos).unwrap_or(""));
         } else {
-            text.respond(answered, 1.0);
+            text.respond(answer, 1.0);
             text.end_turn(true, policy, stops);
         }
     }
@@ -173,13 +175,13 @@ pub fn render_alpaca(id: RowId, row: &Alpaca, policy: &Policy, stops: &Stops) ->
     text.rendered(id)
 }
 
-/// Plain text under construction, from pieces of known origin.
+/// Builds text from pieces of known origin.
 #[derive(Default)]
 struct Pieces {
     text: String,
     spans: Vec<Span>,
     turn: u16,
-    /// The first span and byte of the response that is open.
+    /// The index of the first span and the first byte of the open response.
     open: Option<(usize, usize)>,
 }
 
@@ -205,7 +207,7 @@ impl Pieces {
         self.push(text, Origin::Response { turn: self.turn }, weight);
     }
 
-    /// Ends the open response: finds its stop text, or appends the EOS where `append` and the policy ask for it.
+    /// Ends the open response: finds its stop text, or appends the EOS if `append` and the policy ask for it.
     fn end_turn(&mut self, append: bool, policy: &Policy, stops: &Stops) {
         let Some((first, start)) = self.open.take() else { return };
         let turn = self.turn;
@@ -243,9 +245,9 @@ impl Pieces {
 
 /// The spans of a prompt, by its section markers.
 ///
-/// Read from left to right: a marker counts where it stands at the start of the text or after white space
-/// (so also at the start of a line), was not counted before, and no marker that follows it in the order
-/// SYSTEM, CONTEXT, TASK, RESPONSE was counted before it. Any other occurrence is content.
+/// From left to right, a marker counts if it is at the start of the text or after white space (so also at the
+/// start of a line), and neither it nor a marker that follows it in the order SYSTEM, CONTEXT, TASK, RESPONSE
+/// has counted before. Any other occurrence is content.
 pub fn sections(prompt: &str, policy: &Policy) -> Vec<Span> {
     let markers: Vec<(String, Option<Section>)> = MARKERS
         .iter()
@@ -275,7 +277,7 @@ pub fn sections(prompt: &str, policy: &Policy) -> Vec<Span> {
             .skip(rank)
             .filter(|(_, (marker, _))| !marker.is_empty())
             .filter_map(|(r, (marker, _))| find_marker(prompt, at, rest, marker).map(|place| (place, r)))
-            // Where two start at one place, the longer marker is the one that was written.
+            // If two markers start at one place, the longer one was meant.
             .min_by_key(|&(place, r)| (place, std::cmp::Reverse(markers[r].0.len())));
         let Some((place, r)) = found else { break };
         if place > start {
@@ -291,15 +293,15 @@ pub fn sections(prompt: &str, policy: &Policy) -> Vec<Span> {
     spans
 }
 
-/// The first place at or after `at` where `marker` stands at the start of the text or after white space.
+/// The first position at or after `at` where `marker` is at the start of the text or after white space.
 fn find_marker(prompt: &str, at: usize, rest: &str, marker: &str) -> Option<usize> {
     rest.match_indices(marker)
         .map(|(offset, _)| at + offset)
         .find(|&place| prompt[..place].chars().next_back().is_none_or(char::is_whitespace))
 }
 
-/// True where a text starts, after white space, with the marker that opens the response. In a completion it
-/// is supervised like all of it: the model learns to write the marker.
+/// True if a completion starts, after white space, with the marker of the response. The marker is supervised
+/// like the rest of the completion, so the model learns to write it.
 pub fn starts_with_response_marker(completion: &str, policy: &Policy) -> bool {
     let marker = policy.section_markers.get("RESPONSE").map_or("[RESPONSE]", String::as_str);
     !marker.is_empty() && completion.trim_start().starts_with(marker)

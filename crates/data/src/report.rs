@@ -1,7 +1,6 @@
-//! What was made of the rows, for people and machines: pure functions from data to text.
+//! Reports on rows, as pure functions from data to text: [`terminal`] output, an [`html`] page, [`json`] for programs.
 //!
-//! [`terminal`] for eyes at a terminal or behind a pipe, [`html`] for a page, [`json`] for programs. All three
-//! say in words what they say in colour.
+//! What colour shows, a word shows too.
 
 pub mod format;
 pub mod html;

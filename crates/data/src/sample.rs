@@ -1,4 +1,4 @@
-//! What the trainer receives: ids, labels, origins, weights.
+//! A labelled row, or a pack of rows: what a trainer receives.
 
 mod segments;
 
@@ -6,10 +6,10 @@ pub use segments::{Pack, Segment};
 
 use crate::{IGNORE, Origin, RowId};
 
-/// One row, or a pack of rows, ready for training. All vectors have the same length.
+/// A row or a pack of rows, ready for training. All vectors have one entry per token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// The row that it was made from; of a pack made here, its first row, of a pack that was read, its own line.
+    /// The row that it was made from. For a pack made here its first row; for a pack that was read, its own line.
     pub id: RowId,
     /// Token ids.
     pub input_ids: Vec<u32>,
@@ -17,17 +17,18 @@ pub struct Sample {
     pub labels: Vec<i32>,
     /// Why each token is supervised or not.
     pub origins: Vec<Origin>,
-    /// A weight per token (of its label); `None` where all weights are 0 or 1.
+    /// The loss weight of each token's label; `None` where all are 0 or 1.
     pub weights: Option<Vec<f32>>,
-    /// For a pack of rows, who sees whom.
+    /// The boundaries of a pack; `None` for a single row.
     pub pack: Option<Box<Pack>>,
 }
 
 impl Sample {
-    /// Targets after the shift: `(position of the hidden row, id to predict, weight)`. The label at index 0
-    /// has no hidden row before it and is not a target; labels of weight 0 are not targets. In a pack the same holds
-    /// for each row: no target crosses a boundary, and the last row of a shared prompt predicts the first token of
-    /// each response.
+    /// The targets of the loss, after the shift: `(position of the hidden state, id to predict, weight)`.
+    ///
+    /// A label at index 0 has no hidden state before it and is not a target, nor is a label of weight 0. In a pack the same
+    /// holds for each row: no target crosses a boundary, and the last token of a shared prompt predicts the first token
+    /// of each response.
     pub fn targets(&self) -> impl Iterator<Item = (u32, u32, f32)> + '_ {
         self.segments().flat_map(move |segment| {
             segment.own.clone().filter(|&i| self.labels[i as usize] != IGNORE).filter_map(move |i| {
@@ -38,7 +39,16 @@ impl Sample {
         })
     }
 
-    /// The runs that attention keeps to themselves: those of a pack, else the one that is all of it.
+    /// True where the sample has a target.
+    pub fn has_target(&self) -> bool {
+        match (&self.pack, &self.weights) {
+            // Without a pack and weights a label after the first is enough. Rows are long, and this is asked of all.
+            (None, None) => self.labels.iter().skip(1).any(|label| *label != IGNORE),
+            _ => self.targets().next().is_some(),
+        }
+    }
+
+    /// The segments of a pack; for a single row, one segment that is all of it.
     pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         let packed = self.pack.iter().flat_map(|pack| pack.segments.iter().cloned());
         let whole = self.pack.is_none().then(|| Segment::whole(0..self.len() as u32));
@@ -50,7 +60,7 @@ impl Sample {
         self.pack.as_ref().map_or(1, |pack| pack.rows.len())
     }
 
-    /// Tokens of its longest row, a shared prompt included: the positions that a model needs for it.
+    /// Number of tokens of its longest row, a shared prompt included: the positions that a model needs.
     pub fn longest_row(&self) -> usize {
         self.segments().map(|segment| segment.row_len() as usize).max().unwrap_or(0)
     }
@@ -65,8 +75,8 @@ impl Sample {
         self.input_ids.is_empty()
     }
 
-    /// The rows of a pack, each by itself as if it had never been packed (but for the label of its first token,
-    /// which is no target). A row by itself is its own only row.
+    /// The rows of a pack as if they had never been packed, except that the label of a row's first token is masked. For a
+    /// single row, the row.
     pub fn unpack(&self) -> Vec<Sample> {
         let Some(pack) = &self.pack else { return vec![self.clone()] };
         let copies = |i: usize| {
@@ -76,7 +86,7 @@ impl Sample {
         let row = |(id, tokens): (&RowId, Vec<usize>)| {
             let weight = |&i: &usize| match self.labels[i] {
                 IGNORE => 0.0,
-                // A shared token weighs as much as it does in all of its rows together.
+                // The weight of a shared token is the sum of its weights in all of its rows.
                 _ => self.weights.as_ref().map_or(1.0, |weights| weights[i]) / copies(i),
             };
             Sample {
@@ -92,7 +102,7 @@ impl Sample {
     }
 }
 
-/// A weight column only where some weight is neither 0 nor 1.
+/// A weight column, where some weight is neither 0 nor 1.
 pub(crate) fn column(weights: Vec<f32>) -> Option<Vec<f32>> {
     weights.iter().any(|w| *w != 0.0 && *w != 1.0).then_some(weights)
 }

@@ -1,17 +1,17 @@
-//! Bytes to raw rows: JSON Lines, JSON, CSV and TSV, plain or compressed, Parquet and Arrow, found by content and read
-//! as a stream; one file, or several one after the other.
+//! Sources of rows: JSON Lines, JSON, CSV and TSV, plain or compressed, Parquet and Arrow. A source is one
+//! file or several files in order, read as a stream; formats are detected by content.
 //!
-//! A row is cut out of the stream before it is parsed. So a row that is broken is one bad row with its
-//! place, never the end of the file, and the parsing itself runs in parallel ([`crate::pipeline`]).
+//! Rows are separated before they are parsed. A malformed row is therefore one bad row with its position, not
+//! the end of the file, and parsing runs in parallel ([`crate::pipeline`]).
 //!
-//! | first bytes | taken as |
+//! | first bytes | read as |
 //! |---|---|
-//! | `1f 8b` / `28 b5 2f fd` | gzip / zstd around any of the others |
-//! | `PAR1` / `ARROW1`, `ff ff ff ff` | Parquet / Arrow ([`columnar`]) |
-//! | any other, in a `.csv` or `.tsv` file | records under a line of names |
+//! | `1f 8b` / `28 b5 2f fd` | gzip / zstd around any of the formats below except Parquet and Arrow |
+//! | `PAR1` / `ARROW1`, `ff ff ff ff` | Parquet / Arrow ([`ColumnarFile`]) |
+//! | any other, in a `.csv` or `.tsv` file | records below a header line |
 //! | `[` | a JSON array, one row per element |
-//! | `{`, and the first line is a whole object | JSON Lines; an object with a list under `data`, `rows` or `train`, alone in its file, is a JSON file |
-//! | `{`, and the first line ends inside it | a JSON object with a list under `data`, `rows` or `train` |
+//! | `{`, and the first line is a complete object | JSON Lines; a single object with a list under `data`, `rows` or `train` is a JSON file |
+//! | `{`, and the first line ends inside the object | a JSON object with a list under `data`, `rows` or `train` |
 //! | anything else in a `.jsonl` or `.ndjson` file, or before a line that starts with `{` | JSON Lines with bad rows |
 
 mod arrow_json;
@@ -29,7 +29,8 @@ mod sniff;
 mod stream;
 
 pub use arrow_json::{column_names, fields};
-pub use columnar::ColumnarFile;
+pub(crate) use arrow_json::{fails, is_json};
+pub use columnar::{ColumnarFile, Projection};
 pub use hash::{FileHash, SourceHash};
 pub use raw::{Content, MAX_ROW_BYTES, RawRow};
 pub use record::Header;
@@ -50,10 +51,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use stream::{Broken, Stream};
 
-/// A source of rows, read once from front to back: a file, or several one after the other.
+/// A source of rows, one file or several in order, read once from start to end.
 pub struct Source {
     name: Arc<Path>,
-    /// The file that is being read; none after the last.
+    /// The file being read; `None` after the last.
     current: Option<OpenFile>,
     /// The files after it.
     rest: VecDeque<PathBuf>,
@@ -61,27 +62,29 @@ pub struct Source {
     read: Vec<FileHash>,
     size: u64,
     bytes_read: Arc<AtomicU64>,
-    /// Rows handed out.
+    /// Selects columns of Parquet files; `None` reads all.
+    projection: Option<Projection>,
+    /// Rows returned so far.
     row: u64,
     /// True after the last row, and after an error.
     ended: bool,
 }
 
 impl Source {
-    /// Opens a file and finds its framing.
+    /// Opens a file and detects its framing.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be read; [`Error::Source`] where it is empty or of no known framing.
+    /// [`Error::Io`] if it cannot be read; [`Error::Source`] if it is empty or its format is not recognised.
     pub fn open(path: impl AsRef<Path>) -> Result<Source> {
         let path = path.as_ref();
         Source::of(path, [path.to_path_buf()])
     }
 
-    /// Opens files that are one source under a name of its own. They need not have the same framing.
+    /// Opens several files as one source with its own name. Their formats may differ.
     ///
     /// # Errors
-    /// As [`Source::open`] for the first of them; [`Error::Io`] where one of the others is not there;
-    /// [`Error::Source`] where there is none.
+    /// As [`Source::open`] for the first file; [`Error::Io`] if another is missing; [`Error::Source`] if the
+    /// list is empty or names a folder.
     pub fn of(name: impl AsRef<Path>, files: impl IntoIterator<Item = PathBuf>) -> Result<Source> {
         let name: Arc<Path> = Arc::from(name.as_ref());
         let mut rest: VecDeque<PathBuf> = files.into_iter().collect();
@@ -101,7 +104,7 @@ impl Source {
             return Err(source_error(&name, "there are no files", "name at least one file of rows"));
         };
         let bytes_read = Arc::new(AtomicU64::new(0));
-        let current = OpenFile::open(&first, &bytes_read)?;
+        let current = OpenFile::open(&first, &bytes_read, None)?;
         Ok(Source {
             name,
             current: Some(current),
@@ -109,22 +112,36 @@ impl Source {
             read: Vec::new(),
             size,
             bytes_read,
+            projection: None,
             row: 0,
             ended: false,
         })
     }
 
-    /// How the rows of the file that is being read are laid out; `None` after the last.
+    /// The framing of the file being read; `None` after the last.
     pub fn framing(&self) -> Option<Framing> {
         self.current.as_ref().map(|file| file.framing)
     }
 
-    /// The length of all files together in bytes, as stored.
+    /// Reads only the selected columns of Parquet files. Call it before the first row: a file whose rows were
+    /// already read in part keeps all of its columns.
+    ///
+    /// # Errors
+    /// As [`ColumnarFile::project`].
+    pub fn project(&mut self, projection: Projection) -> Result<()> {
+        if let Some(OpenFile { reader: Reader::Columns(columns), .. }) = &mut self.current {
+            columns.file.project(&projection)?;
+        }
+        self.projection = Some(projection);
+        Ok(())
+    }
+
+    /// Total size of all files in bytes, as stored.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// A counter of the stored bytes read so far, for progress.
+    /// The number of stored bytes read so far, for progress displays.
     pub fn bytes_read(&self) -> Arc<AtomicU64> {
         self.bytes_read.clone()
     }
@@ -132,9 +149,9 @@ impl Source {
     /// The next row, or `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Io`] where reading or decompressing fails; [`Error::Source`] where the structure around the
-    /// rows is broken, or a file has none. Rows that are broken in themselves are returned with the reason in
-    /// [`RawRow::content`].
+    /// [`Error::Io`] if reading or decompressing fails; [`Error::Source`] if the structure around the rows is
+    /// malformed or a file has no rows. A malformed row is not an error here: it is returned with the reason
+    /// in [`RawRow::content`].
     pub fn next_row(&mut self) -> Result<Option<RawRow>> {
         if self.ended {
             return Ok(None);
@@ -157,16 +174,16 @@ impl Source {
                 return Err(empty(&path));
             }
             let Some(next) = self.rest.pop_front() else { return Ok(None) };
-            let next = OpenFile::open(&next, &self.bytes_read)?;
+            let next = OpenFile::open(&next, &self.bytes_read, self.projection.as_ref())?;
             self.read.extend(self.current.replace(next).map(OpenFile::finish).transpose()?);
         }
         Ok(None)
     }
 
-    /// Reads what is left and returns the hash of the whole source.
+    /// Reads the remaining bytes and returns the hash of the whole source.
     ///
     /// # Errors
-    /// [`Error::Io`] where reading fails.
+    /// [`Error::Io`] if reading fails.
     pub fn finish(self) -> Result<SourceHash> {
         let mut files = self.read;
         files.extend(self.current.map(OpenFile::finish).transpose()?);
@@ -191,7 +208,7 @@ struct OpenFile {
     path: Arc<Path>,
     framing: Framing,
     reader: Reader,
-    /// Rows read.
+    /// Rows returned so far from this file.
     rows: u64,
 }
 
@@ -203,9 +220,13 @@ enum Reader {
 }
 
 impl OpenFile {
-    fn open(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<OpenFile> {
+    fn open(path: &Path, bytes_read: &Arc<AtomicU64>, projection: Option<&Projection>) -> Result<OpenFile> {
         let (framing, reader) = if let Some(kind) = columns_in(path)? {
-            let columns = Columns::new(ColumnarFile::open(path)?, bytes_read.clone());
+            let mut file = ColumnarFile::open(path)?;
+            if let Some(projection) = projection {
+                file.project(projection)?;
+            }
+            let columns = Columns::new(file, bytes_read.clone());
             (Framing::Columns(kind), Reader::Columns(Box::new(columns)))
         } else {
             let stream = Stream::open(path, bytes_read.clone())?;
@@ -220,7 +241,7 @@ impl OpenFile {
         Ok(OpenFile { path: Arc::from(path), framing, reader, rows: 0 })
     }
 
-    /// The next row and its size, with its line where there are lines.
+    /// The next row as `(line, content, size in bytes)`; `line` is `None` in formats without lines.
     fn next(&mut self) -> Result<Option<(Option<u64>, Result<Content, String>, usize)>> {
         let next = match &mut self.reader {
             Reader::Lines(lines) => {

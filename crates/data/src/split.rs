@@ -1,15 +1,14 @@
-//! Holding out a part of the rows.
+//! Training rows and held-out rows.
 
 use crate::Sample;
 use std::collections::BTreeMap;
 
 /// Splits samples into those to train on and those held out, both in their order.
 ///
-/// Rows with the same prompt go together: a model that has learned one reply to a prompt is no stranger to the
-/// prompt, and its loss on another reply would flatter it. Prompts are drawn by a hash of the seed and the
-/// number of their first row, until `fraction` of the rows (rounded; at least one and never all where there are two or more) is held out; a
-/// prompt with more rows than are still wanted is passed over. Where one prompt has all rows, they are drawn
-/// one by one.
+/// Rows with the same prompt stay together: a model that has learned one reply to a prompt knows the prompt, and its loss
+/// on another reply would be too low. Prompts are drawn by a hash of the seed and the number of their first row, until
+/// `fraction` of the rows (rounded; of two or more rows at least one, and never all) is held out; a prompt with more rows
+/// than are still wanted is skipped. Where all rows have one prompt, rows are drawn one by one.
 pub fn split(samples: Vec<Sample>, fraction: f64, seed: u64) -> (Vec<Sample>, Vec<Sample>) {
     let n = samples.len();
     let mut wanted = (fraction.clamp(0.0, 1.0) * n as f64).round() as usize;
@@ -29,7 +28,7 @@ pub fn split(samples: Vec<Sample>, fraction: f64, seed: u64) -> (Vec<Sample>, Ve
             group.iter().for_each(|&i| held[i] = true);
         }
     }
-    // Every prompt has more rows than are wanted: one must go all the same, and the smallest overshoots least.
+    // Every prompt has more rows than are wanted: the smallest exceeds that least.
     if count == 0
         && wanted > 0
         && let Some(group) = groups.iter().min_by_key(|g| g.len())
@@ -43,7 +42,7 @@ pub fn split(samples: Vec<Sample>, fraction: f64, seed: u64) -> (Vec<Sample>, Ve
     (train, test)
 }
 
-/// Indices of the samples of each prompt, in order of appearance. A sample without a prompt is by itself.
+/// Indices of the samples of each prompt, in order of appearance. A sample without a prompt is a group of its own.
 fn by_prompt(samples: &[Sample]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut known: BTreeMap<&[u32], usize> = BTreeMap::new();

@@ -1,7 +1,8 @@
-//! Chat templates: a conversation to text as transformers 5 renders it, and to spans by proof (MASKING.md).
+//! Chat templates: conversations to text, as transformers 5 renders them, with spans that are proven
+//! (MASKING.md).
 //!
-//! A template is compiled once and used from many threads. It is untrusted: it has no files, bounded fuel and
-//! bounded output.
+//! A template is compiled once and used from many threads. It is untrusted: it has no access to files, and
+//! its work and output are bounded.
 
 mod blind;
 mod compiled;
@@ -12,6 +13,7 @@ mod options;
 mod proof;
 mod python;
 mod renderer;
+mod rewrite;
 mod shape;
 mod spans;
 mod tile;

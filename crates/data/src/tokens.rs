@@ -1,14 +1,14 @@
-//! Rendered text to tokens: ids, the bytes that each token stands for, and its origin.
+//! Rendered text to tokens: ids, the bytes that each token covers, and its origin.
 //!
-//! The rules are MASKING.md's, "The boundary between prompt and response". With `boundary: split` they hold
-//! by construction: the text is cut at the start of each response, the prompt goes through the tokenizer
-//! exactly as it does at inference, and the response goes through it as the continuation of a text (no
-//! second BOS, no second prefix space: tokens/stages.rs says how). The halves are normalised apart. That is the
-//! only way to keep both promises where a normalizer would merge characters across the cut (`cafe` and a
-//! combining accent under NFC): the prompt's ids are then still those of the prompt alone.
+//! The rules are those of MASKING.md, "The boundary between prompt and response". With `boundary: split` they
+//! hold by construction. The text is cut at the start of each response. The prompt is tokenised exactly as at
+//! inference, and the response as the continuation of a text: without a second BOS and without a second
+//! prefix space (tokens/stages.rs). The parts are normalised separately, since a normalizer may merge
+//! characters across the cut (`cafe` and a combining accent under NFC): the ids of the prompt are still those
+//! of the prompt alone.
 //!
-//! Where the cut falls on the edge of an added token, or where no token straddles a white-space boundary
-//! anyway, split and joint tokenisation are the same.
+//! Split and joint tokenisation are equal if the cut is at the edge of an added token, or if no token
+//! straddles it.
 
 mod added;
 mod alphabet;

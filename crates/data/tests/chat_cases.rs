@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::{BOS, EOS, Scratch, byte_tokenizer, codes, kept, outcomes};
+use common::{BOS, EOS, Scratch, byte_tokenizer, codes, kept, outcomes, pipeline_of, with_template};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use suasion_data::policy::Supervise;
 use suasion_data::template::ChatTemplate;
-use suasion_data::{IGNORE, Kept, Origin, Outcome, Pipeline, Policy, Section};
+use suasion_data::{IGNORE, Kept, Origin, Outcome, Policy, Section};
 
 const CHATML: &str = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<|end|>' + '\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
@@ -15,14 +16,13 @@ const CHATML: &str = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['conte
 /// The outcomes of rows under a template whose stop token is `<|end|>`.
 fn run(template: &str, rows: &[Value], policy: &Policy) -> Vec<Outcome> {
     let tokenizer = byte_tokenizer(false);
-    let template = ChatTemplate::new(template, Some("<|bos|>"), Some("<|end|>")).unwrap();
+    let template: Arc<ChatTemplate> =
+        ChatTemplate::new(template, Some("<|bos|>"), Some("<|end|>")).unwrap().into();
     let scratch = Scratch::new();
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let path = scratch.file("rows.jsonl", lines);
     let policy = Policy { on_bad_row: suasion_data::policy::OnBadRow::Skip, ..policy.clone() };
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
-    pipeline.template = Some(&template);
-    outcomes(&pipeline, &path).0
+    outcomes(&with_template(&pipeline_of(Some(&tokenizer), &policy), &template), &path).0
 }
 
 fn text(ids: &[u32]) -> String {
@@ -431,12 +431,11 @@ fn the_date_of_the_day_is_part_of_the_fingerprint() {
     let row = chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]));
     let path = scratch.file("rows.jsonl", row.to_string());
     let plain = scratch.file("plain.jsonl", json!({"prompt": "q", "completion": "a"}).to_string());
-    let dated =
-        ChatTemplate::new(&format!("{{{{ strftime_now('%Y-%m-%d') }}}}{CHATML}"), None, None).unwrap();
-    let timeless = ChatTemplate::new(CHATML, None, None).unwrap();
-    let date = |template: &ChatTemplate, path, policy: &Policy| {
-        let mut pipeline = Pipeline::new(Some(&tokenizer), policy);
-        pipeline.template = Some(template);
+    let dated: Arc<ChatTemplate> =
+        ChatTemplate::new(&format!("{{{{ strftime_now('%Y-%m-%d') }}}}{CHATML}"), None, None).unwrap().into();
+    let timeless: Arc<ChatTemplate> = ChatTemplate::new(CHATML, None, None).unwrap().into();
+    let date = |template: &Arc<ChatTemplate>, path, policy: &Policy| {
+        let pipeline = with_template(&pipeline_of(Some(&tokenizer), policy), template);
         let (samples, summary) = pipeline.samples(path).unwrap();
         (text(&samples[0].input_ids)[..10].to_string(), summary)
     };
@@ -449,8 +448,7 @@ fn the_date_of_the_day_is_part_of_the_fingerprint() {
     assert_eq!((written.as_str(), summary.template_date.as_ref()), ("2024-02-29", None));
     assert_eq!(summary.pinned(&pinned), pinned);
     assert_eq!(date(&timeless, &path, &Policy::default()).1.template_date, None);
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &pinned);
-    pipeline.template = Some(&dated);
+    let pipeline = with_template(&pipeline_of(Some(&tokenizer), &pinned), &dated);
     assert_eq!(pipeline.samples(&plain).unwrap().1.template_date, None);
 }
 

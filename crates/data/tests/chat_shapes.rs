@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{golden_stops, material};
+use common::{Goldens, golden_stops, goldens, material};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -27,21 +27,19 @@ fn options() -> TemplateOptions {
 }
 
 /// The templates of the goldens with their stop texts.
-fn templates(material: &Path) -> BTreeMap<String, (ChatTemplate, Stops)> {
-    let meta = std::fs::read_to_string(material.join("goldens/template_meta.json")).unwrap();
-    let meta: Value = serde_json::from_str(&meta).unwrap();
+fn templates(folder: &Goldens) -> BTreeMap<String, (Arc<ChatTemplate>, Stops)> {
+    let meta = folder.json("goldens/template_meta.json");
     let one = |(name, meta): (&String, &Value)| {
-        let source = std::fs::read_to_string(material.join("templates").join(name)).unwrap();
+        let source = folder.text(&format!("templates/{name}"));
         let (bos, eos) = (meta["bos_token"].as_str(), meta["eos_token"].as_str());
-        let stops = golden_stops(name, eos.unwrap());
-        (name.clone(), (ChatTemplate::new(&source, bos, eos).unwrap(), stops))
+        let stops = golden_stops(name, meta);
+        (name.clone(), (Arc::new(ChatTemplate::new(&source, bos, eos).unwrap()), stops))
     };
     meta["templates"].as_object().unwrap().iter().map(one).collect()
 }
 
-fn goldens(material: &Path) -> Vec<Conversation> {
-    let all = std::fs::read_to_string(material.join("goldens/template_conversations.json")).unwrap();
-    let all: Map<String, Value> = serde_json::from_str(&all).unwrap();
+fn golden_conversations(folder: &Goldens) -> Vec<Conversation> {
+    let all = folder.json("goldens/template_conversations.json");
     let one = |value: &Value| {
         let messages: Vec<Map<String, Value>> = serde_json::from_value(value["messages"].clone()).unwrap();
         Conversation {
@@ -52,7 +50,7 @@ fn goldens(material: &Path) -> Vec<Conversation> {
             ..Conversation::default()
         }
     };
-    all.values().map(one).collect()
+    all.as_object().unwrap().values().map(one).collect()
 }
 
 /// The first conversations of a data set.
@@ -78,9 +76,8 @@ fn words(chat: suasion_data::Result<Chat>) -> Result<Chat, String> {
 }
 
 /// Asserts it of each conversation; how many there are, and how many of them have a proof.
-fn check(name: &str, template: &ChatTemplate, stops: &Stops, all: &[Conversation]) -> (usize, usize) {
-    let policy = Policy::default();
-    let fresh = || ChatRenderer::new(template, &policy, stops, &options());
+fn check(name: &str, template: &Arc<ChatTemplate>, stops: &Stops, all: &[Conversation]) -> (usize, usize) {
+    let fresh = || ChatRenderer::new(template.clone(), Policy::default(), stops, &options());
     let (warm, threads) = (fresh(), fresh());
     let first: Vec<_> = all.iter().map(|c| words(warm.spans(id(), c))).collect();
     let again: Vec<_> = all.iter().rev().map(|c| words(warm.spans(id(), c))).rev().collect();
@@ -104,27 +101,29 @@ fn check(name: &str, template: &ChatTemplate, stops: &Stops, all: &[Conversation
 
 #[test]
 fn of_the_golden_conversations() {
-    let Some(material) = material() else { return };
-    let all = goldens(&material);
-    let (mut rows, mut solved) = (0, 0);
-    for (name, (template, stops)) in templates(&material) {
-        let (n, ok) = check(&name, &template, &stops, &all);
-        (rows, solved) = (rows + n, solved + ok);
+    for folder in goldens() {
+        let all = golden_conversations(&folder);
+        let (mut rows, mut solved) = (0, 0);
+        for (name, (template, stops)) in templates(&folder) {
+            let (n, ok) = check(&name, &template, &stops, &all);
+            (rows, solved) = (rows + n, solved + ok);
+        }
+        println!("{rows} conversations, {solved} with a proof");
+        assert!(solved > folder.expect(500, 850), "{solved}");
     }
-    println!("{rows} conversations, {solved} with a proof");
-    assert!(solved > 850, "{solved}");
 }
 
 #[test]
 fn of_the_data_sets() {
     let Some(material) = material() else { return };
+    let folder = Goldens { dir: material.clone(), ours: false };
     let mut files: Vec<_> =
         std::fs::read_dir(material.join("datasets")).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     let sets: Vec<Vec<Conversation>> = files.iter().map(|path| conversations(path, 80)).collect();
     let all: Vec<Conversation> = sets.into_iter().flatten().collect();
     assert!(all.len() > 500, "{}", all.len());
-    let templates = templates(&material);
+    let templates = templates(&folder);
     let (mut rows, mut solved) = (0, 0);
     for name in [
         "trl/qwen2_5.jinja",

@@ -7,7 +7,7 @@ use common::Scratch;
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use suasion_data::prepared::columnar::{ArrowStreamSink, Columns, ParquetSink};
+use suasion_data::prepared::columnar::{ColumnSink, Columns};
 use suasion_data::prepared::folder;
 use suasion_data::prepared::{Boundaries, Record, Rows};
 use suasion_data::source::{ColumnarFile, Kind, Saved, fields, kind, saved_dataset};
@@ -100,7 +100,7 @@ fn what_has_no_json_form_is_refused_by_name() {
     let mut file = ColumnarFile::open(fixtures().join("refused.arrow")).unwrap();
     let batch = file.next_batch().unwrap().unwrap();
     for (column, message) in [
-        (1, "column \"inf\": inf is no finite number"),
+        (1, "column \"inf\": inf is not a finite number"),
         (
             2,
             "column \"span\": its type Interval(MonthDayNano) has no JSON form; leave the column out or cast it",
@@ -162,10 +162,10 @@ fn broken_dataset_folders_are_refused() {
     for (state, message) in [
         ("[", "is not JSON"),
         (r#"{"_data_files": []}"#, "has no files"),
-        (r#"{"_data_files": [{"filename": "gone.arrow"}]}"#, "\"gone.arrow\" is not there"),
-        (r#"{"_data_files": [{"filename": "../state.json"}]}"#, "is no file of this folder"),
-        (r#"{"_data_files": [{"filename": "/etc/passwd"}]}"#, "is no file of this folder"),
-        (r#"{"_data_files": [{"name": "state.json"}]}"#, "is no file of this folder"),
+        (r#"{"_data_files": [{"filename": "gone.arrow"}]}"#, "\"gone.arrow\" is missing"),
+        (r#"{"_data_files": [{"filename": "../state.json"}]}"#, "is not a file of this folder"),
+        (r#"{"_data_files": [{"filename": "/etc/passwd"}]}"#, "is not a file of this folder"),
+        (r#"{"_data_files": [{"name": "state.json"}]}"#, "is not a file of this folder"),
         (
             r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": [{"filename": "i.arrow"}]}"#,
             "selected by indices in another file (\"_indices_data_files\")",
@@ -279,8 +279,8 @@ fn all_columns() -> Vec<Columns> {
     all
 }
 
-fn parquet(path: &Path, columns: Columns) -> ParquetSink<AtomicFile> {
-    ParquetSink::new(path, AtomicFile::create(path).unwrap(), columns).unwrap()
+fn parquet(path: &Path, columns: Columns) -> ColumnSink<AtomicFile> {
+    ColumnSink::parquet(path, AtomicFile::create(path).unwrap(), columns).unwrap()
 }
 
 fn write_parquet(path: &Path, made: &[Made], columns: Columns) {
@@ -295,7 +295,7 @@ fn write_folder(target: &Path, made: &[Made], columns: Columns, rows: usize) {
     let shards: Vec<PathBuf> =
         (0..made.chunks(rows).len()).map(|i| scratch.path().join(i.to_string())).collect();
     for (path, made) in shards.iter().zip(made.chunks(rows)) {
-        let mut sink = ArrowStreamSink::new(path, AtomicFile::create(path).unwrap(), columns).unwrap();
+        let mut sink = ColumnSink::arrow(path, AtomicFile::create(path).unwrap(), columns).unwrap();
         made.iter().for_each(|made| sink.write(&made.record(columns)).unwrap());
         sink.finish().unwrap().commit().unwrap();
     }
@@ -368,7 +368,7 @@ fn a_folder_appears_whole_and_replaces_only_a_dataset() {
     assert!(refused(&scratch.file("file", "")).contains("is a file"));
     // Somebody else's dataset is no less a year's work.
     let theirs = refused(&fixtures().join("conversations_saved/train"));
-    assert!(theirs.contains("a dataset that suasion has not prepared"), "{theirs}");
+    assert!(theirs.contains("a dataset that suasion did not prepare"), "{theirs}");
 }
 
 #[test]
@@ -423,7 +423,10 @@ fn a_cut_file_is_refused_wherever_it_is_cut() {
         for length in (8..bytes.len()).step_by(1 + bytes.len() / 150).chain(bytes.len() - 12..bytes.len()) {
             let cut = scratch.file("cut", &bytes[..length]);
             let message = read(&cut).expect_err("a cut file was read to its end");
-            assert!(message.contains("cut: the ") && message.contains("is cut or broken"), "{message}");
+            assert!(
+                message.contains("cut: the ") && message.contains("is truncated or malformed"),
+                "{message}"
+            );
         }
     }
 }

@@ -108,7 +108,7 @@ fn fields_that_are_missing_null_or_of_a_wrong_type() {
         "\"full_text\" is an object, not a string"
     );
     let (message, help) = error(r#"{"id": 1, "prompt": "x", "chosen": "y"}"#);
-    assert_eq!(message, "the row is of no known format; it has \"id\", \"prompt\", \"chosen\"");
+    assert_eq!(message, "the row is not in a known format; it has \"id\", \"prompt\", \"chosen\"");
     assert_eq!(
         help,
         "the row is {\"id\": 1, \"prompt\": \"x\", \"chosen\": \"y\"}\n\

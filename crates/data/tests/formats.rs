@@ -2,10 +2,13 @@
 
 mod common;
 
-use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
+use common::{
+    EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, outcomes, pipeline_of, with_template,
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use suasion_data::example::Conversation;
 use suasion_data::example::{Body, Example, TextPiece};
 use suasion_data::policy::{Format, OnBadRow, Policy, Supervise};
@@ -13,7 +16,7 @@ use suasion_data::source::Row;
 use suasion_data::source::Source;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Error, IGNORE, Kept, Outcome, Pipeline, RowId};
+use suasion_data::{Error, IGNORE, Kept, Outcome, RowId};
 
 fn read(row: Value, format: Format) -> Result<Body, Error> {
     let id = RowId::new(Path::new("data.jsonl"), 481, Some(482));
@@ -258,7 +261,7 @@ fn alpaca_rows_are_text_or_a_conversation() {
     );
     let tokenizer = byte_tokenizer(false);
     let policy = Policy::default();
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let mut pipeline = pipeline_of(Some(&tokenizer), &policy);
     pipeline.keep_text = true;
     let (all, _) = outcomes(&pipeline, &path);
     let text = |i: usize| kept(&all, i).text.clone().unwrap();
@@ -288,7 +291,7 @@ fn alpaca_rows_are_text_or_a_conversation() {
     assert!(all.iter().all(|o| codes(o).is_empty()));
 
     let last = Policy { supervise: Supervise::Last, ..Policy::default() };
-    let (all, _) = outcomes(&Pipeline::new(Some(&tokenizer), &last), &path);
+    let (all, _) = outcomes(&pipeline_of(Some(&tokenizer), &last), &path);
     let mut runs: Vec<char> = kept(&all, 2).sample.origins.iter().map(|o| o.letter()).collect();
     runs.dedup();
     assert_eq!(runs.into_iter().collect::<String>(), "SBCBCBKBRE");
@@ -316,7 +319,7 @@ fn segments_say_of_themselves_what_is_learned() {
     let path = s.file("rows.jsonl", rows.map(|row| format!("{row}\n")).concat());
     let tokenizer = byte_tokenizer(false);
     let policy = Policy { on_bad_row: OnBadRow::Skip, ..Policy::default() };
-    let (all, summary) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
+    let (all, summary) = outcomes(&pipeline_of(Some(&tokenizer), &policy), &path);
     let letters = |i: usize| kept(&all, i).sample.origins.iter().map(|o| o.letter()).collect::<String>();
     assert_eq!(letters(0), "ORRE");
     assert_eq!(kept(&all, 0).sample.weights, Some(vec![0.0, 1.0, 0.5, 0.5]));
@@ -378,11 +381,11 @@ fn errors_name_the_message() {
         ),
         (
             json!({"conversations": [{"from": "function_call", "value": "f(x)"}]}),
-            "conversations[0] has a tool call that is no JSON: expected ident at line 1 column 2",
+            "conversations[0] has a tool call that is not JSON: expected ident at line 1 column 2",
         ),
         (
             json!({"messages": [user], "tools": "x"}),
-            "\"tools\" is a string that is no JSON: expected value at line 1 column 1",
+            "\"tools\" is a string that is not JSON: expected value at line 1 column 1",
         ),
         (json!({"messages": [user], "tools": [1]}), "tools[0] is a number, not an object"),
         (
@@ -394,7 +397,10 @@ fn errors_name_the_message() {
             "the row has the fields of two formats: messages and instruction+output",
         ),
         (json!({"instruction": "x", "output": null}), "\"output\" is null"),
-        (json!({"instruction": "x", "output": "y", "history": [["a"]]}), "history[0] is no pair of strings"),
+        (
+            json!({"instruction": "x", "output": "y", "history": [["a"]]}),
+            "history[0] is not a pair of strings",
+        ),
     ] {
         assert_eq!(error(row), message);
     }
@@ -408,23 +414,40 @@ fn a_conversation_without_a_template_ends_the_run() {
     let row = json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]});
     let path = s.file("rows.jsonl", row.to_string());
     let tokenizer = byte_tokenizer(false);
-    let e = Pipeline::new(Some(&tokenizer), &Policy::default()).samples(&path).unwrap_err();
+    let e = pipeline_of(Some(&tokenizer), &Policy::default()).samples(&path).unwrap_err();
     assert!(e.to_string().contains("is a conversation, and the model folder has no chat template"), "{e}");
     assert!(e.help().unwrap().contains("chat_template.jinja"));
 }
 
-/// What each file of the material becomes: rows of (text, alpaca, chat, error), and one of the errors.
+/// What a file becomes: rows of (text, alpaca, chat, error), and one of the errors.
 type Counts = (usize, usize, usize, usize);
 
 #[test]
-fn every_row_of_the_material_is_an_example_or_a_named_error() {
-    let Some(material) = material() else { return };
-    let expected: BTreeMap<&str, (Counts, &str)> = BTreeMap::from([
+fn every_row_of_the_goldens_is_an_example_or_a_named_error() {
+    goldens().iter().for_each(every_row_is_an_example_or_a_named_error);
+}
+
+fn every_row_is_an_example_or_a_named_error(folder: &Goldens) {
+    let ours: BTreeMap<&str, (Counts, &str)> = BTreeMap::from([
+        ("alpaca.json", ((0, 8, 0, 0), "")),
+        ("dialogue.csv", ((0, 0, 0, 8), "of no known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\"")),
+        ("feedback.json", ((0, 0, 5, 3), "its \"label\" is false")),
+        ("messages.jsonl", ((0, 0, 20, 0), "")),
+        ("messages_tools.jsonl", ((0, 0, 12, 0), "")),
+        ("parts_loss_weight.jsonl", ((0, 0, 8, 0), "")),
+        ("preferences.jsonl", ((8, 0, 0, 0), "")),
+        ("prompt_completion.jsonl", ((22, 0, 0, 0), "")),
+        ("seed_tasks.jsonl", ((0, 0, 0, 8), "of no known format")),
+        ("sharegpt_tools.json", ((0, 0, 9, 0), "")),
+        ("threads.jsonl", ((0, 0, 0, 8), "of no known format")),
+        ("trees.jsonl", ((0, 0, 0, 8), "of no known format")),
+    ]);
+    let material: BTreeMap<&str, (Counts, &str)> = BTreeMap::from([
         ("alpaca_en_demo.json", ((0, 599, 0, 0), "")),
         ("bfcl_live_multiple_messages.jsonl", ((0, 0, 632, 0), "")),
         ("cmv_messages.jsonl", ((0, 0, 123, 0), "")),
         ("cmv_prompt_completion.jsonl", ((123, 0, 0, 0), "")),
-        ("cmv_threads.jsonl", ((0, 0, 0, 123), "of no known format")),
+        ("cmv_threads.jsonl", ((0, 0, 0, 123), "not in a known format")),
         ("dpo_sharegpt_multiturn.json", ((0, 0, 180, 0), "")),
         ("glaive_messages_tools.jsonl", ((0, 0, 180, 0), "")),
         ("glaive_toolcall_sharegpt.json", ((0, 0, 180, 0), "")),
@@ -433,21 +456,22 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
         ("hh_harmless_messages.jsonl", ((0, 0, 1387, 0), "")),
         ("kto_messages_label.json", ((0, 0, 85, 95), "its \"label\" is false")),
         ("oasst_en_100_messages.jsonl", ((0, 0, 60, 0), "")),
-        ("oasst_en_100_trees.jsonl", ((0, 0, 0, 60), "of no known format")),
+        ("oasst_en_100_trees.jsonl", ((0, 0, 0, 60), "not in a known format")),
         (
             "p4g_full_dialog.csv",
-            ((0, 0, 0, 12563), "of no known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\""),
+            ((0, 0, 0, 12563), "not in a known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\""),
         ),
         ("p4g_messages.jsonl", ((0, 0, 610, 0), "")),
         ("persuasiontrace_messages.jsonl", ((0, 0, 267, 0), "")),
         ("reason_tool_use_parts.jsonl", ((0, 0, 30, 0), "")),
         ("sharegpt_dummy_conversation.json", ((0, 0, 300, 0), "")),
-        ("stanford_seed_tasks.jsonl", ((0, 0, 0, 105), "of no known format")),
+        ("stanford_seed_tasks.jsonl", ((0, 0, 0, 105), "not in a known format")),
         ("ukp_convarg_pairs.jsonl", ((7150, 0, 0, 0), "")),
         ("v1_sft_parts_loss_weight.jsonl", ((0, 0, 300, 0), "")),
     ]);
+    let expected = folder.expect(ours, material);
     let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(material.join("datasets")).unwrap() {
+    for entry in std::fs::read_dir(folder.dir.join("datasets")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let mut source = Source::open(&path).unwrap();
@@ -485,10 +509,13 @@ fn every_row_of_the_material_is_an_example_or_a_named_error() {
 
 /// Two spellings of one data set are one.
 #[test]
-fn glaive_is_the_same_in_both_spellings() {
-    let Some(material) = material() else { return };
+fn sharegpt_and_openai_spellings_are_the_same() {
+    goldens().iter().for_each(both_spellings_are_the_same);
+}
+
+fn both_spellings_are_the_same(folder: &Goldens) {
     let read = |name: &str| {
-        let mut source = Source::open(material.join("datasets").join(name)).unwrap();
+        let mut source = Source::open(folder.dir.join("datasets").join(name)).unwrap();
         let mut all = Vec::new();
         while let Some(raw) = source.next_row().unwrap() {
             match Example::from_row(Row::parse(raw).unwrap(), Format::Auto).unwrap().body {
@@ -498,8 +525,16 @@ fn glaive_is_the_same_in_both_spellings() {
         }
         all
     };
-    let (sharegpt, openai) = (read("glaive_toolcall_sharegpt.json"), read("glaive_messages_tools.jsonl"));
-    assert_eq!(sharegpt.len(), openai.len());
+    let (sharegpt, openai) = folder.expect(
+        ("sharegpt_tools.json", "messages_tools.jsonl"),
+        ("glaive_toolcall_sharegpt.json", "glaive_messages_tools.jsonl"),
+    );
+    let (sharegpt, mut openai) = (read(sharegpt), read(openai));
+    // ShareGPT has one call a message.
+    let calls =
+        |m: &Map<String, Value>| m.get("tool_calls").map_or(1, |calls| calls.as_array().unwrap().len());
+    openai.retain(|c| c.messages.iter().all(|m| calls(m) == 1));
+    assert_eq!((sharegpt.len(), openai.len()), folder.expect((9, 9), (180, 180)));
     for (a, b) in sharegpt.iter().zip(&openai) {
         assert_eq!((&a.messages, &a.tools), (&b.messages, &b.tools));
     }
@@ -524,10 +559,10 @@ fn conversations_become_samples() {
     ];
     let path = s.file("rows.jsonl", rows.map(|row| format!("{row}\n")).concat());
     let tokenizer = byte_tokenizer(false);
-    let template = ChatTemplate::new(CHATML, None, Some("<|end|>")).unwrap();
+    let template = Arc::new(ChatTemplate::new(CHATML, None, Some("<|end|>")).unwrap());
     let learned = |supervise: Supervise| {
         let policy = Policy { supervise, on_bad_row: OnBadRow::Skip, ..Policy::default() };
-        let pipeline = Pipeline { template: Some(&template), ..Pipeline::new(Some(&tokenizer), &policy) };
+        let pipeline = with_template(&pipeline_of(Some(&tokenizer), &policy), &template);
         let (all, summary) = outcomes(&pipeline, &path);
         assert_eq!(summary.template.as_deref(), Some(template.fingerprint()));
         let row = |outcome: &Outcome| match outcome {
@@ -552,22 +587,33 @@ fn conversations_become_samples() {
     assert_eq!(learned(Supervise::PerMessage)[1], "b*0.5.");
 }
 
-/// Every conversation of the material through a real template is a sample.
+/// Every conversation through a template with tools is a sample.
 #[test]
-fn the_material_goes_through_a_template() {
-    let Some(material) = material() else { return };
-    let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap();
+fn conversations_of_the_goldens_go_through_a_template() {
+    goldens().iter().for_each(conversations_go_through_a_template);
+}
+
+fn conversations_go_through_a_template(folder: &Goldens) {
+    let tokenizer = Arc::new(Tokenizer::from_dir(&folder.dir.join("tokenizers/qwen2_5")).unwrap());
     let s = Scratch::new();
-    s.file("chat_template.jinja", std::fs::read(material.join("templates/trl/qwen2_5.jinja")).unwrap());
-    let template = ChatTemplate::from_dir(s.dir.path(), None, Some("<|im_end|>")).unwrap().unwrap();
+    let template = folder.expect("templates/tools.jinja", "templates/trl/qwen2_5.jinja");
+    s.file("chat_template.jinja", folder.text(template));
+    let template = Arc::new(ChatTemplate::from_dir(s.dir.path(), None, Some("<|im_end|>")).unwrap().unwrap());
     let policy = Policy {
         on_bad_row: OnBadRow::Skip,
         max_length: None,
         stop_tokens: vec!["<|im_end|>".into()],
         ..Policy::default()
     };
-    let pipeline = Pipeline { template: Some(&template), ..Pipeline::new(Some(&tokenizer), &policy) };
-    for name in [
+    let pipeline = with_template(&pipeline_of(Some(&tokenizer), &policy), &template);
+    let ours = [
+        "alpaca.json",
+        "messages.jsonl",
+        "messages_tools.jsonl",
+        "parts_loss_weight.jsonl",
+        "sharegpt_tools.json",
+    ];
+    let material = [
         "alpaca_en_demo.json",
         "bfcl_live_multiple_messages.jsonl",
         "cmv_messages.jsonl",
@@ -579,8 +625,9 @@ fn the_material_goes_through_a_template() {
         "reason_tool_use_parts.jsonl",
         "sharegpt_dummy_conversation.json",
         "v1_sft_parts_loss_weight.jsonl",
-    ] {
-        let (all, summary) = outcomes(&pipeline, &material.join("datasets").join(name));
+    ];
+    for name in folder.expect(&ours[..], &material[..]) {
+        let (all, summary) = outcomes(&pipeline, &folder.dir.join("datasets").join(name));
         println!(
             "{name}: {} kept, {} dropped, {} failed",
             summary.kept,
@@ -594,9 +641,26 @@ fn the_material_goes_through_a_template() {
 }
 
 #[test]
-fn what_rows_of_the_material_lack_is_told_nearest_format_first() {
-    let Some(material) = material() else { return };
-    let cases = [
+fn what_rows_of_no_known_format_lack_is_told_nearest_format_first() {
+    goldens().iter().for_each(each_format_says_what_is_lacking);
+}
+
+fn each_format_says_what_is_lacking(folder: &Goldens) {
+    let ours = [
+        ("trees.jsonl", "{\"tree_id\": \"t0\", ", "prompt_completion lacks \"completion\""),
+        ("threads.jsonl", "{\"id\": \"v0\", \"outcome\": ", "messages lacks \"messages\""),
+        (
+            "dialogue.csv",
+            "{\"Unit\": \"I think planning meals for the week takes the joy out of eati\"..",
+            "messages lacks \"messages\"",
+        ),
+        (
+            "seed_tasks.jsonl",
+            "{\"id\": \"seed_0\", \"name\": \"reply\", \"instruction\": \"Concede what is right, then reframe.\"",
+            "alpaca lacks \"output\"",
+        ),
+    ];
+    let material = [
         (
             "oasst_en_100_trees.jsonl",
             "{\"message_tree_id\": \"054e1df3-",
@@ -614,8 +678,8 @@ fn what_rows_of_the_material_lack_is_told_nearest_format_first() {
             "alpaca lacks \"output\"",
         ),
     ];
-    for (name, row, nearest) in cases {
-        let mut source = Source::open(material.join("datasets").join(name)).unwrap();
+    for (name, row, nearest) in folder.expect(ours, material) {
+        let mut source = Source::open(folder.dir.join("datasets").join(name)).unwrap();
         let raw = source.next_row().unwrap().unwrap();
         let error = Example::from_row(Row::parse(raw).unwrap(), Format::Auto).unwrap_err();
         let lines: Vec<&str> = error.help().unwrap().lines().collect();

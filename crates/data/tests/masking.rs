@@ -3,13 +3,15 @@
 
 mod common;
 
-use common::{BOS, EOS, Scratch, byte_tokenizer, bytes, codes, kept, outcomes};
+use common::{BOS, EOS, Scratch, byte_tokenizer, bytes, codes, kept, outcomes, pipeline_of};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use suasion_data::label::truncate::{Fit, fit};
 use suasion_data::policy::{Boundary, Objective, TruncationMode};
 use suasion_data::render::{self, Rendered, Stops};
-use suasion_data::{IGNORE, Mode, Origin, Outcome, Pipeline, Policy, RowId, Section};
+use suasion_data::tokens::Tokenizer;
+use suasion_data::{IGNORE, Mode, Origin, Outcome, Policy, RowId, Section};
 
 fn id() -> RowId {
     RowId::new(Path::new("data.jsonl"), 0, Some(1))
@@ -189,7 +191,7 @@ fn run(rows: &[(&str, &str)], policy: &Policy, bos: bool) -> Vec<Outcome> {
         .collect();
     let path = s.file("data.jsonl", lines);
     let tokenizer = byte_tokenizer(bos);
-    let mut pipeline = Pipeline::new(Some(&tokenizer), policy);
+    let mut pipeline = pipeline_of(Some(&tokenizer), policy);
     pipeline.mode = Mode::Verify;
     pipeline.keep_text = true;
     outcomes(&pipeline, &path).0
@@ -462,12 +464,11 @@ fn joint_tokens_that_straddle_are_reported() {
     json["model"]["vocab"] =
         serde_json::to_value(BTreeMap::from([("a", 0), ("b", 1), ("c", 2), ("ab", 3), ("!", 4)])).unwrap();
     let config = br#"{"eos_token": "!"}"#;
-    let tokenizer =
-        suasion_data::tokens::Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config)).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config)).unwrap());
     let s = Scratch::new();
     let path = s.file("data.jsonl", "{\"prompt\": \"ca\", \"completion\": \"bc\"}\n");
     let policy = Policy { boundary: Boundary::Joint, ..Policy::default() };
-    let (all, _) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
+    let (all, _) = outcomes(&pipeline_of(Some(&tokenizer), &policy), &path);
     let k = kept(&all, 0);
     assert_eq!((&k.sample.input_ids[..], &k.sample.labels[..]), (&[2, 3, 2, 4][..], &[IGNORE, 3, 2, 4][..]));
     assert_eq!(codes(&all[0]), ["M003:n"]);
@@ -475,7 +476,7 @@ fn joint_tokens_that_straddle_are_reported() {
         k.findings[0].message,
         "token 1 straddles the boundary at byte 2: [3 \"ab\"]; cut there it would be [0 \"a\", 1 \"b\"]"
     );
-    let (all, _) = outcomes(&Pipeline::new(Some(&tokenizer), &Policy::default()), &path);
+    let (all, _) = outcomes(&pipeline_of(Some(&tokenizer), &Policy::default()), &path);
     assert_eq!(kept(&all, 0).sample.input_ids, [2, 0, 1, 2, 4]);
     assert_eq!(codes(&all[0]), [""; 0]);
 }

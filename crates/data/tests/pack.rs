@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, outcomes};
+use common::{EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, outcomes, pipeline_of};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -244,11 +244,13 @@ fn best_fit_decreasing_by_hand() {
 /// (its collator masks them where `position_ids` are 0).
 #[test]
 fn packs_are_trls() {
-    let Some(material) = material() else { return };
-    let text = std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap();
-    let golden: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+    goldens().iter().for_each(packs_equal);
+}
+
+fn packs_equal(folder: &Goldens) {
+    let golden: Vec<Value> = folder
+        .lines("goldens/trl.jsonl")
+        .into_iter()
         .filter(|row| row["case"] == "qwen2_5/pc_text_pack_bfd")
         .collect();
     // Their packs through our reader, as any file of packs.
@@ -265,7 +267,7 @@ fn packs_are_trls() {
         .collect();
     let path = s.file("packs.jsonl", lines.join("\n"));
     let policy = Policy { max_length: Some(512), ..Policy::default() };
-    let pipeline = Pipeline { mode: Mode::Verify, ..Pipeline::new(None, &policy) };
+    let pipeline = Pipeline { mode: Mode::Verify, ..pipeline_of(None, &policy) };
     let (all, _) = outcomes(&pipeline, &path);
     let mut rows: Vec<Sample> = Vec::new();
     let mut expected: Vec<Vec<Vec<u32>>> = Vec::new();
@@ -290,7 +292,7 @@ fn packs_are_trls() {
             Outcome::Failed { error, .. } => panic!("{error}"),
         }
     }
-    assert!(rows.len() > 25);
+    assert!(rows.len() > folder.expect(20, 25));
     // The rows in another order than that of their packs.
     rows.sort_by_key(|row| (row.len() % 7, row.input_ids.clone()));
     rows.iter_mut().zip(0..).for_each(|(row, number)| row.id.row = number);
@@ -309,7 +311,30 @@ fn packs_are_trls() {
     assert_eq!(fill.packs, expected.len() as u64);
 }
 
-/// TRL's own packer on lengths that fill its tree: as many packs, of the same lengths.
+/// Asserts that from rows of these lengths come as many packs as TRL's, of the same lengths.
+fn packs_have_the_lengths_of(mut theirs: Vec<Vec<usize>>, lengths: &[usize]) {
+    let rows = lengths.iter().zip(0..).map(|(&n, number)| row(number, &[1], &vec![2; n - 2], 0.0));
+    let (packs, _) = Packer::new(512, false).pack(rows);
+    let mut ours: Vec<Vec<usize>> =
+        packs.iter().map(|p| p.unpack().iter().map(Sample::len).collect()).collect();
+    for pack in ours.iter_mut().chain(&mut theirs) {
+        pack.sort_unstable();
+    }
+    assert_eq!(ours.len(), theirs.len());
+    ours.sort();
+    theirs.sort();
+    assert_eq!(ours, theirs);
+}
+
+/// TRL's own packer on lengths that fill its tree.
+#[test]
+fn packs_of_many_lengths_are_trls() {
+    let golden = Goldens::repository().json("goldens/packs.json");
+    let lengths: Vec<usize> = serde_json::from_value(golden["lengths"].clone()).unwrap();
+    packs_have_the_lengths_of(serde_json::from_value(golden["seq_lengths"].clone()).unwrap(), &lengths);
+}
+
+/// The same against the TRL of this machine, on other lengths.
 #[test]
 fn packs_are_as_many_as_trls() {
     let Some(python) = suasion_test_support::peers_python() else { return };
@@ -326,18 +351,7 @@ fn packs_are_as_many_as_trls() {
     let Some(json) = stdout.lines().find_map(|line| line.strip_prefix("PACKS ")) else {
         panic!("{}", String::from_utf8_lossy(&out.stderr));
     };
-    let mut theirs: Vec<Vec<usize>> = serde_json::from_str(json).unwrap();
-    let rows = lengths.iter().zip(0..).map(|(&n, number)| row(number, &[1], &vec![2; n - 2], 0.0));
-    let (packs, _) = Packer::new(512, false).pack(rows);
-    let mut ours: Vec<Vec<usize>> =
-        packs.iter().map(|p| p.unpack().iter().map(Sample::len).collect()).collect();
-    for pack in ours.iter_mut().chain(&mut theirs) {
-        pack.sort_unstable();
-    }
-    assert_eq!(ours.len(), theirs.len());
-    ours.sort();
-    theirs.sort();
-    assert_eq!(ours, theirs);
+    packs_have_the_lengths_of(serde_json::from_str(json).unwrap(), &lengths);
 }
 
 fn read(row: Value) -> Sample {
@@ -352,7 +366,7 @@ fn verify(row: Value, policy: &Policy) -> Outcome {
     let s = Scratch::new();
     let path = s.file("packs.jsonl", row.to_string());
     let tokenizer = byte_tokenizer(true);
-    let pipeline = Pipeline { mode: Mode::Verify, ..Pipeline::new(Some(&tokenizer), policy) };
+    let pipeline = Pipeline { mode: Mode::Verify, ..pipeline_of(Some(&tokenizer), policy) };
     outcomes(&pipeline, &path).0.remove(0)
 }
 
@@ -391,7 +405,7 @@ fn boundaries_are_read_however_they_are_written() {
     let s = Scratch::new();
     let path = s.file("packs.jsonl", padded.to_string());
     let (policy, tokenizer) = (Policy::default(), byte_tokenizer(true));
-    let (all, _) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
+    let (all, _) = outcomes(&pipeline_of(Some(&tokenizer), &policy), &path);
     let sample = &kept(&all, 0).sample;
     assert_eq!(sample.input_ids, [1, 2, EOS, 3, 4]);
     assert_eq!(Boundaries::of(sample.pack.as_ref().unwrap()).seq_lengths, [3, 2]);
@@ -400,21 +414,21 @@ fn boundaries_are_read_however_they_are_written() {
 #[test]
 fn boundaries_that_cannot_be_are_p001() {
     let cases = [
-        (json!({"rows": [1, 2]}), "it holds 2 rows, and neither"),
+        (json!({"rows": [1, 2]}), "it holds 2 rows, but neither"),
         (json!({"seq_lengths": [2, 3]}), "\"seq_lengths\" sum to 5, \"input_ids\" has 4 entries"),
         (json!({"seq_lengths": [2, 1]}), "\"seq_lengths\" sum to 3, \"input_ids\" has 4 entries"),
         (json!({"seq_lengths": [2, 0, 2]}), "\"seq_lengths\"[1] is 0"),
         (json!({"seq_lengths": []}), "sum to 0"),
         (
             json!({"seq_lengths": [2, 2], "position_ids": [0, 1, 2, 3]}),
-            "\"position_ids\"[2] is 2, and token 2 stands at position 0",
+            "\"position_ids\"[2] is 2, but token 2 is at position 0",
         ),
         (json!({"position_ids": [0, 1, 5, 6]}), "\"position_ids\"[2] is 5"),
         (json!({"position_ids": [0, 1, 0, 7]}), "\"position_ids\"[3] is 7"),
         (json!({"attention_mask": [1, 2, 1, 1]}), "\"attention_mask\"[2] goes back from sequence 2 to 1"),
         (
             json!({"seq_lengths": [2, 2], "attention_mask": [1, 2, 2, 2]}),
-            "begins a sequence within tokens 0 to 1",
+            "starts a sequence within tokens 0 to 1",
         ),
         (
             json!({"rows": [1, 2, 3], "seq_lengths": [2, 2]}),
@@ -423,15 +437,15 @@ fn boundaries_that_cannot_be_are_p001() {
         (json!({"seq_lengths": [2, 2], "prefix_ranges": [[0, 0]]}), "1 entries for 2 sequences"),
         (
             json!({"seq_lengths": [2, 2], "prefix_ranges": [[0, 0], [0, 1]]}),
-            "is 0..1, which is no earlier sequence",
+            "is 0..1, which is not an earlier sequence",
         ),
         (
             json!({"seq_lengths": [2, 2], "prefix_ranges": [[2, 4], [0, 0]]}),
-            "is 2..4, which is no earlier sequence",
+            "is 2..4, which is not an earlier sequence",
         ),
         (
             json!({"seq_lengths": [1, 1, 2], "prefix_ranges": [[0, 0], [0, 1], [1, 2]]}),
-            "is 1..2, which is no earlier",
+            "is 1..2, which is not an earlier",
         ),
         (json!({"prefix_ranges": [[0, 0]]}), "no \"seq_lengths\""),
     ];
@@ -583,8 +597,8 @@ fn a_pack_is_not_cut() {
     let tokenizer = byte_tokenizer(true);
     let run = |max| {
         let policy = Policy { max_length: Some(max), ..Policy::default() };
-        outcomes(&Pipeline { mode: Mode::Verify, ..Pipeline::new(Some(&tokenizer), &policy) }, &path);
-        Pipeline::new(Some(&tokenizer), &policy).samples(&path)
+        outcomes(&Pipeline { mode: Mode::Verify, ..pipeline_of(Some(&tokenizer), &policy) }, &path);
+        pipeline_of(Some(&tokenizer), &policy).samples(&path)
     };
     // Longer than max_length, made of rows that are not.
     assert_eq!(run(3).unwrap().0[0].len(), 6);

@@ -2,12 +2,18 @@
 
 mod common;
 
-use common::{EOS, Scratch, byte_tokenizer, codes, kept, material, mixed_rows, outcomes, prepare, skipping};
+use common::{
+    EOS, Goldens, Scratch, byte_tokenizer, codes, goldens, kept, mixed_rows, outcomes, pipeline_of, prepare,
+    skipping, with_embeddings,
+};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use suasion_data::pipeline::BAD_ROWS_LISTED;
 use suasion_data::policy::{Objective, OnBadRow, TruncationMode};
 use suasion_data::prepared::{self, Manifest};
+use suasion_data::source::Source;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample, split};
 use suasion_files::{AtomicFile, write_atomic};
@@ -17,7 +23,7 @@ fn any_number_of_threads_gives_the_same_bytes() {
     let s = Scratch::new();
     let source = s.file("data.jsonl", mixed_rows(3000));
     let (tokenizer, policy) = (byte_tokenizer(true), skipping());
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     let mut results = Vec::new();
     for threads in [1, 2, 5] {
         let out = s.path(&format!("out{threads}.jsonl"));
@@ -40,7 +46,7 @@ fn compressed_sources_and_outputs_equal_plain_ones() {
     write_atomic(s.path("data.jsonl.zst"), |w| w.write_all(rows.as_bytes())).unwrap();
     assert_eq!(std::fs::read(s.path("data.jsonl.gz")).unwrap()[..2], [0x1f, 0x8b]);
     let (tokenizer, policy) = (byte_tokenizer(true), skipping());
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     let samples = |path: &Path| {
         let (mut samples, _) = pipeline.samples(path).unwrap();
         samples.iter_mut().for_each(|s| s.id.file = Path::new("").into());
@@ -62,7 +68,7 @@ fn prepared_rows_read_back_as_the_same_samples() {
     let s = Scratch::new();
     let source = s.file("data.jsonl", mixed_rows(500));
     let (tokenizer, policy) = (byte_tokenizer(true), skipping());
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let mut pipeline = pipeline_of(Some(&tokenizer), &policy);
     pipeline.keep_text = true;
     let out = s.path("out.jsonl");
     let manifest = prepare(&pipeline, &source, &out, true);
@@ -107,7 +113,7 @@ fn lines_are_as_the_contract_says() {
     let source = s.file("data.jsonl", "{\"prompt\": \"[TASK] a\", \"completion\": \"\\u00e9\\\"\"}\n");
     let tokenizer = byte_tokenizer(true);
     let policy = Policy::default();
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let mut pipeline = pipeline_of(Some(&tokenizer), &policy);
     pipeline.keep_text = true;
     prepare(&pipeline, &source, &s.path("x.jsonl"), true);
     assert_eq!(
@@ -117,7 +123,7 @@ fn lines_are_as_the_contract_says() {
     );
     assert_eq!(s.names(), ["data.jsonl", "x.findings.jsonl", "x.jsonl", "x.manifest.json"]);
     let weighted = Policy { prompt_loss_weight: 0.1, ..Policy::default() };
-    prepare(&Pipeline::new(Some(&tokenizer), &weighted), &source, &s.path("y.jsonl"), true);
+    prepare(&pipeline_of(Some(&tokenizer), &weighted), &source, &s.path("y.jsonl"), true);
     let line: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(s.path("y.jsonl")).unwrap()).unwrap();
     assert_eq!(line["weights"].to_string(), "[0,0,0,0,0,0,0,0.1,0.1,1,1,1,1]");
@@ -136,18 +142,16 @@ fn bad_rows_stop_the_run_or_are_listed() {
     let tokenizer = byte_tokenizer(false);
     let policy =
         Policy { truncation_mode: TruncationMode::KeepStart, max_length: Some(100), ..Policy::default() };
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
+    let mut rows = pipeline.rows(Source::open(&path).unwrap()).unwrap();
     let mut seen = Vec::new();
-    let error = pipeline
-        .run(
-            &path,
-            |_| {},
-            |o| {
-                seen.push(codes(&o));
-                Ok(())
-            },
-        )
-        .unwrap_err();
+    let error = loop {
+        match rows.next().unwrap() {
+            Ok(outcome) => seen.push(codes(&outcome)),
+            Err(error) => break error,
+        }
+    };
+    assert!(rows.next().is_none(), "nothing follows the error");
     let name = path.display();
     assert_eq!(
         error.to_string(),
@@ -168,7 +172,7 @@ fn bad_rows_stop_the_run_or_are_listed() {
     assert_eq!(seen, expected);
 
     let skip = Policy { on_bad_row: OnBadRow::Skip, ..policy.clone() };
-    let (all, summary) = outcomes(&Pipeline { policy: &skip, ..pipeline.clone() }, &path);
+    let (all, summary) = outcomes(&Pipeline { policy: skip.into(), ..pipeline.clone() }, &path);
     assert_eq!((summary.rows, summary.kept, summary.failed, summary.dropped_rows()), (7, 3, 3, 1));
     assert_eq!(all.iter().map(|o| o.id().row).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(all.iter().map(|o| o.id().line.unwrap()).collect::<Vec<_>>(), [1, 2, 3, 5, 6, 7, 8]);
@@ -182,27 +186,60 @@ fn bad_rows_stop_the_run_or_are_listed() {
     assert_eq!((all.len(), summary.failed), (5000, 5000));
 }
 
+/// A consumer that stops leaves no thread that reads on.
 #[test]
-fn an_error_of_the_consumer_ends_the_run() {
+fn an_iterator_that_is_dropped_ends_its_reader() {
     let s = Scratch::new();
-    let path = s.file("data.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n".repeat(20_000));
-    let tokenizer = byte_tokenizer(false);
-    let policy = Policy::default();
-    let mut n = 0;
-    let result = Pipeline::new(Some(&tokenizer), &policy).run(
-        &path,
-        |_| {},
-        |_| {
-            n += 1;
-            if n == 3 {
-                Err(Error::io("out.jsonl", io::Error::from(io::ErrorKind::StorageFull)))
-            } else {
-                Ok(())
+    let path = s.file("data.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n".repeat(200_000));
+    let source = Source::open(&path).unwrap();
+    let (bytes, size) = (source.bytes_read(), source.size());
+    let mut rows = pipeline_of(Some(&byte_tokenizer(false)), &Policy::default()).rows(source).unwrap();
+    assert_eq!(rows.next().unwrap().unwrap().id().row, 0);
+    drop(rows);
+    // The reader holds the counter as long as it lives.
+    for _ in 0..1000 {
+        if Arc::strong_count(&bytes) == 1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(Arc::strong_count(&bytes), 1);
+    assert!(bytes.load(Ordering::Relaxed) < size);
+}
+
+/// Rows given one by one, as JSON objects or as pairs, become what they become in a file.
+#[test]
+fn single_rows_become_what_they_become_in_a_file() {
+    let s = Scratch::new();
+    let lines = mixed_rows(100);
+    let path = s.file("data.jsonl", &lines);
+    let pipeline = pipeline_of(Some(&byte_tokenizer(true)), &skipping());
+    let (all, _) = outcomes(&pipeline, &path);
+    let processor = pipeline.processor().unwrap();
+    let mut compared = 0;
+    for (line, outcome) in lines.lines().zip(&all) {
+        let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(line) else { continue };
+        let pairs: Vec<(String, serde_json::Value)> = fields.clone().into_iter().collect();
+        for single in [pipeline.row(fields).unwrap(), processor.row(pairs).unwrap()] {
+            match (single, outcome) {
+                (Outcome::Kept(single), Outcome::Kept(kept)) => {
+                    assert_eq!(single.sample.input_ids, kept.sample.input_ids);
+                    assert_eq!(single.sample.labels, kept.sample.labels);
+                    assert_eq!(single.sample.weights, kept.sample.weights);
+                    assert_eq!(single.cuts, kept.cuts);
+                }
+                (Outcome::Dropped { reason, .. }, Outcome::Dropped { reason: other, .. }) => {
+                    assert_eq!(reason, *other);
+                }
+                (Outcome::Failed { error, .. }, Outcome::Failed { error: other, .. }) => {
+                    assert_eq!(error.help(), other.help());
+                }
+                (single, other) => panic!("{single:?} is not {other:?}"),
             }
-        },
-    );
-    assert!(result.unwrap_err().to_string().starts_with("out.jsonl: "));
-    assert_eq!(n, 3);
+            compared += 1;
+        }
+    }
+    assert!(compared > 150, "{compared}");
 }
 
 #[test]
@@ -210,18 +247,16 @@ fn text_without_a_tokenizer_and_ids_beyond_the_vocabulary() {
     let s = Scratch::new();
     let path = s.file("data.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
     let policy = Policy::default();
-    let error = Pipeline::new(None, &policy).samples(&path).unwrap_err();
+    let error = pipeline_of(None, &policy).samples(&path).unwrap_err();
     assert!(error.to_string().contains("data.jsonl:1 is text, and there is no tokenizer"), "{error}");
     let tokenizer = byte_tokenizer(false);
-    let mut pipeline = Pipeline::new(Some(&tokenizer), &policy);
-    pipeline.vocab_size = Some(256);
-    let error = pipeline.samples(&path).unwrap_err();
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
+    let error = with_embeddings(&pipeline, 256).samples(&path).unwrap_err();
     let message = format!(
         "data.jsonl:1: token 2 has the id {EOS}, and the model has 256 embeddings and the tokenizer 259"
     );
     assert!(error.to_string().ends_with(&message), "{error}");
-    pipeline.vocab_size = Some(257);
-    assert_eq!(pipeline.samples(&path).unwrap().0.len(), 1);
+    assert_eq!(with_embeddings(&pipeline, 257).samples(&path).unwrap().0.len(), 1);
 }
 
 #[test]
@@ -231,7 +266,7 @@ fn shares_are_those_of_the_targets() {
     let path = s.file("data.jsonl", "{\"prompt\": \"[TASK] ab \", \"completion\": \"xy\"}\n");
     let policy = Policy::default();
     let tokenizer = byte_tokenizer(false);
-    let (_, summary) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+    let (_, summary) = pipeline_of(Some(&tokenizer), &policy).samples(&path).unwrap();
     let shares: Vec<(&str, u64, f64, f64)> = summary
         .sections()
         .map(|(n, st)| (n, st.tokens, summary.share_before(n), summary.share_after(n)))
@@ -252,7 +287,7 @@ fn shares_are_those_of_the_targets() {
 
     let path = s.file("mixed.jsonl", mixed_rows(400));
     let policy = skipping();
-    let (samples, summary) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+    let (samples, summary) = pipeline_of(Some(&tokenizer), &policy).samples(&path).unwrap();
     let sum = |f: &dyn Fn(&str) -> f64| summary.sections().map(|(name, _)| f(name)).sum::<f64>();
     assert!((sum(&|n| summary.share_before(n)) - 1.0).abs() < 1e-12);
     assert!((sum(&|n| summary.share_after(n)) - 1.0).abs() < 1e-12);
@@ -283,7 +318,7 @@ fn splits_are_exact_and_depend_on_seed_and_row_alone() {
         (0..200).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \"b\"}}\n")).collect();
     let path = s.file("data.jsonl", rows);
     let (tokenizer, policy) = (byte_tokenizer(false), Policy::default());
-    let (samples, _) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+    let (samples, _) = pipeline_of(Some(&tokenizer), &policy).samples(&path).unwrap();
     let rows = |samples: &[Sample]| samples.iter().map(|s| s.id.row).collect::<Vec<_>>();
     let (train, held) = split(samples.clone(), 0.1, 7);
     assert_eq!((train.len(), held.len()), (180, 20));
@@ -331,28 +366,35 @@ fn progress_ends_at_the_whole() {
     let rows = mixed_rows(2000);
     let path = s.file("data.jsonl", &rows);
     let (tokenizer, policy) = (byte_tokenizer(false), skipping());
+    let mut outcomes = pipeline_of(Some(&tokenizer), &policy).rows(Source::open(&path).unwrap()).unwrap();
     let mut seen = Vec::new();
-    let summary = Pipeline::new(Some(&tokenizer), &policy).run(&path, |p| seen.push(p), |_| Ok(())).unwrap();
-    let last = seen.last().unwrap();
+    while let Some(outcome) = outcomes.next() {
+        outcome.unwrap();
+        seen.push(outcomes.progress());
+    }
+    let (last, summary) = (*seen.last().unwrap(), outcomes.into_summary());
     assert_eq!(
         (last.rows, last.bytes, last.size, last.tokens),
         (summary.rows, rows.len() as u64, rows.len() as u64, summary.tokens)
     );
+    seen.dedup_by_key(|p| p.rows);
     assert!(seen.len() > 3 && seen.is_sorted_by_key(|p| (p.rows, p.bytes)));
 }
 
 /// Real rows and a real tokenizer: what is learned decodes to the response, and nothing of the prompt is learned.
 #[test]
 fn real_rows() {
-    let Some(material) = material() else { return };
-    let tokenizer = Tokenizer::from_dir(&material.join("tokenizers/qwen2_5")).unwrap();
+    goldens().iter().for_each(real_rows_of);
+}
+
+fn real_rows_of(folder: &Goldens) {
+    let tokenizer = Arc::new(Tokenizer::from_dir(&folder.dir.join("tokenizers/qwen2_5")).unwrap());
     let policy = Policy { max_length: None, ..Policy::default() };
-    let path = material.join("datasets/cmv_prompt_completion.jsonl");
-    let (all, summary) = outcomes(&Pipeline::new(Some(&tokenizer), &policy), &path);
-    assert_eq!((summary.rows, summary.kept, summary.failed), (123, 123, 0));
-    let text = std::fs::read_to_string(&path).unwrap();
-    for (i, line) in text.lines().enumerate() {
-        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+    let path = folder.dir.join(folder.prompt_completion());
+    let (all, summary) = outcomes(&pipeline_of(Some(&tokenizer), &policy), &path);
+    let n = folder.expect(22, 123);
+    assert_eq!((summary.rows, summary.kept, summary.failed), (n, n, 0));
+    for (i, row) in folder.lines(folder.prompt_completion()).iter().enumerate() {
         let sample = &kept(&all, i).sample;
         let learned: Vec<u32> =
             (0..sample.len()).filter(|&i| sample.labels[i] != IGNORE).map(|i| sample.input_ids[i]).collect();
@@ -380,7 +422,7 @@ fn replies_to_one_prompt_are_held_out_together() {
     }
     let path = s.file("data.jsonl", rows.concat());
     let (tokenizer, policy) = (byte_tokenizer(false), Policy::default());
-    let (samples, _) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+    let (samples, _) = pipeline_of(Some(&tokenizer), &policy).samples(&path).unwrap();
     let prompt = |sample: &Sample| {
         let end = sample.origins.iter().position(|o| o.supervised()).unwrap();
         sample.input_ids[..end].to_vec()
@@ -412,7 +454,7 @@ fn a_row_is_never_longer_than_asked_for() {
         [(0.0, Objective::ResponseOnly), (0.5, Objective::ResponseOnly), (0.0, Objective::AllTokens)]
     {
         let policy = Policy { max_length: Some(20), prompt_loss_weight, objective, ..Policy::default() };
-        let (samples, summary) = Pipeline::new(Some(&tokenizer), &policy).samples(&path).unwrap();
+        let (samples, summary) = pipeline_of(Some(&tokenizer), &policy).samples(&path).unwrap();
         assert_eq!((samples.len(), summary.dropped_rows()), (1, 1));
         assert!(samples.iter().all(|s| s.len() <= 20));
     }

@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{Scratch, byte_tokenizer, job, mixed_rows, prepare, skipping};
+use common::{
+    Scratch, byte_tokenizer, job, mixed_rows, pipeline_of, prepare, skipping, with_embeddings, with_template,
+};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::pipeline::Progress;
 use suasion_data::prepared::{self, Job, Manifest, Shape, Start, findings_path};
@@ -38,7 +41,7 @@ fn data_that_is_still_right_is_not_prepared_again() {
     let out = s.path("out.jsonl");
     let (tokenizer, other) = (byte_tokenizer(true), byte_tokenizer(false));
     let policy = skipping();
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     let plain = job(&pipeline, &source, &out, Shape::default());
     let (began, manifest) = start(&plain);
     assert_eq!(began, Start::Anew);
@@ -46,12 +49,12 @@ fn data_that_is_still_right_is_not_prepared_again() {
     let (bytes, time) = (read(&out), modified(&out));
     assert_eq!(start(&plain), (Start::UpToDate, manifest.clone()));
     assert_eq!((read(&out), modified(&out)), (bytes.clone(), time));
-    assert_eq!(reasons(start(&Job { rebuild: true, ..plain }).0), ["it was asked for"]);
+    assert_eq!(reasons(start(&Job { rebuild: true, ..plain }).0), ["a rebuild was requested"]);
     assert_eq!(read(&out), bytes, "the same bytes for the same inputs");
 
     // Whatever it depends on, by name.
     let shorter = Policy { max_length: Some(100), stop_tokens: vec!["<|pad|>".into()], ..policy.clone() };
-    let with = |tokenizer, policy| Pipeline { policy, ..Pipeline::new(Some(tokenizer), &shorter) };
+    let with = |tokenizer, policy| pipeline_of(Some(tokenizer), policy);
     let changed = with(&tokenizer, &shorter);
     assert_eq!(
         reasons(start(&job(&changed, &source, &out, Shape::default())).0),
@@ -59,12 +62,12 @@ fn data_that_is_still_right_is_not_prepared_again() {
     );
     let changed = with(&other, &shorter);
     let other_job = job(&changed, &source, &out, Shape::default());
-    assert_eq!(reasons(start(&other_job).0), ["the tokenizer is another one"]);
+    assert_eq!(reasons(start(&other_job).0), ["the tokenizer differs"]);
     let text = Shape { with_text: true, max_shard_bytes: None };
-    let changed = Pipeline { vocab_size: Some(300), ..changed };
+    let changed = with_embeddings(&changed, 300);
     assert_eq!(
         reasons(start(&job(&changed, &source, &out, text)).0),
-        ["the model has another number of embeddings", "with_text was false, is true"]
+        ["the number of embeddings differs", "with_text was false, is true"]
     );
     let job = job(&changed, &source, &out, text);
     // A byte of the source, a byte of the output, the findings.
@@ -85,7 +88,7 @@ fn shards_are_the_one_file_in_pieces() {
     let s = Scratch::new();
     let source = s.file("data.jsonl", mixed_rows(1500));
     let (tokenizer, policy) = (byte_tokenizer(true), skipping());
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     let whole = prepare(&pipeline, &source, &s.path("whole.jsonl"), false);
     let out = s.path("out.jsonl");
     let (_, manifest) = start(&job(&pipeline, &source, &out, SHARDS));
@@ -115,7 +118,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
     let s = Scratch::new();
     let source = s.file("data.jsonl", mixed_rows(750).repeat(2));
     let (tokenizer, policy) = (byte_tokenizer(true), skipping());
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     let through = s.path("through.jsonl");
     let (_, expected) = start(&job(&pipeline, &source, &through, SHARDS));
 
@@ -141,7 +144,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
         match result {
             Ok(manifest) => break manifest,
             Err(Error::Interrupted { message, .. }) => {
-                assert!(message.contains("the same command goes on behind them"), "{message}");
+                assert!(message.contains("the same command continues after them"), "{message}");
                 assert!(
                     !out.with_extension("findings.jsonl").exists(),
                     "nothing under its name before it is whole"
@@ -162,13 +165,13 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
     // Another job in the same place does not take over what is not its own.
     let stop = AtomicBool::new(true);
     let larger = Policy { max_length: Some(150), ..policy.clone() };
-    let begun = Pipeline { policy: &larger, ..pipeline.clone() };
+    let begun = Pipeline { policy: larger.into(), ..pipeline.clone() };
     let at = s.path("third.jsonl");
     assert!(
         prepared::prepare(&Job { stop: &stop, ..job(&begun, &source, &at, SHARDS) }, |_| {}, |_| {}).is_err()
     );
     let (began, _) = start(&job(&pipeline, &source, &at, SHARDS));
-    assert_eq!(reasons(began), ["a shard that another job had finished there went"]);
+    assert_eq!(reasons(began), ["removed a shard of another job"]);
     // Nor is a shard of plain lines one of compressed lines, which would wait in the same folder.
     let stop = AtomicBool::new(true);
     let plain = s.path("fourth.jsonl");
@@ -177,7 +180,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
             .is_err()
     );
     let (began, _) = start(&job(&pipeline, &source, &s.path("fourth.jsonl.gz"), SHARDS));
-    assert_eq!(reasons(began), ["a shard that another job had finished there went"]);
+    assert_eq!(reasons(began), ["removed a shard of another job"]);
 }
 
 /// A run that fails leaves nothing under any name.
@@ -186,7 +189,7 @@ fn a_run_that_fails_leaves_nothing() {
     let s = Scratch::new();
     let source = s.file("data.jsonl", mixed_rows(100));
     let (tokenizer, policy) = (byte_tokenizer(true), Policy::default());
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     for shape in [Shape::default(), SHARDS] {
         let error = prepared::prepare(&job(&pipeline, &source, &s.path("x.jsonl"), shape), |_| {}, |_| {});
         assert!(matches!(error, Err(Error::BadRows { .. })), "{error:?}");
@@ -204,7 +207,7 @@ fn a_column_of_weights_stands_only_where_it_is_needed() {
     let plain = "{\"prompt\": \"a \", \"completion\": \"b\"}\n".repeat(200);
     let weighted = "{\"segments\": [{\"text\": \"c\", \"weight\": 0.5}, {\"text\": \"d\", \"weight\": 1}]}\n";
     let (tokenizer, policy) = (byte_tokenizer(true), Policy::default());
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     for (name, rows, columns) in [
         ("plain", plain.clone(), &["row", "input_ids", "labels", "origins"][..]),
         ("mixed", plain + weighted, &["row", "input_ids", "labels", "origins", "weights"]),
@@ -233,11 +236,11 @@ fn a_column_of_weights_stands_only_where_it_is_needed() {
 
 /// Forms beside one another, and files that a manifest only claims.
 #[test]
-fn what_is_somebody_elses_stays() {
+fn files_of_others_stay() {
     let s = Scratch::new();
     let source = s.file("data.jsonl", mixed_rows(200));
     let (tokenizer, policy) = (byte_tokenizer(true), skipping());
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     let outs = ["x.jsonl", "x.parquet", "x"].map(|name| s.path(name));
     for out in &outs {
         assert_eq!(
@@ -263,7 +266,7 @@ fn what_is_somebody_elses_stays() {
     assert_eq!(start(&job(&pipeline, &source, &outs[0], SHARDS)).0, Start::Anew);
     assert_eq!(read(&victim), b"years of work");
 
-    // Shards that somebody has worked on since are not removed with the rest.
+    // Shards that were modified since are not removed.
     let out = s.path("y.jsonl");
     let (_, former) =
         start(&job(&pipeline, &source, &out, Shape { max_shard_bytes: Some(20_000), ..SHARDS }));
@@ -292,7 +295,7 @@ fn shards_of_packs_have_packs() {
     let source = s.file("data.jsonl", mixed_rows(320) + &bad_tail);
     let tokenizer = byte_tokenizer(true);
     let policy = Policy { packing: true, ..skipping() };
-    let pipeline = Pipeline::new(Some(&tokenizer), &policy);
+    let pipeline = pipeline_of(Some(&tokenizer), &policy);
     let out = s.path("out.jsonl");
     let (_, manifest) = start(&job(&pipeline, &source, &out, Shape { max_shard_bytes: Some(1), ..SHARDS }));
     assert!(manifest.files.len() > 3);
@@ -312,13 +315,13 @@ fn a_template_that_comes_later_changes_instructions() {
     let row = "{\"instruction\": \"Name a tree.\", \"input\": \"\", \"output\": \"An oak.\"}\n";
     let (source, out) = (s.file("data.jsonl", row), s.path("out.jsonl"));
     let (tokenizer, policy) = (byte_tokenizer(true), Policy::default());
-    let plain = Pipeline::new(Some(&tokenizer), &policy);
+    let plain = pipeline_of(Some(&tokenizer), &policy);
     assert_eq!(start(&job(&plain, &source, &out, Shape::default())).0, Start::Anew);
     let source_of = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}";
-    let template = ChatTemplate::new(source_of, Some("<|bos|>"), Some("<|end|>")).unwrap();
-    let with = Pipeline { template: Some(&template), ..plain.clone() };
+    let template = Arc::new(ChatTemplate::new(source_of, Some("<|bos|>"), Some("<|end|>")).unwrap());
+    let with = with_template(&plain, &template);
     let job = job(&with, &source, &out, Shape::default());
-    assert_eq!(reasons(start(&job).0), ["the chat template is another one"]);
+    assert_eq!(reasons(start(&job).0), ["the chat template differs"]);
     assert_eq!(start(&job).0, Start::UpToDate);
 
     // Stopped after the last shard, the next run reads no row; its manifest is that of one in one go.

@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{Scratch, byte_tokenizer, kept, outcomes};
+use common::{Scratch, byte_tokenizer, kept, outcomes, pipeline_of};
 use serde_json::{Value, json};
 use suasion_data::policy::{OnBadRow, TruncationMode};
 use suasion_data::report::{RowView, Style, html, json as report_json, terminal};
-use suasion_data::{Kept, Mode, Outcome, Pipeline, Policy, Summary};
+use suasion_data::{Kept, Mode, Outcome, Policy, Summary};
 use unicode_width::UnicodeWidthStr;
 
 fn run(rows: &[Value], policy: &Policy) -> (Vec<Outcome>, Summary) {
@@ -14,7 +14,7 @@ fn run(rows: &[Value], policy: &Policy) -> (Vec<Outcome>, Summary) {
     let lines: String = rows.iter().map(|r| format!("{r}\n")).collect();
     let path = s.file("data.jsonl", lines);
     let tokenizer = byte_tokenizer(true);
-    let mut pipeline = Pipeline::new(Some(&tokenizer), policy);
+    let mut pipeline = pipeline_of(Some(&tokenizer), policy);
     pipeline.mode = Mode::Verify;
     pipeline.keep_text = true;
     outcomes(&pipeline, &path)

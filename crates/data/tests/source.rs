@@ -145,7 +145,7 @@ fn files_that_are_no_rows_say_what_they_are() {
     let message = |name: &str, content: &[u8]| rows(&s.file(name, content)).unwrap_err().to_string();
     assert!(
         message("t.txt", b"hello\nthere\n")
-            .ends_with("the file is no JSON, JSON Lines, CSV, Parquet or Arrow")
+            .ends_with("the file is not JSON, JSON Lines, CSV, Parquet or Arrow")
     );
     assert!(message("u.json", b"\xff\xfe{\0").ends_with("the file is UTF-16"));
     let keys = message("k.json", b"{\n \"a\": 1,\n \"b\": []\n}");
@@ -281,14 +281,11 @@ fn broken_csv_records_are_bad_rows_with_their_line() {
     let rows = objects(Source::open(s.file("x.csv", text)).unwrap());
     let expected = [
         ("x.csv:2", Ok(json!({"a": "1", "b": "2"}))),
-        ("x.csv:3", Err("the record has 1 cell, the first line names 2 columns")),
-        ("x.csv:4", Err("the record has 3 cells, the first line names 2 columns")),
+        ("x.csv:3", Err("the record has 1 cell, the header has 2 columns")),
+        ("x.csv:4", Err("the record has 3 cells, the header has 2 columns")),
         ("x.csv:5", Err("invalid UTF-8 at byte 6 of the row (0xff)")),
         ("x.csv:7", Ok(json!({"a": "5", "b": "6"}))),
-        (
-            "x.csv:8",
-            Err("the file ends inside a quoted cell of this record: a quote is lost somewhere in it"),
-        ),
+        ("x.csv:8", Err("the file ends inside a quoted cell of this record: it has an unbalanced quote")),
     ];
     let expected: Vec<_> =
         expected.into_iter().map(|(place, row)| (place.to_string(), row.map_err(String::from))).collect();
@@ -300,7 +297,7 @@ fn broken_csv_records_are_bad_rows_with_their_line() {
     assert!(error("d.csv", "a,b,a\n1,2,3\n").ends_with("two columns are named \"a\""));
     assert!(error("e.csv", "").ends_with("the file has no rows"));
     assert!(error("h.csv", "a,b\n").ends_with("the file has no rows"));
-    assert!(error("q.csv", "\"a,b\n1,2\n").contains("a quote is lost"));
+    assert!(error("q.csv", "\"a,b\n1,2\n").contains("an unbalanced quote"));
 }
 
 /// Random cells of everything that matters to the format, against the `csv` crate reading the file as a whole.
@@ -343,7 +340,7 @@ fn records_are_cut_where_the_csv_crate_ends_them() {
 /// The rows of a CSV text; `None` where it ends inside quotes.
 fn objects_of(s: &Scratch, text: &str) -> Option<Vec<Result<Value, String>>> {
     let rows = objects(Source::open(s.file("random.csv", text)).unwrap());
-    let lost = |row: &Result<Value, String>| row.as_ref().is_err_and(|e| e.contains("a quote is lost"));
+    let lost = |row: &Result<Value, String>| row.as_ref().is_err_and(|e| e.contains("an unbalanced quote"));
     (!rows.iter().any(|(_, row)| lost(row))).then(|| rows.into_iter().map(|(_, row)| row).collect())
 }
 

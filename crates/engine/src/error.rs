@@ -96,6 +96,7 @@ impl Error {
             Error::Memory { .. } => Some(
                 "a smaller model, batch or max_length needs less, and so does gradient_checkpointing=true",
             ),
+            Error::Batch { .. } => Some("use fewer rows per batch, or shorter ones (max_length)"),
             _ => None,
         }
     }

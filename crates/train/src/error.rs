@@ -236,7 +236,10 @@ impl Error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "free some space; finished checkpoints are intact, and --resume continues from the newest".into()
             }
-            Error::Io { .. } | Error::Interrupted | Error::Generate { .. } => return None,
+            Error::Io { .. } | Error::Interrupted => return None,
+            Error::Generate { .. } => {
+                "give a prompt of at least one token, and no longer than the model has positions".into()
+            }
             Error::Engine(error) => return error.help().map(str::to_string),
             Error::Setting { help, .. } => help.clone(),
             Error::NoTargets { .. } => "`suasion verify` shows for every row which tokens are supervised and why".into(),

@@ -29,11 +29,11 @@ def demo_rows():
 
 
 def _short(value):
-    """Floats with nine significant digits, which tell any two f32 values apart."""
+    """Floats with nine significant digits, which tell any two f32 values apart; learning rates (f64) with all."""
     if isinstance(value, float):
         return float(f"{value:.9g}")
     if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
+        return {key: item if key == "lrs" else _short(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_short(item) for item in value]
     return value

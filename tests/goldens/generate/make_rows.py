@@ -2,7 +2,7 @@
 
 import json
 
-from common import demo_rows, write_lines
+from common import demo_rows, write_lines, write_text
 
 
 def sections(text):
@@ -12,32 +12,40 @@ def sections(text):
     return [text[a + len(n) : b] for a, b, n in zip(places, places[1:], names)]
 
 
+def start(text, sentences=2):
+    """Its first sentences."""
+    parts = text.split(". ")
+    return ". ".join(parts[:sentences]) + "." * (len(parts) > sentences)
+
+
 def prompt_completion(rows):
-    """Every fourth row; the next row's answer to the same view is the rejected one."""
+    """Every eighth row; the next row's answer to the same view is the rejected one. The prompt is the demo's own, one
+    without sections, or the task alone."""
     made = []
-    for i in range(0, len(rows) - 1, 4):
+    for n, i in enumerate(range(0, len(rows) - 1, 8)):
         prompt, completion = rows[i]
-        if i % 8 == 4:  # a plain prompt of one line end, and one without sections
-            _, context, task = sections(prompt)
+        _, context, task = sections(prompt)
+        if n % 3 == 1:
             prompt, completion = f"{task}\n\n{context}\n\n### Reply:\n", completion.strip()
-        made.append({"prompt": prompt, "completion": completion, "rejected": rows[i + 1][1]})
+        if n % 3 == 2:
+            prompt = f"{task}\n"
+        made.append({"prompt": prompt, "completion": start(completion), "rejected": start(rows[i + 1][1])})
     return made
 
 
 def messages(rows):
     """Conversations of one to three turns over the replies to one view."""
     made = []
-    for i in range(0, len(rows) - 4, 5):
+    for i in range(0, len(rows) - 4, 9):
         turns = []
         system, context, task = sections(rows[i][0])
         if i % 2:
             turns.append({"role": "system", "content": system})
-        for turn in range(1 + i // 5 % 3):
+        for turn in range(1 + i // 9 % 3):
             _, _, task = sections(rows[i + turn][0])
             ask = f"{context}\n\n{task}" if turn == 0 else f"And now: {task.lower()}"
-            answer = rows[i + turn][1].strip().split(". ")
             turns.append({"role": "user", "content": ask})
-            turns.append({"role": "assistant", "content": ". ".join(answer[: 2 + (i + turn) % 3])})
+            turns.append({"role": "assistant", "content": start(rows[i + turn][1].strip(), 1 + (i + turn) % 3)})
         made.append({"messages": turns})
     return made
 
@@ -117,12 +125,82 @@ def tools():
     return made
 
 
+def sharegpt(row):
+    """A row of `tools` in ShareGPT's spelling, which has one call a message."""
+    turns = []
+    for message in row["messages"]:
+        speaker = {"user": "human", "assistant": "gpt", "tool": "observation"}.get(message["role"], message["role"])
+        if "tool_calls" in message:
+            (one,) = message["tool_calls"]
+            turns.append({"from": "function_call", "value": json.dumps(one["function"], ensure_ascii=False)})
+        else:
+            turns.append({"from": speaker, "value": message["content"]})
+    return {"conversations": turns, "tools": json.dumps(row["tools"], ensure_ascii=False)}
+
+
+def single_calls(row):
+    return all(len(message.get("tool_calls", [0])) == 1 for message in row["messages"])
+
+
+def other_formats(rows):
+    """Files of the other formats that are known, and of three that are none."""
+    some = [(*sections(prompt), answer.strip()) for prompt, answer in rows[:40:5]]
+    talk = lambda context, task, answer: [
+        {"role": "user", "content": f"{context} {task}"},
+        {"role": "assistant", "content": start(answer)},
+    ]
+    parts = lambda text: [{"type": "text", "value": text}]
+    yield "alpaca.json", [{"instruction": t, "input": c, "output": start(a)} for _, c, t, a in some]
+    yield "preferences.jsonl", [{"prompt": c, "chosen": start(a), "rejected": "No."} for _, c, _, a in some]
+    yield "feedback.json", [
+        {"messages": talk(c, t, a), "label": i % 3 != 0} for i, (_, c, t, a) in enumerate(some)
+    ]
+    yield "parts_loss_weight.jsonl", [
+        {
+            "messages": [
+                {"role": m["role"], "content": parts(m["content"]), "loss_weight": float(m["role"] == "assistant")}
+                for m in talk(c, t, a)
+            ]
+        }
+        for _, c, t, a in some
+    ]
+    yield "sharegpt_tools.json", [sharegpt(row) for row in tools() if single_calls(row)]
+    yield "trees.jsonl", [
+        {"tree_id": f"t{i}", "prompt": {"text": c, "replies": [{"text": start(a), "replies": []}]}}
+        for i, (_, c, _, a) in enumerate(some)
+    ]
+    yield "threads.jsonl", [
+        {"id": f"v{i}", "outcome": "open", "title": t, "replies": [{"by": "u1", "text": start(a)}]}
+        for i, (_, _, t, a) in enumerate(some)
+    ]
+    yield "seed_tasks.jsonl", [
+        {"id": f"seed_{i}", "name": "reply", "instruction": t, "instances": [{"input": c, "output": start(a)}]}
+        for i, (_, c, t, a) in enumerate(some)
+    ]
+
+
+def dialogue(rows):
+    """A table of turns, a row each: no format either."""
+    lines = ["Unit,Turn,B4,B2"]
+    for i, (prompt, answer) in enumerate(rows[:40:10]):
+        for turn, text in enumerate([sections(prompt)[1], start(answer.strip())]):
+            quoted = '"' + text.replace('"', '""') + '"'
+            lines.append(f"{quoted},{turn},{turn % 2},d{i}")
+    return "\n".join(lines) + "\n"
+
+
 def generate(root):
     rows = demo_rows()
     folder = root / "datasets"
     write_lines(folder / "prompt_completion.jsonl", prompt_completion(rows))
     write_lines(folder / "messages.jsonl", messages(rows))
     write_lines(folder / "messages_tools.jsonl", tools())
+    for name, made in other_formats(rows):
+        if name.endswith(".json"):
+            write_text(folder / name, json.dumps(made, ensure_ascii=False, indent=0) + "\n")
+        else:
+            write_lines(folder / name, made)
+    write_text(folder / "dialogue.csv", dialogue(rows))
 
 
 def read(root, name):

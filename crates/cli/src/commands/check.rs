@@ -115,7 +115,7 @@ fn first_sentence(doc: &str) -> &str {
     doc.trim().trim_end_matches('.')
 }
 
-/// Problems of a well-formed configuration on this machine: models and rows that are not there. Nothing is
+/// Problems of a well-formed configuration on this machine: models and rows that are missing. Nothing is
 /// downloaded; what a run would download is a note, not a problem.
 fn problems(loaded: &Loaded, ui: &Ui) -> Vec<String> {
     let (config, cache) = (&loaded.config, Access::cache(ui));

@@ -5,6 +5,7 @@ use super::train::TrainArgs;
 use crate::config::{Config, Init, Loaded};
 use crate::failure::{Exit, Failure};
 use crate::inputs::demo::Files;
+use crate::inputs::model::need_tokenizer;
 use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::job::Job;
@@ -13,11 +14,12 @@ use crate::tables;
 use crate::ui::{self, Ui};
 use std::io::Write;
 use std::path::PathBuf;
+use suasion_data::ModelFolder;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::policy::Policy;
 use suasion_data::report::format::{duration, thousands};
 use suasion_data::report::{self, RowView, Style};
-use suasion_data::tokens::Tokenizer;
+use suasion_data::source::Source;
 use suasion_train::generate::capacity;
 use suasion_train::{
     Report, Resume, SampleReply, Sampling, Scheduler, Settings, Strategy, prompt_ids, write_report,
@@ -157,22 +159,23 @@ fn heading(ui: &Ui, text: &str) {
 /// Prints the first row with its mask, and the summary; returns the summary as JSON.
 fn verify(files: &Files, policy: &Policy, ui: &Ui) -> anyhow::Result<serde_json::Value> {
     heading(ui, "The mask, by verify");
-    let tokenizer = Tokenizer::from_dir(&files.model)?;
-    let pipeline =
-        Pipeline { mode: Mode::Verify, keep_text: true, ..Pipeline::new(Some(&tokenizer), policy) };
+    let pipeline = Pipeline {
+        mode: Mode::Verify,
+        keep_text: true,
+        ..Pipeline::new(ModelFolder::open(&files.model)?, policy.clone())
+    };
+    let tokenizer = pipeline.folder.tokenizer.as_deref();
     let mut findings = report::json::Findings::default();
     let mut first = None;
-    let summary = pipeline.run(
-        files.data.join("train.jsonl"),
-        |_| {},
-        |outcome| {
-            outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
-            if let (None, Outcome::Kept(kept)) = (&first, &outcome) {
-                first = Some(RowView::new(kept, Some(&tokenizer)));
-            }
-            Ok(())
-        },
-    )?;
+    let mut rows = pipeline.rows(Source::open(files.data.join("train.jsonl"))?)?;
+    for outcome in &mut rows {
+        let outcome = outcome?;
+        outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
+        if let (None, Outcome::Kept(kept)) = (&first, &outcome) {
+            first = Some(RowView::new(kept, tokenizer));
+        }
+    }
+    let summary = rows.into_summary();
     if !ui.json {
         let style = Style { color: ui.color, width: ui.width, ids: false, origins: false };
         let mut out = ui.out();
@@ -203,7 +206,7 @@ fn before_and_after(report: &Report) -> String {
 
 /// A reply of the trained model to the first held-out row.
 fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
-    let tokenizer = job.folder.need_tokenizer()?;
+    let tokenizer = need_tokenizer(&job.folder)?;
     let row = job.eval.first().ok_or_else(|| anyhow::anyhow!("the demo has no held-out rows"))?;
     let prompt = prompt_ids(row);
     let sampling = Sampling {

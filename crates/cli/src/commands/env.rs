@@ -1,4 +1,4 @@
-//! `suasion env`: what this machine has.
+//! `suasion env`: this machine's cores, instruction sets, memory and hub cache.
 
 use crate::failure::Exit;
 use crate::inputs::hub;
@@ -49,7 +49,7 @@ pub fn run(ui: &Ui) -> anyhow::Result<Exit> {
         out,
         "hub cache          {}{}",
         env.hub_cache,
-        if env.hub_cache_exists { "" } else { " (not there)" }
+        if env.hub_cache_exists { "" } else { " (does not exist)" }
     )?;
     out.flush()?;
     Ok(Exit::Done)

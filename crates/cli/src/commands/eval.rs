@@ -4,7 +4,7 @@ use super::ConfigArgs;
 use crate::config::{Init, Loaded};
 use crate::failure::Exit;
 use crate::inputs::loading;
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::rows::{self, DataFiles};
 use crate::inputs::weights::Start;
 use crate::interrupt;
@@ -28,7 +28,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let files = evaluation_rows(args, &mut loaded, ui)?;
     let config = &loaded.config;
     let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = Folder::with_architecture(dir, ui)?;
+    let (folder, arch) = model::with_architecture(&dir, ui)?;
     let policy = config.policy();
     loading::check_manifest(&files, &folder, &policy)?;
     let data = loading::load(ui, &files, &folder, &policy, Mode::Prepare)?;
@@ -38,7 +38,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
 
     let batch = config.train.per_device_eval_batch_size;
     let budget = eval_budget(&data.samples, batch);
-    let mut model = Start::new(ui, &folder.dir, &arch, config).build(budget)?;
+    let mut model = Start::new(ui, &folder.path, &arch, config).build(budget)?;
     let total = data.samples.len() as u64;
     let result =
         suasion_train::evaluate(&mut model, &data.samples, batch, Some(interrupt::flag()), &mut |done| {

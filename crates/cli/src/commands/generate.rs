@@ -3,7 +3,7 @@
 use super::ConfigArgs;
 use crate::config::Init;
 use crate::failure::{Exit, Failure};
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::weights::Start;
 use crate::inputs::{loading, rows};
 use crate::interrupt;
@@ -77,8 +77,8 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
     let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = Folder::with_architecture(dir, ui)?;
-    let tokenizer = folder.need_tokenizer()?;
+    let (folder, arch) = model::with_architecture(&dir, ui)?;
+    let tokenizer = model::need_tokenizer(&folder)?;
     let policy = config.policy();
     let sampling = args.sampling(config.train.seed, tokenizer.stop_ids(&policy)?);
     sampling.validate()?;
@@ -117,7 +117,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
 
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
     let budget = suasion_train::generate::budget(longest);
-    let mut model = Start::new(ui, &folder.dir, &arch, config).build(budget)?;
+    let mut model = Start::new(ui, &folder.path, &arch, config).build(budget)?;
     // One cache for all prompts.
     let mut cache = model.cache(capacity(&model, longest, sampling.max_new_tokens))?;
     let mut out = ui.out();

@@ -2,7 +2,7 @@
 
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::{loading, rows};
 use crate::interrupt;
 use crate::paths;
@@ -20,7 +20,7 @@ use suasion_data::report::format::{count, percent, thousands};
 pub struct PrepareArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// What to write: .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder for datasets.load_from_disk
+    /// Output: .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder for datasets.load_from_disk
     #[arg(short, long, value_name = "OUT", value_parser = paths::parser())]
     output: PathBuf,
     /// Add the rendered text to each line
@@ -56,7 +56,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     if loaded.places.contains_key("shuffle_dataset") && config.train.shuffle_dataset {
         ui.log("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
     }
-    let folder = Folder::open(model, ui)?;
+    let folder = model::open(&model, ui)?;
     let policy = config.policy();
     if policy.packing && args.with_text {
         return Err(Failure::usage(
@@ -65,12 +65,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         )
         .into());
     }
-    let pipeline = Pipeline {
-        template: folder.template.as_ref(),
-        vocab_size: folder.vocab_size,
-        keep_text: args.with_text,
-        ..Pipeline::new(folder.tokenizer.as_ref(), &policy)
-    };
+    let pipeline = Pipeline { keep_text: args.with_text, ..Pipeline::new(folder, policy.clone()) };
     let job = Job {
         pipeline: &pipeline,
         name: &source.name,
@@ -82,7 +77,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     let mut meter = Meter::new(ui, &source.name);
     let manifest = prepared::prepare(&job, |start| print_start(ui, start), |progress| meter.show(progress));
-    meter.clear();
+    drop(meter);
     let manifest = manifest?;
     loading::warn_of_date(ui, policy.template_date.as_deref(), manifest.policy.template_date.as_deref());
 
@@ -111,7 +106,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     for (code, found) in &counts.findings {
         let meaning =
-            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.meaning());
+            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.rule().meaning);
         ui.log(format_args!("{code} {} × {meaning}", thousands(*found)));
     }
     if counts.kept == 0 {

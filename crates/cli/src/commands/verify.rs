@@ -2,7 +2,7 @@
 
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
-use crate::inputs::model::{self, Folder};
+use crate::inputs::model;
 use crate::inputs::{loading, rows};
 use crate::paths;
 use crate::progress::Meter;
@@ -10,10 +10,10 @@ use crate::ui::{self, Ui};
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
-use suasion_data::Error;
 use suasion_data::audit::Filter;
 use suasion_data::pipeline::{Mode, Outcome, Pipeline};
 use suasion_data::report::{self, RowView, Style};
+use suasion_data::{Error, ModelFolder};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -32,10 +32,10 @@ pub struct VerifyArgs {
     /// Also write the rows and the summary as an HTML page
     #[arg(long, value_name = "FILE", value_parser = paths::parser())]
     html: Option<PathBuf>,
-    /// Only these findings (M, M002, …; repeatable, commas)
+    /// Report only findings with these codes or prefixes (M, M002, …; repeatable, or with commas)
     #[arg(long, value_name = "CODES")]
     select: Vec<String>,
-    /// Without these findings
+    /// Do not report findings with these codes or prefixes
     #[arg(long, value_name = "CODES")]
     ignore: Vec<String>,
 }
@@ -74,15 +74,15 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let config = &loaded.config;
     let source = rows::training(config, ui)?;
     let filter = Filter::new(&args.select, &args.ignore)
-        .map_err(|message| Failure::usage(message, "a code or its beginning: --ignore T001, --select M"))?;
+        .map_err(|message| Failure::usage(message, "give a code or a prefix: --ignore T001, --select M"))?;
     let folder = match &config.model_name_or_path {
-        Some(name) => Some(Folder::open(model::resolve(name, false, ui)?, ui)?),
-        None => None,
+        Some(name) => model::open(&model::resolve(name, false, ui)?, ui)?,
+        None => ModelFolder::default(),
     };
     let policy = config.policy();
     let manifest = source.manifest()?;
     if let Some(manifest) = &manifest {
-        let differences = loading::differences(manifest, folder.as_ref(), &policy);
+        let differences = loading::differences(manifest, &folder, &policy);
         if !differences.is_empty() {
             ui.warn(format_args!(
                 "{}: prepared with other settings: {}",
@@ -91,17 +91,14 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
             ));
         }
     }
-    let asked = manifest.map(|manifest| manifest.asked(&policy));
-    let tokenizer = folder.as_ref().and_then(|folder| folder.tokenizer.as_ref());
     let pipeline = Pipeline {
         mode: Mode::Verify,
-        template: folder.as_ref().and_then(|folder| folder.template.as_ref()),
-        asked: asked.as_ref(),
-        vocab_size: folder.as_ref().and_then(|folder| folder.vocab_size),
+        labelled_under: manifest.map(|manifest| manifest.labelled_under(&policy).into()),
         keep_text: true,
         filter,
-        ..Pipeline::new(tokenizer, &policy)
+        ..Pipeline::new(folder, policy)
     };
+    let tokenizer = pipeline.folder.tokenizer.as_deref();
 
     let wanted = |row: u64| match args.row {
         Some(one) => row == one,
@@ -111,27 +108,25 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut findings = report::json::Findings::default();
     let mut reasons = Reasons::default();
     let mut meter = Meter::new(ui, &source.name);
-    let summary = pipeline.run_source(
-        source.open()?,
-        |progress| meter.show(progress),
-        |outcome| {
-            if ui.json {
-                outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
-            }
-            if wanted(outcome.id().row) {
-                shown.push(match &outcome {
-                    Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer))),
-                    Outcome::Dropped { id, reason, .. } => {
-                        Shown::Reason(format!("{id}: left out: {}", reason.meaning()))
-                    }
-                    Outcome::Failed { error, .. } => Shown::Reason(reasons.text(error)),
-                });
-            }
-            Ok(())
-        },
-    );
-    meter.clear();
-    let summary = summary?;
+    let mut outcomes = pipeline.rows(source.open()?)?;
+    while let Some(outcome) = outcomes.next() {
+        meter.show(outcomes.progress());
+        let outcome = outcome?;
+        if ui.json {
+            outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
+        }
+        if wanted(outcome.id().row) {
+            shown.push(match &outcome {
+                Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer))),
+                Outcome::Dropped { id, reason, .. } => {
+                    Shown::Reason(format!("{id}: left out: {}", reason.meaning()))
+                }
+                Outcome::Failed { error, .. } => Shown::Reason(reasons.text(error)),
+            });
+        }
+    }
+    drop(meter);
+    let summary = outcomes.into_summary();
     if let Some(row) = args.row
         && shown.is_empty()
     {

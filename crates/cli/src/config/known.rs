@@ -83,15 +83,15 @@ macro_rules! known {
 // other values that change nothing.
 known! {
     "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing = "null" always }
-    "this version trains every parameter; adapters are not there yet": {
+    "this version trains every parameter; adapters are not supported yet": {
         use_peft = "false", adapter_name_or_path = "null", use_rslora = "false", use_dora = "false",
         lora_target_modules = "null" ["[]"], lora_target_parameters = "null", lora_modules_to_save = "null",
         load_in_8bit = "false", load_in_4bit = "false",
     }
-    "it belongs to LoRA, and use_peft is not there yet": {
+    "it belongs to LoRA, and use_peft is not supported yet": {
         lora_r = "16", lora_alpha = "32", lora_dropout = "0.05", lora_task_type = "CAUSAL_LM",
     }
-    "it belongs to load_in_4bit, which is not there yet": {
+    "it belongs to load_in_4bit, which is not supported yet": {
         bnb_4bit_quant_type = "nf4", use_bnb_nested_quant = "false", bnb_4bit_quant_storage = "null",
     }
     "the chat template is the model folder's own chat_template.jinja": { chat_template_path = "null" }
@@ -100,7 +100,7 @@ known! {
         torch_dtype = "null" ["auto", "float32"], bf16_full_eval = "false", fp16_full_eval = "false",
         tf32 = "null" ["false"],
     }
-    "noise on the embeddings is not there yet": { neftune_noise_alpha = "null" }
+    "noise on the embeddings is not supported yet": { neftune_noise_alpha = "null" }
     "metrics go to metrics.jsonl, and no service is contacted": {
         report_to = "none" ["null", "[]", "[\"none\"]"], project = "huggingface" always, trackio_space_id = "null" ["trackio"],
         trackio_bucket_id = "null", trackio_static_space_id = "null",

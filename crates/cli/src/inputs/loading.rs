@@ -1,18 +1,18 @@
 //! Reads rows to samples, and prints what was found about them.
 
-use super::model::Folder;
 use super::rows::DataFiles;
 use crate::failure::Failure;
 use crate::progress::Meter;
 use crate::ui::Ui;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use suasion_data::pipeline::{BAD_ROWS_LISTED, Outcome, Pipeline, Summary};
 use suasion_data::prepared::Manifest;
 use suasion_data::report::format::{count, thousands};
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, Finding, Level, Mode, Policy, Sample};
+use suasion_data::{Code, Finding, Level, Mode, ModelFolder, Policy, Sample};
 
 /// The samples of a source, with its summary and findings.
 pub struct RowSet {
@@ -32,42 +32,34 @@ pub struct RowSet {
 pub fn load(
     ui: &Ui,
     data: &DataFiles,
-    folder: &Folder,
+    folder: &Arc<ModelFolder>,
     policy: &Policy,
     mode: Mode,
 ) -> anyhow::Result<RowSet> {
     let manifest = data.manifest()?;
-    let asked = manifest.as_ref().map(|manifest| manifest.asked(policy));
-    let pipeline = Pipeline {
-        vocab_size: folder.vocab_size,
-        mode,
-        template: folder.template.as_ref(),
-        asked: asked.as_ref(),
-        ..Pipeline::new(folder.tokenizer.as_ref(), policy)
-    };
+    let labelled_under = manifest.as_ref().map(|manifest| manifest.labelled_under(policy).into());
+    let pipeline = Pipeline { mode, labelled_under, ..Pipeline::new(folder.clone(), policy.clone()) };
     let mut samples = Vec::new();
     let mut examples = BTreeMap::new();
     let mut failures = Vec::new();
     let mut meter = Meter::new(ui, &data.name);
-    let summary = pipeline.run_source(
-        data.open()?,
-        |progress| meter.show(progress),
-        |outcome| {
-            for finding in outcome.findings() {
-                examples.entry(finding.code).or_insert_with(|| finding.clone());
+    let mut rows = pipeline.rows(data.open()?)?;
+    while let Some(outcome) = rows.next() {
+        meter.show(rows.progress());
+        let outcome = outcome?;
+        for finding in outcome.findings() {
+            examples.entry(finding.code).or_insert_with(|| finding.clone());
+        }
+        match outcome {
+            Outcome::Kept(kept) => samples.push(kept.sample),
+            Outcome::Failed { error, .. } if failures.len() < BAD_ROWS_LISTED => {
+                failures.push(error.to_string())
             }
-            match outcome {
-                Outcome::Kept(kept) => samples.push(kept.sample),
-                Outcome::Failed { error, .. } if failures.len() < BAD_ROWS_LISTED => {
-                    failures.push(error.to_string())
-                }
-                _ => {}
-            }
-            Ok(())
-        },
-    );
-    meter.clear();
-    let summary = summary?;
+            _ => {}
+        }
+    }
+    drop(meter);
+    let summary = rows.into_summary();
     if let (Some(manifest), Some(source)) = (&manifest, &summary.source)
         && !manifest.describes(source)
     {
@@ -93,9 +85,9 @@ pub fn warn_of_date(ui: &Ui, pinned: Option<&str>, used: Option<&str>) {
 ///
 /// # Errors
 /// Where it was prepared with another tokenizer or template, or for another objective.
-pub fn check_manifest(data: &DataFiles, folder: &Folder, policy: &Policy) -> anyhow::Result<()> {
+pub fn check_manifest(data: &DataFiles, folder: &ModelFolder, policy: &Policy) -> anyhow::Result<()> {
     let Some(manifest) = data.manifest()? else { return Ok(()) };
-    let differences = differences(&manifest, Some(folder), policy);
+    let differences = differences(&manifest, folder, policy);
     if differences.is_empty() {
         return Ok(());
     }
@@ -108,9 +100,9 @@ pub fn check_manifest(data: &DataFiles, folder: &Folder, policy: &Policy) -> any
 }
 
 /// The differences between what prepared data was made with and what is to use it, a clause for each.
-pub fn differences(manifest: &Manifest, folder: Option<&Folder>, policy: &Policy) -> Vec<String> {
-    let tokenizer = folder.and_then(|folder| folder.tokenizer.as_ref()).map(Tokenizer::fingerprint);
-    let template = folder.and_then(|folder| folder.template.as_ref()).map(ChatTemplate::fingerprint);
+pub fn differences(manifest: &Manifest, folder: &ModelFolder, policy: &Policy) -> Vec<String> {
+    let tokenizer = folder.tokenizer.as_deref().map(Tokenizer::fingerprint);
+    let template = folder.template.as_deref().map(ChatTemplate::fingerprint);
     let mut differences = manifest.mismatches(tokenizer, policy);
     differences.extend(manifest.other_template(template));
     differences
@@ -131,7 +123,7 @@ pub fn print_findings(ui: &Ui, rows: &RowSet, indent: usize) {
             "{:indent$} {code} {} × {}{example}",
             "",
             thousands(found.count),
-            code.meaning()
+            code.rule().meaning
         ));
     }
     for failure in &rows.failures {

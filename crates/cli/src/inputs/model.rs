@@ -6,101 +6,67 @@ use crate::failure::{Exit, Failure};
 use crate::ui::Ui;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
-use suasion_data::template::{ChatTemplate, RenderingWatch};
-use suasion_data::tokens::{SpecialToken, Tokenizer};
+use suasion_data::ModelFolder;
+use suasion_data::template::RenderingWatch;
+use suasion_data::tokens::Tokenizer;
 use suasion_engine::Architecture;
 use suasion_train::ModelFiles;
 
-/// A model folder without its weights: what rows are rendered and tokenised with.
-pub struct Folder {
-    /// The folder.
-    pub dir: PathBuf,
-    /// Its tokenizer; `None` where it has no tokenizer.json, which rows of tokens do not need.
-    pub tokenizer: Option<Tokenizer>,
-    /// Its chat template, where it has a usable one.
-    pub template: Option<ChatTemplate>,
-    /// The number of embeddings by its config.json.
-    pub vocab_size: Option<usize>,
+/// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
+///
+/// # Errors
+/// Where its tokenizer cannot be read.
+pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
+    let folder = ModelFolder::open(dir)?;
+    if let Some(error) = &folder.template_error {
+        ui.warn(format_args!("the chat template is not used: {error}"));
+    }
+    if folder.template.is_some() {
+        watch_templates();
+    }
+    Ok(folder)
 }
 
-impl Folder {
-    /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
-    ///
-    /// # Errors
-    /// Where its tokenizer cannot be read.
-    pub fn open(dir: PathBuf, ui: &Ui) -> anyhow::Result<Folder> {
-        let tokenizer =
-            if dir.join("tokenizer.json").exists() { Some(Tokenizer::from_dir(&dir)?) } else { None };
-        let template = tokenizer.as_ref().and_then(|tokenizer| template(ui, &dir, tokenizer));
-        let vocab_size = vocab_size(&dir);
-        Ok(Folder { dir, tokenizer, template, vocab_size })
-    }
-
-    /// Opens a folder with its architecture.
-    ///
-    /// # Errors
-    /// As [`Folder::open`]; where config.json describes no model that the engine has; and where the tokenizer
-    /// can produce ids that the model has no embedding for, because it belongs to another model.
-    pub fn with_architecture(dir: PathBuf, ui: &Ui) -> anyhow::Result<(Folder, Architecture)> {
-        let arch = Architecture::from_dir(&dir)?;
-        let mut folder = Folder::open(dir, ui)?;
-        folder.vocab_size = Some(arch.vocab_size);
-        match &folder.tokenizer {
-            Some(tokenizer) if tokenizer.vocab_size() > arch.vocab_size => Err(Failure::run_time(
-                "E-VOCAB",
-                format!(
-                    "{}: the tokenizer's ids go up to {}, and config.json has vocab_size {}",
-                    folder.dir.display(),
-                    tokenizer.vocab_size() - 1,
-                    arch.vocab_size
-                ),
-                "use the tokenizer of this model, or resize the model's embeddings",
-            )
-            .into()),
-            _ => Ok((folder, arch)),
-        }
-    }
-
-    /// The tokenizer, for commands that read and write text.
-    ///
-    /// # Errors
-    /// Where the folder has none.
-    pub fn need_tokenizer(&self) -> anyhow::Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            Failure::run_time(
-                "E-TOKENIZER",
-                format!("{}: the folder has no tokenizer.json", self.dir.display()),
-                "copy the tokenizer's files of the base model into it",
-            )
-            .into()
-        })
+/// Opens a folder with its architecture.
+///
+/// # Errors
+/// As [`open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
+/// ids that the model has no embedding for, because it belongs to another model.
+pub fn with_architecture(dir: &Path, ui: &Ui) -> anyhow::Result<(Arc<ModelFolder>, Architecture)> {
+    let arch = Architecture::from_dir(dir)?;
+    let mut folder = open(dir, ui)?;
+    folder.vocab_size = Some(arch.vocab_size);
+    match &folder.tokenizer {
+        Some(tokenizer) if tokenizer.vocab_size() > arch.vocab_size => Err(Failure::run_time(
+            "E-VOCAB",
+            format!(
+                "{}: the tokenizer's ids go up to {}, and config.json has vocab_size {}",
+                dir.display(),
+                tokenizer.vocab_size() - 1,
+                arch.vocab_size
+            ),
+            "use the tokenizer of this model, or resize the model's embeddings",
+        )
+        .into()),
+        _ => Ok((Arc::new(folder), arch)),
     }
 }
 
-/// The chat template of a folder, where it has a usable one.
-fn template(ui: &Ui, dir: &Path, tokenizer: &Tokenizer) -> Option<ChatTemplate> {
-    let text = |token: Option<&SpecialToken>| token.map(|t| t.content.clone());
-    match ChatTemplate::from_dir(dir, text(tokenizer.bos()).as_deref(), text(tokenizer.eos()).as_deref()) {
-        Ok(template) => {
-            if template.is_some() {
-                watch_templates();
-            }
-            template
-        }
-        Err(error) => {
-            ui.warn(format_args!("the chat template is not used: {error}"));
-            None
-        }
-    }
-}
-
-/// The number of embeddings that config.json names.
-fn vocab_size(dir: &Path) -> Option<usize> {
-    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
-    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
-    usize::try_from(config.get("vocab_size")?.as_u64()?).ok()
+/// The tokenizer of a folder, for commands that read and write text.
+///
+/// # Errors
+/// Where the folder has none.
+pub fn need_tokenizer(folder: &ModelFolder) -> anyhow::Result<&Tokenizer> {
+    folder.tokenizer.as_deref().ok_or_else(|| {
+        Failure::run_time(
+            "E-TOKENIZER",
+            format!("{}: the folder has no tokenizer.json", folder.path.display()),
+            "copy the tokenizer's files of the base model into it",
+        )
+        .into()
+    })
 }
 
 /// Rendering a conversation takes microseconds; fuel ends most templates that take half a second.

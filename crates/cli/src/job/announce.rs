@@ -35,7 +35,7 @@ impl Job {
             "model",
             format!(
                 "{}: {}, {} parameters, {weights}",
-                self.folder.dir.display(),
+                self.folder.path.display(),
                 self.arch.model_type,
                 thousands(self.arch.parameter_count())
             ),

@@ -1,24 +1,26 @@
 //! D001: responses that are copied from their prompt.
 
-use super::subject::Subject;
-use crate::{Code, Finding, Origin};
+use super::subject::{Found, Run, Subject};
+use crate::Origin;
 
-/// Rows that repeat at least this many tokens of their prompt as the response are reported.
+/// Responses of at most this many tokens may repeat their prompt: short answers often do.
 const COPY_TOKENS: usize = 16;
 
-/// D001, second kind: the response stands in the prompt, token by token.
-pub fn d001_copy(s: &Subject<'_>) -> Option<Finding> {
-    let origins = &s.sample.origins;
-    let is_response = |o: &Origin| matches!(o, Origin::Response { .. });
-    let start = origins.iter().position(is_response)?;
-    let length = origins[start..].iter().take_while(|o| is_response(o)).count();
-    if length <= COPY_TOKENS || length > start {
-        return None;
-    }
+/// D001, second kind: the tokens of the first response stand in the prompt.
+pub(super) fn copied_response(s: &Subject<'_>) -> Vec<Found> {
     let ids = &s.sample.input_ids;
+    let is_response = |run: &&Run| matches!(run.origin, Origin::Response { .. });
+    let mut runs = s.runs.iter().skip_while(|run| !is_response(run)).take_while(is_response);
+    let Some(first) = runs.next() else { return Vec::new() };
+    let start = first.tokens.start;
+    let length = runs.last().unwrap_or(first).tokens.end - start;
+    if length <= COPY_TOKENS || length > start {
+        return Vec::new();
+    }
     // The first token may differ by the space in front of it.
-    let at = find(&ids[..start], &ids[start + 1..start + length])?;
-    s.finding(Code::D001, format!("the response ({length} tokens) is copied from the prompt (token {at})"))
+    let Some(at) = find(&ids[..start], &ids[start + 1..start + length]) else { return Vec::new() };
+    let message = format!("the response ({length} tokens) is copied from the prompt (token {at})");
+    vec![Found::within(start..start + length, message)]
 }
 
 /// The first place of `needle` in `hay` (Knuth, Morris, Pratt: linear also where tokens repeat).

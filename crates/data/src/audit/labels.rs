@@ -1,17 +1,21 @@
-//! L001: labels that are not labels of these ids.
+//! L001: labels that do not belong to the ids.
 
-use super::subject::{Subject, places};
-use crate::{Code, Finding, IGNORE};
+use super::subject::{Found, Subject};
+use crate::IGNORE;
 
 /// L001: a label that is neither -100 nor the id at its place (shifted labels, another ignore index).
-pub fn l001(s: &Subject<'_>) -> Option<Finding> {
+pub(super) fn wrong_labels(s: &Subject<'_>) -> Vec<Found> {
     let (ids, labels) = (&s.sample.input_ids, &s.sample.labels);
-    let wrong: Vec<usize> =
-        (0..s.n()).filter(|&i| labels[i] != IGNORE && i64::from(labels[i]) != i64::from(ids[i])).collect();
-    let first = *wrong.first()?;
-    let shifted = s.n() > 1
-        && (0..s.n() - 1).all(|i| labels[i] == IGNORE || i64::from(labels[i]) == i64::from(ids[i + 1]));
+    let is_for = |label: i32, id: u32| label == IGNORE || i64::from(label) == i64::from(id);
+    // One loop without a branch first, of which the compiler makes vector instructions: nearly all rows pass it.
+    if labels.iter().zip(ids).fold(true, |all, (&label, &id)| all & is_for(label, id)) {
+        return Vec::new();
+    }
+    let wrong = s.tokens(|i| !is_for(labels[i], ids[i]));
+    let shifted = s.n() > 1 && (0..s.n() - 1).all(|i| is_for(labels[i], ids[i + 1]));
     let hint = if shifted { "; the labels look shifted by one, which the model does itself" } else { "" };
-    let (label, id) = (labels[first], ids[first]);
-    s.finding(Code::L001, format!("{}: the label is {label}, the input id is {id}{hint}", places(&wrong)))
+    Found::about(&wrong, |places| {
+        let (label, id) = (labels[wrong[0]], ids[wrong[0]]);
+        format!("{places}: the label is {label}, the input id is {id}{hint}")
+    })
 }

@@ -1,13 +1,15 @@
-//! M001 to M009: what is supervised and should not be, or the reverse.
+//! M001 to M009: tokens that are supervised and should not be, or the reverse.
 
-use super::labels::l001;
-use super::subject::{Subject, places};
-use crate::{Code, Finding, IGNORE, Level, Origin};
+use super::labels::wrong_labels;
+use super::subject::{Found, Run, Subject};
+use crate::example::Tokenised;
+use crate::{IGNORE, Level, Origin};
+use std::ops::Range;
 
 /// M001: no target is left after the shift by one.
-pub fn m001(s: &Subject<'_>) -> Option<Finding> {
-    if s.sample.targets().next().is_some() {
-        return None;
+pub(super) fn no_target(s: &Subject<'_>) -> Vec<Found> {
+    if s.sample.has_target() {
+        return Vec::new();
     }
     let message = if s.n() > 0 && s.learned(0) {
         "the only supervised token is the first of the row: nothing stands before it that could predict it"
@@ -15,55 +17,18 @@ pub fn m001(s: &Subject<'_>) -> Option<Finding> {
     } else {
         format!("none of the {} tokens is supervised", s.n())
     };
-    s.finding(Code::M001, message)
+    vec![Found::within(0..s.n(), message)]
 }
 
-/// M002: a response that no supervised stop token follows. A warning where `append_eos = false` was asked for,
-/// and for prepared rows, whose preparation has told why. A stop token that is there but masked is M009.
-pub fn m002(s: &Subject<'_>) -> Option<Finding> {
-    if s.all_tokens() {
-        return None;
+/// M002: no supervised stop token follows a response. A stop token that is there but masked is M009. It is a warning
+/// under `append_eos = false`, and for prepared rows, whose preparation has reported why.
+pub(super) fn no_stop(s: &Subject<'_>) -> Vec<Found> {
+    // Where no stop token is known, rows that came as tokens cannot be judged.
+    if s.all_tokens() || (s.given.is_some() && s.special.stops.is_empty()) {
+        return Vec::new();
     }
-    // Rows that came as tokens, prepared ones among them, say nothing of a stop where none is known.
-    if s.given.is_some() && s.special.stops.is_empty() {
-        return None;
-    }
-    let ids = &s.sample.input_ids;
-    let mut missing = Vec::new();
-    if s.given.is_none_or(|g| g.origins.is_some()) {
-        // Text after a stop token is M007's business, and answers that are not learned are nobody's.
-        let mut trails = false;
-        for i in 0..s.n() {
-            let Origin::Response { turn } = s.sample.origins[i] else { continue };
-            match i.checked_sub(1).map(|before| s.sample.origins[before]) {
-                Some(Origin::Response { turn: before }) if before == turn => {}
-                before => trails = before == Some(Origin::EndOfTurn { turn }),
-            }
-            if trails || !s.learned(i) {
-                continue;
-            }
-            match s.sample.origins.get(i + 1) {
-                Some(Origin::Response { turn: next }) if *next == turn => {}
-                Some(Origin::EndOfTurn { .. }) => {}
-                _ => missing.push(i),
-            }
-        }
-    } else {
-        for run in s.runs() {
-            // Any stop token inside the run ends it: what follows is M007's business.
-            let stopped = run.clone().any(|i| s.is_stop(i));
-            let masked_stop = ids.get(run.end).is_some_and(|_| s.is_stop(run.end) && !is_padding(s, run.end));
-            let mask_goes_on =
-                s.given.and_then(|g| g.mask.as_ref()).is_some_and(|m| m.get(run.end) == Some(&true));
-            if !stopped && !masked_stop && !mask_goes_on {
-                missing.push(run.end - 1);
-            }
-        }
-    }
-    if missing.is_empty() {
-        return None;
-    }
-    let after = places(&missing);
+    let missing =
+        if s.given.is_none() || s.origins_are_given() { unstopped_turns(s) } else { unstopped_runs(s) };
     let why = if !s.policy.append_eos {
         " (append_eos is false)"
     } else if s.given.is_none() && s.special.eos.is_none() {
@@ -71,147 +36,155 @@ pub fn m002(s: &Subject<'_>) -> Option<Finding> {
     } else {
         ""
     };
-    let message = format!("no supervised stop token after {after}: the model does not learn to stop{why}");
-    let mut finding = Finding::new(s.row(), Code::M002, message);
-    if !s.policy.append_eos || s.given.is_some_and(|g| g.origins.is_some()) {
-        finding.level = Level::Warning;
-    }
-    Some(finding)
+    let warning = (!s.policy.append_eos || s.origins_are_given()).then_some(Level::Warning);
+    let mut found = Found::about(&missing, |places| {
+        format!("no supervised stop token after {places}: the model does not learn to stop{why}")
+    });
+    found.iter_mut().for_each(|found| found.level = warning);
+    found
 }
 
-/// M004: a prompt token is supervised though no weight asks for it. Needs a row that says where its prompt is.
-pub fn m004(s: &Subject<'_>) -> Option<Finding> {
-    if s.all_tokens() || !s.origins_are_known() || s.given.is_some_and(|g| g.weights.is_some()) {
-        return None;
+/// The last token of each learned response that no stop token follows, by origins.
+fn unstopped_turns(s: &Subject<'_>) -> Vec<usize> {
+    let mut missing = Vec::new();
+    for (at, run) in s.runs.iter().enumerate() {
+        let Origin::Response { turn } = run.origin else { continue };
+        let before = at.checked_sub(1).map(|before| s.runs[before].origin);
+        let stopped = matches!(s.runs.get(at + 1), Some(Run { origin: Origin::EndOfTurn { .. }, .. }));
+        // Text of a turn after its stop token is M007.
+        if before != Some(Origin::EndOfTurn { turn }) && !stopped && s.learned(run.tokens.end - 1) {
+            missing.push(run.tokens.end - 1);
+        }
     }
-    let wrong: Vec<usize> = (0..s.n())
-        .filter(|&i| match s.sample.origins[i] {
-            Origin::Prompt { section, .. } => s.learned(i) && s.policy.section_weight(section) == 0.0,
-            _ => false,
-        })
-        .collect();
-    if wrong.is_empty() {
-        return None;
-    }
-    s.finding(Code::M004, format!("{} of the prompt supervised", places(&wrong)))
+    missing
 }
 
-/// M005: padding is supervised: what the attention mask or the origins call padding, else the pad ids at the end of a row.
-pub fn m005(s: &Subject<'_>) -> Option<Finding> {
-    let tail = s.tail_padding().unwrap_or(s.n());
-    let labels = s.given.and_then(|g| g.labels.as_ref());
-    // AllTokens overrides the row's labels, padding stays out of it.
-    let learned = |i: usize| {
-        s.learned(i) || (s.all_tokens() && labels.is_some_and(|l| l[i] != IGNORE && is_padding(s, i)))
+/// The last token of each run of supervised tokens that has no stop token in it and none behind it, masked or not.
+fn unstopped_runs(s: &Subject<'_>) -> Vec<usize> {
+    let mask = s.given.and_then(|given| given.mask.as_ref());
+    let mut missing = Vec::new();
+    for run in s.supervised_runs() {
+        let masked_stop = run.end < s.n() && s.is_stop(run.end) && !s.is_padding(run.end);
+        let mask_goes_on = mask.is_some_and(|mask| mask.get(run.end) == Some(&true));
+        // A stop token inside the run ends it: what follows is M007.
+        if !run.clone().any(|i| s.is_stop(i)) && !masked_stop && !mask_goes_on {
+            missing.push(run.end - 1);
+        }
+    }
+    missing
+}
+
+/// M004: a prompt token is supervised though no weight asks for it. Needs a row that says where its prompt is, apart
+/// from its labels.
+pub(super) fn prompt_supervised(s: &Subject<'_>) -> Vec<Found> {
+    let judged =
+        |given: &Tokenised| given.weights.is_none() && (given.origins.is_some() || given.mask.is_some());
+    if s.all_tokens() || !s.given.is_none_or(judged) {
+        return Vec::new();
+    }
+    let wrong = s.supervised(|origin| match origin {
+        Origin::Prompt { section, .. } => s.policy.section_weight(section) == 0.0,
+        _ => false,
+    });
+    Found::about(&wrong, |places| format!("{places} of the prompt supervised"))
+}
+
+/// M005: padding is supervised. Padding is what the attention mask or the origins say, else the pad ids at the end.
+pub(super) fn padding_supervised(s: &Subject<'_>) -> Vec<Found> {
+    let end = s.content_end();
+    let labels = s.given.and_then(|given| given.labels.as_ref());
+    let wrong = if s.all_tokens() || end < s.n() {
+        // AllTokens overrides the row's labels, but not those of padding.
+        let learned = |i: usize| {
+            s.learned(i) || (s.all_tokens() && labels.is_some_and(|l| l[i] != IGNORE && s.is_padding(i)))
+        };
+        s.tokens(|i| learned(i) && (s.is_padding(i) || i >= end))
+    } else {
+        s.supervised(|origin| origin == Origin::Padding)
     };
-    let wrong: Vec<usize> = (0..s.n()).filter(|&i| learned(i) && (is_padding(s, i) || i >= tail)).collect();
-    if wrong.is_empty() {
-        return None;
-    }
-    s.finding(Code::M005, format!("{} of padding supervised", places(&wrong)))
+    Found::about(&wrong, |places| format!("{places} of padding supervised"))
 }
 
 /// M006: two BOS where a text starts.
-pub fn m006(s: &Subject<'_>) -> Option<Finding> {
-    let bos = s.special.bos?;
+pub(super) fn double_bos(s: &Subject<'_>) -> Vec<Found> {
+    let (Some(bos), ids) = (s.special.bos, &s.sample.input_ids) else { return Vec::new() };
     // Where BOS and EOS are one id, a foreign row may start with padding or with the end of another text.
     if s.given.is_some() && s.special.stops.contains(&bos) {
-        return None;
+        return Vec::new();
     }
-    let ids = &s.sample.input_ids;
-    let first = s.sample.origins.iter().position(|o| *o != Origin::Padding)?;
-    let doubled = ids.get(first) == Some(&bos) && ids.get(first + 1) == Some(&bos);
-    if !doubled || s.sample.origins[first + 1] == Origin::Padding {
-        return None;
+    let Some(first) = (0..s.n()).find(|&i| !s.is_padding(i)) else { return Vec::new() };
+    if ids.get(first..first + 2) != Some(&[bos, bos]) || s.is_padding(first + 1) {
+        return Vec::new();
     }
-    s.finding(Code::M006, format!("the row starts with two BOS tokens (id {bos})"))
+    vec![Found::within(first..first + 2, format!("the row starts with two BOS tokens (id {bos})"))]
 }
 
 /// M007: scaffold is supervised, or tokens after the stop token of a response are.
-pub fn m007(s: &Subject<'_>) -> Option<Finding> {
+pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
     if s.all_tokens() || s.given.is_none() {
-        return None;
+        return Vec::new();
     }
-    let scaffold: Vec<usize> =
-        (0..s.n()).filter(|&i| s.sample.origins[i] == Origin::Scaffold && s.learned(i)).collect();
+    let scaffold = s.supervised(|origin| origin == Origin::Scaffold);
     if !scaffold.is_empty() {
-        return s.finding(Code::M007, format!("{} of scaffold supervised", places(&scaffold)));
+        return Found::about(&scaffold, |places| format!("{places} of scaffold supervised"));
     }
-    if m008(s).is_some() || s.given.is_some_and(|g| g.origins.is_some()) {
-        return None;
+    if s.origins_are_given() || !everything_supervised(s).is_empty() {
+        return Vec::new();
     }
-    let tail = s.tail_padding().unwrap_or(s.n());
-    let after: Vec<usize> = s
-        .runs()
-        .into_iter()
-        .filter_map(|run| run.clone().find(|&i| s.is_stop(i)).map(|stop| stop + 1..run.end))
-        .flatten()
-        .filter(|&i| !is_padding(s, i) && i < tail)
-        .collect();
-    if after.is_empty() {
-        return None;
-    }
-    s.finding(Code::M007, format!("{} after the stop token supervised", places(&after)))
+    let end = s.content_end();
+    let after_stop = |run: Range<usize>| run.clone().find(|&i| s.is_stop(i)).map(|stop| stop + 1..run.end);
+    let after = s.supervised_runs().into_iter().filter_map(after_stop).flatten();
+    let after: Vec<usize> = after.filter(|&i| !s.is_padding(i) && i < end).collect();
+    Found::about(&after, |places| format!("{places} after the stop token supervised"))
 }
 
-/// M008: the labels of a foreign row equal its ids, whether it gave labels or a mask. A prepared row whose
-/// origins say that it is a response and nothing else is what it says.
-pub fn m008(s: &Subject<'_>) -> Option<Finding> {
-    let given = s.given?;
-    if s.all_tokens() || given.weights.is_some() {
-        return None;
-    }
+/// M008: the labels of a row that came as tokens equal its ids, whether it gave labels or a mask. A prepared row whose
+/// origins are all response is what it says.
+pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
+    let Some(given) = s.given.filter(|given| given.weights.is_none()) else { return Vec::new() };
+    let only_response = || s.runs.iter().all(|r| r.origin.supervised() || r.origin == Origin::Padding);
+    let weighted = |r: &Run| matches!(r.origin, Origin::Prompt { section, .. } if s.policy.section_weight(section) > 0.0);
     let equal = |i: usize| i64::from(s.sample.labels[i]) == i64::from(s.sample.input_ids[i]);
-    let mut real = (0..s.n()).filter(|&i| !is_padding(s, i)).peekable();
-    real.peek()?;
-    if !real.all(equal) {
-        return None;
+    let mut real = (0..s.n()).filter(|&i| !s.is_padding(i)).peekable();
+    if s.all_tokens()
+        || real.peek().is_none()
+        || !real.all(equal)
+        || (given.origins.is_some() && only_response())
+        || s.runs.iter().any(weighted)
+    {
+        return Vec::new();
     }
-    let only_response = || s.sample.origins.iter().all(|o| o.supervised() || *o == Origin::Padding);
-    let weighted =
-        |o: &Origin| matches!(o, Origin::Prompt { section, .. } if s.policy.section_weight(*section) > 0.0);
-    if given.origins.is_some() && only_response() || s.sample.origins.iter().any(weighted) {
-        return None;
-    }
-    s.finding(
-        Code::M008,
-        format!("all {} tokens are supervised: the labels equal the input ids, prompt included", s.n()),
-    )
+    let message =
+        format!("all {} tokens are supervised: the labels equal the input ids, prompt included", s.n());
+    vec![Found::within(0..s.n(), message)]
 }
 
-/// M009: a stop token at the end of a response is there and masked, as happens when pad and EOS are one id.
-pub fn m009(s: &Subject<'_>) -> Option<Finding> {
-    // Labels that are shifted stand beside their stop tokens: that is L001's business.
-    if s.all_tokens() || l001(s).is_some() {
-        return None;
+/// M009: the stop token at the end of a response is there and masked.
+pub(super) fn stop_masked(s: &Subject<'_>) -> Vec<Found> {
+    if s.all_tokens() || s.given.is_none() {
+        return Vec::new();
     }
-    let given = s.given?;
-    let masked: Vec<usize> = if given.origins.is_some() {
-        (1..s.n())
-            .filter(|&i| {
-                let ends = matches!(s.sample.origins[i], Origin::EndOfTurn { .. }) && !s.learned(i);
-                ends && matches!(s.sample.origins[i - 1], Origin::Response { .. }) && s.learned(i - 1)
-            })
-            .collect()
+    let masked: Vec<usize> = if s.origins_are_given() {
+        let ends = s.runs.windows(2).filter_map(|runs| match [runs[0].origin, runs[1].origin] {
+            [Origin::Response { .. }, Origin::EndOfTurn { .. }] => Some(runs[1].tokens.start),
+            _ => None,
+        });
+        ends.filter(|&i| !s.learned(i) && s.learned(i - 1)).collect()
     } else {
-        let runs = s.runs();
-        let ends = runs.iter().filter(|run| !(run.start..run.end).any(|i| s.is_stop(i))).map(|run| run.end);
-        ends.filter(|&i| i < s.n() && s.is_stop(i) && !is_padding(s, i)).collect()
+        let ends = s
+            .supervised_runs()
+            .into_iter()
+            .filter(|run| !run.clone().any(|i| s.is_stop(i)))
+            .map(|run| run.end);
+        ends.filter(|&i| i < s.n() && s.is_stop(i) && !s.is_padding(i)).collect()
     };
-    if masked.is_empty() {
-        return None;
+    // Labels that are shifted stand beside their stop tokens: that is L001.
+    if masked.is_empty() || !wrong_labels(s).is_empty() {
+        return Vec::new();
     }
-    let cause = if s.special.pad.is_some() && s.special.pad == s.special.eos {
-        " (pad and EOS are one id)"
-    } else {
-        ""
-    };
-    s.finding(
-        Code::M009,
-        format!("the stop token at the end of a response is masked: {}{cause}", places(&masked)),
-    )
-}
-
-fn is_padding(s: &Subject<'_>, i: usize) -> bool {
-    s.sample.origins[i] == Origin::Padding
+    let same_id = s.special.pad.is_some() && s.special.pad == s.special.eos;
+    let cause = if same_id { " (pad and EOS are one id)" } else { "" };
+    Found::about(&masked, |places| {
+        format!("the stop token at the end of a response is masked: {places}{cause}")
+    })
 }

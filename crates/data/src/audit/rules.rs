@@ -1,39 +1,271 @@
-//! The checks in their order, and what their findings do.
+//! The registry of rules: what each code means, what to do about it, and how it is found. docs/findings.md is made of it.
 
-use super::copies::d001_copy;
-use super::labels::l001;
-use super::mask::{m001, m002, m004, m005, m006, m007, m008, m009};
-use super::packs::p001;
-use super::subject::Subject;
+use super::copies::copied_response;
+use super::labels::wrong_labels;
+use super::mask::{
+    double_bos, everything_supervised, no_stop, no_target, padding_supervised, prompt_supervised,
+    scaffold_supervised, stop_masked,
+};
+use super::packs::target_across_boundary;
+use super::subject::{Found, Subject};
 use crate::{Code, Finding};
 
-/// Findings with these codes mean that a wrong token would be learned, or a right one not: such a row is not
-/// trained on unless the finding is ignored by name.
-pub const REFUSED: [Code; 6] = [Code::M004, Code::M005, Code::M006, Code::M008, Code::M009, Code::L001];
+/// What a code stands for.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Rule {
+    /// The code.
+    pub code: Code,
+    /// Its meaning in one line.
+    pub meaning: &'static str,
+    /// Its page, in Markdown: when it is found, and why that matters.
+    pub doc: &'static str,
+    /// What to do about it.
+    pub help: &'static str,
+    /// True where it means that a wrong token would be learned, or a right one would not: rows with such an error are not
+    /// trained on ([`Mode::Train`](crate::Mode::Train)) unless the code is ignored by name.
+    pub refuses: bool,
+    /// How it is found in a row's tokens.
+    pub check: Check,
+}
 
-/// All checks that look at one row's tokens, in the order of the specification. The rows of a pack are looked at one by
-/// one; what is found says in which sequence, counted from 0.
+/// How a rule is checked.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Check {
+    /// On each row by itself, those of a pack too.
+    Row(fn(&Subject<'_>) -> Vec<Found>),
+    /// On a whole pack.
+    Pack(fn(&Subject<'_>) -> Vec<Found>),
+    /// Not on tokens: reading, rendering, tokenising, truncating or comparing rows finds it.
+    Elsewhere,
+}
+
+impl Code {
+    /// What the code stands for.
+    pub fn rule(self) -> &'static Rule {
+        &RULES[self as usize]
+    }
+}
+
+/// Everything that the checks find in a row, in the order of the rules. The rows of a pack are checked one by one; the
+/// message says in which sequence, counted from 0.
 pub fn audit(subject: &Subject<'_>) -> Vec<Finding> {
-    let checks: [fn(&Subject<'_>) -> Option<Finding>; 10] =
-        [m001, m002, m004, m005, m006, m007, m008, m009, l001, d001_copy];
-    let Some(pack) = &subject.sample.pack else {
-        return checks.iter().filter_map(|check| check(subject)).collect();
+    let row = subject.sample.id.row;
+    let finding = |rule: &Rule, found: Found| Finding {
+        level: found.level.unwrap_or(rule.code.level()),
+        tokens: Some(found.tokens),
+        ..Finding::new(row, rule.code, found.message)
     };
     let mut findings = Vec::new();
-    for (i, (row, tokens)) in subject.sample.unpack().iter().zip(pack.row_tokens()).enumerate() {
+    let Some(pack) = &subject.sample.pack else {
+        for rule in RULES {
+            if let Check::Row(check) = rule.check {
+                findings.extend(check(subject).into_iter().map(|found| finding(rule, found)));
+            }
+        }
+        return findings;
+    };
+    for (i, (sample, tokens)) in subject.sample.unpack().iter().zip(pack.row_tokens()).enumerate() {
         let given = subject.given.map(|given| {
             let mut part = given.part(&tokens);
-            // A weight that a shared prompt has for all of its rows is not the row's own.
-            part.weights = part.weights.and_then(|_| row.weights.clone());
+            // The weight of a shared token is that of all its rows together, not the row's own.
+            part.weights = part.weights.and_then(|_| sample.weights.clone());
             part
         });
-        let row = Subject { sample: row, given: given.as_ref(), ..*subject };
-        findings.extend(checks.iter().filter_map(|check| check(&row)).map(|mut finding| {
-            finding.row = subject.row();
-            finding.message = format!("sequence {i}: {}", finding.message);
-            finding
-        }));
+        let subject = Subject::new(sample, given.as_ref(), subject.special, subject.policy);
+        let in_pack = |i: u32| tokens.get(i as usize).map_or(0, |&i| i as u32);
+        for rule in RULES {
+            let Check::Row(check) = rule.check else { continue };
+            for mut found in check(&subject) {
+                found.message = format!("sequence {i}: {}", found.message);
+                found.tokens = in_pack(found.tokens.start)..in_pack(found.tokens.end.saturating_sub(1)) + 1;
+                findings.push(finding(rule, found));
+            }
+        }
     }
-    findings.extend(p001(subject));
+    for rule in RULES {
+        if let Check::Pack(check) = rule.check {
+            findings.extend(check(subject).into_iter().map(|found| finding(rule, found)));
+        }
+    }
     findings
+}
+
+/// Every rule, in the order of [`Code::ALL`].
+pub const RULES: &[Rule] = &[
+    Rule {
+        code: Code::Row,
+        meaning: "the row cannot become a sample",
+        doc: "Invalid JSON or UTF-8, a field that is missing, null or of the wrong type, or a `full_text` that does \
+              not start with `input_text`. The message names file, line and byte.",
+        help: "repair the row, or leave such rows out with on_bad_row=skip",
+        refuses: false,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::M001,
+        meaning: "no supervised token",
+        doc: "Nothing of the row would be learned: its response is empty, truncation has cut all of it, or every \
+              label is -100. A row whose answer is empty or missing is a bad row and stops the run, unless \
+              `on_bad_row=skip`. A row left without a target by truncation, weights or `supervise` is left out and \
+              counted.",
+        help: "raise max_length, use truncation_mode=keep_response, or repair the row",
+        refuses: false,
+        check: Check::Row(no_target),
+    },
+    Rule {
+        code: Code::M002,
+        meaning: "a response without a supervised stop token",
+        doc: "A model that never learns its stop token does not stop. Truncation has cut the response, or no EOS was \
+              appended. Under `append_eos=false` this is a warning.\n\n\
+              A template whose stop token opens the next message (GLM's `<|user|>`) leaves the last answer without \
+              one; the answers before it have theirs ([templates.md](templates.md)).",
+        help: "raise max_length, or name the token that ends a response in stop_tokens",
+        refuses: false,
+        check: Check::Row(no_stop),
+    },
+    Rule {
+        code: Code::M003,
+        meaning: "a token straddles the boundary",
+        doc: "Under `boundary=joint` one token can hold the last characters of the prompt and the first of the \
+              response. It is supervised, because part of it is response; the message shows how `boundary=split` \
+              would cut it. A token across two loss weights has this code too, under either boundary: it takes the \
+              larger weight.",
+        help: "use boundary=split, the default",
+        refuses: false,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::M004,
+        meaning: "a token wholly inside the prompt is supervised",
+        doc: "Found in rows that another tool has tokenised: the model would learn to recite its prompt.",
+        help: "correct the labels, or ask for it with completion_only_loss=false or prompt_loss_weight",
+        refuses: true,
+        check: Check::Row(prompt_supervised),
+    },
+    Rule {
+        code: Code::M005,
+        meaning: "a padding token is supervised",
+        doc: "A label stands where `attention_mask` is 0. Padding is known by position, never by id.",
+        help: "set the labels of padding to -100",
+        refuses: true,
+        check: Check::Row(padding_supervised),
+    },
+    Rule {
+        code: Code::M006,
+        meaning: "double BOS",
+        doc: "The text carries its BOS and the tokenizer has added another. The model would be trained on a beginning \
+              that it never meets.",
+        help: "remove the BOS from the text: the tokenizer adds one",
+        refuses: true,
+        check: Check::Row(double_bos),
+    },
+    Rule {
+        code: Code::M007,
+        meaning: "role header or text after the stop token is supervised",
+        doc: "The model would learn to write the header of the next turn.",
+        help: "mask what is not the response or its stop token",
+        refuses: false,
+        check: Check::Row(scaffold_supervised),
+    },
+    Rule {
+        code: Code::M008,
+        meaning: "everything is supervised: labels equal input_ids",
+        doc: "The bug that this tool exists for. Nothing was masked; the loss is mostly about the prompt.",
+        help: "correct the labels, or ask for it with completion_only_loss=false or prompt_loss_weight",
+        refuses: true,
+        check: Check::Row(everything_supervised),
+    },
+    Rule {
+        code: Code::M009,
+        meaning: "a real EOS at the end of a response is masked",
+        doc: "It happens where pad and EOS are one id and padding was masked by id: the model never learns to stop.",
+        help: "label the stop token with its id: mask padding by position, not by comparing with the pad id",
+        refuses: true,
+        check: Check::Row(stop_masked),
+    },
+    Rule {
+        code: Code::L001,
+        meaning: "a label that is neither -100 nor the input id at its place",
+        doc: "Labels are -100 or the input id at the same place. They are not shifted in advance: the model shifts \
+              them.",
+        help: "write labels that are -100 or the input id at the same place, not shifted",
+        refuses: true,
+        check: Check::Row(wrong_labels),
+    },
+    Rule {
+        code: Code::T001,
+        meaning: "supervised tokens lost by truncation",
+        doc: "The end of the response was cut. No EOS is invented for it.",
+        help: "raise max_length, or leave such rows out with truncation_mode=drop",
+        refuses: false,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::T002,
+        meaning: "prompt cut by truncation",
+        doc: "The oldest context was cut first; system, task and scaffold stay.",
+        help: "raise max_length where the context matters",
+        refuses: false,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::S001,
+        meaning: "a structural token came from content",
+        doc: "The text of a message contains the text of a special token, and the tokenizer has made that token of it. \
+              Where a template changes what users say, so that the place of their text is not proved, its own headers \
+              around them are counted too.",
+        help: "set content_special_tokens=text: content then cannot make special tokens",
+        refuses: false,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::C001,
+        meaning: "the template altered the content",
+        doc: "The chat template trimmed or replaced what the assistant said. Where the answer stands was proved; \
+              learned is what the template wrote.",
+        help: "write the content as the template renders it, or accept the change",
+        refuses: false,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::D001,
+        meaning: "duplicate of another row, or response copied from its prompt",
+        doc: "A duplicate counts twice in the loss, and can leak from training into held-out rows.",
+        help: "remove the duplicate",
+        refuses: false,
+        check: Check::Row(copied_response),
+    },
+    Rule {
+        code: Code::P001,
+        meaning: "a pack without boundaries, or a target across one",
+        doc: "The samples of a pack would see each other.\n\n\
+              A row is a pack where it has `seq_lengths` (as TRL writes them), `position_ids` that start again from 0, \
+              or an `attention_mask` that numbers its sequences (1, 1, 2, 2, 2). Each sequence is then a row of its \
+              own: attention and positions are confined to it, and nothing before its first token could predict it. \
+              Our own packs add `rows`, and `prefix_ranges` where sequences share a prompt. P001 is found where\n\n\
+              - the boundaries are missing or impossible: several `rows` and nothing that says where they begin, \
+              `seq_lengths` that do not sum to the number of tokens, positions or masks that contradict them, a prefix \
+              that is no earlier sequence. Such a row cannot become a sample, whatever the command;\n\
+              - a label stands on the first token of a sequence that no shared prompt stands before. It is never a \
+              target here, so training goes on; a trainer that shifts the labels of the whole pack would learn it \
+              from the sequence before.\n\n\
+              The other rules check each sequence by itself, and say which one, counted from 0. A pack that names no \
+              boundaries in any of these ways cannot be distinguished from one long row: nothing is found then.",
+        help: "write the length of each sequence as seq_lengths; set the label of its first token to -100",
+        refuses: false,
+        check: Check::Pack(target_across_boundary),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_code_has_its_rule() {
+        assert!(Code::ALL.iter().all(|code| code.rule().code == *code));
+        assert_eq!(RULES.len(), Code::ALL.len());
+    }
 }

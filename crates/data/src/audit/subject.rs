@@ -1,30 +1,86 @@
-//! What the checks look at: a labelled row, with what is known about it.
+//! What checks look at, and what they find.
 
 use crate::example::Tokenised;
-use crate::label::Special;
 use crate::policy::{Objective, Policy};
-use crate::{Code, Finding, IGNORE, Sample};
+use crate::tokens::Special;
+use crate::{IGNORE, Level, Origin, Sample};
+use std::ops::Range;
 
 /// A labelled row, before truncation, with what is known about it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Subject<'a> {
     /// Its ids, labels, origins and weights.
     pub sample: &'a Sample,
-    /// Where the row came as tokens: what it said itself. `None` for rows that we made from text.
+    /// For rows that came as tokens, the row's own fields; `None` for rows that were made from text here.
     pub given: Option<&'a Tokenised>,
     /// The tokenizer's special ids; empty without a tokenizer.
     pub special: &'a Special,
-    /// What was asked for.
+    /// The policy that the row's labels must follow.
     pub policy: &'a Policy,
+    /// Its runs of tokens of one origin, in order. Most rules concern few of them, so that few tokens are looked at one
+    /// by one.
+    pub(super) runs: Vec<Run>,
 }
 
-impl Subject<'_> {
-    pub(super) fn n(&self) -> usize {
-        self.sample.input_ids.len()
+/// A run of tokens of one origin.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub origin: Origin,
+    pub tokens: Range<usize>,
+    /// How many of them are supervised.
+    pub supervised: usize,
+}
+
+/// What a check has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The tokens of the row that it is about, from the first to the last.
+    pub tokens: Range<u32>,
+    /// What is wrong with them.
+    pub message: String,
+    /// The level, where it is not the code's own.
+    pub level: Option<Level>,
+}
+
+impl Found {
+    /// One finding about these tokens, in ascending order; none where there are none. `message` is given the tokens as
+    /// text: `token 17`, or `3 tokens (the first is token 17)`.
+    pub(super) fn about(tokens: &[usize], message: impl FnOnce(&str) -> String) -> Vec<Found> {
+        let [first, ..] = *tokens else { return Vec::new() };
+        let places = match tokens.len() {
+            1 => format!("token {first}"),
+            n => format!("{n} tokens (the first is token {first})"),
+        };
+        vec![Found::within(first..tokens[tokens.len() - 1] + 1, message(&places))]
     }
 
-    pub(super) fn row(&self) -> u64 {
-        self.sample.id.row
+    /// A finding about a run of tokens.
+    pub(super) fn within(tokens: Range<usize>, message: String) -> Found {
+        Found { tokens: tokens.start as u32..tokens.end as u32, message, level: None }
+    }
+}
+
+impl<'a> Subject<'a> {
+    /// A row that is to be checked.
+    pub fn new(
+        sample: &'a Sample,
+        given: Option<&'a Tokenised>,
+        special: &'a Special,
+        policy: &'a Policy,
+    ) -> Subject<'a> {
+        let mut end = 0;
+        let run = |origins: &[Origin]| {
+            let tokens = end..end + origins.len();
+            end = tokens.end;
+            let supervised = sample.labels[tokens.clone()].iter().filter(|label| **label != IGNORE).count();
+            Run { origin: origins[0], tokens, supervised }
+        };
+        let runs = sample.origins.chunk_by(|a, b| a == b).map(run).collect();
+        Subject { sample, given, special, policy, runs }
+    }
+
+    pub(super) fn n(&self) -> usize {
+        self.sample.input_ids.len()
     }
 
     pub(super) fn learned(&self, i: usize) -> bool {
@@ -35,19 +91,34 @@ impl Subject<'_> {
         self.special.stops.contains(&self.sample.input_ids[i])
     }
 
+    pub(super) fn is_padding(&self, i: usize) -> bool {
+        self.sample.origins[i] == Origin::Padding
+    }
+
     pub(super) fn all_tokens(&self) -> bool {
         self.policy.objective == Objective::AllTokens
     }
 
-    /// True where the row itself says which tokens are prompt and which response, apart from its labels.
-    pub(super) fn origins_are_known(&self) -> bool {
-        self.given.is_none_or(|g| g.origins.is_some() || g.mask.is_some())
+    /// True where the row came as tokens and names the origin of each.
+    pub(super) fn origins_are_given(&self) -> bool {
+        self.given.is_some_and(|given| given.origins.is_some())
     }
 
-    /// Runs of supervised tokens: `start..end`.
-    pub(super) fn runs(&self) -> Vec<std::ops::Range<usize>> {
-        let mut out: Vec<std::ops::Range<usize>> = Vec::new();
-        for i in (0..self.n()).filter(|&i| self.learned(i)) {
+    /// The supervised tokens of these origins.
+    pub(super) fn supervised(&self, of: impl Fn(Origin) -> bool) -> Vec<usize> {
+        let runs = self.runs.iter().filter(|run| run.supervised > 0 && of(run.origin));
+        runs.flat_map(|run| run.tokens.clone()).filter(|&i| self.learned(i)).collect()
+    }
+
+    /// The tokens for which `wrong` is true.
+    pub(super) fn tokens(&self, wrong: impl Fn(usize) -> bool) -> Vec<usize> {
+        (0..self.n()).filter(|&i| wrong(i)).collect()
+    }
+
+    /// Runs of supervised tokens.
+    pub(super) fn supervised_runs(&self) -> Vec<Range<usize>> {
+        let mut out: Vec<Range<usize>> = Vec::new();
+        for i in self.tokens(|i| self.learned(i)) {
             match out.last_mut() {
                 Some(run) if run.end == i => run.end = i + 1,
                 _ => out.push(i..i + 1),
@@ -56,29 +127,15 @@ impl Subject<'_> {
         out
     }
 
-    /// First index of the padding at the end of a row that has no attention mask: the trailing run of pad ids.
-    /// Where pad and EOS are one id, the first of the run is the EOS.
-    pub(super) fn tail_padding(&self) -> Option<usize> {
-        let pad = self.special.pad?;
-        if self.given?.attention.is_some() || self.given?.origins.is_some() {
-            return None;
-        }
+    /// The index at which the padding of a row without an attention mask begins: its trailing run of pad ids; the
+    /// row's length where there is none. Where pad and EOS are one id, the first of the run is the EOS.
+    pub(super) fn content_end(&self) -> usize {
         let ids = &self.sample.input_ids;
+        let (Some(pad), Some(given)) = (self.special.pad, self.given) else { return ids.len() };
+        if given.attention.is_some() || given.origins.is_some() {
+            return ids.len();
+        }
         let start = ids.iter().rposition(|&id| id != pad).map_or(0, |i| i + 1);
-        let start = start + usize::from(self.special.stops.contains(&pad));
-        (start < ids.len()).then_some(start)
-    }
-
-    pub(super) fn finding(&self, code: Code, message: String) -> Option<Finding> {
-        Some(Finding::new(self.row(), code, message))
-    }
-}
-
-/// `3 tokens (first at 17)`.
-pub(super) fn places(places: &[usize]) -> String {
-    match places {
-        [one] => format!("token {one}"),
-        [first, ..] => format!("{} tokens (the first is token {first})", places.len()),
-        [] => "no token".into(),
+        (start + usize::from(self.special.stops.contains(&pad))).min(ids.len())
     }
 }

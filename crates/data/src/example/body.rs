@@ -1,4 +1,4 @@
-//! What an example is made of.
+//! The content of an example.
 
 use super::chat::{Conversation, message};
 use crate::{Origin, Pack};
@@ -10,20 +10,20 @@ pub enum Body {
     Text {
         /// Prompt and completion.
         text: String,
-        /// Where the completion starts, in bytes.
+        /// Length of the prompt in bytes: the offset at which the completion starts.
         prompt_len: usize,
     },
-    /// A conversation, which needs a chat template to become text.
+    /// A conversation, to be rendered by a chat template.
     Chat(Box<Conversation>),
-    /// An instruction: a conversation where there is a chat template, text where there is none.
+    /// An instruction: rendered as a conversation if the model has a chat template, else as plain text.
     Alpaca(Box<Alpaca>),
-    /// Text in pieces that say of themselves whether they are learned.
+    /// Pieces of text, each with its loss weight.
     Segments(Vec<TextPiece>),
-    /// Already tokens.
+    /// Token ids with labels or a mask.
     Tokenised(Box<Tokenised>),
 }
 
-/// A piece of text and its loss weight; 0 makes it prompt.
+/// A piece of text and its loss weight; a piece of weight 0 is prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextPiece {
     /// The text.
@@ -32,69 +32,71 @@ pub struct TextPiece {
     pub weight: f32,
 }
 
-/// An instruction with its answer (the format of Stanford's Alpaca). It becomes a conversation where the model has a
-/// chat template, and text around the headings of the Alpaca prompt where it has none.
+/// An instruction with its answer, in the format of Stanford's Alpaca.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Alpaca {
-    /// The conversation's system prompt; in plain text it takes the place of the opening sentence.
+    /// System prompt of the conversation; in plain text it replaces the opening sentence of the Alpaca
+    /// prompt.
     pub system: Option<String>,
-    /// Earlier instructions, each with its answer.
+    /// Earlier turns: instruction and answer.
     pub history: Vec<(String, String)>,
-    /// What is asked.
+    /// The instruction.
     pub instruction: String,
-    /// What it is asked of; `None` where the row has none.
+    /// Input to the instruction, if the row has one.
     pub input: Option<String>,
     /// The answer.
     pub output: String,
 }
 
 impl Alpaca {
-    /// The same as messages: the input follows the instruction on a line of its own.
+    /// The instruction as messages; the input follows the instruction on a new line.
     pub fn conversation(&self) -> Conversation {
         let mut messages = Vec::new();
         if let Some(text) = &self.system {
             messages.push(message("system", text.clone()));
         }
-        for (asked, answered) in &self.history {
-            messages.push(message("user", asked.clone()));
-            messages.push(message("assistant", answered.clone()));
+        for (instruction, answer) in &self.history {
+            messages.push(message("user", instruction.clone()));
+            messages.push(message("assistant", answer.clone()));
         }
-        let asked = match &self.input {
+        let prompt = match &self.input {
             Some(input) => format!("{}\n{input}", self.instruction),
             None => self.instruction.clone(),
         };
-        messages.push(message("user", asked));
+        messages.push(message("user", prompt));
         messages.push(message("assistant", self.output.clone()));
         let weights = vec![None; messages.len()];
         Conversation { messages, weights, ..Conversation::default() }
     }
 }
 
-/// A tokenised row, as it was given. All vectors have the length of `input_ids`.
+/// A tokenised row as it was given, not validated beyond types and lengths. All vectors have the length of
+/// `input_ids`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokenised {
     /// Token ids.
     pub input_ids: Vec<u32>,
-    /// Labels as given: any value, right or wrong.
+    /// Labels, not shifted; they may be wrong.
     pub labels: Option<Vec<i32>>,
-    /// `completion_mask` or `assistant_masks`: true on the response.
+    /// `completion_mask`, else `assistant_masks`: true on the response.
     pub mask: Option<Vec<bool>>,
     /// `attention_mask`: false on padding.
     pub attention: Option<Vec<bool>>,
     /// A loss weight per token.
     pub weights: Option<Vec<f32>>,
-    /// Origins, as our own prepared rows carry them.
+    /// Origins, which prepared rows have.
     pub origins: Option<Vec<Origin>>,
-    /// The rendered text, as `--with-text` writes it.
+    /// The rendered text, which `prepare --with-text` writes.
     pub text: Option<String>,
-    /// For a pack, its boundaries (`seq_lengths`, `position_ids`, an `attention_mask` that numbers its sequences).
+    /// For a pack, its boundaries (from `seq_lengths`, `position_ids`, or an `attention_mask` that numbers
+    /// its sequences).
     pub pack: Option<Pack>,
-    /// Why the boundaries that it names cannot be: it cannot become a sample (P001).
+    /// Why its boundaries are impossible (P001); such a row cannot become a sample.
     pub broken: Option<String>,
 }
 
 impl Tokenised {
-    /// The row of these tokens of a pack.
+    /// The row that consists of these tokens of a pack.
     pub(crate) fn part(&self, tokens: &[usize]) -> Tokenised {
         fn pick<T: Copy>(values: &[T], tokens: &[usize]) -> Vec<T> {
             tokens.iter().map(|&i| values[i]).collect()

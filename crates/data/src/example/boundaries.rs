@@ -1,32 +1,36 @@
-//! The boundaries that a tokenised row names itself, ours or another tool's.
+//! Boundaries of packs that came as tokens, from suasion or other tools.
 
 use crate::{Pack, RowId};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// What a row says of its boundaries. Lists of tokens have the row's length.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Given {
-    /// `rows`: the rows of the source that it holds.
+/// The fields of a row that describe its boundaries. Fields with a value per token have the length of the
+/// row.
+#[derive(Debug, Default)]
+pub(super) struct Given<'a> {
+    /// `rows`: the numbers of the source rows in it.
     pub rows: Option<Vec<u64>>,
-    /// `seq_lengths`, as TRL and we write them.
+    /// `seq_lengths`, as suasion and TRL write them.
     pub lengths: Option<Vec<u32>>,
     /// `position_ids`, which restart with each sequence.
     pub positions: Option<Vec<u32>>,
-    /// `prefix_ranges`: ours, for shared prompts.
+    /// `prefix_ranges`, which suasion writes for shared prompts.
     pub prefixes: Option<Vec<Range<u32>>>,
-    /// `attention_mask`, where it numbers the sequences (1, 1, 2, 2, 2, 0): 0 is padding.
+    /// `attention_mask`, if it numbers the sequences (1, 1, 2, 2, 2, 0); 0 is padding.
     pub numbers: Option<Vec<u32>>,
     /// False on padding.
-    pub attention: Option<Vec<bool>>,
+    pub attention: Option<&'a [bool]>,
 }
 
-/// The boundaries of a row of `n` tokens; `None` for a row by itself.
+/// The boundaries of a row of `n` tokens; `None` if it is not a pack.
 ///
 /// # Errors
-/// Why they cannot be, in words.
-pub(super) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<Pack>, String> {
-    let real = |i: usize| given.attention.as_ref().is_none_or(|attention| attention[i]);
+/// A message that says why the boundaries are impossible.
+pub(super) fn boundaries(id: &RowId, n: usize, given: &Given<'_>) -> Result<Option<Pack>, String> {
+    let real = |i: usize| given.attention.is_none_or(|attention| attention[i]);
+    if u32::try_from(n).is_err() {
+        return Err(format!("it has {n} tokens; the limit is {}", u32::MAX));
+    }
     let lengths = match (&given.lengths, &given.numbers, &given.positions) {
         (Some(lengths), ..) => Some(with_padding(lengths, n, real)?),
         (None, Some(numbers), _) => Some(by_number(numbers)?),
@@ -36,11 +40,11 @@ pub(super) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<P
     let Some(lengths) = lengths else {
         return match (&given.rows, &given.prefixes) {
             (Some(rows), _) if rows.len() > 1 => Err(format!(
-                "it holds {} rows, and neither \"seq_lengths\" nor \"position_ids\" says where each begins",
+                "it holds {} rows, but neither \"seq_lengths\" nor \"position_ids\" says where each starts",
                 rows.len()
             )),
             (_, Some(prefixes)) if !prefixes.is_empty() => {
-                Err("it has \"prefix_ranges\" and no \"seq_lengths\"".into())
+                Err("it has \"prefix_ranges\" but no \"seq_lengths\"".into())
             }
             _ => match &given.positions {
                 Some(positions) => {
@@ -54,7 +58,7 @@ pub(super) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<P
     let prefixes = given.prefixes.as_deref();
     let rows = match &given.rows {
         Some(rows) => rows.iter().map(|&number| row(number)).collect(),
-        // Nobody says which rows they were: they are this one's.
+        // The source rows are unknown: each sequence gets the id of this row.
         None => {
             let shared = prefixes.unwrap_or_default().iter().filter(|prefix| !prefix.is_empty());
             let shared: HashSet<u64> = shared.map(|prefix| u64::from(prefix.start)).collect();
@@ -82,7 +86,7 @@ pub(super) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<P
         };
         if let Some((_, tokens)) = runs().find(mixed) {
             return Err(format!(
-                "\"attention_mask\" begins a sequence within tokens {} to {}, which are one by \"seq_lengths\"",
+                "\"attention_mask\" starts a sequence within tokens {} to {}, which are one sequence by \"seq_lengths\"",
                 tokens.start,
                 tokens.end - 1
             ));
@@ -91,7 +95,7 @@ pub(super) fn boundaries(id: &RowId, n: usize, given: &Given) -> Result<Option<P
     Ok(Some(pack))
 }
 
-/// Lengths that cover all `n` tokens: padding at the end belongs to the last sequence.
+/// Lengths that cover all `n` tokens; padding at the end belongs to the last sequence.
 fn with_padding(lengths: &[u32], n: usize, real: impl Fn(usize) -> bool) -> Result<Vec<u32>, String> {
     let sum: usize = lengths.iter().map(|&length| length as usize).sum();
     let mut lengths = lengths.to_vec();
@@ -103,7 +107,7 @@ fn with_padding(lengths: &[u32], n: usize, real: impl Fn(usize) -> bool) -> Resu
     Ok(lengths)
 }
 
-/// Lengths of runs of one number; padding belongs to the sequence before it.
+/// Lengths of the runs of equal numbers; padding belongs to the sequence before it.
 fn by_number(numbers: &[u32]) -> Result<Vec<u32>, String> {
     let (mut lengths, mut last) = (vec![0u32], 0);
     for (i, &number) in numbers.iter().enumerate() {
@@ -121,7 +125,7 @@ fn by_number(numbers: &[u32]) -> Result<Vec<u32>, String> {
     Ok(lengths)
 }
 
-/// Lengths of the runs that begin at position 0; padding belongs to the sequence before it.
+/// Lengths of the runs that start at position 0; padding belongs to the sequence before it.
 fn by_position(positions: &[u32], real: impl Fn(usize) -> bool) -> Vec<u32> {
     let (mut lengths, mut begun) = (vec![0u32], false);
     for (i, &position) in positions.iter().enumerate() {
@@ -136,7 +140,8 @@ fn by_position(positions: &[u32], real: impl Fn(usize) -> bool) -> Vec<u32> {
     lengths
 }
 
-/// The real tokens of each run must stand at consecutive positions, from the run's first.
+/// Checks that the non-padding tokens of each run have consecutive positions. A run is its first position and
+/// its tokens.
 fn check_positions(
     positions: &[u32],
     real: impl Fn(usize) -> bool,
@@ -146,7 +151,7 @@ fn check_positions(
         for (i, expected) in tokens.filter(|&i| real(i)).zip(first..) {
             if positions[i] != expected {
                 return Err(format!(
-                    "\"position_ids\"[{i}] is {}, and token {i} stands at position {expected} of its sequence",
+                    "\"position_ids\"[{i}] is {}, but token {i} is at position {expected} of its sequence",
                     positions[i]
                 ));
             }

@@ -1,12 +1,12 @@
-//! Messages in all their spellings to the one shape of [`Conversation`].
+//! Messages in the formats found in datasets, normalised to a [`Conversation`].
 //!
 //! | given | becomes |
 //! |---|---|
 //! | `from`/`value` with the role names of ShareGPT files | `role`/`content` with `system`, `user`, `assistant`, `tool` |
-//! | content as typed parts | one string; parts of reasoning go to `reasoning_content`, parts that call a tool to `tool_calls` |
+//! | content as a list of typed parts | one string; reasoning goes to `reasoning_content`, tool calls to `tool_calls` |
 //! | `function_call` (as a role or a key), a bare `{name, arguments}` | `tool_calls` of `{type, function}` |
 //! | arguments as JSON text | an object |
-//! | keys whose value is null | nothing |
+//! | keys whose value is null | dropped |
 //! | `train`, `weight`, `loss_weight` | the message's weight |
 
 use super::chat::{Conversation, message};
@@ -15,17 +15,17 @@ use crate::source::row::type_name;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 
-/// The columns that hold a whole conversation, with the format that each makes.
+/// Columns that hold a whole conversation.
 pub(super) const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
 
-/// Keys under which a message may carry what the model thought: aliases of each other.
+/// Keys of a message's reasoning; aliases of each other.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// Messages of one column, with the weight of each.
+/// Messages with their weights.
 type Messages = Vec<(Map<String, Value>, Option<f32>)>;
 
 impl Reader<'_> {
-    /// A row whose first column of `keys` that is there holds the whole conversation.
+    /// A row with the whole conversation under the first of `keys` that it has.
     pub(super) fn chat(mut self, keys: &[&str]) -> Result<Conversation> {
         let Some(key) = keys.iter().copied().find(|key| self.fields.contains_key(*key)) else {
             return Err(self.missing(keys[0]));
@@ -34,8 +34,8 @@ impl Reader<'_> {
         self.conversation(messages, 0, key)
     }
 
-    /// The conversation of some messages, the first `prompt` of which are prompt, with the row's own tools,
-    /// system prompt and template variables.
+    /// A conversation of these messages, of which the first `prompt` are prompt, with the tools, system
+    /// prompt and template variables of the row.
     pub(super) fn conversation(
         &mut self,
         mut messages: Messages,
@@ -74,7 +74,7 @@ impl Reader<'_> {
         Ok(Conversation { messages, weights, prompt_messages: prompt, tools, kwargs })
     }
 
-    /// The messages of a column: a list of them, one of them, or JSON text of either.
+    /// The messages of a column: a list, a single message, or JSON text of either.
     pub(super) fn messages(&mut self, key: &str) -> Result<Messages> {
         let Some(value) = self.fields.swap_remove(key) else { return Err(self.missing(key)) };
         let list = match value {
@@ -100,12 +100,13 @@ impl Reader<'_> {
         )
     }
 
-    /// The `tools` column: a list, or JSON text of one. ShareGPT files write functions without their wrapping.
+    /// The `tools` column: a list, or JSON text of one. `wrap`: ShareGPT files list functions without the
+    /// wrapping object.
     fn tools(&mut self, wrap: bool) -> Result<Option<Vec<Value>>> {
         let help = "tools are a list of objects, or JSON text of one";
         let parse = |reader: &Self, text: &str, place: &str| {
             serde_json::from_str::<Value>(text)
-                .map_err(|e| reader.error(format!("{place} is a string that is no JSON: {e}"), help))
+                .map_err(|e| reader.error(format!("{place} is a string that is not JSON: {e}"), help))
         };
         let value = match self.fields.swap_remove("tools") {
             Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
@@ -143,7 +144,8 @@ impl Reader<'_> {
         Ok(if tools.is_empty() { None } else { Some(tools) })
     }
 
-    /// One side of a pair, as messages: a list, a message, or text that becomes one message of `role`.
+    /// One side of a pair as messages: a list, a single message, or text, which becomes one message of
+    /// `role`.
     pub(super) fn side(&mut self, key: &str, role: &str) -> Result<Messages> {
         match self.fields.get(key) {
             Some(Value::String(text)) if !text.trim_start().starts_with(['[', '{']) => {
@@ -152,7 +154,7 @@ impl Reader<'_> {
             Some(Value::Null) => self.string(key).map(|_| Vec::new()),
             Some(Value::String(_)) => {
                 let text = self.string(key)?;
-                // Text that merely starts with a bracket is text.
+                // Text may just happen to start with a bracket.
                 match serde_json::from_str::<Value>(&text) {
                     Ok(value) if looks_like_messages(&value) => {
                         self.fields.insert(key.to_string(), value);
@@ -165,10 +167,10 @@ impl Reader<'_> {
         }
     }
 
-    /// The chosen side of a preference after its prompt.
+    /// The conversation of a preference pair: the prompt and the chosen side.
     pub(super) fn preferred(mut self) -> Result<Conversation> {
         for key in LISTS {
-            // A whole conversation beside a whole `chosen` (both with the prompt) says nothing more.
+            // If `chosen` is a whole conversation itself, this column only repeats its prompt.
             let whole = self.fields.contains_key("prompt") || is_list(self.fields.get("chosen"));
             if self.fields.contains_key(key) && !whole {
                 let mut messages = self.messages(key)?;
@@ -189,7 +191,7 @@ impl Reader<'_> {
                 .is_some_and(|r| r == "user")
         };
         if opens(&chosen) || !self.fields.contains_key("prompt") {
-            // The prompt is what both sides begin with.
+            // The prompt is the common start of both sides.
             let rejected = match self.fields.contains_key("rejected") {
                 true => self.side("rejected", "assistant")?,
                 false => Vec::new(),
@@ -201,7 +203,7 @@ impl Reader<'_> {
         self.pair_of(chosen, "chosen")
     }
 
-    /// A prompt and what follows it, as messages.
+    /// `prompt` followed by the messages or text under `key`.
     pub(super) fn pair(mut self, key: &str) -> Result<Conversation> {
         let after = self.side(key, "assistant")?;
         self.pair_of(after, key)
@@ -222,7 +224,7 @@ fn is_list(value: Option<&Value>) -> bool {
     value.is_some_and(|v| v.as_array().is_some_and(|list| list.len() > 1))
 }
 
-/// True for an object or a list of objects that have a role.
+/// True for an object with a role, or a list of such objects.
 fn looks_like_messages(value: &Value) -> bool {
     let one = |v: &Value| v.get("role").or(v.get("from")).is_some_and(Value::is_string);
     match value {
@@ -231,7 +233,7 @@ fn looks_like_messages(value: &Value) -> bool {
     }
 }
 
-/// What ShareGPT files call a role; other names pass as they are.
+/// Maps the role names of ShareGPT files; other names are unchanged.
 fn sharegpt_role(name: &str) -> &str {
     match name.to_ascii_lowercase().as_str() {
         "human" | "user" | "prompter" | "instruction" => "user",
@@ -243,7 +245,8 @@ fn sharegpt_role(name: &str) -> &str {
     }
 }
 
-/// What is no OpenAI role and can only be one of them; `model`, `developer` and others belong to templates.
+/// Maps names that are not OpenAI roles but have only one possible meaning. `model`, `developer` and others
+/// are left to the templates that know them.
 fn openai_role(name: &str) -> &str {
     match name {
         "human" | "gpt" | "chatgpt" | "bing" | "bard" | "function_call" | "observation"
@@ -252,7 +255,7 @@ fn openai_role(name: &str) -> &str {
     }
 }
 
-/// A message being read, and where it stands.
+/// A message being read, and its position in the row.
 struct At<'a, 'b> {
     reader: &'a Reader<'b>,
     place: String,
@@ -285,12 +288,12 @@ impl At<'_, '_> {
             None => {
                 return Err(self.error(
                     format_args!("has neither \"role\" nor \"from\"; it has {keys}"),
-                    "say of each message whose it is: {\"role\": \"user\", \"content\": \"..\"}",
+                    "give each message a role: {\"role\": \"user\", \"content\": \"..\"}",
                 ));
             }
         };
         let mut out = Map::new();
-        let mut thought = String::new();
+        let mut reasoning = String::new();
         let mut calls = Vec::new();
         for (key, value) in given {
             if key == role_key {
@@ -307,7 +310,7 @@ impl At<'_, '_> {
                         String::new()
                     }
                     Value::String(text) => text,
-                    Value::Array(parts) => self.parts(parts, &mut thought, &mut calls)?,
+                    Value::Array(parts) => self.parts(parts, &mut reasoning, &mut calls)?,
                     other => {
                         let found = type_name(&other);
                         return Err(self.error(
@@ -341,12 +344,12 @@ impl At<'_, '_> {
                 }
             }
         }
-        if !thought.is_empty() && !REASONING.iter().any(|key| out.contains_key(*key)) {
-            out.insert("reasoning_content".into(), thought.into());
+        if !reasoning.is_empty() && !REASONING.iter().any(|key| out.contains_key(*key)) {
+            out.insert("reasoning_content".into(), reasoning.into());
         }
-        let says = |key: &str| out.contains_key(key);
-        let called = says("tool_calls") || REASONING.iter().any(|key| says(key));
-        let complete = says("content") || called && out["role"] == "assistant";
+        let has = |key: &str| out.contains_key(key);
+        let called = has("tool_calls") || REASONING.iter().any(|key| has(key));
+        let complete = has("content") || called && out["role"] == "assistant";
         if !complete {
             return Err(self.error(
                 format_args!("has no content; it has {keys}"),
@@ -356,7 +359,8 @@ impl At<'_, '_> {
         Ok((out, weight))
     }
 
-    /// Takes `train`, `weight` and `loss_weight` out of a message. A `train` of false masks, whatever the weight.
+    /// Removes `train`, `weight` and `loss_weight` from a message and returns its weight. `train: false`
+    /// masks the message whatever its weight.
     fn weight(&self, message: &mut Map<String, Value>) -> Result<Option<f32>> {
         let mut weight = None;
         let train = message.shift_remove("train");
@@ -389,8 +393,9 @@ impl At<'_, '_> {
         })
     }
 
-    /// Content that came as parts: its text; reasoning and calls go where they belong.
-    fn parts(&self, parts: Vec<Value>, thought: &mut String, calls: &mut Vec<Value>) -> Result<String> {
+    /// The text of content that is a list of parts. Appends reasoning and tool calls to `reasoning` and
+    /// `calls`.
+    fn parts(&self, parts: Vec<Value>, reasoning: &mut String, calls: &mut Vec<Value>) -> Result<String> {
         let mut content = String::new();
         for (n, part) in parts.into_iter().enumerate() {
             let part = match part {
@@ -424,7 +429,7 @@ impl At<'_, '_> {
             };
             match kind.as_str() {
                 "text" | "input_text" | "output_text" => content.push_str(text()?),
-                "reasoning" | "thinking" => thought.push_str(text()?),
+                "reasoning" | "thinking" => reasoning.push_str(text()?),
                 "tool_call" | "function_call" | "function" => match inner {
                     Some(Value::String(text)) => calls.extend(self.calls_of_text(&text)?),
                     Some(Value::Object(_)) => calls.push(self.call(inner.unwrap_or_default())?),
@@ -433,7 +438,7 @@ impl At<'_, '_> {
                 other => {
                     return Err(self.error(
                         format_args!("has a part {n} of type {other:?}"),
-                        "parts are of type text, reasoning or tool_call: only text is learned here",
+                        "a part has the type text, reasoning or tool_call; only text models are supported",
                     ));
                 }
             }
@@ -441,13 +446,13 @@ impl At<'_, '_> {
         Ok(content)
     }
 
-    /// Tool calls written as JSON text: one of them, or a list.
+    /// Tool calls in JSON text: a single call or a list.
     fn calls_of_text(&self, text: &str) -> Result<Vec<Value>> {
         match serde_json::from_str::<Value>(text) {
             Ok(Value::Array(list)) => list.into_iter().map(|call| self.call(call)).collect(),
             Ok(call @ Value::Object(_)) => Ok(vec![self.call(call)?]),
             Ok(other) => Err(self.bad_call(format_args!("is {}, not an object", type_name(&other)))),
-            Err(e) => Err(self.bad_call(format_args!("is no JSON: {e}"))),
+            Err(e) => Err(self.bad_call(format_args!("is not JSON: {e}"))),
         }
     }
 
@@ -458,7 +463,7 @@ impl At<'_, '_> {
         )
     }
 
-    /// One tool call as `{type, function: {name, arguments}}`, whatever else it came with.
+    /// One tool call as `{type, function: {name, arguments}}`; other keys are kept.
     fn call(&self, value: Value) -> Result<Value> {
         let Value::Object(call) = value else {
             return Err(self.bad_call(format_args!("is {}, not an object", type_name(&value))));
@@ -481,7 +486,7 @@ impl At<'_, '_> {
             call = wrapped;
         }
         let Some(Value::Object(function)) = call.get_mut("function") else {
-            return Err(self.bad_call("has a \"function\" that is no object"));
+            return Err(self.bad_call("has a \"function\" that is not an object"));
         };
         if !function.get("name").is_some_and(Value::is_string) {
             return Err(self.bad_call("has no name"));
@@ -497,7 +502,7 @@ impl At<'_, '_> {
                     let found = type_name(&other);
                     return Err(self.bad_call(format_args!("has arguments that are {found}, not an object")));
                 }
-                Err(e) => return Err(self.bad_call(format_args!("has arguments that are no JSON: {e}"))),
+                Err(e) => return Err(self.bad_call(format_args!("has arguments that are not JSON: {e}"))),
             },
             other => {
                 let found = type_name(other);

@@ -1,4 +1,4 @@
-//! Rows that are text by themselves: a prompt with its completion, instructions, segments.
+//! Rows that need no chat template: a prompt with its completion, instructions, segments.
 
 use super::body::{Alpaca, Body, TextPiece};
 use super::reader::Reader;
@@ -16,7 +16,7 @@ impl Reader<'_> {
         Ok(Body::Text { text: full, prompt_len: input.len() })
     }
 
-    /// `prompt` and what follows it.
+    /// `prompt`, followed by the text under the key `after`.
     pub(super) fn prompt_completion(mut self, after: &str) -> Result<Body> {
         let mut text = self.string("prompt")?;
         let completion = self.string(after)?;
@@ -25,7 +25,8 @@ impl Reader<'_> {
         Ok(Body::Text { text, prompt_len })
     }
 
-    /// The error for a `full_text` that does not continue its `input_text`: the place, both sides, and the usual causes.
+    /// The error for a `full_text` that does not start with `input_text`: the first difference, and a common
+    /// cause if one applies.
     fn not_a_prefix(&self, input: &str, full: &str) -> Error {
         let at = input.bytes().zip(full.bytes()).take_while(|(a, b)| a == b).count();
         let hint = if full.starts_with(input.trim_end()) {
@@ -71,8 +72,10 @@ impl Reader<'_> {
             }
         };
         let pair = |(at, value): (usize, Value)| match value.as_array().map(Vec::as_slice) {
-            Some([Value::String(asked), Value::String(answered)]) => Ok((asked.clone(), answered.clone())),
-            _ => Err(self.error(format!("history[{at}] is no pair of strings"), help)),
+            Some([Value::String(instruction), Value::String(answer)]) => {
+                Ok((instruction.clone(), answer.clone()))
+            }
+            _ => Err(self.error(format!("history[{at}] is not a pair of strings"), help)),
         };
         list.into_iter().enumerate().map(pair).collect()
     }
@@ -132,7 +135,7 @@ impl Reader<'_> {
     }
 }
 
-/// A few characters around byte `at`, quoted and escaped; says so where the text ends there.
+/// A few characters around byte `at`, quoted and escaped, with a note if the text ends there.
 fn around(text: &str, at: usize) -> String {
     let mut start = at.saturating_sub(12);
     while !text.is_char_boundary(start) {

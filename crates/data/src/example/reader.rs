@@ -1,10 +1,10 @@
-//! The fields of a row, read one by one.
+//! Reads the fields of a row, with errors that name them.
 
 use crate::source::row::type_name;
 use crate::{Error, Result, RowId};
 use serde_json::{Map, Value};
 
-/// The fields of one row, taken one by one with errors that name them.
+/// The fields of a row; reading one removes it.
 pub(super) struct Reader<'a> {
     pub id: &'a RowId,
     pub fields: Map<String, Value>,
@@ -29,7 +29,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A string, or nothing where the field is missing or null.
+    /// A string; `None` if the field is missing or null.
     pub(super) fn optional_string(&mut self, key: &str) -> Result<Option<String>> {
         match self.fields.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -45,7 +45,7 @@ impl Reader<'_> {
         )
     }
 
-    /// A list, or `None` where the field is missing or null.
+    /// A list; `None` if the field is missing or null.
     pub(super) fn list(&mut self, key: &str) -> Result<Option<Vec<Value>>> {
         match self.fields.swap_remove(key) {
             None | Some(Value::Null) => Ok(None),
@@ -96,7 +96,7 @@ impl Reader<'_> {
         Ok(out)
     }
 
-    /// A list of numbers of at least 0.
+    /// A list of numbers in the range of `u32`.
     pub(super) fn unsigned(&self, key: &str, list: &[Value]) -> Result<Vec<u32>> {
         let numbers = self.integers(key, list, 0, i64::from(u32::MAX))?;
         Ok(numbers.into_iter().map(|number| number as u32).collect())
@@ -119,7 +119,7 @@ impl Reader<'_> {
     }
 }
 
-/// The keys of an object, for messages.
+/// The keys of an object, for error messages.
 pub(super) fn shown_keys(map: &Map<String, Value>) -> String {
     let mut keys: Vec<String> = map.keys().take(12).map(|k| format!("\"{k}\"")).collect();
     if map.len() > 12 {

@@ -1,13 +1,49 @@
-//! Rows that came as tokens.
+//! Tokenised rows.
+//!
+//! A well-formed row is read directly into the vectors of [`Tokenised`], from Arrow arrays ([`columns`]) or
+//! JSON text ([`json`]). The direct readers reject every other row, which is then read as a JSON object by
+//! the general [`Reader`]. So only that one has error messages, and the two ways cannot disagree about them.
+
+mod columns;
+mod fields;
+mod json;
+#[cfg(test)]
+mod tests;
 
 use super::body::{Body, Tokenised};
 use super::boundaries::{self, Given};
 use super::reader::Reader;
+use crate::source::{Content, Projection, RawRow};
 use crate::{Origin, Result};
+use fields::Key;
 use serde_json::Value;
+use std::sync::Arc;
 
-/// The masks that name the response, in order of preference.
+/// Fields that mark the response, in order of preference.
 pub(super) const MASKS: [&str; 2] = ["completion_mask", "assistant_masks"];
+
+/// Reads a well-formed tokenised row; `None` for any other row.
+pub(super) fn direct(raw: &RawRow) -> Option<Tokenised> {
+    let fields = match raw.content.as_ref().ok()? {
+        Content::Columns(batch, row) => columns::read(batch, *row)?,
+        Content::Json(row) => json::read(row)?,
+        Content::Record(..) => return None,
+    };
+    fields.tokenised(&raw.id)
+}
+
+/// Selects the columns of tokenised rows, if the file has tokenised rows; else all columns.
+pub(super) fn projection(text: bool) -> Projection {
+    Arc::new(move |names| {
+        let has = |key: &str| names.contains(&key);
+        let tokenised = has("input_ids") && (has("labels") || MASKS.iter().any(|mask| has(mask)));
+        let wanted = |name| match Key::of(name) {
+            Some(Key::Text) => text,
+            key => key.is_some(),
+        };
+        names.iter().map(|name| !tokenised || wanted(name)).collect()
+    })
+}
 
 impl Reader<'_> {
     pub(super) fn tokenised(mut self) -> Result<Body> {
@@ -39,18 +75,18 @@ impl Reader<'_> {
                 row.mask = Some(self.booleans(key, &list)?);
             }
         }
-        let mut given = Given::default();
+        let mut numbers = None;
         if let Some(list) = self.sized("attention_mask", n)? {
-            // A mask that numbers the sequences of a pack says where they begin, too.
+            // A mask with numbers above 1 numbers the sequences of a pack.
             if list.iter().any(|value| value.as_u64().is_some_and(|number| number > 1)) {
-                let numbers = self.unsigned("attention_mask", &list)?;
-                row.attention = Some(numbers.iter().map(|&number| number != 0).collect());
-                given.numbers = Some(numbers);
+                let given = self.unsigned("attention_mask", &list)?;
+                row.attention = Some(given.iter().map(|&number| number != 0).collect());
+                numbers = Some(given);
             } else {
                 row.attention = Some(self.booleans("attention_mask", &list)?);
             }
         }
-        self.boundaries(&mut row, given)?;
+        self.boundaries(&mut row, numbers)?;
         if let Some(list) = self.sized("weights", n)? {
             let mut weights = Vec::with_capacity(n);
             for (i, value) in list.iter().enumerate() {
@@ -89,20 +125,19 @@ impl Reader<'_> {
         if row.labels.is_none() && row.mask.is_none() {
             return Err(self.error(
                 "a tokenised row without \"labels\", \"completion_mask\" or \"assistant_masks\"".into(),
-                "without one of them nothing says which tokens are the response",
+                "one of them is needed to tell the response from the prompt",
             ));
         }
         Ok(Body::Tokenised(Box::new(row)))
     }
 
-    /// What the row says of its boundaries.
-    fn boundaries(&mut self, row: &mut Tokenised, mut given: Given) -> Result<()> {
+    /// Reads the fields that describe boundaries.
+    fn boundaries(&mut self, row: &mut Tokenised, numbers: Option<Vec<u32>>) -> Result<()> {
         let n = row.input_ids.len();
-        given.attention.clone_from(&row.attention);
-        // A field of this name that lists no numbers is somebody else's, and says nothing of packs.
+        let mut given = Given { numbers, attention: row.attention.as_deref(), ..Given::default() };
+        // A field of this name that is not a list of numbers has another meaning.
         let rows = self.fields.swap_remove("rows");
-        given.rows =
-            rows.as_ref().and_then(Value::as_array).and_then(|l| l.iter().map(Value::as_u64).collect());
+        given.rows = rows.as_ref().and_then(json::numbers);
         if let Some(list) = self.list("seq_lengths")? {
             given.lengths = Some(self.unsigned("seq_lengths", &list)?);
         }

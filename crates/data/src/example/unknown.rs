@@ -1,11 +1,11 @@
-//! The error for a row of no known format: what it has, and what each format lacks.
+//! The error for a row of unknown format: its fields, and what it lacks for each format.
 
 use super::reader::shown_keys;
 use super::tokenised::MASKS;
 use crate::{Error, RowId};
 use serde_json::{Map, Value};
 
-/// What each format needs: of each entry one field.
+/// The fields that each format needs: one of each group.
 const NEEDS: [(&str, &[&[&str]]); 8] = [
     ("prompt_completion", &[&["prompt"], &["completion"]]),
     ("messages", &[&["messages"]]),
@@ -17,7 +17,7 @@ const NEEDS: [(&str, &[&[&str]]); 8] = [
     ("tokenised", &[&["input_ids"], &["labels", MASKS[0], MASKS[1]]]),
 ];
 
-/// Characters of a text, entries of a list and fields of an object that a sample shows.
+/// How much of a value is shown: characters of a text, entries of a list, fields of an object.
 const SHOWN: (usize, usize, usize) = (40, 1, 8);
 
 pub(super) fn unknown(id: &RowId, fields: &Map<String, Value>) -> Error {
@@ -29,13 +29,13 @@ pub(super) fn unknown(id: &RowId, fields: &Map<String, Value>) -> Error {
         let line = format!("{name} lacks {}", lacking.join(" and "));
         formats.push((needs.len() - lacking.len(), lacking.len(), line));
     }
-    // Nearest is what has most of its fields, then what lacks fewest; formats as near as each other stay in order.
+    // The nearest format has the most of its fields present, then the fewest missing; the sort is stable.
     formats.sort_by_key(|(present, lacking, _)| (usize::MAX - present, *lacking));
     let lines: String = formats.iter().map(|(_, _, line)| format!("\n  {line}")).collect();
     let sample = sample(&Value::Object(fields.clone()), 0);
     let help =
         format!("the row is {sample}\nname its fields as one of the formats does, the nearest first:{lines}");
-    Error::row(id.clone(), format!("the row is of no known format; it has {}", shown_keys(fields)), help)
+    Error::row(id.clone(), format!("the row is not in a known format; it has {}", shown_keys(fields)), help)
 }
 
 fn one_of(keys: &[&str]) -> String {
@@ -43,7 +43,7 @@ fn one_of(keys: &[&str]) -> String {
     quoted.join(" or ")
 }
 
-/// A value with its texts, lists and objects shortened, as JSON up to the `..`.
+/// A value as JSON, its texts, lists and objects shortened with `..`.
 fn sample(value: &Value, depth: usize) -> String {
     let (characters, entries, keys) = SHOWN;
     let list = |shown: Vec<String>, whole: usize| {

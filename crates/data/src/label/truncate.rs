@@ -1,23 +1,22 @@
-//! What is cut from a row of more than `max_length` tokens, and what that costs.
+//! Which tokens are cut from a row of more than `max_length`, and what is lost with them.
 //!
 //! | mode | cuts |
 //! |---|---|
-//! | `keep_response` | padding and text after the stop token, then the prompt: oldest Context first, then the oldest of Other, User and Tool; never System, Task, BOS or scaffold. Only if that is not enough, the end of the response, its stop token first: no EOS is invented |
+//! | `keep_response` | padding and text after the stop token; then the prompt, first the oldest of Context, then the oldest of Other, User and Tool, never System, Task, BOS or scaffold; only then the end of the response, its stop token first: no EOS is invented |
 //! | `keep_start` | everything after the first `max_length` tokens |
 //! | `keep_end` | everything before the last `max_length` tokens |
 //! | `drop` | the whole row, counted |
 //! | `error` | nothing: the row is an error |
 //!
-//! Where System, Task and scaffold alone leave no room, `keep_response` still does not touch them: what the
-//! model is told and asked is what the reply answers, and a reply to half a task teaches the wrong thing. The
-//! row is left without a target, and so it is dropped and counted as M001.
+//! Where System, Task and scaffold alone exceed `max_length`, `keep_response` still does not cut them: a reply to half a
+//! task would be wrong. The row is left without a target, so it is dropped and counted as M001.
 
 use crate::policy::TruncationMode;
 use crate::sample::column;
 use crate::{Code, Finding, Origin, Sample, Section};
 use std::ops::Range;
 
-/// The runs of tokens to cut, in order and not touching, as indices into the whole row.
+/// The runs of tokens to cut, in order and not adjacent, as indices into the whole row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cuts {
     /// The runs.
@@ -75,20 +74,20 @@ impl Cuts {
     }
 }
 
-/// What becomes of a row.
+/// What to do with a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// It is short enough.
+    /// Keep all of it: it is short enough.
     Whole,
-    /// It is cut.
+    /// Cut it.
     Cut(Cuts),
-    /// It is too long and left out (`drop`).
+    /// Leave it out (`drop`).
     Drop,
-    /// It is too long and an error (`error`).
+    /// Report it as an error (`error`).
     Error,
 }
 
-/// Decides what becomes of a row of these origins.
+/// Decides what to do with a row of these origins.
 pub fn fit(origins: &[Origin], mode: TruncationMode, max_length: Option<usize>) -> Fit {
     let n = origins.len();
     let Some(max) = max_length.filter(|&max| n > max) else { return Fit::Whole };
@@ -129,20 +128,20 @@ fn keep_response(origins: &[Origin], max: usize) -> Cuts {
     Cuts::from_flags(&flags)
 }
 
-/// What a cut costs.
+/// The tokens that a truncation loses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
-    /// Supervised tokens that are gone, of whatever origin.
+    /// Supervised tokens, of any origin.
     pub supervised: usize,
     /// Those of them that end a turn.
     pub stops: usize,
-    /// Prompt tokens that are gone, by section in the order of [`Section::ALL`].
-    pub prompt: [usize; 6],
-    /// Scaffold tokens that are gone (not the text after a stop token).
+    /// Prompt tokens, by section in the order of [`Section::ALL`].
+    pub prompt: [usize; Section::ALL.len()],
+    /// Scaffold tokens, but not those after the last stop token.
     pub scaffold: usize,
 }
 
-/// Counts what a plan costs. `supervised` has a flag per token of the whole row.
+/// Counts what is lost. `supervised` tells for each token of the whole row whether it is supervised.
 pub fn loss(cuts: &Cuts, origins: &[Origin], supervised: impl Fn(usize) -> bool) -> Loss {
     let mut loss = Loss::default();
     let after_last = origins.iter().rposition(|o| o.supervised()).map_or(origins.len(), |i| i + 1);
@@ -150,7 +149,7 @@ pub fn loss(cuts: &Cuts, origins: &[Origin], supervised: impl Fn(usize) -> bool)
         let learned = supervised(i);
         loss.supervised += usize::from(learned);
         match origins[i] {
-            Origin::Prompt { section, .. } => loss.prompt[section_index(section)] += 1,
+            Origin::Prompt { section, .. } => loss.prompt[section as usize] += 1,
             Origin::Scaffold if i < after_last => loss.scaffold += 1,
             Origin::EndOfTurn { .. } => loss.stops += usize::from(learned),
             _ => {}
@@ -159,18 +158,14 @@ pub fn loss(cuts: &Cuts, origins: &[Origin], supervised: impl Fn(usize) -> bool)
     loss
 }
 
-fn section_index(section: Section) -> usize {
-    Section::ALL.iter().position(|s| *s == section).unwrap_or(Section::ALL.len() - 1)
-}
-
 impl Loss {
-    /// Prompt tokens that are gone, scaffold included.
+    /// Prompt tokens, scaffold included.
     pub fn prompt_tokens(&self) -> usize {
         self.prompt.iter().sum::<usize>() + self.scaffold
     }
 
-    /// T001 and T002, where they apply. `first_supervised`: the first token that stays is supervised, though it
-    /// was not the first of the row.
+    /// T001 and T002, where they apply. `first_supervised`: the first token that is left is supervised, and was not the
+    /// first of the row.
     pub fn findings(&self, row: u64, max_length: usize, first_supervised: bool) -> Vec<Finding> {
         let mut out = Vec::new();
         if self.supervised > 0 {

@@ -53,7 +53,7 @@ impl Duplicates {
 }
 
 /// 128 bits of BLAKE3 over the ids: no two different rows collide by accident.
-pub(crate) fn hash_ids(ids: &[u32]) -> u128 {
+pub(super) fn hash_ids(ids: &[u32]) -> u128 {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = [0u8; 4096];
     for chunk in ids.chunks(buffer.len() / 4) {

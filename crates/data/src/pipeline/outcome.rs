@@ -3,38 +3,54 @@
 use crate::{Error, Finding, Origin, RowId, Sample};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use strum::VariantArray as _;
 
 /// A row that became a sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kept {
     /// The sample.
     pub sample: Sample,
-    /// What is worth knowing about it.
+    /// Its findings.
     pub findings: Vec<Finding>,
     /// What truncation cut, in order; empty for a whole row.
     pub cuts: Vec<Cut>,
-    /// The whole rendered text (before truncation), where `keep_text` asks for it and the row has one.
+    /// The rendered text before truncation, where the pipeline keeps texts and the row has one.
     pub text: Option<String>,
-    /// The bytes of `text` that each token of `sample` stands for; only for rows that came as text.
+    /// The bytes of `text` that each token of `sample` covers; only for rows that came as text.
     pub bytes: Option<Vec<Range<u32>>>,
 }
 
 /// A run of tokens that truncation cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// The index in the sample before which they stood.
+    /// The index in the sample of the token that followed them.
     pub at: usize,
-    /// How many there were.
+    /// Number of tokens.
     pub tokens: usize,
-    /// Their bytes in the text; empty where there is none.
+    /// Their bytes in the text; empty where there is no text.
     pub bytes: Range<u32>,
     /// The origin of the first of them.
     pub origin: Origin,
 }
 
-/// Why a row is left out though nothing is wrong with it as data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// Why a good row is left out.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+#[non_exhaustive]
 pub enum DropReason {
     /// Longer than `max_length`, and the mode is `drop`.
     TooLong,
@@ -44,9 +60,9 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [DropReason; 2] = [DropReason::TooLong, DropReason::NoTarget];
+    pub const ALL: &'static [DropReason] = DropReason::VARIANTS;
 
-    /// In words, for summaries.
+    /// Its meaning, for summaries.
     pub fn meaning(self) -> &'static str {
         match self {
             DropReason::TooLong => "longer than max_length",
@@ -56,41 +72,38 @@ impl DropReason {
 
     /// The key used in JSON.
     pub fn name(self) -> &'static str {
-        match self {
-            DropReason::TooLong => "too_long",
-            DropReason::NoTarget => "no_target",
-        }
+        self.into()
     }
 }
 
 /// What became of a row.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // almost all are Kept
+#[allow(clippy::large_enum_variant)] // Almost all are Kept.
 pub enum Outcome {
-    /// It is a sample.
+    /// A sample.
     Kept(Kept),
-    /// It is left out, and counted.
+    /// Left out, and counted.
     Dropped {
         /// Which row.
         id: RowId,
         /// Why.
         reason: DropReason,
-        /// The findings that say so.
+        /// Its findings.
         findings: Vec<Finding>,
     },
-    /// It cannot be a sample.
+    /// It cannot become a sample.
     Failed {
         /// Which row.
         id: RowId,
         /// Why, with help.
         error: Error,
-        /// The same as findings; the first is the reason.
+        /// Its findings; the first is the reason.
         findings: Vec<Finding>,
     },
 }
 
 impl Outcome {
-    /// The row that it is about.
+    /// Which row.
     pub fn id(&self) -> &RowId {
         match self {
             Outcome::Kept(kept) => &kept.sample.id,
@@ -98,7 +111,15 @@ impl Outcome {
         }
     }
 
-    /// What was found about the row.
+    /// Its sample, if it became one.
+    pub fn into_sample(self) -> Option<Sample> {
+        match self {
+            Outcome::Kept(kept) => Some(kept.sample),
+            _ => None,
+        }
+    }
+
+    /// Its findings.
     pub fn findings(&self) -> &[Finding] {
         match self {
             Outcome::Kept(Kept { findings, .. })

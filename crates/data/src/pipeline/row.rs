@@ -1,36 +1,38 @@
-//! One row through every stage: format, template, tokens, labels, audits, truncation.
+//! Runs every stage over one row: format, template, tokens, labels, audits, truncation.
 
 use super::duplicates::hash_ids;
 use super::outcome::{Cut, DropReason, Kept, Outcome};
+use super::summary::Summary;
 use super::{Mode, Pipeline};
 use crate::audit::{self, Subject};
-use crate::chat::Conversation;
-use crate::example::{Body, Example, Tokenised};
+use crate::example::{Body, Conversation, Example, Tokenised};
+use crate::label;
 use crate::label::truncate::{self, Cuts, Fit};
-use crate::label::{self, Special};
 use crate::policy::TruncationMode;
 use crate::render::{self, Rendered, Stops};
-use crate::row::Row;
-use crate::source::RawRow;
+use crate::source::{RawRow, Row};
 use crate::template::{Chat, ChatRenderer, TemplateOptions};
-use crate::tokens::{Encoded, Straddle, Tokenizer};
+use crate::tokens::{Encoded, Special, Straddle, Tokenizer};
 use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
+use serde_json::{Map, Value};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A pipeline with what is looked up once.
-pub(super) struct RowProcessor<'a> {
-    settings: &'a Pipeline<'a>,
+/// Turns rows into outcomes ([`Pipeline::processor`]).
+#[derive(Debug)]
+pub struct RowProcessor {
+    pipeline: Pipeline,
     special: Special,
     stops: Stops,
-    pub(super) chats: Option<ChatRenderer<'a>>,
-    /// True once a row went through the chat template.
-    pub(super) templated: AtomicBool,
-    /// True once an instruction was rendered plainly for want of one.
-    pub(super) untemplated: AtomicBool,
+    chats: Option<ChatRenderer>,
+    /// True once the chat template has rendered a row.
+    templated: AtomicBool,
+    /// True once an instruction was rendered without a chat template, because there is none.
+    untemplated: AtomicBool,
 }
 
-/// A row on its way, before truncation.
+/// A labelled row before truncation.
 struct Whole {
     sample: Sample,
     findings: Vec<Finding>,
@@ -38,92 +40,115 @@ struct Whole {
     bytes: Option<Vec<Range<u32>>>,
 }
 
-/// A row that fails: the error, and the finding that it is.
-struct Bad {
-    error: Error,
-    code: Code,
-    others: Vec<Finding>,
-}
-
-impl From<Error> for Bad {
-    fn from(error: Error) -> Bad {
-        Bad { error, code: Code::Row, others: Vec::new() }
-    }
-}
-
-/// Ends the row, or the whole run.
+/// Why a row does not become a sample.
 enum Halt {
-    Row(Box<Bad>),
-    /// Nothing is wrong with the conversation, and nothing of it is learned.
-    Untaught(&'static str),
+    /// It is bad: the error, the code of the finding that it is, and other findings.
+    Bad(Box<(Error, Code, Vec<Finding>)>),
+    /// It is a good conversation of which nothing is learned: why.
+    Unlearned(&'static str),
+    /// Not the row but the run cannot go on.
     Run(Error),
+}
+
+impl Halt {
+    fn bad(code: Code, error: Error, others: Vec<Finding>) -> Halt {
+        Halt::Bad(Box::new((error, code, others)))
+    }
 }
 
 impl From<Error> for Halt {
     fn from(error: Error) -> Halt {
         match error {
-            Error::Row { .. } => Halt::Row(Box::new(error.into())),
+            Error::Row { .. } => Halt::bad(Code::Row, error, Vec::new()),
             other => Halt::Run(other),
         }
     }
 }
 
-impl<'a> RowProcessor<'a> {
-    pub(super) fn new(settings: &'a Pipeline<'a>) -> Result<RowProcessor<'a>> {
-        let (mut special, mut stops) = (Special::default(), Stops::default());
-        if let Some(tokenizer) = settings.tokenizer {
-            special = Special::of(tokenizer, settings.policy)?;
-            stops.eos = tokenizer.eos().map(|t| t.content.clone());
-            stops.all = special.stops.iter().map(|&id| tokenizer.token_text(id)).collect();
-            if let Some(eos) = &stops.eos
-                && !stops.all.contains(eos)
-            {
-                stops.all.push(eos.clone());
-            }
-        }
+impl RowProcessor {
+    pub(super) fn new(pipeline: Pipeline) -> Result<RowProcessor> {
+        let Pipeline { folder, policy, .. } = &pipeline;
+        let special = folder.special(policy)?;
+        let stops = folder.stops(&special);
+        let options = TemplateOptions::of(policy);
+        let template = folder.template.clone();
+        let chats = template.map(|template| ChatRenderer::new(template, policy.clone(), &stops, &options));
         let (templated, untemplated) = (AtomicBool::new(false), AtomicBool::new(false));
-        let options = TemplateOptions::of(settings.policy);
-        let chats = settings.template.map(|t| ChatRenderer::new(t, settings.policy, &stops, &options));
-        Ok(RowProcessor { settings, special, stops, chats, templated, untemplated })
+        Ok(RowProcessor { pipeline, special, stops, chats, templated, untemplated })
     }
 
-    /// One row to its outcome and the hash of its ids.
+    /// The outcome of a row, given as its fields: a JSON object, or names with values. Duplicates are not looked for.
+    ///
+    /// # Errors
+    /// What would end a run over many rows: text without a tokenizer, a conversation without a chat template.
+    pub fn row<N: Into<String>>(&self, fields: impl IntoIterator<Item = (N, Value)>) -> Result<Outcome> {
+        let id = RowId::new(Path::new("row"), 0, None);
+        let fields = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        Ok(self
+            .settle(
+                id.clone(),
+                self.through(Example::from_row(Row { id, fields }, self.pipeline.policy.format)),
+            )?
+            .0)
+    }
+
+    /// The outcome of a row of a source, and the hash of its ids.
     pub(super) fn outcome(&self, raw: RawRow) -> Result<(Outcome, u128)> {
         let id = raw.id.clone();
-        match self.through(raw) {
+        self.settle(id, self.through(Example::read(raw, self.pipeline.policy.format)))
+    }
+
+    /// Adds to a summary which chat template the rows used, and for which day.
+    pub(super) fn describe(&self, summary: &mut Summary) {
+        summary.untemplated = self.untemplated.load(Ordering::Relaxed);
+        if let Some(chats) = self.chats.as_ref().filter(|_| self.templated.load(Ordering::Relaxed)) {
+            summary.template = Some(chats.template().fingerprint().to_string());
+            summary.template_date = chats.today().map(|date| date.to_string());
+        }
+    }
+
+    /// True where findings with this code count.
+    pub(super) fn accepts(&self, code: Code) -> bool {
+        self.pipeline.filter.accepts(code)
+    }
+
+    /// The outcome of a row, after the filter.
+    fn settle(&self, id: RowId, end: Result<(Outcome, u128), Halt>) -> Result<(Outcome, u128)> {
+        match end {
             Ok((mut outcome, hash)) => {
                 if let Outcome::Kept(Kept { findings, .. }) | Outcome::Dropped { findings, .. } = &mut outcome
                 {
-                    findings.retain(|f| self.settings.filter.accepts(f.code));
+                    findings.retain(|f| self.accepts(f.code));
                 }
                 Ok((outcome, hash))
             }
             Err(Halt::Run(error)) => Err(error),
-            Err(Halt::Untaught(why)) => {
+            Err(Halt::Unlearned(why)) => {
                 let mut findings = vec![Finding::new(id.row, Code::M001, why)];
-                findings.retain(|f| self.settings.filter.accepts(f.code));
+                findings.retain(|f| self.accepts(f.code));
                 Ok((Outcome::Dropped { id, reason: DropReason::NoTarget, findings }, 0))
             }
-            Err(Halt::Row(bad)) => {
-                let Bad { error, code, others } = *bad;
+            Err(Halt::Bad(bad)) => {
+                let (error, code, others) = *bad;
                 let message = match &error {
                     Error::Row { message, .. } => message.clone(),
                     other => other.to_string(),
                 };
                 let message = message.strip_prefix(&format!("{code}: ")).unwrap_or(&message).to_string();
-                let mut findings = vec![Finding { row: id.row, code, level: Level::Error, message }];
+                let mut findings =
+                    vec![Finding { level: Level::Error, ..Finding::new(id.row, code, message) }];
                 findings.extend(others.into_iter().filter(|f| f.code != code));
-                findings.retain(|f| self.settings.filter.accepts(f.code));
+                findings.retain(|f| self.accepts(f.code));
                 Ok((Outcome::Failed { id, error, findings }, 0))
             }
         }
     }
 
-    fn through(&self, raw: RawRow) -> Result<(Outcome, u128), Halt> {
-        let policy = self.settings.policy;
-        let example = Example::from_row(Row::parse(raw)?, policy.format)?;
-        let id = example.id.clone();
-        let mut whole = match example.body {
+    /// Runs every stage over a row.
+    fn through(&self, row: Result<Example>) -> Result<(Outcome, u128), Halt> {
+        let policy = &*self.pipeline.policy;
+        let Example { id, body } = row?;
+        let mut whole = match body {
             Body::Text { text, prompt_len } => {
                 let marker = render::starts_with_response_marker(&text[prompt_len..], policy);
                 let findings = marker.then(|| {
@@ -137,7 +162,7 @@ impl<'a> RowProcessor<'a> {
                 let rendered = render::render_segments(id.clone(), &list, policy, &self.stops);
                 self.rendered(rendered, Vec::new())?
             }
-            Body::Alpaca(row) => match self.settings.template {
+            Body::Alpaca(row) => match self.chats {
                 Some(_) => self.chat(id.clone(), &row.conversation())?,
                 None => {
                     self.untemplated.store(true, Ordering::Relaxed);
@@ -149,18 +174,18 @@ impl<'a> RowProcessor<'a> {
             Body::Tokenised(row) => self.tokenised(id.clone(), *row)?,
         };
         self.check_vocabulary(&whole.sample)?;
-        if whole.sample.targets().next().is_none() {
+        if !whole.sample.has_target() {
             let (reason, findings) = (DropReason::NoTarget, whole.findings);
             return Ok((Outcome::Dropped { id, reason, findings }, 0));
         }
         self.refuse(&mut whole)?;
-        if self.settings.mode != Mode::Verify && whole.sample.origins.contains(&Origin::Padding) {
+        if self.pipeline.mode != Mode::Verify && whole.sample.origins.contains(&Origin::Padding) {
             whole.sample = Cuts::padding(&whole.sample.origins).sample(whole.sample);
         }
         self.fit(id, whole)
     }
 
-    /// A conversation to text by the model's own chat template, then as any text.
+    /// A conversation: the model's own chat template renders it.
     fn chat(&self, id: RowId, conversation: &Conversation) -> Result<Whole, Halt> {
         self.tokenizer(&id)?;
         let Some(chats) = &self.chats else {
@@ -174,10 +199,9 @@ impl<'a> RowProcessor<'a> {
             }));
         };
         self.templated.store(true, Ordering::Relaxed);
-        let said =
-            |m: &serde_json::Map<String, serde_json::Value>| m["role"] == "assistant" || m["role"] == "model";
-        if !conversation.messages[conversation.prompt_messages..].iter().any(said) {
-            return Err(Halt::Untaught(match conversation.prompt_messages {
+        let answer = |m: &Map<String, Value>| m["role"] == "assistant" || m["role"] == "model";
+        if !conversation.messages[conversation.prompt_messages..].iter().any(answer) {
+            return Err(Halt::Unlearned(match conversation.prompt_messages {
                 0 => "the conversation has no assistant turn to learn from",
                 _ => "nothing after the prompt is an assistant turn to learn from",
             }));
@@ -186,7 +210,7 @@ impl<'a> RowProcessor<'a> {
         if rendered.response().all(str::is_empty) {
             let calls =
                 conversation.messages.iter().any(|m| m.get("tool_calls").is_some_and(|c| !c.is_null()));
-            return Err(Halt::Untaught(match calls {
+            return Err(Halt::Unlearned(match calls {
                 true => {
                     "every answer of the conversation is empty: the chat template leaves out its tool calls"
                 }
@@ -196,8 +220,8 @@ impl<'a> RowProcessor<'a> {
         self.rendered(rendered, findings)
     }
 
-    fn tokenizer(&self, id: &RowId) -> Result<&'a Tokenizer, Halt> {
-        self.settings.tokenizer.ok_or_else(|| {
+    fn tokenizer(&self, id: &RowId) -> Result<&Tokenizer, Halt> {
+        self.pipeline.folder.tokenizer.as_deref().ok_or_else(|| {
             Halt::Run(Error::Source {
                 path: id.file.to_path_buf(),
                 message: format!("{id} is text, and there is no tokenizer to read it with"),
@@ -206,25 +230,25 @@ impl<'a> RowProcessor<'a> {
         })
     }
 
-    /// A rendered row to tokens and labels, with its findings after `extra`.
+    /// Tokenises, labels and audits a text. Its own findings come before `extra`.
     fn rendered(&self, rendered: Rendered, mut extra: Vec<Finding>) -> Result<Whole, Halt> {
-        let policy = self.settings.policy;
+        let policy = &*self.pipeline.policy;
         let id = rendered.id.clone();
         let tokenizer = self.tokenizer(&id)?;
-        let silent = rendered.response().all(str::is_empty);
-        if silent {
-            return Err(Halt::Row(Box::new(Bad {
-                error: Error::row(id, "M001: the response is empty", "write the response, or remove the row"),
-                code: Code::M001,
-                others: Vec::new(),
-            })));
+        if rendered.response().all(str::is_empty) {
+            let help = "write the response, or remove the row";
+            return Err(Halt::bad(
+                Code::M001,
+                Error::row(id, "M001: the response is empty", help),
+                Vec::new(),
+            ));
         }
         let Encoded { tokens, straddles, structural_from_content, mixed_weights, double_bos } =
             tokenizer.encode(&rendered, policy)?;
         let row = id.row;
-        // A token across the response's start mixes weights too; it is told once.
-        let told = |i: &usize| straddles.iter().any(|s| s.tokens.contains(i));
-        let mixed: Vec<usize> = mixed_weights.into_iter().filter(|i| !told(i)).collect();
+        // A token across the start of a response mixes weights too, and is reported once.
+        let reported = |i: &usize| straddles.iter().any(|s| s.tokens.contains(i));
+        let mixed: Vec<usize> = mixed_weights.into_iter().filter(|i| !reported(i)).collect();
         let straddles = straddle_texts(tokenizer, &straddles).into_iter();
         extra.extend(straddles.map(|text| Finding::new(row, Code::M003, text)));
         if let Some(first) = mixed.first() {
@@ -245,45 +269,36 @@ impl<'a> RowProcessor<'a> {
             );
             extra.push(Finding::new(row, Code::S001, message));
         }
-        let bytes = self.settings.keep_text.then(|| tokens.bytes.clone());
+        let bytes = self.pipeline.keep_text.then(|| tokens.bytes.clone());
         let sample = label::label(id, tokens, policy);
-        let subject = Subject { sample: &sample, given: None, special: &self.special, policy };
-        let mut findings = audit::audit(&subject);
+        let mut findings = audit::audit(&Subject::new(&sample, None, &self.special, policy));
         if double_bos && !findings.iter().any(|f| f.code == Code::M006) {
             findings.push(Finding::new(row, Code::M006, "the row starts with the BOS twice"));
         }
         findings.extend(extra);
-        let text = self.settings.keep_text.then(|| {
-            let Rendered { text, .. } = rendered;
-            text
-        });
+        let text = self.pipeline.keep_text.then_some(rendered.text);
         Ok(Whole { sample, findings, text, bytes })
     }
 
-    /// A tokenised row to labels, with its findings.
+    /// Labels and audits a row that came as tokens.
     fn tokenised(&self, id: RowId, row: Tokenised) -> Result<Whole, Halt> {
-        let policy = self.settings.policy;
+        let policy = &*self.pipeline.policy;
         if let Some(why) = &row.broken {
             let help = "write the length of each sequence as \"seq_lengths\", or leave the rows unpacked";
-            return Err(Halt::Row(Box::new(Bad {
-                error: Error::row(id, format!("P001: {why}"), help),
-                code: Code::P001,
-                others: Vec::new(),
-            })));
+            return Err(Halt::bad(Code::P001, Error::row(id, format!("P001: {why}"), help), Vec::new()));
         }
         let sample = label::label_tokenised(id, &row, &self.special, policy);
-        let asked = self.settings.asked.unwrap_or(policy);
-        let subject = Subject { sample: &sample, given: Some(&row), special: &self.special, policy: asked };
-        let findings = audit::audit(&subject);
-        Ok(Whole { sample, findings, text: row.text.filter(|_| self.settings.keep_text), bytes: None })
+        let policy = self.pipeline.labelled_under.as_deref().unwrap_or(policy);
+        let findings = audit::audit(&Subject::new(&sample, Some(&row), &self.special, policy));
+        Ok(Whole { sample, findings, text: row.text.filter(|_| self.pipeline.keep_text), bytes: None })
     }
 
-    /// Ids that the model has no embedding for.
+    /// Makes sure that the model has an embedding for each id.
     fn check_vocabulary(&self, sample: &Sample) -> Result<(), Halt> {
-        let Some(limit) = self.settings.vocab_size else { return Ok(()) };
+        let Some(limit) = self.pipeline.folder.vocab_size else { return Ok(()) };
         let Some(at) = sample.input_ids.iter().position(|&id| id as usize >= limit) else { return Ok(()) };
         let token = sample.input_ids[at];
-        let tokenizer = match self.settings.tokenizer {
+        let tokenizer = match &self.pipeline.folder.tokenizer {
             Some(t) => format!(" and the tokenizer {}", t.vocab_size()),
             None => String::new(),
         };
@@ -294,50 +309,31 @@ impl<'a> RowProcessor<'a> {
         Err(Error::row(sample.id.clone(), message, help).into())
     }
 
-    /// Rows that must not be trained on as they are.
+    /// Makes sure that a row may be trained on as it is.
     fn refuse(&self, whole: &mut Whole) -> Result<(), Halt> {
-        if self.settings.mode != Mode::Train {
+        if self.pipeline.mode != Mode::Train {
             return Ok(());
         }
-        let refused = |f: &&Finding| {
-            f.level == Level::Error
-                && audit::REFUSED.contains(&f.code)
-                && self.settings.filter.accepts(f.code)
-        };
+        let refused = |f: &&Finding| f.level == Level::Error && f.code.rule().refuses && self.accepts(f.code);
         let Some(finding) = whole.findings.iter().find(refused).cloned() else { return Ok(()) };
-        let help = match finding.code {
-            Code::M004 | Code::M008 => {
-                "correct the labels, or ask for it: completion_only_loss=false, or prompt_loss_weight"
-            }
-            Code::M005 => "set the labels of padding to -100",
-            Code::M006 => "remove the BOS from the text: the tokenizer adds one",
-            Code::M009 => {
-                "label the stop token with its id: mask padding by position, not by comparing with the pad id"
-            }
-            Code::L001 => "labels are -100 or the input id at the same place, not shifted",
-            _ => "correct the row",
-        };
         let message = format!("{}: {}", finding.code, finding.message);
-        Err(Halt::Row(Box::new(Bad {
-            error: Error::row(whole.sample.id.clone(), message, help),
-            code: finding.code,
-            others: std::mem::take(&mut whole.findings),
-        })))
+        let error = Error::row(whole.sample.id.clone(), message, finding.code.rule().help);
+        Err(Halt::bad(finding.code, error, std::mem::take(&mut whole.findings)))
     }
 
-    /// Truncation, and what is left after it.
+    /// Truncates a row.
     fn fit(&self, id: RowId, whole: Whole) -> Result<(Outcome, u128), Halt> {
-        let policy = self.settings.policy;
+        let policy = &*self.pipeline.policy;
         let Whole { sample, mut findings, text, bytes } = whole;
         let (n, max) = (sample.len(), policy.max_length.unwrap_or(usize::MAX));
-        // A pack is as long as whoever made it wanted: only its rows are held to max_length, and none is cut.
+        // A pack may have any length: max_length is the limit of its rows, and none of them is cut.
         if sample.pack.is_some() {
             let longest = sample.longest_row();
-            if longest > max && self.settings.mode != Mode::Verify {
+            if longest > max && self.pipeline.mode != Mode::Verify {
                 let message = format!("a row of the pack has {longest} tokens, max_length is {max}");
                 let help = "raise max_length, or prepare the rows again: a pack is not cut";
                 let error = Error::row(id, message, help);
-                return Err(Halt::Row(Box::new(Bad { error, code: Code::T001, others: findings })));
+                return Err(Halt::bad(Code::T001, error, findings));
             }
             let hash = hash_ids(&sample.input_ids);
             return Ok((Outcome::Kept(Kept { sample, findings, cuts: Vec::new(), text, bytes }), hash));
@@ -359,7 +355,7 @@ impl<'a> RowProcessor<'a> {
                 let message = format!("the row has {n} tokens, max_length is {max}");
                 let help = "raise max_length, or choose another truncation_mode";
                 let error = Error::row(id, message, help);
-                return Err(Halt::Row(Box::new(Bad { error, code: Code::T001, others: findings })));
+                return Err(Halt::bad(Code::T001, error, findings));
             }
             Fit::Cut(cuts) => cuts,
         };
@@ -383,8 +379,8 @@ impl<'a> RowProcessor<'a> {
         let sample = cuts.sample(sample);
         let headless = headless && sample.labels.first().is_some_and(|l| *l != IGNORE);
         findings.extend(loss.findings(id.row, max, headless));
-        // What is never cut can itself be too long. Then the whole response is gone, whatever weight the prompt has.
-        if sample.targets().next().is_none() || sample.len() > max {
+        // What is never cut can itself be too long. Then all of the response was cut, whatever weight the prompt has.
+        if !sample.has_target() || sample.len() > max {
             let message = format!(
                 "no token of the response is left: the row has {n} tokens, max_length is {max}{}",
                 if protected >= max && policy.truncation_mode == TruncationMode::KeepResponse {
@@ -401,7 +397,7 @@ impl<'a> RowProcessor<'a> {
     }
 }
 
-/// Both tokenisations of each straddling place, in words.
+/// The message for each straddling token: both tokenisations of its place.
 fn straddle_texts(tokenizer: &Tokenizer, straddles: &[Straddle]) -> Vec<String> {
     let show = |ids: &[u32]| {
         let list: Vec<String> =

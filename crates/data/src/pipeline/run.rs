@@ -1,18 +1,22 @@
-//! The pipeline over a whole source: parallel over rows, results in source order, bounded memory.
+//! Runs the pipeline over a source: parallel over rows, results in source order, bounded memory.
 
 use super::duplicates::{Duplicates, Seen};
 use super::outcome::Outcome;
 use super::row::RowProcessor;
 use super::summary::Summary;
 use super::{BAD_ROWS_LISTED, Mode, Pipeline};
+use crate::example;
 use crate::policy::OnBadRow;
 use crate::source::{RawRow, Source, SourceHash};
-use crate::template::ChatRenderer;
-use crate::{Code, Error, Finding, Result, Sample};
+use crate::{Code, Error, Finding, Result};
+use std::any::Any;
 use std::collections::VecDeque;
-use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Rows in one chunk, which is one thread's task: enough that handing it over costs nothing.
 const CHUNK_ROWS: usize = 64;
@@ -20,10 +24,13 @@ const CHUNK_ROWS: usize = 64;
 /// Bytes in one chunk, unless one row has more.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// How long a thread of the pool sleeps where there is nothing to do but wait.
+const IDLE: Duration = Duration::from_millis(1);
+
 /// How far a run is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Rows handed on.
+    /// Rows processed.
     pub rows: u64,
     /// Bytes of the source read, as stored.
     pub bytes: u64,
@@ -33,221 +40,245 @@ pub struct Progress {
     pub tokens: u64,
 }
 
-/// A chunk of rows that is done.
-#[derive(Debug)]
-pub struct Done<'a, T> {
-    /// Outcomes in source order, with what was made of each.
-    pub rows: Vec<(Outcome, T)>,
-    /// Every row of the run up to here, in numbers.
-    pub summary: &'a Summary,
+/// The outcomes of a source's rows, in source order ([`Pipeline::rows`]).
+pub struct Rows {
+    chunks: Chunks<()>,
+    ready: std::vec::IntoIter<Done<()>>,
+}
+
+impl Rows {
+    pub(super) fn new(chunks: Chunks<()>) -> Rows {
+        Rows { chunks, ready: Vec::new().into_iter() }
+    }
+
+    /// The rows so far in numbers, up to the end of a chunk; all of them once the iterator has ended.
+    pub fn summary(&self) -> &Summary {
+        &self.chunks.summary
+    }
+
+    /// [`Rows::summary`] by value.
+    pub fn into_summary(self) -> Summary {
+        self.chunks.summary
+    }
+
     /// How far the run is.
-    pub progress: Progress,
+    pub fn progress(&self) -> Progress {
+        self.chunks.progress()
+    }
 }
 
-impl Pipeline<'_> {
-    /// Runs over a whole source. `each` gets every outcome in source order; an error that it returns ends the run.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Source`] and [`Error::Tokenizer`] end the run. Under `on_bad_row = error`, and not
-    /// in [`Mode::Verify`], bad rows end it with [`Error::BadRows`], after all of them, or
-    /// [`BAD_ROWS_LISTED`], were found and handed to `each`.
-    pub fn run(
-        &self,
-        path: impl AsRef<Path>,
-        progress: impl FnMut(Progress),
-        each: impl FnMut(Outcome) -> Result<()>,
-    ) -> Result<Summary> {
-        self.run_source(Source::open(path)?, progress, each)
-    }
+impl Iterator for Rows {
+    type Item = Result<Outcome>;
 
-    /// [`Pipeline::run`] over a source that is open.
-    ///
-    /// # Errors
-    /// As [`Pipeline::run`].
-    pub fn run_source(
-        &self,
-        source: Source,
-        mut progress: impl FnMut(Progress),
-        mut each: impl FnMut(Outcome) -> Result<()>,
-    ) -> Result<Summary> {
-        let mut seen = Duplicates::default();
-        self.over(
-            source,
-            &mut seen,
-            |_| (),
-            |chunk| {
-                chunk.rows.into_iter().try_for_each(|(outcome, ())| each(outcome))?;
-                progress(chunk.progress);
-                Ok(())
-            },
-        )
-    }
-
-    /// Runs over what is left of an open source; `seen` are the rows before it. `work` makes something of each outcome
-    /// on the thread that made it (the bytes to write, say), before anything is known of other rows; `each` then gets
-    /// chunks of both, in source order. Where chunks end depends on the rows alone.
-    ///
-    /// # Errors
-    /// As [`Pipeline::run`].
-    pub fn over<T: Send>(
-        &self,
-        source: Source,
-        seen: &mut Duplicates,
-        work: impl Fn(&Outcome) -> T + Sync,
-        mut each: impl FnMut(Done<'_, T>) -> Result<()>,
-    ) -> Result<Summary> {
-        let processor = RowProcessor::new(self)?;
-        let (read, size) = (source.bytes_read(), source.size());
-        let mut summary = Summary::default();
-        let mut bad: Vec<Error> = Vec::new();
-        let stop_on_bad = self.mode != Mode::Verify && self.policy.on_bad_row == OnBadRow::Error;
-        let mut stopped = false;
-
-        let hash = std::thread::scope(|scope| -> Result<Option<SourceHash>> {
-            let (sender, receiver) = mpsc::sync_channel::<Vec<RawRow>>(2);
-            let reader = scope.spawn(move || read_chunks(source, &sender));
-            let (processor, work) = (&processor, &work);
-            rayon::in_place_scope(|pool| -> Result<()> {
-                // Each chunk's result has a channel of its own; the channels are in source order. The pool has
-                // two chunks per thread to go on with while this thread hands on the results of another.
-                let mut pending: VecDeque<mpsc::Receiver<Result<Chunk<T>>>> = VecDeque::new();
-                let most = 2 * rayon::current_num_threads() + 1;
-                loop {
-                    while pending.len() < most {
-                        let next = match pending.is_empty() {
-                            true => receiver.recv().ok(),
-                            false => receiver.try_recv().ok(),
-                        };
-                        let Some(rows) = next else { break };
-                        let (done, result) = mpsc::sync_channel(1);
-                        // Where the run has ended meanwhile, nobody wants the result.
-                        pool.spawn(move |_| drop(done.send(processor.chunk(rows, work))));
-                        pending.push_back(result);
-                    }
-                    // A task that panicked ends the loop; its panic goes on where the pool's scope ends.
-                    let Some(chunk) = pending.pop_front().and_then(|result| wait(&result)) else {
-                        return Ok(());
-                    };
-                    let mut chunk = chunk?;
-                    let mut rows = Vec::with_capacity(chunk.rows.len());
-                    for (mut outcome, hash, made) in std::mem::take(&mut chunk.rows) {
-                        if let Some(finding) = self.duplicate(&mut outcome, hash, seen, &mut chunk.summary) {
-                            chunk.summary.add_finding(&finding);
-                        }
-                        if stop_on_bad && let Outcome::Failed { error, .. } = &mut outcome {
-                            // The error is needed twice: `each` gets a copy in words.
-                            let copy = error.restate();
-                            bad.push(std::mem::replace(error, copy));
-                        }
-                        rows.push((outcome, made));
-                        if bad.len() == BAD_ROWS_LISTED {
-                            stopped = true;
-                            break;
-                        }
-                    }
-                    summary.merge(&chunk.summary);
-                    summary.untemplated = processor.untemplated.load(Ordering::Relaxed);
-                    if processor.templated.load(Ordering::Relaxed) {
-                        summary.template = self.template.map(|template| template.fingerprint().to_string());
-                        let today = processor.chats.as_ref().and_then(ChatRenderer::today);
-                        summary.template_date = today.map(|date| date.to_string());
-                    }
-                    let bytes = read.load(Ordering::Relaxed);
-                    let progress = Progress { rows: summary.rows, bytes, size, tokens: summary.tokens };
-                    each(Done { rows, summary: &summary, progress })?;
-                    if stopped {
-                        return Ok(());
-                    }
-                }
-            })?;
-            // Where the run stopped early, the reader ends at its next chunk, and its source stays unread.
-            drop(receiver);
-            let hash = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            if stopped { Ok(None) } else { hash }
-        })?;
-        if !bad.is_empty() {
-            let first = Box::new(bad.remove(0));
-            let help = match first.help() {
-                Some(help) if help.contains('\n') => {
-                    format!("{help}\nor leave bad rows out with on_bad_row=skip")
-                }
-                Some(help) => format!("{help}; or leave bad rows out with on_bad_row=skip"),
-                None => "leave bad rows out with on_bad_row=skip".to_string(),
-            };
-            return Err(Error::BadRows { first, others: bad, stopped, help });
-        }
-        summary.source = hash;
-        Ok(summary)
-    }
-
-    /// Runs over a whole source and keeps the samples.
-    ///
-    /// # Errors
-    /// As [`Pipeline::run`].
-    pub fn samples(&self, path: impl AsRef<Path>) -> Result<(Vec<Sample>, Summary)> {
-        let mut samples = Vec::new();
-        let summary = self.run(
-            path,
-            |_| {},
-            |outcome| {
-                if let Outcome::Kept(kept) = outcome {
-                    samples.push(kept.sample);
-                }
-                Ok(())
-            },
-        )?;
-        Ok((samples, summary))
-    }
-
-    /// D001, first kind: the row has the same ids as an earlier one.
-    fn duplicate(
-        &self,
-        outcome: &mut Outcome,
-        hash: u128,
-        seen: &mut Duplicates,
-        summary: &mut Summary,
-    ) -> Option<Finding> {
-        let Outcome::Kept(kept) = outcome else { return None };
-        if !self.filter.accepts(Code::D001) {
-            return None;
-        }
-        let row = kept.sample.id.row;
-        let first = match seen.look(hash, row) {
-            Seen::New => return None,
-            Seen::Before(first) => first,
-            Seen::Forgotten => {
-                summary.not_remembered += 1;
-                return None;
+    fn next(&mut self) -> Option<Result<Outcome>> {
+        loop {
+            if let Some(row) = self.ready.next() {
+                return Some(Ok(row.outcome));
             }
-        };
-        let finding = Finding::new(row, Code::D001, format!("the same tokens as row {first}"));
-        kept.findings.push(finding.clone());
-        Some(finding)
+            match self.chunks.next()? {
+                Ok(rows) => self.ready = rows.into_iter(),
+                Err(error) => return Some(Err(error)),
+            }
+        }
     }
 }
 
-/// What became of a chunk of rows.
+/// What became of a row.
+pub(crate) struct Done<T> {
+    pub outcome: Outcome,
+    /// The hash of its ids.
+    pub hash: u128,
+    /// What [`Chunks::new`]'s `work` made of it.
+    pub made: T,
+}
+
+/// A chunk of rows that a task of the pool has processed.
 struct Chunk<T> {
-    /// Outcomes, with the hash of their ids, and what was made of each.
-    rows: Vec<(Outcome, u128, T)>,
+    rows: Vec<Done<T>>,
     summary: Summary,
 }
 
-impl RowProcessor<'_> {
-    /// A chunk of rows, in order.
-    fn chunk<T>(&self, rows: Vec<RawRow>, work: impl Fn(&Outcome) -> T) -> Result<Chunk<T>> {
-        let mut chunk = Chunk { rows: Vec::with_capacity(rows.len()), summary: Summary::default() };
-        for raw in rows {
-            let (outcome, hash) = self.outcome(raw)?;
-            chunk.summary.add(&outcome);
-            let made = work(&outcome);
-            chunk.rows.push((outcome, hash, made));
+/// What a task sends: its chunk, or the panic that ended it.
+type Sent<T> = Result<Result<Chunk<T>>, Box<dyn Any + Send>>;
+
+/// The outcomes of a source's rows, chunk by chunk. Where chunks end depends on the rows alone.
+pub(crate) struct Chunks<T> {
+    processor: Arc<RowProcessor>,
+    work: Arc<dyn Fn(&Outcome) -> T + Send + Sync>,
+    /// The thread that reads, and what it has read; `None` after the end.
+    reader: Option<(mpsc::Receiver<Vec<RawRow>>, JoinHandle<Result<Option<SourceHash>>>)>,
+    /// Chunks in the pool. Each result has a channel of its own; the channels are in source order.
+    pending: VecDeque<mpsc::Receiver<Sent<T>>>,
+    seen: Duplicates,
+    /// Errors of bad rows that will end the run.
+    bad: Vec<Error>,
+    stop_on_bad: bool,
+    bytes_read: Arc<AtomicU64>,
+    size: u64,
+    pub summary: Summary,
+}
+
+impl<T: Send + 'static> Chunks<T> {
+    /// Starts to read what is left of a source; `seen` are the rows before it. `work` makes something of each outcome on
+    /// the thread that made it (the bytes to write, say), before anything is known of other rows.
+    pub fn new(
+        pipeline: &Pipeline,
+        mut source: Source,
+        seen: Duplicates,
+        work: impl Fn(&Outcome) -> T + Send + Sync + 'static,
+    ) -> Result<Chunks<T>> {
+        let processor = Arc::new(pipeline.processor()?);
+        if let Some(projection) = example::projection(pipeline.policy.format, pipeline.keep_text) {
+            source.project(projection)?;
         }
-        Ok(chunk)
+        let (bytes_read, size) = (source.bytes_read(), source.size());
+        let (sender, receiver) = mpsc::sync_channel(2);
+        let reader = std::thread::spawn(move || read_chunks(source, &sender));
+        Ok(Chunks {
+            processor,
+            work: Arc::new(work),
+            reader: Some((receiver, reader)),
+            pending: VecDeque::new(),
+            seen,
+            bad: Vec::new(),
+            stop_on_bad: pipeline.mode != Mode::Verify && pipeline.policy.on_bad_row == OnBadRow::Error,
+            bytes_read,
+            size,
+            summary: Summary::default(),
+        })
+    }
+
+    /// Hands chunks that were read to the pool: two per thread to go on with while the consumer works on another.
+    fn submit(&mut self) {
+        let Some((receiver, _)) = &self.reader else { return };
+        while self.pending.len() < 2 * rayon::current_num_threads() + 1 {
+            let next = match self.pending.is_empty() {
+                true => receiver.recv().ok(),
+                false => receiver.try_recv().ok(),
+            };
+            let Some(rows) = next else { return };
+            let (sender, result) = mpsc::sync_channel(1);
+            let (processor, work) = (self.processor.clone(), self.work.clone());
+            rayon::spawn(move || {
+                let chunk = catch_unwind(AssertUnwindSafe(|| chunk(&processor, rows, &*work)));
+                // The consumer may have stopped meanwhile.
+                let _ = sender.send(chunk);
+            });
+            self.pending.push_back(result);
+        }
+    }
+
+    /// What is known of a chunk only in order: duplicates, and which bad row is one too many.
+    fn in_order(&mut self, mut chunk: Chunk<T>) -> Vec<Done<T>> {
+        for (i, row) in chunk.rows.iter_mut().enumerate() {
+            if let Some(finding) = self.duplicate(row) {
+                chunk.summary.add_finding(&finding);
+            }
+            if self.stop_on_bad
+                && let Outcome::Failed { error, .. } = &mut row.outcome
+            {
+                // The error is needed twice: the consumer gets a copy of its texts.
+                let copy = error.restate();
+                self.bad.push(std::mem::replace(error, copy));
+                if self.bad.len() == BAD_ROWS_LISTED {
+                    chunk.rows.truncate(i + 1);
+                    break;
+                }
+            }
+        }
+        self.summary.merge(&chunk.summary);
+        self.processor.describe(&mut self.summary);
+        chunk.rows
+    }
+
+    /// D001, first kind: the row has the same ids as an earlier one.
+    fn duplicate(&mut self, row: &mut Done<T>) -> Option<Finding> {
+        let Outcome::Kept(kept) = &mut row.outcome else { return None };
+        if !self.processor.accepts(Code::D001) {
+            return None;
+        }
+        let number = kept.sample.id.row;
+        match self.seen.look(row.hash, number) {
+            Seen::New => None,
+            Seen::Before(first) => {
+                let finding = Finding::new(number, Code::D001, format!("the same tokens as row {first}"));
+                kept.findings.push(finding.clone());
+                Some(finding)
+            }
+            Seen::Forgotten => {
+                self.summary.not_remembered += 1;
+                None
+            }
+        }
+    }
+
+    /// Ends the run: what the reader or the bad rows came to.
+    fn end(&mut self) -> Result<()> {
+        let Some((receiver, reader)) = self.reader.take() else { return Ok(()) };
+        self.pending.clear();
+        // The reader of a run that stops early ends at its next chunk; the source stays unread.
+        drop(receiver);
+        let read = reader.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let stopped = self.bad.len() >= BAD_ROWS_LISTED;
+        let hash = if stopped { None } else { read? };
+        let mut bad = std::mem::take(&mut self.bad).into_iter();
+        if let Some(first) = bad.next() {
+            return Err(Error::bad_rows(first, bad.collect(), stopped));
+        }
+        self.summary.source = hash;
+        Ok(())
     }
 }
 
-/// Cuts a source into chunks of rows, as long as somebody takes them. The hash of the whole source.
+impl<T> Chunks<T> {
+    /// How far the run is.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            rows: self.summary.rows,
+            bytes: self.bytes_read.load(Ordering::Relaxed),
+            size: self.size,
+            tokens: self.summary.tokens,
+        }
+    }
+}
+
+impl<T: Send + 'static> Iterator for Chunks<T> {
+    type Item = Result<Vec<Done<T>>>;
+
+    /// The next chunk. [`Error::BadRows`] comes after all chunks.
+    fn next(&mut self) -> Option<Result<Vec<Done<T>>>> {
+        self.reader.as_ref()?;
+        if self.bad.len() < BAD_ROWS_LISTED {
+            self.submit();
+            if let Some(result) = self.pending.pop_front() {
+                return match wait(&result) {
+                    Ok(Ok(chunk)) => Some(Ok(self.in_order(chunk))),
+                    Ok(Err(error)) => {
+                        self.reader = None;
+                        self.pending.clear();
+                        Some(Err(error))
+                    }
+                    Err(panic) => resume_unwind(panic),
+                };
+            }
+        }
+        self.end().err().map(Err)
+    }
+}
+
+/// Processes a chunk of rows, in order.
+fn chunk<T>(processor: &RowProcessor, rows: Vec<RawRow>, work: &dyn Fn(&Outcome) -> T) -> Result<Chunk<T>> {
+    let mut chunk = Chunk { rows: Vec::with_capacity(rows.len()), summary: Summary::default() };
+    for raw in rows {
+        let (outcome, hash) = processor.outcome(raw)?;
+        chunk.summary.add(&outcome);
+        let made = work(&outcome);
+        chunk.rows.push(Done { outcome, hash, made });
+    }
+    Ok(chunk)
+}
+
+/// Sends a source in chunks of rows, until it ends or the receiver is dropped. Returns the hash of the whole source.
 fn read_chunks(mut source: Source, sender: &mpsc::SyncSender<Vec<RawRow>>) -> Result<Option<SourceHash>> {
     let (mut chunk, mut bytes) = (Vec::new(), 0);
     while let Some(row) = source.next_row()? {
@@ -266,22 +297,20 @@ fn read_chunks(mut source: Source, sender: &mpsc::SyncSender<Vec<RawRow>>) -> Re
     source.finish().map(Some)
 }
 
-/// How long a thread of the pool sleeps where there is nothing to do but wait.
-const IDLE: std::time::Duration = std::time::Duration::from_millis(1);
-
-/// A task's result, or `None` where it panicked. A thread of the pool works on other tasks while it waits: it may be
-/// the only one.
-fn wait<T>(result: &mpsc::Receiver<T>) -> Option<T> {
+/// A task's result. A thread of the pool works on other tasks while it waits: it may be the only one.
+fn wait<T>(result: &mpsc::Receiver<Sent<T>>) -> Sent<T> {
     use mpsc::RecvTimeoutError::Timeout;
+    // A task always sends; a pool that is shut down drops its tasks with their channels.
+    let ended = || -> Box<dyn Any + Send> { Box::new("the thread pool has ended") };
     loop {
         let nap = match rayon::yield_now() {
-            None => return result.recv().ok(),
-            Some(rayon::Yield::Executed) => std::time::Duration::ZERO,
+            None => return result.recv().unwrap_or_else(|_| Err(ended())),
+            Some(rayon::Yield::Executed) => Duration::ZERO,
             Some(rayon::Yield::Idle) => IDLE,
         };
         match result.recv_timeout(nap) {
             Err(Timeout) => {}
-            received => return received.ok(),
+            received => return received.unwrap_or_else(|_| Err(ended())),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A run in numbers.
+//! The rows of a source in numbers.
 
 use super::outcome::{DropReason, Outcome};
 use crate::policy::Policy;
@@ -16,12 +16,12 @@ pub const ROWS_LISTED: usize = 10;
 pub struct SectionStats {
     /// Tokens.
     pub tokens: u64,
-    /// Those of them that are supervised.
+    /// Supervised tokens.
     pub supervised: u64,
-    /// Targets that they would be if the loss were on all tokens (all but padding and each row's first; in a shared
-    /// prompt, as often as rows have them).
+    /// The number of targets if the loss were on all tokens: all but padding and each row's first token. A shared token
+    /// counts once for each of its rows.
     pub targets_before: u64,
-    /// The loss weight of the targets that they are.
+    /// The sum of the loss weights of the targets.
     pub weight_after: f64,
 }
 
@@ -36,7 +36,7 @@ pub struct CodeCount {
     pub rows: Vec<u64>,
 }
 
-/// A run in numbers.
+/// The rows of a source in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Rows of the source; a pack is one of them.
@@ -53,7 +53,7 @@ pub struct Summary {
     pub packed_rows: u64,
     /// Rows left out, by reason.
     pub dropped: BTreeMap<DropReason, u64>,
-    /// Rows that cannot be samples.
+    /// Rows that cannot become samples.
     pub failed: u64,
     /// Tokens of kept rows.
     pub tokens: u64,
@@ -65,27 +65,27 @@ pub struct Summary {
     pub trainable_rows: u64,
     /// Tokens of the longest kept row.
     pub longest: u64,
-    /// Per origin, by [`Origin::name`].
+    /// The tokens of each origin, by [`Origin::name`].
     #[serde(deserialize_with = "sections")]
     pub sections: BTreeMap<&'static str, SectionStats>,
-    /// Findings, after the filter.
+    /// The findings of each code, after the filter.
     pub findings: BTreeMap<Code, CodeCount>,
     /// Kept rows that later rows were not compared with (D001), because the table of rows was full.
     #[serde(default)]
     pub not_remembered: u64,
-    /// What the source was.
+    /// The hash of the source; `None` where it was not read to its end.
     pub source: Option<SourceHash>,
-    /// The fingerprint of the chat template, where a row went through it.
+    /// The fingerprint of the chat template, where it rendered a row.
     pub template: Option<String>,
-    /// True where instructions were rendered plainly for want of a chat template.
+    /// True where instructions were rendered without a chat template, because there is none.
     #[serde(default)]
     pub untemplated: bool,
-    /// The day that the rows were rendered on, `YYYY-MM-DD`, where the template writes the date and the policy pins none.
+    /// The date that the chat template wrote, as YYYY-MM-DD, where the policy pins none.
     pub template_date: Option<String>,
 }
 
 impl Summary {
-    /// The policy with the day that the rows were rendered on: what their labels depend on.
+    /// The policy with the date that the chat template wrote: what the labels depend on.
     pub fn pinned(&self, policy: &Policy) -> Policy {
         let template_date = policy.template_date.clone().or_else(|| self.template_date.clone());
         Policy { template_date, ..policy.clone() }
@@ -97,7 +97,7 @@ pub const SECTION_ORDER: [&str; 10] =
     ["system", "context", "task", "user", "tool", "other", "scaffold", "response", "end_of_turn", "padding"];
 
 impl Summary {
-    /// What the rows of the source are called: lines, where some of them are packs of rows.
+    /// The noun for a row of the source: a line, where some rows are packs.
     pub(crate) fn unit(&self) -> &'static str {
         if self.packs > 0 { "line" } else { "row" }
     }
@@ -112,19 +112,19 @@ impl Summary {
         SECTION_ORDER.iter().filter_map(|name| self.sections.get(name).map(|s| (*name, s)))
     }
 
-    /// The share of a section among all targets, if the loss were on all tokens. The shares sum to 1.
+    /// The share of a section in the loss if it were on all tokens, each with weight 1. The shares sum to 1.
     pub fn share_before(&self, name: &str) -> f64 {
         let total: u64 = self.sections.values().map(|s| s.targets_before).sum();
         self.sections.get(name).map_or(0.0, |s| ratio(s.targets_before as f64, total as f64))
     }
 
-    /// The share of a section in the loss weight as it is. The shares sum to 1.
+    /// The share of a section in the loss, by weight. The shares sum to 1.
     pub fn share_after(&self, name: &str) -> f64 {
         let total: f64 = self.sections.values().map(|s| s.weight_after).sum();
         self.sections.get(name).map_or(0.0, |s| ratio(s.weight_after, total))
     }
 
-    /// True where some finding is at level error: `verify` then exits with 1.
+    /// True where a finding is an error.
     pub fn has_errors(&self) -> bool {
         self.findings.values().any(|c| c.level == Level::Error)
     }
@@ -156,7 +156,7 @@ impl Summary {
         entry.count += found.count;
         entry.level = entry.level.max(found.level);
         for &row in &found.rows {
-            // What is found across rows comes after what is found in later ones.
+            // Duplicates are found after the findings of later rows of their chunk.
             if let Err(at) = entry.rows.binary_search(&row)
                 && at < ROWS_LISTED
             {
@@ -166,7 +166,7 @@ impl Summary {
         }
     }
 
-    /// Adds the summary of the rows that follow.
+    /// Adds the summary of later rows.
     pub(crate) fn merge(&mut self, next: &Summary) {
         self.rows += next.rows;
         self.kept += next.kept;
@@ -203,8 +203,7 @@ impl Summary {
         }
     }
 
-    /// The summary of samples that are kept: what is known of rows that are trained on, without what was read,
-    /// cut, dropped or found.
+    /// The summary of samples: only kept rows are counted, and no findings.
     pub fn of(samples: &[Sample]) -> Summary {
         let mut summary = Summary::default();
         for sample in samples {
@@ -226,19 +225,25 @@ impl Summary {
         for segment in sample.segments() {
             let (mut at, stop) = (segment.own.start as usize, segment.own.end as usize);
             while at < stop {
-                // Origins come in runs: one look-up for each.
+                // Tokens of one origin come in runs: one look-up for each.
                 let origin = sample.origins[at];
                 let end = at + sample.origins[at..stop].iter().take_while(|o| **o == origin).count();
                 let stats = self.sections.entry(origin.name()).or_default();
                 let first = at + usize::from(segment.predictor(at as u32).is_none());
-                let (mut supervised, mut weights) = (0, 0.0);
-                for i in at..end {
-                    if sample.labels[i] != IGNORE {
-                        supervised += 1;
-                        if i >= first {
-                            let weight = sample.weights.as_ref().map_or(1.0, |w| w[i]);
-                            targets += u64::from(weight != 0.0);
-                            weights += f64::from(weight);
+                let learned = |i: &usize| sample.labels[*i] != IGNORE;
+                let supervised = (at..end).filter(learned).count() as u64;
+                let mut weights = 0.0;
+                match &sample.weights {
+                    // Each label weighs 1, but for one on a token without a predictor.
+                    None => {
+                        let predicted = supervised - (at..first).filter(learned).count() as u64;
+                        targets += predicted;
+                        weights = predicted as f64;
+                    }
+                    Some(given) => {
+                        for i in (first..end).filter(learned) {
+                            targets += u64::from(given[i] != 0.0);
+                            weights += f64::from(given[i]);
                         }
                     }
                 }
@@ -247,7 +252,7 @@ impl Summary {
                 stats.weight_after += weights;
                 self.supervised_tokens += supervised;
                 if origin != Origin::Padding {
-                    // A shared prompt would be learned in each of its rows.
+                    // A shared token would be learned in each of its rows.
                     stats.targets_before += u64::from(segment.copies()) * (end - first) as u64;
                 }
                 at = end;
@@ -258,7 +263,7 @@ impl Summary {
     }
 }
 
-/// Sections by the names that are known here.
+/// Reads sections whose names are known.
 fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<&'static str, SectionStats>, D::Error> {
     let found = BTreeMap::<String, SectionStats>::deserialize(from)?;
     let known = |(name, stats): (String, SectionStats)| {

@@ -1,4 +1,4 @@
-//! Prepared data in columns: a Parquet file, or an Arrow stream of a folder for `datasets.load_from_disk`.
+//! Prepared data in columns: Parquet files, and the Arrow streams of a folder for `datasets.load_from_disk`.
 //!
 //! | column | type | |
 //! |---|---|---|
@@ -8,17 +8,17 @@
 //! | `input_ids` | list of int32 | |
 //! | `labels` | list of int64 | |
 //! | `origins` | string | a letter per token |
-//! | `weights` | list of float32, null where all are 0 or 1 | where asked for |
-//! | `text` | string | where asked for |
+//! | `weights` | list of float32, null where all are 0 or 1 | optional |
+//! | `text` | string | optional |
 //!
 //! The types are those that `datasets.map` and TRL's `pack_dataset` give these names, so that prepared data can be
 //! concatenated with theirs: int32 labels could not. The schema carries the features (`huggingface`), as theirs.
 
 use super::record::{Record, Rows};
 use crate::{Error, Result};
+use arrow_array::builder::{ArrayBuilder, Int64Builder, ListBuilder, PrimitiveBuilder, StringBuilder};
 use arrow_array::types::{ArrowPrimitiveType, Float32Type, Int32Type, Int64Type};
-use arrow_array::{ArrayRef, Int64Array, ListArray, PrimitiveArray, RecordBatch, StringArray};
-use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow_array::{ArrayRef, RecordBatch};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
@@ -30,7 +30,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Rows and tokens at which a batch is handed to the writer: whichever comes first.
+/// Rows and tokens at which a batch is given to the writer, whichever comes first.
 const BATCH_ROWS: usize = 1024;
 const BATCH_TOKENS: usize = 1 << 18;
 
@@ -38,14 +38,14 @@ const BATCH_TOKENS: usize = 1 << 18;
 const GROUP_ROWS: usize = 8192;
 const GROUP_BYTES: usize = 32 << 20;
 
-/// Which columns prepared data has. They are fixed before the first row is known.
+/// The optional columns of prepared data. They are fixed before the first row is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
-    /// Packs of rows, not single rows.
+    /// The rows are packs.
     pub packed: bool,
-    /// For packs with shared prompts: who sees what of them.
+    /// The prefix of each segment, for packs with shared prompts.
     pub prefix_ranges: bool,
-    /// Loss weights per token: where the policy or the rows may give others than 0 and 1.
+    /// Loss weights, where they may be other than 0 and 1.
     pub weights: bool,
     /// The rendered text.
     pub text: bool,
@@ -118,103 +118,33 @@ impl Columns {
     }
 }
 
-/// Everything is nullable and the items are called "item", as in what `datasets` writes itself: so it has nothing
-/// to cast.
+/// Everything is nullable and items are called "item", as in what `datasets` writes itself, so that it casts nothing.
 fn list_of(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("item", item, true)))
 }
 
-/// A list column in the making.
-struct Lists<T: ArrowPrimitiveType> {
-    ends: Vec<i32>,
-    values: Vec<T::Native>,
-    valid: Vec<bool>,
+type Lists<T> = ListBuilder<PrimitiveBuilder<T>>;
+
+fn push<T: ArrowPrimitiveType>(lists: &mut Lists<T>, values: impl IntoIterator<Item = T::Native>) {
+    values.into_iter().for_each(|value| lists.values().append_value(value));
+    lists.append(true);
 }
 
-impl<T: ArrowPrimitiveType> Lists<T> {
-    fn new() -> Lists<T> {
-        Lists { ends: vec![0], values: Vec::new(), valid: Vec::new() }
-    }
-
-    fn push(&mut self, values: impl IntoIterator<Item = T::Native>) {
-        self.values.extend(values);
-        self.end(true);
-    }
-
-    fn push_null(&mut self) {
-        self.end(false);
-    }
-
-    fn end(&mut self, valid: bool) {
-        // A batch ends far below i32::MAX values; see `Batch::is_full`.
-        self.ends.push(self.values.len() as i32);
-        self.valid.push(valid);
-    }
-
-    fn take(&mut self) -> Result<ListArray, ArrowError> {
-        let values = PrimitiveArray::<T>::new(ScalarBuffer::from(std::mem::take(&mut self.values)), None);
-        list_array(Arc::new(values), std::mem::replace(&mut self.ends, vec![0]), &mut self.valid)
-    }
-}
-
-fn list_array(values: ArrayRef, ends: Vec<i32>, valid: &mut Vec<bool>) -> Result<ListArray, ArrowError> {
-    let valid = std::mem::take(valid);
-    let nulls = valid.contains(&false).then(|| NullBuffer::from(valid));
-    let item = Arc::new(Field::new("item", values.data_type().clone(), true));
-    ListArray::try_new(item, OffsetBuffer::new(ScalarBuffer::from(ends)), values, nulls)
-}
-
-/// A string column in the making.
-#[derive(Default)]
-struct Strings {
-    ends: Vec<i32>,
-    bytes: Vec<u8>,
-    valid: Vec<bool>,
-}
-
-impl Strings {
-    fn push(&mut self, bytes: impl IntoIterator<Item = u8>) {
-        self.bytes.extend(bytes);
-        self.end(true);
-    }
-
-    fn push_text(&mut self, text: Option<&str>) {
-        self.bytes.extend_from_slice(text.unwrap_or_default().as_bytes());
-        self.end(text.is_some());
-    }
-
-    fn end(&mut self, valid: bool) {
-        self.ends.push(self.bytes.len() as i32);
-        self.valid.push(valid);
-    }
-
-    fn take(&mut self) -> Result<ArrayRef, ArrowError> {
-        let Strings { mut ends, bytes, valid } = std::mem::take(self);
-        ends.insert(0, 0);
-        let nulls = valid.contains(&false).then(|| NullBuffer::from(valid));
-        let offsets = OffsetBuffer::new(ScalarBuffer::from(ends));
-        Ok(Arc::new(StringArray::try_new(offsets, Buffer::from_vec(bytes), nulls)?))
-    }
-}
-
-/// The rows that were not handed to the writer yet.
+/// The rows that the writer does not have yet.
 struct Batch {
     columns: Columns,
     schema: SchemaRef,
     count: usize,
-    row: Vec<i64>,
+    row: Int64Builder,
     rows: Lists<Int64Type>,
     seq_lengths: Lists<Int32Type>,
     position_ids: Lists<Int32Type>,
-    ranges: Lists<Int32Type>,
-    /// Where the ranges of each pack end, in ranges.
-    ranges_ends: Vec<i32>,
-    ranges_valid: Vec<bool>,
+    prefix_ranges: ListBuilder<Lists<Int32Type>>,
     input_ids: Lists<Int32Type>,
     labels: Lists<Int64Type>,
-    origins: Strings,
+    origins: StringBuilder,
     weights: Lists<Float32Type>,
-    text: Strings,
+    text: StringBuilder,
 }
 
 impl Batch {
@@ -223,47 +153,36 @@ impl Batch {
             columns,
             schema: columns.schema(),
             count: 0,
-            row: Vec::new(),
-            rows: Lists::new(),
-            seq_lengths: Lists::new(),
-            position_ids: Lists::new(),
-            ranges: Lists::new(),
-            ranges_ends: vec![0],
-            ranges_valid: Vec::new(),
-            input_ids: Lists::new(),
-            labels: Lists::new(),
-            origins: Strings::default(),
-            weights: Lists::new(),
-            text: Strings::default(),
+            row: Default::default(),
+            rows: Default::default(),
+            seq_lengths: Default::default(),
+            position_ids: Default::default(),
+            prefix_ranges: Default::default(),
+            input_ids: Default::default(),
+            labels: Default::default(),
+            origins: Default::default(),
+            weights: Default::default(),
+            text: Default::default(),
         }
     }
 
+    /// Far below the 2^31 values that a list column may have; text that is much longer than its tokens is bounded too.
     fn is_full(&self) -> bool {
-        // Text that is much longer than its tokens is bounded too.
         self.count >= BATCH_ROWS
-            || self.input_ids.values.len() >= BATCH_TOKENS
-            || self.text.bytes.len() >= 8 * BATCH_TOKENS
+            || self.input_ids.values_ref().len() >= BATCH_TOKENS
+            || self.text.values_slice().len() >= 8 * BATCH_TOKENS
     }
 
-    /// Bytes that a batch takes in an Arrow file, up to its frame.
-    fn bytes(&self) -> usize {
-        let lists = self.seq_lengths.values.len()
-            + self.position_ids.values.len()
-            + self.input_ids.values.len()
-            + self.weights.values.len();
-        let wide = self.labels.values.len() + self.rows.values.len();
-        4 * lists + 8 * wide + self.origins.bytes.len() + self.text.bytes.len() + 40 * self.count
-    }
-
-    /// Adds a record; the message says why it has no place here.
+    /// Adds a record. The message says why it does not fit the columns.
     fn push(&mut self, record: &Record<'_>) -> Result<(), String> {
-        if record.weights.is_some() && !self.columns.weights {
+        let Columns { packed, prefix_ranges, weights, text } = self.columns;
+        if record.weights.is_some() && !weights {
             return Err("has weights, and the data was started without a column for them".into());
         }
-        match (&record.rows, self.columns.packed) {
+        match (&record.rows, packed) {
             (Rows::One(_), true) => return Err("is a single row among packs".into()),
             (Rows::Pack(_), false) => return Err("is a pack among single rows".into()),
-            (Rows::Pack(pack), true) if pack.prefix_ranges.is_some() && !self.columns.prefix_ranges => {
+            (Rows::Pack(pack), true) if pack.prefix_ranges.is_some() && !prefix_ranges => {
                 return Err("has prefix ranges, and the data was started without a column for them".into());
             }
             _ => {}
@@ -273,59 +192,54 @@ impl Batch {
         }
         self.count += 1;
         match &record.rows {
-            Rows::One(row) => self.row.push(*row as i64),
+            Rows::One(row) => self.row.append_value(*row as i64),
             Rows::Pack(pack) => {
-                self.rows.push(pack.rows.iter().map(|&row| row as i64));
-                self.seq_lengths.push(pack.seq_lengths.iter().map(|&n| n as i32));
-                self.position_ids.push(pack.position_ids.iter().map(|&p| p as i32));
+                push(&mut self.rows, pack.rows.iter().map(|&row| row as i64));
+                push(&mut self.seq_lengths, pack.seq_lengths.iter().map(|&n| n as i32));
+                push(&mut self.position_ids, pack.position_ids.iter().map(|&p| p as i32));
                 for range in pack.prefix_ranges.iter().flatten() {
-                    self.ranges.push([range.start as i32, range.end as i32]);
+                    push(self.prefix_ranges.values(), [range.start as i32, range.end as i32]);
                 }
-                self.ranges_ends.push(self.ranges.ends.len() as i32 - 1);
-                self.ranges_valid.push(pack.prefix_ranges.is_some());
+                self.prefix_ranges.append(pack.prefix_ranges.is_some());
             }
         }
-        self.input_ids.push(record.input_ids.iter().map(|&id| id as i32));
-        self.labels.push(record.labels.iter().map(|&label| i64::from(label)));
-        self.origins.push(record.origins.iter().map(|origin| origin.letter() as u8));
+        push(&mut self.input_ids, record.input_ids.iter().map(|&id| id as i32));
+        push(&mut self.labels, record.labels.iter().map(|&label| i64::from(label)));
+        self.origins.append_value(record.origins.iter().map(|origin| origin.letter()).collect::<String>());
         match record.weights {
-            Some(weights) => self.weights.push(weights.iter().copied()),
-            None => self.weights.push_null(),
+            Some(weights) => push(&mut self.weights, weights.iter().copied()),
+            None => self.weights.append_null(),
         }
-        if self.columns.text {
-            self.text.push_text(record.text);
-        }
+        self.text.append_option(record.text.filter(|_| text));
         Ok(())
     }
 
     /// The rows so far, as a batch; empties this one.
     fn take(&mut self) -> Result<RecordBatch, ArrowError> {
-        let mut arrays: Vec<ArrayRef> = Vec::new();
-        if self.columns.packed {
-            arrays.push(Arc::new(self.rows.take()?));
-            arrays.push(Arc::new(self.seq_lengths.take()?));
-            arrays.push(Arc::new(self.position_ids.take()?));
-            if self.columns.prefix_ranges {
-                let ranges = Arc::new(self.ranges.take()?);
-                let ends = std::mem::replace(&mut self.ranges_ends, vec![0]);
-                arrays.push(Arc::new(list_array(ranges, ends, &mut self.ranges_valid)?));
-            }
-        } else {
-            arrays.push(Arc::new(Int64Array::from(std::mem::take(&mut self.row))));
-        }
-        arrays.push(Arc::new(self.input_ids.take()?));
-        arrays.push(Arc::new(self.labels.take()?));
-        arrays.push(self.origins.take()?);
-        let weights = self.weights.take()?;
-        if self.columns.weights {
-            arrays.push(Arc::new(weights));
-        }
-        if self.columns.text {
-            arrays.push(self.text.take()?);
-        }
-        self.ranges_ends = vec![0];
-        self.ranges_valid.clear();
         self.count = 0;
+        let packs: [ArrayRef; 4] = [
+            Arc::new(self.rows.finish()),
+            Arc::new(self.seq_lengths.finish()),
+            Arc::new(self.position_ids.finish()),
+            Arc::new(self.prefix_ranges.finish()),
+        ];
+        let row: ArrayRef = Arc::new(self.row.finish());
+        let tokens: [ArrayRef; 3] = [
+            Arc::new(self.input_ids.finish()),
+            Arc::new(self.labels.finish()),
+            Arc::new(self.origins.finish()),
+        ];
+        let (weights, text): (ArrayRef, ArrayRef) =
+            (Arc::new(self.weights.finish()), Arc::new(self.text.finish()));
+        let mut arrays = Vec::new();
+        match self.columns {
+            Columns { packed: false, .. } => arrays.push(row),
+            Columns { prefix_ranges: false, .. } => arrays.extend_from_slice(&packs[..3]),
+            _ => arrays.extend(packs),
+        }
+        arrays.extend(tokens);
+        arrays.extend(self.columns.weights.then_some(weights));
+        arrays.extend(self.columns.text.then_some(text));
         RecordBatch::try_new(self.schema.clone(), arrays)
     }
 }
@@ -342,23 +256,26 @@ fn no_place(path: &Path, record: &Record<'_>, message: &str) -> Error {
     }
 }
 
-/// A Parquet file in the making. The same records make the same bytes.
-pub struct ParquetSink<W: Write + Send> {
+/// A file of columns that is being written. The same records make the same bytes.
+pub struct ColumnSink<W: Write + Send> {
     path: PathBuf,
     batch: Batch,
-    writer: ArrowWriter<W>,
+    writer: Writer<W>,
 }
 
-impl<W: Write + Send> ParquetSink<W> {
-    /// Starts a file on `out`; `path` is its name in errors.
+enum Writer<W: Write + Send> {
+    Parquet(ArrowWriter<W>),
+    Stream(StreamWriter<W>),
+}
+
+impl<W: Write + Send> ColumnSink<W> {
+    /// Starts a Parquet file on `out`; `path` is its name in errors.
     ///
     /// # Errors
     /// [`Error::Io`] where it cannot be written to.
-    pub fn new(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ParquetSink<W>> {
-        let path = path.as_ref().to_path_buf();
-        let batch = Batch::new(columns);
+    pub fn parquet(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ColumnSink<W>> {
         // On one core of an EPYC: 35 M tokens/s at 2.8 bytes a token. Dictionaries make it 6 M/s and the
-        // file no smaller; zstd at 3 is slower by 40% and no smaller. Statistics of token lists help nobody.
+        // file no smaller; zstd at 3 is slower by 40% and no smaller. Statistics of token lists are of no use.
         let properties = WriterProperties::builder()
             .set_created_by(concat!("suasion version ", env!("CARGO_PKG_VERSION")).into())
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -367,26 +284,45 @@ impl<W: Write + Send> ParquetSink<W> {
             .set_max_row_group_row_count(Some(GROUP_ROWS))
             .set_max_row_group_bytes(Some(GROUP_BYTES))
             .build();
-        let writer = ArrowWriter::try_new(out, batch.schema.clone(), Some(properties));
-        let writer = writer.map_err(|e| Error::io(&path, parquet_io(e)))?;
-        Ok(ParquetSink { path, batch, writer })
+        let writer = ArrowWriter::try_new(out, columns.schema(), Some(properties)).map_err(parquet_io);
+        ColumnSink::new(path, writer.map(Writer::Parquet), columns)
+    }
+
+    /// Starts an Arrow IPC stream on `out`, the format of the `.arrow` files of `datasets`, which maps them into
+    /// memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be written to.
+    pub fn arrow(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ColumnSink<W>> {
+        let writer = StreamWriter::try_new(out, &columns.schema()).map_err(arrow_io);
+        ColumnSink::new(path, writer.map(Writer::Stream), columns)
+    }
+
+    fn new(path: impl AsRef<Path>, writer: io::Result<Writer<W>>, columns: Columns) -> Result<ColumnSink<W>> {
+        let path = path.as_ref().to_path_buf();
+        let writer = writer.map_err(|e| Error::io(&path, e))?;
+        Ok(ColumnSink { path, batch: Batch::new(columns), writer })
     }
 
     /// Writes a record.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them; [`Error::Source`] where the record has what the columns have not.
+    /// [`Error::Io`], a full disk among them; [`Error::Source`] where the record does not fit the columns.
     pub fn write(&mut self, record: &Record<'_>) -> Result<()> {
         self.batch.push(record).map_err(|message| no_place(&self.path, record, &message))?;
         if self.batch.is_full() { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
-        let written = self.batch.take().map_err(ParquetError::from).and_then(|b| self.writer.write(&b));
-        written.map_err(|e| Error::io(&self.path, parquet_io(e)))
+        let batch = self.batch.take().map_err(arrow_io);
+        let written = batch.and_then(|batch| match &mut self.writer {
+            Writer::Parquet(writer) => writer.write(&batch).map_err(parquet_io),
+            Writer::Stream(writer) => writer.write(&batch).map_err(arrow_io),
+        });
+        written.map_err(|e| Error::io(&self.path, e))
     }
 
-    /// Writes what is left and the footer, and gives `out` back.
+    /// Writes what is left and the end of the file, and gives `out` back.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
@@ -394,11 +330,15 @@ impl<W: Write + Send> ParquetSink<W> {
         if self.batch.count > 0 {
             self.flush()?;
         }
-        self.writer.into_inner().map_err(|e| Error::io(&self.path, parquet_io(e)))
+        let out = match self.writer {
+            Writer::Parquet(writer) => writer.into_inner().map_err(parquet_io),
+            Writer::Stream(writer) => writer.into_inner().map_err(arrow_io),
+        };
+        out.map_err(|e| Error::io(&self.path, e))
     }
 }
 
-/// The system's error inside of a writer's.
+/// The underlying I/O error of a writer.
 fn parquet_io(error: ParquetError) -> io::Error {
     match error {
         ParquetError::External(inner) => match inner.downcast::<io::Error>() {
@@ -413,53 +353,5 @@ fn arrow_io(error: ArrowError) -> io::Error {
     match error {
         ArrowError::IoError(_, io) => io,
         other => io::Error::other(other.to_string()),
-    }
-}
-
-/// An Arrow IPC stream in the making: the format of the `.arrow` files of `datasets`, which maps them into memory.
-pub struct ArrowStreamSink<W: Write + Send> {
-    path: PathBuf,
-    batch: Batch,
-    writer: StreamWriter<W>,
-    /// Bytes handed to the writer, up to frames.
-    written: usize,
-}
-
-impl<W: Write + Send> ArrowStreamSink<W> {
-    /// Starts a stream on `out`; `path` is its name in errors.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where it cannot be written to.
-    pub fn new(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ArrowStreamSink<W>> {
-        let path = path.as_ref().to_path_buf();
-        let batch = Batch::new(columns);
-        let writer = StreamWriter::try_new(out, &batch.schema).map_err(|e| Error::io(&path, arrow_io(e)))?;
-        Ok(ArrowStreamSink { path, batch, writer, written: 0 })
-    }
-
-    /// Writes a record.
-    ///
-    /// # Errors
-    /// [`Error::Io`], a full disk among them; [`Error::Source`] where the record has what the columns have not.
-    pub fn write(&mut self, record: &Record<'_>) -> Result<()> {
-        self.batch.push(record).map_err(|message| no_place(&self.path, record, &message))?;
-        if self.batch.is_full() { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.written += self.batch.bytes();
-        let written = self.batch.take().and_then(|batch| self.writer.write(&batch));
-        written.map_err(|e| Error::io(&self.path, arrow_io(e)))
-    }
-
-    /// Writes what is left and the end mark, and gives `out` back.
-    ///
-    /// # Errors
-    /// [`Error::Io`], a full disk among them.
-    pub fn finish(mut self) -> Result<W> {
-        if self.batch.count > 0 {
-            self.flush()?;
-        }
-        self.writer.into_inner().map_err(|e| Error::io(&self.path, arrow_io(e)))
     }
 }

@@ -9,15 +9,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use suasion_files::{sync_folder, write_atomic};
 
-/// About the size of a file in such a folder: what `datasets` takes.
+/// The size of a file in such a folder, about that of `datasets`.
 pub(super) const SHARD_BYTES: u64 = 500_000_000;
 
-/// Where a dataset is put together, and where the one that it replaces goes, in a folder beside it.
+/// Names in the scratch folder: the new dataset until it is complete, and the one that it replaces.
 const NEW: &str = "folder";
 const FORMER: &str = "former";
 
-/// Makes a dataset of finished Arrow streams and lets it appear under `target`. `scratch` is a folder beside `target` in
-/// which it is put together; the shards are moved out of it. `fingerprint` is the manifest's.
+/// Makes a dataset of finished Arrow streams, which are moved, and renames it to `target`. It is put together in
+/// `scratch`, a folder beside `target`. `fingerprint` is the manifest's.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Source`] as [`replaceable`].
@@ -42,14 +42,14 @@ pub fn publish(
     }
     write_json(&folder.join("dataset_info.json"), &dataset_info(&columns))?;
     write_json(&folder.join("state.json"), &state_json(&names, fingerprint))?;
-    // Last: a folder that has it is whole.
+    // Last: a folder that has it is complete.
     write_json(&folder.join(MANIFEST), manifest)?;
     replaceable(target)?;
     appear(&folder, target, &scratch.join(FORMER)).map_err(|e| Error::io(target, e))
 }
 
-/// Ends what a kill between two renames has left: the new dataset gets its name if it is whole, else the former one
-/// gets it back.
+/// Repairs what a kill between two renames has left: the new dataset gets its name if it is complete, else the former
+/// one gets its name back.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -69,10 +69,10 @@ pub(super) fn file_name(file: usize, of: usize) -> String {
     format!("data-{file:05}-of-{of:05}.arrow")
 }
 
-/// `state.json` of a dataset: its files in order, and the name under which `datasets` caches what it makes of it.
+/// `state.json` of a dataset: its files in order, and the fingerprint that `datasets` caches under.
 fn state_json(files: &[String], fingerprint: &str) -> Value {
     let files: Vec<Value> = files.iter().map(|name| json!({"filename": name})).collect();
-    // `datasets` has 16 hexadecimal digits.
+    // `datasets` uses 16 hexadecimal digits.
     let fingerprint: String = fingerprint.chars().take(16).collect();
     json!({"_data_files": files, "_fingerprint": fingerprint, "_format_columns": null, "_format_kwargs": {},
         "_format_type": null, "_output_all_columns": false, "_split": null})
@@ -90,10 +90,10 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     })?)
 }
 
-/// Refuses a name that stands for something that is not ours to replace.
+/// Makes sure that an output folder does not exist, is empty, or is a dataset that suasion prepared.
 ///
 /// # Errors
-/// [`Error::Source`] for a file, for a folder that holds anything but a dataset, and for a dataset without our manifest.
+/// [`Error::Source`] for a file, a folder that holds anything else, and a dataset without a manifest.
 pub fn replaceable(target: &Path) -> Result<()> {
     let refuse = |message: String| {
         Err(Error::Source { path: target.to_path_buf(), message, help: "name another folder".into() })
@@ -113,18 +113,18 @@ pub fn replaceable(target: &Path) -> Result<()> {
         let name = name.to_string_lossy();
         let arrow = name.ends_with(".arrow") && (name.starts_with("data-") || name.starts_with("cache-"));
         if !arrow && !["state.json", "dataset_info.json", MANIFEST].contains(&&*name) {
-            return refuse(format!("is a folder that holds {name:?}, which is no part of a dataset"));
+            return refuse(format!("is a folder that holds {name:?}, which is not part of a dataset"));
         }
     }
     if files > 0 && !target.join(MANIFEST).is_file() {
-        return refuse("is a dataset that suasion has not prepared".into());
+        return refuse("is a dataset that suasion did not prepare".into());
     }
     Ok(())
 }
 
-/// Gives a complete folder its name; what was there before goes to `former`.
+/// Renames a complete folder to `target`; what was there before is renamed to `former`.
 fn appear(folder: &Path, target: &Path, former: &Path) -> io::Result<()> {
-    // Two renames: for a moment there is none under the name, but never half of one.
+    // Between the two renames there is no dataset under the name, but never half of one.
     let replaces = target.exists();
     if replaces {
         std::fs::rename(target, former)?;

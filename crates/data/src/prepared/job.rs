@@ -1,4 +1,4 @@
-//! Preparing a source: is what is there still right, else read, label and write.
+//! A preparation: an existing output is checked; else the source is read, labelled and written.
 
 use super::folder;
 use super::journal::Journal;
@@ -6,52 +6,54 @@ use super::manifest::{Inputs, Manifest};
 use super::names::{Form, Shape, name_and_ending, partial_path, replaces, without_shard};
 use super::output::Output;
 use super::sink::{Plan, encode};
-use crate::pipeline::{Duplicates, Pipeline, Progress, Summary};
+use crate::pipeline::{Chunks, Duplicates, Pipeline, Progress, Summary};
 use crate::source::Source;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What to prepare, and where to.
+/// A source and the output to prepare from it.
 pub struct Job<'a> {
-    /// The rooms.
-    pub pipeline: &'a Pipeline<'a>,
-    /// What the user calls the rows.
+    /// How rows become samples.
+    pub pipeline: &'a Pipeline,
+    /// The source as the user named it.
     pub name: &'a Path,
-    /// Their files, in order.
+    /// Its files, in order.
     pub files: &'a [PathBuf],
-    /// The file to write; with shards, the name from which theirs are made.
+    /// The file or folder to write; the names of shards are made from it.
     pub output: &'a Path,
-    /// What decides the files' bytes beside the labels.
+    /// What decides the files' bytes besides the labels.
     pub shape: Shape,
-    /// Prepare again even where what is there is right.
+    /// Prepare again even if the existing output is up to date.
     pub rebuild: bool,
-    /// Set by somebody who wants the work to stop.
+    /// Cancellation flag, polled between chunks of rows.
     pub stop: &'a AtomicBool,
 }
 
 /// How a preparation begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Nothing is there yet.
+    /// There is no output yet.
     Anew,
-    /// What is there is right: there is nothing to do.
+    /// The output is up to date: nothing is written.
     UpToDate,
-    /// What is there is replaced, for these reasons.
+    /// The output is replaced, for these reasons.
     Rebuild(Vec<String>),
-    /// An earlier run was stopped; this one goes on behind its finished shards.
+    /// An earlier run was interrupted; this one continues after its finished shards.
     Resume {
-        /// Shards that are finished.
+        /// Number of finished shards.
         shards: usize,
-        /// Rows of the source that they were made from.
+        /// Number of rows of the source that they were made from.
         rows: u64,
     },
 }
 
-/// Prepares a source, or finds that it is prepared already. `begin` is told which, before anything long happens.
+/// Prepares a source, unless its output is up to date. `begin` is called before any long work.
 ///
 /// # Errors
-/// As [`Pipeline::run`]; [`Error::Io`] where the output cannot be written; [`Error::Interrupted`] where `stop` was set.
+/// As [`Pipeline::rows`]; [`Error::Io`] where the output cannot be written; [`Error::Source`] where its name is not one
+/// that can be written, or would replace a file of the source; [`Error::Interrupted`] where `stop` was set.
 pub fn prepare(
     job: &Job<'_>,
     begin: impl FnOnce(&Start),
@@ -60,18 +62,19 @@ pub fn prepare(
     let Job { pipeline, output, .. } = *job;
     let form = Form::of(output).ok_or_else(|| Error::Source {
         path: output.to_path_buf(),
-        message: "the output's form is told by its name, and this is none that can be written".into(),
-        help: "write .jsonl (also .jsonl.gz, .jsonl.zst), .parquet, or a folder, which has no ending".into(),
+        message: "unknown output format".into(),
+        help: "name a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or a folder (a name without an ending)"
+            .into(),
     })?;
     let refuse = |message: String| {
         Err(Error::Source { path: output.to_path_buf(), message, help: "write to another name".into() })
     };
     let (name, _) = name_and_ending(output);
     if without_shard(&name).is_some() {
-        return refuse(format!("{name} is the name of one shard; shards are named by suasion"));
+        return refuse(format!("{name} is the name of a single shard; suasion names shards itself"));
     }
     if let Some(file) = job.files.iter().find(|file| replaces(output, file)) {
-        return refuse(format!("would replace {}, which is read", file.display()));
+        return refuse(format!("would replace {}, which belongs to the source", file.display()));
     }
     let mut shape = job.shape;
     if form == Form::Folder {
@@ -80,17 +83,17 @@ pub fn prepare(
         shape.max_shard_bytes.get_or_insert(folder::SHARD_BYTES);
     }
     let weighs = |weight: f32| weight != 0.0 && weight != 1.0;
-    let policy = pipeline.policy;
+    let policy = pipeline.policy.clone();
     let weights = weighs(policy.prompt_loss_weight) || policy.loss_weights.values().any(|w| weighs(*w));
-    let plan = Plan { target: output, form, shape, policy, weights };
+    let plan = Plan { target: output.to_path_buf(), form, shape, policy, weights };
     let inputs = Inputs::of(pipeline, shape);
-    // Data of another form under the same name is somebody's still.
+    // Other data under the same name is left alone.
     let former = Manifest::of_output(output).filter(|former| former.is_of(output, form));
     let mut start = Start::Anew;
     if let Some(former) = &former {
         let mut reasons = former.changed(&inputs, job.name, job.files, output)?;
         if job.rebuild {
-            reasons.push("it was asked for".into());
+            reasons.push("a rebuild was requested".into());
         }
         if reasons.is_empty() {
             begin(&Start::UpToDate);
@@ -104,7 +107,7 @@ pub fn prepare(
             begin(resumed.as_ref().unwrap_or(&start));
         }
     };
-    match write(job, plan, &inputs, former.as_ref(), &mut begin, &mut progress)? {
+    match write(job, plan.clone(), &inputs, former.as_ref(), &mut begin, &mut progress)? {
         Written::Whole(manifest) => Ok(*manifest),
         Written::LacksWeights => {
             let plan = Plan { weights: true, ..plan };
@@ -116,17 +119,17 @@ pub fn prepare(
     }
 }
 
-/// What became of an attempt to write.
+/// The result of an attempt to write.
 enum Written {
     Whole(Box<Manifest>),
-    /// A row has weights, and the files no column for them: columns are fixed before the first row is known.
+    /// A row has weights, and the files have no column for them: columns are fixed before the first row is known.
     LacksWeights,
 }
 
-/// Runs the pipeline and writes, behind what an earlier run has finished.
+/// Runs the pipeline and writes, after what an earlier run has finished.
 fn write(
     job: &Job<'_>,
-    plan: Plan<'_>,
+    plan: Plan,
     inputs: &Inputs,
     former: Option<&Manifest>,
     begin: &mut impl FnMut(Option<Start>),
@@ -141,8 +144,7 @@ fn write(
         journal = Some(opened);
         if others > 0 {
             let shards = if others == 1 { "a shard" } else { "shards" };
-            let reason = format!("{shards} that another job had finished there went");
-            resumed = Some(Start::Rebuild(vec![reason]));
+            resumed = Some(Start::Rebuild(vec![format!("removed {shards} of another job")]));
         }
     }
     let mut seen = Duplicates::default();
@@ -156,30 +158,30 @@ fn write(
     for _ in 0..done.rows {
         source.next_row()?;
     }
-    let mut files = Output::new(plan, journal);
-    let run = pipeline.over(
-        source,
-        &mut seen,
-        |outcome| encode(&plan, outcome),
-        |chunk| {
-            chunk.rows.into_iter().try_for_each(|(outcome, encoded)| files.write(outcome, &encoded))?;
-            files.between(chunk.summary)?;
-            let Progress { rows, tokens, .. } = chunk.progress;
-            progress(Progress { rows: done.rows + rows, tokens: done.tokens + tokens, ..chunk.progress });
+    let plan = Arc::new(plan);
+    let mut files = Output::new(plan.clone(), journal);
+    let mut chunks = Chunks::new(pipeline, source, seen, move |outcome| encode(&plan, outcome))?;
+    let mut run = || -> Result<Summary> {
+        while let Some(rows) = chunks.next() {
+            rows?.into_iter().try_for_each(|row| files.write(row))?;
+            files.between(&chunks.summary)?;
+            let now = chunks.progress();
+            progress(Progress { rows: done.rows + now.rows, tokens: done.tokens + now.tokens, ..now });
             if job.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted { path: output.to_path_buf(), message: files.kept() });
             }
-            Ok(())
-        },
-    );
-    let run = match run.and_then(|run| files.end_shard(&run).map(|()| run)) {
+        }
+        files.end_shard(&chunks.summary)?;
+        Ok(std::mem::take(&mut chunks.summary))
+    };
+    let run = match run() {
         Ok(run) => run,
         Err(_) if files.lacks_weights => {
             files.give_up(false);
             return Ok(Written::LacksWeights);
         }
         Err(error) => {
-            // Whoever stopped it, or has made room on the disk, asks for the same again; bad rows do not mend themselves.
+            // After an interruption or a full disk the same job is run again; bad rows must be corrected first.
             files.give_up(matches!(error, Error::Interrupted { .. } | Error::Io { .. }));
             return Err(error);
         }
@@ -187,6 +189,6 @@ fn write(
     let mut summary = done;
     summary.merge(&run);
     let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
-    let manifest = Manifest::new(&summary, inputs, pipeline.policy, run.source.clone().ok_or_else(unread)?);
+    let manifest = Manifest::new(&summary, inputs, &pipeline.policy, run.source.clone().ok_or_else(unread)?);
     files.finish(manifest, former).map(|manifest| Written::Whole(Box::new(manifest)))
 }

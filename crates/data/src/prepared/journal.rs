@@ -1,8 +1,8 @@
-//! What a run has finished, so that one that was killed goes on where it was.
+//! The journal of a run in shards, by which the same job continues after an interruption.
 //!
-//! Shards are written to `x.partial/` beside the output. After each, the journal is replaced: it names the job, and
-//! per shard its files, the rows of the source that it ends before and the run in numbers up to there. The same job
-//! goes on behind the last shard; another job starts anew.
+//! Shards are written to `x.partial/` beside the output. After each, the journal is replaced: it names the job, and per
+//! shard its files and the run in numbers up to its end, the rows of the source among them. The same job continues after
+//! the last shard; another job starts from the beginning.
 
 use crate::pack::Fill;
 use crate::pipeline::{Duplicates, Summary};
@@ -17,9 +17,9 @@ use suasion_files::{Written, write_atomic};
 const NAME: &str = "journal.json";
 
 /// Bytes of an entry of a shard's hashes: row and hash.
-const ENTRY: usize = 24;
+const ENTRY: u64 = 24;
 
-/// A folder of finished shards.
+/// The finished shards in a folder.
 pub(super) struct Journal {
     pub folder: PathBuf,
     job: Value,
@@ -29,17 +29,17 @@ pub(super) struct Journal {
 /// A finished shard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Shard {
-    /// Its file of records; `None` where its rows left none.
+    /// Its file of records; `None` where no row was kept.
     pub data: Option<(String, Written)>,
     /// Its findings.
     pub findings: String,
-    /// Rows and hashes of its records, for the shards behind it.
+    /// The hashes of its rows, for later shards.
     pub hashes: String,
-    /// Rows in it.
+    /// Number of rows in it.
     pub kept: u64,
-    /// All rows of the source up to its end.
+    /// The rows of the source up to its end, in numbers.
     pub summary: Summary,
-    /// All packs up to its end.
+    /// The packs up to its end, in numbers.
     pub fill: Fill,
 }
 
@@ -50,11 +50,11 @@ struct OnDisk {
 }
 
 impl Journal {
-    /// The journal of `job` in `folder`: with the shards that an earlier run of the same job has finished, else
-    /// empty. What another job has left there is removed; how many shards, if any, is told.
+    /// Opens the journal of `job` in `folder`, with the shards that an earlier run of the same job has finished. Shards of
+    /// another job are removed; their number is returned.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Source`] where the folder holds files and no journal: they are somebody else's.
+    /// [`Error::Io`]; [`Error::Source`] where the folder holds other files and no journal.
     pub fn open(folder: PathBuf, job: Value) -> Result<(Journal, usize)> {
         let io_error = |e| Error::io(&folder, e);
         let found: Option<OnDisk> =
@@ -67,23 +67,22 @@ impl Journal {
                 if !shard_file(&name) && name != NAME {
                     return Err(Error::Source {
                         path: folder.clone(),
-                        message: format!("holds {name:?}, which is of no run of suasion"),
+                        message: format!("holds {name:?}, which suasion did not write"),
                         help: "move the folder away, or write to another name".into(),
                     });
                 }
             }
         }
-        let whole = |shard: &Shard| {
+        let complete = |shard: &Shard| {
             let length = |name: &String| fs::metadata(folder.join(name)).map(|m| m.len()).ok();
             shard.data.as_ref().is_none_or(|(name, written)| length(name) == Some(written.bytes))
                 && length(&shard.findings).is_some()
-                && length(&shard.hashes) == Some(shard.kept * ENTRY as u64)
+                && length(&shard.hashes) == shard.kept.checked_mul(ENTRY)
         };
         let (mut shards, mut others) = (Vec::new(), 0);
         match found {
             Some(found) if found.job == job => {
-                let whole = found.shards.iter().take_while(|shard| whole(shard)).count();
-                shards = found.shards[..whole].to_vec();
+                shards = found.shards.into_iter().take_while(complete).collect();
             }
             Some(found) => others = found.shards.len(),
             None => {}
@@ -95,12 +94,12 @@ impl Journal {
         Ok((Journal { folder, job, shards }, others))
     }
 
-    /// The run in numbers up to the end of the last shard.
+    /// The rows up to the end of the last shard, in numbers.
     pub fn summary(&self) -> Summary {
         self.shards.last().map(|shard| shard.summary.clone()).unwrap_or_default()
     }
 
-    /// What the finished shards hold, so that later rows are held against it.
+    /// The rows of the finished shards, for finding duplicates among later rows.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -121,8 +120,8 @@ impl Journal {
     }
 
     /// An entry of a shard's hashes.
-    pub fn hash_entry(row: u64, hash: u128) -> [u8; ENTRY] {
-        let mut entry = [0; ENTRY];
+    pub fn hash_entry(row: u64, hash: u128) -> [u8; ENTRY as usize] {
+        let mut entry = [0; ENTRY as usize];
         entry[..8].copy_from_slice(&row.to_le_bytes());
         entry[8..].copy_from_slice(&hash.to_le_bytes());
         entry
@@ -133,15 +132,15 @@ impl Journal {
         self.folder.join(format!("{:05}{ending}", self.shards.len()))
     }
 
-    /// Adds a shard whose files are whole, and says so on disk.
+    /// Adds a shard whose files are complete, and writes the journal.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn add(&mut self, shard: Shard) -> Result<()> {
         self.shards.push(shard);
-        let whole = OnDisk { job: self.job.clone(), shards: self.shards.clone() };
+        let journal = OnDisk { job: self.job.clone(), shards: self.shards.clone() };
         Ok(write_atomic(self.folder.join(NAME), |file| {
-            serde_json::to_writer(&mut *file, &whole)?;
+            serde_json::to_writer(&mut *file, &journal)?;
             file.write_all(b"\n")
         })?)
     }

@@ -1,12 +1,11 @@
-//! What prepared data was made from, and whether that is still so.
+//! The manifest: what prepared data was made from, and what has changed since.
 
 use super::names::{Form, MANIFEST, Shape, ending, findings_path, manifest_path, stem};
 use crate::pack::Fill;
 use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
 use crate::policy::{Objective, Policy};
 use crate::source::{Source, SourceHash};
-use crate::template::ChatTemplate;
-use crate::{Error, MASKING_VERSION, Result};
+use crate::{Error, MASKING_VERSION, ModelFolder, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,18 +13,18 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 use suasion_files::Written;
 
-/// What prepared data was made from, and what it holds. A trainer compares [`Manifest::fingerprint`]s.
+/// What prepared data was made from, and what it holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Always `suasion-prepared`.
     pub format: String,
     /// [`MASKING_VERSION`] of the code that made it.
     pub masking_version: u32,
-    /// The source file.
+    /// The source.
     pub source: SourceHash,
-    /// [`crate::tokens::Tokenizer::fingerprint`]; null for rows that came as tokens.
+    /// The tokenizer's fingerprint; null without a tokenizer.
     pub tokenizer: Option<String>,
-    /// [`crate::template::ChatTemplate::fingerprint`]; absent where no row went through a chat template.
+    /// The chat template's fingerprint, where it rendered a row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// Every choice that decided labels.
@@ -35,19 +34,19 @@ pub struct Manifest {
     /// blake3 over what decides the labels: the source's hash, the tokenizer, the chat template, the policy (with the
     /// pinned date), the masking version.
     pub fingerprint: String,
-    /// True where instructions were rendered plainly for want of a chat template.
+    /// True where instructions were rendered without a chat template because there is none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untemplated: bool,
-    /// The number of embeddings that rows were held against.
+    /// The number of embeddings that ids were checked against.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<usize>,
-    /// What decided the files' bytes beside the labels.
+    /// What decided the files' bytes besides the labels.
     #[serde(default, rename = "layout")]
     pub shape: Shape,
     /// The files of rows, in order.
     #[serde(default)]
     pub files: Vec<OutputFile>,
-    /// How full the packs are, where rows were packed.
+    /// The packs in numbers, where rows were packed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packs: Option<Fill>,
 }
@@ -57,7 +56,7 @@ pub struct Manifest {
 pub struct OutputFile {
     /// Its name, in the folder of the manifest.
     pub name: String,
-    /// What it holds.
+    /// Its size and hash.
     #[serde(flatten)]
     pub written: Written,
 }
@@ -75,23 +74,24 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// What a pipeline makes of rows.
-    pub fn of(pipeline: &Pipeline<'_>, shape: Shape) -> Inputs {
-        let dated = pipeline.template.is_some_and(ChatTemplate::writes_date);
+    /// The inputs of a pipeline.
+    pub fn of(pipeline: &Pipeline, shape: Shape) -> Inputs {
+        let ModelFolder { tokenizer, template, vocab_size, .. } = &*pipeline.folder;
+        let dated = template.as_ref().is_some_and(|template| template.writes_date());
         let today = dated.then(|| jiff::Zoned::now().date().to_string());
         let template_date = pipeline.policy.template_date.clone().or(today);
         Inputs {
             masking_version: MASKING_VERSION,
-            tokenizer: pipeline.tokenizer.map(|t| t.fingerprint().to_string()),
-            template: pipeline.template.map(|t| t.fingerprint().to_string()),
-            policy: Policy { template_date, ..pipeline.policy.clone() },
-            vocab_size: pipeline.vocab_size,
+            tokenizer: tokenizer.as_ref().map(|t| t.fingerprint().to_string()),
+            template: template.as_ref().map(|t| t.fingerprint().to_string()),
+            policy: Policy { template_date, ..(*pipeline.policy).clone() },
+            vocab_size: *vocab_size,
             shape,
         }
     }
 
-    /// These with the source, as it can be told without reading it, and whether the files have a column of weights:
-    /// what a journal belongs to.
+    /// The key of a journal: these inputs, the source as far as it is known without reading it, and whether the files have
+    /// a column of weights.
     pub fn job(&self, files: &[PathBuf], output: &Path, weights: bool) -> Result<Value> {
         let facts = |path: &PathBuf| {
             let meta = path.metadata().map_err(|e| Error::io(path, e))?;
@@ -104,7 +104,7 @@ impl Inputs {
         Ok(serde_json::json!({"source": files, "inputs": self, "ending": ending, "weights": weights}))
     }
 
-    /// What differs, in words.
+    /// What differs, one clause each.
     fn differences(&self, before: &Inputs, untemplated: bool) -> Vec<String> {
         let mut out = Vec::new();
         let mut differs = |same: bool, words: &str| {
@@ -112,14 +112,14 @@ impl Inputs {
                 out.push(words.to_string());
             }
         };
-        differs(self.masking_version == before.masking_version, "the rules of masking have changed");
-        differs(self.tokenizer == before.tokenizer, "the tokenizer is another one");
+        differs(self.masking_version == before.masking_version, "the masking rules have changed");
+        differs(self.tokenizer == before.tokenizer, "the tokenizer differs");
         differs(
-            // A template that no row went through decides nothing, unless one would now.
+            // A template that rendered no row decides nothing, unless it would now.
             self.template == before.template || (before.template.is_none() && !untemplated),
-            "the chat template is another one",
+            "the chat template differs",
         );
-        differs(self.vocab_size == before.vocab_size, "the model has another number of embeddings");
+        differs(self.vocab_size == before.vocab_size, "the number of embeddings differs");
         let keys = |inputs: &Inputs| -> BTreeMap<String, Value> {
             [serde_json::to_value(&inputs.policy), serde_json::to_value(inputs.shape)]
                 .into_iter()
@@ -129,7 +129,7 @@ impl Inputs {
         };
         let (mut now, then) = (keys(self), keys(before));
         if before.template.is_none() {
-            // A day that no row was rendered on decides nothing either.
+            // Nor does a date that no row was rendered on.
             now.remove("template_date");
             now.extend(then.get_key_value("template_date").map(|(k, v)| (k.clone(), v.clone())));
         }
@@ -142,20 +142,20 @@ impl Inputs {
     }
 }
 
-/// The counts in a [`Manifest`].
+/// The counts of a [`Manifest`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
     /// Rows of the source.
     pub rows: u64,
-    /// Rows in the file.
+    /// Rows that were kept.
     pub kept: u64,
     /// Kept rows that were cut.
     pub cut: u64,
     /// Rows left out, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// Rows that could not be samples.
+    /// Rows that could not become samples.
     pub failed: u64,
-    /// Tokens in the file.
+    /// Tokens of kept rows.
     pub tokens: u64,
     /// Labels that are not -100.
     pub supervised_tokens: u64,
@@ -220,11 +220,10 @@ impl Manifest {
         }
     }
 
-    /// The manifest of a prepared file: beside it, or beside it in its folder; `None` where there is none that names
-    /// it.
+    /// The manifest of a prepared file, beside it or in its folder; `None` where there is none that names the file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Source`] where it is no manifest.
+    /// [`Error::Io`]; [`Error::Source`] where it cannot be parsed.
     pub fn beside(data: impl AsRef<Path>) -> Result<Option<Manifest>> {
         let data = data.as_ref();
         let file = data.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -238,7 +237,7 @@ impl Manifest {
         }
     }
 
-    /// The manifest of prepared files that are all of one preparation, in its order; `None` where they are not.
+    /// The manifest of files that are one preparation, complete and in order; `None` where they are not.
     ///
     /// # Errors
     /// As [`Manifest::beside`].
@@ -253,7 +252,7 @@ impl Manifest {
         Ok(all.then_some(manifest))
     }
 
-    /// The manifest of an output as the user names it, if a preparation has left one that can be read.
+    /// The manifest of an output, if there is one that can be read.
     pub(super) fn of_output(output: &Path) -> Option<Manifest> {
         Manifest::read(&manifest_path(output)).ok().flatten()
     }
@@ -271,7 +270,7 @@ impl Manifest {
         })
     }
 
-    /// True where these files are those that were written, of which a source tells what they hold.
+    /// True where a source consists of files that were written with this manifest.
     pub fn describes(&self, source: &SourceHash) -> bool {
         let known = |blake3: &String| {
             self.files.is_empty() || self.files.iter().any(|file| file.written.blake3 == *blake3)
@@ -282,8 +281,8 @@ impl Manifest {
         }
     }
 
-    /// True where its files have the names that this output's would have. What a manifest says is only text: no other
-    /// file is ever looked at, or removed, on its word.
+    /// True where its files have names that this output's files can have. A manifest is untrusted: no other file is read
+    /// or removed because it names it.
     pub(super) fn is_of(&self, output: &Path, form: Form) -> bool {
         self.files.iter().all(|file| {
             let path = Path::new(&file.name);
@@ -308,7 +307,7 @@ impl Manifest {
         self.files.iter().map(|file| place(&file.name)).collect()
     }
 
-    /// Why the files of rows are not what these inputs would make of the source now; empty where they are.
+    /// Why the output is not what these inputs would make of the source now; empty where it is.
     pub(super) fn changed(
         &self,
         inputs: &Inputs,
@@ -317,7 +316,7 @@ impl Manifest {
         output: &Path,
     ) -> Result<Vec<String>> {
         if self.files.is_empty() {
-            return Ok(vec!["an older version made it".into()]);
+            return Ok(vec!["it was made by an older version".into()]);
         }
         let before = Inputs {
             masking_version: self.masking_version,
@@ -328,7 +327,7 @@ impl Manifest {
             shape: self.shape,
         };
         let mut reasons = inputs.differences(&before, self.untemplated);
-        // Reading is for where nothing cheaper decides.
+        // The source is read only where nothing cheaper decides.
         if reasons.is_empty() {
             let source = Source::of(name, files.iter().cloned())?;
             if source.size() != self.source.bytes || source.finish()?.blake3 != self.source.blake3 {
@@ -349,20 +348,20 @@ impl Manifest {
         Ok(reasons)
     }
 
-    /// `policy` with what decides whether a label of these rows is right: the weights and the objective that
-    /// they were prepared under.
-    pub fn asked(&self, policy: &Policy) -> Policy {
-        let mut asked = policy.clone();
-        asked.prompt_loss_weight = self.policy.prompt_loss_weight;
-        asked.loss_weights.clone_from(&self.policy.loss_weights);
-        asked.append_eos = self.policy.append_eos;
+    /// The policy that the labels of these rows must follow: `policy` with the weights and the objective that they were
+    /// prepared under.
+    pub fn labelled_under(&self, policy: &Policy) -> Policy {
+        let mut under = policy.clone();
+        under.prompt_loss_weight = self.policy.prompt_loss_weight;
+        under.loss_weights.clone_from(&self.policy.loss_weights);
+        under.append_eos = self.policy.append_eos;
         if self.policy.objective == Objective::AllTokens {
-            asked.objective = Objective::AllTokens;
+            under.objective = Objective::AllTokens;
         }
-        asked
+        under
     }
 
-    /// The same for the chat template; `None` where they agree or one of the two has none.
+    /// What differs between its chat template and another; `None` where they agree or one of them is not known.
     pub fn other_template(&self, template: Option<&str>) -> Option<String> {
         match (self.template.as_deref(), template) {
             (Some(theirs), Some(ours)) if theirs != ours => {
@@ -372,7 +371,7 @@ impl Manifest {
         }
     }
 
-    /// Compares what the labels depend on with another tokenizer and policy. Returns what differs, in words.
+    /// What differs between what its labels depend on and another tokenizer and policy, one clause each.
     pub fn mismatches(&self, tokenizer: Option<&str>, policy: &Policy) -> Vec<String> {
         let mut out = Vec::new();
         if self.masking_version != MASKING_VERSION {
@@ -401,7 +400,7 @@ impl Manifest {
     }
 }
 
-/// blake3, in hex, over what decides the labels; `template` for rows that went through one.
+/// blake3, in hex, over what decides the labels; `template` is that of rows that were rendered by one.
 pub fn fingerprint(source: &str, tokenizer: Option<&str>, template: Option<&str>, policy: &Policy) -> String {
     // A JSON array keeps the parts apart; the policy's maps are sorted, so the text is the same for the same policy.
     let text = serde_json::to_string(&(MASKING_VERSION, source, tokenizer, policy)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The files of an output: their names, and what decides their bytes beside the labels.
+//! The names of an output's files, and what decides their bytes besides the labels.
 
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 /// The manifest's name in a folder for `datasets.load_from_disk`, which takes no notice of other files.
 pub(super) const MANIFEST: &str = "manifest.json";
 
-/// How prepared data is written.
+/// A format of prepared data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Form {
-    /// JSON Lines, perhaps compressed.
+    /// JSON Lines, possibly compressed.
     Lines,
     /// Parquet.
     Parquet,
@@ -19,7 +19,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form that an output's name asks for: a name without an ending is a folder's.
+    /// The format of an output, by its name: a name without an ending is a folder's. `None` for any other name.
     pub fn of(path: &Path) -> Option<Form> {
         let name = path.file_name()?.to_str()?.to_ascii_lowercase();
         let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
@@ -31,7 +31,7 @@ impl Form {
         }
     }
 
-    /// The ending of one file of it.
+    /// The ending of the names of an output's files of records.
     pub(super) fn ending(self, output: &Path) -> String {
         match self {
             Form::Folder => ".arrow".into(),
@@ -40,13 +40,13 @@ impl Form {
     }
 }
 
-/// What decides a file's bytes beside its labels.
+/// What decides the bytes of prepared data besides its labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// Add the rendered text to each record.
     #[serde(default)]
     pub with_text: bool,
-    /// About the most bytes in one file, before compression; `None` for one file of any size.
+    /// About the most bytes of a file, before compression; `None` for one file of any size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_shard_bytes: Option<u64>,
 }
@@ -77,7 +77,7 @@ pub(super) fn without_shard(name: &str) -> Option<&str> {
     (at < of).then_some(stem)
 }
 
-/// `x-00001-of-00003.jsonl` for the second of three shards of `x.jsonl`: the names that the Hugging Face hub has.
+/// `x-00001-of-00003.jsonl` for the second of three shards of `x.jsonl`, as on the Hugging Face hub.
 pub fn shard_path(data: &Path, shard: usize, of: usize) -> PathBuf {
     beside(data, &format!("-{shard:05}-of-{of:05}{}", ending(data)))
 }
@@ -114,7 +114,7 @@ fn beside(output: &Path, ending: &str) -> PathBuf {
 
 /// True where writing to `output`, in shards or not, could replace `file`.
 pub fn replaces(output: &Path, file: &Path) -> bool {
-    // The output need not be there yet; its folder is, or nothing is replaced.
+    // The output need not exist; but if its folder does not exist either, nothing is replaced.
     let canonical = |path: &Path| {
         path.canonicalize().unwrap_or_else(|_| {
             let folder = match path.parent() {

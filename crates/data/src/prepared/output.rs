@@ -1,4 +1,4 @@
-//! The files that a run writes: one beside its findings, or shards in a folder of their own until all are there.
+//! The files of an output: one file and its findings, or shards, which wait in a folder of their own.
 
 use super::folder;
 use super::journal::{Journal, Shard};
@@ -7,34 +7,35 @@ use super::names::{Form, findings_path, manifest_path, shard_path};
 use super::record::Record;
 use super::sink::{Plan, Sink};
 use crate::pack::{Fill, Packer};
-use crate::pipeline::{Outcome, Summary, hash_ids};
+use crate::pipeline::{Done, Outcome, Summary};
 use crate::{Error, Finding, Result, Sample};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use suasion_files::{AtomicFile, Written};
 
-/// About what a token takes before compression in each of the forms, which is what shards are measured by: an id, a
-/// label and a letter, as text (where most labels are -100) or in columns of four, eight and one bytes.
+/// Bytes of a token before compression, about the same in each format, by which shards are measured: an id, a label and
+/// a letter, as text (where most labels are -100) or in columns of four, eight and one bytes.
 const BYTES_PER_TOKEN: u64 = 13;
 
-/// Files that are being written. Nothing appears under the output's name before [`Output::finish`].
-pub(super) struct Output<'a> {
-    plan: Plan<'a>,
+/// The files that are being written. Nothing has the output's name before [`Output::finish`].
+pub(super) struct Output {
+    plan: Arc<Plan>,
     /// The finished shards; `None` where the output is one file.
     journal: Option<Journal>,
-    /// All rows before this run.
+    /// The rows before this run, in numbers.
     before: Summary,
     open: Option<Open>,
-    /// Rows that wait for others to be packed with.
+    /// Packs rows across chunks.
     packer: Option<Packer>,
-    /// How full the packs are whose packer has finished.
+    /// The packs of packers that have finished, in numbers.
     fill: Fill,
-    /// A row or pack has weights, and its file has no column for them. Set where [`Output::write`] fails for it.
+    /// Set where [`Output::write`] fails because a row has weights and its file has no column for them.
     pub lacks_weights: bool,
 }
 
-/// The files of the shard that is being written, or of the one file.
+/// The files of the current shard, or of an output of one file.
 struct Open {
     /// For errors.
     path: PathBuf,
@@ -49,33 +50,25 @@ struct Open {
     size: u64,
 }
 
-impl<'a> Output<'a> {
-    /// Goes on behind the journal's shards, or starts one file where there is no journal.
-    pub fn new(plan: Plan<'a>, journal: Option<Journal>) -> Output<'a> {
+impl Output {
+    /// Continues after the journal's shards; without a journal, starts an output of one file.
+    pub fn new(plan: Arc<Plan>, journal: Option<Journal>) -> Output {
+        let packer = Packer::of(&plan.policy);
         let before = journal.as_ref().map(Journal::summary).unwrap_or_default();
         let fill = journal.as_ref().and_then(|j| j.shards.last()).map(|shard| shard.fill).unwrap_or_default();
-        Output {
-            plan,
-            journal,
-            before,
-            open: None,
-            packer: Packer::of(plan.policy),
-            fill,
-            lacks_weights: false,
-        }
+        Output { plan, journal, before, open: None, packer, fill, lacks_weights: false }
     }
 
-    /// Writes what became of a row: its record, its findings, or both. `encoded` is what [`super::sink::encode`] made
-    /// of it.
+    /// Writes the record and the findings of a row.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
-    pub fn write(&mut self, outcome: Outcome, encoded: &[u8]) -> Result<()> {
+    pub fn write(&mut self, row: Done<Vec<u8>>) -> Result<()> {
         let open = self.open()?;
-        outcome.findings().iter().try_for_each(|finding| open.finding(finding))?;
-        let Outcome::Kept(kept) = outcome else { return Ok(()) };
+        row.outcome.findings().iter().try_for_each(|finding| open.finding(finding))?;
+        let Outcome::Kept(kept) = row.outcome else { return Ok(()) };
         if let Some(hashes) = &mut open.hashes {
-            let entry = Journal::hash_entry(kept.sample.id.row, hash_ids(&kept.sample.input_ids));
+            let entry = Journal::hash_entry(kept.sample.id.row, row.hash);
             hashes.write_all(&entry).map_err(|e| Error::io(&open.path, e))?;
         }
         open.kept += 1;
@@ -84,7 +77,7 @@ impl<'a> Output<'a> {
             Some(packer) => packer.push(kept.sample),
             None => {
                 let text = kept.text.as_deref().filter(|_| self.plan.shape.with_text);
-                let encoded = (!encoded.is_empty()).then_some(encoded);
+                let encoded = Some(row.made.as_slice()).filter(|line| !line.is_empty());
                 return self.put(&kept.sample, text, encoded);
             }
         };
@@ -106,10 +99,10 @@ impl<'a> Output<'a> {
     }
 
     fn open(&mut self) -> Result<&mut Open> {
-        let target = self.plan.target;
         match &mut self.open {
             Some(open) => Ok(open),
             none => {
+                let target = &self.plan.target;
                 let (findings, hashes) = match &self.journal {
                     Some(journal) => {
                         let findings = AtomicFile::create(journal.next(".findings.jsonl"))?;
@@ -123,12 +116,12 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// The file of records, started where there is none yet.
+    /// The file of records, which the first record starts.
     fn sink(&mut self) -> Result<&mut Sink> {
-        let plan = self.plan;
+        let plan = self.plan.clone();
         let path = match &self.journal {
-            Some(journal) => journal.next(&plan.form.ending(plan.target)),
-            None => plan.target.to_path_buf(),
+            Some(journal) => journal.next(&plan.form.ending(&plan.target)),
+            None => plan.target.clone(),
         };
         match &mut self.open()?.sink {
             Some(sink) => Ok(sink),
@@ -136,7 +129,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Called between chunks of rows with the run in numbers: ends the shard where it is full.
+    /// Ends the shard if it is full. Called between chunks of rows, with the run in numbers.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
@@ -148,7 +141,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Ends a run that failed or was stopped. `keep` its finished shards for the next one, and nothing else.
+    /// Ends a run that failed or was interrupted; `keep` leaves its finished shards for the next one.
     pub fn give_up(self, keep: bool) {
         if let Some(journal) = self.journal.filter(|journal| !keep || journal.shards.is_empty()) {
             drop(self.open);
@@ -156,11 +149,11 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// What an interrupted run leaves, in words.
+    /// What an interrupted run leaves, as a clause.
     pub fn kept(&self) -> String {
         match self.journal.as_ref().filter(|journal| !journal.shards.is_empty()) {
             Some(journal) => format!(
-                "{} rows are done and kept in {}; the same command goes on behind them",
+                "{} rows are done and kept in {}; the same command continues after them",
                 journal.summary().rows,
                 journal.folder.display()
             ),
@@ -168,9 +161,9 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Packs the rows that wait; a packer for the rows behind them takes its place.
+    /// Packs the rows that wait, and starts a new packer for later rows.
     fn flush(&mut self) -> Result<()> {
-        let Some(packer) = std::mem::replace(&mut self.packer, Packer::of(self.plan.policy)) else {
+        let Some(packer) = std::mem::replace(&mut self.packer, Packer::of(&self.plan.policy)) else {
             return Ok(());
         };
         let (packs, fill) = packer.finish();
@@ -178,7 +171,7 @@ impl<'a> Output<'a> {
         self.write_packs(&packs)
     }
 
-    /// Called behind the last row with the run in numbers, and where a shard is full: ends what is open.
+    /// Ends the current shard. Called where it is full and after the last row, with the run in numbers.
     ///
     /// # Errors
     /// As [`Output::write`].
@@ -188,7 +181,7 @@ impl<'a> Output<'a> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let name = |ending: &str| file_name(&journal.next(ending));
         let (findings, hashes) = (name(".findings.jsonl"), name(".hashes"));
-        let data_name = name(&self.plan.form.ending(self.plan.target));
+        let data_name = name(&self.plan.form.ending(&self.plan.target));
         let data = match open.sink {
             Some(sink) => Some((data_name, sink.complete()?.publish()?)),
             None => None,
@@ -202,13 +195,14 @@ impl<'a> Output<'a> {
         journal.add(Shard { data, findings, hashes, kept: open.kept, summary, fill: self.fill })
     }
 
-    /// Completes the files, writes the manifest with their names, and gives them theirs: the records come last, when
-    /// all that belongs to them is there. `former` is the preparation that this one replaces.
+    /// Completes the files and gives them their names: first findings and manifest, then the records. `former` is the
+    /// manifest of the preparation that this one replaces.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
     pub fn finish(mut self, mut manifest: Manifest, former: Option<&Manifest>) -> Result<Manifest> {
-        let target = self.plan.target;
+        let plan = self.plan.clone();
+        let target = &plan.target;
         manifest.packs = self.plan.policy.packing.then_some(self.fill);
         let files = match self.journal.take() {
             Some(journal) => self.publish_shards(journal, &mut manifest)?,
@@ -225,7 +219,7 @@ impl<'a> Output<'a> {
                 vec![target.to_path_buf()]
             }
         };
-        // A folder went as a whole. Of files, those that nobody has touched since go.
+        // Folders are replaced whole; of single files, those of the previous run that were not modified since are deleted.
         if let Some(former) = former.filter(|_| self.plan.form != Form::Folder) {
             for (path, file) in former.paths(target).iter().zip(&former.files) {
                 if !files.contains(path) && Written::of(path).ok().as_ref() == Some(&file.written) {
@@ -237,13 +231,13 @@ impl<'a> Output<'a> {
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
-        folder::write_json(&manifest_path(self.plan.target), manifest)
+        folder::write_json(&manifest_path(&self.plan.target), manifest)
     }
 
-    /// Findings into one file, then the shards under their names.
+    /// Joins the findings of the shards into one file, and renames the shards.
     fn publish_shards(&self, journal: Journal, manifest: &mut Manifest) -> Result<Vec<PathBuf>> {
-        let plan = self.plan;
-        let path = findings_path(plan.target);
+        let plan = &self.plan;
+        let path = findings_path(&plan.target);
         let mut findings = AtomicFile::create(&path)?;
         for shard in &journal.shards {
             let part = journal.folder.join(&shard.findings);
@@ -253,25 +247,25 @@ impl<'a> Output<'a> {
         findings.commit()?;
         let mut written: Vec<_> = journal.shards.iter().filter_map(|shard| shard.data.clone()).collect();
         if written.is_empty() {
-            let name = format!("none{}", plan.form.ending(plan.target));
+            let name = format!("none{}", plan.form.ending(&plan.target));
             let empty = Sink::create(plan.form, journal.folder.join(&name), plan.columns())?.complete()?;
             written.push((name, empty.publish()?));
         }
         let n = written.len();
         let name = |i: usize| match plan.form {
             Form::Folder => folder::file_name(i, n),
-            Form::Lines | Form::Parquet => file_name(&shard_path(plan.target, i, n)),
+            Form::Lines | Form::Parquet => file_name(&shard_path(&plan.target, i, n)),
         };
         manifest.files = (written.iter().enumerate())
             .map(|(i, (_, written))| OutputFile { name: name(i), written: written.clone() })
             .collect();
-        let paths = manifest.paths(plan.target);
+        let paths = manifest.paths(&plan.target);
         let shards: Vec<PathBuf> = written.iter().map(|(name, _)| journal.folder.join(name)).collect();
         match plan.form {
             Form::Folder => {
                 folder::publish(
                     &shards,
-                    plan.target,
+                    &plan.target,
                     plan.columns(),
                     &manifest.fingerprint,
                     manifest,
@@ -283,7 +277,7 @@ impl<'a> Output<'a> {
                 for (shard, path) in shards.iter().zip(&paths) {
                     fs::rename(shard, path).map_err(|e| Error::io(path, e))?;
                 }
-                suasion_files::sync_folder(plan.target);
+                suasion_files::sync_folder(&plan.target);
             }
         }
         fs::remove_dir_all(&journal.folder).map_err(|e| Error::io(&journal.folder, e))?;

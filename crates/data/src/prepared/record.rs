@@ -1,47 +1,47 @@
-//! One line of prepared data, and its JSON form.
+//! A record of prepared data, and its line of JSON.
 
 use crate::sample::{Pack, Segment};
 use crate::{Origin, Sample};
 use std::fmt::Write as _;
 use std::ops::Range;
 
-/// What a line of prepared data says, in whatever format it is written. All lists of tokens have the same length.
+/// A record of prepared data, in any format. All lists have one entry per token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record<'a> {
-    /// Which rows of the source it was made from.
+    /// The rows of the source that it was made from.
     pub rows: Rows,
     /// Token ids.
     pub input_ids: &'a [u32],
     /// Labels, not shifted; -100 where masked.
     pub labels: &'a [i32],
-    /// Why each token is supervised or not.
+    /// The origin of each token.
     pub origins: &'a [Origin],
     /// A loss weight per token; `None` where all are 0 or 1.
     pub weights: Option<&'a [f32]>,
-    /// The rendered text, where it is wanted.
+    /// The rendered text.
     pub text: Option<&'a str>,
 }
 
 /// The rows of a [`Record`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rows {
-    /// A row by itself: its 0-based number in the source.
+    /// A single row: its 0-based number in the source.
     One(u64),
     /// A pack.
     Pack(Boundaries),
 }
 
-/// Who sees whom in a pack.
+/// The boundaries of a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Boundaries {
-    /// The 0-based numbers of the rows, in the order in which they stand.
+    /// The 0-based numbers of the rows, in the order of their responses.
     pub rows: Vec<u64>,
-    /// Tokens of each segment, in order; they sum to the number of tokens.
+    /// Number of tokens of each segment, in order.
     pub seq_lengths: Vec<u32>,
-    /// Position of each token: restarts with each segment, goes on after a shared prefix.
+    /// The position of each token; it restarts with each segment and goes on after a shared prefix.
     pub position_ids: Vec<u32>,
-    /// For packs with shared prompts, per segment: the tokens of the pack that all of its tokens see before
-    /// their own (empty for a segment that sees only itself).
+    /// The shared prefix of each segment, as tokens of the pack (empty for a segment without one); `None` where no prompt
+    /// is shared.
     pub prefix_ranges: Option<Vec<Range<u32>>>,
 }
 
@@ -142,7 +142,7 @@ fn list<T>(out: &mut Vec<u8>, values: impl Iterator<Item = T>, mut each: impl Fn
     out.push(b']');
 }
 
-/// A decimal integer. Formatting through `fmt` takes most of a row's writing time; this takes a tenth of it.
+/// Writes a decimal integer. `fmt` would take most of the time of writing a row; this takes a tenth of it.
 fn push_integer(out: &mut Vec<u8>, negative: bool, mut value: u64) {
     let mut digits = [0u8; 20];
     let mut at = digits.len();

@@ -1,28 +1,29 @@
-//! One file of records, in whatever form.
+//! One file of records, in any format.
 
-use super::columnar::{ArrowStreamSink, Columns, ParquetSink};
+use super::columnar::{ColumnSink, Columns};
 use super::names::{Form, Shape};
 use super::record::Record;
 use crate::pipeline::Outcome;
 use crate::{Error, Policy, Result};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use suasion_files::{AtomicFile, Complete};
 
-/// What all files of an output have in common.
-#[derive(Clone, Copy)]
-pub(super) struct Plan<'a> {
+/// What all files of an output share.
+#[derive(Clone)]
+pub(super) struct Plan {
     /// The output as the user named it.
-    pub target: &'a Path,
+    pub target: PathBuf,
     pub form: Form,
     pub shape: Shape,
-    pub policy: &'a Policy,
-    /// For files of columns: have one for weights.
+    pub policy: Arc<Policy>,
+    /// Files of columns have one for weights.
     pub weights: bool,
 }
 
-impl Plan<'_> {
-    /// The columns of a file of columns, which are fixed before the first row is known.
+impl Plan {
+    /// The columns of a file of columns; they are fixed before the first row is known.
     pub(super) fn columns(&self) -> Columns {
         Columns {
             packed: self.policy.packing,
@@ -33,8 +34,8 @@ impl Plan<'_> {
     }
 }
 
-/// What can be made of a row without the others: for JSON Lines, its line; nothing where it is going to be packed.
-pub(super) fn encode(plan: &Plan<'_>, outcome: &Outcome) -> Vec<u8> {
+/// The line of a row, where it can be written without knowing other rows: in JSON Lines, unless it is packed.
+pub(super) fn encode(plan: &Plan, outcome: &Outcome) -> Vec<u8> {
     let mut line = Vec::new();
     if let (Form::Lines, false, Outcome::Kept(kept)) = (plan.form, plan.policy.packing, outcome) {
         let text = kept.text.as_deref().filter(|_| plan.shape.with_text);
@@ -51,8 +52,7 @@ pub(super) struct Sink {
 
 enum Kind {
     Lines(Box<AtomicFile>),
-    Parquet(Box<ParquetSink<AtomicFile>>),
-    Arrow(Box<ArrowStreamSink<AtomicFile>>),
+    Columns(Box<ColumnSink<AtomicFile>>),
 }
 
 impl Sink {
@@ -64,13 +64,13 @@ impl Sink {
         let file = AtomicFile::create(&path)?;
         let file = match form {
             Form::Lines => Kind::Lines(Box::new(file)),
-            Form::Parquet => Kind::Parquet(Box::new(ParquetSink::new(&path, file, columns)?)),
-            Form::Folder => Kind::Arrow(Box::new(ArrowStreamSink::new(&path, file, columns)?)),
+            Form::Parquet => Kind::Columns(Box::new(ColumnSink::parquet(&path, file, columns)?)),
+            Form::Folder => Kind::Columns(Box::new(ColumnSink::arrow(&path, file, columns)?)),
         };
         Ok(Sink { file, path })
     }
 
-    /// Writes a record; `encoded` is what [`encode`] made of it, if it did.
+    /// Writes a record; `encoded` is its line, if [`encode`] made it.
     ///
     /// # Errors
     /// [`Error::Io`], a full disk among them.
@@ -84,8 +84,7 @@ impl Sink {
                 });
                 file.write_all(bytes).map_err(|e| Error::io(&self.path, e))
             }
-            Kind::Parquet(file) => file.write(record),
-            Kind::Arrow(file) => file.write(record),
+            Kind::Columns(file) => file.write(record),
         }
     }
 
@@ -96,8 +95,7 @@ impl Sink {
     pub fn complete(self) -> Result<Complete> {
         let file = match self.file {
             Kind::Lines(file) => *file,
-            Kind::Parquet(file) => file.finish()?,
-            Kind::Arrow(file) => file.finish()?,
+            Kind::Columns(file) => file.finish()?,
         };
         Ok(file.complete()?)
     }

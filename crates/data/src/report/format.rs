@@ -1,4 +1,4 @@
-//! Numbers as people read them: the one place of the workspace that formats counts, shares, sizes and times.
+//! Formats of counts, shares, sizes and times: the only ones of the workspace.
 
 /// A whole number in groups of three digits: `1,234,567`.
 pub fn thousands(n: u64) -> String {

@@ -1,4 +1,4 @@
-//! A page of its own: one file, no script, nothing loaded from elsewhere.
+//! A self-contained HTML page: no script, nothing loaded from elsewhere.
 
 use super::format::{percent, thousands};
 use super::text::visible;
@@ -20,7 +20,7 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}\
 .tag{font:11px/1 system-ui,sans-serif;font-weight:600;border:1px solid currentColor;border-radius:.2rem;padding:0 .25rem;margin:0 .15rem;text-decoration:none;display:inline-block}\
 meter{width:8rem}.soft{color:var(--soft)}";
 
-/// A page with the summary of a data set and the chosen rows.
+/// A page with the summary of a data set and some of its rows.
 pub fn page(title: &str, rows: &[RowView], summary: &Summary) -> String {
     let title = shown(title);
     let mut out = format!(
@@ -98,7 +98,7 @@ fn summary_section(out: &mut String, summary: &Summary) {
                 "<tr><th scope=\"row\">{code}</th><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{rows}</td></tr>",
                 found.level,
                 thousands(found.count),
-                shown(code.meaning()),
+                shown(code.rule().meaning),
             );
         }
         out.push_str("</tbody>\n</table>\n");
@@ -156,13 +156,13 @@ fn row_section(out: &mut String, view: &RowView) {
     out.push_str("</section>\n");
 }
 
-/// Data as HTML text, on one line; control and direction characters shown.
+/// Data as HTML text on one line, with control and direction characters made visible.
 fn shown(text: &str) -> String {
     escape(&visible(text))
 }
 
-/// Text as HTML text, lines as they are. Control characters, which HTML does not allow even as references,
-/// become the replacement character.
+/// Text as HTML text, with its line ends. Control characters, which HTML does not allow even as references, become the
+/// replacement character.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -179,7 +179,7 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// As [`shown`], with line ends kept beside their sign.
+/// As [`shown`], with line ends and a sign for each.
 fn shown_lines(text: &str) -> String {
     text.split('\n').map(shown).collect::<Vec<_>>().join("↵\n")
 }

@@ -1,4 +1,4 @@
-//! For programs: the value that `verify --json` prints.
+//! The value that `verify --json` prints.
 
 use crate::pipeline::Summary;
 use crate::{Error, Finding, Result};
@@ -9,10 +9,10 @@ use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, Seek, Write};
 use tempfile::SpooledTempFile;
 
-/// Bytes of findings that are kept in memory; beyond them they are in an unnamed temporary file.
+/// Bytes of findings that are kept in memory; more are in an unnamed temporary file.
 const IN_MEMORY: usize = 8 << 20;
 
-/// Findings in their order, however many.
+/// Any number of findings, in their order.
 #[derive(Debug)]
 pub struct Findings(RefCell<SpooledTempFile>);
 
@@ -47,7 +47,7 @@ impl Serialize for Findings {
     }
 }
 
-/// `{"rows", "trainable_rows", "tokens", "supervised_tokens", "sections", "findings", "counts"}` (CLI.md).
+/// `{"rows", "trainable_rows", "tokens", "supervised_tokens", "sections", "findings", "counts"}`.
 pub fn verify(summary: &Summary, findings: &Findings) -> impl Serialize {
     #[derive(Serialize)]
     struct Verify<'a> {

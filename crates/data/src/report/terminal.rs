@@ -1,4 +1,4 @@
-//! For eyes: a verified row, and the summary of a data set.
+//! Text for a terminal or a pipe: a row, and the summary of a data set.
 
 use super::format::{count, percent, thousands};
 use super::text::{shorten, wrap};
@@ -8,17 +8,17 @@ use crate::pipeline::{ROWS_LISTED, Summary};
 use crate::{Level, Origin};
 use std::fmt::Write;
 
-/// Says that not every duplicate was looked for.
+/// The sentence that not every duplicate was looked for.
 pub fn not_remembered(rows: u64) -> String {
     format!("duplicates of {} were not looked for: the table of rows was full", count(rows, "row"))
 }
 
-/// How to show it.
+/// How rows and summaries are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
-    /// Colour, beside the words; never alone.
+    /// Use colour. Whatever it shows is also in the text.
     pub color: bool,
-    /// Columns.
+    /// Columns of the terminal.
     pub width: usize,
     /// Show every token with its id.
     pub ids: bool,
@@ -32,10 +32,10 @@ impl Default for Style {
     }
 }
 
-/// Columns of `LEARNED end_of_turn 12345 > `.
+/// Columns of the label `LEARNED end_of_turn 12345 > `.
 const GUTTER: usize = 29;
 
-/// Lines of text that a cut run shows.
+/// Lines of text shown of a cut run.
 const CUT_LINES: usize = 3;
 
 impl Style {
@@ -43,7 +43,7 @@ impl Style {
         if self.color && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
     }
 
-    /// Green and bold: learned. Red and struck through: cut. Scaffold and padding are dim, prompts blue.
+    /// Learned runs are green and bold, cut ones red and struck through, scaffold and padding dim, prompts blue.
     fn run_code(&self, run: &Run) -> &'static str {
         match (run.cut, run.weight != 0.0, run.origin) {
             (true, ..) => "9;31",
@@ -55,7 +55,7 @@ impl Style {
     }
 }
 
-/// A row: its counts, each run with what happens to it and why, what the model is trained on, the findings.
+/// A row: its counts, each run with its state and the reason, the text that is learned, the findings.
 pub fn row(view: &RowView, style: &Style) -> String {
     let mut out = String::new();
     let masked = view.tokens - view.supervised;
@@ -74,7 +74,7 @@ pub fn row(view: &RowView, style: &Style) -> String {
         let _ = writeln!(out, "{}", style.paint("1", line.trim_end()));
     }
     out.push('\n');
-    // On a narrow terminal the text goes below its label instead of beside it.
+    // On a narrow terminal the text stands below its label instead of beside it.
     let beside = style.width >= GUTTER + 20;
     for run in &view.runs {
         if let Some(begins) = &run.begins {
@@ -128,7 +128,7 @@ pub fn row(view: &RowView, style: &Style) -> String {
     out
 }
 
-/// `head` and a text beside it that is wrapped in its own column.
+/// Writes `head` and a text beside it, which is wrapped in its own column.
 fn hang(out: &mut String, head: &str, text: &str, width: usize) {
     let columns = head.chars().count();
     for (i, line) in wrap(text, width.saturating_sub(columns).max(16)).iter().enumerate() {
@@ -137,7 +137,7 @@ fn hang(out: &mut String, head: &str, text: &str, width: usize) {
     }
 }
 
-/// The tokens of a run, one after the other: `12 R 791 "The"`.
+/// Writes the tokens of a run: `12 R 791 "The"`.
 fn tokens(out: &mut String, run: &Run, style: &Style) {
     let mut line = String::new();
     let mut columns = 0;
@@ -172,7 +172,7 @@ fn tokens(out: &mut String, run: &Run, style: &Style) {
     }
 }
 
-/// What the model is trained on, as text between « and ».
+/// Writes the text that is learned, between « and ».
 fn learned(out: &mut String, view: &RowView, style: &Style) {
     let mut spans: Vec<String> = Vec::new();
     let mut previous = None;
@@ -199,7 +199,7 @@ fn learned(out: &mut String, view: &RowView, style: &Style) {
     }
 }
 
-/// A data set: rows and what became of them, the share of each section in the loss before and after, the findings.
+/// A data set: its rows and tokens, the share of each section in the loss before and after masking, the findings.
 pub fn summary(summary: &Summary, style: &Style) -> String {
     let mut out = String::new();
     let share =
@@ -286,7 +286,7 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
                 thousands(found.count)
             );
             let plural = if rows.len() == 1 { unit } else { units.as_str() };
-            let text = format!("{}: {plural} {}{more}", code.meaning(), rows.join(", "));
+            let text = format!("{}: {plural} {}{more}", code.rule().meaning, rows.join(", "));
             let mut block = String::new();
             hang(&mut block, &head, &text, style.width);
             for line in block.lines() {
@@ -297,13 +297,13 @@ pub fn summary(summary: &Summary, style: &Style) -> String {
     out
 }
 
-/// A bar of `width` columns and a space; empty where there is no room for one.
+/// A bar of `width` columns and a space; empty for a width of 0.
 fn bar_of(share: f64, width: usize) -> String {
     if width == 0 {
         return String::new();
     }
     let eighths = (share.clamp(0.0, 1.0) * (width * 8) as f64).round() as usize;
-    // Something is never shown as nothing.
+    // A share above 0 is never shown as empty.
     let eighths = if share > 0.0 { eighths.max(1) } else { 0 };
     let mut bar = "█".repeat(eighths / 8);
     if eighths % 8 > 0 {

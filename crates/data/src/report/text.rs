@@ -1,9 +1,9 @@
-//! Text from data, made safe and visible, and fitted to columns.
+//! Text from data, made safe to print and wrapped to columns.
 
 use unicode_width::UnicodeWidthStr;
 
-/// Data as one line that is safe to print: line ends, tabs and other control characters, terminal escapes,
-/// direction marks and invisible characters are shown, not obeyed.
+/// Data as one line that is safe to print: line ends, tabs and other control characters, terminal escapes, direction
+/// marks and invisible characters are replaced by visible signs.
 ///
 /// ```
 /// assert_eq!(suasion_data::report::visible("a\tb\r\n\x1b[31m\u{202e}"), "a⇥b␍↵␛[31m<U+202E>");
@@ -14,7 +14,7 @@ pub fn visible(text: &str) -> String {
     out
 }
 
-/// One character, shown.
+/// Appends the visible form of a character.
 fn push_visible(out: &mut String, c: char) {
     match c {
         '\n' => out.push('↵'),
@@ -40,14 +40,14 @@ fn is_hidden(c: char) -> bool {
         | '\u{e0000}'..='\u{e007f}')
 }
 
-/// What is kept together on a line: a character with its combining marks, an emoji sequence, a flag, or the
-/// visible form of a control character.
+/// What a line break may not split: a character with its combining marks, an emoji sequence, a flag, or the visible
+/// form of a control character.
 struct Cluster {
     text: String,
     width: usize,
-    /// The text goes on in a new line after this.
+    /// The text continues on a new line after it.
     line_end: bool,
-    /// A line may be broken after this.
+    /// A line may end after it.
     space: bool,
 }
 
@@ -81,9 +81,9 @@ fn clusters(text: &str) -> Vec<Cluster> {
     out
 }
 
-/// Breaks data into lines of at most `width` columns, at spaces where there are some, and after each line end
-/// (shown as `↵`). A single cluster wider than `width` stands alone. Spaces at the ends of the text are shown
-/// as `·`: at the edge of a run they are what tokenization turns on.
+/// Breaks data into lines of at most `width` columns, at spaces where possible, and after each line end (shown as
+/// `↵`). A single cluster wider than `width` is a line of its own. Spaces at the ends of the text are shown as `·`:
+/// at the edge of a run they decide how it is tokenised.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut pieces = clusters(text);
     let edge = |pieces: &mut dyn Iterator<Item = &mut Cluster>| {
@@ -125,7 +125,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The first and last lines of a long text, with what is left out between them.
+/// The first and last lines of a long text, and between them the number of lines left out.
 pub(crate) fn shorten(lines: Vec<String>, most: usize) -> Vec<String> {
     if lines.len() <= most {
         return lines;

@@ -1,39 +1,39 @@
-//! A row as runs of tokens: what happens to each, and why.
+//! A row as runs of tokens, each with its state and the reason for it.
 
 use crate::pipeline::Kept;
 use crate::sample::Segment;
 use crate::tokens::Tokenizer;
 use crate::{Finding, IGNORE, Origin, RowId, Sample};
 
-/// One row, ready to be shown.
+/// A row to be shown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowView {
     /// Which row.
     pub id: RowId,
-    /// Its runs, in order; cut ones stand where they stood.
+    /// Its runs, in the order of the whole row: cut ones too.
     pub runs: Vec<Run>,
     /// Tokens of the sample.
     pub tokens: usize,
-    /// Those of them with a label.
+    /// Tokens with a label.
     pub supervised: usize,
     /// Targets after the shift by one.
     pub targets: usize,
-    /// What was found about the row.
+    /// Its findings.
     pub findings: Vec<Finding>,
 }
 
 /// Neighbouring tokens of one origin and one weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
-    /// Why they are supervised or not.
+    /// Their origin.
     pub origin: Origin,
-    /// Their loss weight; 0 = masked.
+    /// Their loss weight; 0 masks.
     pub weight: f32,
-    /// True for tokens that truncation cut: they are not in the sample.
+    /// Truncation has cut them: they are not in the sample.
     pub cut: bool,
-    /// What begins with it in a pack: `sequence 3 (row 17)`.
+    /// In a pack, the sequence that begins with it: `sequence 3 (row 17)`.
     pub begins: Option<String>,
-    /// How many.
+    /// Number of tokens.
     pub count: usize,
     /// Their text; without a tokenizer, their ids.
     pub text: String,
@@ -44,11 +44,11 @@ pub struct Run {
 /// One token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenView {
-    /// Its place in the sample.
+    /// Its index in the sample.
     pub index: usize,
     /// Its id.
     pub id: u32,
-    /// Its text, bytes that are no text as `<0xNN>`; empty without a tokenizer.
+    /// Its text, with bytes that are not text as `<0xNN>`; empty without a tokenizer.
     pub text: String,
 }
 
@@ -62,7 +62,7 @@ impl Run {
         }
     }
 
-    /// Why: in words.
+    /// The reason for the state.
     pub fn reason(&self) -> String {
         if self.cut {
             return "cut to fit max_length: not in the sample".into();
@@ -97,8 +97,8 @@ impl Run {
 }
 
 impl RowView {
-    /// The view of a row from a pipeline with `keep_text`. The tokenizer gives text to rows that came as
-    /// tokens, and to single tokens; without it their ids are shown.
+    /// The view of a row from a pipeline that keeps texts. The tokenizer decodes single tokens and rows that came as tokens;
+    /// without one, ids are shown.
     pub fn new(kept: &Kept, tokenizer: Option<&Tokenizer>) -> RowView {
         let sample = &kept.sample;
         let weight = |i: usize| match sample.labels[i] {
@@ -129,7 +129,7 @@ impl RowView {
                 break;
             }
             let (origin, weight) = (sample.origins[i], weight(i));
-            let begins = beginnings.next_if(|(at, _)| *at == i).map(|(_, words)| words);
+            let begins = beginnings.next_if(|(at, _)| *at == i).map(|(_, description)| description);
             if !open
                 || begins.is_some()
                 || runs.last().is_none_or(|r| r.origin != origin || r.weight != weight)
@@ -158,7 +158,7 @@ impl RowView {
             }
         }
         if let (Some(text), Some(_)) = (&kept.text, &kept.bytes) {
-            // Runs take the text one after the other, so that every byte is shown once.
+            // Runs take the text in turn, so that every byte is shown once.
             let mut at = 0;
             let last = runs.len().saturating_sub(1);
             for (i, (run, end)) in runs.iter_mut().zip(&ends).enumerate() {
@@ -177,36 +177,36 @@ impl RowView {
         }
     }
 
-    /// The text that the model is trained on, run by run.
+    /// The runs that are learned.
     pub fn learned(&self) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(|r| !r.cut && r.weight != 0.0)
     }
 }
 
-/// Where each segment of a pack begins, and what it is.
+/// The index at which each segment of a pack begins, and its description.
 fn beginnings(sample: &Sample) -> Vec<(usize, String)> {
     let Some(pack) = &sample.pack else { return Vec::new() };
-    // A pack of which nobody says what its rows were has only its own number for them.
+    // Where a pack does not name its rows, they all have the pack's own number.
     let named = pack.rows.iter().any(|id| *id != sample.id);
     let mut rows = pack.rows.iter().enumerate();
-    let mut words = |segment: &Segment| {
+    let mut description = |segment: &Segment| {
         if segment.branches > 0 {
             return format!("a prompt that {} sequences share", segment.branches);
         }
-        let mut words = match rows.next() {
+        let mut text = match rows.next() {
             Some((i, id)) if named => format!("sequence {i} (row {})", id.row),
             Some((i, _)) => format!("sequence {i}"),
             None => String::new(),
         };
         if !segment.prefix.is_empty() {
-            words += &format!(", after the prompt at token {}", segment.prefix.start);
+            text += &format!(", after the prompt at token {}", segment.prefix.start);
         }
-        words
+        text
     };
-    pack.segments.iter().map(|segment| (segment.own.start as usize, words(segment))).collect()
+    pack.segments.iter().map(|segment| (segment.own.start as usize, description(segment))).collect()
 }
 
-/// Text per token for ids without byte ranges. A character made of several tokens is shown at its last one.
+/// The text of each token, for ids without byte ranges. A character of several tokens is shown at its last one.
 fn pieces(ids: &[u32], tokenizer: Option<&Tokenizer>) -> Vec<String> {
     let Some(tokenizer) = tokenizer else {
         return ids.iter().map(|id| format!("{id} ")).collect();

@@ -3,29 +3,29 @@
 use crate::RowId;
 use std::ops::Range;
 
-/// A run of tokens that attention keeps to itself.
+/// A run of tokens that attention keeps apart from the rest of its pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Its tokens.
     pub own: Range<u32>,
-    /// The tokens of an earlier segment that all of its own see: the prompt that it shares. Empty where there is none.
+    /// The tokens of an earlier segment that its own tokens see: the shared prompt. Empty where there is none.
     pub prefix: Range<u32>,
-    /// For a shared prompt, the number of segments that go on after it, each the rest of a row; 0 for all others.
+    /// For a shared prompt, the number of segments that continue it, each the rest of a row; 0 for all others.
     pub branches: u32,
 }
 
 impl Segment {
-    /// A segment that is a row by itself.
+    /// A segment that is a whole row.
     pub(crate) fn whole(own: Range<u32>) -> Segment {
         Segment { own, prefix: 0..0, branches: 0 }
     }
 
-    /// In how many rows its tokens stand.
+    /// The number of rows that contain its tokens.
     pub fn copies(&self) -> u32 {
         self.branches.max(1)
     }
 
-    /// The token whose hidden state predicts token `i` of the segment; `None` for a token that nothing stands before.
+    /// The token whose hidden state predicts token `i` of the segment; `None` for the first token of a row.
     pub fn predictor(&self, i: u32) -> Option<u32> {
         if i > self.own.start { Some(i - 1) } else { self.prefix.end.checked_sub(1) }
     }
@@ -36,7 +36,7 @@ impl Segment {
         self.own.end - self.own.start
     }
 
-    /// Tokens of the row that it is, or ends: its prefix and its own.
+    /// Number of tokens of the row that it is or ends: prefix and own.
     pub fn row_len(&self) -> u32 {
         self.len() + (self.prefix.end - self.prefix.start)
     }
@@ -45,18 +45,18 @@ impl Segment {
 /// The boundaries of a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pack {
-    /// The rows, in the order in which their responses stand: one for each segment that is no shared prompt.
+    /// The rows, in the order of their responses: one for each segment that is not a shared prompt.
     pub rows: Vec<RowId>,
-    /// Tiles the tokens in order.
+    /// The segments, which tile the tokens in order.
     pub segments: Vec<Segment>,
 }
 
 impl Pack {
     /// A pack of segments of these lengths. `prefixes` has the prefix of each segment: empty, or the tokens of an
-    /// earlier segment that has none itself.
+    /// earlier segment that has no prefix itself.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// A message that names the list and the entry that cannot be.
     pub fn new(rows: Vec<RowId>, lengths: &[u32], prefixes: Option<&[Range<u32>]>) -> Result<Pack, String> {
         let mut segments: Vec<Segment> = Vec::with_capacity(lengths.len());
         let mut at = 0u32;
@@ -83,7 +83,7 @@ impl Pack {
                 }
                 None => {
                     return Err(format!(
-                        "\"prefix_ranges\"[{i}] is {}..{}, which is no earlier sequence of its own",
+                        "\"prefix_ranges\"[{i}] is {}..{}, which is not an earlier sequence without a prefix",
                         prefix.start, prefix.end
                     ));
                 }
@@ -108,7 +108,7 @@ impl Pack {
         self.segments.iter().flat_map(of).collect()
     }
 
-    /// The boundaries of what these cuts leave. A segment of which nothing is left is gone, and its row with it.
+    /// The boundaries of what these cuts leave. A segment without tokens is removed, and its row with it.
     pub(crate) fn cut(&self, cuts: &[Range<usize>]) -> Pack {
         let kept = |range: &Range<u32>| {
             let before = |i: u32| {
@@ -135,7 +135,7 @@ impl Pack {
         Pack { rows, segments }
     }
 
-    /// For each row, the tokens of the pack that it consists of, in its order.
+    /// For each row, the indices of its tokens in the pack, in the row's order.
     pub(crate) fn row_tokens(&self) -> impl Iterator<Item = Vec<usize>> {
         let tokens = |s: &Segment| s.prefix.clone().chain(s.own.clone()).map(|i| i as usize).collect();
         self.ends().map(tokens)

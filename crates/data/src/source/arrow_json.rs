@@ -1,4 +1,4 @@
-//! One row of a batch of columns as the JSON object that it would be in JSON Lines.
+//! Rows of record batches as JSON objects, so that all later stages see the same for every format.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -13,13 +13,15 @@ use arrow_array::{Array, RecordBatch, StructArray};
 use arrow_schema::{DataType, Field, TimeUnit};
 use serde_json::{Map, Number, Value};
 
-/// One row as the JSON object that it would be in JSON Lines, as `datasets` writes it: fields in the order of the
-/// columns, nulls where the columns have nulls (not in structs, whose fields `datasets` makes the same in all
-/// rows), columns of JSON (`arrow.json`) as what they say, times since 1970 in milliseconds, NaN as null. A column
-/// of bytes that are no text (an image beside a conversation) is nothing that a format reads, and is left out.
+/// One row as the JSON object that `datasets` would write to JSON Lines.
+///
+/// Fields have the order of the columns. Nulls of columns are kept; nulls inside structs are dropped, since
+/// `datasets` gives a struct the same fields in all rows. Columns declared as JSON (`arrow.json`) are parsed.
+/// Times are milliseconds since 1970, and NaN is null. Columns of bytes that are not text (such as images)
+/// are left out.
 ///
 /// # Errors
-/// A message that names the column: an infinite number, a type that JSON has not.
+/// A message that names the column, if the value is an infinite number or its type has no JSON form.
 pub fn fields(batch: &RecordBatch, row: usize) -> Result<Map<String, Value>, String> {
     let mut fields = Map::with_capacity(batch.num_columns());
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
@@ -34,7 +36,7 @@ pub fn fields(batch: &RecordBatch, row: usize) -> Result<Map<String, Value>, Str
     Ok(fields)
 }
 
-/// True for a type with bytes in it that need not be text.
+/// True for types that contain bytes, which need not be text.
 fn holds_bytes(kind: &DataType) -> bool {
     match kind {
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
@@ -48,7 +50,33 @@ fn holds_bytes(kind: &DataType) -> bool {
     }
 }
 
-/// The names of the columns, in order.
+/// True if [`fields`] converts every possible value of the column, or leaves it out.
+pub(crate) fn never_fails(field: &Field) -> bool {
+    match field.data_type() {
+        DataType::Null
+        | DataType::Boolean
+        | DataType::Timestamp(..)
+        | DataType::Date32
+        | DataType::Date64 => true,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => !is_json(field),
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            never_fails(item)
+        }
+        kind => kind.is_integer() || holds_bytes(kind),
+    }
+}
+
+/// True if [`fields`] fails on this column's value.
+pub(crate) fn fails(field: &Field, column: &dyn Array, row: usize) -> bool {
+    !never_fails(field) && value(field, column, row).is_err() && !holds_bytes(field.data_type())
+}
+
+/// True for columns of strings that are declared as JSON (`datasets.Json`).
+pub(crate) fn is_json(field: &Field) -> bool {
+    field.extension_type_name() == Some("arrow.json")
+}
+
+/// The column names, in order.
 pub fn column_names(batch: &RecordBatch) -> impl Iterator<Item = &str> {
     batch.schema_ref().fields().iter().map(|f| f.name().as_str())
 }
@@ -94,7 +122,7 @@ fn value(field: &Field, array: &dyn Array, row: usize) -> Result<Value, String> 
             let dictionary = array.as_any_dictionary();
             let key = value(field, dictionary.keys(), row)?.as_u64().unwrap_or(u64::MAX);
             let key = usize::try_from(key).ok().filter(|key| *key < dictionary.values().len());
-            value(field, dictionary.values(), key.ok_or("a key that its dictionary has not")?)?
+            value(field, dictionary.values(), key.ok_or("a key that is not in its dictionary")?)?
         }
         DataType::Timestamp(unit, _) => milliseconds(match unit {
             TimeUnit::Second => (primitive!(TimestampSecondType), 1),
@@ -124,10 +152,10 @@ fn value(field: &Field, array: &dyn Array, row: usize) -> Result<Value, String> 
     })
 }
 
-/// pandas, and `datasets` with it, writes what is missing among numbers as NaN.
+/// A number; null for NaN, which is how pandas and `datasets` write a missing number.
 fn float(value: f64) -> Result<Value, String> {
     if value.is_infinite() {
-        return Err(format!("{value} is no finite number"));
+        return Err(format!("{value} is not a finite number"));
     }
     Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
 }
@@ -139,10 +167,11 @@ fn text(bytes: &[u8]) -> Result<&str, String> {
     })
 }
 
-/// A string, or what it says where the column is declared as JSON (`datasets.Json`).
+/// A string, parsed if the column is declared as JSON.
 fn string(field: &Field, text: &str) -> Result<Value, String> {
-    if field.extension_type_name() == Some("arrow.json") {
-        return serde_json::from_str(text).map_err(|e| format!("it is declared as JSON, and is not: {e}"));
+    if is_json(field) {
+        return serde_json::from_str(text)
+            .map_err(|e| format!("it is declared as JSON but is not JSON: {e}"));
     }
     Ok(text.into())
 }
@@ -154,7 +183,7 @@ fn list(item: &Field, items: &dyn Array) -> Result<Value, String> {
     {
         items.as_primitive::<T>().values().iter().map(|&v| v.into()).collect()
     }
-    // Lists of tokens, labels and masks: the type is looked at once a list, not once an item.
+    // Lists of tokens, labels and masks are common: match on the type once per list, not once per item.
     let values = match items.data_type() {
         _ if items.null_count() > 0 => None,
         DataType::Int8 => Some(numbers::<Int8Type>(items)),
@@ -176,9 +205,9 @@ fn list(item: &Field, items: &dyn Array) -> Result<Value, String> {
     }
 }
 
-/// A struct without its nulls. `datasets` gives every message, call and argument the fields of all the others, null where
-/// there was none; a template would render them, and the model learn to write them. TRL drops them, too
-/// (`remove_none_values`).
+/// A struct without its nulls. `datasets` gives every message, call and argument the fields of all others,
+/// null where one had no such field; a template would render the nulls and the model would learn to write
+/// them. TRL drops them too (`remove_none_values`).
 fn object(array: &StructArray, row: usize) -> Result<Map<String, Value>, String> {
     let mut object = Map::with_capacity(array.num_columns());
     for (field, column) in array.fields().iter().zip(array.columns()).filter(|(_, c)| c.is_valid(row)) {
@@ -188,13 +217,13 @@ fn object(array: &StructArray, row: usize) -> Result<Map<String, Value>, String>
     Ok(object)
 }
 
-/// The entries of one map: a struct of two columns, keys and values.
+/// One map, from its entries: a struct of two columns, keys and values.
 fn map(entries: &StructArray) -> Result<Value, String> {
     let mut object = Map::with_capacity(entries.len());
     let (key_field, value_field) = (&entries.fields()[0], &entries.fields()[1]);
     for i in 0..entries.len() {
         let Value::String(key) = value(key_field, entries.column(0), i)? else {
-            return Err("the keys of its map are no strings; leave the column out or cast it".into());
+            return Err("the keys of its map are not strings; leave the column out or cast it".into());
         };
         let value = value(value_field, entries.column(1), i).map_err(|e| format!("key {key:?}: {e}"))?;
         object.insert(key, value);
@@ -202,7 +231,7 @@ fn map(entries: &StructArray) -> Result<Value, String> {
     Ok(Value::Object(object))
 }
 
-/// A count of `1 / per_second` seconds, in milliseconds, rounded down as pandas does.
+/// A count of units of `1 / per_second` seconds in milliseconds, rounded down as pandas does.
 fn milliseconds((count, per_second): (i64, i64)) -> Value {
     let value = (i128::from(count) * 1_000).div_euclid(i128::from(per_second));
     i64::try_from(value).map_or(Value::Null, Value::from)

@@ -1,8 +1,12 @@
-//! An Arrow IPC stream, message by message.
+//! The Arrow IPC stream format, message by message.
+//!
+//! Messages are separated here and only decoded by arrow-ipc. So every length that the file states is checked
+//! against the bytes that are there before memory is allocated for it.
 
 use super::sniff::{CONTINUATION, Kind};
 use super::source_error;
 use crate::Error;
+use crate::guard::guard;
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
 use arrow_ipc::reader::StreamDecoder;
@@ -12,11 +16,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The longest buffer that is decompressed, in bytes: its stated length is the file's word, and an allocation of
-/// that size is made on it. A column of more than this in one batch has offsets that overflow anyway.
+/// The longest buffer that is decompressed, in bytes. Its length is stated by the file and allocated before
+/// decompression. The 32-bit offsets of a longer column would overflow anyway.
 const MAX_BUFFER: i64 = 1 << 31;
 
-/// Why the messages of an Arrow file cannot be read.
+/// Why a message of an Arrow file cannot be read.
 pub(super) enum Broken {
     Io(io::Error),
     Content(String),
@@ -35,7 +39,7 @@ impl Broken {
     }
 }
 
-/// Where the stream in an Arrow IPC file ends: `.. stream, footer, i32 length of the footer, "ARROW1"`.
+/// The end of the stream in an Arrow IPC file: `.. stream, footer, i32 length of the footer, "ARROW1"`.
 pub(super) fn footer(file: &mut File, size: u64) -> Result<u64, Broken> {
     let mut tail = [0; 10];
     if size < 8 + 10 {
@@ -52,19 +56,16 @@ pub(super) fn footer(file: &mut File, size: u64) -> Result<u64, Broken> {
 }
 
 /// The messages of an Arrow stream, one at a time.
-///
-/// The messages are framed here and only decoded by arrow-ipc: so no length that the file states is allocated
-/// before it was held against the bytes that are there.
 pub(super) struct Messages {
     file: BufReader<File>,
     pub hasher: blake3::Hasher,
     read: Arc<AtomicU64>,
-    /// Bytes read, and where the stream ends at the latest.
+    /// Bytes read so far, and the last possible end of the stream.
     at: u64,
     end: u64,
     file_kind: bool,
     decoder: StreamDecoder,
-    /// What the decoder has not taken yet.
+    /// Bytes that the decoder has not consumed yet.
     buffer: Buffer,
     done: bool,
 }
@@ -84,11 +85,11 @@ impl Messages {
         }
     }
 
-    /// Passes the magic of the file format and reads the columns' description.
+    /// Skips the magic number of the file format and reads the schema.
     pub fn start(&mut self, kind: Kind) -> Result<(), Broken> {
         self.file_kind = kind == Kind::ArrowFile;
         if self.file_kind {
-            // "ARROW1", padded.
+            // "ARROW1" and padding.
             self.take(8, &mut Vec::new())?;
         }
         let mut message = Vec::new();
@@ -102,7 +103,8 @@ impl Messages {
     /// The next batch.
     pub fn next(&mut self) -> Result<Option<RecordBatch>, Broken> {
         loop {
-            // A message without a body is decoded when the next one arrives, which then stays in the buffer.
+            // The decoder handles a message without a body only when the next one arrives, and then leaves
+            // that one in the buffer.
             if !self.buffer.is_empty() {
                 if let Some(batch) = self.decode()? {
                     return Ok(Some(batch));
@@ -130,7 +132,7 @@ impl Messages {
         decoded.map_err(Broken::Content)
     }
 
-    /// Appends the whole next message to `out`; false at the end of the stream.
+    /// Appends the next message to `out`; false at the end of the stream.
     fn message(&mut self, out: &mut Vec<u8>) -> Result<bool, Broken> {
         if self.file_kind && self.at == self.end {
             return Ok(false);
@@ -169,7 +171,7 @@ impl Messages {
             return Err(Broken::cut());
         }
         let from = out.len();
-        // The file may have shrunk since its length was asked: `take` grows with what arrives.
+        // The file may be shorter than its metadata said.
         out.reserve(n as usize);
         let got = self.file.by_ref().take(n).read_to_end(out).map_err(Broken::Io)?;
         self.hasher.update(&out[from..]);
@@ -178,22 +180,22 @@ impl Messages {
         if got as u64 == n { Ok(()) } else { Err(Broken::cut()) }
     }
 
-    /// Hashes what is left of the file.
+    /// Hashes the remaining bytes of the file.
     pub fn drain(&mut self) -> io::Result<()> {
         self.hasher.update_reader(&mut self.file).map(|_| ())
     }
 }
 
-/// Holds what a batch says of its buffers against its body: their places (arrow-ipc panics where they lie outside),
-/// and the lengths that compressed ones state in their first 8 bytes.
+/// Checks the buffers of a batch against its body: their ranges (arrow-ipc panics on a buffer outside of the
+/// body), and the lengths that compressed buffers state in their first 8 bytes.
 fn check_buffers(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<(), Broken> {
     let compressed = batch.compression().is_some();
     for buffer in batch.buffers().into_iter().flatten() {
         let place = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
-        // The format wants multiples of 8.
+        // The format requires multiples of 8.
         let bytes = place.filter(|(at, _)| at % 8 == 0).and_then(|(at, n)| body.get(at..at.checked_add(n)?));
         let Some(bytes) = bytes else {
-            return Err(Broken::Content("a buffer lies outside of its message".into()));
+            return Err(Broken::Content("a buffer is outside of its message".into()));
         };
         let stated = bytes.first_chunk().map_or(0, |first| i64::from_le_bytes(*first));
         if compressed && stated > MAX_BUFFER {
@@ -203,16 +205,6 @@ fn check_buffers(batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<(), 
     Ok(())
 }
 
-/// Runs a reader of the Arrow project. Both check what they read, and what they are known to panic at is checked
-/// here before. Of 36 000 files with flipped bits 5 still reached a panic in them: that is one more broken file,
-/// and not the end of the program.
-pub(super) fn guard<T, E: std::fmt::Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("the reader found it broken".into()),
-    }
-}
-
 pub(super) fn broken(path: &Path, kind: Kind, message: &str) -> Error {
     let name = match kind {
         Kind::Parquet => "Parquet file",
@@ -220,7 +212,7 @@ pub(super) fn broken(path: &Path, kind: Kind, message: &str) -> Error {
     };
     source_error(
         path,
-        &format!("the {name} is cut or broken: {message}"),
+        &format!("the {name} is truncated or malformed: {message}"),
         "was the download or export interrupted? fetch or write the file again",
     )
 }

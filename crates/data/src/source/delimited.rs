@@ -1,14 +1,15 @@
-//! CSV and TSV: a line of names, then a record per row.
+//! CSV and TSV: a header line, then one record per row.
 //!
-//! Records are cut here by the quotes of RFC 4180, so that each knows its line and one that a lost quote swallows is
-//! noticed; the `csv` crate takes them apart ([`Header::fields`]), in parallel with everything else about a row.
+//! Records are separated here by the quoting rules of RFC 4180, so that each has its line number and an
+//! unbalanced quote is noticed. The `csv` crate splits a record into cells later, in parallel
+//! ([`Header::fields`]).
 //!
 //! | cell | becomes |
 //! |---|---|
-//! | any other | a string, the empty one too: CSV does not tell an empty text from none |
-//! | under the name of a list (`messages`, `tools`, `input_ids`, ..) | the list or object where it is one in JSON; nothing where it is empty |
-//! | `true` or `false` under `label` | a boolean |
-//! | under no name | nothing |
+//! | in a column of lists (`messages`, `tools`, `input_ids`, ..) | the list or object, if it is one in JSON; no field if it is empty |
+//! | `true` or `false` in the column `label` | a boolean |
+//! | in a column without a name | no field |
+//! | any other | a string, also if empty: CSV does not distinguish an empty text from a missing one |
 
 use super::raw::{MAX_ROW_BYTES, too_long};
 use super::record::{Header, cells};
@@ -18,16 +19,16 @@ use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A row per record.
+/// Rows of a delimited file.
 pub(super) struct Delimited {
     pub(super) stream: Stream,
     pub(super) header: Arc<Header>,
-    /// Lines read.
+    /// Lines read so far.
     line: u64,
 }
 
 impl Delimited {
-    /// Reads the names.
+    /// Reads the header line.
     pub(super) fn new(stream: Stream, delimiter: u8, path: &Path) -> Result<Delimited> {
         let header = Header { names: Vec::new(), delimiter };
         let mut reader = Delimited { stream, header: Arc::new(header), line: 0 };
@@ -51,14 +52,14 @@ impl Delimited {
             return Err(source_error(
                 path,
                 &format!("two columns are named {name:?}"),
-                "give each column a name of its own on the first line",
+                "give each column its own name in the header line",
             ));
         }
         reader.header = Arc::new(Header { names, delimiter });
         Ok(reader)
     }
 
-    /// The next record that is not a blank line, with the 1-based line on which it starts.
+    /// The next record that is not a blank line, with the 1-based number of its first line.
     pub(super) fn next(&mut self) -> Result<Option<(u64, Result<Vec<u8>, String>)>, Broken> {
         loop {
             let (start, mut record, mut length) = (self.line + 1, Vec::new(), 0usize);
@@ -85,8 +86,7 @@ impl Delimited {
             }
             self.line += 1;
             if matches!(place, Place::Quoted) {
-                let message =
-                    "the file ends inside a quoted cell of this record: a quote is lost somewhere in it";
+                let message = "the file ends inside a quoted cell of this record: it has an unbalanced quote";
                 return Ok(Some((start, Err(message.into()))));
             }
             if length > MAX_ROW_BYTES {
@@ -102,20 +102,21 @@ impl Delimited {
     }
 }
 
-/// Where in a record the next byte stands.
+/// The position of the next byte within a record.
 #[derive(Clone, Copy)]
 enum Place {
     CellStart,
-    /// In a cell that is not quoted, or after the quotes of one that was: quotes mean themselves.
+    /// In an unquoted cell, or after the closing quote of a quoted one: quotes are ordinary characters.
     Plain,
     Quoted,
-    /// After a quote inside quotes: another one is a quote, anything else stands outside.
+    /// After a quote in a quoted cell: a second quote is an escaped one, any other byte is outside of the
+    /// quotes.
     Quote,
 }
 
 impl Place {
-    /// Goes on to the end of the record. Returns the bytes of the record in `bytes`, the line ends among them, and
-    /// whether the record's own line end stands after them.
+    /// Advances to the end of the record. Returns how many of `bytes` belong to it, the number of line ends
+    /// among these, and whether the line end of the record follows.
     fn advance(&mut self, bytes: &[u8], delimiter: u8) -> (usize, u64, bool) {
         let (mut at, mut lines) = (0, 0);
         while at < bytes.len() {

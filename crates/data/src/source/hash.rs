@@ -1,20 +1,20 @@
-//! What a source was: the hash of its files.
+//! The identity of a source: the hashes of its files.
 
 use crate::{Error, Result};
 use std::fs::File;
 use std::path::Path;
 
-/// What a whole source was: part of the fingerprint of everything made from it.
+/// Identifies the content of a source. It is part of the fingerprint of everything made from that source.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceHash {
     /// The source as the user named it.
     pub path: String,
-    /// For one file, blake3 of its bytes (as stored: compressed files are hashed compressed), in hex. For several,
-    /// blake3 of their hashes, each with a line end, in order.
+    /// BLAKE3 in hex. For one file: of its bytes as stored (compressed files are hashed compressed). For
+    /// several files: of their hashes in order, each followed by a line end.
     pub blake3: String,
-    /// The length of all files together, in bytes.
+    /// Total size of all files, in bytes.
     pub bytes: u64,
-    /// The files, where there are several.
+    /// The files, if there are several; else empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileHash>,
 }
@@ -22,15 +22,15 @@ pub struct SourceHash {
 /// One file of a source.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FileHash {
-    /// The file.
+    /// Its path.
     pub path: String,
-    /// blake3 of its bytes as stored, in hex.
+    /// BLAKE3 of its bytes as stored, in hex.
     pub blake3: String,
-    /// Its length in bytes.
+    /// Its size in bytes.
     pub bytes: u64,
 }
 
-/// The hash of a file that is not read otherwise.
+/// The hash of a file whose rows are not read.
 pub(super) fn hash(path: &Path) -> Result<FileHash> {
     let io_error = |e| Error::io(path, e);
     let mut hasher = blake3::Hasher::new();

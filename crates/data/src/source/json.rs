@@ -1,4 +1,4 @@
-//! JSON: rows cut out of the stream by line ends or by brackets.
+//! JSON Lines and JSON arrays: rows separated by line ends or by brackets.
 
 use super::raw::{MAX_ROW_BYTES, too_long};
 use super::scan::Scan;
@@ -6,10 +6,10 @@ use super::sniff::LIST_KEYS;
 use super::stream::{Broken, Stream};
 use crate::Result;
 
-/// A row per line.
+/// Rows of JSON Lines.
 pub(super) struct Lines {
     pub(super) stream: Stream,
-    /// Lines read, blank ones among them.
+    /// Lines read so far, including blank ones.
     line: u64,
 }
 
@@ -18,7 +18,7 @@ impl Lines {
         Lines { stream, line: 0 }
     }
 
-    /// The next line that is not blank, with its 1-based number.
+    /// The next non-blank line with its 1-based number.
     pub(super) fn next(&mut self) -> Result<Option<(u64, Result<Vec<u8>, String>)>, Broken> {
         loop {
             let mut line = Vec::new();
@@ -57,10 +57,10 @@ impl Lines {
     }
 }
 
-/// A row per element of an array.
+/// Rows of a JSON array.
 pub(super) struct Elements {
     pub(super) stream: Stream,
-    /// True where the array is a member of an object.
+    /// True if the array is a member of an object.
     in_object: bool,
     /// The index of the last row.
     row: u64,
@@ -125,7 +125,7 @@ impl Elements {
                 if element(reader, Some(&mut bytes))? {
                     return Ok(Some(Ok(bytes)));
                 }
-                // The file ends inside this row: say so here, and the stream is over.
+                // The file ends inside this row, which is reported as a bad row; nothing can follow it.
                 self.state = State::Done;
                 Ok(Some(Err("the file ends in the middle of this row".into())))
             }
@@ -133,14 +133,15 @@ impl Elements {
     }
 }
 
-/// Passes one JSON value up to the `,`, `]` or `}` that ends it (not consumed), by brackets and strings
-/// alone: whether it is valid is the parser's business. False where the file ends first.
+/// Consumes one JSON value up to the `,`, `]` or `}` that ends it (not consumed), by brackets and strings
+/// alone; the parser checks its validity later. False if the file ends first.
 fn element(stream: &mut Stream, mut into: Option<&mut Vec<u8>>) -> Result<bool, Broken> {
     let mut scan = Scan::default();
     loop {
         let available = stream.fill()?;
         if available.is_empty() {
-            // A value in brackets is whole even so; what is missing is the structure around it.
+            // A bracketed value is complete even at the end of the file; what is missing is the structure
+            // around it.
             let whole = into.is_some_and(|out| matches!(out.last(), Some(b'}' | b']')));
             return Ok(whole && scan.depth == 0 && !scan.in_string);
         }
@@ -148,7 +149,7 @@ fn element(stream: &mut Stream, mut into: Option<&mut Vec<u8>>) -> Result<bool, 
         let mut ended = false;
         while n < available.len() {
             if scan.in_string && !scan.escaped {
-                // Most of a row is inside strings, where only two bytes matter.
+                // Most bytes are inside strings, where only quotes and backslashes matter.
                 let rest = &available[n..];
                 n += memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
                 if n == available.len() {
@@ -179,7 +180,8 @@ fn element(stream: &mut Stream, mut into: Option<&mut Vec<u8>>) -> Result<bool, 
     }
 }
 
-/// Goes to the array of a JSON object: past `{` and every member whose key is not one of [`LIST_KEYS`].
+/// Advances to the list of rows of a JSON object: past `{` and every member that is not a list under one of
+/// [`LIST_KEYS`].
 fn enter_object(reader: &mut Stream) -> Result<(), Broken> {
     reader.skip_space()?;
     reader.expect(b'{')?;
@@ -217,7 +219,7 @@ fn enter_object(reader: &mut Stream) -> Result<(), Broken> {
     }
 }
 
-/// A JSON string as a key, the reader standing on its opening quote.
+/// Reads a key; the stream is at its opening quote.
 fn read_key(reader: &mut Stream) -> Result<String, Broken> {
     let mut scan = Scan::default();
     let mut text = Vec::new();
@@ -237,7 +239,7 @@ fn read_key(reader: &mut Stream) -> Result<String, Broken> {
     }
 }
 
-/// After the array's `]`: the rest of the object, then nothing.
+/// Reads what follows the `]` of the list: the rest of the object, then the end of the file.
 fn leave(reader: &mut Stream, in_object: bool) -> Result<(), Broken> {
     if in_object {
         loop {

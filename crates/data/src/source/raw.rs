@@ -1,36 +1,36 @@
-//! A row as it stands in its source.
+//! Rows as they are stored, before parsing.
 
 use super::record::Header;
 use crate::{Result, RowId};
 use arrow_array::RecordBatch;
 use std::sync::Arc;
 
-/// The longest row that is read, in bytes. Byte offsets inside a row are `u32`.
+/// The longest accepted row, in bytes. Byte offsets within a row are `u32`.
 pub const MAX_ROW_BYTES: usize = 1 << 30;
 
-/// A row as it stands in the source, not yet parsed.
+/// A row as it is stored in the source, not yet parsed.
 #[derive(Clone, Debug)]
 pub struct RawRow {
-    /// Where it stands.
+    /// Its position in the source.
     pub id: RowId,
-    /// What stands there; or why it could not be cut out.
+    /// Its content, or why the row could not be separated from its neighbours.
     pub content: Result<Content, String>,
-    /// About how much memory it holds, in bytes.
+    /// Approximate size in memory, in bytes.
     pub size: usize,
 }
 
-/// What a row is before it is parsed.
+/// The content of an unparsed row.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// A JSON value, without the line end.
+    /// JSON text, without the line end.
     Json(Vec<u8>),
-    /// A record of a delimited file, and the names of its cells.
+    /// A record of a delimited file, with the header of the file.
     Record(Arc<Header>, Vec<u8>),
-    /// A row of a batch of columns, by its index in it.
+    /// A record batch and the index of the row in it.
     Columns(Arc<RecordBatch>, usize),
 }
 
-/// The reason why a row is not read.
+/// The message for a row longer than [`MAX_ROW_BYTES`].
 pub(super) fn too_long(bytes: usize) -> String {
     format!("the row has {bytes} bytes; the limit is {MAX_ROW_BYTES}")
 }

@@ -1,8 +1,8 @@
-//! One record of a delimited file: its cells as fields.
+//! One record of a CSV or TSV file to fields.
 
 use serde_json::{Map, Value};
 
-/// Fields whose cells are lists or objects, written as JSON.
+/// Columns whose cells are lists or objects in JSON.
 const NESTED: [&str; 16] = [
     "messages",
     "conversations",
@@ -22,7 +22,7 @@ const NESTED: [&str; 16] = [
     "prefix_ranges",
 ];
 
-/// The names over the columns.
+/// The column names of a delimited file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     pub(super) names: Vec<String>,
@@ -33,13 +33,13 @@ impl Header {
     /// The cells of a record as fields.
     ///
     /// # Errors
-    /// In words, where there are more or fewer cells than names.
+    /// A message if the record has more or fewer cells than the header.
     pub fn fields(&self, record: &str) -> Result<Map<String, Value>, String> {
         let cells = cells(record, self.delimiter)?;
         if cells.len() != self.names.len() {
             let (found, wanted) = (cells.len(), self.names.len());
             let s = if found == 1 { "" } else { "s" };
-            return Err(format!("the record has {found} cell{s}, the first line names {wanted} columns"));
+            return Err(format!("the record has {found} cell{s}, the header has {wanted} columns"));
         }
         let mut fields = Map::with_capacity(self.names.len());
         for (name, cell) in self.names.iter().zip(&cells) {
@@ -62,7 +62,8 @@ fn value(name: &str, cell: &str) -> Option<Value> {
             return Some(nested);
         }
     } else if name == "label" {
-        // The side of a preference: text would pass as neither, and a rejected answer would be learned.
+        // The label of a preference pair. As a string it would not count as rejected, and the row would be
+        // learned.
         match cell.trim().to_ascii_lowercase().as_str() {
             "true" => return Some(Value::Bool(true)),
             "false" => return Some(Value::Bool(false)),
@@ -77,7 +78,7 @@ pub(super) fn cells(record: &str, delimiter: u8) -> Result<csv::StringRecord, St
     let mut reader = csv::ReaderBuilder::new()
         .has_headers(false)
         .delimiter(delimiter)
-        // Line ends inside the record are quoted; a bare carriage return is a character like any other.
+        // Line ends inside a record are quoted; a bare carriage return is an ordinary character.
         .terminator(csv::Terminator::Any(b'\n'))
         .buffer_capacity(record.len().clamp(1, 1 << 16))
         .from_reader(record.as_bytes());

@@ -1,4 +1,4 @@
-//! Raw bytes to a JSON object with its place in the source.
+//! Parsed rows: JSON objects with their position in the source.
 
 use super::arrow_json;
 use super::raw::{Content, RawRow};
@@ -8,17 +8,18 @@ use serde_json::{Map, Value};
 /// One row of a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Where it stands.
+    /// Its position in the source.
     pub id: RowId,
-    /// Its fields, in the order in which they were written.
+    /// Its fields, in the order of the source.
     pub fields: Map<String, Value>,
 }
 
 impl Row {
-    /// Parses a raw row.
+    /// Parses a row.
     ///
     /// # Errors
-    /// [`Error::Row`] with the byte at which UTF-8 or JSON breaks, or with the type found where it is no object.
+    /// [`Error::Row`] with the byte at which its UTF-8 or JSON is invalid, or with its type if it is not an
+    /// object.
     pub fn parse(raw: RawRow) -> Result<Row> {
         let RawRow { id, content, .. } = raw;
         let (bytes, header) = match content {
@@ -63,7 +64,8 @@ impl Row {
             }
             Err(e) => {
                 let at = if e.is_eof() { text.len() } else { byte_of(text, e.line(), e.column()) };
-                // serde_json appends its own line and column, which are the row's, not the file's.
+                // serde_json appends a line and column within the row; without them the message cannot be
+                // mistaken for a position in the file.
                 let reason = e.to_string();
                 let reason = reason.split(" at line ").next().unwrap_or(&reason);
                 let message = format!("invalid JSON at byte {at} of the row: {reason}");
@@ -73,13 +75,13 @@ impl Row {
     }
 }
 
-/// The 0-based byte of serde_json's 1-based line and column.
+/// The 0-based byte offset of serde_json's 1-based line and column.
 fn byte_of(text: &str, line: usize, column: usize) -> usize {
     let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     (start + column.saturating_sub(1)).min(text.len())
 }
 
-/// A JSON value's type, with its article, for messages.
+/// The type of a JSON value with its article, for messages.
 pub fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

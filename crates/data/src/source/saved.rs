@@ -1,4 +1,4 @@
-//! Folders that `datasets.save_to_disk` wrote.
+//! Folders written by `datasets.save_to_disk`.
 
 use super::source_error;
 use crate::{Error, Result};
@@ -6,20 +6,20 @@ use serde_json::Value;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What a folder of `datasets.save_to_disk` holds.
+/// The content of a folder written by `datasets.save_to_disk`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Saved {
     /// A `Dataset`: its Arrow files, in order.
     Files(Vec<PathBuf>),
-    /// A `DatasetDict`: the names of its splits, each a `Dataset` in the folder of its name.
+    /// A `DatasetDict`: the names of its splits, each of which is a `Dataset` in the subfolder of that name.
     Splits(Vec<String>),
 }
 
-/// Looks into a folder; `None` where `datasets.save_to_disk` did not write it.
+/// Inspects a folder; `None` if it was not written by `datasets.save_to_disk`.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Source`] where its `state.json` or `dataset_dict.json` is broken, names files outside
-/// of the folder or that are not there, or has rows selected by indices that lie in another file.
+/// [`Error::Io`]; [`Error::Source`] if `state.json` or `dataset_dict.json` is malformed, names files that are
+/// missing or outside of the folder, or selects its rows by indices stored in another file.
 pub fn saved_dataset(folder: impl AsRef<Path>) -> Result<Option<Saved>> {
     let folder = folder.as_ref();
     let help = "save the dataset again with datasets' save_to_disk";
@@ -29,7 +29,7 @@ pub fn saved_dataset(folder: impl AsRef<Path>) -> Result<Option<Saved>> {
         let names: Vec<String> =
             names.ok_or_else(|| source_error(&path, "has no list of \"splits\"", help))?;
         if let Some(bad) = names.iter().find(|name| !is_plain(name)) {
-            return Err(source_error(&path, &format!("{bad:?} is no name of a split"), help));
+            return Err(source_error(&path, &format!("{bad:?} is not the name of a split"), help));
         }
         return Ok(Some(Saved::Splits(names)));
     }
@@ -49,11 +49,11 @@ pub fn saved_dataset(folder: impl AsRef<Path>) -> Result<Option<Saved>> {
     for entry in listed {
         let name = entry.get("filename").and_then(Value::as_str).filter(|name| is_plain(name));
         let Some(name) = name else {
-            return Err(source_error(&path, &format!("{entry} is no file of this folder"), help));
+            return Err(source_error(&path, &format!("{entry} is not a file of this folder"), help));
         };
         let file = folder.join(name);
         if !file.is_file() {
-            return Err(source_error(&path, &format!("the file {name:?} is not there"), help));
+            return Err(source_error(&path, &format!("the file {name:?} is missing"), help));
         }
         files.push(file);
     }
@@ -63,13 +63,13 @@ pub fn saved_dataset(folder: impl AsRef<Path>) -> Result<Option<Saved>> {
     Ok(Some(Saved::Files(files)))
 }
 
-/// True for the name of something in a folder, and not of something elsewhere.
+/// True for a plain name: one path component, which cannot lead out of the folder.
 fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none()
 }
 
-/// The JSON in a small file; `None` where there is no such file.
+/// A small JSON file and its path; `None` if it does not exist.
 fn json_file(path: PathBuf) -> Result<Option<(PathBuf, Value)>> {
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,

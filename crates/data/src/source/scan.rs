@@ -1,6 +1,6 @@
-//! Where a JSON value ends, by its brackets and strings.
+//! Finds the end of a JSON value by brackets and strings alone.
 
-/// Brackets and strings of JSON, byte by byte.
+/// State of a scan over JSON bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Scan {
     pub depth: usize,

@@ -1,4 +1,4 @@
-//! What a file holds, from its name and its first bytes.
+//! Detects the format of a file from its name and its first bytes.
 
 use super::scan::Scan;
 use super::stream::HEAD_BYTES;
@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-/// How the rows are laid out in the decompressed bytes.
+/// How rows are arranged in the decompressed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// One JSON object per line.
@@ -18,19 +18,19 @@ pub enum Framing {
     Array,
     /// A JSON object with an array of objects under `data`, `rows` or `train`.
     Object,
-    /// Records of cells between this delimiter, under a line of names.
+    /// Records whose cells are separated by this byte, below a header line.
     Delimited(u8),
-    /// Columns.
+    /// Columns of record batches.
     Columns(Kind),
 }
 
-/// The keys under which a JSON object may hold its rows.
+/// Keys under which a JSON object may hold its list of rows.
 pub(super) const LIST_KEYS: [&str; 3] = ["data", "rows", "train"];
 
-/// What every message of an Arrow stream starts with.
+/// The first bytes of every message of an Arrow stream.
 pub(super) const CONTINUATION: [u8; 4] = [0xff; 4];
 
-/// A format whose rows lie in columns.
+/// A columnar file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Parquet.
@@ -41,7 +41,7 @@ pub enum Kind {
     ArrowStream,
 }
 
-/// The format of a file from its first bytes (8 are enough), or `None` where it is no columnar one.
+/// The columnar format that a file's first bytes (8 suffice) announce; `None` if they announce none.
 pub fn kind(head: &[u8]) -> Option<Kind> {
     if head.starts_with(b"PAR1") {
         Some(Kind::Parquet)
@@ -54,7 +54,7 @@ pub fn kind(head: &[u8]) -> Option<Kind> {
     }
 }
 
-/// The kind of columns that a file's first bytes say it holds. A pipe can be read only once and is not asked.
+/// The columnar format of a file, by its first bytes. `None` for a pipe, which can be read only once.
 pub(super) fn columns_in(path: &Path) -> Result<Option<Kind>> {
     let io_error = |e| Error::io(path, e);
     let file = File::open(path).map_err(io_error)?;
@@ -66,7 +66,7 @@ pub(super) fn columns_in(path: &Path) -> Result<Option<Kind>> {
     Ok(kind(&head))
 }
 
-/// The layout of decompressed content, from its first [`HEAD_BYTES`].
+/// The framing of decompressed content, from its first [`HEAD_BYTES`].
 pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
     if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
         return Err(source_error(path, "the file is UTF-16", "save it as UTF-8"));
@@ -101,8 +101,8 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
             let (line, rest) = content.split_at(line_end);
             let second = rest.trim_ascii_start();
             if let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(line) {
-                // A whole object on the first line. It holds the rows only if it is alone; the "rows" of a pack are
-                // numbers.
+                // The first line is a complete object. It holds the rows only if nothing follows it, and the
+                // "rows" of a pack are numbers, not rows.
                 let rows =
                     |list: &Value| list.as_array().is_some_and(|l| !l.first().is_some_and(Value::is_number));
                 let holds = LIST_KEYS.iter().any(|k| object.get(*k).is_some_and(rows));
@@ -123,11 +123,11 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
                 scan.step(byte);
             }
             if rest.is_empty() && !named_lines {
-                // One line longer than what was looked at (or cut): it holds rows if such a key opens it.
+                // A single line, longer than the head or cut: it holds rows if one of its first keys says so.
                 return Ok(if opens_list(line) { Framing::Object } else { Framing::Lines });
             }
-            // A raw line end cannot stand in a JSON string, and after `{` or a comma in an object comes a key,
-            // never `{`: where either happens, the first line is a bad row of JSON Lines.
+            // A JSON string cannot contain a raw line end, and inside an object a key follows `{` or a comma,
+            // never `{`. If the text violates either, its first line is a bad row of JSON Lines.
             let ends_inside = scan.depth > 0 && !scan.in_string;
             let contradicts = second.first() == Some(&b'{') && innermost.last() == Some(&b'{');
             let opens = ends_inside && !contradicts;
@@ -139,15 +139,15 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
         }
         _ => Err(source_error(
             path,
-            "the file is no JSON, JSON Lines, CSV, Parquet or Arrow",
-            "rows are JSON objects (one per line, or in one array), or lines of a .csv or .tsv file under a line of names, \
-             also as .gz or .zst; or columns of a .parquet or .arrow file",
+            "the file is not JSON, JSON Lines, CSV, Parquet or Arrow",
+            "rows are JSON objects (one per line, or in one array), or records of a .csv or .tsv file below a header line, \
+             optionally .gz or .zst; or columns of a .parquet or .arrow file",
         )),
     }
 }
 
-/// The layout of a file whose name says that it is delimited; the line of names says by what. Spreadsheets of
-/// countries with a decimal comma write `;` into .csv files.
+/// The framing of a file with the name of a delimited one. The header line shows the delimiter: spreadsheets
+/// in locales with a decimal comma write `;` into .csv files.
 fn delimited(name: &str, content: &[u8]) -> Option<Framing> {
     if name.ends_with(".tsv") || name.ends_with(".tab") {
         return Some(Framing::Delimited(b'\t'));
@@ -161,7 +161,7 @@ fn delimited(name: &str, content: &[u8]) -> Option<Framing> {
     Some(Framing::Delimited(delimiter))
 }
 
-/// True where one of the first keys of an object is a list of rows.
+/// True if one of the object's first keys holds a list of rows.
 fn opens_list(content: &[u8]) -> bool {
     let text = String::from_utf8_lossy(content);
     LIST_KEYS.iter().any(|key| {
@@ -174,7 +174,7 @@ fn opens_list(content: &[u8]) -> bool {
     })
 }
 
-/// A file's name in lower case without what says that it is compressed.
+/// A file's name in lower case, without the extension of a compression.
 fn plain_name(path: &Path) -> String {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);

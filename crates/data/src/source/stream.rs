@@ -1,4 +1,4 @@
-//! The decompressed bytes of a file, with the hash of the file as it is stored.
+//! The decompressed bytes of a file. The file is hashed as stored while it is read.
 
 use super::hash::FileHash;
 use crate::{Error, Result};
@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How much of the content is read ahead to find its format.
+/// Bytes of decompressed content read ahead to detect the format.
 pub(super) const HEAD_BYTES: usize = 1 << 16;
 
-/// Why the stream cannot go on.
+/// Why a stream cannot be read further.
 pub(super) enum Broken {
     Io(io::Error),
     Structure(String),
@@ -29,12 +29,12 @@ impl From<io::Error> for Broken {
     }
 }
 
-/// Hashes and counts the file's own bytes (before decompression) as they pass.
+/// Hashes and counts the bytes of the file, before decompression.
 struct Tally {
     inner: File,
     hasher: blake3::Hasher,
     bytes: u64,
-    /// The same count over all files of the source, for progress.
+    /// Bytes read of all files of the source, for progress displays.
     total: Arc<AtomicU64>,
 }
 
@@ -48,7 +48,7 @@ impl Read for Tally {
     }
 }
 
-/// The decompressor, kept by kind so that the file below it can be had back for its hash.
+/// The decompressor. An enum, so that the file below it can be recovered for its hash.
 enum Decoder {
     Plain(BufReader<Tally>),
     Gzip(BufReader<flate2::bufread::MultiGzDecoder<BufReader<Tally>>>),
@@ -73,20 +73,20 @@ impl Decoder {
     }
 }
 
-/// The decompressed content of a file: the head that was read ahead, then the rest.
+/// The decompressed content of a file: the head, which was read ahead, then the rest.
 pub(super) struct Stream {
     head: io::Cursor<Vec<u8>>,
     decoder: Decoder,
 }
 
 impl Stream {
-    /// Opens a file, finds its compression by its first bytes, and reads its head. A byte order mark is passed.
+    /// Opens a file, detects its compression by its first bytes, reads the head and skips a byte order mark.
     pub(super) fn open(path: &Path, total: Arc<AtomicU64>) -> Result<Stream> {
         let io_error = |e| Error::io(path, e);
         let inner = File::open(path).map_err(io_error)?;
         let tally = Tally { inner, hasher: blake3::Hasher::new(), bytes: 0, total };
         let mut plain = BufReader::with_capacity(1 << 18, tally);
-        // One read may return less than asked for; the marks need four bytes at most.
+        // A read may return few bytes; the longest magic number has four.
         let magic = plain.fill_buf().map_err(io_error)?;
         let (gzip, zstd) = (magic.starts_with(b"\x1f\x8b"), magic.starts_with(b"\x28\xb5\x2f\xfd"));
         let mut decoder = if gzip {
@@ -106,12 +106,12 @@ impl Stream {
         Ok(Stream { head, decoder })
     }
 
-    /// What was read ahead and not consumed.
+    /// The part of the head that is not consumed yet.
     pub(super) fn head(&self) -> &[u8] {
         &self.head.get_ref()[self.head.position() as usize..]
     }
 
-    /// Reads what is left and returns the hash of the whole file.
+    /// Reads the remaining bytes and returns the hash of the whole file.
     pub(super) fn finish(self, path: &Path) -> Result<FileHash> {
         let mut file = self.decoder.into_file();
         io::copy(&mut file, &mut io::sink()).map_err(|e| Error::io(path, e))?;
@@ -127,7 +127,7 @@ impl Stream {
         (self.head.position() as usize) < self.head.get_ref().len()
     }
 
-    /// Bytes that stand next, at least one of them except at the end.
+    /// The next bytes; empty only at the end.
     pub(super) fn fill(&mut self) -> io::Result<&[u8]> {
         if self.in_head() { self.head.fill_buf() } else { self.decoder.reader().fill_buf() }
     }
@@ -140,7 +140,7 @@ impl Stream {
         Ok(self.fill()?.first().copied())
     }
 
-    /// Skips white space and returns the byte that stands there, not consumed.
+    /// Skips white space and returns the next byte without consuming it.
     pub(super) fn skip_space(&mut self) -> io::Result<Option<u8>> {
         loop {
             let available = self.fill()?;

@@ -1,7 +1,8 @@
-//! A template, compiled once and rendered from many threads.
+//! Compiled templates and plain rendering.
 
 use super::context::{self, Variables};
 use super::options::{TemplateOptions, is_reserved};
+use super::rewrite::rewrite_generation;
 use super::{blind, engine, watch};
 use crate::example::Conversation;
 use crate::{Error, Result};
@@ -16,10 +17,10 @@ thread_local! {
     pub(super) static RENDERINGS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// Longest rendering, in bytes.
+/// Maximum length of a rendering, in bytes.
 const OUTPUT: usize = 64 << 20;
 
-/// Why a template did not compile or render; the template's own word (`raise_exception`) among them.
+/// Why a template did not compile or render, including the template's own `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct TemplateError(String);
@@ -31,7 +32,7 @@ impl From<minijinja::Error> for TemplateError {
             None => error.kind().to_string(),
         };
         if error.kind() == minijinja::ErrorKind::OutOfFuel {
-            text = "the template does not come to an end, or builds too much text".into();
+            text = "the template does not end, or builds too much text".into();
         }
         if let Some(line) = error.line() {
             text.push_str(&format!(" (line {line})"));
@@ -40,25 +41,25 @@ impl From<minijinja::Error> for TemplateError {
     }
 }
 
-/// A template, compiled.
+/// A compiled template.
 #[derive(Debug)]
 pub(super) struct Compiled {
     pub env: Environment<'static>,
-    /// True where it marks what the assistant says with `{% generation %}`.
+    /// True if it marks the assistant's text with `{% generation %}`.
     pub generation: bool,
-    /// True where it might see what is in these blocks, and so the marks around them.
+    /// True if it might read the output of these blocks, and so the marks around them.
     pub captures: bool,
-    /// True where it looks at no text of a message, but for whether it is there.
+    /// True if it depends on the text of messages only in whether there is text.
     pub blind: bool,
-    /// True where it asks for the date.
+    /// True if it uses the date.
     pub date: bool,
 }
 
-/// A compiled chat template with the texts of its special tokens.
+/// A compiled chat template with the texts of the BOS and EOS.
 #[derive(Debug)]
 pub struct ChatTemplate {
     pub(super) main: Compiled,
-    /// The template for conversations with tools, where there is another one.
+    /// A separate template for conversations with tools, if there is one.
     tool_use: Option<Compiled>,
     bos: Option<String>,
     eos: Option<String>,
@@ -66,9 +67,9 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`,
-    /// which is one template or a list of named ones (`default`, and `tool_use` for rows with tools). None where
-    /// the folder has none.
+    /// Loads the template of a model folder: `chat_template.jinja`, else `chat_template` in
+    /// `tokenizer_config.json`, which is a template or a list of named ones (`default`, and `tool_use` for
+    /// rows with tools). `None` if the folder has none.
     pub fn from_dir(dir: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Option<ChatTemplate>> {
         let read = |path: &Path| match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(text)),
@@ -99,7 +100,7 @@ impl ChatTemplate {
         }
     }
 
-    /// A template from its source.
+    /// Compiles a template from its source.
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<ChatTemplate> {
         Self::compile(Path::new("chat_template"), source, None, bos, eos)
     }
@@ -113,7 +114,7 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate> {
         let one = |source: &str| {
             let date = source.contains("strftime_now");
-            let (source, generation, captures) = engine::rewrite_generation(source);
+            let (source, generation, captures) = rewrite_generation(source);
             let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
             let env = engine::environment(source).map_err(|e| Error::Source {
                 path: PathBuf::from(path),
@@ -124,7 +125,7 @@ impl ChatTemplate {
         };
         let mut hash = blake3::Hasher::new();
         for part in [Some(source), tool_use, bos, eos] {
-            // Presence and length first: no two sets of parts hash the same bytes.
+            // Presence and length come first, so that different parts never hash the same bytes.
             hash.update(&part.map_or(u64::MAX, |p| p.len() as u64).to_le_bytes());
             hash.update(part.unwrap_or_default().as_bytes());
         }
@@ -137,12 +138,12 @@ impl ChatTemplate {
         })
     }
 
-    /// A hash of the template and its special tokens.
+    /// BLAKE3, in hex, of the template and its special tokens.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// True where it asks for the day's date: what it renders then depends on it.
+    /// True if the template uses the current date.
     pub fn writes_date(&self) -> bool {
         self.main.date || self.tool_use.as_ref().is_some_and(|template| template.date)
     }
@@ -158,7 +159,7 @@ impl ChatTemplate {
         Variables::new(self.bos.as_deref(), self.eos.as_deref(), options)
     }
 
-    /// The text that transformers' `apply_chat_template(tokenize=False)` gives.
+    /// Renders a conversation: the text of transformers' `apply_chat_template(tokenize=False)`.
     pub fn render(
         &self,
         c: &Conversation,
@@ -166,13 +167,13 @@ impl ChatTemplate {
         options: &TemplateOptions,
     ) -> Result<String, TemplateError> {
         if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
-            return Err(TemplateError(format!("{name:?} is no variable of the template's own")));
+            return Err(TemplateError(format!("{name:?} is reserved and cannot be set")));
         }
         let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
         self.render_with(&self.variables(options), c, &messages, add_generation_prompt, None)
     }
 
-    /// A rendering of some messages, `{% generation %}` blocks between the two marks if given.
+    /// Renders some messages, with `{% generation %}` blocks between two marks if given.
     pub(super) fn render_with(
         &self,
         variables: &Variables,
@@ -192,7 +193,7 @@ impl ChatTemplate {
     }
 }
 
-/// A buffer that refuses to grow beyond [`OUTPUT`].
+/// A buffer that does not grow beyond [`OUTPUT`].
 struct Limited(Vec<u8>);
 
 impl io::Write for Limited {

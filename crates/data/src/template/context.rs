@@ -1,4 +1,4 @@
-//! What a template sees: JSON as MiniJinja's values, and the variables around the messages.
+//! The variables of a template: messages as MiniJinja values, and everything around them.
 
 use super::engine;
 use super::options::{TemplateOptions, is_reserved};
@@ -8,11 +8,11 @@ use minijinja::value::{Enumerator, Object};
 use serde_json::{Map, Value as Json};
 use std::sync::Arc;
 
-/// Names under which a message may carry what the model thought; transformers makes the first two aliases of any.
+/// Keys of a message's reasoning. transformers makes the first two aliases of whichever is present.
 pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// A mapping of a handful of keys in their order. Looking these up one by one takes less than hashing them, and
-/// building no table less than building one: a rendering of nine messages went from 17 to 10 µs.
+/// A small ordered mapping. A linear search over a few keys is faster than hashing, and needs no table: a
+/// rendering of nine messages went from 17 to 10 µs.
 #[derive(Debug)]
 struct Entries(Vec<(Value, Value)>);
 
@@ -34,7 +34,7 @@ impl Object for Entries {
     }
 }
 
-/// A JSON value as the template sees it, with its keys in their order.
+/// A JSON value as a MiniJinja value; the order of keys is kept.
 fn jinja(value: &Json) -> Value {
     match value {
         Json::Null => Value::from(()),
@@ -50,7 +50,8 @@ fn jinja(value: &Json) -> Value {
     }
 }
 
-/// A message as transformers hands it to the template: null keys dropped, the names of the reasoning aliased.
+/// A message as transformers passes it to the template: null keys are dropped, and the keys of the reasoning
+/// are aliases.
 pub(super) fn message(message: &Map<String, Json>) -> Value {
     let mut entries = Vec::with_capacity(message.len() + 2);
     entries.extend(message.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.as_str().into(), jinja(v))));
@@ -64,15 +65,15 @@ pub(super) fn message(message: &Map<String, Json>) -> Value {
     Value::from_object(Entries(entries))
 }
 
-/// The variables that are the same for all rows: the template's special tokens, the options' own, the date.
+/// The variables that are the same for all rows: those of the options, the special tokens and the date.
 #[derive(Debug)]
 pub(super) struct Variables(Vec<(Value, Value)>);
 
 impl Variables {
-    /// The options' variables before the special tokens; the date is today's where the options name none.
+    /// Variables of the options come before the special tokens. Without a date in the options it is today.
     pub fn new(bos: Option<&str>, eos: Option<&str>, options: &TemplateOptions) -> Variables {
         let mut shared: Vec<(Value, Value)> = Vec::new();
-        // Reserved names are the configuration's to refuse; here they must not win.
+        // The configuration rejects reserved names; here they only must not override.
         let kwargs = options.kwargs.iter().filter(|(name, _)| !is_reserved(name));
         shared.extend(kwargs.map(|(name, value)| (name.as_str().into(), jinja(value))));
         for (key, token) in [("bos_token", bos), ("eos_token", eos)] {
@@ -84,7 +85,8 @@ impl Variables {
         Variables(shared)
     }
 
-    /// Everything that a template sees. The first of two variables of one name wins: the row's own over these.
+    /// All variables of one rendering. The first of two variables with the same name wins, so those of the
+    /// row override these.
     pub fn context(
         &self,
         c: &Conversation,

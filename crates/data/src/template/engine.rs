@@ -1,4 +1,4 @@
-//! Jinja as transformers 5 runs it: its environment, filters, methods and limits.
+//! Jinja as transformers 5 configures it: environment, filters, methods and limits.
 
 use super::python;
 use minijinja::syntax::SyntaxConfig;
@@ -9,35 +9,38 @@ use std::borrow::Cow;
 /// The template's name in error messages.
 pub(super) const NAME: &str = "chat_template";
 
-/// Context keys of our own; the templates do not know them.
+/// Internal variables, invisible to templates.
 pub(super) const OPEN: &str = "__suasion_open";
+
 pub(super) const CLOSE: &str = "__suasion_close";
+
 pub(super) const NOW: &str = "__suasion_now";
 
-/// Filters of our own, which [`rewrite_generation`] writes.
+/// Internal filters, which [`super::rewrite`] inserts.
 pub(super) const GENERATION: &str = "__suasion_generation";
+
 pub(super) const ITER: &str = "__suasion_iter";
 
-/// Work that one rendering may do: one per instruction and one per 64 bytes produced. The largest real template
-/// over a thousand messages needs a tenth of it; an endless one is stopped in well under a second.
+/// Fuel of one rendering: one unit per instruction and per 64 bytes produced. The largest published template
+/// needs a tenth of it for a thousand messages; an endless loop is stopped in well under a second.
 const FUEL: u64 = 3_000_000;
 
-/// Nesting of macros and loops: enough for any template, little enough for a worker thread's stack.
+/// Maximum nesting of macros and loops, which fits the stack of a worker thread.
 const RECURSION: usize = 120;
 
-/// Longest text that one method call may insert.
+/// Maximum length of the text that one method call may insert, in bytes.
 const STRING: usize = 16 << 20;
 
 fn bad(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// How templates are written.
+/// The syntax of chat templates.
 pub(super) fn syntax() -> Result<SyntaxConfig, Error> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 
-/// An environment with one template in it.
+/// An environment with one template.
 pub(super) fn environment(source: String) -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
     env.set_syntax(syntax()?);
@@ -66,7 +69,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
         let mark = |key| state.lookup(key).and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
         format!("{}{body}{}", mark(OPEN), mark(CLOSE))
     });
-    // None is nothing to iterate over, in Python; MiniJinja takes it for an empty list.
+    // Python cannot iterate over None; MiniJinja treats it as an empty list.
     env.add_filter(ITER, |value: Value| -> Result<Value, Error> {
         if value.is_none() { Err(bad("None is not iterable")) } else { Ok(value) }
     });
@@ -86,7 +89,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
     Ok(env)
 }
 
-/// The filters that are generators in Jinja: without a length, always true, and no JSON.
+/// The filters that return generators in Jinja: these have no length, are always true, and are not JSON.
 fn generators(env: &mut Environment<'static>) {
     use minijinja::filters;
     fn lazy(values: Vec<Value>) -> Value {
@@ -115,7 +118,7 @@ fn generators(env: &mut Environment<'static>) {
     );
 }
 
-/// Jinja's `indent`, which keeps a line end at the end, as MiniJinja's does not.
+/// Jinja's `indent`. Unlike MiniJinja's it keeps a trailing line end.
 fn indent(
     value: &Value,
     width: Option<Value>,
@@ -137,7 +140,7 @@ fn indent(
         Some(width) => match width.as_str() {
             Some(text) => text.to_string(),
             None => {
-                let width = width.as_i64().ok_or_else(|| bad("indent: the width is no number"))?;
+                let width = width.as_i64().ok_or_else(|| bad("indent: the width is not a number"))?;
                 let width = usize::try_from(width).unwrap_or(0);
                 if width > STRING {
                     return Err(bad("indent: the text would be too long"));
@@ -146,7 +149,7 @@ fn indent(
             }
         },
     };
-    // A line end more, so that the last line counts even where it is empty.
+    // An additional line end, so that an empty last line counts.
     let lines = python::splitlines(&format!("{text}\n"));
     if text.len() + lines.len().saturating_mul(space.len() + 1) > STRING {
         return Err(bad("indent: the text would be too long"));
@@ -194,7 +197,8 @@ fn tojson(value: &Value, indent: Option<&Value>, kwargs: Kwargs) -> Result<Strin
     Ok(out)
 }
 
-/// Python's string methods where MiniJinja's differ or are missing; the rest is `pycompat`'s.
+/// Python's string methods that MiniJinja lacks or implements differently; the others are those of
+/// `pycompat`.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if value.kind() == ValueKind::String
         && let Some(text) = value.as_str()
@@ -225,7 +229,7 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
                 };
                 return Ok(parts.map(Value::from).to_vec().into());
             }
-            // What these two build is charged by nobody else: a template must not make a bomb out of them.
+            // The fuel does not count the text that these two build, so it is limited here.
             "format" => {
                 let widths = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
                 let widths = widths.map(|digits| digits.parse::<usize>().unwrap_or(usize::MAX));
@@ -268,7 +272,7 @@ fn split(text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
     let (sep, max, _rest): (Option<Value>, Option<Value>, Rest<Value>) = minijinja::value::from_args(args)?;
     let mut max = max;
     let mut sep = sep;
-    // Keyword arguments come as one last value.
+    // Keyword arguments are the last value.
     if let Some(Some(kwargs)) = args.last().map(|v| v.is_kwargs().then(|| v.clone())) {
         let get = |key: &str| kwargs.get_attr(key).ok().filter(|v| !v.is_undefined());
         if args.len() == 1 {
@@ -302,115 +306,4 @@ fn split(text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
         }
     };
     Ok(parts.into_iter().map(Value::from).collect::<Vec<_>>().into())
-}
-
-/// `{% generation %}` blocks as blocks that MiniJinja knows. transformers makes them call blocks, with a scope of
-/// their own; so a `with` goes inside. The tags' dashes, and with them all white-space control, stay where they are.
-///
-/// Returns the source, whether it had such blocks, and whether a template could see what is in them: one that keeps
-/// what it writes in a variable, in a macro, a filter or a loop that calls itself.
-pub(super) fn rewrite_generation(source: &str) -> (String, bool, bool) {
-    // Jinja reads every line end as a newline.
-    let source = &source.replace("\r\n", "\n").replace('\r', "\n");
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source.as_str();
-    let (mut found, mut captures) = (false, false);
-    while let Some(at) = rest.find('{') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        // Comments, expressions and raw blocks are copied whole: what looks like a tag in them is none.
-        if rest.starts_with("{#") {
-            let end = rest.find("#}").map_or(rest.len(), |e| e + 2);
-            out.push_str(&rest[..end]);
-            rest = &rest[end..];
-            continue;
-        }
-        if rest.starts_with("{{") {
-            let end = 2 + tag_end(&rest[2..], "}}");
-            out.push_str(&rest[..end]);
-            rest = &rest[end..];
-            continue;
-        }
-        if !rest.starts_with("{%") {
-            out.push('{');
-            rest = &rest[1..];
-            continue;
-        }
-        let end = 2 + tag_end(&rest[2..], "%}");
-        let tag = &rest[..end];
-        let inner = tag[2..].strip_suffix("%}").unwrap_or(&tag[2..]);
-        let left = if inner.starts_with(['-', '+']) { &inner[..1] } else { "" };
-        let body = &inner[left.len()..];
-        let right = if body.ends_with(['-', '+']) { &body[body.len() - 1..] } else { "" };
-        match body[..body.len() - right.len()].trim() {
-            "generation" => {
-                found = true;
-                out.push_str(&format!("{{%{left} filter {GENERATION} %}}{{% with {right}%}}"));
-            }
-            "endgeneration" => out.push_str(&format!("{{%{left} endwith %}}{{% endfilter {right}%}}")),
-            "raw" => {
-                let close = rest.find("endraw").and_then(|e| rest[e..].find("%}").map(|f| e + f + 2));
-                let close = close.unwrap_or(rest.len());
-                out.push_str(&rest[..close]);
-                rest = &rest[close..];
-                continue;
-            }
-            inner => {
-                captures |= captured(inner);
-                match iterated(inner) {
-                    // `for x in xs`: what is iterated over goes through a filter that refuses None.
-                    Some(xs) => {
-                        let at = body[..body.len() - right.len()].trim_end().len() - xs.len();
-                        out.push_str(&format!("{{%{left}{}({xs}) | {ITER}", &body[..at]));
-                        out.push_str(&format!("{}%}}", &body[at + xs.len()..]));
-                    }
-                    None => out.push_str(tag),
-                }
-            }
-        }
-        rest = &rest[end..];
-    }
-    out.push_str(rest);
-    (out, found, captures)
-}
-
-/// True for a tag that may keep what is written in it, instead of writing it.
-fn captured(tag: &str) -> bool {
-    let (word, rest) = tag.split_at(tag.find(|c: char| !c.is_alphabetic()).unwrap_or(tag.len()));
-    match word {
-        "if" | "elif" | "else" | "endif" | "endfor" | "break" | "continue" => false,
-        "for" => rest.contains("recursive"),
-        // `set x = ..` keeps a value; `set x` what follows it.
-        "set" => {
-            !rest.trim_start_matches(|c: char| c.is_alphanumeric() || " \t\n_.,".contains(c)).starts_with('=')
-        }
-        _ => true,
-    }
-}
-
-/// The expression of a plain `for` tag; None for the others and for those with a condition or recursion.
-fn iterated(tag: &str) -> Option<&str> {
-    let rest = tag.strip_prefix("for ")?;
-    let (_, xs) = rest.split_once(" in ")?;
-    let xs = xs.trim();
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
-    (!xs.is_empty() && xs.chars().all(plain)).then_some(&tag[tag.len() - xs.len()..])
-}
-
-/// Where a tag ends, its strings skipped.
-fn tag_end(text: &str, close: &str) -> usize {
-    let mut quote = None;
-    let mut escaped = false;
-    for (i, c) in text.char_indices() {
-        match quote {
-            Some(_) if escaped => escaped = false,
-            Some(_) if c == '\\' => escaped = true,
-            Some(q) if c == q => quote = None,
-            Some(_) => {}
-            None if text[i..].starts_with(close) => return i + close.len(),
-            None if c == '"' || c == '\'' => quote = Some(c),
-            None => {}
-        }
-    }
-    text.len()
 }

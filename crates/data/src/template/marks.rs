@@ -1,17 +1,20 @@
-//! Marks around the strings of messages: private characters that show where a template renders them.
+//! Marks: private characters around the strings of messages, which show where a template renders these
+//! strings.
 
 use super::python;
 use serde_json::Value;
 
-/// Two private-use planes of 65,534 characters; marks come from one that the conversation does not use.
+/// Two private-use planes of 65,534 characters. Marks come from one that the conversation does not use.
 pub(super) const PLANES: [u32; 2] = [0xF_0000, 0x10_0000];
 
 pub(super) const PLANE: u32 = 0xFFFD;
 
-/// White space of which some stands for that of the fields; the first that the conversation does not use.
+/// Candidates for a placeholder of a field's white space; the first that the conversation does not use is
+/// taken.
 pub(super) const SPACES: [char; 6] = ['\u{2003}', '\u{2002}', '\u{2001}', '\u{2004}', '\u{2005}', '\u{3000}'];
 
-/// Which fields get marks. A template that looks at a field's first or last characters may survive fewer.
+/// Which fields get marks. A template that inspects the first or last characters of a field may need fewer
+/// marks to render unchanged.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Fields {
     pub prompts: bool,
@@ -26,41 +29,41 @@ pub(super) const ATTEMPTS: [Fields; 4] = [
     Fields { prompts: false, tools: false, open: false },
 ];
 
-/// One marked string.
+/// A marked string.
 pub(super) struct Field {
     pub message: usize,
-    /// The white space before and after its words.
+    /// The white space at its start and at its end.
     pub head: String,
     pub tail: String,
-    /// Part of a tool call.
+    /// True if it is part of a tool call.
     pub tool: bool,
 }
 
-/// Where a mark fell.
+/// The position of a mark in a rendering.
 #[derive(Clone, Copy)]
 pub(super) struct Fall {
-    /// The byte of the plain rendering: where the field's words start or end.
+    /// Byte in the plain rendering at which the trimmed field starts or ends.
     pub at: usize,
-    /// The same with the white space around the words, where the template renders it.
+    /// The same for the untrimmed field, if the template renders its white space.
     pub outer: usize,
     pub field: usize,
-    /// True for the mark after the words.
+    /// True for the closing mark.
     pub close: bool,
 }
 
-/// A proven set of marks.
+/// Marks with which the template renders the same text.
 pub(super) struct Marks {
     pub fields: Vec<Field>,
     pub falls: Vec<Fall>,
     pub which: Fields,
-    /// What stands for the fields' white space, where it is told apart from the template's.
+    /// The placeholder for the white space of fields, if it can be distinguished from the template's own.
     pub space: Option<char>,
-    /// The messages with their marks.
+    /// The marked messages.
     pub messages: Vec<minijinja::Value>,
 }
 
 impl Marks {
-    /// The falls of message `i`'s fields, in order of place.
+    /// The positions of the marks of message `i`, in order.
     pub fn of(&self, i: usize) -> impl Iterator<Item = &Fall> {
         self.falls.iter().filter(move |f| self.fields[f.field].message == i)
     }
@@ -70,7 +73,7 @@ pub(super) fn mark(plane: u32, n: usize) -> Option<char> {
     u32::try_from(n).ok().filter(|n| *n < PLANE).and_then(|n| char::from_u32(plane + n))
 }
 
-/// A text without its marks, and where they fell: (byte, number of the mark).
+/// Removes marks from a text; returns it with the `(byte, number)` of each mark.
 pub(super) fn strip(text: &str, plane: u32) -> (String, Vec<(usize, usize)>) {
     let mut out = String::with_capacity(text.len());
     let mut falls = Vec::new();
@@ -83,7 +86,8 @@ pub(super) fn strip(text: &str, plane: u32) -> (String, Vec<(usize, usize)>) {
     (out, falls)
 }
 
-/// A text without the marks of fields, with their own white space in its place, and where the marks fell.
+/// Removes the marks of fields from a text and puts their own white space back; returns it with the positions
+/// of the marks.
 pub(super) fn strip_fields(
     text: &str,
     plane: u32,
@@ -128,7 +132,8 @@ pub(super) fn strip_fields(
         falls.push(Fall { at, outer, field: n / 2, close });
     }
     if space.is_none() {
-        // The fields' white space cannot be told from the template's own; where it may be there, it is.
+        // A field's white space cannot be distinguished from the template's. If the text has it at this
+        // place, it counts as the field's.
         for fall in &mut falls {
             let field = &fields[fall.field];
             if fall.close && out[fall.at..].starts_with(&field.tail) {
@@ -141,19 +146,19 @@ pub(super) fn strip_fields(
     (out, falls)
 }
 
-/// How the strings of one message are marked.
+/// Marks the strings of one message.
 pub(super) struct Wrap {
     pub plane: u32,
-    /// What stands for their white space; without it that stays as it is.
+    /// The placeholder for their white space; `None` leaves white space unchanged.
     pub space: Option<char>,
     pub message: usize,
-    /// True where they get an opening mark, too.
+    /// True to add opening marks, too.
     pub open: bool,
 }
 
 impl Wrap {
-    /// Marks around the words of each string in a value. They stand inside its white space, so that a template which
-    /// trims meets what it met before; a blank string gets none, since a mark would make it true.
+    /// Puts marks around each string in a value, inside its leading and trailing white space, so that
+    /// trimming has the same effect as before. A blank string gets none, since a mark would make it true.
     pub fn wrap(&self, value: &mut Value, tool: bool, fields: &mut Vec<Field>) {
         match value {
             Value::String(text) => {
@@ -187,7 +192,7 @@ impl Wrap {
             Value::Array(list) => list.iter_mut().for_each(|v| self.wrap(v, tool, fields)),
             Value::Object(map) => {
                 for (key, value) in map.iter_mut() {
-                    // A part's type and a call's id are no text: templates compare them.
+                    // The type of a part and the id of a call are not text: templates compare them.
                     if !matches!(key.as_str(), "type" | "id" | "role") {
                         self.wrap(value, tool, fields);
                     }

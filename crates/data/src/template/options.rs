@@ -1,19 +1,19 @@
-//! What a rendering depends on beside the conversation, and what it may not set.
+//! Options of a rendering.
 
 use crate::policy::Policy;
 use serde_json::{Map, Value};
 
-/// What a rendering depends on beside the conversation.
+/// Everything that a rendering depends on apart from the template and the conversation.
 #[derive(Clone, Debug, Default)]
 pub struct TemplateOptions {
-    /// The date that `strftime_now` gives (at noon); today where there is none.
+    /// The date that `strftime_now` sees (at noon); `None` means today.
     pub date: Option<jiff::civil::Date>,
-    /// Template variables of the config (`template_kwargs`); a row's own go over them.
+    /// Template variables of the configuration (`template_kwargs`); those of a row override them.
     pub kwargs: Map<String, Value>,
 }
 
 impl TemplateOptions {
-    /// What a policy says. A date that is none is left out: the configuration has checked it.
+    /// The options of a policy. A malformed date is ignored: the configuration has validated it.
     pub fn of(policy: &Policy) -> TemplateOptions {
         TemplateOptions {
             date: policy.template_date.as_deref().and_then(|date| date.parse().ok()),
@@ -22,12 +22,12 @@ impl TemplateOptions {
     }
 }
 
-/// True for the names that are no variables of a template's own: neither the configuration (`template_kwargs`) nor a
-/// row (`chat_template_kwargs`) may set them.
+/// True for variables that neither the configuration (`template_kwargs`) nor a row (`chat_template_kwargs`)
+/// may set.
 ///
-/// transformers takes messages, tools and the generation prompt as arguments of their own and refuses them twice. It
-/// lets a call override the special tokens; but here the tokenizer says what these are, and a text with others
-/// would have no stop token and no BOS that anybody knows. `documents` may be set, as there.
+/// transformers takes messages, tools and the generation prompt as separate arguments and rejects duplicates.
+/// It allows a call to override the special tokens. Here they come from the tokenizer only: a text with other
+/// ones would have no known BOS and no known stop token. `documents` may be set, as in transformers.
 pub fn is_reserved(name: &str) -> bool {
     let ours = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
     ours.contains(&name) || name.starts_with("__suasion")

@@ -1,4 +1,4 @@
-//! What a proof knows: the conversation, its rendering, and the other renderings that it rests on.
+//! The state of a proof: the conversation, its rendering, and the other renderings that the proof uses.
 
 use super::compiled::{ChatTemplate, TemplateError};
 use super::context::{self, Variables};
@@ -11,65 +11,67 @@ use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
-/// The help of a row whose spans cannot be proved.
-const HELP: &str = "mark what the assistant says with {% generation %} .. {% endgeneration %} in the template, or \
+/// The help text of a row whose spans cannot be proved.
+const HELP: &str = "mark the assistant's text with {% generation %} .. {% endgeneration %} in the template, or \
                     give the row as prompt and completion";
 
-/// A conversation as text with spans, and what is worth knowing about it.
+/// A rendered conversation with its findings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chat {
-    /// The text and the spans that tile it; it carries its own special tokens.
+    /// The text, which contains its own special tokens, and the spans that tile it.
     pub rendered: Rendered,
-    /// C001 and M007. Whether a response has its stop token (M002) is for its tokens to say.
+    /// C001 and M007. A missing stop token (M002) is found later, in the tokens.
     pub findings: Vec<Finding>,
 }
 
-/// What the proofs of all rows of a source share.
+/// What is common to the proofs of all rows of a source.
 #[derive(Debug)]
-pub(super) struct Setup<'a> {
-    pub template: &'a ChatTemplate,
-    pub policy: &'a Policy,
+pub(super) struct Setup {
+    pub template: Arc<ChatTemplate>,
+    pub policy: Arc<Policy>,
     pub stops: Stops,
     pub variables: Variables,
 }
 
-impl Setup<'_> {
-    /// The messages as the template sees them, and the rendering.
+impl Setup {
+    /// The messages as the template sees them, and their rendering.
     pub fn plain(&self, id: &RowId, c: &Conversation) -> Result<(Vec<minijinja::Value>, String)> {
         if let Some(name) = c.kwargs.keys().find(|name| is_reserved(name)) {
             return Err(Error::row(
                 id.clone(),
-                format!("\"chat_template_kwargs\" sets {name:?}, which is no variable of the template's own"),
-                "remove it: messages and tools have columns of their own, the generation prompt is for inference, and \
-                 the special tokens are the tokenizer's",
+                format!("\"chat_template_kwargs\" sets {name:?}, which is reserved"),
+                "remove it: messages and tools have their own columns, the generation prompt is for inference, and the \
+                 special tokens come from the tokenizer",
             ));
         }
         let messages: Vec<minijinja::Value> = c.messages.iter().map(context::message).collect();
         let text = self.template.render_with(&self.variables, c, &messages, false, None).map_err(|e| {
             Error::row(
                 id.clone(),
-                format!("the chat template refuses the conversation: {e}"),
-                "look at the roles, their order and the fields that the template asks for",
+                format!("the chat template rejects the conversation: {e}"),
+                "check the roles, their order and the fields that the template needs",
             )
         })?;
         Ok((messages, text))
     }
 }
 
-/// The renderings, beside the whole one, that a proof rests on.
+/// The renderings that a proof relies on, apart from that of the whole conversation.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// Those of the first messages, with the generation prompt or without; none where the template refuses them.
+    /// Renderings of the first `n` messages, with or without generation prompt; `None` if the template
+    /// rejects them.
     pub prefixes: BTreeMap<(usize, bool), Option<String>>,
-    /// The one with marks around the `{% generation %}` blocks, and the marks.
+    /// The rendering with marks around the `{% generation %}` blocks, and the marks.
     pub marked: Option<(String, (char, char))>,
-    /// True where the conversation was rendered with other words in it.
+    /// True if the conversation was rendered with a substituted content.
     pub reworded: bool,
 }
 
 pub(super) struct Proof<'a> {
-    pub setup: &'a Setup<'a>,
+    pub setup: &'a Setup,
     pub c: &'a Conversation,
     pub messages: Vec<Value>,
     /// The messages as the template sees them.
@@ -82,7 +84,7 @@ pub(super) struct Proof<'a> {
     pub findings: Vec<Finding>,
 }
 
-/// One response, as found.
+/// A response, as found.
 pub(super) struct Turn {
     pub message: usize,
     pub start: usize,
@@ -95,14 +97,14 @@ impl Proof<'_> {
         Error::row(self.id.clone(), message, HELP)
     }
 
-    /// A finding about an answer that is learned; about the others there is nothing to find.
+    /// Adds a finding about answer `i`, if that is learned.
     pub fn find(&mut self, i: usize, code: Code, message: String) {
         if self.weight(i).is_some_and(|w| w > 0.0) {
             self.findings.push(Finding::new(self.id.row, code, message));
         }
     }
 
-    /// The loss weight of an answer; None where it is prompt.
+    /// The loss weight of answer `i`; `None` if it is prompt.
     pub fn weight(&self, i: usize) -> Option<f32> {
         let own = self.c.weights.get(i).copied().flatten();
         let last = self.messages.iter().rposition(is_assistant);
@@ -123,14 +125,14 @@ impl Proof<'_> {
         self.setup.template.render_with(&self.setup.variables, self.c, messages, generation, None)
     }
 
-    /// The rendering of the first `n` messages; none where the template refuses them.
+    /// The rendering of the first `n` messages; `None` if the template rejects them.
     pub fn prefix(&self, n: usize, generation: bool) -> Option<String> {
         let mut evidence = self.evidence.borrow_mut();
         let known = evidence.prefixes.entry((n, generation));
         known.or_insert_with(|| self.render(&self.plain[..n], generation).ok()).clone()
     }
 
-    /// The rendering of some messages in which one has other words.
+    /// The rendering of messages of which one has a substituted content.
     pub fn reworded(&self, messages: &[minijinja::Value]) -> Result<String, TemplateError> {
         self.evidence.borrow_mut().reworded = true;
         self.render(messages, false)
@@ -141,7 +143,7 @@ pub(super) fn role(message: &Value) -> &str {
     message["role"].as_str().unwrap_or_default()
 }
 
-/// True for the roles that are the model's.
+/// True for the roles of the model.
 pub(super) fn is_assistant(message: &Value) -> bool {
     matches!(role(message), "assistant" | "model")
 }

@@ -1,13 +1,13 @@
-//! Values as Python writes them: `str`, `repr`, `json.dumps`, and white space as `str.strip` knows it.
+//! Values formatted as Python formats them (`str`, `repr`, `json.dumps`), and Python's idea of white space.
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 use std::fmt::Write;
 
-/// Nesting beyond which a value is refused rather than recursed into.
+/// Maximum nesting of a value; a deeper one is an error.
 const DEPTH: usize = 100;
 
-/// What `str.strip` removes: Unicode white space, and the four separators that Python counts.
+/// The characters that `str.strip` removes: Unicode white space and four separators.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -41,7 +41,7 @@ pub(super) fn splitlines(text: &str) -> Vec<Value> {
     lines
 }
 
-/// `str(value)`, with undefined as the empty string (Jinja).
+/// `str(value)`; undefined is the empty string, as in Jinja.
 pub(super) fn str(value: &Value) -> Result<String, Error> {
     if let Some(text) = value.as_str() {
         return Ok(text.to_string());
@@ -53,10 +53,10 @@ pub(super) fn str(value: &Value) -> Result<String, Error> {
     Ok(out)
 }
 
-/// Longest text that one value becomes. MiniJinja does not charge what is written here.
+/// Maximum length of the text of one value. MiniJinja's fuel does not count this text.
 const LENGTH: usize = 8 << 20;
 
-/// Refuses values that are nested too deeply or would become too long.
+/// Rejects values that are nested too deeply or whose text would be too long.
 fn check(out: &str, depth: usize) -> Result<(), Error> {
     if depth > DEPTH || out.len() > LENGTH {
         let message = "a value is nested too deeply or too long to write";
@@ -73,7 +73,7 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => out.push_str(&number(value, "inf", "nan")),
         ValueKind::String => repr_str(out, value.as_str().unwrap_or_default()),
-        // MiniJinja's lazy lists (`[1] * n`) are iterables, too.
+        // MiniJinja's lazy lists (`[1] * n`) are iterables.
         ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
             for (i, item) in value.try_iter()?.enumerate() {
@@ -121,7 +121,7 @@ fn repr_str(out: &mut String, text: &str) {
     out.push(quote);
 }
 
-/// A number as Python's `repr` writes it.
+/// A number in the format of Python's `repr`.
 fn number(value: &Value, infinite: &str, nan: &str) -> String {
     if value.is_integer() {
         return value.to_string();
@@ -133,7 +133,8 @@ fn number(value: &Value, infinite: &str, nan: &str) -> String {
     if x.is_infinite() {
         return format!("{}{infinite}", if x < 0.0 { "-" } else { "" });
     }
-    // Rust's shortest digits are Python's; the choice between fixed and scientific is Python's own.
+    // Rust and Python produce the same shortest digits, but choose differently between fixed and scientific
+    // notation.
     let scientific = format!("{x:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
@@ -146,7 +147,7 @@ fn number(value: &Value, infinite: &str, nan: &str) -> String {
     }
 }
 
-/// The choices of `json.dumps`.
+/// The options of `json.dumps`.
 pub(super) struct Json {
     pub indent: Option<String>,
     pub item: String,
@@ -185,7 +186,7 @@ impl Json {
                     self.write(out, &value.get_item(&keys[i])?, depth + 1)
                 })?;
             }
-            // Python's generators and Jinja's undefined are no JSON either.
+            // Python cannot serialise generators or Jinja's undefined either.
             kind => {
                 let message = format!("object of type {kind} is not JSON serializable");
                 return Err(Error::new(ErrorKind::BadSerialization, message));

@@ -1,4 +1,4 @@
-//! A template at work on a source.
+//! Renders the conversations of a whole source.
 
 use super::compiled::ChatTemplate;
 use super::context;
@@ -10,26 +10,30 @@ use crate::example::Conversation;
 use crate::policy::Policy;
 use crate::render::Stops;
 use crate::{Result, RowId};
+use std::sync::Arc;
 
-/// A chat template at work on a whole source: with the policy, the stop texts and the options that hold for all of
-/// its rows, and what their shapes taught about the template. May be used from many threads; what becomes of
-/// a row does not depend on the rows before it.
+/// Renders conversations with a template, policy, stop texts and options that are the same for all rows of a
+/// source.
+///
+/// It caches proofs by the shape of conversations. It may be used from many threads, and the result of a row
+/// does not depend on the rows before it.
 #[derive(Debug)]
-pub struct ChatRenderer<'a> {
-    setup: Setup<'a>,
-    /// Today, where the template writes the date and the options name none.
+pub struct ChatRenderer {
+    setup: Setup,
+    /// Today, if the template uses the date and the options set none.
     today: Option<jiff::civil::Date>,
     plans: Plans,
 }
 
-impl<'a> ChatRenderer<'a> {
-    /// A template at work. Where the options name no date, it is today's, for all rows.
+impl ChatRenderer {
+    /// A renderer for a source. Without a date in the options all rows get the date of today.
     pub fn new(
-        template: &'a ChatTemplate,
-        policy: &'a Policy,
+        template: impl Into<Arc<ChatTemplate>>,
+        policy: impl Into<Arc<Policy>>,
         stops: &Stops,
         options: &TemplateOptions,
-    ) -> ChatRenderer<'a> {
+    ) -> ChatRenderer {
+        let (template, policy) = (template.into(), policy.into());
         let today = (options.date.is_none() && template.writes_date()).then(|| jiff::Zoned::now().date());
         let options = TemplateOptions { date: options.date.or(today), kwargs: options.kwargs.clone() };
         let variables = template.variables(&options);
@@ -37,19 +41,23 @@ impl<'a> ChatRenderer<'a> {
         ChatRenderer { setup, today, plans: Plans::default() }
     }
 
-    /// The day that the template is told, where it asks and the options name none: it decides what the rows
-    /// become, as if it had been pinned.
+    /// The template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.setup.template
+    }
+
+    /// The current date, if renderings depend on it: the template uses the date and the options set none.
     pub fn today(&self) -> Option<jiff::civil::Date> {
         self.today
     }
 
-    /// A conversation as text with spans, by proof.
+    /// Renders a conversation and proves its spans.
     ///
     /// # Errors
-    /// [`Error::Row`] where the template refuses the conversation, and where there is no proof.
+    /// [`Error::Row`](crate::Error::Row) if the template rejects the conversation or there is no proof.
     pub fn spans(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let plan = self.plans.get(&self.setup, c);
-        // A rendering with the marks of the blocks has the plain one in it: one rendering for both.
+        // The rendering with marks around the blocks contains the plain one, so one rendering is enough.
         if !self.setup.template.compiled(c).captures
             && let Some(plan) = plan.as_ref().filter(|plan| plan.is_marked())
         {
@@ -66,28 +74,13 @@ impl<'a> ChatRenderer<'a> {
         }
     }
 
-    /// As [`ChatRenderer::spans`], from this conversation alone, without a look at its shape: slower, and the same wherever
-    /// both have a proof.
+    /// As [`ChatRenderer::spans`], without the cache of proofs: slower, with the same result wherever both
+    /// have a proof.
     ///
     /// # Errors
     /// As [`ChatRenderer::spans`].
     pub fn prove(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let (messages, text) = self.setup.plain(&id, c)?;
         prove(&self.setup, id, c, messages, text)
-    }
-}
-
-impl ChatTemplate {
-    /// A conversation as text with spans, as [`ChatRenderer::spans`]. To be used for single conversations: nothing that is
-    /// learned of one serves the next.
-    pub fn spans(
-        &self,
-        id: RowId,
-        c: &Conversation,
-        policy: &Policy,
-        stops: &Stops,
-        options: &TemplateOptions,
-    ) -> Result<Chat> {
-        ChatRenderer::new(self, policy, stops, options).spans(id, c)
     }
 }

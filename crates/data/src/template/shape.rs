@@ -1,21 +1,21 @@
-//! Conversations of one shape are rendered alike: what was proved of the shape is applied to each of them.
+//! Reuses a proof for all conversations of the same shape.
 //!
-//! A *shape* is everything about a conversation but the words in its strings: the roles, the keys, which strings are
-//! blank, which begin or end in white space, the weights. From a shape a specimen is made, with one private character
-//! for each string. What [`spans::prove`] finds for the specimen is the shape's *plan*: literal pieces and references
-//! to strings, and the spans over them.
+//! The *shape* of a conversation is everything but the text of its strings: roles, keys, weights, which
+//! strings are blank, and which start or end in white space. A *specimen* has that shape and one private
+//! character for each string. The proof for the specimen is the *plan* of the shape: literal pieces,
+//! references to strings, and the spans over these.
 //!
-//! A row is given its plan's spans where each rendering that the specimen's proof rests on is, made for the row, byte
-//! for byte the specimen's with the row's strings in their places: the whole; the one with marks around the
-//! `{% generation %}` blocks; and the messages before each answer with the generation prompt, and without it where
-//! the proof looked at that. A template that cannot look at texts ([`super::blind`]) renders them all alike; of it
-//! only the whole is asked for. The marks around the fields are not rendered again: the row's strings in the pieces'
-//! places are the same equality. Any other row is proved by itself. A plan is made from the shape and not from a row,
-//! so no row's outcome depends on another's.
+//! A row gets the spans of the plan if every rendering that the specimen's proof relies on, made for the row,
+//! is byte for byte that of the specimen with the row's strings substituted: the whole conversation; the
+//! rendering with marks around `{% generation %}` blocks; and the messages before each answer with the
+//! generation prompt (and without it, if the proof used that). A template that cannot inspect texts
+//! ([`super::blind`]) renders all of these alike, so only the whole is rendered. Marks around fields are not
+//! rendered again: the substitution shows the same. Every other row is proved on its own. A plan depends on
+//! the shape only, so the result of a row never depends on other rows.
 //!
-//! So a row of a known shape takes one rendering under a blind template (7 µs for six messages of ChatML or Llama 3),
-//! and else one more for each answer, of what precedes it (42 µs for six messages of Qwen3, where the whole alone
-//! takes 14), or for its blocks (20 µs).
+//! A row of a known shape costs one rendering under a blind template (7 µs for six messages of ChatML or
+//! Llama 3), else one more per answer, of the messages before it (42 µs for six messages of Qwen3, whose
+//! whole rendering takes 14), or one more for the blocks (20 µs).
 
 use super::proof::{Chat, Evidence, Setup};
 use super::python;
@@ -29,32 +29,33 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Shapes that are remembered. When there are more all are forgotten, which costs time and changes nothing.
+/// Maximum number of cached plans. Beyond it the cache is cleared, which costs time but does not change
+/// results.
 const SHAPES: usize = 1024;
 
-/// Longest blank string that is part of a shape, in bytes.
+/// Maximum length of a blank string in a shape, in bytes.
 const BLANK: usize = 16;
 
-/// Messages in the longest conversation that is given a shape.
+/// Maximum number of messages of a conversation with a shape.
 const MESSAGES: usize = 1024;
 
-/// Longest text that a plan keeps of prompts that are no part of the whole, in bytes.
+/// Maximum length of the text that a plan stores of prefixes that differ from the whole rendering, in bytes.
 const APART: usize = 64 << 10;
 
-/// Stands for white space at either end of a string. Whoever trims, trims it.
+/// Placeholder for white space at either end of a string of the specimen; trimming removes it.
 const SPACE: char = '\u{2003}';
 
-/// The specimen's strings: characters of the last private-use plane.
+/// The first string of the specimen; strings are single characters of the last private-use plane.
 const FIRST: u32 = 0x10_0000;
 
-/// The plans of the shapes met so far; none where there is no proof for the specimen.
+/// The plans of the shapes seen so far; `None` for a shape whose specimen has no proof.
 #[derive(Debug, Default)]
 pub(super) struct Plans(RwLock<HashMap<Vec<u8>, Option<Arc<Plan>>>>);
 
-/// A string that the plan's pieces refer to: white space, words, white space.
+/// A string of a conversation, which pieces of a plan refer to.
 struct Field<'a> {
     text: &'a str,
-    /// The words, in `text`.
+    /// Range of the trimmed string in `text`.
     core: Range<usize>,
 }
 
@@ -70,42 +71,42 @@ impl Field<'_> {
     }
 }
 
-/// A part of a rendering.
+/// A piece of a rendering.
 #[derive(Debug)]
 enum Piece {
     /// Text of the template, as a range of the specimen's rendering.
     Literal(Range<usize>),
-    /// The white space before a field's words.
+    /// The leading white space of a field.
     Head(usize),
-    /// A field's words.
+    /// A field without leading and trailing white space.
     Core(usize),
-    /// The white space after them.
+    /// The trailing white space of a field.
     Tail(usize),
 }
 
-/// A rendering of the specimen, taken to pieces.
+/// A rendering of the specimen as pieces.
 #[derive(Debug)]
 struct Pieces {
     text: String,
     pieces: Vec<Piece>,
-    /// The byte of `text` at which each piece starts.
+    /// The byte in `text` at which each piece starts.
     starts: Vec<usize>,
 }
 
-/// A place in a rendering: bytes into a piece.
+/// A position in a rendering: piece, and byte in the piece.
 type Place = (usize, usize);
 
-/// A rendering of a shape's first messages, as the specimen's proof met it.
+/// A rendering of the first messages of a shape that the proof relies on.
 #[derive(Debug)]
 struct Prefix {
     messages: usize,
     generation: bool,
-    /// How many pieces of the whole it begins with, and what follows these; none where the template refuses the
-    /// messages.
+    /// The number of pieces it has in common with the start of the whole, and the remaining pieces; `None` if
+    /// the template rejects the messages.
     text: Option<(usize, Pieces)>,
 }
 
-/// How a shape is rendered.
+/// The proof for a shape.
 #[derive(Debug)]
 pub(super) struct Plan {
     whole: Pieces,
@@ -116,7 +117,7 @@ pub(super) struct Plan {
     findings: Vec<Finding>,
 }
 
-/// The strings of a message that templates print; what its role is decides what they do.
+/// The strings of a message that templates print. The role is not one of them: it decides what templates do.
 fn texts(message: &Map<String, Value>) -> impl Iterator<Item = (&String, &String)> {
     let texts = message.iter().filter(|(key, _)| *key != "role");
     texts.filter_map(|(key, value)| match value {
@@ -125,20 +126,21 @@ fn texts(message: &Map<String, Value>) -> impl Iterator<Item = (&String, &String
     })
 }
 
-/// The strings with words in them, in order.
+/// The non-blank strings of a conversation, in order.
 fn fields(c: &Conversation) -> impl Iterator<Item = Field<'_>> {
     let all = c.messages.iter().flat_map(|m| texts(m).map(|(_, text)| Field::of(text)));
     all.filter(|field| !field.blank())
 }
 
-/// A conversation's shape as bytes: two have the same exactly where their shapes are the same. None for those that
-/// have none: with tools, calls, or other values than strings in their messages.
+/// The shape of a conversation as bytes, equal for two conversations exactly if their shapes are equal.
+/// `None` for conversations without a shape: those with tools, tool calls, or values other than strings in
+/// their messages.
 fn key(c: &Conversation) -> Option<Vec<u8>> {
     if c.tools.is_some() || c.messages.len() > MESSAGES {
         return None;
     }
     let mut key = Vec::with_capacity(32 * c.messages.len() + 16);
-    // Lengths first: no two lists of strings make the same bytes.
+    // Lengths come first, so that different lists of strings never give the same bytes.
     let push = |key: &mut Vec<u8>, text: &str| {
         key.extend((text.len() as u32).to_le_bytes());
         key.extend(text.as_bytes());
@@ -156,7 +158,7 @@ fn key(c: &Conversation) -> Option<Vec<u8>> {
         key.extend((message.len() as u32).to_le_bytes());
         for (name, value) in message {
             let Value::String(text) = value else { return None };
-            // Calls that are no list are nobody's.
+            // Tool calls, even if they are only a string.
             if name == "tool_calls" {
                 return None;
             }
@@ -179,7 +181,7 @@ fn key(c: &Conversation) -> Option<Vec<u8>> {
     Some(key)
 }
 
-/// The conversation that stands for a shape.
+/// The specimen of a conversation's shape.
 fn specimen(c: &Conversation) -> Option<Conversation> {
     let mut c = c.clone();
     let mut n = 0;
@@ -202,8 +204,8 @@ fn specimen(c: &Conversation) -> Option<Conversation> {
 }
 
 impl Plans {
-    /// The plan of a conversation's shape, where it has a shape and the shape a proof.
-    pub fn get(&self, setup: &Setup<'_>, c: &Conversation) -> Option<Arc<Plan>> {
+    /// The plan for a conversation, if it has a shape and the shape a proof.
+    pub fn get(&self, setup: &Setup, c: &Conversation) -> Option<Arc<Plan>> {
         let key = key(c)?;
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         known.unwrap_or_else(|| {
@@ -218,20 +220,21 @@ impl Plans {
     }
 }
 
-/// The plan of a conversation's shape, from its specimen.
-fn learn(setup: &Setup<'_>, c: &Conversation) -> Option<Plan> {
+/// Makes the plan of a conversation's shape from its specimen.
+fn learn(setup: &Setup, c: &Conversation) -> Option<Plan> {
     let c = specimen(c)?;
-    // A specimen is no row; its errors are nobody's.
+    // The specimen has no source row, so its errors are discarded.
     let id = RowId { file: Arc::from(Path::new("")), row: 0, line: None, in_file: 0 };
     let (messages, text) = setup.plain(&id, &c).ok()?;
     let (chat, evidence) = prove_with_evidence(setup, id, &c, messages, text).ok()?;
-    // What cannot look at texts renders all of them as it renders the specimen's.
+    // A blind template renders every text as it renders that of the specimen.
     let blind = setup.template.compiled(&c).blind;
     Plan::new(chat, if blind { Evidence::default() } else { evidence })
 }
 
 impl Pieces {
-    /// The pieces of a specimen's rendering. None where white space in it could be the template's or a field's.
+    /// The pieces of a specimen's rendering; `None` if a placeholder in it may be the template's own white
+    /// space.
     fn new(text: String) -> Option<Pieces> {
         let mut pieces = Vec::new();
         let mut starts = Vec::new();
@@ -263,11 +266,12 @@ impl Pieces {
             }
         }
         push(text.len()..text.len(), None);
-        // Such a space of the template's own could be anybody's.
+        // A placeholder that is not next to a string is the template's own.
         (spaces == 0).then_some(Pieces { text, pieces, starts })
     }
 
-    /// How many of the first pieces another rendering of the specimen begins with, ending between two fields.
+    /// The number of pieces that another rendering of the specimen starts with, cut so that no field is
+    /// split.
     fn shared(&self, other: &str) -> usize {
         let common = self.text.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
         let ends = self.starts.iter().skip(1).copied().chain([self.text.len()]);
@@ -281,7 +285,7 @@ impl Pieces {
         n
     }
 
-    /// The pieces with a row's strings in their places. None where the row has no such string.
+    /// The texts of the pieces with a row's strings substituted; `None` for a string that the row lacks.
     fn with<'a>(&'a self, fields: &'a [Field<'a>]) -> impl Iterator<Item = Option<&'a str>> {
         self.pieces.iter().map(move |piece| match piece {
             Piece::Literal(range) => Some(&self.text[range.clone()]),
@@ -291,8 +295,8 @@ impl Pieces {
         })
     }
 
-    /// Where each piece starts in a row's rendering, and where the last one ends, if these pieces are what it is
-    /// made of.
+    /// The byte at which each piece starts in a row's rendering, and the end of the last one; `None` if the
+    /// rendering does not consist of these pieces.
     fn places(&self, fields: &[Field<'_>], text: &str) -> Option<Vec<usize>> {
         let mut starts = Vec::with_capacity(self.pieces.len() + 1);
         let mut rest = text;
@@ -306,9 +310,9 @@ impl Pieces {
 }
 
 impl Plan {
-    /// What was proved of a specimen, laid over the pieces of its renderings.
+    /// Makes a plan of the spans and renderings of a specimen.
     fn new(chat: Chat, evidence: Evidence) -> Option<Plan> {
-        // What other words would do is not asked again for each row.
+        // Renderings with a substituted content are not repeated for rows.
         if evidence.reworded {
             return None;
         }
@@ -347,16 +351,16 @@ impl Plan {
         (apart <= APART).then_some(Plan { whole, marked, prefixes, spans, findings: chat.findings })
     }
 
-    /// True where the spans rest on marks around `{% generation %}` blocks.
+    /// True if the spans come from `{% generation %}` blocks.
     pub fn is_marked(&self) -> bool {
         self.marked.is_some()
     }
 
-    /// A conversation of this shape with its spans, if the renderings that they rest on are made of these pieces. `text`
-    /// is its rendering; a plan with marks needs none where the template cannot see them.
+    /// The spans of a conversation of this shape, if its renderings consist of the pieces of the plan. `text`
+    /// is its rendering; it may be `None` for a plan with marks that the template cannot read.
     pub fn apply(
         &self,
-        setup: &Setup<'_>,
+        setup: &Setup,
         id: &RowId,
         c: &Conversation,
         messages: &[minijinja::Value],
@@ -367,7 +371,7 @@ impl Plan {
             setup.template.render_with(&setup.variables, c, messages, generation, marks).ok()
         };
         if let Some((pieces, marks)) = &self.marked {
-            // Marks that a row writes itself are none.
+            // A row that contains these characters itself cannot be marked with them.
             if fields.iter().any(|field| field.text.contains([marks.0, marks.1])) {
                 return None;
             }

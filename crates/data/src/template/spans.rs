@@ -1,4 +1,4 @@
-//! The spans of one conversation, by proof.
+//! Proves the spans of one conversation.
 
 use super::context::REASONING;
 use super::marks::{PLANE, PLANES, SPACES};
@@ -8,7 +8,7 @@ use crate::{Error, Result, RowId};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 
-/// Messages as transformers hands them to the template, for what is looked up in them here.
+/// Messages as transformers passes them to the template.
 fn normalise(messages: &[Map<String, Value>]) -> Vec<Value> {
     let one = |message: &Map<String, Value>| {
         let mut message: Map<String, Value> =
@@ -24,12 +24,12 @@ fn normalise(messages: &[Map<String, Value>]) -> Vec<Value> {
     messages.iter().map(one).collect()
 }
 
-/// The spans of a conversation, by proof, from its messages as the template sees them and their rendering.
+/// Proves the spans of a conversation, given its messages as the template sees them and their rendering.
 ///
 /// # Errors
-/// [`Error::Row`] where there is no proof.
+/// [`Error::Row`] if there is no proof.
 pub(super) fn prove(
-    setup: &Setup<'_>,
+    setup: &Setup,
     id: RowId,
     c: &Conversation,
     plain: Vec<minijinja::Value>,
@@ -38,12 +38,12 @@ pub(super) fn prove(
     prove_with_evidence(setup, id, c, plain, text).map(|(chat, _)| chat)
 }
 
-/// As [`prove`], with what the proof rests on.
+/// As [`prove`], with the renderings that the proof relies on.
 ///
 /// # Errors
 /// As [`prove`].
 pub(super) fn prove_with_evidence(
-    setup: &Setup<'_>,
+    setup: &Setup,
     id: RowId,
     c: &Conversation,
     plain: Vec<minijinja::Value>,

@@ -17,10 +17,10 @@ fn id() -> RowId {
     RowId { file: Arc::from(Path::new("test.jsonl")), row: 0, line: Some(1), in_file: 0 }
 }
 
-fn conversation(turns: usize, words: &str) -> Conversation {
+fn conversation(turns: usize, text: &str) -> Conversation {
     let turn = |i: usize| {
         let role = if i.is_multiple_of(2) { "user" } else { "assistant" };
-        json!({"role": role, "content": format!("{words} {i}")})
+        json!({"role": role, "content": format!("{text} {i}")})
     };
     let messages: Vec<Map<String, Value>> =
         (0..turns).map(turn).map(|m| serde_json::from_value(m).unwrap()).collect();
@@ -36,15 +36,19 @@ fn renderings(work: impl FnOnce()) -> usize {
 #[test]
 fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
     let template = ChatTemplate::new(CHATML, None, None).unwrap();
-    let policy = Policy::default();
-    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
+    let chats = ChatRenderer::new(
+        template,
+        Policy::default(),
+        &Stops::eos("<|im_end|>"),
+        &TemplateOptions::default(),
+    );
     // The text, the marks, and what the model is given before each answer.
     let long = conversation(200, "turn");
     assert_eq!(renderings(|| drop(chats.prove(id(), &long).unwrap())), 2 + 100);
     assert_eq!(renderings(|| drop(chats.spans(id(), &long).unwrap())), 1 + 2 + 100);
-    for words in ["other words", "wörter", "<|im_end|>\n<|im_start|>assistant\n"] {
-        let long = conversation(200, words);
-        assert_eq!(renderings(|| drop(chats.spans(id(), &long).unwrap())), 1, "{words}");
+    for text in ["other text", "wörter", "<|im_end|>\n<|im_start|>assistant\n"] {
+        let long = conversation(200, text);
+        assert_eq!(renderings(|| drop(chats.spans(id(), &long).unwrap())), 1, "{text}");
     }
     // White space at an end is another shape; and so is a number of messages.
     assert!(renderings(|| drop(chats.spans(id(), &conversation(200, " x")).unwrap())) > 1);
@@ -54,8 +58,12 @@ fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
 #[test]
 fn shapes_are_forgotten_and_made_again() {
     let template = ChatTemplate::new(CHATML, None, None).unwrap();
-    let policy = Policy::default();
-    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("<|im_end|>"), &TemplateOptions::default());
+    let chats = ChatRenderer::new(
+        template,
+        Policy::default(),
+        &Stops::eos("<|im_end|>"),
+        &TemplateOptions::default(),
+    );
     let first = conversation(2, "a");
     let want = chats.spans(id(), &first).unwrap();
     for i in 0..1100 {
@@ -68,19 +76,20 @@ fn shapes_are_forgotten_and_made_again() {
 }
 
 #[test]
-fn a_template_that_looks_at_words_is_given_the_rows_own_proof() {
+fn rows_of_a_template_that_inspects_texts_are_proved_on_their_own() {
     let source = "{% for m in messages %}<{{ m.role }}>{% if 'secret' in m.content %}***{{ m.content }}{% else %}\
         {{ m.content }}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
     let template = ChatTemplate::new(source, None, None).unwrap();
-    let policy = Policy::default();
-    let chats = ChatRenderer::new(&template, &policy, &Stops::eos("</s>"), &TemplateOptions::default());
-    let plain = conversation(2, "words");
+    let chats =
+        ChatRenderer::new(template, Policy::default(), &Stops::eos("</s>"), &TemplateOptions::default());
+    let plain = conversation(2, "text");
     chats.spans(id(), &plain).unwrap();
-    // The text, and what the model is given before the answer: that may look at words, too.
+    // The text, and the prompt of the answer: the template may inspect the texts in that, too.
     assert_eq!(renderings(|| drop(chats.spans(id(), &plain).unwrap())), 2);
     let secret = conversation(2, "a secret");
     let chat = chats.spans(id(), &secret).unwrap();
-    // The text, the marks, and both sides of the generation prompt: it does not end where the words begin.
+    // The text, the marks, and the prompt with and without generation prompt: it does not end where the
+    // content starts.
     assert_eq!(renderings(|| drop(chats.spans(id(), &secret).unwrap())), 4);
     assert_eq!(chat.rendered.text, "<user>***a secret 0</s><assistant>***a secret 1</s>");
     assert_eq!(chat.rendered.response().collect::<Vec<_>>(), ["***a secret 1"]);

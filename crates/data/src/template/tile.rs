@@ -1,4 +1,4 @@
-//! Proven responses and prompts as spans that tile the text.
+//! Makes proven responses and prompts into spans that tile the text.
 
 use super::marks::Marks;
 use super::proof::{Chat, Proof, Turn, is_assistant, role};
@@ -7,7 +7,7 @@ use crate::{Code, Origin, Result, Section};
 use std::ops::Range;
 
 impl Proof<'_> {
-    /// The generation prompt by itself, where the rendering without it is a prefix of the one with it.
+    /// The text of the generation prompt, if the rendering without it is a prefix of the one with it.
     fn generation_prompt(&self, n: usize) -> Option<String> {
         let with = self.prefix(n, true)?;
         let without = self.prefix(n, false)?;
@@ -25,7 +25,7 @@ impl Proof<'_> {
         }
     }
 
-    /// The prompt's fields: by their marks, else what lies between two responses.
+    /// Byte ranges of prompts, each with its message: by marks, else the text between two responses.
     fn prompts(&self, turns: &[Turn], marks: Option<&Marks>) -> Vec<(Range<usize>, usize)> {
         let mut spans = Vec::new();
         if let Some(m) = marks.filter(|m| m.which.prompts) {
@@ -73,10 +73,10 @@ impl Proof<'_> {
             }
         }
         for (i, message) in self.messages.iter().enumerate().filter(|(_, m)| is_assistant(m)) {
-            let said = message["content"].as_str().unwrap_or_default();
+            let content = message["content"].as_str().unwrap_or_default();
             let own = turns.iter().filter(|t| t.message == i);
             let mut own = own.map(|t| &self.text[t.start..t.stop.as_ref().map_or(t.end, |s| s.end)]);
-            if !said.is_empty() && !own.any(|text| text.contains(said)) {
+            if !content.is_empty() && !own.any(|text| text.contains(content)) {
                 altered.push(i);
             }
         }
@@ -93,7 +93,8 @@ impl Proof<'_> {
             let origin = Origin::Prompt { turn, section };
             wanted.push(Span { range, origin, weight: self.setup.policy.section_weight(section) });
         }
-        // Responses were pushed first: where a prompt's white space meets one, the response keeps it.
+        // The sort is stable and responses come first: white space between a prompt and a response stays with
+        // the response.
         wanted.sort_by_key(|s| (s.range.start, s.range.end));
         let mut spans: Vec<Span> = Vec::with_capacity(2 * wanted.len() + 1);
         let mut cursor = 0;
@@ -105,7 +106,7 @@ impl Proof<'_> {
                     );
                 }
                 let kept = cursor.min(span.range.end);
-                // The white space around a prompt's words may be an answer's; the words are nobody else's.
+                // White space at the edge of a prompt may belong to an answer; its text may not.
                 let both = span.range.start..kept;
                 let learned = spans.iter().rev().take_while(|s: &&Span| s.range.end > both.start).any(|s| {
                     matches!(s.origin, Origin::Response { .. } | Origin::EndOfTurn { .. })

@@ -1,4 +1,5 @@
-//! Where the responses are, by proof: `{% generation %}` blocks, else marks around the fields, else prefixes.
+//! Proves where the responses are: by `{% generation %}` blocks, else by marks around fields, else by
+//! prefixes.
 
 use super::context;
 use super::marks::{ATTEMPTS, Fall, Fields, Marks, Wrap, mark, strip, strip_fields};
@@ -9,31 +10,31 @@ use crate::{Code, Result};
 use serde_json::{Map, Value};
 use std::ops::Range;
 
-/// Where an answer's first mark fell.
+/// The position of an answer's first mark.
 #[derive(Clone, Copy)]
 struct Own {
     at: usize,
     outer: usize,
-    /// True where it opens what the assistant says, and no tool call.
+    /// True if it is the opening mark of content, not of a tool call.
     content: bool,
 }
 
 impl Proof<'_> {
-    /// The most marks with which the stripped rendering is byte-equal to the plain one.
+    /// The largest set of marks without which the marked rendering is byte-equal to the plain one.
     pub fn marks(&self) -> Option<Marks> {
         ATTEMPTS.into_iter().find_map(|which| {
             let padded = self.space.and_then(|space| self.attempt(which, Some(space)));
             match padded {
                 Some(Ok(marks)) => Some(marks),
-                // Without white space around any field, the other way is the same.
+                // No field has white space around it, so a placeholder makes no difference.
                 Some(Err(false)) => None,
                 Some(Err(true)) | None => self.attempt(which, None)?.ok(),
             }
         })
     }
 
-    /// One set of marks. None where there is nothing to mark; an error where the template does not keep it, with
-    /// whether there was white space at stake.
+    /// Tries one set of marks. `None` if there is nothing to mark; an error if the template does not render
+    /// the same text, with whether any field has white space around it.
     fn attempt(&self, which: Fields, space: Option<char>) -> Option<Result<Marks, bool>> {
         let mut messages = self.messages.clone();
         let mut fields = Vec::new();
@@ -72,7 +73,7 @@ impl Proof<'_> {
             messages.iter().filter_map(Value::as_object).map(context::message).collect();
         let Ok(marked) = self.render(&messages, false) else { return Some(Err(spaced)) };
         let (stripped, falls) = strip_fields(&marked, self.plane, &fields, space);
-        // A field whose end comes first is no longer the field (reversed, or taken apart).
+        // If the closing mark comes first, the template reversed the field or took it apart.
         let mut closed = std::collections::HashSet::new();
         let mut opened = std::collections::HashSet::new();
         for fall in &falls {
@@ -86,8 +87,8 @@ impl Proof<'_> {
         Some(same.then_some(Marks { fields, falls, which, space, messages }).ok_or(spaced))
     }
 
-    /// True where a message has something to say.
-    fn speaks(message: &Value) -> bool {
+    /// True if a message has content.
+    fn has_content(message: &Value) -> bool {
         match &message["content"] {
             Value::String(text) => !python::strip(text, None, true, true).is_empty(),
             Value::Array(parts) => !parts.is_empty(),
@@ -95,8 +96,8 @@ impl Proof<'_> {
         }
     }
 
-    /// True where a prompt between answer `i` and the next may have a stop token in it, or a part of one at an end.
-    fn typed_behind(&self, i: usize, stops: &Stops) -> bool {
+    /// True if a prompt between answer `i` and the next may contain a stop token, or part of one at an end.
+    fn stop_follows(&self, i: usize, stops: &Stops) -> bool {
         fn types(value: &Value, stop: &str) -> bool {
             let part = |text: &str| {
                 let mut cuts = (1..stop.len()).filter(|at| stop.is_char_boundary(*at));
@@ -110,8 +111,8 @@ impl Proof<'_> {
             }
         }
         let stops: Vec<&String> = stops.all.iter().filter(|stop| !stop.is_empty()).collect();
-        let mut behind = self.messages[i + 1..].iter().take_while(|message| !is_assistant(message));
-        behind.any(|message| stops.iter().any(|stop| types(message, stop)))
+        let mut following = self.messages[i + 1..].iter().take_while(|message| !is_assistant(message));
+        following.any(|message| stops.iter().any(|stop| types(message, stop)))
     }
 
     fn first_stop(&self, range: Range<usize>, stops: &Stops) -> Option<Range<usize>> {
@@ -122,56 +123,59 @@ impl Proof<'_> {
             .map(|(at, len)| range.start + at..range.start + at + len)
     }
 
-    /// What the generation prompt adds after message `i - 1`'s last mark, found at the same mark in the whole.
+    /// The end of the generation prompt, found from the last mark of message `i - 1`, which is at the same
+    /// place in the rendering of the whole conversation.
     fn local_start(&self, i: usize, marks: Option<&Marks>, cursor: usize) -> Option<usize> {
         let marks = marks?;
         let before = i.checked_sub(1)?;
-        let asked = marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
+        let mark_end =
+            marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
         let marked = self.render(&marks.messages[..i], true).ok()?;
         let (text, falls) = strip_fields(&marked, self.plane, &marks.fields, marks.space);
-        // The marks must not have changed it: it is what the model is given.
+        // This is what the model sees at inference, so the marks must not change it.
         self.prefix(i, true).filter(|with| *with == text)?;
         let own = falls.iter().filter(|f| f.close && marks.fields[f.field].message == before);
         let tail = &text[own.map(|f| f.outer).max()?..];
-        self.text[asked..].starts_with(tail).then_some(asked + tail.len())
+        self.text[mark_end..].starts_with(tail).then_some(mark_end + tail.len())
     }
 
-    /// Where any answer would start in the place of message `i`: the conversation with other words there is the same
-    /// up to these words.
+    /// Where any answer would start in the place of message `i`: the rendering with a substituted content is
+    /// the same up to that content.
     fn other_start(&self, i: usize) -> Option<usize> {
-        let words = mark(self.plane, 0)?;
+        let substitute = mark(self.plane, 0)?;
         let mut message = Map::new();
         message.insert("role".into(), self.messages[i]["role"].clone());
-        message.insert("content".into(), words.to_string().into());
+        message.insert("content".into(), substitute.to_string().into());
         let mut messages = self.plain.clone();
         messages[i] = context::message(&message);
-        // What follows may have to follow a tool call.
+        // The template may require a tool call before the messages that follow.
         let rendered = self.reworded(&messages).or_else(|_| self.reworded(&messages[..=i])).ok()?;
-        let at = rendered.find(words)?;
+        let at = rendered.find(substitute)?;
         self.text.starts_with(&rendered[..at]).then_some(at)
     }
 
-    /// True where what follows byte `end` also follows other words in the place of the content of message `i`: nothing
-    /// of the content stands behind it.
+    /// True if the text after byte `end` also follows a substituted content of message `i`, so that none of
+    /// the content is after it.
     fn ends_at(&self, i: usize, end: usize) -> bool {
         let other = || {
-            let words = mark(self.plane, 0)?;
+            let substitute = mark(self.plane, 0)?;
             let mut message = self.messages[i].as_object()?.clone();
-            message.insert("content".into(), words.to_string().into());
+            message.insert("content".into(), substitute.to_string().into());
             let mut messages = self.plain.clone();
             messages[i] = context::message(&message);
             let rendered = self.reworded(&messages).ok()?;
-            let at = rendered.rfind(words)?;
-            Some(rendered[at + words.len_utf8()..] == self.text[end..])
+            let at = rendered.rfind(substitute)?;
+            Some(rendered[at + substitute.len_utf8()..] == self.text[end..])
         };
         other().unwrap_or(false)
     }
 
-    /// Where the answer of message `i` starts: after its generation prompt. `own`: its first mark. None where there is
-    /// nothing to learn.
+    /// The start of the answer of message `i`, which is the end of its generation prompt. `own`: its first
+    /// mark. `None` if there is nothing to learn.
     ///
-    /// Each way is a proof: the bytes up to the start are those that the model is given (from the start of the text, or
-    /// from the last mark before it), or those before any other answer, or the mark before the answer's own words.
+    /// Each of these is a proof: the bytes before the start are those that the model sees at inference (from
+    /// the start of the text, or from the last mark before it); or they are the same before any other answer;
+    /// or the start is the opening mark of the answer's content.
     fn start(
         &self,
         i: usize,
@@ -192,12 +196,12 @@ impl Proof<'_> {
             if with != self.prefix(i, false).unwrap_or_default() {
                 return Ok(Some(at));
             }
-            // A template without a generation prompt: what stands before the content may be a header.
+            // The template has no generation prompt: the text before the content may be a header.
             match own {
                 Some(own) if own.content && !self.text[at..own.outer.max(at)].trim().is_empty() => {
                     return Ok(Some(own.outer));
                 }
-                // Only where the content ends is known: a header before it cannot be told from it.
+                // Only the end of the content is known: a header before it cannot be distinguished from it.
                 Some(own) if only_close && !self.text[at..own.at].trim().is_empty() => {
                     return Err(
                         self.error(format!("message {i}: the template changes where its content starts"))
@@ -213,9 +217,10 @@ impl Proof<'_> {
             }
         }
         match own {
-            // What the prompt says beyond the header (a thought that it opens) is not in the history.
+            // What the generation prompt contains beyond the header (such as an opened thought) is not in the
+            // history.
             Some(own) if own.content && !only_close => return Ok(Some(own.outer)),
-            None if Self::speaks(&self.messages[i]) => {}
+            None if Self::has_content(&self.messages[i]) => {}
             _ => {
                 if let Some(at) = self.other_start(i).filter(inside) {
                     return Ok(Some(at));
@@ -226,23 +231,24 @@ impl Proof<'_> {
             }
         }
         let message = format!(
-            "message {i}: its place cannot be proved. The template changes it, and the rendering of what precedes it \
-             with the generation prompt is no prefix of the whole ({})",
+            "message {i}: its position cannot be proved. The template changes its text, and the rendering of the messages \
+             before it with the generation prompt is not a prefix of the whole ({})",
             difference(&with, &self.text)
         );
         Err(self.error(message))
     }
 
-    /// The responses of a template without `{% generation %}`.
+    /// The responses of a template without `{% generation %}` blocks.
     pub fn turns(&mut self, marks: Option<&Marks>, stops: &Stops) -> Result<Vec<Turn>> {
         let mut turns = Vec::new();
         let mut cursor = 0;
         for i in 0..self.messages.len() {
             if !is_assistant(&self.messages[i]) {
-                // The next answer stands behind what was asked.
+                // The next answer comes after this message.
                 if let Some(m) = marks {
                     let last = m.of(i).filter(|f| f.close).map(|f| f.outer).filter(|at| *at >= cursor).max();
-                    // A system message may be rendered later than its place (Mistral), so only others count.
+                    // Mistral's template renders a system message later than its position, so these do not
+                    // count.
                     if role(&self.messages[i]) != "system" {
                         cursor = cursor.max(last.unwrap_or(0));
                     }
@@ -251,13 +257,14 @@ impl Proof<'_> {
             }
             let mut own: Vec<Fall> =
                 marks.map_or(Vec::new(), |m| m.of(i).filter(|f| f.at >= cursor).copied().collect());
-            // A field that is rendered again later (a call's name with its result) is the answer's only once.
+            // A field may be rendered again later (the name of a call with its result); only the first is the
+            // answer's.
             let mut seen = std::collections::HashSet::new();
             own.retain(|f| seen.insert((f.field, f.close)));
-            if marks.is_some() && own.is_empty() && Self::speaks(&self.messages[i]) {
+            if marks.is_some() && own.is_empty() && Self::has_content(&self.messages[i]) {
                 return Err(self.error(format!("message {i}: the template does not render its content")));
             }
-            // Where only its end was proved, its start is sought before that.
+            // If only the end of its content is marked, its start is searched before that.
             let only_close = own.first().is_some_and(|f| f.close);
             let first = own.first().map(|f| Own {
                 at: f.at,
@@ -277,35 +284,35 @@ impl Proof<'_> {
                 let later = m.falls.iter().filter(|f| m.fields[f.field].message > i && f.at > inner);
                 later.map(|f| f.at).min()
             });
-            // Text that no mark vouches for may type a stop token itself; then the first one proves nothing.
+            // Unmarked text may itself contain a stop token; then the first stop token proves nothing.
             let own_vouched =
                 marks.is_some_and(|m| m.which.tools || self.messages[i]["tool_calls"].is_null());
-            let typed_behind = !marks.is_some_and(|m| m.which.prompts) && self.typed_behind(i, stops);
-            let vouched = own_vouched && !typed_behind;
+            let stop_follows = !marks.is_some_and(|m| m.which.prompts) && self.stop_follows(i, stops);
+            let vouched = own_vouched && !stop_follows;
             let whole = if vouched { None } else { self.prefix(i + 1, false) };
             let whole =
                 whole.filter(|w| self.text.starts_with(w.as_str()) && w.len() >= start).map(|w| w.len());
             if !own_vouched {
-                let said = self.messages[i].to_string();
-                if stops.all.iter().any(|s| !s.is_empty() && said.contains(s.as_str())) {
+                let message = self.messages[i].to_string();
+                if stops.all.iter().any(|s| !s.is_empty() && message.contains(s.as_str())) {
                     let message = format!("message {i} types a stop token, and its end cannot be proved");
                     return Err(self.error(message));
                 }
             }
             let last = i + 1 == self.messages.len();
-            if !vouched && whole.is_none() && !last && (typed_behind || after.is_none()) {
+            if !vouched && whole.is_none() && !last && (stop_follows || after.is_none()) {
                 let shorter = self.prefix(i + 1, false).unwrap_or_default();
                 let message = format!(
-                    "message {i}: its end cannot be proved; the rendering up to it is no prefix of the whole ({})",
+                    "message {i}: its end cannot be proved; the rendering up to it is not a prefix of the whole ({})",
                     difference(&shorter, &self.text)
                 );
                 return Err(self.error(message));
             }
             let upper = after.unwrap_or(self.text.len());
-            let upper = whole.filter(|_| typed_behind).map_or(upper, |whole| whole.min(upper));
+            let upper = whole.filter(|_| stop_follows).map_or(upper, |whole| whole.min(upper));
             let stop = self.first_stop(content_end.min(upper)..upper, stops);
-            // A call ends in what no mark stands in: brackets of the template's, numbers. Where no stop token follows,
-            // the rendering up to this message says where that is.
+            // A call ends in unmarked text: numbers, or brackets of the template. Without a stop token after
+            // it, the rendering up to this message shows its end.
             let calls = whole.is_none() && stop.is_none() && !self.messages[i]["tool_calls"].is_null();
             let whole = match calls.then(|| self.prefix(i + 1, false)).flatten() {
                 Some(up_to) if self.text.starts_with(up_to.as_str()) => {
@@ -320,7 +327,7 @@ impl Proof<'_> {
         Ok(turns)
     }
 
-    /// The responses of a template that marks them.
+    /// The responses of a template with `{% generation %}` blocks.
     pub fn generation(&mut self, marks: Option<&Marks>, stops: &Stops) -> Result<Vec<Turn>> {
         let pair = (mark(self.plane, 0), mark(self.plane, 1));
         let (Some(open), Some(close)) = pair else { return Err(self.error("no marks")) };
@@ -336,7 +343,7 @@ impl Proof<'_> {
         }
         self.evidence.borrow_mut().marked = Some((marked, (open, close)));
         let blocks: Vec<Range<usize>> = falls.chunks(2).map(|p| p[0].0..p[1].0).collect();
-        let said: Vec<usize> =
+        let answers: Vec<usize> =
             (0..self.messages.len()).filter(|&i| is_assistant(&self.messages[i])).collect();
         let mut turns = Vec::new();
         for (k, block) in blocks.iter().enumerate() {
@@ -346,13 +353,13 @@ impl Proof<'_> {
                     .find(|f| block.contains(&f.at) || f.at == block.end)
                     .map(|f| m.fields[f.field].message)
             });
-            let by_count = (blocks.len() == said.len()).then(|| said[k]);
-            let inside = inside.filter(|i| said.contains(i));
+            let by_count = (blocks.len() == answers.len()).then(|| answers[k]);
+            let inside = inside.filter(|i| answers.contains(i));
             let message = match by_count.or(inside) {
                 Some(message) => message,
-                None => self.whose(&said, turns.last().map(|t: &Turn| t.message))?,
+                None => self.message_of_block(&answers, turns.last().map(|t: &Turn| t.message))?,
             };
-            // The block's own stop token is the last in it: an earlier one was typed.
+            // The stop token of the block is the last one in it; an earlier one is content.
             let text = &self.text[block.clone()];
             let found = stops.all.iter().filter(|s| !s.is_empty());
             let found = found.filter_map(|s| text.rfind(s.as_str()).map(|at| (at + s.len(), s.len()))).max();
@@ -389,15 +396,16 @@ impl Proof<'_> {
         Ok(turns)
     }
 
-    /// The message of a block with nothing of any message in it, after the block of message `last`: that one again (an
-    /// EOS of its own) or the next answer. Which of them matters only where they weigh differently.
-    fn whose(&self, said: &[usize], last: Option<usize>) -> Result<usize> {
-        let next = said.iter().copied().find(|i| last.is_none_or(|last| *i > last));
+    /// The message of a block without any message's text in it, after the block of message `last`: that
+    /// message again (a block for its EOS) or the next answer. The choice matters only if their weights
+    /// differ.
+    fn message_of_block(&self, answers: &[usize], last: Option<usize>) -> Result<usize> {
+        let next = answers.iter().copied().find(|i| last.is_none_or(|last| *i > last));
         match (last, next) {
             (Some(last), Some(next)) if self.weight(last) != self.weight(next) => {
                 let message = format!(
-                    "nothing says whether a {{% generation %}} block is of message {last} or of message {next}, and these \
-                     have different weights"
+                    "a {{% generation %}} block may belong to message {last} or to message {next}, and these have different \
+                     weights"
                 );
                 Err(self.error(message))
             }
@@ -405,7 +413,7 @@ impl Proof<'_> {
         }
     }
 
-    /// True where a response begins with what the model is given, before anything of its own.
+    /// True if a response starts with text of its generation prompt.
     fn covers_header(&self, turn: &Turn, marks: Option<&Marks>) -> bool {
         let Some(with) = self.prefix(turn.message, true) else { return false };
         let own = marks.and_then(|m| m.of(turn.message).map(|f| f.outer).find(|at| *at >= turn.start));
@@ -415,7 +423,7 @@ impl Proof<'_> {
     }
 }
 
-/// The first byte in which two texts differ, shown with what stands there.
+/// The first byte at which two texts differ, with the text there, for messages.
 fn difference(a: &str, b: &str) -> String {
     let at = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     let show = |text: &str| {

@@ -1,16 +1,16 @@
-//! Added tokens in text: what the library's `AddedVocabulary` finds, without its copies of the text.
+//! Finds added tokens in text, as the library's `AddedVocabulary` does, without copying the text.
 //!
-//! The library looks for tokens twice: in the text as it is, for those that are matched before
-//! normalisation, and in what lies between those, normalised, for the others. Both times the leftmost match
-//! counts, and of several the longest.
+//! The library searches twice: first in the text as given, for tokens that are matched before normalisation;
+//! then in the normalised text between these, for the other tokens. Both times the leftmost-longest match
+//! counts.
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use std::ops::Range;
 use tokenizers::{AddedVocabulary, NormalizedString, Normalizer, NormalizerWrapper};
 
-/// The tokens of a vocabulary that are matched before normalisation, or those that are matched after it.
+/// The added tokens that are matched before normalisation, or those matched after it.
 pub(super) struct AddedTokens {
-    /// `None` where there are none.
+    /// `None` if there are no tokens.
     finder: Option<AhoCorasick>,
     tokens: Vec<Added>,
 }
@@ -19,16 +19,17 @@ struct Added {
     id: u32,
     lstrip: bool,
     rstrip: bool,
-    /// Plain text in content ([`super::stages::Vocabulary::Content`]).
+    /// True if it is plain text in content ([`super::stages::Vocabulary::Content`]).
     structural: bool,
 }
 
-/// A part of a text: an added token with the white space that it strips, or what lies between two.
+/// A part of a text: an added token including the white space that it strips, or (without an id) the text
+/// between two.
 pub(super) type Part = (Option<u32>, Range<usize>);
 
 impl AddedTokens {
-    /// `structural` tells which tokens are plain text in content. `None` where a token asks for something
-    /// that only the library knows: what a word is.
+    /// `structural`: which tokens are plain text in content. `None` if a token must be a single word, which
+    /// only the library can decide.
     pub fn new(
         vocabulary: &AddedVocabulary,
         normalizer: Option<&NormalizerWrapper>,
@@ -58,8 +59,8 @@ impl AddedTokens {
         Some(AddedTokens { finder, tokens })
     }
 
-    /// Calls `part` with the parts of `text`, none of them empty, in order. In `content` structural tokens
-    /// are plain text.
+    /// Calls `part` with the non-empty parts of `text`, in order. In `content`, structural tokens are plain
+    /// text.
     pub fn split(&self, text: &str, content: bool, mut part: impl FnMut(Part)) {
         let mut at = 0;
         for found in self.finder.iter().flat_map(|finder| finder.find_iter(text)) {

@@ -1,15 +1,15 @@
-//! How a vocabulary writes bytes.
+//! The encoding of bytes in a vocabulary.
 
 use tokenizers::{DecoderWrapper, PreTokenizerWrapper};
 
-/// How the vocabulary writes bytes, which is what a single token's text depends on.
+/// How a vocabulary encodes bytes in the text of its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alphabet {
-    /// GPT-2's: each byte is one printable character.
+    /// GPT-2: each byte is one printable character.
     ByteLevel,
-    /// SentencePiece's: `▁` is a space, `<0xNN>` a byte.
+    /// SentencePiece: `▁` is a space, `<0xNN>` a byte.
     Metaspace,
-    /// As it stands.
+    /// No encoding.
     Plain,
 }
 
@@ -53,7 +53,7 @@ impl Alphabet {
         }
     }
 
-    /// The bytes that a token of the model's vocabulary stands for.
+    /// The bytes that a token of the vocabulary represents.
     pub fn bytes(self, token: &str) -> Vec<u8> {
         match self {
             Alphabet::ByteLevel => token
@@ -77,8 +77,8 @@ impl Alphabet {
     }
 }
 
-/// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself, the 68
-/// other bytes follow from U+0100 on, in order.
+/// The byte that a character of GPT-2's alphabet represents. Printable Latin-1 characters represent
+/// themselves; the 68 other bytes are U+0100 and following, in order.
 pub(super) fn byte_of(character: char) -> Option<u8> {
     let code = character as u32;
     match code {
@@ -90,7 +90,7 @@ pub(super) fn byte_of(character: char) -> Option<u8> {
     }
 }
 
-/// The character of GPT-2's alphabet that stands for a byte.
+/// The character of GPT-2's alphabet for a byte.
 pub(super) fn char_of(byte: u8) -> char {
     let code = u32::from(byte);
     let code = match byte {
@@ -102,7 +102,7 @@ pub(super) fn char_of(byte: u8) -> char {
     char::from_u32(code).unwrap_or_default()
 }
 
-/// Bytes as text for a display: what is valid UTF-8 as it is, every other byte as `<0xNN>`.
+/// Bytes as text for display: valid UTF-8 unchanged, every other byte as `<0xNN>`.
 pub(super) fn readable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

@@ -1,10 +1,10 @@
-//! Byte-level BPE: the vocabulary and the merges of a `tokenizer.json`, and merging.
+//! Byte-level BPE.
 //!
-//! The library's own model does the same; this one exists for its speed. It is read in one pass over the
-//! file (the library goes through a tree of JSON values first), keeps all tokens in one string, and works on
-//! bytes. It takes only what it does exactly: byte-level vocabularies that have every byte, no dropout, no
-//! unknown token, no prefixes or suffixes of words. Deserialising anything else fails, and the caller loads
-//! the library's model instead.
+//! This model does what the library's does, faster: it is read in one pass over the file (the library first
+//! builds a tree of JSON values), keeps all tokens in one string, and works on bytes. It supports only what
+//! it reproduces exactly: byte-level vocabularies with every byte, without dropout, unknown token, and
+//! prefixes or suffixes of words. Deserialising any other model fails, and the caller uses the library's
+//! model.
 
 mod read;
 
@@ -14,7 +14,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::hash::BuildHasher;
 
-/// Beyond this many bytes a piece is merged with a queue: looking at all pairs for each merge is quadratic.
+/// Pieces of more bytes are merged with a queue: scanning all pairs for each merge is quadratic.
 const LONG: usize = 96;
 
 /// A vocabulary with its merges.
@@ -22,11 +22,11 @@ pub(super) struct Bpe {
     vocabulary: Vocabulary,
     /// Rank and result of each pair of ids.
     merges: HashMap<(u32, u32), Merge>,
-    /// The id of each byte that UTF-8 has.
+    /// The id of each byte that occurs in UTF-8.
     bytes: [u32; 256],
-    /// A piece that is a token is that token, whatever the merges say.
+    /// True if a piece that is a token becomes that token whatever the merges.
     ignore_merges: bool,
-    /// Tells the caches of threads which vocabulary their pieces are of.
+    /// Identifies the vocabulary in the caches of threads.
     number: u64,
 }
 
@@ -36,14 +36,14 @@ struct Merge {
     id: u32,
 }
 
-/// Tokens as the file writes them, one character of GPT-2's alphabet for each byte.
+/// Tokens as written in the file: a character of GPT-2's alphabet per byte.
 #[derive(Default)]
 struct Vocabulary {
-    /// All tokens, one behind the other.
+    /// All tokens, concatenated.
     text: String,
-    /// Where each id's token lies in `text`; `HOLE` for ids without one.
+    /// The range in `text` of each id's token; `HOLE` for unused ids.
     spans: Vec<(u32, u32)>,
-    /// Ids by their text.
+    /// Ids by the text of their tokens.
     index: HashTable<u32>,
     hasher: DefaultHashBuilder,
     size: usize,
@@ -78,7 +78,7 @@ impl Vocabulary {
     }
 }
 
-/// Scratch space of merging.
+/// Buffers for merging.
 #[derive(Default)]
 pub(super) struct Scratch {
     symbols: Vec<Symbol>,
@@ -87,7 +87,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Its size in bytes: some 30 for each byte of the longest piece so far.
+    /// Size in bytes: about 30 per byte of the longest piece so far.
     pub fn size(&self) -> usize {
         self.symbols.capacity() * size_of::<Symbol>()
             + self.queue.capacity() * size_of::<Reverse<(u32, u32, u32)>>()
@@ -95,22 +95,22 @@ impl Scratch {
     }
 }
 
-/// A token in the making.
+/// A symbol during merging; after it, a token.
 #[derive(Clone, Copy)]
 pub(super) struct Symbol {
     pub id: u32,
-    /// Length in bytes of the piece; zero once it is part of the symbol before it (in a long piece).
+    /// Length in bytes; 0 after the symbol was merged into the one before it (in long pieces).
     pub length: u32,
-    /// Rank and result of the pair with the next symbol, in a short piece; neighbours, in a long one.
+    /// In short pieces, rank and result of the pair with the next symbol; in long ones, the neighbours.
     a: u32,
     b: u32,
 }
 
-/// No rank, and no neighbour.
+/// No rank; no neighbour.
 const NONE: u32 = u32::MAX;
 
 impl Bpe {
-    /// The tokens of a piece of text, which is not empty.
+    /// The tokens of a non-empty piece of text.
     pub fn merge<'a>(&self, piece: &[u8], scratch: &'a mut Scratch) -> &'a [Symbol] {
         scratch.symbols.clear();
         let symbol = |id: u32, length: usize| Symbol { id, length: length as u32, a: NONE, b: NONE };
@@ -139,8 +139,8 @@ impl Bpe {
         self.merges.get(&(left, right)).copied().unwrap_or(Merge { rank: NONE, id: NONE })
     }
 
-    /// Merges the pair of the lowest rank, the first of several, until no pair is left. Looking at all of
-    /// them each time is faster than a queue while they fit a few cache lines.
+    /// Merges the first pair of lowest rank until no pair has a rank. While the symbols fit a few cache
+    /// lines, scanning all pairs each time is faster than a queue.
     fn merge_short(&self, symbols: &mut Vec<Symbol>) {
         for at in 1..symbols.len() {
             let pair = self.pair(symbols[at - 1].id, symbols[at].id);
@@ -167,7 +167,7 @@ impl Bpe {
         }
     }
 
-    /// The same with a queue and a linked list: n log n.
+    /// As [`Bpe::merge_short`], with a queue and a linked list: O(n log n).
     fn merge_long(&self, scratch: &mut Scratch) {
         let Scratch { symbols, queue, .. } = scratch;
         queue.clear();
@@ -187,7 +187,7 @@ impl Bpe {
                 continue;
             }
             let right = symbols[left.b as usize];
-            // The entry is stale if either side has been merged since: the pair is another one now.
+            // The entry is stale if either side has been merged since.
             if self.pair(left.id, right.id).rank != rank {
                 continue;
             }
@@ -211,15 +211,15 @@ impl Bpe {
         symbols.retain(|symbol| symbol.length > 0);
     }
 
-    /// The bytes that a string in GPT-2's alphabet stands for; `None` where a character stands for none, or for one
+    /// The bytes that a string in GPT-2's alphabet represents; `None` if a character represents none, or one
     /// that the vocabulary lacks.
     pub fn bytes_of(&self, written: &str) -> Option<Vec<u8>> {
         let known = |&byte: &u8| self.bytes[byte as usize] != NONE;
         written.chars().map(|c| byte_of(c).filter(known)).collect()
     }
 
-    /// The tokens of a string for which [`Bpe::bytes_of`] has no bytes: ids, and their lengths in bytes of that string.
-    /// Characters that the vocabulary lacks vanish, as they do in the library's model.
+    /// The tokens of a string for which [`Bpe::bytes_of`] returns `None`: ids, and their lengths in bytes of
+    /// that string. Characters that the vocabulary lacks are dropped, as in the library's model.
     pub fn merge_written(&self, written: &str) -> Vec<(u32, usize)> {
         if self.ignore_merges
             && let Some(id) = self.vocabulary.id(written)
@@ -235,17 +235,17 @@ impl Bpe {
         scratch.symbols.iter().map(|symbol| (symbol.id, symbol.length as usize)).collect()
     }
 
-    /// No other vocabulary of the process has this number.
+    /// A number that is unique in the process.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// The id of a token as the file writes it.
+    /// The id of a token, as written in the file.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.vocabulary.id(token)
     }
 
-    /// The token of an id, as the file writes it.
+    /// The token of an id, as written in the file.
     pub fn token(&self, id: u32) -> Option<&str> {
         self.vocabulary.get(id)
     }

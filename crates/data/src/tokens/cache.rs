@@ -1,43 +1,43 @@
-//! Pieces of text whose tokens are known: each thread's own, bounded, and of no influence on results.
+//! A cache of the tokens of pieces of text, bounded and one per thread. It does not affect results.
 //!
-//! Half of all English pieces are among some hundred words. Those are found with one look at one cache line:
-//! a piece of up to 15 bytes is its own key, and its tokens lie beside it.
+//! A few hundred words make up half of all English pieces. They are found in one cache line: a piece of up to
+//! 15 bytes is its own key, and its tokens are stored beside it.
 
 use super::bpe::{Bpe, Scratch};
 use hashbrown::HashMap;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Sets of two entries for short pieces: 1 MiB.
+/// Number of sets of two entries for short pieces (1 MiB).
 const SETS: usize = 1 << 14;
-/// Longer pieces that are kept, and their greatest length in bytes: 1 MiB at most.
+/// Maximum number of longer pieces, and their maximum length in bytes (1 MiB at most).
 const LONG_PIECES: usize = 4096;
 const LONG_PIECE: usize = 64;
-/// Bytes of scratch space that are kept from one text to the next: enough for pieces of 100,000 letters.
+/// Maximum size of the buffers that are kept between texts, in bytes: enough for pieces of 100,000 letters.
 const SCRATCH: usize = 4 << 20;
-/// Tokenizers that a thread keeps pieces of.
+/// Maximum number of tokenizers that a thread caches pieces of.
 const TOKENIZERS: usize = 2;
 
-/// A piece of at most 15 bytes and its tokens, of which there are at most three.
+/// A piece of at most 15 bytes with its tokens, at most three.
 #[derive(Clone, Copy, Default)]
 struct Entry {
-    /// The bytes, and their number in the last; zero is no piece.
+    /// The bytes of the piece, with their number in the last byte; 0 for an unused entry.
     key: u128,
     ids: [u32; 3],
-    /// Where each token ends.
+    /// The end of each token.
     ends: [u8; 3],
     count: u8,
 }
 
-/// One cache line: the piece seen last, and one before it.
+/// One cache line: the most recent piece, and an older one.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
 struct Set([Entry; 2]);
 
-/// The tokens of a longer piece, with their ends.
+/// The tokens of a longer piece: id and end of each.
 type Long = Box<[(u32, u32)]>;
 
-/// What a thread knows of one tokenizer.
+/// The cache of one tokenizer on one thread.
 struct Cache {
     number: u64,
     sets: Vec<Set>,
@@ -49,13 +49,13 @@ thread_local! {
     static CACHES: RefCell<Vec<Cache>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Pieces of one tokenizer on the current thread.
+/// The cached pieces of one tokenizer on the current thread.
 pub(super) struct Pieces<'a> {
     bpe: &'a Bpe,
     cache: &'a mut Cache,
 }
 
-/// Calls `work` with this thread's cache for the model.
+/// Calls `work` with the cache of this thread for a model.
 pub(super) fn with<T>(bpe: &Bpe, work: impl FnOnce(&mut Pieces) -> T) -> T {
     let number = bpe.number();
     CACHES.with_borrow_mut(|caches| {
@@ -69,7 +69,7 @@ pub(super) fn with<T>(bpe: &Bpe, work: impl FnOnce(&mut Pieces) -> T) -> T {
             }
         }
         let done = work(&mut Pieces { bpe, cache: &mut caches[0] });
-        // What a very long piece took would stay with the thread.
+        // A very long piece leaves large buffers, which the thread would keep.
         if caches[0].scratch.size() > SCRATCH {
             caches[0].scratch = Scratch::default();
         }
@@ -78,8 +78,8 @@ pub(super) fn with<T>(bpe: &Bpe, work: impl FnOnce(&mut Pieces) -> T) -> T {
 }
 
 impl Pieces<'_> {
-    /// Calls `token` with the id and the end (in bytes from the start of the piece) of each token of the
-    /// piece `text[piece]`, which is not empty.
+    /// Calls `token` for each token of the non-empty piece `text[piece]`, with its id and its end in bytes
+    /// from the start of the piece.
     #[inline]
     pub fn tokens(&mut self, text: &[u8], piece: Range<usize>, mut token: impl FnMut(u32, usize)) {
         let length = piece.len();
@@ -144,7 +144,7 @@ impl Pieces<'_> {
     }
 }
 
-/// The bytes of a piece and their number as one number.
+/// The bytes of a piece and their number, as one integer.
 #[inline]
 fn key(text: &[u8], start: usize, length: usize) -> u128 {
     let bytes = match text.get(start..start + 16) {
@@ -161,7 +161,7 @@ fn key(text: &[u8], start: usize, length: usize) -> u128 {
     bytes | (length as u128) << 120
 }
 
-/// A folded multiplication, as foldhash's and wyhash's.
+/// A folded multiplication, as in foldhash and wyhash.
 #[inline]
 fn slot(key: u128) -> usize {
     let low = key as u64 ^ 0x9E37_79B9_7F4A_7C15;

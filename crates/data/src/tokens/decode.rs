@@ -1,22 +1,22 @@
-//! Ids back to text: whole, one at a time for displays, and as a stream.
+//! Decodes a stream of ids.
 
 use super::tokenizer::Tokenizer;
 
 impl Tokenizer {
-    /// A decoder for ids that arrive one at a time; it holds incomplete characters back.
+    /// A decoder for ids that arrive one at a time.
     pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
         DecodeStream::new(self, skip_special)
     }
 }
 
-/// Turns a stream of ids into pieces of text. Pieces joined, with [`DecodeStream::finish`] at the end, are
-/// the decoding of all ids. Characters whose bytes are not complete are held back.
+/// Turns a stream of ids into pieces of text. The concatenation of all pieces, including that of
+/// [`DecodeStream::finish`], is the decoding of all ids. Incomplete characters are held back.
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     skip_special: bool,
-    /// Ids that the next piece of text depends on: those of the last piece given out, then the new ones.
+    /// The ids that the next piece of text depends on: those of the last piece returned, then the new ones.
     ids: Vec<u32>,
-    /// How many of `ids` have been given out.
+    /// The number of `ids` whose text was returned.
     given: usize,
 }
 
@@ -25,10 +25,10 @@ impl<'a> DecodeStream<'a> {
         DecodeStream { tokenizer, skip_special, ids: Vec::new(), given: 0 }
     }
 
-    /// Takes one id; returns the text that is complete with it, if any.
+    /// Adds an id and returns the text that it completes, if any.
     ///
-    /// The text of an id depends on the ids before it (a decoder strips the space of a text's first word),
-    /// so each piece is the difference between two decodings that start at the last piece's ids.
+    /// The text of an id depends on the ids before it (a decoder strips the space of a text's first word), so
+    /// each piece is the difference between two decodings that start at the ids of the last piece.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids, self.skip_special);
@@ -38,7 +38,7 @@ impl<'a> DecodeStream<'a> {
         self.give(text)
     }
 
-    /// What is still held back: incomplete characters come out as U+FFFD.
+    /// Returns the text that is still held back; incomplete characters become U+FFFD.
     pub fn finish(&mut self) -> Option<String> {
         let text = self.tokenizer.decode(&self.ids, self.skip_special);
         self.give(text)
@@ -48,8 +48,8 @@ impl<'a> DecodeStream<'a> {
         let before = self.tokenizer.decode(&self.ids[..self.given], self.skip_special);
         let common = match text.starts_with(&before) {
             true => before.len(),
-            // A decoder that rewrites what it has said cannot be taken back in a stream: go on from where
-            // the two differ.
+            // The decoder changed text that was returned already. A stream cannot correct it and continues
+            // from the first difference.
             false => text
                 .char_indices()
                 .zip(before.chars())

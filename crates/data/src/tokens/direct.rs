@@ -1,4 +1,4 @@
-//! Byte-level BPE without the library: its stages by our own means.
+//! The stages of byte-level BPE without the library.
 
 use super::added::{AddedTokens, Part};
 use super::cache;
@@ -8,15 +8,15 @@ use super::raw::RawTokens;
 use tokenizers::NormalizerWrapper;
 use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
-/// The stages of a byte-level BPE tokenizer that inserts nothing, by our own means. How a stretch starts is
-/// nothing to it: [`Start`] tells what may be inserted.
+/// The stages of a byte-level BPE tokenizer that inserts no prefix: the start of a stretch of text makes no
+/// difference.
 pub(super) struct Direct {
     pretokeniser: Pretokeniser,
-    /// Each digit is a piece, and what lies between two is cut on its own.
+    /// True if each digit is a piece; the text between digits is then split separately.
     digits_apart: bool,
-    /// The normalizer is NFC: only text that it leaves alone goes this way.
+    /// True if the normalizer is NFC; then only text in NFC is supported.
     nfc: bool,
-    /// Added tokens that are matched before normalisation, and after it.
+    /// Added tokens matched before normalisation, and after it.
     raw: AddedTokens,
     normalized: AddedTokens,
 }
@@ -31,7 +31,8 @@ impl Direct {
         };
         let (pretokeniser, digits_apart) = Pretokeniser::of(inner.get_pre_tokenizer()?)?;
         let vocabulary = inner.get_added_vocabulary();
-        // `Vocabulary::Content` skips what has been called special at any time, and what is structural here.
+        // `Vocabulary::Content` skips tokens that were declared special at any time, and those that are
+        // structural here.
         let structural = |content: &str| vocabulary.is_special_token(content) || is_structural(content);
         let tokens =
             |normalized: bool| AddedTokens::new(vocabulary, inner.get_normalizer(), normalized, structural);
@@ -39,12 +40,12 @@ impl Direct {
         Some(Direct { digits_apart, pretokeniser, nfc, raw, normalized })
     }
 
-    /// True for a text that its normalizer leaves alone.
+    /// True if the normalizer does not change the text.
     pub fn takes(&self, text: &str) -> bool {
         !self.nfc || is_composed(text)
     }
 
-    /// Calls `part` with the added tokens of a text and what lies between them.
+    /// Calls `part` with the added tokens of a text and the text between them.
     pub fn split(&self, text: &str, content: bool, mut part: impl FnMut(Part)) {
         self.raw.split(text, content, |(id, section)| match id {
             Some(id) => part((Some(id), section)),
@@ -54,7 +55,8 @@ impl Direct {
         });
     }
 
-    /// Appends the tokens of text without added tokens, whose first byte is byte `base` of the whole text.
+    /// Appends the tokens of a text without added tokens. `base`: the position of its first byte in the whole
+    /// text.
     pub fn tokenize(&self, text: &str, base: u32, pieces: &mut cache::Pieces, out: &mut RawTokens) {
         if !self.digits_apart {
             return self.tokenize_section(text, base, pieces, out);
@@ -74,7 +76,7 @@ impl Direct {
             let end = self.pretokeniser.piece_end(text, at);
             let mut start = at;
             pieces.tokens(text.as_bytes(), at..end, |id, length| {
-                // Tokens that share a character each have the whole of it.
+                // Tokens that share a character each cover the whole character.
                 let stop = at + length;
                 out.ids.push(id);
                 out.bytes.push(
@@ -88,10 +90,10 @@ impl Direct {
     }
 }
 
-/// True for text that is surely in NFC already, by the tables of the library's normalizer. The normalizer
-/// rewrites text and alignments even when nothing changes; most text passes here instead. Characters below
-/// U+0300, general punctuation (without the two spaces that have another form), ideographs and emoji are
-/// starters that compose with nothing before them, and need no look at a table.
+/// True only if the text is in NFC, by the quick check of the library's normalizer. That normalizer is slow
+/// even if it changes nothing, and most text passes this check. Characters below U+0300, general punctuation
+/// (except two spaces that have another form), ideographs and emoji are starters that never compose with the
+/// character before them: no table is needed for them.
 pub(super) fn is_composed(text: &str) -> bool {
     let starter = |c: &char| {
         matches!(c, '\0'..='\u{2FF}' | '\u{2010}'..='\u{205E}' | '\u{4E00}'..='\u{9FFF}'
@@ -111,8 +113,8 @@ mod tests {
         normalized.get().to_string()
     }
 
-    /// Every character that skips the normalizer is one that it leaves alone, by itself and behind letters
-    /// that compose with much.
+    /// The normalizer changes no character that passes the check, neither alone nor after letters that
+    /// compose with many.
     #[test]
     fn composed_characters_are_left_alone() {
         let composed = (0..=0x10FFFFu32).filter_map(char::from_u32).filter(|c| is_composed(&c.to_string()));

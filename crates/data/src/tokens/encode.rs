@@ -1,4 +1,4 @@
-//! A rendered row to tokens, by the rules of MASKING.md.
+//! Tokenises rendered rows by the rules of MASKING.md.
 
 use super::raw::{RawTokens, TokenizerError};
 use super::stages::{Start, Vocabulary};
@@ -9,18 +9,18 @@ use crate::{Error, Origin, Policy, Result};
 use std::ops::Range;
 use tokenizers::AddedToken;
 
-/// A row as tokens. All vectors have the same length: one entry per token.
+/// A row as tokens. All vectors have one entry per token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokens {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// The bytes of [`Rendered::text`] that each token stands for. Tokens that share a character (an emoji
-    /// in byte-level BPE) each have the whole character's range; a token that the post-processor added has
-    /// an empty one, at the end of the text that it follows.
+    /// The bytes of [`Rendered::text`] that each token covers. Tokens that share a character (an emoji in
+    /// byte-level BPE) each cover the whole character. A token that the post-processor added has an empty
+    /// range, at the end of the text before it.
     pub bytes: Vec<Range<u32>>,
     /// Why each token is supervised or not.
     pub origins: Vec<Origin>,
-    /// The loss weight of each token: its span's, and the largest where it overlaps several.
+    /// The loss weight of each token: that of its span, or the largest of the spans it overlaps.
     pub weights: Vec<f32>,
 }
 
@@ -30,60 +30,61 @@ impl Tokens {
         self.ids.len()
     }
 
-    /// True for a row without tokens.
+    /// True if there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 }
 
-/// Tokens that straddle the start of a response, and what they would be had the text been cut there.
+/// Tokens that straddle the start of a response, and the tokens that a cut there would give.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Straddle {
-    /// Indices of the tokens, all of which begin before `at` and end after it.
+    /// Indices of the tokens, each of which starts before `at` and ends after it.
     pub tokens: Range<usize>,
     /// The byte at which the response starts.
     pub at: u32,
-    /// The smallest place around `at` on whose edges both tokenisations have an edge of a token: cutting
-    /// `12|3456` can move every edge up to the next word.
+    /// The smallest range around `at` at whose ends both tokenisations have a token boundary: a cut of
+    /// `12|3456` can move every boundary up to the next word.
     pub bytes: Range<u32>,
-    /// The ids of that place as they are.
+    /// The ids of that range, joint.
     pub joint: Vec<u32>,
-    /// The ids of that place under `boundary: split`.
+    /// The ids of that range under `boundary: split`.
     pub split: Vec<u32>,
 }
 
-/// The result of [`Tokenizer::encode`]: tokens, and what is worth reporting about them.
+/// The result of [`Tokenizer::encode`]: tokens, with what the audits report about them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Encoded {
     /// The tokens.
     pub tokens: Tokens,
-    /// Where tokens straddle the start of a response (finding M003); empty under `boundary: split`.
+    /// Tokens that straddle the start of a response (finding M003); empty under `boundary: split`.
     pub straddles: Vec<Straddle>,
     /// Indices of structural tokens that came from prompt or response text (finding S001).
     pub structural_from_content: Vec<usize>,
-    /// Indices of tokens that overlap spans of different weights; each has the largest of them.
+    /// Indices of tokens that overlap spans of different weights; each has the largest.
     pub mixed_weights: Vec<usize>,
-    /// The row starts with the BOS twice (finding M006).
+    /// True if the row starts with two BOS tokens (finding M006).
     pub double_bos: bool,
 }
 
 impl Tokenizer {
     /// Tokenises a row by the policy's `boundary` and `content_special_tokens`.
     ///
-    /// - Under `boundary: split` the ids before a plain row's response are
+    /// - Under `boundary: split` the ids before the response of a plain row are
     ///   [`encode_prompt`](Tokenizer::encode_prompt)`(prompt)` (under `content_special_tokens: text`, if the
-    ///   prompt spells no structural token).
+    ///   prompt contains no text of a structural token).
     /// - A token that overlaps supervised bytes has the origin of the first of them; any other has the origin
     ///   of its first byte.
-    /// - What the post-processor adds is Scaffold, except an EOS behind a text that asks for one
-    ///   (its last span is EndOfTurn and is the EOS, or empty): that one stands for the span. Not so under
-    ///   `boundary: joint` with `append_eos: false`, which asks for the library's own encoding: a text that
-    ///   spells the EOS then keeps both, the second masked.
-    /// - An EndOfTurn span at the end of plain text that is exactly an added token is that token's id, whatever
-    ///   a normalizer or the token's own stripping would make of the text around it.
+    /// - Tokens that the post-processor adds are scaffold. An exception is the EOS after a text whose last
+    ///   span is EndOfTurn and is the text of the EOS or empty: it belongs to that span. `boundary: joint`
+    ///   with `append_eos: false` asks for the encoding of the library; then a text with the EOS at its end
+    ///   keeps both, the second masked.
+    /// - An EndOfTurn span at the end of plain text that is exactly the text of an added token becomes that
+    ///   token's id, whatever a normalizer or the stripping of the token would change.
     ///
     /// # Errors
-    /// Spans that do not tile the text; a text of more than 4 GiB; a character that the model cannot express.
+    /// [`Error::Row`] if the spans do not tile the text, the text exceeds 4 GiB, or the model cannot
+    /// represent a character.
     pub fn encode(&self, rendered: &Rendered, policy: &Policy) -> Result<Encoded> {
         check_spans(rendered)?;
         let row = |error: TokenizerError| Error::Row {
@@ -113,7 +114,7 @@ impl Tokenizer {
         })
     }
 
-    /// The ids and ranges of a row that is cut at `cuts`, and which of them the post-processor added.
+    /// The ids and ranges of a row, cut at `cuts`, and which of them the post-processor added.
     fn tokenize(
         &self,
         rendered: &Rendered,
@@ -136,8 +137,8 @@ impl Tokenizer {
                 self.tokenize_stretch(text, 0..end, cuts, Vocabulary::Full, &mut raw)?;
             }
             ContentSpecialTokens::Text => {
-                // Structural tokens are looked for where the template speaks, and nowhere else; what lies
-                // between two of them is tokenised as it would be between any two.
+                // Structural tokens are recognised in the text of the template only. The text between two of
+                // them is tokenised as it would be between any two.
                 let mut at = 0;
                 for (id, range) in self.scaffold_tokens(rendered, end) {
                     self.tokenize_stretch(text, at..range.start, cuts, Vocabulary::Content, &mut raw)?;
@@ -156,7 +157,7 @@ impl Tokenizer {
             ends.back = raw.ids.len();
             for &id in &self.back {
                 match &final_stop {
-                    // The first such id stands for the EOS that the row asks for: one EOS, never two.
+                    // The first such id is the EOS of the row; there is never a second one.
                     Some(stop) if one_eos && stop.id == id && ends.stop.is_none() => {
                         ends.stop = Some((raw.ids.len(), stop.span));
                         raw.push(id, stop.range.clone());
@@ -170,7 +171,7 @@ impl Tokenizer {
         Ok((raw, ends))
     }
 
-    /// Tokenises `stretch` of the text, cut at those `cuts` that lie inside it.
+    /// Tokenises `stretch` of the text, cut at those of `cuts` inside it.
     fn tokenize_stretch(
         &self,
         text: &str,
@@ -189,9 +190,9 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// How the text goes on at byte `at`, given the tokens before it.
+    /// What comes before byte `at`, given the tokens so far.
     fn start(&self, text: &str, at: usize, raw: &RawTokens) -> Start {
-        // Where nothing of the text has become a token yet, the text starts here.
+        // If nothing of the text has become a token yet, the text starts here.
         let Some(last) = raw.bytes.iter().rposition(|bytes| !bytes.is_empty()) else { return Start::Text };
         let bytes = raw.bytes[last].start as usize..raw.bytes[last].end as usize;
         if self.stages.is_space(&text[bytes.end.min(at)..at]) {
@@ -206,7 +207,7 @@ impl Tokenizer {
         }
     }
 
-    /// The stop token that ends a plain text, if its last span is one.
+    /// The stop token at the end of a plain text, if its last span is one.
     fn final_stop(&self, rendered: &Rendered) -> Option<FinalStop> {
         if !rendered.add_special_tokens {
             return None;
@@ -224,13 +225,13 @@ impl Tokenizer {
             }
             break;
         }
-        // An end of turn without text is a wish that only the post-processor's own EOS can grant.
+        // For an end of turn without text only the post-processor can add the EOS.
         let eos = self.eos.as_ref().filter(|eos| self.back.contains(&eos.id))?;
         let end = rendered.text.len();
         empty.map(|span| FinalStop { id: eos.id, range: end..end, span })
     }
 
-    /// Structural tokens in the text that the template wrote, up to byte `end`.
+    /// The structural tokens in the text of the template, up to byte `end`.
     fn scaffold_tokens(&self, rendered: &Rendered, end: usize) -> Vec<(u32, Range<usize>)> {
         let mut found = Vec::new();
         let written = |span: &Span| matches!(span.origin, Origin::Scaffold | Origin::EndOfTurn { .. });
@@ -257,8 +258,8 @@ impl Tokenizer {
             let range = tokens.bytes[index].start as usize..tokens.bytes[index].end as usize;
             let Some(added) = self.stages.added.get(&tokens.ids[index]) else { return false };
             let text = &rendered.text[range.clone()];
-            // White space that the token stripped is not where it came from; and an unknown character is
-            // `<unk>` without anybody having written so.
+            // White space that the token stripped does not count; and an unknown character becomes `<unk>`
+            // without that text being in the row.
             let start = range.start + (text.len() - text.trim_start().len());
             let end = (start + text.trim().len()).max(start);
             spells(text, added)
@@ -271,8 +272,8 @@ impl Tokenizer {
         (0..tokens.len()).filter(structural).filter(|&index| from_content(index)).collect()
     }
 
-    /// True where the row starts with the BOS and the BOS again. An EOS that is the same token and ends an
-    /// empty row is not a second BOS.
+    /// True if the row starts with two BOS tokens. If EOS and BOS are the same token, the EOS of an empty row
+    /// is not a second BOS.
     fn double_bos(&self, tokens: &Tokens) -> bool {
         let bos = self.bos.as_ref().map(|bos| bos.id).or(self.front.last().copied());
         bos.is_some_and(|bos| tokens.ids.starts_with(&[bos, bos]))
@@ -280,12 +281,12 @@ impl Tokenizer {
     }
 }
 
-/// True where the text is the token's own, but for white space that it strips.
+/// True if the text is that of the token, apart from white space that it strips.
 fn spells(text: &str, token: &AddedToken) -> bool {
     text.trim() == token.content.trim()
 }
 
-/// The stop token that ends a plain text.
+/// The stop token at the end of a plain text.
 struct FinalStop {
     id: u32,
     range: Range<usize>,
@@ -293,25 +294,26 @@ struct FinalStop {
     span: usize,
 }
 
-/// Which tokens of a row are the post-processor's.
+/// Which tokens of a row the post-processor added.
 #[derive(Default)]
 struct Ends {
-    /// How many stand in front.
+    /// Number of tokens before the text.
     front: usize,
-    /// Index of the first one behind.
+    /// Index of the first token after the text.
     back: usize,
-    /// The one behind that stands for a span: its index, the span's.
+    /// The token after the text that belongs to a span: its index, and that of the span.
     stop: Option<(usize, usize)>,
 }
 
-/// Gives every token its origin and weight. Also returns the tokens that overlap different weights.
+/// Gives every token its origin and weight; also returns the indices of tokens that overlap different
+/// weights.
 fn attribute(raw: RawTokens, ends: &Ends, rendered: &Rendered) -> (Tokens, Vec<usize>) {
-    // Empty spans hold no byte, so no token can be theirs.
+    // Empty spans have no tokens.
     let spans: Vec<&Span> = rendered.spans.iter().filter(|span| !span.range.is_empty()).collect();
     let mut origins = Vec::with_capacity(raw.ids.len());
     let mut weights = Vec::with_capacity(raw.ids.len());
     let mut mixed = Vec::new();
-    // The span of the last token: nearly all tokens lie within the same one as the token before them.
+    // The span of the previous token: nearly all tokens are in the same span as the one before.
     let mut current: Option<&Span> = None;
     for (index, bytes) in raw.bytes.iter().enumerate() {
         let within = |span: &&Span| {
@@ -328,7 +330,8 @@ fn attribute(raw: RawTokens, ends: &Ends, rendered: &Rendered) -> (Tokens, Vec<u
         let stands_for = ends.stop.filter(|(stop, _)| *stop == index).map(|(_, span)| &rendered.spans[span]);
         let added = index < ends.front || index >= ends.back;
         let (start, end) = (bytes.start as usize, bytes.end as usize);
-        // An empty range (a token that only stands for an inserted character) belongs to the byte behind it.
+        // An empty range (of a token that represents only an inserted character) belongs to the byte after
+        // it.
         let first = spans.partition_point(|span| span.range.end <= start).min(spans.len().saturating_sub(1));
         current = spans.get(first).copied();
         let (mut origin, mut weight) = match (stands_for, spans.get(first)) {
@@ -355,7 +358,7 @@ fn attribute(raw: RawTokens, ends: &Ends, rendered: &Rendered) -> (Tokens, Vec<u
     (Tokens { ids: raw.ids, bytes: raw.bytes, origins, weights }, mixed)
 }
 
-/// Groups the tokens that straddle a cut, with the ids that the same bytes have when the text is cut.
+/// The tokens that straddle a cut, with the ids of the same bytes if the text is cut.
 fn straddles(
     tokens: &Tokens,
     cuts: &[usize],
@@ -371,7 +374,7 @@ fn straddles(
             found.push(Straddle { tokens: first..first + count, at, bytes: at..at, joint, split });
         }
     }
-    // The second tokenisation is paid for only by rows that have something to show.
+    // Only rows with straddling tokens are tokenised twice.
     if !found.is_empty() {
         let split = split()?;
         for straddle in &mut found {
@@ -400,27 +403,27 @@ fn straddles(
     Ok(found)
 }
 
-/// Where responses start: the bytes at which `boundary: split` cuts. What a model says in one go is one
-/// response, in however many spans (reasoning, content, tool calls, a template's text between them), so
-/// there is one cut for it. An end of turn that no response precedes is all that the model says there.
+/// The bytes at which responses start, where `boundary: split` cuts. Everything that the model generates in
+/// one turn is one response with one cut, in however many spans (reasoning, content, tool calls, text of the
+/// template between them). An end of turn without a response before it is the whole response.
 fn response_starts(rendered: &Rendered) -> Vec<usize> {
     let mut starts = Vec::new();
-    let mut speaking = None;
+    let mut open_turn = None;
     for span in &rendered.spans {
         match span.origin {
             Origin::Response { turn } => {
-                if speaking != Some(turn) {
+                if open_turn != Some(turn) {
                     starts.push(span.range.start);
                 }
-                speaking = Some(turn);
+                open_turn = Some(turn);
             }
             Origin::EndOfTurn { turn } => {
-                if speaking != Some(turn) {
+                if open_turn != Some(turn) {
                     starts.push(span.range.start);
                 }
-                speaking = None;
+                open_turn = None;
             }
-            Origin::Prompt { .. } if !span.range.is_empty() => speaking = None,
+            Origin::Prompt { .. } if !span.range.is_empty() => open_turn = None,
             Origin::Prompt { .. } | Origin::Scaffold | Origin::Padding => {}
         }
     }
@@ -428,12 +431,12 @@ fn response_starts(rendered: &Rendered) -> Vec<usize> {
     starts
 }
 
-/// The spans must tile the text on character boundaries: everything behind relies on it.
+/// Checks that the spans tile the text at character boundaries, on which later stages rely.
 fn check_spans(rendered: &Rendered) -> Result<()> {
     let wrong = |message: String| Error::Row {
         id: rendered.id.clone(),
         message,
-        help: "this is a fault of whoever rendered the row, not of its data".to_string(),
+        help: "this is a fault of the code that rendered the row, not of its data".to_string(),
     };
     let mut at = 0;
     for span in &rendered.spans {

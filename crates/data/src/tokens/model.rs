@@ -1,4 +1,4 @@
-//! The library's tokenizer around a model of ours where there is one, around its own elsewhere.
+//! The library's tokenizer with our BPE model, if that supports the vocabulary, else with its own model.
 
 use super::bpe::Bpe;
 use super::cache;
@@ -13,24 +13,25 @@ use tokenizers::{
     Token, TokenizerBuilder, TokenizerImpl,
 };
 
-/// Added tokens, normalizer, pre-tokenizer, post-processor and decoder are the library's.
+/// The library's tokenizer (added tokens, normalizer, pre-tokenizer, post-processor and decoder) around
+/// [`Model`].
 pub(super) type Inner =
     TokenizerImpl<Model, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-/// What turns pieces into ids.
+/// The model that turns pieces into ids.
 pub(super) enum Model {
-    /// Ours.
+    /// Our own.
     Bpe(Box<Bpe>),
-    /// The library's, in the tokenizer that it was loaded with.
+    /// The library's, within the tokenizer it was loaded in.
     Library(Box<tokenizers::Tokenizer>),
 }
 
-/// Reads a `tokenizer.json`, without truncation, padding and dropout.
+/// Reads a `tokenizer.json`; truncation, padding and dropout are switched off.
 pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
     let ours = std::str::from_utf8(json).ok().and_then(|json| serde_json::from_str::<Inner>(json).ok());
     let mut inner = match ours {
         Some(inner) => inner,
-        // Whatever is not ours the library reads from the start, and says what is wrong with it.
+        // The library reads every other file from the start, and reports what is wrong with it.
         None => load_library(json)?,
     };
     inner.with_truncation(None)?;
@@ -38,7 +39,7 @@ pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
     Ok(inner)
 }
 
-/// The same with nothing of ours.
+/// As [`load`], with the library's model.
 pub(super) fn load_library(json: &[u8]) -> Result<Inner, TokenizerError> {
     let mut library = tokenizers::Tokenizer::from_bytes(json)?;
     if let ModelWrapper::BPE(bpe) = library.get_model()
@@ -122,7 +123,7 @@ impl tokenizers::Model for Model {
 
     fn save(&self, folder: &Path, prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
         match self {
-            Model::Bpe(_) => Err("a model that was read for tokenising is not written".into()),
+            Model::Bpe(_) => Err("this model is for tokenising only and cannot be saved".into()),
             Model::Library(library) => library.get_model().save(folder, prefix),
         }
     }
@@ -135,8 +136,8 @@ impl tokenizers::Model for Model {
     }
 }
 
-/// What the library's model makes of a string that is already in GPT-2's alphabet: ids, and their lengths in bytes of
-/// that string.
+/// The tokens that the library's model gives for a string in GPT-2's alphabet: ids, and their lengths in
+/// bytes of that string.
 fn tokenize_written(bpe: &Bpe, written: &str) -> Vec<(u32, usize)> {
     let Some(bytes) = bpe.bytes_of(written).filter(|bytes| !bytes.is_empty()) else {
         return bpe.merge_written(written);

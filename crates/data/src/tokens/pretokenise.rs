@@ -1,13 +1,13 @@
-//! The pre-tokenisers of byte-level BPE, by hand: where a text is cut into pieces before any merge.
+//! Hand-written pre-tokenizers of byte-level BPE, which split text into pieces before merging.
 //!
-//! The library runs these regular expressions with Oniguruma, which is most of the time that it needs for
-//! English. A handful of expressions covers nearly every published model, and all are of one kind: letters,
-//! digits, punctuation and white space in runs, with one character in front. [`Pretokeniser::of`] knows an
-//! expression only by its exact text; any other stays with the library.
+//! The library runs these regular expressions with Oniguruma, which takes most of its time on English. A few
+//! expressions cover nearly every published model, and all have the same structure: runs of letters, digits,
+//! punctuation or white space, some with one character before them. [`Pretokeniser::of`] recognises an
+//! expression by its exact text only; all others are left to the library.
 //!
-//! Every expression here matches at every position of every text, so a text is the sequence of its matches
-//! and a piece depends on nothing before it. tokens/equality.rs compares the pieces with the library's, for
-//! every code point and on random text.
+//! Every expression here matches at every position of every text. So a text is the sequence of its matches,
+//! and a piece does not depend on the text before it. tokens/equality.rs compares the pieces with the
+//! library's, for every code point and on random text.
 
 use regex_syntax::hir::{Class, HirKind};
 use std::sync::LazyLock;
@@ -15,46 +15,47 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
-/// A known expression.
+/// A supported expression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pretokeniser {
     /// GPT-2: ` ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+`, contractions in lower case.
     Gpt2,
-    /// GPT-4 (`cl100k`), Llama-3 and Qwen2: any one character in front of letters, at most `digits` digits.
+    /// GPT-4 (`cl100k`), Llama-3 and Qwen2: any one character before letters, at most `digits` digits.
     Cl100k { digits: usize },
-    /// GPT-4o (`o200k`): words also end where an upper-case letter follows a lower-case one. `contractions`
-    /// belong to the word before them; Tekken (Mistral Nemo) has none.
+    /// GPT-4o (`o200k`): words also end between a lower-case and an upper-case letter. `contractions` belong
+    /// to the word before them; Tekken (Mistral Nemo) has none.
     O200k { digits: usize, contractions: bool },
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-/// tiktoken's way to write it.
+/// The same as tiktoken writes it.
 const GPT2_SHORT: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// tiktoken's way to write it. The possessive quantifiers give nothing back that the next class could
-/// take, and `\s*[\r\n]` ends at the last line break of the white space just as `\s*[\r\n]+` does.
+/// As tiktoken writes it. The possessive quantifiers make no difference, since the next class never matches
+/// what they took; and `\s*[\r\n]` ends at the last line break of the white space, as `\s*[\r\n]+` does.
 const CL100K: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-// What a character is, one bit each. Punctuation, symbols, marks and the unassigned are none of the first three.
+// Classes of characters, one bit each. Punctuation, symbols, marks and unassigned characters are in none of
+// the first three.
 const LETTER: u8 = 1;
 const DIGIT: u8 = 2;
 const SPACE: u8 = 4;
 const LINE_BREAK: u8 = 8;
-/// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`, what a word of `o200k` starts with.
+/// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`, which starts a word of `o200k`.
 const UPPER: u8 = 16;
-/// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`, what it goes on with.
+/// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`, which continues it.
 const LOWER: u8 = 32;
 
-/// All that is known, for tests.
+/// All supported expressions, for tests.
 #[cfg(test)]
 pub(super) const KNOWN: [&str; 7] = [GPT2, GPT2_SHORT, LLAMA3, QWEN2, CL100K, O200K, TEKKEN];
 
 impl Pretokeniser {
-    /// The expression of a pre-tokenizer that does nothing but split by it and write bytes as characters,
-    /// and whether each digit ([`char::is_numeric`]) is set apart before that (StarCoder, SmolLM).
+    /// The expression of a pre-tokenizer that only splits by it and encodes bytes as characters; and whether
+    /// digits ([`char::is_numeric`]) are split off first, as in StarCoder and SmolLM.
     pub fn of(pre_tokenizer: &PreTokenizerWrapper) -> Option<(Pretokeniser, bool)> {
         let gpt2 = |bytes: &ByteLevel| !bytes.add_prefix_space && bytes.use_regex;
         let bytes_only = |bytes: &ByteLevel| !bytes.add_prefix_space && !bytes.use_regex;
@@ -78,7 +79,7 @@ impl Pretokeniser {
     }
 
     fn of_split(split: &Split) -> Option<Pretokeniser> {
-        // Matches cover the text, so dropping what lies between them drops nothing.
+        // Matches cover the text, so dropping the text between them drops nothing.
         let isolated = match split.behavior {
             SplitDelimiterBehavior::Isolated => true,
             SplitDelimiterBehavior::Removed => split.invert,
@@ -96,7 +97,7 @@ impl Pretokeniser {
         }
     }
 
-    /// The end of the piece that starts at byte `at`, which is before the end of the text.
+    /// The end of the piece that starts at byte `at`, which must be before the end of the text.
     #[inline]
     pub fn piece_end(self, text: &str, at: usize) -> usize {
         let text = Text(text);
@@ -108,13 +109,12 @@ impl Pretokeniser {
     }
 }
 
-/// A text with its characters' classes.
+/// A text with the classes of its characters.
 #[derive(Clone, Copy)]
 struct Text<'a>(&'a str);
 
 impl Text<'_> {
-    /// The class of the character at a byte and its length; zero and zero at the end of the text, which is
-    /// in no run.
+    /// The classes and the length of the character at a byte; 0 and 0 at the end of the text.
     #[inline]
     fn at(self, at: usize) -> (u8, usize) {
         match self.0.as_bytes().get(at) {
@@ -128,7 +128,7 @@ impl Text<'_> {
         self.0.as_bytes().get(at).copied()
     }
 
-    /// The end of the run from `at` of characters that have one of `classes`.
+    /// The end of the run of characters from `at` that have one of `classes`.
     #[inline]
     fn run(self, mut at: usize, classes: u8) -> usize {
         loop {
@@ -157,7 +157,7 @@ impl Text<'_> {
         length > 0 && class & (LETTER | DIGIT | SPACE) == 0
     }
 
-    /// `\p{N}{1,limit}`, from a digit.
+    /// `\p{N}{1,limit}`, starting at a digit.
     #[inline]
     fn digits(self, mut at: usize, limit: usize) -> usize {
         for _ in 0..limit {
@@ -170,8 +170,8 @@ impl Text<'_> {
         at
     }
 
-    /// `\s+(?!\S)|\s+`: white space, but for the last character where something follows; with `lines`
-    /// `\s*[\r\n]+` before it, white space up to its last line break.
+    /// `\s+(?!\S)|\s+`: white space, without its last character if other text follows. With `lines`,
+    /// `\s*[\r\n]+` comes first: white space up to its last line break.
     #[inline]
     fn white_space(self, start: usize, lines: bool) -> usize {
         let (mut at, mut last, mut line) = (start, start, None);
@@ -193,7 +193,7 @@ impl Text<'_> {
         }
     }
 
-    /// The end of `'s|'t|'re|'ve|'m|'ll|'d` at `at`, if one is there. Without regard to case `'ſ` is `'s`.
+    /// The end of `'s|'t|'re|'ve|'m|'ll|'d` at `at`, if it matches. Ignoring case, `'ſ` is `'s`.
     #[inline]
     fn contraction(self, at: usize, any_case: bool) -> Option<usize> {
         if self.byte(at) != Some(b'\'') {
@@ -216,7 +216,7 @@ impl Text<'_> {
         if let Some(end) = self.contraction(start, false) {
             return end;
         }
-        // The optional space: what follows it decides, unless that is white space too.
+        // After the optional space the next character decides, unless it is white space too.
         let mut at = start;
         let (mut class, mut length) = self.at(at);
         if self.byte(at) == Some(b' ') {
@@ -255,8 +255,8 @@ impl Text<'_> {
         self.symbols_or_space(start, class, next, b"\r\n")
     }
 
-    /// ` ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, the end of all newer expressions. `tail` are the
-    /// characters that may follow symbols.
+    /// ` ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, with which all newer expressions end. `tail`:
+    /// the characters that may follow symbols.
     #[inline]
     fn symbols_or_space(self, start: usize, class: u8, next: usize, tail: &[u8]) -> usize {
         let spaced = self.byte(start) == Some(b' ') && self.is_symbol(next);
@@ -277,8 +277,8 @@ impl Text<'_> {
         if class & DIGIT != 0 {
             return self.digits(start, digits);
         }
-        // The optional character in front is tried first, and left out where no word follows it; only a
-        // mark can be either.
+        // The optional first character is tried first, and left out if no word follows it; only a mark can be
+        // either.
         let mut word = None;
         if class & (LETTER | LINE_BREAK) == 0 {
             word = self.lower_word(next);
@@ -287,7 +287,7 @@ impl Text<'_> {
             word = self.lower_word(start);
         }
         if word.is_none() {
-            // No lower-case letter: the second expression, capitals only.
+            // No lower-case letter: the second alternative, capitals only.
             let from = if class & LETTER != 0 { start } else { next };
             if class & LINE_BREAK == 0 && self.at(from).0 & UPPER != 0 {
                 word = Some(self.run(from, UPPER));
@@ -300,8 +300,8 @@ impl Text<'_> {
         }
     }
 
-    /// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+`. Where the capitals are followed by no
-    /// lower-case letter they give back up to the last character that is both.
+    /// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+`. If no lower-case letter follows the
+    /// capitals, they are backtracked to the last character that is in both classes.
     #[inline]
     fn lower_word(self, start: usize) -> Option<usize> {
         let (mut at, mut both) = (start, None);
@@ -343,8 +343,9 @@ fn beyond_ascii(text: &str, at: usize) -> (u8, usize) {
     (CLASSES[character as usize], character.len_utf8())
 }
 
-/// The classes of all code points, from the tables of regex-syntax: Unicode 16, as Oniguruma's. One byte
-/// each (of which a text touches few pages) is the fastest look-up there is; building it takes 0.4 ms.
+/// The classes of all code points, from the tables of regex-syntax: Unicode 16, as in Oniguruma. A table of
+/// one byte per code point is the fastest look-up, as a text touches few of its pages; building it takes 0.4
+/// ms.
 static CLASSES: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut classes = vec![0; 0x11_0000];
     let bits = [

@@ -1,11 +1,11 @@
-//! Ids and byte ranges, before origins.
+//! Ids and byte ranges, without origins.
 
 use std::ops::Range;
 
-/// What the library returns when something fails.
+/// The error type of the `tokenizers` library.
 pub(super) type TokenizerError = tokenizers::Error;
 
-/// Ids and byte ranges, before origins.
+/// Token ids with their byte ranges, without origins.
 #[derive(Default)]
 pub(super) struct RawTokens {
     pub ids: Vec<u32>,
@@ -13,8 +13,8 @@ pub(super) struct RawTokens {
 }
 
 impl RawTokens {
-    /// No tokens, and room for those of a text: English has some four bytes to a token. Growing once is
-    /// cheap, a second buffer for each row is not.
+    /// An empty list with capacity for the tokens of a text, at four bytes per token as in English. It may
+    /// grow once.
     pub fn for_text(text: &str) -> RawTokens {
         let room = text.len() / 4 + 8;
         RawTokens { ids: Vec::with_capacity(room), bytes: Vec::with_capacity(room) }

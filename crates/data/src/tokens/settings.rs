@@ -1,4 +1,4 @@
-//! The special tokens of a tokenizer: which file says what.
+//! The special tokens of a tokenizer, which several files of a model folder declare.
 
 use super::model::Inner;
 use crate::{Error, Result};
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Encoding, Token};
 
-/// What the files beside `tokenizer.json` say, unresolved.
+/// The declarations in the files other than `tokenizer.json`, not yet resolved to ids.
 #[derive(Default)]
 pub(super) struct Settings {
     pub bos: Option<String>,
@@ -15,9 +15,9 @@ pub(super) struct Settings {
     pub pad: Option<String>,
     /// `eos_token_id` of `generation_config.json`, else of `config.json`.
     pub eos_ids: Vec<u32>,
-    /// `added_tokens_decoder`: tokens that transformers registers over those of `tokenizer.json`.
+    /// `added_tokens_decoder`: tokens that transformers registers in addition to those of `tokenizer.json`.
     pub added: Vec<(u32, DeclaredToken)>,
-    /// The file that names them, for errors.
+    /// The file of these declarations, for errors.
     pub path: PathBuf,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct DeclaredToken {
 
 impl Settings {
     /// Reads `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and `config.json`
-    /// of a folder. All of them may be missing.
+    /// of a folder. Each may be missing.
     pub fn from_dir(dir: &Path) -> Result<Settings> {
         let path = dir.join("tokenizer_config.json");
         let mut settings = match read_json(&path)? {
@@ -93,13 +93,13 @@ impl Settings {
     }
 }
 
-/// A special token is written as a string or as `{"content": string, ..}`; anything else is none.
+/// The text of a special token, which is a string or `{"content": string, ..}`.
 fn token_content(value: &Value) -> Option<String> {
     let content = value.as_str().or_else(|| value["content"].as_str())?;
     (!content.is_empty()).then(|| content.to_string())
 }
 
-/// An `eos_token_id` is a number or a list of numbers.
+/// The ids of an `eos_token_id`, which is a number or a list of numbers.
 fn token_ids(value: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match value {
@@ -108,7 +108,7 @@ fn token_ids(value: &Value) -> Vec<u32> {
     }
 }
 
-/// The JSON of a file, or `None` where there is no such file.
+/// The JSON of a file; `None` if it does not exist.
 fn read_json(path: &Path) -> Result<Option<Value>> {
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| not_json(path, &error)),
@@ -124,8 +124,8 @@ fn not_json(path: &Path, error: &serde_json::Error) -> Error {
     }
 }
 
-/// Registers the tokens of `tokenizer_config.json` over those of `tokenizer.json`, as transformers does when
-/// it loads a model: the flags of `added_tokens_decoder` win, and bos, eos and pad are special.
+/// Registers the tokens of `tokenizer_config.json` over those of `tokenizer.json`, as transformers does: the
+/// flags of `added_tokens_decoder` win, and BOS, EOS and pad are special.
 pub(super) fn declare_added_tokens(inner: &mut Inner, settings: &Settings) -> Result<()> {
     let wrong = |message: String| Error::Tokenizer { path: settings.path.clone(), message };
     let known = inner.get_added_tokens_decoder();
@@ -142,7 +142,7 @@ pub(super) fn declare_added_tokens(inner: &mut Inner, settings: &Settings) -> Re
     }
     for content in [&settings.bos, &settings.eos, &settings.pad].into_iter().flatten() {
         let is_known = known.values().chain(&declared).any(|token| token.content == *content);
-        // One that is in no vocabulary would be a new id, which the model's embedding does not have.
+        // A token that is not in the vocabulary would get a new id, for which the model has no embedding.
         if !is_known && inner.token_to_id(content).is_some() {
             declared.push(AddedToken::from(content.as_str(), true));
         }
@@ -165,8 +165,8 @@ pub(super) fn declare_added_tokens(inner: &mut Inner, settings: &Settings) -> Re
     Ok(())
 }
 
-/// What the post-processor puts in front of a text and behind it. It is asked once, with a token that no
-/// vocabulary has: running it on every row would copy every token's string to learn nothing new.
+/// The ids that the post-processor puts before and after a text. It runs once, on an id that no vocabulary
+/// has: running it on every row would copy the string of every token for nothing.
 pub(super) fn post_processor_ends(inner: &Inner) -> Result<(Vec<u32>, Vec<u32>), String> {
     const TEXT: u32 = u32::MAX;
     let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".to_string(), (0, 1))], 0);
@@ -176,7 +176,7 @@ pub(super) fn post_processor_ends(inner: &Inner) -> Result<(Vec<u32>, Vec<u32>),
         Some(at) if ids.iter().filter(|id| **id == TEXT).count() == 1 => {
             Ok((ids[..at].to_vec(), ids[at + 1..].to_vec()))
         }
-        _ => Err("\"post_processor\" does not put the text exactly once into a row; it is not one for \
+        _ => Err("\"post_processor\" does not put the text exactly once into a row; it is not meant for \
                   language models"
             .to_string()),
     }

@@ -1,23 +1,23 @@
-//! One stretch of text to ids: the library's stages, run so that a stretch can also continue another.
+//! Tokenises a stretch of text with the stages of the library, also as the continuation of another text.
 //!
-//! The library always tokenises a whole string. A response that follows a prompt is not a whole string:
-//! a tokenizer that puts a space before the first word of a text must not put a second one before a
-//! response that continues a word. Every insertion in the library comes from three places, and each is
-//! taken out here for the one piece that continues the prompt (and for that piece only):
+//! The library tokenises whole strings. A response after a prompt is not one: a tokenizer that puts a space
+//! before the first word of a text must not put one before a response that continues a word. The library
+//! inserts text in three stages. Each is changed here for the piece that continues the prompt, and for that
+//! piece only:
 //!
 //! - the `Prepend` normalizer (Llama-2, Phi-3): [`resumed_normalizer`] leaves it out;
-//! - the `Metaspace` pre-tokenizer (`first`: Mistral; `always`: T5, where it prefixes every word, so that
-//!   it cannot simply be switched off) and the `ByteLevel` pre-tokenizer with `add_prefix_space`
-//!   (RoBERTa): [`Step`] does the prefixing here, piece by piece, and runs the library's own stage with
-//!   prefixing off behind it.
+//! - the `Metaspace` pre-tokenizer (`first`: Mistral; `always`: T5, where it prefixes every word, so that it
+//!   cannot just be switched off) and the `ByteLevel` pre-tokenizer with `add_prefix_space` (RoBERTa):
+//!   [`Step`] adds the prefixes piece by piece, then runs the library's stage without prefixes.
 //!
-//! The matches over the library's enums are exhaustive on purpose: its version is pinned, and a new kind
-//! of stage must be looked at before it compiles.
+//! The matches over the library's enums are exhaustive on purpose: a new kind of stage must not compile
+//! before it is reviewed.
 
 use super::cache;
 use super::direct::{Direct, is_composed};
 use super::model::{Inner, Model};
 use super::raw::{RawTokens, TokenizerError};
+use crate::guard::guard;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use tokenizers::normalizer::Range;
@@ -28,21 +28,21 @@ use tokenizers::{
     OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Token,
 };
 
-/// How a stretch of text begins.
+/// What comes before a stretch of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// At the start of the whole text: exactly what the library does.
+    /// Nothing: the stretch starts the text, and is tokenised as by the library.
     Text,
-    /// Behind an added token that is matched before normalisation. The joint tokenisation starts a new
-    /// section there too, with whatever prefix the tokenizer gives to sections, so a cut changes nothing.
+    /// An added token that is matched before normalisation. Joint tokenisation starts a new section there
+    /// too, with the tokenizer's prefix for sections, so a cut makes no difference.
     Section,
-    /// Behind an added token that is matched after normalisation: the normalizer has already run, the
-    /// pre-tokenizer starts anew.
+    /// An added token that is matched after normalisation: the normalizer has run, but the pre-tokenizer
+    /// starts a new section.
     NormalizedSection,
-    /// In the middle of a section, behind white space that the prompt's tokens do not represent (T5 drops
-    /// it): the prefix is what stands for that white space, so it is due.
+    /// White space in the middle of a section that no token of the prompt represents (T5 drops it): the
+    /// prefix represents that white space, so it is inserted.
     Spaced,
-    /// In the middle of a section: nothing may be inserted.
+    /// Text of the same section: nothing may be inserted.
     Glued,
 }
 
@@ -51,31 +51,31 @@ pub(super) enum Start {
 pub(super) enum Vocabulary {
     /// All of them, as transformers does.
     Full,
-    /// Those that are not structural: content is plain text.
+    /// Those that are not structural: content cannot contain structural tokens.
     Content,
 }
 
-/// The parts of a tokenizer that turn text into ids.
+/// The stages of a tokenizer that turn text into ids.
 pub(super) struct Stages {
     pub inner: Inner,
     /// Added tokens by id.
     pub added: HashMap<u32, AddedToken>,
-    /// Ids by the content of the added token.
+    /// Ids by the text of the added token.
     pub added_ids: HashMap<String, u32>,
-    /// One bit per id: added tokens that structure a text (special ones, and bos, eos, pad, stop tokens).
+    /// One bit per id: added tokens that structure a text (special tokens, BOS, EOS, pad and stop tokens).
     structural: Vec<u64>,
-    /// The normalizer of a continuation; `None` where it is the same one.
+    /// The normalizer for a continuation; `None` if it is the same.
     resumed_normalizer: Option<Option<NormalizerWrapper>>,
-    /// The pre-tokenizer with the prefix under our control; empty where it never inserts one.
+    /// The pre-tokenizer with controlled prefixes; empty if it inserts none.
     steps: Vec<Step>,
-    /// Added tokens for [`Vocabulary::Content`], made when first needed.
+    /// The added tokens of [`Vocabulary::Content`], built on first use.
     content_vocabulary: OnceLock<AddedVocabulary>,
-    /// The way around the library, where there is one.
+    /// The stages without the library, if the tokenizer is supported.
     pub direct: Option<Direct>,
 }
 
 impl Stages {
-    /// Takes the library's tokenizer apart once. `named` are structural ids beyond the special added tokens.
+    /// Takes the library's tokenizer apart. `named`: structural ids in addition to the special added tokens.
     pub fn new(inner: Inner, named: &[u32]) -> Stages {
         let added: HashMap<u32, AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
         let added_ids = added.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
@@ -113,12 +113,13 @@ impl Stages {
         stages
     }
 
-    /// True for the ids that structure a text: special added tokens, bos, eos, pad, stop tokens.
+    /// True for ids that structure a text: special added tokens, BOS, EOS, pad and stop tokens.
     pub fn is_structural(&self, id: u32) -> bool {
         self.structural.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
 
-    /// True for text that is white space, or becomes so: T5's normalizer makes spaces of zero-width characters.
+    /// True for text that is white space or is normalised to it: T5's normalizer makes spaces of zero-width
+    /// characters.
     pub fn is_space(&self, text: &str) -> bool {
         if text.is_empty() || text.contains(char::is_whitespace) {
             return !text.is_empty();
@@ -132,9 +133,9 @@ impl Stages {
             && normalized.get().contains(char::is_whitespace)
     }
 
-    /// Appends the tokens of `text`, whose first byte is byte `base` of the whole text. Ranges are never
-    /// trimmed: a token ` world` covers its space whatever the file's `trim_offsets` says, because
-    /// supervision is decided by the bytes that a token stands for.
+    /// Appends the tokens of `text`. `base`: the position of its first byte in the whole text. Ranges are
+    /// never trimmed: a token ` world` covers its space whatever the file's `trim_offsets`, because
+    /// supervision depends on the bytes that a token covers.
     pub fn tokenize(
         &self,
         text: &str,
@@ -146,6 +147,18 @@ impl Stages {
         if text.is_empty() || self.tokenize_directly(text, base, vocabulary, out) {
             return Ok(());
         }
+        // Oniguruma panics where a regular expression backtracks too often.
+        guard(|| self.tokenize_by_library(text, base, start, vocabulary, out)).map_err(TokenizerError::from)
+    }
+
+    fn tokenize_by_library(
+        &self,
+        text: &str,
+        base: u32,
+        start: Start,
+        vocabulary: Vocabulary,
+        out: &mut RawTokens,
+    ) -> Result<(), TokenizerError> {
         let added = match vocabulary {
             Vocabulary::Full => self.inner.get_added_vocabulary(),
             Vocabulary::Content => self.content_vocabulary(),
@@ -171,10 +184,10 @@ impl Stages {
                 step.run(start, &mut pieces)?;
             }
         }
-        // The library would now make an `Encoding`: seven vectors, of which two are wanted, and a second walk.
-        // Going through the pieces here takes Qwen2.5 from 1.25 to 1.30 million tokens a second (one thread,
-        // forum posts of 4 kB). `split` hands out the pieces that are not tokens
-        // yet, with their index among all; the gaps in that index are the added tokens.
+        // The library would now build an `Encoding` of seven vectors, of which two are needed. Iterating over
+        // the pieces here takes Qwen2.5 from 1.25 to 1.30 million tokens a second (one thread, forum posts of
+        // 4 kB). `split` yields the pieces that are not tokens yet, with their index among all pieces; the
+        // gaps between the indices are the added tokens.
         let mut added_tokens = pieces
             .get_splits(OffsetReferential::Original, OffsetType::Byte)
             .into_iter()
@@ -185,8 +198,8 @@ impl Stages {
             .peekable();
         let model = self.inner.get_model();
         let push = |out: &mut RawTokens, id: u32, (start, end): (usize, usize)| {
-            // Ranges are kept well-formed whatever a normalizer's insertions did to them, for everything
-            // behind compares bytes.
+            // Insertions of a normalizer can make a range invalid; later stages compare bytes and need valid
+            // ranges.
             let start = start.min(text.len());
             out.ids.push(id);
             out.bytes.push(base + start as u32..base + end.clamp(start, text.len()) as u32);
@@ -216,9 +229,10 @@ impl Stages {
         Ok(())
     }
 
-    /// Tokenises without the library; `false`, with nothing appended, where only the library can.
+    /// Tokenises without the library. False, with nothing appended, if that is not possible.
     ///
-    /// Qwen2.5, forum posts, one thread: 39 million tokens a second; the library's stages 1.5.
+    /// Qwen2.5, forum posts, one thread: 39 million tokens a second, against 1.5 million with the library's
+    /// stages.
     fn tokenize_directly(&self, text: &str, base: u32, vocabulary: Vocabulary, out: &mut RawTokens) -> bool {
         let (Some(direct), Model::Bpe(bpe)) = (self.direct_for(text), self.inner.get_model()) else {
             return false;
@@ -231,8 +245,8 @@ impl Stages {
                 None => direct.tokenize(&text[part.clone()], base + part.start as u32, pieces, out),
             });
         });
-        // Content that merges into a structural token must not (`without_structural`); no published
-        // vocabulary does that, so the library's way is good enough for it.
+        // Content must not merge into a structural token (`without_structural`). It does in no published
+        // vocabulary, so the library's slower stages are good enough.
         if content && out.ids[before..].iter().any(|&id| self.is_structural(id)) {
             out.truncate(before);
             return false;
@@ -240,12 +254,12 @@ impl Stages {
         true
     }
 
-    /// The way around the library, if there is one for this text.
+    /// The stages without the library, if they support this text.
     fn direct_for(&self, text: &str) -> Option<&Direct> {
         self.direct.as_ref().filter(|direct| direct.takes(text))
     }
 
-    /// The added tokens in `text` by the full vocabulary: id and byte range, stripped white space included.
+    /// The added tokens in `text` by the full vocabulary: id and byte range, including stripped white space.
     pub fn added_in(&self, text: &str) -> Vec<(u32, std::ops::Range<usize>)> {
         if let Some(direct) = self.direct_for(text) {
             let mut found = Vec::new();
@@ -264,27 +278,27 @@ impl Stages {
     fn content_vocabulary(&self) -> &AddedVocabulary {
         self.content_vocabulary.get_or_init(|| {
             let mut vocabulary = self.inner.get_added_vocabulary().clone();
-            // Structural tokens that the file does not call special (Phi-3's `</s>`) are made so in this
-            // copy, because the flag below skips the special ones.
+            // The flag below skips special tokens, so structural tokens that the file does not declare
+            // special (Phi-3's `</s>`) are made special in this copy.
             let named: Vec<AddedToken> = self
                 .added
                 .iter()
                 .filter(|(id, token)| !token.special && self.is_structural(**id))
                 .map(|(_, token)| token.clone().special(true))
                 .collect();
-            // It fails only where a token cannot be normalised, and each of these has been before.
+            // This fails only if a token cannot be normalised, and each of these was normalised before.
             let _ = vocabulary.add_tokens(named, self.inner.get_model(), self.inner.get_normalizer());
             vocabulary.set_encode_special_tokens(true);
             vocabulary
         })
     }
 
-    /// Tokenises a piece of content, never into a structural id. Not extracting added tokens is not enough:
-    /// a Unigram model has `</s>` among its pieces, at the best score of all, and picks it for plain text.
-    /// A piece that yields one is cut behind its first character.
+    /// Tokenises a piece of content without structural ids. Not extracting added tokens is not enough: a
+    /// Unigram model has `</s>` in its vocabulary, with the best score of all, and chooses it for plain text.
+    /// A piece that yields a structural id is split after its first character.
     fn without_structural(&self, model: &Model, text: &str) -> tokenizers::Result<Vec<Token>> {
         let tokens = model.tokenize(text)?;
-        // The unknown token is special in most files, and it is the honest answer for an unknown character.
+        // The unknown token, special in most files, is right for an unknown character.
         let structural = |token: &Token| {
             self.is_structural(token.id)
                 && self.added.get(&token.id).is_some_and(|added| {
@@ -307,8 +321,8 @@ impl Stages {
     }
 }
 
-/// The normalizer of a stretch that continues another: the piece at its first byte gets the normalizer
-/// without insertions, every later section the file's own.
+/// The normalizer of a continuation: without insertions for the piece at the first byte, unchanged for later
+/// sections.
 struct Resume<'a> {
     full: Option<&'a NormalizerWrapper>,
     resumed: Option<&'a NormalizerWrapper>,
@@ -321,7 +335,7 @@ impl Normalizer for Resume<'_> {
     }
 }
 
-/// True where the normalizer treats the start of a text unlike its middle.
+/// True if the normalizer treats the start of a text differently.
 fn normalizer_depends_on_start(normalizer: &NormalizerWrapper) -> bool {
     match normalizer {
         NormalizerWrapper::Prepend(_) => true,
@@ -341,7 +355,7 @@ fn normalizer_depends_on_start(normalizer: &NormalizerWrapper) -> bool {
     }
 }
 
-/// The normalizer as it acts in the middle of a text: nothing is put in front or stripped there.
+/// The normalizer for the middle of a text, without prefixes and stripping at the start.
 fn resumed_normalizer(normalizer: &NormalizerWrapper) -> Option<NormalizerWrapper> {
     match normalizer {
         NormalizerWrapper::Prepend(_) => None,
@@ -357,8 +371,8 @@ fn resumed_normalizer(normalizer: &NormalizerWrapper) -> Option<NormalizerWrappe
     }
 }
 
-/// True for a replacement whose pattern is tied to the start of the text. The pattern is private to the
-/// library, but not its JSON.
+/// True for a replacement that matches only at the start of a text. The library hides the pattern, but
+/// serialises it.
 fn anchored(replace: &Replace) -> bool {
     serde_json::to_value(replace).is_ok_and(|json| {
         json["pattern"]["Regex"]
@@ -367,14 +381,14 @@ fn anchored(replace: &Replace) -> bool {
     })
 }
 
-/// A stage of the pre-tokenizer, with the prefix under our control.
+/// A stage of the pre-tokenizer, with controlled prefixes.
 enum Step {
-    /// Inserts nothing.
+    /// A stage of the library that inserts nothing.
     Library(PreTokenizerWrapper),
-    /// `Metaspace`: spaces become `replacement`, pieces get it as a prefix by `scheme`; then the library's
-    /// own stage with prefixing off.
+    /// `Metaspace`: spaces become `replacement`, and pieces get it as a prefix by `scheme`; then the
+    /// library's stage without prefixes.
     Metaspace { replacement: char, scheme: PrependScheme, rest: PreTokenizerWrapper },
-    /// `ByteLevel` with `add_prefix_space`, then the library's own stage without it.
+    /// `ByteLevel` with `add_prefix_space`, then the library's stage without it.
     ByteLevel { rest: PreTokenizerWrapper },
 }
 
@@ -406,9 +420,9 @@ fn flatten(pre_tokenizer: &PreTokenizerWrapper, steps: &mut Vec<Step>) {
 }
 
 impl Step {
-    /// Runs the stage over pieces of a stretch that does not start the text. A piece that starts at the
-    /// stretch's first byte is the one that meets the prompt; a piece behind dropped white space starts
-    /// later, and so keeps the prefix that stands for that white space.
+    /// Runs the stage over the pieces of a stretch that does not start the text. A piece at the first byte of
+    /// the stretch continues the prompt. A piece after dropped white space starts later and keeps the prefix,
+    /// which represents that white space.
     fn run(&self, start: Start, pieces: &mut PreTokenizedString) -> tokenizers::Result<()> {
         match self {
             Step::Library(stage) => stage.pre_tokenize(pieces),
@@ -418,7 +432,7 @@ impl Step {
                     piece.replace(' ', &prefix)?;
                     let wanted = match (scheme, piece.offsets_original().0) {
                         (PrependScheme::Never, _) => false,
-                        // `first` means the first byte of the whole text, which is not in this stretch.
+                        // `first` refers to the whole text, whose start is not in this stretch.
                         (PrependScheme::First, 0) => start == Start::Spaced,
                         (PrependScheme::First, _) => false,
                         (PrependScheme::Always, 0) => start != Start::Glued,

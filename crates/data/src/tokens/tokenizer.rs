@@ -1,14 +1,16 @@
-//! A tokenizer and its special tokens.
+//! Loading a tokenizer; its vocabulary and special tokens.
 
 use super::alphabet::{Alphabet, readable};
 use super::model;
 use super::raw::RawTokens;
 use super::settings::{Settings, declare_added_tokens, post_processor_ends};
 use super::stages::{Stages, Start, Vocabulary};
+use crate::guard::guard;
 use crate::{Error, Policy, Result};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A token with a role of its own.
+/// A special token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpecialToken {
     /// Its id.
@@ -17,29 +19,40 @@ pub struct SpecialToken {
     pub content: String,
 }
 
-/// A tokenizer and its special tokens. It is immutable, and may be used from many threads at once.
+/// A tokenizer with its special tokens. It is immutable and can be used from many threads at once.
 pub struct Tokenizer {
     pub(super) stages: Stages,
     alphabet: Alphabet,
-    /// What the post-processor puts in front of a text, and behind it.
+    /// The ids that the post-processor puts before and after a text.
     pub(super) front: Vec<u32>,
     pub(super) back: Vec<u32>,
     pub(super) bos: Option<SpecialToken>,
     pub(super) eos: Option<SpecialToken>,
     pad: Option<SpecialToken>,
-    /// The EOS and the list of `generation_config.json`.
+    /// The EOS and the ids of `generation_config.json`.
     stops: Vec<u32>,
     vocab_size: usize,
     fingerprint: String,
     pub(super) path: PathBuf,
 }
 
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, vocab_size) = (&self.path, self.vocab_size);
+        f.debug_struct("Tokenizer")
+            .field("path", path)
+            .field("vocab_size", &vocab_size)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Tokenizer {
-    /// Loads the tokenizer of a model folder: `tokenizer.json`, and where they exist `tokenizer_config.json`
-    /// and `special_tokens_map.json` (bos, eos, pad) and `generation_config.json` or `config.json` (stop ids).
+    /// Loads the tokenizer of a model folder: `tokenizer.json` and, if they exist, `tokenizer_config.json`
+    /// and `special_tokens_map.json` (BOS, EOS, pad) and `generation_config.json` or `config.json` (stop
+    /// ids).
     ///
-    /// Truncation, padding and BPE dropout that `tokenizer.json` may ask for are switched off: rows are cut
-    /// and padded by the policy, and a row's ids never depend on chance.
+    /// Truncation, padding and BPE dropout of `tokenizer.json` are switched off: the policy truncates and
+    /// pads, and the ids of a row are never random.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
         let path = dir.join("tokenizer.json");
         let json = match std::fs::read(&path) {
@@ -68,7 +81,7 @@ impl Tokenizer {
 
     fn new(json: &[u8], settings: Settings, path: PathBuf) -> Result<Tokenizer> {
         let broken = |message: String| Error::Tokenizer { path: path.clone(), message };
-        let mut inner = model::load(json).map_err(|error| {
+        let mut inner = guard(|| model::load(json)).map_err(|error| {
             broken(format!("not a tokenizer ({error}); copy the file again from where the model came"))
         })?;
         declare_added_tokens(&mut inner, &settings)?;
@@ -107,10 +120,13 @@ impl Tokenizer {
             .flatten()
             .map(|token| token.id)
             .chain(stops.iter().copied())
+            // Files can name any id; one outside of the vocabulary is in no text.
+            .filter(|&id| (id as usize) < vocab_size)
             .collect();
         let mut hasher = blake3::Hasher::new();
         hasher.update(json);
-        // Everything beside tokenizer.json that changes an id, in a form whose fields cannot run together.
+        // Everything outside of tokenizer.json that affects ids, serialised so that different values never
+        // hash the same.
         let declared: Vec<_> = (settings.added.iter())
             .map(|(id, t)| (id, &t.content, t.single_word, t.lstrip, t.rstrip, t.normalized, t.special))
             .collect();
@@ -131,17 +147,17 @@ impl Tokenizer {
         })
     }
 
-    /// The highest id plus one, added tokens included: the smallest embedding that fits.
+    /// The highest id plus one, including added tokens: the minimum number of embeddings.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// The token that starts a text.
+    /// The token that starts a text, BOS.
     pub fn bos(&self) -> Option<&SpecialToken> {
         self.bos.as_ref()
     }
 
-    /// The token that ends a text or a turn: `eos_token`, else the first `eos_token_id`.
+    /// The token that ends a text or a turn, EOS: `eos_token`, else the first `eos_token_id`.
     pub fn eos(&self) -> Option<&SpecialToken> {
         self.eos.as_ref()
     }
@@ -156,23 +172,23 @@ impl Tokenizer {
         self.stages.inner.token_to_id(token)
     }
 
-    /// True for an added token that structures a text: a special one, bos, eos, pad or a stop token.
+    /// True for an added token that structures a text: a special token, BOS, EOS, pad or a stop token.
     pub fn is_structural(&self, id: u32) -> bool {
         self.stages.is_structural(id)
     }
 
-    /// The ids that end a response: the EOS, the list of `generation_config.json` (or of `config.json`), and
-    /// the policy's `stop_tokens`, without repetition.
+    /// The ids that end a response: the EOS, the ids of `generation_config.json` (or `config.json`) and the
+    /// `stop_tokens` of the policy, without duplicates.
     ///
     /// # Errors
-    /// A stop token of the policy that is not in the vocabulary.
+    /// [`Error::Tokenizer`] if a stop token of the policy is not in the vocabulary.
     pub fn stop_ids(&self, policy: &Policy) -> Result<Vec<u32>> {
         let mut ids = self.stops.clone();
         for token in &policy.stop_tokens {
             let id = self.token_to_id(token).ok_or_else(|| Error::Tokenizer {
                 path: self.path.clone(),
                 message: format!(
-                    "\"stop_tokens\" names {token:?}, which is not a token here; write the token as it stands in \
+                    "\"stop_tokens\" names {token:?}, which is not a token of this vocabulary; write it as in \
                      \"added_tokens\""
                 ),
             })?;
@@ -183,11 +199,12 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The text of ids. Ids outside the vocabulary have none; bytes that are not UTF-8 become U+FFFD.
+    /// The text of ids. Unknown ids have no text; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let inner = &self.stages.inner;
-        inner.decode(ids, skip_special).unwrap_or_else(|_| {
-            // A decoder that refuses these tokens (none of the usual ones does) still leaves their text.
+        guard(|| inner.decode(ids, skip_special)).unwrap_or_else(|_| {
+            // If the decoder fails on these tokens, which none of the usual ones does, their texts are
+            // joined.
             ids.iter()
                 .filter(|id| !skip_special || !self.stages.added.get(id).is_some_and(|token| token.special))
                 .map(|&id| self.token_text(id))
@@ -195,8 +212,8 @@ impl Tokenizer {
         })
     }
 
-    /// One token as readable text, for displays: `▁` and `Ġ` are spaces, and bytes that are not valid UTF-8
-    /// alone are `<0xNN>`. An id outside the vocabulary is shown as `<id N>`.
+    /// One token as readable text, for display: `▁` and `Ġ` are spaces, and bytes that are not valid UTF-8 on
+    /// their own are `<0xNN>`. An unknown id is `<id N>`.
     pub fn token_text(&self, id: u32) -> String {
         match (self.stages.added.get(&id), self.stages.inner.id_to_token(id)) {
             (Some(added), _) => added.content.clone(),
@@ -205,15 +222,16 @@ impl Tokenizer {
         }
     }
 
-    /// A prompt as the model is given it at inference: what the post-processor puts in front, the text,
-    /// nothing behind.
+    /// The ids of a prompt as the model sees it at inference: those that the post-processor puts before a
+    /// text, then the text, and nothing after it.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.front.clone();
         ids.extend(self.encode_text(text)?);
         Ok(ids)
     }
 
-    /// A text as it stands (a rendered chat prompt, which carries its own BOS): nothing in front, nothing behind.
+    /// The ids of a text without anything before or after it, such as a rendered chat, which contains its own
+    /// BOS.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
         let mut raw = RawTokens::for_text(text);
         self.stages
@@ -222,7 +240,7 @@ impl Tokenizer {
         Ok(raw.ids)
     }
 
-    /// The BLAKE3 hash, in hex, of `tokenizer.json` and of the special tokens that its neighbours declare.
+    /// BLAKE3, in hex, of `tokenizer.json` and of the special tokens that other files declare.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

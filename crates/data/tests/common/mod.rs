@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use suasion_data::policy::OnBadRow;
 use suasion_data::prepared::{self, Job, Manifest, Shape};
 use suasion_data::render::Stops;
+use suasion_data::source::Source;
+use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Kept, Outcome, Pipeline, Policy, Summary};
+use suasion_data::{Kept, ModelFolder, Outcome, Pipeline, Policy, Summary};
 pub use suasion_test_support::material;
 
 /// The ids of the special tokens of [`byte_tokenizer`]; below them every byte is its own id.
@@ -27,7 +30,7 @@ fn stand_in(byte: u8) -> char {
 }
 
 /// A byte-level tokenizer without merges: the ids of a text are its bytes. `bos`: a post-processor adds it.
-pub fn byte_tokenizer(bos: bool) -> Tokenizer {
+pub fn byte_tokenizer(bos: bool) -> Arc<Tokenizer> {
     let mut vocab = serde_json::Map::new();
     for byte in 0..=255u8 {
         vocab.insert(stand_in(byte).to_string(), byte.into());
@@ -57,7 +60,7 @@ pub fn byte_tokenizer(bos: bool) -> Tokenizer {
     if bos {
         config["bos_token"] = "<|bos|>".into();
     }
-    Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config.to_string().as_bytes())).unwrap()
+    Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config.to_string().as_bytes())).unwrap().into()
 }
 
 /// The ids of a text under [`byte_tokenizer`].
@@ -97,19 +100,33 @@ impl Scratch {
 }
 
 /// All outcomes of a run and its summary.
-pub fn outcomes(pipeline: &Pipeline<'_>, path: &Path) -> (Vec<Outcome>, Summary) {
-    let mut all = Vec::new();
-    let summary = pipeline
-        .run(
-            path,
-            |_| {},
-            |outcome| {
-                all.push(outcome);
-                Ok(())
-            },
-        )
-        .unwrap();
-    (all, summary)
+pub fn outcomes(pipeline: &Pipeline, path: &Path) -> (Vec<Outcome>, Summary) {
+    let mut rows = pipeline.rows(Source::open(path).unwrap()).unwrap();
+    let all = rows.by_ref().collect::<Result<_, _>>().unwrap();
+    (all, rows.into_summary())
+}
+
+/// A pipeline of a tokenizer without a chat template.
+pub fn pipeline_of(tokenizer: Option<&Arc<Tokenizer>>, policy: &Policy) -> Pipeline {
+    Pipeline::new(tokenizer.cloned().map_or_else(ModelFolder::default, ModelFolder::from), policy.clone())
+}
+
+/// The same pipeline with a chat template.
+pub fn with_template(pipeline: &Pipeline, template: &Arc<ChatTemplate>) -> Pipeline {
+    let mut folder = ModelFolder::default();
+    folder.tokenizer.clone_from(&pipeline.folder.tokenizer);
+    folder.vocab_size = pipeline.folder.vocab_size;
+    folder.template = Some(template.clone());
+    Pipeline { folder: folder.into(), ..pipeline.clone() }
+}
+
+/// The same pipeline for a model of so many embeddings.
+pub fn with_embeddings(pipeline: &Pipeline, vocab_size: usize) -> Pipeline {
+    let mut folder = ModelFolder::default();
+    folder.tokenizer.clone_from(&pipeline.folder.tokenizer);
+    folder.template.clone_from(&pipeline.folder.template);
+    folder.vocab_size = Some(vocab_size);
+    Pipeline { folder: folder.into(), ..pipeline.clone() }
 }
 
 /// The kept row at `index` of the outcomes.
@@ -123,6 +140,53 @@ pub fn kept(outcomes: &[Outcome], index: usize) -> &Kept {
 /// The codes found in an outcome, with their levels' first letters: `M001:e`.
 pub fn codes(outcome: &Outcome) -> Vec<String> {
     outcome.findings().iter().map(|f| format!("{}:{}", f.code, &f.level.to_string()[..1])).collect()
+}
+
+/// Tokenizers, templates and rows, and what other programs made of them (`tests/goldens/README.md`).
+pub struct Goldens {
+    pub dir: PathBuf,
+    /// The folder is the repository's own, `tests/goldens`; the other is the internal material.
+    pub ours: bool,
+}
+
+impl Goldens {
+    /// The repository's own folder.
+    pub fn repository() -> Goldens {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+        assert!(dir.join("goldens").is_dir(), "{} is missing", dir.display());
+        Goldens { dir, ours: true }
+    }
+
+    /// What a test expects of this folder.
+    pub fn expect<T>(&self, repository: T, material: T) -> T {
+        if self.ours { repository } else { material }
+    }
+
+    pub fn text(&self, path: &str) -> String {
+        let path = self.dir.join(path);
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    pub fn json(&self, path: &str) -> serde_json::Value {
+        serde_json::from_str(&self.text(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    /// The rows of a file of JSON Lines.
+    pub fn lines(&self, path: &str) -> Vec<serde_json::Value> {
+        self.text(path).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Rows with a `prompt` and a `completion`.
+    pub fn prompt_completion(&self) -> &'static str {
+        self.expect("datasets/prompt_completion.jsonl", "datasets/cmv_prompt_completion.jsonl")
+    }
+}
+
+/// The repository's goldens, then the internal material where this machine has it.
+pub fn goldens() -> Vec<Goldens> {
+    let mut all = vec![Goldens::repository()];
+    all.extend(suasion_test_support::material_folder().map(|dir| Goldens { dir, ours: false }));
+    all
 }
 
 /// Rows of many lengths: some are cut, some lose their response, some fail, some repeat.
@@ -159,20 +223,26 @@ pub fn skipping() -> Policy {
 }
 
 /// A job that writes one file and is never stopped.
-pub fn job<'a>(pipeline: &'a Pipeline<'a>, source: &'a PathBuf, output: &'a Path, shape: Shape) -> Job<'a> {
+pub fn job<'a>(pipeline: &'a Pipeline, source: &'a PathBuf, output: &'a Path, shape: Shape) -> Job<'a> {
     static NEVER: AtomicBool = AtomicBool::new(false);
     let files = std::slice::from_ref(source);
     Job { pipeline, name: source, files, output, shape, rebuild: false, stop: &NEVER }
 }
 
 /// Prepares a source into one file.
-pub fn prepare(pipeline: &Pipeline<'_>, source: &Path, out: &Path, with_text: bool) -> Manifest {
+pub fn prepare(pipeline: &Pipeline, source: &Path, out: &Path, with_text: bool) -> Manifest {
     let shape = Shape { with_text, max_shard_bytes: None };
     prepared::prepare(&job(pipeline, &source.to_path_buf(), out, shape), |_| {}, |_| {}).unwrap()
 }
 
-/// What ends a turn, as the models' own `generation_config.json` say it.
-pub fn golden_stops(name: &str, eos: &str) -> Stops {
+/// What ends a turn under a template of `template_meta.json`: as it says itself, else as the models' own
+/// `generation_config.json` do.
+pub fn golden_stops(name: &str, meta: &serde_json::Value) -> Stops {
+    let eos = meta["eos_token"].as_str().unwrap();
+    if let Some(more) = meta["stops"].as_array() {
+        let more = more.iter().map(|stop| stop.as_str().unwrap().to_string());
+        return Stops { eos: Some(eos.into()), all: std::iter::once(eos.to_string()).chain(more).collect() };
+    }
     let more: &[&str] = match name {
         n if n.contains("gemma") => &["<end_of_turn>"],
         n if n.contains("phi") => &["<|end|>"],
@@ -198,13 +268,14 @@ pub struct TrlGolden {
     pub src: String,
     pub ids: Vec<u32>,
     pub supervised: Vec<bool>,
+    /// Whether a token has bytes of the prompt and of the completion, where the golden says so.
+    pub crosses: Option<bool>,
 }
 
 /// TRL's rows of the cases that are wanted, by case.
-pub fn trl_goldens(material: &Path, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<TrlGolden>> {
+pub fn trl_goldens(folder: &Goldens, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<TrlGolden>> {
     let mut cases: BTreeMap<String, Vec<TrlGolden>> = BTreeMap::new();
-    for line in std::fs::read_to_string(material.join("goldens/trl.jsonl")).unwrap().lines() {
-        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+    for row in folder.lines("goldens/trl.jsonl") {
         let case = row["case"].as_str().unwrap();
         if !wanted(case) {
             continue;
@@ -216,7 +287,12 @@ pub fn trl_goldens(material: &Path, wanted: impl Fn(&str) -> bool) -> BTreeMap<S
         }
         assert_eq!(ids.len(), supervised.len());
         let src = row["src"].as_str().unwrap().to_string();
-        cases.entry(case.into()).or_default().push(TrlGolden { src, ids, supervised });
+        cases.entry(case.into()).or_default().push(TrlGolden {
+            src,
+            ids,
+            supervised,
+            crosses: row["crosses"].as_bool(),
+        });
     }
     cases
 }

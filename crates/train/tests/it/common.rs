@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 use suasion_data::policy::Objective;
 use suasion_data::{IGNORE, Origin, RowId, Sample, Section};
 use suasion_engine::{Architecture, Budget, Device, Model};
-pub use suasion_test_support::material;
 use suasion_train::{
     DataCard, Event, Identity, ModelFiles, Observer, Plan, Report, Result, Resume, Run, Settings,
 };
@@ -206,4 +205,24 @@ pub fn metrics(dir: &Path) -> Vec<serde_json::Value> {
         value
     };
     text.lines().map(line).collect()
+}
+
+/// The folders of models whose runs PyTorch computed: those of the repository, then the internal material's where
+/// this machine has it.
+pub fn golden_models() -> Vec<PathBuf> {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ours = crate_dir.join("../../tests/goldens/models");
+    let models = ["llama", "llama_tied", "llama_bias", "qwen2", "gpt2", "qwen3"];
+    let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
+    if let Some(material) = suasion_test_support::material_folder() {
+        all.extend(["llama", "qwen2", "gpt2"].map(|name| material.join("models").join(name)));
+    }
+    all
+}
+
+/// A file of a golden model.
+pub fn golden(dir: &Path, name: &str) -> serde_json::Value {
+    let path = dir.join(name);
+    let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&text).unwrap()
 }

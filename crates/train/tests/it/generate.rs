@@ -89,6 +89,27 @@ fn the_cache_says_what_a_full_pass_says() {
     assert!(!model.forward(&batch).unwrap()[0].top1);
 }
 
+/// transformers' `generate` without sampling (`greedy` of the goldens).
+#[test]
+fn greedy_text_is_that_of_transformers() {
+    let mut compared = 0;
+    for dir in golden_models() {
+        let golden = golden(&dir, "golden.json");
+        let ids = |key: &str| serde_json::from_value::<Vec<u32>>(golden["greedy"][key].clone());
+        // The internal material has none.
+        let Ok(prompt) = ids("prompt") else { continue };
+        let arch = suasion_engine::Architecture::from_dir(&dir).unwrap();
+        let budget = suasion_train::generate::budget(prompt.len());
+        let mut model = suasion_engine::Model::new(arch, suasion_engine::Device::cpu(), budget).unwrap();
+        model.load_weights(&dir).unwrap();
+        let sampling = Sampling { max_new_tokens: 12, ..Sampling::default() };
+        let made = generate(&mut model, &prompt, &sampling, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(made.ids, ids("ids").unwrap(), "{}", dir.display());
+        compared += 1;
+    }
+    assert_eq!(compared, 6);
+}
+
 #[test]
 fn texts_end_where_they_should() {
     let mut model = trained();

@@ -1,4 +1,4 @@
-//! The vocabulary and the merges of a `tokenizer.json`, in one pass over the file.
+//! Reads the vocabulary and the merges of a `tokenizer.json` in one pass.
 
 use super::super::alphabet::char_of;
 use super::{Bpe, HOLE, Merge, NONE, Vocabulary};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The largest id that is believed: a table has an entry for each smaller one.
+/// The largest accepted id. A table has an entry for every smaller one.
 const MAX_ID: u32 = 1 << 24;
 
 impl<'de> Deserialize<'de> for Bpe {
@@ -28,7 +28,7 @@ impl<'de> Visitor<'de> for BpeVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Bpe, A::Error> {
-        let unsupported = |key: &str| A::Error::custom(format!("{key} is the library's affair"));
+        let unsupported = |key: &str| A::Error::custom(format!("{key} is left to the library"));
         let (mut kind, mut vocabulary, mut merges, mut ignore_merges) = (None, None, None, None);
         while let Some(key) = map.next_key::<String>()? {
             let known = match key.as_str() {
@@ -43,7 +43,7 @@ impl<'de> Visitor<'de> for BpeVisitor {
                     map.next_value::<Option<String>>()?.is_none_or(|affix| affix.is_empty())
                 }
                 "byte_fallback" => map.next_value::<Option<bool>>()? != Some(true),
-                // There is nothing to fuse without an unknown token.
+                // Without an unknown token this has no effect.
                 "fuse_unk" => map.next_value::<Option<bool>>().is_ok(),
                 _ => false,
             };
@@ -56,7 +56,7 @@ impl<'de> Visitor<'de> for BpeVisitor {
         };
         vocabulary.build_index().ok_or_else(|| unsupported("a token with two ids"))?;
         let mut bytes = [NONE; 256];
-        // Thirteen bytes are in no UTF-8, and in some vocabularies neither.
+        // Thirteen bytes do not occur in UTF-8, and some vocabularies lack them.
         for byte in (0..=0xF4u8).filter(|byte| !matches!(byte, 0xC0 | 0xC1)) {
             bytes[byte as usize] = vocabulary
                 .id(char_of(byte).encode_utf8(&mut [0; 4]))
@@ -69,15 +69,15 @@ impl<'de> Visitor<'de> for BpeVisitor {
     }
 }
 
-/// Merges as text: where the left and the right part of each end in `text`.
+/// Merges as text. `ends`: the ends of the left and the right part of each merge in `text`.
 #[derive(Default)]
 struct WrittenMerges {
     text: String,
     ends: Vec<(u32, u32)>,
 }
 
-/// The pairs by their ids; `None` where a part or the whole is not in the vocabulary. The look-ups, which
-/// miss every cache, are half of the time that loading takes, so all threads share them.
+/// The merges by the ids of their parts; `None` if a part or the result is not in the vocabulary. The
+/// look-ups miss the CPU's caches and take half of the loading time, so they run on all threads.
 fn resolve(vocabulary: &Vocabulary, written: &WrittenMerges) -> Option<HashMap<(u32, u32), Merge>> {
     const CHUNK: usize = 1 << 13;
     let resolve_chunk = |(chunk, ends): (usize, &[(u32, u32)])| {
@@ -92,7 +92,7 @@ fn resolve(vocabulary: &Vocabulary, written: &WrittenMerges) -> Option<HashMap<(
             if left.is_empty() || right.is_empty() {
                 return None;
             }
-            // Most files number their tokens in the order of the merges.
+            // In most files the tokens have the order of the merges.
             let next = last.wrapping_add(1);
             let id = if vocabulary.get(next) == Some(whole) { next } else { vocabulary.id(whole)? };
             (start, last) = (end as usize, id);
@@ -103,13 +103,13 @@ fn resolve(vocabulary: &Vocabulary, written: &WrittenMerges) -> Option<HashMap<(
     let chunks: Option<Vec<_>> = written.ends.par_chunks(CHUNK).enumerate().map(resolve_chunk).collect();
     let mut merges = HashMap::with_capacity(written.ends.len());
     for (rank, (pair, id)) in chunks?.into_iter().flatten().enumerate() {
-        // Of a pair that is listed twice the last counts.
+        // If a pair is listed twice, the last one counts.
         merges.insert(pair, Merge { rank: rank as u32, id });
     }
     Some(merges)
 }
 
-/// Appends a string to another, and returns its length.
+/// Appends a string to another and returns its length.
 struct Append<'a>(&'a mut String);
 
 impl<'de> DeserializeSeed<'de> for Append<'_> {
@@ -192,7 +192,7 @@ impl<'de> Visitor<'de> for MergesSeed {
         let mut merges = WrittenMerges::default();
         let mut as_pair = None;
         while let Some(is_pair) = list.next_element_seed(MergeSeed(&mut merges))? {
-            // The library takes a list of one kind only.
+            // The library rejects a list of both kinds.
             if *as_pair.get_or_insert(is_pair) != is_pair {
                 return Err(A::Error::custom("two kinds of merges"));
             }
@@ -201,7 +201,7 @@ impl<'de> Visitor<'de> for MergesSeed {
     }
 }
 
-/// One merge: `"left right"`, or `["left", "right"]`, which the returned value tells.
+/// One merge, `"left right"` or `["left", "right"]`; returns true for the second kind.
 struct MergeSeed<'a>(&'a mut WrittenMerges);
 
 impl MergeSeed<'_> {

@@ -1,0 +1,154 @@
+//! The fields of a tokenised row that were read without a JSON value in between.
+
+use crate::example::body::Tokenised;
+use crate::example::boundaries::{Given, boundaries};
+use crate::{Origin, RowId};
+use std::ops::Range;
+
+/// The fields that make a tokenised row.
+#[derive(Clone, Copy)]
+pub enum Key {
+    InputIds,
+    Labels,
+    CompletionMask,
+    AssistantMasks,
+    AttentionMask,
+    Rows,
+    SeqLengths,
+    PositionIds,
+    PrefixRanges,
+    Weights,
+    Origins,
+    Text,
+}
+
+impl Key {
+    /// The field of this name; `None` for every other field, which a tokenised row may have too.
+    pub fn of(name: &str) -> Option<Key> {
+        Some(match name {
+            "input_ids" => Key::InputIds,
+            "labels" => Key::Labels,
+            "completion_mask" => Key::CompletionMask,
+            "assistant_masks" => Key::AssistantMasks,
+            "attention_mask" => Key::AttentionMask,
+            "rows" => Key::Rows,
+            "seq_lengths" => Key::SeqLengths,
+            "position_ids" => Key::PositionIds,
+            "prefix_ranges" => Key::PrefixRanges,
+            "weights" => Key::Weights,
+            "origins" => Key::Origins,
+            "text" => Key::Text,
+            _ => return None,
+        })
+    }
+}
+
+/// The keys that a row had so far.
+#[derive(Default)]
+pub struct Seen(u16);
+
+impl Seen {
+    /// Notes a key; `None` where it was there before. Of two fields of one name the last counts, which is
+    /// left to the general reader.
+    pub fn note(&mut self, key: Key) -> Option<()> {
+        let bit = 1 << key as u16;
+        let new = self.0 & bit == 0;
+        self.0 |= bit;
+        new.then_some(())
+    }
+}
+
+/// The values of a row's fields, each in the range of its type; `None` where the field is missing or null.
+#[derive(Default)]
+pub struct Fields {
+    pub input_ids: Option<Vec<u32>>,
+    pub labels: Option<Vec<i32>>,
+    pub completion_mask: Option<Vec<bool>>,
+    pub assistant_masks: Option<Vec<bool>>,
+    pub attention_mask: Option<Attention>,
+    pub rows: Option<Vec<u64>>,
+    pub seq_lengths: Option<Vec<u32>>,
+    pub position_ids: Option<Vec<u32>>,
+    pub prefix_ranges: Option<Vec<Range<u32>>>,
+    pub weights: Option<Vec<f32>>,
+    pub origins: Option<Vec<Origin>>,
+    pub text: Option<String>,
+}
+
+/// An `attention_mask`.
+pub enum Attention {
+    /// 0 or 1 for each token.
+    Mask(Vec<bool>),
+    /// The number of each token's sequence in a pack, 0 on padding.
+    Numbers(Vec<u32>),
+}
+
+impl Fields {
+    /// The row; `None` where something is missing, has the wrong length or is out of range.
+    pub fn tokenised(self, id: &RowId) -> Option<Tokenised> {
+        let input_ids = self.input_ids?;
+        let n = input_ids.len();
+        let highest = input_ids.iter().fold(0, |bits, id| bits | id);
+        if n == 0 || highest > i32::MAX as u32 {
+            return None;
+        }
+        let mask = self.completion_mask.or(self.assistant_masks);
+        let (attention, numbers) = match self.attention_mask {
+            None => (None, None),
+            Some(Attention::Mask(mask)) => (Some(mask), None),
+            Some(Attention::Numbers(numbers)) => {
+                (Some(numbers.iter().map(|&number| number != 0).collect()), Some(numbers))
+            }
+        };
+        let lengths = [
+            self.labels.as_ref().map(Vec::len),
+            mask.as_ref().map(Vec::len),
+            attention.as_ref().map(Vec::len),
+            self.position_ids.as_ref().map(Vec::len),
+            self.weights.as_ref().map(Vec::len),
+            self.origins.as_ref().map(Vec::len),
+        ];
+        if self.labels.is_none() && mask.is_none() || lengths.into_iter().flatten().any(|length| length != n)
+        {
+            return None;
+        }
+        let given = Given {
+            rows: self.rows,
+            lengths: self.seq_lengths,
+            positions: self.position_ids,
+            prefixes: self.prefix_ranges,
+            numbers,
+            attention: attention.as_deref(),
+        };
+        let (pack, broken) = match boundaries(id, n, &given) {
+            Ok(pack) => (pack, None),
+            Err(why) => (None, Some(why)),
+        };
+        Some(Tokenised {
+            input_ids,
+            labels: self.labels,
+            mask,
+            attention,
+            weights: self.weights,
+            origins: self.origins,
+            text: self.text,
+            pack,
+            broken,
+        })
+    }
+}
+
+/// Origins from their letters; `None` where one is not a letter of [`Origin::letter`].
+pub fn origins(letters: &str) -> Option<Vec<Origin>> {
+    let mut origins = Vec::with_capacity(letters.len());
+    // A row has few runs of the same letter.
+    for run in letters.as_bytes().chunk_by(|a, b| a == b) {
+        origins.resize(origins.len() + run.len(), Origin::from_letter(char::from(run[0]))?);
+    }
+    Some(origins)
+}
+
+/// A weight, where it is a finite number of at least 0.
+pub fn weight(value: f64) -> Option<f32> {
+    Some(value as f32).filter(|weight| weight.is_finite() && *weight >= 0.0)
+}
