@@ -85,6 +85,23 @@ fn quiet_prints_nothing_on_stderr_and_json_is_one_document() {
 }
 
 #[test]
+fn quiet_keeps_findings_that_are_warnings_or_errors() {
+    let dir = Dir::new().with_model().with_rows(1);
+    for quiet in [true, false] {
+        let flags: &[&str] = if quiet { &["-q"] } else { &[] };
+        let prepared = dir.prepare("rows.jsonl", "out.jsonl").args(flags).arg("--rebuild");
+        let planned = dir.train("rows.jsonl").set(&["init=random"]).args(flags).arg("--dry-run");
+        for command in [prepared, planned] {
+            let ran = command.args(&["--max_length", "40"]).ok();
+            let lines: Vec<&str> = ran.stderr.lines().filter(|line| line.contains("T002 1 ×")).collect();
+            assert_eq!(lines.len(), 1, "{}", ran.stderr);
+            assert!(lines[0].trim_start().starts_with("warning: T002"), "{}", ran.stderr);
+            assert_eq!(ran.stderr.lines().count() == 1, quiet, "{}", ran.stderr);
+        }
+    }
+}
+
+#[test]
 fn plain_progress_has_no_control_characters_and_few_lines() {
     let dir = Dir::new().with_model().with_rows(4);
     let ran = dir.suasion(&TRAIN).set(&["max_steps=200"]).ok();

@@ -4,6 +4,7 @@ use crate::failure::{Exit, Failures, Outcome};
 use clap::ValueEnum;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use suasion_data::Level;
 use unicode_width::UnicodeWidthChar;
 
 /// `--color`.
@@ -92,6 +93,17 @@ impl Ui {
     /// Prints a warning, also when quiet.
     pub fn warn(&self, message: impl Display) {
         let _ = writeln!(io::stderr(), "{}: {message}", self.paint_err("33", "warning"));
+    }
+
+    /// Prints a finding, `indent` columns in: errors and warnings by their names, also when quiet.
+    pub fn finding(&self, level: Level, indent: usize, text: impl Display) {
+        let label = match level {
+            Level::Error => self.paint_err("1;31", "error"),
+            Level::Warning => self.paint_err("33", "warning"),
+            Level::Note => return self.log(format_args!("{:indent$}{text}", "")),
+        };
+        let indent = if self.quiet { 0 } else { indent };
+        let _ = writeln!(io::stderr(), "{:indent$}{label}: {text}", "");
     }
 
     /// Text in an SGR colour, where stderr has colour.

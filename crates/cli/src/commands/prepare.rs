@@ -10,10 +10,10 @@ use crate::progress::Meter;
 use crate::tables;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
-use suasion_data::Code;
 use suasion_data::pipeline::Pipeline;
 use suasion_data::prepared::{self, Form, Job, Shape, Start, findings_path, manifest_path};
 use suasion_data::report::format::{count, percent, thousands};
+use suasion_data::{Code, Level};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -105,9 +105,12 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         ui.log(suasion_data::report::terminal::not_remembered(counts.not_remembered));
     }
     for (code, found) in &counts.findings {
-        let meaning =
-            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.rule().meaning);
-        ui.log(format_args!("{code} {} × {meaning}", thousands(*found)));
+        let known = Code::ALL.iter().find(|known| known.as_str() == code);
+        let meaning = known.map_or("", |known| known.rule().meaning);
+        // The counts have no levels: a finding's own may be lower than its code's, and the rows were written.
+        let noted = known.is_none_or(|known| known.level() == Level::Note);
+        let level = if noted { Level::Note } else { Level::Warning };
+        ui.finding(level, 0, format_args!("{code} {} × {meaning}", thousands(*found)));
     }
     if counts.kept == 0 {
         ui.warn("no row was kept: the output is empty");
