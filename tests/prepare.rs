@@ -198,7 +198,7 @@ fn outputs_that_cannot_be_written_are_refused() {
     dir.prepare("rows.jsonl", "z-00000-of-00002.jsonl").run().error(
         3,
         "E-SOURCE",
-        "is the name of one shard",
+        "is the name of a single shard",
     );
     std::fs::remove_dir_all(dir.path("mine")).unwrap();
     // A folder with other files is not replaced.

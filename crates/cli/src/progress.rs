@@ -193,7 +193,7 @@ impl<'a> Meter<'a> {
     }
 
     /// Shows how much has been read.
-    pub fn show(&mut self, progress: suasion_data::pipeline::Progress) {
+    pub fn show(&mut self, progress: suasion_data::Progress) {
         let news = std::mem::replace(&mut self.rows, progress.rows) != progress.rows;
         if !news || self.ui.quiet || !self.ui.live || self.started.elapsed().as_secs_f64() < 0.3 {
             return;

@@ -1,10 +1,9 @@
 //! Results as tables of text.
 
 use std::fmt::Write;
-use suasion_data::pipeline::DropReason;
-use suasion_data::policy::Objective;
 use suasion_data::prepared::Counts;
 use suasion_data::report::format::{count, loss, percent, thousands};
+use suasion_data::{DropReason, Objective};
 use suasion_train::compare::{Arm, Comparison};
 use suasion_train::evaluate::{Calibration, Evaluation, SectionLoss};
 

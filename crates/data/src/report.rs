@@ -9,7 +9,5 @@ pub mod terminal;
 mod text;
 mod view;
 
-pub use format::thousands;
-pub use terminal::Style;
 pub use text::visible;
 pub use view::{RowView, Run, TokenView};

@@ -2,7 +2,7 @@
 //! file or several files in order, read as a stream; formats are detected by content.
 //!
 //! Rows are separated before they are parsed. A malformed row is therefore one bad row with its position, not
-//! the end of the file, and parsing runs in parallel ([`crate::pipeline`]).
+//! the end of the file, and parsing runs in parallel ([`crate::Pipeline::rows`]).
 //!
 //! | first bytes | read as |
 //! |---|---|

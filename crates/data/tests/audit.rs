@@ -7,10 +7,9 @@ use common::{BOS, EOS, PAD, Scratch, byte_tokenizer, codes, kept, outcomes, pipe
 use serde_json::json;
 use std::sync::Arc;
 use suasion_data::audit::Filter;
-use suasion_data::policy::{Objective, OnBadRow};
 use suasion_data::prepared::Manifest;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, Mode, Origin, Outcome, Pipeline, Policy};
+use suasion_data::{Code, Mode, Objective, OnBadRow, Origin, Outcome, Pipeline, Policy};
 
 const X: i64 = -100;
 const E: i64 = EOS as i64;

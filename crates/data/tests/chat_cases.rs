@@ -6,9 +6,8 @@ mod common;
 use common::{BOS, EOS, Scratch, byte_tokenizer, codes, kept, outcomes, pipeline_of, with_template};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use suasion_data::policy::Supervise;
 use suasion_data::template::ChatTemplate;
-use suasion_data::{IGNORE, Kept, Origin, Outcome, Policy, Section};
+use suasion_data::{IGNORE, Kept, Origin, Outcome, Policy, Section, Supervise};
 
 const CHATML: &str = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<|end|>' + '\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
@@ -21,7 +20,7 @@ fn run(template: &str, rows: &[Value], policy: &Policy) -> Vec<Outcome> {
     let scratch = Scratch::new();
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let path = scratch.file("rows.jsonl", lines);
-    let policy = Policy { on_bad_row: suasion_data::policy::OnBadRow::Skip, ..policy.clone() };
+    let policy = Policy { on_bad_row: suasion_data::OnBadRow::Skip, ..policy.clone() };
     outcomes(&with_template(&pipeline_of(Some(&tokenizer), &policy), &template), &path).0
 }
 

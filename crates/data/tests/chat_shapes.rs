@@ -11,12 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 use suasion_data::example::Conversation;
 use suasion_data::example::{Body, Example};
-use suasion_data::policy::Format;
 use suasion_data::render::Stops;
 use suasion_data::source::Row;
 use suasion_data::source::Source;
 use suasion_data::template::{Chat, ChatRenderer, ChatTemplate, TemplateOptions};
-use suasion_data::{Policy, RowId};
+use suasion_data::{Format, Policy, RowId};
 
 fn id() -> RowId {
     RowId { file: Arc::from(Path::new("test.jsonl")), row: 0, line: Some(1), in_file: 0 }

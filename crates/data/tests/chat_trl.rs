@@ -11,10 +11,9 @@ use common::{Goldens, Scratch, TrlGolden, goldens, outcomes, pipeline_of, trl_go
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use suasion_data::policy::Boundary;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, IGNORE, Origin, Outcome, Policy};
+use suasion_data::{Boundary, Code, IGNORE, Origin, Outcome, Policy};
 
 fn cases(folder: &Goldens) -> BTreeMap<String, Vec<TrlGolden>> {
     trl_goldens(folder, |case| case.ends_with("_assistant_only"))

@@ -4,9 +4,8 @@ mod common;
 
 use std::path::Path;
 use suasion_data::example::{Body, Example, Tokenised};
-use suasion_data::policy::Format;
 use suasion_data::source::Row;
-use suasion_data::{Error, Origin, RowId};
+use suasion_data::{Error, Format, Origin, RowId};
 
 fn read(json: &str, format: Format) -> Result<Body, Error> {
     let id = RowId::new(Path::new("data.jsonl"), 481, Some(482));

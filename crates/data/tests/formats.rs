@@ -11,12 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 use suasion_data::example::Conversation;
 use suasion_data::example::{Body, Example, TextPiece};
-use suasion_data::policy::{Format, OnBadRow, Policy, Supervise};
 use suasion_data::source::Row;
 use suasion_data::source::Source;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Error, IGNORE, Kept, Outcome, RowId};
+use suasion_data::{Error, Format, IGNORE, Kept, OnBadRow, Outcome, Policy, RowId, Supervise};
 
 fn read(row: Value, format: Format) -> Result<Body, Error> {
     let id = RowId::new(Path::new("data.jsonl"), 481, Some(482));

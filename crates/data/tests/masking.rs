@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use suasion_data::label::truncate::{Fit, fit};
-use suasion_data::policy::{Boundary, Objective, TruncationMode};
 use suasion_data::render::{self, Rendered, Stops};
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{IGNORE, Mode, Origin, Outcome, Policy, RowId, Section};
+use suasion_data::{
+    Boundary, IGNORE, Mode, Objective, Origin, Outcome, Policy, RowId, Section, TruncationMode,
+};
 
 fn id() -> RowId {
     RowId::new(Path::new("data.jsonl"), 0, Some(1))
@@ -374,7 +375,7 @@ fn truncation_is_told_and_counted() {
 
     // 18 tokens of scaffold and task are never cut: nothing is left to learn.
     let gone = result(KeepResponse, 18);
-    assert!(matches!(gone, Outcome::Dropped { reason: suasion_data::pipeline::DropReason::NoTarget, .. }));
+    assert!(matches!(gone, Outcome::Dropped { reason: suasion_data::DropReason::NoTarget, .. }));
     assert_eq!(codes(&gone), ["M001:e", "T001:w", "T002:w"]);
     assert!(message(&gone)[0].ends_with("18 tokens of the prompt are never cut"), "{:?}", message(&gone));
 
@@ -394,10 +395,7 @@ fn truncation_is_told_and_counted() {
              nothing before it now and is no target"
         ]
     );
-    assert!(matches!(
-        result(Drop, 27),
-        Outcome::Dropped { reason: suasion_data::pipeline::DropReason::TooLong, .. }
-    ));
+    assert!(matches!(result(Drop, 27), Outcome::Dropped { reason: suasion_data::DropReason::TooLong, .. }));
     let Outcome::Failed { error, .. } = result(Error, 27) else { panic!() };
     assert!(error.to_string().ends_with("data.jsonl:1: the row has 28 tokens, max_length is 27"));
 }

@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use suasion_data::policy::Objective;
+use suasion_data::pack::Packer;
 use suasion_data::prepared::{Boundaries, Record};
 use suasion_data::report::{self, RowView};
-use suasion_data::{Code, IGNORE, Mode, Origin, Outcome, Packer, Pipeline, Policy, RowId, Sample, Section};
-use suasion_data::{Summary, prepared};
+use suasion_data::{
+    Code, IGNORE, Mode, Objective, Origin, Outcome, Pipeline, Policy, RowId, Sample, Section, Summary,
+    prepared,
+};
 
 /// Knuth's MMIX generator.
 struct Numbers(u64);
@@ -537,7 +539,7 @@ fn views_show_where_sequences_begin() {
         ("sequence 2 (row 12)", 6),
     ];
     assert_eq!(begins(&shared), expected.map(|(words, at)| (words.to_string(), at)));
-    let text = report::terminal::row(&shared, &report::Style::default());
+    let text = report::terminal::row(&shared, &report::terminal::Style::default());
     assert!(text.contains("\n-- sequence 1 (row 9), after the prompt at token 0\n"), "{text}");
     // Neighbours of one origin are two runs where a boundary lies between them.
     let foreign = view(

@@ -10,12 +10,13 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use suasion_data::pipeline::BAD_ROWS_LISTED;
-use suasion_data::policy::{Objective, OnBadRow, TruncationMode};
 use suasion_data::prepared::{self, Manifest};
 use suasion_data::source::Source;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Error, IGNORE, Mode, Outcome, Pipeline, Policy, Sample, split};
+use suasion_data::{
+    BAD_ROWS_LISTED, Error, IGNORE, Mode, Objective, OnBadRow, Outcome, Pipeline, Policy, Sample,
+    TruncationMode, split,
+};
 use suasion_files::{AtomicFile, write_atomic};
 
 #[test]

@@ -8,11 +8,10 @@ use common::{
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use suasion_data::pipeline::Progress;
 use suasion_data::prepared::{self, Job, Manifest, Shape, Start, findings_path};
 use suasion_data::source::{ColumnarFile, column_names};
 use suasion_data::template::ChatTemplate;
-use suasion_data::{Error, Pipeline, Policy, Sample};
+use suasion_data::{Error, Pipeline, Policy, Progress, Sample};
 
 const SHARDS: Shape = Shape { with_text: false, max_shard_bytes: Some(60_000) };
 

@@ -4,9 +4,9 @@ mod common;
 
 use common::{Scratch, byte_tokenizer, kept, outcomes, pipeline_of};
 use serde_json::{Value, json};
-use suasion_data::policy::{OnBadRow, TruncationMode};
-use suasion_data::report::{RowView, Style, html, json as report_json, terminal};
-use suasion_data::{Kept, Mode, Outcome, Policy, Summary};
+use suasion_data::report::terminal::{self, Style};
+use suasion_data::report::{RowView, html, json as report_json};
+use suasion_data::{Kept, Mode, OnBadRow, Outcome, Policy, Summary, TruncationMode};
 use unicode_width::UnicodeWidthStr;
 
 fn run(rows: &[Value], policy: &Policy) -> (Vec<Outcome>, Summary) {

@@ -9,11 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use suasion_data::example::Conversation;
-use suasion_data::policy::Supervise;
 use suasion_data::render::Stops;
 use suasion_data::template::{Chat, ChatRenderer, ChatTemplate, TemplateOptions};
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, Origin, Policy, RowId, Section};
+use suasion_data::{Code, Origin, Policy, RowId, Section, Supervise};
 
 fn id() -> RowId {
     RowId::new(Path::new("test.jsonl"), 0, Some(1))
@@ -422,7 +421,7 @@ fn masks_equal(golden: Golden) {
         let tokenizer = tokenizers
             .entry(key.into())
             .or_insert_with(|| Tokenizer::from_dir(&golden.folder.dir.join("tokenizers").join(key)).unwrap());
-        let policy = Policy { boundary: suasion_data::policy::Boundary::Joint, ..Policy::default() };
+        let policy = Policy { boundary: suasion_data::Boundary::Joint, ..Policy::default() };
         let tokens = tokenizer.encode(&chat.rendered, &policy).unwrap().tokens;
         let mask: Vec<u8> = tokens.origins.iter().map(|o| u8::from(o.supervised())).collect();
         let want: Vec<u8> = match &row["mask"] {

@@ -11,10 +11,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::LazyLock;
-use suasion_data::policy::{Boundary, ContentSpecialTokens};
 use suasion_data::render::{Rendered, Span};
 use suasion_data::tokens::{Encoded, Tokenizer};
-use suasion_data::{Error, Origin, Policy, RowId, Section};
+use suasion_data::{Boundary, ContentSpecialTokens, Error, Origin, Policy, RowId, Section};
 
 const PROMPT: Origin = Origin::Prompt { turn: 0, section: Section::Other };
 const RESPONSE: Origin = Origin::Response { turn: 0 };

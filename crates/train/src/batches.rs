@@ -1,18 +1,29 @@
-//! Samples, rows or packs of them, to the engine's flat batches: no padding, and only what the loss or the report
-//! asks for.
+//! Turns samples (rows, or packs of rows) into the engine's flat batches, without padding and with only the
+//! targets that the loss or the report needs.
 
+use crate::{Error, Result};
 use std::borrow::Cow;
 use suasion_data::{IGNORE, Origin, RowId, Sample};
 use suasion_engine::{Batch, Target};
 
-/// Tokens of a sample that are computed: trailing padding without a label is left out, because no token sees it.
+/// Tokens of a sample that are computed: trailing padding without a label is left out, because no token
+/// attends to it.
 pub fn used(sample: &Sample) -> usize {
     let padding = |&i: &usize| sample.origins[i] == Origin::Padding && sample.labels[i] == IGNORE;
     sample.len() - (0..sample.len()).rev().take_while(padding).count()
 }
 
-/// The rows' tokens and targets as one batch. A row without a target is left out: samples never see each other, so
-/// it could change nothing.
+/// Refuses a batch whose positions do not fit the 32 bits that a [`Batch`] has for them. `key` is the setting
+/// of the batch size.
+pub(crate) fn check_size(key: &'static str, tokens: usize) -> Result<()> {
+    match u32::try_from(tokens) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::BatchTooLarge { key, tokens }),
+    }
+}
+
+/// The rows' tokens and targets as one batch. A row without a target is left out: samples do not attend to
+/// each other, so it cannot change the loss.
 pub fn train_batch<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Batch {
     let mut batch = Batch::default();
     for sample in samples {
@@ -23,7 +34,7 @@ pub fn train_batch<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Batch {
     batch
 }
 
-/// Appends a sample's segments, each confined to itself and its prefix, and these targets of it.
+/// Appends a sample's segments, each of which attends to itself and its prefix only, and these targets of it.
 fn append(batch: &mut Batch, sample: &Sample, targets: impl Iterator<Item = (u32, u32, f32)>) {
     let (start, used) = (batch.tokens() as u32, used(sample) as u32);
     for segment in sample.segments() {
@@ -40,7 +51,7 @@ fn append(batch: &mut Batch, sample: &Sample, targets: impl Iterator<Item = (u32
     batch.targets.extend(targets.map(|(row, id, weight)| Target { row: start + row, id, weight }));
 }
 
-/// What evaluation asks of one position of a sample.
+/// A position of a sample that evaluation measures.
 pub(crate) struct Measured {
     /// The position.
     pub(crate) position: usize,
@@ -48,13 +59,13 @@ pub(crate) struct Measured {
     pub(crate) row: u32,
     /// The token to predict.
     pub(crate) id: u32,
-    /// Is it one of the sample's own targets?
+    /// True if it is one of the sample's own targets.
     pub(crate) own: bool,
-    /// The segment that it stands in.
+    /// The index of its segment.
     pub(crate) segment: usize,
 }
 
-/// Every position that something stands before, supervised or not, in order.
+/// Every position that has a token before it, supervised or not, in order.
 pub(crate) fn measured(sample: &Sample) -> impl Iterator<Item = Measured> + '_ {
     let used = used(sample) as u32;
     sample.segments().enumerate().flat_map(move |(number, segment)| {
@@ -64,13 +75,13 @@ pub(crate) fn measured(sample: &Sample) -> impl Iterator<Item = Measured> + '_ {
             let weighs = || sample.weights.as_ref().is_none_or(|w| w[position] != 0.0);
             let own = sample.labels[position] != IGNORE && weighs();
             let id = if own { sample.labels[position] as u32 } else { sample.input_ids[position] };
-            let asked = own || sample.origins[position] != Origin::Padding;
-            asked.then_some(Measured { position, row, id, own, segment: number })
+            let measured = own || sample.origins[position] != Origin::Padding;
+            measured.then_some(Measured { position, row, id, own, segment: number })
         })
     })
 }
 
-/// The row that a position of a sample belongs to; for a shared prompt, the sample itself.
+/// The row that a position of a sample belongs to; the sample itself for a shared prompt.
 pub(crate) fn row_at(sample: &Sample, position: u32) -> RowId {
     let row = sample.pack.as_ref().and_then(|pack| {
         let index = pack.ends().position(|segment| segment.own.contains(&position))?;
@@ -79,17 +90,17 @@ pub(crate) fn row_at(sample: &Sample, position: u32) -> RowId {
     row.unwrap_or(&sample.id).clone()
 }
 
-/// The rows that a sample was made from.
+/// The rows of a sample: itself, or the rows of the pack.
 pub(crate) fn row_ids(sample: &Sample) -> Vec<RowId> {
     sample.pack.as_ref().map_or_else(|| vec![sample.id.clone()], |pack| pack.rows.clone())
 }
 
-/// Tokens of its longest row that are computed: the positions that a model needs.
+/// Computed tokens of the sample's longest row: the positions that a model needs.
 pub fn longest_row(sample: &Sample) -> usize {
     used(sample).min(sample.longest_row())
 }
 
-/// The rows of all samples, none of them in a pack.
+/// The samples with every pack taken apart into its rows.
 pub(crate) fn unpacked(samples: &[Sample]) -> Cow<'_, [Sample]> {
     match samples.iter().any(|sample| sample.pack.is_some()) {
         true => samples.iter().flat_map(Sample::unpack).collect(),
@@ -97,7 +108,7 @@ pub(crate) fn unpacked(samples: &[Sample]) -> Cow<'_, [Sample]> {
     }
 }
 
-/// The rows' tokens with every position as a target, supervised or not: the losses per section.
+/// The rows' tokens with every position as a target, supervised or not, for the losses per section.
 pub(crate) fn eval_batch<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Batch {
     let mut batch = Batch::default();
     for sample in samples {
@@ -106,4 +117,18 @@ pub(crate) fn eval_batch<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> B
         }
     }
     batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_limited_to_32_bits_of_positions() {
+        check_size("per_device_train_batch_size", u32::MAX as usize).unwrap();
+        let error = check_size("per_device_train_batch_size", u32::MAX as usize + 1).unwrap_err();
+        let message = "per_device_train_batch_size: a batch of 4294967296 tokens is larger than the engine's limit of 4294967295";
+        assert_eq!(error.to_string(), message);
+        assert!(error.is_usage() && error.help().unwrap().starts_with("lower per_device_train_batch_size"));
+    }
 }

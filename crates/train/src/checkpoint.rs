@@ -1,5 +1,6 @@
-//! `checkpoint-N/`: everything that an exact resume needs, whole or not there.
+//! `checkpoint-N/`: everything that an exact resume needs. The folder appears only when it is complete.
 
+use crate::error::CheckpointFault;
 use crate::json::pretty;
 use crate::metrics::{self, Record};
 use crate::model_files::ModelFiles;
@@ -12,16 +13,16 @@ use std::path::{Path, PathBuf};
 use suasion_engine::{Backend, Model};
 use suasion_files::{NewFolder, sizes};
 
-/// The run's state beside the weights.
+/// File of the run's state.
 pub const STATE: &str = "suasion_state.json";
-/// AdamW's moments.
+/// File of AdamW's moments.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
-/// The Trainer's own summary.
+/// File of the state in the Trainer's form.
 pub const TRAINER_STATE: &str = "trainer_state.json";
-/// The lines of metrics so far.
+/// File of the metrics so far.
 pub const METRICS: &str = "metrics.jsonl";
 
-/// The folder of a checkpoint.
+/// The folder of the checkpoint of a step.
 pub fn path_of(output_dir: &Path, step: u64) -> PathBuf {
     output_dir.join(format!("checkpoint-{step}"))
 }
@@ -40,39 +41,39 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Reads a checkpoint's state and checks that its files are there in full length.
+/// Reads a checkpoint's state, and checks that each of its files exists with the size it was written with.
 pub fn read(dir: &Path) -> Result<RunState> {
-    let broken = |message: String| Error::Checkpoint { dir: dir.to_path_buf(), message };
+    let broken = |fault| Error::Checkpoint { dir: dir.to_path_buf(), fault };
     let text = match fs::read(dir.join(STATE)) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(broken(format!("not a checkpoint of suasion: it has no {STATE}")));
+            return Err(broken(CheckpointFault::NoState(STATE)));
         }
         Err(source) => return Err(Error::io(dir.join(STATE), source)),
     };
+    let unreadable = |source| broken(CheckpointFault::State { file: STATE, source });
     // The version first: another version's state may have other fields.
-    let state: Value = serde_json::from_slice(&text).map_err(|error| broken(format!("{STATE}: {error}")))?;
-    match state.get("format").and_then(Value::as_u64) {
-        Some(format) if format == u64::from(FORMAT) => {}
-        format => {
-            let format = format.map_or("none".to_string(), |format| format.to_string());
-            return Err(broken(format!("{STATE}: format {format}; this program reads format {FORMAT}")));
-        }
+    let state: Value = serde_json::from_slice(&text).map_err(unreadable)?;
+    let found = state.get("format").and_then(Value::as_u64);
+    if found != Some(u64::from(FORMAT)) {
+        return Err(broken(CheckpointFault::Format { file: STATE, found, expected: FORMAT }));
     }
-    let state: RunState =
-        serde_json::from_value(state).map_err(|error| broken(format!("{STATE}: {error}")))?;
+    let state: RunState = serde_json::from_value(state).map_err(unreadable)?;
     for (name, size) in &state.files {
+        let file = name.clone();
         match fs::metadata(dir.join(name)) {
             Ok(meta) if meta.len() == *size => {}
-            Ok(meta) => return Err(broken(format!("{name} has {} bytes instead of {size}", meta.len()))),
-            Err(_) => return Err(broken(format!("{name} is missing"))),
+            Ok(meta) => {
+                return Err(broken(CheckpointFault::Size { file, bytes: meta.len(), expected: *size }));
+            }
+            Err(_) => return Err(broken(CheckpointFault::Missing(file))),
         }
     }
     Ok(state)
 }
 
-/// The checkpoint that a resume takes, its state, and why newer ones were passed over.
-pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf, RunState, Vec<String>)>> {
+/// The checkpoint that a resume continues, its state, and why newer ones are not usable.
+pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf, RunState, Vec<Error>)>> {
     let within = match resume {
         Resume::No => return Ok(None),
         Resume::From(dir) if dir.join(STATE).exists() || list(dir).is_empty() && dir.is_dir() => {
@@ -85,23 +86,23 @@ pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf
     for (_, dir) in list(within).into_iter().rev() {
         match read(&dir) {
             Ok(state) => return Ok(Some((dir, state, skipped))),
-            Err(error) => skipped.push(error.to_string()),
+            Err(error) => skipped.push(error),
         }
     }
     Err(Error::NoCheckpoint { dir: within.to_path_buf(), skipped })
 }
 
-/// The checkpoint folder that a resume would take; `None` for a new run.
+/// The checkpoint folder that a resume would continue; `None` for a new run.
 pub fn locate(resume: &Resume, output_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(find(resume, output_dir)?.map(|(dir, ..)| dir))
 }
 
-/// The lines of metrics that belong to a checkpoint.
+/// The metrics of the steps up to a checkpoint.
 pub(crate) fn records(dir: &Path) -> Result<Vec<Record>> {
     metrics::read(&dir.join(METRICS))
 }
 
-/// What goes into a checkpoint beside the weights and the moments.
+/// The contents of a checkpoint beside the weights and the moments.
 pub(crate) struct Contents<'a> {
     pub state: &'a mut RunState,
     pub files: &'a ModelFiles,
@@ -109,7 +110,7 @@ pub(crate) struct Contents<'a> {
     pub trainer_state: &'a Value,
 }
 
-/// Writes `checkpoint-N` of the state's step.
+/// Writes `checkpoint-N`, where N is the state's step.
 pub(crate) fn write<B: Backend>(
     output_dir: &Path,
     model: &Model<B>,
@@ -135,8 +136,8 @@ pub(crate) fn write<B: Backend>(
     Ok(place)
 }
 
-/// Removes the oldest checkpoints beyond `limit`: never the newest, and never the one of step `best`. Only folders
-/// that hold a run's state are counted or touched.
+/// Removes the oldest checkpoints beyond `limit`, but never the newest and never that of step `best`. Only
+/// folders that hold a run's state are counted or removed.
 pub(crate) fn prune(output_dir: &Path, limit: usize, newest: u64, best: Option<u64>) -> Result<Vec<PathBuf>> {
     let ours: Vec<(u64, PathBuf)> =
         list(output_dir).into_iter().filter(|(_, dir)| dir.join(STATE).exists()).collect();

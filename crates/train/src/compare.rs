@@ -1,17 +1,14 @@
-//! Both objectives side by side: all tokens against responses only, from the same start, over the same batches.
+//! Compares the two objectives: a model trained on all tokens and one trained on responses only, from the
+//! same starting weights over the same batches.
 //!
-//! What is measured, on rows that neither was trained on:
+//! Two things are measured on rows that neither model was trained on:
 //!
-//! * the loss of every section ([`crate::evaluate()`]): whether the responses are predicted better, and how much of
-//!   the prompt's text has been learned;
-//! * **reproduction**: for each run of tokens of one prompt section, the model is given everything up to and with
-//!   the section's first `given` tokens, and continues greedily for as many tokens as the section has left (at
-//!   most `new`). `ngram_share` is the share of the section's n-grams that the continuation contains (each as
-//!   often as it occurs there: clipped, as in ROUGE-n recall), `exact_tokens` the mean number of tokens before the
-//!   first difference. The probes are the first `rows` rows with different prompts. The same is measured on
-//!   prompts of the training rows, because learning by heart shows there first.
+//! * the loss of every section ([`crate::evaluate()`]), which shows whether the responses are predicted
+//!   better and how much of the prompts' text was learned;
+//! * how much of the prompts each model reproduces ([`crate::probe`]). This is measured on the training rows'
+//!   prompts too, because memorisation shows there first.
 //!
-//! Nothing here prefers an outcome: the verdict is made of the numbers.
+//! The verdict follows from the numbers alone.
 
 use crate::batches::unpacked;
 use crate::evaluate::SectionLoss;
@@ -23,17 +20,16 @@ use crate::{Error, Evaluation, Plan, Result, Settings, evaluate, prompt_ids};
 use indexmap::IndexMap;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use suasion_data::policy::Objective;
 use suasion_data::report::format::{count, loss, loss_difference, percent, thousands};
-use suasion_data::{IGNORE, Origin, Sample, label};
+use suasion_data::{IGNORE, Objective, Origin, Sample, label};
 use suasion_engine::{Backend, Budget, Model};
 
-/// How to compare.
+/// The settings of a comparison.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CompareSettings {
-    /// How both are trained.
+    /// The settings that both models are trained with.
     pub train: Settings,
-    /// How much is probed.
+    /// The settings of the probes.
     pub probe: ProbeSettings,
 }
 
@@ -42,70 +38,73 @@ pub struct CompareSettings {
 pub struct Comparison {
     /// Rows trained on.
     pub train_rows: u64,
-    /// Rows measured on.
+    /// Held-out rows.
     pub held_out_rows: u64,
     /// Steps of each training.
     pub steps: u64,
     /// The seed.
     pub seed: u64,
-    /// Tokens that both read per pass; how many each learns from is in its arm.
+    /// Tokens that both models read in a pass over the rows.
     pub tokens_per_epoch: u64,
     /// The starting weights.
     pub before: Arm,
-    /// Trained on responses only.
+    /// The model trained on responses only.
     pub response_only: Arm,
-    /// Trained on all tokens.
+    /// The model trained on all tokens.
     pub all_tokens: Arm,
-    /// How the held-out responses compare.
+    /// The difference between their losses on the held-out responses.
     pub response_difference: Difference,
-    /// The same in plain sentences.
+    /// The results in sentences.
     pub verdict: Vec<String>,
 }
 
-/// One model's measurements.
+/// The measurements of one model.
 #[derive(Clone, Debug, Serialize)]
 pub struct Arm {
-    /// On the held-out rows.
+    /// The evaluation on the held-out rows.
     pub evaluation: Evaluation,
-    /// `response` and `end_of_turn` together.
+    /// The loss of `response` and `end_of_turn` together.
     pub response: Option<SectionLoss>,
-    /// All prompt sections together (without scaffold).
+    /// The loss of all prompt sections together (without scaffold).
     pub prompt: Option<SectionLoss>,
-    /// Targets that it was trained on.
+    /// Targets learned, each counted in every pass.
     pub targets_trained: u64,
-    /// Loss of its last step that had a target, over its own targets.
+    /// Loss of the last step that had a target, over its targets.
     pub last_train_loss: Option<f64>,
     /// Time spent in steps.
     pub seconds: f64,
-    /// How much of held-out prompts it reproduces.
+    /// How much of the held-out prompts it reproduces.
     pub reproduction: Reproduction,
     /// How much of the training rows' prompts it reproduces.
     pub reproduction_train: Reproduction,
 }
 
-/// How the held-out responses' losses differ.
+/// The difference between two models' losses on the held-out responses.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Difference {
-    /// `all_tokens − response_only` in nats per target: above 0, response-only is better.
+    /// `all_tokens − response_only` in nats per target; above 0, response-only is better.
     pub mean: f64,
-    /// Its standard error over prompts (rows with the same prompt count as one draw); `None` for a single prompt.
+    /// Its standard error over prompts (rows with the same prompt count as one sample); `None` for a single
+    /// prompt.
     pub standard_error: Option<f64>,
     /// Rows compared.
     pub rows: u64,
-    /// Different prompts among them.
+    /// Distinct prompts of these rows.
     pub prompts: u64,
 }
 
-/// The same row, or pack, with a label on every token but padding: what training on all tokens sees.
+/// The same row or pack with a label on every token except padding, as training on all tokens has it.
 pub fn all_tokens(sample: &Sample) -> Sample {
     let label = |(&id, &origin): (&u32, &Origin)| if origin == Origin::Padding { IGNORE } else { id as i32 };
     let labels = sample.input_ids.iter().zip(&sample.origins).map(label).collect();
     label::confine(Sample { labels, weights: None, ..sample.clone() })
 }
 
-/// Trains both objectives and measures them. `make` gives a model with the same starting weights each time; `train`
-/// and `held_out` are labelled response-only, the all-tokens rows are made from them. Both read the same rows in the
-/// same order for the same number of steps; only the labels differ.
+/// Trains one model on each objective and measures both. Both read the same rows in the same order for the
+/// same number of steps; only the labels differ.
+///
+/// `make` returns a model with the same starting weights each time. `train` and `held_out` are labelled for
+/// responses only; the labels for all tokens are derived from them.
 ///
 /// Fails with [`Error::Interrupted`] when `stop` is raised.
 pub fn compare<B: Backend>(
@@ -118,7 +117,7 @@ pub fn compare<B: Backend>(
 ) -> Result<Comparison> {
     settings.train.validate(!held_out.is_empty())?;
     settings.probe.validate()?;
-    // Packs are trained on as they are; probes and measurements are about rows.
+    // Training takes packs as they are; probes and measurements take rows.
     let (probed, held_out) = (&unpacked(train), &unpacked(held_out));
     let everything: Vec<Sample> = train.iter().map(all_tokens).collect();
     let plan = Plan::new(train, held_out, &settings.train)?;
@@ -161,7 +160,7 @@ pub fn compare<B: Backend>(
     Ok(comparison)
 }
 
-/// What an arm's training leaves.
+/// The outcome of training one model.
 #[derive(Default)]
 struct Trained {
     progress: Progress,
@@ -213,8 +212,8 @@ impl Measure<'_> {
     }
 }
 
-/// The difference per target, and its standard error as a ratio estimator over prompts: replies to one prompt are
-/// not independent draws.
+/// The difference per target, with its standard error as a ratio estimator over prompts: replies to one
+/// prompt are not independent samples.
 fn difference(response_only: &Arm, all_tokens: &Arm, held_out: &[Sample]) -> Difference {
     let mut prompts: IndexMap<&[u32], (f64, f64)> = IndexMap::new();
     let rows = response_only.evaluation.per_row.iter().zip(&all_tokens.evaluation.per_row);
@@ -237,7 +236,7 @@ fn difference(response_only: &Arm, all_tokens: &Arm, held_out: &[Sample]) -> Dif
     }
 }
 
-/// The comparison in sentences.
+/// The results in sentences.
 fn verdict(c: &Comparison) -> Vec<String> {
     let (ours, theirs, before) = (&c.response_only, &c.all_tokens, &c.before);
     let mut lines = Vec::new();
@@ -259,14 +258,14 @@ fn verdict(c: &Comparison) -> Vec<String> {
             loss(error)
         ),
         Some(error) => format!(
-            "{measured}. The difference of {} nats per token is within two standard errors ({}): these rows cannot \
-             tell which is better.",
+            "{measured}. The difference of {} nats per token is within two standard errors (of {}): these rows do not \
+             show which is better.",
             loss_difference(d.mean),
             loss(error)
         ),
         None => format!(
-            "{measured}. {} is lower by {}, but a single prompt cannot tell which is better.",
-            if d.mean > 0.0 { "Responses only" } else { "All tokens" },
+            "{measured}. Training on {better} gives a loss lower by {}, but a single prompt does not show which is \
+             better.",
             loss(d.mean.abs())
         ),
     });
@@ -277,7 +276,8 @@ fn verdict(c: &Comparison) -> Vec<String> {
     }
     if let (Some(a), Some(b), Some(start)) = (ours.prompt, theirs.prompt, before.prompt) {
         let line = format!(
-            "Held-out prompts: loss {} before training, {} after responses only, {} after all tokens",
+            "Held-out prompts: loss {} before training, {} after training on responses only, {} after training on all \
+             tokens",
             loss(start.loss),
             loss(a.loss),
             loss(b.loss)
@@ -297,9 +297,9 @@ fn verdict(c: &Comparison) -> Vec<String> {
             (a.ngram_share, b.ngram_share, a.exact_tokens, b.exact_tokens)
         {
             lines.push(format!(
-                "Given the beginning of {} sections of {what} prompts, the model trained on all tokens reproduces {} of \
-                 their n-grams ({t:.1} tokens before the first difference), the one trained on responses only {} ({s:.1} \
-                 tokens).",
+                "Given the first tokens of {} sections of {what} prompts, the model trained on all tokens reproduces {} \
+                 of the remaining n-grams (on average {t:.1} tokens before the first difference); the model trained on \
+                 responses only reproduces {} ({s:.1} tokens).",
                 thousands(a.probes),
                 percent(y),
                 percent(x)
@@ -307,8 +307,8 @@ fn verdict(c: &Comparison) -> Vec<String> {
         }
     }
     lines.push(format!(
-        "Both read the same {} rows in the same order for {} steps; all tokens learned from {} targets, responses only \
-         from {}.",
+        "Both models read the same {} rows in the same order for {} steps. Training on all tokens learned {} targets, \
+         training on responses only {}.",
         thousands(c.train_rows),
         thousands(c.steps),
         thousands(theirs.targets_trained),

@@ -1,8 +1,8 @@
 //! The crate's one error type.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use suasion_data::RowId;
-use suasion_data::policy::Objective;
+use suasion_data::{Objective, RowId};
 
 /// What can go wrong between samples and a trained model.
 #[derive(Debug, thiserror::Error)]
@@ -12,27 +12,39 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The underlying I/O error.
         source: std::io::Error,
     },
-    /// The engine's own error.
+    /// An error of the engine.
     #[error(transparent)]
     Engine(#[from] suasion_engine::Error),
-    /// A setting that cannot work, or two that contradict each other.
-    #[error("{key}: {message}")]
+    /// A setting whose value cannot work, alone or together with another one.
+    #[error("{key}: {value} {problem}")]
     Setting {
         /// The configuration key.
         key: &'static str,
-        /// What is wrong, with the value.
-        message: String,
+        /// Its value.
+        value: String,
+        /// Why it cannot work; follows the value.
+        problem: String,
         /// What to do.
         help: String,
     },
     /// There is nothing to learn from or to measure on.
-    #[error("{message}")]
+    #[error("{}", no_targets(*rows, what))]
     NoTargets {
-        /// What has no target.
-        message: String,
+        /// The rows that were looked at.
+        rows: usize,
+        /// What they are: `training rows`.
+        what: &'static str,
+    },
+    /// A micro-batch has more tokens than a batch can index (2³² − 1).
+    #[error("{key}: a batch of {tokens} tokens is larger than the engine's limit of {}", u32::MAX)]
+    BatchTooLarge {
+        /// The configuration key of the batch size.
+        key: &'static str,
+        /// Tokens of the largest batch.
+        tokens: usize,
     },
     /// A row holds a token id that the model has no embedding for.
     #[error("{id}: token id {token} at position {position} is outside the model's vocabulary of {vocab}")]
@@ -46,8 +58,8 @@ pub enum Error {
         /// The model's vocabulary.
         vocab: usize,
     },
-    /// A row longer than the model's learned positions.
-    #[error("{id}: {tokens} tokens, and the model has {limit} learned positions")]
+    /// A row is longer than the model's learned positions.
+    #[error("{id}: {tokens} tokens, but the model has {limit} learned positions")]
     TooLong {
         /// The row.
         id: RowId,
@@ -56,51 +68,51 @@ pub enum Error {
         /// The model's positions.
         limit: usize,
     },
-    /// The output folder holds something and the run neither resumes nor overwrites.
+    /// The output folder is not empty, and the run neither resumes nor overwrites.
     #[error("{}: the output folder is not empty", dir.display())]
     OutputNotEmpty {
         /// The folder.
         dir: PathBuf,
     },
-    /// A resume was asked for, and there is no checkpoint to resume from.
-    #[error("{}: no checkpoint to resume from{}", dir.display(), listed("; unusable: ", skipped))]
+    /// There is no checkpoint to resume from.
+    #[error("{}: no checkpoint to resume from{}", dir.display(), unusable(skipped))]
     NoCheckpoint {
-        /// Where it was looked for.
+        /// The folder that was searched.
         dir: PathBuf,
-        /// Folders that look like checkpoints and are not usable, with the reason.
-        skipped: Vec<String>,
+        /// Why each checkpoint folder in it is not usable.
+        skipped: Vec<Error>,
     },
-    /// A checkpoint folder that is incomplete or damaged.
-    #[error("{}: {message}", dir.display())]
+    /// A checkpoint folder is incomplete, damaged or of another program.
+    #[error("{}: {fault}", dir.display())]
     Checkpoint {
         /// The folder.
         dir: PathBuf,
         /// What is wrong with it.
-        message: String,
+        fault: CheckpointFault,
     },
-    /// A checkpoint of a run with another objective.
-    #[error("{}: trained on {}, and this run trains on {}", dir.display(), objective(*was), objective(*now))]
+    /// The checkpoint is of a run with another objective.
+    #[error("{}: trained on {}, but this run trains on {}", dir.display(), objective(*was), objective(*now))]
     ResumeObjective {
         /// The checkpoint.
         dir: PathBuf,
         /// The checkpoint's objective.
         was: Objective,
-        /// This run's.
+        /// This run's objective.
         now: Objective,
     },
-    /// A checkpoint of a run over other data, or of data labelled by other rules.
+    /// The checkpoint is of a run over other data, or over data labelled by other rules.
     #[error("{}: trained on other data: {what} was {was}, is {now}", dir.display())]
     ResumeData {
         /// The checkpoint.
         dir: PathBuf,
         /// What differs.
         what: &'static str,
-        /// The checkpoint's.
+        /// The checkpoint's value.
         was: String,
-        /// This run's.
+        /// This run's value.
         now: String,
     },
-    /// A checkpoint of a run whose settings would have led elsewhere.
+    /// The checkpoint is of a run whose settings lead to other weights.
     #[error("{}: settings that change the result differ: {}", dir.display(), differences.join("; "))]
     ResumeSettings {
         /// The checkpoint.
@@ -108,12 +120,13 @@ pub enum Error {
         /// `key: was a, is b` for each.
         differences: Vec<String>,
     },
-    /// A loss or gradient norm that is not a finite number. The weights were not updated.
-    #[error("{}{what} is {value}{}", at(*step, *evaluation), rows_text(rows))]
+    /// A loss or gradient norm is not a finite number. The weights were not updated.
+    #[error("{}{what} is {value}{}", at(*step, *evaluation), listed(rows))]
     NonFinite {
-        /// The step (counted from 1) that was being computed, or after which was evaluated; `None` outside training.
+        /// The step (counted from 1) being computed, or the last one before the evaluation; `None` outside
+        /// training.
         step: Option<u64>,
-        /// It was met in an evaluation, not in a step.
+        /// True if an evaluation met it, not a step.
         evaluation: bool,
         /// What is not finite.
         what: &'static str,
@@ -121,30 +134,93 @@ pub enum Error {
         value: f64,
         /// The rows that it comes from: those whose own loss is not finite, or else all rows of the step.
         rows: Vec<RowId>,
-        /// The newest checkpoint of the run; it was written before this step.
+        /// The newest checkpoint of the run, written before this step.
         checkpoint: Option<PathBuf>,
     },
-    /// Generation was asked for something impossible.
-    #[error("{message}")]
-    Generate {
-        /// What is wrong.
-        message: String,
+    /// A prompt without a token has no distribution of next tokens.
+    #[error("the prompt is empty: there is no token to continue from")]
+    EmptyPrompt,
+    /// A prompt holds a token id that the model has no embedding for.
+    #[error(
+        "token id {token} at position {position} of the prompt is outside the model's vocabulary of {vocab}"
+    )]
+    PromptVocabulary {
+        /// The token id.
+        token: u32,
+        /// Its position in the prompt.
+        position: usize,
+        /// The model's vocabulary.
+        vocab: usize,
+    },
+    /// A prompt is longer than the model's learned positions.
+    #[error("the prompt has {tokens} tokens, but the model has {limit} learned positions")]
+    PromptTooLong {
+        /// Its tokens.
+        tokens: usize,
+        /// The model's positions.
+        limit: usize,
     },
     /// The stop flag was raised while measuring; there is no result.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// The rows that an error names; more would hide the message.
+/// What is wrong with a checkpoint folder.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointFault {
+    /// Its state file is missing.
+    #[error("not a checkpoint of suasion: it has no {0}")]
+    NoState(&'static str),
+    /// Its state file cannot be parsed.
+    #[error("{file}: {source}")]
+    State {
+        /// The state file.
+        file: &'static str,
+        /// The parser's error.
+        source: serde_json::Error,
+    },
+    /// Another version of the program wrote it.
+    #[error("{file}: format {}; this program reads format {expected}", found.map_or("none".into(), |f| f.to_string()))]
+    Format {
+        /// The state file.
+        file: &'static str,
+        /// Its format.
+        found: Option<u64>,
+        /// The format of this program.
+        expected: u32,
+    },
+    /// One of its files is missing.
+    #[error("{0} is missing")]
+    Missing(String),
+    /// One of its files was cut or has grown.
+    #[error("{file} has {bytes} bytes instead of {expected}")]
+    Size {
+        /// The file.
+        file: String,
+        /// Its size.
+        bytes: u64,
+        /// Its size when the checkpoint was written.
+        expected: u64,
+    },
+}
+
+/// The most rows that an error names; more would hide the message.
 const SHOWN: usize = 8;
 
-fn rows_text(rows: &[RowId]) -> String {
+fn listed(rows: &[RowId]) -> String {
     if rows.is_empty() {
         return String::new();
     }
     let shown: Vec<String> = rows.iter().take(SHOWN).map(RowId::to_string).collect();
     let more = if rows.len() > SHOWN { format!(" and {} more", rows.len() - SHOWN) } else { String::new() };
     format!("; rows: {}{more}", shown.join(", "))
+}
+
+fn no_targets(rows: usize, what: &str) -> String {
+    match rows {
+        0 => format!("there are no {what}"),
+        _ => format!("none of the {rows} {what} has a supervised token"),
+    }
 }
 
 fn at(step: Option<u64>, evaluation: bool) -> String {
@@ -156,11 +232,12 @@ fn at(step: Option<u64>, evaluation: bool) -> String {
     }
 }
 
-fn listed(before: &str, items: &[String]) -> String {
-    if items.is_empty() { String::new() } else { format!("{before}{}", items.join(", ")) }
+fn unusable(skipped: &[Error]) -> String {
+    let reasons: Vec<String> = skipped.iter().map(Error::to_string).collect();
+    if reasons.is_empty() { String::new() } else { format!("; unusable: {}", reasons.join(", ")) }
 }
 
-pub(crate) fn objective(objective: Objective) -> &'static str {
+fn objective(objective: Objective) -> &'static str {
     match objective {
         Objective::ResponseOnly => "responses only (response_only)",
         Objective::AllTokens => "all tokens (all_tokens)",
@@ -172,8 +249,18 @@ impl Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
-    pub(crate) fn setting(key: &'static str, message: impl Into<String>, help: impl Into<String>) -> Error {
-        Error::Setting { key, message: message.into(), help: help.into() }
+    pub(crate) fn setting(
+        key: &'static str,
+        value: impl Display,
+        problem: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Error {
+        Error::Setting { key, value: value.to_string(), problem: problem.into(), help: help.into() }
+    }
+
+    /// A setting outside its bounds, which follow "must be".
+    pub(crate) fn out_of_bounds(key: &'static str, value: impl Display, bounds: &str) -> Error {
+        Error::setting(key, value, "is not possible", format!("{key} must be {bounds}"))
     }
 
     /// A quantity that is not finite, in a computation that no run is part of ([`Error::at_step`]).
@@ -181,7 +268,7 @@ impl Error {
         Error::NonFinite { step: None, evaluation: false, what, value, rows, checkpoint: None }
     }
 
-    /// Adds to [`Error::NonFinite`] the step in which it was met, or after which was evaluated.
+    /// Adds to [`Error::NonFinite`] the step being computed, or the last one before the evaluation.
     pub(crate) fn at_step(mut self, at: u64) -> Error {
         if let Error::NonFinite { step, .. } = &mut self {
             *step = Some(at);
@@ -202,7 +289,7 @@ impl Error {
         match self {
             Error::Io { .. } => "E-IO",
             Error::Engine(error) => error.tag(),
-            Error::Setting { .. } => "E-CONFIG",
+            Error::Setting { .. } | Error::BatchTooLarge { .. } => "E-CONFIG",
             Error::NoTargets { .. } => "E-DATA",
             Error::Vocabulary { .. } => "E-VOCAB",
             Error::TooLong { .. } => "E-LENGTH",
@@ -212,16 +299,17 @@ impl Error {
                 "E-RESUME"
             }
             Error::NonFinite { .. } => "E-NAN",
-            Error::Generate { .. } => "E-GENERATE",
+            Error::EmptyPrompt | Error::PromptVocabulary { .. } | Error::PromptTooLong { .. } => "E-GENERATE",
             Error::Interrupted => "E-INTERRUPTED",
         }
     }
 
-    /// True for what the user asked for wrongly (exit 2), false for what went wrong while running (exit 3).
+    /// True for errors of usage (exit 2), false for errors while running (exit 3).
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
             Error::Setting { .. }
+                | Error::BatchTooLarge { .. }
                 | Error::OutputNotEmpty { .. }
                 | Error::NoCheckpoint { .. }
                 | Error::ResumeObjective { .. }
@@ -232,46 +320,44 @@ impl Error {
 
     /// What to do about it, where that is known.
     pub fn help(&self) -> Option<String> {
-        Some(match self {
+        let help = match self {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                "free some space; finished checkpoints are intact, and --resume continues from the newest".into()
+                "free some space; finished checkpoints are intact, and --resume continues from the newest"
             }
             Error::Io { .. } | Error::Interrupted => return None,
-            Error::Generate { .. } => {
-                "give a prompt of at least one token, and no longer than the model has positions".into()
-            }
             Error::Engine(error) => return error.help().map(str::to_string),
-            Error::Setting { help, .. } => help.clone(),
-            Error::NoTargets { .. } => "`suasion verify` shows for every row which tokens are supervised and why".into(),
+            Error::Setting { help, .. } => help,
+            Error::NoTargets { .. } => {
+                "`suasion verify` shows for every row which tokens are supervised and why"
+            }
+            Error::BatchTooLarge { key, .. } => {
+                return Some(format!("lower {key}; gradient_accumulation_steps keeps a step as large"));
+            }
             Error::Vocabulary { .. } => {
-                "the rows were tokenised with another model's tokenizer; prepare them with this model's".into()
+                "the rows were tokenised with another model's tokenizer; prepare them with this model's"
             }
-            Error::TooLong { limit, .. } => format!("set max_length to {limit} or less"),
+            Error::TooLong { limit, .. } => return Some(format!("set max_length to {limit} or less")),
             Error::OutputNotEmpty { .. } => {
-                "continue the run there with --resume, or choose another output_dir".into()
+                "continue the run there with --resume, or choose another output_dir"
             }
-            Error::NoCheckpoint { .. } => "start without --resume, or name a checkpoint-N folder".into(),
-            Error::Checkpoint { .. } => "resume from another checkpoint-N folder, or start again".into(),
+            Error::NoCheckpoint { .. } => "start without --resume, or name a checkpoint-N folder",
+            Error::Checkpoint { .. } => "resume from another checkpoint-N folder, or start again",
             Error::ResumeObjective { was: Objective::AllTokens, .. } => {
-                "a model trained on all tokens has learned its prompts, and training on responses from here on does \
-                 not unlearn them: retrain from the base model, into a new output_dir"
-                    .into()
+                "a model trained on all tokens has learned its prompts, and training it further on responses does not \
+                 unlearn them: retrain from the base model, into a new output_dir"
             }
             Error::ResumeObjective { .. } => {
                 "a run has one objective from its first step to its last: start from the base model, into a new \
                  output_dir"
-                    .into()
             }
             Error::ResumeData { .. } => {
                 "resume with the data, tokenizer and labelling settings of the checkpoint's run, or start a new run \
                  in a new output_dir"
-                    .into()
             }
             Error::ResumeSettings { .. } => {
-                "resume with the checkpoint's settings (its suasion_state.json holds them), or start a new run; more \
-                 steps can be added only under a constant schedule, because under the others the total decides every \
-                 step's learning rate"
-                    .into()
+                "resume with the checkpoint's settings (they are in its suasion_state.json), or start a new run; steps \
+                 can be added under a constant schedule only, because under the others every learning rate depends on \
+                 the total"
             }
             Error::NonFinite { step, evaluation, checkpoint, .. } => {
                 let kept = match (step, checkpoint) {
@@ -280,16 +366,24 @@ impl Error {
                     (_, None) => "no checkpoint had been written; ".into(),
                 };
                 let advice = match (step, evaluation) {
-                    (None | Some(0), _) => "look at the rows named, and at the weights: a model that diverged gives this",
-                    (_, true) => "the weights after this step are not usable; lower learning_rate, or clip with max_grad_norm",
+                    (None | Some(0), _) => {
+                        "look at the rows named, and at the weights: a model that has diverged gives such losses"
+                    }
+                    (_, true) => {
+                        "the weights after this step are not usable; lower learning_rate, or clip with max_grad_norm"
+                    }
                     (_, false) => {
-                        "the weights were not updated; look at the rows named, lower learning_rate, or clip \
-                         with max_grad_norm"
+                        "the weights were not updated; look at the rows named, lower learning_rate, or clip with \
+                         max_grad_norm"
                     }
                 };
-                format!("{kept}{advice}")
+                return Some(format!("{kept}{advice}"));
             }
-        })
+            Error::EmptyPrompt => "give a prompt of at least one token, or a tokenizer that adds a BOS",
+            Error::PromptVocabulary { .. } => "tokenise the prompt with this model's tokenizer",
+            Error::PromptTooLong { .. } => "shorten the prompt",
+        };
+        Some(help.to_string())
     }
 }
 

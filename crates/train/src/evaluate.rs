@@ -1,6 +1,6 @@
-//! What a model makes of rows: the loss over their targets, and over every token by section.
+//! The loss of a model on rows: over their targets, and over every token by section.
 
-use crate::batches::{Measured, eval_batch, measured, row_at};
+use crate::batches::{Measured, check_size, eval_batch, measured, row_at, used};
 use crate::{Error, Result};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -19,17 +19,18 @@ pub struct Evaluation {
     pub loss: f64,
     /// `exp(loss)`.
     pub perplexity: f64,
-    /// For every token that has one before it, supervised or not, its nll under the section it comes from: `system`,
-    /// `context`, `task`, `user`, `tool`, `other`, `scaffold`, `response`, `end_of_turn`; those that occur. `response`
-    /// is without the stop tokens; those are `end_of_turn`.
+    /// The loss per section over every token that has one before it, supervised or not: `system`, `context`,
+    /// `task`, `user`, `tool`, `other`, `scaffold`, `response` (without its stop token) and `end_of_turn`
+    /// (the stop tokens). Sections without a token are left out.
     pub sections: IndexMap<String, SectionLoss>,
     /// The first token of each response.
     pub first_token: Calibration,
     /// The stop tokens.
     pub stop: Calibration,
-    /// Response tokens by their place in the response (without stop tokens); those ranges that occur.
+    /// Response tokens by their position in the response (without stop tokens). Ranges without a token are
+    /// left out.
     pub positions: Vec<PositionBucket>,
-    /// Per row with a target, in the order of the rows: kept for comparisons, not printed.
+    /// For each row with a target, in the order of the rows; for comparisons, not serialised.
     #[serde(skip)]
     pub per_row: Vec<RowLoss>,
 }
@@ -41,40 +42,40 @@ pub struct SectionLoss {
     pub targets: u64,
     /// Their mean nll in nats.
     pub loss: f64,
-    /// Share of them that the model ranks first.
+    /// Share of them that the model predicts as the likeliest token.
     pub top1: f64,
 }
 
-/// How well a kind of token is predicted; the means are `None` where there is none.
+/// How well a kind of token is predicted. The means are `None` without tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Tokens measured.
     pub targets: u64,
     /// Mean nll in nats.
     pub loss: Option<f64>,
-    /// Mean probability that the model gives to the token. Where the model is calibrated it is near `top1` when its
-    /// first choices are sure ones.
+    /// Mean probability that the model gives to the token. For a calibrated and confident model it is near
+    /// `top1`.
     pub probability: Option<f64>,
-    /// Share that the model ranks first.
+    /// Share of them that the model predicts as the likeliest token.
     pub top1: Option<f64>,
 }
 
-/// Response tokens of a range of places.
+/// Response tokens of a range of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PositionBucket {
-    /// First place (0 = the response's first token).
+    /// First position (0 is the response's first token).
     pub from: u32,
-    /// Place behind the last; `None` = no end.
+    /// The position after the last; `None` for an open range.
     pub to: Option<u32>,
     /// How well they are predicted.
     #[serde(flatten)]
     pub calibration: Calibration,
 }
 
-/// One row's targets.
+/// The loss of one row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowLoss {
-    /// Index of the row among those given, each row of a pack counted.
+    /// Index of the row, where each row of a pack counts.
     pub row: usize,
     /// Its targets.
     pub targets: u64,
@@ -82,10 +83,10 @@ pub struct RowLoss {
     pub nll: f64,
 }
 
-/// Where the ranges of [`PositionBucket`] begin.
+/// The first positions of the ranges of [`PositionBucket`].
 const STARTS: [u32; 9] = [0, 1, 2, 4, 8, 16, 32, 64, 128];
 
-/// The order of sections in reports.
+/// The sections in the order of reports.
 pub const SECTIONS: [&str; 9] =
     ["system", "context", "task", "user", "tool", "other", "scaffold", "response", "end_of_turn"];
 
@@ -98,7 +99,7 @@ struct Sum {
 }
 
 impl Sum {
-    /// Adds a token that stands in this many rows.
+    /// Adds a token that belongs to this many rows.
     fn add(&mut self, outcome: &TargetLoss, rows: usize) {
         let (nll, times) = (f64::from(outcome.nll), rows as f64);
         self.targets += rows as u64;
@@ -126,13 +127,16 @@ impl Sum {
     }
 }
 
-/// Measures the model on the rows, `batch_size` at a time (the model's budget must hold
-/// [`crate::plan::eval_budget`]). `progress` hears the number of rows done. A pack counts as one of a batch, and gives the
-/// numbers of its rows: a prompt that they share is counted in each.
+/// Measures the model on rows, `batch_size` rows or packs at a time. The model's budget must hold
+/// [`crate::plan::eval_budget`]. `progress` is called with the number of samples measured so far.
 ///
-/// A token is attributed to the section of its own origin: the nll of the first response token, which the prompt's
-/// last row predicts, belongs to the response. Fails with [`Error::Interrupted`] when `stop` is raised, with
-/// [`Error::NonFinite`] where a loss is, and with [`Error::NoTargets`] where nothing is supervised.
+/// A token counts for the section of its own origin: the nll of the first response token, which is predicted
+/// from the prompt's last token, counts for the response. A pack gives the numbers of its rows: a prompt that
+/// rows share counts once for each.
+///
+/// # Errors
+/// [`Error::Interrupted`] if `stop` is raised, [`Error::NonFinite`] for a loss that is not finite, and
+/// [`Error::NoTargets`] if no token is supervised.
 pub fn evaluate<B: Backend>(
     model: &mut Model<B>,
     samples: &[Sample],
@@ -148,6 +152,7 @@ pub fn evaluate<B: Backend>(
         if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
             return Err(Error::Interrupted);
         }
+        check_size("per_device_eval_batch_size", rows.iter().map(used).sum())?;
         let batch = eval_batch(rows);
         let outcomes = if batch.targets.is_empty() { Vec::new() } else { model.forward(&batch)? };
         let mut outcomes = outcomes.iter();
@@ -207,8 +212,7 @@ pub fn evaluate<B: Backend>(
         progress((chunk * batch_size.max(1) + rows.len()) as u64);
     }
     let Some(loss) = all.mean(all.nll) else {
-        let message = format!("none of the {} rows to evaluate has a supervised token", samples.len());
-        return Err(Error::NoTargets { message });
+        return Err(Error::NoTargets { rows: samples.len(), what: "rows to evaluate" });
     };
     let bucket = |(i, sum): (usize, &Sum)| {
         (sum.targets > 0).then(|| PositionBucket {
@@ -247,7 +251,7 @@ impl Evaluation {
     }
 }
 
-/// For each token its place in its response, counted from 0; `None` for all other tokens.
+/// For each token its position in its response, counted from 0; `None` for all other tokens.
 fn places_in_responses(sample: &Sample) -> Vec<Option<u32>> {
     let mut places: Vec<Option<u32>> = Vec::with_capacity(sample.len());
     for segment in sample.segments() {
@@ -264,7 +268,7 @@ fn places_in_responses(sample: &Sample) -> Vec<Option<u32>> {
     places
 }
 
-/// For each segment, the rows of the sample in which it stands, counted from 0.
+/// For each segment, the rows of the sample that it belongs to, counted from 0.
 fn members(sample: &Sample) -> Vec<Vec<usize>> {
     let Some(pack) = &sample.pack else { return vec![vec![0]] };
     let mut members = vec![Vec::new(); pack.segments.len()];

@@ -1,4 +1,4 @@
-//! Generation with a KV cache: greedy, or sampled as transformers samples.
+//! Generation with a KV cache: greedy, or by sampling as in transformers.
 
 use crate::rng::{Purpose, Rng};
 use crate::{Error, Result};
@@ -7,25 +7,25 @@ use std::ops::ControlFlow;
 use suasion_data::{Origin, Sample};
 use suasion_engine::{Backend, Budget, KvCache, Model};
 
-/// How tokens are chosen. The filters apply in transformers' order: temperature, top-k, top-p, min-p.
+/// How tokens are chosen. The filters apply in the order of transformers: temperature, top-k, top-p, min-p.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
-    /// Draw from the distribution; otherwise take the likeliest token (of equals the lowest id).
+    /// Sample from the distribution; otherwise take the likeliest token (the lowest id among equals).
     pub do_sample: bool,
-    /// Logits are divided by it (1). 0 means greedy.
+    /// Divides the logits (1); 0 is greedy.
     pub temperature: f64,
-    /// Keep the k likeliest tokens and their equals (0 = off).
+    /// Keep the k likeliest tokens, and those as likely as the k-th (0, off).
     pub top_k: usize,
-    /// Keep the smallest set of likeliest tokens whose probability reaches this (1 = off).
+    /// Keep the smallest set of likeliest tokens whose probabilities sum to at least this (1, off).
     pub top_p: f64,
-    /// Keep the tokens that have at least this share of the likeliest one's probability (0 = off).
+    /// Keep the tokens with at least this share of the likeliest token's probability (0, off).
     pub min_p: f64,
-    /// The seed of the draws (42).
+    /// The seed of the samples (42).
     pub seed: u64,
-    /// Most tokens to make (256), the stop token included.
+    /// The maximum number of new tokens (256), including the stop token.
     pub max_new_tokens: usize,
-    /// Tokens that end the text.
+    /// Tokens that end the generation.
     pub stop_ids: Vec<u32>,
 }
 
@@ -45,22 +45,19 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Refuses values that mean nothing.
+    /// Refuses values that cannot work.
     pub fn validate(&self) -> Result<()> {
-        let check = |key, value: f64, low: f64, high: f64, help: &str| {
-            if (low..=high).contains(&value) {
-                Ok(())
-            } else {
-                Err(Error::setting(key, format!("{value} is not possible"), help))
-            }
+        let check = |key, value: f64, high: f64, bounds: &str| match (0.0..=high).contains(&value) {
+            true => Ok(()),
+            false => Err(Error::out_of_bounds(key, value, bounds)),
         };
-        check("temperature", self.temperature, 0.0, f64::MAX, "use a number of at least 0 (0 is greedy)")?;
-        check("top_p", self.top_p, 0.0, 1.0, "use a number between 0 and 1 (1 is off)")?;
-        check("min_p", self.min_p, 0.0, 1.0, "use a number between 0 and 1 (0 is off)")?;
-        if self.max_new_tokens == 0 {
-            return Err(Error::setting("max_new_tokens", "0 is not possible", "use at least 1"));
+        check("temperature", self.temperature, f64::MAX, "at least 0 (0 is greedy)")?;
+        check("top_p", self.top_p, 1.0, "between 0 and 1 (1 is off)")?;
+        check("min_p", self.min_p, 1.0, "between 0 and 1 (0 is off)")?;
+        match self.max_new_tokens {
+            0 => Err(Error::out_of_bounds("max_new_tokens", 0, "at least 1")),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn greedy(&self) -> bool {
@@ -68,24 +65,24 @@ impl Sampling {
     }
 }
 
-/// Why a text ended.
+/// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stopped {
-    /// By this stop token.
+    /// This stop token.
     Stop(u32),
-    /// By `max_new_tokens`.
+    /// `max_new_tokens` was reached.
     MaxNewTokens,
-    /// Because the model has no further positions.
+    /// The cache is full, or the model has no further positions.
     ContextFull,
-    /// Because the caller said so.
+    /// The callback ended it.
     Callback,
 }
 
-/// A generated text.
+/// Generated tokens.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Generated {
-    /// The new ids, with the stop token where there was one.
+    /// The new ids, including the stop token if there was one.
     pub ids: Vec<u32>,
     /// Why it ended.
     pub stopped: Stopped,
@@ -93,20 +90,20 @@ pub struct Generated {
     pub prompt_tokens: usize,
 }
 
-/// The tokens before a sample's first response: what the model is given at inference.
+/// The tokens before a sample's first response: the prompt at inference.
 pub fn prompt_ids(sample: &Sample) -> &[u32] {
     let answer = |origin: &Origin| matches!(origin, Origin::Response { .. } | Origin::EndOfTurn { .. });
     let end = sample.origins.iter().position(answer).unwrap_or(sample.len());
     &sample.input_ids[..end]
 }
 
-/// What a model's arena must hold to generate after prompts of up to this many tokens.
+/// The budget of a model that generates after prompts of up to this many tokens.
 pub fn budget(prompt_tokens: usize) -> Budget {
     Budget { tokens: prompt_tokens.max(1), targets: 1, train: false, recompute: false }
 }
 
-/// Continues `prompt`, token by token. Each new token goes to `on_token`, which may end the text; the stop token
-/// does not. A model keeps every cache's memory as long as it lives: for many prompts use [`generate_with`].
+/// Generates a continuation of `prompt`. Each new token except the stop token is passed to `on_token`, which may
+/// end the generation. For several prompts, [`generate_with`] reuses one cache.
 pub fn generate<B: Backend>(
     model: &mut Model<B>,
     prompt: &[u32],
@@ -118,15 +115,15 @@ pub fn generate<B: Backend>(
     generate_with(model, &mut cache, prompt, sampling, on_token)
 }
 
-/// The places that a cache needs for a prompt and its continuation: the last new token is never fed back, and a
-/// model with learned positions has no more than those.
+/// The capacity that a cache needs for a prompt and its continuation. The last new token is never fed back,
+/// and a model with learned positions cannot use more than those.
 pub fn capacity<B: Backend>(model: &Model<B>, prompt_tokens: usize, max_new_tokens: usize) -> usize {
     let wanted = prompt_tokens.saturating_add(max_new_tokens).saturating_sub(1).max(1);
     model.architecture().position_limit().map_or(wanted, |limit| wanted.min(limit))
 }
 
-/// As [`generate`], over a cache that earlier prompts have used. Where the cache is full the text ends with
-/// [`Stopped::ContextFull`].
+/// As [`generate`], with a cache that is cleared and reused. The generation ends with
+/// [`Stopped::ContextFull`] when the cache is full.
 pub fn generate_with<B: Backend>(
     model: &mut Model<B>,
     cache: &mut KvCache,
@@ -161,16 +158,16 @@ pub fn generate_with<B: Backend>(
 fn check<B: Backend>(model: &Model<B>, prompt: &[u32], sampling: &Sampling) -> Result<()> {
     sampling.validate()?;
     let vocab = model.architecture().vocab_size;
-    let message = if prompt.is_empty() {
-        "the prompt has no token to continue from".to_string()
-    } else if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
-        format!("token id {id} of the prompt is outside the model's vocabulary of {vocab}")
-    } else if let Some(limit) = model.architecture().position_limit().filter(|limit| prompt.len() > *limit) {
-        format!("the prompt has {} tokens, and the model has {limit} positions", prompt.len())
-    } else {
-        return Ok(());
-    };
-    Err(Error::Generate { message })
+    if prompt.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    if let Some(position) = prompt.iter().position(|id| *id as usize >= vocab) {
+        return Err(Error::PromptVocabulary { token: prompt[position], position, vocab });
+    }
+    match model.architecture().position_limit() {
+        Some(limit) if prompt.len() > limit => Err(Error::PromptTooLong { tokens: prompt.len(), limit }),
+        _ => Ok(()),
+    }
 }
 
 fn choose(logits: &mut [f32], sampling: &Sampling, rng: &mut Rng) -> Result<u32> {
@@ -184,7 +181,7 @@ fn choose(logits: &mut [f32], sampling: &Sampling, rng: &mut Rng) -> Result<u32>
     Ok(draw(logits, rng.unit()))
 }
 
-/// The likeliest token; of equals the lowest id.
+/// The likeliest token; the lowest id among equals.
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
@@ -195,7 +192,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
     best as u32
 }
 
-/// The token at `point` (in `[0, 1)`) of the cumulative distribution that the logits give, in the order of ids.
+/// The token at `point` (in `[0, 1)`) of the cumulative distribution of the logits, in the order of ids.
 pub fn draw(logits: &[f32], point: f64) -> u32 {
     let weights = exponentials(logits);
     let mut rest = point * weights.iter().sum::<f64>();
@@ -210,8 +207,8 @@ pub fn draw(logits: &[f32], point: f64) -> u32 {
     last as u32
 }
 
-/// Applies temperature, top-k, top-p and min-p in place, as transformers' logits warpers do; what is removed
-/// becomes `-inf`. At least one token stays.
+/// Applies temperature, top-k, top-p and min-p in place, as the logits warpers of transformers do. Removed
+/// tokens become `-inf`; at least one token stays.
 pub fn filter(logits: &mut [f32], sampling: &Sampling) {
     if sampling.temperature != 1.0 && sampling.temperature != 0.0 {
         let temperature = sampling.temperature as f32;
@@ -224,7 +221,7 @@ pub fn filter(logits: &mut [f32], sampling: &Sampling) {
         remove(logits, |_, logit| logit < threshold);
     }
     if sampling.top_p < 1.0 {
-        // Ascending, and of equals the lowest id last, so that it is the one that stays.
+        // Ascending, and among equals the lowest id last, because the last one always stays.
         let mut order: Vec<usize> = (0..logits.len()).collect();
         order.sort_unstable_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
         let weights = exponentials(logits);
@@ -240,7 +237,7 @@ pub fn filter(logits: &mut [f32], sampling: &Sampling) {
         }
     }
     if sampling.min_p > 0.0 {
-        // The likeliest token's exponential is 1, so the others' are their shares of its probability.
+        // The exponential of the likeliest token is 1, so the others are shares of its probability.
         let weights = exponentials(logits);
         remove(logits, |id, _| weights[id] < sampling.min_p);
     }
@@ -254,7 +251,7 @@ fn remove(logits: &mut [f32], removed: impl Fn(usize, f32) -> bool) {
     }
 }
 
-/// `exp(logit − largest logit)`: probabilities but for their sum.
+/// `exp(logit − largest logit)`: unnormalised probabilities.
 fn exponentials(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     logits.iter().map(|&logit| (f64::from(logit) - f64::from(largest)).exp()).collect()

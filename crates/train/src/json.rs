@@ -1,8 +1,8 @@
-//! The form in which every JSON file of a run is written.
+//! The format of every JSON file of a run.
 
 use serde::Serialize;
 
-/// Indented by two spaces, with a newline at the end.
+/// JSON indented by two spaces, with a newline at the end.
 pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("plain data");
     text.push(b'\n');

@@ -1,9 +1,9 @@
-//! The training loop and what surrounds it: schedules, sampling order, the optimizer step, checkpoints that resume
-//! to the same bytes, evaluation per section, generation, the comparison of both objectives, and the reports.
+//! Training: schedules, the order of the rows, the optimizer step, checkpoints that resume to the same bytes,
+//! evaluation per section, generation, the comparison of the two objectives, and reports.
 //!
-//! A run flows through [`plan`] (what will happen, before a weight is loaded) → [`sampler`] (which rows make which
-//! step) → [`batches`] (rows to a flat batch) → [`step`] (gradients, clipping, AdamW) → [`checkpoint`] and [`report`]
-//! (what it leaves behind), all held together by [`trainer`]. Nothing here prints: events go to an [`Observer`].
+//! [`trainer`] runs a training through these stages: [`plan`] (sizes and steps, before a weight is loaded) →
+//! [`sampler`] (which rows make which step) → [`batches`] (rows to a flat batch) → [`step`] (gradients,
+//! clipping, AdamW) → [`checkpoint`] and [`report`]. The crate prints nothing: events go to an [`Observer`].
 #![forbid(unsafe_code)]
 
 pub mod batches;

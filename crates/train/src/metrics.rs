@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: a line per logged step and per evaluation.
+//! `metrics.jsonl`: one line per logged step and per evaluation.
 
 use crate::{Error, Evaluation, Result};
 use indexmap::IndexMap;
@@ -13,21 +13,21 @@ use std::path::{Path, PathBuf};
 pub struct StepRecord {
     /// The step, counted from 1.
     pub step: u64,
-    /// Passes over the rows after it.
+    /// Passes over the rows after this step.
     pub epoch: f64,
-    /// `Σ w·nll / Σ w` over the step's targets, before its update; `None` where the step had no target.
+    /// `Σ w·nll / Σ w` over the step's targets, before the update; `None` if their weights sum to zero.
     pub loss: Option<f64>,
-    /// The learning rate that it used.
+    /// The learning rate of the update.
     pub learning_rate: f64,
-    /// The gradient's norm before clipping.
+    /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Its targets.
+    /// Targets of the step.
     pub targets: u64,
-    /// Its tokens.
+    /// Tokens of the step.
     pub tokens: u64,
-    /// Tokens per second of training since the line before.
+    /// Tokens per second of training since the previous line.
     pub tokens_per_second: f64,
-    /// The process's peak so far.
+    /// Peak memory of the process so far.
     pub peak_memory_bytes: Option<u64>,
 }
 
@@ -35,11 +35,11 @@ pub struct StepRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalRecord {
-    /// Steps finished before it.
+    /// Steps finished before the evaluation.
     pub step: u64,
-    /// Mean nll over the held-out targets.
+    /// Mean nll of the held-out targets in nats.
     pub eval_loss: f64,
-    /// The same per section, over every token of the rows.
+    /// The loss per section, over every token of the held-out rows.
     pub eval_sections: IndexMap<String, SectionRecord>,
 }
 
@@ -76,7 +76,7 @@ pub enum Record {
     Eval(EvalRecord),
 }
 
-/// The growing file and its lines.
+/// The file, open for appending, and its lines.
 pub(crate) struct Log {
     path: PathBuf,
     file: File,
@@ -84,8 +84,8 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Starts the file with the lines of a checkpoint (none for a new run): what a killed run wrote after its last
-    /// checkpoint goes, because it will be computed again.
+    /// Starts the file with the lines of a checkpoint (none for a new run). Lines that a killed run wrote
+    /// after its last checkpoint are dropped, because these steps are computed again.
     pub(crate) fn start(path: &Path, records: Vec<Record>) -> Result<Log> {
         let text: String = records.iter().map(line).collect();
         suasion_files::write_bytes(path, text.as_bytes())?;

@@ -15,16 +15,16 @@ pub struct OutputFile {
     pub bytes: Vec<u8>,
 }
 
-/// The files of a model folder that are not weights: they accompany every checkpoint, so that each of them is a
-/// model that others can load.
+/// The files of a model folder that are not weights. Every checkpoint has them, so that it can be loaded as a
+/// model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelFiles {
-    /// The files, in the order in which they were added.
+    /// The files, in the order they were added.
     pub files: Vec<OutputFile>,
 }
 
 impl ModelFiles {
-    /// What is copied from a model's folder where it exists.
+    /// The files that a run copies from the base model and that are downloaded with a model, if they exist.
     pub const NAMES: [&'static str; 12] = [
         "config.json",
         "generation_config.json",
@@ -40,7 +40,7 @@ impl ModelFiles {
         "tokenizer.model",
     ];
 
-    /// Reads the files of a model folder; those that it does not have are left out.
+    /// Reads the files of a model folder; missing ones are left out.
     pub fn from_dir(dir: &Path) -> Result<ModelFiles> {
         let mut files = ModelFiles::default();
         for name in ModelFiles::NAMES {
@@ -54,15 +54,15 @@ impl ModelFiles {
         Ok(files)
     }
 
-    /// Adds a file, or replaces the one of that name. In `config.json` the weights' type becomes `float32`, because
-    /// that is what is written beside it.
+    /// Adds a file, or replaces the one of that name. In `config.json` the dtype becomes `float32`, the dtype
+    /// of the weights that are written.
     pub fn push(&mut self, name: &str, bytes: Vec<u8>) {
         let bytes = if name == "config.json" { with_f32(bytes) } else { bytes };
         self.files.retain(|file| file.name != name);
         self.files.push(OutputFile { name: name.to_string(), bytes });
     }
 
-    /// Writes them into a folder.
+    /// Writes the files into a folder.
     pub fn write(&self, dir: &Path) -> Result<()> {
         for file in &self.files {
             write_bytes(dir.join(&file.name), &file.bytes)?;
@@ -71,7 +71,7 @@ impl ModelFiles {
     }
 }
 
-/// A configuration whose weights' type is float32; the same bytes where it is already, or names none.
+/// A configuration with the dtype float32; the same bytes if it has that dtype already, or none.
 fn with_f32(bytes: Vec<u8>) -> Vec<u8> {
     let Ok(Value::Object(mut config)) = serde_json::from_slice(&bytes) else { return bytes };
     let mut changed = false;

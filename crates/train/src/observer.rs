@@ -1,55 +1,55 @@
-//! What a run says while it goes on. The library prints nothing; the command line listens.
+//! The events of a run. The library prints nothing; the command line observes.
 
 use crate::{Evaluation, Plan, Report};
 use std::path::{Path, PathBuf};
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 use suasion_engine::MemoryPlan;
 
-/// Something that happened.
+/// An event of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A run begins.
+    /// The run begins.
     Plan {
-        /// What it will do.
+        /// Its plan.
         plan: &'a Plan,
-        /// The model's parameters.
+        /// Number of the model's parameters.
         parameters: u64,
-        /// The memory that the model has planned.
+        /// Memory planned for the model.
         memory: &'a MemoryPlan,
-        /// The checkpoint that it continues.
+        /// The checkpoint that the run continues.
         resumed_from: Option<&'a Path>,
         /// Steps finished before.
         step: u64,
     },
-    /// [`crate::compare()`]: the following events belong to the training of this objective.
+    /// In [`crate::compare()`]: the following events belong to the training on this objective.
     Arm {
         /// The objective.
         objective: Objective,
     },
-    /// A step was taken (every step, logged or not).
+    /// A step is finished (every step, logged or not).
     Step(&'a StepEvent),
     /// An evaluation begins.
     EvalStart {
         /// Steps finished before.
         step: u64,
-        /// Rows to measure.
+        /// Rows, or packs of them, to measure.
         rows: u64,
     },
-    /// An evaluation goes on.
+    /// A batch of an evaluation is finished.
     EvalProgress {
-        /// Rows measured.
+        /// Rows, or packs of them, measured so far.
         done: u64,
-        /// Rows to measure.
+        /// Rows, or packs of them, to measure.
         rows: u64,
     },
-    /// An evaluation is done.
+    /// An evaluation is finished.
     Eval {
         /// Steps finished before.
         step: u64,
-        /// What it found.
+        /// Its result.
         evaluation: &'a Evaluation,
-        /// True where it has the lowest loss of the evaluations after the first step.
+        /// True if it has the lowest loss of the evaluations after the first step.
         best: bool,
     },
     /// A checkpoint was written.
@@ -61,59 +61,59 @@ pub enum Event<'a> {
         /// Older checkpoints that `save_total_limit` removed.
         removed: &'a [PathBuf],
     },
-    /// Something the user should know; also in [`Report::warnings`].
+    /// A warning for the user; also in [`Report::warnings`].
     Warning(&'a str),
     /// The stop flag was raised and the run ends; it can be resumed.
     Interrupted {
         /// Steps finished.
         step: u64,
-        /// Where they are kept.
+        /// Their checkpoint.
         checkpoint: &'a Path,
     },
-    /// The run is complete and everything is written.
+    /// The run is complete and all its files are written.
     Done(&'a Report),
 }
 
-/// A step that was taken.
+/// A finished step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepEvent {
     /// Its number, counted from 1.
     pub step: u64,
-    /// Steps in all.
+    /// Steps of the run.
     pub total_steps: u64,
-    /// Passes over the rows after it.
+    /// Passes over the rows after this step.
     pub epoch: f64,
-    /// Its loss before the update; `None` where it had no target.
+    /// `Σ w·nll / Σ w` over the step's targets, before the update; `None` if their weights sum to zero.
     pub loss: Option<f64>,
-    /// The learning rate that it used.
+    /// The learning rate of the update.
     pub learning_rate: f64,
-    /// The gradient's norm before clipping.
+    /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Its targets.
+    /// Targets of the step.
     pub targets: u64,
-    /// Its tokens.
+    /// Tokens of the step.
     pub tokens: u64,
-    /// Its time.
+    /// Time of the step.
     pub seconds: f64,
     /// Targets per second of this step.
     pub targets_per_second: f64,
     /// Tokens per second of this step.
     pub tokens_per_second: f64,
-    /// Time that the remaining steps take at the mean pace so far (without evaluations and checkpoints).
+    /// Time for the remaining steps at this process's mean pace, without evaluations and checkpoints.
     pub eta_seconds: f64,
-    /// The process's peak so far.
+    /// Peak memory of the process so far.
     pub peak_memory_bytes: Option<u64>,
-    /// True where `metrics.jsonl` got a line.
+    /// True if the step has a line in `metrics.jsonl`.
     pub logged: bool,
 }
 
-/// Receives a run's events.
+/// Receives the events of a run.
 pub trait Observer {
-    /// Called on the training thread; training waits.
+    /// Called on the training thread, which waits for it to return.
     fn event(&mut self, event: &Event<'_>);
 }
 
-/// Ignores everything.
+/// Ignores all events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 

@@ -1,4 +1,4 @@
-//! The output folder of a run, before the run writes to it.
+//! Checks and prepares the output folder before a run writes to it.
 
 use crate::checkpoint::{self, METRICS, STATE, TRAINER_STATE};
 use crate::run::Resume;
@@ -29,8 +29,8 @@ pub fn check_output_dir(dir: &Path, resume: &Resume, overwrite: bool) -> Result<
     }
 }
 
-/// Creates the folder and removes what killed processes left in it; with `clear` also the checkpoints, metrics and
-/// reports of an earlier run, so that none of them is taken for this run's.
+/// Creates the folder and removes what killed processes left in it; with `clear` also the checkpoints,
+/// metrics and reports of an earlier run, so that none of them is mistaken for this run's.
 pub(crate) fn prepare(dir: &Path, clear: bool) -> Result<()> {
     fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))?;
     remove_leftovers(dir);

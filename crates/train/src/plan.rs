@@ -1,21 +1,22 @@
-//! What a run will do, known before a weight is loaded.
+//! The plan of a run: its steps and sizes, known before a weight is loaded.
 
-use crate::batches::{longest_row, measured, used};
+use crate::batches::{check_size, longest_row, measured, used};
 use crate::sampler::Sampler;
 use crate::{Error, Result, Scheduler, Settings, schedule};
 use serde::Serialize;
 use suasion_data::{IGNORE, Sample};
 use suasion_engine::{Architecture, Budget};
 
-/// Rows drawn when the largest micro-batch is looked for exactly; a longer run is bounded by its longest rows.
+/// Up to this many rows, every micro-batch of a run is sized to find the largest; a longer run is bounded by
+/// its longest rows.
 const EXACT_ROWS: u64 = 50_000_000;
 
-/// What a run will do.
+/// The plan of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// Training rows, those in packs included.
     pub rows: u64,
-    /// Packs that they lie in, which steps and micro-batches then count; `None` where no row is packed.
+    /// Packs of training rows, which steps and micro-batches then count; `None` if no row is packed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packs: Option<u64>,
     /// Rows to evaluate on, those in packs included.
@@ -26,27 +27,31 @@ pub struct Plan {
     pub steps_per_epoch: u64,
     /// Micro-batches in a pass.
     pub micro_batches_per_epoch: u64,
-    /// Optimizer steps in all.
+    /// Optimizer steps of the run.
     pub total_steps: u64,
-    /// Steps that warm up.
+    /// Warm-up steps.
     pub warmup_steps: u64,
     /// Tokens of the training rows; a prompt that rows of a pack share counts once.
     pub tokens_per_epoch: u64,
-    /// Targets of the training rows: the tokens that are learned.
+    /// Targets of the training rows, the tokens that are learned.
     pub targets_per_epoch: u64,
     /// Targets over tokens.
     pub supervised_share: f64,
     /// Tokens of the longest row, training or evaluation.
     pub longest_row: u64,
-    /// What the model's arena must hold.
+    /// The budget of the run's model.
     #[serde(skip)]
     pub budget: Budget,
-    /// What the user should know about the settings.
+    /// Warnings about the settings.
     pub warnings: Vec<String>,
 }
 
 impl Plan {
-    /// Plans a run. Fails where there is no training target.
+    /// Plans a run.
+    ///
+    /// # Errors
+    /// [`Error::NoTargets`] without a training target, [`Error::BatchTooLarge`] for a batch that cannot be
+    /// indexed.
     pub fn new(train: &[Sample], eval: &[Sample], settings: &Settings) -> Result<Plan> {
         let sizes: Vec<(usize, usize)> = train
             .iter()
@@ -58,28 +63,26 @@ impl Plan {
         let tokens: u64 = sizes.iter().map(|size| size.0 as u64).sum();
         let targets: u64 = sizes.iter().map(|size| size.1 as u64).sum();
         if targets == 0 {
-            let message = match train.len() {
-                0 => "there are no training rows".to_string(),
-                n => format!("none of the {n} training rows has a supervised token"),
-            };
-            return Err(Error::NoTargets { message });
+            return Err(Error::NoTargets { rows: train.len(), what: "training rows" });
         }
         let mut sampler = Sampler::new(train.len(), settings);
         let total_steps = sampler.total_steps(settings);
         let (batch_tokens, batch_targets) = largest_micro_batch(&sizes, &mut sampler, settings, total_steps);
+        check_size("per_device_train_batch_size", batch_tokens)?;
         let evaluation = eval_budget(eval, settings.per_device_eval_batch_size);
+        check_size("per_device_eval_batch_size", evaluation.tokens)?;
         let mut warnings = Vec::new();
         let warmup_steps = schedule::warmup_steps(settings, total_steps);
         if settings.lr_scheduler_type == Scheduler::Constant && warmup_steps > 0 {
             warnings.push(format!(
-                "lr_scheduler_type constant has no warm-up (as in transformers): the {warmup_steps} warm-up steps have \
-                 no effect; constant_with_warmup has one"
+                "lr_scheduler_type constant has no warm-up, as in transformers: the {warmup_steps} warm-up steps have no \
+                 effect; use constant_with_warmup for a warm-up"
             ));
         }
         if settings.lr_scheduler_type != Scheduler::Constant && warmup_steps >= total_steps {
             warnings.push(format!(
-                "the warm-up of {warmup_steps} steps is not over when the run of {total_steps} ends: the learning rate \
-                 never reaches learning_rate"
+                "the warm-up ({warmup_steps} steps) is not shorter than the run ({total_steps} steps): the schedule never \
+                 reaches learning_rate"
             ));
         }
         let rows = |samples: &[Sample]| samples.iter().map(|sample| sample.rows() as u64).sum();
@@ -109,14 +112,14 @@ impl Plan {
         })
     }
 
-    /// Refuses rows that the model cannot read, by name (see [`check_row`]).
+    /// Refuses rows that the model cannot read ([`check_row`]).
     pub fn check_model(&self, arch: &Architecture, train: &[Sample], eval: &[Sample]) -> Result<()> {
         train.iter().chain(eval).try_for_each(|sample| check_row(arch, sample))
     }
 }
 
-/// Refuses a row that the model cannot read: an id or label outside its vocabulary, or more tokens than it has
-/// learned positions.
+/// Refuses a row that the model cannot read: an id or label outside its vocabulary, or more tokens than it
+/// has learned positions.
 pub fn check_row(arch: &Architecture, sample: &Sample) -> Result<()> {
     let tokens = longest_row(sample);
     if let Some(limit) = arch.position_limit().filter(|&limit| tokens > limit) {
@@ -135,7 +138,7 @@ pub fn check_row(arch: &Architecture, sample: &Sample) -> Result<()> {
     Ok(())
 }
 
-/// What a model's arena must hold to evaluate these rows and nothing else.
+/// The budget of a model that only evaluates these rows.
 pub fn eval_budget(samples: &[Sample], batch_size: usize) -> Budget {
     let mut budget = Budget { tokens: 1, targets: 1, train: false, recompute: false };
     for rows in samples.chunks(batch_size.max(1)) {
@@ -145,7 +148,7 @@ pub fn eval_budget(samples: &[Sample], batch_size: usize) -> Budget {
     budget
 }
 
-/// The most tokens and the most targets of any micro-batch that the run will meet.
+/// The largest number of tokens, and of targets, of any micro-batch of the run.
 fn largest_micro_batch(
     sizes: &[(usize, usize)],
     sampler: &mut Sampler,
@@ -153,7 +156,7 @@ fn largest_micro_batch(
     total_steps: u64,
 ) -> (usize, usize) {
     let batch = settings.per_device_train_batch_size;
-    // In file order every epoch is the first one.
+    // In file order every epoch is the same.
     let steps =
         if settings.shuffle_dataset { total_steps } else { total_steps.min(sampler.steps_per_epoch()) };
     let rows = steps.saturating_mul(settings.gradient_accumulation_steps.saturating_mul(batch) as u64);

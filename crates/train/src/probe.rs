@@ -1,4 +1,9 @@
-//! How much of prompts a model reproduces when it is given the beginning of a section.
+//! Probes for memorised prompts: how much of a prompt section a model reproduces from the section's first
+//! tokens.
+//!
+//! A probe is a run of tokens of one prompt section. The model reads everything up to and including the
+//! section's first `given` tokens, and continues greedily for as many tokens as the section has left, at most
+//! `new`.
 
 use crate::generate::{capacity, generate_with};
 use crate::{Error, Result, Sampling, prompt_ids};
@@ -10,16 +15,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::{Origin, Sample};
 use suasion_engine::{Backend, Model};
 
-/// Which sections are continued, and how far.
+/// The settings of the probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeSettings {
-    /// Prompts to probe (8), of the held-out and of the training rows each.
+    /// Prompts to probe (8): the first rows with distinct prompts.
     pub rows: usize,
-    /// Tokens of a section that are given (8).
+    /// Tokens of a section that the model reads (8).
     pub given: usize,
-    /// Most tokens to continue (32).
+    /// The maximum number of tokens to generate (32).
     pub new: usize,
-    /// Tokens of an n-gram (4).
+    /// Tokens per n-gram (4).
     pub ngram: usize,
 }
 
@@ -30,47 +35,54 @@ impl Default for ProbeSettings {
 }
 
 impl ProbeSettings {
-    /// Refuses probes that could measure nothing.
+    /// Refuses settings under which no n-gram could be reproduced.
     pub fn validate(&self) -> Result<()> {
         if self.given == 0 || self.ngram == 0 || self.new < self.ngram {
-            let message = "the probes need a token to begin with and room for an n-gram";
-            return Err(Error::setting("probe_new", message, "use at least probe_ngram"));
+            let problem =
+                format!("tokens cannot hold an n-gram of {} after {} given tokens", self.ngram, self.given);
+            return Err(Error::setting(
+                "probe.new",
+                self.new,
+                problem,
+                "give at least 1 token, and continue at least ngram",
+            ));
         }
         Ok(())
     }
 }
 
-/// How much of prompts a model reproduces when it is given the beginning of a section.
+/// How much of the probed sections a model reproduces.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Reproduction {
-    /// Sections continued.
+    /// Number of probes.
     pub probes: u64,
     /// Tokens generated.
     pub tokens: u64,
-    /// Share of the sections' n-grams that the continuations contain.
+    /// Share of the sections' n-grams that the continuations contain, clipped as in ROUGE-n recall; `None`
+    /// without one.
     pub ngram_share: Option<f64>,
-    /// Mean number of tokens before the first difference.
+    /// Mean number of tokens before the first difference; `None` without a probe.
     pub exact_tokens: Option<f64>,
-    /// The same per section.
+    /// The counts per section.
     pub sections: IndexMap<String, SectionReproduction>,
 }
 
-/// A section's part of a [`Reproduction`].
+/// The counts of one section in a [`Reproduction`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct SectionReproduction {
-    /// Sections continued.
+    /// Number of probes.
     pub probes: u64,
-    /// n-grams in what was left of them.
+    /// n-grams of the rest of the sections.
     pub ngrams: u64,
-    /// Those that the continuations contain.
+    /// n-grams of these that the continuations contain.
     pub ngrams_reproduced: u64,
     /// Tokens generated.
     pub tokens: u64,
-    /// Tokens before the first difference, summed.
+    /// Sum of the tokens before the first difference.
     pub exact_tokens: u64,
 }
 
-/// The runs of one prompt section that are long enough to be continued, with the section's name.
+/// The runs of tokens of one prompt section that are long enough to probe, with the section's name.
 fn probed_runs(sample: &Sample, settings: &ProbeSettings) -> Vec<(&'static str, Range<usize>)> {
     let mut runs = Vec::new();
     let mut start = 0;
@@ -84,7 +96,7 @@ fn probed_runs(sample: &Sample, settings: &ProbeSettings) -> Vec<(&'static str, 
     runs
 }
 
-/// The first rows with different prompts that have something to probe.
+/// The first rows with distinct prompts that have a section to probe.
 fn probed_rows<'a>(samples: &'a [Sample], settings: &ProbeSettings) -> Vec<&'a Sample> {
     let mut seen = HashSet::new();
     samples
@@ -94,7 +106,7 @@ fn probed_rows<'a>(samples: &'a [Sample], settings: &ProbeSettings) -> Vec<&'a S
         .collect()
 }
 
-/// One cache for all probes of a model.
+/// The probes of a model, which share one cache.
 pub(crate) struct Probe {
     cache: suasion_engine::KvCache,
 }
@@ -130,12 +142,12 @@ impl Probe {
                 let truth = &left[..left.len().min(settings.new)];
                 let sampling = Sampling { max_new_tokens: truth.len(), ..Sampling::default() };
                 let mut go_on = |_| ControlFlow::Continue(());
-                let made = generate_with(model, &mut self.cache, given, &sampling, &mut go_on)?.ids;
+                let generated = generate_with(model, &mut self.cache, given, &sampling, &mut go_on)?.ids;
                 let sum = sections.entry(name.to_string()).or_default();
                 sum.probes += 1;
-                sum.tokens += made.len() as u64;
-                sum.exact_tokens += truth.iter().zip(&made).take_while(|(a, b)| a == b).count() as u64;
-                let (reproduced, all) = ngrams_reproduced(truth, &made, settings.ngram);
+                sum.tokens += generated.len() as u64;
+                sum.exact_tokens += truth.iter().zip(&generated).take_while(|(a, b)| a == b).count() as u64;
+                let (reproduced, all) = ngrams_reproduced(truth, &generated, settings.ngram);
                 sum.ngrams += all;
                 sum.ngrams_reproduced += reproduced;
             }
@@ -152,11 +164,11 @@ impl Probe {
     }
 }
 
-/// How many of `truth`'s n-grams `made` contains, each counted at most as often as it occurs in `made`; and how many
-/// there are.
-pub fn ngrams_reproduced(truth: &[u32], made: &[u32], n: usize) -> (u64, u64) {
+/// How many n-grams of `truth` occur in `generated`, each counted at most as often as it occurs there, and
+/// how many n-grams `truth` has.
+pub fn ngrams_reproduced(truth: &[u32], generated: &[u32], n: usize) -> (u64, u64) {
     let mut available: HashMap<&[u32], u64> = HashMap::new();
-    made.windows(n).for_each(|gram| *available.entry(gram).or_default() += 1);
+    generated.windows(n).for_each(|gram| *available.entry(gram).or_default() += 1);
     let mut reproduced = 0;
     for gram in truth.windows(n) {
         if let Some(left) = available.get_mut(gram).filter(|left| **left > 0) {
@@ -173,7 +185,7 @@ mod tests {
 
     #[test]
     fn ngrams_are_clipped() {
-        // truth has 5 bigrams: 12 23 31 12 23; made has 12 twice, 23 once, 21 once.
+        // 5 bigrams: 12 23 31 12 23; generated are 12 twice, 23 once and 21 once.
         assert_eq!(ngrams_reproduced(&[1, 2, 3, 1, 2, 3], &[1, 2, 1, 2, 3], 2), (3, 5));
         assert_eq!(ngrams_reproduced(&[1, 2, 3], &[4, 5, 6], 2), (0, 2));
         assert_eq!(ngrams_reproduced(&[1], &[1], 2), (0, 0));

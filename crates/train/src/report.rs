@@ -11,8 +11,8 @@ use input::Input;
 use std::path::Path;
 use suasion_files::write_bytes;
 
-/// Writes `README.md` and `report.html` into a run's folder. [`crate::train`] does so at its end without replies and
-/// comparison; call it again with them.
+/// Writes `README.md` (the model card) and `report.html` into a run's folder. [`crate::train`] calls it
+/// without replies and comparison at the end of a run; call it again to add them.
 pub fn write_report(
     dir: &Path,
     report: &Report,

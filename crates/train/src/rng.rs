@@ -1,10 +1,10 @@
-//! Random numbers whose values this crate defines, so that a seed means the same run in every release: only the
-//! ChaCha8 key stream is borrowed, and that is a published function.
+//! Random numbers that this crate defines, so that a seed gives the same run in every release. Only the
+//! ChaCha8 key stream, a published function, comes from a library.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng};
 
-/// What the numbers are for: it is part of the key, so that one seed gives unrelated streams.
+/// The use of the numbers. It is part of the key, so that one seed gives independent streams.
 #[derive(Clone, Copy)]
 pub(crate) enum Purpose {
     Shuffle,
@@ -14,7 +14,8 @@ pub(crate) enum Purpose {
 pub(crate) struct Rng(ChaCha8Rng);
 
 impl Rng {
-    /// Key: the seed in little-endian order, then the purpose in ASCII, zeros behind. `stream` is ChaCha's nonce.
+    /// The key is the seed in little-endian order, then the purpose in ASCII, then zeros. `stream` is
+    /// ChaCha's nonce.
     pub(crate) fn new(seed: u64, purpose: Purpose, stream: u64) -> Rng {
         let name: &[u8] = match purpose {
             Purpose::Shuffle => b"suasion shuffle",
@@ -28,10 +29,10 @@ impl Rng {
         Rng(rng)
     }
 
-    /// An integer in `0..n`, every value equally likely: Lemire's multiplication with rejection
-    /// (arXiv 1805.10941, algorithm 5), on 64-bit draws.
+    /// A uniform integer in `0..n`: Lemire's multiplication with rejection (arXiv 1805.10941, algorithm 5) on
+    /// 64-bit draws.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        assert!(n > 0, "a range needs a value");
+        assert!(n > 0, "the range is empty");
         let mut product = u128::from(self.0.next_u64()) * u128::from(n);
         if (product as u64) < n {
             let threshold = n.wrapping_neg() % n;
@@ -54,8 +55,7 @@ mod tests {
 
     #[test]
     fn bounded_integers_are_unbiased() {
-        // With n = 3·2^62 a plain modulo or multiplication would give some values twice the chance of others:
-        // the lower third would hold half of all draws.
+        // With n = 3·2^62 a plain modulo would give the lower third of the values half of all draws.
         let n = 3u64 << 62;
         let mut rng = Rng::new(1, Purpose::Shuffle, 0);
         let low = (0..30_000).filter(|_| rng.below(n) < (1u64 << 62)).count() as f64 / 30_000.0;

@@ -1,26 +1,25 @@
-//! What a run takes and what it reports.
+//! The inputs and the report of a run.
 
 use crate::model_files::{ModelFiles, OutputFile};
 use crate::report::data::DataCard;
 use crate::{EvalRecord, Evaluation, Plan, Settings, StepRecord};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use suasion_data::Sample;
-use suasion_data::policy::Objective;
+use suasion_data::{Objective, Sample};
 use suasion_engine::{Backend, Model};
 
-/// What a run is about; every checkpoint records it, and a run resumes only under its own.
+/// The objective and the data of a run. Every checkpoint records them, and a run resumes only with the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Which tokens are learned.
     pub objective: Objective,
     /// Fingerprint of source, tokenizer, template and policy.
     pub data_fingerprint: String,
-    /// Version of the rules that made the labels.
+    /// Version of the labelling rules.
     pub masking_version: u32,
 }
 
-/// Whether a run continues another one.
+/// Whether a run continues a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Resume {
     /// A new run.
@@ -32,9 +31,10 @@ pub enum Resume {
     From(PathBuf),
 }
 
-/// Everything that a run needs.
+/// The inputs of a run.
 pub struct Run<'a, B: Backend> {
-    /// The model, built with [`Plan::budget`] and with its starting weights (a resume loads the checkpoint's).
+    /// The model, built with [`Plan::budget`], with its starting weights (a resume replaces them by the
+    /// checkpoint's).
     pub model: &'a mut Model<B>,
     /// Training rows.
     pub train: &'a [Sample],
@@ -42,20 +42,20 @@ pub struct Run<'a, B: Backend> {
     pub eval: &'a [Sample],
     /// The settings.
     pub settings: &'a Settings,
-    /// What the run is about.
+    /// The objective and the data.
     pub identity: &'a Identity,
-    /// What the reports say of the data.
+    /// The description of the data in the reports.
     pub card: &'a DataCard,
     /// Configuration and tokenizer files for every checkpoint and the final model.
     pub files: &'a ModelFiles,
-    /// Written into the output folder at the start (the resolved configuration).
+    /// Files written into the output folder at the start (the resolved configuration).
     pub extra: &'a [OutputFile],
-    /// Where everything goes.
+    /// The output folder.
     pub output_dir: &'a Path,
     /// Whether it continues another run.
     pub resume: Resume,
-    /// Allow an output folder that is not empty: the checkpoints, metrics and reports of the run that was there are
-    /// removed, other files stay.
+    /// Allow an output folder that is not empty. Checkpoints, metrics and reports of an earlier run are
+    /// removed; other files stay.
     pub overwrite: bool,
 }
 
@@ -70,18 +70,18 @@ pub struct Best {
     pub checkpoint: Option<PathBuf>,
 }
 
-/// What a run did.
+/// The report of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// True where the stop flag ended it; it can be resumed.
+    /// True if the stop flag ended the run; it can be resumed.
     pub interrupted: bool,
     /// Steps finished.
     pub step: u64,
-    /// Steps planned.
+    /// Steps of the whole run.
     pub total_steps: u64,
     /// Passes over the rows.
     pub epoch: f64,
-    /// The model's parameters.
+    /// Number of the model's parameters.
     pub parameters: u64,
     /// The plan.
     pub plan: Plan,
@@ -91,7 +91,7 @@ pub struct Report {
     pub after: Option<Evaluation>,
     /// The best evaluation.
     pub best: Option<Best>,
-    /// The step whose weights are the final model: the last, or the best where that was asked for.
+    /// The step whose weights are the final model: the last, or the best with `load_best_model_at_end`.
     pub final_step: u64,
     /// The logged steps.
     pub steps: Vec<StepRecord>,
@@ -101,18 +101,18 @@ pub struct Report {
     pub tokens: u64,
     /// Targets learned, over all resumes.
     pub targets: u64,
-    /// Steps that changed nothing because no token in them was supervised.
+    /// Steps that changed nothing because their targets' weights sum to zero.
     pub skipped_steps: u64,
     /// Mean of the steps' losses.
     pub train_loss: Option<f64>,
     /// Time spent in steps, over all resumes.
     pub seconds: f64,
-    /// The process's peak.
+    /// Peak memory of the process.
     pub peak_memory_bytes: Option<u64>,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
     /// The output folder.
     pub output_dir: PathBuf,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }

@@ -1,14 +1,14 @@
-//! Which rows make which step. The answer is a function of the step's number alone, so a resumed run needs no more
-//! state than its step.
+//! The rows of each step. They depend on the number of the step alone, so a resumed run needs no other state.
 
 use crate::Settings;
 use crate::rng::{Purpose, Rng};
 
-/// The order of the rows, cut into micro-batches and steps.
+/// The order of the rows, divided into micro-batches and steps.
 ///
-/// An epoch is a permutation of the rows: file order, or a Fisher–Yates shuffle drawn from ChaCha8 under `data_seed`
-/// with the epoch as the stream. Its micro-batches have `batch` rows, the last one perhaps fewer; its steps have
-/// `accumulation` micro-batches, the last one perhaps fewer (as transformers 5 does). No batch crosses an epoch's end.
+/// An epoch is a permutation of the rows: file order, or a Fisher–Yates shuffle with ChaCha8 keyed by
+/// `data_seed`, with the epoch as the stream. Its micro-batches have `batch` rows and its steps
+/// `accumulation` micro-batches; the last of each may have fewer, as in transformers 5. No batch extends over
+/// the end of an epoch.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     rows: usize,
@@ -16,7 +16,7 @@ pub struct Sampler {
     accumulation: usize,
     shuffle: bool,
     data_seed: u64,
-    /// The epoch last asked for; a permutation is drawn once per epoch.
+    /// The last epoch used, with its permutation.
     cached: Option<(u64, Vec<usize>)>,
 }
 
@@ -68,19 +68,19 @@ impl Sampler {
         if self.cached.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
             self.cached = Some((epoch, self.order(epoch)));
         }
-        let (_, order) = self.cached.as_ref().expect("just filled");
+        let (_, order) = self.cached.as_ref().expect("filled above");
         let from = first as usize * self.batch;
         let to = from.saturating_add(self.accumulation.saturating_mul(self.batch)).min(self.rows);
         order[from..to].chunks(self.batch).map(<[usize]>::to_vec).collect()
     }
 
-    /// Where the data stands after `done` steps: the epoch (from 0) and the next micro-batch in it.
+    /// The position in the data after `done` steps: the epoch (from 0) and the next micro-batch in it.
     pub fn position(&self, done: u64) -> (u64, u64) {
         let steps = self.steps_per_epoch();
         (done / steps, done % steps * self.accumulation as u64)
     }
 
-    /// The Trainer's `epoch` after `done` steps: finished epochs, and the share of this one's micro-batches.
+    /// The Trainer's `epoch` after `done` steps: finished epochs plus the finished share of the current one.
     pub fn epoch(&self, done: u64) -> f64 {
         let (epoch, micro) = self.position(done);
         epoch as f64 + micro as f64 / self.micro_batches_per_epoch() as f64

@@ -1,22 +1,22 @@
-//! The learning rate of each step: transformers' `optimization.py` to the letter.
+//! The learning rate of each step, as computed by transformers' `optimization.py`.
 
 use crate::{Scheduler, Settings};
 
-/// A learning-rate schedule whose warm-up and total are resolved to steps.
+/// A learning-rate schedule with its warm-up and total in steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// Its shape.
+    /// The kind of schedule.
     pub kind: Scheduler,
-    /// Its peak.
+    /// The peak of the learning rate.
     pub learning_rate: f64,
-    /// Steps that warm up (ignored by [`Scheduler::Constant`]).
+    /// Warm-up steps (ignored by [`Scheduler::Constant`]).
     pub warmup_steps: u64,
-    /// Steps in all.
+    /// Steps of the run.
     pub total_steps: u64,
 }
 
-/// The warm-up in steps: `warmup_steps` where it is not 0 (below 1 it is a share), else
-/// `ceil(total · warmup_ratio)` (transformers' `get_warmup_steps`).
+/// The warm-up in steps: `warmup_steps` if it is not 0 (below 1 it is a share), else `ceil(total ·
+/// warmup_ratio)` (transformers' `get_warmup_steps`).
 pub fn warmup_steps(settings: &Settings, total_steps: u64) -> u64 {
     let share = |ratio: f64| (total_steps as f64 * ratio).ceil() as u64;
     match settings.warmup_steps {
@@ -37,8 +37,8 @@ impl Schedule {
         }
     }
 
-    /// The learning rate used in the step after `done` finished ones (so the first step's is `rate(0)`; with a
-    /// warm-up it is 0, as with the Trainer).
+    /// The learning rate of the step after `done` finished ones. The first step's is `rate(0)`, which is 0
+    /// with a warm-up, as in the Trainer.
     pub fn rate(&self, done: u64) -> f64 {
         self.learning_rate * self.multiplier(done)
     }

@@ -2,48 +2,24 @@
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::fmt;
 
-macro_rules! named {
-    ($type:ident { $($variant:ident $name:literal),* $(,)? }) => {
-        impl $type {
-            /// Every value's name, as it is written in a configuration.
-            pub const NAMES: &'static [&'static str] = &[$($name),*];
-            /// The name in a configuration.
-            pub fn as_str(self) -> &'static str { match self { $($type::$variant => $name),* } }
-        }
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.as_str()) }
-        }
-        impl FromStr for $type {
-            type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
-                match text {
-                    $($name => Ok($type::$variant),)*
-                    _ => Err(format!("{text:?} is none of {}", Self::NAMES.join(", "))),
-                }
-            }
-        }
-    };
-}
-
-/// How the learning rate runs over the steps (transformers' `SchedulerType`).
+/// How the learning rate changes over the steps (transformers' `SchedulerType`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheduler {
-    /// The same rate at every step. As in transformers, warm-up does not apply to it.
-    Constant,
-    /// Linear warm-up, then constant.
-    ConstantWithWarmup,
-    /// Linear warm-up, then linear to zero.
+    /// Linear warm-up, then linear decay to zero.
     #[default]
     Linear,
     /// Linear warm-up, then half a cosine to zero.
     Cosine,
+    /// The same rate at every step. As in transformers, warm-up does not apply to it.
+    Constant,
+    /// Linear warm-up, then constant.
+    ConstantWithWarmup,
 }
-named!(Scheduler { Constant "constant", ConstantWithWarmup "constant_with_warmup", Linear "linear", Cosine "cosine" });
 
-/// When something recurring happens.
+/// When to evaluate, or to write a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
@@ -57,98 +33,178 @@ pub enum Strategy {
     /// `save_strategy` only: after each evaluation that is the best so far.
     Best,
 }
-named!(Strategy { No "no", Steps "steps", Epoch "epoch", Best "best" });
 
-/// The settings of a run. The defaults are the ones that [`Settings::default`] gives.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// Rows in a micro-batch (8).
-    pub per_device_train_batch_size: usize,
-    /// Rows in an evaluation batch (8).
-    pub per_device_eval_batch_size: usize,
-    /// Micro-batches in a step (1).
-    pub gradient_accumulation_steps: usize,
-    /// The schedule's peak (2e-5).
-    pub learning_rate: f64,
-    /// AdamW's decoupled weight decay (0).
-    pub weight_decay: f64,
-    /// Decay biases and norms too (false; not a key of TRL's).
-    pub decay_all: bool,
-    /// AdamW's first decay rate (0.9).
-    pub adam_beta1: f64,
-    /// AdamW's second decay rate (0.999).
-    pub adam_beta2: f64,
-    /// AdamW's epsilon (1e-8).
-    pub adam_epsilon: f64,
-    /// Gradients of a larger norm are scaled down to it (1.0); 0 = off.
-    pub max_grad_norm: f64,
-    /// Passes over the rows (3); a fraction ends within a pass.
-    pub num_train_epochs: f64,
-    /// Steps; over `num_train_epochs` where given.
-    pub max_steps: Option<u64>,
-    /// The learning rate's course (linear).
-    pub lr_scheduler_type: Scheduler,
-    /// Share of all steps that warm up (0); rounded up.
-    pub warmup_ratio: f64,
-    /// Steps that warm up (0), over `warmup_ratio` where not 0; below 1 it is a share, as in transformers 5.
-    pub warmup_steps: f64,
-    /// A line of metrics every so many steps (10); the first and the last step always have one.
-    pub logging_steps: u64,
-    /// When to evaluate, besides before and after training (no).
-    pub eval_strategy: Strategy,
-    /// Steps between evaluations; `None` = `logging_steps`.
-    pub eval_steps: Option<u64>,
-    /// When to write a checkpoint (steps).
-    pub save_strategy: Strategy,
-    /// Steps between checkpoints (500).
-    pub save_steps: u64,
-    /// Checkpoints kept: the oldest go first, the best never. `None` = all.
-    pub save_total_limit: Option<usize>,
-    /// End with the weights of the lowest evaluation loss (false).
-    pub load_best_model_at_end: bool,
-    /// The seed of everything random (42).
-    pub seed: u64,
-    /// The seed of the rows' order; `None` = `seed`.
-    pub data_seed: Option<u64>,
-    /// Shuffle the rows anew for each epoch (true); otherwise file order.
-    pub shuffle_dataset: bool,
-    /// Recompute activations in the backward pass instead of keeping them (false). Does not change a bit of the
-    /// result.
-    pub gradient_checkpointing: bool,
+// Serde writes a unit variant's name to a formatter, so each name stands once.
+impl fmt::Display for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            per_device_train_batch_size: 8,
-            per_device_eval_batch_size: 8,
-            gradient_accumulation_steps: 1,
-            learning_rate: 2e-5,
-            weight_decay: 0.0,
-            decay_all: false,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
-            adam_epsilon: 1e-8,
-            max_grad_norm: 1.0,
-            num_train_epochs: 3.0,
-            max_steps: None,
-            lr_scheduler_type: Scheduler::Linear,
-            warmup_ratio: 0.0,
-            warmup_steps: 0.0,
-            logging_steps: 10,
-            eval_strategy: Strategy::No,
-            eval_steps: None,
-            save_strategy: Strategy::Steps,
-            save_steps: 500,
-            save_total_limit: None,
-            load_best_model_at_end: false,
-            seed: 42,
-            data_seed: None,
-            shuffle_dataset: true,
-            gradient_checkpointing: false,
-        }
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
+}
+
+/// A setting of the table.
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What a resume compares.
+    pub on_resume: OnResume,
+    /// Its bounds; `None` if every value of its type can work.
+    pub bounds: Option<Bounds>,
+    value: fn(&Settings) -> String,
+}
+
+/// The values of a setting that can work.
+pub struct Bounds {
+    /// The values, to follow "must be": `at least 1`.
+    pub text: &'static str,
+    /// True if the settings' value is one of them.
+    pub hold: fn(&Settings) -> bool,
+}
+
+/// Whether a resume may change a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnResume {
+    /// The steps depend on it: it must be the checkpoint's.
+    Same,
+    /// What it resolves to is compared instead (`data_seed`, the steps of the run and of the warm-up).
+    Resolved,
+    /// No step depends on it.
+    Free,
+}
+
+impl Key {
+    /// The value as a configuration has it.
+    pub fn value(&self, settings: &Settings) -> String {
+        (self.value)(settings)
+    }
+}
+
+/// The text of a value in a configuration.
+trait Shown {
+    fn shown(&self) -> String;
+}
+
+macro_rules! shown {
+    ($($type:ty: $format:literal),*) => { $(impl Shown for $type {
+        fn shown(&self) -> String {
+            format!($format, self)
+        }
+    })* };
+}
+
+shown!(bool: "{}", u64: "{}", usize: "{}", f64: "{:?}", Scheduler: "{}", Strategy: "{}");
+
+impl<T: Shown> Shown for Option<T> {
+    fn shown(&self) -> String {
+        self.as_ref().map_or("null".into(), T::shown)
+    }
+}
+
+macro_rules! bounds {
+    ($name:ident $type:ty) => {
+        None
+    };
+    ($name:ident $type:ty, $check:expr, $text:literal) => {
+        Some(Bounds {
+            text: $text,
+            hold: |settings| {
+                let check: fn(&$type) -> bool = $check;
+                check(&settings.$name)
+            },
+        })
+    };
+}
+
+/// The table. Each line is a field of [`Settings`]: its meaning, its name, what a resume compares, its type
+/// and default, and, where its type has values that cannot work, a condition and its wording.
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $name:ident $on_resume:ident: $type:ty = $default:expr $(, if $check:expr, $bounds:literal)?;)*) => {
+        /// The settings of a run.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Settings {
+            $(
+                $(#[doc = $doc])+
+                #[doc = concat!("\n\nDefault: `", stringify!($default), "`.", $("\nMust be ", $bounds, ".")?)]
+                pub $name: $type,
+            )*
+        }
+
+        impl Default for Settings {
+            fn default() -> Settings {
+                Settings { $($name: $default,)* }
+            }
+        }
+
+        /// Every setting, in the order of the fields.
+        pub const KEYS: &[Key] = &[$(Key {
+            name: stringify!($name),
+            on_resume: OnResume::$on_resume,
+            bounds: bounds!($name $type $(, $check, $bounds)?),
+            value: |settings| settings.$name.shown(),
+        },)*];
+    };
+}
+
+settings! {
+    /// Rows per micro-batch, or packs of them.
+    per_device_train_batch_size Same: usize = 8, if |v| *v >= 1, "at least 1";
+    /// Rows per evaluation batch, or packs of them.
+    per_device_eval_batch_size Free: usize = 8, if |v| *v >= 1, "at least 1";
+    /// Micro-batches per step, normalised over all their targets together.
+    gradient_accumulation_steps Same: usize = 1, if |v| *v >= 1, "at least 1";
+    /// The highest learning rate of the schedule.
+    learning_rate Same: f64 = 2e-5, if |v| (0.0..=f64::MAX).contains(v), "at least 0";
+    /// AdamW's decoupled weight decay.
+    weight_decay Same: f64 = 0.0, if |v| (0.0..=f64::MAX).contains(v), "at least 0";
+    /// Decay biases and norms too (not a key of TRL).
+    decay_all Same: bool = false;
+    /// AdamW's first decay rate.
+    adam_beta1 Same: f64 = 0.9, if |v| (0.0..1.0).contains(v), "at least 0 and below 1";
+    /// AdamW's second decay rate.
+    adam_beta2 Same: f64 = 0.999, if |v| (0.0..1.0).contains(v), "at least 0 and below 1";
+    /// AdamW's epsilon.
+    adam_epsilon Same: f64 = 1e-8, if |v| (0.0..=f64::MAX).contains(v), "at least 0";
+    /// Gradients of a larger norm are scaled down to this one; 0 turns clipping off.
+    max_grad_norm Same: f64 = 1.0, if |v| (0.0..=f64::MAX).contains(v), "at least 0";
+    /// Passes over the training rows; a fraction ends within a pass.
+    num_train_epochs Resolved: f64 = 3.0, if |v| (f64::MIN_POSITIVE..=1e9).contains(v), "above 0 and at most 1e9";
+    /// Steps, which take precedence over `num_train_epochs`; `None` counts epochs.
+    max_steps Resolved: Option<u64> = None, if |v| *v != Some(0), "at least 1";
+    /// How the learning rate changes over the steps.
+    lr_scheduler_type Same: Scheduler = Scheduler::Linear;
+    /// Share of all steps that warm up, rounded up to steps.
+    warmup_ratio Resolved: f64 = 0.0, if |v| (0.0..=1.0).contains(v), "between 0 and 1";
+    /// Steps that warm up, which take precedence over `warmup_ratio` unless 0; below 1 a share, as in
+    /// transformers 5.
+    warmup_steps Resolved: f64 = 0.0, if |v| (0.0..1.0).contains(v) || ((1.0..=1e15).contains(v) && v.fract() == 0.0), "a whole number, or a share below 1";
+    /// Steps between two lines of metrics; the first and the last step always have one.
+    logging_steps Free: u64 = 10, if |v| *v >= 1, "at least 1";
+    /// When to evaluate, besides before and after training.
+    eval_strategy Free: Strategy = Strategy::No;
+    /// Steps between two evaluations; `None` takes `logging_steps`.
+    eval_steps Free: Option<u64> = None, if |v| *v != Some(0), "at least 1";
+    /// When to write checkpoints.
+    save_strategy Free: Strategy = Strategy::Steps;
+    /// Steps between two checkpoints.
+    save_steps Free: u64 = 500, if |v| *v >= 1, "at least 1";
+    /// Checkpoints kept: the oldest are removed first, the best never. `None` keeps all.
+    save_total_limit Free: Option<usize> = None, if |v| *v != Some(0), "at least 1";
+    /// End with the weights of the lowest evaluation loss.
+    load_best_model_at_end Free: bool = false;
+    /// Seed of everything random.
+    seed Same: u64 = 42;
+    /// Seed of the rows' order; `None` takes `seed`.
+    data_seed Resolved: Option<u64> = None;
+    /// Shuffle the rows anew for each epoch; otherwise file order.
+    shuffle_dataset Same: bool = true;
+    /// Recompute activations in the backward pass instead of keeping them. The result is the same to the bit.
+    gradient_checkpointing Free: bool = false;
 }
 
 impl Settings {
@@ -162,81 +218,54 @@ impl Settings {
         self.eval_steps.unwrap_or(self.logging_steps)
     }
 
-    /// Refuses what cannot work. `has_eval`: the run has rows to evaluate on.
+    /// Refuses values, and combinations of values, that cannot work. `has_eval`: the run has rows to evaluate
+    /// on.
     pub fn validate(&self, has_eval: bool) -> Result<()> {
-        let positive = |key, value: u64| match value {
-            0 => Err(Error::setting(key, "0 is not possible", "use at least 1")),
-            _ => Ok(()),
-        };
-        positive("per_device_train_batch_size", self.per_device_train_batch_size as u64)?;
-        positive("per_device_eval_batch_size", self.per_device_eval_batch_size as u64)?;
-        positive("gradient_accumulation_steps", self.gradient_accumulation_steps as u64)?;
-        positive("logging_steps", self.logging_steps)?;
-        positive("save_steps", self.save_steps)?;
-        positive("eval_steps", self.eval_steps())?;
-        positive("save_total_limit", self.save_total_limit.unwrap_or(1) as u64)?;
-        positive("max_steps", self.max_steps.unwrap_or(1))?;
-
-        let within = |key, value: f64, low: f64, high: f64, help: &str| {
-            // NaN is in no range.
-            if (low..=high).contains(&value) {
-                Ok(())
-            } else {
-                Err(Error::setting(key, format!("{value} is not possible"), help))
+        for key in KEYS {
+            if let Some(bounds) = key.bounds.as_ref().filter(|bounds| !(bounds.hold)(self)) {
+                return Err(Error::out_of_bounds(key.name, key.value(self), bounds.text));
             }
+        }
+        let Settings { eval_strategy, save_strategy, .. } = *self;
+        if eval_strategy == Strategy::Best {
+            let problem = "applies to checkpoints only";
+            return Err(Error::setting("eval_strategy", eval_strategy, problem, "use no, steps or epoch"));
+        }
+        if eval_strategy != Strategy::No && !has_eval {
+            let problem = "needs rows to evaluate on, and there are none";
+            return Err(Error::setting(
+                "eval_strategy",
+                eval_strategy,
+                problem,
+                "name a held-out split, or use no",
+            ));
+        }
+        if save_strategy == Strategy::Best && eval_strategy == Strategy::No {
+            let problem = "needs evaluations during training";
+            return Err(Error::setting(
+                "save_strategy",
+                save_strategy,
+                problem,
+                "set eval_strategy to steps or epoch",
+            ));
+        }
+        // The Trainer's own conditions: the best weights must be among those that were saved.
+        let best_is_saved = match (eval_strategy, save_strategy) {
+            (Strategy::No, _) => false,
+            (_, Strategy::Best) => true,
+            (Strategy::Steps, Strategy::Steps) => self.save_steps.is_multiple_of(self.eval_steps()),
+            (eval, save) => eval == save,
         };
-        let below_one = 1.0 - f64::EPSILON / 2.0;
-        within("learning_rate", self.learning_rate, 0.0, f64::MAX, "use a finite number of at least 0")?;
-        within("weight_decay", self.weight_decay, 0.0, f64::MAX, "use a finite number of at least 0")?;
-        within("adam_beta1", self.adam_beta1, 0.0, below_one, "use a number of at least 0 and below 1")?;
-        within("adam_beta2", self.adam_beta2, 0.0, below_one, "use a number of at least 0 and below 1")?;
-        within("adam_epsilon", self.adam_epsilon, 0.0, f64::MAX, "use a finite number of at least 0")?;
-        within(
-            "max_grad_norm",
-            self.max_grad_norm,
-            0.0,
-            f64::MAX,
-            "use a finite number; 0 turns clipping off",
-        )?;
-        within("warmup_ratio", self.warmup_ratio, 0.0, 1.0, "use a share between 0 and 1")?;
-        within("warmup_steps", self.warmup_steps, 0.0, 1e15, "use a number of steps, or a share below 1")?;
-        if self.warmup_steps >= 1.0 && self.warmup_steps.fract() != 0.0 {
-            let message = format!("{} is not a whole number of steps", self.warmup_steps);
-            return Err(Error::setting("warmup_steps", message, "use a whole number, or a share below 1"));
-        }
-        if self.max_steps.is_none() {
-            let help = "use a number above 0, or max_steps";
-            within("num_train_epochs", self.num_train_epochs, f64::MIN_POSITIVE, 1e9, help)?;
-        }
-
-        if self.eval_strategy == Strategy::Best {
-            let help = "best is a save_strategy; use no, steps or epoch";
-            return Err(Error::setting("eval_strategy", "an evaluation cannot wait for a better one", help));
-        }
-        if self.eval_strategy != Strategy::No && !has_eval {
-            let message = format!("{} needs rows to evaluate on, and there are none", self.eval_strategy);
-            return Err(Error::setting("eval_strategy", message, "name a held-out split, or use no"));
-        }
-        if self.save_strategy == Strategy::Best && self.eval_strategy == Strategy::No {
-            let help = "set eval_strategy to steps or epoch";
-            return Err(Error::setting("save_strategy", "best needs evaluations during training", help));
-        }
-        if self.load_best_model_at_end {
-            // The Trainer's own conditions: the best must be among what was saved.
-            let matching = match (self.eval_strategy, self.save_strategy) {
-                (Strategy::No, _) => false,
-                (_, Strategy::Best) => true,
-                (Strategy::Steps, Strategy::Steps) => self.save_steps.is_multiple_of(self.eval_steps()),
-                (eval, save) => eval == save,
-            };
-            if !matching {
-                let message = format!(
-                    "needs a checkpoint wherever an evaluation may be the best: eval_strategy is {} and save_strategy is {}",
-                    self.eval_strategy, self.save_strategy
-                );
-                let help = "use the same strategy for both (save_steps a multiple of eval_steps), or save_strategy: best";
-                return Err(Error::setting("load_best_model_at_end", message, help));
-            }
+        if self.load_best_model_at_end && !best_is_saved {
+            return Err(Error::setting(
+                "load_best_model_at_end",
+                true,
+                format!(
+                    "needs a checkpoint at every evaluation, but eval_strategy is {eval_strategy} and save_strategy is \
+                     {save_strategy}"
+                ),
+                "use the same strategy for both (with save_steps a multiple of eval_steps), or save_strategy best",
+            ));
         }
         Ok(())
     }

@@ -1,16 +1,17 @@
-//! Where a run stands, and which runs may continue from there.
+//! The state of a run, and the rules by which another run may continue it.
 
 use crate::run::Identity;
+use crate::settings::{KEYS, OnResume};
 use crate::{Error, Evaluation, Plan, Result, Scheduler, Settings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 
-/// Version of [`RunState`]; a checkpoint of another one is refused.
+/// Version of [`RunState`]; a checkpoint with another version is refused.
 pub const FORMAT: u32 = 1;
 
-/// The steps that a run has taken, over all resumes.
+/// The finished steps of a run, over all resumes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps finished.
@@ -23,43 +24,43 @@ pub struct Progress {
     pub targets: u64,
     /// Sum of the steps' losses.
     pub loss_sum: f64,
-    /// Steps without a target.
+    /// Steps whose targets' weights sum to zero.
     pub skipped_steps: u64,
     /// Time spent in steps.
     pub seconds: f64,
 }
 
-/// Where a run stands; written as `suasion_state.json`.
+/// The state of a run, written as `suasion_state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
     /// [`FORMAT`].
     pub format: u32,
-    /// Version of the program that wrote it.
+    /// Version of the program that wrote the state.
     pub suasion: String,
-    /// What is learned: recorded so that no other objective continues here.
+    /// The objective of the run.
     pub objective: Objective,
-    /// The data's fingerprint.
+    /// Fingerprint of the data.
     pub data_fingerprint: String,
-    /// Version of the rules that made the labels.
+    /// Version of the labelling rules.
     pub masking_version: u32,
-    /// The steps so far.
+    /// The finished steps.
     #[serde(flatten)]
     pub progress: Progress,
     /// Steps of the whole run.
     pub total_steps: u64,
-    /// Steps that warm up.
+    /// Warm-up steps.
     pub warmup_steps: u64,
-    /// What an epoch draws from: the training rows, or the packs that they lie in.
+    /// Training rows, or packs of them: the samples of an epoch.
     pub rows: u64,
-    /// The epoch (from 0) and the next micro-batch in it. For readers: both follow from `step`.
+    /// The epoch (from 0) and the next micro-batch in it. Informative: both follow from `step`.
     pub position: (u64, u64),
-    /// The seed of the rows' order, resolved.
+    /// The resolved seed of the rows' order.
     pub data_seed: u64,
     /// The settings.
     pub settings: Settings,
-    /// The last step after which the rows were evaluated.
+    /// The step of the latest evaluation.
     pub evaluated: Option<u64>,
-    /// The lowest evaluation loss after the first step, and its step.
+    /// Step and loss of the best evaluation after the first step.
     pub best: Option<(u64, f64)>,
     /// The evaluation before the first step.
     pub before: Option<Evaluation>,
@@ -67,7 +68,7 @@ pub struct RunState {
     pub latest: Option<Evaluation>,
     /// The evaluation of `best`.
     pub best_evaluation: Option<Evaluation>,
-    /// Every other file of the checkpoint with its size.
+    /// The size in bytes of every other file of the checkpoint.
     pub files: BTreeMap<String, u64>,
 }
 
@@ -96,12 +97,11 @@ impl RunState {
         }
     }
 
-    /// Refuses to continue under another objective, over other data, or under settings with which the steps already
-    /// made would have been others.
+    /// Refuses to continue with another objective, other data, or settings under which the finished steps
+    /// would have been different ([`OnResume`]).
     ///
-    /// What only watches may change: evaluation, logging, saving, and recomputation (it does not change a bit). The
-    /// total may change under a constant schedule, because there no step knows it; under the others it sets every
-    /// learning rate.
+    /// The total number of steps may change under a constant schedule only: under the others every learning
+    /// rate depends on it.
     pub(crate) fn check(&self, dir: &Path, now: &RunState) -> Result<()> {
         let dir = dir.to_path_buf();
         if self.objective != now.objective {
@@ -120,38 +120,28 @@ impl RunState {
             return Err(Error::ResumeData { dir, what, was, now });
         }
 
-        let (a, b) = (&self.settings, &now.settings);
         let mut differences = Vec::new();
         let mut same = |key: &str, was: String, is: String| {
             if was != is {
                 differences.push(format!("{key}: was {was}, is {is}"));
             }
         };
-        macro_rules! settings { ($($key:ident),*) => { $( same(stringify!($key), format!("{:?}", a.$key), format!("{:?}", b.$key)); )* } }
-        settings!(
-            per_device_train_batch_size,
-            gradient_accumulation_steps,
-            learning_rate,
-            weight_decay,
-            decay_all,
-            adam_beta1,
-            adam_beta2,
-            adam_epsilon,
-            max_grad_norm,
-            seed,
-            shuffle_dataset
-        );
+        for key in KEYS.iter().filter(|key| key.on_resume == OnResume::Same) {
+            same(key.name, key.value(&self.settings), key.value(&now.settings));
+        }
         same("data_seed", self.data_seed.to_string(), now.data_seed.to_string());
-        same("lr_scheduler_type", a.lr_scheduler_type.to_string(), b.lr_scheduler_type.to_string());
-        if a.lr_scheduler_type != Scheduler::Constant {
+        let scheduler = self.settings.lr_scheduler_type;
+        if scheduler != Scheduler::Constant {
             same("warm-up steps", self.warmup_steps.to_string(), now.warmup_steps.to_string());
         }
-        if !matches!(a.lr_scheduler_type, Scheduler::Constant | Scheduler::ConstantWithWarmup) {
-            same("steps in all", self.total_steps.to_string(), now.total_steps.to_string());
+        if !matches!(scheduler, Scheduler::Constant | Scheduler::ConstantWithWarmup) {
+            same("total steps", self.total_steps.to_string(), now.total_steps.to_string());
         }
         if now.total_steps < self.progress.step {
-            differences
-                .push(format!("the run has {} steps, and {} are made", now.total_steps, self.progress.step));
+            differences.push(format!(
+                "the run has {} steps, but {} are finished",
+                now.total_steps, self.progress.step
+            ));
         }
         if differences.is_empty() { Ok(()) } else { Err(Error::ResumeSettings { dir, differences }) }
     }

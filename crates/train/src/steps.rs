@@ -12,7 +12,8 @@ use std::time::Instant;
 use suasion_data::Sample;
 use suasion_engine::{Backend, Model, SingleRank};
 
-/// The training loop that [`crate::train`] and [`crate::compare()`] share. What happens between two steps is theirs.
+/// The training loop that [`crate::train`] and [`crate::compare()`] share. Each decides what happens between two
+/// steps.
 pub(crate) struct Steps<'a> {
     pub(crate) sampler: Sampler,
     schedule: Schedule,

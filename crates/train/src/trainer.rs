@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_engine::Backend;
 use suasion_files::write_bytes;
 
-/// Trains. See [`Run`] for what goes in, CLI.md for what is left in the output folder.
+/// Trains a model. The output folder then holds the model with its files, the checkpoints, `metrics.jsonl`,
+/// `trainer_state.json`, `README.md` and `report.html`.
 ///
-/// `stop` may be raised at any time (Ctrl-C): the current step is finished, a checkpoint is written, and the report
-/// has `interrupted` set. A loss or gradient norm that is not finite stops the run before the weights change.
+/// `stop` may be raised at any time (Ctrl-C): the current step is finished, a checkpoint is written, and the
+/// report has `interrupted` set. A loss or gradient norm that is not finite stops the run before the weights
+/// change.
 pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
     let Run { train, eval, settings, identity, card, output_dir, .. } = run;
     settings.validate(!eval.is_empty())?;
@@ -39,7 +41,7 @@ pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &At
         if saved.progress.updates > 0 {
             run.model.load_optimizer(&dir.join(checkpoint::OPTIMIZER))?;
         }
-        // Settings and totals are this run's; what has happened is the checkpoint's.
+        // Settings and totals are this run's; everything else is the checkpoint's.
         state = RunState {
             settings: state.settings,
             total_steps: state.total_steps,
@@ -104,8 +106,8 @@ struct Trainer<'a, 'o, B: Backend> {
 }
 
 impl<'o, B: Backend> Trainer<'_, 'o, B> {
-    /// At each turn first what is due after the steps so far, then the next step. What is due is a function of the
-    /// state alone, so an interrupted run does after its resume exactly what it had left undone.
+    /// Does what is due after the steps so far, then takes the next step, and so on. What is due depends on the
+    /// state alone, so a resumed run does exactly what the interrupted one left undone.
     fn run(mut self) -> Result<(Report, &'o mut dyn Observer)> {
         let report = loop {
             if self.evaluation_due() && !self.evaluate()? {
@@ -186,7 +188,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         let evaluation = match crate::evaluate(model, eval, size, Some(self.stop), &mut progress) {
             Ok(evaluation) => evaluation,
             Err(Error::Interrupted) => return Ok(false),
-            // The last step left the weights that give no finite loss.
+            // The step before the evaluation left weights whose loss is not finite.
             Err(error) => return Err(error.at_step(step).after_checkpoint(self.newest.as_deref())),
         };
         self.log.push(Record::Eval(EvalRecord::new(step, &evaluation)))?;

@@ -1,4 +1,4 @@
-//! `trainer_state.json`: transformers' `TrainerState`, which its tools and users read.
+//! `trainer_state.json`, in the form of transformers' `TrainerState`.
 
 use crate::metrics::Record;
 use crate::sampler::Sampler;
@@ -6,7 +6,7 @@ use crate::state::RunState;
 use serde_json::Value;
 use std::path::Path;
 
-/// The Trainer's `trainer_state.json` (transformers' `TrainerState`).
+/// The contents of `trainer_state.json`. `best` is the checkpoint of the best evaluation.
 pub(crate) fn trainer_state(
     state: &RunState,
     records: &[Record],

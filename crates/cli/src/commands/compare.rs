@@ -7,7 +7,7 @@ use crate::job::Job;
 use crate::tables;
 use crate::ui::Ui;
 use std::io::Write;
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 use suasion_train::Resume;
 
 /// Flags of the command.

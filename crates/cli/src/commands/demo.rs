@@ -14,12 +14,11 @@ use crate::tables;
 use crate::ui::{self, Ui};
 use std::io::Write;
 use std::path::PathBuf;
-use suasion_data::ModelFolder;
-use suasion_data::pipeline::{Mode, Outcome, Pipeline};
-use suasion_data::policy::Policy;
 use suasion_data::report::format::{duration, thousands};
-use suasion_data::report::{self, RowView, Style};
+use suasion_data::report::terminal::Style;
+use suasion_data::report::{self, RowView};
 use suasion_data::source::Source;
+use suasion_data::{Mode, ModelFolder, Outcome, Pipeline, Policy};
 use suasion_train::generate::capacity;
 use suasion_train::{
     Report, Resume, SampleReply, Sampling, Scheduler, Settings, Strategy, prompt_ids, write_report,

@@ -10,10 +10,9 @@ use crate::progress::Meter;
 use crate::tables;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
-use suasion_data::pipeline::Pipeline;
 use suasion_data::prepared::{self, Form, Job, Shape, Start, findings_path, manifest_path};
 use suasion_data::report::format::{count, percent, thousands};
-use suasion_data::{Code, Level};
+use suasion_data::{Code, Level, Pipeline};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]

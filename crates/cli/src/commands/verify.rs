@@ -11,9 +11,9 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
 use suasion_data::audit::Filter;
-use suasion_data::pipeline::{Mode, Outcome, Pipeline};
-use suasion_data::report::{self, RowView, Style};
-use suasion_data::{Error, ModelFolder};
+use suasion_data::report::terminal::Style;
+use suasion_data::report::{self, RowView};
+use suasion_data::{Error, Mode, ModelFolder, Outcome, Pipeline};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]

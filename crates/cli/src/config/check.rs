@@ -2,7 +2,7 @@
 
 use super::table::Config;
 use crate::failure::Failure;
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 use suasion_data::template::is_reserved;
 
 impl Config {

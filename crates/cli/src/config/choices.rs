@@ -5,7 +5,7 @@ use serde::de::value::Error;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
 use serde::{Deserialize, Serialize, forward_to_deserialize_any};
 use serde_json::{Value as Json, json};
-use suasion_data::policy::{Boundary, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
+use suasion_data::{Boundary, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
 use suasion_train::{Scheduler, Strategy};
 
 /// Where a model's first weights come from.

@@ -1,7 +1,7 @@
 //! The configuration as the libraries take it.
 
 use super::table::Config;
-use suasion_data::policy::Policy;
+use suasion_data::Policy;
 use suasion_train::Settings;
 
 impl Config {

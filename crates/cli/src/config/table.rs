@@ -7,9 +7,8 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use suasion_data::Section;
-use suasion_data::policy::{
-    Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
+use suasion_data::{
+    Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Section, Supervise, TruncationMode,
 };
 use suasion_train::{Scheduler, Settings, Strategy};
 

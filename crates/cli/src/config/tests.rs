@@ -1,6 +1,6 @@
 use super::*;
 use crate::failure::{Failure, Failures};
-use suasion_data::policy::{Format, Objective, Supervise};
+use suasion_data::{Format, Objective, Supervise};
 
 fn load(file: Option<&std::path::Path>, assignments: &[String]) -> anyhow::Result<Loaded> {
     let mut loaded = Loaded::over(Config::default(), file, assignments, &[]);

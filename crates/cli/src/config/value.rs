@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 
 /// A type that a configuration key can have.
 pub trait Value: Sized {

@@ -7,12 +7,13 @@ use crate::ui::Ui;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use suasion_data::pipeline::{BAD_ROWS_LISTED, Outcome, Pipeline, Summary};
 use suasion_data::prepared::Manifest;
 use suasion_data::report::format::{count, thousands};
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, Finding, Level, Mode, ModelFolder, Policy, Sample};
+use suasion_data::{
+    BAD_ROWS_LISTED, Code, Finding, Level, Mode, ModelFolder, Outcome, Pipeline, Policy, Sample, Summary,
+};
 
 /// The samples of a source, with its summary and findings.
 pub struct RowSet {

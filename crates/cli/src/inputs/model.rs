@@ -75,8 +75,7 @@ const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 /// How often the watching thread looks in that time.
 const LOOKS: u32 = 10;
 
-/// Ends the process where a template does not come to an end and its fuel does not stop it
-/// ([`RenderingWatch`]).
+/// Ends the process where a template does not end and its fuel does not stop it ([`RenderingWatch`]).
 fn watch_templates() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -88,7 +87,7 @@ fn watch_templates() {
             }
             let _ = writeln!(
                 std::io::stderr(),
-                "error[E-TEMPLATE]: the chat template has been at one conversation for {} s: it does not come to an \
+                "error[E-TEMPLATE]: the chat template has rendered one conversation for {} s: the template does not \
                  end\nhelp: compare it with the template of the model's repository",
                 LONGEST_RENDERING.as_secs()
             );

@@ -8,7 +8,7 @@ use crate::tables;
 use crate::ui::Ui;
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use suasion_data::policy::Objective;
+use suasion_data::Objective;
 use suasion_data::prepared::Counts;
 use suasion_data::report::format::{bytes, count, duration, percent, thousands};
 use suasion_train::Report;

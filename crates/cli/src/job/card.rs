@@ -3,8 +3,7 @@
 use crate::config::{Config, Init};
 use crate::inputs::loading::RowSet;
 use std::path::PathBuf;
-use suasion_data::Sample;
-use suasion_data::pipeline::Summary;
+use suasion_data::{Sample, Summary};
 use suasion_train::{DataCard, FindingCount, SectionShare};
 
 /// The data card: of the rows that were read (`rows`), those trained on (`train`) and those held out.

@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use suasion_data::policy::OnBadRow;
 use suasion_data::prepared::{self, Job, Manifest, Shape};
 use suasion_data::render::Stops;
 use suasion_data::source::Source;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Kept, ModelFolder, Outcome, Pipeline, Policy, Summary};
+use suasion_data::{Kept, ModelFolder, OnBadRow, Outcome, Pipeline, Policy, Summary};
 pub use suasion_test_support::material;
 
 /// The ids of the special tokens of [`byte_tokenizer`]; below them every byte is its own id.

@@ -1,13 +1,11 @@
 //! The model card.
 
-use crate::Evaluation;
-use crate::json::pretty;
-use crate::report::input::Input;
+use crate::report::input::{Input, Losses};
 use std::fmt::Write;
 use std::path::Path;
 use suasion_data::report::format::{loss, percent, thousands};
 
-/// Text in a line or a table cell: a bar or a line break would end it, and markup is not meant as such.
+/// Text for a line or a table cell, without the bars, line breaks and markup that would break it.
 fn cell(text: &str) -> String {
     text.trim().replace('|', "\\|").replace('<', "&lt;").replace(char::is_control, " ")
 }
@@ -30,7 +28,7 @@ fn is_hub_id(text: &str) -> bool {
 }
 
 pub(super) fn model_card(input: &Input<'_>) -> String {
-    let Input { report, settings, card, replies, comparison, .. } = input;
+    let Input { report, card, replies, comparison, .. } = input;
     let mut text = String::from("---\nlibrary_name: transformers\npipeline_tag: text-generation\n");
     if is_hub_id(&card.base_model) {
         let _ = writeln!(text, "base_model: {}", card.base_model);
@@ -45,26 +43,23 @@ pub(super) fn model_card(input: &Input<'_>) -> String {
     if !card.sections.is_empty() {
         let _ = writeln!(
             text,
-            "\n## What was learned from\n\n| section | tokens | share of the signal, all tokens | share in this run |\n|---|---:|---:|---:|"
+            "\n## Training signal by section\n\n| section | tokens | share on all tokens | share in this run |\n|---|---:|---:|---:|"
         );
         for s in &card.sections {
             let (before, after) = (percent(s.share_before), percent(s.share_after));
             let _ = writeln!(text, "| {} | {} | {before} | {after} |", cell(&s.name), thousands(s.tokens));
         }
     }
-    if report.before.is_some() || report.after.is_some() {
+    let losses = input.losses();
+    if !losses.is_empty() {
         let _ = writeln!(text, "\n## Held-out loss\n\nMean negative log-likelihood in nats per token.\n");
-        let _ = writeln!(text, "| | tokens | before | after |\n|---|---:|---:|---:|");
-        let of = |e: &Option<Evaluation>| loss(e.as_ref().map(|e| e.loss));
-        let targets = report.after.as_ref().or(report.before.as_ref()).map_or(0, |e| e.targets);
-        let (before, after) = (of(&report.before), of(&report.after));
-        let _ = writeln!(text, "| **all targets** | {} | {before} | {after} |", thousands(targets));
-        for (name, tokens, before, after) in input.section_losses() {
-            let _ = writeln!(text, "| {name} | {} | {} | {} |", thousands(tokens), loss(before), loss(after));
-        }
+        let _ = writeln!(text, "| section | tokens | before | after |\n|---|---:|---:|---:|");
+    }
+    for Losses { name, tokens, before, after } in losses {
+        let _ = writeln!(text, "| {name} | {} | {} | {} |", thousands(tokens), loss(before), loss(after));
     }
     if let Some(comparison) = comparison {
-        let _ = writeln!(text, "\n## All tokens against responses only\n");
+        let _ = writeln!(text, "\n## Responses only compared with all tokens\n");
         for line in &comparison.verdict {
             let _ = writeln!(text, "- {line}");
         }
@@ -83,14 +78,12 @@ pub(super) fn model_card(input: &Input<'_>) -> String {
         }
     }
     for (i, reply) in replies.iter().enumerate() {
-        let heading = if i == 0 { "\n## A generated reply\n\n" } else { "\n" };
-        let (prompt, said) = (fenced("text", &reply.prompt), fenced("text", &reply.reply));
-        let _ = writeln!(text, "{heading}Given:\n\n{prompt}\nReply ({}):\n\n{said}", cell(&reply.stopped));
+        let heading = if i == 0 { "\n## Generated replies\n\n" } else { "\n" };
+        let (prompt, text_of_reply) = (fenced("text", &reply.prompt), fenced("text", &reply.reply));
+        let ended = cell(&reply.stopped);
+        let _ = writeln!(text, "{heading}Prompt:\n\n{prompt}\nReply ({ended}):\n\n{text_of_reply}");
     }
-    let configuration = match card.configuration.as_str() {
-        "" => fenced("json", &String::from_utf8_lossy(&pretty(settings))),
-        yaml => fenced("yaml", yaml),
-    };
-    let _ = writeln!(text, "\n## Configuration\n\n{configuration}");
+    let (language, configuration) = input.configuration();
+    let _ = writeln!(text, "\n## Configuration\n\n{}", fenced(language, &configuration));
     text
 }

@@ -1,23 +1,23 @@
-//! What the command line knows and the reports show: the data's summary, and generated replies.
+//! What the caller supplies for the reports: a summary of the data, and generated replies.
 
 use serde::{Deserialize, Serialize};
 
-/// What is known of the data: the command line fills it from the preparation's summary.
+/// A summary of the data.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataCard {
-    /// Heading of the card; empty = the base model's name with `-suasion`.
+    /// Heading of the card; if empty, the base model's name with `-suasion`.
     pub title: String,
-    /// The model that training started from: a hub id, a path, or words (random weights).
+    /// The model that training started from: a hub id, a path, or a description (random weights).
     pub base_model: String,
     /// Training sources.
     pub data: Vec<String>,
-    /// Held-out sources, in words where they were split off.
+    /// Held-out sources, or a description if they are a share of the training sources.
     pub eval_data: Vec<String>,
     /// Rows read.
     pub rows_read: u64,
     /// Rows trained on.
     pub rows_kept: u64,
-    /// Rows of those that were cut.
+    /// Truncated rows among them.
     pub rows_cut: u64,
     /// Rows left out (too long, or no target).
     pub rows_dropped: u64,
@@ -29,7 +29,7 @@ pub struct DataCard {
     pub tokens: u64,
     /// Supervised tokens among them.
     pub supervised_tokens: u64,
-    /// What each section is of the training signal.
+    /// Each section's share of the training signal.
     pub sections: Vec<SectionShare>,
     /// Findings by code.
     pub findings: Vec<FindingCount>,
@@ -50,28 +50,28 @@ pub struct SectionShare {
     pub share_after: f64,
 }
 
-/// How often a finding occurs.
+/// The number of findings of one code.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FindingCount {
-    /// Its code.
+    /// The code.
     pub code: String,
-    /// Its level.
+    /// The level.
     pub level: String,
-    /// How often.
+    /// The number of findings.
     pub count: u64,
-    /// One of them, in words.
+    /// The message of one of them.
     pub example: String,
 }
 
 /// A generated reply to show.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SampleReply {
-    /// What the model was given.
+    /// The prompt.
     pub prompt: String,
-    /// What it said.
+    /// The model's reply.
     pub reply: String,
-    /// What the row says, where there is one.
+    /// The reply in the data, if there is one.
     pub reference: Option<String>,
-    /// Why it ended, in words.
+    /// Why the generation ended, for readers.
     pub stopped: String,
 }

@@ -1,13 +1,12 @@
-//! `report.html`: one page without scripts or anything from outside.
+//! `report.html`: one page without scripts and without external resources.
 
-use crate::json::pretty;
 use crate::report::data::{FindingCount, SectionShare};
-use crate::report::input::Input;
+use crate::report::input::{Input, Losses};
 use std::fmt::Write;
 use suasion_data::report::format::{duration, loss, percent, thousands};
 use suasion_data::report::html::escape;
 
-/// Most points of a curve that are drawn; more are averaged in equal runs.
+/// The most points drawn of a curve; longer curves are averaged over runs of equal length.
 const POINTS: usize = 600;
 
 const STYLE: &str = "
@@ -47,20 +46,17 @@ pub(super) fn page(input: &Input<'_>) -> String {
         input.facts().into_iter().map(|(name, value)| vec![Cell::Head(name.to_string()), Cell::Text(value)]);
     table(&mut page, "", &[], rows.collect());
     page.push_str("<h2>Configuration</h2>\n");
-    let configuration = match input.card.configuration.as_str() {
-        "" => String::from_utf8_lossy(&pretty(input.settings)).into_owned(),
-        text => text.to_string(),
-    };
+    let (_, configuration) = input.configuration();
     let _ = write!(page, "<pre>{}</pre>\n</main>\n</body>\n</html>\n", escape(&configuration));
     page
 }
 
 enum Cell {
-    /// Names its row.
+    /// The head of its row.
     Head(String),
     Text(String),
     Number(String),
-    /// A share: the number, and a bar for the eye.
+    /// A share as a number and a bar.
     Share(f64),
 }
 
@@ -108,7 +104,7 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(size).map(mean).collect()
 }
 
-/// Round values that span `low..=high` in about `count` parts.
+/// Round values that divide `low..=high` into about `count` parts.
 fn ticks(low: f64, high: f64, count: f64) -> Vec<f64> {
     let rough = ((high - low) / count).max(f64::MIN_POSITIVE);
     let power = 10f64.powf(rough.log10().floor());
@@ -200,8 +196,7 @@ fn curve(page: &mut String, input: &Input<'_>) {
     page.push_str("</svg>\n");
     let _ = writeln!(
         page,
-        "<p class=\"soft\">Solid line: training loss of the logged steps, over their own targets. Dashed line with diamonds: \
-         held-out loss. {}</p>",
+        "<p class=\"soft\">Solid line: training loss of the logged steps. Dashed line with diamonds: held-out loss. {}</p>",
         escape(description)
     );
     if !eval.is_empty() {
@@ -209,7 +204,7 @@ fn curve(page: &mut String, input: &Input<'_>) {
         let row =
             |e: &crate::EvalRecord| vec![Cell::Number(e.step.to_string()), Cell::Number(loss(e.eval_loss))];
         let rows = report.evals.iter().map(row).collect();
-        table(page, "", &[("after step", true), ("loss", true)], rows);
+        table(page, "", &[("step", true), ("loss", true)], rows);
         page.push_str("</details>\n");
     }
 }
@@ -218,41 +213,34 @@ fn shares(page: &mut String, input: &Input<'_>) {
     if input.card.sections.is_empty() {
         return;
     }
-    page.push_str("<h2>What is learned from</h2>\n");
+    page.push_str("<h2>Training signal by section</h2>\n");
     let row = |s: &SectionShare| {
         let name = Cell::Head(s.name.clone());
         vec![name, Cell::Number(thousands(s.tokens)), Cell::Share(s.share_before), Cell::Share(s.share_after)]
     };
-    let caption = "Each section's share of the training signal: if all tokens were learned, and in this run.";
+    let caption = "Each section's share of the training signal, for training on all tokens and in this run.";
     let heads = [("section", false), ("tokens", true), ("all tokens", false), ("this run", false)];
     table(page, caption, &heads, input.card.sections.iter().map(row).collect());
 }
 
 fn sections(page: &mut String, input: &Input<'_>) {
-    let losses = input.section_losses();
+    let losses = input.losses();
     if losses.is_empty() {
         return;
     }
     page.push_str("<h2>Held-out loss by section</h2>\n");
-    let report = input.report;
-    let of = |e: &Option<crate::Evaluation>| loss(e.as_ref().map(|e| e.loss));
-    let mut rows = vec![vec![
-        Cell::Head("all targets".into()),
-        Cell::Number(thousands(report.after.as_ref().or(report.before.as_ref()).map_or(0, |e| e.targets))),
-        Cell::Number(of(&report.before)),
-        Cell::Number(of(&report.after)),
-    ]];
-    rows.extend(losses.into_iter().map(|(name, tokens, before, after)| {
+    let row = |Losses { name, tokens, before, after }: Losses| {
         let numbers = [thousands(tokens), loss(before), loss(after)].map(Cell::Number);
-        std::iter::once(Cell::Head(name)).chain(numbers).collect()
-    }));
+        std::iter::once(Cell::Head(name.into())).chain(numbers).collect()
+    };
+    let rows = losses.into_iter().map(row).collect();
     let caption = "Mean negative log-likelihood in nats per token, before and after training.";
     table(page, caption, &[("section", false), ("tokens", true), ("before", true), ("after", true)], rows);
 }
 
 fn comparison(page: &mut String, input: &Input<'_>) {
     let Some(c) = input.comparison else { return };
-    page.push_str("<h2>All tokens against responses only</h2>\n<ul>\n");
+    page.push_str("<h2>Responses only compared with all tokens</h2>\n<ul>\n");
     for line in &c.verdict {
         let _ = writeln!(page, "<li>{}</li>", escape(line));
     }
@@ -265,8 +253,8 @@ fn comparison(page: &mut String, input: &Input<'_>) {
         Some(start.into_iter().chain(numbers).collect())
     });
     let caption = format!(
-        "Held-out loss per section; both trained for {} steps ({}, {}).",
-        c.steps,
+        "Held-out loss by section. Training took {} steps: {} on responses only, {} on all tokens.",
+        thousands(c.steps),
         duration(c.response_only.seconds),
         duration(c.all_tokens.seconds)
     );
@@ -283,7 +271,7 @@ fn comparison(page: &mut String, input: &Input<'_>) {
 fn findings(page: &mut String, input: &Input<'_>) {
     page.push_str("<h2>Findings</h2>\n");
     if input.card.findings.is_empty() {
-        page.push_str("<p>None in the data.</p>\n");
+        page.push_str("<p>There are no findings in the data.</p>\n");
     } else {
         let row = |f: &FindingCount| {
             let code = Cell::Head(f.code.clone());
@@ -309,15 +297,15 @@ fn findings(page: &mut String, input: &Input<'_>) {
 fn replies(page: &mut String, input: &Input<'_>) {
     for (i, reply) in input.replies.iter().enumerate() {
         if i == 0 {
-            page.push_str("<h2>Generated</h2>\n");
+            page.push_str("<h2>Generated replies</h2>\n");
         }
         let mut part = |name: &str, text: &str| {
             let _ = writeln!(page, "<h3>{}</h3>\n<pre>{}</pre>", escape(name), escape(text));
         };
-        part("Given", &reply.prompt);
+        part("Prompt", &reply.prompt);
         part(&format!("Reply ({})", reply.stopped), &reply.reply);
         if let Some(reference) = &reply.reference {
-            part("The row's own reply", reference);
+            part("Reference reply", reference);
         }
     }
 }

@@ -1,12 +1,14 @@
-//! Everything that the reports show.
+//! What the reports show, independent of their format.
 
 use crate::evaluate::SECTIONS;
+use crate::json::pretty;
 use crate::report::data::{DataCard, SampleReply};
 use crate::{Comparison, Evaluation, Identity, Report, Settings};
-use suasion_data::policy::Objective;
+use std::borrow::Cow;
+use suasion_data::Objective;
 use suasion_data::report::format::{bytes, duration, percent, thousands};
 
-/// Everything that the reports show.
+/// The inputs of the reports.
 pub(crate) struct Input<'a> {
     pub report: &'a Report,
     pub settings: &'a Settings,
@@ -28,15 +30,15 @@ impl Input<'_> {
     pub(crate) fn objective(&self) -> &'static str {
         match self.identity.objective {
             Objective::ResponseOnly => {
-                "responses only: the loss is taken on responses and their stop tokens, never on the prompt"
+                "responses only: the loss covers responses and their stop tokens, never the prompts"
             }
             Objective::AllTokens => {
-                "all tokens: the loss is taken on the prompts too, so the model has learned them"
+                "all tokens: the loss covers the prompts too, so the model has learned them"
             }
         }
     }
 
-    /// The run in name and value.
+    /// The facts of the run, as names and values.
     pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
         let (report, card) = (self.report, self.card);
         let mut facts = vec![
@@ -50,7 +52,7 @@ impl Input<'_> {
             (
                 "Rows",
                 format!(
-                    "{} read, {} trained on ({} of them cut), {} dropped, {} failed, {} held out",
+                    "{} read, {} trained on ({} of them truncated), {} dropped, {} failed, {} held out",
                     thousands(card.rows_read),
                     thousands(card.rows_kept),
                     thousands(card.rows_cut),
@@ -73,13 +75,14 @@ impl Input<'_> {
             ),
             ("Steps", format!("{} ({:.2} epochs)", thousands(report.step), report.epoch)),
             (
-                "Learned from",
+                "Learned",
                 format!("{} targets in {} tokens", thousands(report.targets), thousands(report.tokens)),
             ),
             ("Training time", duration(report.seconds)),
         ];
         if report.final_step != report.step {
-            facts.push(("Weights", format!("of step {}, the lowest evaluation loss", report.final_step)));
+            facts
+                .push(("Weights", format!("of step {}, with the lowest evaluation loss", report.final_step)));
         }
         if let Some(peak) = report.peak_memory_bytes {
             facts.push(("Peak memory", bytes(peak)));
@@ -88,18 +91,40 @@ impl Input<'_> {
         facts
     }
 
-    /// Loss per section before and after training: `(section, tokens, before, after)`.
-    pub(crate) fn section_losses(&self) -> Vec<(String, u64, Option<f64>, Option<f64>)> {
-        let of = |evaluation: &Option<Evaluation>, name: &str| {
-            evaluation.as_ref().and_then(|evaluation| evaluation.sections.get(name).copied())
-        };
-        SECTIONS
-            .iter()
-            .filter_map(|name| {
-                let (before, after) = (of(&self.report.before, name), of(&self.report.after, name));
-                let tokens = after.or(before)?.targets;
-                Some((name.to_string(), tokens, before.map(|s| s.loss), after.map(|s| s.loss)))
-            })
-            .collect()
+    /// Held-out losses before and after training: of all targets, then per section; empty without
+    /// evaluations.
+    pub(crate) fn losses(&self) -> Vec<Losses> {
+        let Report { before, after, .. } = self.report;
+        let Some(measured) = after.as_ref().or(before.as_ref()) else { return Vec::new() };
+        let of = |evaluation: &Option<Evaluation>| evaluation.as_ref().map(|evaluation| evaluation.loss);
+        let mut losses = vec![Losses {
+            name: "all targets",
+            tokens: measured.targets,
+            before: of(before),
+            after: of(after),
+        }];
+        losses.extend(SECTIONS.into_iter().filter_map(|name| {
+            let of = |evaluation: &Option<Evaluation>| evaluation.as_ref()?.sections.get(name).copied();
+            let (before, after) = (of(before), of(after));
+            let tokens = after.or(before)?.targets;
+            Some(Losses { name, tokens, before: before.map(|s| s.loss), after: after.map(|s| s.loss) })
+        }));
+        losses
     }
+
+    /// The configuration, and the language it is written in.
+    pub(crate) fn configuration(&self) -> (&'static str, Cow<'_, str>) {
+        match self.card.configuration.as_str() {
+            "" => ("json", String::from_utf8_lossy(&pretty(self.settings)).into_owned().into()),
+            yaml => ("yaml", yaml.into()),
+        }
+    }
+}
+
+/// Held-out losses of some tokens.
+pub(crate) struct Losses {
+    pub name: &'static str,
+    pub tokens: u64,
+    pub before: Option<f64>,
+    pub after: Option<f64>,
 }

@@ -1,13 +1,14 @@
-//! A small model, rows that can be learned, and a run over them.
+//! A small model, rows that it can learn, and a run over them.
 
+use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use suasion_data::policy::Objective;
-use suasion_data::{IGNORE, Origin, RowId, Sample, Section};
+use std::sync::atomic::{AtomicBool, Ordering};
+use suasion_data::{IGNORE, Objective, Origin, RowId, Sample, Section};
 use suasion_engine::{Architecture, Budget, Device, Model};
 use suasion_train::{
     DataCard, Event, Identity, ModelFiles, Observer, Plan, Report, Result, Resume, Run, Settings,
 };
+use tempfile::TempDir;
 
 pub const VOCAB: u32 = 96;
 pub const STOP: u32 = 2;
@@ -45,8 +46,8 @@ impl Numbers {
     }
 }
 
-/// Rows of different lengths: BOS, a fixed system part, a task, and a response that counts on from the task's last
-/// token, then the stop token.
+/// Rows of different lengths: BOS, a fixed system part, a task, and a response that counts on from the task's
+/// last token, then the stop token.
 pub fn rows(n: usize, seed: u64) -> Vec<Sample> {
     let mut numbers = Numbers(seed);
     (0..n)
@@ -94,7 +95,7 @@ pub fn identity() -> Identity {
     Identity { objective: Objective::ResponseOnly, data_fingerprint: "f1".into(), masking_version: 1 }
 }
 
-/// Keeps what it hears, and raises the stop flag after a step.
+/// Keeps the events of a run, and raises the stop flag after a step.
 #[derive(Default)]
 pub struct Listener<'a> {
     pub warnings: Vec<String>,
@@ -105,7 +106,6 @@ pub struct Listener<'a> {
 
 impl Observer for Listener<'_> {
     fn event(&mut self, event: &Event<'_>) {
-        use std::sync::atomic::Ordering;
         match event {
             Event::Plan { .. } => self.names.push("plan".into()),
             Event::Step(step) => {
@@ -126,6 +126,13 @@ impl Observer for Listener<'_> {
             Event::Done(_) => self.names.push("done".into()),
             _ => {}
         }
+    }
+}
+
+impl Listener<'_> {
+    /// True if there was an event of this name.
+    pub fn heard(&self, name: &str) -> bool {
+        self.names.iter().any(|heard| heard == name)
     }
 }
 
@@ -162,9 +169,36 @@ impl<'a> Job<'a> {
         }
     }
 
+    pub fn eval(self, eval: &'a [Sample]) -> Job<'a> {
+        Job { eval, ..self }
+    }
+
+    pub fn resume(self, resume: Resume) -> Job<'a> {
+        Job { resume, ..self }
+    }
+
+    /// With a stop flag that is raised after this step; 0 raises it at once.
+    pub fn stop_after(mut self, step: u64, flag: &'a AtomicBool) -> Job<'a> {
+        flag.store(step == 0, Ordering::Relaxed);
+        self.listener.stop_after = Some((step, flag));
+        Job { stop: flag, ..self }
+    }
+
+    /// The model of [`model`], with the budget of the run's plan.
+    pub fn model(&self) -> Result<Model> {
+        Ok(model(Plan::new(self.train, self.eval, &self.settings)?.budget))
+    }
+
     pub fn run(&mut self) -> Result<Report> {
-        let plan = Plan::new(self.train, self.eval, &self.settings)?;
-        self.run_with(&mut model(plan.budget))
+        let mut model = self.model()?;
+        self.run_with(&mut model)
+    }
+
+    /// Runs, and returns the final weights too.
+    pub fn run_to_bits(&mut self) -> (Report, Vec<Vec<u32>>) {
+        let mut model = self.model().unwrap();
+        let report = self.run_with(&mut model).unwrap();
+        (report, bits(&model))
     }
 
     pub fn run_with(&mut self, model: &mut Model) -> Result<Report> {
@@ -188,6 +222,32 @@ impl<'a> Job<'a> {
     }
 }
 
+/// A temporary folder, and the path of a run's output folder in it.
+pub fn folder() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    (dir, run)
+}
+
+pub fn bytes(path: impl AsRef<Path>) -> Vec<u8> {
+    let path = path.as_ref();
+    std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+pub fn json(path: impl AsRef<Path>) -> Value {
+    serde_json::from_slice(&bytes(path)).unwrap()
+}
+
+/// The steps whose checkpoints lie in an output folder.
+pub fn checkpoints(dir: &Path) -> Vec<u64> {
+    suasion_train::checkpoint::list(dir).into_iter().map(|(step, _)| step).collect()
+}
+
+/// The lines of rows in their file, counted from 1.
+pub fn lines(rows: &[RowId]) -> Vec<u64> {
+    rows.iter().map(|row| row.line.unwrap()).collect()
+}
+
 /// All parameters, to the bit.
 pub fn bits(model: &Model) -> Vec<Vec<u32>> {
     let tensor = |name: &String| model.parameter(name).unwrap().data.iter().map(|v| v.to_bits()).collect();
@@ -195,10 +255,10 @@ pub fn bits(model: &Model) -> Vec<Vec<u32>> {
 }
 
 /// A metrics file without what differs from run to run.
-pub fn metrics(dir: &Path) -> Vec<serde_json::Value> {
+pub fn metrics(dir: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
     let line = |line: &str| {
-        let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
+        let mut value: Value = serde_json::from_str(line).unwrap();
         let fields = value.as_object_mut().unwrap();
         fields.remove("tokens_per_second");
         fields.remove("peak_memory_bytes");
@@ -221,8 +281,6 @@ pub fn golden_models() -> Vec<PathBuf> {
 }
 
 /// A file of a golden model.
-pub fn golden(dir: &Path, name: &str) -> serde_json::Value {
-    let path = dir.join(name);
-    let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_slice(&text).unwrap()
+pub fn golden(dir: &Path, name: &str) -> Value {
+    json(dir.join(name))
 }

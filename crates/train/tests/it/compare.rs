@@ -1,4 +1,4 @@
-//! The comparison of both objectives, on rows where the outcome is known.
+//! The comparison of the two objectives, on rows for which the outcome is known.
 
 use crate::common::*;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +13,7 @@ fn settings() -> CompareSettings {
 }
 
 #[test]
-fn all_tokens_learn_the_prompt_and_responses_only_do_not() {
+fn training_on_all_tokens_learns_the_prompt_and_on_responses_only_does_not() {
     let (train, held_out) = (rows(32, 1), rows(10, 99));
     let mut starts = Vec::new();
     let mut make = |budget| {
@@ -25,7 +25,8 @@ fn all_tokens_learn_the_prompt_and_responses_only_do_not() {
     assert!(starts.len() == 2 && starts[0] == starts[1]);
     assert_eq!((c.train_rows, c.held_out_rows, c.steps), (32, 10, 128));
 
-    // The system part is the same in every row: all tokens learn it by heart, responses only never see its labels.
+    // The system prompt is the same in every row: training on all tokens memorises it, training on responses
+    // only has no label on it.
     let system = |arm: &suasion_train::compare::Arm| arm.evaluation.sections["system"].loss;
     assert!(system(&c.all_tokens) < 0.3, "{}", system(&c.all_tokens));
     assert!(system(&c.response_only) > 2.0, "{}", system(&c.response_only));
@@ -36,21 +37,21 @@ fn all_tokens_learn_the_prompt_and_responses_only_do_not() {
     assert_eq!((theirs.ngrams_reproduced, theirs.exact_tokens), (12, 16));
     assert!(ours.ngrams_reproduced < 6, "{ours:?}");
 
-    // Both read the same rows; each learned from its own targets.
+    // Both read the same rows; each learned its own targets.
     let per_epoch: u64 = train.iter().map(|row| row.targets().count() as u64).sum();
     assert_eq!(c.response_only.targets_trained, 8 * per_epoch);
     let all: u64 = train.iter().map(|row| row.len() as u64 - 1).sum();
     assert_eq!(c.all_tokens.targets_trained, 8 * all);
     assert!(c.response_only.evaluation.loss < c.before.evaluation.loss);
 
-    // The difference is that of the two evaluations, whichever way it falls, and the verdict quotes it.
+    // The difference is that of the two evaluations, whatever its sign, and the verdict states it.
     let d = c.response_difference;
     assert!((d.mean - (c.all_tokens.evaluation.loss - c.response_only.evaluation.loss)).abs() < 1e-9);
     assert_eq!((d.rows, d.prompts), (10, 10));
     assert!(d.standard_error.unwrap() > 0.0);
     let sure = d.mean.abs() > 2.0 * d.standard_error.unwrap();
     let expected = match (sure, d.mean > 0.0) {
-        (false, _) => "cannot tell which is better",
+        (false, _) => "do not show which is better",
         (true, true) => "Training on responses only predicts them better",
         (true, false) => "Training on all tokens predicts them better",
     };
@@ -63,16 +64,16 @@ fn all_tokens_learn_the_prompt_and_responses_only_do_not() {
     serde_json::to_string(&c).unwrap();
 }
 
-/// With every row trained on the same labels there is nothing to tell apart, and the verdict says so.
+/// With the same labels for both objectives the two models are the same, and the verdict prefers neither.
 #[test]
-fn no_difference_is_called_none() {
+fn equal_models_give_no_verdict() {
     let fully_supervised: Vec<_> = rows(8, 1).iter().map(all_tokens).collect();
     let held_out = rows(5, 99);
     let short = CompareSettings { train: Settings { max_steps: Some(3), ..quick() }, ..settings() };
     let mut make = |budget| Ok(model(budget));
     let c = compare(&mut make, &fully_supervised, &held_out, &short, &mut Silent, &NEVER).unwrap();
     assert_eq!(c.response_difference.mean, 0.0);
-    assert!(c.verdict[0].contains("cannot tell which is better"), "{}", c.verdict[0]);
+    assert!(c.verdict[0].contains("do not show which is better"), "{}", c.verdict[0]);
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn all_tokens_labels_everything_but_padding() {
 }
 
 #[test]
-fn it_can_be_stopped() {
+fn the_stop_flag_ends_a_comparison() {
     let (train, held_out) = (rows(8, 1), rows(4, 99));
     let flag = AtomicBool::new(false);
     let mut listener = Listener { stop_after: Some((2, &flag)), ..Listener::default() };

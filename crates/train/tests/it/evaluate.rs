@@ -1,4 +1,4 @@
-//! Evaluation against sums made by hand.
+//! Evaluation against sums computed here from single rows.
 
 use crate::common::*;
 use suasion_data::{Origin, Sample};
@@ -74,7 +74,7 @@ fn sections_are_sums_over_their_tokens() {
 }
 
 #[test]
-fn the_batch_size_does_not_matter_and_json_comes_back() {
+fn the_batch_size_does_not_change_an_evaluation_and_its_json_reads_back() {
     let rows = rows(7, 21);
     let mut model = model(eval_budget(&rows, 7));
     let one = evaluate(&mut model, &rows, 1, None, &mut |_| {}).unwrap();
@@ -93,7 +93,7 @@ fn the_batch_size_does_not_matter_and_json_comes_back() {
 
 /// Weights do not scale an evaluation; a weight of 0 only decides what is a target. Padding is not measured.
 #[test]
-fn weights_and_padding() {
+fn loss_weights_and_padding_do_not_change_an_evaluation() {
     let plain = rows(3, 4);
     let mut model = model(eval_budget(&plain, 3));
     let reference = evaluate(&mut model, &plain, 3, None, &mut |_| {}).unwrap();
@@ -112,7 +112,7 @@ fn weights_and_padding() {
 }
 
 #[test]
-fn a_broken_model_names_its_rows() {
+fn rows_whose_loss_is_not_finite_are_named() {
     let mut rows = rows(4, 4);
     rows.iter_mut().for_each(|row| row.input_ids.iter_mut().for_each(|id| *id = (*id).min(90)));
     rows.iter_mut().for_each(|row| row.labels.iter_mut().for_each(|id| *id = (*id).min(90)));

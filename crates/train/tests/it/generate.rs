@@ -28,16 +28,17 @@ fn filters_keep_what_transformers_keeps() {
     // 0.40 + 0.22 = 0.62 < 0.7 ≤ 0.82.
     assert_eq!(kept(Sampling { top_p: 0.7, ..s() }), [1, 3, 4]);
     assert_eq!(kept(Sampling { top_p: 0.39, ..s() }), [1]);
-    assert_eq!(kept(Sampling { top_p: 0.0, ..s() }), [1], "one always stays");
+    assert_eq!(kept(Sampling { top_p: 0.0, ..s() }), [1], "at least one token stays");
     // At least 0.3 of 0.40.
     assert_eq!(kept(Sampling { min_p: 0.3, ..s() }), [1, 3, 4]);
     assert_eq!(kept(Sampling { min_p: 1.0, ..s() }), [1]);
-    // top-k first: 0.40 and 0.22 of the remaining 0.62 are 0.645 and 0.355, so 0.6 is reached by the first alone.
+    // top-k first: 0.40 and 0.22 of the remaining 0.62 are 0.645 and 0.355, so 0.6 is reached by the first
+    // alone.
     assert_eq!(kept(Sampling { top_k: 2, top_p: 0.6, ..s() }), [1]);
     assert_eq!(kept(Sampling { top_p: 0.6, ..s() }), [1, 4], "without top-k it takes two");
     // Temperature first: at 0.5 the probabilities are squared, 0.16 of 0.2618 is 0.611.
     assert_eq!(kept(Sampling { temperature: 0.5, top_p: 0.6, ..s() }), [1]);
-    // Equals of the k-th stay, as torch.topk's threshold has it.
+    // Tokens as likely as the k-th stay, as with the threshold of torch.topk.
     let mut equal = vec![1.0, 2.0, 1.0, 0.0];
     filter(&mut equal, &Sampling { top_k: 2, ..s() });
     assert_eq!(equal, [1.0, 2.0, 1.0, f32::NEG_INFINITY]);
@@ -45,7 +46,7 @@ fn filters_keep_what_transformers_keeps() {
 
 #[test]
 fn draws_follow_the_distribution() {
-    assert_eq!(argmax(&[0.0, 3.0, 3.0, 1.0]), 1, "of equals the lowest id");
+    assert_eq!(argmax(&[0.0, 3.0, 3.0, 1.0]), 1, "the lowest id among equals");
     // Cumulative: 0.10, 0.50, 0.55, 0.75, 0.97, 1.
     let logits = logits();
     let drawn = [0.0, 0.09, 0.11, 0.49, 0.51, 0.56, 0.74, 0.76, 0.96, 0.98].map(|point| draw(&logits, point));
@@ -56,16 +57,16 @@ fn draws_follow_the_distribution() {
 }
 
 fn trained() -> suasion_engine::Model {
-    let rows = rows(24, 1);
-    let dir = tempfile::tempdir().unwrap();
+    let (rows, (_dir, out)) = (rows(24, 1), folder());
     let settings = suasion_train::Settings { num_train_epochs: 6.0, ..quick() };
-    let mut model = model(suasion_train::Plan::new(&rows, &[], &settings).unwrap().budget);
-    Job::new(&rows, settings, &dir.path().join("run")).run_with(&mut model).unwrap();
+    let mut job = Job::new(&rows, settings, &out);
+    let mut model = job.model().unwrap();
+    job.run_with(&mut model).unwrap();
     model
 }
 
 #[test]
-fn the_cache_says_what_a_full_pass_says() {
+fn the_cache_gives_the_tokens_of_a_full_pass() {
     let mut model = trained();
     let prompt = prompt_ids(&rows(1, 50)[0]).to_vec();
     let sampling = Sampling { max_new_tokens: 14, ..Sampling::default() };
@@ -111,13 +112,13 @@ fn greedy_text_is_that_of_transformers() {
 }
 
 #[test]
-fn texts_end_where_they_should() {
+fn a_generation_ends_at_a_stop_token_a_callback_or_a_full_cache() {
     let mut model = trained();
     let prompt = prompt_ids(&rows(1, 50)[0]).to_vec();
     let go_on = &mut |_| ControlFlow::Continue(());
     let greedy = Sampling { max_new_tokens: 12, ..Sampling::default() };
     let free = generate(&mut model, &prompt, &greedy, go_on).unwrap().ids;
-    // Take a token that occurs in it as the stop token: the text is the same up to it.
+    // With a token of the text as the stop token, the text is the same up to it.
     let stop = free[5];
     let at = free.iter().position(|id| *id == stop).unwrap();
     let mut streamed = Vec::new();
@@ -142,7 +143,7 @@ fn texts_end_where_they_should() {
 }
 
 #[test]
-fn a_seed_means_one_text() {
+fn a_seed_gives_one_text() {
     let mut model = model(suasion_train::generate::budget(8));
     let go_on = &mut |_| ControlFlow::Continue(());
     let mut sample = |sampling: &Sampling| generate(&mut model, &[1, 10, 11], sampling, go_on).unwrap().ids;
@@ -150,7 +151,7 @@ fn a_seed_means_one_text() {
     let (a, again, b) = (sample(&with(1)), sample(&with(1)), sample(&with(2)));
     assert_eq!(a, again);
     assert_ne!(a, b);
-    // An untrained model is nearly uniform: 24 draws of 96 tokens are not all the likeliest.
+    // An untrained model is nearly uniform: 24 samples from 96 tokens are not all the likeliest token.
     let greedy = sample(&Sampling { max_new_tokens: 24, ..Sampling::default() });
     assert_ne!(a, greedy);
     assert_eq!(sample(&Sampling { top_k: 1, ..with(3) }), greedy);
@@ -158,7 +159,7 @@ fn a_seed_means_one_text() {
 }
 
 #[test]
-fn nonsense_is_refused() {
+fn sampling_and_prompts_that_cannot_work_are_refused() {
     let mut model = model(suasion_train::generate::budget(8));
     let go_on = &mut |_| ControlFlow::Continue(());
     let s = Sampling::default;
@@ -174,6 +175,12 @@ fn nonsense_is_refused() {
             "{sampling:?}"
         );
     }
-    assert!(matches!(generate(&mut model, &[], &s(), go_on), Err(Error::Generate { .. })));
-    assert!(matches!(generate(&mut model, &[VOCAB], &s(), go_on), Err(Error::Generate { .. })));
+    for (prompt, message) in [
+        (vec![], "the prompt is empty"),
+        (vec![1, VOCAB], "token id 96 at position 1 of the prompt is outside the model's vocabulary of 96"),
+    ] {
+        let error = generate(&mut model, &prompt, &s(), go_on).unwrap_err();
+        assert!(error.to_string().starts_with(message), "{error}");
+        assert_eq!((error.tag(), error.is_usage()), ("E-GENERATE", false));
+    }
 }

@@ -1,13 +1,16 @@
-//! Tests of the training loop against what others computed and against its own promises.
+//! Tests of training against what others computed and against its own promises.
 
 mod common;
 mod compare;
 mod evaluate;
 mod generate;
-mod loop_;
-mod order;
+mod not_finite;
 mod packing;
+mod pytorch;
 mod ranks;
 mod reports;
 mod resume;
-mod trajectories;
+mod run_folder;
+mod sampler_and_schedule;
+mod settings;
+mod steps;

@@ -1,7 +1,8 @@
-//! Packs train as their rows do, and evaluate as their rows do.
+//! Packs train and evaluate as their rows do.
 
 use crate::common::*;
-use suasion_data::{IGNORE, Origin, Packer, Policy, Sample, Section, prepared};
+use suasion_data::pack::Packer;
+use suasion_data::{IGNORE, Origin, Policy, Sample, Section, prepared};
 use suasion_engine::{Batch, Model, SingleRank};
 use suasion_train::batches::train_batch;
 use suasion_train::{Error, Evaluation, Plan, Resume, Settings, evaluate};
@@ -133,8 +134,8 @@ fn a_run_counts_packs() {
     // Two packs are the largest micro-batch, and what the memory is planned for.
     let pair = |i: usize| packs[i].len() + packs.get(i + 1).map_or(0, Sample::len);
     assert!(plan.budget.tokens <= 200 && plan.budget.tokens > (0..1).map(pair).max().unwrap() / 2);
-    let dir = tempfile::tempdir().unwrap();
-    let report = Job::new(&packs, settings, &dir.path().join("run")).run().unwrap();
+    let (_dir, out) = folder();
+    let report = Job::new(&packs, settings, &out).run().unwrap();
     let targets: usize = rows.iter().map(|row| row.targets().count()).sum();
     assert_eq!((report.tokens, report.targets), (2 * tokens as u64, 2 * targets as u64));
     assert_eq!(report.steps.last().unwrap().epoch, 2.0);
@@ -154,12 +155,8 @@ fn packs_from_a_file_train_to_the_same_bits() {
         let read = prepared::read(&path, &Policy { prompt_loss_weight: 0.5, ..Policy::default() }).unwrap();
         let run = |rows: &[Sample], name: &str| {
             let settings = Settings { max_steps: Some(4), ..quick() };
-            let mut model = model(Plan::new(rows, rows, &settings).unwrap().budget);
-            let out = dir.path().join(name);
-            let mut job = Job::new(rows, settings, &out);
-            job.eval = rows;
-            let report = job.run_with(&mut model).unwrap();
-            (bits(&model), report.after.unwrap().loss)
+            let (report, bits) = Job::new(rows, settings, &dir.path().join(name)).eval(rows).run_to_bits();
+            (bits, report.after.unwrap().loss)
         };
         assert!(run(&packs, "a") == run(&read, "b"), "share {share}");
     }
@@ -175,25 +172,20 @@ fn a_packed_run_resumes_to_the_same_bits() {
         ..quick()
     };
     let plan = Plan::new(&packs, &[], &settings).unwrap();
-    assert!(plan.steps_per_epoch >= 2, "it resumes within an epoch, too");
+    assert!(plan.steps_per_epoch >= 2, "it resumes within an epoch too");
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole");
-    let mut straight = model(plan.budget);
-    let mut job = Job::new(&packs, settings.clone(), &whole);
-    job.run_with(&mut straight).unwrap();
+    let (_, straight) = Job::new(&packs, settings.clone(), &whole).run_to_bits();
     for at in 1..plan.total_steps {
         let out = dir.path().join(format!("from-{at}"));
-        let mut resumed = model(plan.budget);
-        let mut job = Job::new(&packs, settings.clone(), &out);
-        job.resume = Resume::From(whole.join(format!("checkpoint-{at}")));
-        job.run_with(&mut resumed).unwrap();
-        assert!(bits(&resumed) == bits(&straight), "from step {at}");
+        let from = Resume::From(whole.join(format!("checkpoint-{at}")));
+        let (_, resumed) = Job::new(&packs, settings.clone(), &out).resume(from).run_to_bits();
+        assert!(resumed == straight, "from step {at}");
     }
-    // The rows by themselves are another data set.
+    // The same rows without packs are other data.
     let rows: Vec<Sample> = packs.iter().flat_map(Sample::unpack).collect();
     let out = dir.path().join("other");
-    let mut job = Job::new(&rows, settings, &out);
-    job.resume = Resume::From(whole.join("checkpoint-1"));
+    let mut job = Job::new(&rows, settings, &out).resume(Resume::From(whole.join("checkpoint-1")));
     assert!(matches!(job.run().unwrap_err(), Error::ResumeData { .. }));
 }
 
@@ -236,7 +228,7 @@ fn a_broken_row_of_a_pack_is_named() {
     let packs = packed(&replies(6, 0.0), 200, false);
     let plan = Plan::new(&packs, &[], &quick()).unwrap();
     let mut broken = model(plan.budget);
-    // The embedding of one token is no number: the rows that hold it are named, not the pack.
+    // The embedding of one token is NaN: the rows that hold it are named, not the pack.
     let rows = packs[0].unpack();
     let some =
         |id: &u32| (1..rows.len()).contains(&rows.iter().filter(|row| row.input_ids.contains(id)).count());

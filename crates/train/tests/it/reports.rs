@@ -4,15 +4,12 @@ use crate::common::*;
 use suasion_train::{DataCard, FindingCount, SampleReply, SectionShare, Settings, Strategy, write_report};
 
 #[test]
-fn reports_hold_the_numbers_and_escape_what_rows_say() {
+fn reports_have_the_numbers_and_escape_the_text_of_rows() {
     let (train, held_out) = (rows(6, 1), rows(3, 2));
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
+    let (_dir, out) = folder();
     let settings =
         Settings { max_steps: Some(5), eval_strategy: Strategy::Steps, eval_steps: Some(2), ..quick() };
-    let mut job = Job::new(&train, settings.clone(), &out);
-    job.eval = &held_out;
-    let report = job.run().unwrap();
+    let report = Job::new(&train, settings.clone(), &out).eval(&held_out).run().unwrap();
 
     let hostile = "<script>alert('x')</script> | ``` & \u{7} ünï 😀";
     let card = DataCard {
@@ -64,14 +61,14 @@ fn reports_hold_the_numbers_and_escape_what_rows_say() {
         assert!(page.contains(&format!("{number:.4}")), "{number}");
     }
     assert!(page.contains("79.5 %") && page.contains("20.5 %"));
-    // Every opened element is closed: the page is well-formed enough to count.
+    // Every opened element is closed.
     for tag in
         ["table", "tr", "td", "th", "pre", "p", "ul", "li", "h2", "h3", "svg", "main", "details", "div"]
     {
         let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
-    // Points of the curve lie on the drawing.
+    // The points of the curve are inside the drawing.
     let points = page.split("<polyline class=\"train\" points=\"").nth(1).unwrap().split('"').next().unwrap();
     let points: Vec<(f64, f64)> = points
         .split(' ')
@@ -80,7 +77,7 @@ fn reports_hold_the_numbers_and_escape_what_rows_say() {
     assert_eq!(points.len(), 5);
     assert!(points.iter().all(|(x, y)| (0.0..=760.0).contains(x) && (0.0..=300.0).contains(y)), "{points:?}");
     let losses: Vec<f64> = report.steps.iter().map(|s| s.loss.unwrap()).collect();
-    assert_eq!(losses[0] > losses[4], points[0].1 < points[4].1, "higher losses stand higher");
+    assert_eq!(losses[0] > losses[4], points[0].1 < points[4].1, "a higher loss is drawn higher");
 
     let readme = std::fs::read_to_string(out.join("README.md")).unwrap();
     assert!(readme.starts_with("---\nlibrary_name: transformers\n"));
@@ -88,15 +85,14 @@ fn reports_hold_the_numbers_and_escape_what_rows_say() {
         readme.contains("base_model: owner/tiny-llama\n") && readme.contains("| Data fingerprint | f1 |")
     );
     assert!(readme.contains("responses only") && readme.contains("205 of 1,000 (20.5 %)"));
-    // A bar in a cell would end it; a fence in a reply would end the block.
+    // Bars in cells are escaped, and a fence is longer than those in its text.
     assert!(readme.contains("\\| ``` &") && readme.contains("````text\n<script>"));
 }
 
 #[test]
 fn a_local_path_is_not_called_a_hub_model() {
     let train = rows(4, 1);
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
+    let (_dir, out) = folder();
     let settings = Settings { max_steps: Some(1), ..quick() };
     let report = Job::new(&train, settings.clone(), &out).run().unwrap();
     for path in ["/models/llama", "./models/llama", "../llama", "random weights"] {

@@ -1,10 +1,13 @@
-//! N steps = k steps, a resume, and N − k steps; and what a resume refuses.
+//! k steps, a resume and N − k steps give the bytes of N steps; and what a resume refuses.
 
 use crate::common::*;
-use std::path::Path;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use suasion_data::policy::Objective;
-use suasion_train::{Error, Resume, Scheduler, Settings, Strategy};
+use suasion_data::{Objective, Sample};
+use suasion_train::settings::{KEYS, OnResume};
+use suasion_train::{Error, Report, Result, Resume, Scheduler, Settings, Strategy};
+use tempfile::TempDir;
 
 /// 7 rows in batches of 2, two batches a step: 2 steps an epoch, so 9 steps cross four epochs' ends.
 fn settings() -> Settings {
@@ -21,8 +24,20 @@ fn settings() -> Settings {
     }
 }
 
-fn bytes(path: impl AsRef<Path>) -> Vec<u8> {
-    std::fs::read(path.as_ref()).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
+/// A run of [`settings`] without an interruption.
+struct Whole {
+    train: Vec<Sample>,
+    held_out: Vec<Sample>,
+    dir: TempDir,
+    whole: PathBuf,
+}
+
+impl Whole {
+    fn run() -> Whole {
+        let (train, held_out, (dir, whole)) = (rows(7, 3), rows(5, 8), folder());
+        Job::new(&train, settings(), &whole).eval(&held_out).run().unwrap();
+        Whole { train, held_out, dir, whole }
+    }
 }
 
 /// `checkpoint-9` holds weights and moments; both runs must have left the same.
@@ -32,9 +47,8 @@ fn same(whole: &Path, parts: &Path) {
         assert!(bytes(whole.join(name)) == bytes(parts.join(name)), "{name} differs");
     }
     assert_eq!(metrics(whole), metrics(parts));
-    let state = |dir: &Path| -> serde_json::Value {
-        let mut state: serde_json::Value =
-            serde_json::from_slice(&bytes(dir.join("trainer_state.json"))).unwrap();
+    let state = |dir: &Path| {
+        let mut state = json(dir.join("trainer_state.json"));
         state["best_model_checkpoint"] = serde_json::Value::Null; // a path
         state
     };
@@ -43,47 +57,32 @@ fn same(whole: &Path, parts: &Path) {
 
 #[test]
 fn an_interrupted_run_resumes_to_the_same_bytes() {
-    let (train, held_out) = (rows(7, 3), rows(5, 8));
-    let dir = tempfile::tempdir().unwrap();
-    let whole = dir.path().join("whole");
-    let mut job = Job::new(&train, settings(), &whole);
-    job.eval = &held_out;
-    job.run().unwrap();
+    let Whole { train, held_out, dir, whole } = Whole::run();
 
-    // After 1: in an epoch. After 2: at an epoch's end. After 3: an evaluation is due. After 4: a checkpoint is.
+    // After 1: in an epoch. After 2: at an epoch's end. After 3: an evaluation is due. After 4: a checkpoint
+    // is.
     for k in [1, 2, 3, 4, 8] {
         let out = dir.path().join(format!("stopped-{k}"));
         let flag = AtomicBool::new(false);
-        let mut job = Job::new(&train, settings(), &out);
-        job.eval = &held_out;
-        job.stop = &flag;
-        job.listener.stop_after = Some((k, &flag));
+        let mut job = Job::new(&train, settings(), &out).eval(&held_out).stop_after(k, &flag);
         let report = job.run().unwrap();
         assert!(report.interrupted && report.step == k, "{report:?}");
         assert_eq!(report.checkpoint.as_deref(), Some(out.join(format!("checkpoint-{k}")).as_path()));
         assert!(!out.join("model.safetensors").exists(), "an interrupted run has no final model");
         assert_eq!(job.listener.names.last().unwrap(), &format!("interrupted {k}"));
 
-        let mut job = Job::new(&train, settings(), &out);
-        job.eval = &held_out;
-        job.resume = Resume::Newest;
+        let mut job = Job::new(&train, settings(), &out).eval(&held_out).resume(Resume::Newest);
         let report = job.run().unwrap();
         assert!(!report.interrupted);
-        assert!(job.listener.names.contains(&format!("step {}", k + 1)));
-        assert!(!job.listener.names.contains(&format!("step {k}")));
+        assert!(job.listener.heard(&format!("step {}", k + 1)) && !job.listener.heard(&format!("step {k}")));
         same(&whole, &out);
     }
 }
 
-/// Stopped twice, and killed in between: what the killed process wrote after its checkpoint is computed again.
+/// Steps that a killed process took after its last checkpoint are computed again.
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
-    let (train, held_out) = (rows(7, 3), rows(5, 8));
-    let dir = tempfile::tempdir().unwrap();
-    let whole = dir.path().join("whole");
-    let mut job = Job::new(&train, settings(), &whole);
-    job.eval = &held_out;
-    job.run().unwrap();
+    let Whole { train, held_out, dir, whole } = Whole::run();
 
     let killed = dir.path().join("killed");
     std::fs::create_dir(&killed).unwrap();
@@ -95,7 +94,7 @@ fn a_killed_run_resumes_to_the_same_bytes() {
         }
     };
     copy("checkpoint-4");
-    // A newer folder that is not whole is passed over, and half a line of metrics does not matter.
+    // An incomplete newer checkpoint is skipped, and half a line of metrics does no harm.
     copy("checkpoint-8");
     std::fs::write(killed.join("checkpoint-8/model.safetensors"), b"half").unwrap();
     let mut lines = bytes(whole.join("metrics.jsonl"));
@@ -103,29 +102,22 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     std::fs::write(killed.join("metrics.jsonl"), lines).unwrap();
     std::fs::create_dir(killed.join(".suasion-tmp-1-checkpoint-8")).unwrap();
 
-    let mut job = Job::new(&train, settings(), &killed);
-    job.eval = &held_out;
-    job.resume = Resume::Newest;
+    let mut job = Job::new(&train, settings(), &killed).eval(&held_out).resume(Resume::Newest);
     job.run().unwrap();
     assert!(
         job.listener.warnings.iter().any(|w| w.contains("model.safetensors has 4 bytes")),
         "{:?}",
         job.listener.warnings
     );
-    assert!(
-        job.listener.names.contains(&"step 5".to_string())
-            && !job.listener.names.contains(&"step 4".to_string())
-    );
+    assert!(job.listener.heard("step 5") && !job.listener.heard("step 4"));
     assert!(!killed.join(".suasion-tmp-1-checkpoint-8").exists());
     same(&whole, &killed);
 
-    // From a named checkpoint into a new folder; the last one has its evaluation behind it.
+    // From a named checkpoint into a new folder; the last one was written after its evaluation.
     for step in [4, 9] {
         let elsewhere = dir.path().join(format!("elsewhere-{step}"));
-        let mut job = Job::new(&train, settings(), &elsewhere);
-        job.eval = &held_out;
-        job.resume = Resume::From(whole.join(format!("checkpoint-{step}")));
-        job.run().unwrap();
+        let from = Resume::From(whole.join(format!("checkpoint-{step}")));
+        Job::new(&train, settings(), &elsewhere).eval(&held_out).resume(from).run().unwrap();
         assert_eq!(metrics(&whole), metrics(&elsewhere));
         if step == 4 {
             same(&whole, &elsewhere);
@@ -135,50 +127,38 @@ fn a_killed_run_resumes_to_the_same_bytes() {
 
 #[test]
 fn stopping_before_the_first_step_resumes_too() {
-    let (train, held_out) = (rows(7, 3), rows(5, 8));
-    let dir = tempfile::tempdir().unwrap();
-    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
-    let mut job = Job::new(&train, settings(), &whole);
-    job.eval = &held_out;
-    job.run().unwrap();
-    let flag = AtomicBool::new(true);
-    let mut job = Job::new(&train, settings(), &out);
-    job.eval = &held_out;
-    job.stop = &flag;
-    let report = job.run().unwrap();
+    let Whole { train, held_out, dir, whole } = Whole::run();
+    let (out, flag) = (dir.path().join("out"), AtomicBool::new(false));
+    let report = Job::new(&train, settings(), &out).eval(&held_out).stop_after(0, &flag).run().unwrap();
     assert!(report.interrupted && report.step == 0 && report.before.is_none());
-    let mut job = Job::new(&train, settings(), &out);
-    job.eval = &held_out;
-    job.resume = Resume::Newest;
-    job.run().unwrap();
+    Job::new(&train, settings(), &out).eval(&held_out).resume(Resume::Newest).run().unwrap();
     same(&whole, &out);
 }
 
-/// A run of 4 steps, then a resume of it as changed.
-fn resumed(
-    change: impl FnOnce(&mut Job),
-) -> (suasion_train::Result<suasion_train::Report>, Vec<u8>, Vec<u8>) {
-    let train = rows(7, 3);
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
-    let settings = Settings { max_steps: Some(4), eval_strategy: Strategy::No, ..settings() };
-    Job::new(&train, settings.clone(), &out).run().unwrap();
+fn four_steps() -> Settings {
+    Settings { max_steps: Some(4), eval_strategy: Strategy::No, ..settings() }
+}
+
+/// A run of 4 steps, then a resume of it as changed: its result, and the checkpoint's weights before and
+/// after it.
+fn resumed(change: impl FnOnce(&mut Job)) -> (Result<Report>, Vec<u8>, Vec<u8>) {
+    let (train, (_dir, out)) = (rows(7, 3), folder());
+    Job::new(&train, four_steps(), &out).run().unwrap();
     let before = bytes(out.join("checkpoint-4/model.safetensors"));
-    let mut job = Job::new(&train, settings, &out);
-    job.resume = Resume::Newest;
+    let mut job = Job::new(&train, four_steps(), &out).resume(Resume::Newest);
     change(&mut job);
     let result = job.run();
     (result, before, bytes(out.join("checkpoint-4/model.safetensors")))
 }
 
 #[test]
-fn another_objective_is_refused_and_says_why() {
+fn another_objective_is_refused_with_the_reason() {
     let (result, before, after) = resumed(|job| job.identity.objective = Objective::AllTokens);
     let error = result.unwrap_err();
     assert!(matches!(error, Error::ResumeObjective { .. }) && error.tag() == "E-RESUME" && error.is_usage());
     assert_eq!(before, after);
 
-    // The case that matters: a checkpoint that has learned its prompts.
+    // The other direction: the checkpoint has learned its prompts.
     let error = Error::ResumeObjective {
         dir: "checkpoint-4".into(),
         was: Objective::AllTokens,
@@ -199,16 +179,9 @@ fn other_data_is_refused() {
     assert!(error.to_string().contains("fingerprint was f1, is f2"), "{error}");
     let (result, ..) = resumed(|job| job.identity.masking_version = 2);
     assert!(matches!(result.unwrap_err(), Error::ResumeData { .. }));
-    let fewer = rows(6, 3);
-    // The fingerprint would say so; the count says so even where it is made up.
-    let train = rows(7, 3);
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
-    let settings = Settings { max_steps: Some(4), eval_strategy: Strategy::No, ..settings() };
-    Job::new(&train, settings.clone(), &out).run().unwrap();
-    let mut job = Job::new(&fewer, settings, &out);
-    job.resume = Resume::Newest;
-    assert!(job.run().unwrap_err().to_string().contains("training rows was 7, is 6"));
+    // The count differs even if the fingerprint is made up.
+    let (result, ..) = resumed(|job| job.train = &job.train[..6]);
+    assert!(result.unwrap_err().to_string().contains("training rows was 7, is 6"));
 }
 
 #[test]
@@ -216,13 +189,13 @@ fn settings_that_change_the_result_are_refused_by_name() {
     let (result, ..) = resumed(|job| {
         job.settings.learning_rate = 1e-4;
         job.settings.data_seed = Some(1);
-        job.settings.logging_steps = 5; // only watches
+        job.settings.logging_steps = 5; // changes no weight
     });
     let error = result.unwrap_err();
     let Error::ResumeSettings { differences, .. } = &error else { panic!("{error}") };
     assert_eq!(differences, &["learning_rate: was 0.003, is 0.0001", "data_seed: was 42, is 1"]);
 
-    // Under a linear schedule the total decides every rate; what only watches may change, and so may recomputation.
+    // Under a linear schedule every rate depends on the total; settings that change no weight may differ.
     let (result, ..) = resumed(|job| job.settings.max_steps = Some(6));
     assert!(matches!(result.unwrap_err(), Error::ResumeSettings { .. }));
     let (result, ..) = resumed(|job| {
@@ -234,20 +207,40 @@ fn settings_that_change_the_result_are_refused_by_name() {
 }
 
 #[test]
-fn a_constant_schedule_can_go_on() {
-    let train = rows(7, 3);
-    let dir = tempfile::tempdir().unwrap();
+fn every_setting_that_the_steps_depend_on_is_refused_by_name() {
+    let keys: Vec<&str> =
+        KEYS.iter().filter(|key| key.on_resume == OnResume::Same).map(|key| key.name).collect();
+    assert_eq!(keys.len(), 12, "{keys:?}");
+    for key in keys {
+        let (result, ..) = resumed(|job| {
+            let mut settings = serde_json::to_value(&job.settings).unwrap();
+            settings[key] = match &settings[key] {
+                Value::Bool(on) => (!on).into(),
+                Value::String(name) => if name == "cosine" { "linear" } else { "cosine" }.into(),
+                Value::Number(number) if number.is_f64() => (number.as_f64().unwrap() / 2.0 + 0.1).into(),
+                number => (number.as_u64().unwrap() + 1).into(),
+            };
+            job.settings = serde_json::from_value(settings).unwrap();
+        });
+        let error = result.unwrap_err();
+        assert!(matches!(&error, Error::ResumeSettings { .. }), "{key}: {error}");
+        assert!(error.to_string().contains(&format!("{key}: was ")), "{key}: {error}");
+    }
+}
+
+#[test]
+fn a_constant_schedule_can_be_extended() {
+    let (train, (dir, whole)) = (rows(7, 3), folder());
     let constant = |steps| Settings {
         max_steps: Some(steps),
         lr_scheduler_type: Scheduler::ConstantWithWarmup,
         eval_strategy: Strategy::No,
         ..settings()
     };
-    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    let out = dir.path().join("out");
     Job::new(&train, constant(9), &whole).run().unwrap();
     Job::new(&train, constant(5), &out).run().unwrap();
-    let mut job = Job::new(&train, constant(9), &out);
-    job.resume = Resume::Newest;
+    let mut job = Job::new(&train, constant(9), &out).resume(Resume::Newest);
     job.run().unwrap();
     for name in ["model.safetensors", "checkpoint-9/optimizer.safetensors"] {
         assert!(bytes(whole.join(name)) == bytes(out.join(name)), "{name} differs");
@@ -255,23 +248,20 @@ fn a_constant_schedule_can_go_on() {
     // Fewer steps than were made is not a continuation.
     job.settings.max_steps = Some(7);
     let error = job.run().unwrap_err();
-    assert!(error.to_string().contains("the run has 7 steps, and 9 are made"), "{error}");
+    assert!(error.to_string().contains("the run has 7 steps, but 9 are finished"), "{error}");
 }
 
 #[test]
 fn a_resume_needs_a_checkpoint() {
-    let train = rows(4, 1);
-    let dir = tempfile::tempdir().unwrap();
-    let mut job = Job::new(&train, quick(), dir.path());
-    job.resume = Resume::Newest;
+    let (train, (dir, out)) = (rows(4, 1), folder());
+    let mut job = Job::new(&train, quick(), dir.path()).resume(Resume::Newest);
     let error = job.run().unwrap_err();
     assert!(matches!(error, Error::NoCheckpoint { .. }) && error.is_usage(), "{error}");
     std::fs::create_dir(dir.path().join("checkpoint-3")).unwrap();
     job.resume = Resume::From(dir.path().join("checkpoint-3"));
     let error = job.run().unwrap_err();
     assert!(error.to_string().contains("has no suasion_state.json"), "{error}");
-    // Somebody else's checkpoint folder is neither counted nor removed.
-    let out = dir.path().join("run");
+    // A checkpoint folder of another program is not counted.
     std::fs::create_dir_all(out.join("checkpoint-1")).unwrap();
     let settings = Settings {
         max_steps: Some(3),
@@ -282,58 +272,43 @@ fn a_resume_needs_a_checkpoint() {
     };
     let mut job = Job::new(&train, settings, &out);
     job.overwrite = true;
-    // Step 1 would write there: what stands in its place is replaced, because a checkpoint is whole or not there.
+    // Step 1 replaces it, because a checkpoint folder holds nothing but its own files.
     job.run().unwrap();
-    assert_eq!(suasion_train::checkpoint::list(&out).len(), 1);
+    assert_eq!(checkpoints(&out), [3]);
 }
 
-/// Nothing half-written is taken for a checkpoint, and what was there before stays.
+/// No partial checkpoint is left, and the earlier ones stay.
 #[test]
 fn a_checkpoint_that_cannot_be_written_leaves_nothing() {
-    let train = rows(7, 3);
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
+    let (train, (_dir, out)) = (rows(7, 3), folder());
     let settings = Settings { eval_strategy: Strategy::No, save_steps: 2, ..settings() };
-    let flag = AtomicBool::new(false);
-    let mut job = Job::new(&train, settings.clone(), &out);
-    job.stop = &flag;
-    job.listener.stop_after = Some((2, &flag));
-    job.run().unwrap();
+    Job::new(&train, settings.clone(), &out).stop_after(2, &AtomicBool::new(false)).run().unwrap();
 
-    let mut job = Job::new(&train, settings, &out);
-    job.resume = Resume::Newest;
+    let mut job = Job::new(&train, settings, &out).resume(Resume::Newest);
     job.more_files = vec![("no/such/folder.json", b"{}".to_vec())];
     let error = job.run().unwrap_err();
     assert!(matches!(error, Error::Io { .. }) && error.tag() == "E-IO" && !error.is_usage(), "{error}");
     assert!(error.to_string().contains("folder.json"), "{error}");
-    let steps: Vec<u64> = suasion_train::checkpoint::list(&out).into_iter().map(|(step, _)| step).collect();
-    assert_eq!(steps, [2]);
+    assert_eq!(checkpoints(&out), [2]);
     suasion_train::checkpoint::read(&out.join("checkpoint-2")).unwrap();
     let hidden = |name: std::ffi::OsString| name.to_string_lossy().starts_with('.');
     assert!(!std::fs::read_dir(&out).unwrap().any(|entry| hidden(entry.unwrap().file_name())));
 
-    // Without the obstacle the run goes on from there.
+    // Without the obstacle the run continues from there.
     job.more_files.clear();
     job.listener = Listener::default();
     job.run().unwrap();
-    assert!(
-        job.listener.names.contains(&"step 3".to_string())
-            && !job.listener.names.contains(&"step 2".to_string())
-    );
+    assert!(job.listener.heard("step 3") && !job.listener.heard("step 2"));
 }
 
 #[test]
 fn a_damaged_checkpoint_is_refused_by_file() {
-    let train = rows(7, 3);
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
-    let settings = Settings { max_steps: Some(4), eval_strategy: Strategy::No, ..settings() };
-    Job::new(&train, settings.clone(), &out).run().unwrap();
+    let (train, (_dir, out)) = (rows(7, 3), folder());
+    Job::new(&train, four_steps(), &out).run().unwrap();
     let checkpoint = out.join("checkpoint-4");
     let refused = |expected: &str| {
-        let mut job = Job::new(&train, settings.clone(), &out);
-        job.resume = Resume::From(checkpoint.clone());
-        let error = job.run().unwrap_err();
+        let from = Resume::From(checkpoint.clone());
+        let error = Job::new(&train, four_steps(), &out).resume(from).run().unwrap_err();
         assert!(matches!(error, Error::Checkpoint { .. }) && error.to_string().contains(expected), "{error}");
     };
     let state = bytes(checkpoint.join("suasion_state.json"));

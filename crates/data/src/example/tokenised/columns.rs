@@ -1,4 +1,4 @@
-//! A row of token columns, from Arrow arrays.
+//! Reads a tokenised row from Arrow arrays.
 
 use super::fields::{Attention, Fields, Key, Seen, origins, weight};
 use crate::source::{fails, is_json};
@@ -12,13 +12,12 @@ use arrow_buffer::NullBuffer;
 use arrow_schema::{DataType, Field};
 use std::ops::Range;
 
-/// The fields of a row; `None` where it is not well-formed, or its columns have types that no writer gives
-/// them.
+/// The fields of a row; `None` if it is not well-formed or a column has an unusual type.
 pub fn read(batch: &RecordBatch, row: usize) -> Option<Fields> {
     let (mut fields, mut seen) = (Fields::default(), Seen::default());
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
         let Some(key) = Key::of(field.name()) else {
-            // The general reader looks at every column.
+            // The general reader converts every column and would fail.
             if fails(field, column, row) {
                 return None;
             }
@@ -47,13 +46,13 @@ pub fn read(batch: &RecordBatch, row: usize) -> Option<Fields> {
     Some(fields)
 }
 
-/// The items of a list: a range of an array.
+/// The items of a list, as a range of an array.
 struct Items<'a> {
     array: &'a dyn Array,
     range: Range<usize>,
 }
 
-/// A row's list without nulls in it.
+/// The list of a row; `None` if it has nulls or is not a list.
 fn list(column: &dyn Array, row: usize) -> Option<Items<'_>> {
     let (array, range): (&dyn Array, Range<usize>) = match column.data_type() {
         DataType::List(_) => {
@@ -77,7 +76,7 @@ fn list(column: &dyn Array, row: usize) -> Option<Items<'_>> {
     (!array.nulls().is_some_and(null)).then_some(Items { array, range })
 }
 
-/// Integers of any width, where `T` can hold each of them.
+/// Integers of any width; `None` if one is out of the range of `T`.
 fn integers<T>(items: &Items<'_>) -> Option<Vec<T>>
 where
     T: Default
@@ -92,7 +91,7 @@ where
 {
     fn cast<A: ArrowPrimitiveType, T: Default + TryFrom<A::Native>>(items: &Items<'_>) -> Option<Vec<T>> {
         let values = &items.array.as_primitive::<A>().values()[items.range.clone()];
-        // Two loops without a branch in them: the compiler makes vector instructions of both.
+        // Two loops without branches, so that the compiler vectorises both.
         let fit = values.iter().fold(true, |fit, &value| fit & T::try_from(value).is_ok());
         fit.then(|| values.iter().map(|&value| T::try_from(value).unwrap_or_default()).collect())
     }
@@ -150,7 +149,7 @@ fn weights(items: &Items<'_>) -> Option<Vec<f32>> {
     }
 }
 
-/// A string that is not declared as JSON.
+/// A string; `None` if it is declared as JSON or of another type.
 fn string<'a>(field: &Field, column: &'a dyn Array, row: usize) -> Option<&'a str> {
     if is_json(field) {
         return None;

@@ -1,11 +1,11 @@
-//! The fields of a tokenised row that were read without a JSON value in between.
+//! The fields of a tokenised row, as the direct readers produce them.
 
 use crate::example::body::Tokenised;
 use crate::example::boundaries::{Given, boundaries};
 use crate::{Origin, RowId};
 use std::ops::Range;
 
-/// The fields that make a tokenised row.
+/// The fields that are read of a tokenised row.
 #[derive(Clone, Copy)]
 pub enum Key {
     InputIds,
@@ -23,7 +23,7 @@ pub enum Key {
 }
 
 impl Key {
-    /// The field of this name; `None` for every other field, which a tokenised row may have too.
+    /// The field of this name; `None` for fields that are ignored.
     pub fn of(name: &str) -> Option<Key> {
         Some(match name {
             "input_ids" => Key::InputIds,
@@ -43,12 +43,12 @@ impl Key {
     }
 }
 
-/// The keys that a row had so far.
+/// The keys seen so far in a row.
 #[derive(Default)]
 pub struct Seen(u16);
 
 impl Seen {
-    /// Notes a key; `None` where it was there before. Of two fields of one name the last counts, which is
+    /// Adds a key; `None` if it was there before. Of two fields with the same name the last counts, which is
     /// left to the general reader.
     pub fn note(&mut self, key: Key) -> Option<()> {
         let bit = 1 << key as u16;
@@ -58,7 +58,7 @@ impl Seen {
     }
 }
 
-/// The values of a row's fields, each in the range of its type; `None` where the field is missing or null.
+/// The values of a row's fields; `None` for a field that is missing or null.
 #[derive(Default)]
 pub struct Fields {
     pub input_ids: Option<Vec<u32>>,
@@ -84,7 +84,7 @@ pub enum Attention {
 }
 
 impl Fields {
-    /// The row; `None` where something is missing, has the wrong length or is out of range.
+    /// The row; `None` if something is missing, out of range or of the wrong length.
     pub fn tokenised(self, id: &RowId) -> Option<Tokenised> {
         let input_ids = self.input_ids?;
         let n = input_ids.len();
@@ -138,17 +138,17 @@ impl Fields {
     }
 }
 
-/// Origins from their letters; `None` where one is not a letter of [`Origin::letter`].
+/// Origins from their letters; `None` if a letter is unknown.
 pub fn origins(letters: &str) -> Option<Vec<Origin>> {
     let mut origins = Vec::with_capacity(letters.len());
-    // A row has few runs of the same letter.
+    // A row consists of few runs of equal letters.
     for run in letters.as_bytes().chunk_by(|a, b| a == b) {
         origins.resize(origins.len() + run.len(), Origin::from_letter(char::from(run[0]))?);
     }
     Some(origins)
 }
 
-/// A weight, where it is a finite number of at least 0.
+/// A weight; `None` if it is not a finite number of at least 0.
 pub fn weight(value: f64) -> Option<f32> {
     Some(value as f32).filter(|weight| weight.is_finite() && *weight >= 0.0)
 }

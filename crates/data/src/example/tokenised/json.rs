@@ -1,4 +1,4 @@
-//! A row of token fields, from its JSON.
+//! Reads a tokenised row from JSON text.
 
 use super::fields::{Attention, Fields, Key, Seen, origins, weight};
 use crate::Origin;
@@ -7,9 +7,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::fmt;
 
-/// The fields of a row; `None` where it is not a tokenised row, or not a well-formed one.
+/// The fields of a row; `None` if it is not a well-formed tokenised row.
 pub fn read(row: &[u8]) -> Option<Fields> {
-    // So that other rows are not parsed twice.
+    // Rows of other formats would be parsed twice.
     memchr::memmem::find(row, b"\"input_ids\"")?;
     let row = std::str::from_utf8(row).ok()?;
     serde_json::from_str::<Fields>(row).ok()
@@ -34,7 +34,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
         let (mut fields, mut seen) = (Fields::default(), Seen::default());
         while let Some(Name(key)) = map.next_key()? {
             let Some(key) = key else {
-                // Not `IgnoredAny`: it passes over numbers and escapes that are errors.
+                // `IgnoredAny` would accept some numbers and escapes that are errors in a value.
                 map.next_value::<Value>()?;
                 continue;
             };
@@ -69,7 +69,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-/// The numbers of a list; `None` where one is not an integer of at least 0, or there is no list.
+/// The numbers of a list; `None` if it is not a list of integers of at least 0.
 pub fn numbers(value: &Value) -> Option<Vec<u64>> {
     value.as_array()?.iter().map(Value::as_u64).collect()
 }

@@ -1,4 +1,4 @@
-//! Runs of PyTorch's and of transformers' Trainer, taken by this crate's loop.
+//! Runs of PyTorch and of transformers' Trainer, taken by this crate's loop.
 
 use crate::common::*;
 use serde_json::Value;
@@ -33,8 +33,9 @@ fn samples(batch: &Value) -> Vec<Sample> {
         .collect()
 }
 
-/// Trains on the rows in file order and compares every logged number; one loss more than steps is the final evaluation's.
-fn follow(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norms: &[f64], rates: &[f64]) {
+/// Trains on the rows in file order and compares every logged number. One loss more than steps is the final
+/// evaluation's.
+fn compare(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norms: &[f64], rates: &[f64]) {
     let out = tempfile::tempdir().unwrap();
     let plan = Plan::new(rows, rows, &settings).unwrap();
     let mut model = Model::new(Architecture::from_dir(dir).unwrap(), Device::cpu(), plan.budget).unwrap();
@@ -74,7 +75,7 @@ fn follow(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norms
 }
 
 #[test]
-fn adamw_5() {
+fn five_steps_of_adamw_are_those_of_pytorch() {
     for dir in golden_models() {
         let golden = golden(&dir, "golden.json");
         let rows = samples(&golden["batches"]["a"]);
@@ -92,7 +93,7 @@ fn adamw_5() {
             ..Settings::default()
         };
         let golden = &golden["adamw_5"];
-        follow(
+        compare(
             &dir,
             &rows,
             settings,
@@ -104,7 +105,7 @@ fn adamw_5() {
 }
 
 #[test]
-fn hf_like_5() {
+fn five_steps_with_accumulation_clipping_and_warm_up_are_those_of_pytorch() {
     for dir in golden_models() {
         let golden = golden(&dir, "golden.json");
         let mut rows = samples(&golden["batches"]["a"]);
@@ -128,14 +129,14 @@ fn hf_like_5() {
         let targets: usize = rows.iter().map(|row| row.targets().count()).sum();
         assert_eq!(targets as u64, like["total_supervised"].as_u64().unwrap());
         let norms = numbers(&like["grad_norms_before_clip"]);
-        follow(&dir, &rows, settings, &numbers(&like["losses"]), &norms, &numbers(&like["lrs"]));
+        compare(&dir, &rows, settings, &numbers(&like["losses"]), &norms, &numbers(&like["lrs"]));
     }
 }
 
-/// The Trainer's own runs over five rows: two micro-batches of two rows a step, and an epoch that ends with one micro-batch
-/// of one row.
+/// The Trainer's own runs over five rows: two micro-batches of two rows per step, and an epoch that ends with one
+/// micro-batch of one row.
 #[test]
-fn runs_of_the_trainer() {
+fn runs_are_those_of_the_trainer() {
     for dir in golden_models().iter().filter(|dir| dir.join("trainer.json").exists()) {
         let all = golden(dir, "trainer.json");
         let rows = samples(&all["rows"]);
@@ -153,7 +154,7 @@ fn runs_of_the_trainer() {
             let mut losses = numbers(&run["losses"]);
             losses.push(run["loss_after"].as_f64().unwrap());
             let settings: Settings = serde_json::from_value(settings).unwrap();
-            follow(dir, &rows, settings, &losses, &numbers(&run["grad_norms"]), &numbers(&run["lrs"]));
+            compare(dir, &rows, settings, &losses, &numbers(&run["grad_norms"]), &numbers(&run["lrs"]));
             runs += 1;
         }
         assert_eq!(runs, 5);

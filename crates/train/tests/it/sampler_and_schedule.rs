@@ -1,4 +1,4 @@
-//! Schedules, and which rows make which step.
+//! Learning-rate schedules, clipping, and the rows of each step.
 
 use crate::common::rows;
 use suasion_train::sampler::Sampler;
@@ -88,7 +88,7 @@ fn sampler(rows: usize, batch: usize, accumulation: usize, shuffle: bool, data_s
 }
 
 #[test]
-fn a_step_larger_than_anything_is_an_epoch() {
+fn a_step_larger_than_the_data_is_an_epoch() {
     for (batch, accumulation) in
         [(usize::MAX, usize::MAX), (1 << 32, 1 << 32), (1, usize::MAX), (usize::MAX, 1)]
     {
@@ -99,17 +99,17 @@ fn a_step_larger_than_anything_is_an_epoch() {
     }
 }
 
-/// The values come from a separate implementation of ChaCha8 and of the shuffle, in Python: a seed means the same
-/// order in every release.
+/// The values come from a separate implementation of ChaCha8 and of the shuffle, in Python: a seed means the
+/// same order in every release.
 #[test]
-fn a_seed_means_one_order() {
+fn a_seed_gives_one_order() {
     assert_eq!(sampler(12, 1, 1, true, 42).order(0), [8, 7, 9, 6, 2, 11, 1, 0, 10, 4, 3, 5]);
     assert_eq!(sampler(12, 1, 1, true, 42).order(1), [8, 9, 6, 2, 4, 10, 1, 11, 5, 7, 0, 3]);
     assert_eq!(sampler(12, 1, 1, true, 7).order(3), [8, 11, 2, 4, 5, 7, 0, 9, 6, 1, 3, 10]);
 }
 
 #[test]
-fn every_arrangement_is_equally_likely() {
+fn every_permutation_is_equally_likely() {
     let mut counts = std::collections::HashMap::new();
     let sampler = sampler(4, 1, 1, true, 5);
     (0..24_000).for_each(|epoch| *counts.entry(sampler.order(epoch)).or_insert(0u32) += 1);
