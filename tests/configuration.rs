@@ -72,7 +72,7 @@ fn choices_and_bounds_are_listed() {
     dir.suasion(&["check", "--set", "lr_scheduler_type=polynomial"]).run().error(
         2,
         "E-CONFIG",
-        "expected one of: constant, constant_with_warmup, linear, cosine; found \"polynomial\"",
+        "expected one of: linear, cosine, constant, constant_with_warmup; found \"polynomial\"",
     );
     dir.suasion(&["check", "--set", "eval_fraction=1"]).run().error(2, "E-CONFIG", "from 0 to below 1");
     dir.suasion(&["check", "--set", "eval_strategy=best"]).run().error(2, "E-CONFIG", "eval_strategy");

@@ -22,6 +22,7 @@ pub const WINDOW_TOKENS: usize = 1 << 20;
 
 /// How full packs are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Fill {
     /// Rows in them.
     pub rows: u64,

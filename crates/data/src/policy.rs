@@ -80,8 +80,10 @@ pub enum Supervise {
 }
 
 /// The fields that rows have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+#[non_exhaustive]
 pub enum Format {
     /// Detected for each row.
     #[default]
@@ -106,22 +108,9 @@ pub enum Format {
 }
 
 impl Format {
-    /// Every format, with the name that the `format` key has for it.
-    pub const NAMES: [(&'static str, Format); 9] = [
-        ("auto", Format::Auto),
-        ("input_full", Format::InputFull),
-        ("prompt_completion", Format::PromptCompletion),
-        ("tokenised", Format::Tokenised),
-        ("messages", Format::Messages),
-        ("sharegpt", Format::Sharegpt),
-        ("alpaca", Format::Alpaca),
-        ("segments", Format::Segments),
-        ("preference", Format::Preference),
-    ];
-
-    /// Its name.
+    /// Its name, which is the value of the `format` key.
     pub fn name(self) -> &'static str {
-        Format::NAMES.iter().find(|(_, format)| *format == self).map_or("auto", |(name, _)| name)
+        self.into()
     }
 }
 

@@ -429,17 +429,17 @@ fn every_row_of_the_goldens_is_an_example_or_a_named_error() {
 fn every_row_is_an_example_or_a_named_error(folder: &Goldens) {
     let ours: BTreeMap<&str, (Counts, &str)> = BTreeMap::from([
         ("alpaca.json", ((0, 8, 0, 0), "")),
-        ("dialogue.csv", ((0, 0, 0, 8), "of no known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\"")),
+        ("dialogue.csv", ((0, 0, 0, 8), "not in a known format; it has \"Unit\", \"Turn\", \"B4\", \"B2\"")),
         ("feedback.json", ((0, 0, 5, 3), "its \"label\" is false")),
         ("messages.jsonl", ((0, 0, 20, 0), "")),
         ("messages_tools.jsonl", ((0, 0, 12, 0), "")),
         ("parts_loss_weight.jsonl", ((0, 0, 8, 0), "")),
         ("preferences.jsonl", ((8, 0, 0, 0), "")),
         ("prompt_completion.jsonl", ((22, 0, 0, 0), "")),
-        ("seed_tasks.jsonl", ((0, 0, 0, 8), "of no known format")),
+        ("seed_tasks.jsonl", ((0, 0, 0, 8), "not in a known format")),
         ("sharegpt_tools.json", ((0, 0, 9, 0), "")),
-        ("threads.jsonl", ((0, 0, 0, 8), "of no known format")),
-        ("trees.jsonl", ((0, 0, 0, 8), "of no known format")),
+        ("threads.jsonl", ((0, 0, 0, 8), "not in a known format")),
+        ("trees.jsonl", ((0, 0, 0, 8), "not in a known format")),
     ]);
     let material: BTreeMap<&str, (Counts, &str)> = BTreeMap::from([
         ("alpaca_en_demo.json", ((0, 599, 0, 0), "")),
@@ -650,7 +650,7 @@ fn each_format_says_what_is_lacking(folder: &Goldens) {
         ("threads.jsonl", "{\"id\": \"v0\", \"outcome\": ", "messages lacks \"messages\""),
         (
             "dialogue.csv",
-            "{\"Unit\": \"I think planning meals for the week takes the joy out of eati\"..",
+            "{\"Unit\": \"I think planning meals for the week take\".., \"Turn\": \"0\"",
             "messages lacks \"messages\"",
         ),
         (

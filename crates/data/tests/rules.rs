@@ -1,7 +1,9 @@
-//! docs/findings.md is made of the rules; and each rule has what its page needs.
+//! docs/findings.md is generated from the rules, and names agree with what is written to files.
 
+use serde_json::json;
 use std::fmt::Write as _;
 use suasion_data::audit::RULES;
+use suasion_data::{Code, DropReason, Format};
 
 const INTRODUCTION: &str = "\
 # Findings
@@ -51,4 +53,29 @@ fn the_page_of_findings_is_made_of_the_rules() {
         std::fs::write(path, page()).unwrap();
     }
     assert_eq!(std::fs::read_to_string(path).unwrap(), page(), "write it with SUASION_BLESS=1");
+}
+
+/// Names come from two derives.
+#[test]
+fn names_are_those_that_serde_writes() {
+    for code in Code::ALL {
+        assert_eq!(json!(code), code.as_str());
+        assert_eq!(json!(code.level()), code.level().to_string());
+    }
+    for reason in DropReason::ALL {
+        assert_eq!(json!(reason), reason.name());
+    }
+    let formats = [
+        "auto",
+        "input_full",
+        "prompt_completion",
+        "tokenised",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "segments",
+    ];
+    for name in formats.into_iter().chain(["preference"]) {
+        assert_eq!(serde_json::from_value::<Format>(json!(name)).unwrap().name(), name);
+    }
 }

@@ -67,11 +67,7 @@ pub(crate) fn load<'a>(
                     help: "the weights are damaged or come from a run that diverged; train from an earlier checkpoint".into(),
                 });
             }
-            if p.transposed {
-                put(p, &transpose(&values, p.shape[0], p.shape[1]))?;
-            } else {
-                put(p, &values)?;
-            }
+            put(p, &from_file(p, &values))?;
         }
     }
     if let Some(first) = left.keys().next() {
@@ -144,6 +140,14 @@ fn floats(path: &Path, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32
             message: format!("tensor \"{name}\" is of type {other:?}; F32, F16 and BF16 can be read"),
             help: "quantised weights cannot be trained; use the original checkpoint".into(),
         }),
+    }
+}
+
+/// A parameter's values in the layout of its file → in the engine's.
+pub(crate) fn from_file<'a>(p: &Parameter, values: &'a [f32]) -> Cow<'a, [f32]> {
+    match p.transposed {
+        true => transpose(values, p.shape[0], p.shape[1]).into(),
+        false => values.into(),
     }
 }
 

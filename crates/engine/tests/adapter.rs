@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{FAMILIES, Random, accumulate, architecture, mean_loss, model_of};
+use common::{FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, trained_gradients};
 use std::collections::BTreeSet;
 use suasion_engine::{
     AdamW, Architecture, Backend, Batch, Budget, Cpu, Device, Error, Lora, MemoryPlan, Model, Reference,
@@ -40,22 +40,6 @@ fn batch(seed: u64) -> Batch {
         batch.push(&ids, (length / 2..length).filter(|j| *j > 0).map(|j| (j as u32 - 1, ids[j], 1.0)));
     }
     batch
-}
-
-const STEP: AdamW = AdamW {
-    t: 1,
-    lr: 1e-2,
-    beta1: 0.9,
-    beta2: 0.99,
-    eps: 1e-8,
-    weight_decay: 0.1,
-    decay_all: false,
-    gradient_scale: 1.0,
-};
-
-fn trained_gradients<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
-    let gradient = |name: String| (name.clone(), model.gradient(&name).unwrap().data);
-    model.trained_names().into_iter().map(gradient).collect()
 }
 
 #[test]

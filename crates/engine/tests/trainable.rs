@@ -2,13 +2,15 @@
 
 mod common;
 
-use common::{FAMILIES, Random, accumulate, architecture, mean_loss, model, model_of, relative};
+use common::threads::Threads;
+use common::{
+    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model, model_of, relative, trained_gradients,
+};
 use std::collections::BTreeSet;
 use std::sync::{Barrier, Mutex};
 use suasion_engine::rope::Rope;
 use suasion_engine::{
-    AdamW, Architecture, Backend, Batch, Budget, Collective, Cpu, Device, MemoryPlan, Model, Reference,
-    Result, Trainable,
+    AdamW, Architecture, Backend, Batch, Budget, Cpu, Device, MemoryPlan, Model, Reference, Trainable,
 };
 
 fn batch(seed: u64) -> Batch {
@@ -21,17 +23,6 @@ fn batch(seed: u64) -> Batch {
     }
     batch
 }
-
-const STEP: AdamW = AdamW {
-    t: 1,
-    lr: 1e-2,
-    beta1: 0.9,
-    beta2: 0.99,
-    eps: 1e-8,
-    weight_decay: 0.1,
-    decay_all: false,
-    gradient_scale: 1.0,
-};
 
 fn weights<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
     model.parameter_names().into_iter().map(|n| (n.clone(), model.parameter(&n).unwrap().data)).collect()
@@ -255,39 +246,6 @@ fn a_device_is_the_backend_that_it_names() {
     }
 }
 
-/// Ranks that are threads of one process.
-struct Threads<'a> {
-    rank: usize,
-    barrier: &'a Barrier,
-    values: &'a Mutex<Vec<Vec<f64>>>,
-}
-
-impl Threads<'_> {
-    fn exchange(&self, own: Vec<f64>) -> Vec<f64> {
-        self.values.lock().unwrap()[self.rank] = own;
-        self.barrier.wait();
-        let all = self.values.lock().unwrap().clone();
-        self.barrier.wait();
-        (0..all[0].len()).map(|i| all.iter().map(|values| values[i]).sum()).collect()
-    }
-}
-
-impl Collective for Threads<'_> {
-    fn ranks(&self) -> usize {
-        self.values.lock().unwrap().len()
-    }
-
-    fn sum(&self, value: f64) -> Result<f64> {
-        Ok(self.exchange(vec![value])[0])
-    }
-
-    fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
-        let sums = self.exchange(values.iter().map(|x| *x as f64).collect());
-        values.iter_mut().zip(sums).for_each(|(x, sum)| *x = sum as f32);
-        Ok(())
-    }
-}
-
 #[test]
 fn the_gradients_of_ranks_are_summed() {
     // Three ranks, one of them without a target, equal one that accumulates their batches.
@@ -324,9 +282,4 @@ fn the_gradients_of_ranks_are_summed() {
             assert!(size < 1e-10 || relative(got, &want) < 1e-6, "{name}: {:e}", relative(got, &want));
         }
     }
-}
-
-fn trained_gradients<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
-    let gradient = |name: String| (name.clone(), model.gradient(&name).unwrap().data);
-    model.trained_names().into_iter().map(gradient).collect()
 }

@@ -16,25 +16,27 @@ IM = dict(bos=None, eos="<|im_end|>", tokenizer="qwen2_5")
 HEADERS = dict(bos="<|begin_of_text|>", eos="<|eot_id|>", tokenizer="llama3_2")
 DEEPSEEK = dict(bos="<｜begin▁of▁sentence｜>", eos="<｜end▁of▁sentence｜>", tokenizer="deepseek")
 
-# The special tokens that a template is given, what ends a turn beside the EOS, and the tokenizer of its masks.
+# The special tokens that a template is given, what ends a turn beside the EOS, and the tokenizer of its masks. `spans` is for
+# those whose answers have no place that could be proved: "none" where the text before an answer depends on what follows
+# it, "no_calls" where calls are not rendered.
 TEMPLATES = {
     "after_tool.jinja": DEEPSEEK,
     "blocks.jinja": dict(bos="<s>", eos="</s>", tokenizer="tekken"),
     "chatml.jinja": IM,
     "chatml_training.jinja": IM,
-    "controls.jinja": dict(bos=None, eos="</assistant>", tokenizer="gpt2"),
+    "controls.jinja": dict(bos=None, eos="</assistant>", tokenizer="gpt2", spans="none"),
     "dates.jinja": HEADERS,
     "headers.jinja": HEADERS,
     "headers_training.jinja": HEADERS,
     "inst.jinja": dict(bos="<s>", eos="</s>", tokenizer="mistral_v3"),
-    "keys.jinja": dict(bos=None, eos="</assistant>", tokenizer="gpt2"),
+    "keys.jinja": dict(bos=None, eos="</assistant>", tokenizer="gpt2", spans="none"),
     "macros.jinja": dict(bos=None, eos="<|return|>", tokenizer="o200k", stops=["<|end|>", "<|call|>"]),
     "next_role.jinja": dict(bos=None, eos="<|endoftext|>", tokenizer="gpt2", stops=["<|user|>", "<|observation|>"]),
     "opens_thought.jinja": DEEPSEEK,
     "parts.jinja": IM,
     "phi.jinja": dict(bos="<s>", eos="<|endoftext|>", tokenizer="phi3", stops=["<|end|>"]),
     "phi_training.jinja": dict(bos="<s>", eos="<|endoftext|>", tokenizer="phi3", stops=["<|end|>"]),
-    "plain.jinja": dict(bos=None, eos="<|endoftext|>", tokenizer="gpt2"),
+    "plain.jinja": dict(bos=None, eos="<|endoftext|>", tokenizer="gpt2", spans="no_calls"),
     "strict.jinja": IM,
     "thinking.jinja": IM,
     "tools.jinja": IM,
@@ -109,6 +111,7 @@ def generate(root):
             "bos_token": spec["bos"],
             "eos_token": spec["eos"],
             "stops": spec.get("stops", []),
+            "spans": spec.get("spans", "all"),
             "tokenizer": spec["tokenizer"],
         }
         for conv, conversation in CONVERSATIONS.items():

@@ -1,22 +1,17 @@
 //! The values of its type that a key may have: one description that checks, documents and makes the schema.
 
 use serde_json::{Value as Json, json};
+use suasion_train::settings::{self, Range};
 
 /// Bounds of a key. They concern numbers and texts; null, where the type has it, is always within.
 #[derive(Clone, Copy, Debug)]
 pub enum Bounds {
-    /// Every value.
-    None,
-    /// Numbers from here on.
-    AtLeast(f64),
-    /// Numbers from the first on, and the second.
-    AtLeastOr(f64, f64),
-    /// Numbers above.
-    Above(f64),
-    /// Numbers between, both included.
-    FromTo(f64, f64),
-    /// Numbers from the first to below the second.
-    FromBelow(f64, f64),
+    /// Those that the training loop has for the setting of this name, if any.
+    Setting(&'static str),
+    /// Numbers of a range.
+    Within(Range),
+    /// Numbers of a range, and another number.
+    WithinOr(Range, f64),
     /// A day of the calendar as YYYY-MM-DD.
     Date,
     /// Every value, with a remark.
@@ -24,54 +19,64 @@ pub enum Bounds {
 }
 
 impl Bounds {
+    /// The numbers of a range, for a key that has one.
+    fn range(self) -> Option<Range> {
+        match self {
+            Bounds::Setting(name) => settings::KEYS.iter().find(|key| key.name == name)?.range,
+            Bounds::Within(range) | Bounds::WithinOr(range, _) => Some(range),
+            Bounds::Date | Bounds::Note(_) => None,
+        }
+    }
+
     /// What is expected of a value: its type's phrase with the bounds.
     pub fn phrase(self, of_type: String) -> String {
-        let bounds = match self {
-            Bounds::None => return of_type,
-            Bounds::AtLeast(low) => format!("at least {low}"),
-            Bounds::AtLeastOr(low, other) => format!("at least {low}, or {other}"),
-            Bounds::Above(low) => format!("more than {low}"),
-            Bounds::FromTo(low, high) => format!("from {low} to {high}"),
-            Bounds::FromBelow(low, high) => format!("from {low} to below {high}"),
-            Bounds::Date => "as YYYY-MM-DD".into(),
-            Bounds::Note(note) => note.into(),
+        let bounds = match (self, self.range()) {
+            (Bounds::WithinOr(range, other), _) => format!("{range}, or {other}"),
+            (_, Some(range)) => range.to_string(),
+            (Bounds::Date, _) => "as YYYY-MM-DD".into(),
+            (Bounds::Note(note), _) => note.into(),
+            _ => return of_type,
         };
         format!("{of_type}, {bounds}")
     }
 
     /// True where a value, as it is printed, is within.
     pub fn holds(self, value: &Json) -> bool {
-        if let (Bounds::Date, Some(text)) = (self, value.as_str()) {
-            return text
+        match (self, value.as_str(), value.as_f64()) {
+            (Bounds::Date, Some(text), _) => text
                 .parse::<jiff::civil::Date>()
-                .is_ok_and(|date| date.year() > 0 && date.to_string() == text);
-        }
-        let Some(number) = value.as_f64() else { return true };
-        match self {
-            Bounds::None | Bounds::Date | Bounds::Note(_) => true,
-            Bounds::AtLeast(low) => number >= low,
-            Bounds::AtLeastOr(low, other) => number >= low || number == other,
-            Bounds::Above(low) => number > low,
-            Bounds::FromTo(low, high) => (low..=high).contains(&number),
-            Bounds::FromBelow(low, high) => (low..high).contains(&number),
+                .is_ok_and(|date| date.year() > 0 && date.to_string() == text),
+            (Bounds::WithinOr(range, other), _, Some(number)) => range.holds(number) || number == other,
+            (_, _, Some(number)) => self.range().is_none_or(|range| range.holds(number)),
+            _ => true,
         }
     }
 
     /// The type's JSON Schema with the bounds. Keywords for numbers do not concern null.
     pub fn schema(self, of_type: Json) -> Json {
-        let keywords = match self {
-            Bounds::None | Bounds::Note(_) => json!({}),
-            Bounds::AtLeast(low) => json!({ "minimum": low }),
-            Bounds::AtLeastOr(low, other) => json!({ "anyOf": [{ "minimum": low }, { "const": other }] }),
-            Bounds::Above(low) => json!({ "exclusiveMinimum": low }),
-            Bounds::FromTo(low, high) => json!({ "minimum": low, "maximum": high }),
-            Bounds::FromBelow(low, high) => json!({ "minimum": low, "exclusiveMaximum": high }),
-            Bounds::Date => json!({ "format": "date", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$" }),
+        let keywords = match (self, self.range()) {
+            (Bounds::WithinOr(range, other), _) => json!({ "anyOf": [keywords(range), { "const": other }] }),
+            (_, Some(range)) => keywords(range),
+            (Bounds::Date, _) => json!({ "format": "date", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$" }),
+            _ => json!({}),
         };
         let mut schema = of_type;
         if let (Json::Object(schema), Json::Object(keywords)) = (&mut schema, keywords) {
             schema.extend(keywords);
         }
         schema
+    }
+}
+
+fn keywords(range: Range) -> Json {
+    match range {
+        Range::AtLeast(low) => json!({ "minimum": low }),
+        Range::FromBelow(low, high) => json!({ "minimum": low, "exclusiveMaximum": high }),
+        Range::FromTo(low, high) => json!({ "minimum": low, "maximum": high }),
+        Range::AboveTo(low, high) => json!({ "exclusiveMinimum": low, "maximum": high }),
+        Range::WholeOrShare(high) => json!({ "anyOf": [
+            { "minimum": 0, "exclusiveMaximum": 1 },
+            { "type": "integer", "minimum": 1, "maximum": high },
+        ] }),
     }
 }

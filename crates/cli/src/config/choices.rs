@@ -86,10 +86,10 @@ impl<'de> Deserializer<'de> for Names<'_> {
         self,
         _name: &'static str,
         variants: &'static [&'static str],
-        _visitor: V,
+        visitor: V,
     ) -> Result<V::Value, Error> {
         *self.0 = variants;
-        self.deserialize_any(_visitor)
+        self.deserialize_any(visitor)
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Error> {

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use suasion_data::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Section, Supervise, TruncationMode,
 };
+use suasion_train::settings::Range;
 use suasion_train::{Scheduler, Settings, Strategy};
 
 /// What a key concerns: a heading of the documentation, and what decides which commands take the key.
@@ -57,7 +58,7 @@ pub struct Key {
 
 /// The table: each line is a key with its type, its bounds (`in`), an example (`eg`) and its documentation. A
 /// key with a default (`=`) is a field of [`Config`]; one with a place (`=>`) is a field of a library's own
-/// settings, whose type and default the library has.
+/// settings. The library has its type and default, and the training loop the bounds of its settings.
 macro_rules! table {
     ($($group:ident: $($(#[doc = $doc:literal])+ $name:ident: $type:ty $(= $default:expr)? $(=> $($place:ident).+)?
         $(, in $bounds:expr)?, eg $example:literal;)*)*) => {
@@ -83,17 +84,17 @@ macro_rules! table {
             group: Group::$group,
             doc: concat!($($doc),+),
             example: $example,
-            expected: || bounds!($($bounds)?).phrase(<$type as Value>::expected()),
-            schema: || bounds!($($bounds)?).schema(<$type as Value>::schema()),
+            expected: || bounds!($name $(, $bounds)?).phrase(<$type as Value>::expected()),
+            schema: || bounds!($name $(, $bounds)?).schema(<$type as Value>::schema()),
             get: |config| place!(config, $name $(, $($place).+)?).to_json(),
             set_json: |config, json| {
-                let value = <$type as Value>::from_json(json).filter(|value| bounds!($($bounds)?).holds(&value.to_json()));
+                let value = <$type as Value>::from_json(json).filter(|value| bounds!($name $(, $bounds)?).holds(&value.to_json()));
                 let place: &mut $type = &mut place!(config, $name $(, $($place).+)?);
                 *place = value.ok_or_else(|| shown(json))?;
                 Ok(())
             },
             set_text: |config, text| {
-                let value = <$type as Value>::from_text(text).filter(|value| bounds!($($bounds)?).holds(&value.to_json()));
+                let value = <$type as Value>::from_text(text).filter(|value| bounds!($name $(, $bounds)?).holds(&value.to_json()));
                 let place: &mut $type = &mut place!(config, $name $(, $($place).+)?);
                 *place = value.ok_or_else(|| format!("{text:?}"))?;
                 Ok(())
@@ -103,12 +104,12 @@ macro_rules! table {
     };
 }
 
-/// The bounds of a key; none where the table names none.
+/// The bounds of a key: the table's own, or those of the training loop.
 macro_rules! bounds {
-    () => {
-        Bounds::None
+    ($name:ident) => {
+        Bounds::Setting(stringify!($name))
     };
-    ($bounds:expr) => {
+    ($name:ident, $bounds:expr) => {
         $bounds
     };
 }
@@ -144,7 +145,7 @@ table! {
     /// Rows to evaluate on, in the same forms.
     eval_dataset_name: Option<Paths> = None, eg "held_out.jsonl";
     /// Share of the training rows to hold out for evaluation, where no rows to evaluate on are named.
-    eval_fraction: f64 = 0.0, in Bounds::FromBelow(0.0, 1.0), eg "0.05";
+    eval_fraction: f64 = 0.0, in Bounds::Within(Range::FromBelow(0.0, 1.0)), eg "0.05";
     /// Format of the rows; auto finds it for each row.
     format: Format => data.format, eg "messages";
     /// What happens to a row that cannot become a sample.
@@ -164,7 +165,7 @@ table! {
     /// Tokenise prompt and response apart (split), or as one text (joint).
     boundary: Boundary => data.boundary, eg "joint";
     /// Longest row in tokens; null for no limit.
-    max_length: Option<usize> => data.max_length, in Bounds::AtLeast(2.0), eg "2048";
+    max_length: Option<usize> => data.max_length, in Bounds::Within(Range::AtLeast(2.0)), eg "2048";
     /// What happens to a longer row.
     truncation_mode: TruncationMode => data.truncation_mode, eg "drop";
     /// Concatenate rows into packs of at most max_length tokens; batch sizes then count packs.
@@ -178,7 +179,7 @@ table! {
     /// Whether text in messages can become structural tokens (<|im_end|>).
     content_special_tokens: ContentSpecialTokens => data.content_special_tokens, eg "text";
     /// Loss weight of prompt tokens.
-    prompt_loss_weight: f32 => data.prompt_loss_weight, in Bounds::AtLeast(0.0), eg "0.1";
+    prompt_loss_weight: f32 => data.prompt_loss_weight, in Bounds::Within(Range::AtLeast(0.0)), eg "0.1";
     /// Loss weight per prompt section (system, context, task, user, tool, other).
     loss_weights: BTreeMap<String, f32> => data.loss_weights, eg "{system: 0.1}";
     /// Text that begins each section (SYSTEM, CONTEXT, TASK, RESPONSE); empty: no such section.
@@ -190,41 +191,41 @@ table! {
     /// Shuffle the rows for each epoch; false takes them in file order, again and again.
     shuffle_dataset: bool => train.shuffle_dataset, eg "false";
     /// Rows per micro-batch, or packs of them.
-    per_device_train_batch_size: usize => train.per_device_train_batch_size, in Bounds::AtLeast(1.0), eg "4";
+    per_device_train_batch_size: usize => train.per_device_train_batch_size, eg "4";
     /// Micro-batches per step; the loss is the mean over the targets of all of them.
-    gradient_accumulation_steps: usize => train.gradient_accumulation_steps, in Bounds::AtLeast(1.0), eg "4";
+    gradient_accumulation_steps: usize => train.gradient_accumulation_steps, eg "4";
     /// Keep only each layer's input, and recompute the rest in the backward pass.
     gradient_checkpointing: bool => train.gradient_checkpointing, eg "true";
     /// Highest learning rate.
-    learning_rate: f64 => train.learning_rate, in Bounds::AtLeast(0.0), eg "1e-4";
+    learning_rate: f64 => train.learning_rate, eg "1e-4";
     /// AdamW's weight decay; not applied to biases and norms.
-    weight_decay: f64 => train.weight_decay, in Bounds::AtLeast(0.0), eg "0.01";
+    weight_decay: f64 => train.weight_decay, eg "0.01";
     /// AdamW's first decay rate.
-    adam_beta1: f64 => train.adam_beta1, in Bounds::FromBelow(0.0, 1.0), eg "0.95";
+    adam_beta1: f64 => train.adam_beta1, eg "0.95";
     /// AdamW's second decay rate.
-    adam_beta2: f64 => train.adam_beta2, in Bounds::FromBelow(0.0, 1.0), eg "0.95";
+    adam_beta2: f64 => train.adam_beta2, eg "0.95";
     /// AdamW's epsilon.
-    adam_epsilon: f64 => train.adam_epsilon, in Bounds::AtLeast(0.0), eg "1e-6";
+    adam_epsilon: f64 => train.adam_epsilon, eg "1e-6";
     /// Gradients are clipped to this norm; 0 does not clip.
-    max_grad_norm: f64 => train.max_grad_norm, in Bounds::AtLeast(0.0), eg "0.5";
+    max_grad_norm: f64 => train.max_grad_norm, eg "0.5";
     /// Passes over the training rows.
-    num_train_epochs: f64 => train.num_train_epochs, in Bounds::Above(0.0), eg "1.5";
+    num_train_epochs: f64 => train.num_train_epochs, eg "1.5";
     /// Number of steps; takes precedence over num_train_epochs. -1: by epochs.
-    max_steps: i64 = -1, in Bounds::AtLeastOr(1.0, -1.0), eg "1000";
+    max_steps: i64 = -1, in Bounds::WithinOr(Range::AtLeast(1.0), -1.0), eg "1000";
     /// Schedule of the learning rate.
     lr_scheduler_type: Scheduler => train.lr_scheduler_type, eg "cosine";
     /// Share of the steps that warm up; used where warmup_steps is 0.
-    warmup_ratio: f64 => train.warmup_ratio, in Bounds::FromTo(0.0, 1.0), eg "0.03";
+    warmup_ratio: f64 => train.warmup_ratio, eg "0.03";
     /// Number of warm-up steps; below 1, a share of the steps.
-    warmup_steps: f64 => train.warmup_steps, in Bounds::AtLeast(0.0), eg "100";
+    warmup_steps: f64 => train.warmup_steps, eg "100";
 
     Evaluation:
     /// Rows per evaluation batch.
-    per_device_eval_batch_size: usize => train.per_device_eval_batch_size, in Bounds::AtLeast(1.0), eg "16";
+    per_device_eval_batch_size: usize => train.per_device_eval_batch_size, eg "16";
     /// When to evaluate, besides before and after training.
     eval_strategy: Strategy => train.eval_strategy, eg "epoch";
     /// Steps between two evaluations; null: logging_steps.
-    eval_steps: Option<u64> => train.eval_steps, in Bounds::AtLeast(1.0), eg "100";
+    eval_steps: Option<u64> => train.eval_steps, eg "100";
 
     Output:
     /// Folder that the run writes to.
@@ -232,13 +233,13 @@ table! {
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false, eg "true";
     /// Steps between two lines of metrics.jsonl.
-    logging_steps: u64 => train.logging_steps, in Bounds::AtLeast(1.0), eg "1";
+    logging_steps: u64 => train.logging_steps, eg "1";
     /// When to write checkpoints.
     save_strategy: Strategy => train.save_strategy, eg "epoch";
     /// Steps between two checkpoints.
-    save_steps: u64 => train.save_steps, in Bounds::AtLeast(1.0), eg "100";
+    save_steps: u64 => train.save_steps, eg "100";
     /// Checkpoints kept; null keeps all.
-    save_total_limit: Option<usize> => train.save_total_limit, in Bounds::AtLeast(1.0), eg "3";
+    save_total_limit: Option<usize> => train.save_total_limit, eg "3";
     /// End with the weights of the lowest evaluation loss.
     load_best_model_at_end: bool => train.load_best_model_at_end, eg "true";
 

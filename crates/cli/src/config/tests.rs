@@ -54,6 +54,10 @@ fn wrong_values_list_what_is_accepted() {
     assert!(error.contains("keep_response, keep_start, keep_end, drop, error"), "{error}");
     assert!(set(&["per_device_train_batch_size=0"]).unwrap_err().contains("at least 1"));
     assert!(set(&["adam_beta1=1"]).unwrap_err().contains("below 1"));
+    // The training loop's bounds, and the command line's own for -1.
+    assert!(set(&["warmup_steps=2.5"]).unwrap_err().contains("a whole number, or a share below 1"));
+    assert!(set(&["max_steps=0"]).unwrap_err().contains("at least 1, or -1"));
+    assert_eq!(set(&["max_steps=-1", "warmup_steps=0.25"]).unwrap().settings().warmup_steps, 0.25);
     assert!(set(&["loss_weights.sytem=1"]).unwrap_err().contains("system, context"));
     assert!(set(&["seed.x=1"]).unwrap_err().contains("expected"));
 }

@@ -247,7 +247,7 @@ pub const RULES: &[Rule] = &[
               Our own packs add `rows`, and `prefix_ranges` where sequences share a prompt. P001 is found where\n\n\
               - the boundaries are missing or impossible: several `rows` and nothing that says where they begin, \
               `seq_lengths` that do not sum to the number of tokens, positions or masks that contradict them, a prefix \
-              that is no earlier sequence. Such a row cannot become a sample, whatever the command;\n\
+              that is not an earlier sequence. Such a row cannot become a sample, whatever the command;\n\
               - a label stands on the first token of a sequence that no shared prompt stands before. It is never a \
               target here, so training goes on; a trainer that shifts the labels of the whole pack would learn it \
               from the sequence before.\n\n\

@@ -33,6 +33,7 @@ pub(super) struct Run {
 
 /// What a check has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Found {
     /// The tokens of the row that it is about, from the first to the last.
     pub tokens: Range<u32>,

@@ -7,6 +7,7 @@ use strum::VariantArray as _;
 
 /// A row that became a sample.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Kept {
     /// The sample.
     pub sample: Sample,
@@ -22,6 +23,7 @@ pub struct Kept {
 
 /// A run of tokens that truncation cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Cut {
     /// The index in the sample of the token that followed them.
     pub at: usize,

@@ -29,6 +29,7 @@ const IDLE: Duration = Duration::from_millis(1);
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// Rows processed.
     pub rows: u64,

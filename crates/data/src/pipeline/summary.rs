@@ -13,6 +13,7 @@ pub const ROWS_LISTED: usize = 10;
 
 /// The tokens of one origin, over all kept rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SectionStats {
     /// Tokens.
     pub tokens: u64,
@@ -27,6 +28,7 @@ pub struct SectionStats {
 
 /// How often a code was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct CodeCount {
     /// Number of findings.
     pub count: u64,
@@ -38,6 +40,7 @@ pub struct CodeCount {
 
 /// The rows of a source in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Summary {
     /// Rows of the source; a pack is one of them.
     pub rows: u64,

@@ -15,6 +15,7 @@ use suasion_files::Written;
 
 /// What prepared data was made from, and what it holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Manifest {
     /// Always `suasion-prepared`.
     pub format: String,
@@ -53,6 +54,7 @@ pub struct Manifest {
 
 /// A file of rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OutputFile {
     /// Its name, in the folder of the manifest.
     pub name: String,
@@ -107,9 +109,9 @@ impl Inputs {
     /// What differs, one clause each.
     fn differences(&self, before: &Inputs, untemplated: bool) -> Vec<String> {
         let mut out = Vec::new();
-        let mut differs = |same: bool, words: &str| {
+        let mut differs = |same: bool, clause: &str| {
             if !same {
-                out.push(words.to_string());
+                out.push(clause.to_string());
             }
         };
         differs(self.masking_version == before.masking_version, "the masking rules have changed");
@@ -144,6 +146,7 @@ impl Inputs {
 
 /// The counts of a [`Manifest`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Counts {
     /// Rows of the source.
     pub rows: u64,

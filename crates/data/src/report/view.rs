@@ -7,6 +7,7 @@ use crate::{Finding, IGNORE, Origin, RowId, Sample};
 
 /// A row to be shown.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct RowView {
     /// Which row.
     pub id: RowId,
@@ -24,6 +25,7 @@ pub struct RowView {
 
 /// Neighbouring tokens of one origin and one weight.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Run {
     /// Their origin.
     pub origin: Origin,
@@ -43,6 +45,7 @@ pub struct Run {
 
 /// One token.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TokenView {
     /// Its index in the sample.
     pub index: usize,

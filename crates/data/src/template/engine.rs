@@ -76,6 +76,11 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
     env.add_test("iterable", |value: &Value| -> bool {
         !value.is_none() && (value.is_undefined() || value.try_iter().is_ok())
     });
+    // In Python, what has a length and items: texts and mappings too.
+    env.add_test("sequence", |value: &Value| -> bool {
+        use ValueKind::{Map, Seq, String, Undefined};
+        matches!(value.kind(), Seq | String | Map | Undefined)
+    });
     generators(&mut env);
     env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
         Err(bad(python::str(message)?))

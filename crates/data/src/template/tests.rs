@@ -1,7 +1,7 @@
 //! What only the inside can see: how often a template is rendered.
 
 use super::compiled::RENDERINGS;
-use super::{ChatRenderer, ChatTemplate, RenderingWatch, TemplateOptions, watch};
+use super::{ChatRenderer, ChatTemplate, RenderingWatch, TemplateOptions};
 use crate::RowId;
 use crate::example::Conversation;
 use crate::policy::Policy;
@@ -9,6 +9,7 @@ use crate::render::Stops;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -97,20 +98,22 @@ fn rows_of_a_template_that_inspects_texts_are_proved_on_their_own() {
 
 #[test]
 fn looks_count_while_one_rendering_goes_on() {
-    // Other tests render, too, and end; this one goes on.
+    let threads = [Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0))];
+    let change = |thread: usize| threads[thread].fetch_add(1, Ordering::Relaxed);
     let mut watch = RenderingWatch::default();
-    let watched = watch::Watched::begin();
-    watch.look();
-    let looks: Vec<u32> = (0..3).map(|_| watch.look()).collect();
-    assert!(looks.windows(2).all(|pair| pair[0] < pair[1]), "{looks:?}");
-    drop(watched);
-    let mut watch = RenderingWatch::default();
+    change(0);
+    assert_eq!([(); 4].map(|()| watch.look_at(&threads)), [0, 1, 2, 3]);
+    // The other thread's rendering began later; when the first one ends, it is the longest.
+    change(1);
+    assert_eq!([(); 2].map(|()| watch.look_at(&threads)), [4, 5]);
+    change(0);
+    assert_eq!([(); 2].map(|()| watch.look_at(&threads)), [2, 3]);
+    // Renderings that begin and end between the looks are not one long one.
     for _ in 0..100 {
-        let _watched = watch::Watched::begin();
-        watch.look();
+        change(1);
+        change(1);
+        assert_eq!(watch.look_at(&threads), 0);
     }
-    // A hundred renderings are not one long one.
-    assert!(watch.look() < 50);
 }
 
 #[test]

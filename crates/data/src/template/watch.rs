@@ -56,9 +56,13 @@ impl RenderingWatch {
     /// Looks once. At how many looks before this one the rendering was going on that has been for the longest; zero
     /// where there is none, or none that was there at the last look.
     pub fn look(&mut self) -> u32 {
-        let all = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
+        self.look_at(&CHANGES.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// As [`RenderingWatch::look`], with the changes of each thread.
+    pub(super) fn look_at(&mut self, all: &[Arc<AtomicU64>]) -> u32 {
         self.seen.resize(all.len(), (0, 0));
-        for ((before, looks), changes) in self.seen.iter_mut().zip(all.iter()) {
+        for ((before, looks), changes) in self.seen.iter_mut().zip(all) {
             let now = changes.load(Ordering::Relaxed);
             let same = now % 2 == 1 && now == *before;
             (*before, *looks) = (now, if same { *looks + 1 } else { 0 });

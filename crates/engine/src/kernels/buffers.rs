@@ -193,11 +193,6 @@ impl<M> Memory<M> {
         self.plans.collect();
     }
 
-    /// Buffers that are not freed.
-    pub(super) fn buffers(&self) -> impl Iterator<Item = &M> {
-        self.buffers.items.values()
-    }
-
     pub(super) fn buffer(&self, view: View) -> Result<&M> {
         self.own(view.backend, "view")?;
         self.buffers.items.get(&view.buffer).ok_or_else(|| freed("view"))
@@ -225,6 +220,13 @@ impl<M> Memory<M> {
         }
         let message = format!("a {what} of another backend");
         Err(Error::Operands { operation: "memory", message })
+    }
+}
+
+impl<S> Memory<Vec<S>> {
+    /// Bytes of the buffers that are not freed.
+    pub(super) fn allocated(&self) -> u64 {
+        self.buffers.items.values().map(|buffer| (buffer.len() * size_of::<S>()) as u64).sum()
     }
 }
 

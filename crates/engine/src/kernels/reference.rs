@@ -126,7 +126,7 @@ impl<S: Scalar> Backend for Reference<S> {
     }
 
     fn allocated(&self) -> u64 {
-        self.memory.buffers().map(|buffer| (buffer.len() * size_of::<S>()) as u64).sum()
+        self.memory.allocated()
     }
 
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer> {

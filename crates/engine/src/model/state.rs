@@ -177,10 +177,8 @@ impl<B: Backend> Model<B> {
             return Err(Error::Parameter { message });
         }
         let at = part(self.parameters.view(), &p.range);
-        match p.transposed {
-            true => self.backend.write(at, &weights::transpose(&tensor.data, p.shape[0], p.shape[1])),
-            false => self.backend.write(at, &tensor.data),
-        }
+        let values = weights::from_file(p, &tensor.data);
+        self.backend.write(at, &values)
     }
 
     fn find(&self, name: &str) -> Result<&Parameter> {
@@ -257,11 +255,7 @@ impl<B: Backend> Model<B> {
                 return Ok(());
             };
             fitting += 1;
-            let values = match p.transposed {
-                true => weights::transpose(&values, p.shape[0], p.shape[1]),
-                false => values,
-            };
-            backend.write(part(of, &range), &values)
+            backend.write(part(of, &range), &weights::from_file(p, &values))
         })?;
         let wanted = 2 * map.trained().count();
         if fitting == wanted && others == 0 {

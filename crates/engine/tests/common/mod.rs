@@ -1,9 +1,11 @@
 //! What the engine's tests share: goldens, small models, random numbers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod threads;
+
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use suasion_engine::{Architecture, Backend, Batch, Budget, Model, TargetLoss, Trainable};
+use suasion_engine::{AdamW, Architecture, Backend, Batch, Budget, Model, TargetLoss, Trainable};
 
 /// A folder of values that PyTorch computed, and the models in it that the engine runs.
 pub struct Goldens {
@@ -151,4 +153,22 @@ pub fn relative(got: &[f32], want: &[f32]) -> f64 {
     let diff: f64 = got.iter().zip(want).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum();
     let norm: f64 = want.iter().map(|b| (*b as f64).powi(2)).sum();
     (diff / norm.max(1e-30)).sqrt()
+}
+
+/// A step of the optimizer.
+pub const STEP: AdamW = AdamW {
+    t: 1,
+    lr: 1e-2,
+    beta1: 0.9,
+    beta2: 0.99,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    decay_all: false,
+    gradient_scale: 1.0,
+};
+
+/// The gradients of the trained parameters, by name.
+pub fn trained_gradients<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
+    let gradient = |name: String| (name.clone(), model.gradient(&name).unwrap().data);
+    model.trained_names().into_iter().map(gradient).collect()
 }

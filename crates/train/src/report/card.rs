@@ -43,7 +43,7 @@ pub(super) fn model_card(input: &Input<'_>) -> String {
     if !card.sections.is_empty() {
         let _ = writeln!(
             text,
-            "\n## Training signal by section\n\n| section | tokens | share on all tokens | share in this run |\n|---|---:|---:|---:|"
+            "\n## Training signal by section\n\n| section | tokens | share if all tokens are learned | share in this run |\n|---|---:|---:|---:|"
         );
         for s in &card.sections {
             let (before, after) = (percent(s.share_before), percent(s.share_after));

@@ -1,45 +1,15 @@
 //! Ranks of a data-parallel run, as threads of one process.
 
+#[path = "../../../engine/tests/common/threads.rs"]
+mod threads;
+
 use crate::common::*;
 use std::sync::{Barrier, Mutex};
 use suasion_data::Sample;
-use suasion_engine::{Collective, Model, Result, SingleRank};
+use suasion_engine::{Collective, Model, SingleRank};
 use suasion_train::step::{StepOutcome, step};
 use suasion_train::{Error, Plan, Settings};
-
-/// One of the ranks.
-struct Threads<'a> {
-    rank: usize,
-    barrier: &'a Barrier,
-    values: &'a Mutex<Vec<Vec<f64>>>,
-}
-
-impl Threads<'_> {
-    /// The sums over all ranks, in their order.
-    fn exchange(&self, own: Vec<f64>) -> Vec<f64> {
-        self.values.lock().unwrap()[self.rank] = own;
-        self.barrier.wait();
-        let all = self.values.lock().unwrap().clone();
-        self.barrier.wait();
-        (0..all[0].len()).map(|i| all.iter().map(|values| values[i]).sum()).collect()
-    }
-}
-
-impl Collective for Threads<'_> {
-    fn ranks(&self) -> usize {
-        self.values.lock().unwrap().len()
-    }
-
-    fn sum(&self, value: f64) -> Result<f64> {
-        Ok(self.exchange(vec![value])[0])
-    }
-
-    fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
-        let sums = self.exchange(values.iter().map(|x| f64::from(*x)).collect());
-        values.iter_mut().zip(sums).for_each(|(x, sum)| *x = sum as f32);
-        Ok(())
-    }
-}
+use threads::Threads;
 
 fn settings() -> Settings {
     Settings { per_device_train_batch_size: 4, gradient_accumulation_steps: 2, ..quick() }

@@ -127,7 +127,7 @@ impl Backend for Cpu {
     }
 
     fn allocated(&self) -> u64 {
-        self.memory.buffers().map(|buffer| (buffer.len() * size_of::<f32>()) as u64).sum()
+        self.memory.allocated()
     }
 
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer> {
