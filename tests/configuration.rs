@@ -74,7 +74,7 @@ fn choices_and_bounds_are_listed() {
         "E-CONFIG",
         "expected one of: linear, cosine, constant, constant_with_warmup; found \"polynomial\"",
     );
-    dir.suasion(&["check", "--set", "eval_fraction=1"]).run().error(2, "E-CONFIG", "from 0 to below 1");
+    dir.suasion(&["check", "--set", "eval_fraction=1"]).run().error(2, "E-CONFIG", "at least 0 and below 1");
     dir.suasion(&["check", "--set", "eval_strategy=best"]).run().error(2, "E-CONFIG", "eval_strategy");
     dir.suasion(&["check", "--set", "seed"]).run().error(2, "E-USAGE", "expected key=value");
 }

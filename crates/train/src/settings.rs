@@ -98,7 +98,7 @@ impl fmt::Display for Range {
             Range::FromBelow(low, high) => write!(f, "at least {low} and below {high}"),
             Range::FromTo(low, high) => write!(f, "between {low} and {high}"),
             Range::AboveTo(low, high) => write!(f, "above {low} and at most {high:e}"),
-            Range::WholeOrShare(_) => f.write_str("a whole number, or a share below 1"),
+            Range::WholeOrShare(_) => f.write_str("at least 0, and whole or below 1"),
         }
     }
 }

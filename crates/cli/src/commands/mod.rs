@@ -24,7 +24,8 @@ pub struct ConfigArgs {
     /// Configuration file (.yaml, .yml or .toml)
     #[arg(value_parser = paths::parser())]
     pub config: Option<PathBuf>,
-    /// Set one key; overrides CONFIG (repeatable): --set learning_rate=1e-4 --set loss_weights.system=0.1
+    /// Set one key; overrides CONFIG (repeatable): --set learning_rate=1e-4. Every key is also a flag
+    /// (--learning_rate 1e-4): --help lists them
     #[arg(long, value_name = "KEY=VALUE", allow_hyphen_values = true)]
     pub set: Vec<String>,
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]

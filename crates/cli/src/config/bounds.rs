@@ -1,5 +1,6 @@
 //! The values of its type that a key may have: one description that checks, documents and makes the schema.
 
+use super::value::{NOT_NEGATIVE, OR_NULL};
 use serde_json::{Value as Json, json};
 use suasion_train::settings::{self, Range};
 
@@ -12,6 +13,8 @@ pub enum Bounds {
     Within(Range),
     /// Numbers of a range, and another number.
     WithinOr(Range, f64),
+    /// Every name of the type but this one.
+    Without(&'static str),
     /// A day of the calendar as YYYY-MM-DD.
     Date,
     /// Every value, with a remark.
@@ -24,7 +27,7 @@ impl Bounds {
         match self {
             Bounds::Setting(name) => settings::KEYS.iter().find(|key| key.name == name)?.range,
             Bounds::Within(range) | Bounds::WithinOr(range, _) => Some(range),
-            Bounds::Date | Bounds::Note(_) => None,
+            Bounds::Without(_) | Bounds::Date | Bounds::Note(_) => None,
         }
     }
 
@@ -33,11 +36,17 @@ impl Bounds {
         let bounds = match (self, self.range()) {
             (Bounds::WithinOr(range, other), _) => format!("{range}, or {other}"),
             (_, Some(range)) => range.to_string(),
+            (Bounds::Without(name), _) => return of_type.replace(&format!(", {name}"), ""),
             (Bounds::Date, _) => "as YYYY-MM-DD".into(),
             (Bounds::Note(note), _) => note.into(),
             _ => return of_type,
         };
-        format!("{of_type}, {bounds}")
+        // `a whole number, not negative, or null` becomes `a whole number, at least 2, or null`.
+        let (of_type, null) = match of_type.strip_suffix(OR_NULL) {
+            Some(of_type) => (of_type, OR_NULL),
+            None => (of_type.as_str(), ""),
+        };
+        format!("{}, {bounds}{null}", of_type.trim_end_matches(NOT_NEGATIVE))
     }
 
     /// True where a value, as it is printed, is within.
@@ -46,6 +55,7 @@ impl Bounds {
             (Bounds::Date, Some(text), _) => text
                 .parse::<jiff::civil::Date>()
                 .is_ok_and(|date| date.year() > 0 && date.to_string() == text),
+            (Bounds::Without(name), Some(text), _) => name != text,
             (Bounds::WithinOr(range, other), _, Some(number)) => range.holds(number) || number == other,
             (_, _, Some(number)) => self.range().is_none_or(|range| range.holds(number)),
             _ => true,
@@ -61,6 +71,9 @@ impl Bounds {
             _ => json!({}),
         };
         let mut schema = of_type;
+        if let (Bounds::Without(name), Some(Json::Array(names))) = (self, schema.get_mut("enum")) {
+            names.retain(|of_type| of_type != name);
+        }
         if let (Json::Object(schema), Json::Object(keywords)) = (&mut schema, keywords) {
             schema.extend(keywords);
         }

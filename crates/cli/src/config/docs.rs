@@ -35,7 +35,12 @@ impl Group {
 impl Key {
     /// The default as YAML.
     pub fn default(&self) -> String {
-        (self.get)(&Config::default()).to_string()
+        let value = (self.get)(&Config::default());
+        // 2e-5, not serde_json's 0.00002.
+        value
+            .as_f64()
+            .filter(|_| value.is_f64())
+            .map_or_else(|| value.to_string(), |number| format!("{number:?}"))
     }
 
     /// What the key takes, as JSON.

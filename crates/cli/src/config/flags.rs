@@ -98,7 +98,11 @@ impl Key {
         } else {
             flag
         };
-        if command == "train" && self.name == "output_dir" { flag.short('o') } else { flag }
+        if command == "train" && self.name == "output_dir" {
+            flag.short('o').value_name("DIR").hide_short_help(false).help_heading(None::<&str>)
+        } else {
+            flag
+        }
     }
 }
 

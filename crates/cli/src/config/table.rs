@@ -223,7 +223,7 @@ table! {
     /// Rows per evaluation batch.
     per_device_eval_batch_size: usize => train.per_device_eval_batch_size, eg "16";
     /// When to evaluate, besides before and after training.
-    eval_strategy: Strategy => train.eval_strategy, eg "epoch";
+    eval_strategy: Strategy => train.eval_strategy, in Bounds::Without("best"), eg "epoch";
     /// Steps between two evaluations; null: logging_steps.
     eval_steps: Option<u64> => train.eval_steps, eg "100";
 
@@ -233,7 +233,7 @@ table! {
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false, eg "true";
     /// Steps between two lines of metrics.jsonl.
-    logging_steps: u64 => train.logging_steps, eg "1";
+    logging_steps: u64 => train.logging_steps, eg "10";
     /// When to write checkpoints.
     save_strategy: Strategy => train.save_strategy, eg "epoch";
     /// Steps between two checkpoints.

@@ -55,7 +55,7 @@ fn wrong_values_list_what_is_accepted() {
     assert!(set(&["per_device_train_batch_size=0"]).unwrap_err().contains("at least 1"));
     assert!(set(&["adam_beta1=1"]).unwrap_err().contains("below 1"));
     // The training loop's bounds, and the command line's own for -1.
-    assert!(set(&["warmup_steps=2.5"]).unwrap_err().contains("a whole number, or a share below 1"));
+    assert!(set(&["warmup_steps=2.5"]).unwrap_err().contains("at least 0, and whole or below 1"));
     assert!(set(&["max_steps=0"]).unwrap_err().contains("at least 1, or -1"));
     assert_eq!(set(&["max_steps=-1", "warmup_steps=0.25"]).unwrap().settings().warmup_steps, 0.25);
     assert!(set(&["loss_weights.sytem=1"]).unwrap_err().contains("system, context"));
@@ -267,7 +267,7 @@ fn every_error_is_found_at_once() {
         "run.yaml:2: seed: expected",
         "run.yaml:3: unknown key",
         "run.yaml:4: bf16",
-        "adam_beta1: expected a number, from 0 to below 1; found \"2\"",
+        "adam_beta1: expected a number, at least 0 and below 1; found \"2\"",
         "--set seed: expected key=value",
         "a pack needs a size",
     ] {

@@ -7,6 +7,12 @@ use std::fmt;
 use std::path::PathBuf;
 use suasion_data::Objective;
 
+/// Ends the phrase of a type that has null.
+pub const OR_NULL: &str = ", or null";
+
+/// Ends the phrase of whole numbers without a sign; bounds take its place.
+pub const NOT_NEGATIVE: &str = ", not negative";
+
 /// A type that a configuration key can have.
 pub trait Value: Sized {
     /// What is accepted, as a phrase that follows "expected".
@@ -180,7 +186,7 @@ impl Value for i64 {
 
 impl Value for usize {
     fn expected() -> String {
-        "a whole number, not negative".into()
+        format!("a whole number{NOT_NEGATIVE}")
     }
 
     fn schema() -> Json {
@@ -318,7 +324,7 @@ impl Value for Paths {
 
 impl<T: Value> Value for Option<T> {
     fn expected() -> String {
-        format!("{}, or null", T::expected())
+        format!("{}{OR_NULL}", T::expected())
     }
 
     fn schema() -> Json {
