@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use suasion_data::policy::Objective;
+use suasion_engine::WeightType;
 
 /// Version of [`RunState`]; a checkpoint of another one is refused.
 pub const FORMAT: u32 = 1;
@@ -57,6 +58,9 @@ pub struct RunState {
     pub data_seed: u64,
     /// The settings.
     pub settings: Settings,
+    /// What the final weights are written in, as `config.json` names it; those of a checkpoint are f32.
+    #[serde(default)]
+    pub weight_type: String,
     /// The last step after which the rows were evaluated.
     pub evaluated: Option<u64>,
     /// The lowest evaluation loss after the first step, and its step.
@@ -73,7 +77,12 @@ pub struct RunState {
 
 impl RunState {
     /// The state before the first step.
-    pub(crate) fn new(settings: &Settings, identity: &Identity, plan: &Plan) -> RunState {
+    pub(crate) fn new(
+        settings: &Settings,
+        identity: &Identity,
+        plan: &Plan,
+        weights: WeightType,
+    ) -> RunState {
         RunState {
             format: FORMAT,
             suasion: env!("CARGO_PKG_VERSION").to_string(),
@@ -87,6 +96,7 @@ impl RunState {
             position: (0, 0),
             data_seed: settings.data_seed(),
             settings: settings.clone(),
+            weight_type: weights.name().into(),
             evaluated: None,
             best: None,
             before: None,

@@ -1,6 +1,6 @@
 """Makes everything under tests/goldens. See README.md.
 
-usage: python tests/goldens/generate [--check] [PART ...]      PART = models, tokenizers, templates, trl, trainer
+usage: python tests/goldens/generate [--check] [PART ...]      PART = models, folders, rows, tokenizers
 """
 
 import importlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import common  # noqa: F401  (sets the environment before anything of Hugging Face's is imported)
 
-PARTS = ["models", "rows", "tokenizers"]
+PARTS = ["models", "folders", "rows", "tokenizers"]
 
 
 def main():
