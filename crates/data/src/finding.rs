@@ -58,6 +58,7 @@ codes! {
     L001 "L001" Error "a label that is neither -100 nor the input id at its place";
     T001 "T001" Warning "supervised tokens lost by truncation";
     T002 "T002" Warning "prompt cut by truncation";
+    T003 "T003" Warning "a row longer than the model's positions";
     S001 "S001" Warning "a structural token came from content";
     C001 "C001" Warning "the template altered the content";
     D001 "D001" Note "duplicate of another row, or response copied from its prompt";

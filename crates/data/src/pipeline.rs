@@ -56,6 +56,8 @@ pub struct Pipeline<'a> {
     pub mode: Mode,
     /// The model's number of embeddings: ids beyond it are an error of their row.
     pub vocab_size: Option<usize>,
+    /// The positions that the model was made for: longer rows are a finding (T003).
+    pub positions: Option<usize>,
     /// Keep texts and byte ranges in [`Kept`], for views and `--with-text`.
     pub keep_text: bool,
     /// Findings that are wanted. One that is ignored does not refuse its row either.
@@ -72,6 +74,7 @@ impl<'a> Pipeline<'a> {
             asked: None,
             mode: Mode::default(),
             vocab_size: None,
+            positions: None,
             keep_text: false,
             filter: Filter::default(),
         }

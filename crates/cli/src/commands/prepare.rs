@@ -67,6 +67,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let pipeline = Pipeline {
         template: folder.template.as_ref(),
         vocab_size: folder.vocab_size,
+        positions: folder.positions,
         keep_text: args.with_text,
         ..Pipeline::new(folder.tokenizer.as_ref(), &policy)
     };

@@ -97,6 +97,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         template: folder.as_ref().and_then(|folder| folder.template.as_ref()),
         asked: asked.as_ref(),
         vocab_size: folder.as_ref().and_then(|folder| folder.vocab_size),
+        positions: folder.as_ref().and_then(|folder| folder.positions),
         keep_text: true,
         filter,
         ..Pipeline::new(tokenizer, &policy)

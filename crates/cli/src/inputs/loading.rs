@@ -40,6 +40,7 @@ pub fn load(
     let asked = manifest.as_ref().map(|manifest| manifest.asked(policy));
     let pipeline = Pipeline {
         vocab_size: folder.vocab_size,
+        positions: folder.positions,
         mode,
         template: folder.template.as_ref(),
         asked: asked.as_ref(),

@@ -4,6 +4,7 @@ use super::hub::{self, Access, Kind, Repo, ToDownload};
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::ui::Ui;
+use serde_json::Value;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -23,6 +24,8 @@ pub struct Folder {
     pub template: Option<ChatTemplate>,
     /// The number of embeddings by its config.json.
     pub vocab_size: Option<usize>,
+    /// The positions that the model was made for, by its config.json.
+    pub positions: Option<usize>,
 }
 
 impl Folder {
@@ -34,8 +37,10 @@ impl Folder {
         let tokenizer =
             if dir.join("tokenizer.json").exists() { Some(Tokenizer::from_dir(&dir)?) } else { None };
         let template = tokenizer.as_ref().and_then(|tokenizer| template(ui, &dir, tokenizer));
-        let vocab_size = vocab_size(&dir);
-        Ok(Folder { dir, tokenizer, template, vocab_size })
+        let config = std::fs::read(dir.join("config.json")).ok();
+        let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let (vocab_size, positions) = (size(&config, "vocab_size"), positions(&config));
+        Ok(Folder { dir, tokenizer, template, vocab_size, positions })
     }
 
     /// Opens a folder with its architecture. With [`Init::Weights`], a head of its own in the weights is the
@@ -106,11 +111,28 @@ fn template(ui: &Ui, dir: &Path, tokenizer: &Tokenizer) -> Option<ChatTemplate> 
     }
 }
 
-/// The number of embeddings that config.json names.
-fn vocab_size(dir: &Path) -> Option<usize> {
-    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
-    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
-    usize::try_from(config.get("vocab_size")?.as_u64()?).ok()
+/// A size that config.json names.
+fn size(config: &Value, key: &str) -> Option<usize> {
+    usize::try_from(config.get(key)?.as_u64()?).ok()
+}
+
+/// The positions that a model reaches by its config.json, of whatever family: those that it was made for, or what
+/// scaled RoPE makes of the original ones. `None` where the scaling names no factor.
+fn positions(config: &Value) -> Option<usize> {
+    let trained = size(config, "max_position_embeddings").or_else(|| size(config, "n_positions"))?;
+    let is_full = |value: &&Value| value.as_object().is_some_and(|map| !map.is_empty());
+    let scaling =
+        ["rope_scaling", "rope_parameters"].into_iter().find_map(|key| config.get(key).filter(is_full));
+    let Some(scaling) = scaling else { return Some(trained) };
+    match scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str) {
+        Some("default") => Some(trained),
+        None if scaling.get("factor").is_none() => Some(trained),
+        _ => {
+            let original = size(scaling, "original_max_position_embeddings").unwrap_or(trained);
+            let scaled = original as f64 * scaling.get("factor")?.as_f64()?;
+            Some(trained.max(scaled as usize))
+        }
+    }
 }
 
 /// Rendering a conversation takes microseconds; fuel ends most templates that take half a second.
@@ -205,7 +227,7 @@ fn is_complete(snapshot: &Path, weights: bool) -> bool {
         return false;
     }
     let index = std::fs::read(snapshot.join("model.safetensors.index.json")).ok();
-    match index.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok()) {
+    match index.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) {
         _ if !weights => true,
         Some(index) => match index["weight_map"].as_object() {
             Some(map) => map.values().all(|file| file.as_str().is_some_and(has)),
@@ -284,5 +306,26 @@ mod tests {
         assert!(complete(false) && !complete(true));
         write("model-2.safetensors", "");
         assert!(complete(true));
+    }
+
+    #[test]
+    fn positions_are_those_that_rope_reaches() {
+        let of = |text: &str| positions(&serde_json::from_str(text).unwrap());
+        assert_eq!(of(r#"{"n_positions": 1024}"#), Some(1024));
+        assert_eq!(of("{}"), None);
+        assert_eq!(of(r#"{"max_position_embeddings": 64, "rope_scaling": null}"#), Some(64));
+        let plain = r#"{"max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}"#;
+        assert_eq!(of(plain), Some(64));
+        let linear = r#"{"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 4.0},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}"#;
+        assert_eq!(of(linear), Some(256));
+        // Llama 3.1: 131,072 positions, of which 8,192 were there before they were scaled.
+        let llama3 = r#"{"max_position_embeddings": 131072, "rope_scaling":
+            {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}"#;
+        assert_eq!(of(llama3), Some(131_072));
+        // A factor per frequency: the reach is not known.
+        let long =
+            r#"{"max_position_embeddings": 64, "rope_scaling": {"type": "longrope", "long_factor": [1.0]}}"#;
+        assert_eq!(of(long), None);
     }
 }

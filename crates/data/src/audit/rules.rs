@@ -2,6 +2,7 @@
 
 use super::copies::d001_copy;
 use super::labels::l001;
+use super::length::t003;
 use super::mask::{m001, m002, m004, m005, m006, m007, m008, m009};
 use super::packs::p001;
 use super::subject::Subject;
@@ -14,8 +15,8 @@ pub const REFUSED: [Code; 6] = [Code::M004, Code::M005, Code::M006, Code::M008, 
 /// All checks that look at one row's tokens, in the order of the specification. The rows of a pack are looked at one by
 /// one; what is found says in which sequence, counted from 0.
 pub fn audit(subject: &Subject<'_>) -> Vec<Finding> {
-    let checks: [fn(&Subject<'_>) -> Option<Finding>; 10] =
-        [m001, m002, m004, m005, m006, m007, m008, m009, l001, d001_copy];
+    let checks: [fn(&Subject<'_>) -> Option<Finding>; 11] =
+        [m001, m002, m004, m005, m006, m007, m008, m009, l001, t003, d001_copy];
     let Some(pack) = &subject.sample.pack else {
         return checks.iter().filter_map(|check| check(subject)).collect();
     };

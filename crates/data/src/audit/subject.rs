@@ -16,6 +16,9 @@ pub struct Subject<'a> {
     pub special: &'a Special,
     /// What was asked for.
     pub policy: &'a Policy,
+    /// The positions that the model was made for; `None` where they are not known, or `max_length` cuts every row
+    /// to fit them.
+    pub positions: Option<usize>,
 }
 
 impl Subject<'_> {

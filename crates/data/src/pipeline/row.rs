@@ -247,7 +247,8 @@ impl<'a> RowProcessor<'a> {
         }
         let bytes = self.settings.keep_text.then(|| tokens.bytes.clone());
         let sample = label::label(id, tokens, policy);
-        let subject = Subject { sample: &sample, given: None, special: &self.special, policy };
+        let positions = self.positions();
+        let subject = Subject { sample: &sample, given: None, special: &self.special, policy, positions };
         let mut findings = audit::audit(&subject);
         if double_bos && !findings.iter().any(|f| f.code == Code::M006) {
             findings.push(Finding::new(row, Code::M006, "the row starts with the BOS twice"));
@@ -273,9 +274,17 @@ impl<'a> RowProcessor<'a> {
         }
         let sample = label::label_tokenised(id, &row, &self.special, policy);
         let asked = self.settings.asked.unwrap_or(policy);
-        let subject = Subject { sample: &sample, given: Some(&row), special: &self.special, policy: asked };
+        let positions = self.positions();
+        let subject =
+            Subject { sample: &sample, given: Some(&row), special: &self.special, policy: asked, positions };
         let findings = audit::audit(&subject);
         Ok(Whole { sample, findings, text: row.text.filter(|_| self.settings.keep_text), bytes: None })
+    }
+
+    /// The model's positions, where rows can be longer.
+    fn positions(&self) -> Option<usize> {
+        let reach = self.settings.policy.max_length.unwrap_or(usize::MAX);
+        self.settings.positions.filter(|&positions| reach > positions)
     }
 
     /// Ids that the model has no embedding for.
