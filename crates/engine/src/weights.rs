@@ -71,46 +71,48 @@ impl Files {
         Ok(Files { maps: paths.into_iter().map(open).collect::<Result<_>>()?, index })
     }
 
-    /// All tensors by their names in the files, with the file of each.
+    /// All tensors by their names in the files, with the file of each; and the copies that stand in other files than
+    /// the index names, which are not read.
     ///
     /// # Errors
-    /// A file that is truncated or hostile; a tensor that two files hold, or that is not in the file that the
-    /// index names.
-    pub(crate) fn tensors(&self) -> Result<BTreeMap<String, (&Path, TensorView<'_>)>> {
-        let mut all: BTreeMap<String, (&Path, TensorView)> = BTreeMap::new();
+    /// A file that is truncated or hostile; a tensor that two files hold and the index does not know.
+    pub(crate) fn tensors(&self) -> Result<Tensors<'_>> {
+        let mut found = Tensors::default();
         for (path, map) in &self.maps {
             for (name, tensor) in parse(path, map)?.iter() {
-                let named = self.index.as_ref().and_then(|(index, map)| Some((index, map.get(name)?)));
-                if let Some((index, named)) = named
-                    && path.file_name().is_none_or(|file| file != named.as_str())
+                let named = self.index.as_ref().and_then(|(_, map)| map.get(name));
+                if named.is_some_and(|named| path.file_name().is_none_or(|file| file != named.as_str())) {
+                    found.strays.insert(name.to_string(), path);
+                } else if let (Some((other, _)), Some((index, _))) =
+                    (found.all.insert(name.to_string(), (path, tensor)), &self.index)
                 {
-                    return Err(misplaced(
-                        index,
-                        format!(
-                            "tensor \"{name}\" should be in {named}, and {} holds one of this name",
+                    return Err(Error::Weights {
+                        path: index.clone(),
+                        message: format!(
+                            "{} and {} both hold a tensor \"{name}\", which the index does not name",
+                            other.display(),
                             path.display()
                         ),
-                    ));
-                }
-                if let (Some((other, _)), Some((index, _))) =
-                    (all.insert(name.to_string(), (path, tensor)), &self.index)
-                {
-                    return Err(misplaced(
-                        index,
-                        format!("{} and {} both hold a tensor \"{name}\"", other.display(), path.display()),
-                    ));
+                        help: MISPLACED.into(),
+                    });
                 }
             }
         }
-        Ok(all)
+        Ok(found)
     }
 }
 
-fn misplaced(index: &Path, message: String) -> Error {
-    let help =
-        "index and shards belong to different models, or were not written together; download them again";
-    Error::Weights { path: index.to_path_buf(), message, help: help.into() }
+/// The tensors of a folder.
+#[derive(Default)]
+pub(crate) struct Tensors<'a> {
+    /// By name, with the file of each.
+    pub(crate) all: BTreeMap<String, (&'a Path, TensorView<'a>)>,
+    /// Names of tensors in other files than the index names, with the file of each.
+    strays: BTreeMap<String, &'a Path>,
 }
+
+const MISPLACED: &str =
+    "index and shards belong to different models, or were not written together; download them again";
 
 /// The file that an index names for each tensor.
 fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
@@ -153,7 +155,7 @@ fn aliases(name: &str) -> impl Iterator<Item = &str> {
 /// A tied head that the files hold is the embedding where they hold no embedding, and must equal it where they
 /// do: [`Architecture::with_head_of`] unties the others.
 ///
-/// Returns the names of tensors that the model has no place for, and the type that the weights are stored in.
+/// Returns the names of tensors that the model has no place for and copies elsewhere than the index names, and the type that the weights are stored in.
 ///
 /// # Errors
 /// A file that is missing, truncated or hostile; a parameter that is missing, of another shape, of a type
@@ -165,7 +167,7 @@ pub(crate) fn load<'a>(
     mut put: impl FnMut(&Parameter, &[f32]) -> Result<()>,
 ) -> Result<(Vec<String>, WeightType)> {
     let files = Files::open(dir)?;
-    let mut tensors = files.tensors()?;
+    let Tensors { all: mut tensors, strays } = files.tensors()?;
     if arch.head.tied
         && let Some(path) = untied_head(arch, &tensors)?
     {
@@ -218,6 +220,13 @@ pub(crate) fn load<'a>(
     if let Some(first) = missing.first() {
         let named = files.index.as_ref().and_then(|(_, map)| map.get(*first));
         let named = named.map_or(String::new(), |file| format!(", which the index says is in {file}"));
+        if let Some(path) = strays.get(*first) {
+            return Err(Error::Weights {
+                path: dir.to_path_buf(),
+                message: format!("tensor \"{first}\" is in {}{named}", path.display()),
+                help: MISPLACED.into(),
+            });
+        }
         return Err(Error::Weights {
             path: dir.to_path_buf(),
             message: format!(
@@ -232,7 +241,8 @@ pub(crate) fn load<'a>(
         Some(first) if types.len() == 1 => *first,
         _ => WeightType::F32,
     };
-    Ok((tensors.into_keys().collect(), stored))
+    let copies = strays.into_iter().map(|(name, path)| format!("the copy of {name} in {}", path.display()));
+    Ok((tensors.into_keys().chain(copies).collect(), stored))
 }
 
 fn weight(module: &str) -> String {
@@ -269,7 +279,7 @@ impl Architecture {
         }
         let files = Files::open(dir)?;
         let tensors = files.tensors()?;
-        let Some(path) = untied_head(&self, &tensors)? else { return Ok((self, None)) };
+        let Some(path) = untied_head(&self, &tensors.all)? else { return Ok((self, None)) };
         self.head.tied = false;
         let sentence = format!(
             "{}: \"{}.weight\" differs from the embedding, so it is used as the model's head although config.json \
