@@ -11,6 +11,7 @@ mod chat;
 mod commands;
 mod configuration;
 mod demo;
+mod folders;
 mod goldens;
 #[cfg(feature = "hub")]
 mod hub;

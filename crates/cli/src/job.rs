@@ -53,7 +53,7 @@ impl Job {
         let eval_data = rows::evaluation(&config, ui)?;
         settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
-        let (folder, arch) = model::with_architecture(&dir, ui)?;
+        let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
             loading::check_manifest(rows, &folder, &policy)?;

@@ -28,7 +28,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let files = evaluation_rows(args, &mut loaded, ui)?;
     let config = &loaded.config;
     let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, ui)?;
+    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
     let policy = config.policy();
     loading::check_manifest(&files, &folder, &policy)?;
     let data = loading::load(ui, &files, &folder, &policy, Mode::Prepare)?;

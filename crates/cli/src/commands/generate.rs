@@ -77,7 +77,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
     let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, ui)?;
+    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
     let tokenizer = model::need_tokenizer(&folder)?;
     let policy = config.policy();
     let sampling = args.sampling(config.train.seed, tokenizer.stop_ids(&policy)?);
