@@ -21,5 +21,5 @@ mod value;
 
 pub use choices::Init;
 pub use read::{Loaded, suggestion};
-pub use table::{Config, KEYS};
+pub use table::{Config, KEYS, Key};
 pub use value::Paths;

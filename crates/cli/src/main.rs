@@ -19,7 +19,9 @@ mod tables;
 mod ui;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use commands::{check, compare, completions, demo, env, eval, generate, prepare, train, verify};
+use commands::{
+    chat, check, compare, completions, demo, env, eval, generate, init, man, prepare, train, verify,
+};
 use config::flags;
 use failure::Exit;
 use std::io::Write;
@@ -82,6 +84,16 @@ enum Command {
         after_help = "Examples:\n  suasion generate --model out --prompt \"[TASK] Reply.\\n[RESPONSE]\"\n  suasion generate --model out --data held_out.jsonl --rows 3 --temperature 0.7"
     )]
     Generate(generate::GenerateArgs),
+    /// Talk to a model: a line is a message, and the conversation is kept
+    #[command(
+        after_help = "Examples:\n  suasion chat --model out\n  echo \"What is a mask?\" | suasion chat --model out"
+    )]
+    Chat(chat::ChatArgs),
+    /// Write a commented configuration for the rows and the model given
+    #[command(
+        after_help = "Examples:\n  suasion init --data rows.jsonl --model MODEL\n  suasion init --data rows.jsonl --model MODEL -o run.yaml --learning_rate 1e-4"
+    )]
+    Init(init::InitArgs),
     /// Validate a configuration and print it resolved
     #[command(
         after_help = "Examples:\n  suasion check run.yaml\n  suasion check --explain learning_rate\n  suasion check --schema > suasion.schema.json"
@@ -94,6 +106,9 @@ enum Command {
         after_help = "Examples:\n  suasion completions bash > ~/.local/share/bash-completion/completions/suasion"
     )]
     Completions(completions::CompletionsArgs),
+    /// Write manual pages
+    #[command(after_help = "Examples:\n  suasion man ~/.local/share/man/man1")]
+    Man(man::ManArgs),
 }
 
 /// The command line: what is declared here, and a flag per configuration key.
@@ -119,9 +134,12 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args, &ui),
         Command::Compare(args) => compare::run(args, &ui),
         Command::Generate(args) => generate::run(args, &ui),
+        Command::Chat(args) => chat::run(args, &ui),
+        Command::Init(args) => init::run(args, &ui),
         Command::Check(args) => check::run(args, &ui),
         Command::Env => env::run(&ui),
         Command::Completions(args) => completions::run(args, &ui),
+        Command::Man(args) => man::run(args, &ui),
     };
     match result {
         // An interrupted run ends without an error and has not finished.

@@ -1,10 +1,12 @@
-//! Output: results on stdout, progress and logs on stderr, colour on terminals only.
+//! Output: results on stdout, progress and logs on stderr, colour on terminals only. Control characters of
+//! messages, which may come from file names and from data, are printed as visible signs.
 
 use crate::failure::{Exit, Failures, Outcome};
 use clap::ValueEnum;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use suasion_data::Level;
+use suasion_data::report::{printable, visible};
 use unicode_width::UnicodeWidthChar;
 
 /// `--color`.
@@ -66,8 +68,14 @@ impl Ui {
     pub fn log(&self, line: impl Display) {
         if !self.quiet {
             // A closed stderr must not stop a training run.
-            let _ = writeln!(io::stderr(), "{line}");
+            let _ = writeln!(io::stderr(), "{}", printable(&line.to_string()));
         }
+    }
+
+    /// Logs a line about what stands on stdout above it, with an empty line between the two on a terminal.
+    pub fn note(&self, line: impl Display) {
+        let gap = if self.live { "\n" } else { "" };
+        self.log(format_args!("{gap}{line}"));
     }
 
     /// Replaces the updating line (terminals only); empty text removes it.
@@ -78,7 +86,7 @@ impl Ui {
         let columns = terminal_size::terminal_size_of(io::stderr()).map_or(80, |(w, _)| usize::from(w.0));
         let mut fitting = String::new();
         let mut used = 0;
-        for character in line.chars() {
+        for character in visible(line).chars() {
             used += character.width().unwrap_or(0);
             if used >= columns {
                 break;
@@ -92,6 +100,7 @@ impl Ui {
 
     /// Prints a warning, also when quiet.
     pub fn warn(&self, message: impl Display) {
+        let message = printable(&message.to_string());
         let _ = writeln!(io::stderr(), "{}: {message}", self.paint_err("33", "warning"));
     }
 
@@ -103,6 +112,7 @@ impl Ui {
             Level::Note => return self.log(format_args!("{:indent$}{text}", "")),
         };
         let indent = if self.quiet { 0 } else { indent };
+        let text = printable(&text.to_string());
         let _ = writeln!(io::stderr(), "{:indent$}{label}: {text}", "");
     }
 
@@ -146,8 +156,9 @@ impl Ui {
 
     fn print_error(&self, tag: &str, error: impl Display, help: Option<&str>) {
         let mut stderr = io::stderr().lock();
+        let error = printable(&error.to_string());
         let _ = writeln!(stderr, "{}: {error}", self.paint_err("1;31", &format!("error[{tag}]")));
-        if let Some(help) = help {
+        if let Some(help) = help.map(printable) {
             let _ = writeln!(stderr, "{}: {help}", self.paint_err("1;36", "help"));
         }
     }

@@ -1,6 +1,7 @@
 //! `suasion check`: validates a configuration and prints it resolved, each key with the place that set it.
 
 use super::{ConfigArgs, print_notes};
+use crate::config::flags::Named;
 use crate::config::{Init, KEYS, Loaded, docs, suggestion};
 use crate::failure::{Exit, Failure, Failures, Outcome};
 use crate::inputs::hub::{Access, ToDownload};
@@ -14,7 +15,8 @@ pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// Describe a key: its values, default, meaning and an example; without KEY, every key
-    #[arg(long, value_name = "KEY", num_args = 0..=1, conflicts_with = "schema")]
+    #[arg(long, value_name = "KEY", num_args = 0..=1, conflicts_with = "schema", hide_possible_values = true)]
+    #[arg(value_parser = Named(KEYS.iter().map(|key| key.name.to_string()).collect()))]
     explain: Option<Option<String>>,
     /// With --explain: every key, as docs/configuration.md
     #[arg(long, hide = true, requires = "explain")]

@@ -220,7 +220,7 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
     let budget = suasion_train::generate::budget(prompt.len());
     let mut model = Start::from_dir(ui, &job.config.output_dir, &job.arch).build(budget)?;
     let mut cache = model.cache(capacity(&model, prompt.len(), sampling.max_new_tokens))?;
-    let reply = reply(&mut model, &mut cache, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
+    let reply = reply(&mut model, &mut cache, 0, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
     if interrupt::raised() {
         return Err(suasion_train::Error::Interrupted.into());
     }

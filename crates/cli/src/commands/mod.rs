@@ -1,5 +1,6 @@
 //! The commands, one file each, thin over the libraries.
 
+pub mod chat;
 pub mod check;
 pub mod compare;
 pub mod completions;
@@ -7,6 +8,8 @@ pub mod demo;
 pub mod env;
 pub mod eval;
 pub mod generate;
+pub mod init;
+pub mod man;
 pub mod prepare;
 pub mod train;
 pub mod verify;

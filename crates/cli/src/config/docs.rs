@@ -33,6 +33,16 @@ impl Group {
 }
 
 impl Key {
+    /// Its value in a tree, as YAML.
+    pub fn yaml(&self, config: &Config) -> String {
+        let value = (self.get)(config);
+        // 2e-5, not serde_json's 0.00002.
+        value
+            .as_f64()
+            .filter(|_| value.is_f64())
+            .map_or_else(|| value.to_string(), |number| format!("{number:?}"))
+    }
+
     /// The default as YAML.
     pub fn default(&self) -> String {
         let value = (self.get)(&Config::default());

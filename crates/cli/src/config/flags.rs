@@ -6,11 +6,13 @@
 
 use super::table::{Group, KEYS, Key};
 use super::{known, synonyms, table};
-use clap::{Arg, ArgMatches, Command, FromArgMatches};
-use std::ffi::OsString;
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueHint};
+use std::ffi::{OsStr, OsString};
 
 /// The commands that take keys.
-pub const COMMANDS: [&str; 7] = ["train", "prepare", "verify", "eval", "compare", "generate", "check"];
+pub const COMMANDS: [&str; 9] =
+    ["train", "prepare", "verify", "eval", "compare", "generate", "chat", "check", "init"];
 
 /// The hidden flag that carries `name=value` for a name that is not a flag of its own.
 const TYPED: &str = "key";
@@ -60,12 +62,44 @@ impl FromArgMatches for KeyFlags {
     }
 }
 
+/// Any text. The names are for completion only: the table reads values in more spellings, and has the better
+/// errors.
+#[derive(Clone)]
+pub struct Named(pub Vec<String>);
+
+impl TypedValueParser for Named {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().cloned().map(PossibleValue::new)))
+    }
+}
+
 impl Key {
+    /// The values of the key that have names.
+    fn names(&self) -> Vec<String> {
+        let schema = (self.schema)();
+        let names = schema["enum"].as_array().into_iter().flatten();
+        let mut names: Vec<String> = names.filter_map(|name| Some(name.as_str()?.to_string())).collect();
+        if schema["type"].to_string().contains("boolean") {
+            names.extend(["true".to_string(), "false".into()]);
+        }
+        names
+    }
+
     /// True where a command uses the key.
     pub fn used_by(&self, command: &str) -> bool {
         let held_out = matches!(self.name, "eval_dataset_name" | "eval_fraction" | "dataset_test_split");
         match (command, self.group) {
-            ("train" | "check", _) => true,
+            ("train" | "check" | "init", _) => true,
+            ("chat", Group::Rows) => false,
+            ("chat", Group::Labels) => {
+                matches!(self.name, "stop_tokens" | "template_date" | "template_kwargs")
+            }
             ("compare", Group::Output) => self.name == "logging_steps",
             ("compare", _) => true,
             (_, Group::Labels) => COMMANDS.contains(&command),
@@ -74,8 +108,8 @@ impl Key {
             ("eval", Group::Rows) => self.name != "eval_fraction",
             ("eval", Group::Evaluation) => self.name == "per_device_eval_batch_size",
             ("generate", Group::Rows) => !held_out || self.name == "dataset_test_split",
-            ("eval" | "generate", Group::Model) => true,
-            ("eval" | "generate", Group::Seeds) => self.name == "seed",
+            ("eval" | "generate" | "chat", Group::Model) => true,
+            ("eval" | "generate" | "chat", Group::Seeds) => self.name == "seed",
             _ => false,
         }
     }
@@ -93,12 +127,17 @@ impl Key {
             .help_heading(self.group.heading())
             .hide_short_help(true)
             .allow_negative_numbers(true);
+        let flag = match self.names() {
+            names if !names.is_empty() => flag.value_parser(Named(names)).hide_possible_values(true),
+            _ if (self.expected)().starts_with("a path") => flag.value_hint(ValueHint::AnyPath),
+            _ => flag,
+        };
         let flag = if (self.schema)()["type"].to_string().contains("boolean") {
             flag.num_args(0..=1).default_missing_value("true")
         } else {
             flag
         };
-        if command == "train" && self.name == "output_dir" {
+        if self.name == "output_dir" && command == "train" {
             flag.short('o').value_name("DIR").hide_short_help(false).help_heading(None::<&str>)
         } else {
             flag
