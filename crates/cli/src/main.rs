@@ -5,6 +5,7 @@
 //! model folders and weights.
 #![forbid(unsafe_code)]
 
+mod bar;
 mod commands;
 mod config;
 mod failure;
