@@ -200,7 +200,13 @@ fn compare_measures_both_objectives() {
     assert_eq!(json["held_out_rows"], 1);
     let ran = dir.suasion(&compare).ok();
     ran.prints("held-out loss: response").prints("all tokens");
-    assert!(!dir.exists("trainer_output"), "a comparison leaves nothing behind");
+    assert!(!dir.exists("trainer_output"), "a comparison leaves no model behind");
+    // The result stays, and replaces none.
+    for name in ["comparison.json", "comparison-2.json"] {
+        let kept = dir.json(name);
+        assert_eq!((&kept["steps"], &kept["verdict"][0]), (&json["steps"], &json["verdict"][0]));
+    }
+    dir.suasion(&compare).args(&["-o", "none/c.json"]).run().error(2, "E-USAGE", "there is no folder none");
     dir.suasion(&compare).set(&["completion_only_loss=false"]).run().error(
         2,
         "E-CONFIG",
