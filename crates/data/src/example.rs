@@ -106,6 +106,14 @@ impl Example {
     }
 }
 
+/// The format of a row, by its fields.
+///
+/// # Errors
+/// [`Error::Row`] where it has those of no format, or of several.
+pub fn format_of(row: &Row) -> Result<Format> {
+    detect(&row.id, &row.fields)
+}
+
 /// The columns that [`Example::read`] needs for this format; `None` if it may need all of them. `text`:
 /// whether the rendered text of tokenised rows is needed.
 pub fn projection(format: Format, text: bool) -> Option<Projection> {

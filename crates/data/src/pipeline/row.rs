@@ -275,7 +275,8 @@ impl RowProcessor {
         }
         let bytes = self.pipeline.keep_text.then(|| tokens.bytes.clone());
         let sample = label::label(id, tokens, policy);
-        let mut findings = audit::audit(&Subject::new(&sample, None, &self.special, policy));
+        let subject = Subject::new(&sample, None, &self.special, policy).with_positions(self.positions());
+        let mut findings = audit::audit(&subject);
         if double_bos && !findings.iter().any(|f| f.code == Code::M006) {
             findings.push(Finding::new(row, Code::M006, "the row starts with the BOS twice"));
         }
@@ -293,8 +294,16 @@ impl RowProcessor {
         }
         let sample = label::label_tokenised(id, &row, &self.special, policy);
         let policy = self.pipeline.labelled_under.as_deref().unwrap_or(policy);
-        let findings = audit::audit(&Subject::new(&sample, Some(&row), &self.special, policy));
+        let subject =
+            Subject::new(&sample, Some(&row), &self.special, policy).with_positions(self.positions());
+        let findings = audit::audit(&subject);
         Ok(Whole { sample, findings, text: row.text.filter(|_| self.pipeline.keep_text), bytes: None })
+    }
+
+    /// The model's positions, where rows can be longer.
+    fn positions(&self) -> Option<usize> {
+        let reach = self.pipeline.policy.max_length.unwrap_or(usize::MAX);
+        self.pipeline.folder.positions.filter(|&positions| reach > positions)
     }
 
     /// Makes sure that the model has an embedding for each id.
