@@ -455,6 +455,16 @@ fn masks_equal(golden: Golden) {
         n += 1;
         let chat = match spans(&golden.templates[name], &c, &stops) {
             Ok(chat) => chat,
+            // transformers learns nothing of an answer that the template does not render.
+            Err(e) if e.to_string().contains("does not render its content") => {
+                let rendered = row["rendered"].as_str().unwrap();
+                let mut said = c.messages.iter().filter(|m| m["role"] == "assistant");
+                assert!(
+                    said.any(|m| !rendered.contains(m["content"].as_str().unwrap().trim())),
+                    "{name} {conv}"
+                );
+                continue;
+            }
             Err(e) => {
                 wrong.push(format!("{name} {conv}: {e}"));
                 continue;

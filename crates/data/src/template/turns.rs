@@ -44,10 +44,12 @@ impl Proof<'_> {
             if !assistant && !which.prompts {
                 continue;
             }
-            let wrap = Wrap { plane: self.plane, space, message: i, reasoning: false, open: which.open };
+            let (plane, reasoning) = (self.plane, false);
+            let wrap = Wrap { plane, space, message: i, reasoning, open: which.open, thoughts: false };
             for key in ["content", "reasoning_content", "thinking", "reasoning"] {
                 if let Some(value) = message.get_mut(key) {
-                    let wrap = Wrap { reasoning: key != "content", ..wrap };
+                    let reasoning = key != "content";
+                    let wrap = Wrap { reasoning, thoughts: assistant && !reasoning, ..wrap };
                     wrap.wrap(value, false, &mut fields);
                 }
             }
