@@ -11,6 +11,7 @@ mod failure;
 mod inputs;
 mod interrupt;
 mod job;
+mod limits;
 mod machine;
 mod paths;
 mod progress;
@@ -69,12 +70,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    limits::watch();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
     let ui = Ui::new(cli.json, cli.quiet, cli.color);
-    let result = match &cli.command {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match &cli.command {
         Command::Train(args) if args.demo => demo::run(args, &ui),
         Command::Train(args) => train::run(args, &ui),
         Command::Prepare(args) => prepare::run(args, &ui),
@@ -85,7 +87,9 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(args, &ui),
         Command::Env => env::run(&ui),
         Command::Completions(args) => completions::run(args, &ui),
-    };
+    }));
+    // What has panicked has said so: a thread that the system refuses, or a bug.
+    let Ok(result) = result else { return ExitCode::from(Exit::RunTime as u8) };
     match result {
         // An interrupted run ends without an error and has not finished.
         Ok(Exit::Done) if interrupt::raised() => ExitCode::from(interrupt::INTERRUPTED),

@@ -4,7 +4,7 @@ use crate::tables;
 use crate::ui::Ui;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use suasion_data::report::format::{bytes, count, duration, percent, thousands};
+use suasion_data::report::format::{bytes, count, duration, loss, percent, perplexity, thousands};
 use suasion_train::{Event, Observer, StepEvent};
 
 /// Without a terminal, a run's steps are reported in about this many lines at most.
@@ -98,9 +98,9 @@ impl<'a> Progress<'a> {
 
     fn step_text(&self, step: &StepEvent) -> String {
         // Plain lines show the step's own loss, as metrics.jsonl does.
-        let loss = match (&self.smooth, self.ui.live, step.loss) {
-            (Some(smooth), true, Some(_)) => format!("{:.4}", smooth.loss),
-            (_, false, Some(loss)) => format!("{loss:.4}"),
+        let shown = match (&self.smooth, self.ui.live, step.loss) {
+            (Some(smooth), true, Some(_)) => loss(smooth.loss),
+            (_, false, Some(own)) => loss(own),
             _ => "- (no target in this step)".into(),
         };
         let rate = |value: f64| thousands(value.round().max(0.0) as u64);
@@ -111,7 +111,7 @@ impl<'a> Progress<'a> {
         let memory = step.peak_memory_bytes.map(|n| format!("  {}", bytes(n))).unwrap_or_default();
         let width = step.total_steps.to_string().len();
         format!(
-            "step {:>width$}/{}  loss {loss}  lr {:.2e}  {} targets/s  {} tokens/s{memory}  ETA {}",
+            "step {:>width$}/{}  loss {shown}  lr {:.2e}  {} targets/s  {} tokens/s{memory}  ETA {}",
             step.step,
             step.total_steps,
             step.learning_rate,
@@ -144,9 +144,9 @@ impl Observer for Progress<'_> {
             Event::Eval { step, evaluation, best } => {
                 let best = if *best { "  (the best so far)" } else { "" };
                 self.line(&format!(
-                    "held-out loss after step {step}: {:.4}  perplexity {:.2}  {} targets{best}",
-                    evaluation.loss,
-                    evaluation.perplexity,
+                    "held-out loss after step {step}: {}  perplexity {}  {} targets{best}",
+                    loss(evaluation.loss),
+                    perplexity(evaluation.perplexity),
                     thousands(evaluation.targets),
                 ));
             }

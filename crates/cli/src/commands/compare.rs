@@ -3,12 +3,11 @@
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
 use crate::inputs::rows;
-use crate::job::Job;
+use crate::job::{Begin, Job};
 use crate::tables;
 use crate::ui::Ui;
 use std::io::Write;
 use suasion_data::Objective;
-use suasion_train::Resume;
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -34,7 +33,7 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         loaded.config.eval_fraction = HELD_OUT;
     }
     // Both models are discarded and nothing is written, so output_dir is not checked.
-    let job = Job::new(loaded.config, Resume::No, ui)?;
+    let job = Job::new(loaded.config, Begin::default(), ui)?;
     job.announce(ui);
     let comparison = job.compare(ui)?;
     if ui.json {

@@ -102,7 +102,8 @@ known! {
     "stop and padding tokens come from the model folder; see stop_tokens": { eos_token["null"], pad_token["null"] }
     "nothing is ever padded": { padding_free always, pad_to_multiple_of always, group_by_length["false"], }
     "use --resume [DIR]": { resume_from_checkpoint["null", "false"], ignore_data_skip["false"] }
-    "metrics are taken every logging_steps": { logging_strategy["steps"], logging_first_step["false"] }
+    "metrics are taken every logging_steps": { logging_strategy["steps"] }
+    "the first step always has a line in metrics.jsonl": { logging_first_step always }
     "evaluation follows eval_strategy alone": { eval_on_start["false"], eval_delay["0"], do_eval always, do_train always, do_predict["false"] }
     "a checkpoint always holds what an exact resume needs": { save_only_model["false"], save_safetensors["true"] }
     "one process on one machine; determinism is not optional": {

@@ -1,13 +1,13 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
-use super::choices::{Init, PackingStrategy};
+use super::choices::{Codes, Init, PackingStrategy};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use suasion_data::{
-    Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
+    Boundary, Code, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
 };
 use suasion_train::settings::{self, Bounds};
 use suasion_train::{Scheduler, Settings, Strategy};
@@ -112,6 +112,8 @@ table! {
     format: Format => data.format;
     /// What happens to a row that cannot become a sample.
     on_bad_row: OnBadRow => data.on_bad_row;
+    /// Findings of level error that do not stop training, by their codes: M002.
+    allow_findings: Codes = Codes::default(), if |v| !v.0.contains(&Code::Row), "but E-ROW, which on_bad_row=skip allows";
     /// Learn from responses only; false: from every token, prompts included.
     completion_only_loss: Objective => data.objective;
     /// TRL's key for conversations; here assistant turns are always what is learned of them.
@@ -197,6 +199,8 @@ table! {
     save_total_limit: Option<usize> => train.save_total_limit;
     /// End with the weights of the lowest evaluation loss.
     load_best_model_at_end: bool => train.load_best_model_at_end;
+    /// Stop where the loss has been above twice that of the first step, and above 4 nats, for 20 steps in a row.
+    stop_on_divergence: bool => train.stop_on_divergence;
     /// Seed of random weights, of the rows' order, and of sampling.
     seed: u64 => train.seed;
     /// Seed of the rows' order; null: seed.
