@@ -15,6 +15,7 @@ mod folders;
 mod goldens;
 #[cfg(feature = "hub")]
 mod hub;
+mod newcomer;
 mod packing;
 mod prepare;
 mod readme;

@@ -8,6 +8,7 @@ use crate::inputs::model;
 use crate::inputs::rows::{self, DataFiles};
 use crate::inputs::weights::Start;
 use crate::interrupt;
+use crate::progress::share_of;
 use crate::tables;
 use crate::ui::Ui;
 use std::io::Write;
@@ -42,7 +43,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let total = data.samples.len() as u64;
     let result =
         suasion_train::evaluate(&mut model, &data.samples, batch, Some(interrupt::flag()), &mut |done| {
-            ui.overwrite(&format!("evaluating: {done}/{total} rows"));
+            ui.overwrite(&share_of("evaluating", done, total, ui.columns()));
         });
     ui.overwrite("");
     let evaluation = result?;

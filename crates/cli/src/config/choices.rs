@@ -4,7 +4,7 @@ use super::value::{Value, unquoted};
 use serde::de::value::Error;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
 use serde::{Deserialize, Serialize, forward_to_deserialize_any};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use suasion_data::{Boundary, Code, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
 use suasion_train::{Scheduler, Strategy};
 
@@ -30,14 +30,25 @@ pub enum PackingStrategy {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Codes(pub Vec<Code>);
 
+impl Codes {
+    /// Those that can be allowed: nothing can be learned from a row that is no sample.
+    fn all() -> impl Iterator<Item = Code> {
+        Code::ALL.iter().copied().filter(|code| *code != Code::Row)
+    }
+}
+
 impl Value for Codes {
     fn expected() -> String {
-        "a list of codes of findings, such as [M002, T001]".into()
+        "a list of codes of findings (E-ROW is allowed by on_bad_row=skip)".into()
+    }
+
+    fn schema() -> Json {
+        let codes: Vec<&str> = Codes::all().map(Code::as_str).collect();
+        json!({ "type": ["array", "null"], "items": { "enum": codes } })
     }
 
     fn from_json(json: &Json) -> Option<Codes> {
-        let code =
-            |text: &str| Code::ALL.iter().find(|code| code.as_str().eq_ignore_ascii_case(text)).copied();
+        let code = |text: &str| Codes::all().find(|code| code.as_str().eq_ignore_ascii_case(text));
         match json {
             Json::Null => Some(Codes::default()),
             Json::String(text) => Some(Codes(vec![code(text)?])),
@@ -76,6 +87,10 @@ impl Choice for TruncationMode {}
 impl<T: Choice> Value for T {
     fn expected() -> String {
         format!("one of: {}", names::<T>().join(", "))
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": names::<T>() })
     }
 
     fn from_json(json: &Json) -> Option<T> {

@@ -157,9 +157,9 @@ pub fn differences(manifest: &Manifest, folder: &ModelFolder, policy: &Policy) -
     differences
 }
 
-/// The findings of level warning and above, with how often and where first: a line each, with its level.
-pub fn findings(rows: &RowSet) -> Vec<(Level, String)> {
-    let mut lines = Vec::new();
+/// Prints the findings of level warning and above, with how often and where first, and the rows that failed; also
+/// when quiet.
+pub fn print_findings(ui: &Ui, rows: &RowSet, indent: usize) {
     for (code, found) in &rows.summary.findings {
         if found.level == Level::Note || *code == Code::Row {
             continue;
@@ -169,30 +169,10 @@ pub fn findings(rows: &RowSet) -> Vec<(Level, String)> {
             .get(code)
             .map(|finding| format!("; first: row {}: {}", finding.row, finding.message))
             .unwrap_or_default();
-        lines.push((
-            found.level,
-            format!("{code} {} × {}{example}", thousands(found.count), code.rule().meaning),
-        ));
+        let text = format!("{code} {} × {}{example}", thousands(found.count), code.rule().meaning);
+        // One column from the names of the plan.
+        ui.finding(found.level, if indent > 0 { indent + 1 } else { 0 }, text);
     }
-    lines
-}
-
-/// Prints the findings of level warning and above, also when quiet, and the rows that failed.
-pub fn print_findings(ui: &Ui, rows: &RowSet, indent: usize) {
-    for (level, line) in findings(rows) {
-        if ui.quiet {
-            // `warn` says that it is no error; an error that is allowed is told as one.
-            let level = if level == Level::Error { "error level: " } else { "" };
-            ui.warn(format_args!("{}: {level}{line}", rows.name.display()));
-        } else {
-            ui.log(format_args!("{:indent$} {line}", ""));
-        }
-    }
-    print_failures(ui, rows);
-}
-
-/// Prints the rows that failed.
-pub fn print_failures(ui: &Ui, rows: &RowSet) {
     for failure in &rows.failures {
         ui.warn(format_args!("left out: {failure}"));
     }

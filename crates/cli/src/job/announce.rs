@@ -28,7 +28,7 @@ impl Job {
     /// Prints what the run will do. Findings are warned of, also when quiet.
     pub fn announce(&self, ui: &Ui) {
         for line in self.lines() {
-            ui.log(line);
+            ui.hang(INDENT + 1, line);
         }
         self.warn(ui);
     }
@@ -70,11 +70,7 @@ impl Job {
     /// Warns of what the plan's lines do not say, or what must be seen when they are not.
     fn warn(&self, ui: &Ui) {
         for rows in std::iter::once(&self.train_rows).chain(&self.eval_rows) {
-            if ui.quiet {
-                loading::print_findings(ui, rows, 0);
-            } else {
-                loading::print_failures(ui, rows);
-            }
+            loading::print_findings(ui, rows, INDENT);
         }
         let memory = self.memory();
         if let (_, Some(available)) = machine::memory()
@@ -94,10 +90,6 @@ impl Job {
         let (config, settings) = (&self.config, &self.settings);
         let lines = std::cell::RefCell::new(Vec::new());
         let line = |name: &str, text: String| lines.borrow_mut().push(line(name, text));
-        let findings = |rows| {
-            let found = loading::findings(rows).into_iter();
-            lines.borrow_mut().extend(found.map(|(_, text)| format!("{:INDENT$} {text}", "")));
-        };
         let weights = match config.init {
             Init::Weights => "weights from the folder",
             Init::Random => "random weights",
@@ -119,14 +111,12 @@ impl Job {
                 tables::rows(&Counts::of(&self.train_rows.summary))
             ),
         );
-        findings(&self.train_rows);
         match &self.eval_rows {
             Some(rows) => {
                 line(
                     "evaluation",
                     format!("{}: {}", rows.name.display(), tables::rows(&Counts::of(&rows.summary))),
                 );
-                findings(rows);
             }
             None if !self.eval.is_empty() => line(
                 "evaluation",

@@ -93,7 +93,7 @@ impl RowProcessor {
     }
 
     /// The outcome of a row of a source, and the hash of its ids.
-    pub(super) fn outcome(&self, raw: RawRow) -> Result<(Outcome, u128)> {
+    pub(super) fn outcome(&self, raw: RawRow) -> Result<(Outcome, u64)> {
         let id = raw.id.clone();
         self.settle(id, self.through(Example::read(raw, self.pipeline.policy.format)))
     }
@@ -113,7 +113,7 @@ impl RowProcessor {
     }
 
     /// The outcome of a row, after the filter.
-    fn settle(&self, id: RowId, end: Result<(Outcome, u128), Halt>) -> Result<(Outcome, u128)> {
+    fn settle(&self, id: RowId, end: Result<(Outcome, u64), Halt>) -> Result<(Outcome, u64)> {
         match end {
             Ok((mut outcome, hash)) => {
                 if let Outcome::Kept(Kept { findings, .. }) | Outcome::Dropped { findings, .. } = &mut outcome
@@ -145,7 +145,7 @@ impl RowProcessor {
     }
 
     /// Runs every stage over a row.
-    fn through(&self, row: Result<Example>) -> Result<(Outcome, u128), Halt> {
+    fn through(&self, row: Result<Example>) -> Result<(Outcome, u64), Halt> {
         let policy = &*self.pipeline.policy;
         let Example { id, body } = row?;
         let mut whole = match body {
@@ -206,8 +206,12 @@ impl RowProcessor {
                 _ => "nothing after the prompt is an assistant turn to learn from",
             }));
         }
-        let Chat { rendered, findings } = chats.spans(id, conversation)?;
+        let Chat { rendered, findings } = chats.spans(id.clone(), conversation)?;
         if rendered.response().all(str::is_empty) {
+            if let Some(found) = findings.iter().find(|found| found.code == Code::C002) {
+                let error = Error::row(id, format!("C002: {}", found.message), Code::C002.rule().help);
+                return Err(Halt::bad(Code::C002, error, Vec::new()));
+            }
             let calls =
                 conversation.messages.iter().any(|m| m.get("tool_calls").is_some_and(|c| !c.is_null()));
             return Err(Halt::Unlearned(match calls {
@@ -336,7 +340,7 @@ impl RowProcessor {
     }
 
     /// Truncates a row.
-    fn fit(&self, id: RowId, whole: Whole) -> Result<(Outcome, u128), Halt> {
+    fn fit(&self, id: RowId, whole: Whole) -> Result<(Outcome, u64), Halt> {
         let policy = &*self.pipeline.policy;
         let Whole { sample, mut findings, text, bytes } = whole;
         let (n, max) = (sample.len(), policy.max_length.unwrap_or(usize::MAX));
