@@ -19,7 +19,7 @@ pub use summary::{CodeCount, ROWS_LISTED, SECTION_ORDER, SectionStats, Summary};
 
 use crate::audit::Filter;
 use crate::source::Source;
-use crate::{ModelFolder, Policy, Result, Sample};
+use crate::{Code, ModelFolder, Policy, Result, Sample};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
@@ -68,6 +68,8 @@ pub struct Pipeline {
     pub mode: Mode,
     /// Keep texts and byte ranges in [`Kept`].
     pub keep_text: bool,
+    /// Codes whose findings do not refuse their row in [`Mode::Train`]; they are reported.
+    pub allowed: Vec<Code>,
     /// The findings that count. One that is ignored does not refuse its row either.
     pub filter: Filter,
 }
@@ -81,6 +83,7 @@ impl Pipeline {
             labelled_under: None,
             mode: Mode::default(),
             keep_text: false,
+            allowed: Vec::new(),
             filter: Filter::default(),
         }
     }

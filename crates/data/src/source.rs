@@ -72,6 +72,35 @@ pub struct Source {
     ended: bool,
 }
 
+/// Refuses a device, and a named pipe: opening one waits for a writer, and it can be read once only. A pipe that is open
+/// already has a name under `/dev` or `/proc`.
+#[cfg(unix)]
+fn check_kind(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = meta.file_type();
+    let is_open = ["/dev/stdin", "/dev/fd", "/proc"].iter().any(|place| path.starts_with(place));
+    if kind.is_char_device() || kind.is_block_device() || kind.is_socket() {
+        return Err(source_error(
+            path,
+            "is a device, not a file of rows",
+            "name a file, or pipe rows to /dev/stdin",
+        ));
+    }
+    if kind.is_fifo() && !is_open {
+        return Err(source_error(
+            path,
+            "is a named pipe, not a file of rows",
+            "give it as /dev/stdin: --data /dev/stdin < PIPE",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_kind(_: &Path, _: &std::fs::Metadata) -> Result<()> {
+    Ok(())
+}
+
 impl Source {
     /// Opens a file and detects its framing.
     ///
@@ -100,6 +129,7 @@ impl Source {
                     "name a file of rows: .jsonl, .json, .csv or .tsv (also .gz or .zst), .parquet or .arrow",
                 ));
             }
+            check_kind(path, &meta)?;
             size += meta.len();
         }
         let Some(first) = rest.pop_front() else {

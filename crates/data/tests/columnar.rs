@@ -300,7 +300,7 @@ fn write_folder(target: &Path, made: &[Made], columns: Columns, rows: usize) {
         sink.finish().unwrap().commit().unwrap();
     }
     let fingerprint = "0123456789abcdef0123456789abcdef";
-    folder::publish(&shards, target, columns, fingerprint, &json!({}), scratch.path()).unwrap();
+    folder::publish(&shards, target, columns, fingerprint, |_| json!({}), scratch.path()).unwrap();
 }
 
 /// A row without the fields that are null (the JSON form leaves those out), and its weights as the f32 they are

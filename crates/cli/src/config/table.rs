@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Init, PackingStrategy};
+use super::choices::{Codes, Init, PackingStrategy};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -150,6 +150,8 @@ table! {
     format: Format => data.format, eg "messages";
     /// What happens to a row that cannot become a sample.
     on_bad_row: OnBadRow => data.on_bad_row, eg "skip";
+    /// Findings of level error that do not stop training, by their codes.
+    allow_findings: Codes = Codes::default(), eg "[M002]";
 
     Labels:
     /// Learn from responses only; false: from every token, prompts included.
@@ -218,6 +220,8 @@ table! {
     warmup_ratio: f64 => train.warmup_ratio, eg "0.03";
     /// Number of warm-up steps; below 1, a share of the steps.
     warmup_steps: f64 => train.warmup_steps, eg "100";
+    /// Stop where the loss has been above twice that of the first step, and above 4 nats, for 20 steps in a row.
+    stop_on_divergence: bool => train.stop_on_divergence, eg "false";
 
     Evaluation:
     /// Rows per evaluation batch.

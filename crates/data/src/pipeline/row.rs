@@ -327,7 +327,12 @@ impl RowProcessor {
         if self.pipeline.mode != Mode::Train {
             return Ok(());
         }
-        let refused = |f: &&Finding| f.level == Level::Error && f.code.rule().refuses && self.accepts(f.code);
+        let refused = |f: &&Finding| {
+            f.level == Level::Error
+                && f.code.rule().refuses
+                && self.accepts(f.code)
+                && !self.pipeline.allowed.contains(&f.code)
+        };
         let Some(finding) = whole.findings.iter().find(refused).cloned() else { return Ok(()) };
         let message = format!("{}: {}", finding.code, finding.message);
         let error = Error::row(whole.sample.id.clone(), message, finding.code.rule().help);
