@@ -47,7 +47,10 @@ impl ModelFolder {
             let text = |token: Option<&crate::tokens::SpecialToken>| token.map(|t| t.content.clone());
             let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
             match ChatTemplate::from_dir(path, bos.as_deref(), eos.as_deref()) {
-                Ok(template) => folder.template = template.map(Arc::new),
+                Ok(template) => {
+                    folder.template =
+                        template.map(|template| Arc::new(template.with_tokens(tokenizer.named_tokens())));
+                }
                 Err(error) => folder.template_error = Some(error),
             }
             folder.tokenizer = Some(Arc::new(tokenizer));
@@ -80,9 +83,10 @@ impl From<Arc<Tokenizer>> for ModelFolder {
     }
 }
 
-/// The number of embeddings that `config.json` names.
+/// The number of embeddings that `config.json` names, for a multimodal model in the configuration of its language model.
 fn vocab_size(folder: &Path) -> Option<usize> {
     let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
     let config: serde_json::Value = serde_json::from_str(&text).ok()?;
-    usize::try_from(config.get("vocab_size")?.as_u64()?).ok()
+    let size = config["text_config"]["vocab_size"].as_u64().or(config["vocab_size"].as_u64())?;
+    usize::try_from(size).ok()
 }

@@ -8,6 +8,8 @@ mod blind;
 mod compiled;
 mod context;
 mod engine;
+mod filters;
+mod given;
 mod marks;
 mod options;
 mod proof;

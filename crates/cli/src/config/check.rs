@@ -3,6 +3,7 @@
 use super::table::Config;
 use crate::failure::Failure;
 use suasion_data::Objective;
+use suasion_data::example::COLUMNS;
 use suasion_data::template::is_reserved;
 
 impl Config {
@@ -23,6 +24,16 @@ impl Config {
             return Err(Failure::config(
                 format!("template_kwargs.{name}: {name} is set by suasion and cannot be a template variable"),
                 "leave it out: messages and tools come from the rows, special tokens from the tokenizer",
+            )
+            .into());
+        }
+        if let Some(name) = config.data.columns.keys().find(|name| !COLUMNS.contains(&name.as_str())) {
+            return Err(Failure::config(
+                format!("columns.{name}: no format has a field {name:?}"),
+                format!(
+                    "columns maps our names to the data's: columns.prompt=question; ours are {}",
+                    COLUMNS.join(", ")
+                ),
             )
             .into());
         }

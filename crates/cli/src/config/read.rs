@@ -152,7 +152,8 @@ impl Loaded {
 
     fn entry(&mut self, key: &'static Key, entry: &str, text: &str, place: &str) -> anyhow::Result<()> {
         let allowed: Vec<&str> = match key.name {
-            "loss_weights" => Section::ALL.iter().map(|s| s.name()).collect(),
+            "loss_weights" => Section::ALL.iter().map(|s| s.name()).chain(["other"]).collect(),
+            "columns" => suasion_data::example::COLUMNS.to_vec(),
             "section_markers" => vec!["SYSTEM", "CONTEXT", "TASK", "RESPONSE"],
             _ => Vec::new(),
         };

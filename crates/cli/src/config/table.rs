@@ -110,6 +110,8 @@ table! {
     eval_fraction: f64 = 0.0, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
     /// Format of the rows; auto finds it for each row.
     format: Format => data.format;
+    /// Where the rows have what formats name otherwise, by our name: {prompt: question, completion: data.answer}.
+    columns: BTreeMap<String, String> => data.columns;
     /// What happens to a row that cannot become a sample.
     on_bad_row: OnBadRow => data.on_bad_row;
     /// Learn from responses only; false: from every token, prompts included.
@@ -140,7 +142,7 @@ table! {
     content_special_tokens: ContentSpecialTokens => data.content_special_tokens;
     /// Loss weight of prompt tokens.
     prompt_loss_weight: f32 => data.prompt_loss_weight, if |v| *v >= 0.0, "at least 0";
-    /// Loss weight per prompt section (system, context, task, user, tool, other).
+    /// Loss weight per prompt section (system, context, task, user, tool, prompt).
     loss_weights: BTreeMap<String, f32> => data.loss_weights;
     /// Text that begins each section (SYSTEM, CONTEXT, TASK, RESPONSE); empty: no such section.
     section_markers: BTreeMap<String, String> => data.section_markers;

@@ -39,7 +39,9 @@ pub fn load(
 ) -> anyhow::Result<RowSet> {
     let manifest = data.manifest()?;
     let labelled_under = manifest.as_ref().map(|manifest| manifest.labelled_under(policy).into());
-    let pipeline = Pipeline { mode, labelled_under, ..Pipeline::new(folder.clone(), policy.clone()) };
+    let prepared_chats = manifest.as_ref().is_some_and(|manifest| manifest.template.is_some());
+    let pipeline =
+        Pipeline { mode, labelled_under, prepared_chats, ..Pipeline::new(folder.clone(), policy.clone()) };
     let mut samples = Vec::new();
     let mut examples = BTreeMap::new();
     let mut failures = Vec::new();

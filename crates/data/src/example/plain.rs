@@ -3,6 +3,7 @@
 use super::body::{Alpaca, Body, TextPiece};
 use super::reader::Reader;
 use crate::source::row::type_name;
+use crate::source::{as_f64, shown};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -116,12 +117,10 @@ impl Reader<'_> {
             };
             let weight = match given("weight").or(given("loss_weight")) {
                 None => None,
-                Some(value) => {
-                    match value.as_f64().map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0) {
-                        Some(weight) => Some(weight),
-                        None => return Err(error(format!("has the \"weight\" {value}"))),
-                    }
-                }
+                Some(value) => match as_f64(value).map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0) {
+                    Some(weight) => Some(weight),
+                    None => return Err(error(format!("has the \"weight\" {}", shown(value)))),
+                },
             };
             let weight = match (train, weight) {
                 (Some(false), _) => 0.0,

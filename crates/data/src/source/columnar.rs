@@ -21,7 +21,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -253,14 +253,21 @@ fn check_columns(metadata: &ParquetMetaData, size: u64) -> Result<(), String> {
     Ok(())
 }
 
+/// A column that was compressed by more than this may hold a huge value that many rows share.
+const SHRUNK: i64 = 500;
+
 /// Rows per batch that stay below [`BATCH_BYTES`], by the largest mean row size of a row group.
 fn batch_rows(metadata: &ParquetMetaData) -> usize {
-    let largest = metadata
-        .row_groups()
-        .iter()
-        .filter(|group| group.num_rows() > 0)
-        .map(|group| group.total_byte_size().max(0) / group.num_rows())
-        .max();
+    let groups = metadata.row_groups().iter().filter(|group| group.num_rows() > 0);
+    let mean = |group: &RowGroupMetaData| group.total_byte_size().max(0) / group.num_rows();
+    let shared = |group: &RowGroupMetaData| {
+        let shrunk = group.columns().iter().filter(|column| {
+            column.uncompressed_size() / SHRUNK > column.compressed_size()
+                && column.uncompressed_size() > 1 << 24
+        });
+        shrunk.map(|column| column.uncompressed_size()).max().unwrap_or(0)
+    };
+    let largest = groups.map(|group| mean(group).max(shared(group))).max();
     rows_of(usize::try_from(largest.unwrap_or(0)).unwrap_or(usize::MAX))
 }
 

@@ -2,6 +2,7 @@
 
 use super::compiled::ChatTemplate;
 use super::context;
+use super::given::Forms;
 use super::options::TemplateOptions;
 use super::proof::{Chat, Setup};
 use super::shape::Plans;
@@ -23,6 +24,7 @@ pub struct ChatRenderer {
     /// Today, if the template uses the date and the options set none.
     today: Option<jiff::civil::Date>,
     plans: Plans,
+    forms: Forms,
 }
 
 impl ChatRenderer {
@@ -38,7 +40,7 @@ impl ChatRenderer {
         let options = TemplateOptions { date: options.date.or(today), kwargs: options.kwargs.clone() };
         let variables = template.variables(&options);
         let setup = Setup { template, policy, stops: stops.clone(), variables };
-        ChatRenderer { setup, today, plans: Plans::default() }
+        ChatRenderer { setup, today, plans: Plans::default(), forms: Forms::default() }
     }
 
     /// The template.
@@ -56,6 +58,7 @@ impl ChatRenderer {
     /// # Errors
     /// [`Error::Row`](crate::Error::Row) if the template rejects the conversation or there is no proof.
     pub fn spans(&self, id: RowId, c: &Conversation) -> Result<Chat> {
+        let c = &*self.setup.given(c, &self.forms);
         let plan = self.plans.get(&self.setup, c);
         // The rendering with marks around the blocks contains the plain one, so one rendering is enough.
         if !self.setup.template.compiled(c).captures
@@ -65,7 +68,8 @@ impl ChatRenderer {
             if let Some(chat) = plan.apply(&self.setup, &id, c, &messages, None) {
                 return Ok(chat);
             }
-            return self.prove(id, c);
+            let (messages, text) = self.setup.plain(&id, c)?;
+            return prove(&self.setup, id, c, messages, text);
         }
         let (messages, text) = self.setup.plain(&id, c)?;
         match plan.and_then(|plan| plan.apply(&self.setup, &id, c, &messages, Some(&text))) {
@@ -80,6 +84,7 @@ impl ChatRenderer {
     /// # Errors
     /// As [`ChatRenderer::spans`].
     pub fn prove(&self, id: RowId, c: &Conversation) -> Result<Chat> {
+        let c = &*self.setup.given(c, &self.forms);
         let (messages, text) = self.setup.plain(&id, c)?;
         prove(&self.setup, id, c, messages, text)
     }

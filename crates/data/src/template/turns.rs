@@ -91,7 +91,10 @@ impl Proof<'_> {
     fn has_content(message: &Value) -> bool {
         match &message["content"] {
             Value::String(text) => !python::strip(text, None, true, true).is_empty(),
-            Value::Array(parts) => !parts.is_empty(),
+            Value::Array(parts) => parts.iter().any(|part| match &part["text"] {
+                Value::String(text) => !python::strip(text, None, true, true).is_empty(),
+                _ => false,
+            }),
             _ => false,
         }
     }
@@ -385,6 +388,14 @@ impl Proof<'_> {
             if let Some(stop) = stop.filter(|s| s.end < block.end) {
                 turns.push(Turn { message, start: stop.end, end: block.end, stop: None });
             }
+        }
+        // Where marks changed the rendering, an answer that is not there has nothing in its blocks.
+        let missing = |i: &usize| match marks {
+            Some(marks) => marks.of(*i).next().is_none(),
+            None => turns.iter().all(|t| t.message != *i || self.text[t.start..t.end].trim().is_empty()),
+        };
+        if let Some(i) = answers.iter().find(|i| Self::has_content(&self.messages[**i]) && missing(i)) {
+            return Err(self.error(format!("message {i}: the template does not render its content")));
         }
         if let Some(turn) = turns.first()
             && self.covers_header(turn, marks)
