@@ -29,6 +29,10 @@ pub(super) fn unknown(id: &RowId, fields: &Map<String, Value>) -> Error {
     for (name, needs) in NEEDS {
         let lacking: Vec<String> =
             needs.iter().filter(|keys| !keys.iter().any(has)).map(|keys| one_of(keys)).collect();
+        // Its one field is there, and means another thing.
+        if lacking.is_empty() {
+            continue;
+        }
         let line = format!("{name} lacks {}", lacking.join(" and "));
         formats.push((needs.len() - lacking.len(), lacking.len(), line));
     }
