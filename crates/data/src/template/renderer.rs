@@ -3,6 +3,7 @@
 use super::compiled::ChatTemplate;
 use super::context;
 use super::given::Forms;
+use super::habits::Habits;
 use super::options::TemplateOptions;
 use super::proof::{Chat, Setup};
 use super::shape::Plans;
@@ -39,7 +40,8 @@ impl ChatRenderer {
         let today = (options.date.is_none() && template.writes_date()).then(|| jiff::Zoned::now().date());
         let options = TemplateOptions { date: options.date.or(today), kwargs: options.kwargs.clone() };
         let variables = template.variables(&options);
-        let setup = Setup { template, policy, stops: stops.clone(), variables };
+        let habits = Habits::of(&template, &variables);
+        let setup = Setup { template, policy, stops: stops.clone(), variables, habits };
         ChatRenderer { setup, today, plans: Plans::default(), forms: Forms::default() }
     }
 
@@ -58,6 +60,7 @@ impl ChatRenderer {
     /// # Errors
     /// [`Error::Row`](crate::Error::Row) if the template rejects the conversation or there is no proof.
     pub fn spans(&self, id: RowId, c: &Conversation) -> Result<Chat> {
+        let c = &*self.setup.habits.named(c);
         let c = &*self.setup.given(c, &self.forms);
         let plan = self.plans.get(&self.setup, c);
         // The rendering with marks around the blocks contains the plain one, so one rendering is enough.
@@ -84,6 +87,7 @@ impl ChatRenderer {
     /// # Errors
     /// As [`ChatRenderer::spans`].
     pub fn prove(&self, id: RowId, c: &Conversation) -> Result<Chat> {
+        let c = &*self.setup.habits.named(c);
         let c = &*self.setup.given(c, &self.forms);
         let (messages, text) = self.setup.plain(&id, c)?;
         prove(&self.setup, id, c, messages, text)
