@@ -94,7 +94,10 @@ impl Proof<'_> {
     fn has_content(message: &Value) -> bool {
         match &message["content"] {
             Value::String(text) => !python::strip(text, None, true, true).is_empty(),
-            Value::Array(parts) => !parts.is_empty(),
+            Value::Array(parts) => parts.iter().any(|part| match &part["text"] {
+                Value::String(text) => !python::strip(text, None, true, true).is_empty(),
+                _ => false,
+            }),
             _ => false,
         }
     }
@@ -429,6 +432,16 @@ impl Proof<'_> {
                 let (from, end) = (stop.end, block.end);
                 turns.push(Turn { message, from, start: from, end, stop: None });
             }
+        }
+        // Where marks changed the rendering, an answer that is not there has nothing in its blocks.
+        let missing = |i: &usize| match marks {
+            Some(marks) => marks.of(*i).next().is_none(),
+            None => turns.iter().all(|t| t.message != *i || self.text[t.start..t.end].trim().is_empty()),
+        };
+        let unseen =
+            |i: &&usize| Self::has_content(&self.messages[**i]) && !self.vanished.contains(i) && missing(i);
+        if let Some(i) = answers.iter().find(unseen) {
+            return Err(self.error(format!("message {i}: the template does not render its content")));
         }
         if let Some(turn) = turns.first()
             && self.covers_header(turn, marks)
