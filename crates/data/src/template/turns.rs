@@ -438,8 +438,7 @@ impl Proof<'_> {
             Some(marks) => marks.of(*i).next().is_none(),
             None => turns.iter().all(|t| t.message != *i || self.text[t.start..t.end].trim().is_empty()),
         };
-        let unseen =
-            |i: &&usize| Self::has_content(&self.messages[**i]) && !self.vanished.contains(i) && missing(i);
+        let unseen = |i: &&usize| Self::has_content(&self.messages[**i]) && missing(i);
         if let Some(i) = answers.iter().find(unseen) {
             return Err(self.error(format!("message {i}: the template does not render its content")));
         }
