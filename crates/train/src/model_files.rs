@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use suasion_engine::WeightType;
 use suasion_files::write_bytes;
 
 /// A file to be written beside the weights.
@@ -54,12 +55,41 @@ impl ModelFiles {
         Ok(files)
     }
 
-    /// Adds a file, or replaces the one of that name. In `config.json` the dtype becomes `float32`, the dtype
-    /// of the weights that are written.
+    /// Adds a file, or replaces the one of that name.
     pub fn push(&mut self, name: &str, bytes: Vec<u8>) {
-        let bytes = if name == "config.json" { with_f32(bytes) } else { bytes };
         self.files.retain(|file| file.name != name);
         self.files.push(OutputFile { name: name.to_string(), bytes });
+    }
+
+    /// The files as they are beside weights of this type: where `config.json` says otherwise of the type or of a head
+    /// that is not tied, it is corrected.
+    pub fn beside(&self, kind: WeightType, tied: bool) -> ModelFiles {
+        let mut files = self.clone();
+        for file in files.files.iter_mut().filter(|file| file.name == "config.json") {
+            if let Some(bytes) = corrected(&file.bytes, kind, tied) {
+                file.bytes = bytes;
+            }
+        }
+        files
+    }
+
+    /// The files of a model that has learned to stop at these ids: `eos_token_id` in `config.json` and
+    /// `generation_config.json` names them after those that it names already. A file that names none gets its ids, and
+    /// `generation_config.json` is added where it is missing and there is something to say.
+    pub fn stopping_at(&self, stops: &[u32]) -> ModelFiles {
+        let mut files = self.clone();
+        let of = |name: &str| self.files.iter().find(|file| file.name == name);
+        for name in ["config.json", "generation_config.json"] {
+            let bytes = match of(name) {
+                Some(file) => &file.bytes[..],
+                None if name == "generation_config.json" && !stops.is_empty() => b"{}",
+                None => continue,
+            };
+            if let Some(bytes) = naming(bytes, stops) {
+                files.push(name, bytes);
+            }
+        }
+        files
     }
 
     /// Writes the files into a folder.
@@ -71,21 +101,95 @@ impl ModelFiles {
     }
 }
 
-/// A configuration with the dtype float32; the same bytes if it has that dtype already, or none.
-fn with_f32(bytes: Vec<u8>) -> Vec<u8> {
-    let Ok(Value::Object(mut config)) = serde_json::from_slice(&bytes) else { return bytes };
+/// A configuration that agrees with the weights; `None` where it does already.
+fn corrected(bytes: &[u8], kind: WeightType, tied: bool) -> Option<Vec<u8>> {
+    let Ok(Value::Object(mut config)) = serde_json::from_slice(bytes) else { return None };
     let mut changed = false;
     for key in ["dtype", "torch_dtype"] {
         if let Some(value) = config.get_mut(key)
-            && *value != "float32"
+            && *value != kind.name()
         {
-            *value = Value::from("float32");
+            *value = Value::from(kind.name());
             changed = true;
         }
     }
-    if changed {
-        serde_json::to_vec_pretty(&config).expect("it was JSON") // keys keep their order
-    } else {
-        bytes
+    // Families differ in what a missing key means.
+    let says_tied = config.get("tie_word_embeddings").is_none_or(|value| value == true);
+    if !tied && says_tied {
+        config.insert("tie_word_embeddings".into(), false.into());
+        changed = true;
+    }
+    changed.then(|| serde_json::to_vec_pretty(&config).expect("it was JSON")) // keys keep their order
+}
+
+/// A configuration whose `eos_token_id` names these ids too; `None` where it does already.
+fn naming(bytes: &[u8], stops: &[u32]) -> Option<Vec<u8>> {
+    let Ok(Value::Object(mut config)) = serde_json::from_slice(bytes) else { return None };
+    let mut ids: Vec<Value> = match config.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.clone(),
+        Some(id @ Value::Number(_)) => vec![id.clone()],
+        _ => Vec::new(),
+    };
+    let known = ids.len();
+    for stop in stops {
+        if !ids.iter().any(|id| id == stop) {
+            ids.push((*stop).into());
+        }
+    }
+    if ids.len() == known {
+        return None;
+    }
+    let value = if ids.len() == 1 { ids.remove(0) } else { Value::Array(ids) };
+    config.insert("eos_token_id".into(), value);
+    serde_json::to_vec_pretty(&config).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_stop_where_the_run_learned_to() {
+        let stopping = |generation: Option<&str>, stops: &[u32]| {
+            let mut files = ModelFiles::default();
+            files.push("config.json", br#"{"eos_token_id": [0, 7]}"#.to_vec());
+            if let Some(text) = generation {
+                files.push("generation_config.json", text.as_bytes().to_vec());
+            }
+            let files = files.stopping_at(stops).files;
+            let read = |file: &OutputFile| serde_json::from_slice::<Value>(&file.bytes).unwrap();
+            files.iter().map(|file| read(file)["eos_token_id"].clone()).collect::<Vec<_>>()
+        };
+        use serde_json::json;
+        assert_eq!(stopping(Some(r#"{"eos_token_id": 0}"#), &[9]), [json!([0, 7, 9]), json!([0, 9])]);
+        // What is named already is not named twice, nor is a file changed that says nothing else.
+        assert_eq!(stopping(Some(r#"{"eos_token_id": 7}"#), &[7]), [json!([0, 7]), json!(7)]);
+        assert_eq!(stopping(None, &[7, 9]), [json!([0, 7, 9]), json!([7, 9])]);
+        assert_eq!(stopping(Some("{}"), &[9]), [json!([0, 7, 9]), json!(9)]);
+        assert_eq!(stopping(None, &[]), [json!([0, 7])]);
+    }
+
+    #[test]
+    fn the_configuration_agrees_with_the_weights() {
+        let beside = |config: &str, kind, tied| {
+            let mut files = ModelFiles::default();
+            files.push("config.json", config.as_bytes().to_vec());
+            files.push("tokenizer.json", b"{\"dtype\": 1}".to_vec());
+            let files = files.beside(kind, tied).files;
+            assert_eq!(files[1].bytes, b"{\"dtype\": 1}");
+            String::from_utf8(files[0].bytes.clone()).unwrap()
+        };
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let tied = r#"{"torch_dtype": "bfloat16", "tie_word_embeddings": true}"#;
+        // What agrees keeps its bytes.
+        assert_eq!(beside(tied, WeightType::BF16, true), tied);
+        assert_eq!(beside("{ }", WeightType::F16, true), "{ }");
+        let own_head = r#"{"tie_word_embeddings":  false}"#;
+        assert_eq!(beside(own_head, WeightType::F32, false), own_head);
+        let expected = r#"{"torch_dtype": "float32", "tie_word_embeddings": false}"#;
+        assert_eq!(read(&beside(tied, WeightType::F32, false)), read(expected));
+        // GPT-2's heads are tied where the key is missing.
+        let named = beside(r#"{"dtype": "float32"}"#, WeightType::F16, false);
+        assert_eq!(read(&named), read(r#"{"dtype": "float16", "tie_word_embeddings": false}"#));
     }
 }

@@ -1,7 +1,7 @@
 //! Model folders: found by path or hub id, and opened, without the weights.
 
 use super::hub::{self, Access, Kind, Repo, ToDownload};
-use crate::config::Config;
+use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::ui::Ui;
 use std::io::Write as _;
@@ -29,13 +29,27 @@ pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
     Ok(folder)
 }
 
-/// Opens a folder with its architecture.
+/// Opens a folder with its architecture. With [`Init::Weights`], a head of its own in the weights is the model's, and a
+/// warning where config.json says otherwise.
 ///
 /// # Errors
 /// As [`open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
 /// ids that the model has no embedding for, because it belongs to another model.
-pub fn with_architecture(dir: &Path, ui: &Ui) -> anyhow::Result<(Arc<ModelFolder>, Architecture)> {
-    let arch = Architecture::from_dir(dir)?;
+pub fn with_architecture(
+    dir: &Path,
+    init: Init,
+    ui: &Ui,
+) -> anyhow::Result<(Arc<ModelFolder>, Architecture)> {
+    let mut arch = Architecture::from_dir(dir)?;
+    // What is wrong with the weights is reported where they are loaded: a resume needs none of these.
+    if init == Init::Weights
+        && let Ok((with_head, sentence)) = arch.clone().with_head_of(dir)
+    {
+        arch = with_head;
+        if let Some(sentence) = sentence {
+            ui.warn(format_args!("{sentence}"));
+        }
+    }
     let mut folder = open(dir, ui)?;
     folder.vocab_size = Some(arch.vocab_size);
     match &folder.tokenizer {
@@ -116,6 +130,7 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
 pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
     let access = access.into();
     if name.is_dir() {
+        check_kinds(name)?;
         return Ok(name.to_path_buf());
     }
     if name.exists() {
@@ -149,6 +164,28 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
         }
         (Err(error), _) => Err(error),
     }
+}
+
+/// Refuses a folder in which a device or a pipe has the name of a file of a model: reading it may not end.
+fn check_kinds(dir: &Path) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(dir).map_err(|e| suasion_data::Error::io(dir, e))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let read = ModelFiles::NAMES.contains(&name.as_str())
+            || is_safetensors(&name)
+            || name == "model.safetensors.index.json";
+        // A link counts as what it points to.
+        let odd = || entry.path().metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir());
+        if read && odd() {
+            return Err(Failure::run_time(
+                "E-MODEL",
+                format!("{}: a device or a pipe, not a file", entry.path().display()),
+                "put a plain file there; a model's files are read more than once",
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// True where a snapshot has the files that every model has; other tools may have downloaded only some of

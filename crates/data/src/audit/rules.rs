@@ -2,6 +2,7 @@
 
 use super::copies::copied_response;
 use super::labels::wrong_labels;
+use super::length::beyond_positions;
 use super::mask::{
     double_bos, everything_supervised, no_stop, no_target, padding_supervised, prompt_supervised,
     scaffold_supervised, stop_masked,
@@ -73,7 +74,8 @@ pub fn audit(subject: &Subject<'_>) -> Vec<Finding> {
             part.weights = part.weights.and_then(|_| sample.weights.clone());
             part
         });
-        let subject = Subject::new(sample, given.as_ref(), subject.special, subject.policy);
+        let subject = Subject::new(sample, given.as_ref(), subject.special, subject.policy)
+            .with_positions(subject.positions);
         let in_pack = |i: u32| tokens.get(i as usize).map_or(0, |&i| i as u32);
         for rule in RULES {
             let Check::Row(check) = rule.check else { continue };
@@ -209,6 +211,16 @@ pub const RULES: &[Rule] = &[
         help: "raise max_length where the context matters",
         refuses: false,
         check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::T003,
+        meaning: "a row longer than the model's positions",
+        doc: "The row has more tokens than `max_position_embeddings` (`n_positions`), and RoPE is not scaled to reach them: \
+              the model has never seen such positions. `max_length` cuts rows; a model with scaled RoPE (`rope_scaling`) \
+              reaches further. Where positions are a learned table, `train` and `eval` refuse the row.",
+        help: "set max_length to at most the model's positions",
+        refuses: false,
+        check: Check::Row(beyond_positions),
     },
     Rule {
         code: Code::S001,

@@ -2,6 +2,7 @@
 //! strings.
 
 use super::python;
+use crate::source::number_of;
 use serde_json::Value;
 use std::ops::Range;
 
@@ -271,7 +272,7 @@ impl Wrap {
                 *text = new;
             }
             Value::Array(list) => list.iter_mut().for_each(|v| self.wrap(v, tool, fields)),
-            Value::Object(map) => {
+            Value::Object(map) if number_of(map).is_none() => {
                 for (key, value) in map.iter_mut() {
                     // The type of a part and the id of a call are not text: templates compare them.
                     if !matches!(key.as_str(), "type" | "id" | "role") {

@@ -94,7 +94,10 @@ impl Proof<'_> {
     fn has_content(message: &Value) -> bool {
         match &message["content"] {
             Value::String(text) => !python::strip(text, None, true, true).is_empty(),
-            Value::Array(parts) => !parts.is_empty(),
+            Value::Array(parts) => parts.iter().any(|part| match &part["text"] {
+                Value::String(text) => !python::strip(text, None, true, true).is_empty(),
+                _ => false,
+            }),
             _ => false,
         }
     }
@@ -395,7 +398,7 @@ impl Proof<'_> {
                 first.filter(|f| f.at <= block.end).map(|f| m.fields[f.field].message)
             });
             let by_count = (blocks.len() == answers.len()).then(|| answers[k]);
-            let inside = inside.filter(|i| answers.contains(i));
+            let inside = inside.filter(|i| is_assistant(&self.messages[*i]));
             let message = match by_count.or(inside) {
                 Some(message) => message,
                 None => self.message_of_block(&answers, turns.last().map(|t: &Turn| t.message))?,
@@ -429,6 +432,15 @@ impl Proof<'_> {
                 let (from, end) = (stop.end, block.end);
                 turns.push(Turn { message, from, start: from, end, stop: None });
             }
+        }
+        // Where marks changed the rendering, an answer that is not there has nothing in its blocks.
+        let missing = |i: &usize| match marks {
+            Some(marks) => marks.of(*i).next().is_none(),
+            None => turns.iter().all(|t| t.message != *i || self.text[t.start..t.end].trim().is_empty()),
+        };
+        let unseen = |i: &&usize| Self::has_content(&self.messages[**i]) && missing(i);
+        if let Some(i) = answers.iter().find(unseen) {
+            return Err(self.error(format!("message {i}: the template does not render its content")));
         }
         if let Some(turn) = turns.first()
             && self.covers_header(turn, marks)

@@ -4,6 +4,7 @@ use crate::arch::{MAX_LAYERS, MAX_SIZE};
 use crate::rope::{Llama3, Rope};
 use crate::{Error, Result};
 use serde_json::Value;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 /// A parsed `config.json` and where it came from.
@@ -55,11 +56,27 @@ impl<'a> Config<'a> {
         }
     }
 
-    pub(super) fn number_or(&self, key: &str, default: f64) -> Result<f64> {
+    /// A number within `range`: what lies outside breaks the arithmetic, or belongs to no model.
+    pub(super) fn number_or(&self, key: &str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
         match self.get(key) {
             None => Ok(default),
-            Some(v) => v.as_f64().filter(|x| x.is_finite()).ok_or_else(|| self.wrong(key, "a number")),
+            Some(_) => self.number(key, range),
         }
+    }
+
+    fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<f64> {
+        let number = self.get(key).and_then(Value::as_f64).filter(|x| range.contains(x));
+        number.ok_or_else(|| self.wrong(key, &format!("a number from {} to {}", range.start(), range.end())))
+    }
+
+    /// What a norm adds to the variance.
+    pub(super) fn epsilon(&self, key: &str, default: f64) -> Result<f32> {
+        Ok(self.number_or(key, default, 0.0..=1.0)? as f32)
+    }
+
+    /// The deviation of random weights.
+    pub(super) fn initializer_range(&self) -> Result<f64> {
+        self.number_or("initializer_range", 0.02, 0.0..=1.0)
     }
 
     pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
@@ -117,7 +134,7 @@ impl<'a> Config<'a> {
     pub(super) fn dropout(&self, keys: &[&str]) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for key in keys {
-            let rate = self.number_or(key, 0.0)?;
+            let rate = self.number_or(key, 0.0, 0.0..=1.0)?;
             if rate != 0.0 {
                 found.push(format!("{key} = {rate}: dropout is not applied"));
             }
@@ -138,31 +155,71 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// The key/value heads: one for each head where the key is null, `default` where it is missing.
+    pub(super) fn kv_heads(&self, heads: usize, default: usize) -> Result<usize> {
+        let default = if self.json.get("num_key_value_heads").is_some() { heads } else { default };
+        self.size_or("num_key_value_heads", Some(default))
+    }
+
+    /// An object that is not empty, which is what Python takes for true.
+    fn object(&self, key: &str) -> Result<Option<Config<'a>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) if map.is_empty() => Ok(None),
+            Some(json @ Value::Object(_)) => Ok(Some(Config { json, path: self.path })),
+            Some(_) => Err(self.wrong(key, "an object")),
+        }
+    }
+
+    /// A sentence about RoPE settings that have no effect.
+    pub(super) fn overridden(&self) -> Result<Option<String>> {
+        let (new, old) = (self.object("rope_parameters")?, self.object("rope_scaling")?);
+        let both = new.is_some_and(|new| old.is_some_and(|old| old.json != new.json));
+        let sentence = "rope_parameters is not applied: rope_scaling stands beside it and has precedence";
+        Ok(both.then(|| sentence.to_string()))
+    }
+
     /// Rotary positions over whole heads, scaled as `rope_parameters` (transformers 5) or `rope_theta` and
-    /// `rope_scaling` (transformers 4) say.
+    /// `rope_scaling` (transformers 4) say. Where both are there, `rope_scaling` is used alone
+    /// (`convert_rope_params_to_dict` of transformers 5).
     pub(super) fn rope(&self, head_dim: usize, max_positions: usize) -> Result<Rope> {
-        let nested = self.get("rope_parameters").or_else(|| self.get("rope_scaling"));
-        let scaling = Config { json: nested.unwrap_or(&Value::Null), path: self.path };
-        let theta = scaling.number_or("rope_theta", self.number_or("rope_theta", 10_000.0)?)?;
-        if self.number_or("partial_rotary_factor", scaling.number_or("partial_rotary_factor", 1.0)?)? != 1.0 {
+        // The exponent of theta is below 1; f32 holds what is left of it.
+        const THETA: RangeInclusive<f64> = 1e-3..=1e15;
+        const FACTOR: RangeInclusive<f64> = 1e-3..=1e9;
+        let nothing = Config { json: &Value::Null, path: self.path };
+        let nested = self.object("rope_scaling")?.or(self.object("rope_parameters")?);
+        let scaling = nested.unwrap_or(nothing);
+        let outer = self.number_or("rope_theta", 10_000.0, THETA)?;
+        let theta = scaling.number_or("rope_theta", outer, THETA)?;
+        let key = "partial_rotary_factor";
+        if scaling.number_or(key, self.number_or(key, 1.0, 0.0..=1.0)?, 0.0..=1.0)? != 1.0 {
             return Err(self.refuse(
                 "partial_rotary_factor is not supported".into(),
                 "the published models of this family rotate whole heads".into(),
             ));
         }
-        let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
-        match kind.unwrap_or("default") {
+        let kind = ["rope_type", "type"].into_iter().find(|key| scaling.get(key).is_some());
+        match kind.map_or(Ok("default"), |key| scaling.text(key))? {
             "default" => Ok(Rope::new(theta, head_dim, |f| f)),
             "linear" => {
-                let factor = scaling.number_or("factor", 1.0)? as f32;
+                let factor = scaling.number("factor", FACTOR)? as f32;
                 Ok(Rope::new(theta, head_dim, |f| f / factor))
             }
             "llama3" => {
-                let original = scaling.number_or("original_max_position_embeddings", max_positions as f64)?;
+                let original = max_positions as f64;
+                let original = scaling.number_or("original_max_position_embeddings", original, 1.0..=1e12)?;
+                let (low, high) =
+                    (scaling.number("low_freq_factor", FACTOR)?, scaling.number("high_freq_factor", FACTOR)?);
+                if low >= high {
+                    return Err(self.refuse(
+                        format!("low_freq_factor {low} is not below high_freq_factor {high}"),
+                        "copy config.json from the model's repository again".into(),
+                    ));
+                }
                 let scale = Llama3 {
-                    factor: scaling.number_or("factor", 8.0)? as f32,
-                    low: scaling.number_or("low_freq_factor", 1.0)? as f32,
-                    high: scaling.number_or("high_freq_factor", 4.0)? as f32,
+                    factor: scaling.number("factor", FACTOR)? as f32,
+                    low: low as f32,
+                    high: high as f32,
                     original: original as f32,
                 };
                 Ok(Rope::new(theta, head_dim, |f| scale.apply(f)))

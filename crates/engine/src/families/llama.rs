@@ -30,6 +30,8 @@ pub(super) struct Variant {
     pub(super) mlp_bias: bool,
     /// RMS norm of each head of queries and keys.
     pub(super) qk_norm: bool,
+    /// transformers' default of `max_position_embeddings`.
+    pub(super) max_positions: usize,
 }
 
 /// Llama: the key/value heads default to the heads, the head size to `hidden_size / num_attention_heads`.
@@ -42,7 +44,8 @@ pub(super) fn llama(c: &Config) -> Result<Architecture> {
 /// Qwen2: queries, keys and values have biases, nothing else does.
 pub(super) fn qwen2(c: &Config) -> Result<Architecture> {
     c.refuse_windows("the published Qwen2 and Qwen2.5 models attend to whole sequences")?;
-    decoder(c, Variant { qkv_bias: true, ..sizes(c)? })
+    let kv_heads = c.kv_heads(c.size("num_attention_heads")?, 32)?;
+    decoder(c, Variant { qkv_bias: true, kv_heads, max_positions: 32_768, ..sizes(c)? })
 }
 
 /// Llama's defaults.
@@ -50,17 +53,18 @@ fn sizes(c: &Config) -> Result<Variant> {
     let (hidden, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     Ok(Variant {
         head_dim: c.size_or("head_dim", hidden.checked_div(heads))?,
-        kv_heads: c.size_or("num_key_value_heads", Some(heads))?,
+        kv_heads: c.kv_heads(heads, heads)?,
         qkv_bias: false,
         out_bias: false,
         mlp_bias: false,
         qk_norm: false,
+        max_positions: 2048,
     })
 }
 
 /// A decoder whose layers are all alike.
 pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
-    c.activation("hidden_act", None, &["silu", "swish"])?;
+    c.activation("hidden_act", Some("silu"), &["silu", "swish"])?;
     let (hidden, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     if !v.head_dim.is_multiple_of(2) {
         return Err(c.refuse(
@@ -71,9 +75,11 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
             "shapes in config.json contradict each other; copy it from the model's repository again".into(),
         ));
     }
-    let max_positions = c.size_or("max_position_embeddings", Some(2048))?;
-    let norm = Norm::Rms { eps: c.number_or("rms_norm_eps", 1e-6)? as f32 };
-    let std = c.number_or("initializer_range", 0.02)?;
+    let max_positions = c.size_or("max_position_embeddings", Some(v.max_positions))?;
+    let norm = Norm::Rms { eps: c.epsilon("rms_norm_eps", 1e-6)? };
+    let std = c.initializer_range()?;
+    let mut not_applied = c.dropout(&["attention_dropout"])?;
+    not_applied.extend(c.overridden()?);
     let scale = (1.0 / (v.head_dim as f64).sqrt()) as f32;
     let block = Block {
         norms: Norms { attention: norm, mlp: norm },
@@ -100,6 +106,6 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", false)? },
         names: NAMES,
         init: Init { std, residual_std: std, padding_row: c.padding_row()? },
-        not_applied: c.dropout(&["attention_dropout"])?,
+        not_applied,
     })
 }

@@ -13,11 +13,12 @@ pub(super) fn qwen3(c: &Config) -> Result<Architecture> {
         Variant {
             // transformers' defaults, which do not follow from the other sizes.
             head_dim: c.size_or("head_dim", Some(128))?,
-            kv_heads: c.size_or("num_key_value_heads", Some(32))?,
+            kv_heads: c.kv_heads(c.size("num_attention_heads")?, 32)?,
             qkv_bias: bias,
             out_bias: bias,
             mlp_bias: false,
             qk_norm: true,
+            max_positions: 32_768,
         },
     )
 }
