@@ -92,7 +92,9 @@ impl Example {
             fixed => fixed,
         };
         if format != Format::Tokenised
-            && let Some(key) = MEDIA.iter().find(|key| fields.get(**key).is_some_and(filled))
+            && let Some(key) = MEDIA
+                .iter()
+                .find(|key| fields.get(**key).is_some_and(|v| filled(v) && *v != Value::Bool(false)))
         {
             return Err(Error::row(
                 id,

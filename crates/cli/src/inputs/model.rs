@@ -12,7 +12,7 @@ use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
 use suasion_data::tokens::Tokenizer;
 use suasion_engine::Architecture;
-use suasion_train::ModelFiles;
+use suasion_train::{ModelFiles, TEMPLATES};
 
 /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
 ///
@@ -216,8 +216,9 @@ fn is_safetensors(name: &str) -> bool {
 /// The files of a repository to download. Some repositories hold their weights twice: transformers' `model*`
 /// are preferred.
 fn wanted(names: &[String], weights: bool) -> Vec<String> {
-    let mut wanted: Vec<String> =
-        names.iter().filter(|name| ModelFiles::NAMES.contains(&name.as_str())).cloned().collect();
+    let template = |name: &str| name.strip_suffix(".jinja").is_some_and(|name| name.starts_with(TEMPLATES));
+    let wanted = |name: &&String| ModelFiles::NAMES.contains(&name.as_str()) || template(name);
+    let mut wanted: Vec<String> = names.iter().filter(wanted).cloned().collect();
     if weights {
         let tensors: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
         let named = tensors.iter().any(|name| name.starts_with("model"));
@@ -236,6 +237,7 @@ mod tests {
         let names = [
             ".gitattributes",
             "README.md",
+            "additional_chat_templates/tool_use.jinja",
             "config.json",
             "consolidated.safetensors",
             "model-00001-of-00002.safetensors",
@@ -246,10 +248,12 @@ mod tests {
             "tokenizer.json",
         ]
         .map(String::from);
-        assert_eq!(wanted(&names, false), ["config.json", "tokenizer.json"]);
+        let template = "additional_chat_templates/tool_use.jinja";
+        assert_eq!(wanted(&names, false), [template, "config.json", "tokenizer.json"]);
         assert_eq!(
             wanted(&names, true),
             [
+                template,
                 "config.json",
                 "tokenizer.json",
                 "model-00001-of-00002.safetensors",
@@ -257,7 +261,7 @@ mod tests {
                 "model.safetensors.index.json",
             ]
         );
-        assert_eq!(wanted(&names[..4], true), ["config.json", "consolidated.safetensors"]);
+        assert_eq!(wanted(&names[..5], true), [template, "config.json", "consolidated.safetensors"]);
     }
 
     #[test]
