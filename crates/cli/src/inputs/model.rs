@@ -6,7 +6,7 @@ use crate::failure::{Exit, Failure};
 use crate::ui::Ui;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
@@ -23,8 +23,8 @@ pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
     if let Some(error) = &folder.template_error {
         ui.warn(format_args!("the chat template is not used: {error}"));
     }
-    if folder.template.is_some() {
-        watch_templates();
+    if let Some(template) = &folder.template {
+        watch(template.watch());
     }
     Ok(folder)
 }
@@ -89,24 +89,23 @@ const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 /// How often the watching thread looks in that time.
 const LOOKS: u32 = 10;
 
-/// Ends the process where a template does not end and its fuel does not stop it ([`RenderingWatch`]).
-fn watch_templates() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        std::thread::spawn(|| {
-            let mut watch = RenderingWatch::default();
-            // Looks are counted instead of seconds: the whole process may have been stopped in between.
-            while watch.look() < LOOKS {
-                std::thread::sleep(LONGEST_RENDERING / LOOKS);
+/// Ends the process where a rendering of a template does not end and its fuel does not stop it.
+fn watch(mut watch: RenderingWatch) {
+    std::thread::spawn(move || {
+        // Looks are counted instead of seconds: the whole process may have been stopped in between.
+        while watch.look() < LOOKS {
+            std::thread::sleep(LONGEST_RENDERING / LOOKS);
+            if watch.is_over() {
+                return;
             }
-            let _ = writeln!(
-                std::io::stderr(),
-                "error[E-TEMPLATE]: the chat template has rendered one conversation for {} s: the template does not \
-                 end\nhelp: compare it with the template of the model's repository",
-                LONGEST_RENDERING.as_secs()
-            );
-            std::process::exit(Exit::RunTime as i32);
-        });
+        }
+        let _ = writeln!(
+            std::io::stderr(),
+            "error[E-TEMPLATE]: the chat template has rendered one conversation for {} s: the template does not end\n\
+             help: compare it with the template of the model's repository",
+            LONGEST_RENDERING.as_secs()
+        );
+        std::process::exit(Exit::RunTime as i32);
     });
 }
 
