@@ -64,6 +64,8 @@ pub struct Pipeline {
     /// The policy that labels must follow, where it is not `policy`: prepared rows follow that of their manifest
     /// ([`Manifest::labelled_under`](crate::prepared::Manifest::labelled_under)).
     pub labelled_under: Option<Arc<Policy>>,
+    /// True for rows that were prepared with a chat template: the task of a row is the last user turn.
+    pub prepared_chats: bool,
     /// What the rows are for.
     pub mode: Mode,
     /// Keep texts and byte ranges in [`Kept`].
@@ -81,6 +83,7 @@ impl Pipeline {
             folder: folder.into(),
             policy: policy.into(),
             labelled_under: None,
+            prepared_chats: false,
             mode: Mode::default(),
             keep_text: false,
             allowed: Vec::new(),

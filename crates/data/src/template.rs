@@ -9,6 +9,8 @@ mod compiled;
 mod context;
 mod details;
 mod engine;
+mod filters;
+mod given;
 mod habits;
 mod marks;
 mod options;

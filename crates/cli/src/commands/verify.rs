@@ -97,6 +97,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     let pipeline = Pipeline {
         mode: Mode::Verify,
+        prepared_chats: manifest.as_ref().is_some_and(|manifest| manifest.template.is_some()),
         labelled_under: manifest.map(|manifest| manifest.labelled_under(&policy).into()),
         keep_text: true,
         filter,

@@ -148,6 +148,8 @@ table! {
     eval_fraction: f64 = 0.0, in Bounds::Within(Range::FromBelow(0.0, 1.0)), eg "0.05";
     /// Format of the rows; auto finds it for each row.
     format: Format => data.format, eg "messages";
+    /// Where the rows have what formats name otherwise, by our name; also lists and nested names.
+    columns: BTreeMap<String, String> => data.columns, eg "{prompt: question, completion: data.answer}";
     /// What happens to a row that cannot become a sample.
     on_bad_row: OnBadRow => data.on_bad_row, eg "skip";
     /// Findings of level error that do not stop training, by their codes.
@@ -182,7 +184,7 @@ table! {
     content_special_tokens: ContentSpecialTokens => data.content_special_tokens, eg "text";
     /// Loss weight of prompt tokens.
     prompt_loss_weight: f32 => data.prompt_loss_weight, in Bounds::Within(Range::AtLeast(0.0)), eg "0.1";
-    /// Loss weight per prompt section (system, context, task, user, tool, other).
+    /// Loss weight per prompt section (system, context, task, user, tool, prompt).
     loss_weights: BTreeMap<String, f32> => data.loss_weights, eg "{system: 0.1}";
     /// Text that begins each section (SYSTEM, CONTEXT, TASK, RESPONSE); empty: no such section.
     section_markers: BTreeMap<String, String> => data.section_markers, eg "{TASK: \"[ASK]\"}";
@@ -265,6 +267,7 @@ impl Key {
     pub fn entries(&self) -> Vec<&'static str> {
         match self.name {
             "loss_weights" => Section::ALL.iter().map(|section| section.name()).collect(),
+            "columns" => suasion_data::example::COLUMNS.to_vec(),
             "section_markers" => vec!["SYSTEM", "CONTEXT", "TASK", "RESPONSE"],
             _ => Vec::new(),
         }

@@ -43,9 +43,15 @@ pub fn load(
 ) -> anyhow::Result<RowSet> {
     let manifest = data.manifest()?;
     let labelled_under = manifest.as_ref().map(|manifest| manifest.labelled_under(policy).into());
+    let prepared_chats = manifest.as_ref().is_some_and(|manifest| manifest.template.is_some());
     let allowed = allowed.to_vec();
-    let pipeline =
-        Pipeline { mode, labelled_under, allowed, ..Pipeline::new(folder.clone(), policy.clone()) };
+    let pipeline = Pipeline {
+        mode,
+        labelled_under,
+        prepared_chats,
+        allowed,
+        ..Pipeline::new(folder.clone(), policy.clone())
+    };
     let mut errors = BTreeMap::new();
     let mut samples = Vec::new();
     let mut examples = BTreeMap::new();

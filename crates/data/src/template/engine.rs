@@ -1,6 +1,6 @@
 //! Jinja as transformers 5 configures it: environment, filters, methods and limits.
 
-use super::python;
+use super::{filters, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
@@ -85,6 +85,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
         matches!(value.kind(), Seq | String | Map | Undefined)
     });
     generators(&mut env);
+    filters::add(&mut env);
     env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
         Err(bad(python::str(message)?))
     });
@@ -220,6 +221,9 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     if value.kind() == ValueKind::String
         && let Some(text) = value.as_str()
     {
+        if let Some(done) = filters::method(text, name, args) {
+            return done;
+        }
         let one = |at: usize| args.get(at).and_then(Value::as_str);
         match name {
             "strip" | "lstrip" | "rstrip" if args.len() <= 1 => {
@@ -281,6 +285,10 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             }
             _ => {}
         }
+    }
+    if let ("index", ValueKind::Seq, [item]) = (name, value.kind(), args) {
+        let at = value.try_iter()?.position(|other| other == *item);
+        return at.map(Value::from).ok_or_else(|| bad("the item is not in the list"));
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
