@@ -42,7 +42,10 @@ pub(crate) fn load<'a>(
         let tensors = parse(path, &map)?;
         for (name, tensor) in tensors.iter() {
             // Base models are published without the prefix of their language model ("wte.weight").
-            let full = [name.to_string(), format!("transformer.{name}"), format!("model.{name}")];
+            let mut full = vec![name.to_string()];
+            full.extend(["transformer", "model", "gpt_neox"].map(|prefix| format!("{prefix}.{name}")));
+            // What transformers 5 calls the head of GPT-NeoX in memory.
+            full.extend((name == "lm_head.weight").then(|| "embed_out.weight".to_string()));
             let Some(p) = full.iter().find_map(|n| left.remove(n.as_str())) else {
                 unknown.push(name.to_string());
                 continue;
@@ -145,21 +148,7 @@ fn floats(path: &Path, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32
 
 /// A parameter's values in the layout of its file → in the engine's.
 pub(crate) fn from_file<'a>(p: &Parameter, values: &'a [f32]) -> Cow<'a, [f32]> {
-    match p.transposed {
-        true => transpose(values, p.shape[0], p.shape[1]).into(),
-        false => values.into(),
-    }
-}
-
-/// `[rows, columns]` → `[columns, rows]`.
-pub(crate) fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
-    for (i, row) in x.chunks(columns).enumerate() {
-        for (j, v) in row.iter().enumerate() {
-            y[j * rows + i] = *v;
-        }
-    }
-    y
+    p.layout.of_file(values, &p.shape)
 }
 
 /// A tensor that is read from the device only when the writer comes to it, so that saving needs the memory of
