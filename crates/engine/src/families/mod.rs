@@ -3,6 +3,7 @@
 mod config;
 mod gpt2;
 mod llama;
+mod mistral;
 mod qwen3;
 mod rope;
 
@@ -16,8 +17,13 @@ use std::path::Path;
 type Read = fn(&Config) -> Result<Architecture>;
 
 /// The families by `model_type`.
-const FAMILIES: &[(&str, Read)] =
-    &[("llama", llama::llama), ("qwen2", llama::qwen2), ("qwen3", qwen3::qwen3), ("gpt2", gpt2::gpt2)];
+const FAMILIES: &[(&str, Read)] = &[
+    ("llama", llama::llama),
+    ("qwen2", llama::qwen2),
+    ("qwen3", qwen3::qwen3),
+    ("gpt2", gpt2::gpt2),
+    ("mistral", mistral::mistral),
+];
 
 impl Architecture {
     /// Reads `dir/config.json`.

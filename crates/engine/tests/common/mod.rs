@@ -54,7 +54,7 @@ pub fn golden_batch(v: &Value) -> Batch {
 }
 
 /// The models among the goldens of the repository.
-pub const MODELS: [&str; 9] = [
+pub const MODELS: [&str; 10] = [
     "llama",
     "llama_tied",
     "llama_bias",
@@ -64,6 +64,7 @@ pub const MODELS: [&str; 9] = [
     "qwen2_window",
     "gpt2",
     "qwen3",
+    "mistral",
 ];
 
 /// A small configuration of a family, with everything that distinguishes it.
@@ -118,7 +119,7 @@ fn base(family: &str) -> Value {
     }
 }
 
-pub const FAMILIES: [&str; 4] = ["llama", "qwen2", "gpt2", "qwen3"];
+pub const FAMILIES: [&str; 5] = ["llama", "qwen2", "gpt2", "qwen3", "mistral"];
 
 /// The families of the internal test material.
 pub const MATERIAL_FAMILIES: [&str; 3] = ["llama", "qwen2", "gpt2"];

@@ -282,6 +282,7 @@ pub fn golden_models() -> Vec<PathBuf> {
         "qwen2_window",
         "gpt2",
         "qwen3",
+        "mistral",
     ];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
