@@ -4,6 +4,7 @@ mod config;
 mod gpt2;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen3;
 mod rope;
 
@@ -23,6 +24,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("qwen3", qwen3::qwen3),
     ("gpt2", gpt2::gpt2),
     ("mistral", mistral::mistral),
+    ("phi3", phi3::phi3),
 ];
 
 impl Architecture {

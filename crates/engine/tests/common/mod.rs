@@ -54,7 +54,7 @@ pub fn golden_batch(v: &Value) -> Batch {
 }
 
 /// The models among the goldens of the repository.
-pub const MODELS: [&str; 10] = [
+pub const MODELS: [&str; 12] = [
     "llama",
     "llama_tied",
     "llama_bias",
@@ -65,6 +65,8 @@ pub const MODELS: [&str; 10] = [
     "gpt2",
     "qwen3",
     "mistral",
+    "phi3",
+    "phi3_longrope",
 ];
 
 /// A small configuration of a family, with everything that distinguishes it.
@@ -119,10 +121,10 @@ fn base(family: &str) -> Value {
     }
 }
 
-pub const FAMILIES: [&str; 5] = ["llama", "qwen2", "gpt2", "qwen3", "mistral"];
+pub const FAMILIES: [&str; 6] = ["llama", "qwen2", "gpt2", "qwen3", "mistral", "phi3"];
 
 /// The families of the internal test material.
-pub const MATERIAL_FAMILIES: [&str; 3] = ["llama", "qwen2", "gpt2"];
+pub const MATERIAL_FAMILIES: [&str; 4] = ["llama", "qwen2", "gpt2", "phi3"];
 
 pub fn architecture(family: &str) -> Architecture {
     Architecture::from_json(&config(family), Path::new("config.json")).unwrap()

@@ -283,10 +283,12 @@ pub fn golden_models() -> Vec<PathBuf> {
         "gpt2",
         "qwen3",
         "mistral",
+        "phi3",
+        "phi3_longrope",
     ];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
-        all.extend(["llama", "qwen2", "gpt2"].map(|name| material.join("models").join(name)));
+        all.extend(["llama", "qwen2", "gpt2", "phi3"].map(|name| material.join("models").join(name)));
     }
     all
 }
