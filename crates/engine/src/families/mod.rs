@@ -4,6 +4,7 @@ mod config;
 mod gpt2;
 mod llama;
 mod mistral;
+mod olmo2;
 mod phi3;
 mod qwen3;
 mod rope;
@@ -25,6 +26,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("gpt2", gpt2::gpt2),
     ("mistral", mistral::mistral),
     ("phi3", phi3::phi3),
+    ("olmo2", olmo2::olmo2),
 ];
 
 impl Architecture {

@@ -285,6 +285,7 @@ pub fn golden_models() -> Vec<PathBuf> {
         "mistral",
         "phi3",
         "phi3_longrope",
+        "olmo2",
     ];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
