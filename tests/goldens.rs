@@ -86,7 +86,18 @@ fn trajectory(folder: &Path) {
 
 #[test]
 fn trajectories_are_those_of_transformers() {
-    let models = ["llama", "llama_tied", "llama_bias", "qwen2", "gpt2", "qwen3", "mistral", "phi3", "olmo2"];
+    let models = [
+        "llama",
+        "llama_tied",
+        "llama_bias",
+        "qwen2",
+        "gpt2",
+        "qwen3",
+        "mistral",
+        "phi3",
+        "olmo2",
+        "granite",
+    ];
     for model in models {
         trajectory(&root().join("tests/goldens/models").join(model));
     }

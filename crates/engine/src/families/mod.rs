@@ -2,6 +2,7 @@
 
 mod config;
 mod gpt2;
+mod granite;
 mod llama;
 mod mistral;
 mod olmo2;
@@ -27,6 +28,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("mistral", mistral::mistral),
     ("phi3", phi3::phi3),
     ("olmo2", olmo2::olmo2),
+    ("granite", granite::granite),
 ];
 
 impl Architecture {

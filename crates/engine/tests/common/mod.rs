@@ -54,7 +54,7 @@ pub fn golden_batch(v: &Value) -> Batch {
 }
 
 /// The models among the goldens of the repository.
-pub const MODELS: [&str; 13] = [
+pub const MODELS: [&str; 14] = [
     "llama",
     "llama_tied",
     "llama_bias",
@@ -68,6 +68,7 @@ pub const MODELS: [&str; 13] = [
     "phi3",
     "phi3_longrope",
     "olmo2",
+    "granite",
 ];
 
 /// A small configuration of a family, with everything that distinguishes it.
@@ -122,7 +123,7 @@ fn base(family: &str) -> Value {
     }
 }
 
-pub const FAMILIES: [&str; 7] = ["llama", "qwen2", "gpt2", "qwen3", "mistral", "phi3", "olmo2"];
+pub const FAMILIES: [&str; 8] = ["llama", "qwen2", "gpt2", "qwen3", "mistral", "phi3", "olmo2", "granite"];
 
 /// The families of the internal test material.
 pub const MATERIAL_FAMILIES: [&str; 4] = ["llama", "qwen2", "gpt2", "phi3"];

@@ -286,6 +286,7 @@ pub fn golden_models() -> Vec<PathBuf> {
         "phi3",
         "phi3_longrope",
         "olmo2",
+        "granite",
     ];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
