@@ -97,6 +97,7 @@ fn trajectories_are_those_of_transformers() {
         "phi3",
         "olmo2",
         "granite",
+        "smollm3",
     ];
     for model in models {
         trajectory(&root().join("tests/goldens/models").join(model));

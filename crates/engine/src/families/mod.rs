@@ -9,6 +9,7 @@ mod olmo2;
 mod phi3;
 mod qwen3;
 mod rope;
+mod smollm3;
 
 use crate::arch::Architecture;
 use crate::{Error, Result};
@@ -29,6 +30,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("phi3", phi3::phi3),
     ("olmo2", olmo2::olmo2),
     ("granite", granite::granite),
+    ("smollm3", smollm3::smollm3),
 ];
 
 impl Architecture {

@@ -54,7 +54,7 @@ pub fn golden_batch(v: &Value) -> Batch {
 }
 
 /// The models among the goldens of the repository.
-pub const MODELS: [&str; 14] = [
+pub const MODELS: [&str; 15] = [
     "llama",
     "llama_tied",
     "llama_bias",
@@ -69,6 +69,7 @@ pub const MODELS: [&str; 14] = [
     "phi3_longrope",
     "olmo2",
     "granite",
+    "smollm3",
 ];
 
 /// A small configuration of a family, with everything that distinguishes it.
@@ -123,7 +124,8 @@ fn base(family: &str) -> Value {
     }
 }
 
-pub const FAMILIES: [&str; 8] = ["llama", "qwen2", "gpt2", "qwen3", "mistral", "phi3", "olmo2", "granite"];
+pub const FAMILIES: [&str; 9] =
+    ["llama", "qwen2", "gpt2", "qwen3", "mistral", "phi3", "olmo2", "granite", "smollm3"];
 
 /// The families of the internal test material.
 pub const MATERIAL_FAMILIES: [&str; 4] = ["llama", "qwen2", "gpt2", "phi3"];

@@ -287,6 +287,7 @@ pub fn golden_models() -> Vec<PathBuf> {
         "phi3_longrope",
         "olmo2",
         "granite",
+        "smollm3",
     ];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
