@@ -98,6 +98,7 @@ fn trajectories_are_those_of_transformers() {
         "olmo2",
         "granite",
         "smollm3",
+        "gpt_neox",
     ];
     for model in models {
         trajectory(&root().join("tests/goldens/models").join(model));

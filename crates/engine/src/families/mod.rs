@@ -2,6 +2,7 @@
 
 mod config;
 mod gpt2;
+mod gpt_neox;
 mod granite;
 mod llama;
 mod mistral;
@@ -31,6 +32,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("olmo2", olmo2::olmo2),
     ("granite", granite::granite),
     ("smollm3", smollm3::smollm3),
+    ("gpt_neox", gpt_neox::gpt_neox),
 ];
 
 impl Architecture {

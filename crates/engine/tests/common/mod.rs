@@ -54,7 +54,7 @@ pub fn golden_batch(v: &Value) -> Batch {
 }
 
 /// The models among the goldens of the repository.
-pub const MODELS: [&str; 15] = [
+pub const MODELS: [&str; 17] = [
     "llama",
     "llama_tied",
     "llama_bias",
@@ -70,6 +70,8 @@ pub const MODELS: [&str; 15] = [
     "olmo2",
     "granite",
     "smollm3",
+    "gpt_neox",
+    "gpt_neox_serial",
 ];
 
 /// A small configuration of a family, with everything that distinguishes it.
@@ -124,8 +126,8 @@ fn base(family: &str) -> Value {
     }
 }
 
-pub const FAMILIES: [&str; 9] =
-    ["llama", "qwen2", "gpt2", "qwen3", "mistral", "phi3", "olmo2", "granite", "smollm3"];
+pub const FAMILIES: [&str; 10] =
+    ["llama", "qwen2", "gpt2", "qwen3", "mistral", "phi3", "olmo2", "granite", "smollm3", "gpt_neox"];
 
 /// The families of the internal test material.
 pub const MATERIAL_FAMILIES: [&str; 4] = ["llama", "qwen2", "gpt2", "phi3"];

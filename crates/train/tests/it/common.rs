@@ -288,6 +288,8 @@ pub fn golden_models() -> Vec<PathBuf> {
         "olmo2",
         "granite",
         "smollm3",
+        "gpt_neox",
+        "gpt_neox_serial",
     ];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
