@@ -99,6 +99,8 @@ fn trajectories_are_those_of_transformers() {
         "granite",
         "smollm3",
         "gpt_neox",
+        "gemma2",
+        "gemma3",
     ];
     for model in models {
         trajectory(&root().join("tests/goldens/models").join(model));

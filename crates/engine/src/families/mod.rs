@@ -1,6 +1,7 @@
 //! Families of models: `config.json` to an [`Architecture`]. A family is one file.
 
 mod config;
+mod gemma;
 mod gpt2;
 mod gpt_neox;
 mod granite;
@@ -33,6 +34,8 @@ const FAMILIES: &[(&str, Read)] = &[
     ("granite", granite::granite),
     ("smollm3", smollm3::smollm3),
     ("gpt_neox", gpt_neox::gpt_neox),
+    ("gemma2", gemma::gemma2),
+    ("gemma3_text", gemma::gemma3),
 ];
 
 impl Architecture {

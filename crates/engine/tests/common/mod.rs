@@ -54,7 +54,7 @@ pub fn golden_batch(v: &Value) -> Batch {
 }
 
 /// The models among the goldens of the repository.
-pub const MODELS: [&str; 17] = [
+pub const MODELS: [&str; 19] = [
     "llama",
     "llama_tied",
     "llama_bias",
@@ -72,6 +72,8 @@ pub const MODELS: [&str; 17] = [
     "smollm3",
     "gpt_neox",
     "gpt_neox_serial",
+    "gemma2",
+    "gemma3",
 ];
 
 /// A small configuration of a family, with everything that distinguishes it.
@@ -126,11 +128,23 @@ fn base(family: &str) -> Value {
     }
 }
 
-pub const FAMILIES: [&str; 10] =
-    ["llama", "qwen2", "gpt2", "qwen3", "mistral", "phi3", "olmo2", "granite", "smollm3", "gpt_neox"];
+pub const FAMILIES: [&str; 12] = [
+    "llama",
+    "qwen2",
+    "gpt2",
+    "qwen3",
+    "mistral",
+    "phi3",
+    "olmo2",
+    "granite",
+    "smollm3",
+    "gpt_neox",
+    "gemma2",
+    "gemma3_text",
+];
 
 /// The families of the internal test material.
-pub const MATERIAL_FAMILIES: [&str; 4] = ["llama", "qwen2", "gpt2", "phi3"];
+pub const MATERIAL_FAMILIES: [&str; 5] = ["llama", "qwen2", "gpt2", "phi3", "gemma2"];
 
 pub fn architecture(family: &str) -> Architecture {
     Architecture::from_json(&config(family), Path::new("config.json")).unwrap()

@@ -290,10 +290,14 @@ pub fn golden_models() -> Vec<PathBuf> {
         "smollm3",
         "gpt_neox",
         "gpt_neox_serial",
+        "gemma2",
+        "gemma3",
     ];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
-        all.extend(["llama", "qwen2", "gpt2", "phi3"].map(|name| material.join("models").join(name)));
+        all.extend(
+            ["llama", "qwen2", "gpt2", "phi3", "gemma2"].map(|name| material.join("models").join(name)),
+        );
     }
     all
 }
