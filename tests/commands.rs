@@ -85,6 +85,24 @@ fn quiet_prints_nothing_on_stderr_and_json_is_one_document() {
 }
 
 #[test]
+fn quiet_keeps_findings_that_are_warnings_or_errors() {
+    let dir = Dir::new().with_model().with_rows(1);
+    for quiet in [true, false] {
+        let flags: &[&str] = if quiet { &["-q"] } else { &[] };
+        let prepared = dir.prepare("rows.jsonl", "out.jsonl").args(flags).arg("--rebuild");
+        let planned = dir.train("rows.jsonl").set(&["init=random"]).args(flags).arg("--dry-run");
+        for command in [prepared, planned] {
+            let ran = command.args(&["--max_length", "40"]).ok();
+            let lines: Vec<&str> = ran.stderr.lines().filter(|line| line.contains("T002 1 ×")).collect();
+            assert_eq!(lines.len(), 1, "{}", ran.stderr);
+            assert!(lines[0].trim_start().starts_with("warning: T002"), "{}", ran.stderr);
+            let findings = |line: &str| line.starts_with("warning: T00");
+            assert_eq!(ran.stderr.lines().all(findings), quiet, "{}", ran.stderr);
+        }
+    }
+}
+
+#[test]
 fn plain_progress_has_no_control_characters_and_few_lines() {
     let dir = Dir::new().with_model().with_rows(4);
     let ran = dir.suasion(&TRAIN).set(&["max_steps=200"]).ok();
@@ -182,7 +200,13 @@ fn compare_measures_both_objectives() {
     assert_eq!(json["held_out_rows"], 1);
     let ran = dir.suasion(&compare).ok();
     ran.prints("held-out loss: response").prints("all tokens");
-    assert!(!dir.exists("trainer_output"), "a comparison leaves nothing behind");
+    assert!(!dir.exists("trainer_output"), "a comparison leaves no model behind");
+    // The result stays, and replaces none.
+    for name in ["comparison.json", "comparison-2.json"] {
+        let kept = dir.json(name);
+        assert_eq!((&kept["steps"], &kept["verdict"][0]), (&json["steps"], &json["verdict"][0]));
+    }
+    dir.suasion(&compare).args(&["-o", "none/c.json"]).run().error(2, "E-USAGE", "there is no folder none");
     dir.suasion(&compare).set(&["completion_only_loss=false"]).run().error(
         2,
         "E-CONFIG",

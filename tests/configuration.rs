@@ -74,7 +74,7 @@ fn choices_and_bounds_are_listed() {
         "E-CONFIG",
         "expected one of: linear, cosine, constant, constant_with_warmup; found \"polynomial\"",
     );
-    dir.suasion(&["check", "--set", "eval_fraction=1"]).run().error(2, "E-CONFIG", "from 0 to below 1");
+    dir.suasion(&["check", "--set", "eval_fraction=1"]).run().error(2, "E-CONFIG", "at least 0 and below 1");
     dir.suasion(&["check", "--set", "eval_strategy=best"]).run().error(2, "E-CONFIG", "eval_strategy");
     dir.suasion(&["check", "--set", "seed"]).run().error(2, "E-USAGE", "expected key=value");
 }
@@ -83,6 +83,11 @@ fn choices_and_bounds_are_listed() {
 fn usage_errors_have_the_contracts_form() {
     let dir = Dir::new();
     dir.suasion(&["train", "--no-such-flag"]).run().error(2, "E-USAGE", "--no-such-flag");
+    dir.suasion(&["verify", "--learning_rate", "1", "-D", "x"]).run().error(
+        2,
+        "E-USAGE",
+        "does not use learning_rate",
+    );
     dir.suasion(&["diagnose"]).run().error(2, "E-USAGE", "diagnose");
     dir.suasion(&["train"]).run().error(2, "E-USAGE", "no model is named");
     dir.suasion(&["verify"]).run().error(2, "E-USAGE", "no rows are named");
@@ -170,4 +175,128 @@ fn a_tilde_is_the_home_folder_in_files_assignments_and_flags() {
     dir.suasion(&["verify", "-M", "~/home/model", "-D", "~/home/rows.jsonl", "--html=~/home/page.html"]).ok();
     assert!(dir.exists("home/page.html"));
     assert!(!dir.exists("~"));
+}
+
+#[test]
+fn every_key_is_a_flag_of_the_commands_that_use_it() {
+    let dir = Dir::new().with_model().with_rows(3);
+    dir.write("run.yaml", "learning_rate: 1e-3\nseed: 1\npacking: false\n");
+    let args =
+        ["check", "run.yaml", "--learning_rate", "1e-4", "--max-length=64", "--packing", "--max_steps", "-1"];
+    let json = dir
+        .suasion(&args)
+        .args(&[
+            "--loss_weights.system",
+            "0.1",
+            "--section-markers.TASK=[ASK]",
+            "--template_kwargs.a=x",
+            "--json",
+        ])
+        .set(&["learning_rate=5", "seed=2"])
+        .ok()
+        .json();
+    let config = &json["config"];
+    assert_eq!((&config["learning_rate"], &config["seed"]), (&1e-4.into(), &2.into()));
+    assert_eq!((&config["max_length"], &config["packing"]), (&64.into(), &true.into()));
+    assert_eq!((&config["max_steps"], &config["loss_weights"]["system"]), (&(-1).into(), &0.1.into()));
+    assert_eq!(config["section_markers"]["TASK"], "[ASK]");
+    assert_eq!(config["section_markers"]["SYSTEM"], "[SYSTEM]");
+    assert_eq!(config["template_kwargs"]["a"], "x");
+    assert_eq!(json["set_by"]["learning_rate"], "--learning_rate 1e-4");
+
+    dir.train("rows.jsonl").args(&["--init", "random", "--max_steps", "1", "-o", "out", "-q"]).ok();
+    assert!(dir.exists("out/model.safetensors"));
+    dir.prepare("rows.jsonl", "short.jsonl").args(&["--truncation-mode", "drop", "--max_length", "4"]).ok();
+    assert_eq!(dir.lines("short.jsonl").len(), 0);
+    dir.suasion(&["check", "--learning_rate", "fast"]).run().error(
+        2,
+        "E-CONFIG",
+        "--learning_rate fast: learning_rate: expected a number, at least 0; found \"fast\"",
+    );
+    // Flags that are not keys get the answer that they would get in a file.
+    dir.suasion(&["train", "--lr", "1e-4"]).run().error(2, "E-CONFIG", "lr is learning_rate here");
+    dir.suasion(&["train", "--micro-batch-size=4"]).run().error(
+        2,
+        "E-CONFIG",
+        "axolotl's micro_batch_size is",
+    );
+    dir.suasion(&["check", "--bf16", "--report_to", "none"]).run().error(
+        2,
+        "E-CONFIG",
+        "bf16 is not supported",
+    );
+    dir.suasion(&["check", "--report_to", "none", "--optim=adamw_torch"]).ok();
+    dir.suasion(&["train", "--learning_rat", "1"]).run().error(2, "E-USAGE", "--learning_rate");
+    dir.suasion(&["train", "--help"]).ok().prints("--learning_rate <VALUE>").prints("-o, --output_dir");
+}
+
+#[test]
+fn check_reports_every_error_at_once() {
+    let dir = Dir::new();
+    dir.write(
+        "run.yaml",
+        "lr: 1e-4\nseed: -1\nbf16: true\nlogging_first_step: true\ndataset_name: none.jsonl\n",
+    );
+    let ran = dir.suasion(&["check", "run.yaml", "--set", "eval_strategy=best"]).run().code(2);
+    let ran = ran.says("run.yaml:1: lr is").says("run.yaml:2: seed: expected").says("run.yaml:3: bf16");
+    let ran = ran.says("eval_strategy: ").says("none.jsonl");
+    assert_eq!(ran.stderr.matches("error[E-CONFIG]: ").count(), 4, "{}", ran.stderr);
+    assert!(ran.stdout.is_empty());
+    let json = dir.suasion(&["check", "run.yaml", "--json"]).run().code(2).json();
+    assert_eq!(json["errors"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn keys_are_explained() {
+    let dir = Dir::new();
+    dir.suasion(&["check", "--explain", "learning_rate"])
+        .ok()
+        .prints("values    a number, at least 0\n")
+        .prints("default   2e-5\n")
+        .prints("example   learning_rate: 1e-4\n");
+    dir.suasion(&["check", "--explain", "cutoff_len"]).ok().prints("is max_length here").prints("at least 2");
+    dir.suasion(&["check", "--explain", "bf16"]).ok().prints("computes in f32");
+    dir.suasion(&["check", "--explain", "max_lenght"]).run().error(2, "E-USAGE", "is not a key");
+    let all = dir.suasion(&["check", "--explain", "--json"]).ok().json();
+    let checked = dir.suasion(&["check", "--json"]).ok().json();
+    assert_eq!(all.as_array().unwrap().len(), checked["config"].as_object().unwrap().len());
+    let schema = dir.suasion(&["check", "--schema"]).ok().json();
+    assert_eq!(schema["properties"]["learning_rate"]["minimum"], 0.0);
+}
+
+#[test]
+fn docs_configuration_md_is_what_the_table_of_keys_says() {
+    let page = Dir::new().suasion(&["check", "--explain", "--markdown"]).ok().stdout;
+    let written = std::fs::read_to_string(crate::util::root().join("docs/configuration.md")).unwrap();
+    assert!(page == written, "run: suasion check --explain --markdown > docs/configuration.md");
+}
+
+#[test]
+fn help_has_examples_and_lists_global_flags_last() {
+    let dir = Dir::new();
+    for command in ["train", "prepare", "verify", "eval", "compare", "generate", "check"] {
+        for help in ["-h", "--help"] {
+            let text = dir.suasion(&[command, help]).ok().stdout;
+            let at =
+                |part: &str| text.find(part).unwrap_or_else(|| panic!("{command} {help}: {part}\n{text}"));
+            assert!(at("\nOptions:") < at("\nGlobal options:") && at("--set") < at("\nGlobal options:"));
+            assert!(at("--quiet") > at("\nGlobal options:") && at("\nExamples:\n  suasion") > at("--quiet"));
+        }
+    }
+}
+
+#[test]
+fn more_threads_than_cores_are_capped_with_a_note() {
+    let dir = Dir::new();
+    dir.suasion(&["check", "--threads", "1000000"]).ok().says("note: --threads=1000000: this machine has");
+    dir.suasion(&["check"])
+        .env("RAYON_NUM_THREADS", "1000000")
+        .ok()
+        .says("note: RAYON_NUM_THREADS=1000000: ");
+    dir.suasion(&["check"])
+        .env("RAYON_NUM_THREADS", "many")
+        .ok()
+        .says("warning: RAYON_NUM_THREADS=many is not");
+    assert!(!dir.suasion(&["check", "--threads=1"]).ok().stderr.contains("note:"));
+    dir.suasion(&["check", "--threads=0"]).run().error(2, "E-USAGE", "--threads");
 }

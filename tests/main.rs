@@ -11,9 +11,11 @@ mod chat;
 mod commands;
 mod configuration;
 mod demo;
+mod folders;
 mod goldens;
 #[cfg(feature = "hub")]
 mod hub;
+mod newcomer;
 mod packing;
 mod prepare;
 mod readme;

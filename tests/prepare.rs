@@ -15,7 +15,8 @@ fn numbers(value: &Value) -> Vec<i64> {
 fn a_line_per_row_in_input_order() {
     let dir = Dir::new().with_model().with_rows(5);
     let ran = prepare(&dir).ok();
-    assert!(ran.stdout.is_empty(), "results are in the file");
+    assert!(ran.stdout.starts_with("5 rows: 5 kept, 0 dropped, 0 failed\n"), "{}", ran.stdout);
+    assert!(ran.stderr.is_empty(), "{}", ran.stderr);
     let lines = dir.lines("out.jsonl");
     assert_eq!(lines.len(), 5);
     for (index, line) in lines.iter().enumerate() {
@@ -93,7 +94,7 @@ fn dropped_rows_are_findings() {
     prepare(&dir)
         .set(&["truncation_mode=drop", "max_length=100"])
         .ok()
-        .says("1 dropped (1 longer than max_length)");
+        .prints("1 dropped (1 longer than max_length)");
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|l| l["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 2]);
     let finding = &dir.lines("out.findings.jsonl")[0];
@@ -147,7 +148,7 @@ fn every_output_format_holds_the_same_rows() {
     for (output, shards) in [("s.jsonl", "s-*.jsonl"), ("s2.parquet", "s2-*.parquet"), ("s3", "s3")] {
         let job = || dir.prepare("rows.jsonl", output).args(&["--max-shard-size", "2KB"]).args(&arguments);
         let ran = job().ok();
-        assert!(ran.stderr.contains(" files, "), "{}", ran.stderr);
+        assert!(ran.stdout.contains(" files, "), "{}", ran.stdout);
         assert_eq!(again(shards, &format!("{output}-back.jsonl")), expected, "{output}");
         dir.verify(shards).ok();
         let ran = job().ok();

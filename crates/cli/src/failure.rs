@@ -53,6 +53,30 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// Several errors that were found together; each is reported with its own help.
+#[derive(Debug)]
+pub struct Failures(pub Vec<Failure>);
+
+impl Failures {
+    /// `Ok` where there are none; one alone is a [`Failure`].
+    pub fn none(mut failures: Vec<Failure>) -> anyhow::Result<()> {
+        match failures.len() {
+            0 => Ok(()),
+            1 => Err(failures.remove(0).into()),
+            _ => Err(Failures(failures).into()),
+        }
+    }
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages: Vec<_> = self.0.iter().map(|failure| failure.message.as_str()).collect();
+        f.write_str(&messages.join("\n"))
+    }
+}
+
+impl std::error::Error for Failures {}
+
 /// What goes with an error's message, whichever crate it comes from.
 pub struct Outcome {
     /// The code in `error[..]`.

@@ -8,12 +8,16 @@ pub const INTERRUPTED: u8 = 130;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// True while the process waits for a person, with nothing to stop.
+static IDLE: AtomicBool = AtomicBool::new(false);
+
 /// The cancellation flag that a run polls. From the first call on, Ctrl-C and SIGTERM (which cluster
 /// schedulers send) set it.
 pub fn flag() -> &'static AtomicBool {
     // Fails where an earlier call has installed the handler.
     let _ = ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
+        if STOP.swap(true, Ordering::SeqCst) || IDLE.load(Ordering::SeqCst) {
+            let _ = writeln!(std::io::stderr());
             std::process::exit(i32::from(INTERRUPTED));
         }
         let _ = writeln!(
@@ -22,6 +26,14 @@ pub fn flag() -> &'static AtomicBool {
         );
     });
     &STOP
+}
+
+/// Runs `wait`, during which the first Ctrl-C ends the process.
+pub fn idle<T>(wait: impl FnOnce() -> T) -> T {
+    IDLE.store(true, Ordering::SeqCst);
+    let result = wait();
+    IDLE.store(false, Ordering::SeqCst);
+    result
 }
 
 /// True where Ctrl-C was pressed.

@@ -20,7 +20,7 @@ use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::{Architecture, Device, MemoryPlan, Model};
 use suasion_train::DataCard;
-use suasion_train::compare::{CompareSettings, Comparison, compare};
+use suasion_train::compare::{CompareSettings, Comparison, Finished, compare_with};
 use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
 
 /// The resolved configuration's name in a run's folder.
@@ -53,7 +53,7 @@ impl Job {
         let eval_data = rows::evaluation(&config, ui)?;
         settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
-        let (folder, arch) = model::with_architecture(&dir, ui)?;
+        let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
             loading::check_manifest(rows, &folder, &policy)?;
@@ -136,11 +136,24 @@ impl Job {
 
     /// Trains and measures both objectives from the same start.
     pub fn compare(&self, ui: &Ui) -> anyhow::Result<Comparison> {
+        self.compare_with(None, ui)
+    }
+
+    /// As [`Job::compare`], where [`Job::train`] has trained the model of the responses.
+    pub fn compare_with(&self, trained: Option<&Report>, ui: &Ui) -> anyhow::Result<Comparison> {
         let settings = CompareSettings { train: self.settings.clone(), ..CompareSettings::default() };
         let mut start = self.start(ui);
         let mut make = |budget| start.build(budget);
+        let mut from_run = |budget| Start::from_dir(ui, &self.config.output_dir, &self.arch).build(budget);
+        let finished = trained.map(|report| Finished {
+            make: &mut from_run,
+            targets: report.targets,
+            last_train_loss: report.steps.last().and_then(|step| step.loss),
+            seconds: report.seconds,
+        });
+        let (train, eval) = (&self.train, &self.eval);
         let mut progress = Progress::new(ui);
-        Ok(compare(&mut make, &self.train, &self.eval, &settings, &mut progress, interrupt::flag())?)
+        Ok(compare_with(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
     }
 }
 

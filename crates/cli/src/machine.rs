@@ -1,4 +1,7 @@
-//! What this machine has: instruction sets and memory.
+//! What this machine has, instruction sets and memory, and the threads that use it.
+
+use crate::ui::Ui;
+use std::num::NonZeroUsize;
 
 /// The instruction sets that matter to the kernels, as found at run time.
 pub fn instruction_sets() -> Vec<&'static str> {
@@ -36,4 +39,71 @@ pub fn memory() -> (Option<u64>, Option<u64>) {
         Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
     };
     (field("MemTotal"), field("MemAvailable"))
+}
+
+/// The number of cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// Starts the pool that all work runs on, with at most one thread per core: more are slower, and results are
+/// the same for any number.
+pub fn start_threads(flag: Option<NonZeroUsize>, ui: &Ui) {
+    let variable = std::env::var("RAYON_NUM_THREADS").ok().filter(|text| !text.trim().is_empty());
+    let threads = match threads(flag, variable.as_deref(), cores()) {
+        Ok((threads, note)) => {
+            note.iter().for_each(|note| ui.log(format_args!("note: {note}")));
+            threads
+        }
+        Err(warning) => {
+            ui.warn(warning);
+            cores()
+        }
+    };
+    // Fails only where a pool exists, and nothing has run yet.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+}
+
+/// The number of threads, with a note where it is not the one that was given; the error is a value that is not
+/// a number.
+fn threads(
+    flag: Option<NonZeroUsize>,
+    variable: Option<&str>,
+    cores: usize,
+) -> Result<(usize, Option<String>), String> {
+    let (name, wanted) = match (flag, variable) {
+        (Some(wanted), _) => ("--threads", wanted.get()),
+        (None, None) => return Ok((cores, None)),
+        (None, Some(text)) => match text.trim().parse() {
+            // The default, by rayon's rule.
+            Ok(0) => return Ok((cores, None)),
+            Ok(wanted) => ("RAYON_NUM_THREADS", wanted),
+            Err(_) => {
+                return Err(format!("RAYON_NUM_THREADS={text} is not a number; using all {cores} cores"));
+            }
+        },
+    };
+    let note = (wanted > cores)
+        .then(|| format!("{name}={wanted}: this machine has {cores} cores, and {cores} threads are used"));
+    Ok((wanted.min(cores), note))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_at_most_the_cores() {
+        let of = |flag, variable, cores| threads(NonZeroUsize::new(flag), variable, cores);
+        assert_eq!(of(0, None, 4), Ok((4, None)));
+        assert_eq!(of(3, Some("64"), 4), Ok((3, None)));
+        assert_eq!(of(0, Some("4"), 4), Ok((4, None)));
+        assert_eq!(of(0, Some("0"), 4), Ok((4, None)));
+        let (threads, note) = of(1_000_000, None, 2).unwrap();
+        assert_eq!(threads, 2);
+        assert_eq!(note.unwrap(), "--threads=1000000: this machine has 2 cores, and 2 threads are used");
+        assert_eq!(of(0, Some("64"), 2).unwrap().0, 2);
+        assert!(of(0, Some("64"), 2).unwrap().1.unwrap().starts_with("RAYON_NUM_THREADS=64: "));
+        assert!(of(0, Some("many"), 2).unwrap_err().contains("RAYON_NUM_THREADS=many is not a number"));
+    }
 }

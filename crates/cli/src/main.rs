@@ -5,6 +5,7 @@
 //! model folders and weights.
 #![forbid(unsafe_code)]
 
+mod bar;
 mod commands;
 mod config;
 mod failure;
@@ -18,12 +19,19 @@ mod reply;
 mod tables;
 mod ui;
 
-use clap::{Parser, Subcommand};
-use commands::{ConfigArgs, check, compare, completions, demo, env, eval, generate, prepare, train, verify};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use commands::{
+    chat, check, compare, completions, demo, env, eval, generate, init, man, prepare, train, verify,
+};
+use config::flags;
 use failure::Exit;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use ui::{ColorChoice, Ui};
+
+/// The heading of the flags that every command has; headings follow a command's own flags.
+const GLOBAL: &str = "Global options";
 
 /// Train the response, not the prompt: supervised fine-tuning with masks that are proven.
 #[derive(Parser, Debug)]
@@ -33,14 +41,17 @@ use ui::{ColorChoice, Ui};
 )]
 struct Cli {
     /// Print results as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
     /// Print results, warnings and errors only: no progress, no notes
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     quiet: bool,
     /// When to use colour
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN", help_heading = GLOBAL)]
     color: ColorChoice,
+    /// Threads, at most one per core; results are the same for any number [env: RAYON_NUM_THREADS]
+    #[arg(long, global = true, value_name = "N", help_heading = GLOBAL)]
+    threads: Option<NonZeroUsize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -48,32 +59,74 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Train a model on rows, with evaluation, checkpoints and a report
+    #[command(
+        after_help = "Examples:\n  suasion train --data rows.jsonl --model MODEL -o out\n  suasion train run.yaml --learning_rate 1e-4 --dry-run\n  suasion train --resume out"
+    )]
     Train(train::TrainArgs),
     /// Render, tokenise, label and truncate rows, and write them as training data
+    #[command(
+        after_help = "Examples:\n  suasion prepare --data rows.jsonl --model MODEL -o prepared.parquet\n  suasion prepare --data rows.jsonl --model MODEL --packing -o prepared/"
+    )]
     Prepare(prepare::PrepareArgs),
     /// Show which tokens are supervised and why, and check every row
+    #[command(
+        after_help = "Examples:\n  suasion verify --data rows.jsonl --model MODEL --rows 5\n  suasion verify --data prepared.jsonl --model MODEL --html page.html"
+    )]
     Verify(verify::VerifyArgs),
     /// Measure loss and perplexity on responses, loss per section, and calibration of the first token and of the stop
+    #[command(after_help = "Examples:\n  suasion eval --model out --data held_out.jsonl")]
     Eval(eval::EvalArgs),
     /// Train with both objectives (all tokens, response only) from the same seed, and compare them on
     /// held-out responses
+    #[command(after_help = "Examples:\n  suasion compare --data rows.jsonl --model MODEL --max_steps 200")]
     Compare(compare::CompareArgs),
     /// Generate replies to a prompt, or to the prompts of rows
+    #[command(
+        after_help = "Examples:\n  suasion generate --model out --prompt \"[TASK] Reply.\\n[RESPONSE]\"\n  suasion generate --model out --data held_out.jsonl --rows 3 --temperature 0.7"
+    )]
     Generate(generate::GenerateArgs),
+    /// Talk to a model: a line is a message, and the conversation is kept
+    #[command(
+        after_help = "Examples:\n  suasion chat --model out\n  echo \"What is a mask?\" | suasion chat --model out"
+    )]
+    Chat(chat::ChatArgs),
+    /// Write a commented configuration for the rows and the model given
+    #[command(
+        after_help = "Examples:\n  suasion init --data rows.jsonl --model MODEL\n  suasion init --data rows.jsonl --model MODEL -o run.yaml --learning_rate 1e-4"
+    )]
+    Init(init::InitArgs),
     /// Validate a configuration and print it resolved
-    Check(ConfigArgs),
+    #[command(
+        after_help = "Examples:\n  suasion check run.yaml\n  suasion check --explain learning_rate\n  suasion check --schema > suasion.schema.json"
+    )]
+    Check(check::CheckArgs),
     /// Show this machine's cores, instruction sets and memory
     Env,
     /// Print shell completions
+    #[command(
+        after_help = "Examples:\n  suasion completions bash > ~/.local/share/bash-completion/completions/suasion"
+    )]
     Completions(completions::CompletionsArgs),
+    /// Write manual pages
+    #[command(after_help = "Examples:\n  suasion man ~/.local/share/man/man1")]
+    Man(man::ManArgs),
+}
+
+/// The command line: what is declared here, and a flag per configuration key.
+pub fn command() -> clap::Command {
+    flags::with_keys(Cli::command())
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut command = command();
+    let args = flags::respelled(&command, std::env::args_os().collect());
+    let cli = match command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches))
+    {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
     let ui = Ui::new(cli.json, cli.quiet, cli.color);
+    machine::start_threads(cli.threads, &ui);
     let result = match &cli.command {
         Command::Train(args) if args.demo => demo::run(args, &ui),
         Command::Train(args) => train::run(args, &ui),
@@ -82,9 +135,12 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args, &ui),
         Command::Compare(args) => compare::run(args, &ui),
         Command::Generate(args) => generate::run(args, &ui),
+        Command::Chat(args) => chat::run(args, &ui),
+        Command::Init(args) => init::run(args, &ui),
         Command::Check(args) => check::run(args, &ui),
         Command::Env => env::run(&ui),
         Command::Completions(args) => completions::run(args, &ui),
+        Command::Man(args) => man::run(args, &ui),
     };
     match result {
         // An interrupted run ends without an error and has not finished.
@@ -107,6 +163,20 @@ fn is_interruption(error: &anyhow::Error) -> bool {
         || matches!(error.downcast_ref(), Some(suasion_data::Error::Interrupted { .. }))
 }
 
+/// A flag that clap does not know because only other commands use the key.
+fn key_of_another_command(error: &clap::Error) -> Option<failure::Failure> {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != clap::error::ErrorKind::UnknownArgument {
+        return None;
+    }
+    let key = config::KEYS.iter().find(|key| flag.strip_prefix("--") == Some(key.name))?;
+    Some(failure::Failure::usage(
+        format!("{flag}: this command does not use {}", key.name),
+        format!("it is a key of {}; --set {}=.. is accepted everywhere", key.commands().join(", "), key.name),
+    ))
+}
+
 /// clap's own errors in the contract's form: `error[E-USAGE]: …`, then `help:`.
 fn usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
@@ -118,6 +188,9 @@ fn usage(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
         return ExitCode::from(Exit::Usage as u8);
+    }
+    if let Some(error) = key_of_another_command(error) {
+        return ExitCode::from(ui::Ui::new(false, false, ColorChoice::Auto).report(&error.into()) as u8);
     }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);

@@ -1,10 +1,12 @@
 //! Progress of a run: one updating line on a terminal, a plain line now and then elsewhere.
 
+use crate::bar::{bar, fitted, sparkline};
 use crate::tables;
 use crate::ui::Ui;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use suasion_data::report::format::{bytes, count, duration, percent, thousands};
+use suasion_data::report::format::{bytes, count, duration, loss, thousands};
+use suasion_data::report::visible;
 use suasion_train::{Event, Observer, StepEvent};
 
 /// Without a terminal, a run's steps are reported in about this many lines at most.
@@ -16,6 +18,9 @@ const PLAIN_PAUSE: Duration = Duration::from_secs(30);
 /// On a terminal, the line is redrawn at most this often.
 const REDRAW: Duration = Duration::from_millis(100);
 
+/// Characters of the curve of losses.
+const CURVE: usize = 16;
+
 /// Prints the events of a run on stderr.
 pub struct Progress<'a> {
     ui: &'a Ui,
@@ -25,6 +30,9 @@ pub struct Progress<'a> {
     live_line: bool,
     /// Loss and rates, smoothed for display; the files hold the exact values.
     smooth: Option<Smooth>,
+    /// The smoothed losses so far, each of `every` steps.
+    curve: Vec<f64>,
+    every: u64,
 }
 
 struct Smooth {
@@ -36,7 +44,8 @@ struct Smooth {
 impl<'a> Progress<'a> {
     /// Progress of a run that has not started.
     pub fn new(ui: &'a Ui) -> Progress<'a> {
-        Progress { ui, prefix: String::new(), last: None, live_line: false, smooth: None }
+        let (prefix, curve) = (String::new(), Vec::new());
+        Progress { ui, prefix, last: None, live_line: false, smooth: None, curve, every: 1 }
     }
 
     /// A line that stays.
@@ -75,6 +84,7 @@ impl<'a> Progress<'a> {
                     tokens: blend(old.tokens, step.tokens_per_second),
                 },
             });
+            self.trace(step.step);
         }
         let last = step.step == step.total_steps;
         if self.ui.live {
@@ -96,29 +106,51 @@ impl<'a> Progress<'a> {
         }
     }
 
+    /// Adds the smoothed loss to the curve, which keeps a bounded number of them.
+    fn trace(&mut self, step: u64) {
+        let Some(smooth) = self.smooth.as_ref().filter(|_| step.is_multiple_of(self.every)) else { return };
+        self.curve.push(smooth.loss);
+        if self.curve.len() > 2 * CURVE {
+            let mut at = 0;
+            self.curve.retain(|_| {
+                at += 1;
+                at % 2 == 0
+            });
+            self.every *= 2;
+        }
+    }
+
+    /// On a terminal, a line of its width: the most important first. Elsewhere, the fields in plain text.
     fn step_text(&self, step: &StepEvent) -> String {
         // Plain lines show the step's own loss, as metrics.jsonl does.
         let loss = match (&self.smooth, self.ui.live, step.loss) {
-            (Some(smooth), true, Some(_)) => format!("{:.4}", smooth.loss),
-            (_, false, Some(loss)) => format!("{loss:.4}"),
-            _ => "- (no target in this step)".into(),
+            (Some(smooth), true, Some(_)) => format!("loss {}", loss(smooth.loss)),
+            (_, false, Some(own)) => format!("loss {}", loss(own)),
+            _ => "loss - (no target in this step)".into(),
         };
         let rate = |value: f64| thousands(value.round().max(0.0) as u64);
         let (targets, tokens) = match &self.smooth {
             Some(smooth) => (smooth.targets, smooth.tokens),
             None => (step.targets_per_second, step.tokens_per_second),
         };
-        let memory = step.peak_memory_bytes.map(|n| format!("  {}", bytes(n))).unwrap_or_default();
+        let share = step.step as f64 / step.total_steps.max(1) as f64;
         let width = step.total_steps.to_string().len();
-        format!(
-            "step {:>width$}/{}  loss {loss}  lr {:.2e}  {} targets/s  {} tokens/s{memory}  ETA {}",
-            step.step,
-            step.total_steps,
-            step.learning_rate,
-            rate(targets),
-            rate(tokens),
-            duration(step.eta_seconds),
-        )
+        let count = format!("step {:>width$}/{}", step.step, step.total_steps);
+        let eta = format!("ETA {}", duration(step.eta_seconds));
+        let learning_rate = format!("lr {:.2e}", step.learning_rate);
+        let tokens = format!("{} tokens/s", rate(tokens));
+        let targets = format!("{} targets/s", rate(targets));
+        let memory = step.peak_memory_bytes.map(bytes).unwrap_or_default();
+        if !self.ui.live {
+            let percent = bar(share, 0);
+            let fields = [&count, &percent, &eta, &loss, &learning_rate, &targets, &tokens, &memory];
+            return fitted(fields.map(String::as_str), usize::MAX);
+        }
+        let columns = self.ui.columns().saturating_sub(self.prefix.len());
+        let curve = sparkline(&self.curve, if columns < 100 { CURVE / 2 } else { CURVE });
+        let bar = bar(share, columns);
+        let fields = [&bar, &eta, &count, &loss, &curve, &learning_rate, &tokens, &targets, &memory];
+        fitted(fields.map(String::as_str), columns)
     }
 }
 
@@ -134,12 +166,13 @@ impl Observer for Progress<'_> {
             }
             Event::Arm { objective } => {
                 self.prefix = format!("[{}] ", tables::objective(*objective));
-                self.smooth = None;
-                self.last = None;
+                (self.smooth, self.last) = (None, None);
+                (self.curve, self.every) = (Vec::new(), 1);
             }
             Event::Step(step) => self.step(step),
             Event::EvalProgress { done, rows } if self.ui.live && self.due(REDRAW) => {
-                self.overwrite(&format!("evaluating: {done}/{rows} rows"));
+                let text = share_of("evaluating", *done, *rows, self.ui.columns());
+                self.overwrite(&text);
             }
             Event::Eval { step, evaluation, best } => {
                 let best = if *best { "  (the best so far)" } else { "" };
@@ -167,6 +200,12 @@ impl Observer for Progress<'_> {
             _ => {}
         }
     }
+}
+
+/// `evaluating  ██████░░░░░░  50 %  40/80 rows`, as much of it as fits.
+pub fn share_of(what: &str, done: u64, rows: u64, columns: usize) -> String {
+    let bar = bar(done as f64 / rows.max(1) as f64, columns);
+    fitted([what, &bar, &format!("{}/{}", thousands(done), count(rows, "row"))], columns)
 }
 
 impl Drop for Progress<'_> {
@@ -199,13 +238,12 @@ impl<'a> Meter<'a> {
             return;
         }
         self.shown = true;
-        let done = percent(progress.bytes as f64 / progress.size.max(1) as f64);
-        self.ui.overwrite(&format!(
-            "reading {}: {done}, {}, {} tokens",
-            self.name,
-            count(progress.rows, "row"),
-            thousands(progress.tokens)
-        ));
+        let columns = self.ui.columns();
+        let bar = bar(progress.bytes as f64 / progress.size.max(1) as f64, columns);
+        let rows = count(progress.rows, "row");
+        let tokens = format!("{} tokens", thousands(progress.tokens));
+        let name = format!("reading {}", visible(&self.name));
+        self.ui.overwrite(&fitted([&bar, &rows, &tokens, &name].map(String::as_str), columns));
     }
 }
 

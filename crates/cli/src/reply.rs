@@ -1,4 +1,4 @@
-//! Replies of a model, generated token by token.
+//! Replies of a model, generated token by token, and the flags that say how.
 
 use crate::interrupt;
 use std::ops::ControlFlow;
@@ -7,7 +7,51 @@ use suasion_data::tokens::Tokenizer;
 use suasion_data::{Origin, Sample};
 use suasion_engine::{KvCache, Model};
 use suasion_train::Sampling;
-use suasion_train::generate::{Stopped, generate_with};
+use suasion_train::generate::{Stopped, generate_after};
+
+/// How tokens are chosen.
+#[derive(clap::Args, Debug)]
+pub struct SamplingArgs {
+    /// The longest reply, in tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_new_tokens: usize,
+    /// Sample, with logits divided by T
+    #[arg(long, value_name = "T", conflicts_with = "greedy")]
+    temperature: Option<f64>,
+    /// Sample from the K most likely tokens
+    #[arg(long, value_name = "K", conflicts_with = "greedy")]
+    top_k: Option<usize>,
+    /// Sample from the most likely tokens whose probabilities add up to P
+    #[arg(long, value_name = "P", conflicts_with = "greedy")]
+    top_p: Option<f64>,
+    /// Sample from the tokens with at least P times the probability of the most likely one
+    #[arg(long, value_name = "P", conflicts_with = "greedy")]
+    min_p: Option<f64>,
+    /// Always take the most likely token (the default where no sampling flag is given)
+    #[arg(long)]
+    greedy: bool,
+}
+
+impl SamplingArgs {
+    /// The flags, with a seed and the tokens that end a reply.
+    pub fn of(&self, seed: u64, stop_ids: Vec<u32>) -> Sampling {
+        let sampled = self.temperature.is_some()
+            || self.top_k.is_some()
+            || self.top_p.is_some()
+            || self.min_p.is_some();
+        let default = Sampling::default();
+        Sampling {
+            do_sample: sampled && !self.greedy,
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            seed,
+            max_new_tokens: self.max_new_tokens,
+            stop_ids,
+        }
+    }
+}
 
 /// A finished reply.
 pub struct Reply {
@@ -41,13 +85,15 @@ impl Reply {
     }
 }
 
-/// Generates one reply; `piece` gets its text as soon as characters are whole.
+/// Generates one reply; `piece` gets its text as soon as characters are whole. The first `known` tokens of the
+/// prompt are in the cache.
 ///
 /// # Errors
 /// Where the model cannot continue the prompt, or `piece` fails.
 pub fn reply(
     model: &mut Model,
     cache: &mut KvCache,
+    known: usize,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     sampling: &Sampling,
@@ -68,7 +114,7 @@ pub fn reply(
             }
         }
     };
-    let generated = generate_with(model, cache, prompt, sampling, &mut |id| {
+    let generated = generate_after(model, cache, known, prompt, sampling, &mut |id| {
         if stop.load(Ordering::SeqCst) {
             return ControlFlow::Break(());
         }

@@ -1,9 +1,12 @@
-//! Output: results on stdout, progress and logs on stderr, colour on terminals only.
+//! Output: results on stdout, progress and logs on stderr, colour on terminals only. Control characters of
+//! messages, which may come from file names and from data, are printed as visible signs.
 
-use crate::failure::{Exit, Outcome};
+use crate::failure::{Exit, Failures, Outcome};
 use clap::ValueEnum;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use suasion_data::Level;
+use suasion_data::report::{printable, visible};
 use unicode_width::UnicodeWidthChar;
 
 /// `--color`.
@@ -61,12 +64,40 @@ impl Ui {
         }
     }
 
-    /// Logs a line on stderr, unless quiet.
-    pub fn log(&self, line: impl Display) {
+    /// Logs text on stderr, unless quiet.
+    pub fn log(&self, text: impl Display) {
+        self.hang(0, text);
+    }
+
+    /// As [`Ui::log`]; on a terminal, lines after the first are `indent` columns in.
+    pub fn hang(&self, indent: usize, text: impl Display) {
         if !self.quiet {
-            // A closed stderr must not stop a training run.
-            let _ = writeln!(io::stderr(), "{line}");
+            self.say("", "", indent, &text.to_string());
         }
+    }
+
+    /// Writes a label in a colour, where there is one, and text on stderr: on a terminal, in lines of its width.
+    fn say(&self, label: &str, sgr: &str, indent: usize, text: &str) {
+        let mut text = printable(text);
+        let colon = if label.is_empty() { "" } else { ": " };
+        if self.live {
+            text = wrap_after(label.len() + colon.len(), indent, &text, self.columns());
+        }
+        let label = if label.is_empty() { String::new() } else { self.paint_err(sgr, label) };
+        // A closed stderr must not stop a training run.
+        let _ = writeln!(io::stderr(), "{label}{colon}{text}");
+    }
+
+    /// Columns of the terminal that stderr is, but for the last, where some terminals wrap; 79 where it is none.
+    pub fn columns(&self) -> usize {
+        let size = terminal_size::terminal_size_of(io::stderr());
+        size.map_or(80, |(width, _)| usize::from(width.0)).max(20) - 1
+    }
+
+    /// Logs a line about what stands on stdout above it, with an empty line between the two on a terminal.
+    pub fn note(&self, line: impl Display) {
+        let gap = if self.live { "\n" } else { "" };
+        self.log(format_args!("{gap}{line}"));
     }
 
     /// Replaces the updating line (terminals only); empty text removes it.
@@ -74,12 +105,12 @@ impl Ui {
         if self.quiet || !self.live {
             return;
         }
-        let columns = terminal_size::terminal_size_of(io::stderr()).map_or(80, |(w, _)| usize::from(w.0));
+        let columns = self.columns();
         let mut fitting = String::new();
         let mut used = 0;
-        for character in line.chars() {
+        for character in visible(line).chars() {
             used += character.width().unwrap_or(0);
-            if used >= columns {
+            if used > columns {
                 break;
             }
             fitting.push(character);
@@ -91,7 +122,18 @@ impl Ui {
 
     /// Prints a warning, also when quiet.
     pub fn warn(&self, message: impl Display) {
-        let _ = writeln!(io::stderr(), "{}: {message}", self.paint_err("33", "warning"));
+        self.say("warning", "33", 0, &message.to_string());
+    }
+
+    /// Prints a finding, `indent` columns in: errors and warnings by their names, also when quiet.
+    pub fn finding(&self, level: Level, indent: usize, text: impl Display) {
+        let (label, sgr) = match level {
+            Level::Error => ("error", "1;31"),
+            Level::Warning => ("warning", "33"),
+            Level::Note => return self.hang(indent, format_args!("{:indent$}{text}", "")),
+        };
+        let indent = if self.quiet { 0 } else { indent };
+        self.say(&format!("{:indent$}{label}", ""), sgr, indent, &text.to_string());
     }
 
     /// Text in an SGR colour, where stderr has colour.
@@ -121,24 +163,50 @@ impl Ui {
         if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return Exit::Done;
         }
-        let Outcome { tag, help, exit } = Outcome::of(error);
-        let mut stderr = io::stderr().lock();
-        let _ = writeln!(stderr, "{}: {error}", self.paint_err("1;31", &format!("error[{tag}]")));
-        if let Some(help) = help {
-            let _ = writeln!(stderr, "{}: {help}", self.paint_err("1;36", "help"));
+        if let Some(Failures(failures)) = error.downcast_ref() {
+            for failure in failures {
+                self.print_error(failure.tag, failure, failure.help.as_deref());
+            }
+            return failures.first().map_or(Exit::Usage, |failure| failure.exit);
         }
+        let Outcome { tag, help, exit } = Outcome::of(error);
+        self.print_error(tag, error, help.as_deref());
         exit
+    }
+
+    fn print_error(&self, tag: &str, error: impl Display, help: Option<&str>) {
+        self.say(&format!("error[{tag}]"), "1;31", 0, &error.to_string());
+        if let Some(help) = help {
+            self.say("help", "1;36", 0, help);
+        }
     }
 }
 
-/// Prose in lines of at most `width` columns, broken at spaces; its own line ends stay, and a word that is
-/// wider than a line is broken anywhere.
+/// Prose in lines of at most `width` columns, broken at spaces; its own line ends stay. A word that is wider than
+/// a line stays whole, but for scripts that are written without spaces.
 pub fn wrap(text: &str, width: usize) -> String {
-    let options = textwrap::Options::new(width)
-        .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
-        .word_separator(textwrap::WordSeparator::AsciiSpace)
-        .word_splitter(textwrap::WordSplitter::NoHyphenation);
-    textwrap::fill(text, options)
+    wrap_after(0, 0, text, width)
+}
+
+/// As [`wrap`], where `first` columns of the first line are taken, and lines that are broken go on `indent`
+/// columns in.
+fn wrap_after(first: usize, indent: usize, text: &str, width: usize) -> String {
+    let wide = |text: &str| text.chars().any(|c| c.width() == Some(2));
+    let line = |(number, line): (usize, &str)| {
+        let taken = " ".repeat(if number == 0 { first } else { 0 });
+        // What a line starts with: an indentation of its own stays with its continuation.
+        let own = line.len() - line.trim_start_matches(' ').len();
+        let hang = " ".repeat(indent.max(own).min(width / 2));
+        let options = textwrap::Options::new(width)
+            .initial_indent(&taken)
+            .subsequent_indent(&hang)
+            .break_words(wide(line))
+            .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
+            .word_separator(textwrap::WordSeparator::AsciiSpace)
+            .word_splitter(textwrap::WordSplitter::NoHyphenation);
+        textwrap::fill(line, options).split_off(taken.len())
+    };
+    text.split('\n').enumerate().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -148,10 +216,12 @@ mod tests {
     #[test]
     fn wrapping_keeps_words_and_columns() {
         assert_eq!(wrap("one two three", 8), "one two\nthree");
-        assert_eq!(wrap("abcdefgh", 3), "abc\ndef\ngh");
+        assert_eq!(wrap("a abcdefgh b", 3), "a\nabcdefgh\nb");
         assert_eq!(wrap("a\n\nb c", 80), "a\n\nb c");
         assert_eq!(wrap("電車電車", 5), "電車\n電車");
         // Help texts are indented; lines are not broken at hyphens, which paths and flags contain.
-        assert_eq!(wrap("help:\n  a --long-flag", 8), "help:\n  a\n--long-f\nlag");
+        assert_eq!(wrap("help:\n  a --long-flag", 8), "help:\n  a\n  --long-flag");
+        assert_eq!(wrap_after(9, 0, "one two three", 12), "one\ntwo three");
+        assert_eq!(wrap_after(7, 2, "one two three", 12), "one\n  two three");
     }
 }

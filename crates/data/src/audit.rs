@@ -5,6 +5,7 @@
 
 mod copies;
 mod labels;
+mod length;
 mod mask;
 mod packs;
 mod rules;

@@ -14,6 +14,7 @@
 mod body;
 mod boundaries;
 pub mod chat;
+mod masks;
 mod messages;
 mod plain;
 mod reader;
@@ -21,7 +22,7 @@ mod tokenised;
 mod unknown;
 
 pub use body::{Alpaca, Body, TextPiece, Tokenised};
-pub use chat::Conversation;
+pub use chat::{Conversation, Detail};
 
 use crate::policy::Format;
 use crate::source::{Projection, RawRow, Row};
@@ -67,6 +68,10 @@ impl Example {
             fixed => fixed,
         };
         let reader = Reader { id: &id, fields };
+        reader.refuse_masks(match format {
+            Format::Tokenised => &tokenised::KNOWN,
+            _ => &[],
+        })?;
         let text = |key: &str| reader.fields.get(key).is_some_and(Value::is_string);
         // A field of any other type is left to the reader of text, whose error names it.
         let messages = |key: &str| matches!(reader.fields.get(key), Some(Value::Array(_) | Value::Object(_)));
@@ -99,6 +104,14 @@ impl Example {
         };
         Ok(Example { id, body })
     }
+}
+
+/// The format of a row, by its fields.
+///
+/// # Errors
+/// [`Error::Row`] where it has those of no format, or of several.
+pub fn format_of(row: &Row) -> Result<Format> {
+    detect(&row.id, &row.fields)
 }
 
 /// The columns that [`Example::read`] needs for this format; `None` if it may need all of them. `text`:

@@ -53,8 +53,11 @@ pub enum Code {
     L001,
     T001,
     T002,
+    T003,
     S001,
     C001,
+    C002,
+    G001,
     D001,
     P001,
 }
@@ -72,7 +75,9 @@ impl Code {
     pub fn level(self) -> Level {
         match self {
             Code::M003 | Code::D001 => Level::Note,
-            Code::M007 | Code::T001 | Code::T002 | Code::S001 | Code::C001 => Level::Warning,
+            Code::M007 | Code::T001 | Code::T002 | Code::T003 | Code::S001 | Code::C001 | Code::G001 => {
+                Level::Warning
+            }
             _ => Level::Error,
         }
     }

@@ -4,10 +4,11 @@ use crate::render::Stops;
 use crate::template::ChatTemplate;
 use crate::tokens::{Special, Tokenizer};
 use crate::{Error, Policy, Result};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The tokenizer, the chat template and the vocabulary size of a model's folder in the Hugging Face layout.
+/// The tokenizer, the chat template and the sizes of a model's folder in the Hugging Face layout.
 ///
 /// A folder without any of them ([`ModelFolder::default`]) is enough for rows that came as tokens.
 ///
@@ -31,6 +32,8 @@ pub struct ModelFolder {
     pub template_error: Option<Error>,
     /// The number of embeddings, which is `vocab_size` of `config.json`. Larger ids are an error of their row.
     pub vocab_size: Option<usize>,
+    /// The positions that the model was made for, by `config.json`. Longer rows are a finding (T003).
+    pub positions: Option<usize>,
 }
 
 impl ModelFolder {
@@ -40,8 +43,14 @@ impl ModelFolder {
     /// [`Error::Io`] and [`Error::Tokenizer`] where the tokenizer is there and cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<ModelFolder> {
         let path = path.as_ref();
-        let mut folder =
-            ModelFolder { path: path.to_path_buf(), vocab_size: vocab_size(path), ..ModelFolder::default() };
+        let config = std::fs::read(path.join("config.json")).ok();
+        let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let mut folder = ModelFolder {
+            path: path.to_path_buf(),
+            vocab_size: size(&config, "vocab_size"),
+            positions: positions(&config),
+            ..ModelFolder::default()
+        };
         if path.join("tokenizer.json").exists() {
             let tokenizer = Tokenizer::from_dir(path)?;
             let text = |token: Option<&crate::tokens::SpecialToken>| token.map(|t| t.content.clone());
@@ -80,9 +89,52 @@ impl From<Arc<Tokenizer>> for ModelFolder {
     }
 }
 
-/// The number of embeddings that `config.json` names.
-fn vocab_size(folder: &Path) -> Option<usize> {
-    let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
-    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
-    usize::try_from(config.get("vocab_size")?.as_u64()?).ok()
+/// A size that `config.json` names.
+fn size(config: &Value, key: &str) -> Option<usize> {
+    usize::try_from(config.get(key)?.as_u64()?).ok()
+}
+
+/// The positions that a model reaches by its `config.json`, of whatever family: those that it was made for, or what
+/// scaled RoPE makes of the original ones. `None` where the scaling names no factor.
+fn positions(config: &Value) -> Option<usize> {
+    let trained = size(config, "max_position_embeddings").or_else(|| size(config, "n_positions"))?;
+    let is_full = |value: &&Value| value.as_object().is_some_and(|map| !map.is_empty());
+    let scaling =
+        ["rope_scaling", "rope_parameters"].into_iter().find_map(|key| config.get(key).filter(is_full));
+    let Some(scaling) = scaling else { return Some(trained) };
+    match scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str) {
+        Some("default") => Some(trained),
+        None if scaling.get("factor").is_none() => Some(trained),
+        _ => {
+            let original = size(scaling, "original_max_position_embeddings").unwrap_or(trained);
+            let scaled = original as f64 * scaling.get("factor")?.as_f64()?;
+            Some(trained.max(scaled as usize))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_those_that_rope_reaches() {
+        let of = |text: &str| positions(&serde_json::from_str(text).unwrap());
+        assert_eq!(of(r#"{"n_positions": 1024}"#), Some(1024));
+        assert_eq!(of("{}"), None);
+        assert_eq!(of(r#"{"max_position_embeddings": 64, "rope_scaling": null}"#), Some(64));
+        let plain = r#"{"max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}"#;
+        assert_eq!(of(plain), Some(64));
+        let linear = r#"{"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 4.0},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}"#;
+        assert_eq!(of(linear), Some(256));
+        // Llama 3.1: 131,072 positions, of which 8,192 were there before they were scaled.
+        let llama3 = r#"{"max_position_embeddings": 131072, "rope_scaling":
+            {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}"#;
+        assert_eq!(of(llama3), Some(131_072));
+        // A factor per frequency: the reach is not known.
+        let long =
+            r#"{"max_position_embeddings": 64, "rope_scaling": {"type": "longrope", "long_factor": [1.0]}}"#;
+        assert_eq!(of(long), None);
+    }
 }

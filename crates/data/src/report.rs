@@ -9,5 +9,5 @@ pub mod terminal;
 mod text;
 mod view;
 
-pub use text::visible;
+pub use text::{printable, visible};
 pub use view::{RowView, Run, TokenView};

@@ -20,6 +20,7 @@ mod columnar;
 mod delimited;
 mod hash;
 mod json;
+mod parquet;
 mod raw;
 mod record;
 pub mod row;
@@ -28,9 +29,10 @@ mod scan;
 mod sniff;
 mod stream;
 
+pub use self::parquet::Projection;
 pub use arrow_json::{column_names, fields};
 pub(crate) use arrow_json::{fails, is_json};
-pub use columnar::{ColumnarFile, Projection};
+pub use columnar::ColumnarFile;
 pub use hash::{FileHash, SourceHash};
 pub use raw::{Content, MAX_ROW_BYTES, RawRow};
 pub use record::Header;
@@ -125,15 +127,11 @@ impl Source {
 
     /// Reads only the selected columns of Parquet files. Call it before the first row: a file whose rows were
     /// already read in part keeps all of its columns.
-    ///
-    /// # Errors
-    /// As [`ColumnarFile::project`].
-    pub fn project(&mut self, projection: Projection) -> Result<()> {
+    pub fn project(&mut self, projection: Projection) {
         if let Some(OpenFile { reader: Reader::Columns(columns), .. }) = &mut self.current {
-            columns.file.project(&projection)?;
+            columns.file.project(&projection);
         }
         self.projection = Some(projection);
-        Ok(())
     }
 
     /// Total size of all files in bytes, as stored.
@@ -224,7 +222,7 @@ impl OpenFile {
         let (framing, reader) = if let Some(kind) = columns_in(path)? {
             let mut file = ColumnarFile::open(path)?;
             if let Some(projection) = projection {
-                file.project(projection)?;
+                file.project(projection);
             }
             let columns = Columns::new(file, bytes_read.clone());
             (Framing::Columns(kind), Reader::Columns(Box::new(columns)))

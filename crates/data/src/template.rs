@@ -7,7 +7,9 @@
 mod blind;
 mod compiled;
 mod context;
+mod details;
 mod engine;
+mod habits;
 mod marks;
 mod options;
 mod proof;
@@ -18,6 +20,7 @@ mod shape;
 mod spans;
 mod tile;
 mod turns;
+mod vanished;
 mod watch;
 
 pub use compiled::{ChatTemplate, TemplateError};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use suasion_data::audit::Filter;
 use suasion_data::prepared::Manifest;
 use suasion_data::tokens::Tokenizer;
-use suasion_data::{Code, Mode, Objective, OnBadRow, Origin, Outcome, Pipeline, Policy};
+use suasion_data::{Code, Mode, ModelFolder, Objective, OnBadRow, Origin, Outcome, Pipeline, Policy};
 
 const X: i64 = -100;
 const E: i64 = EOS as i64;
@@ -226,4 +226,37 @@ fn prepared_rows_are_held_against_their_own_policy() {
     let under = Manifest::beside(&out).unwrap().unwrap().labelled_under(&policy);
     let knowing = Pipeline { labelled_under: Some(under.into()), ..looking };
     assert_eq!(codes(&outcomes(&knowing, &out).0[0]), NONE);
+}
+
+#[test]
+fn rows_beyond_the_models_positions_are_a_finding_where_nothing_cuts_them() {
+    let row = |n: i64| {
+        let ids: Vec<i64> = (1..=n).chain([E]).collect();
+        let labels: Vec<i64> = ids.iter().map(|&id| if id < n { X } else { id }).collect();
+        json!({"input_ids": ids, "labels": labels})
+    };
+    let tokenizer = byte_tokenizer(true);
+    let found = |row: serde_json::Value, max_length: Option<usize>, positions: Option<usize>| {
+        let s = Scratch::new();
+        let path = s.file("rows.jsonl", row.to_string());
+        let policy = Policy { max_length, ..Policy::default() };
+        let mut folder = ModelFolder::from(Arc::clone(&tokenizer));
+        folder.positions = positions;
+        let pipeline = Pipeline::new(folder, policy);
+        codes(&outcomes(&pipeline, &path).0.remove(0))
+    };
+    // 40 tokens: as many as there are positions, one more, and where nothing is known of positions.
+    assert_eq!(found(row(39), None, Some(40)), NONE);
+    assert_eq!(found(row(39), None, Some(39)), ["T003:w"]);
+    assert_eq!(found(row(39), None, None), NONE);
+    assert_eq!(found(row(39), Some(1024), Some(39)), ["T003:w"]);
+    // max_length cuts rows to fit, or to less than they have but more than fits.
+    assert_eq!(found(row(39), Some(39), Some(39)), ["T002:w"]);
+    assert_eq!(found(row(39), Some(38), Some(37)), ["T003:w", "T002:w"]);
+    // Of a pack each row counts alone.
+    let ids: Vec<i64> = (1..=19).chain([E]).chain(1..=19).chain([E]).collect();
+    let labels: Vec<i64> = ids.iter().map(|&id| if id < 19 { X } else { id }).collect();
+    let pack = json!({"input_ids": ids, "labels": labels, "seq_lengths": [20, 20]});
+    assert_eq!(found(pack.clone(), None, Some(20)), NONE);
+    assert_eq!(found(pack, None, Some(19)), ["T003:w", "T003:w"]);
 }

@@ -178,11 +178,17 @@ fn sharegpt_conversations() {
     // OpenAI's keys in ShareGPT's column.
     let c = chat(json!({"conversations": [{"role": "user", "content": "a"}]}));
     assert_eq!(messages(&c), json!([{"role": "user", "content": "a"}]));
-    // A template's own roles pass.
-    let c =
-        chat(json!({"messages": [{"role": "developer", "content": "a"}, {"role": "model", "content": "b"}]}));
-    assert_eq!(c.messages[0]["role"], "developer");
-    assert_eq!(c.messages[1]["role"], "model");
+    // The same names in OpenAI's column; a template's own roles pass.
+    for (given, role) in [
+        ("developer", "developer"),
+        ("Model", "assistant"),
+        ("HUMAN", "user"),
+        ("ipython", "tool"),
+        ("Critic", "Critic"),
+    ] {
+        let c = chat(json!({"messages": [{"role": given, "content": "a"}]}));
+        assert_eq!(c.messages[0]["role"], role);
+    }
 }
 
 #[test]

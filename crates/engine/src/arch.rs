@@ -25,8 +25,8 @@ pub struct Architecture {
     pub names: Names,
     /// Initialisation of a model without weights.
     pub init: Init,
-    /// Settings of `config.json` that change training elsewhere and are not applied here (dropout), as
-    /// sentences.
+    /// Settings of `config.json` that have no effect here (dropout, RoPE settings beside others that have
+    /// precedence), as sentences.
     pub not_applied: Vec<String>,
 }
 

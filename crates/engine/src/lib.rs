@@ -30,4 +30,4 @@ pub use error::{Error, Result};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
 pub use model::{Budget, KvCache, Losses, MemoryPlan, Model};
 pub use params::{Lora, Trainable};
-pub use weights::Tensor;
+pub use weights::{Tensor, WeightType};

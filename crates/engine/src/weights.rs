@@ -1,12 +1,14 @@
 //! Weights from and to safetensors files, with the names and the layout of Hugging Face.
 
+use crate::arch::Architecture;
 use crate::map::Map;
 use crate::params::Parameter;
 use crate::{Error, Result};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Files above this size are cut into shards, as transformers does.
@@ -21,105 +23,353 @@ pub struct Tensor {
     pub data: Vec<f32>,
 }
 
+/// The weight files of a folder, mapped: one file, or the shards that the index names.
+pub(crate) struct Files {
+    maps: Vec<(PathBuf, Map)>,
+    /// The index and the file that it names for each tensor.
+    index: Option<(PathBuf, BTreeMap<String, String>)>,
+}
+
+impl Files {
+    /// Opens the files of a folder.
+    ///
+    /// # Errors
+    /// A file that is missing; an index that is broken, that reaches outside its folder, or that stands
+    /// beside a `model.safetensors` which it does not name.
+    pub(crate) fn open(dir: &Path) -> Result<Files> {
+        let single = dir.join("model.safetensors");
+        let index = dir.join("model.safetensors.index.json");
+        let (paths, index) = match (single.exists(), index.exists()) {
+            (true, false) => (vec![single], None),
+            (false, false) => {
+                return Err(Error::Weights {
+                    path: dir.to_path_buf(),
+                    message: "no model.safetensors and no model.safetensors.index.json".into(),
+                    help:
+                        "download the safetensors weights, or start from random ones with --set init=random"
+                            .into(),
+                });
+            }
+            (single_exists, true) => {
+                let map = read_index(&index)?;
+                let names: BTreeSet<&String> = map.values().collect();
+                let paths: Vec<PathBuf> = names.into_iter().map(|name| dir.join(name)).collect();
+                if single_exists && !paths.contains(&single) {
+                    return Err(Error::Weights {
+                        path: index,
+                        message: format!(
+                            "{} stands beside this index and is not named in it",
+                            single.display()
+                        ),
+                        help: "one of them is left over from another model; remove it".into(),
+                    });
+                }
+                (paths, Some((index, map)))
+            }
+        };
+        let open = |path: PathBuf| Map::open(&path).map(|map| (path, map));
+        Ok(Files { maps: paths.into_iter().map(open).collect::<Result<_>>()?, index })
+    }
+
+    /// All tensors by their names in the files, with the file of each; and the copies that stand in other files than
+    /// the index names, which are not read.
+    ///
+    /// # Errors
+    /// A file that is truncated or hostile; a tensor that two files hold and the index does not know.
+    pub(crate) fn tensors(&self) -> Result<Tensors<'_>> {
+        let mut found = Tensors::default();
+        for (path, map) in &self.maps {
+            for (name, tensor) in parse(path, map)?.iter() {
+                let named = self.index.as_ref().and_then(|(_, map)| map.get(name));
+                if named.is_some_and(|named| path.file_name().is_none_or(|file| file != named.as_str())) {
+                    found.strays.insert(name.to_string(), path);
+                } else if let (Some((other, _)), Some((index, _))) =
+                    (found.all.insert(name.to_string(), (path, tensor)), &self.index)
+                {
+                    return Err(Error::Weights {
+                        path: index.clone(),
+                        message: format!(
+                            "{} and {} both hold a tensor \"{name}\", which the index does not name",
+                            other.display(),
+                            path.display()
+                        ),
+                        help: MISPLACED.into(),
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The tensors of a folder.
+#[derive(Default)]
+pub(crate) struct Tensors<'a> {
+    /// By name, with the file of each.
+    pub(crate) all: BTreeMap<String, (&'a Path, TensorView<'a>)>,
+    /// Names of tensors in other files than the index names, with the file of each.
+    strays: BTreeMap<String, &'a Path>,
+}
+
+const MISPLACED: &str =
+    "index and shards belong to different models, or were not written together; download them again";
+
+/// The file that an index names for each tensor.
+fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
+    let broken = |message: String| Error::Weights {
+        path: index.to_path_buf(),
+        message,
+        help: "download the index again".into(),
+    };
+    let text = std::fs::read(index).map_err(|e| Error::io(index, e))?;
+    let json: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| broken(format!("not valid JSON: {e}")))?;
+    let map = json
+        .get("weight_map")
+        .and_then(|m| m.as_object())
+        .filter(|map| !map.is_empty())
+        .ok_or_else(|| broken("no \"weight_map\" that names tensors".into()))?;
+    map.iter()
+        .map(|(tensor, file)| {
+            let name = file
+                .as_str()
+                .ok_or_else(|| broken(format!("the file of \"{tensor}\" is {file}, not a name")))?;
+            match Path::new(name).components().collect::<Vec<_>>()[..] {
+                // A shard is a plain file name: an index must not be able to reach outside its folder.
+                [std::path::Component::Normal(_)] => Ok((tensor.clone(), name.to_string())),
+                _ => Err(broken(format!("shard \"{name}\" is not a plain file name"))),
+            }
+        })
+        .collect()
+}
+
+/// The names under which files may hold a parameter: base models are published without the prefix of their
+/// language model ("wte.weight").
+fn aliases(name: &str) -> impl Iterator<Item = &str> {
+    let prefixes = ["transformer.", "model.", "gpt_neox."].into_iter();
+    // What transformers 5 calls the head of GPT-NeoX in memory.
+    let head = (name == "embed_out.weight").then_some("lm_head.weight");
+    std::iter::once(name).chain(prefixes.filter_map(|prefix| name.strip_prefix(prefix))).chain(head)
+}
+
 /// Reads every parameter from `dir` and hands its values to `put`, in the engine's layout.
 ///
-/// Returns the names of tensors that the model has no place for.
+/// A tied head that the files hold is the embedding where they hold no embedding, and must equal it where they
+/// do: [`Architecture::with_head_of`] unties the others.
+///
+/// Returns the names of tensors that the model has no place for and copies elsewhere than the index names, and the type that the weights are stored in.
 ///
 /// # Errors
 /// A file that is missing, truncated or hostile; a parameter that is missing, of another shape, of a type
 /// that is not a float, or not finite. The message names file and tensor.
 pub(crate) fn load<'a>(
     dir: &Path,
+    arch: &Architecture,
     parameters: impl Iterator<Item = &'a Parameter>,
     mut put: impl FnMut(&Parameter, &[f32]) -> Result<()>,
-) -> Result<Vec<String>> {
-    let files = files(dir)?;
-    let mut left: BTreeMap<&str, &Parameter> = parameters.map(|p| (p.name.as_str(), p)).collect();
-    let wanted = left.len();
-    let mut unknown = Vec::new();
-    for path in &files {
-        let map = Map::open(path)?;
-        let tensors = parse(path, &map)?;
-        for (name, tensor) in tensors.iter() {
-            // Base models are published without the prefix of their language model ("wte.weight").
-            let mut full = vec![name.to_string()];
-            full.extend(["transformer", "model", "gpt_neox"].map(|prefix| format!("{prefix}.{name}")));
-            // What transformers 5 calls the head of GPT-NeoX in memory.
-            full.extend((name == "lm_head.weight").then(|| "embed_out.weight".to_string()));
-            let Some(p) = full.iter().find_map(|n| left.remove(n.as_str())) else {
-                unknown.push(name.to_string());
-                continue;
-            };
-            if tensor.shape() != p.shape {
-                return Err(Error::Weights {
-                    path: path.clone(),
-                    message: format!(
-                        "tensor \"{name}\" has shape {:?}, config.json asks for {:?}",
-                        tensor.shape(),
-                        p.shape
-                    ),
-                    help: "config.json and the weights belong to different models; copy both from one place"
-                        .into(),
-                });
-            }
-            let values = floats(path, name, tensor.dtype(), tensor.data())?;
-            if let Some(i) = values.iter().position(|x| !x.is_finite()) {
-                return Err(Error::Weights {
-                    path: path.clone(),
-                    message: format!("tensor \"{name}\" holds {} at element {i}", values[i]),
-                    help: "the weights are damaged or come from a run that diverged; train from an earlier checkpoint".into(),
-                });
-            }
-            put(p, &from_file(p, &values))?;
-        }
+) -> Result<(Vec<String>, WeightType)> {
+    let files = Files::open(dir)?;
+    let Tensors { all: mut tensors, strays } = files.tensors()?;
+    if arch.head.tied
+        && let Some(path) = untied_head(arch, &tensors)?
+    {
+        return Err(Error::Weights {
+            path: path.to_path_buf(),
+            message: format!(
+                "tensor \"{}.weight\" differs from the embedding, and the model's head is tied to it",
+                arch.names.head
+            ),
+            help: "set tie_word_embeddings to false in config.json".into(),
+        });
     }
-    if let Some(first) = left.keys().next() {
+    let (embedding, head) = (weight(arch.names.embedding), weight(arch.names.head));
+    let (mut missing, mut wanted) = (Vec::new(), 0);
+    let mut types = BTreeSet::new();
+    for p in parameters {
+        wanted += 1;
+        let own = aliases(&p.name).find(|name| tensors.contains_key(*name));
+        let tied =
+            (arch.head.tied && p.name == embedding && tensors.contains_key(&head)).then_some(head.as_str());
+        let Some(name) = own.or(tied) else {
+            missing.push(p.name.as_str());
+            continue;
+        };
+        let Some((path, tensor)) = tensors.remove(name) else { continue };
+        if tensor.shape() != p.shape {
+            return Err(Error::Weights {
+                path: path.to_path_buf(),
+                message: format!(
+                    "tensor \"{name}\" has shape {:?}, config.json asks for {:?}",
+                    tensor.shape(),
+                    p.shape
+                ),
+                help: "config.json and the weights belong to different models; copy both from one place"
+                    .into(),
+            });
+        }
+        let values = floats(path, name, tensor.dtype(), tensor.data())?;
+        if let Some(i) = values.iter().position(|x| !x.is_finite()) {
+            return Err(Error::Weights {
+                path: path.to_path_buf(),
+                message: format!("tensor \"{name}\" holds {} at element {i}", values[i]),
+                help: "the weights are damaged or come from a run that diverged; train from an earlier checkpoint"
+                    .into(),
+            });
+        }
+        types.insert(WeightType::of(tensor.dtype()));
+        put(p, &from_file(p, &values))?;
+    }
+    if let Some(first) = missing.first() {
+        let named = files.index.as_ref().and_then(|(_, map)| map.get(*first));
+        let named = named.map_or(String::new(), |file| format!(", which the index says is in {file}"));
+        if let Some(path) = strays.get(*first) {
+            return Err(Error::Weights {
+                path: dir.to_path_buf(),
+                message: format!("tensor \"{first}\" is in {}{named}", path.display()),
+                help: MISPLACED.into(),
+            });
+        }
         return Err(Error::Weights {
             path: dir.to_path_buf(),
-            message: format!("{} of {} parameters are missing, the first is \"{first}\"", left.len(), wanted),
+            message: format!(
+                "{} of {wanted} parameters are missing, the first is \"{first}\"{named}",
+                missing.len()
+            ),
             help: "a shard may not have been downloaded, or config.json describes another model".into(),
         });
     }
-    Ok(unknown)
+    // Where types are mixed, only f32 loses nothing of any.
+    let stored = match types.first() {
+        Some(first) if types.len() == 1 => *first,
+        _ => WeightType::F32,
+    };
+    let copies = strays.into_iter().map(|(name, path)| format!("the copy of {name} in {}", path.display()));
+    Ok((tensors.into_keys().chain(copies).collect(), stored))
 }
 
-/// The weight files of a folder: one file, or the shards that the index names.
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let single = dir.join("model.safetensors");
-    if single.exists() {
-        return Ok(vec![single]);
-    }
-    let index = dir.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Err(Error::Weights {
-            path: dir.to_path_buf(),
-            message: "no model.safetensors and no model.safetensors.index.json".into(),
-            help: "download the safetensors weights, or start from random ones with --set init=random".into(),
-        });
-    }
-    let broken = |message: String| Error::Weights {
-        path: index.clone(),
-        message,
-        help: "download the index again".into(),
+fn weight(module: &str) -> String {
+    format!("{module}.weight")
+}
+
+/// The file of a head that differs from the embedding beside it.
+fn untied_head<'a>(
+    arch: &Architecture,
+    tensors: &BTreeMap<String, (&'a Path, TensorView)>,
+) -> Result<Option<&'a Path>> {
+    let (embedding, head) = (weight(arch.names.embedding), weight(arch.names.head));
+    let embedding = aliases(&embedding).find_map(|name| Some((name, tensors.get(name)?)));
+    let (Some((name, (path, embedding))), Some((head_path, tensor))) = (embedding, tensors.get(&head)) else {
+        return Ok(None);
     };
-    let text = std::fs::read(&index).map_err(|e| Error::io(&index, e))?;
-    let json: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|e| broken(format!("not valid JSON: {e}")))?;
-    let map = json
-        .get("weight_map")
-        .and_then(|m| m.as_object())
-        .ok_or_else(|| broken("no \"weight_map\"".into()))?;
-    let mut names: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-        .into_iter()
-        .map(|name| match Path::new(name).components().collect::<Vec<_>>()[..] {
-            // A shard is a plain file name: an index must not be able to reach outside its folder.
-            [std::path::Component::Normal(_)] => Ok(dir.join(name)),
-            _ => Err(broken(format!("shard \"{name}\" is not a plain file name"))),
-        })
-        .collect()
+    let same = embedding.shape() == tensor.shape()
+        && (embedding.dtype() == tensor.dtype() && embedding.data() == tensor.data()
+            || floats(path, name, embedding.dtype(), embedding.data())?
+                == floats(head_path, &head, tensor.dtype(), tensor.data())?);
+    Ok((!same).then_some(*head_path))
+}
+
+impl Architecture {
+    /// The architecture that the weights in `dir` belong to: a head in the files that differs from the
+    /// embedding is the model's own, whatever `tie_word_embeddings` says (`PreTrainedModel.tie_weights`).
+    /// Returns a sentence about it where that is so.
+    ///
+    /// # Errors
+    /// Files that are missing, truncated or hostile.
+    pub fn with_head_of(mut self, dir: &Path) -> Result<(Architecture, Option<String>)> {
+        if !self.head.tied {
+            return Ok((self, None));
+        }
+        let files = Files::open(dir)?;
+        let tensors = files.tensors()?;
+        let Some(path) = untied_head(&self, &tensors.all)? else { return Ok((self, None)) };
+        self.head.tied = false;
+        let sentence = format!(
+            "{}: \"{}.weight\" differs from the embedding, so it is used as the model's head although config.json \
+             says tie_word_embeddings = true",
+            path.display(),
+            self.names.head
+        );
+        Ok((self, Some(sentence)))
+    }
+}
+
+/// A type that weights are stored in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WeightType {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits of IEEE 754.
+    F16,
+    /// The upper half of an f32.
+    BF16,
+}
+
+impl WeightType {
+    fn of(dtype: Dtype) -> WeightType {
+        match dtype {
+            Dtype::F16 => WeightType::F16,
+            Dtype::BF16 => WeightType::BF16,
+            _ => WeightType::F32,
+        }
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            WeightType::F32 => Dtype::F32,
+            WeightType::F16 => Dtype::F16,
+            WeightType::BF16 => Dtype::BF16,
+        }
+    }
+
+    /// Its name in `config.json` (`dtype`, `torch_dtype`).
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightType::F32 => "float32",
+            WeightType::F16 => "float16",
+            WeightType::BF16 => "bfloat16",
+        }
+    }
+
+    /// The type of this name.
+    pub fn named(name: &str) -> Option<WeightType> {
+        [WeightType::F32, WeightType::F16, WeightType::BF16].into_iter().find(|kind| kind.name() == name)
+    }
+
+    fn bytes(self) -> usize {
+        if self == WeightType::F32 { 4 } else { 2 }
+    }
+
+    /// Little-endian bytes of values, rounded to the nearest. The place of a finite value that is too large
+    /// is an error.
+    fn narrow(self, values: &[f32]) -> Result<Vec<u8>, usize> {
+        match self {
+            WeightType::F32 => Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            WeightType::BF16 => {
+                narrow(values, half::bf16::from_f32, half::bf16::is_infinite, half::bf16::to_le_bytes)
+            }
+            WeightType::F16 => {
+                narrow(values, half::f16::from_f32, half::f16::is_infinite, half::f16::to_le_bytes)
+            }
+        }
+    }
+}
+
+fn narrow<T: Copy>(
+    values: &[f32],
+    round: fn(f32) -> T,
+    is_infinite: fn(T) -> bool,
+    bytes: fn(T) -> [u8; 2],
+) -> Result<Vec<u8>, usize> {
+    let mut out = Vec::with_capacity(2 * values.len());
+    for (i, &x) in values.iter().enumerate() {
+        let rounded = round(x);
+        if is_infinite(rounded) && x.is_finite() {
+            return Err(i);
+        }
+        out.extend(bytes(rounded));
+    }
+    Ok(out)
 }
 
 /// The header of a file, checked by its format's own library.
@@ -141,7 +391,11 @@ fn floats(path: &Path, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32
         other => Err(Error::Weights {
             path: path.to_path_buf(),
             message: format!("tensor \"{name}\" is of type {other:?}; F32, F16 and BF16 can be read"),
-            help: "quantised weights cannot be trained; use the original checkpoint".into(),
+            help: match other {
+                Dtype::F64 => "save the model in float32 first: model.float().save_pretrained(..)",
+                _ => "quantised weights cannot be trained; use the original checkpoint",
+            }
+            .into(),
         }),
     }
 }
@@ -156,12 +410,13 @@ pub(crate) fn from_file<'a>(p: &Parameter, values: &'a [f32]) -> Cow<'a, [f32]> 
 pub(crate) struct Lazy<'a> {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
+    pub(crate) kind: WeightType,
     pub(crate) read: Box<dyn Fn() -> Result<Vec<f32>> + 'a>,
 }
 
 impl Lazy<'_> {
     fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * size_of::<f32>()
+        self.shape.iter().product::<usize>() * self.kind.bytes()
     }
 }
 
@@ -169,12 +424,13 @@ impl Lazy<'_> {
 /// here.
 struct Reading<'a> {
     tensor: &'a Lazy<'a>,
+    path: &'a Path,
     failure: &'a RefCell<Option<Error>>,
 }
 
 impl safetensors::View for Reading<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        self.tensor.kind.dtype()
     }
 
     fn shape(&self) -> &[usize] {
@@ -182,8 +438,20 @@ impl safetensors::View for Reading<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match (self.tensor.read)() {
-            Ok(values) => Cow::Owned(values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        let Lazy { name, kind, read, .. } = self.tensor;
+        let bytes = read().and_then(|values| {
+            kind.narrow(&values).map_err(|i| Error::Weights {
+                path: self.path.to_path_buf(),
+                message: format!(
+                    "element {i} of \"{name}\" is {}, which {} cannot hold",
+                    values[i],
+                    kind.name()
+                ),
+                help: "the checkpoint of this step holds the weights in float32".into(),
+            })
+        });
+        match bytes {
+            Ok(bytes) => Cow::Owned(bytes),
             Err(error) => {
                 self.failure.borrow_mut().get_or_insert(error);
                 Cow::Owned(vec![0; self.tensor.bytes()])
@@ -244,10 +512,10 @@ pub(crate) fn write(path: &Path, tensors: &[&Lazy]) -> Result<()> {
     let failure = RefCell::new(None);
     let written = suasion_files::write_at(path, |temporary| {
         let named =
-            tensors.iter().map(|tensor| (tensor.name.as_str(), Reading { tensor, failure: &failure }));
+            tensors.iter().map(|tensor| (tensor.name.as_str(), Reading { tensor, path, failure: &failure }));
         let result = safetensors::serialize_to_file(named, Some(metadata), temporary);
         if failure.borrow().is_some() {
-            return Err(std::io::Error::other("a tensor could not be read from the device"));
+            return Err(std::io::Error::other("a tensor could not be written"));
         }
         result.map_err(|e| match e {
             safetensors::SafeTensorError::IoError(e) => e,

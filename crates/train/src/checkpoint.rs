@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use suasion_engine::{Backend, Model};
+use suasion_engine::{Backend, Model, WeightType};
 use suasion_files::{NewFolder, sizes};
 
 /// File of the run's state.
@@ -123,9 +123,10 @@ pub(crate) fn write<B: Backend>(
         let path = dir.path().join(name);
         fs::write(&path, bytes).map_err(|source| Error::io(path, source))
     };
-    model.save_weights(dir.path())?;
+    // In f32, so that a resume continues exactly.
+    model.save_masters(dir.path())?;
     model.save_optimizer(&dir.path().join(OPTIMIZER))?;
-    for file in &model_files.files {
+    for file in &model_files.beside(WeightType::F32, model.architecture().head.tied).files {
         put(&file.name, &file.bytes)?;
     }
     put(METRICS, metrics.as_bytes())?;

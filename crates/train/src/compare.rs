@@ -93,6 +93,19 @@ pub struct Difference {
     pub prompts: u64,
 }
 
+/// A model that [`crate::train()`] has trained on responses only, with the settings, the rows and the start of the
+/// comparison: it is measured, and not trained again.
+pub struct Finished<'a, B: Backend> {
+    /// Makes the model.
+    pub make: &'a mut dyn FnMut(Budget) -> Result<Model<B>>,
+    /// Targets learned.
+    pub targets: u64,
+    /// Loss of the last step that had a target.
+    pub last_train_loss: Option<f64>,
+    /// Time spent in steps.
+    pub seconds: f64,
+}
+
 /// The same row or pack with a label on every token except padding, as training on all tokens has it.
 pub fn all_tokens(sample: &Sample) -> Sample {
     let label = |(&id, &origin): (&u32, &Origin)| if origin == Origin::Padding { IGNORE } else { id as i32 };
@@ -109,6 +122,19 @@ pub fn all_tokens(sample: &Sample) -> Sample {
 /// Fails with [`Error::Interrupted`] when `stop` is raised.
 pub fn compare<B: Backend>(
     make: &mut dyn FnMut(Budget) -> Result<Model<B>>,
+    train: &[Sample],
+    held_out: &[Sample],
+    settings: &CompareSettings,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Comparison> {
+    compare_with(make, None, train, held_out, settings, observer, stop)
+}
+
+/// As [`compare`], where the model of the responses may have been trained before.
+pub fn compare_with<B: Backend>(
+    make: &mut dyn FnMut(Budget) -> Result<Model<B>>,
+    mut finished: Option<Finished<'_, B>>,
     train: &[Sample],
     held_out: &[Sample],
     settings: &CompareSettings,
@@ -137,7 +163,16 @@ pub fn compare<B: Backend>(
             arms.push(measure.arm(&mut model, &mut probe, Trained::default())?);
         }
         observer.event(&Event::Arm { objective });
-        let trained = train_arm(&mut model, rows, &plan, settings, observer, stop)?;
+        let trained = match finished.take() {
+            Some(finished) => {
+                model = (finished.make)(budget)?;
+                probe = Probe::new(&mut model, probed, held_out, &settings.probe)?;
+                let Finished { targets, seconds, .. } = finished;
+                let progress = Progress { targets, seconds, ..Progress::default() };
+                Trained { progress, last_loss: finished.last_train_loss }
+            }
+            None => train_arm(&mut model, rows, &plan, settings, observer, stop)?,
+        };
         let arm = measure.arm(&mut model, &mut probe, trained)?;
         observer.event(&Event::Eval { step: plan.total_steps, evaluation: &arm.evaluation, best: false });
         arms.push(arm);
@@ -236,6 +271,34 @@ fn difference(response_only: &Arm, all_tokens: &Arm, held_out: &[Sample]) -> Dif
     }
 }
 
+/// Below so many prompts no verdict is given: the standard error is itself too uncertain.
+const FEW: u64 = 8;
+
+/// The 97.5 % quantile of Student's t with at least these degrees of freedom (from the tables), which bounds a
+/// two-sided 95 % interval.
+fn quantile(freedom: u64) -> f64 {
+    const TABLE: [(u64, f64); 16] = [
+        (1, 12.706),
+        (2, 4.303),
+        (3, 3.182),
+        (4, 2.776),
+        (5, 2.571),
+        (6, 2.447),
+        (7, 2.365),
+        (8, 2.306),
+        (9, 2.262),
+        (10, 2.228),
+        (12, 2.179),
+        (15, 2.131),
+        (20, 2.086),
+        (30, 2.042),
+        (60, 2.000),
+        (120, 1.980),
+    ];
+    let row = TABLE.iter().rev().find(|(of, _)| *of <= freedom);
+    row.map_or(f64::INFINITY, |(_, quantile)| *quantile)
+}
+
 /// The results in sentences.
 fn verdict(c: &Comparison) -> Vec<String> {
     let (ours, theirs, before) = (&c.response_only, &c.all_tokens, &c.before);
@@ -251,17 +314,30 @@ fn verdict(c: &Comparison) -> Vec<String> {
         loss(theirs.evaluation.loss)
     );
     let better = if d.mean > 0.0 { "responses only" } else { "all tokens" };
-    lines.push(match d.standard_error {
-        Some(error) if d.mean.abs() > 2.0 * error => format!(
-            "{measured}. Training on {better} predicts them better, by {} nats per token (standard error {}).",
-            loss(d.mean.abs()),
-            loss(error)
-        ),
-        Some(error) => format!(
-            "{measured}. The difference of {} nats per token is within two standard errors (of {}): these rows do not \
-             show which is better.",
+    let interval = |half: f64| {
+        format!(
+            "95 % confidence interval from {} to {}",
+            loss_difference(d.mean - half),
+            loss_difference(d.mean + half)
+        )
+    };
+    lines.push(match d.standard_error.map(|error| error * quantile(d.prompts - 1)) {
+        Some(half) if d.prompts < FEW => format!(
+            "{measured}. The difference is {} nats per token ({}), but {} do not show which is better.",
             loss_difference(d.mean),
-            loss(error)
+            interval(half),
+            count(d.prompts, "prompt"),
+        ),
+        Some(half) if d.mean.abs() > half => format!(
+            "{measured}. Training on {better} predicts them better, by {} nats per token ({}).",
+            loss(d.mean.abs()),
+            interval(half)
+        ),
+        Some(half) => format!(
+            "{measured}. The difference of {} nats per token ({}) is what chance can give: these rows do not show \
+             which is better.",
+            loss_difference(d.mean),
+            interval(half)
         ),
         None => format!(
             "{measured}. Training on {better} gives a loss lower by {}, but a single prompt does not show which is \

@@ -131,12 +131,25 @@ pub fn generate_with<B: Backend>(
     sampling: &Sampling,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated> {
+    generate_after(model, cache, 0, prompt, sampling, on_token)
+}
+
+/// As [`generate_with`], for a cache whose first `known` tokens are the first of `prompt`: a conversation grows
+/// by a turn, and what came before is not computed again. At least one token of the prompt is.
+pub fn generate_after<B: Backend>(
+    model: &mut Model<B>,
+    cache: &mut KvCache,
+    known: usize,
+    prompt: &[u32],
+    sampling: &Sampling,
+    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<Generated> {
     check(model, prompt, sampling)?;
-    cache.truncate(0);
+    cache.truncate(known.min(prompt.len() - 1));
     let mut rng = Rng::new(sampling.seed, Purpose::Sampling, 0);
     let mut generated =
         Generated { ids: Vec::new(), stopped: Stopped::MaxNewTokens, prompt_tokens: prompt.len() };
-    let mut logits = model.decode(cache, prompt)?;
+    let mut logits = model.decode(cache, &prompt[cache.len()..])?;
     loop {
         let id = choose(&mut logits, sampling, &mut rng)?;
         generated.ids.push(id);

@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use suasion_engine::WeightType;
 use suasion_files::write_bytes;
 
 /// A file to be written beside the weights.
@@ -54,12 +55,22 @@ impl ModelFiles {
         Ok(files)
     }
 
-    /// Adds a file, or replaces the one of that name. In `config.json` the dtype becomes `float32`, the dtype
-    /// of the weights that are written.
+    /// Adds a file, or replaces the one of that name.
     pub fn push(&mut self, name: &str, bytes: Vec<u8>) {
-        let bytes = if name == "config.json" { with_f32(bytes) } else { bytes };
         self.files.retain(|file| file.name != name);
         self.files.push(OutputFile { name: name.to_string(), bytes });
+    }
+
+    /// The files as they are beside weights of this type: where `config.json` says otherwise of the type or of a head
+    /// that is not tied, it is corrected.
+    pub fn beside(&self, kind: WeightType, tied: bool) -> ModelFiles {
+        let mut files = self.clone();
+        for file in files.files.iter_mut().filter(|file| file.name == "config.json") {
+            if let Some(bytes) = corrected(&file.bytes, kind, tied) {
+                file.bytes = bytes;
+            }
+        }
+        files
     }
 
     /// Writes the files into a folder.
@@ -71,21 +82,52 @@ impl ModelFiles {
     }
 }
 
-/// A configuration with the dtype float32; the same bytes if it has that dtype already, or none.
-fn with_f32(bytes: Vec<u8>) -> Vec<u8> {
-    let Ok(Value::Object(mut config)) = serde_json::from_slice(&bytes) else { return bytes };
+/// A configuration that agrees with the weights; `None` where it does already.
+fn corrected(bytes: &[u8], kind: WeightType, tied: bool) -> Option<Vec<u8>> {
+    let Ok(Value::Object(mut config)) = serde_json::from_slice(bytes) else { return None };
     let mut changed = false;
     for key in ["dtype", "torch_dtype"] {
         if let Some(value) = config.get_mut(key)
-            && *value != "float32"
+            && *value != kind.name()
         {
-            *value = Value::from("float32");
+            *value = Value::from(kind.name());
             changed = true;
         }
     }
-    if changed {
-        serde_json::to_vec_pretty(&config).expect("it was JSON") // keys keep their order
-    } else {
-        bytes
+    // Families differ in what a missing key means.
+    let says_tied = config.get("tie_word_embeddings").is_none_or(|value| value == true);
+    if !tied && says_tied {
+        config.insert("tie_word_embeddings".into(), false.into());
+        changed = true;
+    }
+    changed.then(|| serde_json::to_vec_pretty(&config).expect("it was JSON")) // keys keep their order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_agrees_with_the_weights() {
+        let beside = |config: &str, kind, tied| {
+            let mut files = ModelFiles::default();
+            files.push("config.json", config.as_bytes().to_vec());
+            files.push("tokenizer.json", b"{\"dtype\": 1}".to_vec());
+            let files = files.beside(kind, tied).files;
+            assert_eq!(files[1].bytes, b"{\"dtype\": 1}");
+            String::from_utf8(files[0].bytes.clone()).unwrap()
+        };
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let tied = r#"{"torch_dtype": "bfloat16", "tie_word_embeddings": true}"#;
+        // What agrees keeps its bytes.
+        assert_eq!(beside(tied, WeightType::BF16, true), tied);
+        assert_eq!(beside("{ }", WeightType::F16, true), "{ }");
+        let own_head = r#"{"tie_word_embeddings":  false}"#;
+        assert_eq!(beside(own_head, WeightType::F32, false), own_head);
+        let expected = r#"{"torch_dtype": "float32", "tie_word_embeddings": false}"#;
+        assert_eq!(read(&beside(tied, WeightType::F32, false)), read(expected));
+        // GPT-2's heads are tied where the key is missing.
+        let named = beside(r#"{"dtype": "float32"}"#, WeightType::F16, false);
+        assert_eq!(read(&named), read(r#"{"dtype": "float16", "tie_word_embeddings": false}"#));
     }
 }

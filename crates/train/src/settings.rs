@@ -53,17 +53,54 @@ pub struct Key {
     pub name: &'static str,
     /// What a resume compares.
     pub on_resume: OnResume,
-    /// Its bounds; `None` if every value of its type can work.
-    pub bounds: Option<Bounds>,
+    /// The numbers that it may be; `None` if every value of its type can work.
+    pub range: Option<Range>,
     value: fn(&Settings) -> String,
+    number: fn(&Settings) -> Option<f64>,
 }
 
-/// The values of a setting that can work.
-pub struct Bounds {
-    /// The values, to follow "must be": `at least 1`.
-    pub text: &'static str,
-    /// True if the settings' value is one of them.
-    pub hold: fn(&Settings) -> bool,
+/// The numbers that a setting may have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Range {
+    /// From here on.
+    AtLeast(f64),
+    /// From the first to below the second.
+    FromBelow(f64, f64),
+    /// From the first to the second.
+    FromTo(f64, f64),
+    /// Above the first and up to the second.
+    AboveTo(f64, f64),
+    /// Whole numbers up to this, and shares below 1.
+    WholeOrShare(f64),
+}
+
+impl Range {
+    /// True for a number within. NaN and the infinities are in no range.
+    pub fn holds(self, number: f64) -> bool {
+        number.is_finite()
+            && match self {
+                Range::AtLeast(low) => number >= low,
+                Range::FromBelow(low, high) => (low..high).contains(&number),
+                Range::FromTo(low, high) => (low..=high).contains(&number),
+                Range::AboveTo(low, high) => number > low && number <= high,
+                Range::WholeOrShare(high) => {
+                    (0.0..1.0).contains(&number) || ((1.0..=high).contains(&number) && number.fract() == 0.0)
+                }
+            }
+    }
+}
+
+impl fmt::Display for Range {
+    /// A phrase that follows "must be": `at least 1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Range::AtLeast(low) => write!(f, "at least {low}"),
+            Range::FromBelow(low, high) => write!(f, "at least {low} and below {high}"),
+            Range::FromTo(low, high) => write!(f, "between {low} and {high}"),
+            Range::AboveTo(low, high) => write!(f, "above {low} and at most {high:e}"),
+            Range::WholeOrShare(_) => f.write_str("at least 0, and whole or below 1"),
+        }
+    }
 }
 
 /// Whether a resume may change a setting.
@@ -84,53 +121,59 @@ impl Key {
     }
 }
 
-/// The text of a value in a configuration.
+/// A type of a setting.
 trait Shown {
+    /// The text of the value in a configuration.
     fn shown(&self) -> String;
+
+    /// The value where it is a number, for its range.
+    fn number(&self) -> Option<f64>;
 }
 
 macro_rules! shown {
-    ($($type:ty: $format:literal),*) => { $(impl Shown for $type {
+    ($($type:ty: $format:literal $(as $number:ty)?),*) => { $(impl Shown for $type {
         fn shown(&self) -> String {
             format!($format, self)
+        }
+
+        fn number(&self) -> Option<f64> {
+            None$(.or(Some(*self as $number)))?
         }
     })* };
 }
 
-shown!(bool: "{}", u64: "{}", usize: "{}", f64: "{:?}", Scheduler: "{}", Strategy: "{}");
+shown!(bool: "{}", u64: "{}" as f64, usize: "{}" as f64, f64: "{:?}" as f64, Scheduler: "{}", Strategy: "{}");
 
 impl<T: Shown> Shown for Option<T> {
     fn shown(&self) -> String {
         self.as_ref().map_or("null".into(), T::shown)
     }
+
+    fn number(&self) -> Option<f64> {
+        self.as_ref().and_then(T::number)
+    }
 }
 
-macro_rules! bounds {
-    ($name:ident $type:ty) => {
+macro_rules! range {
+    () => {
         None
     };
-    ($name:ident $type:ty, $check:expr, $text:literal) => {
-        Some(Bounds {
-            text: $text,
-            hold: |settings| {
-                let check: fn(&$type) -> bool = $check;
-                check(&settings.$name)
-            },
-        })
+    ($range:expr) => {
+        Some($range)
     };
 }
 
 /// The table. Each line is a field of [`Settings`]: its meaning, its name, what a resume compares, its type
-/// and default, and, where its type has values that cannot work, a condition and its wording.
+/// and default, and, where its type has numbers that cannot work, the range of those that can.
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])+ $name:ident $on_resume:ident: $type:ty = $default:expr $(, if $check:expr, $bounds:literal)?;)*) => {
+    ($($(#[doc = $doc:literal])+ $name:ident $on_resume:ident: $type:ty = $default:expr $(, in $range:expr)?;)*) => {
         /// The settings of a run.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct Settings {
             $(
                 $(#[doc = $doc])+
-                #[doc = concat!("\n\nDefault: `", stringify!($default), "`.", $("\nMust be ", $bounds, ".")?)]
+                #[doc = concat!("\n\nDefault: `", stringify!($default), "`."$(, "\n\nWithin [`Range`]: `", stringify!($range), "`.")?)]
                 pub $name: $type,
             )*
         }
@@ -145,56 +188,57 @@ macro_rules! settings {
         pub const KEYS: &[Key] = &[$(Key {
             name: stringify!($name),
             on_resume: OnResume::$on_resume,
-            bounds: bounds!($name $type $(, $check, $bounds)?),
+            range: range!($($range)?),
             value: |settings| settings.$name.shown(),
+            number: |settings| settings.$name.number(),
         },)*];
     };
 }
 
 settings! {
     /// Rows per micro-batch, or packs of them.
-    per_device_train_batch_size Same: usize = 8, if |v| *v >= 1, "at least 1";
+    per_device_train_batch_size Same: usize = 8, in Range::AtLeast(1.0);
     /// Rows per evaluation batch, or packs of them.
-    per_device_eval_batch_size Free: usize = 8, if |v| *v >= 1, "at least 1";
+    per_device_eval_batch_size Free: usize = 8, in Range::AtLeast(1.0);
     /// Micro-batches per step, normalised over all their targets together.
-    gradient_accumulation_steps Same: usize = 1, if |v| *v >= 1, "at least 1";
+    gradient_accumulation_steps Same: usize = 1, in Range::AtLeast(1.0);
     /// The highest learning rate of the schedule.
-    learning_rate Same: f64 = 2e-5, if |v| (0.0..=f64::MAX).contains(v), "at least 0";
+    learning_rate Same: f64 = 2e-5, in Range::AtLeast(0.0);
     /// AdamW's decoupled weight decay.
-    weight_decay Same: f64 = 0.0, if |v| (0.0..=f64::MAX).contains(v), "at least 0";
+    weight_decay Same: f64 = 0.0, in Range::AtLeast(0.0);
     /// Decay biases and norms too (not a key of TRL).
     decay_all Same: bool = false;
     /// AdamW's first decay rate.
-    adam_beta1 Same: f64 = 0.9, if |v| (0.0..1.0).contains(v), "at least 0 and below 1";
+    adam_beta1 Same: f64 = 0.9, in Range::FromBelow(0.0, 1.0);
     /// AdamW's second decay rate.
-    adam_beta2 Same: f64 = 0.999, if |v| (0.0..1.0).contains(v), "at least 0 and below 1";
+    adam_beta2 Same: f64 = 0.999, in Range::FromBelow(0.0, 1.0);
     /// AdamW's epsilon.
-    adam_epsilon Same: f64 = 1e-8, if |v| (0.0..=f64::MAX).contains(v), "at least 0";
+    adam_epsilon Same: f64 = 1e-8, in Range::AtLeast(0.0);
     /// Gradients of a larger norm are scaled down to this one; 0 turns clipping off.
-    max_grad_norm Same: f64 = 1.0, if |v| (0.0..=f64::MAX).contains(v), "at least 0";
+    max_grad_norm Same: f64 = 1.0, in Range::AtLeast(0.0);
     /// Passes over the training rows; a fraction ends within a pass.
-    num_train_epochs Resolved: f64 = 3.0, if |v| (f64::MIN_POSITIVE..=1e9).contains(v), "above 0 and at most 1e9";
+    num_train_epochs Resolved: f64 = 3.0, in Range::AboveTo(0.0, 1e9);
     /// Steps, which take precedence over `num_train_epochs`; `None` counts epochs.
-    max_steps Resolved: Option<u64> = None, if |v| *v != Some(0), "at least 1";
+    max_steps Resolved: Option<u64> = None, in Range::AtLeast(1.0);
     /// How the learning rate changes over the steps.
     lr_scheduler_type Same: Scheduler = Scheduler::Linear;
     /// Share of all steps that warm up, rounded up to steps.
-    warmup_ratio Resolved: f64 = 0.0, if |v| (0.0..=1.0).contains(v), "between 0 and 1";
+    warmup_ratio Resolved: f64 = 0.0, in Range::FromTo(0.0, 1.0);
     /// Steps that warm up, which take precedence over `warmup_ratio` unless 0; below 1 a share, as in
     /// transformers 5.
-    warmup_steps Resolved: f64 = 0.0, if |v| (0.0..1.0).contains(v) || ((1.0..=1e15).contains(v) && v.fract() == 0.0), "a whole number, or a share below 1";
+    warmup_steps Resolved: f64 = 0.0, in Range::WholeOrShare(1e15);
     /// Steps between two lines of metrics; the first and the last step always have one.
-    logging_steps Free: u64 = 1, if |v| *v >= 1, "at least 1";
+    logging_steps Free: u64 = 1, in Range::AtLeast(1.0);
     /// When to evaluate, besides before and after training.
     eval_strategy Free: Strategy = Strategy::No;
     /// Steps between two evaluations; `None` takes `logging_steps`.
-    eval_steps Free: Option<u64> = None, if |v| *v != Some(0), "at least 1";
+    eval_steps Free: Option<u64> = None, in Range::AtLeast(1.0);
     /// When to write checkpoints.
     save_strategy Free: Strategy = Strategy::Steps;
     /// Steps between two checkpoints.
-    save_steps Free: u64 = 500, if |v| *v >= 1, "at least 1";
+    save_steps Free: u64 = 500, in Range::AtLeast(1.0);
     /// Checkpoints kept: the oldest are removed first, the best never. `None` keeps all.
-    save_total_limit Free: Option<usize> = None, if |v| *v != Some(0), "at least 1";
+    save_total_limit Free: Option<usize> = None, in Range::AtLeast(1.0);
     /// End with the weights of the lowest evaluation loss.
     load_best_model_at_end Free: bool = false;
     /// Seed of everything random.
@@ -222,8 +266,10 @@ impl Settings {
     /// on.
     pub fn validate(&self, has_eval: bool) -> Result<()> {
         for key in KEYS {
-            if let Some(bounds) = key.bounds.as_ref().filter(|bounds| !(bounds.hold)(self)) {
-                return Err(Error::out_of_bounds(key.name, key.value(self), bounds.text));
+            if let (Some(range), Some(number)) = (key.range, (key.number)(self))
+                && !range.holds(number)
+            {
+                return Err(Error::out_of_bounds(key.name, key.value(self), &range.to_string()));
             }
         }
         let Settings { eval_strategy, save_strategy, .. } = *self;

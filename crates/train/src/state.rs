@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use suasion_data::Objective;
+use suasion_engine::WeightType;
 
 /// Version of [`RunState`]; a checkpoint with another version is refused.
 pub const FORMAT: u32 = 1;
@@ -58,6 +59,9 @@ pub struct RunState {
     pub data_seed: u64,
     /// The settings.
     pub settings: Settings,
+    /// What the final weights are written in, as `config.json` names it; those of a checkpoint are f32.
+    #[serde(default)]
+    pub weight_type: String,
     /// The step of the latest evaluation.
     pub evaluated: Option<u64>,
     /// Step and loss of the best evaluation after the first step.
@@ -74,7 +78,12 @@ pub struct RunState {
 
 impl RunState {
     /// The state before the first step.
-    pub(crate) fn new(settings: &Settings, identity: &Identity, plan: &Plan) -> RunState {
+    pub(crate) fn new(
+        settings: &Settings,
+        identity: &Identity,
+        plan: &Plan,
+        weights: WeightType,
+    ) -> RunState {
         RunState {
             format: FORMAT,
             suasion: env!("CARGO_PKG_VERSION").to_string(),
@@ -88,6 +97,7 @@ impl RunState {
             position: (0, 0),
             data_seed: settings.data_seed(),
             settings: settings.clone(),
+            weight_type: weights.name().into(),
             evaluated: None,
             best: None,
             before: None,

@@ -13,7 +13,7 @@ use crate::trainer_state::trainer_state;
 use crate::{Error, Evaluation, Plan, Result, Strategy, report};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use suasion_engine::Backend;
+use suasion_engine::{Backend, WeightType};
 use suasion_files::write_bytes;
 
 /// Trains a model. The output folder then holds the model with its files, the checkpoints, `metrics.jsonl`,
@@ -29,7 +29,7 @@ pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &At
     plan.check_model(run.model.architecture(), train, eval)?;
     check_output_dir(output_dir, &run.resume, run.overwrite)?;
 
-    let mut state = RunState::new(settings, identity, &plan);
+    let mut state = RunState::new(settings, identity, &plan, run.model.weight_type());
     let mut warnings = plan.warnings.clone();
     warnings.extend(run.model.architecture().not_applied.iter().cloned());
     let mut records = Vec::new();
@@ -38,6 +38,7 @@ pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &At
         saved.check(&dir, &state)?;
         records = checkpoint::records(&dir)?;
         run.model.load_weights(&dir)?;
+        run.model.set_weight_type(WeightType::named(&saved.weight_type).unwrap_or_default());
         if saved.progress.updates > 0 {
             run.model.load_optimizer(&dir.join(checkpoint::OPTIMIZER))?;
         }
@@ -267,7 +268,9 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         {
             match self.best_checkpoint() {
                 Some(path) => {
+                    let kind = self.run.model.weight_type();
                     self.run.model.load_weights(&path)?;
+                    self.run.model.set_weight_type(kind);
                     (final_step, after) = (best, self.state.best_evaluation.clone());
                 }
                 None => self.warn(format!(
@@ -278,7 +281,8 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             }
         }
         self.run.model.save_weights(output_dir)?;
-        self.run.files.write(output_dir)?;
+        let (kind, tied) = (self.run.model.weight_type(), self.run.model.architecture().head.tied);
+        self.run.files.beside(kind, tied).write(output_dir)?;
         self.write_trainer_state()?;
         Ok(self.report(false, final_step, after))
     }

@@ -4,9 +4,11 @@ use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
 use crate::inputs::rows;
 use crate::job::Job;
+use crate::paths;
 use crate::tables;
 use crate::ui::Ui;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use suasion_data::Objective;
 use suasion_train::Resume;
 
@@ -15,6 +17,9 @@ use suasion_train::Resume;
 pub struct CompareArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// The file for the result as JSON; comparison.json, or where there is one comparison-2.json and so on
+    #[arg(short, long, value_name = "FILE", value_parser = paths::parser())]
+    output: Option<PathBuf>,
 }
 
 /// The share of the rows that is held out where no evaluation rows are named: a comparison needs some.
@@ -33,10 +38,21 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     if rows::evaluation(&loaded.config, ui)?.is_none() && loaded.config.eval_fraction == 0.0 {
         loaded.config.eval_fraction = HELD_OUT;
     }
-    // Both models are discarded and nothing is written, so output_dir is not checked.
+    // Found to be impossible before the training, not after it.
+    let output = args.output.clone().unwrap_or_else(free_name);
+    if let Some(folder) = output.parent().filter(|folder| *folder != Path::new("") && !folder.is_dir()) {
+        return Err(Failure::usage(
+            format!("{}: there is no folder {}", output.display(), folder.display()),
+            "make it first, or write elsewhere with -o FILE",
+        )
+        .into());
+    }
+    // Both models are discarded, so output_dir is not checked.
     let job = Job::new(loaded.config, Resume::No, ui)?;
     job.announce(ui);
     let comparison = job.compare(ui)?;
+    let json = serde_json::to_vec_pretty(&comparison)?;
+    suasion_files::write_bytes(&output, &json).map_err(suasion_data::Error::from)?;
     if ui.json {
         ui.print_json(&comparison)?;
     } else {
@@ -44,5 +60,13 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         write!(out, "{}", tables::comparison(&comparison, ui.width))?;
         out.flush()?;
     }
+    ui.note(format_args!("wrote {}", output.display()));
     Ok(Exit::Done)
+}
+
+/// A name that no file has: an earlier comparison is not replaced.
+fn free_name() -> PathBuf {
+    let numbered = (2..).map(|n| PathBuf::from(format!("comparison-{n}.json")));
+    let mut names = std::iter::once(PathBuf::from("comparison.json")).chain(numbered);
+    names.find(|name| !name.exists()).unwrap_or_default()
 }

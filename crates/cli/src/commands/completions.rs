@@ -2,7 +2,6 @@
 
 use crate::failure::Exit;
 use crate::ui::Ui;
-use clap::CommandFactory;
 use std::io::Write;
 
 /// Flags of the command.
@@ -16,7 +15,7 @@ pub struct CompletionsArgs {
 pub fn run(args: &CompletionsArgs, ui: &Ui) -> anyhow::Result<Exit> {
     // Into memory first: the generator panics where its writer fails, and a closed pipe must not panic.
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut crate::Cli::command(), "suasion", &mut script);
+    clap_complete::generate(args.shell, &mut crate::command(), "suasion", &mut script);
     let mut out = ui.out();
     out.write_all(&script)?;
     out.flush()?;

@@ -45,7 +45,7 @@ const REPLY_TOKENS: usize = 128;
 
 /// Runs the demo.
 pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
-    let loaded = Loaded::over(defaults(), &args.config.set)?;
+    let loaded = Loaded::over(defaults(), None, &args.config.set, &args.config.keys.0).checked()?;
     print_notes(&loaded, ui);
     if let Some(key) = ITS_OWN.iter().find(|key| loaded.places.contains_key(**key)) {
         return Err(Failure::usage(
@@ -55,7 +55,12 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
         .into());
     }
     let folder = loaded.config.output_dir.clone();
-    let files = Files::write(&folder)?;
+    // A dry run leaves nothing behind, and its rows must be somewhere while they are read.
+    let passing = args.dry_run.then(Passing::new);
+    let files = match &passing {
+        Some(passing) => Files::write(&passing.0)?,
+        None => Files::write(&folder)?,
+    };
     let mut config = loaded.config;
     config.model_name_or_path = Some(files.model.clone());
     config.dataset_name = Some(files.data.clone().into());
@@ -64,7 +69,15 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     // first.
     config.overwrite_output_dir = true;
 
-    ui.log(format_args!("wrote the demo's rows, tokenizer and model configuration to {}", folder.display()));
+    if !args.dry_run {
+        ui.log(format_args!(
+            "wrote the demo's {} rows ({} to train on, {} held out), tokenizer and model configuration to {}",
+            files.train_rows + files.held_out_rows,
+            files.train_rows,
+            files.held_out_rows,
+            folder.display()
+        ));
+    }
     let shares = verify(&files, &config.policy(), ui)?;
 
     heading(ui, "Training on the responses only, from random weights");
@@ -79,8 +92,8 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
 
-    heading(ui, "Both objectives from the same initial weights");
-    let comparison = job.compare(ui)?;
+    heading(ui, "Training on all tokens, from the same initial weights over the same rows, to compare");
+    let comparison = job.compare_with(Some(&report), ui)?;
     let reply = sample(&job, ui)?;
     write_report(
         &job.config.output_dir,
@@ -124,12 +137,29 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     writeln!(out, "model:  {}", dir.display())?;
     writeln!(out, "\nthe same with your own rows and model:")?;
     writeln!(out, "  suasion verify --data rows.jsonl --model MODEL")?;
-    writeln!(out, "  suasion train  --data rows.jsonl --model MODEL --set output_dir=out")?;
+    writeln!(out, "  suasion train  --data rows.jsonl --model MODEL -o out")?;
+    writeln!(out, "or, with a configuration that is written for them:")?;
+    writeln!(out, "  suasion init   --data rows.jsonl --model MODEL")?;
     out.flush()?;
     Ok(Exit::Done)
 }
 
-/// The demo's configuration, which `--set` overrides.
+/// A folder that is removed in the end.
+struct Passing(PathBuf);
+
+impl Passing {
+    fn new() -> Passing {
+        Passing(std::env::temp_dir().join(format!("{FOLDER}-{}", std::process::id())))
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The demo's configuration, which flags and `--set` override.
 fn defaults() -> Config {
     Config {
         init: Init::Random,
@@ -220,7 +250,7 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
     let budget = suasion_train::generate::budget(prompt.len());
     let mut model = Start::from_dir(ui, &job.config.output_dir, &job.arch).build(budget)?;
     let mut cache = model.cache(capacity(&model, prompt.len(), sampling.max_new_tokens))?;
-    let reply = reply(&mut model, &mut cache, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
+    let reply = reply(&mut model, &mut cache, 0, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
     if interrupt::raised() {
         return Err(suasion_train::Error::Interrupted.into());
     }

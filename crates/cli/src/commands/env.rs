@@ -27,7 +27,7 @@ pub fn run(ui: &Ui) -> anyhow::Result<Exit> {
     let env = Env {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-        cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        cores: machine::cores(),
         instruction_sets: machine::instruction_sets(),
         memory_total_bytes: total,
         memory_available_bytes: available,

@@ -8,6 +8,7 @@ use crate::inputs::model;
 use crate::inputs::rows::{self, DataFiles};
 use crate::inputs::weights::Start;
 use crate::interrupt;
+use crate::progress::share_of;
 use crate::tables;
 use crate::ui::Ui;
 use std::io::Write;
@@ -28,7 +29,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let files = evaluation_rows(args, &mut loaded, ui)?;
     let config = &loaded.config;
     let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, ui)?;
+    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
     let policy = config.policy();
     loading::check_manifest(&files, &folder, &policy)?;
     let data = loading::load(ui, &files, &folder, &policy, Mode::Prepare)?;
@@ -42,7 +43,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let total = data.samples.len() as u64;
     let result =
         suasion_train::evaluate(&mut model, &data.samples, batch, Some(interrupt::flag()), &mut |done| {
-            ui.overwrite(&format!("evaluating: {done}/{total} rows"));
+            ui.overwrite(&share_of("evaluating", done, total, ui.columns()));
         });
     ui.overwrite("");
     let evaluation = result?;

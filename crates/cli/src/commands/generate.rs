@@ -7,12 +7,13 @@ use crate::inputs::model;
 use crate::inputs::weights::Start;
 use crate::inputs::{loading, rows};
 use crate::interrupt;
-use crate::reply::{reference, reply};
+use crate::reply::{SamplingArgs, reference, reply};
 use crate::ui::Ui;
 use std::io::{Read, Write};
 use suasion_data::Mode;
+use suasion_data::report::printable;
 use suasion_train::generate::capacity;
-use suasion_train::{Sampling, prompt_ids};
+use suasion_train::prompt_ids;
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -25,47 +26,8 @@ pub struct GenerateArgs {
     /// With --data: only the first N rows
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
-    /// The longest reply, in tokens
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    max_new_tokens: usize,
-    /// Sample, with logits divided by T
-    #[arg(long, value_name = "T", conflicts_with = "greedy")]
-    temperature: Option<f64>,
-    /// Sample from the K most likely tokens
-    #[arg(long, value_name = "K", conflicts_with = "greedy")]
-    top_k: Option<usize>,
-    /// Sample from the most likely tokens whose probabilities add up to P
-    #[arg(long, value_name = "P", conflicts_with = "greedy")]
-    top_p: Option<f64>,
-    /// Sample from the tokens with at least P times the probability of the most likely one
-    #[arg(long, value_name = "P", conflicts_with = "greedy")]
-    min_p: Option<f64>,
-    /// Always take the most likely token (the default where no sampling flag is given)
-    #[arg(long)]
-    greedy: bool,
-    /// Seed of the sampling [key: seed]
-    #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
-}
-
-impl GenerateArgs {
-    fn sampling(&self, seed: u64, stop_ids: Vec<u32>) -> Sampling {
-        let sampled = self.temperature.is_some()
-            || self.top_k.is_some()
-            || self.top_p.is_some()
-            || self.min_p.is_some();
-        let default = Sampling::default();
-        Sampling {
-            do_sample: sampled && !self.greedy,
-            temperature: self.temperature.unwrap_or(default.temperature),
-            top_k: self.top_k.unwrap_or(default.top_k),
-            top_p: self.top_p.unwrap_or(default.top_p),
-            min_p: self.min_p.unwrap_or(default.min_p),
-            seed: self.seed.unwrap_or(seed),
-            max_new_tokens: self.max_new_tokens,
-            stop_ids,
-        }
-    }
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Something to continue.
@@ -80,10 +42,10 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
     let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, ui)?;
+    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
     let tokenizer = model::need_tokenizer(&folder)?;
     let policy = config.policy();
-    let sampling = args.sampling(config.train.seed, tokenizer.stop_ids(&policy)?);
+    let sampling = args.sampling.of(config.train.seed, tokenizer.stop_ids(&policy)?);
     sampling.validate()?;
 
     let prompts = match (&args.prompt, &config.dataset_name) {
@@ -128,11 +90,11 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
         if let (Some((row, _)), false) = (&prompt.row, ui.json) {
             writeln!(out, "{}--- row {row}", if index > 0 { "\n" } else { "" })?;
         }
-        let reply = reply(&mut model, &mut cache, tokenizer, &prompt.ids, &sampling, &mut |piece| {
+        let reply = reply(&mut model, &mut cache, 0, tokenizer, &prompt.ids, &sampling, &mut |piece| {
             if ui.json {
                 return Ok(());
             }
-            write!(out, "{piece}")?;
+            write!(out, "{}", printable(piece))?;
             out.flush()
         })?;
         if ui.json {
@@ -152,7 +114,8 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
             writeln!(out, "{line}")?;
         } else {
             writeln!(out)?;
-            ui.log(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
+            out.flush()?;
+            ui.note(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
         }
         out.flush()?;
         if interrupt::raised() {

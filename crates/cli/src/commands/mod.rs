@@ -1,5 +1,6 @@
 //! The commands, one file each, thin over the libraries.
 
+pub mod chat;
 pub mod check;
 pub mod compare;
 pub mod completions;
@@ -7,11 +8,14 @@ pub mod demo;
 pub mod env;
 pub mod eval;
 pub mod generate;
+pub mod init;
+pub mod man;
 pub mod prepare;
 pub mod train;
 pub mod verify;
 
-use crate::config::{Loaded, Paths};
+use crate::config::flags::KeyFlags;
+use crate::config::{Config, Loaded, Paths};
 use crate::paths;
 use crate::ui::Ui;
 use clap::Args;
@@ -23,7 +27,8 @@ pub struct ConfigArgs {
     /// Configuration file (.yaml, .yml or .toml)
     #[arg(value_parser = paths::parser())]
     pub config: Option<PathBuf>,
-    /// Set one key; overrides CONFIG (repeatable): --set learning_rate=1e-4 --set loss_weights.system=0.1
+    /// Set one key; overrides CONFIG (repeatable): --set learning_rate=1e-4. Every key is also a flag
+    /// (--learning_rate 1e-4): --help lists them
     #[arg(long, value_name = "KEY=VALUE", allow_hyphen_values = true)]
     pub set: Vec<String>,
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
@@ -33,12 +38,21 @@ pub struct ConfigArgs {
     /// splits, or a hub id; repeatable [key: dataset_name]
     #[arg(short = 'D', long, value_name = "D", value_parser = paths::parser())]
     pub data: Vec<PathBuf>,
+    #[command(flatten)]
+    pub keys: KeyFlags,
 }
 
 impl ConfigArgs {
     /// The resolved configuration: flags override `--set`, which overrides CONFIG.
     pub fn load(&self, ui: &Ui) -> anyhow::Result<Loaded> {
-        let mut loaded = Loaded::new(self.config.as_deref(), &self.set)?;
+        let loaded = self.read().checked()?;
+        print_notes(&loaded, ui);
+        Ok(loaded)
+    }
+
+    /// As [`ConfigArgs::load`], with what is wrong in the result.
+    pub fn read(&self) -> Loaded {
+        let mut loaded = Loaded::over(Config::default(), self.config.as_deref(), &self.set, &self.keys.0);
         if let Some(model) = &self.model {
             loaded.config.model_name_or_path = Some(model.clone());
             loaded.places.insert("model_name_or_path", "--model".into());
@@ -47,9 +61,7 @@ impl ConfigArgs {
             loaded.config.dataset_name = Some(Paths(self.data.clone()));
             loaded.places.insert("dataset_name", "--data".into());
         }
-        loaded.config.check()?;
-        print_notes(&loaded, ui);
-        Ok(loaded)
+        loaded
     }
 }
 

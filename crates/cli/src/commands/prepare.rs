@@ -9,10 +9,12 @@ use crate::paths;
 use crate::progress::Meter;
 use crate::tables;
 use crate::ui::Ui;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::{self, Form, Job, Shape, Start, findings_path, manifest_path};
 use suasion_data::report::format::{count, percent, thousands};
-use suasion_data::{Code, Pipeline};
+use suasion_data::report::visible;
+use suasion_data::{Code, Level, Pipeline};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -85,28 +87,30 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let counts = &manifest.counts;
-    ui.log(tables::rows(counts));
-    ui.log(format_args!(
+    let mut out = ui.out();
+    writeln!(out, "{}", tables::rows(counts))?;
+    writeln!(
+        out,
         "{} tokens, {} supervised ({})",
         thousands(counts.tokens),
         thousands(counts.supervised_tokens),
         percent(counts.supervised_tokens as f64 / counts.tokens.max(1) as f64)
-    ));
+    )?;
     if let Some(fill) = &manifest.packs {
-        ui.log(format_args!(
-            "{} of at most {} tokens, {} full",
-            count(fill.packs, "pack"),
-            thousands(fill.capacity),
-            percent(fill.rate())
-        ));
+        let (packs, capacity) = (count(fill.packs, "pack"), thousands(fill.capacity));
+        writeln!(out, "{packs} of at most {capacity} tokens, {} full", percent(fill.rate()))?;
     }
+    out.flush()?;
     if counts.not_remembered > 0 {
         ui.log(suasion_data::report::terminal::not_remembered(counts.not_remembered));
     }
     for (code, found) in &counts.findings {
-        let meaning =
-            Code::ALL.iter().find(|known| known.as_str() == code).map_or("", |known| known.rule().meaning);
-        ui.log(format_args!("{code} {} × {meaning}", thousands(*found)));
+        let known = Code::ALL.iter().find(|known| known.as_str() == code);
+        let meaning = known.map_or("", |known| known.rule().meaning);
+        // The counts have no levels: a finding's own may be lower than its code's, and the rows were written.
+        let noted = known.is_none_or(|known| known.level() == Level::Note);
+        let level = if noted { Level::Note } else { Level::Warning };
+        ui.finding(level, 0, format_args!("{code} {} × {meaning}", thousands(*found)));
     }
     if counts.kept == 0 {
         ui.warn("no row was kept: the output is empty");
@@ -117,11 +121,10 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         }
         _ => args.output.display().to_string(),
     };
-    ui.log(format_args!(
-        "wrote {files}, {} and {}",
-        findings_path(&args.output).display(),
-        manifest_path(&args.output).display()
-    ));
+    let (findings, manifest) = (findings_path(&args.output), manifest_path(&args.output));
+    let written = format!("wrote {files}, {} and {}", findings.display(), manifest.display());
+    writeln!(out, "{}", visible(&written))?;
+    out.flush()?;
     Ok(Exit::Done)
 }
 

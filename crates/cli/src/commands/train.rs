@@ -74,6 +74,7 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
         set: args.config.set.clone(),
         model: args.config.model.clone(),
         data: args.config.data.clone(),
+        keys: args.config.keys.clone(),
     };
     let run_dir = match &named {
         Some(dir) => Some(run_folder(dir)),

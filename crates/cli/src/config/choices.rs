@@ -4,7 +4,7 @@ use super::value::{Value, unquoted};
 use serde::de::value::Error;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
 use serde::{Deserialize, Serialize, forward_to_deserialize_any};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use suasion_data::{Boundary, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
 use suasion_train::{Scheduler, Strategy};
 
@@ -43,6 +43,10 @@ impl Choice for TruncationMode {}
 impl<T: Choice> Value for T {
     fn expected() -> String {
         format!("one of: {}", names::<T>().join(", "))
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": names::<T>() })
     }
 
     fn from_json(json: &Json) -> Option<T> {

@@ -3,7 +3,7 @@
 
 use serde_json::Value as Json;
 
-/// The values at which an unsupported key changes nothing.
+/// The values besides TRL's default at which an unsupported key changes nothing.
 pub enum Inert {
     /// At these, written as YAML (a missing value counts as null).
     At(&'static [&'static str]),
@@ -15,26 +15,34 @@ pub enum Inert {
 pub struct Known {
     /// Its name in TRL or in the contract.
     pub name: &'static str,
-    /// The values at which it changes nothing.
+    /// Its default in TRL, written as YAML. It changes nothing, and is accepted silently.
+    pub default: &'static str,
+    /// Further values at which it changes nothing.
     pub inert: Inert,
     /// Why it is not supported, as a clause that follows a colon.
     pub why: &'static str,
 }
 
 impl Known {
-    /// True where the value changes nothing.
-    pub fn is_inert(&self, value: &Json) -> bool {
-        match self.inert {
-            Inert::Always => true,
-            Inert::At(values) => values.iter().any(|text| same(text, value)),
-        }
+    /// True for TRL's default.
+    pub fn is_default(&self, value: &Json) -> bool {
+        same(self.default, value)
     }
 
-    /// The inert values as text, where they can be listed.
-    pub fn inert_values(&self) -> Option<String> {
+    /// True where the value changes nothing.
+    pub fn is_inert(&self, value: &Json) -> bool {
+        self.is_default(value)
+            || match self.inert {
+                Inert::Always => true,
+                Inert::At(values) => values.iter().any(|text| same(text, value)),
+            }
+    }
+
+    /// The values that change nothing, written as YAML; `None` where all do.
+    pub fn inert_values(&self) -> Option<Vec<&'static str>> {
         match self.inert {
-            Inert::At(values) if !values.is_empty() => Some(values.join(" or ")),
-            _ => None,
+            Inert::At(values) => Some(std::iter::once(self.default).chain(values.iter().copied()).collect()),
+            Inert::Always => None,
         }
     }
 }
@@ -57,66 +65,114 @@ pub fn find(name: &str) -> Option<&'static Known> {
 }
 
 macro_rules! known {
-    ($($why:literal: { $($name:ident $([$($inert:literal),*])? $($always:ident)?),+ $(,)? })+) => {
+    ($($why:literal: { $($name:ident = $default:literal $([$($inert:literal),*])? $($always:ident)?),+ $(,)? })+) => {
         /// Every known key, grouped by the reason.
         pub const KNOWN: &[Known] = &[$($(Known {
             name: stringify!($name),
+            default: $default,
             inert: known!(@ $([$($inert),*])? $($always)?),
             why: $why,
         },)+)+];
     };
     (@ [$($inert:literal),*]) => { Inert::At(&[$($inert),*]) };
     (@ always) => { Inert::Always };
+    (@) => { Inert::At(&[]) };
 }
 
+// The default of each key in TRL 1.16 (transformers 5.23), or in the version that had it last, as YAML; then the
+// other values that change nothing.
 known! {
-    "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing always }
+    "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing = "null" always }
     "this version trains every parameter; adapters are not supported yet": {
-        use_peft["false"], adapter_name_or_path["null"], use_rslora["false"], use_dora["false"],
-        lora_target_modules["null", "[]"], lora_target_parameters["null"], lora_modules_to_save["null"],
-        load_in_8bit["false"], load_in_4bit["false"],
+        use_peft = "false", adapter_name_or_path = "null", use_rslora = "false", use_dora = "false",
+        lora_target_modules = "null" ["[]"], lora_target_parameters = "null", lora_modules_to_save = "null",
+        load_in_8bit = "false", load_in_4bit = "false",
     }
     "it belongs to LoRA, and use_peft is not supported yet": {
-        lora_r always, lora_alpha always, lora_dropout always, lora_task_type always,
+        lora_r = "16", lora_alpha = "32", lora_dropout = "0.05", lora_task_type = "CAUSAL_LM",
     }
-    "the chat template is the model folder's own chat_template.jinja": { chat_template_path["null"] }
-    "this version computes in f32": { bf16["false", "null"], fp16["false"], dtype["null", "auto", "float32"], torch_dtype["null", "auto", "float32"],
-        bf16_full_eval["false"], fp16_full_eval["false"], tf32["null", "false"], }
-    "noise on the embeddings is not supported yet": { neftune_noise_alpha["null"] }
+    "it belongs to load_in_4bit, which is not supported yet": {
+        bnb_4bit_quant_type = "nf4", use_bnb_nested_quant = "false", bnb_4bit_quant_storage = "null",
+    }
+    "the chat template is the model folder's own chat_template.jinja": { chat_template_path = "null" }
+    "this version computes in f32": {
+        bf16 = "null" ["false"], fp16 = "false" ["null"], dtype = "float32" ["null", "auto"],
+        torch_dtype = "null" ["auto", "float32"], bf16_full_eval = "false", fp16_full_eval = "false",
+        tf32 = "null" ["false"],
+    }
+    "noise on the embeddings is not supported yet": { neftune_noise_alpha = "null" }
     "metrics go to metrics.jsonl, and no service is contacted": {
-        report_to["none", "null", "[]", "[\"none\"]"], push_to_hub["false"], hub_model_id["null"], hub_token["null"],
+        report_to = "none" ["null", "[]", "[\"none\"]"], project = "huggingface" always, trackio_space_id = "null" ["trackio"],
+        trackio_bucket_id = "null", trackio_static_space_id = "null",
     }
-    "the optimizer is AdamW": { optim["adamw_torch", "adamw_torch_fused"], optim_args["null"], }
+    "nothing is uploaded; the folder of a finished run can be uploaded as it is": {
+        push_to_hub = "false", hub_model_id = "null", hub_token = "null", hub_private_repo = "null",
+        hub_strategy = "every_save" always, hub_always_push = "false", hub_revision = "null",
+    }
+    "the optimizer is AdamW": {
+        optim = "adamw_torch_fused" ["adamw_torch"], optim_args = "null", optim_target_modules = "null",
+    }
     "the loss is the mean negative log-likelihood of the targets": {
-        loss_type["nll", "null"], label_smoothing_factor["0"], average_tokens_across_devices always,
+        loss_type = "nll" ["null"], label_smoothing_factor = "0", average_tokens_across_devices = "true" always,
+        router_aux_loss_coef = "null",
     }
-    "the schedules have no further arguments": { lr_scheduler_kwargs["null", "{}"] }
+    "the schedules have no further arguments": { lr_scheduler_kwargs = "null" ["{}"] }
     "the best model is the one of the lowest eval_loss": {
-        metric_for_best_model["null", "loss", "eval_loss"], greater_is_better["null", "false"],
+        metric_for_best_model = "null" ["loss", "eval_loss"], greater_is_better = "null" ["false"],
     }
-    "rows are named by their fields": { dataset_text_field["text", "null"], dataset_kwargs["null", "{}"], label_names["null"] }
-    "a configuration of a data set is a folder in it: dataset_name: owner/name/folder": { dataset_config["null"] }
-    "rows are always read as a stream, from files on this machine or in the hub's cache": { dataset_streaming["false"] }
-    "a model is a folder, or what the hub's cache has as main": { model_revision["null", "main"] }
-    "no code from a model folder is ever run": { trust_remote_code["false"] }
-    "stop and padding tokens come from the model folder; see stop_tokens": { eos_token["null"], pad_token["null"] }
-    "nothing is ever padded": { padding_free always, pad_to_multiple_of always, group_by_length["false"], }
-    "use --resume [DIR]": { resume_from_checkpoint["null", "false"], ignore_data_skip["false"] }
-    "metrics are taken every logging_steps": { logging_strategy["steps"], logging_first_step["false"] }
-    "evaluation follows eval_strategy alone": { eval_on_start["false"], eval_delay["0"], do_eval always, do_train always, do_predict["false"] }
-    "a checkpoint always holds what an exact resume needs": { save_only_model["false"], save_safetensors["true"] }
+    "rows are named by their fields": {
+        dataset_text_field = "text" ["null"], dataset_kwargs = "null" ["{}"], label_names = "null",
+        length_column_name = "length" always,
+    }
+    "a configuration of a data set is a folder in it: dataset_name: owner/name/folder": { dataset_config = "null" }
+    "rows are always read as a stream, from files on this machine or in the hub's cache": { dataset_streaming = "false" }
+    "a model is a folder, or what the hub's cache has as main": { model_revision = "main" ["null"] }
+    "a model is built from its folder alone; change its config.json": { model_init_kwargs = "null" ["{}"] }
+    "no code from a model folder is ever run": { trust_remote_code = "false" }
+    "stop and padding tokens come from the model folder; see stop_tokens": { eos_token = "null", pad_token = "null" }
+    "nothing is ever padded": {
+        padding_free = "false" always, pad_to_multiple_of = "auto" always, group_by_length = "false",
+    }
+    "rows are shuffled, or with shuffle_dataset=false taken in file order": { train_sampling_strategy = "random" }
+    "use --resume [DIR]": {
+        resume_from_checkpoint = "null" ["false"], ignore_data_skip = "false",
+        restore_callback_states_from_checkpoint = "false",
+    }
+    "metrics are taken every logging_steps": { logging_strategy = "steps" }
+    "the first and the last step always have a line of metrics": { logging_first_step = "false" ["true"] }
+    "metrics.jsonl has the tokens of every line": { include_num_input_tokens_seen = "no" always }
+    "evaluation follows eval_strategy alone": {
+        eval_on_start = "false", eval_delay = "0", do_eval = "false" always, do_train = "false" always, do_predict = "false",
+    }
+    "an evaluation has the loss, the perplexity and the loss per section": {
+        include_for_metrics = "[]" ["null"], batch_eval_metrics = "false", eval_do_concat_batches = "true" always,
+        eval_use_gather_object = "false" always,
+    }
+    "a checkpoint always holds what an exact resume needs": {
+        save_only_model = "false", save_safetensors = "true", enable_jit_checkpoint = "false",
+    }
+    "gradient_checkpointing is the key, and it has no further arguments": {
+        activation_checkpointing = "null" ["false"], activation_checkpointing_kwargs = "null" ["{}"],
+        gradient_checkpointing_kwargs = "null" always,
+    }
     "one process on one machine; determinism is not optional": {
-        ddp_backend["null"], deepspeed["null"], fsdp["null", "[]"], accelerator_config["null"], parallelism_config["null"],
-        full_determinism always, use_cpu always, torch_compile["false"], auto_find_batch_size["false"],
-        use_liger_kernel["false"], activation_offloading["false"], attn_implementation["null", "eager", "sdpa"],
-        gradient_checkpointing_kwargs always,
+        ddp_backend = "null", ddp_find_unused_parameters = "null" always, ddp_bucket_cap_mb = "null" always,
+        ddp_broadcast_buffers = "null" always, ddp_static_graph = "null" always, deepspeed = "null",
+        fsdp = "null" ["[]", "", "false"], fsdp_config = "null" ["{}"], accelerator_config = "null",
+        parallelism_config = "null", save_on_each_node = "false" always, full_determinism = "false" always,
+        use_cpu = "false" always, torch_compile = "false", torch_compile_backend = "null", torch_compile_mode = "null",
+        auto_find_batch_size = "false", use_liger_kernel = "false", liger_kernel_config = "null",
+        activation_offloading = "false", attn_implementation = "null" ["eager", "sdpa"], ignore_bias_buffers = "false" always,
     }
-    "the last, smaller batch is always used": { dataloader_drop_last["false"] }
+    "the last, smaller batch is always used": { dataloader_drop_last = "false" }
     "it concerns the Python process": {
-        dataset_num_proc always, dataloader_num_workers always, dataloader_pin_memory always,
-        dataloader_prefetch_factor always, dataloader_persistent_workers always, remove_unused_columns always,
-        disable_tqdm always, log_level always, log_level_replica always, log_on_each_node always, logging_dir always,
-        run_name always, skip_memory_metrics always, torch_empty_cache_steps always, logging_nan_inf_filter always,
-        eval_accumulation_steps always, prediction_loss_only always, ddp_timeout always, local_rank always,
+        dataset_num_proc = "null" always, dataloader_num_workers = "0" always, dataloader_pin_memory = "true" always,
+        dataloader_prefetch_factor = "null" always, dataloader_persistent_workers = "false" always,
+        dataloader_multiprocessing_context = "null" always, dataloader_in_order = "true" always,
+        remove_unused_columns = "true" always, disable_tqdm = "null" always, log_level = "passive" always,
+        log_level_replica = "warning" always, log_on_each_node = "true" always, logging_dir = "null" always,
+        run_name = "null" always, skip_memory_metrics = "true" always, torch_empty_cache_steps = "null" always,
+        logging_nan_inf_filter = "true" always, eval_accumulation_steps = "null" always, prediction_loss_only = "false" always,
+        ddp_timeout = "1800" always, local_rank = "-1" always, debug = "" ["null", "[]"] , use_cache = "false" always,
     }
 }

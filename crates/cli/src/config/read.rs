@@ -1,15 +1,16 @@
-//! Configurations from files and from `--set`.
+//! Configurations from files, from `--set`, and from flags. Everything is read before anything is refused, so
+//! that all errors are reported at once.
 
-use super::known;
+use super::flags::Typed;
 use super::table::{Config, KEYS, Key, find, shown};
-use crate::failure::Failure;
+use super::{known, synonyms};
+use crate::failure::{Failure, Failures};
 use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use suasion_data::Section;
 
 /// A configuration, and where each value that is not a default was set.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Loaded {
     /// The resolved tree.
     pub config: Config,
@@ -17,41 +18,62 @@ pub struct Loaded {
     pub places: BTreeMap<&'static str, String>,
     /// Notes for the user: keys that were accepted and change nothing.
     pub notes: Vec<String>,
+    /// What could not be read.
+    pub(super) errors: Vec<Failure>,
 }
 
 impl Loaded {
-    /// The configuration file, if any, with `--set` assignments over it. The caller applies flags over both.
-    pub fn new(file: Option<&Path>, assignments: &[String]) -> anyhow::Result<Loaded> {
-        let mut loaded = Loaded::default();
-        if let Some(path) = file {
-            loaded.read(path)?;
+    /// `base`, with the keys of the file, if any, with `--set` assignments over them, and flags over both.
+    /// Reads all of it, whatever is wrong with a part: see [`Loaded::checked`].
+    pub fn over(base: Config, file: Option<&Path>, assignments: &[String], flags: &[Typed]) -> Loaded {
+        let mut loaded = Loaded { config: base, ..Loaded::default() };
+        if let Some(path) = file
+            && let Err(failure) = loaded.read(path)
+        {
+            loaded.errors.push(failure);
         }
         for assignment in assignments {
-            loaded.assign(assignment)?;
+            loaded.assign(assignment);
         }
-        Ok(loaded)
+        for Typed { name, text } in flags {
+            loaded.put(name, text, &format!("--{name} {text}"));
+        }
+        loaded
     }
 
-    /// `--set` assignments over a configuration that is built in (the demo's).
-    pub fn over(config: Config, assignments: &[String]) -> anyhow::Result<Loaded> {
-        let mut loaded = Loaded { config, ..Loaded::default() };
-        for assignment in assignments {
-            loaded.assign(assignment)?;
-        }
-        loaded.config.check()?;
-        Ok(loaded)
+    /// Everything that is wrong: keys that could not be read, and what the others contradict.
+    pub fn problems(&mut self) -> Vec<Failure> {
+        let mut problems = std::mem::take(&mut self.errors);
+        // A key that could not be read has its default, which says nothing about what was meant.
+        let of_read_keys = |problem: &Failure| {
+            !KEYS.iter().any(|key| {
+                problem.message.contains(key.name)
+                    && problems.iter().any(|error| error.message.contains(&format!("{}:", key.name)))
+            })
+        };
+        let contradictions: Vec<_> = self.config.problems().into_iter().filter(of_read_keys).collect();
+        problems.extend(contradictions);
+        problems
+    }
+
+    /// The configuration, if nothing is wrong with it.
+    ///
+    /// # Errors
+    /// [`Loaded::problems`], all of them.
+    pub fn checked(mut self) -> anyhow::Result<Loaded> {
+        Failures::none(self.problems())?;
+        Ok(self)
     }
 
     /// Reads every key of a YAML or TOML file.
-    fn read(&mut self, path: &Path) -> anyhow::Result<()> {
+    fn read(&mut self, path: &Path) -> Result<(), Failure> {
         let shown = path.display();
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
         if !matches!(extension.as_str(), "yaml" | "yml" | "toml") {
             return Err(Failure::usage(
                 format!("{shown}: a CONFIG is a .yaml, .yml or .toml file"),
                 "rows are given with --data, a model with --model, single keys with --set key=value",
-            )
-            .into());
+            ));
         }
         let text = std::fs::read_to_string(path).map_err(|e| {
             Failure::config(format!("{shown}: {e}"), "name a configuration file that can be read")
@@ -76,8 +98,7 @@ impl Loaded {
                 return Err(Failure::config(
                     format!("{shown}: expected a mapping of keys to values, found {}", self::shown(&other)),
                     "write one `key: value` per line",
-                )
-                .into());
+                ));
             }
         };
         for (name, value) in &map {
@@ -85,91 +106,103 @@ impl Loaded {
                 Some(line) => format!("{shown}:{line}"),
                 None => shown.to_string(),
             };
-            self.take(name, value, &place)?;
+            self.take(name, value, &place);
         }
         Ok(())
     }
 
     /// One key of a file.
-    fn take(&mut self, name: &str, value: &Json, place: &str) -> anyhow::Result<()> {
-        if let (Some(key), Json::Object(entries)) = (find(name), value)
-            && key.name != "template_kwargs"
-        {
-            // Entry by entry: a file that renames one marker keeps the default names of the others.
-            for (entry, value) in entries {
-                let text = match value {
-                    Json::String(text) => text.clone(),
-                    other => other.to_string(),
-                };
-                self.entry(key, entry, &text, place)?;
-            }
-            return Ok(());
-        }
-        if let Some(key) = find(name) {
-            return match (key.set_json)(&mut self.config, value) {
+    fn take(&mut self, name: &str, value: &Json, place: &str) {
+        let done = match (name.split_once('.'), find(name), value) {
+            // TRL's null, which stands for its default.
+            (_, Some(key), Json::Null) if key.name == "output_dir" => Ok(()),
+            (_, Some(key), Json::Object(entries)) => self.entries(key, entries, place),
+            (_, Some(key), _) => match (key.set_json)(&mut self.config, value) {
                 Ok(()) => self.placed(key, place),
-                Err(found) => Err(wrong_value(key.name, &(key.expected)(), &found, place)),
-            };
-        }
-        match name.split_once('.') {
-            Some((head, entry)) if find(head).is_some() => {
+                Err(found) => Err(wrong_value(key, None, &(key.expected)(), &found, place)),
+            },
+            (Some((head, entry)), None, _) if find(head).is_some() => {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-                self.entry(find(head).expect("just found"), entry, &text, place)
+                self.entry(head, entry, &text, place)
             }
             _ => self.unsupported(name, value, place),
+        };
+        self.errors.extend(done.err());
+    }
+
+    /// The entries of a mapping, one by one: a file that renames one marker keeps the names of the others.
+    fn entries(
+        &mut self,
+        key: &'static Key,
+        entries: &Map<String, Json>,
+        place: &str,
+    ) -> Result<(), Failure> {
+        if key.name == "template_kwargs" {
+            // Its values are of any type, and none has a default.
+            return match (key.set_json)(&mut self.config, &Json::Object(entries.clone())) {
+                Ok(()) => self.placed(key, place),
+                Err(found) => Err(wrong_value(key, None, &(key.expected)(), &found, place)),
+            };
         }
+        for (entry, value) in entries {
+            let text = match value {
+                Json::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            self.entry(key.name, entry, &text, place)?;
+        }
+        Ok(())
     }
 
     /// `--set key=value`.
-    pub fn assign(&mut self, assignment: &str) -> anyhow::Result<()> {
-        let Some((name, text)) = assignment.split_once('=') else {
-            return Err(Failure::usage(
+    fn assign(&mut self, assignment: &str) {
+        match assignment.split_once('=') {
+            Some((name, text)) => self.put(name.trim(), text, &format!("--set {assignment}")),
+            None => self.errors.push(Failure::usage(
                 format!("--set {assignment}: expected key=value"),
                 "for example --set learning_rate=1e-4",
-            )
-            .into());
-        };
-        let place = format!("--set {assignment}");
-        self.put(name.trim(), text, &place)
+            )),
+        }
     }
 
     /// One key from text: an assignment or a flag, which `place` names in errors.
-    pub fn put(&mut self, name: &str, text: &str, place: &str) -> anyhow::Result<()> {
-        if let Some(key) = find(name) {
-            return match (key.set_text)(&mut self.config, text) {
+    fn put(&mut self, name: &str, text: &str, place: &str) {
+        let mapping = |key: &Key| {
+            (!key.entries().is_empty()).then(|| serde_saphyr::from_str::<Map<String, Json>>(text).ok())?
+        };
+        let done = match (name.split_once('.'), find(name)) {
+            // Nothing but an empty mapping removes the entries that are not named.
+            (_, Some(key)) if mapping(key).is_some_and(|entries| !entries.is_empty()) => {
+                self.entries(key, &mapping(key).unwrap_or_default(), place)
+            }
+            (_, Some(key)) => match (key.set_text)(&mut self.config, text) {
                 Ok(()) => self.placed(key, place),
-                Err(found) => Err(wrong_value(key.name, &(key.expected)(), &found, place)),
-            };
-        }
-        if let Some((head, entry)) = name.split_once('.')
-            && let Some(key) = find(head)
-        {
-            return self.entry(key, entry, text, place);
-        }
-        let value = serde_saphyr::from_str(text).unwrap_or_else(|_| Json::from(text));
-        self.unsupported(name, &value, place)
+                Err(found) => Err(wrong_value(key, None, &(key.expected)(), &found, place)),
+            },
+            (Some((head, entry)), None) if find(head).is_some() => self.entry(head, entry, text, place),
+            _ => {
+                let value = serde_saphyr::from_str(text).unwrap_or_else(|_| Json::from(text));
+                self.unsupported(name, &value, place)
+            }
+        };
+        self.errors.extend(done.err());
     }
 
-    fn entry(&mut self, key: &'static Key, entry: &str, text: &str, place: &str) -> anyhow::Result<()> {
-        let allowed: Vec<&str> = match key.name {
-            "loss_weights" => Section::ALL.iter().map(|s| s.name()).collect(),
-            "section_markers" => vec!["SYSTEM", "CONTEXT", "TASK", "RESPONSE"],
-            _ => Vec::new(),
-        };
+    fn entry(&mut self, name: &str, entry: &str, text: &str, place: &str) -> Result<(), Failure> {
+        let Some(key) = find(name) else { return Ok(()) };
+        let allowed = key.entries();
         if !allowed.is_empty() && !allowed.contains(&entry) {
             let message = format!("{place}: {} has no {entry:?}", key.name);
-            return Err(Failure::config(message, format!("its names are {}", allowed.join(", "))).into());
+            return Err(Failure::config(message, format!("its names are {}", allowed.join(", "))));
         }
         match (key.set_entry)(&mut self.config, entry, text) {
             Some(Ok(())) => self.placed(key, place),
-            Some(Err(expected)) => {
-                Err(wrong_value(&format!("{}.{entry}", key.name), &expected, &format!("{text:?}"), place))
-            }
-            None => Err(wrong_value(key.name, &(key.expected)(), "a mapping", place)),
+            Some(Err(expected)) => Err(wrong_value(key, Some(entry), &expected, &format!("{text:?}"), place)),
+            None => Err(wrong_value(key, None, &(key.expected)(), "a mapping", place)),
         }
     }
 
-    fn placed(&mut self, key: &'static Key, place: &str) -> anyhow::Result<()> {
+    fn placed(&mut self, key: &'static Key, place: &str) -> Result<(), Failure> {
         self.places.insert(key.name, place.to_string());
         if key.name == "assistant_only_loss" && self.config.assistant_only_loss == Some(false) {
             self.notes.push(format!(
@@ -179,28 +212,44 @@ impl Loaded {
         Ok(())
     }
 
-    /// A key that is not supported: inert, refused by name, or unknown.
-    fn unsupported(&mut self, name: &str, value: &Json, place: &str) -> anyhow::Result<()> {
+    /// A key that is not supported: inert, refused by name, another program's, or unknown.
+    fn unsupported(&mut self, name: &str, value: &Json, place: &str) -> Result<(), Failure> {
         let head = name.split('.').next().unwrap_or(name);
         let Some(key) = known::find(head) else {
-            let help = match nearest(name) {
-                Some(near) => format!("did you mean {near:?}? `suasion check` lists every key"),
-                None => "`suasion check` lists every key".to_string(),
-            };
-            return Err(Failure::config(format!("{place}: unknown key {name:?}"), help).into());
+            return Err(match (synonyms::find(head), value) {
+                (Some(synonym), _) => {
+                    Failure::config(format!("{place}: {}", synonym.answer()), synonym.help(value))
+                }
+                (None, Json::Object(_)) => Failure::config(
+                    format!("{place}: unknown key {name:?}"),
+                    format!(
+                        "keys are not grouped: remove {name:?}, and keep the keys under it at the top level"
+                    ),
+                ),
+                (None, _) => Failure::config(format!("{place}: unknown key {name:?}"), suggestion(name)),
+            });
         };
         if head == name && key.is_inert(value) {
-            if let known::Inert::Always = key.inert {
+            if let (known::Inert::Always, false) = (&key.inert, key.is_default(value)) {
                 self.notes.push(format!("{place}: {name} changes nothing here: {}", key.why));
             }
             return Ok(());
         }
         let message = format!("{place}: {name} is not supported: {}", key.why);
         let help = match key.inert_values() {
-            Some(values) => format!("leave it out, or set it to {values}"),
+            Some(values) => format!("leave it out, or set it to {}", values.join(" or ")),
             None => "leave it out".to_string(),
         };
-        Err(Failure::config(message, help).into())
+        Err(Failure::config(message, help))
+    }
+}
+
+/// Help for a name that is no key.
+pub fn suggestion(name: &str) -> String {
+    let listed = "`suasion check --explain` lists every key";
+    match nearest(name) {
+        Some(near) => format!("did you mean {near:?}? {listed}"),
+        None => listed.to_string(),
     }
 }
 
@@ -212,16 +261,20 @@ fn nearest(name: &str) -> Option<&'static str> {
         .chain(known::KNOWN.iter().map(|key| key.name))
         .map(|candidate| (strsim::normalized_damerau_levenshtein(&lower, candidate), candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(likeness, _)| *likeness >= 0.5)
+        // Below, it is another word: `batch` is not `debug`.
+        .filter(|(likeness, _)| *likeness >= 0.65)
         .map(|(_, candidate)| candidate)
 }
 
-fn wrong_value(name: &str, expected: &str, found: &str, place: &str) -> anyhow::Error {
+fn wrong_value(key: &Key, entry: Option<&str>, expected: &str, found: &str, place: &str) -> Failure {
+    let name = entry.map_or_else(|| key.name.to_string(), |entry| format!("{}.{entry}", key.name));
     Failure::config(
         format!("{place}: {name}: expected {expected}; found {found}"),
-        format!("correct the value of {name}"),
+        format!(
+            "give {expected}; for example {}: {} (suasion check --explain {})",
+            key.name, key.example, key.name
+        ),
     )
-    .into()
 }
 
 /// The 1-based line of a top-level key; the parsers give no positions for values that are well-formed.

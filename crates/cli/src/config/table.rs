@@ -1,5 +1,6 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
+use super::bounds::Bounds;
 use super::choices::{Init, PackingStrategy};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
@@ -7,19 +8,44 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use suasion_data::{
-    Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,
+    Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Section, Supervise, TruncationMode,
 };
-use suasion_train::settings::{self, Bounds};
+use suasion_train::settings::Range;
 use suasion_train::{Scheduler, Settings, Strategy};
+
+/// What a key concerns: a heading of the documentation, and what decides which commands take the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// The model and its weights.
+    Model,
+    /// Which rows are read, and how.
+    Rows,
+    /// Which tokens a row has, and which of them are learned.
+    Labels,
+    /// The training loop.
+    Training,
+    /// Evaluation during training, and its batches.
+    Evaluation,
+    /// What a run writes, and when.
+    Output,
+    /// What is random.
+    Seeds,
+}
 
 /// One row of the table.
 pub struct Key {
     /// The key's name.
     pub name: &'static str,
+    /// What it concerns.
+    pub group: Group,
     /// One line of meaning.
     pub doc: &'static str,
+    /// A value that may be given, as in a YAML file.
+    pub example: &'static str,
     /// What is accepted, as a phrase.
     pub expected: fn() -> String,
+    /// A JSON Schema of its values.
+    pub schema: fn() -> Json,
     /// Its value in a tree.
     pub get: fn(&Config) -> Json,
     /// Sets it to a parsed value; the error is the value as text.
@@ -30,15 +56,16 @@ pub struct Key {
     pub set_entry: fn(&mut Config, &str, &str) -> Option<Result<(), String>>,
 }
 
-/// The table: each line is a key with its type, its bounds and its documentation. A key with a default (`=`)
-/// is a field of [`Config`]; one with a place (`=>`) is a field of a library's own settings. The library has
-/// its type and default, and the training loop has the bounds of its settings.
+/// The table: each line is a key with its type, its bounds (`in`), an example (`eg`) and its documentation. A
+/// key with a default (`=`) is a field of [`Config`]; one with a place (`=>`) is a field of a library's own
+/// settings. The library has its type and default, and the training loop the bounds of its settings.
 macro_rules! table {
-    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty $(= $default:expr)? $(=> $($place:ident).+)? $(, if $check:expr, $bounds:literal)?;)*) => {
+    ($($group:ident: $($(#[doc = $doc:literal])+ $name:ident: $type:ty $(= $default:expr)? $(=> $($place:ident).+)?
+        $(, in $bounds:expr)?, eg $example:literal;)*)*) => {
         /// Every supported key, resolved.
         #[derive(Clone, Debug, PartialEq)]
         pub struct Config {
-            $($(pub $name: own!($type, $default),)?)*
+            $($($(pub $name: own!($type, $default),)?)*)*
             /// The keys that decide labels, as they were written ([`Config::policy`]).
             pub data: Policy,
             /// The keys of the training loop ([`Config::settings`]).
@@ -47,35 +74,43 @@ macro_rules! table {
 
         impl Default for Config {
             fn default() -> Config {
-                Config { $($($name: $default,)?)* data: Policy::default(), train: Settings::default() }
+                Config { $($($($name: $default,)?)*)* data: Policy::default(), train: Settings::default() }
             }
         }
 
         /// Every supported key, in the order in which it is documented.
-        pub const KEYS: &[Key] = &[$(Key {
+        pub const KEYS: &[Key] = &[$($(Key {
             name: stringify!($name),
+            group: Group::$group,
             doc: concat!($($doc),+),
-            expected: || {
-                let own: &[&str] = &[$($bounds)?];
-                let bounds = own.first().copied().or(setting_bounds(stringify!($name)).map(|b| b.text));
-                let expected = <$type as Value>::expected();
-                bounds.map_or(expected.clone(), |bounds| format!("{expected}, {bounds}"))
-            },
+            example: $example,
+            expected: || bounds!($name $(, $bounds)?).phrase(<$type as Value>::expected()),
+            schema: || bounds!($name $(, $bounds)?).schema(<$type as Value>::schema()),
             get: |config| place!(config, $name $(, $($place).+)?).to_json(),
             set_json: |config, json| {
-                let value = <$type as Value>::from_json(json)$(.filter($check))?;
+                let value = <$type as Value>::from_json(json).filter(|value| bounds!($name $(, $bounds)?).holds(&value.to_json()));
                 let place: &mut $type = &mut place!(config, $name $(, $($place).+)?);
                 *place = value.ok_or_else(|| shown(json))?;
-                if is_possible(config, stringify!($name)) { Ok(()) } else { Err(shown(json)) }
+                Ok(())
             },
             set_text: |config, text| {
-                let value = <$type as Value>::from_text(text)$(.filter($check))?;
+                let value = <$type as Value>::from_text(text).filter(|value| bounds!($name $(, $bounds)?).holds(&value.to_json()));
                 let place: &mut $type = &mut place!(config, $name $(, $($place).+)?);
                 *place = value.ok_or_else(|| format!("{text:?}"))?;
-                if is_possible(config, stringify!($name)) { Ok(()) } else { Err(format!("{text:?}")) }
+                Ok(())
             },
             set_entry: |config, entry, text| place!(config, $name $(, $($place).+)?).set_entry(entry, text),
-        },)*];
+        },)*)*];
+    };
+}
+
+/// The bounds of a key: the table's own, or those of the training loop.
+macro_rules! bounds {
+    ($name:ident) => {
+        Bounds::Setting(stringify!($name))
+    };
+    ($name:ident, $bounds:expr) => {
+        $bounds
     };
 }
 
@@ -93,135 +128,143 @@ macro_rules! place {
 }
 
 table! {
+    Model:
     /// Folder of the model in the Hugging Face layout, or a hub id.
-    model_name_or_path: Option<PathBuf> = None;
+    model_name_or_path: Option<PathBuf> = None, eg "models/Qwen3-0.6B";
     /// Initial weights: those of the model's folder, or random ones for its config.json.
-    init: Init = Init::Weights;
+    init: Init = Init::Weights, eg "random";
+
+    Rows:
     /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.
-    dataset_name: Option<Paths> = None;
+    dataset_name: Option<Paths> = None, eg "rows.jsonl";
     /// Split to train on, where dataset_name is a folder.
-    dataset_train_split: String = "train".into();
+    dataset_train_split: String = "train".into(), eg "train_sft";
     /// Split to evaluate on, where dataset_name is a folder; null: the first of test, validation, valid,
     /// eval, dev.
-    dataset_test_split: Option<String> = None;
+    dataset_test_split: Option<String> = None, eg "test_sft";
     /// Rows to evaluate on, in the same forms.
-    eval_dataset_name: Option<Paths> = None;
+    eval_dataset_name: Option<Paths> = None, eg "held_out.jsonl";
     /// Share of the training rows to hold out for evaluation, where no rows to evaluate on are named.
-    eval_fraction: f64 = 0.0, if |v| (0.0..1.0).contains(v), "from 0 to below 1";
+    eval_fraction: f64 = 0.0, in Bounds::Within(Range::FromBelow(0.0, 1.0)), eg "0.05";
     /// Format of the rows; auto finds it for each row.
-    format: Format => data.format;
+    format: Format => data.format, eg "messages";
     /// What happens to a row that cannot become a sample.
-    on_bad_row: OnBadRow => data.on_bad_row;
+    on_bad_row: OnBadRow => data.on_bad_row, eg "skip";
+
+    Labels:
     /// Learn from responses only; false: from every token, prompts included.
-    completion_only_loss: Objective => data.objective;
+    completion_only_loss: Objective => data.objective, eg "false";
     /// TRL's key for conversations; here assistant turns are always what is learned of them.
-    assistant_only_loss: Option<bool> = None;
+    assistant_only_loss: Option<bool> = None, eg "true";
     /// Which assistant turns of a conversation are learned.
-    supervise: Supervise => data.supervise;
+    supervise: Supervise => data.supervise, eg "last";
     /// The date that chat templates see as today's; pinned, a row renders the same on any day.
-    template_date: Option<String> => data.template_date, if |v| v.as_deref().is_none_or(is_date), "as YYYY-MM-DD";
+    template_date: Option<String> => data.template_date, in Bounds::Date, eg "2026-01-31";
     /// Variables for the chat template, by name.
-    template_kwargs: BTreeMap<String, Json> => data.template_kwargs;
+    template_kwargs: BTreeMap<String, Json> => data.template_kwargs, eg "{enable_thinking: false}";
     /// Tokenise prompt and response apart (split), or as one text (joint).
-    boundary: Boundary => data.boundary;
+    boundary: Boundary => data.boundary, eg "joint";
     /// Longest row in tokens; null for no limit.
-    max_length: Option<usize> => data.max_length, if |v| v.is_none_or(|n| n >= 2), "at least 2";
+    max_length: Option<usize> => data.max_length, in Bounds::Within(Range::AtLeast(2.0)), eg "2048";
     /// What happens to a longer row.
-    truncation_mode: TruncationMode => data.truncation_mode;
+    truncation_mode: TruncationMode => data.truncation_mode, eg "drop";
     /// Concatenate rows into packs of at most max_length tokens; batch sizes then count packs.
-    packing: bool => data.packing;
+    packing: bool => data.packing, eg "true";
     /// How rows are assigned to packs.
-    packing_strategy: PackingStrategy = PackingStrategy::Bfd, if |_| true, "which cuts no row (TRL's wrapped and bfd_split cut rows in two)";
+    packing_strategy: PackingStrategy = PackingStrategy::Bfd, in Bounds::Note("which cuts no row (TRL's wrapped and bfd_split cut rows in two)"), eg "bfd";
     /// In a pack, compute a prompt that several rows share only once.
-    share_prefix: bool => data.share_prefix;
+    share_prefix: bool => data.share_prefix, eg "true";
     /// Append the EOS token to a plain completion that does not end with it.
-    append_eos: bool => data.append_eos;
+    append_eos: bool => data.append_eos, eg "false";
     /// Whether text in messages can become structural tokens (<|im_end|>).
-    content_special_tokens: ContentSpecialTokens => data.content_special_tokens;
+    content_special_tokens: ContentSpecialTokens => data.content_special_tokens, eg "text";
     /// Loss weight of prompt tokens.
-    prompt_loss_weight: f32 => data.prompt_loss_weight, if |v| *v >= 0.0, "at least 0";
+    prompt_loss_weight: f32 => data.prompt_loss_weight, in Bounds::Within(Range::AtLeast(0.0)), eg "0.1";
     /// Loss weight per prompt section (system, context, task, user, tool, other).
-    loss_weights: BTreeMap<String, f32> => data.loss_weights;
+    loss_weights: BTreeMap<String, f32> => data.loss_weights, eg "{system: 0.1}";
     /// Text that begins each section (SYSTEM, CONTEXT, TASK, RESPONSE); empty: no such section.
-    section_markers: BTreeMap<String, String> => data.section_markers;
+    section_markers: BTreeMap<String, String> => data.section_markers, eg "{TASK: \"[ASK]\"}";
     /// Stop tokens besides eos_token and those of generation_config.json.
-    stop_tokens: Vec<String> => data.stop_tokens;
+    stop_tokens: Vec<String> => data.stop_tokens, eg "[<|im_end|>]";
+
+    Training:
     /// Shuffle the rows for each epoch; false takes them in file order, again and again.
-    shuffle_dataset: bool => train.shuffle_dataset;
-
-    /// Folder that the run writes to.
-    output_dir: PathBuf = PathBuf::from("trainer_output");
-    /// Write into an output_dir that is not empty.
-    overwrite_output_dir: bool = false;
+    shuffle_dataset: bool => train.shuffle_dataset, eg "false";
     /// Rows per micro-batch, or packs of them.
-    per_device_train_batch_size: usize => train.per_device_train_batch_size;
-    /// Rows per evaluation batch.
-    per_device_eval_batch_size: usize => train.per_device_eval_batch_size;
+    per_device_train_batch_size: usize => train.per_device_train_batch_size, eg "4";
     /// Micro-batches per step; the loss is the mean over the targets of all of them.
-    gradient_accumulation_steps: usize => train.gradient_accumulation_steps;
+    gradient_accumulation_steps: usize => train.gradient_accumulation_steps, eg "4";
     /// Keep only each layer's input, and recompute the rest in the backward pass.
-    gradient_checkpointing: bool => train.gradient_checkpointing;
+    gradient_checkpointing: bool => train.gradient_checkpointing, eg "true";
     /// Highest learning rate.
-    learning_rate: f64 => train.learning_rate;
+    learning_rate: f64 => train.learning_rate, eg "1e-4";
     /// AdamW's weight decay; not applied to biases and norms.
-    weight_decay: f64 => train.weight_decay;
+    weight_decay: f64 => train.weight_decay, eg "0.01";
     /// AdamW's first decay rate.
-    adam_beta1: f64 => train.adam_beta1;
+    adam_beta1: f64 => train.adam_beta1, eg "0.95";
     /// AdamW's second decay rate.
-    adam_beta2: f64 => train.adam_beta2;
+    adam_beta2: f64 => train.adam_beta2, eg "0.95";
     /// AdamW's epsilon.
-    adam_epsilon: f64 => train.adam_epsilon;
+    adam_epsilon: f64 => train.adam_epsilon, eg "1e-6";
     /// Gradients are clipped to this norm; 0 does not clip.
-    max_grad_norm: f64 => train.max_grad_norm;
+    max_grad_norm: f64 => train.max_grad_norm, eg "0.5";
     /// Passes over the training rows.
-    num_train_epochs: f64 => train.num_train_epochs;
+    num_train_epochs: f64 => train.num_train_epochs, eg "1.5";
     /// Number of steps; takes precedence over num_train_epochs. -1: by epochs.
-    max_steps: i64 = -1, if |v| *v >= 1 || *v == -1, "at least 1, or -1";
+    max_steps: i64 = -1, in Bounds::WithinOr(Range::AtLeast(1.0), -1.0), eg "1000";
     /// Schedule of the learning rate.
-    lr_scheduler_type: Scheduler => train.lr_scheduler_type;
+    lr_scheduler_type: Scheduler => train.lr_scheduler_type, eg "cosine";
     /// Share of the steps that warm up; used where warmup_steps is 0.
-    warmup_ratio: f64 => train.warmup_ratio;
+    warmup_ratio: f64 => train.warmup_ratio, eg "0.03";
     /// Number of warm-up steps; below 1, a share of the steps.
-    warmup_steps: f64 => train.warmup_steps;
-    /// Steps between two lines of metrics.jsonl.
-    logging_steps: u64 => train.logging_steps;
+    warmup_steps: f64 => train.warmup_steps, eg "100";
+
+    Evaluation:
+    /// Rows per evaluation batch.
+    per_device_eval_batch_size: usize => train.per_device_eval_batch_size, eg "16";
     /// When to evaluate, besides before and after training.
-    eval_strategy: Strategy => train.eval_strategy;
+    eval_strategy: Strategy => train.eval_strategy, in Bounds::Without("best"), eg "epoch";
     /// Steps between two evaluations; null: logging_steps.
-    eval_steps: Option<u64> => train.eval_steps;
+    eval_steps: Option<u64> => train.eval_steps, eg "100";
+
+    Output:
+    /// Folder that the run writes to.
+    output_dir: PathBuf = PathBuf::from("trainer_output"), eg "out";
+    /// Write into an output_dir that is not empty.
+    overwrite_output_dir: bool = false, eg "true";
+    /// Steps between two lines of metrics.jsonl.
+    logging_steps: u64 => train.logging_steps, eg "10";
     /// When to write checkpoints.
-    save_strategy: Strategy => train.save_strategy;
+    save_strategy: Strategy => train.save_strategy, eg "epoch";
     /// Steps between two checkpoints.
-    save_steps: u64 => train.save_steps;
+    save_steps: u64 => train.save_steps, eg "100";
     /// Checkpoints kept; null keeps all.
-    save_total_limit: Option<usize> => train.save_total_limit;
+    save_total_limit: Option<usize> => train.save_total_limit, eg "3";
     /// End with the weights of the lowest evaluation loss.
-    load_best_model_at_end: bool => train.load_best_model_at_end;
+    load_best_model_at_end: bool => train.load_best_model_at_end, eg "true";
+
+    Seeds:
     /// Seed of random weights, of the rows' order, and of sampling.
-    seed: u64 => train.seed;
+    seed: u64 => train.seed, eg "7";
     /// Seed of the rows' order; null: seed.
-    data_seed: Option<u64> => train.data_seed;
-}
-
-/// The bounds that the training loop has for a setting.
-fn setting_bounds(name: &str) -> Option<&'static Bounds> {
-    settings::KEYS.iter().find(|key| key.name == name)?.bounds.as_ref()
-}
-
-/// True where a setting's value is within the bounds of the training loop, and for other keys.
-fn is_possible(config: &Config, name: &str) -> bool {
-    setting_bounds(name).is_none_or(|bounds| (bounds.hold)(&config.train))
-}
-
-/// A day of the calendar as YYYY-MM-DD.
-fn is_date(text: &str) -> bool {
-    text.parse::<jiff::civil::Date>().is_ok_and(|date| date.year() > 0 && date.to_string() == text)
+    data_seed: Option<u64> => train.data_seed, eg "7";
 }
 
 /// A value in an error message: short, on one line.
 pub fn shown(json: &Json) -> String {
     let text = json.to_string();
     if text.chars().count() > 60 { text.chars().take(57).chain("...".chars()).collect() } else { text }
+}
+
+impl Key {
+    /// The entries that a mapping can have; empty where they are free, or where the key is not a mapping.
+    pub fn entries(&self) -> Vec<&'static str> {
+        match self.name {
+            "loss_weights" => Section::ALL.iter().map(|section| section.name()).collect(),
+            "section_markers" => vec!["SYSTEM", "CONTEXT", "TASK", "RESPONSE"],
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl Config {

@@ -1,16 +1,25 @@
 //! Types of configuration values: how each is read from YAML, TOML or `--set`, and printed.
 
 use crate::paths::expanded;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use suasion_data::Objective;
 
+/// Ends the phrase of a type that has null.
+pub const OR_NULL: &str = ", or null";
+
+/// Ends the phrase of whole numbers without a sign; bounds take its place.
+pub const NOT_NEGATIVE: &str = ", not negative";
+
 /// A type that a configuration key can have.
 pub trait Value: Sized {
     /// What is accepted, as a phrase that follows "expected".
     fn expected() -> String;
+
+    /// A JSON Schema of the values, as a file should have them; more spellings are read.
+    fn schema() -> Json;
 
     /// Reads a parsed value; `None` where it is not of this type.
     fn from_json(json: &Json) -> Option<Self>;
@@ -62,6 +71,10 @@ impl Value for bool {
         "true or false".into()
     }
 
+    fn schema() -> Json {
+        json!({ "type": "boolean" })
+    }
+
     fn from_json(json: &Json) -> Option<bool> {
         match json {
             Json::Bool(flag) => Some(*flag),
@@ -101,6 +114,10 @@ impl Value for f64 {
         "a number".into()
     }
 
+    fn schema() -> Json {
+        json!({ "type": "number" })
+    }
+
     fn from_json(json: &Json) -> Option<f64> {
         number(json)
     }
@@ -113,6 +130,10 @@ impl Value for f64 {
 impl Value for f32 {
     fn expected() -> String {
         f64::expected()
+    }
+
+    fn schema() -> Json {
+        f64::schema()
     }
 
     fn from_json(json: &Json) -> Option<f32> {
@@ -131,6 +152,10 @@ impl Value for Objective {
         Option::<bool>::expected()
     }
 
+    fn schema() -> Json {
+        Option::<bool>::schema()
+    }
+
     fn from_json(json: &Json) -> Option<Objective> {
         let only = Option::<bool>::from_json(json)?;
         Some(if only.unwrap_or(true) { Objective::ResponseOnly } else { Objective::AllTokens })
@@ -146,6 +171,10 @@ impl Value for i64 {
         "a whole number".into()
     }
 
+    fn schema() -> Json {
+        json!({ "type": "integer" })
+    }
+
     fn from_json(json: &Json) -> Option<i64> {
         whole(json)
     }
@@ -157,7 +186,11 @@ impl Value for i64 {
 
 impl Value for usize {
     fn expected() -> String {
-        "a whole number, not negative".into()
+        format!("a whole number{NOT_NEGATIVE}")
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "integer", "minimum": 0 })
     }
 
     fn from_json(json: &Json) -> Option<usize> {
@@ -172,6 +205,10 @@ impl Value for usize {
 impl Value for u64 {
     fn expected() -> String {
         usize::expected()
+    }
+
+    fn schema() -> Json {
+        usize::schema()
     }
 
     fn from_json(json: &Json) -> Option<u64> {
@@ -192,6 +229,10 @@ impl Value for String {
         "text".into()
     }
 
+    fn schema() -> Json {
+        json!({ "type": "string" })
+    }
+
     fn from_json(json: &Json) -> Option<String> {
         scalar_text(json)
     }
@@ -208,6 +249,10 @@ impl Value for String {
 impl Value for PathBuf {
     fn expected() -> String {
         "a path".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "minLength": 1 })
     }
 
     fn from_json(json: &Json) -> Option<PathBuf> {
@@ -245,6 +290,10 @@ impl Value for Paths {
         "a path, or a list of them".into()
     }
 
+    fn schema() -> Json {
+        json!({ "anyOf": [PathBuf::schema(), { "type": "array", "items": PathBuf::schema(), "minItems": 1 }] })
+    }
+
     fn from_json(json: &Json) -> Option<Paths> {
         match json {
             Json::Array(items) if !items.is_empty() => {
@@ -275,7 +324,18 @@ impl Value for Paths {
 
 impl<T: Value> Value for Option<T> {
     fn expected() -> String {
-        format!("{}, or null", T::expected())
+        format!("{}{OR_NULL}", T::expected())
+    }
+
+    fn schema() -> Json {
+        let mut schema = T::schema();
+        match schema.get_mut("type") {
+            Some(of) => {
+                *of = json!([of, "null"]);
+                schema
+            }
+            None => json!({ "anyOf": [schema, { "type": "null" }] }),
+        }
     }
 
     fn from_json(json: &Json) -> Option<Option<T>> {
@@ -298,6 +358,10 @@ impl<T: Value> Value for Option<T> {
 impl Value for Vec<String> {
     fn expected() -> String {
         "a list of texts".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": ["array", "string", "null"], "items": String::schema() })
     }
 
     fn from_json(json: &Json) -> Option<Vec<String>> {
@@ -331,6 +395,10 @@ impl Value for Json {
         "any value".into()
     }
 
+    fn schema() -> Json {
+        json!({})
+    }
+
     fn from_json(json: &Json) -> Option<Json> {
         Some(json.clone())
     }
@@ -347,6 +415,10 @@ impl Value for Json {
 impl<T: Value> Value for BTreeMap<String, T> {
     fn expected() -> String {
         format!("a mapping from names to {}", T::expected())
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "object", "additionalProperties": T::schema() })
     }
 
     fn from_json(json: &Json) -> Option<Self> {

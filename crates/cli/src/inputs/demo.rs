@@ -24,6 +24,10 @@ pub struct Files {
     pub data: PathBuf,
     /// The output folder of the run.
     pub run: PathBuf,
+    /// Rows that are trained on.
+    pub train_rows: usize,
+    /// Rows that are held out.
+    pub held_out_rows: usize,
 }
 
 impl Files {
@@ -32,7 +36,14 @@ impl Files {
     /// # Errors
     /// Where the folder is neither empty nor that of an earlier demo, or cannot be written to.
     pub fn write(folder: &Path) -> anyhow::Result<Files> {
-        let files = Files { model: folder.join("model"), data: folder.join("data"), run: folder.join("run") };
+        let (train, test) = split(ROWS);
+        let files = Files {
+            model: folder.join("model"),
+            data: folder.join("data"),
+            run: folder.join("run"),
+            train_rows: train.lines().count(),
+            held_out_rows: test.lines().count(),
+        };
         let filled = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
         // Only the folder of an earlier demo is replaced.
         if filled && !files.data.join("train.jsonl").is_file() {
@@ -55,7 +66,6 @@ impl Files {
         for (name, bytes) in MODEL_FILES {
             put(files.model.join(name), bytes)?;
         }
-        let (train, test) = split(ROWS);
         put(files.data.join("train.jsonl"), train.as_bytes())?;
         put(files.data.join("test.jsonl"), test.as_bytes())?;
         Ok(files)

@@ -120,12 +120,9 @@ pub fn print_findings(ui: &Ui, rows: &RowSet, indent: usize) {
             .get(code)
             .map(|finding| format!("; first: row {}: {}", finding.row, finding.message))
             .unwrap_or_default();
-        ui.log(format_args!(
-            "{:indent$} {code} {} × {}{example}",
-            "",
-            thousands(found.count),
-            code.rule().meaning
-        ));
+        let text = format!("{code} {} × {}{example}", thousands(found.count), code.rule().meaning);
+        // One column from the names of the plan.
+        ui.finding(found.level, if indent > 0 { indent + 1 } else { 0 }, text);
     }
     for failure in &rows.failures {
         ui.warn(format_args!("left out: {failure}"));

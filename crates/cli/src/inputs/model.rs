@@ -1,7 +1,7 @@
 //! Model folders: found by path or hub id, and opened, without the weights.
 
 use super::hub::{self, Access, Kind, Repo, ToDownload};
-use crate::config::Config;
+use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::ui::Ui;
 use std::io::Write as _;
@@ -29,13 +29,27 @@ pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
     Ok(folder)
 }
 
-/// Opens a folder with its architecture.
+/// Opens a folder with its architecture. With [`Init::Weights`], a head of its own in the weights is the model's, and a
+/// warning where config.json says otherwise.
 ///
 /// # Errors
 /// As [`open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
 /// ids that the model has no embedding for, because it belongs to another model.
-pub fn with_architecture(dir: &Path, ui: &Ui) -> anyhow::Result<(Arc<ModelFolder>, Architecture)> {
-    let arch = Architecture::from_dir(dir)?;
+pub fn with_architecture(
+    dir: &Path,
+    init: Init,
+    ui: &Ui,
+) -> anyhow::Result<(Arc<ModelFolder>, Architecture)> {
+    let mut arch = Architecture::from_dir(dir)?;
+    // What is wrong with the weights is reported where they are loaded: a resume needs none of these.
+    if init == Init::Weights
+        && let Ok((with_head, sentence)) = arch.clone().with_head_of(dir)
+    {
+        arch = with_head;
+        if let Some(sentence) = sentence {
+            ui.warn(format_args!("{sentence}"));
+        }
+    }
     let mut folder = open(dir, ui)?;
     folder.vocab_size = Some(arch.vocab_size);
     match &folder.tokenizer {

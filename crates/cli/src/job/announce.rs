@@ -18,7 +18,7 @@ const INDENT: usize = 12;
 
 /// Prints one line of the plan.
 pub fn line(ui: &Ui, name: &str, text: impl Display) {
-    ui.log(format_args!("{name:<INDENT$} {text}"));
+    ui.hang(INDENT + 1, format_args!("{name:<INDENT$} {text}"));
 }
 
 impl Job {

@@ -2,6 +2,7 @@
 
 use super::copies::copied_response;
 use super::labels::wrong_labels;
+use super::length::beyond_positions;
 use super::mask::{
     double_bos, everything_supervised, no_stop, no_target, padding_supervised, prompt_supervised,
     scaffold_supervised, stop_masked,
@@ -73,7 +74,8 @@ pub fn audit(subject: &Subject<'_>) -> Vec<Finding> {
             part.weights = part.weights.and_then(|_| sample.weights.clone());
             part
         });
-        let subject = Subject::new(sample, given.as_ref(), subject.special, subject.policy);
+        let subject = Subject::new(sample, given.as_ref(), subject.special, subject.policy)
+            .with_positions(subject.positions);
         let in_pack = |i: u32| tokens.get(i as usize).map_or(0, |&i| i as u32);
         for rule in RULES {
             let Check::Row(check) = rule.check else { continue };
@@ -211,6 +213,16 @@ pub const RULES: &[Rule] = &[
         check: Check::Elsewhere,
     },
     Rule {
+        code: Code::T003,
+        meaning: "a row longer than the model's positions",
+        doc: "The row has more tokens than `max_position_embeddings` (`n_positions`), and RoPE is not scaled to reach them: \
+              the model has never seen such positions. `max_length` cuts rows; a model with scaled RoPE (`rope_scaling`) \
+              reaches further. Where positions are a learned table, `train` and `eval` refuse the row.",
+        help: "set max_length to at most the model's positions",
+        refuses: false,
+        check: Check::Row(beyond_positions),
+    },
+    Rule {
         code: Code::S001,
         meaning: "a structural token came from content",
         doc: "The text of a message contains the text of a special token, and the tokenizer has made that token of it. \
@@ -226,6 +238,33 @@ pub const RULES: &[Rule] = &[
         doc: "The chat template trimmed or replaced what the assistant said. Where the answer stands was proved; \
               learned is what the template wrote.",
         help: "write the content as the template renders it, or accept the change",
+        refuses: false,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::C002,
+        meaning: "a message that no token stands for",
+        doc: "The chat template writes nothing of a message: its role is one that the template does not know (`gpt4`, \
+              or `tool` in a template without tools), or the template drops its tool calls. The model would answer \
+              what it never reads, or never learn what the row says. It is proved: the rendering with another \
+              content in the message's place is the same. Names of roles are taken in any case, and the usual other \
+              names (`human`, `gpt`, `tool_call`, `observation` ..) are known; a developer's message is the system's \
+              where the template does not know developers.",
+        help: "name the role as the template does, put the text into another message, or remove the message; or use a \
+               template that writes it",
+        refuses: true,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::G001,
+        meaning: "the generation prompt is no prefix of the rendering",
+        doc: "The messages before an answer, rendered with the generation prompt, are what the model is given at \
+              inference. Here they are not byte for byte the start of the conversation that is learned: the template \
+              rejects them, or renders them otherwise than inside the whole (it drops earlier thoughts, or opens a \
+              thought that the history does not have). The answer's start is proved in another way, and the answer is \
+              learned after other tokens than it will be given.",
+        help: "use a template that renders a conversation and its beginning alike, or split the conversation into rows \
+               that end in one answer each, with supervise=last",
         refuses: false,
         check: Check::Elsewhere,
     },

@@ -17,6 +17,9 @@ pub struct Subject<'a> {
     pub special: &'a Special,
     /// The policy that the row's labels must follow.
     pub policy: &'a Policy,
+    /// The positions that the model was made for; `None` where they are not known, or `max_length` cuts every row to fit
+    /// them.
+    pub positions: Option<usize>,
     /// Its runs of tokens of one origin, in order. Most rules concern few of them, so that few tokens are looked at one
     /// by one.
     pub(super) runs: Vec<Run>,
@@ -62,7 +65,7 @@ impl Found {
 }
 
 impl<'a> Subject<'a> {
-    /// A row that is to be checked.
+    /// A row that is to be checked, of a model of unknown positions.
     pub fn new(
         sample: &'a Sample,
         given: Option<&'a Tokenised>,
@@ -77,7 +80,13 @@ impl<'a> Subject<'a> {
             Run { origin: origins[0], tokens, supervised }
         };
         let runs = sample.origins.chunk_by(|a, b| a == b).map(run).collect();
-        Subject { sample, given, special, policy, runs }
+        Subject { sample, given, special, policy, positions: None, runs }
+    }
+
+    /// The same of a model with that many positions.
+    #[must_use]
+    pub fn with_positions(self, positions: Option<usize>) -> Subject<'a> {
+        Subject { positions, ..self }
     }
 
     pub(super) fn n(&self) -> usize {

@@ -78,8 +78,10 @@ pub struct Tokenised {
     pub input_ids: Vec<u32>,
     /// Labels, not shifted; they may be wrong.
     pub labels: Option<Vec<i32>>,
-    /// `completion_mask`, else `assistant_masks`: true on the response.
+    /// `completion_mask` and `assistant_masks`: true on the response, which is what both mark.
     pub mask: Option<Vec<bool>>,
+    /// `assistant_masks` alone, which also applies where all tokens are learned.
+    pub assistant: Option<Vec<bool>>,
     /// `attention_mask`: false on padding.
     pub attention: Option<Vec<bool>>,
     /// A loss weight per token.
@@ -105,6 +107,7 @@ impl Tokenised {
             input_ids: pick(&self.input_ids, tokens),
             labels: self.labels.as_ref().map(|v| pick(v, tokens)),
             mask: self.mask.as_ref().map(|v| pick(v, tokens)),
+            assistant: self.assistant.as_ref().map(|v| pick(v, tokens)),
             attention: self.attention.as_ref().map(|v| pick(v, tokens)),
             weights: self.weights.as_ref().map(|v| pick(v, tokens)),
             origins: self.origins.as_ref().map(|v| pick(v, tokens)),

@@ -93,7 +93,7 @@ impl RowProcessor {
     }
 
     /// The outcome of a row of a source, and the hash of its ids.
-    pub(super) fn outcome(&self, raw: RawRow) -> Result<(Outcome, u128)> {
+    pub(super) fn outcome(&self, raw: RawRow) -> Result<(Outcome, u64)> {
         let id = raw.id.clone();
         self.settle(id, self.through(Example::read(raw, self.pipeline.policy.format)))
     }
@@ -113,7 +113,7 @@ impl RowProcessor {
     }
 
     /// The outcome of a row, after the filter.
-    fn settle(&self, id: RowId, end: Result<(Outcome, u128), Halt>) -> Result<(Outcome, u128)> {
+    fn settle(&self, id: RowId, end: Result<(Outcome, u64), Halt>) -> Result<(Outcome, u64)> {
         match end {
             Ok((mut outcome, hash)) => {
                 if let Outcome::Kept(Kept { findings, .. }) | Outcome::Dropped { findings, .. } = &mut outcome
@@ -145,7 +145,7 @@ impl RowProcessor {
     }
 
     /// Runs every stage over a row.
-    fn through(&self, row: Result<Example>) -> Result<(Outcome, u128), Halt> {
+    fn through(&self, row: Result<Example>) -> Result<(Outcome, u64), Halt> {
         let policy = &*self.pipeline.policy;
         let Example { id, body } = row?;
         let mut whole = match body {
@@ -206,8 +206,12 @@ impl RowProcessor {
                 _ => "nothing after the prompt is an assistant turn to learn from",
             }));
         }
-        let Chat { rendered, findings } = chats.spans(id, conversation)?;
+        let Chat { rendered, findings } = chats.spans(id.clone(), conversation)?;
         if rendered.response().all(str::is_empty) {
+            if let Some(found) = findings.iter().find(|found| found.code == Code::C002) {
+                let error = Error::row(id, format!("C002: {}", found.message), Code::C002.rule().help);
+                return Err(Halt::bad(Code::C002, error, Vec::new()));
+            }
             let calls =
                 conversation.messages.iter().any(|m| m.get("tool_calls").is_some_and(|c| !c.is_null()));
             return Err(Halt::Unlearned(match calls {
@@ -271,7 +275,8 @@ impl RowProcessor {
         }
         let bytes = self.pipeline.keep_text.then(|| tokens.bytes.clone());
         let sample = label::label(id, tokens, policy);
-        let mut findings = audit::audit(&Subject::new(&sample, None, &self.special, policy));
+        let subject = Subject::new(&sample, None, &self.special, policy).with_positions(self.positions());
+        let mut findings = audit::audit(&subject);
         if double_bos && !findings.iter().any(|f| f.code == Code::M006) {
             findings.push(Finding::new(row, Code::M006, "the row starts with the BOS twice"));
         }
@@ -289,8 +294,16 @@ impl RowProcessor {
         }
         let sample = label::label_tokenised(id, &row, &self.special, policy);
         let policy = self.pipeline.labelled_under.as_deref().unwrap_or(policy);
-        let findings = audit::audit(&Subject::new(&sample, Some(&row), &self.special, policy));
+        let subject =
+            Subject::new(&sample, Some(&row), &self.special, policy).with_positions(self.positions());
+        let findings = audit::audit(&subject);
         Ok(Whole { sample, findings, text: row.text.filter(|_| self.pipeline.keep_text), bytes: None })
+    }
+
+    /// The model's positions, where rows can be longer.
+    fn positions(&self) -> Option<usize> {
+        let reach = self.pipeline.policy.max_length.unwrap_or(usize::MAX);
+        self.pipeline.folder.positions.filter(|&positions| reach > positions)
     }
 
     /// Makes sure that the model has an embedding for each id.
@@ -322,7 +335,7 @@ impl RowProcessor {
     }
 
     /// Truncates a row.
-    fn fit(&self, id: RowId, whole: Whole) -> Result<(Outcome, u128), Halt> {
+    fn fit(&self, id: RowId, whole: Whole) -> Result<(Outcome, u64), Halt> {
         let policy = &*self.pipeline.policy;
         let Whole { sample, mut findings, text, bytes } = whole;
         let (n, max) = (sample.len(), policy.max_length.unwrap_or(usize::MAX));

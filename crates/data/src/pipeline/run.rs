@@ -88,7 +88,7 @@ impl Iterator for Rows {
 pub(crate) struct Done<T> {
     pub outcome: Outcome,
     /// The hash of its ids.
-    pub hash: u128,
+    pub hash: u64,
     /// What [`Chunks::new`]'s `work` made of it.
     pub made: T,
 }
@@ -130,7 +130,7 @@ impl<T: Send + 'static> Chunks<T> {
     ) -> Result<Chunks<T>> {
         let processor = Arc::new(pipeline.processor()?);
         if let Some(projection) = example::projection(pipeline.policy.format, pipeline.keep_text) {
-            source.project(projection)?;
+            source.project(projection);
         }
         let (bytes_read, size) = (source.bytes_read(), source.size());
         let (sender, receiver) = mpsc::sync_channel(2);

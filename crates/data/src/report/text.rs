@@ -14,6 +14,22 @@ pub fn visible(text: &str) -> String {
     out
 }
 
+/// Text of several lines that is safe to print: as [`visible`], but line ends and tabs stay.
+///
+/// ```
+/// assert_eq!(suasion_data::report::printable("a\tb\n\x1b[31m"), "a\tb\n␛[31m");
+/// ```
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            other => push_visible(&mut out, other),
+        }
+    }
+    out
+}
+
 /// Appends the visible form of a character.
 fn push_visible(out: &mut String, c: char) {
     match c {

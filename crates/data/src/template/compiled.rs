@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 thread_local! {
     /// Renderings on this thread.
     pub(super) static RENDERINGS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    /// Messages in them.
+    pub(super) static MESSAGES_RENDERED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Maximum length of a rendering, in bytes.
@@ -183,9 +185,14 @@ impl ChatTemplate {
         marks: Option<(char, char)>,
     ) -> Result<String, TemplateError> {
         #[cfg(test)]
-        RENDERINGS.with(|n| n.set(n.get() + 1));
+        {
+            RENDERINGS.with(|n| n.set(n.get() + 1));
+            MESSAGES_RENDERED.with(|n| n.set(n.get() + messages.len()));
+        }
         let context = variables.context(c, messages, add_generation_prompt, marks);
-        let template = self.compiled(c).env.get_template(engine::NAME)?;
+        let compiled = self.compiled(c);
+        let roomy = engine::roomy(&compiled.env, messages.len());
+        let template = roomy.as_ref().unwrap_or(&compiled.env).get_template(engine::NAME)?;
         let mut out = Limited(Vec::with_capacity(1024));
         let _watched = watch::Watched::begin();
         template.render_captured_to(context, &mut out)?;

@@ -25,6 +25,9 @@ pub(super) const ITER: &str = "__suasion_iter";
 /// needs a tenth of it for a thousand messages; an endless loop is stopped in well under a second.
 const FUEL: u64 = 3_000_000;
 
+/// The number of messages that this fuel is enough for.
+const MESSAGES: usize = 1000;
+
 /// Maximum nesting of macros and loops, which fits the stack of a worker thread.
 const RECURSION: usize = 120;
 
@@ -92,6 +95,15 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
     });
     env.add_template_owned(NAME, source)?;
     Ok(env)
+}
+
+/// An environment with more fuel, for a conversation of more messages than usual.
+pub(super) fn roomy(env: &Environment<'static>, messages: usize) -> Option<Environment<'static>> {
+    (messages > MESSAGES).then(|| {
+        let mut env = env.clone();
+        env.set_fuel(Some(FUEL * (1 + (messages / MESSAGES) as u64)));
+        env
+    })
 }
 
 /// The filters that return generators in Jinja: these have no length, are always true, and are not JSON.

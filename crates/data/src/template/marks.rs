@@ -3,6 +3,7 @@
 
 use super::python;
 use serde_json::Value;
+use std::ops::Range;
 
 /// Two private-use planes of 65,534 characters. Marks come from one that the conversation does not use.
 pub(super) const PLANES: [u32; 2] = [0xF_0000, 0x10_0000];
@@ -37,6 +38,8 @@ pub(super) struct Field {
     pub tail: String,
     /// True if it is part of a tool call.
     pub tool: bool,
+    /// True if it is reasoning.
+    pub reasoning: bool,
 }
 
 /// The position of a mark in a rendering.
@@ -60,12 +63,45 @@ pub(super) struct Marks {
     pub space: Option<char>,
     /// The marked messages.
     pub messages: Vec<minijinja::Value>,
+    /// The falls of each message.
+    own: Vec<Vec<usize>>,
 }
 
 impl Marks {
+    pub fn new(
+        fields: Vec<Field>,
+        falls: Vec<Fall>,
+        which: Fields,
+        space: Option<char>,
+        messages: Vec<minijinja::Value>,
+    ) -> Marks {
+        let mut own = vec![Vec::new(); messages.len()];
+        for (at, fall) in falls.iter().enumerate() {
+            own[fields[fall.field].message].push(at);
+        }
+        Marks { fields, falls, which, space, messages, own }
+    }
+
     /// The positions of the marks of message `i`, in order.
     pub fn of(&self, i: usize) -> impl Iterator<Item = &Fall> {
-        self.falls.iter().filter(move |f| self.fields[f.field].message == i)
+        self.own[i].iter().map(|&at| &self.falls[at])
+    }
+
+    /// The places of the texts of message `i`'s reasoning or content that are marked at both ends.
+    pub fn spans_of(&self, i: usize, reasoning: bool) -> impl Iterator<Item = Range<usize>> {
+        let own = move |f: &&Fall| {
+            let field = &self.fields[f.field];
+            field.reasoning == reasoning && !field.tool
+        };
+        let pair = |pair: &[Fall]| match pair {
+            [open, close] if open.field == close.field && !open.close && close.close => {
+                Some(open.at..close.at)
+            }
+            _ => None,
+        };
+        let falls: Vec<Fall> = self.of(i).filter(own).copied().collect();
+        let spans: Vec<_> = falls.windows(2).filter_map(pair).collect();
+        spans.into_iter()
     }
 }
 
@@ -152,6 +188,8 @@ pub(super) struct Wrap {
     /// The placeholder for their white space; `None` leaves white space unchanged.
     pub space: Option<char>,
     pub message: usize,
+    /// True for its reasoning.
+    pub reasoning: bool,
     /// True to add opening marks, too.
     pub open: bool,
 }
@@ -187,7 +225,7 @@ impl Wrap {
                 new.push(close);
                 white(&mut new, &tail);
                 *text = new;
-                fields.push(Field { message: self.message, head, tail, tool });
+                fields.push(Field { message: self.message, head, tail, tool, reasoning: self.reasoning });
             }
             Value::Array(list) => list.iter_mut().for_each(|v| self.wrap(v, tool, fields)),
             Value::Object(map) => {

@@ -42,6 +42,20 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A sentence about RoPE settings that have no effect.
+    pub(super) fn overridden(&self) -> Result<Option<String>> {
+        let (new, old) = (self.object("rope_parameters")?, self.object("rope_scaling")?);
+        let Some(new) = new.filter(|new| old.is_some_and(|old| old.json != new.json)) else {
+            return Ok(None);
+        };
+        // One sentence for all of its keys.
+        let keys = new.json.as_object().into_iter().flat_map(|map| map.keys());
+        self.read.borrow_mut().extend(keys.map(|key| format!("{}{key}", new.within)));
+        Ok(Some(
+            "rope_parameters is not applied: rope_scaling stands beside it and has precedence".to_string(),
+        ))
+    }
+
     /// Sentences about keys that no setting of the family has, and that are known to matter elsewhere only.
     pub(super) fn not_read(&self) -> Vec<String> {
         let read = self.read.borrow();
@@ -111,15 +125,8 @@ impl<'a> Config<'a> {
         }
     }
 
-    pub(super) fn number_or(&self, key: &str, default: f64) -> Result<f64> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(v) => v.as_f64().filter(|x| x.is_finite()).ok_or_else(|| self.wrong(key, "a number")),
-        }
-    }
-
     /// A number within `range`: what lies outside breaks the arithmetic, or belongs to no model.
-    pub(super) fn number_within(&self, key: &str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
+    pub(super) fn number_or(&self, key: &str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
         if self.has(key) { self.number(key, range) } else { Ok(default) }
     }
 
@@ -128,9 +135,19 @@ impl<'a> Config<'a> {
         number.ok_or_else(|| self.wrong(key, &format!("a number from {} to {}", range.start(), range.end())))
     }
 
+    /// What a norm adds to the variance.
+    pub(super) fn epsilon(&self, key: &str, default: f64) -> Result<f32> {
+        Ok(self.number_or(key, default, 0.0..=1.0)? as f32)
+    }
+
+    /// The deviation of random weights.
+    pub(super) fn initializer_range(&self) -> Result<f64> {
+        self.number_or("initializer_range", 0.02, 0.0..=1.0)
+    }
+
     /// A factor: above 0.
     pub(super) fn factor(&self, key: &str, default: f64) -> Result<f32> {
-        Ok(self.number_within(key, default, 1e-9..=1e9)? as f32)
+        Ok(self.number_or(key, default, 1e-9..=1e9)? as f32)
     }
 
     /// A limit that null switches off and that is `default` where the key is missing.
@@ -234,7 +251,7 @@ impl<'a> Config<'a> {
     pub(super) fn dropout(&self, keys: &[&str]) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for key in keys {
-            let rate = self.number_or(key, 0.0)?;
+            let rate = self.number_or(key, 0.0, 0.0..=1.0)?;
             if rate != 0.0 {
                 found.push(format!("{key} = {rate}: dropout is not applied"));
             }

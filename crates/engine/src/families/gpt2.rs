@@ -40,8 +40,8 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
     let layers = c.layers("n_layer", hidden)?;
     let scaled = c.flag_or("scale_attn_weights", true)?;
     let max_positions = c.size_or("n_positions", Some(1024))?;
-    let norm = Norm::Layer { eps: c.number_or("layer_norm_epsilon", 1e-5)? as f32 };
-    let std = c.number_or("initializer_range", 0.02)?;
+    let norm = Norm::Layer { eps: c.epsilon("layer_norm_epsilon", 1e-5)? };
+    let std = c.initializer_range()?;
     let scale = if scaled { (1.0 / (head_dim as f64).sqrt()) as f32 } else { 1.0 };
     let block = Block {
         norms: Norms::before(norm),

@@ -42,9 +42,11 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
     let max_positions = c.size_or("max_position_embeddings", Some(2048))?;
     let keys = ["rotary_emb_base", "rotary_pct"];
     let rotary = Rotary { partial: Some(0.25), keys, ..Rotary::whole(head_dim, max_positions) };
-    let norm = Norm::Layer { eps: c.number_or("layer_norm_eps", 1e-5)? as f32 };
-    let std = c.number_or("initializer_range", 0.02)?;
+    let norm = Norm::Layer { eps: c.epsilon("layer_norm_eps", 1e-5)? };
+    let std = c.initializer_range()?;
     let bias = c.flag_or("attention_bias", true)?;
+    let mut not_applied = c.dropout(&["attention_dropout", "hidden_dropout"])?;
+    not_applied.extend(c.overridden()?);
     let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
     let block = Block {
         norms: Norms::before(norm),
@@ -69,6 +71,6 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", false)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std, padding_row: None },
-        not_applied: c.dropout(&["attention_dropout", "hidden_dropout"])?,
+        not_applied,
     })
 }

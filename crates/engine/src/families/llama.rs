@@ -122,9 +122,11 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
         ));
     }
     let max_positions = c.size_or("max_position_embeddings", Some(v.max_positions))?;
-    let norm = Norm::Rms { eps: c.number_or("rms_norm_eps", v.eps)? as f32, offset: v.offset };
+    let norm = Norm::Rms { eps: c.epsilon("rms_norm_eps", v.eps)?, offset: v.offset };
     let rotary = Rotary { theta: v.theta, partial: v.partial, ..Rotary::whole(v.head_dim, max_positions) };
-    let std = c.number_or("initializer_range", 0.02)?;
+    let std = c.initializer_range()?;
+    let mut not_applied = c.dropout(&["attention_dropout"])?;
+    not_applied.extend(c.overridden()?);
     let scale = (1.0 / (v.head_dim as f64).sqrt()) as f32;
     let block = Block {
         norms: Norms::before(norm),
@@ -156,6 +158,6 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", v.tied)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std, padding_row: c.padding_row()? },
-        not_applied: c.dropout(&["attention_dropout"])?,
+        not_applied,
     })
 }

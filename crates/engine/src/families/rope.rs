@@ -45,10 +45,10 @@ impl<'a> Config<'a> {
     /// Rotary positions of an object of settings.
     pub(super) fn rope_of(&self, scaling: &Config, r: &Rotary) -> Result<Rope> {
         let [theta_key, partial_key] = r.keys;
-        let outer = self.number_within(theta_key, r.theta, THETA)?;
-        let theta = scaling.number_within("rope_theta", outer, THETA)?;
-        let outer = self.number_within(partial_key, r.partial.unwrap_or(1.0), 0.0..=1.0)?;
-        let partial = scaling.number_within("partial_rotary_factor", outer, 0.0..=1.0)?;
+        let outer = self.number_or(theta_key, r.theta, THETA)?;
+        let theta = scaling.number_or("rope_theta", outer, THETA)?;
+        let outer = self.number_or(partial_key, r.partial.unwrap_or(1.0), 0.0..=1.0)?;
+        let partial = scaling.number_or("partial_rotary_factor", outer, 0.0..=1.0)?;
         let rotated = (r.head_dim as f64 * partial) as usize;
         if partial != 1.0 && r.partial.is_none() {
             return Err(self.refuse(
@@ -108,8 +108,8 @@ impl<'a> Config<'a> {
     /// Positions that the model was first trained with. The key outside `rope_parameters` is Phi-3's, and wins.
     fn original_positions(&self, scaling: &Config, r: &Rotary) -> Result<f64> {
         let key = "original_max_position_embeddings";
-        let inner = scaling.number_within(key, r.max_positions as f64, POSITIONS)?;
-        self.number_within(key, inner, POSITIONS)
+        let inner = scaling.number_or(key, r.max_positions as f64, POSITIONS)?;
+        self.number_or(key, inner, POSITIONS)
     }
 
     /// A number that is null where it shall be computed.

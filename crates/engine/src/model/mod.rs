@@ -19,6 +19,7 @@ use crate::kernels::device::Device;
 use crate::kernels::{Backend, Buffer, IndexBuffer, TargetLoss, View};
 use crate::params::{ParameterMap, Trainable};
 use crate::rope::Rope;
+use crate::weights::WeightType;
 use crate::{Error, Result};
 use arena::Arena;
 use block::Rows;
@@ -47,6 +48,8 @@ pub struct Model<B: Backend = Device> {
     budget: Budget,
     plan: MemoryPlan,
     parameters: Buffer,
+    /// What the weights are written in.
+    weight_type: WeightType,
     /// Gradients and moments, of a model that trains.
     trained: Option<Trained>,
     arena: Arena,
@@ -141,6 +144,7 @@ impl<B: Backend> Model<B> {
             budget,
             plan,
             parameters,
+            weight_type: WeightType::default(),
             trained,
             arena,
             ropes,

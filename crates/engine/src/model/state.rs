@@ -5,7 +5,7 @@ use crate::collective::Collective;
 use crate::init;
 use crate::kernels::{AdamW, Backend, Buffer, View};
 use crate::params::{Parameter, ParameterMap, Slot};
-use crate::weights::{self, Lazy, Tensor};
+use crate::weights::{self, Lazy, Tensor, WeightType};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
@@ -42,7 +42,9 @@ impl<B: Backend> Model<B> {
     pub fn load_weights(&mut self, dir: &Path) -> Result<Vec<String>> {
         let (backend, parameters) = (&mut self.backend, self.parameters.view());
         let own = self.map.parameters.iter().filter(|p| !p.kind.is_adapter());
-        let unknown = weights::load(dir, own, |p, values| backend.write(part(parameters, &p.range), values))?;
+        let put = |p: &Parameter, values: &[f32]| backend.write(part(parameters, &p.range), values);
+        let (unknown, stored) = weights::load(dir, &self.arch, own, put)?;
+        self.weight_type = stored;
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {
             name.ends_with("rotary_emb.inv_freq")
@@ -53,6 +55,17 @@ impl<B: Backend> Model<B> {
                 || (self.arch.head.tied && name == "lm_head.weight")
         };
         Ok(unknown.into_iter().filter(|name| !expected(name)).collect())
+    }
+
+    /// The type in which [`Model::save_weights`] writes: that of the loaded files, f32 where they mix types or
+    /// the weights are random.
+    pub fn weight_type(&self) -> WeightType {
+        self.weight_type
+    }
+
+    /// Chooses the type in which [`Model::save_weights`] writes.
+    pub fn set_weight_type(&mut self, kind: WeightType) {
+        self.weight_type = kind;
     }
 
     /// Random weights, distributed as transformers (and PEFT, for an adapter) initialises them.
@@ -196,22 +209,36 @@ impl<B: Backend> Model<B> {
         Ok(Tensor { shape: p.shape.clone(), data })
     }
 
-    /// Writes the model's own weights to `dir/model.safetensors` (shards above 5 GB) in f32; each file
-    /// appears complete or not at all.
+    /// Writes the model's own weights to `dir/model.safetensors` (shards above 5 GB) in
+    /// [`Model::weight_type`]; each file appears complete or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the file; [`Error::Weights`] for a value that the type cannot hold.
+    pub fn save_weights(&self, dir: &Path) -> Result<()> {
+        self.save_as(dir, self.weight_type)
+    }
+
+    /// As [`Model::save_weights`] in f32, which is exact.
     ///
     /// # Errors
     /// [`Error::Io`] with the file.
-    pub fn save_weights(&self, dir: &Path) -> Result<()> {
+    pub fn save_masters(&self, dir: &Path) -> Result<()> {
+        self.save_as(dir, WeightType::F32)
+    }
+
+    fn save_as(&self, dir: &Path, kind: WeightType) -> Result<()> {
         let own = |p: &&Parameter| !p.kind.is_adapter();
-        let tensors: Vec<Lazy> = self.map.parameters.iter().filter(own).map(|p| self.lazy(p)).collect();
+        let tensors: Vec<Lazy> =
+            self.map.parameters.iter().filter(own).map(|p| Lazy { kind, ..self.lazy(p) }).collect();
         weights::save(dir, &tensors)
     }
 
-    /// A parameter that is read when its file is written.
+    /// A parameter in f32 that is read when its file is written.
     pub(super) fn lazy<'a>(&'a self, p: &'a Parameter) -> Lazy<'a> {
         Lazy {
             name: p.name.clone(),
             shape: p.shape.clone(),
+            kind: WeightType::F32,
             read: Box::new(|| Ok(self.tensor(self.parameters.view(), p, &p.range)?.data)),
         }
     }
@@ -229,6 +256,7 @@ impl<B: Backend> Model<B> {
             .map(|(kind, of, p, range)| Lazy {
                 name: format!("{kind}.{}", p.name),
                 shape: p.shape.clone(),
+                kind: WeightType::F32,
                 read: Box::new(move || Ok(self.tensor(of, p, &range)?.data)),
             })
             .collect();

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use std::sync::atomic::AtomicBool;
-use suasion_train::compare::{all_tokens, compare};
+use suasion_train::compare::{Finished, all_tokens, compare, compare_with};
 use suasion_train::{CompareSettings, Error, ProbeSettings, Settings, Silent};
 
 fn settings() -> CompareSettings {
@@ -49,7 +49,8 @@ fn training_on_all_tokens_learns_the_prompt_and_on_responses_only_does_not() {
     assert!((d.mean - (c.all_tokens.evaluation.loss - c.response_only.evaluation.loss)).abs() < 1e-9);
     assert_eq!((d.rows, d.prompts), (10, 10));
     assert!(d.standard_error.unwrap() > 0.0);
-    let sure = d.mean.abs() > 2.0 * d.standard_error.unwrap();
+    // Ten prompts: Student's t with nine degrees of freedom.
+    let sure = d.mean.abs() > 2.262 * d.standard_error.unwrap();
     let expected = match (sure, d.mean > 0.0) {
         (false, _) => "do not show which is better",
         (true, true) => "Training on responses only predicts them better",
@@ -74,6 +75,52 @@ fn equal_models_give_no_verdict() {
     let c = compare(&mut make, &fully_supervised, &held_out, &short, &mut Silent, &NEVER).unwrap();
     assert_eq!(c.response_difference.mean, 0.0);
     assert!(c.verdict[0].contains("do not show which is better"), "{}", c.verdict[0]);
+}
+
+#[test]
+fn a_few_prompts_give_no_verdict() {
+    let (train, held_out) = (rows(32, 1), rows(4, 99));
+    let short = CompareSettings { train: Settings { max_steps: Some(16), ..quick() }, ..settings() };
+    let mut make = |budget| Ok(model(budget));
+    let c = compare(&mut make, &train, &held_out, &short, &mut Silent, &NEVER).unwrap();
+    assert_eq!(c.response_difference.prompts, 4);
+    assert!(c.verdict[0].contains("4 prompts do not show which is better"), "{}", c.verdict[0]);
+    // The interval is the difference ± t(3) standard errors.
+    let d = c.response_difference;
+    let low = d.mean - 3.182 * d.standard_error.unwrap();
+    assert!(c.verdict[0].contains(&format!("interval from {low:+.4} to ")), "{}", c.verdict[0]);
+}
+
+/// A model that was trained before is measured: nothing is trained twice, and the result is the same.
+#[test]
+fn a_finished_model_is_not_trained_again() {
+    let (train, held_out) = (rows(16, 1), rows(8, 99));
+    let short = CompareSettings { train: Settings { max_steps: Some(6), ..quick() }, ..settings() };
+    let mut make = |budget| Ok(model(budget));
+    let whole = compare(&mut make, &train, &held_out, &short, &mut Silent, &NEVER).unwrap();
+    // Train the responses' model apart, by the run's own loop.
+    let (_keep, folder) = folder();
+    let report = Job::new(&train, short.train.clone(), &folder).run().unwrap();
+    let mut read = |budget| {
+        let mut model = model(budget);
+        model.load_weights(&folder)?;
+        Ok(model)
+    };
+    let finished = Finished {
+        make: &mut read,
+        targets: report.targets,
+        last_train_loss: report.steps.last().and_then(|step| step.loss),
+        seconds: report.seconds,
+    };
+    let mut listener = Listener::default();
+    let c =
+        compare_with(&mut make, Some(finished), &train, &held_out, &short, &mut listener, &NEVER).unwrap();
+    assert_eq!(listener.names.iter().filter(|name| name.starts_with("step")).count(), 6);
+    assert_eq!(c.response_only.evaluation, whole.response_only.evaluation);
+    assert_eq!(c.response_only.targets_trained, whole.response_only.targets_trained);
+    assert_eq!(c.response_only.last_train_loss, whole.response_only.last_train_loss);
+    assert_eq!(c.all_tokens.evaluation, whole.all_tokens.evaluation);
+    assert_eq!(c.verdict, whole.verdict);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use suasion_data::{Objective, Sample};
+use suasion_engine::WeightType;
 use suasion_train::settings::{KEYS, OnResume};
 use suasion_train::{Error, Report, Result, Resume, Scheduler, Settings, Strategy};
 use tempfile::TempDir;
@@ -320,4 +321,48 @@ fn a_damaged_checkpoint_is_refused_by_file() {
     std::fs::write(checkpoint.join("suasion_state.json"), &state).unwrap();
     std::fs::remove_file(checkpoint.join("optimizer.safetensors")).unwrap();
     refused("optimizer.safetensors is missing");
+}
+
+#[test]
+fn the_final_model_has_the_type_of_its_base_and_checkpoints_are_f32() {
+    let train = rows(7, 3);
+    let dir = tempfile::tempdir().unwrap();
+    let run = |out: &Path, resume: Resume, flag: Option<(u64, &AtomicBool)>| {
+        let mut job = Job::new(&train, Settings { eval_strategy: Strategy::No, ..settings() }, out);
+        job.resume = resume.clone();
+        let plan = suasion_train::Plan::new(&train, &[], &job.settings).unwrap();
+        let mut model = model(plan.budget);
+        // What loading a base in bf16 leaves behind; a resume loads none.
+        if let Resume::No = resume {
+            model.set_weight_type(WeightType::BF16);
+        }
+        (job.listener.stop_after, job.stop) = (flag, flag.map_or(&NEVER, |(_, flag)| flag));
+        job.run_with(&mut model).unwrap();
+        bits(&model)
+    };
+    let config = |folder: &Path| -> serde_json::Value {
+        serde_json::from_slice(&bytes(folder.join("config.json"))).unwrap()
+    };
+    let types = |folder: &Path| {
+        let bytes = bytes(folder.join("model.safetensors"));
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+        let mut types: Vec<String> = tensors.map(|(_, t)| t["dtype"].as_str().unwrap().into()).collect();
+        types.dedup();
+        types
+    };
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let last = run(&whole, Resume::No, None);
+    let flag = AtomicBool::new(false);
+    run(&parts, Resume::No, Some((5, &flag)));
+    let resumed = run(&parts, Resume::Newest, None);
+    assert!(last == resumed, "the masters are the same to the bit");
+    same(&whole, &parts);
+    for out in [&whole, &parts] {
+        assert_eq!((types(out), config(out)["dtype"].as_str()), (vec!["BF16".into()], Some("bfloat16")));
+        let checkpoint = out.join("checkpoint-9");
+        assert_eq!(types(&checkpoint), ["F32"]);
+        assert_eq!(config(&checkpoint)["dtype"], "float32");
+    }
 }

@@ -58,6 +58,11 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                     fields.weights = weights.map(|list| list.into_iter().map(|Weight(w)| w).collect());
                 }
                 Key::Origins => fields.origins = map.next_value::<Option<Letters>>()?.map(|l| l.0),
+                Key::Unknown => {
+                    if map.next_value::<Value>()? != Value::Null {
+                        return Err(A::Error::custom("perhaps a mask"));
+                    }
+                }
                 Key::Text => {
                     if let Value::String(text) = map.next_value()? {
                         fields.text = Some(text);

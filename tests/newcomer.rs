@@ -1,0 +1,162 @@
+//! What a new user meets: `init`, `chat`, completions and manual pages, and mistakes that get an answer.
+
+use crate::util::{Dir, root};
+
+/// A model with the ChatML template.
+fn with_template() -> Dir {
+    let dir = Dir::new().with_model();
+    let template = std::fs::read(root().join("tests/goldens/templates/chatml.jinja")).unwrap();
+    dir.write("model/chat_template.jinja", template);
+    dir
+}
+
+#[test]
+fn init_writes_a_configuration_of_what_it_finds() {
+    let dir = Dir::new().with_model().with_rows(60);
+    dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl", "--learning_rate", "1e-3"])
+        .ok()
+        .says("suasion check suasion.yaml");
+    let written = dir.text("suasion.yaml");
+    let json = dir.suasion(&["check", "suasion.yaml", "--json"]).ok().json();
+    let config = &json["config"];
+    // As verify counts them.
+    let verified = dir.verify("rows.jsonl").args(&["--json", "--max_length", "null"]).run().json();
+    let lengths: Vec<u64> = {
+        dir.prepare("rows.jsonl", "all.jsonl").args(&["--max_length", "null"]).ok();
+        let mut lengths: Vec<u64> = dir
+            .lines("all.jsonl")
+            .iter()
+            .map(|row| row["input_ids"].as_array().unwrap().len() as u64)
+            .collect();
+        lengths.sort_unstable();
+        lengths
+    };
+    let longest = lengths[59];
+    for text in [
+        "60 rows: 60 kept",
+        "input_full in 60 rows",
+        "Responses end with <|endoftext|> (id 0)",
+        "no weights",
+        &format!("the median is {}, 99 % have at most {longest}, the longest has {longest}.", lengths[29]),
+        &format!(" {} tokens of the ", verified["supervised_tokens"]),
+    ] {
+        assert!(
+            written.replace("\n# ", " ").replace(',', "").contains(&text.replace(',', "")),
+            "{text}\n{written}"
+        );
+    }
+    assert_eq!((&config["format"], &config["init"]), (&"input_full".into(), &"random".into()));
+    assert_eq!((&config["learning_rate"], &config["eval_fraction"]), (&1e-3.into(), &0.1.into()));
+    let max_length = config["max_length"].as_u64().unwrap();
+    assert!((longest..2 * longest).contains(&max_length), "{longest} {max_length}");
+    // Every key is there, set or as a comment, and what is written runs.
+    for key in config.as_object().unwrap().keys() {
+        assert!(
+            written.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key}: "))),
+            "{key}"
+        );
+    }
+    dir.suasion(&["train", "suasion.yaml", "--max_steps", "1", "-q"]).ok();
+    // Nothing is replaced.
+    dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl"]).run().error(2, "E-USAGE", "not replaced");
+    assert_eq!(dir.text("suasion.yaml"), written);
+    let printed = dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl", "-o", "-"]).ok().stdout;
+    assert!(printed.contains("max_length: ") && printed.contains("learning_rate: 2e-5"), "{printed}");
+}
+
+#[test]
+fn init_says_what_is_wrong_with_rows_and_writes_nothing_for_rows_it_cannot_read() {
+    let dir = Dir::new().with_model();
+    dir.write("rows.jsonl", "{\"a\": \"x\"}\n");
+    dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl"]).run().error(
+        3,
+        "E-ROW",
+        "not in a known format",
+    );
+    assert!(!dir.exists("suasion.yaml"));
+    dir.suasion(&["init", "-D", "rows.jsonl"]).run().error(2, "E-USAGE", "no model is named");
+    // Without an EOS no response ends.
+    dir.write("model/tokenizer_config.json", "{}");
+    let mut config = dir.json("model/config.json");
+    config["eos_token_id"] = serde_json::Value::Null;
+    dir.write("model/config.json", config.to_string());
+    dir.write(
+        "mixed.jsonl",
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"instruction\": \"a\", \"output\": \"b\"}\n",
+    );
+    let ran = dir.suasion(&["init", "-M", "model", "-D", "mixed.jsonl"]).ok();
+    ran.says("error: M002 2 ×");
+    let written = dir.text("suasion.yaml");
+    assert!(written.contains("name one in stop_tokens") && written.contains("error: M002 2 ×"), "{written}");
+    assert!(
+        written.contains("alpaca in 1 row, prompt_completion in 1 row")
+            && written.contains("format: \"auto\"")
+    );
+    assert!(written.contains("none are held out"), "{written}");
+}
+
+#[test]
+fn a_chat_keeps_the_conversation_and_renders_it_with_the_template() {
+    let dir = with_template();
+    let chat = |input: &str, args: &[&str]| {
+        let flags = ["--init", "random", "--max-new-tokens", "6"];
+        dir.suasion(&["chat", "-M", "model"]).args(&flags).args(args).stdin(input).code(0)
+    };
+    let ran = chat("Hello.\n\nAnd you?\n", &["--json", "--system", "Be kind."]);
+    let turns: Vec<serde_json::Value> =
+        ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(turns.len(), 2);
+    // What the template writes for three messages and the start of an answer, continued without a cache.
+    let prompt = format!(
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n{}\
+         <|im_end|>\n<|im_start|>user\nAnd you?<|im_end|>\n<|im_start|>assistant\n",
+        turns[0]["reply"].as_str().unwrap()
+    );
+    let args = [
+        "generate",
+        "-M",
+        "model",
+        "--init",
+        "random",
+        "--max-new-tokens",
+        "6",
+        "--json",
+        "--prompt",
+        &prompt,
+    ];
+    let expected = dir.suasion(&args).ok().json();
+    assert_eq!(turns[1]["reply"], expected["reply"]);
+    assert_eq!(turns[1]["stopped"], "max_new_tokens");
+    // /reset begins again, /exit ends; the notes are not in the replies.
+    let ran = chat("Hello.\n/reset\nHello.\n/exit\nHello.\n", &[]);
+    let (first, second) = ran.stdout.split_at(ran.stdout.len() / 2);
+    assert!(!first.is_empty() && first == second, "{:?}", ran.stdout);
+    assert_eq!(ran.stderr.matches("[6 tokens; cut off by max_new_tokens]").count(), 2, "{}", ran.stderr);
+    assert!(chat("", &[]).stdout.is_empty());
+    let plain = Dir::new().with_model();
+    plain.suasion(&["chat", "-M", "model"]).run().error(3, "E-TEMPLATE", "no chat template");
+}
+
+#[test]
+fn completions_know_keys_and_their_values_and_man_writes_a_page_per_command() {
+    let dir = Dir::new();
+    let bash = dir.suasion(&["completions", "bash"]).ok().stdout;
+    for text in ["--learning_rate", "keep_response keep_start keep_end drop error", "linear cosine constant"]
+    {
+        assert!(bash.contains(text), "{text}");
+    }
+    dir.suasion(&["man", "man/man1"]).ok();
+    let help = dir.suasion(&["--help"]).ok().stdout;
+    let listed = help.split("Commands:").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands: Vec<&str> = listed
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(commands.len() > 10, "{help}");
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        let page = dir.text(&format!("man/man1/suasion-{command}.1"));
+        assert!(page.contains(".SH OPTIONS") && page.contains("\\-\\-color"), "{command}");
+    }
+    assert!(dir.text("man/man1/suasion-train.1").contains("learning_rate"));
+}
