@@ -6,6 +6,7 @@ mod card;
 pub use announce::line;
 
 use crate::config::{Config, Init};
+use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::model;
 use crate::inputs::rows;
@@ -16,6 +17,7 @@ use crate::ui::Ui;
 use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
+use suasion_data::report::format::count;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::{Architecture, Device, MemoryPlan, Model};
@@ -68,6 +70,12 @@ impl Job {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
             None => suasion_data::split(samples, config.eval_fraction, settings.seed),
         };
+        if config.eval_fraction > 0.0 && eval.is_empty() && !train.is_empty() {
+            let rows = count(train.len() as u64, "row");
+            let message = format!("eval_fraction={}: of {rows} it holds out none", config.eval_fraction);
+            let help = "give a larger share, name rows with eval_dataset_name, or leave it out";
+            return Err(Failure::config(message, help).into());
+        }
         let card = card::data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let mut fill = None;
         if let Some(packer) = Packer::of(&policy) {
