@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """suasion beside its peers on this machine, in one run.
 
-    benches/side_by_side.py step    [--rounds 3] [--steps 5]   a training step against PyTorch eager f32
-    benches/side_by_side.py prepare [--rounds 3]               tokenise and mask against TRL with two processes
+    benches/side_by_side.py step    [--rounds 3] [--steps 5]   a training step against PyTorch eager f32, with and
+                                                               without AVX-512, all rows and supervised rows
+    benches/side_by_side.py prepare [--rounds 3]               tokenise and mask against TRL with two processes, and
+                                                               against gigatoken's encoding alone
     benches/side_by_side.py scale   [--scratch DIR]            memory for 20 thousand and 2 million rows (11 GB of disk)
 
 Peers run in the Python given by --python (default: $SUASION_PEERS_PYTHON, else python3), which needs
-`pip install torch transformers trl peft datasets`; their scripts are in --shared (default ../shared).
+`pip install torch transformers trl peft datasets gigatoken`; their scripts are in --shared (default ../shared).
 The two sides take turns, so that both meet the same conditions. Every raw line is appended to
 benches/results/<cpu>.jsonl; the last line printed is the ratio of medians. Run on an otherwise idle machine.
 """
@@ -27,9 +29,13 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+# What decides which vector code runs.
+FEATURES = ("fma", "avx2", "avx512f", "avx512_bf16", "amx_tile")
+
+
 def cpu():
     for line in open("/proc/cpuinfo"):
-        if line.startswith(("model name", "cpu family", "model\t")):
+        if line.startswith(("model name", "cpu family", "model\t", "flags")):
             key, value = (part.strip() for part in line.split(":", 1))
             yield key, value
         if line.strip() == "":
@@ -64,6 +70,7 @@ class Results:
         self.head = {
             "at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": machine(),
+            "features": [flag for flag in FEATURES if flag in dict(cpu())["flags"].split()],
             "commit": commit.stdout.strip(),
         }
 
@@ -78,25 +85,52 @@ def cargo(*arguments):
     return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 
 
+# Instruction sets that a step is measured with: how each side is kept to one.
+LEVELS = {
+    "avx512": ([], {}),
+    "avx2": (["--no-default-features"],
+             {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}),
+}  # fmt: skip
+
+
 def step(options, results):
-    ours = cargo("-p", "suasion-engine", "--example", "step") / "examples" / "step"
-    seconds, memory = {"suasion": [], "torch": []}, {"suasion": [], "torch": []}
-    for turn in range(options.rounds):
-        for side, command in (
-            ("torch", [options.python, options.shared / "spike" / "step.py", "fp32", str(options.steps)]),
-            ("suasion", [ours, str(options.steps), "supervised"]),
-        ):
-            raw = json.loads(run(command)[0].strip().splitlines()[-1])
-            results.add(bench="step", side=side, round=turn, **raw)
-            seconds[side] += raw["tot"]
-            memory[side].append(raw["rss_mb"])
-    s = {side: statistics.median(v) for side, v in seconds.items()}
-    m = {side: statistics.median(v) for side, v in memory.items()}
-    results.add(
-        bench="step", side="ratio", suasion_s=round(s["suasion"], 3), torch_s=round(s["torch"], 3),
-        time_ratio=round(s["suasion"] / s["torch"], 3), suasion_mb=m["suasion"], torch_mb=m["torch"],
-        memory_ratio=round(m["suasion"] / m["torch"], 3),
-    )  # fmt: skip
+    """A training step with all rows through the head, and with supervised rows only, on both sides.
+
+    supervised / supervised is equal work: what the engine gains. PyTorch's all / supervised is what the mask saves.
+    """
+    flags = open("/proc/cpuinfo").read()
+    levels = [level for level in LEVELS if level != "avx512" or "avx512f" in flags]
+    for level in levels:
+        features, environment = LEVELS[level]
+        # A copy: the next build replaces the example.
+        built = cargo("-p", "suasion-engine", "--example", "step", *features) / "examples" / "step"
+        with tempfile.TemporaryDirectory() as folder:
+            ours = shutil.copy(built, folder)
+            peer = [options.python, options.shared / "spike" / "step.py"]
+            sides = {
+                "torch all": [*peer, "fp32", str(options.steps)],
+                "torch supervised": [*peer, "fp32g", str(options.steps)],
+                "suasion all": [ours, str(options.steps), "all"],
+                "suasion supervised": [ours, str(options.steps), "supervised"],
+            }
+            seconds = {side: [] for side in sides}
+            memory = {side: [] for side in sides}
+            for turn in range(options.rounds):
+                for side, command in sides.items():
+                    raw = json.loads(run(command, **environment)[0].strip().splitlines()[-1])
+                    results.add(bench="step", level=level, side=side, round=turn, **raw)
+                    seconds[side] += raw["tot"]
+                    memory[side].append(raw["rss_mb"])
+        s = {side: statistics.median(v) for side, v in seconds.items()}
+        m = {side: statistics.median(v) for side, v in memory.items()}
+        results.add(
+            bench="step", level=level, side="ratio",
+            seconds={side: round(v, 3) for side, v in s.items()}, mb=m,
+            whole=round(s["suasion supervised"] / s["torch all"], 3),
+            engine=round(s["suasion supervised"] / s["torch supervised"], 3),
+            mask=round(s["torch supervised"] / s["torch all"], 3),
+            memory=round(m["suasion supervised"] / m["torch all"], 3),
+        )  # fmt: skip
 
 
 def model_folder(options, folder):
@@ -119,29 +153,48 @@ def ours_prepares(ours, model, rows, target):
             "tokens_per_second": round(counts["tokens"] / wall), "rss_mb": mb}  # fmt: skip
 
 
+def trl_prepares(options, folder, kind):
+    """TRL with two processes. Its clock starts after its imports and after the rows are read."""
+    out, _, _ = run([options.python, options.shared / "peers" / "trl_prepare.py", folder, kind, "2"])
+    line = next(line for line in out.splitlines() if line.startswith("TRL"))
+    found = re.search(r"rows=(\d+) tokens=(\d+) ([\d.]+)s .* (\d+) tok/s maxrss (\d+)MB", line)
+    rows, tokens, wall, rate, mb = found.groups()
+    return {"rows": int(rows), "tokens": int(tokens), "seconds": float(wall), "tokens_per_second": int(rate),
+            "rss_mb": int(mb)}  # fmt: skip
+
+
+def gigatoken_encodes(options, model, rows):
+    """gigatoken on two threads: ids only, no mask, nothing written. Its clock starts when the texts are in memory."""
+    out, _, _ = run([options.python, ROOT / "benches" / "gigatoken_encode.py", model, rows], RAYON_NUM_THREADS="2")
+    return json.loads(out.strip().splitlines()[-1])
+
+
 def prepare(options, results):
     ours = cargo("-p", "suasion") / "suasion"
     peers = options.shared / "peers"
     with tempfile.TemporaryDirectory() as folder:
         run([options.python, peers / "make_rows.py", folder])
+        run([options.python, peers / "make_distinct.py", folder])
         model = model_folder(options, folder)
-        for kind in ("pc", "msgs"):
-            rates = {"suasion": [], "trl": []}
+        # Rows of `pc` and `msgs` repeat 675 texts, which flatters a tokenizer's cache; no text of `distinct` stands twice.
+        for kind in ("distinct", "pc", "msgs"):
+            file = f"{folder}/{kind}.jsonl"
+            sides = {
+                "trl": lambda: trl_prepares(options, folder, kind),
+                "suasion": lambda: ours_prepares(ours, model, file, f"{folder}/out.jsonl"),
+            }
+            if kind != "msgs":
+                sides["gigatoken"] = lambda: gigatoken_encodes(options, model, file)
+            rates = {side: [] for side in sides}
             for turn in range(options.rounds):
-                # TRL's clock starts after its imports and after the rows are read.
-                out, _, _ = run([options.python, peers / "trl_prepare.py", folder, kind, "2"])
-                line = next(line for line in out.splitlines() if line.startswith("TRL"))
-                found = re.search(r"rows=(\d+) tokens=(\d+) ([\d.]+)s .* (\d+) tok/s maxrss (\d+)MB", line)
-                rows, tokens, wall, rate, mb = found.groups()
-                results.add(bench="prepare", file=kind, side="trl", round=turn, rows=int(rows), tokens=int(tokens),
-                            seconds=float(wall), tokens_per_second=int(rate), rss_mb=int(mb))  # fmt: skip
-                rates["trl"].append(int(rate))
-                raw = ours_prepares(ours, model, f"{folder}/{kind}.jsonl", f"{folder}/out.jsonl")
-                results.add(bench="prepare", file=kind, side="suasion", round=turn, **raw)
-                rates["suasion"].append(raw["tokens_per_second"])
+                for side, measure in sides.items():
+                    raw = measure()
+                    results.add(bench="prepare", file=kind, side=side, round=turn, **raw)
+                    rates[side].append(raw["tokens_per_second"])
             r = {side: statistics.median(v) for side, v in rates.items()}
-            results.add(bench="prepare", file=kind, side="ratio", suasion_tokens_per_second=r["suasion"],
-                        trl_tokens_per_second=r["trl"], speed_ratio=round(r["suasion"] / r["trl"], 2))  # fmt: skip
+            results.add(bench="prepare", file=kind, side="ratio", tokens_per_second=r,
+                        times_trl=round(r["suasion"] / r["trl"], 2),
+                        times_gigatoken=round(r["suasion"] / r["gigatoken"], 2) if "gigatoken" in r else None)  # fmt: skip
 
 
 def scale(options, results):

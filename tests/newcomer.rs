@@ -96,6 +96,25 @@ fn init_says_what_is_wrong_with_rows_and_writes_nothing_for_rows_it_cannot_read(
 }
 
 #[test]
+fn init_maps_columns_of_other_names() {
+    let rows =
+        "{\"question\": \"Why?\", \"answer\": \"So.\"}\n{\"question\": \"Who?\", \"answer\": \"I.\"}\n";
+    for (dir, mapping, format) in [
+        (Dir::new().with_model(), ("prompt", "completion"), "prompt_completion"),
+        // Under a chat template it is a conversation.
+        (with_template(), ("instruction", "output"), "alpaca"),
+    ] {
+        dir.write("rows.jsonl", rows);
+        dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl"]).ok();
+        let config = dir.suasion(&["check", "suasion.yaml", "--json"]).ok().json()["config"].clone();
+        assert_eq!(config["columns"], serde_json::json!({ mapping.0: "question", mapping.1: "answer" }));
+        assert_eq!(config["format"], format);
+        let verified = dir.suasion(&["verify", "suasion.yaml", "--json"]).ok().json();
+        assert_eq!(verified["trainable_rows"], 2);
+    }
+}
+
+#[test]
 fn a_chat_keeps_the_conversation_and_renders_it_with_the_template() {
     let dir = with_template();
     let chat = |input: &str, args: &[&str]| {

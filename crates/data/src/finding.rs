@@ -56,6 +56,8 @@ pub enum Code {
     T003,
     S001,
     C001,
+    C002,
+    G001,
     D001,
     P001,
 }
@@ -73,7 +75,9 @@ impl Code {
     pub fn level(self) -> Level {
         match self {
             Code::M003 | Code::D001 => Level::Note,
-            Code::M007 | Code::T001 | Code::T002 | Code::T003 | Code::S001 | Code::C001 => Level::Warning,
+            Code::M007 | Code::T001 | Code::T002 | Code::T003 | Code::S001 | Code::C001 | Code::G001 => {
+                Level::Warning
+            }
             _ => Level::Error,
         }
     }

@@ -48,7 +48,16 @@ pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &P
     let origins = row.origins.clone().unwrap_or_else(|| origins(row, special));
     let pack = row.pack.clone().map(Box::new);
     if policy.objective == Objective::AllTokens {
-        let sample = finish(id, row.input_ids.clone(), origins, vec![0.0; n], policy);
+        let mut sample = finish(id, row.input_ids.clone(), origins, vec![0.0; n], policy);
+        // As in TRL, `assistant_masks` applies whatever the objective, unless the row has labels.
+        if let Some(mask) = row.assistant.as_ref().filter(|_| row.labels.is_none()) {
+            let mut weights: Vec<f32> =
+                sample.labels.iter().map(|l| f32::from(u8::from(*l != IGNORE))).collect();
+            for (i, _) in mask.iter().enumerate().filter(|(_, bit)| !**bit) {
+                (sample.labels[i], weights[i]) = (IGNORE, 0.0);
+            }
+            sample.weights = column(weights);
+        }
         return confine(Sample { pack, ..sample });
     }
     let given = |i: usize| row.weights.as_ref().map(|w| w[i]);

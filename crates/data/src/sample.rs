@@ -42,8 +42,12 @@ impl Sample {
     /// True where the sample has a target.
     pub fn has_target(&self) -> bool {
         match (&self.pack, &self.weights) {
-            // Without a pack and weights a label after the first is enough. Rows are long, and this is asked of all.
-            (None, None) => self.labels.iter().skip(1).any(|label| *label != IGNORE),
+            // Without a pack and weights a label after the first is enough. Prompts are long: blocks without a branch
+            // inside become vector instructions.
+            (None, None) => self.labels.get(1..).is_some_and(|labels| {
+                let any = |block: &[i32]| block.iter().fold(false, |any, &label| any | (label != IGNORE));
+                labels.chunks(64).any(any)
+            }),
             _ => self.targets().next().is_some(),
         }
     }

@@ -20,6 +20,8 @@ mod columnar;
 mod delimited;
 mod hash;
 mod json;
+mod lenient;
+mod parquet;
 mod raw;
 mod record;
 pub mod row;
@@ -28,11 +30,13 @@ mod scan;
 mod sniff;
 mod stream;
 
+pub use self::parquet::Projection;
+pub(crate) use arrow_json::{MEDIA, fails, is_json};
 pub use arrow_json::{column_names, fields};
-pub(crate) use arrow_json::{fails, is_json};
-pub use columnar::{ColumnarFile, Projection};
+pub use columnar::ColumnarFile;
 pub use hash::{FileHash, SourceHash};
-pub use raw::{Content, MAX_ROW_BYTES, RawRow};
+pub(crate) use lenient::{as_f64, number_of, parse, shown};
+pub use raw::{Content, MAX_ROW_BYTES, MAX_TEXT_BYTES, RawRow};
 pub use record::Header;
 pub use row::Row;
 pub use saved::{Saved, saved_dataset};
@@ -70,6 +74,35 @@ pub struct Source {
     ended: bool,
 }
 
+/// Refuses a device, and a named pipe: opening one waits for a writer, and it can be read once only. A pipe that is open
+/// already has a name under `/dev` or `/proc`.
+#[cfg(unix)]
+fn check_kind(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = meta.file_type();
+    let is_open = ["/dev/stdin", "/dev/fd", "/proc"].iter().any(|place| path.starts_with(place));
+    if kind.is_char_device() || kind.is_block_device() || kind.is_socket() {
+        return Err(source_error(
+            path,
+            "is a device, not a file of rows",
+            "name a file, or pipe rows to /dev/stdin",
+        ));
+    }
+    if kind.is_fifo() && !is_open {
+        return Err(source_error(
+            path,
+            "is a named pipe, not a file of rows",
+            "give it as /dev/stdin: --data /dev/stdin < PIPE",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_kind(_: &Path, _: &std::fs::Metadata) -> Result<()> {
+    Ok(())
+}
+
 impl Source {
     /// Opens a file and detects its framing.
     ///
@@ -98,6 +131,7 @@ impl Source {
                     "name a file of rows: .jsonl, .json, .csv or .tsv (also .gz or .zst), .parquet or .arrow",
                 ));
             }
+            check_kind(path, &meta)?;
             size += meta.len();
         }
         let Some(first) = rest.pop_front() else {
@@ -125,15 +159,11 @@ impl Source {
 
     /// Reads only the selected columns of Parquet files. Call it before the first row: a file whose rows were
     /// already read in part keeps all of its columns.
-    ///
-    /// # Errors
-    /// As [`ColumnarFile::project`].
-    pub fn project(&mut self, projection: Projection) -> Result<()> {
+    pub fn project(&mut self, projection: Projection) {
         if let Some(OpenFile { reader: Reader::Columns(columns), .. }) = &mut self.current {
-            columns.file.project(&projection)?;
+            columns.file.project(&projection);
         }
         self.projection = Some(projection);
-        Ok(())
     }
 
     /// Total size of all files in bytes, as stored.
@@ -225,7 +255,7 @@ impl OpenFile {
         let (framing, reader) = if let Some(kind) = columns_in(path)? {
             let mut file = ColumnarFile::open(path)?;
             if let Some(projection) = projection {
-                file.project(projection)?;
+                file.project(projection);
             }
             let columns = Columns::new(file, bytes_read.clone());
             (Framing::Columns(kind), Reader::Columns(Box::new(columns)))

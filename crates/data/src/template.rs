@@ -7,7 +7,11 @@
 mod blind;
 mod compiled;
 mod context;
+mod details;
 mod engine;
+mod filters;
+mod given;
+mod habits;
 mod marks;
 mod options;
 mod proof;
@@ -18,6 +22,7 @@ mod shape;
 mod spans;
 mod tile;
 mod turns;
+mod vanished;
 mod watch;
 
 pub use compiled::{ChatTemplate, TemplateError};

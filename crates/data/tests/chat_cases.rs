@@ -283,14 +283,31 @@ fn thoughts_that_the_template_drops_writes_or_opens() {
 
 #[test]
 fn a_prompt_that_opens_a_thought_which_the_history_does_not_have() {
-    // As DeepSeek-R1's: the prompt is no prefix of the text; the words themselves are proved, whatever they begin with.
+    // As DeepSeek-R1's: the prompt is no prefix of the text, which is told; the words themselves are proved, whatever they
+    // begin with. Where they begin with the opened thought, that is given.
     let opens = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}\
         [assistant]<think>\n{% endif %}";
-    for said in ["a", "<think> no", "<think>\n", "<", "[assistant]<think>\n"] {
+    for (said, learns, found) in [
+        ("a", "a", "G001:w"),
+        ("<think> no", "<think> no", "G001:w"),
+        ("<think>\nr</think>a", "r</think>a", "G001:w"),
+        ("<think>\n", "", "G001:w"),
+        ("<", "<", "G001:w"),
+        ("[assistant]<think>\n", "[assistant]<think>\n", "G001:w"),
+    ] {
         let row = chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "one"},
             {"role": "user", "content": "r"}, {"role": "assistant", "content": said}]));
         let all = run(opens, &[row], &Policy::default());
-        assert_eq!(learned(kept(&all, 0)), ["one<|end|>".to_string(), format!("{said}<|end|>")]);
+        assert_eq!(learned(kept(&all, 0)), ["one<|end|>".to_string(), format!("{learns}<|end|>")]);
+        assert_eq!(codes(&all[0]), [found]);
+        let alone = chat(
+            json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": format!("{said}.")}]),
+        );
+        let given = said.starts_with("<think>\n");
+        assert_eq!(
+            codes(&run(opens, &[alone], &Policy::default())[0]),
+            if given { vec![] } else { vec![found] }
+        );
     }
 }
 

@@ -199,7 +199,9 @@ impl Loaded {
     fn entry(&mut self, name: &str, entry: &str, text: &str, place: &str) -> Result<(), Failure> {
         let Some(key) = find(name) else { return Ok(()) };
         let allowed = key.entries();
-        if !allowed.is_empty() && !allowed.contains(&entry) {
+        // The section `prompt` had another name.
+        let older = (name, entry) == ("loss_weights", "other");
+        if !allowed.is_empty() && !allowed.contains(&entry) && !older {
             let message = format!("{place}: {} has no {entry:?}", key.name);
             return Err(Failure::config(message, format!("its names are {}", allowed.join(", "))));
         }

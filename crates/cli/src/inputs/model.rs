@@ -143,6 +143,7 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
 pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
     let access = access.into();
     if name.is_dir() {
+        check_kinds(name)?;
         return Ok(name.to_path_buf());
     }
     if name.exists() {
@@ -181,6 +182,28 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
         }
         (Err(error), _) => Err(error),
     }
+}
+
+/// Refuses a folder in which a device or a pipe has the name of a file of a model: reading it may not end.
+fn check_kinds(dir: &Path) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(dir).map_err(|e| suasion_data::Error::io(dir, e))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let read = ModelFiles::NAMES.contains(&name.as_str())
+            || is_safetensors(&name)
+            || name == "model.safetensors.index.json";
+        // A link counts as what it points to.
+        let odd = || entry.path().metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir());
+        if read && odd() {
+            return Err(Failure::run_time(
+                "E-MODEL",
+                format!("{}: a device or a pipe, not a file", entry.path().display()),
+                "put a plain file there; a model's files are read more than once",
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// True where a snapshot has the files that every model has; other tools may have downloaded only some of

@@ -242,6 +242,33 @@ pub const RULES: &[Rule] = &[
         check: Check::Elsewhere,
     },
     Rule {
+        code: Code::C002,
+        meaning: "a message that no token stands for",
+        doc: "The chat template writes nothing of a message: its role is one that the template does not know (`gpt4`, \
+              or `tool` in a template without tools), or the template drops its tool calls. The model would answer \
+              what it never reads, or never learn what the row says. It is proved: the rendering with another \
+              content in the message's place is the same. Names of roles are taken in any case, and the usual other \
+              names (`human`, `gpt`, `tool_call`, `observation` ..) are known; a developer's message is the system's \
+              where the template does not know developers.",
+        help: "name the role as the template does, put the text into another message, or remove the message; or use a \
+               template that writes it",
+        refuses: true,
+        check: Check::Elsewhere,
+    },
+    Rule {
+        code: Code::G001,
+        meaning: "the generation prompt is no prefix of the rendering",
+        doc: "The messages before an answer, rendered with the generation prompt, are what the model is given at \
+              inference. Here they are not byte for byte the start of the conversation that is learned: the template \
+              rejects them, or renders them otherwise than inside the whole (it drops earlier thoughts, or opens a \
+              thought that the history does not have). The answer's start is proved in another way, and the answer is \
+              learned after other tokens than it will be given.",
+        help: "use a template that renders a conversation and its beginning alike, or split the conversation into rows \
+               that end in one answer each, with supervise=last",
+        refuses: false,
+        check: Check::Elsewhere,
+    },
+    Rule {
         code: Code::D001,
         meaning: "duplicate of another row, or response copied from its prompt",
         doc: "A duplicate counts twice in the loss, and can leak from training into held-out rows.",

@@ -2,6 +2,7 @@
 
 use super::chat::{Conversation, message};
 use crate::{Origin, Pack};
+use serde_json::Value;
 
 /// The content of an example.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +14,8 @@ pub enum Body {
         /// Length of the prompt in bytes: the offset at which the completion starts.
         prompt_len: usize,
     },
+    /// A text without a prompt, for training on all tokens.
+    Whole(String),
     /// A conversation, to be rendered by a chat template.
     Chat(Box<Conversation>),
     /// An instruction: rendered as a conversation if the model has a chat template, else as plain text.
@@ -21,6 +24,35 @@ pub enum Body {
     Segments(Vec<TextPiece>),
     /// Token ids with labels or a mask.
     Tokenised(Box<Tokenised>),
+}
+
+impl Body {
+    /// The length of its texts in bytes; 0 for tokens.
+    pub(crate) fn text_bytes(&self) -> usize {
+        fn of(value: &Value) -> usize {
+            match value {
+                Value::String(text) => text.len(),
+                Value::Array(list) => list.iter().map(of).sum(),
+                Value::Object(map) => map.values().map(of).sum(),
+                _ => 0,
+            }
+        }
+        match self {
+            Body::Text { text, .. } | Body::Whole(text) => text.len(),
+            Body::Chat(c) => {
+                let messages = c.messages.iter().flat_map(|message| message.values());
+                messages.chain(c.tools.iter().flatten()).chain(c.kwargs.values()).map(of).sum()
+            }
+            Body::Alpaca(row) => {
+                let history = row.history.iter().map(|(a, b)| a.len() + b.len()).sum::<usize>();
+                let optional =
+                    [&row.system, &row.input].into_iter().flatten().map(String::len).sum::<usize>();
+                history + optional + row.instruction.len() + row.output.len()
+            }
+            Body::Segments(list) => list.iter().map(|piece| piece.text.len()).sum(),
+            Body::Tokenised(_) => 0,
+        }
+    }
 }
 
 /// A piece of text and its loss weight; a piece of weight 0 is prompt.
@@ -78,8 +110,10 @@ pub struct Tokenised {
     pub input_ids: Vec<u32>,
     /// Labels, not shifted; they may be wrong.
     pub labels: Option<Vec<i32>>,
-    /// `completion_mask`, else `assistant_masks`: true on the response.
+    /// `completion_mask` and `assistant_masks`: true on the response, which is what both mark.
     pub mask: Option<Vec<bool>>,
+    /// `assistant_masks` alone, which also applies where all tokens are learned.
+    pub assistant: Option<Vec<bool>>,
     /// `attention_mask`: false on padding.
     pub attention: Option<Vec<bool>>,
     /// A loss weight per token.
@@ -105,6 +139,7 @@ impl Tokenised {
             input_ids: pick(&self.input_ids, tokens),
             labels: self.labels.as_ref().map(|v| pick(v, tokens)),
             mask: self.mask.as_ref().map(|v| pick(v, tokens)),
+            assistant: self.assistant.as_ref().map(|v| pick(v, tokens)),
             attention: self.attention.as_ref().map(|v| pick(v, tokens)),
             weights: self.weights.as_ref().map(|v| pick(v, tokens)),
             origins: self.origins.as_ref().map(|v| pick(v, tokens)),

@@ -1,16 +1,21 @@
 //! Conversations in one representation, whatever their format.
 
 use serde_json::{Map, Value};
+use std::ops::Range;
 
 /// A conversation in OpenAI's message format, which chat templates expect.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
-    /// Messages: objects with `role`, `content` and any other keys of the row (`name`, `tool_calls` with
-    /// arguments as objects, `tool_call_id`, reasoning fields). Keys whose value is null are dropped.
+    /// Messages: objects with `role`, `content` (text, or a list of parts `{type: text, text}`) and any other keys of the
+    /// row (`name`, `tool_calls` with arguments as objects or JSON text, `tool_call_id`, reasoning fields). Keys whose
+    /// value is null are dropped.
     pub messages: Vec<Map<String, Value>>,
-    /// Loss weight of each message, if the row gives one (`train`: 0 or 1, `weight`, `loss_weight`). One
+    /// Loss weight of each message, if the row gives one (`train`, `loss`, `weight` and their like). One
     /// entry per message.
     pub weights: Vec<Option<f32>>,
+    /// Loss weights of parts of a message's text, by the message's index; they replace the message's own. Of runs that
+    /// overlap the last counts.
+    pub details: Vec<(usize, Vec<Detail>)>,
     /// Messages before this index are prompt, whatever their role (for `prompt` and `completion` given as
     /// messages).
     pub prompt_messages: usize,
@@ -18,6 +23,17 @@ pub struct Conversation {
     pub tools: Option<Vec<Value>>,
     /// Template variables of the row (`chat_template_kwargs`); they override those of the policy.
     pub kwargs: Map<String, Value>,
+}
+
+/// The loss weight of a run of a message's text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detail {
+    /// True for the message's reasoning, false for its content.
+    pub reasoning: bool,
+    /// Bytes of the text; of content in parts, of its text parts joined.
+    pub bytes: Range<usize>,
+    /// Its loss weight.
+    pub weight: f32,
 }
 
 /// A message with text as its content.

@@ -2,15 +2,19 @@
 //!
 //! | given | becomes |
 //! |---|---|
-//! | `from`/`value` with the role names of ShareGPT files | `role`/`content` with `system`, `user`, `assistant`, `tool` |
-//! | content as a list of typed parts | one string; reasoning goes to `reasoning_content`, tool calls to `tool_calls` |
+//! | `from`/`value`; other names of roles, in any case | `role`/`content` with `system`, `user`, `assistant`, `tool` |
+//! | content as a list of typed parts | its texts as parts `{type: text, text}`; reasoning goes to `reasoning_content`, tool calls to `tool_calls` |
 //! | `function_call` (as a role or a key), a bare `{name, arguments}` | `tool_calls` of `{type, function}` |
-//! | arguments as JSON text | an object |
+//! | no arguments, or blank ones | an empty object |
 //! | keys whose value is null | dropped |
-//! | `train`, `weight`, `loss_weight` | the message's weight |
+//! | masks ([`super::masks`]) | weights of the message and of parts of its text |
+
+mod weights;
 
 use super::chat::{Conversation, message};
+use super::masks::Mask;
 use super::reader::{Reader, shown_keys};
+use crate::source::parse;
 use crate::source::row::type_name;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -19,10 +23,10 @@ use serde_json::{Map, Value, json};
 pub(super) const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
 
 /// Keys of a message's reasoning; aliases of each other.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// Messages with their weights.
-type Messages = Vec<(Map<String, Value>, Option<f32>)>;
+/// Messages with their masks.
+type Messages = Vec<(Map<String, Value>, Mask)>;
 
 impl Reader<'_> {
     /// A row with the whole conversation under the first of `keys` that it has.
@@ -51,7 +55,7 @@ impl Reader<'_> {
         if let Some(text) = system
             && messages[0].0["role"] != "system"
         {
-            messages.insert(0, (message("system", text), None));
+            messages.insert(0, (message("system", text), Mask::default()));
             prompt += usize::from(prompt > 0);
         }
         let tools = self.tools(key.starts_with("conversation"))?;
@@ -59,7 +63,7 @@ impl Reader<'_> {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(map)) => map,
             Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
-            Some(other) => match other.as_str().map(serde_json::from_str::<Value>) {
+            Some(other) => match other.as_str().map(parse) {
                 Some(Ok(Value::Object(map))) => map,
                 _ => {
                     let found = type_name(&other);
@@ -70,8 +74,19 @@ impl Reader<'_> {
                 }
             },
         };
-        let (messages, weights) = messages.into_iter().unzip();
-        Ok(Conversation { messages, weights, prompt_messages: prompt, tools, kwargs })
+        let learned =
+            |(_, mask): &(_, Mask)| mask.weight.is_some_and(|w| w > 0.0) || !mask.details.is_empty();
+        if let Some(at) = messages[..prompt].iter().position(learned) {
+            return Err(self.error(
+                format!("message {at} is prompt, and is to be learned"),
+                "leave its \"train\", \"loss\" or \"weight\" out, or give the whole conversation as \"messages\"",
+            ));
+        }
+        let (messages, masks): (_, Vec<Mask>) = messages.into_iter().unzip();
+        let weights = masks.iter().map(|mask| mask.weight).collect();
+        let details = masks.into_iter().enumerate().filter(|(_, mask)| !mask.details.is_empty());
+        let details = details.map(|(at, mask)| (at, mask.details)).collect();
+        Ok(Conversation { messages, weights, details, prompt_messages: prompt, tools, kwargs })
     }
 
     /// The messages of a column: a list, a single message, or JSON text of either.
@@ -80,17 +95,34 @@ impl Reader<'_> {
         let list = match value {
             Value::Array(list) => list,
             one @ Value::Object(_) => vec![one],
-            Value::String(text) => match serde_json::from_str(&text) {
+            Value::String(text) => match parse(&text) {
                 Ok(Value::Array(list)) => list,
                 Ok(one @ Value::Object(_)) => vec![one],
                 _ => return Err(self.no_messages(key, "a string")),
             },
             other => return Err(self.no_messages(key, type_name(&other))),
         };
-        list.into_iter()
-            .enumerate()
-            .map(|(at, value)| At { reader: self, place: format!("{key}[{at}]") }.message(value))
-            .collect()
+        let mut messages: Messages = Vec::with_capacity(list.len());
+        let mut after_call = false;
+        for (at, value) in list.into_iter().enumerate() {
+            let role = value.get("role").or(value.get("from")).and_then(Value::as_str);
+            let call = role.is_some_and(|name| role_of(name) == "function_call");
+            let (mut message, mask) = At { reader: self, place: format!("{key}[{at}]") }.message(value)?;
+            // Calls in a row are made in one answer.
+            if call
+                && after_call
+                && let Some((before, same)) = messages.last_mut()
+                && same.weight == mask.weight
+                && let Some(Value::Array(calls)) = before.get_mut("tool_calls")
+                && let Some(Value::Array(more)) = message.get_mut("tool_calls")
+            {
+                calls.append(more);
+                continue;
+            }
+            after_call = call;
+            messages.push((message, mask));
+        }
+        Ok(messages)
     }
 
     fn no_messages(&self, key: &str, found: &str) -> Error {
@@ -104,13 +136,13 @@ impl Reader<'_> {
     /// wrapping object.
     fn tools(&mut self, wrap: bool) -> Result<Option<Vec<Value>>> {
         let help = "tools are a list of objects, or JSON text of one";
-        let parse = |reader: &Self, text: &str, place: &str| {
-            serde_json::from_str::<Value>(text)
-                .map_err(|e| reader.error(format!("{place} is a string that is not JSON: {e}"), help))
+        let parsed = |reader: &Self, text: &str, place: &str| {
+            parse(text)
+                .map_err(|(_, e)| reader.error(format!("{place} is a string that is not JSON: {e}"), help))
         };
         let value = match self.fields.swap_remove("tools") {
             Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
-            Some(Value::String(text)) => parse(self, &text, "\"tools\"")?,
+            Some(Value::String(text)) => parsed(self, &text, "\"tools\"")?,
             other => other.unwrap_or(Value::Null),
         };
         let list = match value {
@@ -125,7 +157,7 @@ impl Reader<'_> {
         let mut tools = Vec::with_capacity(list.len());
         for (at, tool) in list.into_iter().enumerate() {
             let tool = match tool {
-                Value::String(text) => parse(self, &text, &format!("tools[{at}]"))?,
+                Value::String(text) => parsed(self, &text, &format!("tools[{at}]"))?,
                 other => other,
             };
             match tool {
@@ -149,18 +181,18 @@ impl Reader<'_> {
     pub(super) fn side(&mut self, key: &str, role: &str) -> Result<Messages> {
         match self.fields.get(key) {
             Some(Value::String(text)) if !text.trim_start().starts_with(['[', '{']) => {
-                Ok(vec![(message(role, self.string(key)?), None)])
+                Ok(vec![(message(role, self.string(key)?), Mask::default())])
             }
             Some(Value::Null) => self.string(key).map(|_| Vec::new()),
             Some(Value::String(_)) => {
                 let text = self.string(key)?;
                 // Text may just happen to start with a bracket.
-                match serde_json::from_str::<Value>(&text) {
+                match parse(&text) {
                     Ok(value) if looks_like_messages(&value) => {
                         self.fields.insert(key.to_string(), value);
                         self.messages(key)
                     }
-                    _ => Ok(vec![(message(role, text), None)]),
+                    _ => Ok(vec![(message(role, text), Mask::default())]),
                 }
             }
             _ => self.messages(key),
@@ -233,40 +265,39 @@ fn looks_like_messages(value: &Value) -> bool {
     }
 }
 
-/// Maps the role names of ShareGPT files; other names are unchanged.
-fn sharegpt_role(name: &str) -> &str {
-    match name.to_ascii_lowercase().as_str() {
+/// The role that a name in a file stands for, in any case; other names are unchanged, and left to the templates that
+/// know them. `function_call` is an assistant's call.
+fn role_of(name: &str) -> &str {
+    match name.trim().to_lowercase().as_str() {
         "human" | "user" | "prompter" | "instruction" => "user",
         "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" | "bot" | "ai" | "chatbot" => "assistant",
         "system" | "system_prompt" => "system",
+        "developer" => "developer",
         "function_call" | "tool_call" => "function_call",
-        "observation" | "tool" | "function_response" | "tool_response" | "function" => "tool",
+        "observation" | "tool" | "function_response" | "tool_response" | "function" | "ipython" => "tool",
         _ => name,
     }
 }
 
-/// Maps names that are not OpenAI roles but have only one possible meaning. `model`, `developer` and others
-/// are left to the templates that know them.
-fn openai_role(name: &str) -> &str {
-    match name {
-        "human" | "gpt" | "chatgpt" | "bing" | "bard" | "function_call" | "observation"
-        | "function_response" => sharegpt_role(name),
-        _ => name,
-    }
+/// The type of a part, and its text or call.
+pub(super) fn part_text(part: &Map<String, Value>) -> (&str, Option<&Value>) {
+    let kind = part.get("type").and_then(Value::as_str).unwrap_or("text");
+    let keys = [kind, "text", "value", "content", "function"];
+    (kind, keys.iter().find_map(|key| part.get(*key).filter(|v| !v.is_null())))
 }
 
 /// A message being read, and its position in the row.
-struct At<'a, 'b> {
+pub(super) struct At<'a, 'b> {
     reader: &'a Reader<'b>,
     place: String,
 }
 
 impl At<'_, '_> {
-    fn error(&self, what: impl std::fmt::Display, help: &str) -> Error {
+    pub(super) fn error(&self, what: impl std::fmt::Display, help: &str) -> Error {
         self.reader.error(format!("{} {what}", self.place), help)
     }
 
-    fn message(&self, value: Value) -> Result<(Map<String, Value>, Option<f32>)> {
+    fn message(&self, value: Value) -> Result<(Map<String, Value>, Mask)> {
         let Value::Object(given) = value else {
             return Err(self.error(
                 format_args!("is {}, not an object", type_name(&value)),
@@ -275,12 +306,10 @@ impl At<'_, '_> {
         };
         let keys = shown_keys(&given);
         let mut given: Map<String, Value> = given.into_iter().filter(|(_, v)| !v.is_null()).collect();
-        let weight = self.weight(&mut given)?;
         let role_key = if given.contains_key("role") { "role" } else { "from" };
         let content_key = if given.contains_key("content") { "content" } else { "value" };
         let role = match given.get(role_key) {
-            Some(Value::String(name)) if role_key == "from" => sharegpt_role(name).to_string(),
-            Some(Value::String(name)) => openai_role(name).to_string(),
+            Some(Value::String(name)) => role_of(name).to_string(),
             Some(other) => {
                 let found = type_name(other);
                 return Err(self.error(format_args!("has a role that is {found}"), "a role is a string"));
@@ -292,6 +321,8 @@ impl At<'_, '_> {
                 ));
             }
         };
+        let answer = matches!(role.as_str(), "assistant" | "function_call");
+        let mask = self.masks(&mut given, content_key, answer)?;
         let mut out = Map::new();
         let mut reasoning = String::new();
         let mut calls = Vec::new();
@@ -300,16 +331,16 @@ impl At<'_, '_> {
                 let role = if role == "function_call" { "assistant" } else { role.as_str() };
                 out.insert("role".into(), role.into());
             } else if key == content_key {
-                let text = match value {
+                let content = match value {
                     Value::String(text) if role == "function_call" => {
                         calls.extend(self.calls_of_text(&text)?);
-                        String::new()
+                        "".into()
                     }
                     Value::Object(_) if role == "function_call" => {
                         calls.push(self.call(value)?);
-                        String::new()
+                        "".into()
                     }
-                    Value::String(text) => text,
+                    Value::String(text) => text.into(),
                     Value::Array(parts) => self.parts(parts, &mut reasoning, &mut calls)?,
                     other => {
                         let found = type_name(&other);
@@ -319,7 +350,7 @@ impl At<'_, '_> {
                         ));
                     }
                 };
-                out.insert("content".into(), text.into());
+                out.insert("content".into(), content);
             } else if key == "tool_calls" {
                 match value {
                     Value::Array(list) => {
@@ -356,51 +387,17 @@ impl At<'_, '_> {
                 "fill the content; only an assistant that calls a tool may leave it out",
             ));
         }
-        Ok((out, weight))
+        Ok((out, mask))
     }
 
-    /// Removes `train`, `weight` and `loss_weight` from a message and returns its weight. `train: false`
-    /// masks the message whatever its weight.
-    fn weight(&self, message: &mut Map<String, Value>) -> Result<Option<f32>> {
-        let mut weight = None;
-        let train = message.shift_remove("train");
-        let given = ["weight", "loss_weight"].map(|key| (key, message.shift_remove(key)));
-        for (key, value) in given {
-            if weight.is_none()
-                && let Some(value) = value
-            {
-                weight = Some(self.number(key, &value)?);
-            }
-        }
-        match train {
-            None => Ok(weight),
-            Some(Value::Bool(true)) => Ok(weight.or(Some(1.0))),
-            Some(Value::Bool(false)) => Ok(Some(0.0)),
-            Some(other) => match self.number("train", &other)? {
-                0.0 => Ok(Some(0.0)),
-                _ => Ok(weight.or(Some(1.0))),
-            },
-        }
-    }
-
-    fn number(&self, key: &str, value: &Value) -> Result<f32> {
-        let number = value.as_f64().or(value.as_bool().map(|b| f64::from(u8::from(b)))).map(|w| w as f32);
-        number.filter(|w| w.is_finite() && *w >= 0.0).ok_or_else(|| {
-            self.error(
-                format_args!("has the {key:?} {value}"),
-                "\"train\" is true or false, a weight a finite number of 0 or more",
-            )
-        })
-    }
-
-    /// The text of content that is a list of parts. Appends reasoning and tool calls to `reasoning` and
-    /// `calls`.
-    fn parts(&self, parts: Vec<Value>, reasoning: &mut String, calls: &mut Vec<Value>) -> Result<String> {
-        let mut content = String::new();
+    /// The text parts of content that is a list of parts; an empty text if there are none. Appends reasoning and tool
+    /// calls to `reasoning` and `calls`.
+    fn parts(&self, parts: Vec<Value>, reasoning: &mut String, calls: &mut Vec<Value>) -> Result<Value> {
+        let mut content = Vec::new();
         for (n, part) in parts.into_iter().enumerate() {
             let part = match part {
                 Value::String(text) => {
-                    content.push_str(&text);
+                    content.push(json!({"type": "text", "text": text}));
                     continue;
                 }
                 Value::Object(part) => part,
@@ -412,11 +409,8 @@ impl At<'_, '_> {
                     ));
                 }
             };
-            let kind = part.get("type").and_then(Value::as_str).unwrap_or("text").to_string();
-            let inner = [kind.as_str(), "text", "value", "content", "function"]
-                .iter()
-                .find_map(|key| part.get(*key).filter(|v| !v.is_null()))
-                .cloned();
+            let (kind, inner) = part_text(&part);
+            let (kind, inner) = (kind.to_string(), inner.cloned());
             let text = || match &inner {
                 Some(Value::String(text)) => Ok(text.as_str()),
                 _ => Err(self.error(
@@ -428,7 +422,9 @@ impl At<'_, '_> {
                 )),
             };
             match kind.as_str() {
-                "text" | "input_text" | "output_text" => content.push_str(text()?),
+                "text" | "input_text" | "output_text" => {
+                    content.push(json!({"type": "text", "text": text()?}));
+                }
                 "reasoning" | "thinking" => reasoning.push_str(text()?),
                 "tool_call" | "function_call" | "function" => match inner {
                     Some(Value::String(text)) => calls.extend(self.calls_of_text(&text)?),
@@ -438,21 +434,22 @@ impl At<'_, '_> {
                 other => {
                     return Err(self.error(
                         format_args!("has a part {n} of type {other:?}"),
-                        "a part has the type text, reasoning or tool_call; only text models are supported",
+                        "a part has the type text, reasoning or tool_call: images, audio and video cannot be trained on \
+                         here; remove the part, or leave the row out",
                     ));
                 }
             }
         }
-        Ok(content)
+        Ok(if content.is_empty() { "".into() } else { Value::Array(content) })
     }
 
     /// Tool calls in JSON text: a single call or a list.
     fn calls_of_text(&self, text: &str) -> Result<Vec<Value>> {
-        match serde_json::from_str::<Value>(text) {
+        match parse(text) {
             Ok(Value::Array(list)) => list.into_iter().map(|call| self.call(call)).collect(),
             Ok(call @ Value::Object(_)) => Ok(vec![self.call(call)?]),
             Ok(other) => Err(self.bad_call(format_args!("is {}, not an object", type_name(&other)))),
-            Err(e) => Err(self.bad_call(format_args!("is not JSON: {e}"))),
+            Err((_, e)) => Err(self.bad_call(format_args!("is not JSON: {e}"))),
         }
     }
 
@@ -469,6 +466,7 @@ impl At<'_, '_> {
             return Err(self.bad_call(format_args!("is {}, not an object", type_name(&value))));
         };
         let mut call: Map<String, Value> = call.into_iter().filter(|(_, v)| !v.is_null()).collect();
+        self.refuse_mask_of_call(&call)?;
         if !call.contains_key("function") {
             let Some(name) = call.shift_remove("name") else {
                 return Err(self.bad_call(format_args!("has no name; it has {}", shown_keys(&call))));
@@ -496,13 +494,16 @@ impl At<'_, '_> {
             Value::Object(_) => {}
             Value::Null => *arguments = Value::Object(Map::new()),
             Value::String(text) if text.trim().is_empty() => *arguments = Value::Object(Map::new()),
-            Value::String(text) => match serde_json::from_str::<Value>(text) {
-                Ok(parsed @ Value::Object(_)) => *arguments = parsed,
+            Value::String(text) => match parse(text) {
+                // The template decides whether it is given the text.
+                Ok(Value::Object(_)) => {}
                 Ok(other) => {
                     let found = type_name(&other);
                     return Err(self.bad_call(format_args!("has arguments that are {found}, not an object")));
                 }
-                Err(e) => return Err(self.bad_call(format_args!("has arguments that are not JSON: {e}"))),
+                Err((_, e)) => {
+                    return Err(self.bad_call(format_args!("has arguments that are not JSON: {e}")));
+                }
             },
             other => {
                 let found = type_name(other);

@@ -1,6 +1,7 @@
 //! Rows that need no chat template: a prompt with its completion, instructions, segments.
 
 use super::body::{Alpaca, Body, TextPiece};
+use super::masks;
 use super::reader::Reader;
 use crate::source::row::type_name;
 use crate::{Error, Result};
@@ -80,7 +81,7 @@ impl Reader<'_> {
         list.into_iter().enumerate().map(pair).collect()
     }
 
-    /// `segments` of `text` with `train` (also called `label`) or `weight`.
+    /// `segments` of `text` with a mask ([`masks`]); `train` is also called `label`.
     pub(super) fn segments(mut self) -> Result<Vec<TextPiece>> {
         let help = "a segment is {\"text\": \"..\", \"train\": true}, or has a \"weight\"";
         let list = match self.fields.swap_remove("segments") {
@@ -97,37 +98,26 @@ impl Reader<'_> {
         let mut out = Vec::with_capacity(list.len());
         for (at, value) in list.into_iter().enumerate() {
             let error = |what: String| self.error(format!("segments[{at}] {what}"), help);
-            let Value::Object(segment) = value else {
+            let Value::Object(mut segment) = value else {
                 return Err(error(format!("is {}, not an object", type_name(&value))));
             };
-            let given = |key: &str| segment.get(key).filter(|v| !v.is_null());
-            let text = match given("text") {
-                Some(Value::String(text)) => text.clone(),
-                Some(other) => return Err(error(format!("has a \"text\" that is {}", type_name(other)))),
+            let text = match segment.shift_remove("text").filter(|text| !text.is_null()) {
+                Some(Value::String(text)) => text,
+                Some(other) => return Err(error(format!("has a \"text\" that is {}", type_name(&other)))),
                 None => return Err(error("has no \"text\"".into())),
             };
-            let train = match given("train").or(given("label")) {
-                None => None,
-                Some(Value::Bool(train)) => Some(*train),
-                Some(value) => match value.as_i64() {
-                    Some(n @ (0 | 1)) => Some(n == 1),
-                    _ => return Err(error(format!("has the \"train\" {value}"))),
-                },
-            };
-            let weight = match given("weight").or(given("loss_weight")) {
-                None => None,
-                Some(value) => {
-                    match value.as_f64().map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0) {
-                        Some(weight) => Some(weight),
-                        None => return Err(error(format!("has the \"weight\" {value}"))),
-                    }
-                }
-            };
-            let weight = match (train, weight) {
-                (Some(false), _) => 0.0,
-                (_, Some(weight)) => weight,
-                (Some(true), None) => 1.0,
-                (None, None) => return Err(error("has neither \"train\" nor \"weight\"".into())),
+            let label = segment.shift_remove("label");
+            if let Some(label) = label.filter(|_| !segment.contains_key("train")) {
+                segment.insert("train".into(), label);
+            }
+            let weight = masks::take(&mut segment).map_err(&error)?;
+            if let Some(key) = masks::unknown(&segment) {
+                return Err(error(format!(
+                    "has the key {key:?}, which looks like a mask and is none that is known"
+                )));
+            }
+            let Some(weight) = weight else {
+                return Err(error("has neither \"train\" nor \"weight\"".into()));
             };
             out.push(TextPiece { text, weight });
         }

@@ -13,14 +13,17 @@ mod tests;
 use super::body::{Body, Tokenised};
 use super::boundaries::{self, Given};
 use super::reader::Reader;
-use crate::source::{Content, Projection, RawRow};
+use crate::source::{Content, Projection, RawRow, as_f64, shown};
 use crate::{Origin, Result};
 use fields::Key;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Fields that mark the response, in order of preference.
+/// Fields that mark the response; a token is response where all of them say so.
 pub(super) const MASKS: [&str; 2] = ["completion_mask", "assistant_masks"];
+
+/// Fields that look like masks and are read.
+pub(super) const KNOWN: [&str; 4] = [MASKS[0], MASKS[1], "attention_mask", "weights"];
 
 /// Reads a well-formed tokenised row; `None` for any other row.
 pub(super) fn direct(raw: &RawRow) -> Option<Tokenised> {
@@ -43,6 +46,17 @@ pub(super) fn projection(text: bool) -> Projection {
         };
         names.iter().map(|name| !tokenised || wanted(name)).collect()
     })
+}
+
+/// What both masks mark, as TRL combines them: each of them applies where it is there.
+fn both(completion: Option<Vec<bool>>, assistant: Option<&[bool]>) -> Option<Vec<bool>> {
+    match (completion, assistant) {
+        (Some(mut mask), Some(assistant)) => {
+            mask.iter_mut().zip(assistant).for_each(|(bit, other)| *bit &= other);
+            Some(mask)
+        }
+        (mask, assistant) => mask.or_else(|| assistant.map(<[bool]>::to_vec)),
+    }
 }
 
 impl Reader<'_> {
@@ -68,13 +82,13 @@ impl Reader<'_> {
             let labels = self.integers("labels", &list, i64::from(i32::MIN), i64::from(i32::MAX))?;
             row.labels = Some(labels.into_iter().map(|v| v as i32).collect());
         }
-        for key in MASKS {
-            if row.mask.is_none()
-                && let Some(list) = self.sized(key, n)?
-            {
-                row.mask = Some(self.booleans(key, &list)?);
-            }
-        }
+        let mut mask = |key| match self.sized(key, n)? {
+            Some(list) => self.booleans(key, &list).map(Some),
+            None => Ok(None),
+        };
+        let completion = mask(MASKS[0])?;
+        row.assistant = mask(MASKS[1])?;
+        row.mask = both(completion, row.assistant.as_deref());
         let mut numbers = None;
         if let Some(list) = self.sized("attention_mask", n)? {
             // A mask with numbers above 1 numbers the sequences of a pack.
@@ -90,11 +104,11 @@ impl Reader<'_> {
         if let Some(list) = self.sized("weights", n)? {
             let mut weights = Vec::with_capacity(n);
             for (i, value) in list.iter().enumerate() {
-                match value.as_f64().map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0) {
+                match as_f64(value).and_then(fields::weight) {
                     Some(w) => weights.push(w),
                     None => {
                         return Err(self.error(
-                            format!("\"weights\"[{i}] is {value}"),
+                            format!("\"weights\"[{i}] is {}", shown(value)),
                             "weights are finite numbers of 0 or more",
                         ));
                     }

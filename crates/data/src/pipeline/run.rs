@@ -88,7 +88,7 @@ impl Iterator for Rows {
 pub(crate) struct Done<T> {
     pub outcome: Outcome,
     /// The hash of its ids.
-    pub hash: u128,
+    pub hash: u64,
     /// What [`Chunks::new`]'s `work` made of it.
     pub made: T,
 }
@@ -129,8 +129,10 @@ impl<T: Send + 'static> Chunks<T> {
         work: impl Fn(&Outcome) -> T + Send + Sync + 'static,
     ) -> Result<Chunks<T>> {
         let processor = Arc::new(pipeline.processor()?);
-        if let Some(projection) = example::projection(pipeline.policy.format, pipeline.keep_text) {
-            source.project(projection)?;
+        if let Some(projection) = example::projection(pipeline.policy.format, pipeline.keep_text)
+            && pipeline.policy.columns.is_empty()
+        {
+            source.project(projection);
         }
         let (bytes_read, size) = (source.bytes_read(), source.size());
         let (sender, receiver) = mpsc::sync_channel(2);

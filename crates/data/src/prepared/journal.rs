@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use suasion_files::{Written, write_atomic};
 
 const NAME: &str = "journal.json";
 
 /// Bytes of an entry of a shard's hashes: row and hash.
-const ENTRY: u64 = 24;
+const ENTRY: u64 = 16;
 
 /// The finished shards in a folder.
 pub(super) struct Journal {
@@ -94,6 +94,13 @@ impl Journal {
         Ok((Journal { folder, job, shards }, others))
     }
 
+    /// Removes the shards of an unfinished run that nobody will continue.
+    pub fn discard(folder: &Path) {
+        if folder.join(NAME).is_file() {
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+
     /// The rows up to the end of the last shard, in numbers.
     pub fn summary(&self) -> Summary {
         self.shards.last().map(|shard| shard.summary.clone()).unwrap_or_default()
@@ -109,18 +116,18 @@ impl Journal {
             let path = self.folder.join(&shard.hashes);
             let io_error = |e| Error::io(&path, e);
             let mut file = BufReader::new(fs::File::open(&path).map_err(io_error)?);
-            let (mut row, mut hash) = ([0; 8], [0; 16]);
+            let (mut row, mut hash) = ([0; 8], [0; 8]);
             for _ in 0..shard.kept {
                 file.read_exact(&mut row).map_err(io_error)?;
                 file.read_exact(&mut hash).map_err(io_error)?;
-                seen.look(u128::from_le_bytes(hash), u64::from_le_bytes(row));
+                seen.look(u64::from_le_bytes(hash), u64::from_le_bytes(row));
             }
         }
         Ok(seen)
     }
 
     /// An entry of a shard's hashes.
-    pub fn hash_entry(row: u64, hash: u128) -> [u8; ENTRY as usize] {
+    pub fn hash_entry(row: u64, hash: u64) -> [u8; ENTRY as usize] {
         let mut entry = [0; ENTRY as usize];
         entry[..8].copy_from_slice(&row.to_le_bytes());
         entry[8..].copy_from_slice(&hash.to_le_bytes());

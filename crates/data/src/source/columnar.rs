@@ -7,32 +7,21 @@
 //! | `ff ff ff ff` | an Arrow IPC stream; the `.arrow` files of `datasets` are streams |
 //!
 //! The readers of the `parquet` and `arrow` crates validate their input, and the known causes of panics in them are
-//! checked before they run. Still 5 of 36 000 files with flipped bits made one panic, so they run under [`guard`].
+//! checked before they run. Still 5 of 36 000 files with flipped bits made one panic, so they run under
+//! [`guard`](crate::guard::guard).
 
-use super::arrow_json::never_fails;
 use super::arrow_stream::{Messages, broken, footer};
 use super::hash::FileHash;
+use super::parquet::{BATCH_BYTES, Parquet, Projection, rows_of};
 use super::sniff::{Kind, kind};
 use super::source_error;
-use crate::guard::guard;
 use crate::{Error, Result};
 use arrow_array::RecordBatch;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
-use parquet::file::metadata::ParquetMetaData;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Maximum number of rows in a batch.
-const BATCH_ROWS: usize = 512;
-
-/// Target size of a batch in bytes; a single row may exceed it.
-const BATCH_BYTES: usize = 4 << 20;
 
 /// A Parquet or Arrow file, read once from start to end.
 pub struct ColumnarFile {
@@ -48,66 +37,6 @@ pub struct ColumnarFile {
 enum Reader {
     Parquet(Box<Parquet>),
     Arrow(Box<Messages>),
-}
-
-/// Selects columns of a Parquet file: from the names of all columns, in order, a flag for each.
-pub type Projection = Arc<dyn Fn(&[&str]) -> Vec<bool> + Send + Sync>;
-
-struct Parquet {
-    file: File,
-    metadata: ArrowReaderMetadata,
-    reader: ParquetRecordBatchReader,
-    /// Rows read so far.
-    done: u64,
-}
-
-impl Parquet {
-    fn open(file: File, size: u64) -> Result<Parquet, String> {
-        let metadata = guard(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::default()))?;
-        check_columns(metadata.metadata(), size)?;
-        let reader = Parquet::reader(&file, &metadata, ProjectionMask::all())?;
-        Ok(Parquet { file, metadata, reader, done: 0 })
-    }
-
-    fn reader(
-        file: &File,
-        metadata: &ArrowReaderMetadata,
-        mask: ProjectionMask,
-    ) -> Result<ParquetRecordBatchReader, String> {
-        let file = file.try_clone().map_err(|e| e.to_string())?;
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
-        let batch = batch_rows(metadata.metadata());
-        guard(|| builder.with_batch_size(batch).with_projection(mask).build())
-    }
-
-    /// Restricts the reader to the selected columns, unless rows were read already.
-    fn project(&mut self, projection: &Projection) -> Result<(), String> {
-        let fields = self.metadata.schema().fields();
-        let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
-        let wanted = projection(&names);
-        // Columns with values that have no JSON form are read too, so that their rows fail as they would
-        // without a projection.
-        let kept = (0..fields.len()).filter(|&i| wanted[i] || !never_fails(&fields[i]));
-        if self.done == 0 {
-            let mask = ProjectionMask::roots(self.metadata.parquet_schema(), kept);
-            self.reader = Parquet::reader(&self.file, &self.metadata, mask)?;
-        }
-        Ok(())
-    }
-
-    fn rows(&self) -> u64 {
-        u64::try_from(self.metadata.metadata().file_metadata().num_rows()).unwrap_or(0)
-    }
-
-    fn next(&mut self) -> Result<Option<RecordBatch>, String> {
-        let batch = guard(|| self.reader.next().transpose())?;
-        self.done += batch.as_ref().map_or(0, |b| b.num_rows() as u64);
-        let (done, rows) = (self.done, self.rows());
-        if batch.is_none() && done != rows {
-            return Err(format!("it has {done} rows and says {}", rows.max(1)));
-        }
-        Ok(batch)
-    }
 }
 
 impl ColumnarFile {
@@ -133,7 +62,8 @@ impl ColumnarFile {
         };
         let read = Arc::new(AtomicU64::new(0));
         let reader = if kind == Kind::Parquet {
-            let parquet = Parquet::open(file, size).map_err(|message| broken(&path, kind, &message))?;
+            let parquet =
+                Parquet::open(&path, &file, size).map_err(|message| broken(&path, kind, &message))?;
             Reader::Parquet(Box::new(parquet))
         } else {
             let end = if kind == Kind::ArrowFile {
@@ -151,15 +81,9 @@ impl ColumnarFile {
     /// Reads only the selected columns of a Parquet file from which no row was read yet. Columns that can
     /// hold values without a JSON form ([`super::fields`]) are always read. Arrow files are not affected: a
     /// message holds all columns of its batch.
-    ///
-    /// # Errors
-    /// [`Error::Source`] if the file is malformed.
-    pub fn project(&mut self, projection: &Projection) -> Result<()> {
-        match &mut self.reader {
-            Reader::Parquet(parquet) => {
-                parquet.project(projection).map_err(|message| broken(&self.path, self.kind, &message))
-            }
-            Reader::Arrow(_) => Ok(()),
+    pub fn project(&mut self, projection: &Projection) {
+        if let Reader::Parquet(parquet) = &mut self.reader {
+            parquet.project(projection);
         }
     }
 
@@ -241,30 +165,7 @@ impl ColumnarFile {
     }
 }
 
-/// Checks the offsets of the column chunks against the size of the file: the reader panics on negative ones.
-fn check_columns(metadata: &ParquetMetaData, size: u64) -> Result<(), String> {
-    for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
-        let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
-        let end = start.checked_add(column.compressed_size());
-        if start < 0 || column.compressed_size() < 0 || end.is_none_or(|end| end as u64 > size) {
-            return Err(format!("the column {:?} lies outside of it", column.column_path().string()));
-        }
-    }
-    Ok(())
-}
-
-/// Rows per batch that stay below [`BATCH_BYTES`], by the largest mean row size of a row group.
-fn batch_rows(metadata: &ParquetMetaData) -> usize {
-    let largest = metadata
-        .row_groups()
-        .iter()
-        .filter(|group| group.num_rows() > 0)
-        .map(|group| group.total_byte_size().max(0) / group.num_rows())
-        .max();
-    rows_of(usize::try_from(largest.unwrap_or(0)).unwrap_or(usize::MAX))
-}
-
-/// As [`batch_rows`], for a batch in memory.
+/// The number of rows of a batch that stay below [`BATCH_BYTES`].
 fn rows_within(batch: &RecordBatch) -> usize {
     if batch.num_rows() <= 1 {
         return 1;
@@ -272,10 +173,6 @@ fn rows_within(batch: &RecordBatch) -> usize {
     let bytes: usize =
         batch.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(BATCH_BYTES)).sum();
     rows_of(bytes / batch.num_rows())
-}
-
-fn rows_of(row_bytes: usize) -> usize {
-    (BATCH_BYTES / row_bytes.max(1)).clamp(1, BATCH_ROWS)
 }
 
 /// The rows of a columnar file, one by one.

@@ -1,6 +1,6 @@
 //! Jinja as transformers 5 configures it: environment, filters, methods and limits.
 
-use super::python;
+use super::{filters, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
@@ -24,6 +24,9 @@ pub(super) const ITER: &str = "__suasion_iter";
 /// Fuel of one rendering: one unit per instruction and per 64 bytes produced. The largest published template
 /// needs a tenth of it for a thousand messages; an endless loop is stopped in well under a second.
 const FUEL: u64 = 3_000_000;
+
+/// The number of messages that this fuel is enough for.
+const MESSAGES: usize = 1000;
 
 /// Maximum nesting of macros and loops, which fits the stack of a worker thread.
 const RECURSION: usize = 120;
@@ -82,6 +85,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
         matches!(value.kind(), Seq | String | Map | Undefined)
     });
     generators(&mut env);
+    filters::add(&mut env);
     env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
         Err(bad(python::str(message)?))
     });
@@ -92,6 +96,15 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
     });
     env.add_template_owned(NAME, source)?;
     Ok(env)
+}
+
+/// An environment with more fuel, for a conversation of more messages than usual.
+pub(super) fn roomy(env: &Environment<'static>, messages: usize) -> Option<Environment<'static>> {
+    (messages > MESSAGES).then(|| {
+        let mut env = env.clone();
+        env.set_fuel(Some(FUEL * (1 + (messages / MESSAGES) as u64)));
+        env
+    })
 }
 
 /// The filters that return generators in Jinja: these have no length, are always true, and are not JSON.
@@ -208,6 +221,9 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     if value.kind() == ValueKind::String
         && let Some(text) = value.as_str()
     {
+        if let Some(done) = filters::method(text, name, args) {
+            return done;
+        }
         let one = |at: usize| args.get(at).and_then(Value::as_str);
         match name {
             "strip" | "lstrip" | "rstrip" if args.len() <= 1 => {
@@ -269,6 +285,10 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             }
             _ => {}
         }
+    }
+    if let ("index", ValueKind::Seq, [item]) = (name, value.kind(), args) {
+        let at = value.try_iter()?.position(|other| other == *item);
+        return at.map(Value::from).ok_or_else(|| bad("the item is not in the list"));
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }

@@ -2,6 +2,7 @@
 
 use super::compiled::{ChatTemplate, TemplateError};
 use super::context::{self, Variables};
+use super::habits::Habits;
 use super::options::is_reserved;
 use crate::example::Conversation;
 use crate::policy::{Policy, Supervise};
@@ -13,6 +14,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// The number of answers whose prompt is rendered with all messages before it, apart from the last one. Beyond these a
+/// few messages before an answer have to do ([`Proof::window`]), so that the work grows with the conversation only.
+const NEAR: usize = 128;
+
+/// The number of messages before an answer that are rendered for it beyond [`NEAR`].
+const WINDOW: usize = 8;
+
 /// The help text of a row whose spans cannot be proved.
 const HELP: &str = "mark the assistant's text with {% generation %} .. {% endgeneration %} in the template, or \
                     give the row as prompt and completion";
@@ -22,7 +30,7 @@ const HELP: &str = "mark the assistant's text with {% generation %} .. {% endgen
 pub struct Chat {
     /// The text, which contains its own special tokens, and the spans that tile it.
     pub rendered: Rendered,
-    /// C001 and M007. A missing stop token (M002) is found later, in the tokens.
+    /// C001, C002, G001 and M007. A missing stop token (M002) is found later, in the tokens.
     pub findings: Vec<Finding>,
 }
 
@@ -33,6 +41,7 @@ pub(super) struct Setup {
     pub policy: Arc<Policy>,
     pub stops: Stops,
     pub variables: Variables,
+    pub habits: Habits,
 }
 
 impl Setup {
@@ -66,8 +75,8 @@ pub(super) struct Evidence {
     pub prefixes: BTreeMap<(usize, bool), Option<String>>,
     /// The rendering with marks around the `{% generation %}` blocks, and the marks.
     pub marked: Option<(String, (char, char))>,
-    /// True if the conversation was rendered with a substituted content.
-    pub reworded: bool,
+    /// True if the proof rests on other renderings, which are not kept: with a substituted content, or of some messages.
+    pub others: bool,
 }
 
 pub(super) struct Proof<'a> {
@@ -82,11 +91,15 @@ pub(super) struct Proof<'a> {
     pub id: RowId,
     pub evidence: RefCell<Evidence>,
     pub findings: Vec<Finding>,
+    /// In a long conversation, the last answer that is near its start, and the last one of all.
+    pub near: Option<(usize, usize)>,
 }
 
 /// A response, as found.
 pub(super) struct Turn {
     pub message: usize,
+    /// The byte at which its text starts, of which the generation prompt may give the beginning.
+    pub from: usize,
     pub start: usize,
     pub end: usize,
     pub stop: Option<Range<usize>>,
@@ -125,8 +138,35 @@ impl Proof<'_> {
         self.setup.template.render_with(&self.setup.variables, self.c, messages, generation, None)
     }
 
-    /// The rendering of the first `n` messages; `None` if the template rejects them.
+    /// True if the messages before message `n` are too many to be rendered for it.
+    pub fn is_far(&self, n: usize) -> bool {
+        self.near.is_some_and(|(first, last)| n > first && n < last)
+    }
+
+    /// Some of the messages before message `i`, as the ends of two ranges: the system messages at the start, and the
+    /// last ones from a user's on. Where no user's is near, the last user's message comes before the last ones.
+    pub fn window(&self, i: usize) -> Vec<usize> {
+        let head = self.messages.iter().take_while(|m| role(m) == "system").count();
+        let user = |at: &usize| role(&self.messages[*at]) == "user";
+        let from = i.saturating_sub(WINDOW).max(head);
+        let start = (head..=from).rev().take(WINDOW).find(user);
+        let mut window: Vec<usize> = (0..head).collect();
+        match start {
+            Some(start) => window.extend(start..i),
+            None => {
+                // From an answer on, after the user's message that it answers.
+                window.extend((head..from).rev().find(user));
+                window.extend((from..i).find(|at| is_assistant(&self.messages[*at])).unwrap_or(from)..i);
+            }
+        }
+        window
+    }
+
+    /// The rendering of the first `n` messages; `None` if the template rejects them, or if they are too many.
     pub fn prefix(&self, n: usize, generation: bool) -> Option<String> {
+        if self.is_far(n) {
+            return None;
+        }
         let mut evidence = self.evidence.borrow_mut();
         let known = evidence.prefixes.entry((n, generation));
         known.or_insert_with(|| self.render(&self.plain[..n], generation).ok()).clone()
@@ -134,9 +174,16 @@ impl Proof<'_> {
 
     /// The rendering of messages of which one has a substituted content.
     pub fn reworded(&self, messages: &[minijinja::Value]) -> Result<String, TemplateError> {
-        self.evidence.borrow_mut().reworded = true;
+        self.evidence.borrow_mut().others = true;
         self.render(messages, false)
     }
+}
+
+/// See [`Proof::near`].
+pub(super) fn near(messages: &[Value]) -> Option<(usize, usize)> {
+    let mut answers = (0..messages.len()).filter(|&i| is_assistant(&messages[i]));
+    let last = answers.clone().next_back()?;
+    answers.nth(NEAR - 1).map(|first| (first, last))
 }
 
 pub(super) fn role(message: &Value) -> &str {
@@ -145,5 +192,10 @@ pub(super) fn role(message: &Value) -> &str {
 
 /// True for the roles of the model.
 pub(super) fn is_assistant(message: &Value) -> bool {
-    matches!(role(message), "assistant" | "model")
+    is_assistant_role(&message["role"])
+}
+
+/// As [`is_assistant`], of the role alone.
+pub(super) fn is_assistant_role(role: &Value) -> bool {
+    matches!(role.as_str(), Some("assistant" | "model"))
 }

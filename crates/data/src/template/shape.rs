@@ -113,6 +113,9 @@ pub(super) struct Plan {
     /// The rendering with marks around the `{% generation %}` blocks, and the marks.
     marked: Option<(Pieces, (char, char))>,
     prefixes: Vec<Prefix>,
+    /// What the model is given before answers where that is no prefix of the whole: the number of pieces in common, and
+    /// the remaining ones. A row's may be one, if its answer begins with what the generation prompt opens.
+    unequal: Vec<(usize, Pieces)>,
     spans: Vec<(Range<Place>, Origin, f32)>,
     findings: Vec<Finding>,
 }
@@ -133,10 +136,10 @@ fn fields(c: &Conversation) -> impl Iterator<Item = Field<'_>> {
 }
 
 /// The shape of a conversation as bytes, equal for two conversations exactly if their shapes are equal.
-/// `None` for conversations without a shape: those with tools, tool calls, or values other than strings in
-/// their messages.
-fn key(c: &Conversation) -> Option<Vec<u8>> {
-    if c.tools.is_some() || c.messages.len() > MESSAGES {
+/// `None` for conversations without a shape: those with tools, tool calls, weights of parts of a text, or values other
+/// than strings in their messages.
+pub(super) fn key(c: &Conversation) -> Option<Vec<u8>> {
+    if c.tools.is_some() || !c.details.is_empty() || c.messages.len() > MESSAGES {
         return None;
     }
     let mut key = Vec::with_capacity(32 * c.messages.len() + 16);
@@ -182,7 +185,7 @@ fn key(c: &Conversation) -> Option<Vec<u8>> {
 }
 
 /// The specimen of a conversation's shape.
-fn specimen(c: &Conversation) -> Option<Conversation> {
+pub(super) fn specimen(c: &Conversation) -> Option<Conversation> {
     let mut c = c.clone();
     let mut n = 0;
     for message in &mut c.messages {
@@ -228,8 +231,7 @@ fn learn(setup: &Setup, c: &Conversation) -> Option<Plan> {
     let (messages, text) = setup.plain(&id, &c).ok()?;
     let (chat, evidence) = prove_with_evidence(setup, id, &c, messages, text).ok()?;
     // A blind template renders every text as it renders that of the specimen.
-    let blind = setup.template.compiled(&c).blind;
-    Plan::new(chat, if blind { Evidence::default() } else { evidence })
+    Plan::new(chat, evidence, setup.template.compiled(&c).blind)
 }
 
 impl Pieces {
@@ -310,10 +312,11 @@ impl Pieces {
 }
 
 impl Plan {
-    /// Makes a plan of the spans and renderings of a specimen.
-    fn new(chat: Chat, evidence: Evidence) -> Option<Plan> {
-        // Renderings with a substituted content are not repeated for rows.
-        if evidence.reworded {
+    /// Makes a plan of the spans and renderings of a specimen. `blind`: no other rendering than the whole need be made
+    /// for a row.
+    fn new(chat: Chat, evidence: Evidence, blind: bool) -> Option<Plan> {
+        // Renderings that are not kept are not repeated for rows.
+        if evidence.others && !blind {
             return None;
         }
         let whole = Pieces::new(chat.rendered.text)?;
@@ -331,9 +334,10 @@ impl Plan {
             return None;
         }
         let marked = match evidence.marked {
-            Some((text, marks)) => Some((Pieces::new(text)?, marks)),
-            None => None,
+            Some((text, marks)) if !blind => Some((Pieces::new(text)?, marks)),
+            _ => None,
         };
+        let mut unequal = Vec::new();
         let mut prefixes = Vec::with_capacity(evidence.prefixes.len());
         let mut apart = 0;
         for ((messages, generation), text) in evidence.prefixes {
@@ -342,13 +346,19 @@ impl Plan {
                     let shared = whole.shared(&text);
                     let at = starts.get(shared).map_or(whole.text.len(), |start| *start);
                     apart += text.len() - at;
+                    if generation && !whole.text.starts_with(&text) {
+                        unequal.push((shared, Pieces::new(text[at..].to_string())?));
+                    }
                     Some((shared, Pieces::new(text[at..].to_string())?))
                 }
                 None => None,
             };
+            if blind {
+                continue;
+            }
             prefixes.push(Prefix { messages, generation, text });
         }
-        (apart <= APART).then_some(Plan { whole, marked, prefixes, spans, findings: chat.findings })
+        (apart <= APART).then_some(Plan { whole, marked, prefixes, unequal, spans, findings: chat.findings })
     }
 
     /// True if the spans come from `{% generation %}` blocks.
@@ -392,7 +402,11 @@ impl Plan {
             (None, None) => true,
             _ => false,
         };
-        if !self.prefixes.iter().all(holds) {
+        let given = |(shared, rest): &(usize, Pieces)| {
+            let rest: Option<String> = rest.with(&fields).collect();
+            rest.is_none_or(|rest| text[starts[*shared]..].starts_with(&rest))
+        };
+        if !self.prefixes.iter().all(holds) || self.unequal.iter().any(given) {
             return None;
         }
         let place = |(piece, offset): Place| starts[piece] + offset;

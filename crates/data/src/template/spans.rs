@@ -2,7 +2,7 @@
 
 use super::context::REASONING;
 use super::marks::{PLANE, PLANES, SPACES};
-use super::proof::{Chat, Evidence, Proof, Setup};
+use super::proof::{Chat, Evidence, Proof, Setup, near};
 use crate::example::Conversation;
 use crate::{Error, Result, RowId};
 use serde_json::{Map, Value};
@@ -60,9 +60,11 @@ pub(super) fn prove_with_evidence(
     };
     let space = SPACES.into_iter().find(|space| !text.contains(*space) && !all.contains(*space));
     let evidence = RefCell::default();
+    let near = near(&messages);
     let mut work =
-        Proof { setup, c, messages, plain, text, plane, space, id, evidence, findings: Vec::new() };
+        Proof { setup, c, messages, plain, text, plane, space, id, evidence, findings: Vec::new(), near };
     let marks = work.marks();
+    work.find_vanished(marks.as_ref())?;
     let turns = if setup.template.compiled(c).generation {
         work.generation(marks.as_ref(), &setup.stops)?
     } else {

@@ -1,6 +1,6 @@
 //! What only the inside can see: how often a template is rendered.
 
-use super::compiled::RENDERINGS;
+use super::compiled::{MESSAGES_RENDERED, RENDERINGS};
 use super::{ChatRenderer, ChatTemplate, RenderingWatch, TemplateOptions};
 use crate::RowId;
 use crate::example::Conversation;
@@ -56,6 +56,41 @@ fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
     assert!(renderings(|| drop(chats.spans(id(), &conversation(198, "x")).unwrap())) > 1);
 }
 
+/// The bytes of the messages that are rendered for one conversation of so many turns.
+fn rendered_messages(template: &str, turns: usize) -> usize {
+    let template = ChatTemplate::new(template, None, None).unwrap();
+    let stops = Stops::eos("<|im_end|>");
+    let chats = ChatRenderer::new(template, Policy::default(), &stops, &TemplateOptions::default());
+    let c = conversation(turns, "turn");
+    let before = MESSAGES_RENDERED.get();
+    let chat = chats.spans(id(), &c).unwrap();
+    let work = MESSAGES_RENDERED.get() - before;
+    // Every answer is found, to the byte, whether it is near or far.
+    let answers: Vec<String> = chat.rendered.response().map(str::to_string).collect();
+    let wanted = (0..turns).filter(|i| i % 2 == 1).map(|i| format!("turn {i}"));
+    assert_eq!(answers, wanted.collect::<Vec<_>>());
+    assert!(chat.findings.is_empty(), "{:?}", chat.findings);
+    work
+}
+
+/// As Qwen3: it looks back from the end for the last user's message.
+const LOOKS_BACK: &str = "{% set ns = namespace(last=-1) %}{% for m in messages[::-1] %}{% if ns.last < 0 and m.role == 'user' \
+    and not m.content.startswith('<r>') %}{% set ns.last = messages | length - loop.index %}{% endif %}{% endfor %}\
+    {% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.index0 > ns.last and m.thinking %}\
+    <think>{{ m.thinking }}</think>{% endif %}{{ m.content.strip() }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+#[test]
+fn the_work_of_a_conversation_grows_with_its_length() {
+    for template in [CHATML, LOOKS_BACK] {
+        let of = [500, 1000, 2000, 4000].map(|turns| rendered_messages(template, turns) as f64);
+        // Twice the conversation is twice the work, and a little.
+        for pair in of.windows(2) {
+            assert!(pair[1] < 2.2 * pair[0], "{of:?}");
+        }
+    }
+}
+
 #[test]
 fn shapes_are_forgotten_and_made_again() {
     let template = ChatTemplate::new(CHATML, None, None).unwrap();
@@ -89,9 +124,8 @@ fn rows_of_a_template_that_inspects_texts_are_proved_on_their_own() {
     assert_eq!(renderings(|| drop(chats.spans(id(), &plain).unwrap())), 2);
     let secret = conversation(2, "a secret");
     let chat = chats.spans(id(), &secret).unwrap();
-    // The text, the marks, and the prompt with and without generation prompt: it does not end where the
-    // content starts.
-    assert_eq!(renderings(|| drop(chats.spans(id(), &secret).unwrap())), 4);
+    // The text, the marks, and the prompt.
+    assert_eq!(renderings(|| drop(chats.spans(id(), &secret).unwrap())), 3);
     assert_eq!(chat.rendered.text, "<user>***a secret 0</s><assistant>***a secret 1</s>");
     assert_eq!(chat.rendered.response().collect::<Vec<_>>(), ["***a secret 1"]);
 }

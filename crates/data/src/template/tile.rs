@@ -4,6 +4,7 @@ use super::marks::Marks;
 use super::proof::{Chat, Proof, Turn, is_assistant, role};
 use crate::render::{Rendered, Span};
 use crate::{Code, Origin, Result, Section};
+use serde_json::Value;
 use std::ops::Range;
 
 impl Proof<'_> {
@@ -14,12 +15,11 @@ impl Proof<'_> {
         with.strip_prefix(&without).filter(|s| !s.is_empty()).map(str::to_string)
     }
 
-    fn section(&self, i: usize) -> Section {
-        let last_user = self.messages.iter().rposition(|m| role(m) == "user");
+    fn section(&self, i: usize, last_user: Option<usize>) -> Section {
         match role(&self.messages[i]) {
             "system" | "developer" => Section::System,
             "tool" | "function" | "ipython" | "observation" => Section::Tool,
-            "user" if Some(i) == last_user => Section::Task,
+            "user" if Some(i) == last_user => Section::User,
             "user" => Section::Context,
             _ => Section::Other,
         }
@@ -72,11 +72,18 @@ impl Proof<'_> {
                 wanted.push(Span { range: stop.clone(), origin: stop_origin, weight });
             }
         }
+        let mut of = vec![Vec::new(); self.messages.len()];
+        for turn in &turns {
+            of[turn.message].push(turn);
+        }
         for (i, message) in self.messages.iter().enumerate().filter(|(_, m)| is_assistant(m)) {
-            let content = message["content"].as_str().unwrap_or_default();
-            let own = turns.iter().filter(|t| t.message == i);
-            let mut own = own.map(|t| &self.text[t.start..t.stop.as_ref().map_or(t.end, |s| s.end)]);
-            if !content.is_empty() && !own.any(|text| text.contains(content)) {
+            let texts: Vec<&str> = match &message["content"] {
+                Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+                content => content.as_str().into_iter().collect(),
+            };
+            let mut own = of[i].iter().map(|t| &self.text[t.from..t.stop.as_ref().map_or(t.end, |s| s.end)]);
+            let written = |own: &str| texts.iter().all(|text| own.contains(text));
+            if texts.iter().any(|text| !text.is_empty()) && !own.any(written) {
                 altered.push(i);
             }
         }
@@ -87,11 +94,14 @@ impl Proof<'_> {
                 format!("the template altered the content of assistant message {}", list.join(", "));
             self.find(first, Code::C001, message);
         }
+        let last_user = self.messages.iter().rposition(|m| role(m) == "user");
         for (range, message) in self.prompts(&turns, marks) {
-            let section = self.section(message);
+            let section = self.section(message, last_user);
             let turn = message.min(u16::MAX as usize) as u16;
             let origin = Origin::Prompt { turn, section };
-            wanted.push(Span { range, origin, weight: self.setup.policy.section_weight(section) });
+            let masked = self.c.weights.get(message).copied().flatten() == Some(0.0);
+            let weight = if masked { 0.0 } else { self.setup.policy.section_weight(section) };
+            wanted.push(Span { range, origin, weight });
         }
         // The sort is stable and responses come first: white space between a prompt and a response stays with
         // the response.
@@ -134,6 +144,7 @@ impl Proof<'_> {
         if cursor < self.text.len() {
             spans.push(Span { range: cursor..self.text.len(), origin: Origin::Scaffold, weight: 0.0 });
         }
+        let spans = self.weigh_details(spans, &turns, marks)?;
         let rendered = Rendered { id: self.id, text: self.text, spans, add_special_tokens: false };
         Ok(Chat { rendered, findings: self.findings })
     }

@@ -44,9 +44,12 @@ impl Proof<'_> {
             if !assistant && !which.prompts {
                 continue;
             }
-            let wrap = Wrap { plane: self.plane, space, message: i, open: which.open };
+            let (plane, reasoning) = (self.plane, false);
+            let wrap = Wrap { plane, space, message: i, reasoning, open: which.open, thoughts: false };
             for key in ["content", "reasoning_content", "thinking", "reasoning"] {
                 if let Some(value) = message.get_mut(key) {
+                    let reasoning = key != "content";
+                    let wrap = Wrap { reasoning, thoughts: assistant && !reasoning, ..wrap };
                     wrap.wrap(value, false, &mut fields);
                 }
             }
@@ -84,14 +87,17 @@ impl Proof<'_> {
             }
         }
         let same = stripped == self.text;
-        Some(same.then_some(Marks { fields, falls, which, space, messages }).ok_or(spaced))
+        Some(same.then(|| Marks::new(fields, falls, which, space, messages)).ok_or(spaced))
     }
 
     /// True if a message has content.
     fn has_content(message: &Value) -> bool {
         match &message["content"] {
             Value::String(text) => !python::strip(text, None, true, true).is_empty(),
-            Value::Array(parts) => !parts.is_empty(),
+            Value::Array(parts) => parts.iter().any(|part| match &part["text"] {
+                Value::String(text) => !python::strip(text, None, true, true).is_empty(),
+                _ => false,
+            }),
             _ => false,
         }
     }
@@ -130,10 +136,21 @@ impl Proof<'_> {
         let before = i.checked_sub(1)?;
         let mark_end =
             marks.of(before).filter(|f| f.close).map(|f| f.outer).max().filter(|at| *at == cursor)?;
-        let marked = self.render(&marks.messages[..i], true).ok()?;
+        let (marked, plain) = if self.is_far(i) {
+            let window = self.window(i);
+            let of = |messages: &[minijinja::Value]| -> Vec<_> {
+                window.iter().map(|at| messages[*at].clone()).collect()
+            };
+            self.evidence.borrow_mut().others = true;
+            (self.render(&of(&marks.messages), true).ok()?, self.render(&of(&self.plain), true).ok()?)
+        } else {
+            (self.render(&marks.messages[..i], true).ok()?, self.prefix(i, true)?)
+        };
         let (text, falls) = strip_fields(&marked, self.plane, &marks.fields, marks.space);
         // This is what the model sees at inference, so the marks must not change it.
-        self.prefix(i, true).filter(|with| *with == text)?;
+        if plain != text {
+            return None;
+        }
         let own = falls.iter().filter(|f| f.close && marks.fields[f.field].message == before);
         let tail = &text[own.map(|f| f.outer).max()?..];
         self.text[mark_end..].starts_with(tail).then_some(mark_end + tail.len())
@@ -170,6 +187,30 @@ impl Proof<'_> {
         other().unwrap_or(false)
     }
 
+    /// The length of what the model is given before the answer of message `i`, if the conversation starts with it.
+    pub fn given(&self, i: usize) -> Option<usize> {
+        let with = self.prefix(i, true)?;
+        (!with.is_empty() && self.text.starts_with(&with)).then_some(with.len())
+    }
+
+    /// Reports an answer before which the model will be given something else (G001).
+    fn find_unprompted(&mut self, turns: &[Turn]) {
+        // Nothing is given before the first message.
+        let mut learned = turns.iter().map(|turn| turn.message).filter(|i| *i > 0);
+        let unprompted = |i: &usize| {
+            self.weight(*i).is_some_and(|w| w > 0.0) && !self.is_far(*i) && self.given(*i).is_none()
+        };
+        let Some(i) = learned.find(unprompted) else {
+            return;
+        };
+        let why = match self.prefix(i, true) {
+            Some(_) => "are not the start of the conversation",
+            None => "are rejected by the template",
+        };
+        let message = format!("message {i}: the messages before it with the generation prompt {why}");
+        self.find(i, Code::G001, message);
+    }
+
     /// The start of the answer of message `i`, which is the end of its generation prompt. `own`: its first
     /// mark. `None` if there is nothing to learn.
     ///
@@ -188,12 +229,14 @@ impl Proof<'_> {
         let upper = own.map_or(self.text.len(), |own| own.at);
         let inside = |at: &usize| (cursor..=upper).contains(at);
         let with = self.prefix(i, true).unwrap_or_default();
-        let whole = (!with.is_empty() && self.text.starts_with(&with)).then_some(with.len());
+        let prompted = || self.setup.habits.prompts || with != self.prefix(i, false).unwrap_or_default();
+        let whole = self.given(i).filter(|at| *at >= cursor);
+        // What the model is given may be the beginning of what the answer says.
+        if let Some(at) = whole.filter(|at| !inside(at) && prompted()) {
+            return Ok(Some(at));
+        }
         if let Some(at) = whole.or_else(|| self.local_start(i, marks, cursor)).filter(inside) {
-            if own.is_some_and(|own| own.content && !only_close && at == own.outer) {
-                return Ok(Some(at));
-            }
-            if with != self.prefix(i, false).unwrap_or_default() {
+            if own.is_some_and(|own| own.content && !only_close && at == own.outer) || prompted() {
                 return Ok(Some(at));
             }
             // The template has no generation prompt: the text before the content may be a header.
@@ -281,8 +324,9 @@ impl Proof<'_> {
                 return Err(self.error(format!("message {i}: the template takes its content apart")));
             }
             let after = marks.and_then(|m| {
-                let later = m.falls.iter().filter(|f| m.fields[f.field].message > i && f.at > inner);
-                later.map(|f| f.at).min()
+                // The falls are in the order of the text.
+                let later = &m.falls[m.falls.partition_point(|f| f.at <= inner)..];
+                later.iter().find(|f| m.fields[f.field].message > i).map(|f| f.at)
             });
             // Unmarked text may itself contain a stop token; then the first stop token proves nothing.
             let own_vouched =
@@ -322,8 +366,10 @@ impl Proof<'_> {
             };
             let end = stop.as_ref().map_or_else(|| whole.unwrap_or(content_end).min(upper), |s| s.start);
             cursor = stop.as_ref().map_or(end, |s| s.end);
-            turns.push(Turn { message: i, start, end, stop });
+            let from = first.filter(|own| own.at < start).map_or(start, |own| own.outer.min(start));
+            turns.push(Turn { message: i, from, start, end, stop });
         }
+        self.find_unprompted(&turns);
         Ok(turns)
     }
 
@@ -348,10 +394,8 @@ impl Proof<'_> {
         let mut turns = Vec::new();
         for (k, block) in blocks.iter().enumerate() {
             let inside = marks.and_then(|m| {
-                m.falls
-                    .iter()
-                    .find(|f| block.contains(&f.at) || f.at == block.end)
-                    .map(|f| m.fields[f.field].message)
+                let first = m.falls.get(m.falls.partition_point(|f| f.at < block.start));
+                first.filter(|f| f.at <= block.end).map(|f| m.fields[f.field].message)
             });
             let by_count = (blocks.len() == answers.len()).then(|| answers[k]);
             let inside = inside.filter(|i| answers.contains(i));
@@ -364,7 +408,8 @@ impl Proof<'_> {
             let found = stops.all.iter().filter(|s| !s.is_empty());
             let found = found.filter_map(|s| text.rfind(s.as_str()).map(|at| (at + s.len(), s.len()))).max();
             let content_end = marks.and_then(|m| {
-                let own = m.falls.iter().filter(|f| f.close && f.at <= block.end && f.at >= block.start);
+                let own = &m.falls[m.falls.partition_point(|f| f.at < block.start)..];
+                let own = own.iter().take_while(|f| f.at <= block.end).filter(|f| f.close);
                 own.map(|f| f.at - block.start).max()
             });
             let found = found.filter(|(end, len)| content_end.is_none_or(|c| end - len >= c));
@@ -378,13 +423,24 @@ impl Proof<'_> {
             }
             turns.push(Turn {
                 message,
+                from: block.start,
                 start: block.start,
                 end: stop.as_ref().map_or(block.end, |s| s.start),
                 stop: stop.clone(),
             });
             if let Some(stop) = stop.filter(|s| s.end < block.end) {
-                turns.push(Turn { message, start: stop.end, end: block.end, stop: None });
+                let (from, end) = (stop.end, block.end);
+                turns.push(Turn { message, from, start: from, end, stop: None });
             }
+        }
+        // Where marks changed the rendering, an answer that is not there has nothing in its blocks.
+        let missing = |i: &usize| match marks {
+            Some(marks) => marks.of(*i).next().is_none(),
+            None => turns.iter().all(|t| t.message != *i || self.text[t.start..t.end].trim().is_empty()),
+        };
+        let unseen = |i: &&usize| Self::has_content(&self.messages[**i]) && missing(i);
+        if let Some(i) = answers.iter().find(unseen) {
+            return Err(self.error(format!("message {i}: the template does not render its content")));
         }
         if let Some(turn) = turns.first()
             && self.covers_header(turn, marks)
@@ -393,6 +449,7 @@ impl Proof<'_> {
             let message = format!("message {i}: its {{% generation %}} block covers the role header");
             self.find(i, Code::M007, message);
         }
+        self.find_unprompted(&turns);
         Ok(turns)
     }
 

@@ -41,6 +41,7 @@ pub fn read(batch: &RecordBatch, row: usize) -> Option<Fields> {
             Key::Weights => fields.weights = Some(weights(&items()?)?),
             Key::Origins => fields.origins = Some(origins(string(field, column, row)?)?),
             Key::Text => fields.text = Some(string(field, column, row)?.to_string()),
+            Key::Unknown => return None,
         }
     }
     Some(fields)

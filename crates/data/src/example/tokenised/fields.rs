@@ -1,7 +1,9 @@
 //! The fields of a tokenised row, as the direct readers produce them.
 
+use super::both;
 use crate::example::body::Tokenised;
 use crate::example::boundaries::{Given, boundaries};
+use crate::example::masks::looks_like_mask;
 use crate::{Origin, RowId};
 use std::ops::Range;
 
@@ -20,6 +22,8 @@ pub enum Key {
     Weights,
     Origins,
     Text,
+    /// A field that looks like a mask and is none that is known: the general reader refuses it where it is one.
+    Unknown,
 }
 
 impl Key {
@@ -38,6 +42,7 @@ impl Key {
             "weights" => Key::Weights,
             "origins" => Key::Origins,
             "text" => Key::Text,
+            other if looks_like_mask(other) => Key::Unknown,
             _ => return None,
         })
     }
@@ -92,7 +97,13 @@ impl Fields {
         if n == 0 || highest > i32::MAX as u32 {
             return None;
         }
-        let mask = self.completion_mask.or(self.assistant_masks);
+        if [&self.completion_mask, &self.assistant_masks]
+            .iter()
+            .any(|m| m.as_ref().is_some_and(|m| m.len() != n))
+        {
+            return None;
+        }
+        let mask = both(self.completion_mask, self.assistant_masks.as_deref());
         let (attention, numbers) = match self.attention_mask {
             None => (None, None),
             Some(Attention::Mask(mask)) => (Some(mask), None),
@@ -102,7 +113,6 @@ impl Fields {
         };
         let lengths = [
             self.labels.as_ref().map(Vec::len),
-            mask.as_ref().map(Vec::len),
             attention.as_ref().map(Vec::len),
             self.position_ids.as_ref().map(Vec::len),
             self.weights.as_ref().map(Vec::len),
@@ -128,6 +138,7 @@ impl Fields {
             input_ids,
             labels: self.labels,
             mask,
+            assistant: self.assistant_masks,
             attention,
             weights: self.weights,
             origins: self.origins,
@@ -148,7 +159,7 @@ pub fn origins(letters: &str) -> Option<Vec<Origin>> {
     Some(origins)
 }
 
-/// A weight; `None` if it is not a finite number of at least 0.
+/// A weight; `None` if it is not a finite number of at least 0. There is one zero.
 pub fn weight(value: f64) -> Option<f32> {
-    Some(value as f32).filter(|weight| weight.is_finite() && *weight >= 0.0)
+    Some(value as f32 + 0.0).filter(|weight| weight.is_finite() && *weight >= 0.0)
 }

@@ -58,6 +58,11 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                     fields.weights = weights.map(|list| list.into_iter().map(|Weight(w)| w).collect());
                 }
                 Key::Origins => fields.origins = map.next_value::<Option<Letters>>()?.map(|l| l.0),
+                Key::Unknown => {
+                    if map.next_value::<Value>()? != Value::Null {
+                        return Err(A::Error::custom("perhaps a mask"));
+                    }
+                }
                 Key::Text => {
                     if let Value::String(text) = map.next_value()? {
                         fields.text = Some(text);
@@ -69,9 +74,10 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-/// The numbers of a list; `None` if it is not a list of integers of at least 0.
+/// The numbers of a list; `None` if it is not a list of integers of at least 0. `-0` is one.
 pub fn numbers(value: &Value) -> Option<Vec<u64>> {
-    value.as_array()?.iter().map(Value::as_u64).collect()
+    let zero = |value: &Value| value.as_f64().filter(|x| *x == 0.0).map(|_| 0);
+    value.as_array()?.iter().map(|value| value.as_u64().or_else(|| zero(value))).collect()
 }
 
 /// The name of a field.
