@@ -3,6 +3,7 @@
 use super::hub::{self, Access, Kind, Repo, ToDownload};
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
+use crate::paths;
 use crate::ui::Ui;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,17 @@ use suasion_train::ModelFiles;
 /// # Errors
 /// Where its tokenizer cannot be read.
 pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
+    if !["config.json", "tokenizer.json"].iter().any(|name| dir.join(name).exists()) {
+        return Err(Failure::run_time(
+            "E-MODEL",
+            format!(
+                "{}: the folder has neither config.json nor tokenizer.json: it is no model",
+                dir.display()
+            ),
+            "name the folder in the Hugging Face layout that holds them",
+        )
+        .into());
+    }
     let folder = ModelFolder::open(dir)?;
     if let Some(error) = &folder.template_error {
         ui.warn(format_args!("the chat template is not used: {error}"));
@@ -141,13 +153,18 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
         )
         .into());
     }
-    let Some(repo) = Repo::named(Kind::Model, name) else {
-        return Err(Failure::run_time(
-            "E-MODEL",
-            format!("{}: no such folder", name.display()),
-            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id",
-        )
-        .into());
+    let absent = |help: String| {
+        Failure::run_time("E-MODEL", format!("{}: no such folder", name.display()), help).into()
+    };
+    let repo = Repo::named(Kind::Model, name);
+    if let (Some(near), None) = (paths::near(name), repo.as_ref().and_then(Repo::snapshot)) {
+        return Err(absent(format!("did you mean {}?", near.display())));
+    }
+    let Some(repo) = repo else {
+        return Err(absent(
+            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id"
+                .into(),
+        ));
     };
     let snapshot = match repo.snapshot() {
         // Where files are missing from the snapshot, the code that needs them names them.
