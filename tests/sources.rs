@@ -253,7 +253,7 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
 
     let train = dir.train("some/data").set(&["init=random"]).arg("--dry-run");
     let ran = train.env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1").ok();
-    ran.says("some/data/train: 5 rows").says("some/data/test: 1 row:");
+    ran.prints("some/data/train: 5 rows").prints("some/data/test: 1 row:");
 }
 
 #[test]

@@ -31,13 +31,16 @@ pub struct Architecture {
 }
 
 /// The token embedding, and what is added to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Embedding {
     /// Rows of a table of learned positions.
     pub positions: Option<usize>,
+    /// Factor on the embedding.
+    pub scale: f32,
 }
 
-/// One layer: `x' = x + attention(norm(x))`, then `x' + mlp(norm(x'))`.
+/// One layer: `x' = x + attention(norm(x))`, then `x' + mlp(norm(x'))`; where it is parallel,
+/// `x + attention(norm(x)) + mlp(norm'(x))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     /// The norms.
@@ -46,15 +49,46 @@ pub struct Block {
     pub attention: Attention,
     /// The MLP.
     pub mlp: Mlp,
+    /// Factor on the outputs of attention and MLP before they are added to the residual stream.
+    pub residual_scale: f32,
+    /// Attention and MLP read the same input.
+    pub parallel: bool,
 }
 
-/// Norms of a block, each before what it is named after.
+/// Norms of a block, where it has them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norms {
     /// Before the attention.
-    pub attention: Norm,
+    pub attention: Option<Norm>,
+    /// After the attention, before its output is added to the residual stream.
+    pub after_attention: Option<Norm>,
     /// Before the MLP.
-    pub mlp: Norm,
+    pub mlp: Option<Norm>,
+    /// After the MLP, before its output is added to the residual stream.
+    pub after_mlp: Option<Norm>,
+}
+
+impl Norms {
+    /// One norm before the attention and one before the MLP.
+    pub fn before(norm: Norm) -> Norms {
+        Norms { attention: Some(norm), after_attention: None, mlp: Some(norm), after_mlp: None }
+    }
+}
+
+/// The normalisation of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkNorm {
+    /// The norm.
+    pub norm: Norm,
+    /// It runs over all heads of a row together, not over each by itself.
+    pub whole: bool,
+}
+
+impl QkNorm {
+    /// Runs of columns that are normalised by themselves, of `heads` heads.
+    pub fn groups(self, heads: usize) -> usize {
+        if self.whole { 1 } else { heads }
+    }
 }
 
 /// The attention of a block.
@@ -62,8 +96,8 @@ pub struct Norms {
 pub struct Attention {
     /// Heads, and the factor on their scores.
     pub heads: Heads,
-    /// Normalisation of each head of queries and keys, before the rotation.
-    pub qk_norm: Option<Norm>,
+    /// Normalisation of queries and keys, before the rotation.
+    pub qk_norm: Option<QkNorm>,
     /// Rotary positions.
     pub rope: Option<Rope>,
     /// Queries, keys and values have a bias.
@@ -90,6 +124,20 @@ pub struct Head {
     pub norm: Norm,
     /// Its matrix is the embedding.
     pub tied: bool,
+    /// Factor on the logits.
+    pub scale: f32,
+    /// Scaled logits `x` become `cap · tanh(x / cap)`.
+    pub softcap: Option<f32>,
+}
+
+impl Head {
+    /// Scales and caps logits.
+    pub(crate) fn finish(&self, logits: &mut [f32]) {
+        for x in logits {
+            *x *= self.scale;
+            *x = self.softcap.map_or(*x, |cap| cap * (*x / cap).tanh());
+        }
+    }
 }
 
 /// Names of the weights in files, without `.weight` and `.bias`, and how linear layers lie there.
@@ -105,12 +153,18 @@ pub struct Names {
     pub attention_norm: &'static str,
     /// Queries, keys and values: three tensors, or one in which they lie in this order.
     pub qkv: &'static [&'static str],
-    /// Norms of the heads of queries and keys.
+    /// Norms of queries and keys.
     pub qk_norm: [&'static str; 2],
+    /// Queries, keys and values lie in one tensor head by head.
+    pub qkv_by_head: bool,
     /// Output projection of the attention.
     pub out: &'static str,
+    /// Norm after the attention.
+    pub after_attention: &'static str,
     /// Norm before the MLP.
     pub mlp_norm: &'static str,
+    /// Norm after the MLP.
+    pub after_mlp: &'static str,
     /// Gate and up, or the one tensor that goes into the activation.
     pub up: &'static [&'static str],
     /// Output projection of the MLP.
@@ -123,7 +177,7 @@ pub struct Names {
     pub transposed: bool,
 }
 
-/// transformers' initialisation: normal with `std`, biases 0, norms 1.
+/// transformers' initialisation: normal with `std`, biases 0, norms such that they multiply by 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Init {
     /// `initializer_range`.
@@ -144,6 +198,13 @@ impl Architecture {
     /// Positions that cannot be exceeded: those of a learned table.
     pub fn position_limit(&self) -> Option<usize> {
         self.embedding.positions
+    }
+
+    /// Gives each layer its window.
+    pub(crate) fn set_windows(&mut self, windows: Vec<Option<usize>>) {
+        for (block, window) in self.blocks.iter_mut().zip(windows) {
+            block.attention.heads.window = window;
+        }
     }
 
     /// Columns of a layer's query, key/value and `up` rows.

@@ -12,8 +12,11 @@ const NAMES: Names = Names {
     attention_norm: "ln_1",
     qkv: &["attn.c_attn"],
     qk_norm: ["", ""],
+    qkv_by_head: false,
     out: "attn.c_proj",
+    after_attention: "",
     mlp_norm: "ln_2",
+    after_mlp: "",
     up: &["mlp.c_fc"],
     down: "mlp.c_proj",
     norm: "transformer.ln_f",
@@ -41,9 +44,9 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
     let std = c.initializer_range()?;
     let scale = if scaled { (1.0 / (head_dim as f64).sqrt()) as f32 } else { 1.0 };
     let block = Block {
-        norms: Norms { attention: norm, mlp: norm },
+        norms: Norms::before(norm),
         attention: Attention {
-            heads: Heads { heads, kv_heads: heads, head_dim, scale },
+            heads: Heads { heads, kv_heads: heads, head_dim, scale, softcap: None, window: None },
             qk_norm: None,
             rope: None,
             qkv_bias: true,
@@ -54,15 +57,17 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
             activation: Activation::GeluTanh,
             bias: true,
         },
+        residual_scale: 1.0,
+        parallel: false,
     };
     Ok(Architecture {
         model_type: c.text("model_type")?.to_string(),
         vocab_size: c.size("vocab_size")?,
         hidden,
         max_positions,
-        embedding: Embedding { positions: Some(max_positions) },
+        embedding: Embedding { positions: Some(max_positions), scale: 1.0 },
         blocks: vec![block; layers],
-        head: Head { norm, tied: c.flag_or("tie_word_embeddings", true)? },
+        head: Head { norm, tied: c.flag_or("tie_word_embeddings", true)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std / (2.0 * layers as f64).sqrt(), padding_row: None },
         not_applied: c.dropout(&["attn_pdrop", "embd_pdrop", "resid_pdrop"])?,

@@ -146,7 +146,7 @@ pub(super) fn rotate(x: View, head_dim: usize, table: View, positions: Indices) 
 pub(super) fn attention(h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View) -> Result<()> {
     let operation = "attention";
     let whole = h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads) && h.head_dim > 0;
-    rule!(operation, whole && h.heads > 0, "{h:?}");
+    rule!(operation, whole && h.heads > 0 && h.window != Some(0), "{h:?}");
     let widths = (q.width(), kv.width());
     rule!(
         operation,

@@ -85,7 +85,9 @@ impl Backend for Device {
         ) -> Result<()>;
         activate(f: Activation, a: View, up: View) -> Result<()>;
         activate_backward(f: Activation, dup: View, da: View, up: View) -> Result<()>;
-        cross_entropy(losses: View, logits: View, ids: Indices, weights: Option<View>) -> Result<()>;
+        cross_entropy(
+            losses: View, logits: View, ids: Indices, weights: Option<View>, softcap: Option<f32>
+        ) -> Result<()>;
         adamw(step: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
         all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
     }

@@ -116,7 +116,7 @@ pub trait Backend {
         inverse: bool,
     ) -> Result<()>;
 
-    /// Causal attention within ranges. `q[queries, query_width]`, `kv[keys, kv_width]` →
+    /// Causal attention within ranges, and within the heads' window. `q[queries, query_width]`, `kv[keys, kv_width]` →
     /// `o[queries, query_width]` and the log-sum-exp of each score row in `lse[queries, heads]`.
     fn attention(&mut self, h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View)
     -> Result<()>;
@@ -141,13 +141,15 @@ pub trait Backend {
 
     /// Softmax cross-entropy of `logits[n, vocab]` with `ids[n]`, into the rows of
     /// `losses[n, TargetLoss::COLUMNS]`, which stay on the device. With `weights[n]` the logits are overwritten by
-    /// `weights[i] · (softmax − onehot)`, the gradient of `Σ weights[i]·nll_i`; without, they stay.
+    /// the gradient of `Σ weights[i]·nll_i`, `weights[i] · (softmax − onehot)`; without, they stay. With `softcap`
+    /// it is the cross-entropy of `softcap · tanh(logits / softcap)`.
     fn cross_entropy(
         &mut self,
         losses: View,
         logits: View,
         ids: Indices,
         weights: Option<View>,
+        softcap: Option<f32>,
     ) -> Result<()>;
 
     /// `Σ x²` in f64, in an order that does not depend on the number of threads. Waits for the result.

@@ -205,7 +205,7 @@ impl<S: Scalar> Backend for Reference<S> {
         for row in xs.chunks(width) {
             let n = width as f64;
             match norm {
-                Norm::Rms { eps } => {
+                Norm::Rms { eps, .. } => {
                     s.push(1.0 / (row.iter().map(|x| x * x).sum::<f64>() / n + eps as f64).sqrt());
                 }
                 Norm::Layer { eps } => {
@@ -239,7 +239,7 @@ impl<S: Scalar> Backend for Reference<S> {
                 Norm::Rms { .. } => x[i] * s[r],
                 Norm::Layer { .. } => (x[i] - s[2 * r]) * s[2 * r + 1],
             };
-            hat * w[j] + b.as_ref().map_or(0.0, |b| b[j])
+            hat * (w[j] + norm.offset() as f64) + b.as_ref().map_or(0.0, |b| b[j])
         })
     }
 
@@ -269,13 +269,14 @@ impl<S: Scalar> Backend for Reference<S> {
             };
             let hat = |j: usize| (x[j] - mean) * inv;
             let n = width as f64;
-            let along = (0..width).map(|j| dy[j] * w[j] * hat(j)).sum::<f64>() / n;
+            let g = |j: usize| dy[j] * (w[j] + norm.offset() as f64);
+            let along = (0..width).map(|j| g(j) * hat(j)).sum::<f64>() / n;
             let level = match norm {
                 Norm::Rms { .. } => 0.0,
-                Norm::Layer { .. } => (0..width).map(|j| dy[j] * w[j]).sum::<f64>() / n,
+                Norm::Layer { .. } => (0..width).map(g).sum::<f64>() / n,
             };
             for j in 0..width {
-                gx[j] = inv * (dy[j] * w[j] - level - hat(j) * along);
+                gx[j] = inv * (g(j) - level - hat(j) * along);
                 gw[j] += dy[j] * hat(j);
                 gb[j] += dy[j];
             }
@@ -369,7 +370,7 @@ impl<S: Scalar> Backend for Reference<S> {
         let (q, kv, plan) = (self.get(q)?, self.get(kv)?, self.memory.plan(plan)?);
         let (mut out, mut sums) = (vec![0.0; o.len()], vec![0.0; lse.len()]);
         for_each_row(h, &plan, |i, head, keys| {
-            let scores = scores(h, &q, &kv, i, head, &keys);
+            let (scores, _) = scores(h, &q, &kv, i, head, &keys);
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = scores.iter().map(|s| (s - max).exp()).sum::<f64>();
             sums[i * h.heads + head] = max + sum.ln();
@@ -406,11 +407,12 @@ impl<S: Scalar> Backend for Reference<S> {
         for_each_row(h, &plan, |i, head, keys| {
             let at = i * h.query_width() + head * h.head_dim;
             let through: f64 = (0..h.head_dim).map(|d| do_[at + d] * o[at + d]).sum();
-            for (s, &key) in scores(h, &q, &kv, i, head, &keys).iter().zip(&keys) {
+            let (scores, slopes) = scores(h, &q, &kv, i, head, &keys);
+            for ((s, slope), &key) in scores.iter().zip(slopes).zip(&keys) {
                 let (k, v) = (key_at(h, key, head), value_at(h, key, head));
                 let p = (s - lse[i * h.heads + head]).exp();
                 let dp: f64 = (0..h.head_dim).map(|d| do_[at + d] * kv[v + d]).sum();
-                let ds = p * (dp - through) * h.scale as f64;
+                let ds = p * (dp - through) * slope * h.scale as f64;
                 for d in 0..h.head_dim {
                     gq[at + d] += ds * kv[k + d];
                     gkv[k + d] += ds * q[at + d];
@@ -426,16 +428,13 @@ impl<S: Scalar> Backend for Reference<S> {
         check::activate(f, a, up)?;
         check::apart(&[a], &[up])?;
         let (width, up) = (a.width(), self.get(up)?);
-        self.update(a, |i, _| match f {
-            Activation::SwiGlu => {
-                let (gate, up) =
+        self.update(a, |i, _| match f.gate_width() {
+            2 => {
+                let (x, up) =
                     (up[i / width * 2 * width + i % width], up[(i / width * 2 + 1) * width + i % width]);
-                gate * sigmoid(gate) * up
+                gate(f, x).0 * up
             }
-            Activation::GeluTanh => {
-                let x = up[i];
-                0.5 * x * (1.0 + (GELU_C * (x + 0.044715 * x * x * x)).tanh())
-            }
+            _ => gate(f, up[i]).0,
         })
     }
 
@@ -444,19 +443,14 @@ impl<S: Scalar> Backend for Reference<S> {
         check::activate(f, da, dup)?;
         check::apart(&[dup], &[da, up])?;
         let (width, da, up) = (da.width(), self.get(da)?, self.get(up)?);
-        self.update(dup, |i, _| match f {
-            Activation::SwiGlu => {
+        self.update(dup, |i, _| match f.gate_width() {
+            2 => {
                 let (r, j) = (i / (2 * width), i % (2 * width));
-                let (gate, up) = (up[r * 2 * width + j % width], up[(r * 2 + 1) * width + j % width]);
-                let (s, da) = (sigmoid(gate), da[r * width + j % width]);
-                if j < width { da * up * (s + gate * s * (1.0 - s)) } else { da * gate * s }
+                let (x, up) = (up[r * 2 * width + j % width], up[(r * 2 + 1) * width + j % width]);
+                let ((value, slope), da) = (gate(f, x), da[r * width + j % width]);
+                if j < width { da * up * slope } else { da * value }
             }
-            Activation::GeluTanh => {
-                let x = up[i];
-                let t = (GELU_C * (x + 0.044715 * x * x * x)).tanh();
-                let slope = GELU_C * (1.0 + 3.0 * 0.044715 * x * x);
-                da[i] * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
-            }
+            _ => da[i] * gate(f, up[i]).1,
         })
     }
 
@@ -466,6 +460,7 @@ impl<S: Scalar> Backend for Reference<S> {
         logits: View,
         ids: Indices,
         weights: Option<View>,
+        softcap: Option<f32>,
     ) -> Result<()> {
         check::cross_entropy(losses, logits, ids, weights)?;
         check::apart(&[losses, logits], &weights.into_iter().collect::<Vec<_>>())?;
@@ -473,14 +468,16 @@ impl<S: Scalar> Backend for Reference<S> {
         let mut columns = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
             let row = logits.row_range(i..i + 1);
-            let x = self.get(row)?;
+            let (x, slopes): (Vec<f64>, Vec<f64>) =
+                self.get(row)?.into_iter().map(|x| capped(x, softcap)).unzip();
             let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = x.iter().map(|x| (x - max).exp()).sum::<f64>();
             let top1 = x.iter().position(|&v| v == max) == Some(id as usize);
             columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1))]);
             if let Some(weights) = &weights {
-                self.update(row, |j, x| {
-                    weights[i] * ((x - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 })
+                self.update(row, |j, _| {
+                    let p = (x[j] - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 };
+                    weights[i] * p * slopes[j]
                 })?;
             }
         }
@@ -527,19 +524,67 @@ fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, 
         for i in range.queries.clone() {
             let keys: Vec<usize> =
                 range.prefix.clone().chain(range.own.start..plan.rows[i] as usize + 1).collect();
+            let first = h.window.map_or(0, |window| keys.len().saturating_sub(window));
             for head in 0..h.heads {
-                f(i, head, keys.clone());
+                f(i, head, keys[first..].to_vec());
             }
         }
     }
 }
 
-/// Scaled scores of query row `i` with `keys`.
-fn scores(h: Heads, q: &[f64], kv: &[f64], i: usize, head: usize, keys: &[usize]) -> Vec<f64> {
+/// Scaled and capped scores of query row `i` with `keys`, and the derivatives of the capping.
+fn scores(h: Heads, q: &[f64], kv: &[f64], i: usize, head: usize, keys: &[usize]) -> (Vec<f64>, Vec<f64>) {
     let q = &q[i * h.query_width() + head * h.head_dim..][..h.head_dim];
     keys.iter()
         .map(|&key| {
-            q.iter().zip(&kv[key_at(h, key, head)..]).map(|(q, k)| q * k).sum::<f64>() * h.scale as f64
+            let product: f64 = q.iter().zip(&kv[key_at(h, key, head)..]).map(|(q, k)| q * k).sum();
+            capped(product * h.scale as f64, h.softcap)
         })
-        .collect()
+        .unzip()
+}
+
+/// `cap · tanh(x / cap)`, and its derivative.
+fn capped(x: f64, cap: Option<f32>) -> (f64, f64) {
+    let Some(cap) = cap.map(f64::from) else { return (x, 1.0) };
+    let t = (x / cap).tanh();
+    (cap * t, 1.0 - t * t)
+}
+
+/// `gelu_new(x)`, and its derivative.
+fn gelu_tanh(x: f64) -> (f64, f64) {
+    let t = (GELU_C * (x + 0.044715 * x * x * x)).tanh();
+    let slope = GELU_C * (1.0 + 3.0 * 0.044715 * x * x);
+    (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
+}
+
+/// `x·Φ(x)`, and its derivative `Φ(x) + x·φ(x)`.
+fn gelu(x: f64) -> (f64, f64) {
+    let cdf = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
+    (x * cdf, cdf + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt())
+}
+
+/// The error function, by the series `2/√π · e^(−x²) · Σ 2ⁿ·x^(2n+1) / (1·3·…·(2n+1))`, whose terms have one sign.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut total, mut n) = (x, 0.0, 0.0);
+    while total + term != total {
+        total += term;
+        n += 1.0;
+        term *= 2.0 * x * x / (2.0 * n + 1.0);
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * total
+}
+
+/// A gate's function, and its derivative.
+fn gate(f: Activation, x: f64) -> (f64, f64) {
+    match f {
+        Activation::SwiGlu => {
+            let s = sigmoid(x);
+            (x * s, s + x * s * (1.0 - s))
+        }
+        Activation::GeGluTanh | Activation::GeluTanh => gelu_tanh(x),
+        Activation::Gelu => gelu(x),
+    }
 }

@@ -3,7 +3,7 @@
 use super::Budget;
 use crate::Result;
 use crate::arch::{Architecture, Block};
-use crate::kernels::{Backend, Buffer, View};
+use crate::kernels::{Backend, Buffer, Norm, View};
 use crate::params::{ParameterMap, Trainable};
 
 /// Elements of logits held at once (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
@@ -30,6 +30,16 @@ pub(super) struct Saved {
     pub(super) mlp_stats: View,
     /// Output of the MLP's first matrix, `[rows, U]`.
     pub(super) up: View,
+    /// Outputs of attention and MLP before the norms after them, where the layer has them.
+    pub(super) branches: [Option<Branch>; 2],
+}
+
+/// What a norm after attention or MLP normalised.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Branch {
+    /// `[rows, H]`.
+    pub(super) y: View,
+    pub(super) stats: View,
 }
 
 /// Queries and keys before the norms of their heads.
@@ -83,6 +93,7 @@ struct BackScratch {
     dq: View,
     dkv: View,
     raw: Option<View>,
+    branch: Option<View>,
 }
 
 /// Gradients that the backward pass of a layer computes, each of the shape of what it belongs to.
@@ -104,6 +115,8 @@ pub(super) struct Backward {
     pub(super) dkv: View,
     /// Of queries or keys before their norm, `[rows, Q]` and `[tokens, K]` in the same memory.
     pub(super) raw: Option<[View; 2]>,
+    /// Of the output of attention or MLP before the norm after it, `[rows, H]`.
+    pub(super) branch: Option<View>,
 }
 
 /// Cuts views from the arena's memory, or counts them where there is none yet.
@@ -126,22 +139,27 @@ impl Cutter {
 
     fn saved(&mut self, block: &Block, hidden: usize, rows: usize, tokens: usize) -> Saved {
         let [q, kv, up] = Architecture::widths(block);
-        let heads = block.attention.heads;
+        let (heads, norms) = (block.attention.heads, block.norms);
+        let statistics = |norm: Option<Norm>| norm.map_or(0, Norm::statistics);
         Saved {
-            attention_stats: self.cut(tokens, block.norms.attention.statistics()),
+            attention_stats: self.cut(tokens, statistics(norms.attention)),
             q: self.cut(rows, q),
             kv: self.cut(tokens, kv),
-            raw: block.attention.qk_norm.map(|norm| RawHeads {
+            raw: block.attention.qk_norm.map(|qk| RawHeads {
                 q: self.cut(rows, q),
-                q_stats: self.cut(rows, heads.heads.saturating_mul(norm.statistics())),
+                q_stats: self.cut(rows, qk.groups(heads.heads).saturating_mul(qk.norm.statistics())),
                 k: self.cut(tokens, heads.key_width()),
-                k_stats: self.cut(tokens, heads.kv_heads.saturating_mul(norm.statistics())),
+                k_stats: self.cut(tokens, qk.groups(heads.kv_heads).saturating_mul(qk.norm.statistics())),
             }),
             lse: self.cut(rows, heads.heads),
             o: self.cut(rows, q),
             middle: self.cut(rows, hidden),
-            mlp_stats: self.cut(rows, block.norms.mlp.statistics()),
+            mlp_stats: self.cut(rows, statistics(norms.mlp)),
             up: self.cut(rows, up),
+            branches: [norms.after_attention, norms.after_mlp].map(|norm| {
+                let norm = norm?;
+                Some(Branch { y: self.cut(rows, hidden), stats: self.cut(rows, norm.statistics()) })
+            }),
         }
     }
 }
@@ -186,6 +204,8 @@ impl Arena {
         let activations = inputs.iter().map(|v| v.len()).fold(saved_len, usize::saturating_add);
         let widest = |width: &dyn Fn(&Block) -> usize| a.blocks.iter().map(width).max().unwrap_or(0);
         let [q, kv, up] = [0, 1, 2].map(|i| widest(&|block| Architecture::widths(block)[i]));
+        let has_branch =
+            a.blocks.iter().any(|b| b.norms.after_attention.is_some() || b.norms.after_mlp.is_some());
         let has_raw = a.blocks.iter().any(|block| block.attention.qk_norm.is_some());
         let chunk = (LOGITS / a.vocab_size.max(1)).clamp(16, 512).min(b.targets);
         Arena {
@@ -208,6 +228,7 @@ impl Arena {
                 dq: cutter.cut(rows, q),
                 dkv: cutter.cut(b.tokens, kv),
                 raw: has_raw.then(|| cutter.cut(rows, q.max(kv / 2))),
+                branch: has_branch.then(|| cutter.cut(rows, hidden)),
             }),
             activations,
             used: cutter.used,
@@ -233,6 +254,10 @@ impl Arena {
             middle: s.middle.top(queries),
             mlp_stats: s.mlp_stats.top(queries),
             up: s.up.top(queries),
+            branches: s.branches.map(|branch| {
+                let Branch { y, stats } = branch?;
+                Some(Branch { y: y.top(queries), stats: stats.top(queries) })
+            }),
         }
     }
 
@@ -265,6 +290,7 @@ impl Arena {
             dq: b.dq.matrix(queries, q),
             dkv: b.dkv.matrix(tokens, kv),
             raw: b.raw.map(|raw| [raw.matrix(queries, q), raw.matrix(tokens, kv / 2)]),
+            branch: b.branch.map(|branch| branch.top(queries)),
         })
     }
 
@@ -279,7 +305,8 @@ impl Saved {
         let views =
             [self.attention_stats, self.q, self.kv, self.lse, self.o, self.middle, self.mlp_stats, self.up];
         let raw = self.raw.map(|raw| [raw.q, raw.q_stats, raw.k, raw.k_stats]);
-        let all = views.into_iter().chain(raw.into_iter().flatten());
+        let branches = self.branches.into_iter().flatten().flat_map(|branch| [branch.y, branch.stats]);
+        let all = views.into_iter().chain(raw.into_iter().flatten()).chain(branches);
         all.map(View::len).fold(0, usize::saturating_add)
     }
 }

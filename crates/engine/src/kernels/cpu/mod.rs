@@ -364,12 +364,13 @@ impl Backend for Cpu {
         logits: View,
         ids: Indices,
         weights: Option<View>,
+        softcap: Option<f32>,
     ) -> Result<()> {
         check::cross_entropy(losses, logits, ids, weights)?;
         let (vocab, ids) = (logits.width(), self.memory.indices(ids)?);
         let weighted = weights.is_some();
         let ([losses, logits], [weights], _) = self.slices([losses, logits], [or_empty(weights)])?;
-        loss::cross_entropy(losses, logits, vocab, &ids, weighted.then_some(weights));
+        loss::cross_entropy(losses, logits, vocab, &ids, weighted.then_some(weights), softcap);
         Ok(())
     }
 
