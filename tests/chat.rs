@@ -69,7 +69,7 @@ fn prepare_renders_with_the_models_template() {
     // With a template, an instruction is rendered as a conversation.
     assert_eq!(lines[3]["text"], "<|user|>\nName a tree.\n<|assistant|>\nAn oak.<|endoftext|>\n");
     assert!(lines.iter().all(|line| learned(line) > 0));
-    let manifest: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&dir.text("out.jsonl.manifest.json")).unwrap();
     assert!(manifest["template"].is_string());
 
     // Only the last answer is learned; and another template has another fingerprint.
@@ -77,7 +77,7 @@ fn prepare_renders_with_the_models_template() {
     assert!(learned(&last[0]) < learned(&lines[0]));
     dir.write("model/chat_template.jinja", TEMPLATE.replace("<|user|>", "<|u|>") + " ");
     prepared(&dir, &[]);
-    let other: Value = serde_json::from_str(&dir.text("out.manifest.json")).unwrap();
+    let other: Value = serde_json::from_str(&dir.text("out.jsonl.manifest.json")).unwrap();
     assert_ne!(
         (&manifest["template"], &manifest["fingerprint"]),
         (&other["template"], &other["fingerprint"])
@@ -125,15 +125,15 @@ fn a_template_that_uses_todays_date_warns_and_reserved_names_are_refused() {
     dir.write("model/chat_template.jinja", format!("{{{{ strftime_now('%Y-%m-%d') }}}}{TEMPLATE}"));
     let prepare = || dir.prepare("rows.jsonl", "out.jsonl");
     let ran = prepare().ok();
-    let manifest = dir.json("out.manifest.json");
+    let manifest = dir.json("out.jsonl.manifest.json");
     let today = manifest["policy"]["template_date"].as_str().expect("the day is in the manifest").to_string();
     assert!(ran.stderr.contains(&format!("template_date={today}")), "{}", ran.stderr);
     // Pinned to that day it is the same data, without a warning.
     let ran = prepare().set(&[&format!("template_date={today}")]).ok();
     assert!(!ran.stderr.contains("template_date"), "{}", ran.stderr);
-    assert_eq!(dir.json("out.manifest.json")["fingerprint"], manifest["fingerprint"]);
+    assert_eq!(dir.json("out.jsonl.manifest.json")["fingerprint"], manifest["fingerprint"]);
     prepare().set(&["template_date=2024-02-29"]).ok();
-    assert_ne!(dir.json("out.manifest.json")["fingerprint"], manifest["fingerprint"]);
+    assert_ne!(dir.json("out.jsonl.manifest.json")["fingerprint"], manifest["fingerprint"]);
 
     let ran = prepare().set(&["template_kwargs.messages=x"]).run();
     ran.error(2, "E-CONFIG", "template_kwargs");

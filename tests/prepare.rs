@@ -34,9 +34,9 @@ fn a_line_per_row_in_input_order() {
         assert_eq!(runs(line), "BSBCBKBRE", "row {index}");
         assert_eq!(origins.iter().filter(|o| **o == 'E').count(), 1);
     }
-    let manifest = dir.json("out.manifest.json");
+    let manifest = dir.json("out.jsonl.manifest.json");
     assert_eq!(manifest["counts"]["kept"], 5);
-    assert_eq!(dir.text("out.findings.jsonl"), "");
+    assert_eq!(dir.text("out.jsonl.findings.jsonl"), "");
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn dropped_rows_are_findings() {
         .prints("1 dropped (1 longer than max_length)");
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|l| l["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 2]);
-    let finding = &dir.lines("out.findings.jsonl")[0];
+    let finding = &dir.lines("out.jsonl.findings.jsonl")[0];
     assert_eq!(
         (&finding["row"], &finding["code"], &finding["level"]),
         (&1.into(), &"T001".into(), &"warning".into())
@@ -181,9 +181,9 @@ fn outputs_that_cannot_be_written_are_refused() {
     // Nor may the source be replaced: as a shard of the output, as its findings, in its folder.
     dir.prepare("rows.jsonl", "mine").ok();
     for (source, output) in [
-        ("rows.jsonl", "rows.findings.jsonl"),
+        ("rows.jsonl", "rows.jsonl.findings.jsonl"),
         ("x-00000-of-00001.jsonl", "x.jsonl"),
-        ("y.findings.jsonl", "y.jsonl"),
+        ("y.jsonl.findings.jsonl", "y.jsonl"),
         ("mine", "mine"),
     ] {
         if source != "mine" && source != "rows.jsonl" {

@@ -149,7 +149,7 @@ fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
             command = command.args(&["-D", name]);
         }
         command.set(&["on_bad_row=skip"]).ok();
-        (dir.text("out.jsonl"), dir.text("out.findings.jsonl"))
+        (dir.text("out.jsonl"), dir.text("out.jsonl.findings.jsonl"))
     };
     for name in ["conversations", "tokens"] {
         copy(&format!("{name}.jsonl"), "rows.jsonl");
@@ -184,7 +184,7 @@ fn the_manifest_of_several_files_has_each_of_them() {
     let rows = rows();
     dir.write("a.jsonl", lines(&rows[..3])).write("b.jsonl", lines(&rows[3..]));
     prepared(&dir, &["[ab].jsonl"]);
-    let manifest = dir.json("out.manifest.json");
+    let manifest = dir.json("out.jsonl.manifest.json");
     let source = &manifest["source"];
     assert_eq!(source["path"], "[ab].jsonl");
     assert_eq!(source["bytes"], lines(&rows).len());
@@ -195,7 +195,7 @@ fn the_manifest_of_several_files_has_each_of_them() {
     ]);
     assert_eq!(source["files"], files);
     prepared(&dir, &["a.jsonl"]);
-    let manifest = dir.json("out.manifest.json");
+    let manifest = dir.json("out.jsonl.manifest.json");
     assert_eq!(
         manifest["source"],
         json!({"path": "a.jsonl", "blake3": hash("a.jsonl"), "bytes": dir.read("a.jsonl").len()})
@@ -212,7 +212,7 @@ fn bad_rows_of_several_files_are_named_by_their_own_lines() {
     skipped.set(&["on_bad_row=skip"]).ok();
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 1, 2], "counted over both files");
-    assert_eq!(dir.lines("out.findings.jsonl").last().unwrap()["row"], 3);
+    assert_eq!(dir.lines("out.jsonl.findings.jsonl").last().unwrap()["row"], 3);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
         |data: &str| dir.prepare(data, "out.jsonl").env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1");
     prepare("some/data").ok();
     assert_eq!(dir.lines("out.jsonl").len(), 5);
-    let manifest = dir.json("out.manifest.json");
+    let manifest = dir.json("out.jsonl.manifest.json");
     assert_eq!(manifest["source"]["path"], "some/data/train");
     prepare("some/data/other").ok();
     assert_eq!(dir.lines("out.jsonl").len(), 2);
@@ -253,7 +253,7 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
 
     let train = dir.train("some/data").set(&["init=random"]).arg("--dry-run");
     let ran = train.env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1").ok();
-    ran.says("some/data/train: 5 rows").says("some/data/test: 1 row:");
+    ran.prints("some/data/train: 5 rows").prints("some/data/test: 1 row:");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod hub;
+pub mod kept;
 pub mod loading;
 pub mod model;
 pub mod rows;

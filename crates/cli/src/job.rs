@@ -2,10 +2,10 @@
 
 mod announce;
 mod card;
-
-pub use announce::line;
+mod estimate;
 
 use crate::config::{Config, Init};
+use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::model;
 use crate::inputs::rows;
@@ -13,24 +13,38 @@ use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ui::Ui;
+use std::path::PathBuf;
 use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
+use suasion_data::report::format::count;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::{Architecture, Device, MemoryPlan, Model};
+use suasion_files::Lock;
 use suasion_train::DataCard;
+use suasion_train::checkpoint::{self, SAVED_CONFIG};
 use suasion_train::compare::{CompareSettings, Comparison, Finished, compare_with};
 use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
 
-/// The resolved configuration's name in a run's folder.
-pub const SAVED_CONFIG: &str = "suasion.yaml";
+/// How a run begins.
+#[derive(Default)]
+pub struct Begin {
+    /// Whether it continues another.
+    pub resume: Resume,
+    /// Whether it goes on where that is no exact continuation.
+    pub extend: bool,
+    /// The lock of the output folder, where it is held already.
+    pub lock: Option<Lock>,
+}
 
 /// A run that is planned and not started.
 pub struct Job {
     pub config: Config,
     pub settings: suasion_train::Settings,
-    pub resume: Resume,
+    pub begin: Begin,
+    /// The checkpoint that the run continues.
+    pub checkpoint: Option<PathBuf>,
     pub folder: Arc<ModelFolder>,
     pub arch: Architecture,
     pub train_rows: RowSet,
@@ -42,33 +56,55 @@ pub struct Job {
     pub plan: Plan,
     pub identity: Identity,
     pub card: DataCard,
+    /// The ids that the training rows teach to stop at.
+    pub stops: Vec<u32>,
+    /// Files that are read: rows, and one of the model.
+    read: Vec<PathBuf>,
 }
 
 impl Job {
     /// Reads everything but the weights, and plans the run.
-    pub fn new(config: Config, resume: Resume, ui: &Ui) -> anyhow::Result<Job> {
-        let dir = model::named(&config, config.init == Init::Weights, ui)?;
+    pub fn new(config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
+        // A checkpoint holds every file of its model: the base may be gone.
+        let checkpoint = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        let dir = match &checkpoint {
+            Some(checkpoint) => checkpoint.clone(),
+            None => model::named(&config, config.init == Init::Weights, ui)?,
+        };
         let data = rows::training(&config, ui)?;
         let settings = config.settings();
         let eval_data = rows::evaluation(&config, ui)?;
         settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
+        let mut read = vec![dir.join("config.json")];
+        read.extend(data.files.iter().chain(eval_data.iter().flat_map(|rows| &rows.files)).cloned());
         let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
             loading::check_manifest(rows, &folder, &policy)?;
         }
-        let mut train_rows = loading::load(ui, &data, &folder, &policy, Mode::Train)?;
+        let allowed = &config.allow_findings.0;
+        let mut train_rows = loading::load(ui, &data, &folder, &policy, Mode::Train, allowed)?;
+        loading::check_findings(&train_rows, allowed)?;
         let mut eval_rows = match &eval_data {
-            Some(rows) => Some(loading::load(ui, rows, &folder, &policy, Mode::Train)?),
+            Some(rows) => Some(loading::load(ui, rows, &folder, &policy, Mode::Train, allowed)?),
             None => None,
         };
+        eval_rows.iter().try_for_each(|rows| loading::check_findings(rows, allowed))?;
         let samples = std::mem::take(&mut train_rows.samples);
         let (mut train, eval) = match &mut eval_rows {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
             None => suasion_data::split(samples, config.eval_fraction, settings.seed),
         };
-        let card = card::data_card(&config, &train_rows, &train, eval_rows.as_ref(), eval.len());
+        if config.eval_fraction > 0.0 && eval.is_empty() && !train.is_empty() {
+            let rows = count(train.len() as u64, "row");
+            let message = format!("eval_fraction={}: of {rows} it holds out none", config.eval_fraction);
+            let help = "give a larger share, name rows with eval_dataset_name, or leave it out";
+            return Err(Failure::config(message, help).into());
+        }
+        let chat = folder.template.is_some();
+        let card = card::data_card(&config, chat, &train_rows, &train, eval_rows.as_ref(), eval.len());
+        let stops = learned_stops(&train, &folder.special(&policy)?.stops);
         let mut fill = None;
         if let Some(packer) = Packer::of(&policy) {
             let (packs, filled) = packer.pack(train);
@@ -84,7 +120,8 @@ impl Job {
         Ok(Job {
             config,
             settings,
-            resume,
+            begin,
+            checkpoint,
             folder,
             arch,
             train_rows,
@@ -95,7 +132,21 @@ impl Job {
             plan,
             identity,
             card,
+            stops,
+            read,
         })
+    }
+
+    /// Refuses an output_dir in which a new run would replace what it reads.
+    pub fn check_inputs(&self) -> suasion_train::Result<()> {
+        let dir = &self.config.output_dir;
+        let mut read = self.read.iter().filter(|_| self.checkpoint.is_none());
+        match read.find(|file| suasion_train::replaces(dir, file)) {
+            Some(input) => {
+                Err(suasion_train::Error::ReplacesInput { input: input.clone(), dir: dir.clone() })
+            }
+            None => Ok(()),
+        }
     }
 
     fn memory(&self) -> MemoryPlan {
@@ -108,15 +159,16 @@ impl Job {
     }
 
     /// Trains.
-    pub fn train(&self, ui: &Ui) -> anyhow::Result<Report> {
+    pub fn train(&mut self, ui: &Ui) -> anyhow::Result<Report> {
         let stop = interrupt::flag();
-        let mut model = match self.resume {
+        let mut model = match &self.checkpoint {
+            None => self.start(ui).build(self.plan.budget)?,
             // The checkpoint's weights will replace these, so none are read.
-            Resume::No => self.start(ui).build(self.plan.budget)?,
-            _ => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
+            Some(_) => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
         };
         let files = ModelFiles::from_dir(&self.folder.path)?;
-        let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: self.config.to_yaml().into_bytes() }];
+        let saved = self.config.anywhere().to_yaml();
+        let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: saved.into_bytes() }];
         let run = Run {
             model: &mut model,
             train: &self.train,
@@ -126,9 +178,12 @@ impl Job {
             card: &self.card,
             files: &files,
             extra: &extra,
+            stops: &self.stops,
             output_dir: &self.config.output_dir,
-            resume: self.resume.clone(),
+            resume: self.begin.resume.clone(),
+            extend: self.begin.extend,
             overwrite: self.config.overwrite_output_dir,
+            lock: self.begin.lock.take(),
         };
         let mut progress = Progress::new(ui);
         Ok(suasion_train::train(run, &mut progress, stop)?)
@@ -155,6 +210,14 @@ impl Job {
         let mut progress = Progress::new(ui);
         Ok(compare_with(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
     }
+}
+
+/// The stop tokens that are learned somewhere, in the order of `stops`.
+fn learned_stops(samples: &[Sample], stops: &[u32]) -> Vec<u32> {
+    let learned = |stop: &u32| {
+        samples.iter().any(|sample| sample.labels.iter().any(|label| i64::from(*label) == i64::from(*stop)))
+    };
+    stops.iter().copied().filter(learned).collect()
 }
 
 /// Fingerprint of everything that decides the labels, and of the split of the rows.

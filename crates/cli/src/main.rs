@@ -12,6 +12,7 @@ mod failure;
 mod inputs;
 mod interrupt;
 mod job;
+mod limits;
 mod machine;
 mod paths;
 mod progress;
@@ -118,6 +119,7 @@ pub fn command() -> clap::Command {
 }
 
 fn main() -> ExitCode {
+    limits::watch();
     let mut command = command();
     let args = flags::respelled(&command, std::env::args_os().collect());
     let cli = match command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches))
@@ -127,7 +129,7 @@ fn main() -> ExitCode {
     };
     let ui = Ui::new(cli.json, cli.quiet, cli.color);
     machine::start_threads(cli.threads, &ui);
-    let result = match &cli.command {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match &cli.command {
         Command::Train(args) if args.demo => demo::run(args, &ui),
         Command::Train(args) => train::run(args, &ui),
         Command::Prepare(args) => prepare::run(args, &ui),
@@ -141,7 +143,9 @@ fn main() -> ExitCode {
         Command::Env => env::run(&ui),
         Command::Completions(args) => completions::run(args, &ui),
         Command::Man(args) => man::run(args, &ui),
-    };
+    }));
+    // What has panicked has said so: a thread that the system refuses, or a bug.
+    let Ok(result) = result else { return ExitCode::from(Exit::RunTime as u8) };
     match result {
         // An interrupted run ends without an error and has not finished.
         Ok(Exit::Done) if interrupt::raised() => ExitCode::from(interrupt::INTERRUPTED),

@@ -5,7 +5,7 @@ use crate::tables;
 use crate::ui::Ui;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use suasion_data::report::format::{bytes, count, duration, loss, thousands};
+use suasion_data::report::format::{bytes, count, duration, loss, perplexity, thousands};
 use suasion_data::report::visible;
 use suasion_train::{Event, Observer, StepEvent};
 
@@ -177,9 +177,9 @@ impl Observer for Progress<'_> {
             Event::Eval { step, evaluation, best } => {
                 let best = if *best { "  (the best so far)" } else { "" };
                 self.line(&format!(
-                    "held-out loss after step {step}: {:.4}  perplexity {:.2}  {} targets{best}",
-                    evaluation.loss,
-                    evaluation.perplexity,
+                    "held-out loss after step {step}: {}  perplexity {}  {} targets{best}",
+                    loss(evaluation.loss),
+                    perplexity(evaluation.perplexity),
                     thousands(evaluation.targets),
                 ));
             }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use suasion_data::prepared::Counts;
-use suasion_data::report::format::{count, loss, percent, thousands};
+use suasion_data::report::format::{count, loss, percent, perplexity, thousands};
 use suasion_data::{DropReason, Objective};
 use suasion_train::compare::{Arm, Comparison};
 use suasion_train::evaluate::{Calibration, Evaluation, SectionLoss};
@@ -42,11 +42,11 @@ pub fn evaluation(evaluation: &Evaluation) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{}, {}: loss {} nats, perplexity {:.2}",
+        "{}, {}: loss {} nats, perplexity {}",
         count(evaluation.rows, "row"),
         count(evaluation.targets, "target"),
         loss(evaluation.loss),
-        evaluation.perplexity
+        perplexity(evaluation.perplexity)
     );
     let _ = writeln!(out, "\n{:<14} {:>10} {:>9} {:>7}", "section", "targets", "loss", "top-1");
     for (name, section) in &evaluation.sections {

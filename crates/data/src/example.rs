@@ -7,6 +7,7 @@
 //! | `prompt_completion` | `prompt`, `completion`: strings, or messages (only the completion is learned) |
 //! | `messages`, `sharegpt` | `messages`; `conversations`; optionally `tools`, `system`, `chat_template_kwargs` |
 //! | `alpaca` | `instruction`, `output`, optionally `input`, `history`, `system` |
+//! | `text` | `text`: all of it is learned (`completion_only_loss=false`) |
 //! | `segments` | `segments`: a list of `text` with `train` or `weight` |
 //! | `preference` | `chosen`, with its prompt in `prompt`, `conversations` or `instruction`, or at its start: the chosen side is learned |
 //! | `tokenised` | `input_ids` with `labels`, `completion_mask` or `assistant_masks`; packs with `seq_lengths`, `position_ids` or a numbered `attention_mask` |
@@ -14,6 +15,7 @@
 mod body;
 mod boundaries;
 pub mod chat;
+mod columns;
 mod masks;
 mod messages;
 mod plain;
@@ -23,13 +25,16 @@ mod unknown;
 
 pub use body::{Alpaca, Body, TextPiece, Tokenised};
 pub use chat::{Conversation, Detail};
+pub use columns::COLUMNS;
 
 use crate::policy::Format;
+use crate::source::MEDIA;
 use crate::source::{Projection, RawRow, Row};
 use crate::{Error, Result, RowId};
 use messages::LISTS;
 use reader::Reader;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use tokenised::MASKS;
 use unknown::unknown;
 
@@ -57,6 +62,25 @@ impl Example {
         Example::from_row(Row::parse(raw)?, format)
     }
 
+    /// Reads an unparsed row whose fields have other names: `columns` has a path in the row for names of ours ([`COLUMNS`]).
+    ///
+    /// # Errors
+    /// As [`Example::read`], and where a path leads nowhere.
+    pub fn read_renamed(raw: RawRow, format: Format, columns: &BTreeMap<String, String>) -> Result<Example> {
+        if columns.is_empty() {
+            return Example::read(raw, format);
+        }
+        Example::from_row(Example::renamed(Row::parse(raw)?, columns)?, format)
+    }
+
+    /// The row under our names.
+    ///
+    /// # Errors
+    /// [`Error::Row`] where a path leads nowhere.
+    pub fn renamed(row: Row, columns: &BTreeMap<String, String>) -> Result<Row> {
+        columns::renamed(row, columns)
+    }
+
     /// Reads a row in the given format. [`Format::Auto`] chooses the format by the fields of the row.
     ///
     /// # Errors
@@ -67,7 +91,16 @@ impl Example {
             Format::Auto => detect(&id, &fields)?,
             fixed => fixed,
         };
-        let reader = Reader { id: &id, fields };
+        if format != Format::Tokenised
+            && let Some(key) = MEDIA.iter().find(|key| fields.get(**key).is_some_and(filled))
+        {
+            return Err(Error::row(
+                id,
+                format!("the row has {key:?}: images, audio and video cannot be trained on here"),
+                format!("remove the column {key:?} to learn the text alone, or leave the row out"),
+            ));
+        }
+        let mut reader = Reader { id: &id, fields };
         reader.refuse_masks(match format {
             Format::Tokenised => &tokenised::KNOWN,
             _ => &[],
@@ -86,6 +119,7 @@ impl Example {
             Format::Sharegpt => Body::Chat(Box::new(reader.chat(&["conversations", "conversation"])?)),
             Format::Alpaca => Body::Alpaca(Box::new(reader.alpaca("output")?)),
             Format::Segments => Body::Segments(reader.segments()?),
+            Format::Text => Body::Whole(reader.string("text")?),
             Format::Preference if text("chosen") && text("instruction") => {
                 Body::Alpaca(Box::new(reader.alpaca("chosen")?))
             }
@@ -114,10 +148,27 @@ pub fn format_of(row: &Row) -> Result<Format> {
     detect(&row.id, &row.fields)
 }
 
+/// What [`Policy::columns`](crate::Policy::columns) could be for a row of unknown format: names of ours with paths in the
+/// row. `None` where the row has a format, or its names say nothing.
+pub fn proposed_columns(row: &Row) -> Option<BTreeMap<String, String>> {
+    let proposed = columns::proposed(&row.fields).filter(|_| format_of(row).is_err())?;
+    Some(proposed.into_iter().map(|(name, path)| (name.to_string(), path)).collect())
+}
+
 /// The columns that [`Example::read`] needs for this format; `None` if it may need all of them. `text`:
 /// whether the rendered text of tokenised rows is needed.
 pub fn projection(format: Format, text: bool) -> Option<Projection> {
     matches!(format, Format::Auto | Format::Tokenised).then(|| tokenised::projection(text))
+}
+
+/// True for a value that is neither null nor empty.
+fn filled(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        _ => true,
+    }
 }
 
 /// The format of a row, by its fields.
@@ -127,12 +178,7 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     if has("input_ids") && labelled {
         return Ok(Format::Tokenised);
     }
-    let filled = |key: &str| match fields.get(key) {
-        None | Some(Value::Null) => false,
-        Some(Value::Array(list)) => !list.is_empty(),
-        Some(Value::String(text)) => !text.is_empty(),
-        Some(_) => true,
-    };
+    let filled = |key: &str| fields.get(key).is_some_and(filled);
     if has("chosen") && has("rejected") {
         return Ok(Format::Preference);
     }
@@ -152,6 +198,7 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
         [] if has("messages") => Ok(Format::Messages),
         [] if has("conversations") || has("conversation") => Ok(Format::Sharegpt),
         [] if has("segments") => Ok(Format::Segments),
+        [] if fields.get("text").is_some_and(Value::is_string) && !has("input_ids") => Ok(Format::Text),
         [] => Err(unknown(id, fields)),
         [(format, _)] => {
             let sided = matches!(format, Format::PromptCompletion | Format::Messages | Format::Sharegpt);

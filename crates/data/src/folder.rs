@@ -45,10 +45,12 @@ impl ModelFolder {
         let path = path.as_ref();
         let config = std::fs::read(path.join("config.json")).ok();
         let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        // A multimodal model has its language model inside.
+        let text = config.get("text_config").filter(|text| text.is_object()).unwrap_or(&config);
         let mut folder = ModelFolder {
             path: path.to_path_buf(),
-            vocab_size: size(&config, "vocab_size"),
-            positions: positions(&config),
+            vocab_size: size(text, "vocab_size").or_else(|| size(&config, "vocab_size")),
+            positions: positions(text),
             ..ModelFolder::default()
         };
         if path.join("tokenizer.json").exists() {
@@ -56,7 +58,10 @@ impl ModelFolder {
             let text = |token: Option<&crate::tokens::SpecialToken>| token.map(|t| t.content.clone());
             let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
             match ChatTemplate::from_dir(path, bos.as_deref(), eos.as_deref()) {
-                Ok(template) => folder.template = template.map(Arc::new),
+                Ok(template) => {
+                    folder.template =
+                        template.map(|template| Arc::new(template.with_tokens(tokenizer.named_tokens())));
+                }
                 Err(error) => folder.template_error = Some(error),
             }
             folder.tokenizer = Some(Arc::new(tokenizer));

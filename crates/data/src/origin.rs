@@ -13,13 +13,14 @@ pub enum Section {
     System,
     /// The conversation so far: `[CONTEXT]`, or earlier user turns.
     Context,
-    /// The current request: `[TASK]`, or the last user turn.
+    /// The current request: `[TASK]`.
     Task,
-    /// A user turn that is neither context nor task.
+    /// The current request of a conversation: its last user turn.
     User,
     /// The result of a tool.
     Tool,
     /// Prompt text without a marker.
+    #[strum(serialize = "prompt")]
     Other,
 }
 
@@ -72,8 +73,7 @@ impl Origin {
             Origin::Prompt { section, .. } => match section {
                 Section::System => 'S',
                 Section::Context => 'C',
-                Section::Task => 'K',
-                Section::User => 'U',
+                Section::Task | Section::User => 'K',
                 Section::Tool => 'T',
                 Section::Other => 'O',
             },
@@ -83,7 +83,8 @@ impl Origin {
         }
     }
 
-    /// The inverse of [`Origin::letter`]; the turn is not in the letter and comes back as 0.
+    /// The inverse of [`Origin::letter`]; the turn is not in the letter and comes back as 0, and a last user turn as a
+    /// task.
     pub fn from_letter(letter: char) -> Option<Origin> {
         let prompt = |section| Some(Origin::Prompt { turn: 0, section });
         match letter {

@@ -19,7 +19,7 @@ pub use summary::{CodeCount, ROWS_LISTED, SECTION_ORDER, SectionStats, Summary};
 
 use crate::audit::Filter;
 use crate::source::Source;
-use crate::{ModelFolder, Policy, Result, Sample};
+use crate::{Code, ModelFolder, Policy, Result, Sample};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
@@ -64,10 +64,14 @@ pub struct Pipeline {
     /// The policy that labels must follow, where it is not `policy`: prepared rows follow that of their manifest
     /// ([`Manifest::labelled_under`](crate::prepared::Manifest::labelled_under)).
     pub labelled_under: Option<Arc<Policy>>,
+    /// True for rows that were prepared with a chat template: the task of a row is the last user turn.
+    pub prepared_chats: bool,
     /// What the rows are for.
     pub mode: Mode,
     /// Keep texts and byte ranges in [`Kept`].
     pub keep_text: bool,
+    /// Codes whose findings do not refuse their row in [`Mode::Train`]; they are reported.
+    pub allowed: Vec<Code>,
     /// The findings that count. One that is ignored does not refuse its row either.
     pub filter: Filter,
 }
@@ -79,8 +83,10 @@ impl Pipeline {
             folder: folder.into(),
             policy: policy.into(),
             labelled_under: None,
+            prepared_chats: false,
             mode: Mode::default(),
             keep_text: false,
+            allowed: Vec::new(),
             filter: Filter::default(),
         }
     }

@@ -103,6 +103,8 @@ pub enum Format {
     Alpaca,
     /// `segments` of `text` with `train` or `weight`.
     Segments,
+    /// `text`, all of which is learned.
+    Text,
     /// `chosen` and `rejected`: the chosen side.
     Preference,
 }
@@ -121,6 +123,10 @@ impl Format {
 pub struct Policy {
     /// The fields that rows have.
     pub format: Format,
+    /// Where rows have what formats name otherwise: a path in the row for names of ours
+    /// ([`COLUMNS`](crate::example::COLUMNS)).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
     /// Which tokens are learned.
     pub objective: Objective,
     /// How the text is tokenised where a response starts.
@@ -173,6 +179,7 @@ impl Default for Policy {
             .collect();
         Policy {
             format: Format::Auto,
+            columns: BTreeMap::new(),
             objective: Objective::ResponseOnly,
             boundary: Boundary::Split,
             truncation_mode: TruncationMode::KeepResponse,
@@ -194,8 +201,15 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The loss weight of a prompt section: its own, else `prompt_loss_weight`.
+    /// The loss weight of a prompt section: its own, else `prompt_loss_weight`. The last user turn is a task too, and
+    /// `other` is an older name of the section `prompt`.
     pub fn section_weight(&self, section: Section) -> f32 {
-        self.loss_weights.get(section.name()).copied().unwrap_or(self.prompt_loss_weight)
+        let older = match section {
+            Section::User => Some("task"),
+            Section::Other => Some("other"),
+            _ => None,
+        };
+        let named = |name: &str| self.loss_weights.get(name).copied();
+        named(section.name()).or(older.and_then(named)).unwrap_or(self.prompt_loss_weight)
     }
 }

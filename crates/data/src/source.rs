@@ -11,7 +11,7 @@
 //! | any other, in a `.csv` or `.tsv` file | records below a header line |
 //! | `[` | a JSON array, one row per element |
 //! | `{`, and the first line is a complete object | JSON Lines; a single object with a list under `data`, `rows` or `train` is a JSON file |
-//! | `{`, and the first line ends inside the object | a JSON object with a list under `data`, `rows` or `train` |
+//! | `{`, and the first line ends inside the object | a JSON object with a list under `data`, `rows` or `train`; else objects one after the other, as `jq` prints them |
 //! | anything else in a `.jsonl` or `.ndjson` file, or before a line that starts with `{` | JSON Lines with bad rows |
 
 mod arrow_json;
@@ -20,6 +20,7 @@ mod columnar;
 mod delimited;
 mod hash;
 mod json;
+mod lenient;
 mod parquet;
 mod raw;
 mod record;
@@ -30,11 +31,12 @@ mod sniff;
 mod stream;
 
 pub use self::parquet::Projection;
+pub(crate) use arrow_json::{MEDIA, fails, is_json};
 pub use arrow_json::{column_names, fields};
-pub(crate) use arrow_json::{fails, is_json};
 pub use columnar::ColumnarFile;
 pub use hash::{FileHash, SourceHash};
-pub use raw::{Content, MAX_ROW_BYTES, RawRow};
+pub(crate) use lenient::{as_f64, number_of, parse, shown};
+pub use raw::{Content, MAX_ROW_BYTES, MAX_TEXT_BYTES, RawRow};
 pub use record::Header;
 pub use row::Row;
 pub use saved::{Saved, saved_dataset};
@@ -45,7 +47,7 @@ use crate::{Error, Result, RowId};
 use columnar::Columns;
 use delimited::Delimited;
 use hash::hash;
-use json::{Elements, Lines};
+use json::{Elements, Lines, Objects};
 use sniff::{columns_in, sniff};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -70,6 +72,35 @@ pub struct Source {
     row: u64,
     /// True after the last row, and after an error.
     ended: bool,
+}
+
+/// Refuses a device, and a named pipe: opening one waits for a writer, and it can be read once only. A pipe that is open
+/// already has a name under `/dev` or `/proc`.
+#[cfg(unix)]
+fn check_kind(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = meta.file_type();
+    let is_open = ["/dev/stdin", "/dev/fd", "/proc"].iter().any(|place| path.starts_with(place));
+    if kind.is_char_device() || kind.is_block_device() || kind.is_socket() {
+        return Err(source_error(
+            path,
+            "is a device, not a file of rows",
+            "name a file, or pipe rows to /dev/stdin",
+        ));
+    }
+    if kind.is_fifo() && !is_open {
+        return Err(source_error(
+            path,
+            "is a named pipe, not a file of rows",
+            "give it as /dev/stdin: --data /dev/stdin < PIPE",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_kind(_: &Path, _: &std::fs::Metadata) -> Result<()> {
+    Ok(())
 }
 
 impl Source {
@@ -100,6 +131,7 @@ impl Source {
                     "name a file of rows: .jsonl, .json, .csv or .tsv (also .gz or .zst), .parquet or .arrow",
                 ));
             }
+            check_kind(path, &meta)?;
             size += meta.len();
         }
         let Some(first) = rest.pop_front() else {
@@ -213,6 +245,7 @@ struct OpenFile {
 enum Reader {
     Lines(Lines),
     Elements(Elements),
+    Objects(Objects),
     Delimited(Delimited),
     Columns(Box<Columns>),
 }
@@ -232,6 +265,7 @@ impl OpenFile {
             let reader = match framing {
                 Framing::Lines => Reader::Lines(Lines::new(stream)),
                 Framing::Delimited(delimiter) => Reader::Delimited(Delimited::new(stream, delimiter, path)?),
+                Framing::Objects => Reader::Objects(Objects::new(stream)),
                 framing => Reader::Elements(Elements::new(stream, framing == Framing::Object)),
             };
             (framing, reader)
@@ -247,6 +281,9 @@ impl OpenFile {
             }
             Reader::Elements(elements) => {
                 elements.next().map(|next| next.map(|bytes| (None, bytes.map(Content::Json))))
+            }
+            Reader::Objects(objects) => {
+                objects.next().map(|next| next.map(|bytes| (None, bytes.map(Content::Json))))
             }
             Reader::Delimited(records) => records.next().map(|next| {
                 let content = |bytes| Content::Record(records.header.clone(), bytes);
@@ -277,6 +314,7 @@ impl OpenFile {
         let stream = match self.reader {
             Reader::Lines(Lines { stream, .. })
             | Reader::Elements(Elements { stream, .. })
+            | Reader::Objects(Objects { stream, .. })
             | Reader::Delimited(Delimited { stream, .. }) => stream,
             Reader::Columns(columns) => return columns.file.finish(),
         };

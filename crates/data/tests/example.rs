@@ -117,6 +117,7 @@ fn fields_that_are_missing_null_or_of_a_wrong_type() {
          messages lacks \"messages\"\n  \
          sharegpt lacks \"conversations\" or \"conversation\"\n  \
          segments lacks \"segments\"\n  \
+         text lacks \"text\"\n  \
          input_full lacks \"input_text\" and \"full_text\"\n  \
          alpaca lacks \"instruction\" and \"output\"\n  \
          tokenised lacks \"input_ids\" and \"labels\" or \"completion_mask\" or \"assistant_masks\""

@@ -4,7 +4,7 @@
 mod common;
 
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ struct Counts {
     /// The prompt is no prefix, and is reported.
     others: usize,
     refused: usize,
-    errors: BTreeMap<String, usize>,
+    unproved: usize,
 }
 
 #[test]
@@ -101,9 +101,14 @@ fn check(name: &str, rows: &[Value], counts: &mut Counts, wrong: &mut Vec<String
         let chat = match chats.spans(RowId::new(Path::new("rows.jsonl"), 0, None), &c) {
             Ok(chat) => chat,
             Err(error) => {
-                let error = error.to_string();
-                wrong.extend((!blocks).then(|| format!("{name} {shape}: {error}")));
-                *counts.errors.entry(error).or_default() += 1;
+                // controls.jinja writes what depends on the messages that follow; some templates only render content in
+                // parts, and nothing of an answer's text.
+                let answers = c.messages.iter().filter(|m| m["role"] == "assistant");
+                let mut texts = answers.map(|m| m["content"].as_str().unwrap().trim());
+                if !name.ends_with("controls.jinja") && texts.all(|text| whole.contains(text)) {
+                    wrong.push(format!("{name} {shape}: {error}"));
+                }
+                counts.unproved += 1;
                 continue;
             }
         };

@@ -61,7 +61,7 @@ fn compressed_sources_and_outputs_equal_plain_ones() {
     prepare(&pipeline, &plain, &s.path("out2.jsonl.zst"), false);
     let unpacked = zstd::decode_all(std::fs::File::open(s.path("out2.jsonl.zst")).unwrap()).unwrap();
     assert_eq!(unpacked, std::fs::read(s.path("out.jsonl")).unwrap());
-    assert!(s.path("out2.findings.jsonl").is_file() && s.path("out2.manifest.json").is_file());
+    assert!(s.path("out2.jsonl.findings.jsonl").is_file() && s.path("out2.jsonl.manifest.json").is_file());
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn lines_are_as_the_contract_says() {
         "{\"row\": 0, \"input_ids\": [257, 91, 84, 65, 83, 75, 93, 32, 97, 195, 169, 34, 256], \"labels\": [-100, -100, -100, -100, -100, \
          -100, -100, -100, -100, 195, 169, 34, 256], \"origins\": \"BBBBBBBKKRRRE\", \"text\": \"[TASK] aé\\\"<|end|>\"}\n"
     );
-    assert_eq!(s.names(), ["data.jsonl", "x.findings.jsonl", "x.jsonl", "x.manifest.json"]);
+    assert_eq!(s.names(), ["data.jsonl", "x.jsonl", "x.jsonl.findings.jsonl", "x.jsonl.manifest.json"]);
     let weighted = Policy { prompt_loss_weight: 0.1, ..Policy::default() };
     prepare(&pipeline_of(Some(&tokenizer), &weighted), &source, &s.path("y.jsonl"), true);
     let line: serde_json::Value =

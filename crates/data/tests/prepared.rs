@@ -144,10 +144,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
             Ok(manifest) => break manifest,
             Err(Error::Interrupted { message, .. }) => {
                 assert!(message.contains("the same command continues after them"), "{message}");
-                assert!(
-                    !out.with_extension("findings.jsonl").exists(),
-                    "nothing under its name before it is whole"
-                );
+                assert!(!findings_path(&out).exists(), "nothing under its name before it is whole");
             }
             Err(other) => panic!("{other}"),
         }

@@ -289,7 +289,7 @@ fn tokenised_rows_are_shown_by_decoding() {
         view(&all, 0).runs.iter().map(|r| (format!("{} {}", r.state(), r.origin), r.text.clone())).collect();
     let expected = [
         ("masked scaffold", "<|bos|>"),
-        ("masked other", "a "),
+        ("masked prompt", "a "),
         ("LEARNED response", "é"),
         ("LEARNED end_of_turn", "<|end|>"),
     ];

@@ -9,7 +9,7 @@ const INTRODUCTION: &str = "\
 # Findings
 
 `suasion verify` and `suasion prepare` report findings under these codes. `verify` takes `--select` and `--ignore` with codes or their
-beginnings (`M`, `M00`), and exits with 1 where there are errors. `prepare` writes all findings to `x.findings.jsonl` beside `x.jsonl`.
+beginnings (`M`, `M00`), and exits with 1 where there are errors. `prepare` writes all findings to `x.jsonl.findings.jsonl` beside `x.jsonl`.
 ";
 
 /// A paragraph wrapped at 130 columns, the lines of a list item indented.

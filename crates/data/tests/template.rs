@@ -160,7 +160,7 @@ fn sections_and_tool_turns() {
             (0, Section::System, "S"),
             (1, Section::Context, "U"),
             (3, Section::Tool, "T"),
-            (4, Section::Task, "V")
+            (4, Section::User, "V")
         ]
     );
     assert_eq!(learned(&chat), ["A<|im_end|>", "B<|im_end|>"]);
@@ -235,6 +235,8 @@ fn hostile_templates_end_with_an_error() {
         "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(90) %}{% set ns.x = ns.x.replace('a', 'aaaaaaaa') %}{% endfor %}",
         "{{ 'a' * 99999999999 }}",
+        "{% set x = 'a' * 16000000 %}{% set l = [x] * 1000 %}{{ l | join }}",
+        "{% set x = 'a' * 16000000 %}{{ x | join('bbbbbbbbbbbbbbbb') }}",
         "{{ [1] * 99999999 }}",
         "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ range(1000000000000) | list }}",
@@ -370,50 +372,7 @@ fn renderings_equal(golden: Golden) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Expressions that transformers renders and we refuse with an error. No published template that we know has one.
-const REFUSED: &[&str] = &[
-    r##"{{ 'one two  three' | wordcount }}"##,
-    r##"{{ none | default('d', boolean=true) }}"##,
-    r##"{{ 'a b' | urlencode }}"##,
-    r##"{{ 'abcdefgh' | truncate(6) }}"##,
-    r##"{{ 'x' | center(5) }}"##,
-    r##"{{ 'aBc'.swapcase() }}"##,
-    r##"{{ 'abcabc'.index('b') }}"##,
-    r##"{{ '7'.zfill(3) }}"##,
-    r##"{{ 'x'.center(5, '*') }}"##,
-    r##"{{ 'x'.ljust(3, '.') }}"##,
-    r##"{{ 'x'.rjust(3, '.') }}"##,
-    r##"{{ '%s is %d' % ('it', 3) }}"##,
-    r##"{{ [1, 2, 1].index(2) }}"##,
-    r##"{{ none is callable }}"##,
-    r##"{{ true is callable }}"##,
-    r##"{{ false is callable }}"##,
-    r##"{{ 0 is callable }}"##,
-    r##"{{ 1 is callable }}"##,
-    r##"{{ 2.5 is callable }}"##,
-    r##"{{ '' is callable }}"##,
-    r##"{{ 'text' is callable }}"##,
-    r##"{{ [] is callable }}"##,
-    r##"{{ [1] is callable }}"##,
-    r##"{{ {} is callable }}"##,
-    r##"{{ {'k': 'v'} is callable }}"##,
-    r##"{{ missing is callable }}"##,
-];
-
-/// Python prints pairs and tuples with parentheses. MiniJinja has lists alone.
-const TUPLES: &[(&str, &str)] = &[
-    ("{{ {'b': 1, 'a': 2} | dictsort }}", "[['a', 2], ['b', 1]]"),
-    ("{{ {'b': 1, 'a': 2} | items | list }}", "[['b', 1], ['a', 2]]"),
-    (
-        "{%- set d = {'a': 1, 'b': {'c': [1, 2]}, 'items': 'shadow'} -%}{{ d.items() | list }}",
-        "[['a', 1], ['b', {'c': [1, 2]}], ['items', 'shadow']]",
-    ),
-    ("{{ (1, 2) }}", "[1, 2]"),
-    ("{{ (1,) }}", "[1]"),
-    ("{{ [[1, 'a'], (none, true)] }}", "[[1, 'a'], [None, True]]"),
-];
-
-/// Filters, tests, methods and operators, one by one: what is not refused is rendered as transformers renders it.
+/// Filters, tests, methods and operators, one by one, are rendered as transformers renders them.
 #[test]
 fn expressions_are_transformers() {
     let mut wrong = Vec::new();
@@ -423,13 +382,10 @@ fn expressions_are_transformers() {
             template.render(&Conversation::default(), false, &options()).map_err(|e| e.to_string())
         });
         let same = match (&got, row["rendered"].as_str()) {
-            (Ok(got), Some(want)) => got == want || TUPLES.contains(&(source, got)),
-            (Err(_), None) => true,
-            (Ok(_), None) => false,
-            (Err(_), Some(_)) => REFUSED.contains(&source),
+            (Ok(got), Some(want)) => got == want,
+            (got, want) => got.is_err() && want.is_none(),
         };
-        let stale = REFUSED.contains(&source) && got.is_ok();
-        if !same || stale {
+        if !same {
             wrong.push(json!({"source": source, "got": got, "want": row["rendered"]}));
         }
     }
@@ -445,7 +401,7 @@ fn masks_of_generation_blocks_are_transformers() {
 fn masks_equal(golden: Golden) {
     let mut tokenizers: BTreeMap<String, Tokenizer> = BTreeMap::new();
     let mut wrong = Vec::new();
-    let mut n = 0;
+    let (mut n, mut in_parts) = (0, 0);
     for row in golden.rows.iter().filter(|row| !row["mask"].is_null()) {
         let (name, conv) = (row["template"].as_str().unwrap(), row["conv"].as_str().unwrap());
         let meta = &golden.meta["templates"][name];
@@ -455,12 +411,34 @@ fn masks_equal(golden: Golden) {
         n += 1;
         let chat = match spans(&golden.templates[name], &c, &stops) {
             Ok(chat) => chat,
+            // transformers learns nothing of an answer that the template does not render.
+            Err(e) if e.to_string().contains("does not render its content") => {
+                let rendered = row["rendered"].as_str().unwrap();
+                let mut said = c.messages.iter().filter(|m| m["role"] == "assistant");
+                assert!(
+                    said.any(|m| !rendered.contains(m["content"].as_str().unwrap().trim())),
+                    "{name} {conv}"
+                );
+                continue;
+            }
             Err(e) => {
                 wrong.push(format!("{name} {conv}: {e}"));
                 continue;
             }
         };
         learned(&chat);
+        if golden.templates[name].render(&c, false, &options()).ok().as_ref() != Some(&chat.rendered.text) {
+            // The template leaves out content that is a string. Its rendering is that of the same texts in parts.
+            for content in c.messages.iter_mut().filter_map(|message| message.get_mut("content")) {
+                if let Value::String(text) = content {
+                    *content = json!([{"type": "text", "text": text}]);
+                }
+            }
+            let want = golden.templates[name].render(&c, false, &options()).unwrap();
+            assert_eq!(chat.rendered.text, want, "{name} {conv}");
+            in_parts += 1;
+            continue;
+        }
         let key = meta["tokenizer"].as_str().unwrap();
         let tokenizer = tokenizers
             .entry(key.into())
@@ -493,7 +471,8 @@ fn masks_equal(golden: Golden) {
             wrong.push(format!("{name} {conv}: mask, learned {:?}", learned(&chat)));
         }
     }
-    println!("masks: {} of {n} equal", n - wrong.len());
+    println!("masks: {} of {} equal, {in_parts} in parts", n - in_parts - wrong.len(), n - in_parts);
+    assert!(in_parts < n / 4, "{in_parts} of {n}");
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 

@@ -1127,7 +1127,10 @@ fn special_tokens_from_files() {
     let mapped = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!((mapped.eos().unwrap().id, mapped.pad().unwrap().id), (269, 271));
     assert_eq!(mapped.stop_ids(&Policy::default()).unwrap(), [269, 270]);
-    write("tokenizer_config.json", &json!({ "eos_token": {"content": "<|im_end|>"}, "bos_token": null }));
+    let config = json!({
+        "eos_token": {"content": "<|im_end|>"}, "bos_token": null, "pad_token": "<|eot|>", "added_tokens_decoder": {}
+    });
+    write("tokenizer_config.json", &config);
     let full = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(full.eos().unwrap().id, 270);
     let policy = Policy { stop_tokens: vec!["<|eot|>".into(), "<eos>".into()], ..Policy::default() };
@@ -1155,7 +1158,7 @@ fn special_tokens_from_files() {
     assert!(
         contradiction.contains("<|eot|>") && contradiction.contains('7') && contradiction.contains("271")
     );
-    write("tokenizer_config.json", &json!({ "eos_token": "<|nope|>" }));
+    write("tokenizer_config.json", &json!({ "eos_token": "<|nope|>", "added_tokens_decoder": {} }));
     let unknown = message(Tokenizer::from_dir(dir.path()).err().unwrap());
     assert!(unknown.contains("tokenizer_config.json") && unknown.contains("<|nope|>"), "{unknown}");
     std::fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();

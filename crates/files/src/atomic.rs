@@ -1,5 +1,6 @@
 //! Single files: a temporary name, a sync, a rename.
 
+use crate::folder::beside;
 use crate::{Error, Result, TEMPORARY, parent, sync_folder};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -43,6 +44,11 @@ impl Written {
         let bytes = bytes.map_err(|e| Error::new(path, e))?;
         Ok(Written { bytes, blake3: hasher.finalize().to_hex().to_string() })
     }
+
+    /// Length and hash of bytes.
+    pub fn of_bytes(bytes: &[u8]) -> Written {
+        Written { bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() }
+    }
 }
 
 /// The file below the compressor: counts and hashes its bytes as they pass.
@@ -54,14 +60,15 @@ struct Tally {
 
 impl Write for Tally {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
+        // Not by `NamedTempFile`, whose errors name the temporary file.
+        let n = self.file.as_file_mut().write(bytes)?;
         self.hasher.update(&bytes[..n]);
         self.bytes += n as u64;
         Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.file.as_file_mut().flush()
     }
 }
 
@@ -182,21 +189,27 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |file| file.write_all(bytes))
 }
 
-/// Writes a whole file by a function that wants a path: `fill` gets the temporary one.
+/// Writes a whole file by a function that wants a path: `fill` gets one in a temporary folder, where it may leave
+/// other files.
 ///
 /// # Errors
 /// Whatever `fill` returns, and as [`AtomicFile::commit`]; then nothing is left behind.
 pub fn write_at(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
-    let temporary = temporary(path)?.into_temp_path();
+    // Created for the check of the name, and for the permissions of an ordinary file.
+    let permissions = temporary(path)?.as_file().metadata().map_err(|e| Error::new(path, e))?.permissions();
+    let folder = beside(path, "folder");
     let go = || {
-        let permissions = std::fs::metadata(&temporary)?.permissions();
+        std::fs::create_dir_all(&folder)?;
+        let temporary = folder.join("file");
         fill(&temporary)?;
-        // `fill` may have replaced the file by one that is private to the user, and wrote through a handle of its own.
+        // `fill` may have written a file that is private to the user, and through a handle of its own.
         std::fs::set_permissions(&temporary, permissions)?;
         File::options().write(true).open(&temporary)?.sync_all()?;
-        temporary.persist(path).map_err(|e| e.error)
+        std::fs::rename(&temporary, path)
     };
-    go().map_err(|e| Error::new(path, e))?;
+    let written = go();
+    let _ = std::fs::remove_dir_all(&folder);
+    written.map_err(|e| Error::new(path, e))?;
     sync_folder(path);
     Ok(())
 }

@@ -22,10 +22,9 @@ impl NewFolder {
     /// Where the temporary folder beside it cannot be created.
     pub fn create(target: &Path) -> Result<NewFolder> {
         // Not `tempfile`: its folders are private to the user, and this one is renamed into place.
-        let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let temporary = target.with_file_name(format!("{TEMPORARY}{}-{name}", std::process::id()));
+        let temporary = beside(target, "new");
         let _ = fs::remove_dir_all(&temporary);
-        fs::create_dir(&temporary).map_err(|e| Error::new(&temporary, e))?;
+        fs::create_dir(&temporary).map_err(|e| Error::new(target, e))?;
         Ok(NewFolder { temporary, target: target.to_path_buf(), done: false })
     }
 
@@ -47,7 +46,7 @@ impl NewFolder {
         }
         let rename = || {
             sync(&self.temporary)?;
-            let old = self.temporary.with_extension("old");
+            let old = beside(&self.target, "old");
             if self.target.exists() {
                 fs::rename(&self.target, &old)?;
             }
@@ -61,12 +60,59 @@ impl NewFolder {
     }
 }
 
+impl NewFolder {
+    /// Moves every file to the folder `into` instead, each under its own name, synced. What has the name there is replaced.
+    ///
+    /// # Errors
+    /// Where a sync or a rename fails; files that were moved before stay moved.
+    pub fn move_into(self, into: &Path) -> Result<()> {
+        for (name, _) in sizes(&self.temporary)? {
+            let (path, target) = (self.temporary.join(&name), into.join(&name));
+            let file = File::options().write(true).open(&path).and_then(|file| file.sync_all());
+            file.and_then(|()| fs::rename(&path, &target)).map_err(|e| Error::new(&target, e))?;
+        }
+        sync(into).map_err(|e| Error::new(into, e))
+    }
+}
+
 impl Drop for NewFolder {
     fn drop(&mut self) {
         if !self.done {
             let _ = fs::remove_dir_all(&self.temporary);
         }
     }
+}
+
+/// A temporary name of this process beside `target`.
+pub(crate) fn beside(target: &Path, kind: &str) -> PathBuf {
+    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    target.with_file_name(format!("{TEMPORARY}{name}.{}.{kind}", std::process::id()))
+}
+
+/// Removes a folder and everything in it. Its name is gone at once: a process that is killed meanwhile leaves a
+/// temporary name, and never a folder that lacks files.
+///
+/// # Errors
+/// Where it cannot be renamed or removed.
+pub fn remove_folder(folder: &Path) -> Result<()> {
+    let old = beside(folder, "old");
+    let _ = fs::remove_dir_all(&old);
+    fs::rename(folder, &old).and_then(|()| fs::remove_dir_all(&old)).map_err(|e| Error::new(folder, e))
+}
+
+/// Makes sure that files can be written to a folder, or, where it does not exist yet, to the nearest folder above it
+/// that does. Nothing is left behind.
+///
+/// # Errors
+/// Where they cannot, or something on the way is a file.
+pub fn can_write(folder: &Path) -> Result<()> {
+    let absolute = std::path::absolute(folder).map_err(|e| Error::new(folder, e))?;
+    let place = absolute.ancestors().find(|place| place.exists()).unwrap_or(&absolute);
+    let probe = match place.is_dir() {
+        true => tempfile::tempfile_in(place).map(drop),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    };
+    probe.map_err(|e| Error::new(folder, e))
 }
 
 /// Syncs a folder. Only Unix can open one for that.
@@ -102,9 +148,19 @@ pub fn sizes(folder: &Path) -> Result<Vec<(String, u64)>> {
 /// Deletes what a killed process left under temporary names in `folder`. Failures are ignored: the names are only
 /// clutter.
 pub fn remove_leftovers(folder: &Path) {
+    remove_named(folder, TEMPORARY);
+}
+
+/// Deletes what a killed process left of `target` under temporary names beside it ([`remove_leftovers`]).
+pub fn remove_leftovers_of(target: &Path) {
+    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    remove_named(parent(target), &format!("{TEMPORARY}{name}."));
+}
+
+fn remove_named(folder: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
             let path = entry.path();
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }

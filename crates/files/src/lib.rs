@@ -2,14 +2,19 @@
 //!
 //! Everything is written to a temporary name beside its target, synced, and renamed: [`AtomicFile`] for a stream of
 //! bytes, [`write_at`] for a library that wants a path, [`NewFolder`] for a folder. A process that is killed leaves at
-//! most temporary names, which start with [`TEMPORARY`] and which [`remove_leftovers`] deletes.
+//! most temporary names, which start with [`TEMPORARY`] and which [`remove_leftovers`] deletes. [`Lock`] keeps a second
+//! process away.
 #![forbid(unsafe_code)]
 
 mod atomic;
 mod folder;
+mod lock;
 
 pub use atomic::{AtomicFile, Complete, Written, write_at, write_atomic, write_bytes};
-pub use folder::{NewFolder, remove_leftovers, sizes, sync_folder};
+pub use folder::{
+    NewFolder, can_write, remove_folder, remove_leftovers, remove_leftovers_of, sizes, sync_folder,
+};
+pub use lock::{LOCK, Lock, LockError};
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,12 +34,18 @@ pub struct Error {
 
 impl Error {
     fn new(path: &Path, source: io::Error) -> Error {
+        // An error of tempfile ends with the temporary name, which is nobody's business.
+        let text = source.to_string();
+        let source = match text.split_once(" at path \"") {
+            Some((plain, _)) => io::Error::new(source.kind(), plain.to_string()),
+            None => source,
+        };
         Error { path: path.to_path_buf(), source }
     }
 }
 
 /// Result of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The folder that holds `path`: `.` where the path is a plain name.
 fn parent(path: &Path) -> &Path {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use suasion_engine::{Backend, Model, WeightType};
-use suasion_files::{NewFolder, sizes};
+use suasion_files::{NewFolder, Written, remove_folder, sizes};
 
 /// File of the run's state.
 pub const STATE: &str = "suasion_state.json";
@@ -21,6 +21,9 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 pub const TRAINER_STATE: &str = "trainer_state.json";
 /// File of the metrics so far.
 pub const METRICS: &str = "metrics.jsonl";
+
+/// Name of the resolved configuration in a run's folder. It is the first file that a run writes.
+pub const SAVED_CONFIG: &str = "suasion.yaml";
 
 /// The folder of the checkpoint of a step.
 pub fn path_of(output_dir: &Path, step: u64) -> PathBuf {
@@ -41,9 +44,9 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Reads a checkpoint's state, and checks that each of its files exists with the size it was written with.
+/// Reads a checkpoint's state, and checks that it and each of its files are as they were written.
 pub fn read(dir: &Path) -> Result<RunState> {
-    let broken = |fault| Error::Checkpoint { dir: dir.to_path_buf(), fault };
+    let broken = |fault| Error::Checkpoint { dir: dir.to_path_buf(), fault, older: None };
     let text = match fs::read(dir.join(STATE)) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -59,31 +62,47 @@ pub fn read(dir: &Path) -> Result<RunState> {
         return Err(broken(CheckpointFault::Format { file: STATE, found, expected: FORMAT }));
     }
     let state: RunState = serde_json::from_value(state).map_err(unreadable)?;
-    for (name, size) in &state.files {
-        let file = name.clone();
-        match fs::metadata(dir.join(name)) {
-            Ok(meta) if meta.len() == *size => {}
+    if state.sum() != state.checksum {
+        return Err(broken(CheckpointFault::Contents(STATE.into())));
+    }
+    for (name, written) in &state.files {
+        let (file, path) = (name.clone(), dir.join(name));
+        match fs::metadata(&path) {
+            Ok(meta) if meta.len() == written.bytes => {}
             Ok(meta) => {
-                return Err(broken(CheckpointFault::Size { file, bytes: meta.len(), expected: *size }));
+                return Err(broken(CheckpointFault::Size {
+                    file,
+                    bytes: meta.len(),
+                    expected: written.bytes,
+                }));
             }
             Err(_) => return Err(broken(CheckpointFault::Missing(file))),
+        }
+        if Written::of(&path)? != *written {
+            return Err(broken(CheckpointFault::Contents(file)));
         }
     }
     Ok(state)
 }
 
-/// The checkpoint that a resume continues, its state, and why newer ones are not usable.
+/// The checkpoint that a resume continues, its state, and why newer ones are not usable. `None` for a new run, and for
+/// one that was begun and has no checkpoint yet: it starts again.
 pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf, RunState, Vec<Error>)>> {
     let within = match resume {
         Resume::No => return Ok(None),
-        Resume::From(dir) if dir.join(STATE).exists() || list(dir).is_empty() && dir.is_dir() => {
-            return read(dir).map(|state| Some((dir.clone(), state, Vec::new())));
+        Resume::From(dir) if dir.join(STATE).exists() || is_name(dir) => {
+            let state = read(dir).map_err(|error| error.with_older(older(dir)))?;
+            return Ok(Some((dir.clone(), state, Vec::new())));
         }
         Resume::From(dir) => dir,
         Resume::Newest => output_dir,
     };
+    let all = list(within);
+    if all.is_empty() && is_begun(within) && !is_finished(within) {
+        return Ok(None);
+    }
     let mut skipped = Vec::new();
-    for (_, dir) in list(within).into_iter().rev() {
+    for (_, dir) in all.into_iter().rev() {
         match read(&dir) {
             Ok(state) => return Ok(Some((dir, state, skipped))),
             Err(error) => skipped.push(error),
@@ -92,7 +111,35 @@ pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf
     Err(Error::NoCheckpoint { dir: within.to_path_buf(), skipped })
 }
 
-/// The checkpoint folder that a resume would continue; `None` for a new run.
+/// True for a folder in which a run was begun and has left something.
+pub(crate) fn is_begun(dir: &Path) -> bool {
+    dir.join(SAVED_CONFIG).is_file()
+        || metrics::read(&dir.join(METRICS)).is_ok()
+        || list(dir).iter().any(|(_, path)| path.join(STATE).is_file())
+}
+
+/// True for a folder that holds the final model of a run.
+pub(crate) fn is_finished(dir: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).is_file())
+}
+
+/// True for the name of a checkpoint.
+fn is_name(dir: &Path) -> bool {
+    let name = dir.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.strip_prefix("checkpoint-")).is_some_and(|step| step.parse::<u64>().is_ok())
+}
+
+/// The newest usable checkpoint before this one.
+fn older(dir: &Path) -> Option<PathBuf> {
+    let run = dir.parent().filter(|run| !run.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let before = |(_, path): &(u64, PathBuf)| path.file_name() != dir.file_name();
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse::<u64>().ok();
+    let all = list(run).into_iter().filter(before);
+    let older = all.filter(|(at, _)| step(dir).is_none_or(|step| *at < step));
+    older.map(|(_, path)| path).rfind(|path| read(path).is_ok())
+}
+
+/// The checkpoint folder that a resume continues; `None` for a new run, and for one that starts again.
 pub fn locate(resume: &Resume, output_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(find(resume, output_dir)?.map(|(dir, ..)| dir))
 }
@@ -110,15 +157,28 @@ pub(crate) struct Contents<'a> {
     pub trainer_state: &'a Value,
 }
 
-/// Writes `checkpoint-N`, where N is the state's step.
+/// Writes `checkpoint-N`, where N is the state's step. `before` is called when it is complete, and has not its name yet.
 pub(crate) fn write<B: Backend>(
     output_dir: &Path,
     model: &Model<B>,
     contents: Contents<'_>,
+    before: impl FnOnce() -> Result<()>,
 ) -> Result<PathBuf> {
-    let Contents { state, files: model_files, metrics, trainer_state } = contents;
-    let place = path_of(output_dir, state.progress.step);
+    let place = path_of(output_dir, contents.state.progress.step);
     let dir = NewFolder::create(&place)?;
+    let temporary = dir.path().to_path_buf();
+    // An error names the checkpoint, not the temporary folder.
+    fill(dir, model, contents, before).map_err(|error| error.renamed(&temporary, &place))?;
+    Ok(place)
+}
+
+fn fill<B: Backend>(
+    dir: NewFolder,
+    model: &Model<B>,
+    contents: Contents<'_>,
+    before: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let Contents { state, files: model_files, metrics, trainer_state } = contents;
     let put = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         fs::write(&path, bytes).map_err(|source| Error::io(path, source))
@@ -131,10 +191,12 @@ pub(crate) fn write<B: Backend>(
     }
     put(METRICS, metrics.as_bytes())?;
     put(TRAINER_STATE, &pretty(trainer_state))?;
-    state.files = sizes(dir.path())?.into_iter().collect();
+    let sum = |(name, _): (String, u64)| Ok((name.clone(), Written::of(&dir.path().join(name))?));
+    state.files = sizes(dir.path())?.into_iter().map(sum).collect::<Result<_>>()?;
+    state.checksum = state.sum();
     put(STATE, &pretty(state))?;
-    dir.commit()?;
-    Ok(place)
+    before()?;
+    Ok(dir.commit()?)
 }
 
 /// Removes the oldest checkpoints beyond `limit`, but never the newest and never that of step `best`. Only
@@ -146,7 +208,7 @@ pub(crate) fn prune(output_dir: &Path, limit: usize, newest: u64, best: Option<u
     let removable = ours.into_iter().filter(|(step, _)| *step != newest && Some(*step) != best);
     let removed: Vec<PathBuf> = removable.take(excess).map(|(_, dir)| dir).collect();
     for dir in &removed {
-        fs::remove_dir_all(dir).map_err(|source| Error::io(dir, source))?;
+        remove_folder(dir)?;
     }
     Ok(removed)
 }

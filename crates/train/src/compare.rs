@@ -236,7 +236,7 @@ impl Measure<'_> {
         let evaluation = evaluate(model, self.held_out, size, Some(self.stop), &mut |_| {})?;
         Ok(Arm {
             response: evaluation.over(&["response", "end_of_turn"]),
-            prompt: evaluation.over(&["system", "context", "task", "user", "tool", "other"]),
+            prompt: evaluation.over(&["system", "context", "task", "user", "tool", "prompt"]),
             evaluation,
             targets_trained: trained.progress.targets,
             last_train_loss: trained.last_loss,

@@ -74,6 +74,25 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+    /// The output folder holds a file that no run of suasion wrote and this run would replace.
+    #[error("{}: {} would be replaced, and no run of suasion wrote it", dir.display(), name)]
+    Foreign {
+        /// The folder.
+        dir: PathBuf,
+        /// The file.
+        name: String,
+    },
+    /// The run would replace what it reads.
+    #[error("{}: the run reads it, and would replace it: output_dir is {}", input.display(), dir.display())]
+    ReplacesInput {
+        /// The file.
+        input: PathBuf,
+        /// The output folder.
+        dir: PathBuf,
+    },
+    /// Another process writes to the output folder.
+    #[error(transparent)]
+    Locked(suasion_files::LockError),
     /// There is no checkpoint to resume from.
     #[error("{}: no checkpoint to resume from{}", dir.display(), unusable(skipped))]
     NoCheckpoint {
@@ -89,6 +108,8 @@ pub enum Error {
         dir: PathBuf,
         /// What is wrong with it.
         fault: CheckpointFault,
+        /// The newest usable checkpoint before it.
+        older: Option<PathBuf>,
     },
     /// The checkpoint is of a run with another objective.
     #[error("{}: trained on {}, but this run trains on {}", dir.display(), objective(*was), objective(*now))]
@@ -192,6 +213,9 @@ pub enum CheckpointFault {
     /// One of its files is missing.
     #[error("{0} is missing")]
     Missing(String),
+    /// One of its files is damaged.
+    #[error("{0} is damaged: its checksum is not that with which it was written")]
+    Contents(String),
     /// One of its files was cut or has grown.
     #[error("{file} has {bytes} bytes instead of {expected}")]
     Size {
@@ -284,6 +308,24 @@ impl Error {
         self
     }
 
+    /// The same of a file under another folder.
+    pub(crate) fn renamed(mut self, from: &Path, to: &Path) -> Error {
+        if let Error::Io { path, .. } | Error::Engine(suasion_engine::Error::Io { path, .. }) = &mut self
+            && let Ok(rest) = path.strip_prefix(from)
+        {
+            *path = to.join(rest);
+        }
+        self
+    }
+
+    /// Adds to [`Error::Checkpoint`] the newest usable checkpoint before it.
+    pub(crate) fn with_older(mut self, found: Option<PathBuf>) -> Error {
+        if let Error::Checkpoint { older, .. } = &mut self {
+            *older = found;
+        }
+        self
+    }
+
     /// The tag printed in `error[..]`.
     pub fn tag(&self) -> &'static str {
         match self {
@@ -293,7 +335,9 @@ impl Error {
             Error::NoTargets { .. } => "E-DATA",
             Error::Vocabulary { .. } => "E-VOCAB",
             Error::TooLong { .. } => "E-LENGTH",
-            Error::OutputNotEmpty { .. } => "E-OUTPUT",
+            Error::OutputNotEmpty { .. } | Error::Foreign { .. } | Error::ReplacesInput { .. } => "E-OUTPUT",
+            Error::Locked(suasion_files::LockError::Held { .. }) => "E-LOCKED",
+            Error::Locked(_) => "E-IO",
             Error::NoCheckpoint { .. } | Error::Checkpoint { .. } => "E-CHECKPOINT",
             Error::ResumeObjective { .. } | Error::ResumeData { .. } | Error::ResumeSettings { .. } => {
                 "E-RESUME"
@@ -311,6 +355,8 @@ impl Error {
             Error::Setting { .. }
                 | Error::BatchTooLarge { .. }
                 | Error::OutputNotEmpty { .. }
+                | Error::Foreign { .. }
+                | Error::ReplacesInput { .. }
                 | Error::NoCheckpoint { .. }
                 | Error::ResumeObjective { .. }
                 | Error::ResumeData { .. }
@@ -338,9 +384,23 @@ impl Error {
             }
             Error::TooLong { limit, .. } => return Some(format!("set max_length to {limit} or less")),
             Error::OutputNotEmpty { .. } => {
-                "continue the run there with --resume, or choose another output_dir"
+                "continue the run there with --resume, choose another output_dir, or replace an earlier run with \
+                 overwrite_output_dir=true"
             }
-            Error::NoCheckpoint { .. } => "start without --resume, or name a checkpoint-N folder",
+            Error::Foreign { .. } => "choose another output_dir, or move the file away",
+            Error::ReplacesInput { .. } => "choose another output_dir",
+            Error::Locked(suasion_files::LockError::Held { .. }) => {
+                "one process at a time writes to an output folder: wait for it, stop it, or choose another output_dir"
+            }
+            Error::Locked(_) => return None,
+            Error::NoCheckpoint { skipped, .. } if skipped.is_empty() => {
+                "start without --resume, or name a checkpoint-N folder; a finished run is replaced with \
+                 overwrite_output_dir=true"
+            }
+            Error::NoCheckpoint { .. } => "start again without --resume, with overwrite_output_dir=true",
+            Error::Checkpoint { older: Some(older), .. } => {
+                return Some(format!("the checkpoint before it is whole: --resume {}", older.display()));
+            }
             Error::Checkpoint { .. } => "resume from another checkpoint-N folder, or start again",
             Error::ResumeObjective { was: Objective::AllTokens, .. } => {
                 "a model trained on all tokens has learned its prompts, and training it further on responses does not \
@@ -351,13 +411,13 @@ impl Error {
                  output_dir"
             }
             Error::ResumeData { .. } => {
-                "resume with the data, tokenizer and labelling settings of the checkpoint's run, or start a new run \
-                 in a new output_dir"
+                "resume with the data, tokenizer and labelling settings of the checkpoint's run, go on with others by \
+                 --extend, or start a new run in a new output_dir"
             }
             Error::ResumeSettings { .. } => {
-                "resume with the checkpoint's settings (they are in its suasion_state.json), or start a new run; steps \
-                 can be added under a constant schedule only, because under the others every learning rate depends on \
-                 the total"
+                "resume with the checkpoint's settings (they are in its suasion_state.json); with --extend the run goes \
+                 on under these, and is no exact continuation (a learning rate depends on the total of steps, unless \
+                 the schedule is constant)"
             }
             Error::NonFinite { step, evaluation, checkpoint, .. } => {
                 let kept = match (step, checkpoint) {
@@ -384,6 +444,15 @@ impl Error {
             Error::PromptTooLong { .. } => "shorten the prompt",
         };
         Some(help.to_string())
+    }
+}
+
+impl From<suasion_files::LockError> for Error {
+    fn from(error: suasion_files::LockError) -> Error {
+        match error {
+            suasion_files::LockError::File(error) => error.into(),
+            held => Error::Locked(held),
+        }
     }
 }
 

@@ -88,7 +88,7 @@ const STARTS: [u32; 9] = [0, 1, 2, 4, 8, 16, 32, 64, 128];
 
 /// The sections in the order of reports.
 pub const SECTIONS: [&str; 9] =
-    ["system", "context", "task", "user", "tool", "other", "scaffold", "response", "end_of_turn"];
+    ["system", "context", "task", "user", "tool", "prompt", "scaffold", "response", "end_of_turn"];
 
 #[derive(Clone, Copy, Default)]
 struct Sum {

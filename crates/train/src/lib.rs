@@ -9,6 +9,7 @@
 pub mod batches;
 pub mod checkpoint;
 pub mod compare;
+pub mod divergence;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
@@ -32,14 +33,16 @@ mod steps;
 pub mod trainer;
 mod trainer_state;
 
+pub use checkpoint::SAVED_CONFIG;
 pub use compare::{CompareSettings, Comparison, compare};
+pub use divergence::Divergence;
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use generate::{Generated, Sampling, Stopped, generate, prompt_ids};
 pub use metrics::{EvalRecord, StepRecord};
 pub use model_files::{ModelFiles, OutputFile};
 pub use observer::{Event, Observer, Silent, StepEvent};
-pub use output_dir::check_output_dir;
+pub use output_dir::{check_output_dir, lock, replaces};
 pub use plan::Plan;
 pub use probe::ProbeSettings;
 pub use report::data::{DataCard, FindingCount, SampleReply, SectionShare};

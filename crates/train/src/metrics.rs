@@ -76,25 +76,34 @@ pub enum Record {
     Eval(EvalRecord),
 }
 
-/// The file, open for appending, and its lines.
+/// The file and its lines.
 pub(crate) struct Log {
     path: PathBuf,
-    file: File,
+    /// Open for appending; `None` before [`Log::start`].
+    file: Option<File>,
     pub(crate) records: Vec<Record>,
 }
 
 impl Log {
-    /// Starts the file with the lines of a checkpoint (none for a new run). Lines that a killed run wrote
-    /// after its last checkpoint are dropped, because these steps are computed again.
-    pub(crate) fn start(path: &Path, records: Vec<Record>) -> Result<Log> {
-        let text: String = records.iter().map(line).collect();
-        suasion_files::write_bytes(path, text.as_bytes())?;
+    /// The lines of a checkpoint (none for a new run), without a file yet.
+    pub(crate) fn new(path: PathBuf, records: Vec<Record>) -> Log {
+        Log { path, file: None, records }
+    }
+
+    /// Starts the file with the lines so far. Lines that a killed run wrote after its last checkpoint are dropped,
+    /// because these steps are computed again.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        let path = &self.path;
+        suasion_files::write_bytes(path, self.text().as_bytes())?;
         let file = File::options().append(true).open(path).map_err(|source| Error::io(path, source))?;
-        Ok(Log { path: path.to_path_buf(), file, records })
+        self.file = Some(file);
+        Ok(())
     }
 
     pub(crate) fn push(&mut self, record: Record) -> Result<()> {
-        self.file.write_all(line(&record).as_bytes()).map_err(|source| Error::io(&self.path, source))?;
+        if let Some(file) = &mut self.file {
+            file.write_all(line(&record).as_bytes()).map_err(|source| Error::io(&self.path, source))?;
+        }
         self.records.push(record);
         Ok(())
     }

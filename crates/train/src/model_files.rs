@@ -73,6 +73,25 @@ impl ModelFiles {
         files
     }
 
+    /// The files of a model that has learned to stop at these ids: `eos_token_id` in `config.json` and
+    /// `generation_config.json` names them after those that it names already. A file that names none gets its ids, and
+    /// `generation_config.json` is added where it is missing and there is something to say.
+    pub fn stopping_at(&self, stops: &[u32]) -> ModelFiles {
+        let mut files = self.clone();
+        let of = |name: &str| self.files.iter().find(|file| file.name == name);
+        for name in ["config.json", "generation_config.json"] {
+            let bytes = match of(name) {
+                Some(file) => &file.bytes[..],
+                None if name == "generation_config.json" && !stops.is_empty() => b"{}",
+                None => continue,
+            };
+            if let Some(bytes) = naming(bytes, stops) {
+                files.push(name, bytes);
+            }
+        }
+        files
+    }
+
     /// Writes the files into a folder.
     pub fn write(&self, dir: &Path) -> Result<()> {
         for file in &self.files {
@@ -103,9 +122,52 @@ fn corrected(bytes: &[u8], kind: WeightType, tied: bool) -> Option<Vec<u8>> {
     changed.then(|| serde_json::to_vec_pretty(&config).expect("it was JSON")) // keys keep their order
 }
 
+/// A configuration whose `eos_token_id` names these ids too; `None` where it does already.
+fn naming(bytes: &[u8], stops: &[u32]) -> Option<Vec<u8>> {
+    let Ok(Value::Object(mut config)) = serde_json::from_slice(bytes) else { return None };
+    let mut ids: Vec<Value> = match config.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.clone(),
+        Some(id @ Value::Number(_)) => vec![id.clone()],
+        _ => Vec::new(),
+    };
+    let known = ids.len();
+    for stop in stops {
+        if !ids.iter().any(|id| id == stop) {
+            ids.push((*stop).into());
+        }
+    }
+    if ids.len() == known {
+        return None;
+    }
+    let value = if ids.len() == 1 { ids.remove(0) } else { Value::Array(ids) };
+    config.insert("eos_token_id".into(), value);
+    serde_json::to_vec_pretty(&config).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn configurations_stop_where_the_run_learned_to() {
+        let stopping = |generation: Option<&str>, stops: &[u32]| {
+            let mut files = ModelFiles::default();
+            files.push("config.json", br#"{"eos_token_id": [0, 7]}"#.to_vec());
+            if let Some(text) = generation {
+                files.push("generation_config.json", text.as_bytes().to_vec());
+            }
+            let files = files.stopping_at(stops).files;
+            let read = |file: &OutputFile| serde_json::from_slice::<Value>(&file.bytes).unwrap();
+            files.iter().map(|file| read(file)["eos_token_id"].clone()).collect::<Vec<_>>()
+        };
+        use serde_json::json;
+        assert_eq!(stopping(Some(r#"{"eos_token_id": 0}"#), &[9]), [json!([0, 7, 9]), json!([0, 9])]);
+        // What is named already is not named twice, nor is a file changed that says nothing else.
+        assert_eq!(stopping(Some(r#"{"eos_token_id": 7}"#), &[7]), [json!([0, 7]), json!(7)]);
+        assert_eq!(stopping(None, &[7, 9]), [json!([0, 7, 9]), json!([7, 9])]);
+        assert_eq!(stopping(Some("{}"), &[9]), [json!([0, 7, 9]), json!(9)]);
+        assert_eq!(stopping(None, &[]), [json!([0, 7])]);
+    }
 
     #[test]
     fn the_configuration_agrees_with_the_weights() {

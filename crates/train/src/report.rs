@@ -11,7 +11,20 @@ use input::Input;
 use std::path::Path;
 use suasion_files::write_bytes;
 
-/// Writes `README.md` (the model card) and `report.html` into a run's folder. [`crate::train`] calls it
+/// Name of the model card.
+pub(crate) const CARD: &str = "README.md";
+/// Its name beside a README.md that no run wrote.
+pub(crate) const CARD_BESIDE: &str = "MODEL_CARD.md";
+/// Name of the report page.
+pub(crate) const REPORT: &str = "report.html";
+
+/// True for a model card of ours.
+pub(crate) fn is_card(path: &Path) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.contains(card::SIGNATURE))
+}
+
+/// Writes `README.md` (the model card; `MODEL_CARD.md` beside a `README.md` that no run wrote) and `report.html` into a
+/// run's folder. [`crate::train`] calls it
 /// without replies and comparison at the end of a run; call it again to add them.
 pub fn write_report(
     dir: &Path,
@@ -23,6 +36,8 @@ pub fn write_report(
     comparison: Option<&Comparison>,
 ) -> Result<()> {
     let input = Input { report, settings, identity, card, replies, comparison };
-    write_bytes(dir.join("README.md"), card::model_card(&input).as_bytes())?;
-    Ok(write_bytes(dir.join("report.html"), html::page(&input).as_bytes())?)
+    let place = dir.join(CARD);
+    let place = if place.exists() && !is_card(&place) { dir.join(CARD_BESIDE) } else { place };
+    write_bytes(place, card::model_card(&input).as_bytes())?;
+    Ok(write_bytes(dir.join(REPORT), html::page(&input).as_bytes())?)
 }

@@ -1,5 +1,6 @@
 //! The inputs and the report of a run.
 
+use crate::divergence::Divergence;
 use crate::model_files::{ModelFiles, OutputFile};
 use crate::report::data::DataCard;
 use crate::{EvalRecord, Evaluation, Plan, Settings, StepRecord};
@@ -7,6 +8,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use suasion_data::{Objective, Sample};
 use suasion_engine::{Backend, Model};
+use suasion_files::Lock;
 
 /// The objective and the data of a run. Every checkpoint records them, and a run resumes only with the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,18 +50,25 @@ pub struct Run<'a, B: Backend> {
     pub card: &'a DataCard,
     /// Configuration and tokenizer files for every checkpoint and the final model.
     pub files: &'a ModelFiles,
+    /// The ids that the rows teach to stop at; the final model's files name them.
+    pub stops: &'a [u32],
     /// Files written into the output folder at the start (the resolved configuration).
     pub extra: &'a [OutputFile],
     /// The output folder.
     pub output_dir: &'a Path,
     /// Whether it continues another run.
     pub resume: Resume,
-    /// Allow an output folder that is not empty. Checkpoints, metrics and reports of an earlier run are
-    /// removed; other files stay.
+    /// Allow a resume with other data and settings, except the objective: what is then no exact continuation is a
+    /// warning.
+    pub extend: bool,
+    /// Allow an output folder that is not empty. An earlier run's files are removed when this one has something to put
+    /// in their place; other files stay.
     pub overwrite: bool,
+    /// The lock of the output folder ([`crate::lock`]); `None` takes it.
+    pub lock: Option<Lock>,
 }
 
-/// The evaluation with the lowest loss after the first step.
+/// The evaluation with the lowest loss; that of the start, where training never improved on it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Best {
     /// Its step.
@@ -109,6 +118,8 @@ pub struct Report {
     pub seconds: f64,
     /// Peak memory of the process.
     pub peak_memory_bytes: Option<u64>,
+    /// Where the run has diverged.
+    pub diverged: Option<Divergence>,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
     /// The output folder.

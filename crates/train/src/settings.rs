@@ -241,6 +241,8 @@ settings! {
     save_total_limit Free: Option<usize> = None, in Range::AtLeast(1.0);
     /// End with the weights of the lowest evaluation loss.
     load_best_model_at_end Free: bool = false;
+    /// End a run whose loss is above twice that of its first step, and above 4 nats, for 20 steps in a row.
+    stop_on_divergence Free: bool = true;
     /// Seed of everything random.
     seed Same: u64 = 42;
     /// Seed of the rows' order; `None` takes `seed`.

@@ -1,6 +1,9 @@
 //! The state of a run, and the rules by which another run may continue it.
 
+use crate::divergence::Watch;
+use crate::json::pretty;
 use crate::run::Identity;
+use crate::sampler::Sampler;
 use crate::settings::{KEYS, OnResume};
 use crate::{Error, Evaluation, Plan, Result, Scheduler, Settings};
 use serde::{Deserialize, Serialize};
@@ -8,9 +11,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use suasion_data::Objective;
 use suasion_engine::WeightType;
+use suasion_files::Written;
 
 /// Version of [`RunState`]; a checkpoint with another version is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The finished steps of a run, over all resumes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +57,9 @@ pub struct RunState {
     pub warmup_steps: u64,
     /// Training rows, or packs of them: the samples of an epoch.
     pub rows: u64,
+    /// What the number of a step is ahead of its place in data and schedule. It is not 0 where a run was extended under
+    /// another batch size or with other data, and goes on where it was in the data.
+    pub shift: i64,
     /// The epoch (from 0) and the next micro-batch in it. Informative: both follow from `step`.
     pub position: (u64, u64),
     /// The resolved seed of the rows' order.
@@ -64,7 +71,9 @@ pub struct RunState {
     pub weight_type: String,
     /// The step of the latest evaluation.
     pub evaluated: Option<u64>,
-    /// Step and loss of the best evaluation after the first step.
+    /// The losses so far, for telling a divergence.
+    pub watch: Watch,
+    /// Step and loss of the best evaluation.
     pub best: Option<(u64, f64)>,
     /// The evaluation before the first step.
     pub before: Option<Evaluation>,
@@ -72,8 +81,10 @@ pub struct RunState {
     pub latest: Option<Evaluation>,
     /// The evaluation of `best`.
     pub best_evaluation: Option<Evaluation>,
-    /// The size in bytes of every other file of the checkpoint.
-    pub files: BTreeMap<String, u64>,
+    /// Size and hash of every other file of the checkpoint.
+    pub files: BTreeMap<String, Written>,
+    /// blake3 of this state with this field empty.
+    pub checksum: String,
 }
 
 impl RunState {
@@ -94,29 +105,44 @@ impl RunState {
             total_steps: plan.total_steps,
             warmup_steps: plan.warmup_steps,
             rows: plan.packs.unwrap_or(plan.rows),
+            shift: 0,
             position: (0, 0),
             data_seed: settings.data_seed(),
             settings: settings.clone(),
             weight_type: weights.name().into(),
             evaluated: None,
+            watch: Watch::default(),
             best: None,
             before: None,
             latest: None,
             best_evaluation: None,
             files: BTreeMap::new(),
+            checksum: String::new(),
         }
     }
 
+    /// The checksum of the state.
+    pub(crate) fn sum(&self) -> String {
+        Written::of_bytes(&pretty(&RunState { checksum: String::new(), ..self.clone() })).blake3
+    }
+
     /// Refuses to continue with another objective, other data, or settings under which the finished steps
-    /// would have been different ([`OnResume`]).
+    /// would have been different ([`OnResume`]). With `extend`, other data and settings are returned, one clause each,
+    /// instead of refused.
     ///
     /// The total number of steps may change under a constant schedule only: under the others every learning
     /// rate depends on it.
-    pub(crate) fn check(&self, dir: &Path, now: &RunState) -> Result<()> {
+    pub(crate) fn check(&self, dir: &Path, now: &RunState, extend: bool) -> Result<Vec<String>> {
         let dir = dir.to_path_buf();
         if self.objective != now.objective {
             return Err(Error::ResumeObjective { dir, was: self.objective, now: now.objective });
         }
+        let mut differences = Vec::new();
+        let mut same = |key: &str, was: String, is: String| {
+            if was != is {
+                differences.push(format!("{key}: was {was}, is {is}"));
+            }
+        };
         let data = [
             (
                 "the labelling rules' version",
@@ -126,16 +152,13 @@ impl RunState {
             ("the data's fingerprint", self.data_fingerprint.clone(), now.data_fingerprint.clone()),
             ("the number of training rows", self.rows.to_string(), now.rows.to_string()),
         ];
-        if let Some((what, was, now)) = data.into_iter().find(|(_, was, now)| was != now) {
-            return Err(Error::ResumeData { dir, what, was, now });
+        for (what, was, now) in data.into_iter().filter(|(_, was, now)| was != now) {
+            if !extend {
+                return Err(Error::ResumeData { dir, what, was, now });
+            }
+            same(what, was, now);
         }
 
-        let mut differences = Vec::new();
-        let mut same = |key: &str, was: String, is: String| {
-            if was != is {
-                differences.push(format!("{key}: was {was}, is {is}"));
-            }
-        };
         for key in KEYS.iter().filter(|key| key.on_resume == OnResume::Same) {
             same(key.name, key.value(&self.settings), key.value(&now.settings));
         }
@@ -147,12 +170,27 @@ impl RunState {
         if !matches!(scheduler, Scheduler::Constant | Scheduler::ConstantWithWarmup) {
             same("total steps", self.total_steps.to_string(), now.total_steps.to_string());
         }
-        if now.total_steps < self.progress.step {
-            differences.push(format!(
-                "the run has {} steps, but {} are finished",
-                now.total_steps, self.progress.step
-            ));
+        let finished = self.progress.step;
+        if now.total_steps < finished {
+            let clause = format!("the run has {} steps, but {finished} are finished", now.total_steps);
+            return Err(Error::ResumeSettings { dir, differences: vec![clause] });
         }
-        if differences.is_empty() { Ok(()) } else { Err(Error::ResumeSettings { dir, differences }) }
+        if extend || differences.is_empty() {
+            Ok(differences)
+        } else {
+            Err(Error::ResumeSettings { dir, differences })
+        }
+    }
+
+    /// The shift with which a run of these rows and settings goes on where this state's run was in its data.
+    pub(crate) fn shift_under(&self, rows: u64, settings: &Settings) -> i64 {
+        let sampler = |rows: u64, settings: &Settings| Sampler::new(rows as usize, settings);
+        let (was, now) = (sampler(self.rows, &self.settings), sampler(rows, settings));
+        if was.steps_per_epoch() == now.steps_per_epoch() {
+            return self.shift;
+        }
+        let epochs = was.epoch(self.progress.step.saturating_add_signed(-self.shift));
+        let place = (epochs * now.steps_per_epoch() as f64).round() as i64;
+        self.progress.step as i64 - place
     }
 }

@@ -17,6 +17,9 @@ use suasion_engine::{Backend, Model, SingleRank};
 pub(crate) struct Steps<'a> {
     pub(crate) sampler: Sampler,
     schedule: Schedule,
+    /// What the number of a step is ahead of its place in data and schedule ([`crate::state::RunState::shift`]).
+    shift: i64,
+    total_steps: u64,
     rows: &'a [Sample],
     settings: &'a Settings,
     pace: Pace,
@@ -34,13 +37,46 @@ struct Pace {
 impl<'a> Steps<'a> {
     /// The steps over these rows.
     pub(crate) fn new(rows: &'a [Sample], settings: &'a Settings, total_steps: u64) -> Steps<'a> {
+        Steps::shifted(rows, settings, total_steps, 0)
+    }
+
+    /// The same, `shift` steps ahead of their places in data and schedule.
+    pub(crate) fn shifted(
+        rows: &'a [Sample],
+        settings: &'a Settings,
+        total_steps: u64,
+        shift: i64,
+    ) -> Steps<'a> {
         Steps {
             sampler: Sampler::new(rows.len(), settings),
-            schedule: Schedule::new(settings, total_steps),
+            schedule: Schedule::new(settings, total_steps.saturating_add_signed(-shift)),
+            shift,
+            total_steps,
             rows,
             settings,
             pace: Pace::default(),
         }
+    }
+
+    /// The place of a step in data and schedule.
+    fn place(&self, step: u64) -> u64 {
+        step.saturating_add_signed(-self.shift)
+    }
+
+    /// The Trainer's `epoch` after `step` steps.
+    pub(crate) fn epoch(&self, step: u64) -> f64 {
+        self.sampler.epoch(self.place(step))
+    }
+
+    /// The epoch after `step` steps, and the next micro-batch in it.
+    pub(crate) fn position(&self, step: u64) -> (u64, u64) {
+        self.sampler.position(self.place(step))
+    }
+
+    /// True where an epoch ends with the last of `step` steps.
+    pub(crate) fn epoch_ends(&self, step: u64) -> bool {
+        let place = self.place(step);
+        place > 0 && place.is_multiple_of(self.sampler.steps_per_epoch())
     }
 
     /// Takes the step after `progress`, and counts it there. An error names the step.
@@ -50,10 +86,11 @@ impl<'a> Steps<'a> {
         progress: &mut Progress,
     ) -> Result<StepEvent> {
         let number = progress.step + 1;
-        let learning_rate = self.schedule.rate(progress.step);
+        let place = self.place(progress.step);
+        let learning_rate = self.schedule.rate(place);
         let micro_batches: Vec<Vec<&Sample>> = self
             .sampler
-            .step(progress.step)
+            .step(place)
             .iter()
             .map(|indices| indices.iter().map(|&row| &self.rows[row]).collect())
             .collect();
@@ -79,11 +116,11 @@ impl<'a> Steps<'a> {
         self.pace.unrecorded.0 += outcome.tokens;
         self.pace.unrecorded.1 += seconds;
 
-        let total_steps = self.schedule.total_steps;
+        let total_steps = self.total_steps;
         Ok(StepEvent {
             step: number,
             total_steps,
-            epoch: self.sampler.epoch(number),
+            epoch: self.epoch(number),
             loss: outcome.loss,
             learning_rate,
             grad_norm: outcome.grad_norm,

@@ -1,12 +1,13 @@
 //! A training run: its steps, its evaluations and checkpoints, and what it leaves in its output folder.
 
-use crate::checkpoint::{self, Contents, METRICS, TRAINER_STATE};
+use crate::checkpoint::{self, Contents, METRICS, TRAINER_STATE, is_begun};
+use crate::divergence::Divergence;
 use crate::json::pretty;
 use crate::memory::peak_memory_bytes;
 use crate::metrics::{EvalRecord, Log, Record};
 use crate::observer::{Event, Observer};
-use crate::output_dir::{check_output_dir, prepare};
-use crate::run::{Best, Report, Run};
+use crate::output_dir::{check_output_dir, clear, lock, prepare};
+use crate::run::{Best, Report, Resume, Run};
 use crate::state::RunState;
 use crate::steps::Steps;
 use crate::trainer_state::trainer_state;
@@ -14,20 +15,31 @@ use crate::{Error, Evaluation, Plan, Result, Strategy, report};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_engine::{Backend, WeightType};
-use suasion_files::write_bytes;
+use suasion_files::{NewFolder, write_bytes};
 
 /// Trains a model. The output folder then holds the model with its files, the checkpoints, `metrics.jsonl`,
-/// `trainer_state.json`, `README.md` and `report.html`.
+/// `trainer_state.json`, `README.md` and `report.html`. No other process can write to it meanwhile.
 ///
 /// `stop` may be raised at any time (Ctrl-C): the current step is finished, a checkpoint is written, and the
 /// report has `interrupted` set. A loss or gradient norm that is not finite stops the run before the weights
-/// change.
-pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
+/// change, and with `stop_on_divergence` a loss that stays high ends it ([`Report::diverged`]).
+pub fn train<B: Backend>(
+    mut run: Run<'_, B>,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Report> {
     let Run { train, eval, settings, identity, card, output_dir, .. } = run;
     settings.validate(!eval.is_empty())?;
-    let plan = Plan::new(train, eval, settings)?;
+    let mut plan = Plan::new(train, eval, settings)?;
     plan.check_model(run.model.architecture(), train, eval)?;
     check_output_dir(output_dir, &run.resume, run.overwrite)?;
+    let _lock = match run.lock.take() {
+        Some(lock) => lock,
+        None => {
+            std::fs::create_dir_all(output_dir).map_err(|source| Error::io(output_dir, source))?;
+            lock(output_dir)?
+        }
+    };
 
     let mut state = RunState::new(settings, identity, &plan, run.model.weight_type());
     let mut warnings = plan.warnings.clone();
@@ -35,7 +47,14 @@ pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &At
     let mut records = Vec::new();
     let mut resumed_from = None;
     if let Some((dir, saved, skipped)) = checkpoint::find(&run.resume, output_dir)? {
-        saved.check(&dir, &state)?;
+        let shift = if run.extend { saved.shift_under(state.rows, settings) } else { saved.shift };
+        if settings.max_steps.is_none() {
+            state.total_steps = state.total_steps.saturating_add_signed(shift);
+            plan.total_steps = state.total_steps;
+        }
+        for difference in saved.check(&dir, &state, run.extend)? {
+            warnings.push(format!("not an exact continuation: {difference}"));
+        }
         records = checkpoint::records(&dir)?;
         run.model.load_weights(&dir)?;
         run.model.set_weight_type(WeightType::named(&saved.weight_type).unwrap_or_default());
@@ -48,17 +67,24 @@ pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &At
             total_steps: state.total_steps,
             warmup_steps: state.warmup_steps,
             suasion: state.suasion,
+            data_fingerprint: state.data_fingerprint,
+            masking_version: state.masking_version,
+            rows: state.rows,
+            data_seed: state.data_seed,
+            shift,
             ..saved
         };
         warnings.extend(skipped.into_iter().map(|reason| format!("checkpoint passed over: {reason}")));
         resumed_from = Some(dir);
+    } else if run.resume != Resume::No {
+        warnings.push(format!(
+            "{}: the run had written no checkpoint yet: it starts again",
+            output_dir.display()
+        ));
     }
 
-    prepare(output_dir, run.overwrite && resumed_from.is_none())?;
-    for file in run.extra {
-        write_bytes(output_dir.join(&file.name), &file.bytes)?;
-    }
-    let log = Log::start(&output_dir.join(METRICS), records)?;
+    prepare(output_dir)?;
+    let log = Log::new(output_dir.join(METRICS), records);
     let parameters = run.model.architecture().parameter_count();
     observer.event(&Event::Plan {
         plan: &plan,
@@ -70,8 +96,12 @@ pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &At
     for warning in &warnings {
         observer.event(&Event::Warning(warning));
     }
-    let trainer = Trainer {
-        steps: Steps::new(train, settings, plan.total_steps),
+    // An earlier run stays as it is until this one has something to put in its place.
+    let waits = run.overwrite && resumed_from.is_none() && is_begun(output_dir);
+    let mut trainer = Trainer {
+        steps: Steps::shifted(train, settings, plan.total_steps, state.shift),
+        owner: false,
+        last_loss: None,
         saved: resumed_from.as_ref().map(|_| state.progress.step),
         newest: resumed_from,
         run,
@@ -83,6 +113,9 @@ pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &At
         parameters,
         warnings,
     };
+    if !waits {
+        trainer.own()?;
+    }
     let (report, observer) = trainer.run()?;
     if !report.interrupted {
         report::write_report(output_dir, &report, settings, identity, card, &[], None)?;
@@ -99,6 +132,10 @@ struct Trainer<'a, 'o, B: Backend> {
     plan: Plan,
     state: RunState,
     log: Log,
+    /// The loss of the last step.
+    last_loss: Option<f64>,
+    /// True once the folder holds this run's files and no earlier one's.
+    owner: bool,
     parameters: u64,
     /// The step of the newest checkpoint of this state.
     saved: Option<u64>,
@@ -124,8 +161,20 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
                 break self.interrupted()?;
             }
             self.take_step()?;
+            if let Some(divergence) = self.divergence().filter(|_| self.run.settings.stop_on_divergence) {
+                break self.diverged(divergence)?;
+            }
         };
         Ok((report, self.observer))
+    }
+
+    /// Makes the folder this run's: removes the files of an earlier run, if it may be overwritten, and writes the first
+    /// ones of this.
+    fn own(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.owner, true) {
+            return Ok(());
+        }
+        own(&self.run, &mut self.log, self.newest.is_none())
     }
 
     /// Steps finished.
@@ -134,7 +183,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     }
 
     fn epoch_ends(&self) -> bool {
-        self.step() > 0 && self.step().is_multiple_of(self.steps.sampler.steps_per_epoch())
+        self.steps.epoch_ends(self.step())
     }
 
     fn evaluation_due(&self) -> bool {
@@ -157,7 +206,9 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             Strategy::Epoch => last || self.epoch_ends(),
             Strategy::Best => self.state.best.is_some_and(|(best, _)| best == step),
         };
-        due && step > 0 && self.saved != Some(step)
+        // The weights at the start may turn out to be the best.
+        let due = if step == 0 { settings.load_best_model_at_end } else { due };
+        due && self.saved != Some(step)
     }
 
     fn take_step(&mut self) -> Result<()> {
@@ -165,7 +216,10 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             .steps
             .take(self.run.model, &mut self.state.progress)
             .map_err(|error| error.after_checkpoint(self.newest.as_deref()))?;
-        if event.loss.is_none() {
+        self.last_loss = event.loss;
+        if let Some(loss) = event.loss {
+            self.state.watch.see(loss);
+        } else {
             self.warn(format!(
                 "step {} changed nothing: its rows have no supervised token, or their weights sum to zero",
                 event.step
@@ -193,7 +247,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             Err(error) => return Err(error.at_step(step).after_checkpoint(self.newest.as_deref())),
         };
         self.log.push(Record::Eval(EvalRecord::new(step, &evaluation)))?;
-        let best = step > 0 && self.state.best.is_none_or(|(_, loss)| evaluation.loss < loss);
+        let best = self.state.best.is_none_or(|(_, loss)| evaluation.loss < loss);
         if best {
             self.state.best = Some((step, evaluation.loss));
             self.state.best_evaluation = Some(evaluation.clone());
@@ -213,12 +267,12 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     }
 
     fn trainer_state(&self, best: Option<&Path>) -> serde_json::Value {
-        trainer_state(&self.state, &self.log.records, &self.steps.sampler, self.parameters, best)
+        trainer_state(&self.state, &self.log.records, &self.steps, self.parameters, best)
     }
 
     fn save(&mut self) -> Result<PathBuf> {
         let (step, output_dir) = (self.step(), self.run.output_dir);
-        self.state.position = self.steps.sampler.position(step);
+        self.state.position = self.steps.position(step);
         // The checkpoint about to be written does not exist yet and may be the best one.
         let best = match self.state.best {
             Some((best, _)) if best == step => Some(checkpoint::path_of(output_dir, step)),
@@ -231,7 +285,10 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             metrics: &metrics,
             trainer_state: &trainer_state,
         };
-        let path = checkpoint::write(output_dir, self.run.model, contents)?;
+        let (log, first) = (&mut self.log, self.newest.is_none());
+        let (run, owner) = (&self.run, &mut self.owner);
+        let before = || if std::mem::replace(owner, true) { Ok(()) } else { own(run, log, first) };
+        let path = checkpoint::write(output_dir, run.model, contents, before)?;
         let removed = match self.run.settings.save_total_limit {
             Some(limit) => checkpoint::prune(output_dir, limit, step, self.state.best.map(|(step, _)| step))?,
             None => Vec::new(),
@@ -280,11 +337,37 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
                 )),
             }
         }
-        self.run.model.save_weights(output_dir)?;
+        // Complete before the first of its files gets its name.
+        let folder = NewFolder::create(&output_dir.join("model"))?;
+        let weights = self.run.model.save_weights(folder.path());
+        weights.map_err(|error| Error::from(error).renamed(folder.path(), output_dir))?;
         let (kind, tied) = (self.run.model.weight_type(), self.run.model.architecture().head.tied);
-        self.run.files.beside(kind, tied).write(output_dir)?;
+        self.run.files.beside(kind, tied).stopping_at(self.run.stops).write(folder.path())?;
+        self.own()?;
+        folder.move_into(output_dir)?;
         self.write_trainer_state()?;
-        Ok(self.report(false, final_step, after))
+        let held_out = self.state.before.as_ref().zip(self.state.latest.as_ref());
+        let losses = held_out.map(|(before, after)| (before.loss, after.loss));
+        let found = self.state.watch.at_end(self.step(), self.last_loss, losses);
+        if let Some(divergence) = &found {
+            self.warn(divergence.to_string());
+        }
+        Ok(Report { diverged: found, ..self.report(false, final_step, after) })
+    }
+
+    /// Whether the run has diverged so far that it is ended.
+    fn divergence(&self) -> Option<Divergence> {
+        self.state.watch.stops(self.step(), self.last_loss)
+    }
+
+    /// Ends the run without a final model.
+    fn diverged(&mut self, divergence: Divergence) -> Result<Report> {
+        self.own()?;
+        self.write_trainer_state()?;
+        self.warn(divergence.to_string());
+        let step = self.step();
+        let after = self.state.latest.clone().filter(|_| self.state.evaluated == Some(step));
+        Ok(Report { diverged: Some(divergence), ..self.report(false, step, after) })
     }
 
     fn report(&self, interrupted: bool, final_step: u64, after: Option<Evaluation>) -> Report {
@@ -294,7 +377,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             interrupted,
             step: progress.step,
             total_steps: state.total_steps,
-            epoch: self.steps.sampler.epoch(progress.step),
+            epoch: self.steps.epoch(progress.step),
             parameters: self.parameters,
             plan: self.plan.clone(),
             before: state.before.clone(),
@@ -309,6 +392,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             train_loss: (progress.updates > 0).then(|| progress.loss_sum / progress.updates as f64),
             seconds: progress.seconds,
             peak_memory_bytes: peak_memory_bytes(),
+            diverged: None,
             checkpoint: self.newest.clone().filter(|path| path.exists()),
             output_dir: self.run.output_dir.to_path_buf(),
             warnings: self.warnings.clone(),
@@ -319,4 +403,15 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         self.observer.event(&Event::Warning(&message));
         self.warnings.push(message);
     }
+}
+
+/// See [`Trainer::own`].
+fn own<B: Backend>(run: &Run<'_, B>, log: &mut Log, new: bool) -> Result<()> {
+    if run.overwrite && new {
+        clear(run.output_dir)?;
+    }
+    for file in run.extra {
+        write_bytes(run.output_dir.join(&file.name), &file.bytes)?;
+    }
+    log.start()
 }

@@ -1,8 +1,8 @@
 //! `trainer_state.json`, in the form of transformers' `TrainerState`.
 
 use crate::metrics::Record;
-use crate::sampler::Sampler;
 use crate::state::RunState;
+use crate::steps::Steps;
 use serde_json::Value;
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use std::path::Path;
 pub(crate) fn trainer_state(
     state: &RunState,
     records: &[Record],
-    sampler: &Sampler,
+    steps: &Steps<'_>,
     parameters: u64,
     best: Option<&Path>,
 ) -> Value {
@@ -21,18 +21,18 @@ pub(crate) fn trainer_state(
             "loss": step.loss, "step": step.step,
         }),
         Record::Eval(eval) => serde_json::json!({
-            "epoch": sampler.epoch(eval.step), "eval_loss": eval.eval_loss, "step": eval.step,
+            "epoch": steps.epoch(eval.step), "eval_loss": eval.eval_loss, "step": eval.step,
         }),
     };
     let epochs = match settings.max_steps {
-        Some(steps) => steps.div_ceil(sampler.steps_per_epoch()),
+        Some(count) => count.div_ceil(steps.sampler.steps_per_epoch()),
         None => settings.num_train_epochs.ceil() as u64,
     };
     serde_json::json!({
         "best_global_step": state.best.map(|(step, _)| step),
         "best_metric": state.best.map(|(_, loss)| loss),
         "best_model_checkpoint": best,
-        "epoch": sampler.epoch(state.progress.step),
+        "epoch": steps.epoch(state.progress.step),
         "eval_steps": settings.eval_steps(),
         "global_step": state.progress.step,
         "is_hyper_param_search": false,

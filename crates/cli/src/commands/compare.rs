@@ -3,14 +3,13 @@
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
 use crate::inputs::rows;
-use crate::job::Job;
+use crate::job::{Begin, Job};
 use crate::paths;
 use crate::tables;
 use crate::ui::Ui;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use suasion_data::Objective;
-use suasion_train::Resume;
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -48,7 +47,7 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         .into());
     }
     // Both models are discarded, so output_dir is not checked.
-    let job = Job::new(loaded.config, Resume::No, ui)?;
+    let job = Job::new(loaded.config, Begin::default(), ui)?;
     job.announce(ui);
     let comparison = job.compare(ui)?;
     let json = serde_json::to_vec_pretty(&comparison)?;

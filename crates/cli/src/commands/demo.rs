@@ -8,7 +8,7 @@ use crate::inputs::demo::Files;
 use crate::inputs::model::need_tokenizer;
 use crate::inputs::weights::Start;
 use crate::interrupt;
-use crate::job::Job;
+use crate::job::{Begin, Job};
 use crate::reply::{reference, reply};
 use crate::tables;
 use crate::ui::{self, Ui};
@@ -20,9 +20,7 @@ use suasion_data::report::{self, RowView};
 use suasion_data::source::Source;
 use suasion_data::{Mode, ModelFolder, Outcome, Pipeline, Policy};
 use suasion_train::generate::capacity;
-use suasion_train::{
-    Report, Resume, SampleReply, Sampling, Scheduler, Settings, Strategy, prompt_ids, write_report,
-};
+use suasion_train::{Report, SampleReply, Sampling, Scheduler, Settings, Strategy, prompt_ids, write_report};
 
 /// The demo's folder where output_dir is not set.
 const FOLDER: &str = "suasion-demo";
@@ -81,11 +79,12 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let shares = verify(&files, &config.policy(), ui)?;
 
     heading(ui, "Training on the responses only, from random weights");
-    let job = Job::new(config, Resume::No, ui)?;
-    job.announce(ui);
+    let mut job = Job::new(config, Begin::default(), ui)?;
     if args.dry_run {
+        job.print(ui)?;
         return Ok(Exit::Done);
     }
+    job.announce(ui);
     let report = job.train(ui)?;
     if report.interrupted {
         job.farewell(&report, ui)?;

@@ -32,7 +32,7 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
     let policy = config.policy();
     loading::check_manifest(&files, &folder, &policy)?;
-    let data = loading::load(ui, &files, &folder, &policy, Mode::Prepare)?;
+    let data = loading::load(ui, &files, &folder, &policy, Mode::Prepare, &[])?;
     ui.log(format_args!("{}: {}", files.name.display(), tables::rows(&Counts::of(&data.summary))));
     loading::print_findings(ui, &data, 0);
     data.samples.iter().try_for_each(|sample| check_row(&arch, sample))?;

@@ -65,7 +65,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 config.dataset_test_split.as_deref().unwrap_or(&config.dataset_train_split),
                 ui,
             )?;
-            let data = loading::load(ui, &file, &folder, &policy, Mode::Prepare)?;
+            let data = loading::load(ui, &file, &folder, &policy, Mode::Prepare, &[])?;
             data.samples
                 .iter()
                 .take(args.rows.unwrap_or(usize::MAX))

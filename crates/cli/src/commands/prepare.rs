@@ -3,7 +3,7 @@
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
-use crate::inputs::{loading, rows};
+use crate::inputs::{kept, loading, rows};
 use crate::interrupt;
 use crate::paths;
 use crate::progress::Meter;
@@ -53,6 +53,10 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
             "write to another name",
         )
         .into());
+    }
+    let outputs = [args.output.clone(), findings_path(&args.output), manifest_path(&args.output)];
+    for output in &outputs {
+        kept::check_output("-o", output, args.config.config.as_deref(), [model.as_path()])?;
     }
     if loaded.places.contains_key("shuffle_dataset") && config.train.shuffle_dataset {
         ui.log("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
@@ -119,6 +123,10 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         [first, .., last] => {
             format!("{} files, {} to {}", manifest.files.len(), first.name, last.name)
         }
+        [file] if manifest.paths(&args.output).len() == 1 => match Form::of(&args.output) {
+            Some(Form::Folder) => args.output.display().to_string(),
+            _ => args.output.with_file_name(&file.name).display().to_string(),
+        },
         _ => args.output.display().to_string(),
     };
     let (findings, manifest) = (findings_path(&args.output), manifest_path(&args.output));

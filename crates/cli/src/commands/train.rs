@@ -3,11 +3,11 @@
 use super::ConfigArgs;
 use crate::config::Loaded;
 use crate::failure::{Exit, Failure};
-use crate::job::{Job, SAVED_CONFIG, line};
+use crate::job::{Begin, Job};
 use crate::paths;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
-use suasion_train::Resume;
+use suasion_train::{Resume, SAVED_CONFIG};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -20,7 +20,11 @@ pub struct TrainArgs {
     /// Continue from a checkpoint: a checkpoint-N folder, a run's folder, or the newest in output_dir
     #[arg(long, value_name = "DIR", num_args = 0..=1, value_parser = paths::parser())]
     pub resume: Option<Option<PathBuf>>,
-    /// Print the plan and stop
+    /// With --resume: go on under other settings (--set num_train_epochs=5), batch sizes or data, and say what is no longer
+    /// an exact continuation
+    #[arg(long, requires = "resume")]
+    pub extend: bool,
+    /// Print the plan, with the disk and time that it needs, and stop; nothing is written
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -29,20 +33,19 @@ pub struct TrainArgs {
 pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let (loaded, resume) = load(args, ui)?;
     let (output_dir, overwrite) = (&loaded.config.output_dir, loaded.config.overwrite_output_dir);
+    // Before anything is read: what another process is writing there may be gone the next moment.
+    let lock = match output_dir.is_dir() && !args.dry_run {
+        true => Some(suasion_train::lock(output_dir)?),
+        false => None,
+    };
     suasion_train::check_output_dir(output_dir, &resume, overwrite)?;
-    let job = Job::new(loaded.config, resume, ui)?;
-    job.announce(ui);
-    line(ui, "output", job.config.output_dir.display());
+    let mut job = Job::new(loaded.config, Begin { resume, extend: args.extend, lock }, ui)?;
+    job.check_inputs()?;
     if args.dry_run {
-        // A run that is not dry prints these itself.
-        for warning in job.plan.warnings.iter().chain(&job.arch.not_applied) {
-            ui.warn(warning);
-        }
-        if ui.json {
-            ui.print_json(&job.to_json())?;
-        }
+        job.print(ui)?;
         return Ok(Exit::Done);
     }
+    job.announce(ui);
     let report = job.train(ui)?;
     job.farewell(&report, ui)?;
     Ok(Exit::Done)
@@ -68,6 +71,12 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
     // `--resume run.yaml`: the parser took the CONFIG for the optional DIR.
     if config.is_none() && named.as_ref().is_some_and(|path| path.is_file()) {
         config = named.take();
+        // The configuration that a run saved stands for the run.
+        let run = config.as_ref().filter(|path| path.ends_with(SAVED_CONFIG)).and_then(|path| path.parent());
+        if let Some(run) = run {
+            named = Some(if run.as_os_str().is_empty() { ".".into() } else { run.to_path_buf() });
+            config = None;
+        }
     }
     let args = |config| ConfigArgs {
         config,
@@ -81,15 +90,28 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
         None if config.is_none() => Some(args(None).load(ui)?.config.output_dir),
         None => None,
     };
-    if config.is_none() {
+    let saved = config.is_none();
+    if saved {
         config = run_dir.as_ref().map(|dir| dir.join(SAVED_CONFIG)).filter(|path| path.is_file());
     }
     let mut loaded = args(config).load(ui)?;
-    if let Some(dir) = &run_dir
-        && !loaded.places.contains_key("output_dir")
-    {
-        loaded.config.output_dir = dir.clone();
-        loaded.places.insert("output_dir", "--resume".into());
+    if let (Some(dir), None) = (&named, &loaded.config.model_name_or_path) {
+        return Err(Failure::usage(
+            format!("--resume {}: no run of suasion wrote this folder: it has no suasion.yaml", dir.display()),
+            "name a run's output folder or one of its checkpoint-N folders; a new run starts without --resume",
+        )
+        .into());
+    }
+    if let Some(dir) = &run_dir {
+        // The saved configuration names the folder in which the run was started, which may be gone or another's by now.
+        let place = loaded.places.get("output_dir").cloned();
+        if place.as_ref().is_none_or(|place| !place.starts_with("--set") && !place.starts_with("--output")) {
+            if let Some(place) = place.filter(|_| !saved && loaded.config.output_dir != *dir) {
+                ui.log(format_args!("note: {place}: output_dir is that of --resume, {}", dir.display()));
+            }
+            loaded.config.output_dir = dir.clone();
+            loaded.places.insert("output_dir", "--resume".into());
+        }
     }
     Ok((loaded, named.map_or(Resume::Newest, Resume::From)))
 }

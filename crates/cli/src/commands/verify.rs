@@ -3,7 +3,7 @@
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
-use crate::inputs::{loading, rows};
+use crate::inputs::{kept, loading, rows};
 use crate::paths;
 use crate::progress::Meter;
 use crate::ui::{self, Ui};
@@ -79,6 +79,10 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         Some(name) => model::open(&model::resolve(name, false, ui)?, ui)?,
         None => ModelFolder::default(),
     };
+    if let Some(html) = &args.html {
+        let files = source.files.iter().map(PathBuf::as_path).chain(args.config.config.as_deref());
+        kept::check_output("--html", html, files, [folder.path.as_path()])?;
+    }
     let policy = config.policy();
     let manifest = source.manifest()?;
     if let Some(manifest) = &manifest {
@@ -93,6 +97,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     let pipeline = Pipeline {
         mode: Mode::Verify,
+        prepared_chats: manifest.as_ref().is_some_and(|manifest| manifest.template.is_some()),
         labelled_under: manifest.map(|manifest| manifest.labelled_under(&policy).into()),
         keep_text: true,
         filter,

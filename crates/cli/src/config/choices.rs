@@ -5,7 +5,7 @@ use serde::de::value::Error;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
 use serde::{Deserialize, Serialize, forward_to_deserialize_any};
 use serde_json::{Value as Json, json};
-use suasion_data::{Boundary, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
+use suasion_data::{Boundary, Code, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
 use suasion_train::{Scheduler, Strategy};
 
 /// Where a model's first weights come from.
@@ -24,6 +24,50 @@ pub enum Init {
 pub enum PackingStrategy {
     /// Best-fit decreasing.
     Bfd,
+}
+
+/// Codes of findings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Codes(pub Vec<Code>);
+
+impl Codes {
+    /// Those that can be allowed: nothing can be learned from a row that is no sample.
+    fn all() -> impl Iterator<Item = Code> {
+        Code::ALL.iter().copied().filter(|code| *code != Code::Row)
+    }
+}
+
+impl Value for Codes {
+    fn expected() -> String {
+        "a list of codes of findings (E-ROW is allowed by on_bad_row=skip)".into()
+    }
+
+    fn schema() -> Json {
+        let codes: Vec<&str> = Codes::all().map(Code::as_str).collect();
+        json!({ "type": ["array", "null"], "items": { "enum": codes } })
+    }
+
+    fn from_json(json: &Json) -> Option<Codes> {
+        let code = |text: &str| Codes::all().find(|code| code.as_str().eq_ignore_ascii_case(text));
+        match json {
+            Json::Null => Some(Codes::default()),
+            Json::String(text) => Some(Codes(vec![code(text)?])),
+            Json::Array(items) => {
+                items.iter().map(|item| code(item.as_str()?)).collect::<Option<_>>().map(Codes)
+            }
+            _ => None,
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Codes> {
+        let list = text.trim().trim_start_matches('[').trim_end_matches(']');
+        let items = list.split(',').map(|item| unquoted(item.trim())).filter(|item| !item.is_empty());
+        Codes::from_json(&items.map(Json::from).collect())
+    }
+
+    fn to_json(&self) -> Json {
+        self.0.iter().map(|code| code.as_str()).collect()
+    }
 }
 
 /// An enum of unit variants that is a key's type.
@@ -118,5 +162,10 @@ mod tests {
         assert_eq!(Format::from_text("tokenized"), Some(Format::Tokenised));
         assert_eq!(names::<Format>().len(), 9);
         assert_eq!(Format::from_text("none"), None);
+        for text in ["M002,T001", "[M002, T001]", "['m002', \"T001\"]"] {
+            assert_eq!(Codes::from_text(text), Some(Codes(vec![Code::M002, Code::T001])), "{text}");
+        }
+        assert_eq!(Codes::from_text("[]"), Some(Codes::default()));
+        assert_eq!(Codes::from_text("M02"), None);
     }
 }

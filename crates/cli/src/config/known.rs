@@ -139,7 +139,7 @@ known! {
         restore_callback_states_from_checkpoint = "false",
     }
     "metrics are taken every logging_steps": { logging_strategy = "steps" }
-    "the first and the last step always have a line of metrics": { logging_first_step = "false" ["true"] }
+    "the first and the last step always have a line of metrics": { logging_first_step = "false" always }
     "metrics.jsonl has the tokens of every line": { include_num_input_tokens_seen = "no" always }
     "evaluation follows eval_strategy alone": {
         eval_on_start = "false", eval_delay = "0", do_eval = "false" always, do_train = "false" always, do_predict = "false",

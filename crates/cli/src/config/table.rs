@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Init, PackingStrategy};
+use super::choices::{Codes, Init, PackingStrategy};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -148,8 +148,12 @@ table! {
     eval_fraction: f64 = 0.0, in Bounds::Within(Range::FromBelow(0.0, 1.0)), eg "0.05";
     /// Format of the rows; auto finds it for each row.
     format: Format => data.format, eg "messages";
+    /// Where the rows have what formats name otherwise, by our name; also lists and nested names.
+    columns: BTreeMap<String, String> => data.columns, eg "{prompt: question, completion: data.answer}";
     /// What happens to a row that cannot become a sample.
     on_bad_row: OnBadRow => data.on_bad_row, eg "skip";
+    /// Findings of level error that do not stop training, by their codes.
+    allow_findings: Codes = Codes::default(), eg "[M002]";
 
     Labels:
     /// Learn from responses only; false: from every token, prompts included.
@@ -180,7 +184,7 @@ table! {
     content_special_tokens: ContentSpecialTokens => data.content_special_tokens, eg "text";
     /// Loss weight of prompt tokens.
     prompt_loss_weight: f32 => data.prompt_loss_weight, in Bounds::Within(Range::AtLeast(0.0)), eg "0.1";
-    /// Loss weight per prompt section (system, context, task, user, tool, other).
+    /// Loss weight per prompt section (system, context, task, user, tool, prompt).
     loss_weights: BTreeMap<String, f32> => data.loss_weights, eg "{system: 0.1}";
     /// Text that begins each section (SYSTEM, CONTEXT, TASK, RESPONSE); empty: no such section.
     section_markers: BTreeMap<String, String> => data.section_markers, eg "{TASK: \"[ASK]\"}";
@@ -218,6 +222,8 @@ table! {
     warmup_ratio: f64 => train.warmup_ratio, eg "0.03";
     /// Number of warm-up steps; below 1, a share of the steps.
     warmup_steps: f64 => train.warmup_steps, eg "100";
+    /// Stop where the loss has been above twice that of the first step, and above 4 nats, for 20 steps in a row.
+    stop_on_divergence: bool => train.stop_on_divergence, eg "false";
 
     Evaluation:
     /// Rows per evaluation batch.
@@ -261,6 +267,7 @@ impl Key {
     pub fn entries(&self) -> Vec<&'static str> {
         match self.name {
             "loss_weights" => Section::ALL.iter().map(|section| section.name()).collect(),
+            "columns" => suasion_data::example::COLUMNS.to_vec(),
             "section_markers" => vec!["SYSTEM", "CONTEXT", "TASK", "RESPONSE"],
             _ => Vec::new(),
         }

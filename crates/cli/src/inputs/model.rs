@@ -3,10 +3,11 @@
 use super::hub::{self, Access, Kind, Repo, ToDownload};
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
+use crate::paths;
 use crate::ui::Ui;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
@@ -19,12 +20,23 @@ use suasion_train::ModelFiles;
 /// # Errors
 /// Where its tokenizer cannot be read.
 pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
+    if !["config.json", "tokenizer.json"].iter().any(|name| dir.join(name).exists()) {
+        return Err(Failure::run_time(
+            "E-MODEL",
+            format!(
+                "{}: the folder has neither config.json nor tokenizer.json: it is no model",
+                dir.display()
+            ),
+            "name the folder in the Hugging Face layout that holds them",
+        )
+        .into());
+    }
     let folder = ModelFolder::open(dir)?;
     if let Some(error) = &folder.template_error {
         ui.warn(format_args!("the chat template is not used: {error}"));
     }
-    if folder.template.is_some() {
-        watch_templates();
+    if let Some(template) = &folder.template {
+        watch(template.watch());
     }
     Ok(folder)
 }
@@ -89,24 +101,23 @@ const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 /// How often the watching thread looks in that time.
 const LOOKS: u32 = 10;
 
-/// Ends the process where a template does not end and its fuel does not stop it ([`RenderingWatch`]).
-fn watch_templates() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        std::thread::spawn(|| {
-            let mut watch = RenderingWatch::default();
-            // Looks are counted instead of seconds: the whole process may have been stopped in between.
-            while watch.look() < LOOKS {
-                std::thread::sleep(LONGEST_RENDERING / LOOKS);
+/// Ends the process where a rendering of a template does not end and its fuel does not stop it.
+fn watch(mut watch: RenderingWatch) {
+    std::thread::spawn(move || {
+        // Looks are counted instead of seconds: the whole process may have been stopped in between.
+        while watch.look() < LOOKS {
+            std::thread::sleep(LONGEST_RENDERING / LOOKS);
+            if watch.is_over() {
+                return;
             }
-            let _ = writeln!(
-                std::io::stderr(),
-                "error[E-TEMPLATE]: the chat template has rendered one conversation for {} s: the template does not \
-                 end\nhelp: compare it with the template of the model's repository",
-                LONGEST_RENDERING.as_secs()
-            );
-            std::process::exit(Exit::RunTime as i32);
-        });
+        }
+        let _ = writeln!(
+            std::io::stderr(),
+            "error[E-TEMPLATE]: the chat template has rendered one conversation for {} s: the template does not end\n\
+             help: compare it with the template of the model's repository",
+            LONGEST_RENDERING.as_secs()
+        );
+        std::process::exit(Exit::RunTime as i32);
     });
 }
 
@@ -131,6 +142,7 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
 pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
     let access = access.into();
     if name.is_dir() {
+        check_kinds(name)?;
         return Ok(name.to_path_buf());
     }
     if name.exists() {
@@ -141,13 +153,18 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
         )
         .into());
     }
-    let Some(repo) = Repo::named(Kind::Model, name) else {
-        return Err(Failure::run_time(
-            "E-MODEL",
-            format!("{}: no such folder", name.display()),
-            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id",
-        )
-        .into());
+    let absent = |help: String| {
+        Failure::run_time("E-MODEL", format!("{}: no such folder", name.display()), help).into()
+    };
+    let repo = Repo::named(Kind::Model, name);
+    if let (Some(near), None) = (paths::near(name), repo.as_ref().and_then(Repo::snapshot)) {
+        return Err(absent(format!("did you mean {}?", near.display())));
+    }
+    let Some(repo) = repo else {
+        return Err(absent(
+            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id"
+                .into(),
+        ));
     };
     let snapshot = match repo.snapshot() {
         // Where files are missing from the snapshot, the code that needs them names them.
@@ -164,6 +181,28 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
         }
         (Err(error), _) => Err(error),
     }
+}
+
+/// Refuses a folder in which a device or a pipe has the name of a file of a model: reading it may not end.
+fn check_kinds(dir: &Path) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(dir).map_err(|e| suasion_data::Error::io(dir, e))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let read = ModelFiles::NAMES.contains(&name.as_str())
+            || is_safetensors(&name)
+            || name == "model.safetensors.index.json";
+        // A link counts as what it points to.
+        let odd = || entry.path().metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir());
+        if read && odd() {
+            return Err(Failure::run_time(
+                "E-MODEL",
+                format!("{}: a device or a pipe, not a file", entry.path().display()),
+                "put a plain file there; a model's files are read more than once",
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// True where a snapshot has the files that every model has; other tools may have downloaded only some of

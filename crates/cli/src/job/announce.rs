@@ -1,32 +1,97 @@
 //! A job's printed plan and, after training, its result.
 
 use super::Job;
+use super::estimate::Needs;
 use crate::config::Init;
+use crate::failure::Failure;
 use crate::inputs::loading;
 use crate::machine;
 use crate::tables;
 use crate::ui::Ui;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::io::Write as _;
 use suasion_data::Objective;
 use suasion_data::prepared::Counts;
-use suasion_data::report::format::{bytes, count, duration, percent, thousands};
+use suasion_data::report::format::{bytes, count, duration, loss, percent, perplexity, thousands};
+use suasion_data::report::printable;
 use suasion_train::Report;
 
 /// Width in columns of the names in the plan.
 const INDENT: usize = 12;
 
-/// Prints one line of the plan.
-pub fn line(ui: &Ui, name: &str, text: impl Display) {
-    ui.hang(INDENT + 1, format_args!("{name:<INDENT$} {text}"));
+/// A line of the plan.
+fn line(name: &str, text: impl Display) -> String {
+    format!("{name:<INDENT$} {text}")
 }
 
 impl Job {
-    /// Prints what the run will do.
+    /// Prints what the run will do. Findings are warned of, also when quiet.
     pub fn announce(&self, ui: &Ui) {
+        for line in self.lines() {
+            ui.hang(INDENT + 1, line);
+        }
+        self.warn(ui);
+    }
+
+    /// Prints the plan of a dry run, a result.
+    pub fn print(&self, ui: &Ui) -> anyhow::Result<()> {
+        let needs = Needs::of(self);
+        if ui.json {
+            self.lines().into_iter().for_each(|line| ui.hang(INDENT + 1, line));
+            ui.print_json(&self.to_json(&needs))?;
+        } else {
+            let mut out = ui.out();
+            for line in self.lines() {
+                writeln!(out, "{}", printable(&line))?;
+            }
+            let disk = match needs.checkpoints {
+                0 => "the final model, no checkpoint".into(),
+                n => {
+                    format!("the final model, and {} of {}", count(n, "checkpoint"), bytes(needs.checkpoint))
+                }
+            };
+            writeln!(out, "{}", line("disk", format!("{}: {disk}", bytes(needs.disk))))?;
+            let time = match needs.seconds {
+                Some(seconds) => {
+                    format!("about {} for the steps, by the speed of a small model here", duration(seconds))
+                }
+                None => "not known".into(),
+            };
+            writeln!(out, "{}", line("time", time))?;
+            out.flush()?;
+        }
+        self.warn(ui);
+        // A run that is not dry prints these itself.
+        for warning in self.plan.warnings.iter().chain(&self.arch.not_applied) {
+            ui.warn(warning);
+        }
+        Ok(())
+    }
+
+    /// Warns of what the plan's lines do not say, or what must be seen when they are not.
+    fn warn(&self, ui: &Ui) {
+        for rows in std::iter::once(&self.train_rows).chain(&self.eval_rows) {
+            loading::print_findings(ui, rows, INDENT);
+        }
+        let memory = self.memory();
+        if let (_, Some(available)) = machine::memory()
+            && memory.total() > available
+        {
+            ui.warn(format_args!(
+                "{} are planned and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
+                bytes(memory.total()),
+                bytes(available)
+            ));
+        }
+    }
+
+    /// The plan, line by line.
+    fn lines(&self) -> Vec<String> {
         let plan = &self.plan;
         let (config, settings) = (&self.config, &self.settings);
-        let line = |name: &str, text: String| line(ui, name, text);
+        let lines = std::cell::RefCell::new(Vec::new());
+        let line = |name: &str, text: String| lines.borrow_mut().push(line(name, text));
         let weights = match config.init {
             Init::Weights => "weights from the folder",
             Init::Random => "random weights",
@@ -48,14 +113,12 @@ impl Job {
                 tables::rows(&Counts::of(&self.train_rows.summary))
             ),
         );
-        loading::print_findings(ui, &self.train_rows, INDENT);
         match &self.eval_rows {
             Some(rows) => {
                 line(
                     "evaluation",
                     format!("{}: {}", rows.name.display(), tables::rows(&Counts::of(&rows.summary))),
                 );
-                loading::print_findings(ui, rows, INDENT);
             }
             None if !self.eval.is_empty() => line(
                 "evaluation",
@@ -125,25 +188,21 @@ impl Job {
                 bytes(memory.scratch),
             ),
         );
-        if let (_, Some(available)) = machine::memory()
-            && memory.total() > available
-        {
-            ui.warn(format_args!(
-                "{} are planned and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
-                bytes(memory.total()),
-                bytes(available)
-            ));
-        }
         let changed = config.changed();
         if !changed.is_empty() {
             let list: Vec<String> =
                 changed.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
             line("set", list.join(" "));
         }
+        line("output", config.output_dir.display().to_string());
+        if let Some(checkpoint) = &self.checkpoint {
+            line("continues", checkpoint.display().to_string());
+        }
+        lines.into_inner()
     }
 
     /// The plan as JSON (`--dry-run --json`).
-    pub fn to_json(&self) -> serde_json::Value {
+    fn to_json(&self, needs: &Needs) -> serde_json::Value {
         let memory = self.memory();
         let summary = &self.train_rows.summary;
         let dropped: BTreeMap<&str, u64> =
@@ -165,15 +224,41 @@ impl Job {
                 "total": memory.total(), "parameters": memory.parameters, "gradients": memory.gradients,
                 "optimizer": memory.optimizer, "activations": memory.activations, "scratch": memory.scratch,
             },
+            "disk_bytes": {
+                "total": needs.disk, "checkpoint": needs.checkpoint, "checkpoints": needs.checkpoints,
+            },
+            "seconds": needs.seconds,
             "output_dir": self.config.output_dir,
             "config": self.config.to_json(),
         })
     }
 
     /// Prints the result of the run.
+    ///
+    /// # Errors
+    /// Where it was stopped because it diverged.
     pub fn farewell(&self, report: &Report, ui: &Ui) -> anyhow::Result<()> {
         if ui.json {
-            return ui.print_json(report);
+            ui.print_json(report)?;
+        }
+        if let Some(divergence) = report.diverged.filter(|divergence| divergence.stopped) {
+            let kept = report
+                .checkpoint
+                .as_deref()
+                .map(|path| format!("; the newest checkpoint is {}", path.display()));
+            return Err(Failure::run_time(
+                "E-DIVERGED",
+                divergence.to_string(),
+                format!(
+                    "lower learning_rate, warm up (warmup_ratio=0.03), or clip with max_grad_norm; \
+                     stop_on_divergence=false trains on{}",
+                    kept.unwrap_or_default()
+                ),
+            )
+            .into());
+        }
+        if ui.json {
+            return Ok(());
         }
         let dir = report.output_dir.display();
         if report.interrupted {
@@ -185,11 +270,11 @@ impl Job {
         }
         if let (Some(before), Some(after)) = (&report.before, &report.after) {
             ui.log(format_args!(
-                "held-out loss: {:.4} before training, {:.4} after (perplexity {:.2} → {:.2}, {} targets)",
-                before.loss,
-                after.loss,
-                before.perplexity,
-                after.perplexity,
+                "held-out loss: {} before training, {} after (perplexity {} → {}, {} targets)",
+                loss(before.loss),
+                loss(after.loss),
+                perplexity(before.perplexity),
+                perplexity(after.perplexity),
                 thousands(after.targets)
             ));
         }

@@ -1,14 +1,47 @@
 //! The data card of a run: the rows as its model card and its report describe them.
 
-use crate::config::{Config, Init};
+use crate::config::{Config, Init, Paths};
 use crate::inputs::loading::RowSet;
-use std::path::PathBuf;
+use std::path::Path;
 use suasion_data::{Sample, Summary};
 use suasion_train::{DataCard, FindingCount, SectionShare};
+
+/// A path as others can understand it: a hub id or a relative path as it is, else the last name.
+fn public_name(path: &Path) -> String {
+    match path.file_name() {
+        Some(name) if path.is_absolute() || path.exists() => name.to_string_lossy().into_owned(),
+        _ => path.display().to_string(),
+    }
+}
+
+/// The base model: its hub id, where the folder is of the hub's cache or its config.json names one; else its name.
+fn base_model(path: &Path) -> String {
+    if !path.exists() {
+        return path.display().to_string();
+    }
+    let cached = path.components().find_map(|part| {
+        let id = part.as_os_str().to_str()?.strip_prefix("models--")?;
+        Some(id.replace("--", "/"))
+    });
+    let named = || {
+        let bytes = std::fs::read(path.join("config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        let name = config.get("_name_or_path")?.as_str()?.to_string();
+        let hub =
+            name.split('/').count() == 2 && !name.starts_with(['/', '.', '~']) && !Path::new(&name).exists();
+        hub.then_some(name)
+    };
+    let folder = || {
+        let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    cached.or_else(named).unwrap_or_else(folder)
+}
 
 /// The data card: of the rows that were read (`rows`), those trained on (`train`) and those held out.
 pub fn data_card(
     config: &Config,
+    chat: bool,
     rows: &RowSet,
     train: &[Sample],
     eval: Option<&RowSet>,
@@ -16,21 +49,30 @@ pub fn data_card(
 ) -> DataCard {
     // Rows read, and those of them that are trained on: held-out rows are not.
     let (summary, trained) = (&rows.summary, Summary::of(train));
-    let name = |path: &Option<PathBuf>| path.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
+    let base = config.model_name_or_path.as_deref().map(base_model).unwrap_or_default();
+    // Hub ids as they are; of files and folders the name, for others have them elsewhere.
+    let names = |paths: &Option<Paths>, rows: &RowSet| -> Vec<String> {
+        let named = paths.iter().flat_map(|paths| &paths.0).map(|path| public_name(path));
+        let names: Vec<String> = named.collect();
+        if names.is_empty() { vec![public_name(&rows.name)] } else { names }
+    };
     DataCard {
         title: config
             .output_dir
             .file_name()
             .map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned()),
-        base_model: match config.init {
-            Init::Weights => name(&config.model_name_or_path),
-            Init::Random => {
-                format!("random weights for the config.json of {}", name(&config.model_name_or_path))
-            }
+        start: match config.init {
+            Init::Weights => String::new(),
+            Init::Random => format!("random weights for the config.json of {base}"),
         },
-        data: vec![rows.name.display().to_string()],
+        base_model: match config.init {
+            Init::Weights => base,
+            Init::Random => String::new(),
+        },
+        chat,
+        data: names(&config.dataset_name, rows),
         eval_data: match eval {
-            Some(rows) => vec![rows.name.display().to_string()],
+            Some(rows) => names(&config.eval_dataset_name, rows),
             None if eval_rows > 0 => vec![format!("{eval_rows} rows held out of the training data")],
             None => Vec::new(),
         },
@@ -65,6 +107,6 @@ pub fn data_card(
                     .unwrap_or_default(),
             })
             .collect(),
-        configuration: config.to_yaml(),
+        configuration: config.shareable().to_yaml(),
     }
 }

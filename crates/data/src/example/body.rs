@@ -2,6 +2,7 @@
 
 use super::chat::{Conversation, message};
 use crate::{Origin, Pack};
+use serde_json::Value;
 
 /// The content of an example.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +14,8 @@ pub enum Body {
         /// Length of the prompt in bytes: the offset at which the completion starts.
         prompt_len: usize,
     },
+    /// A text without a prompt, for training on all tokens.
+    Whole(String),
     /// A conversation, to be rendered by a chat template.
     Chat(Box<Conversation>),
     /// An instruction: rendered as a conversation if the model has a chat template, else as plain text.
@@ -21,6 +24,35 @@ pub enum Body {
     Segments(Vec<TextPiece>),
     /// Token ids with labels or a mask.
     Tokenised(Box<Tokenised>),
+}
+
+impl Body {
+    /// The length of its texts in bytes; 0 for tokens.
+    pub(crate) fn text_bytes(&self) -> usize {
+        fn of(value: &Value) -> usize {
+            match value {
+                Value::String(text) => text.len(),
+                Value::Array(list) => list.iter().map(of).sum(),
+                Value::Object(map) => map.values().map(of).sum(),
+                _ => 0,
+            }
+        }
+        match self {
+            Body::Text { text, .. } | Body::Whole(text) => text.len(),
+            Body::Chat(c) => {
+                let messages = c.messages.iter().flat_map(|message| message.values());
+                messages.chain(c.tools.iter().flatten()).chain(c.kwargs.values()).map(of).sum()
+            }
+            Body::Alpaca(row) => {
+                let history = row.history.iter().map(|(a, b)| a.len() + b.len()).sum::<usize>();
+                let optional =
+                    [&row.system, &row.input].into_iter().flatten().map(String::len).sum::<usize>();
+                history + optional + row.instruction.len() + row.output.len()
+            }
+            Body::Segments(list) => list.iter().map(|piece| piece.text.len()).sum(),
+            Body::Tokenised(_) => 0,
+        }
+    }
 }
 
 /// A piece of text and its loss weight; a piece of weight 0 is prompt.

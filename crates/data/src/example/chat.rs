@@ -6,8 +6,9 @@ use std::ops::Range;
 /// A conversation in OpenAI's message format, which chat templates expect.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
-    /// Messages: objects with `role`, `content` and any other keys of the row (`name`, `tool_calls` with
-    /// arguments as objects, `tool_call_id`, reasoning fields). Keys whose value is null are dropped.
+    /// Messages: objects with `role`, `content` (text, or a list of parts `{type: text, text}`) and any other keys of the
+    /// row (`name`, `tool_calls` with arguments as objects or JSON text, `tool_call_id`, reasoning fields). Keys whose
+    /// value is null are dropped.
     pub messages: Vec<Map<String, Value>>,
     /// Loss weight of each message, if the row gives one (`train`, `loss`, `weight` and their like). One
     /// entry per message.

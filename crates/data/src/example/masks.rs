@@ -12,6 +12,7 @@
 use super::chat::Detail;
 use super::reader::Reader;
 use crate::Result;
+use crate::source::{as_f64, shown};
 use serde_json::{Map, Value};
 
 /// Keys that say whether something is learned.
@@ -79,10 +80,10 @@ pub(super) struct Mask {
 /// weight. The error says what is wrong with which key.
 pub(super) fn take(object: &mut Map<String, Value>) -> Result<Option<f32>, String> {
     let (mut on, mut weight): (Option<(&str, bool)>, Option<(&str, f32)>) = (None, None);
-    let number = |value: &Value| value.as_f64().map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0);
+    let number = |value: &Value| as_f64(value).map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0);
     for key in SWITCHES.into_iter().chain(WEIGHTS) {
         let Some(value) = object.shift_remove(key).filter(|value| !value.is_null()) else { continue };
-        let wrong = || format!("has the {key:?} {value}");
+        let wrong = || format!("has the {key:?} {}", shown(&value));
         let switch = value.as_bool().or(number(&value).filter(|w| *w == 0.0 || *w == 1.0).map(|w| w == 1.0));
         if let Some(switch) = switch.filter(|_| SWITCHES.contains(&key)) {
             match on {

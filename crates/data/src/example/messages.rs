@@ -3,9 +3,9 @@
 //! | given | becomes |
 //! |---|---|
 //! | `from`/`value`; other names of roles, in any case | `role`/`content` with `system`, `user`, `assistant`, `tool` |
-//! | content as a list of typed parts | one string; reasoning goes to `reasoning_content`, tool calls to `tool_calls` |
+//! | content as a list of typed parts | its texts as parts `{type: text, text}`; reasoning goes to `reasoning_content`, tool calls to `tool_calls` |
 //! | `function_call` (as a role or a key), a bare `{name, arguments}` | `tool_calls` of `{type, function}` |
-//! | arguments as JSON text | an object |
+//! | no arguments, or blank ones | an empty object |
 //! | keys whose value is null | dropped |
 //! | masks ([`super::masks`]) | weights of the message and of parts of its text |
 
@@ -14,6 +14,7 @@ mod weights;
 use super::chat::{Conversation, message};
 use super::masks::Mask;
 use super::reader::{Reader, shown_keys};
+use crate::source::parse;
 use crate::source::row::type_name;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -62,7 +63,7 @@ impl Reader<'_> {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(map)) => map,
             Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
-            Some(other) => match other.as_str().map(serde_json::from_str::<Value>) {
+            Some(other) => match other.as_str().map(parse) {
                 Some(Ok(Value::Object(map))) => map,
                 _ => {
                     let found = type_name(&other);
@@ -94,7 +95,7 @@ impl Reader<'_> {
         let list = match value {
             Value::Array(list) => list,
             one @ Value::Object(_) => vec![one],
-            Value::String(text) => match serde_json::from_str(&text) {
+            Value::String(text) => match parse(&text) {
                 Ok(Value::Array(list)) => list,
                 Ok(one @ Value::Object(_)) => vec![one],
                 _ => return Err(self.no_messages(key, "a string")),
@@ -135,13 +136,13 @@ impl Reader<'_> {
     /// wrapping object.
     fn tools(&mut self, wrap: bool) -> Result<Option<Vec<Value>>> {
         let help = "tools are a list of objects, or JSON text of one";
-        let parse = |reader: &Self, text: &str, place: &str| {
-            serde_json::from_str::<Value>(text)
-                .map_err(|e| reader.error(format!("{place} is a string that is not JSON: {e}"), help))
+        let parsed = |reader: &Self, text: &str, place: &str| {
+            parse(text)
+                .map_err(|(_, e)| reader.error(format!("{place} is a string that is not JSON: {e}"), help))
         };
         let value = match self.fields.swap_remove("tools") {
             Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
-            Some(Value::String(text)) => parse(self, &text, "\"tools\"")?,
+            Some(Value::String(text)) => parsed(self, &text, "\"tools\"")?,
             other => other.unwrap_or(Value::Null),
         };
         let list = match value {
@@ -156,7 +157,7 @@ impl Reader<'_> {
         let mut tools = Vec::with_capacity(list.len());
         for (at, tool) in list.into_iter().enumerate() {
             let tool = match tool {
-                Value::String(text) => parse(self, &text, &format!("tools[{at}]"))?,
+                Value::String(text) => parsed(self, &text, &format!("tools[{at}]"))?,
                 other => other,
             };
             match tool {
@@ -186,7 +187,7 @@ impl Reader<'_> {
             Some(Value::String(_)) => {
                 let text = self.string(key)?;
                 // Text may just happen to start with a bracket.
-                match serde_json::from_str::<Value>(&text) {
+                match parse(&text) {
                     Ok(value) if looks_like_messages(&value) => {
                         self.fields.insert(key.to_string(), value);
                         self.messages(key)
@@ -330,16 +331,16 @@ impl At<'_, '_> {
                 let role = if role == "function_call" { "assistant" } else { role.as_str() };
                 out.insert("role".into(), role.into());
             } else if key == content_key {
-                let text = match value {
+                let content = match value {
                     Value::String(text) if role == "function_call" => {
                         calls.extend(self.calls_of_text(&text)?);
-                        String::new()
+                        "".into()
                     }
                     Value::Object(_) if role == "function_call" => {
                         calls.push(self.call(value)?);
-                        String::new()
+                        "".into()
                     }
-                    Value::String(text) => text,
+                    Value::String(text) => text.into(),
                     Value::Array(parts) => self.parts(parts, &mut reasoning, &mut calls)?,
                     other => {
                         let found = type_name(&other);
@@ -349,7 +350,7 @@ impl At<'_, '_> {
                         ));
                     }
                 };
-                out.insert("content".into(), text.into());
+                out.insert("content".into(), content);
             } else if key == "tool_calls" {
                 match value {
                     Value::Array(list) => {
@@ -389,14 +390,14 @@ impl At<'_, '_> {
         Ok((out, mask))
     }
 
-    /// The text of content that is a list of parts. Appends reasoning and tool calls to `reasoning` and
-    /// `calls`.
-    fn parts(&self, parts: Vec<Value>, reasoning: &mut String, calls: &mut Vec<Value>) -> Result<String> {
-        let mut content = String::new();
+    /// The text parts of content that is a list of parts; an empty text if there are none. Appends reasoning and tool
+    /// calls to `reasoning` and `calls`.
+    fn parts(&self, parts: Vec<Value>, reasoning: &mut String, calls: &mut Vec<Value>) -> Result<Value> {
+        let mut content = Vec::new();
         for (n, part) in parts.into_iter().enumerate() {
             let part = match part {
                 Value::String(text) => {
-                    content.push_str(&text);
+                    content.push(json!({"type": "text", "text": text}));
                     continue;
                 }
                 Value::Object(part) => part,
@@ -421,7 +422,9 @@ impl At<'_, '_> {
                 )),
             };
             match kind.as_str() {
-                "text" | "input_text" | "output_text" => content.push_str(text()?),
+                "text" | "input_text" | "output_text" => {
+                    content.push(json!({"type": "text", "text": text()?}));
+                }
                 "reasoning" | "thinking" => reasoning.push_str(text()?),
                 "tool_call" | "function_call" | "function" => match inner {
                     Some(Value::String(text)) => calls.extend(self.calls_of_text(&text)?),
@@ -431,21 +434,22 @@ impl At<'_, '_> {
                 other => {
                     return Err(self.error(
                         format_args!("has a part {n} of type {other:?}"),
-                        "a part has the type text, reasoning or tool_call; only text models are supported",
+                        "a part has the type text, reasoning or tool_call: images, audio and video cannot be trained on \
+                         here; remove the part, or leave the row out",
                     ));
                 }
             }
         }
-        Ok(content)
+        Ok(if content.is_empty() { "".into() } else { Value::Array(content) })
     }
 
     /// Tool calls in JSON text: a single call or a list.
     fn calls_of_text(&self, text: &str) -> Result<Vec<Value>> {
-        match serde_json::from_str::<Value>(text) {
+        match parse(text) {
             Ok(Value::Array(list)) => list.into_iter().map(|call| self.call(call)).collect(),
             Ok(call @ Value::Object(_)) => Ok(vec![self.call(call)?]),
             Ok(other) => Err(self.bad_call(format_args!("is {}, not an object", type_name(&other)))),
-            Err(e) => Err(self.bad_call(format_args!("is not JSON: {e}"))),
+            Err((_, e)) => Err(self.bad_call(format_args!("is not JSON: {e}"))),
         }
     }
 
@@ -490,13 +494,16 @@ impl At<'_, '_> {
             Value::Object(_) => {}
             Value::Null => *arguments = Value::Object(Map::new()),
             Value::String(text) if text.trim().is_empty() => *arguments = Value::Object(Map::new()),
-            Value::String(text) => match serde_json::from_str::<Value>(text) {
-                Ok(parsed @ Value::Object(_)) => *arguments = parsed,
+            Value::String(text) => match parse(text) {
+                // The template decides whether it is given the text.
+                Ok(Value::Object(_)) => {}
                 Ok(other) => {
                     let found = type_name(&other);
                     return Err(self.bad_call(format_args!("has arguments that are {found}, not an object")));
                 }
-                Err(e) => return Err(self.bad_call(format_args!("has arguments that are not JSON: {e}"))),
+                Err((_, e)) => {
+                    return Err(self.bad_call(format_args!("has arguments that are not JSON: {e}")));
+                }
             },
             other => {
                 let found = type_name(other);

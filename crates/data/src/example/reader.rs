@@ -1,6 +1,7 @@
 //! Reads the fields of a row, with errors that name them.
 
 use crate::source::row::type_name;
+use crate::source::shown;
 use crate::{Error, Result, RowId};
 use serde_json::{Map, Value};
 
@@ -85,7 +86,7 @@ impl Reader<'_> {
                 }
                 None => {
                     let found = type_name(value);
-                    let found = if value.is_number() { format!("{value}") } else { found.to_string() };
+                    let found = if found == "a number" { shown(value) } else { found.to_string() };
                     return Err(self.error(
                         format!("\"{key}\"[{i}] is {found}, not an integer"),
                         "one flat list of integers per row",

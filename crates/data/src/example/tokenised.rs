@@ -13,7 +13,7 @@ mod tests;
 use super::body::{Body, Tokenised};
 use super::boundaries::{self, Given};
 use super::reader::Reader;
-use crate::source::{Content, Projection, RawRow};
+use crate::source::{Content, Projection, RawRow, as_f64, shown};
 use crate::{Origin, Result};
 use fields::Key;
 use serde_json::Value;
@@ -104,11 +104,11 @@ impl Reader<'_> {
         if let Some(list) = self.sized("weights", n)? {
             let mut weights = Vec::with_capacity(n);
             for (i, value) in list.iter().enumerate() {
-                match value.as_f64().map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0) {
+                match as_f64(value).and_then(fields::weight) {
                     Some(w) => weights.push(w),
                     None => {
                         return Err(self.error(
-                            format!("\"weights\"[{i}] is {value}"),
+                            format!("\"weights\"[{i}] is {}", shown(value)),
                             "weights are finite numbers of 0 or more",
                         ));
                     }

@@ -1,18 +1,21 @@
 //! The error for a row of unknown format: its fields, and what it lacks for each format.
 
+use super::columns;
 use super::reader::shown_keys;
 use super::tokenised::MASKS;
+use crate::source::number_of;
 use crate::{Error, RowId};
 use serde_json::{Map, Value};
 
 /// The fields that each format needs: one of each group.
-const NEEDS: [(&str, &[&[&str]]); 8] = [
+const NEEDS: [(&str, &[&[&str]]); 9] = [
     ("prompt_completion", &[&["prompt"], &["completion"]]),
     ("messages", &[&["messages"]]),
     ("input_full", &[&["input_text"], &["full_text"]]),
     ("sharegpt", &[&["conversations", "conversation"]]),
     ("alpaca", &[&["instruction"], &["output"]]),
     ("segments", &[&["segments"]]),
+    ("text", &[&["text"]]),
     ("preference", &[&["chosen"], &["rejected"]]),
     ("tokenised", &[&["input_ids"], &["labels", MASKS[0], MASKS[1]]]),
 ];
@@ -26,6 +29,10 @@ pub(super) fn unknown(id: &RowId, fields: &Map<String, Value>) -> Error {
     for (name, needs) in NEEDS {
         let lacking: Vec<String> =
             needs.iter().filter(|keys| !keys.iter().any(has)).map(|keys| one_of(keys)).collect();
+        // Its one field is there, and means another thing.
+        if lacking.is_empty() {
+            continue;
+        }
         let line = format!("{name} lacks {}", lacking.join(" and "));
         formats.push((needs.len() - lacking.len(), lacking.len(), line));
     }
@@ -33,8 +40,12 @@ pub(super) fn unknown(id: &RowId, fields: &Map<String, Value>) -> Error {
     formats.sort_by_key(|(present, lacking, _)| (usize::MAX - present, *lacking));
     let lines: String = formats.iter().map(|(_, _, line)| format!("\n  {line}")).collect();
     let sample = sample(&Value::Object(fields.clone()), 0);
+    let mapping = match columns::proposal(fields) {
+        Some(columns) => format!("map its fields with {columns}, or name them"),
+        None => "name its fields".into(),
+    };
     let help =
-        format!("the row is {sample}\nname its fields as one of the formats does, the nearest first:{lines}");
+        format!("the row is {sample}\n{mapping} as one of the formats does, the nearest first:{lines}");
     Error::row(id.clone(), format!("the row is not in a known format; it has {}", shown_keys(fields)), help)
 }
 
@@ -60,6 +71,7 @@ fn sample(value: &Value, depth: usize) -> String {
             let shown = items.iter().take(entries).map(|item| sample(item, depth + 1)).collect();
             format!("[{}]", list(shown, items.len()))
         }
+        Value::Object(map) if number_of(map).is_some() => number_of(map).unwrap_or_default().into(),
         Value::Object(map) if depth > 2 && !map.is_empty() => "{..}".into(),
         Value::Object(map) => {
             let field = |(key, value): (&String, &Value)| {

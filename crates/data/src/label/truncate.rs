@@ -117,9 +117,8 @@ fn keep_response(origins: &[Origin], max: usize) -> Cuts {
     };
     let padding = |i: &usize| origins[*i] == Origin::Padding;
     let context = |i: &usize| matches!(origins[*i], Origin::Prompt { section: Section::Context, .. });
-    let other = |i: &usize| {
-        matches!(origins[*i], Origin::Prompt { section: Section::Other | Section::User | Section::Tool, .. })
-    };
+    let other =
+        |i: &usize| matches!(origins[*i], Origin::Prompt { section: Section::Other | Section::Tool, .. });
     cut(&mut (0..n).filter(padding));
     cut(&mut (after_last..n).filter(|i| origins[*i] == Origin::Scaffold).rev());
     cut(&mut (0..n).filter(context));

@@ -8,12 +8,12 @@ use crate::audit::{self, Subject};
 use crate::example::{Body, Conversation, Example, Tokenised};
 use crate::label;
 use crate::label::truncate::{self, Cuts, Fit};
-use crate::policy::TruncationMode;
+use crate::policy::{Objective, Policy, TruncationMode};
 use crate::render::{self, Rendered, Stops};
-use crate::source::{RawRow, Row};
+use crate::source::{MAX_TEXT_BYTES, RawRow, Row};
 use crate::template::{Chat, ChatRenderer, TemplateOptions};
 use crate::tokens::{Encoded, Special, Straddle, Tokenizer};
-use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample};
+use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample, Section};
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::Path;
@@ -84,18 +84,16 @@ impl RowProcessor {
     pub fn row<N: Into<String>>(&self, fields: impl IntoIterator<Item = (N, Value)>) -> Result<Outcome> {
         let id = RowId::new(Path::new("row"), 0, None);
         let fields = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        Ok(self
-            .settle(
-                id.clone(),
-                self.through(Example::from_row(Row { id, fields }, self.pipeline.policy.format)),
-            )?
-            .0)
+        let Policy { format, columns, .. } = &*self.pipeline.policy;
+        let row = Example::renamed(Row { id: id.clone(), fields }, columns);
+        Ok(self.settle(id, self.through(row.and_then(|row| Example::from_row(row, *format))))?.0)
     }
 
     /// The outcome of a row of a source, and the hash of its ids.
     pub(super) fn outcome(&self, raw: RawRow) -> Result<(Outcome, u64)> {
         let id = raw.id.clone();
-        self.settle(id, self.through(Example::read(raw, self.pipeline.policy.format)))
+        let Policy { format, columns, .. } = &*self.pipeline.policy;
+        self.settle(id, self.through(Example::read_renamed(raw, *format, columns)))
     }
 
     /// Adds to a summary which chat template the rows used, and for which day.
@@ -148,6 +146,7 @@ impl RowProcessor {
     fn through(&self, row: Result<Example>) -> Result<(Outcome, u64), Halt> {
         let policy = &*self.pipeline.policy;
         let Example { id, body } = row?;
+        check_length(&id, body.text_bytes())?;
         let mut whole = match body {
             Body::Text { text, prompt_len } => {
                 let marker = render::starts_with_response_marker(&text[prompt_len..], policy);
@@ -157,6 +156,19 @@ impl RowProcessor {
                 });
                 let rendered = render::render(id.clone(), text, prompt_len, policy, &self.stops);
                 self.rendered(rendered, findings.into_iter().collect())?
+            }
+            Body::Whole(_) if policy.objective != Objective::AllTokens => {
+                return Err(Error::row(
+                    id,
+                    "the row is one \"text\": nothing tells its answer from its prompt",
+                    "give them as \"prompt\" and \"completion\", or as \"messages\"; to learn all of the text, set \
+                     completion_only_loss=false",
+                )
+                .into());
+            }
+            Body::Whole(text) => {
+                let rendered = render::render(id.clone(), text, 0, policy, &self.stops);
+                self.rendered(rendered, Vec::new())?
             }
             Body::Segments(list) => {
                 let rendered = render::render_segments(id.clone(), &list, policy, &self.stops);
@@ -226,9 +238,18 @@ impl RowProcessor {
 
     fn tokenizer(&self, id: &RowId) -> Result<&Tokenizer, Halt> {
         self.pipeline.folder.tokenizer.as_deref().ok_or_else(|| {
+            let folder = &self.pipeline.folder.path;
+            let named = !folder.as_os_str().is_empty();
+            let (path, message) = match named {
+                true => (folder.clone(), format!("the folder has no tokenizer.json, and {id} is text")),
+                false => (
+                    id.file.to_path_buf(),
+                    format!("{id} is text, and there is no tokenizer to read it with"),
+                ),
+            };
             Halt::Run(Error::Source {
-                path: id.file.to_path_buf(),
-                message: format!("{id} is text, and there is no tokenizer to read it with"),
+                path,
+                message,
                 help: "name the model folder that holds tokenizer.json".into(),
             })
         })
@@ -239,6 +260,7 @@ impl RowProcessor {
         let policy = &*self.pipeline.policy;
         let id = rendered.id.clone();
         let tokenizer = self.tokenizer(&id)?;
+        check_length(&id, rendered.text.len())?;
         if rendered.response().all(str::is_empty) {
             let help = "write the response, or remove the row";
             return Err(Halt::bad(
@@ -292,6 +314,12 @@ impl RowProcessor {
             let help = "write the length of each sequence as \"seq_lengths\", or leave the rows unpacked";
             return Err(Halt::bad(Code::P001, Error::row(id, format!("P001: {why}"), help), Vec::new()));
         }
+        let mut row = row;
+        for origin in row.origins.iter_mut().flatten().filter(|_| self.pipeline.prepared_chats) {
+            if let Origin::Prompt { section: section @ Section::Task, .. } = origin {
+                *section = Section::User;
+            }
+        }
         let sample = label::label_tokenised(id, &row, &self.special, policy);
         let policy = self.pipeline.labelled_under.as_deref().unwrap_or(policy);
         let subject =
@@ -327,7 +355,12 @@ impl RowProcessor {
         if self.pipeline.mode != Mode::Train {
             return Ok(());
         }
-        let refused = |f: &&Finding| f.level == Level::Error && f.code.rule().refuses && self.accepts(f.code);
+        let refused = |f: &&Finding| {
+            f.level == Level::Error
+                && f.code.rule().refuses
+                && self.accepts(f.code)
+                && !self.pipeline.allowed.contains(&f.code)
+        };
         let Some(finding) = whole.findings.iter().find(refused).cloned() else { return Ok(()) };
         let message = format!("{}: {}", finding.code, finding.message);
         let error = Error::row(whole.sample.id.clone(), message, finding.code.rule().help);
@@ -408,6 +441,15 @@ impl RowProcessor {
         let hash = hash_ids(&sample.input_ids);
         Ok((Outcome::Kept(Kept { sample, findings, cuts: shown, text, bytes }), hash))
     }
+}
+
+/// Refuses a text whose tokens would take gigabytes.
+fn check_length(id: &RowId, bytes: usize) -> Result<(), Halt> {
+    if bytes <= MAX_TEXT_BYTES {
+        return Ok(());
+    }
+    let message = format!("the row has {bytes} bytes of text; the limit is {MAX_TEXT_BYTES}");
+    Err(Error::row(id.clone(), message, "split it into shorter rows, or leave it out").into())
 }
 
 /// The message for each straddling token: both tokenisations of its place.

@@ -129,7 +129,9 @@ impl<T: Send + 'static> Chunks<T> {
         work: impl Fn(&Outcome) -> T + Send + Sync + 'static,
     ) -> Result<Chunks<T>> {
         let processor = Arc::new(pipeline.processor()?);
-        if let Some(projection) = example::projection(pipeline.policy.format, pipeline.keep_text) {
+        if let Some(projection) = example::projection(pipeline.policy.format, pipeline.keep_text)
+            && pipeline.policy.columns.is_empty()
+        {
             source.project(projection);
         }
         let (bytes_read, size) = (source.bytes_read(), source.size());

@@ -97,7 +97,7 @@ impl Summary {
 
 /// Section names in the order of reports.
 pub const SECTION_ORDER: [&str; 10] =
-    ["system", "context", "task", "user", "tool", "other", "scaffold", "response", "end_of_turn", "padding"];
+    ["system", "context", "task", "user", "tool", "prompt", "scaffold", "response", "end_of_turn", "padding"];
 
 impl Summary {
     /// The noun for a row of the source: a line, where some rows are packs.

@@ -1,13 +1,14 @@
 //! A folder for `datasets.load_from_disk`: Arrow streams with `state.json` and `dataset_info.json`.
 
 use super::columnar::Columns;
+use super::manifest::OutputFile;
 use super::names::MANIFEST;
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::io;
 use std::path::{Path, PathBuf};
-use suasion_files::{sync_folder, write_atomic};
+use suasion_files::{Written, sync_folder, write_atomic};
 
 /// The size of a file in such a folder, about that of `datasets`.
 pub(super) const SHARD_BYTES: u64 = 500_000_000;
@@ -16,17 +17,21 @@ pub(super) const SHARD_BYTES: u64 = 500_000_000;
 const NEW: &str = "folder";
 const FORMER: &str = "former";
 
+/// The files of a dataset that say what its files of rows are.
+const ABOUT: [&str; 2] = ["dataset_info.json", "state.json"];
+
 /// Makes a dataset of finished Arrow streams, which are moved, and renames it to `target`. It is put together in
-/// `scratch`, a folder beside `target`. `fingerprint` is the manifest's.
+/// `scratch`, a folder beside `target`. `fingerprint` is the manifest's, and `manifest` is given the files that say what
+/// the others are.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Source`] as [`replaceable`].
-pub fn publish(
+pub fn publish<M: Serialize>(
     shards: &[PathBuf],
     target: &Path,
     columns: Columns,
     fingerprint: &str,
-    manifest: &impl Serialize,
+    manifest: impl FnOnce(Vec<OutputFile>) -> M,
     scratch: &Path,
 ) -> Result<()> {
     let folder = scratch.join(NEW);
@@ -40,10 +45,13 @@ pub fn publish(
     for (shard, name) in shards.iter().zip(&names) {
         std::fs::rename(shard, folder.join(name)).map_err(|e| Error::io(shard, e))?;
     }
-    write_json(&folder.join("dataset_info.json"), &dataset_info(&columns))?;
-    write_json(&folder.join("state.json"), &state_json(&names, fingerprint))?;
+    let [info, state] = ABOUT.map(|name| folder.join(name));
+    write_json(&info, &dataset_info(&columns))?;
+    write_json(&state, &state_json(&names, fingerprint))?;
+    let about = |name: &str| Ok(OutputFile { name: name.into(), written: Written::of(&folder.join(name))? });
+    let about = ABOUT.into_iter().map(about).collect::<Result<_>>()?;
     // Last: a folder that has it is complete.
-    write_json(&folder.join(MANIFEST), manifest)?;
+    write_json(&folder.join(MANIFEST), &manifest(about))?;
     replaceable(target)?;
     appear(&folder, target, &scratch.join(FORMER)).map_err(|e| Error::io(target, e))
 }
@@ -112,7 +120,7 @@ pub fn replaceable(target: &Path) -> Result<()> {
         let name = entry.map_err(|e| Error::io(target, e))?.file_name();
         let name = name.to_string_lossy();
         let arrow = name.ends_with(".arrow") && (name.starts_with("data-") || name.starts_with("cache-"));
-        if !arrow && !["state.json", "dataset_info.json", MANIFEST].contains(&&*name) {
+        if !arrow && name != MANIFEST && !ABOUT.contains(&&*name) {
             return refuse(format!("is a folder that holds {name:?}, which is not part of a dataset"));
         }
     }

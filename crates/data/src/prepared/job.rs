@@ -12,6 +12,7 @@ use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use suasion_files::{Lock, LockError, remove_leftovers_of};
 
 /// A source and the output to prepare from it.
 pub struct Job<'a> {
@@ -77,6 +78,17 @@ pub fn prepare(
         return refuse(format!("would replace {}, which belongs to the source", file.display()));
     }
     let mut shape = job.shape;
+    // Where nothing is to be written, a folder that cannot be written to is no error.
+    let lock = match Lock::name(output) {
+        Err(error @ LockError::Held { .. }) => {
+            let help = "wait until it has ended, stop it, or write to another name".into();
+            return Err(Error::Source { path: output.to_path_buf(), message: held(&error), help });
+        }
+        lock => lock,
+    };
+    if lock.is_ok() {
+        remove_leftovers_of(output);
+    }
     if form == Form::Folder {
         folder::recover(output, &partial_path(output))?;
         folder::replaceable(output)?;
@@ -101,6 +113,10 @@ pub fn prepare(
         }
         start = Start::Rebuild(reasons);
     }
+    let _lock = match lock {
+        Err(LockError::File(error)) => return Err(error.into()),
+        lock => lock,
+    };
     let mut begin = Some(begin);
     let mut begin = |resumed: Option<Start>| {
         if let Some(begin) = begin.take() {
@@ -116,6 +132,14 @@ pub fn prepare(
                 Written::LacksWeights => unreachable!("there is a column for them"),
             }
         }
+    }
+}
+
+/// Who has the lock, without the name of the output.
+fn held(error: &LockError) -> String {
+    match error {
+        LockError::Held { process: Some(id), .. } => format!("process {id} is preparing it"),
+        _ => "another process is preparing it".into(),
     }
 }
 
@@ -190,5 +214,8 @@ fn write(
     summary.merge(&run);
     let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
     let manifest = Manifest::new(&summary, inputs, &pipeline.policy, run.source.clone().ok_or_else(unread)?);
-    files.finish(manifest, former).map(|manifest| Written::Whole(Box::new(manifest)))
+    let manifest = files.finish(manifest, former)?;
+    // What an interrupted run in shards has left.
+    Journal::discard(&partial_path(output));
+    Ok(Written::Whole(Box::new(manifest)))
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use suasion_files::{Written, write_atomic};
 
 const NAME: &str = "journal.json";
@@ -92,6 +92,13 @@ impl Journal {
         }
         fs::create_dir_all(&folder).map_err(io_error)?;
         Ok((Journal { folder, job, shards }, others))
+    }
+
+    /// Removes the shards of an unfinished run that nobody will continue.
+    pub fn discard(folder: &Path) {
+        if folder.join(NAME).is_file() {
+            let _ = fs::remove_dir_all(folder);
+        }
     }
 
     /// The rows up to the end of the last shard, in numbers.

@@ -1,6 +1,6 @@
 //! The manifest: what prepared data was made from, and what has changed since.
 
-use super::names::{Form, MANIFEST, Shape, ending, findings_path, manifest_path, stem};
+use super::names::{Form, MANIFEST, Shape, ending, findings_path, former_names, manifest_path, stem};
 use crate::pack::Fill;
 use crate::pipeline::{Pipeline, SECTION_ORDER, Summary};
 use crate::policy::{Objective, Policy};
@@ -47,6 +47,9 @@ pub struct Manifest {
     /// The files of rows, in order.
     #[serde(default)]
     pub files: Vec<OutputFile>,
+    /// The files of a folder that say what its files of rows are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub about: Vec<OutputFile>,
     /// The packs in numbers, where rows were packed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packs: Option<Fill>,
@@ -219,6 +222,7 @@ impl Manifest {
             vocab_size,
             shape,
             files: Vec::new(),
+            about: Vec::new(),
             packs: None,
         }
     }
@@ -236,6 +240,10 @@ impl Manifest {
         let folder = data.with_file_name(MANIFEST);
         match found {
             None if file.ends_with(".arrow") => Ok(Manifest::read(&folder)?.filter(names)),
+            None => match former_names(data) {
+                Some([manifest, _]) => Ok(Manifest::read(&manifest)?.filter(names)),
+                None => Ok(None),
+            },
             found => Ok(found),
         }
     }
@@ -257,7 +265,8 @@ impl Manifest {
 
     /// The manifest of an output, if there is one that can be read.
     pub(super) fn of_output(output: &Path) -> Option<Manifest> {
-        Manifest::read(&manifest_path(output)).ok().flatten()
+        let former = || Manifest::read(&former_names(output)?[0]).ok().flatten();
+        Manifest::read(&manifest_path(output)).ok().flatten().or_else(former)
     }
 
     fn read(path: &Path) -> Result<Option<Manifest>> {
@@ -318,7 +327,7 @@ impl Manifest {
         files: &[PathBuf],
         output: &Path,
     ) -> Result<Vec<String>> {
-        if self.files.is_empty() {
+        if self.files.is_empty() || (self.about.is_empty() && Form::of(output) == Some(Form::Folder)) {
             return Ok(vec!["it was made by an older version".into()]);
         }
         let before = Inputs {
@@ -338,7 +347,8 @@ impl Manifest {
             }
         }
         if reasons.is_empty() {
-            let touched = (self.files.iter().zip(self.paths(output)))
+            let about = self.about.iter().map(|file| (file, output.join(&file.name)));
+            let touched = (self.files.iter().zip(self.paths(output)).chain(about))
                 .find(|(file, path)| Written::of(path).ok().as_ref() != Some(&file.written));
             reasons.extend(touched.map(|(file, path)| match path.exists() {
                 true => format!("{} is not as it was written", file.name),

@@ -19,12 +19,13 @@ pub enum Form {
 }
 
 impl Form {
-    /// The format of an output, by its name: a name without an ending is a folder's. `None` for any other name.
+    /// The format of an output, by its name: a name without an ending is a folder's, unless it is a file already. `None`
+    /// for any other name.
     pub fn of(path: &Path) -> Option<Form> {
         let name = path.file_name()?.to_str()?.to_ascii_lowercase();
         let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
         match plain {
-            _ if path.is_dir() || !plain.contains('.') => Some(Form::Folder),
+            _ if path.is_dir() || (!plain.contains('.') && !path.exists()) => Some(Form::Folder),
             _ if plain.ends_with(".jsonl") => Some(Form::Lines),
             _ if name.ends_with(".parquet") => Some(Form::Parquet),
             _ => None,
@@ -82,18 +83,28 @@ pub fn shard_path(data: &Path, shard: usize, of: usize) -> PathBuf {
     beside(data, &format!("-{shard:05}-of-{of:05}{}", ending(data)))
 }
 
-/// `x.findings.jsonl` beside `x.jsonl`, `x.parquet` and the folder `x`.
+/// `x.jsonl.findings.jsonl` beside `x.jsonl`, `x.findings.jsonl` beside the folder `x`.
 pub fn findings_path(data: &Path) -> PathBuf {
-    beside(data, ".findings.jsonl")
+    of_whole(data, ".findings.jsonl")
 }
 
-/// The manifest of an output: `x.manifest.json` beside `x.jsonl`, `x.parquet.manifest.json` beside `x.parquet`,
-/// `x/manifest.json` in the folder `x`.
+/// The manifest of an output: `x.jsonl.manifest.json` beside `x.jsonl`, `x/manifest.json` in the folder `x`.
 pub fn manifest_path(output: &Path) -> PathBuf {
     match Form::of(output) {
         Some(Form::Folder) => output.join(MANIFEST),
-        Some(Form::Parquet) => beside(output, ".parquet.manifest.json"),
-        Some(Form::Lines) | None => beside(output, ".manifest.json"),
+        _ => of_whole(output, ".manifest.json"),
+    }
+}
+
+/// The manifest and the findings of an output under the names that earlier versions gave them: `x.manifest.json` and
+/// `x.findings.jsonl` beside `x.jsonl`. A folder's have not changed.
+pub(super) fn former_names(output: &Path) -> Option<[PathBuf; 2]> {
+    match Form::of(output) {
+        Some(Form::Folder) => None,
+        Some(Form::Parquet) => Some([manifest_path(output), beside(output, ".findings.jsonl")]),
+        Some(Form::Lines) | None => {
+            Some([beside(output, ".manifest.json"), beside(output, ".findings.jsonl")])
+        }
     }
 }
 
@@ -101,8 +112,15 @@ pub fn manifest_path(output: &Path) -> PathBuf {
 pub(super) fn partial_path(output: &Path) -> PathBuf {
     match Form::of(output) {
         Some(Form::Folder) => beside(output, ".folder.partial"),
-        Some(Form::Parquet) => beside(output, ".parquet.partial"),
-        Some(Form::Lines) | None => beside(output, ".partial"),
+        _ => of_whole(output, ".partial"),
+    }
+}
+
+/// A name that begins with the whole name of the output: shards and the folder `x` have that of the output they belong to.
+fn of_whole(output: &Path, ending: &str) -> PathBuf {
+    match Form::of(output) {
+        Some(Form::Folder) => beside(output, ending),
+        _ => beside(output, &(self::ending(output) + ending)),
     }
 }
 

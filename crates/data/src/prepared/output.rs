@@ -3,7 +3,7 @@
 use super::folder;
 use super::journal::{Journal, Shard};
 use super::manifest::{Manifest, OutputFile};
-use super::names::{Form, findings_path, manifest_path, shard_path};
+use super::names::{Form, findings_path, former_names, manifest_path, shard_path};
 use super::record::Record;
 use super::sink::{Plan, Sink};
 use crate::pack::{Fill, Packer};
@@ -219,6 +219,12 @@ impl Output {
                 vec![target.to_path_buf()]
             }
         };
+        if let Some(names) = former_names(target).filter(|[name, _]| *name != manifest_path(target))
+            && former.is_some()
+        {
+            // What an earlier version named otherwise.
+            names.iter().for_each(|path| drop(fs::remove_file(path)));
+        }
         // Folders are replaced whole; of single files, those of the previous run that were not modified since are deleted.
         if let Some(former) = former.filter(|_| self.plan.form != Form::Folder) {
             for (path, file) in former.paths(target).iter().zip(&former.files) {
@@ -263,14 +269,12 @@ impl Output {
         let shards: Vec<PathBuf> = written.iter().map(|(name, _)| journal.folder.join(name)).collect();
         match plan.form {
             Form::Folder => {
-                folder::publish(
-                    &shards,
-                    &plan.target,
-                    plan.columns(),
-                    &manifest.fingerprint,
-                    manifest,
-                    &journal.folder,
-                )?;
+                let fingerprint = manifest.fingerprint.clone();
+                let named = |about| {
+                    manifest.about = about;
+                    manifest.clone()
+                };
+                folder::publish(&shards, &plan.target, plan.columns(), &fingerprint, named, &journal.folder)?;
             }
             Form::Lines | Form::Parquet => {
                 self.write_manifest(manifest)?;

@@ -57,7 +57,21 @@ pub fn duration(seconds: f64) -> String {
 
 /// A loss in nats with four decimals; `–` where there is none.
 pub fn loss(nats: impl Into<Option<f64>>) -> String {
-    nats.into().map_or("–".into(), |nats| format!("{nats:.4}"))
+    nats.into().map_or("–".into(), |nats| short(nats, 4))
+}
+
+/// A perplexity; `inf` where it is beyond all numbers (JSON has the largest one in its place).
+pub fn perplexity(value: f64) -> String {
+    short(if value >= f64::MAX { f64::INFINITY } else { value }, 2)
+}
+
+/// With so many decimals; a number that would be long, as a power of ten.
+fn short(value: f64, decimals: usize) -> String {
+    if value.is_finite() && value.abs() >= 1e6 {
+        format!("{value:.2e}")
+    } else {
+        format!("{value:.decimals$}")
+    }
 }
 
 /// A difference of losses, with its sign: `+0.0123`.
@@ -68,6 +82,17 @@ pub fn loss_difference(nats: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_losses_are_short() {
+        assert_eq!(loss(12.3456789), "12.3457");
+        assert_eq!(loss(f64::from(f32::MAX)), "3.40e38");
+        assert_eq!(loss(f64::INFINITY), "inf");
+        assert_eq!(perplexity(7.389), "7.39");
+        assert_eq!(perplexity(700f64.exp()), "1.01e304");
+        assert_eq!(perplexity(f64::MAX), "inf");
+        assert_eq!(perplexity(f64::INFINITY), "inf");
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -1,5 +1,6 @@
 //! Rows of record batches as JSON objects, so that all later stages see the same for every format.
 
+use super::lenient;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     ArrowPrimitiveType, Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type,
@@ -13,21 +14,29 @@ use arrow_array::{Array, RecordBatch, StructArray};
 use arrow_schema::{DataType, Field, TimeUnit};
 use serde_json::{Map, Number, Value};
 
+/// Columns that hold what is not text, in multimodal rows.
+pub(crate) const MEDIA: [&str; 6] = ["images", "image", "videos", "video", "audios", "audio"];
+
 /// One row as the JSON object that `datasets` would write to JSON Lines.
 ///
 /// Fields have the order of the columns. Nulls of columns are kept; nulls inside structs are dropped, since
 /// `datasets` gives a struct the same fields in all rows. Columns declared as JSON (`arrow.json`) are parsed.
-/// Times are milliseconds since 1970, and NaN is null. Columns of bytes that are not text (such as images)
-/// are left out.
+/// Times are milliseconds since 1970. A column's NaN, which pandas writes for a missing value, is null. Columns of
+/// bytes that are not text are left out; one that is named as images, audio or video is `true`.
 ///
 /// # Errors
-/// A message that names the column, if the value is an infinite number or its type has no JSON form.
+/// A message that names the column, if its type has no JSON form.
 pub fn fields(batch: &RecordBatch, row: usize) -> Result<Map<String, Value>, String> {
     let mut fields = Map::with_capacity(batch.num_columns());
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
         match value(field, column, row) {
             Ok(value) => {
-                fields.insert(field.name().clone(), value);
+                let missing = lenient::number(&value) == Some("NaN");
+                fields.insert(field.name().clone(), if missing { Value::Null } else { value });
+            }
+            // No format reads these. That the row has one must be known.
+            Err(_) if MEDIA.contains(&field.name().as_str()) => {
+                fields.insert(field.name().clone(), Value::Bool(true));
             }
             Err(_) if holds_bytes(field.data_type()) => {}
             Err(e) => return Err(format!("column {:?}: {e}", field.name())),
@@ -62,7 +71,7 @@ pub(crate) fn never_fails(field: &Field) -> bool {
         DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
             never_fails(item)
         }
-        kind => kind.is_integer() || holds_bytes(kind),
+        kind => kind.is_numeric() && !kind.is_decimal() || holds_bytes(kind),
     }
 }
 
@@ -101,9 +110,9 @@ fn value(field: &Field, array: &dyn Array, row: usize) -> Result<Value, String> 
         DataType::UInt16 => primitive!(UInt16Type).into(),
         DataType::UInt32 => primitive!(UInt32Type).into(),
         DataType::UInt64 => primitive!(UInt64Type).into(),
-        DataType::Float16 => float(primitive!(Float16Type).to_f64())?,
-        DataType::Float32 => float(f64::from(primitive!(Float32Type)))?,
-        DataType::Float64 => float(primitive!(Float64Type))?,
+        DataType::Float16 => float(primitive!(Float16Type).to_f64()),
+        DataType::Float32 => float(f64::from(primitive!(Float32Type))),
+        DataType::Float64 => float(primitive!(Float64Type)),
         DataType::Utf8 => string(field, array.as_string::<i32>().value(row))?,
         DataType::LargeUtf8 => string(field, array.as_string::<i64>().value(row))?,
         DataType::Utf8View => string(field, array.as_string_view().value(row))?,
@@ -152,12 +161,8 @@ fn value(field: &Field, array: &dyn Array, row: usize) -> Result<Value, String> 
     })
 }
 
-/// A number; null for NaN, which is how pandas and `datasets` write a missing number.
-fn float(value: f64) -> Result<Value, String> {
-    if value.is_infinite() {
-        return Err(format!("{value} is not a finite number"));
-    }
-    Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+fn float(value: f64) -> Value {
+    Number::from_f64(value).map_or_else(|| lenient::not_finite(value), Value::Number)
 }
 
 fn text(bytes: &[u8]) -> Result<&str, String> {
@@ -170,8 +175,7 @@ fn text(bytes: &[u8]) -> Result<&str, String> {
 /// A string, parsed if the column is declared as JSON.
 fn string(field: &Field, text: &str) -> Result<Value, String> {
     if is_json(field) {
-        return serde_json::from_str(text)
-            .map_err(|e| format!("it is declared as JSON but is not JSON: {e}"));
+        return lenient::parse(text).map_err(|(_, e)| format!("it is declared as JSON but is not JSON: {e}"));
     }
     Ok(text.into())
 }
@@ -207,12 +211,15 @@ fn list(item: &Field, items: &dyn Array) -> Result<Value, String> {
 
 /// A struct without its nulls. `datasets` gives every message, call and argument the fields of all others,
 /// null where one had no such field; a template would render the nulls and the model would learn to write
-/// them. TRL drops them too (`remove_none_values`).
+/// them. TRL drops them too (`remove_none_values`). Whether a value is null is not a matter of its bitmap alone: columns
+/// of type null and dictionaries have nulls without one.
 fn object(array: &StructArray, row: usize) -> Result<Map<String, Value>, String> {
     let mut object = Map::with_capacity(array.num_columns());
-    for (field, column) in array.fields().iter().zip(array.columns()).filter(|(_, c)| c.is_valid(row)) {
+    for (field, column) in array.fields().iter().zip(array.columns()) {
         let value = value(field, column, row).map_err(|e| format!("field {:?}: {e}", field.name()))?;
-        object.insert(field.name().clone(), value);
+        if !value.is_null() {
+            object.insert(field.name().clone(), value);
+        }
     }
     Ok(object)
 }

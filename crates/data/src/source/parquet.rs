@@ -11,7 +11,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -21,6 +21,9 @@ const BATCH_ROWS: usize = 512;
 
 /// Target size of a batch in bytes; a single row may exceed it.
 pub(super) const BATCH_BYTES: usize = 4 << 20;
+
+/// A column that was compressed by more than this may hold one huge value that many rows share.
+const SHRUNK: i64 = 500;
 
 /// Batches that a thread decodes before they are needed.
 const AHEAD: usize = 2;
@@ -195,12 +198,15 @@ fn check_columns(metadata: &ParquetMetaData, size: u64) -> Result<(), String> {
 
 /// Rows per batch that stay below the size of a batch, by the largest mean row size of a row group.
 fn batch_rows(metadata: &ParquetMetaData) -> usize {
-    let largest = metadata
-        .row_groups()
-        .iter()
-        .filter(|group| group.num_rows() > 0)
-        .map(|group| group.total_byte_size().max(0) / group.num_rows())
-        .max();
+    let groups = metadata.row_groups().iter().filter(|group| group.num_rows() > 0);
+    let mean = |group: &RowGroupMetaData| group.total_byte_size().max(0) / group.num_rows();
+    let shared = |group: &RowGroupMetaData| {
+        let sizes =
+            group.columns().iter().map(|column| (column.uncompressed_size(), column.compressed_size()));
+        let shrunk = sizes.filter(|(large, small)| *large > 1 << 24 && large / SHRUNK > *small);
+        shrunk.map(|(large, _)| large).max().unwrap_or(0)
+    };
+    let largest = groups.map(|group| mean(group).max(shared(group))).max();
     rows_of(usize::try_from(largest.unwrap_or(0)).unwrap_or(usize::MAX))
 }
 

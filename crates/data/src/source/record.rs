@@ -1,5 +1,6 @@
 //! One record of a CSV or TSV file to fields.
 
+use super::lenient;
 use serde_json::{Map, Value};
 
 /// Columns whose cells are lists or objects in JSON.
@@ -58,7 +59,7 @@ fn value(name: &str, cell: &str) -> Option<Value> {
         if cell.trim().is_empty() {
             return None;
         }
-        if let Ok(nested @ (Value::Array(_) | Value::Object(_))) = serde_json::from_str(cell) {
+        if let Ok(nested @ (Value::Array(_) | Value::Object(_))) = lenient::parse(cell) {
             return Some(nested);
         }
     } else if name == "label" {

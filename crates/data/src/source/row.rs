@@ -1,6 +1,7 @@
 //! Parsed rows: JSON objects with their position in the source.
 
 use super::arrow_json;
+use super::lenient;
 use super::raw::{Content, RawRow};
 use crate::{Error, Result, RowId};
 use serde_json::{Map, Value};
@@ -52,8 +53,13 @@ impl Row {
                 }
             };
         }
-        match serde_json::from_str::<Value>(text) {
-            Ok(Value::Object(fields)) => Ok(Row { id, fields }),
+        match lenient::parse(text) {
+            Ok(Value::Object(mut fields)) => {
+                // pandas writes a missing cell of any type as NaN.
+                let missing = |value: &&mut Value| lenient::number(value) == Some("NaN");
+                fields.values_mut().filter(missing).for_each(|value| *value = Value::Null);
+                Ok(Row { id, fields })
+            }
             Ok(other) => {
                 let message = format!("the row is {}, not an object", type_name(&other));
                 Err(Error::row(
@@ -62,8 +68,7 @@ impl Row {
                     "a row is a JSON object such as {\"prompt\": \"..\", \"completion\": \"..\"}",
                 ))
             }
-            Err(e) => {
-                let at = if e.is_eof() { text.len() } else { byte_of(text, e.line(), e.column()) };
+            Err((at, e)) => {
                 // serde_json appends a line and column within the row; without them the message cannot be
                 // mistaken for a position in the file.
                 let reason = e.to_string();
@@ -75,12 +80,6 @@ impl Row {
     }
 }
 
-/// The 0-based byte offset of serde_json's 1-based line and column.
-fn byte_of(text: &str, line: usize, column: usize) -> usize {
-    let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
-    (start + column.saturating_sub(1)).min(text.len())
-}
-
 /// The type of a JSON value with its article, for messages.
 pub fn type_name(value: &Value) -> &'static str {
     match value {
@@ -89,6 +88,7 @@ pub fn type_name(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
+        Value::Object(map) if lenient::number_of(map).is_some() => "a number",
         Value::Object(_) => "an object",
     }
 }

@@ -3,13 +3,17 @@
 use super::context::{self, Variables};
 use super::options::{TemplateOptions, is_reserved};
 use super::rewrite::rewrite_generation;
-use super::{blind, engine, watch};
+use super::watch::{Active, RenderingWatch};
+use super::{blind, engine, limits};
 use crate::example::Conversation;
+use crate::source::MAX_TEXT_BYTES;
 use crate::{Error, Result};
 use minijinja::Environment;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[cfg(test)]
 thread_local! {
@@ -19,8 +23,8 @@ thread_local! {
     pub(super) static MESSAGES_RENDERED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// Maximum length of a rendering, in bytes.
-const OUTPUT: usize = 64 << 20;
+/// Maximum length of a rendering, in bytes: a longer one is no row's text. Marks around its texts make one longer.
+const OUTPUT: usize = 2 * MAX_TEXT_BYTES;
 
 /// Why a template did not compile or render, including the template's own `raise_exception`.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,12 @@ impl From<minijinja::Error> for TemplateError {
     }
 }
 
+impl From<io::Error> for TemplateError {
+    fn from(error: io::Error) -> TemplateError {
+        TemplateError(error.to_string())
+    }
+}
+
 /// A compiled template.
 #[derive(Debug)]
 pub(super) struct Compiled {
@@ -55,50 +65,80 @@ pub(super) struct Compiled {
     pub blind: bool,
     /// True if it uses the date.
     pub date: bool,
+    /// True if it may know content in parts.
+    pub parts: bool,
 }
 
-/// A compiled chat template with the texts of the BOS and EOS.
+impl Compiled {
+    fn new(source: &str) -> Result<Compiled, TemplateError> {
+        let (date, parts) = (source.contains("strftime_now"), names_parts(source));
+        let (source, generation, captures) = rewrite_generation(source);
+        let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
+        Ok(Compiled { env: engine::environment(source)?, generation, captures, blind, date, parts })
+    }
+}
+
+/// A compiled chat template with the texts of its special tokens.
 #[derive(Debug)]
 pub struct ChatTemplate {
     pub(super) main: Compiled,
     /// A separate template for conversations with tools, if there is one.
     tool_use: Option<Compiled>,
-    bos: Option<String>,
-    eos: Option<String>,
+    /// The special tokens, by the names of their variables.
+    tokens: Vec<(String, String)>,
     fingerprint: String,
+    /// Its renderings that are going on.
+    active: Arc<Active>,
 }
 
 impl ChatTemplate {
-    /// Loads the template of a model folder: `chat_template.jinja`, else `chat_template` in
-    /// `tokenizer_config.json`, which is a template or a list of named ones (`default`, and `tool_use` for
-    /// rows with tools). `None` if the folder has none.
+    /// Loads the template of a model folder, and the one for rows with tools where there is one of its own. `None` if the
+    /// folder has none.
+    ///
+    /// As in transformers: `chat_template.jinja` and `additional_chat_templates/tool_use.jinja`, else `chat_template` in
+    /// `tokenizer_config.json`, which is a template or a list of named ones (`default`, `tool_use`). The processors of
+    /// multimodal models have theirs in `chat_template.json`, which comes last.
     pub fn from_dir(dir: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Option<ChatTemplate>> {
         let read = |path: &Path| match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(text)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io(path, e)),
         };
+        let more = |name: &str| read(&dir.join("additional_chat_templates").join(name));
         let path = dir.join("chat_template.jinja");
-        if let Some(source) = read(&path)? {
-            return Self::compile(&path, &source, None, bos, eos).map(Some);
+        let (default, tool_use) = (read(&path)?, more("tool_use.jinja")?);
+        if let Some(source) = default.map_or_else(|| more("default.jinja"), |source| Ok(Some(source)))? {
+            return Self::compile(&path, &source, tool_use.as_deref(), bos, eos).map(Some);
         }
-        let path = dir.join("tokenizer_config.json");
-        let Some(text) = read(&path)? else { return Ok(None) };
-        let broken = |message: String| Error::Tokenizer { path: path.clone(), message };
-        let config: Value = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
-        match config.get("chat_template") {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(source)) => Self::compile(&path, source, None, bos, eos).map(Some),
-            Some(Value::Array(list)) => {
-                let named = |name: &str| {
-                    let entry = list.iter().find(|entry| entry["name"] == name);
-                    entry.and_then(|entry| entry["template"].as_str())
-                };
-                let default = named("default")
-                    .ok_or_else(|| broken("chat_template is a list without \"default\"".into()))?;
-                Self::compile(&path, default, named("tool_use"), bos, eos).map(Some)
+        for name in ["tokenizer_config.json", "chat_template.json"] {
+            let path = dir.join(name);
+            let Some(text) = read(&path)? else { continue };
+            let broken = |message: String| Error::Tokenizer { path: path.clone(), message };
+            let config: Value = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
+            match config.get("chat_template") {
+                None | Some(Value::Null) => {}
+                Some(Value::String(source)) => {
+                    return Self::compile(&path, source, tool_use.as_deref(), bos, eos).map(Some);
+                }
+                Some(Value::Array(list)) => {
+                    let named = |name: &str| {
+                        let entry = list.iter().find(|entry| entry["name"] == name);
+                        entry.and_then(|entry| entry["template"].as_str())
+                    };
+                    let default = named("default")
+                        .ok_or_else(|| broken("chat_template is a list without \"default\"".into()))?;
+                    let tool_use = tool_use.as_deref().or_else(|| named("tool_use"));
+                    return Self::compile(&path, default, tool_use, bos, eos).map(Some);
+                }
+                Some(_) => return Err(broken("chat_template is neither a string nor a list".into())),
             }
-            Some(_) => Err(broken("chat_template is neither a string nor a list".into())),
+        }
+        match tool_use {
+            None => Ok(None),
+            Some(_) => Err(Error::Tokenizer {
+                path,
+                message: "no such file, and there is a template for rows with tools; add the one for all other rows".into(),
+            }),
         }
     }
 
@@ -115,15 +155,13 @@ impl ChatTemplate {
         eos: Option<&str>,
     ) -> Result<ChatTemplate> {
         let one = |source: &str| {
-            let date = source.contains("strftime_now");
-            let (source, generation, captures) = rewrite_generation(source);
-            let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
-            let env = engine::environment(source).map_err(|e| Error::Source {
+            let broken = |error: TemplateError| Error::Source {
                 path: PathBuf::from(path),
-                message: format!("the chat template does not compile: {}", TemplateError::from(e)),
+                message: format!("the chat template does not compile: {error}"),
                 help: "compare it with the template of the model's repository".into(),
-            })?;
-            Ok::<_, Error>(Compiled { env, generation, captures, blind, date })
+            };
+            limits::check(source).map_err(|what| broken(TemplateError(what)))?;
+            limits::with_deep_stack(|| Compiled::new(source)).map_err(broken)
         };
         let mut hash = blake3::Hasher::new();
         for part in [Some(source), tool_use, bos, eos] {
@@ -134,10 +172,36 @@ impl ChatTemplate {
         Ok(ChatTemplate {
             main: one(source)?,
             tool_use: tool_use.map(one).transpose()?,
-            bos: bos.map(str::to_string),
-            eos: eos.map(str::to_string),
+            tokens: [("bos_token", bos), ("eos_token", eos)]
+                .into_iter()
+                .filter_map(|(name, token)| Some((name.to_string(), token?.to_string())))
+                .collect(),
             fingerprint: hash.finalize().to_hex().to_string(),
+            active: Active::new(),
         })
+    }
+
+    /// The same template with more special tokens as variables. BOS and EOS stay as they are.
+    #[must_use]
+    pub fn with_tokens(mut self, tokens: &BTreeMap<String, String>) -> ChatTemplate {
+        let ours = ["bos_token", "eos_token"];
+        let used = |name: &str| {
+            let all = [Some(&self.main), self.tool_use.as_ref()];
+            all.into_iter().flatten().any(|template| {
+                template.env.get_template(engine::NAME).is_ok_and(|t| t.source().contains(name))
+            })
+        };
+        let more: Vec<(String, String)> = tokens
+            .iter()
+            .filter(|(name, _)| !ours.contains(&name.as_str()) && used(name))
+            .map(|(n, t)| (n.clone(), t.clone()))
+            .collect();
+        if !more.is_empty() {
+            let all = serde_json::to_string(&(&self.fingerprint, &more)).unwrap_or_default();
+            self.fingerprint = blake3::hash(all.as_bytes()).to_hex().to_string();
+            self.tokens.extend(more);
+        }
+        self
     }
 
     /// BLAKE3, in hex, of the template and its special tokens.
@@ -150,6 +214,11 @@ impl ChatTemplate {
         self.main.date || self.tool_use.as_ref().is_some_and(|template| template.date)
     }
 
+    /// Watches how long its renderings take.
+    pub fn watch(&self) -> RenderingWatch {
+        RenderingWatch::of(self.active.clone())
+    }
+
     pub(super) fn compiled(&self, c: &Conversation) -> &Compiled {
         match &self.tool_use {
             Some(tool_use) if c.tools.is_some() => tool_use,
@@ -158,7 +227,7 @@ impl ChatTemplate {
     }
 
     pub(super) fn variables(&self, options: &TemplateOptions) -> Variables {
-        Variables::new(self.bos.as_deref(), self.eos.as_deref(), options)
+        Variables::new(&self.tokens, options)
     }
 
     /// Renders a conversation: the text of transformers' `apply_chat_template(tokenize=False)`.
@@ -194,10 +263,15 @@ impl ChatTemplate {
         let roomy = engine::roomy(&compiled.env, messages.len());
         let template = roomy.as_ref().unwrap_or(&compiled.env).get_template(engine::NAME)?;
         let mut out = Limited(Vec::with_capacity(1024));
-        let _watched = watch::Watched::begin();
+        let _watched = self.active.begin();
         template.render_captured_to(context, &mut out)?;
         String::from_utf8(out.0).map_err(|e| TemplateError(e.to_string()))
     }
+}
+
+/// True for a template that may know parts: it names the key of their text.
+fn names_parts(source: &str) -> bool {
+    ["'text'", "\"text\"", ".text"].iter().any(|key| source.contains(key))
 }
 
 /// A buffer that does not grow beyond [`OUTPUT`].

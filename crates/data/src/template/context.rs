@@ -2,7 +2,9 @@
 
 use super::engine;
 use super::options::{TemplateOptions, is_reserved};
+use super::python;
 use crate::example::Conversation;
+use crate::source::number_of;
 use minijinja::Value;
 use minijinja::value::{Enumerator, Object};
 use serde_json::{Map, Value as Json};
@@ -37,7 +39,7 @@ impl Object for Entries {
 }
 
 /// A JSON value as a MiniJinja value; the order of keys is kept.
-fn jinja(value: &Json) -> Value {
+pub(super) fn jinja(value: &Json) -> Value {
     match value {
         Json::Null => Value::from(()),
         Json::Bool(x) => (*x).into(),
@@ -48,6 +50,7 @@ fn jinja(value: &Json) -> Value {
         },
         Json::String(text) => text.as_str().into(),
         Json::Array(list) => list.iter().map(jinja).collect(),
+        Json::Object(map) if number_of(map).is_some() => python::beyond(number_of(map).unwrap_or_default()),
         Json::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), jinja(v)))),
     }
 }
@@ -76,14 +79,12 @@ pub(super) struct Variables(Vec<(Value, Value)>);
 
 impl Variables {
     /// Variables of the options come before the special tokens. Without a date in the options it is today.
-    pub fn new(bos: Option<&str>, eos: Option<&str>, options: &TemplateOptions) -> Variables {
+    pub fn new(tokens: &[(String, String)], options: &TemplateOptions) -> Variables {
         let mut shared: Vec<(Value, Value)> = Vec::new();
         // The configuration rejects reserved names; here they only must not override.
         let kwargs = options.kwargs.iter().filter(|(name, _)| !is_reserved(name));
         shared.extend(kwargs.map(|(name, value)| (name.as_str().into(), jinja(value))));
-        for (key, token) in [("bos_token", bos), ("eos_token", eos)] {
-            shared.extend(token.map(|token| (key.into(), token.into())));
-        }
+        shared.extend(tokens.iter().map(|(name, token)| (name.as_str().into(), token.as_str().into())));
         let date = options.date.unwrap_or_else(|| jiff::Zoned::now().date());
         shared.push((engine::NOW.into(), date.at(12, 0, 0, 0).to_string().into()));
         shared.push(("documents".into(), ().into()));

@@ -2,6 +2,7 @@
 //! strings.
 
 use super::python;
+use crate::source::number_of;
 use serde_json::Value;
 use std::ops::Range;
 
@@ -192,9 +193,44 @@ pub(super) struct Wrap {
     pub reasoning: bool,
     /// True to add opening marks, too.
     pub open: bool,
+    /// True to mark a thought in the text, and what follows it, by themselves: a template may take them apart.
+    pub thoughts: bool,
+}
+
+/// A text with a thought in it: the tag at its start, the thought with the tag at its end, and what follows.
+fn thought(text: &str) -> Option<[&str; 3]> {
+    let start = if text.starts_with("<think>") { "<think>".len() } else { 0 };
+    let end = start + text[start..].find("</think>")?;
+    Some([&text[..start], &text[start..end], &text[end..]])
 }
 
 impl Wrap {
+    fn field(&self, head: String, tail: String, tool: bool) -> Field {
+        Field { message: self.message, head, tail, tool, reasoning: self.reasoning }
+    }
+
+    /// Puts marks around a part of a marked text, inside its white space and after the tag at its start.
+    fn wrap_within(&self, part: &str, new: &mut String, fields: &mut Vec<Field>) {
+        let n = fields.len();
+        let tag = if part.starts_with("</think>") { "</think>".len() } else { 0 };
+        let core = python::strip(&part[tag..], None, true, true);
+        let (Some(open), Some(close)) = (mark(self.plane, 2 * n), mark(self.plane, 2 * n + 1)) else {
+            new.push_str(part);
+            return;
+        };
+        if core.is_empty() {
+            new.push_str(part);
+            return;
+        }
+        let start = part.len() - python::strip(&part[tag..], None, true, false).len();
+        new.push_str(&part[..start]);
+        new.extend(self.open.then_some(open));
+        new.push_str(core);
+        new.push(close);
+        new.push_str(&part[start + core.len()..]);
+        fields.push(self.field(String::new(), String::new(), false));
+    }
+
     /// Puts marks around each string in a value, inside its leading and trailing white space, so that
     /// trimming has the same effect as before. A blank string gets none, since a mark would make it true.
     pub fn wrap(&self, value: &mut Value, tool: bool, fields: &mut Vec<Field>) {
@@ -221,14 +257,22 @@ impl Wrap {
                 } else {
                     new.push_str(&std::mem::take(&mut head));
                 }
-                new.push_str(core);
+                fields.push(self.field(head, tail.clone(), tool));
+                match self.thoughts.then(|| thought(core)).flatten() {
+                    Some([before, said, after]) => {
+                        new.push_str(before);
+                        for part in [said, after] {
+                            self.wrap_within(part, &mut new, fields);
+                        }
+                    }
+                    None => new.push_str(core),
+                }
                 new.push(close);
                 white(&mut new, &tail);
                 *text = new;
-                fields.push(Field { message: self.message, head, tail, tool, reasoning: self.reasoning });
             }
             Value::Array(list) => list.iter_mut().for_each(|v| self.wrap(v, tool, fields)),
-            Value::Object(map) => {
+            Value::Object(map) if number_of(map).is_none() => {
                 for (key, value) in map.iter_mut() {
                     // The type of a part and the id of a call are not text: templates compare them.
                     if !matches!(key.as_str(), "type" | "id" | "role") {

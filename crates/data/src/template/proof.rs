@@ -192,5 +192,10 @@ pub(super) fn role(message: &Value) -> &str {
 
 /// True for the roles of the model.
 pub(super) fn is_assistant(message: &Value) -> bool {
-    matches!(role(message), "assistant" | "model")
+    is_assistant_role(&message["role"])
+}
+
+/// As [`is_assistant`], of the role alone.
+pub(super) fn is_assistant_role(role: &Value) -> bool {
+    matches!(role.as_str(), Some("assistant" | "model"))
 }

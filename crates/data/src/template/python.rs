@@ -1,8 +1,9 @@
 //! Values formatted as Python formats them (`str`, `repr`, `json.dumps`), and Python's idea of white space.
 
-use minijinja::value::ValueKind;
+use minijinja::value::{Object, ObjectRepr, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
-use std::fmt::Write;
+use std::fmt::{self, Write};
+use std::sync::Arc;
 
 /// Maximum nesting of a value; a deeper one is an error.
 const DEPTH: usize = 100;
@@ -75,12 +76,17 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         ValueKind::String => repr_str(out, value.as_str().unwrap_or_default()),
         // MiniJinja's lazy lists (`[1] * n`) are iterables.
         ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
+            let tuple = value.downcast_object_ref::<Tuple>().map(|tuple| tuple.len());
+            out.push_str(if tuple.is_some() { "(" } else { "[" });
             for (i, item) in value.try_iter()?.enumerate() {
                 out.push_str(if i > 0 { ", " } else { "" });
                 repr(out, &item, depth + 1)?;
             }
-            out.push(']');
+            out.push_str(match tuple {
+                Some(1) => ",)",
+                Some(_) => ")",
+                None => "]",
+            });
         }
         ValueKind::Map => {
             out.push('{');
@@ -147,6 +153,38 @@ fn number(value: &Value, infinite: &str, nan: &str) -> String {
     }
 }
 
+/// An integer of more than 128 bits.
+#[derive(Debug)]
+struct Digits(String);
+
+impl Object for Digits {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A number by its text: an integer of any size, `NaN`, `Infinity` or `-Infinity`.
+pub(super) fn beyond(text: &str) -> Value {
+    match text {
+        "NaN" => f64::NAN.into(),
+        "Infinity" => f64::INFINITY.into(),
+        "-Infinity" => f64::NEG_INFINITY.into(),
+        digits => match digits.parse::<i128>() {
+            Ok(integer) => integer.into(),
+            Err(_) => Value::from_object(Digits(digits.to_string())),
+        },
+    }
+}
+
+/// True for an integer of more than 128 bits.
+pub(super) fn is_digits(value: &Value) -> bool {
+    value.downcast_object_ref::<Digits>().is_some()
+}
+
 /// The options of `json.dumps`.
 pub(super) struct Json {
     pub indent: Option<String>,
@@ -185,6 +223,9 @@ impl Json {
                     out.push_str(&self.key);
                     self.write(out, &value.get_item(&keys[i])?, depth + 1)
                 })?;
+            }
+            _ if is_digits(value) => {
+                let _ = write!(out, "{value}");
             }
             // Python cannot serialise generators or Jinja's undefined either.
             kind => {

@@ -2,6 +2,7 @@
 
 use super::compiled::ChatTemplate;
 use super::context;
+use super::given::Forms;
 use super::habits::Habits;
 use super::options::TemplateOptions;
 use super::proof::{Chat, Setup};
@@ -24,6 +25,7 @@ pub struct ChatRenderer {
     /// Today, if the template uses the date and the options set none.
     today: Option<jiff::civil::Date>,
     plans: Plans,
+    forms: Forms,
 }
 
 impl ChatRenderer {
@@ -40,7 +42,7 @@ impl ChatRenderer {
         let variables = template.variables(&options);
         let habits = Habits::of(&template, &variables);
         let setup = Setup { template, policy, stops: stops.clone(), variables, habits };
-        ChatRenderer { setup, today, plans: Plans::default() }
+        ChatRenderer { setup, today, plans: Plans::default(), forms: Forms::default() }
     }
 
     /// The template.
@@ -59,6 +61,7 @@ impl ChatRenderer {
     /// [`Error::Row`](crate::Error::Row) if the template rejects the conversation or there is no proof.
     pub fn spans(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let c = &*self.setup.habits.named(c);
+        let c = &*self.setup.given(c, &self.forms);
         let plan = self.plans.get(&self.setup, c);
         // The rendering with marks around the blocks contains the plain one, so one rendering is enough.
         if !self.setup.template.compiled(c).captures
@@ -68,7 +71,8 @@ impl ChatRenderer {
             if let Some(chat) = plan.apply(&self.setup, &id, c, &messages, None) {
                 return Ok(chat);
             }
-            return self.prove(id, c);
+            let (messages, text) = self.setup.plain(&id, c)?;
+            return prove(&self.setup, id, c, messages, text);
         }
         let (messages, text) = self.setup.plain(&id, c)?;
         match plan.and_then(|plan| plan.apply(&self.setup, &id, c, &messages, Some(&text))) {
@@ -84,6 +88,7 @@ impl ChatRenderer {
     /// As [`ChatRenderer::spans`].
     pub fn prove(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let c = &*self.setup.habits.named(c);
+        let c = &*self.setup.given(c, &self.forms);
         let (messages, text) = self.setup.plain(&id, c)?;
         prove(&self.setup, id, c, messages, text)
     }

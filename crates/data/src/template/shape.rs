@@ -138,7 +138,7 @@ fn fields(c: &Conversation) -> impl Iterator<Item = Field<'_>> {
 /// The shape of a conversation as bytes, equal for two conversations exactly if their shapes are equal.
 /// `None` for conversations without a shape: those with tools, tool calls, weights of parts of a text, or values other
 /// than strings in their messages.
-fn key(c: &Conversation) -> Option<Vec<u8>> {
+pub(super) fn key(c: &Conversation) -> Option<Vec<u8>> {
     if c.tools.is_some() || !c.details.is_empty() || c.messages.len() > MESSAGES {
         return None;
     }
@@ -185,7 +185,7 @@ fn key(c: &Conversation) -> Option<Vec<u8>> {
 }
 
 /// The specimen of a conversation's shape.
-fn specimen(c: &Conversation) -> Option<Conversation> {
+pub(super) fn specimen(c: &Conversation) -> Option<Conversation> {
     let mut c = c.clone();
     let mut n = 0;
     for message in &mut c.messages {

@@ -4,6 +4,7 @@ use super::marks::Marks;
 use super::proof::{Chat, Proof, Turn, is_assistant, role};
 use crate::render::{Rendered, Span};
 use crate::{Code, Origin, Result, Section};
+use serde_json::Value;
 use std::ops::Range;
 
 impl Proof<'_> {
@@ -18,7 +19,7 @@ impl Proof<'_> {
         match role(&self.messages[i]) {
             "system" | "developer" => Section::System,
             "tool" | "function" | "ipython" | "observation" => Section::Tool,
-            "user" if Some(i) == last_user => Section::Task,
+            "user" if Some(i) == last_user => Section::User,
             "user" => Section::Context,
             _ => Section::Other,
         }
@@ -76,9 +77,13 @@ impl Proof<'_> {
             of[turn.message].push(turn);
         }
         for (i, message) in self.messages.iter().enumerate().filter(|(_, m)| is_assistant(m)) {
-            let content = message["content"].as_str().unwrap_or_default();
+            let texts: Vec<&str> = match &message["content"] {
+                Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+                content => content.as_str().into_iter().collect(),
+            };
             let mut own = of[i].iter().map(|t| &self.text[t.from..t.stop.as_ref().map_or(t.end, |s| s.end)]);
-            if !content.is_empty() && !own.any(|text| text.contains(content)) {
+            let written = |own: &str| texts.iter().all(|text| own.contains(text));
+            if texts.iter().any(|text| !text.is_empty()) && !own.any(written) {
                 altered.push(i);
             }
         }

@@ -44,10 +44,12 @@ impl Proof<'_> {
             if !assistant && !which.prompts {
                 continue;
             }
-            let wrap = Wrap { plane: self.plane, space, message: i, reasoning: false, open: which.open };
+            let (plane, reasoning) = (self.plane, false);
+            let wrap = Wrap { plane, space, message: i, reasoning, open: which.open, thoughts: false };
             for key in ["content", "reasoning_content", "thinking", "reasoning"] {
                 if let Some(value) = message.get_mut(key) {
-                    let wrap = Wrap { reasoning: key != "content", ..wrap };
+                    let reasoning = key != "content";
+                    let wrap = Wrap { reasoning, thoughts: assistant && !reasoning, ..wrap };
                     wrap.wrap(value, false, &mut fields);
                 }
             }
@@ -92,7 +94,10 @@ impl Proof<'_> {
     fn has_content(message: &Value) -> bool {
         match &message["content"] {
             Value::String(text) => !python::strip(text, None, true, true).is_empty(),
-            Value::Array(parts) => !parts.is_empty(),
+            Value::Array(parts) => parts.iter().any(|part| match &part["text"] {
+                Value::String(text) => !python::strip(text, None, true, true).is_empty(),
+                _ => false,
+            }),
             _ => false,
         }
     }
@@ -427,6 +432,15 @@ impl Proof<'_> {
                 let (from, end) = (stop.end, block.end);
                 turns.push(Turn { message, from, start: from, end, stop: None });
             }
+        }
+        // Where marks changed the rendering, an answer that is not there has nothing in its blocks.
+        let missing = |i: &usize| match marks {
+            Some(marks) => marks.of(*i).next().is_none(),
+            None => turns.iter().all(|t| t.message != *i || self.text[t.start..t.end].trim().is_empty()),
+        };
+        let unseen = |i: &&usize| Self::has_content(&self.messages[**i]) && missing(i);
+        if let Some(i) = answers.iter().find(unseen) {
+            return Err(self.error(format!("message {i}: the template does not render its content")));
         }
         if let Some(turn) = turns.first()
             && self.covers_header(turn, marks)

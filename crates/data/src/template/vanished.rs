@@ -71,8 +71,17 @@ impl Proof<'_> {
     /// True if the rendering is the same with other strings under a key of message `i`.
     fn changes_nothing(&self, i: usize, key: &str) -> bool {
         let Some(other) = mark(self.plane, 0) else { return false };
+        let other = other.to_string();
         let mut message = self.messages[i].clone();
-        reword(&mut message[key], &other.to_string());
+        match &mut message[key] {
+            // A template may write a call's name or its arguments only.
+            Value::Array(calls) if key == "tool_calls" => calls.iter_mut().for_each(|call| {
+                let function = if call.get("function").is_some() { &mut call["function"] } else { call };
+                function["name"] = other.as_str().into();
+                function["arguments"] = serde_json::json!({ other.as_str(): other.as_str() });
+            }),
+            content => reword(content, &other),
+        }
         let mut messages = self.plain.clone();
         messages[i] = message.as_object().map(context::message).unwrap_or_default();
         self.render(&messages, false).is_ok_and(|text| text == self.text)

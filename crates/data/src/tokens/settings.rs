@@ -4,6 +4,8 @@ use super::model::Inner;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Encoding, Token};
 
@@ -13,15 +15,22 @@ pub(super) struct Settings {
     pub bos: Option<String>,
     pub eos: Option<String>,
     pub pad: Option<String>,
+    /// All special tokens by their names (`eos_token`, `image_token`), which are variables of chat templates.
+    pub named: BTreeMap<String, String>,
     /// `eos_token_id` of `generation_config.json`, else of `config.json`.
     pub eos_ids: Vec<u32>,
-    /// `added_tokens_decoder`: tokens that transformers registers in addition to those of `tokenizer.json`.
+    /// `added_tokens_decoder`, else `added_tokens.json`: tokens that transformers registers in addition to those of
+    /// `tokenizer.json`.
     pub added: Vec<(u32, DeclaredToken)>,
+    /// True where the configuration has an `added_tokens_decoder`.
+    pub has_decoder: bool,
+    /// Special tokens without names.
+    pub extra: Vec<String>,
     /// The file of these declarations, for errors.
     pub path: PathBuf,
 }
 
-/// An entry of `added_tokens_decoder`.
+/// An entry of `added_tokens_decoder`, or of `added_tokens.json`, which has the text alone.
 #[derive(Deserialize)]
 pub(super) struct DeclaredToken {
     pub content: String,
@@ -35,6 +44,9 @@ pub(super) struct DeclaredToken {
     pub normalized: bool,
     #[serde(default)]
     pub special: bool,
+    /// True for one of `added_tokens.json`: what `tokenizer.json` says of a token wins.
+    #[serde(skip)]
+    pub legacy: bool,
 }
 
 impl Settings {
@@ -46,14 +58,50 @@ impl Settings {
             Some(config) => Settings::from_config(&config, &path)?,
             None => Settings { path, ..Settings::default() },
         };
+        // As transformers 5 reads them: without an `added_tokens_decoder` the older files count, and the map wins.
+        let old = !settings.has_decoder;
         if let Some(map) = read_json(&dir.join("special_tokens_map.json"))? {
-            settings.bos = settings.bos.or_else(|| token_content(&map["bos_token"]));
-            settings.eos = settings.eos.or_else(|| token_content(&map["eos_token"]));
-            settings.pad = settings.pad.or_else(|| token_content(&map["pad_token"]));
+            for (name, token) in special_tokens(&map) {
+                match settings.named.entry(name) {
+                    Entry::Vacant(free) => {
+                        free.insert(token);
+                    }
+                    Entry::Occupied(mut taken) if old => {
+                        taken.insert(token);
+                    }
+                    Entry::Occupied(_) => {}
+                }
+            }
+            if old {
+                settings.extra.extend(extra_tokens(&map));
+            }
+        }
+        settings.resolve();
+        let path = dir.join("added_tokens.json");
+        if let Some(Value::Object(tokens)) = read_json(&path)?.filter(|_| old) {
+            for (content, id) in tokens {
+                let number = token_ids(&id).first().copied().ok_or_else(|| Error::Tokenizer {
+                    path: path.clone(),
+                    message: format!("the id of {content:?} is {id}, not a token id"),
+                })?;
+                let special = settings.extra.contains(&content)
+                    || settings
+                        .named
+                        .iter()
+                        .any(|(name, token)| STANDARD.contains(&&**name) && *token == content);
+                settings.added.push((number, DeclaredToken::legacy(content, special)));
+            }
+            settings.added.sort_by_key(|(id, _)| *id);
+            settings.path = path;
         }
         for name in ["generation_config.json", "config.json"] {
             if let Some(config) = read_json(&dir.join(name))? {
-                settings.eos_ids = token_ids(&config["eos_token_id"]);
+                // A multimodal configuration has that of its language model inside.
+                settings.eos_ids = [&config, &config["text_config"]]
+                    .map(|config| token_ids(&config["eos_token_id"]))
+                    .into_iter()
+                    .find(|ids| !ids.is_empty())
+                    .unwrap_or_default();
                 if !settings.eos_ids.is_empty() {
                     break;
                 }
@@ -82,15 +130,48 @@ impl Settings {
             }
             added.sort_by_key(|(id, _)| *id);
         }
-        Ok(Settings {
-            bos: token_content(&config["bos_token"]),
-            eos: token_content(&config["eos_token"]),
-            pad: token_content(&config["pad_token"]),
-            eos_ids: Vec::new(),
+        let mut settings = Settings {
+            named: special_tokens(config).collect(),
+            extra: extra_tokens(config).collect(),
+            has_decoder: !config["added_tokens_decoder"].is_null(),
             added,
             path: path.to_path_buf(),
-        })
+            ..Settings::default()
+        };
+        settings.resolve();
+        Ok(settings)
     }
+
+    /// Sets BOS, EOS and pad as they are named.
+    fn resolve(&mut self) {
+        let named = |name: &str| self.named.get(name).cloned();
+        (self.bos, self.eos, self.pad) = (named("bos_token"), named("eos_token"), named("pad_token"));
+    }
+}
+
+impl DeclaredToken {
+    /// A token of `added_tokens.json`.
+    fn legacy(content: String, special: bool) -> DeclaredToken {
+        let (single_word, lstrip, rstrip) = (false, false, false);
+        DeclaredToken { content, single_word, lstrip, rstrip, normalized: !special, special, legacy: true }
+    }
+}
+
+/// The names of special tokens that every tokenizer may have.
+const STANDARD: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// The special tokens of a file by their names: `*_token`, and those in a mapping of further ones.
+fn special_tokens(file: &Value) -> impl Iterator<Item = (String, String)> {
+    let own = file.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+    let extra = file["extra_special_tokens"].as_object().into_iter().flatten();
+    own.chain(extra).filter_map(|(name, token)| Some((name.clone(), token_content(token)?)))
+}
+
+/// The special tokens of a file that have no names.
+fn extra_tokens(file: &Value) -> impl Iterator<Item = String> {
+    let lists = ["extra_special_tokens", "additional_special_tokens"].map(|key| file[key].as_array());
+    lists.into_iter().flatten().flatten().filter_map(token_content)
 }
 
 /// The text of a special token, which is a string or `{"content": string, ..}`.
@@ -130,7 +211,11 @@ pub(super) fn declare_added_tokens(inner: &mut Inner, settings: &Settings) -> Re
     let wrong = |message: String| Error::Tokenizer { path: settings.path.clone(), message };
     let known = inner.get_added_tokens_decoder();
     let mut declared: Vec<AddedToken> = Vec::new();
-    for (id, token) in &settings.added {
+    let texts: HashSet<&str> = known.values().map(|token| token.content.as_str()).collect();
+    let declares = |(id, token): &&(u32, DeclaredToken)| {
+        !token.legacy || !known.contains_key(id) && !texts.contains(token.content.as_str())
+    };
+    for (id, token) in settings.added.iter().filter(declares) {
         let token_of = AddedToken::from(token.content.as_str(), token.special)
             .single_word(token.single_word)
             .lstrip(token.lstrip)
@@ -151,12 +236,12 @@ pub(super) fn declare_added_tokens(inner: &mut Inner, settings: &Settings) -> Re
         return Ok(());
     }
     inner.add_tokens(declared).map_err(|error| wrong(error.to_string()))?;
-    for (id, token) in &settings.added {
+    for (id, token) in settings.added.iter().filter(declares) {
         let actual = inner.token_to_id(&token.content);
         if actual != Some(*id) {
             return Err(wrong(format!(
-                "\"added_tokens_decoder\" gives {:?} the id {id}, but tokenizer.json leads to {}; take both files \
-                 from the same model",
+                "{} gives {:?} the id {id}, but tokenizer.json leads to {}; take both files from the same model",
+                if token.legacy { "it" } else { "\"added_tokens_decoder\"" },
                 token.content,
                 actual.map_or("none".to_string(), |id| id.to_string()),
             )));

@@ -7,6 +7,7 @@ use super::settings::{Settings, declare_added_tokens, post_processor_ends};
 use super::stages::{Stages, Start, Vocabulary};
 use crate::guard::guard;
 use crate::{Error, Policy, Result};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,7 @@ pub struct Tokenizer {
     pub(super) bos: Option<SpecialToken>,
     pub(super) eos: Option<SpecialToken>,
     pad: Option<SpecialToken>,
+    named: BTreeMap<String, String>,
     /// The EOS and the ids of `generation_config.json`.
     stops: Vec<u32>,
     vocab_size: usize,
@@ -47,9 +49,9 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a model folder: `tokenizer.json` and, if they exist, `tokenizer_config.json`
-    /// and `special_tokens_map.json` (BOS, EOS, pad) and `generation_config.json` or `config.json` (stop
-    /// ids).
+    /// Loads the tokenizer of a model folder: `tokenizer.json` and, if they exist, `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json` (special tokens) and `generation_config.json` or `config.json`
+    /// (stop ids).
     ///
     /// Truncation, padding and BPE dropout of `tokenizer.json` are switched off: the policy truncates and
     /// pads, and the ids of a row are never random.
@@ -140,6 +142,7 @@ impl Tokenizer {
             bos,
             eos,
             pad,
+            named: settings.named,
             stops,
             vocab_size,
             fingerprint: hasher.finalize().to_hex().to_string(),
@@ -165,6 +168,11 @@ impl Tokenizer {
     /// The padding token.
     pub fn pad(&self) -> Option<&SpecialToken> {
         self.pad.as_ref()
+    }
+
+    /// The texts of the special tokens that the files of the folder name, by these names (`pad_token`, `image_token`).
+    pub fn named_tokens(&self) -> &BTreeMap<String, String> {
+        &self.named
     }
 
     /// The id of a token of the vocabulary, by its exact text.

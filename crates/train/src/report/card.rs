@@ -2,7 +2,6 @@
 
 use crate::report::input::{Input, Losses};
 use std::fmt::Write;
-use std::path::Path;
 use suasion_data::report::format::{loss, percent, thousands};
 
 /// Text for a line or a table cell, without the bars, line breaks and markup that would break it.
@@ -17,24 +16,73 @@ fn fenced(language: &str, text: &str) -> String {
     format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
 }
 
-/// True for `owner/name`, the only form that the hub accepts as `base_model`.
-fn is_hub_id(text: &str) -> bool {
-    let part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    text.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name)) && !Path::new(text).exists()
+/// True for what can be the name of a model or a data set, and is no path of this machine.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with(['/', '.', '~']) && !text.contains(['\\', ' '])
 }
+
+/// A YAML scalar: plain where every reader takes it for a text, else in quotes.
+fn scalar(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    match text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(plain) {
+        true => text.to_string(),
+        false => serde_json::Value::from(text).to_string(),
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+}
+
+/// How the model is used, in Python and here.
+fn usage(name: &str, chat: bool) -> String {
+    let name = scalar(name).trim_matches('"').to_string();
+    let inputs = match chat {
+        true => {
+            "messages = [{\"role\": \"user\", \"content\": \"Hello!\"}]\n\
+             inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors=\"pt\", \
+             return_dict=True)"
+        }
+        false => "inputs = tokenizer(\"Hello!\", return_tensors=\"pt\")",
+    };
+    let python = format!(
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+         name = {name:?}  # this folder, or its id on the hub\n\
+         tokenizer = AutoTokenizer.from_pretrained(name)\n\
+         model = AutoModelForCausalLM.from_pretrained(name)\n{inputs}\n\
+         output = model.generate(**inputs, max_new_tokens=200)\n\
+         print(tokenizer.decode(output[0, inputs[\"input_ids\"].shape[1]:], skip_special_tokens=True))"
+    );
+    let shell = format!("suasion generate --model {name:?} --prompt 'Hello!'");
+    format!("{}\n{}", fenced("python", &python), fenced("sh", &shell))
+}
+
+/// What every card has, and by which one is known.
+pub(super) const SIGNATURE: &str = "\nTrained with suasion ";
 
 pub(super) fn model_card(input: &Input<'_>) -> String {
     let Input { report, card, replies, comparison, .. } = input;
     let mut text = String::from("---\nlibrary_name: transformers\npipeline_tag: text-generation\n");
-    if is_hub_id(&card.base_model) {
-        let _ = writeln!(text, "base_model: {}", card.base_model);
+    if is_name(&card.base_model) {
+        let _ = writeln!(text, "base_model: {}", scalar(&card.base_model));
     }
-    let _ = writeln!(text, "tags:\n- suasion\n- sft\n---\n\n# {}\n", cell(&input.title()));
-    let _ = writeln!(text, "Trained with suasion {} on {}.\n", env!("CARGO_PKG_VERSION"), input.objective());
+    let data: Vec<&String> = card.data.iter().filter(|name| is_name(name)).collect();
+    if !data.is_empty() {
+        let _ = writeln!(text, "datasets:");
+        for name in data {
+            let _ = writeln!(text, "- {}", scalar(name));
+        }
+    }
+    let title = input.title();
+    let _ = writeln!(text, "tags:\n- suasion\n- sft\n---\n\n# {}", cell(&title));
+    let _ = writeln!(text, "{SIGNATURE}{} on {}.\n", env!("CARGO_PKG_VERSION"), input.objective());
+    if let Some(divergence) = &report.diverged {
+        let _ = writeln!(text, "**{}**\n", cell(&capitalised(&divergence.to_string())));
+    }
+    if report.diverged.is_none_or(|divergence| !divergence.stopped) {
+        let _ = writeln!(text, "## Usage\n\n{}", usage(&title, card.chat));
+    }
 
     let _ = writeln!(text, "## Run\n\n| | |\n|---|---|");
     for (name, value) in input.facts() {

@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 pub struct DataCard {
     /// Heading of the card; if empty, the base model's name with `-suasion`.
     pub title: String,
-    /// The model that training started from: a hub id, a path, or a description (random weights).
+    /// The model that training started from: a hub id or a name. Empty where it started from random weights.
     pub base_model: String,
-    /// Training sources.
+    /// What training started from, where that is no model.
+    pub start: String,
+    /// True if the model has a chat template.
+    pub chat: bool,
+    /// Training sources: ids on the hub, or names of files.
     pub data: Vec<String>,
     /// Held-out sources, or a description if they are a share of the training sources.
     pub eval_data: Vec<String>,

@@ -35,6 +35,9 @@ pub(super) fn page(input: &Input<'_>) -> String {
          <style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<p>Trained on {}.</p>\n",
         escape(input.objective())
     );
+    if let Some(divergence) = &input.report.diverged {
+        let _ = writeln!(page, "<p><strong>{}</strong></p>", escape(&divergence.to_string()));
+    }
     curve(&mut page, input);
     shares(&mut page, input);
     sections(&mut page, input);

@@ -44,6 +44,7 @@ impl Input<'_> {
         let mut facts = vec![
             ("Objective", self.objective().to_string()),
             ("Base model", card.base_model.clone()),
+            ("Start", card.start.clone()),
             ("Parameters", thousands(report.parameters)),
             ("Training data", card.data.join(", ")),
             ("Held-out data", card.eval_data.join(", ")),

@@ -145,6 +145,7 @@ pub struct Job<'a> {
     pub dir: &'a Path,
     pub resume: Resume,
     pub overwrite: bool,
+    pub extend: bool,
     /// Beside `config.json` in every checkpoint.
     pub more_files: Vec<(&'a str, Vec<u8>)>,
     pub listener: Listener<'a>,
@@ -163,6 +164,7 @@ impl<'a> Job<'a> {
             dir,
             resume: Resume::No,
             overwrite: false,
+            extend: false,
             more_files: Vec::new(),
             listener: Listener::default(),
             stop: &NEVER,
@@ -214,9 +216,12 @@ impl<'a> Job<'a> {
             card: &DataCard::default(),
             files: &files,
             extra: &[],
+            stops: &[],
             output_dir: self.dir,
             resume: self.resume.clone(),
+            extend: self.extend,
             overwrite: self.overwrite,
+            lock: None,
         };
         suasion_train::train(run, &mut self.listener, self.stop)
     }

@@ -49,9 +49,12 @@ fn compare(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norm
         card: &DataCard::default(),
         files: &ModelFiles::from_dir(dir).unwrap(),
         extra: &[],
+        stops: &[],
         output_dir: &out.path().join("run"),
         resume: Resume::No,
+        extend: false,
         overwrite: false,
+        lock: None,
     };
     let report = suasion_train::train(run, &mut Silent, &NEVER).unwrap();
     assert_eq!(report.steps.len(), norms.len());

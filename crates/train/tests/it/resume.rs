@@ -313,12 +313,31 @@ fn a_damaged_checkpoint_is_refused_by_file() {
         assert!(matches!(error, Error::Checkpoint { .. }) && error.to_string().contains(expected), "{error}");
     };
     let state = bytes(checkpoint.join("suasion_state.json"));
-    let newer = String::from_utf8(state.clone()).unwrap().replace("\"format\": 1", "\"format\": 2");
+    let newer = String::from_utf8(state.clone()).unwrap().replace("\"format\": 2", "\"format\": 3");
     std::fs::write(checkpoint.join("suasion_state.json"), newer).unwrap();
-    refused("format 2; this program reads format 1");
+    refused("format 3; this program reads format 2");
     std::fs::write(checkpoint.join("suasion_state.json"), &state[..state.len() / 2]).unwrap();
     refused("suasion_state.json: ");
     std::fs::write(checkpoint.join("suasion_state.json"), &state).unwrap();
+    // A flipped bit anywhere: in the state, the weights, the moments, a file of the model.
+    let written = suasion_train::checkpoint::read(&checkpoint).unwrap();
+    for name in written.files.keys().map(String::as_str).chain(["suasion_state.json"]) {
+        let whole = bytes(checkpoint.join(name));
+        let mut flipped = whole.clone();
+        let at = match name {
+            // A digit of the state stays a digit: only the checksum can tell.
+            "suasion_state.json" => {
+                let text = String::from_utf8(whole.clone()).unwrap();
+                text.find("\"targets\": ").unwrap() + "\"targets\": ".len()
+            }
+            _ => whole.len() / 2,
+        };
+        flipped[at] ^= 1;
+        std::fs::write(checkpoint.join(name), flipped).unwrap();
+        refused(&format!("{name} is damaged"));
+        std::fs::write(checkpoint.join(name), whole).unwrap();
+    }
+    suasion_train::checkpoint::read(&checkpoint).unwrap();
     std::fs::remove_file(checkpoint.join("optimizer.safetensors")).unwrap();
     refused("optimizer.safetensors is missing");
 }
@@ -365,4 +384,117 @@ fn the_final_model_has_the_type_of_its_base_and_checkpoints_are_f32() {
         assert_eq!(types(&checkpoint), ["F32"]);
         assert_eq!(config(&checkpoint)["dtype"], "float32");
     }
+}
+
+#[test]
+fn the_checkpoint_before_a_damaged_one_is_offered_or_taken() {
+    let (train, (_dir, out)) = (rows(7, 3), folder());
+    let settings = Settings { save_steps: 2, ..four_steps() };
+    Job::new(&train, settings.clone(), &out).run().unwrap();
+    let weights = out.join("checkpoint-4/model.safetensors");
+    let mut damaged = bytes(&weights);
+    let last = damaged.len() - 1;
+    damaged[last] ^= 4;
+    std::fs::write(&weights, damaged).unwrap();
+    let from = Resume::From(out.join("checkpoint-4"));
+    let error = Job::new(&train, settings.clone(), &out).resume(from).run().unwrap_err();
+    let help = error.help().unwrap();
+    assert!(help.contains("--resume") && help.contains("checkpoint-2"), "{help}");
+    // Where the run is named, the one before is taken, and the damaged one is named.
+    let mut job = Job::new(&train, settings, &out).resume(Resume::From(out.clone()));
+    job.run().unwrap();
+    let told = |w: &String| w.contains("checkpoint-4: model.safetensors is damaged");
+    assert!(job.listener.warnings.iter().any(told), "{:?}", job.listener.warnings);
+    assert!(job.listener.heard("step 3") && !job.listener.heard("step 2"));
+}
+
+/// What a process leaves that is killed before its first checkpoint.
+#[test]
+fn a_run_without_a_checkpoint_starts_again() {
+    let (train, (dir, out)) = (rows(7, 3), folder());
+    let whole = dir.path().join("whole");
+    Job::new(&train, four_steps(), &whole).run().unwrap();
+    for name in ["suasion.yaml", "metrics.jsonl"] {
+        let out = out.with_file_name(format!("killed-{name}"));
+        std::fs::create_dir(&out).unwrap();
+        std::fs::write(out.join(name), "").unwrap();
+        let mut job = Job::new(&train, four_steps(), &out).resume(Resume::From(out.clone()));
+        job.run().unwrap();
+        assert!(
+            job.listener.warnings.iter().any(|w| w.contains("it starts again")),
+            "{:?}",
+            job.listener.warnings
+        );
+        assert_eq!(bytes(whole.join("model.safetensors")), bytes(out.join("model.safetensors")));
+    }
+    // A finished run without checkpoints is not trained again by a resume.
+    let settings = Settings { save_strategy: Strategy::No, ..four_steps() };
+    Job::new(&train, settings.clone(), &out).run().unwrap();
+    let error = Job::new(&train, settings, &out).resume(Resume::Newest).run().unwrap_err();
+    assert!(matches!(error, Error::NoCheckpoint { .. }), "{error}");
+}
+
+#[test]
+fn an_extended_run_goes_on_and_says_what_differs() {
+    let (result, before, _) = resumed(|job| {
+        job.extend = true;
+        job.settings.max_steps = Some(8);
+        job.settings.learning_rate = 1e-3;
+        job.identity.data_fingerprint = "f2".into();
+    });
+    let report = result.unwrap();
+    assert_eq!((report.step, report.steps.len()), (8, 5));
+    let told = |what: &str| {
+        report.warnings.iter().any(|w| w.contains("not an exact continuation") && w.contains(what))
+    };
+    for what in [
+        "the data's fingerprint: was f1, is f2",
+        "learning_rate: was 0.003, is 0.001",
+        "total steps: was 4, is 8",
+    ] {
+        assert!(told(what), "{what}: {:?}", report.warnings);
+    }
+    // The rates of the steps after the fourth are those of the new schedule: (8 − step) / (8 − 2) of the peak.
+    let record = report.steps.iter().find(|record| record.step == 6).unwrap();
+    assert!((record.learning_rate - 1e-3 * 3.0 / 6.0).abs() < 1e-12, "{record:?}");
+    drop(before);
+    // Neither another objective nor fewer steps than are finished.
+    let (result, ..) = resumed(|job| {
+        job.extend = true;
+        job.identity.objective = Objective::AllTokens;
+    });
+    assert!(matches!(result.unwrap_err(), Error::ResumeObjective { .. }));
+    let (result, ..) = resumed(|job| {
+        job.extend = true;
+        job.settings.max_steps = Some(3);
+    });
+    assert!(result.unwrap_err().to_string().contains("the run has 3 steps, but 4 are finished"));
+}
+
+/// 4 steps of two batches of 2 are two epochs of 7 rows; batches of 7 then make one step an epoch.
+#[test]
+fn an_extended_run_goes_on_where_it_was_in_its_data() {
+    let (train, (_dir, out)) = (rows(7, 3), folder());
+    Job::new(&train, four_steps(), &out).run().unwrap();
+    let longer = Settings {
+        max_steps: None,
+        num_train_epochs: 5.0,
+        per_device_train_batch_size: 7,
+        gradient_accumulation_steps: 1,
+        ..four_steps()
+    };
+    let mut job = Job::new(&train, longer.clone(), &out).resume(Resume::Newest);
+    job.extend = true;
+    job.settings.save_steps = 1;
+    let report = job.run().unwrap();
+    // Three more epochs, a step each.
+    assert_eq!((report.step, report.total_steps), (7, 7));
+    assert!((report.epoch - 5.0).abs() < 1e-12, "{}", report.epoch);
+    // Stopped in between, it is continued without a flag, to the same bytes.
+    std::fs::remove_dir_all(out.join("checkpoint-7")).unwrap();
+    let before = bytes(out.join("model.safetensors"));
+    let mut again = Job::new(&train, longer, &out).resume(Resume::Newest);
+    again.settings.save_steps = 1;
+    assert_eq!(again.run().unwrap().step, 7);
+    assert_eq!(before, bytes(out.join("model.safetensors")));
 }

@@ -159,7 +159,7 @@ pub fn origins(letters: &str) -> Option<Vec<Origin>> {
     Some(origins)
 }
 
-/// A weight; `None` if it is not a finite number of at least 0.
+/// A weight; `None` if it is not a finite number of at least 0. There is one zero.
 pub fn weight(value: f64) -> Option<f32> {
-    Some(value as f32).filter(|weight| weight.is_finite() && *weight >= 0.0)
+    Some(value as f32 + 0.0).filter(|weight| weight.is_finite() && *weight >= 0.0)
 }

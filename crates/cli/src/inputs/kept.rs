@@ -1,0 +1,29 @@
+//! Inputs are never replaced by outputs.
+
+use crate::failure::Failure;
+use std::path::Path;
+
+/// Refuses an output file that a command reads: one of `files`, or a file of one of the `folders`.
+///
+/// # Errors
+/// Where it is; the message names both.
+pub fn check_output<'a>(
+    flag: &str,
+    output: &Path,
+    files: impl IntoIterator<Item = &'a Path>,
+    folders: impl IntoIterator<Item = &'a Path>,
+) -> anyhow::Result<()> {
+    // Only a file that exists can be read.
+    let Ok(place) = output.canonicalize() else { return Ok(()) };
+    let same = |file: &&Path| file.canonicalize().is_ok_and(|file| file == place);
+    let inside = |folder: &&Path| folder.canonicalize().is_ok_and(|folder| place.parent() == Some(&folder));
+    let read = files.into_iter().find(same).or_else(|| folders.into_iter().find(inside));
+    match read {
+        Some(read) => Err(Failure::usage(
+            format!("{flag} {}: it would replace what is read: {}", output.display(), read.display()),
+            "write to another name",
+        )
+        .into()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,102 @@
+//! What a run needs of disk and time, before it begins.
+
+use super::Job;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Instant;
+use suasion_engine::{Architecture, Batch, Budget, Device, Model, WeightType};
+use suasion_train::Strategy;
+
+/// Tokens of the batch that is timed.
+const TOKENS: u32 = 256;
+
+/// What a run needs.
+pub struct Needs {
+    /// Bytes of a checkpoint.
+    pub checkpoint: u64,
+    /// Checkpoints that are there at once.
+    pub checkpoints: u64,
+    /// Bytes of the checkpoints and the final model.
+    pub disk: u64,
+    /// Seconds of the steps, without evaluations and checkpoints; `None` where the speed could not be measured.
+    pub seconds: Option<f64>,
+}
+
+impl Needs {
+    /// Of a planned run.
+    pub fn of(job: &Job) -> Needs {
+        let parameters = job.arch.parameter_count();
+        let final_model = parameters * weight_bytes(&job.folder.path);
+        // Weights and AdamW's two moments, in f32.
+        let checkpoint = 3 * 4 * parameters;
+        let (steps, settings) = (job.plan.total_steps, &job.settings);
+        let written = match settings.save_strategy {
+            Strategy::No => 0,
+            Strategy::Steps => steps.div_ceil(settings.save_steps),
+            Strategy::Epoch => steps.div_ceil(job.plan.steps_per_epoch),
+            Strategy::Best => match settings.eval_strategy {
+                Strategy::Epoch => steps.div_ceil(job.plan.steps_per_epoch),
+                _ => steps.div_ceil(settings.eval_steps()),
+            },
+        };
+        let best = u64::from(settings.load_best_model_at_end);
+        // A new one is complete before the oldest is removed.
+        let kept = settings.save_total_limit.map_or(u64::MAX, |limit| limit as u64 + 1 + best);
+        let checkpoints = (written + best).min(kept);
+        let passes = steps as f64 / job.plan.steps_per_epoch as f64;
+        let (tokens, targets) = (job.plan.tokens_per_epoch as f64, job.plan.targets_per_epoch as f64);
+        let work = passes * operations(&job.arch, tokens, targets);
+        Needs {
+            checkpoint,
+            checkpoints,
+            disk: checkpoints * checkpoint + final_model,
+            seconds: speed().ok().map(|speed| work / speed),
+        }
+    }
+}
+
+/// Bytes of a weight of the final model, whose type is that of its base.
+fn weight_bytes(folder: &Path) -> u64 {
+    let config = std::fs::read(folder.join("config.json")).ok();
+    let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config[key].as_str());
+    match named.and_then(WeightType::named) {
+        Some(WeightType::BF16 | WeightType::F16) => 2,
+        _ => 4,
+    }
+}
+
+/// Multiplications and additions of training on so many tokens and targets: six for each of both and each parameter
+/// that it meets.
+fn operations(arch: &Architecture, tokens: f64, targets: f64) -> f64 {
+    let embedding = arch.vocab_size as f64 * arch.hidden as f64;
+    let tables = if arch.head.tied { embedding } else { 2.0 * embedding };
+    6.0 * ((arch.parameter_count() as f64 - tables) * tokens + embedding * targets)
+}
+
+/// Operations a second of a step of a small model on this machine.
+fn speed() -> suasion_engine::Result<f64> {
+    let config = json!({
+        "model_type": "llama", "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1536,
+        "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "max_position_embeddings": TOKENS, "tie_word_embeddings": true,
+    });
+    let arch = Architecture::from_json(&config, Path::new("config.json"))?;
+    let tokens = TOKENS as usize;
+    let budget = Budget { tokens, targets: tokens, train: true, recompute: false };
+    let mut model = Model::new(arch.clone(), Device::cpu(), budget)?;
+    model.init_random(0)?;
+    let ids: Vec<u32> = (0..TOKENS).collect();
+    let mut batch = Batch::default();
+    batch.push(&ids, (0..TOKENS - 1).map(|row| (row, row + 1, 1.0)));
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let started = Instant::now();
+        model.zero_gradients();
+        let losses = model.accumulate(&batch, 1.0 / TOKENS as f32)?;
+        model.read_losses(&losses)?;
+        model.gradient_norm()?;
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    Ok(operations(&arch, f64::from(TOKENS), f64::from(TOKENS)) / best)
+}
