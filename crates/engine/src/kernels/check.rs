@@ -3,9 +3,8 @@
 //! Kernels walk their operands together and some of them write through pointers, so each backend calls the
 //! operation's check before it computes.
 
-use super::buffers::{Indices, PlanBuffer};
-use super::experts::{Routes, Routing};
-use super::shapes::{Activation, Heads, Norm, TargetLoss};
+use super::buffers::{Indices, PlanBuffer, Routes};
+use super::shapes::{Activation, Heads, Norm, Routing, TargetLoss};
 use super::view::View;
 use crate::Result;
 

@@ -4,36 +4,8 @@
 //! expert in the order of their rows: an expert's slots are one run of rows of a matrix.
 
 use super::check::rule;
-use super::{Backend, IndexBuffer, Indices, View};
+use super::{Backend, Routing, View};
 use crate::Result;
-
-/// How rows choose experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Routing {
-    /// Experts that a row takes.
-    pub per_row: usize,
-    /// The weights of a row's experts are divided by their sum.
-    pub normalise: bool,
-}
-
-/// The slots of some rows, in a backend's memory.
-#[derive(Debug)]
-pub struct Routes {
-    pub(super) rows: IndexBuffer,
-    pub(super) offsets: IndexBuffer,
-}
-
-impl Routes {
-    /// The row of each slot.
-    pub fn rows(&self) -> Indices {
-        self.rows.view()
-    }
-
-    /// The first slot of each expert, and the end of the last.
-    pub fn offsets(&self) -> Indices {
-        self.offsets.view()
-    }
-}
 
 impl Routing {
     /// `x` holds a row's logits and becomes their softmax; the experts that the row takes, the likeliest first

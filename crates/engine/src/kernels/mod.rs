@@ -19,10 +19,9 @@ pub mod reference;
 mod shapes;
 mod view;
 
-pub use buffers::{Buffer, IndexBuffer, Indices, PlanBuffer};
-pub use experts::{Routes, Routing};
+pub use buffers::{Buffer, IndexBuffer, Indices, PlanBuffer, Routes};
 pub use plan::{AttentionPlan, AttentionRange};
-pub use shapes::{Activation, AdamW, Heads, Norm, TargetLoss};
+pub use shapes::{Activation, AdamW, Heads, Norm, Routing, TargetLoss};
 pub use view::{Dtype, View};
 
 use crate::Result;
