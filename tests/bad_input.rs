@@ -31,8 +31,8 @@ fn bad_row(bad: impl AsRef<[u8]>, message: &str) {
     let (dir, ran) = prepare_with(bad);
     ran.error(3, "E-ROW", "rows.jsonl:3: ").says(message);
     assert!(!dir.exists("out.jsonl"));
-    let ran = prepare(&dir).set(&["on_bad_row=skip"]).ok().says("4 kept").says("1 failed");
-    assert!(ran.stdout.is_empty());
+    let ran = prepare(&dir).set(&["on_bad_row=skip"]).ok().prints("4 kept").prints("1 failed");
+    assert!(ran.stdout.starts_with("5 rows: "), "{}", ran.stdout);
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 1, 3, 4]);
     let findings = dir.lines("out.jsonl.findings.jsonl");
@@ -103,7 +103,7 @@ fn training_stops_at_a_bad_row_unless_on_bad_row_is_skip() {
 fn response_cut_away_by_truncation() {
     let dir = Dir::new().with_model().with_rows(3);
     let cut = prepare(&dir).set(&["truncation_mode=keep_start", "max_length=12"]).ok();
-    cut.says("0 kept").says("3 dropped (3 without a target)");
+    cut.prints("0 kept").prints("3 dropped (3 without a target)");
     assert!(dir.lines("out.jsonl.findings.jsonl").iter().any(|f| f["code"] == "M001"));
     // Training on no rows is refused before any work.
     dir.train("rows.jsonl")

@@ -5,6 +5,7 @@ mod card;
 mod estimate;
 
 use crate::config::{Config, Init};
+use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::model;
 use crate::inputs::rows;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
+use suasion_data::report::format::count;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::{Architecture, Device, MemoryPlan, Model};
@@ -56,6 +58,8 @@ pub struct Job {
     pub card: DataCard,
     /// The ids that the training rows teach to stop at.
     pub stops: Vec<u32>,
+    /// Files that are read: rows, and one of the model.
+    read: Vec<PathBuf>,
 }
 
 impl Job {
@@ -72,13 +76,8 @@ impl Job {
         let eval_data = rows::evaluation(&config, ui)?;
         settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
-        if checkpoint.is_none() {
-            let read = data.files.iter().chain(eval_data.iter().flat_map(|rows| &rows.files)).cloned();
-            let mut read = read.chain([dir.join("config.json")]);
-            if let Some(input) = read.find(|file| suasion_train::replaces(&config.output_dir, file)) {
-                return Err(suasion_train::Error::ReplacesInput { input, dir: config.output_dir }.into());
-            }
-        }
+        let mut read = vec![dir.join("config.json")];
+        read.extend(data.files.iter().chain(eval_data.iter().flat_map(|rows| &rows.files)).cloned());
         let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
@@ -97,6 +96,12 @@ impl Job {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
             None => suasion_data::split(samples, config.eval_fraction, settings.seed),
         };
+        if config.eval_fraction > 0.0 && eval.is_empty() && !train.is_empty() {
+            let rows = count(train.len() as u64, "row");
+            let message = format!("eval_fraction={}: of {rows} it holds out none", config.eval_fraction);
+            let help = "give a larger share, name rows with eval_dataset_name, or leave it out";
+            return Err(Failure::config(message, help).into());
+        }
         let chat = folder.template.is_some();
         let card = card::data_card(&config, chat, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let stops = learned_stops(&train, &folder.special(&policy)?.stops);
@@ -128,7 +133,20 @@ impl Job {
             identity,
             card,
             stops,
+            read,
         })
+    }
+
+    /// Refuses an output_dir in which a new run would replace what it reads.
+    pub fn check_inputs(&self) -> suasion_train::Result<()> {
+        let dir = &self.config.output_dir;
+        let mut read = self.read.iter().filter(|_| self.checkpoint.is_none());
+        match read.find(|file| suasion_train::replaces(dir, file)) {
+            Some(input) => {
+                Err(suasion_train::Error::ReplacesInput { input: input.clone(), dir: dir.clone() })
+            }
+            None => Ok(()),
+        }
     }
 
     fn memory(&self) -> MemoryPlan {

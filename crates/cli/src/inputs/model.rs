@@ -3,6 +3,7 @@
 use super::hub::{self, Access, Kind, Repo, ToDownload};
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
+use crate::paths;
 use crate::ui::Ui;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,13 +13,24 @@ use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
 use suasion_data::tokens::Tokenizer;
 use suasion_engine::Architecture;
-use suasion_train::ModelFiles;
+use suasion_train::{ModelFiles, TEMPLATES};
 
 /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
 ///
 /// # Errors
 /// Where its tokenizer cannot be read.
 pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
+    if !["config.json", "tokenizer.json"].iter().any(|name| dir.join(name).exists()) {
+        return Err(Failure::run_time(
+            "E-MODEL",
+            format!(
+                "{}: the folder has neither config.json nor tokenizer.json: it is no model",
+                dir.display()
+            ),
+            "name the folder in the Hugging Face layout that holds them",
+        )
+        .into());
+    }
     let folder = ModelFolder::open(dir)?;
     if let Some(error) = &folder.template_error {
         ui.warn(format_args!("the chat template is not used: {error}"));
@@ -141,13 +153,18 @@ pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) ->
         )
         .into());
     }
-    let Some(repo) = Repo::named(Kind::Model, name) else {
-        return Err(Failure::run_time(
-            "E-MODEL",
-            format!("{}: no such folder", name.display()),
-            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id",
-        )
-        .into());
+    let absent = |help: String| {
+        Failure::run_time("E-MODEL", format!("{}: no such folder", name.display()), help).into()
+    };
+    let repo = Repo::named(Kind::Model, name);
+    if let (Some(near), None) = (paths::near(name), repo.as_ref().and_then(Repo::snapshot)) {
+        return Err(absent(format!("did you mean {}?", near.display())));
+    }
+    let Some(repo) = repo else {
+        return Err(absent(
+            "name a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or a hub id"
+                .into(),
+        ));
     };
     let snapshot = match repo.snapshot() {
         // Where files are missing from the snapshot, the code that needs them names them.
@@ -215,8 +232,9 @@ fn is_safetensors(name: &str) -> bool {
 /// The files of a repository to download. Some repositories hold their weights twice: transformers' `model*`
 /// are preferred.
 fn wanted(names: &[String], weights: bool) -> Vec<String> {
-    let mut wanted: Vec<String> =
-        names.iter().filter(|name| ModelFiles::NAMES.contains(&name.as_str())).cloned().collect();
+    let template = |name: &str| name.strip_suffix(".jinja").is_some_and(|name| name.starts_with(TEMPLATES));
+    let wanted = |name: &&String| ModelFiles::NAMES.contains(&name.as_str()) || template(name);
+    let mut wanted: Vec<String> = names.iter().filter(wanted).cloned().collect();
     if weights {
         let tensors: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
         let named = tensors.iter().any(|name| name.starts_with("model"));
@@ -235,6 +253,7 @@ mod tests {
         let names = [
             ".gitattributes",
             "README.md",
+            "additional_chat_templates/tool_use.jinja",
             "config.json",
             "consolidated.safetensors",
             "model-00001-of-00002.safetensors",
@@ -245,10 +264,12 @@ mod tests {
             "tokenizer.json",
         ]
         .map(String::from);
-        assert_eq!(wanted(&names, false), ["config.json", "tokenizer.json"]);
+        let template = "additional_chat_templates/tool_use.jinja";
+        assert_eq!(wanted(&names, false), [template, "config.json", "tokenizer.json"]);
         assert_eq!(
             wanted(&names, true),
             [
+                template,
                 "config.json",
                 "tokenizer.json",
                 "model-00001-of-00002.safetensors",
@@ -256,7 +277,7 @@ mod tests {
                 "model.safetensors.index.json",
             ]
         );
-        assert_eq!(wanted(&names[..4], true), ["config.json", "consolidated.safetensors"]);
+        assert_eq!(wanted(&names[..5], true), [template, "config.json", "consolidated.safetensors"]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::io::Write as _;
 use suasion_data::Objective;
 use suasion_data::prepared::Counts;
 use suasion_data::report::format::{bytes, count, duration, loss, percent, perplexity, thousands};
+use suasion_data::report::printable;
 use suasion_train::Report;
 
 /// Width in columns of the names in the plan.
@@ -35,13 +36,14 @@ impl Job {
 
     /// Prints the plan of a dry run, a result.
     pub fn print(&self, ui: &Ui) -> anyhow::Result<()> {
+        let needs = Needs::of(self);
         if ui.json {
-            ui.print_json(&self.to_json(&Needs::of(self)))?;
+            self.lines().into_iter().for_each(|line| ui.hang(INDENT + 1, line));
+            ui.print_json(&self.to_json(&needs))?;
         } else {
-            let needs = Needs::of(self);
             let mut out = ui.out();
             for line in self.lines() {
-                writeln!(out, "{line}")?;
+                writeln!(out, "{}", printable(&line))?;
             }
             let disk = match needs.checkpoints {
                 0 => "the final model, no checkpoint".into(),

@@ -24,7 +24,7 @@ thread_local! {
 }
 
 /// Maximum length of a rendering, in bytes: a longer one is no row's text. Marks around its texts make one longer.
-const OUTPUT: usize = 2 * MAX_TEXT_BYTES;
+const OUTPUT: usize = 4 * MAX_TEXT_BYTES;
 
 /// Why a template did not compile or render, including the template's own `raise_exception`.
 #[derive(Debug, thiserror::Error)]
