@@ -21,11 +21,12 @@ pub(super) const GENERATION: &str = "__suasion_generation";
 
 pub(super) const ITER: &str = "__suasion_iter";
 
-/// Fuel of one rendering: one unit per instruction and per 64 bytes produced. The largest published template
-/// needs a tenth of it for a thousand messages; an endless loop is stopped in well under a second.
+/// Fuel of one rendering: one unit per instruction and per 64 bytes produced. An endless loop is stopped in well under
+/// a second.
 const FUEL: u64 = 3_000_000;
 
-/// The number of messages that this fuel is enough for.
+/// The number of messages that this fuel is enough for. Most templates need a tenth of it for a thousand; Gemma 4's, with
+/// a thought in each answer, all of it.
 const MESSAGES: usize = 250;
 
 /// Maximum nesting of macros and loops, which fits the stack of a worker thread.
