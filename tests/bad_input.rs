@@ -323,3 +323,32 @@ fn held_out_rows_are_not_counted_as_trained_on() {
     let card = String::from_utf8(dir.read("out/README.md")).unwrap();
     assert!(card.contains("10 read, 8 trained on") && card.contains("2 held out"), "{card}");
 }
+
+/// The tokenizers library panics on this file; so do templates' compilers on theirs.
+#[test]
+fn broken_tokenizers_and_endless_templates_are_errors_that_name_the_file() {
+    let dir = Dir::new().with_model();
+    dir.write("rows.jsonl", row(0));
+    dir.write("model/tokenizer.json", "{\"decoder\":{");
+    let ran = prepare(&dir).run();
+    assert_eq!(ran.code, Some(3), "{}", ran.stderr);
+    let ran = ran.says("error[E-TOKENIZER]: ").says("tokenizer.json: not a tokenizer");
+    // Nothing of the panic but the error.
+    assert!(ran.stderr.lines().all(|line| !line.starts_with("thread ") && !line.contains("stack backtrace")));
+
+    let chat = serde_json::json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
+    for (source, what) in [
+        (format!("{{{{ a{} }}}}", " ~ a".repeat(100_000)), "more than 1000 operators in one tag"),
+        (format!("{{{{ {}1 }}}}", "-".repeat(100_000)), "more than 1000 operators in one tag"),
+        ("a".repeat(2 << 20), "the limit is 1048576"),
+    ] {
+        let dir = Dir::new().with_model();
+        dir.write("rows.jsonl", chat.to_string()).write("model/chat_template.jinja", source);
+        let ran = prepare(&dir).run();
+        ran.error(3, "E-SOURCE", "no chat template that can be used").says(what).says("chat_template.jinja");
+    }
+    let dir = Dir::new().with_model();
+    let join = "{% set x = 'a' * 16000000 %}{% set l = [x] * 1000 %}{{ l | join }}";
+    dir.write("rows.jsonl", chat.to_string()).write("model/chat_template.jinja", join);
+    prepare(&dir).run().error(3, "E-ROW", "join: the text would be too long");
+}

@@ -26,7 +26,7 @@ pub(super) const ITER: &str = "__suasion_iter";
 const FUEL: u64 = 3_000_000;
 
 /// The number of messages that this fuel is enough for.
-const MESSAGES: usize = 1000;
+const MESSAGES: usize = 250;
 
 /// Maximum nesting of macros and loops, which fits the stack of a worker thread.
 const RECURSION: usize = 120;
