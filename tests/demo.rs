@@ -52,7 +52,7 @@ fn the_demos_figures_are_those_of_eval() {
 #[test]
 fn a_dry_run_of_the_demo_trains_nothing() {
     let dir = Dir::new();
-    dir.suasion(&["train", "--demo", "--dry-run"]).ok().says("supervised: ");
+    dir.suasion(&["train", "--demo", "--dry-run"]).ok().prints("supervised: ");
     assert!(!dir.exists("suasion-demo"));
     dir.suasion(&["train", "--demo", "--resume"]).run().code(2);
     dir.suasion(&["train", "--demo", "--set", "dataset_name=mine.jsonl"]).run().error(

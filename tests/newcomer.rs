@@ -96,6 +96,25 @@ fn init_says_what_is_wrong_with_rows_and_writes_nothing_for_rows_it_cannot_read(
 }
 
 #[test]
+fn init_maps_columns_of_other_names() {
+    let rows =
+        "{\"question\": \"Why?\", \"answer\": \"So.\"}\n{\"question\": \"Who?\", \"answer\": \"I.\"}\n";
+    for (dir, mapping, format) in [
+        (Dir::new().with_model(), ("prompt", "completion"), "prompt_completion"),
+        // Under a chat template it is a conversation.
+        (with_template(), ("instruction", "output"), "alpaca"),
+    ] {
+        dir.write("rows.jsonl", rows);
+        dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl"]).ok();
+        let config = dir.suasion(&["check", "suasion.yaml", "--json"]).ok().json()["config"].clone();
+        assert_eq!(config["columns"], serde_json::json!({ mapping.0: "question", mapping.1: "answer" }));
+        assert_eq!(config["format"], format);
+        let verified = dir.suasion(&["verify", "suasion.yaml", "--json"]).ok().json();
+        assert_eq!(verified["trainable_rows"], 2);
+    }
+}
+
+#[test]
 fn a_chat_keeps_the_conversation_and_renders_it_with_the_template() {
     let dir = with_template();
     let chat = |input: &str, args: &[&str]| {
@@ -159,4 +178,90 @@ fn completions_know_keys_and_their_values_and_man_writes_a_page_per_command() {
         assert!(page.contains(".SH OPTIONS") && page.contains("\\-\\-color"), "{command}");
     }
     assert!(dir.text("man/man1/suasion-train.1").contains("learning_rate"));
+}
+
+#[test]
+fn names_that_are_nearly_right_are_answered() {
+    let dir = Dir::new().with_model().with_rows(3);
+    let wrong = |args: &[&str], code: i32, tag: &str, message: &str, help: &str| {
+        dir.suasion(args).run().error(code, tag, message).says(&format!("help: {help}"));
+    };
+    dir.write("run.yaml", "seed: 1\n");
+    wrong(
+        &["verify", "-M", "model", "-D", "rwos.jsonl"],
+        3,
+        "E-IO",
+        "rwos.jsonl",
+        "did you mean rows.jsonl?",
+    );
+    wrong(&["verify", "-M", "modle", "-D", "rows.jsonl"], 3, "E-MODEL", "modle", "did you mean model?");
+    wrong(&["check", "run.yml"], 2, "E-CONFIG", "run.yml", "did you mean run.yaml?");
+    let ran = dir.prepare("rows.jsonl", "none/x.jsonl").run().error(
+        3,
+        "E-IO",
+        "none/x.findings.jsonl: No such file",
+    );
+    let ran = ran.says("help: there is no folder none");
+    assert!(!ran.stderr.contains(".suasion-tmp"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_folder_that_is_no_model_or_no_run_is_named() {
+    let dir = Dir::new().with_model().with_rows(3);
+    std::fs::create_dir(dir.path("empty")).unwrap();
+    let rows = ["-D", "rows.jsonl"];
+    dir.suasion(&["verify", "-M", "empty"]).args(&rows).run().error(
+        3,
+        "E-MODEL",
+        "empty: the folder has neither",
+    );
+    dir.write("half/config.json", dir.read("model/config.json"));
+    let half = dir.suasion(&["train", "-M", "half", "--init", "random"]).args(&rows).run();
+    half.error(3, "E-SOURCE", "half: the folder has no tokenizer.json, and rows.jsonl:1 is text");
+    dir.suasion(&["train", "--resume", "model"]).run().error(
+        2,
+        "E-USAGE",
+        "no run of suasion wrote this folder",
+    );
+}
+
+#[test]
+fn a_share_that_holds_out_no_row_is_refused() {
+    let dir = Dir::new().with_model().with_rows(1);
+    let train = dir.train("rows.jsonl").set(&["init=random", "eval_fraction=0.1", "max_steps=1"]).run();
+    train.error(2, "E-CONFIG", "eval_fraction=0.1: of 1 row it holds out none");
+    assert!(!dir.exists("trainer_output"));
+}
+
+#[test]
+fn errors_of_libraries_speak_to_users() {
+    let dir = Dir::new();
+    for (name, text, message) in [
+        ("twice.yaml", "seed: 1\nseed: 2\n", "twice.yaml:2: duplicate mapping key `seed`"),
+        ("two.yaml", "seed: 1\n---\nseed: 2\n", "only single YAML document expected"),
+        ("open.yaml", "seed: [1\n", "open.yaml:1: unclosed bracket"),
+        ("null.yaml", "!!binary x\n", "null.yaml:1: "),
+    ] {
+        dir.write(name, text);
+        let ran = dir.suasion(&["check", name]).run().error(2, "E-CONFIG", message);
+        for jargon in ["Options", "from_str", "Policy", "Option<", "deserialize"] {
+            assert!(!ran.stderr.contains(jargon), "{}", ran.stderr);
+        }
+    }
+}
+
+#[test]
+fn control_characters_are_never_printed_raw() {
+    let dir = Dir::new().with_model();
+    let name = "rows\u{1b}[31m.jsonl";
+    dir.write(name, "{\"a\": 1}\n");
+    for ran in [
+        dir.verify(name).run(),
+        dir.prepare(name, "out.jsonl").run(),
+        dir.verify("none\u{1b}[2J.jsonl").run(),
+        dir.suasion(&["check", "--set", "\u{1b}[2J=1"]).run(),
+    ] {
+        assert!(ran.stderr.contains('␛') || ran.stdout.contains('␛'), "{}", ran.stderr);
+        assert!(!ran.stderr.contains('\u{1b}') && !ran.stdout.contains('\u{1b}'), "{:?}", ran.stderr);
+    }
 }

@@ -1,5 +1,7 @@
 //! Errors as the user sees them, and the exit codes that go with them.
 
+use crate::paths;
+use std::path::Path;
 use std::{fmt, io};
 
 /// The exit codes of the contract (CLI.md).
@@ -108,6 +110,9 @@ impl Outcome {
             }
             break;
         }
+        if let (None, Some(path)) = (&outcome.help, missing_path(error)) {
+            outcome.help = Some(paths::missing(path));
+        }
         if outcome.help.is_none() {
             let io = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
             outcome.help = general_help(outcome.tag, io.map(io::Error::kind)).map(str::to_string);
@@ -116,11 +121,26 @@ impl Outcome {
     }
 }
 
+/// The path that an error says does not exist.
+fn missing_path(error: &anyhow::Error) -> Option<&Path> {
+    let (path, source) = error.chain().find_map(|cause| {
+        if let Some(suasion_data::Error::Io { path, source, .. }) = cause.downcast_ref() {
+            Some((path, source))
+        } else if let Some(suasion_train::Error::Io { path, source, .. }) = cause.downcast_ref() {
+            Some((path, source))
+        } else if let Some(suasion_engine::Error::Io { path, source, .. }) = cause.downcast_ref() {
+            Some((path, source))
+        } else {
+            None
+        }
+    })?;
+    (source.kind() == io::ErrorKind::NotFound).then_some(path.as_path())
+}
+
 /// Help for an error that brings none of its own.
 fn general_help(tag: &str, io: Option<io::ErrorKind>) -> Option<&'static str> {
     use io::ErrorKind::*;
     match (tag, io) {
-        (_, Some(NotFound)) => Some("check the path; a relative one starts at the current folder"),
         (_, Some(PermissionDenied)) => Some("check who may read and write there"),
         (_, Some(StorageFull | QuotaExceeded | FileTooLarge)) => {
             Some("free some space, or write to another disk")

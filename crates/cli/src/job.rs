@@ -5,6 +5,7 @@ mod card;
 mod estimate;
 
 use crate::config::{Config, Init};
+use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::model;
 use crate::inputs::rows;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
+use suasion_data::report::format::count;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::{Architecture, Device, MemoryPlan, Model};
@@ -97,6 +99,12 @@ impl Job {
             Some(rows) => (samples, std::mem::take(&mut rows.samples)),
             None => suasion_data::split(samples, config.eval_fraction, settings.seed),
         };
+        if config.eval_fraction > 0.0 && eval.is_empty() && !train.is_empty() {
+            let rows = count(train.len() as u64, "row");
+            let message = format!("eval_fraction={}: of {rows} it holds out none", config.eval_fraction);
+            let help = "give a larger share, name rows with eval_dataset_name, or leave it out";
+            return Err(Failure::config(message, help).into());
+        }
         let chat = folder.template.is_some();
         let card = card::data_card(&config, chat, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let stops = learned_stops(&train, &folder.special(&policy)?.stops);

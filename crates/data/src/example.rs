@@ -28,7 +28,7 @@ pub use chat::{Conversation, Detail};
 pub use columns::COLUMNS;
 
 use crate::policy::Format;
-use crate::source::row::MEDIA;
+use crate::source::MEDIA;
 use crate::source::{Projection, RawRow, Row};
 use crate::{Error, Result, RowId};
 use messages::LISTS;
@@ -92,7 +92,9 @@ impl Example {
             fixed => fixed,
         };
         if format != Format::Tokenised
-            && let Some(key) = MEDIA.iter().find(|key| fields.get(**key).is_some_and(filled))
+            && let Some(key) = MEDIA
+                .iter()
+                .find(|key| fields.get(**key).is_some_and(|v| filled(v) && *v != Value::Bool(false)))
         {
             return Err(Error::row(
                 id,
@@ -146,6 +148,13 @@ impl Example {
 /// [`Error::Row`] where it has those of no format, or of several.
 pub fn format_of(row: &Row) -> Result<Format> {
     detect(&row.id, &row.fields)
+}
+
+/// What [`Policy::columns`](crate::Policy::columns) could be for a row of unknown format: names of ours with paths in the
+/// row. `None` where the row has a format, or its names say nothing.
+pub fn proposed_columns(row: &Row) -> Option<BTreeMap<String, String>> {
+    let proposed = columns::proposed(&row.fields).filter(|_| format_of(row).is_err())?;
+    Some(proposed.into_iter().map(|(name, path)| (name.to_string(), path)).collect())
 }
 
 /// The columns that [`Example::read`] needs for this format; `None` if it may need all of them. `text`:

@@ -11,7 +11,7 @@
 //! | any other, in a `.csv` or `.tsv` file | records below a header line |
 //! | `[` | a JSON array, one row per element |
 //! | `{`, and the first line is a complete object | JSON Lines; a single object with a list under `data`, `rows` or `train` is a JSON file |
-//! | `{`, and the first line ends inside the object | a JSON object with a list under `data`, `rows` or `train` |
+//! | `{`, and the first line ends inside the object | a JSON object with a list under `data`, `rows` or `train`; else objects one after the other, as `jq` prints them |
 //! | anything else in a `.jsonl` or `.ndjson` file, or before a line that starts with `{` | JSON Lines with bad rows |
 
 mod arrow_json;
@@ -31,8 +31,8 @@ mod sniff;
 mod stream;
 
 pub use self::parquet::Projection;
+pub(crate) use arrow_json::{MEDIA, fails, is_json};
 pub use arrow_json::{column_names, fields};
-pub(crate) use arrow_json::{fails, is_json};
 pub use columnar::ColumnarFile;
 pub use hash::{FileHash, SourceHash};
 pub(crate) use lenient::{as_f64, number_of, parse, shown};
@@ -47,7 +47,7 @@ use crate::{Error, Result, RowId};
 use columnar::Columns;
 use delimited::Delimited;
 use hash::hash;
-use json::{Elements, Lines};
+use json::{Elements, Lines, Objects};
 use sniff::{columns_in, sniff};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -245,6 +245,7 @@ struct OpenFile {
 enum Reader {
     Lines(Lines),
     Elements(Elements),
+    Objects(Objects),
     Delimited(Delimited),
     Columns(Box<Columns>),
 }
@@ -264,6 +265,7 @@ impl OpenFile {
             let reader = match framing {
                 Framing::Lines => Reader::Lines(Lines::new(stream)),
                 Framing::Delimited(delimiter) => Reader::Delimited(Delimited::new(stream, delimiter, path)?),
+                Framing::Objects => Reader::Objects(Objects::new(stream)),
                 framing => Reader::Elements(Elements::new(stream, framing == Framing::Object)),
             };
             (framing, reader)
@@ -279,6 +281,9 @@ impl OpenFile {
             }
             Reader::Elements(elements) => {
                 elements.next().map(|next| next.map(|bytes| (None, bytes.map(Content::Json))))
+            }
+            Reader::Objects(objects) => {
+                objects.next().map(|next| next.map(|bytes| (None, bytes.map(Content::Json))))
             }
             Reader::Delimited(records) => records.next().map(|next| {
                 let content = |bytes| Content::Record(records.header.clone(), bytes);
@@ -309,6 +314,7 @@ impl OpenFile {
         let stream = match self.reader {
             Reader::Lines(Lines { stream, .. })
             | Reader::Elements(Elements { stream, .. })
+            | Reader::Objects(Objects { stream, .. })
             | Reader::Delimited(Delimited { stream, .. }) => stream,
             Reader::Columns(columns) => return columns.file.finish(),
         };

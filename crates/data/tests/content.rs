@@ -315,7 +315,7 @@ fn a_huge_text_is_refused() {
     let all = outcomes(&plain, &path).0;
     let Outcome::Failed { error, .. } = &all[0] else { panic!("{:?}", all[0].findings()) };
     assert!(
-        error.to_string().contains("the row has 33554433 bytes of text; the limit is 33554432"),
+        error.to_string().contains("the row has 16777217 bytes of text; the limit is 16777216"),
         "{error}"
     );
     kept(&all, 1);

@@ -39,6 +39,7 @@ fn every_layout_and_compression_gives_the_same_rows() {
     let s = Scratch::new();
     let lines = "{\"n\": 1, \"t\": \"}]\\\"{[,\"}\n{\"n\": 2}\n{\"n\": 3, \"deep\": [{\"n\": [9]}, \"]\"]}\n";
     let elements = lines.trim_end().replace('\n', ",\n");
+    let printed = "{\n  \"n\": 1,\n  \"t\": \"}]\\\"{[,\"\n}\n{ \"n\": 2 }{\n  \"n\": 3,\n  \"deep\": [\n    {}\n  ]\n}";
     let contents = [
         ("lines.jsonl", lines.to_string(), Framing::Lines),
         ("no_end.jsonl", lines.trim_end().to_string(), Framing::Lines),
@@ -60,6 +61,10 @@ fn every_layout_and_compression_gives_the_same_rows() {
             format!("{{\n \"rows\": [\n{elements}\n ],\n \"more\": {{\"a\": [1]}}\n}}\n"),
             Framing::Object,
         ),
+        // As jq prints rows, whatever the file is called.
+        ("jq.json", printed.to_string(), Framing::Objects),
+        ("jq.jsonl", printed.replace('\n', "\r\n"), Framing::Objects),
+        ("jq_unnamed", format!("\u{feff}\n{printed}"), Framing::Objects),
         ("train.json", format!("{{\"train\":[{}]}}", elements.replace('\n', "")), Framing::Object),
     ];
     for (name, content, layout) in &contents {
@@ -148,7 +153,8 @@ fn files_that_are_no_rows_say_what_they_are() {
             .ends_with("the file is not JSON, JSON Lines, CSV, Parquet or Arrow")
     );
     assert!(message("u.json", b"\xff\xfe{\0").ends_with("the file is UTF-16"));
-    let keys = message("k.json", b"{\n \"a\": 1,\n \"b\": []\n}");
+    let long = format!("{{\n \"a\": \"{}\",\n \"b\": []\n}}", "x".repeat(70_000));
+    let keys = message("k.json", long.as_bytes());
     assert!(keys.contains("keys (a, b)"), "{keys}");
     assert!(rows(&s.path("none.jsonl")).unwrap_err().to_string().contains("none.jsonl"));
     assert!(rows(s.dir.path()).unwrap_err().to_string().ends_with("is a folder, not a file of rows"));
@@ -156,6 +162,20 @@ fn files_that_are_no_rows_say_what_they_are() {
     let mut gz = gzip("{\"n\": 1}\n".repeat(100_000).as_bytes());
     gz.truncate(gz.len() / 2);
     assert!(matches!(rows(&s.file("cut.jsonl.gz", gz)), Err(suasion_data::Error::Io { .. })));
+}
+
+#[test]
+fn one_object_over_several_lines_is_a_row() {
+    let s = Scratch::new();
+    assert_eq!(rows(&s.file("one.json", "{\n  \"n\": 7\n}\n")).unwrap(), [Ok(7)]);
+    assert_eq!(rows(&s.file("one.jsonl", "{\n  \"n\": 7\n}\n")).unwrap(), [Ok(7)]);
+    let cut = rows(&s.file("cut.json", "{\n  \"n\": 7\n}\n{\n  \"n\": 8\n")).unwrap();
+    assert_eq!(cut, [Ok(7), Err("FILE: row 1: the file ends in the middle of this row".into())]);
+    let bad = rows(&s.file("bad.json", "{\n  \"n\": 7\n}\n{\n  \"n\": tru\n}\n{\n  \"n\": 9\n}\n")).unwrap();
+    assert!(bad[1].as_ref().is_err_and(|e| e.starts_with("FILE: row 1: invalid JSON")), "{bad:?}");
+    assert_eq!((&bad[0], &bad[2]), (&Ok(7), &Ok(9)));
+    let comma = rows(&s.file("comma.json", "{\n  \"n\": 7\n},\n{\n  \"n\": 8\n}\n")).unwrap_err().to_string();
+    assert!(comma.contains("expected \"{\" after row 0, found \",\""), "{comma}");
 }
 
 #[test]

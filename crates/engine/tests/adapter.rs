@@ -14,6 +14,8 @@ use suasion_engine::{
 fn lora(family: &str) -> Lora {
     let targets: &[&str] = match family {
         "gpt2" => &["c_attn", "mlp.c_proj"],
+        "phi3" => &["qkv_proj", "o_proj", "gate_up_proj", "model.layers.1.mlp.down_proj"],
+        "gpt_neox" => &["query_key_value", "attention.dense", "mlp.dense_4h_to_h"],
         _ => &["q_proj", "v_proj", "o_proj", "up_proj", "model.layers.1.mlp.down_proj"],
     };
     Lora { rank: 3, alpha: 5.0, targets: targets.iter().map(|t| t.to_string()).collect() }

@@ -34,6 +34,12 @@ pub struct Error {
 
 impl Error {
     fn new(path: &Path, source: io::Error) -> Error {
+        // An error of tempfile ends with the temporary name, which is nobody's business.
+        let text = source.to_string();
+        let source = match text.split_once(" at path \"") {
+            Some((plain, _)) => io::Error::new(source.kind(), plain.to_string()),
+            None => source,
+        };
         Error { path: path.to_path_buf(), source }
     }
 }

@@ -80,10 +80,11 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
 
     heading(ui, "Training on the responses only, from random weights");
     let mut job = Job::new(config, Begin::default(), ui)?;
-    job.announce(ui);
     if args.dry_run {
+        job.print(ui)?;
         return Ok(Exit::Done);
     }
+    job.announce(ui);
     let report = job.train(ui)?;
     if report.interrupted {
         job.farewell(&report, ui)?;

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use suasion_data::example::format_of;
+use suasion_data::example::{Example, format_of, proposed_columns};
 use suasion_data::prepared::Counts;
 use suasion_data::report::format::{count, percent, thousands};
 use suasion_data::report::visible;
@@ -75,10 +75,13 @@ pub fn run(args: &InitArgs, ui: &Ui) -> anyhow::Result<Exit> {
         )
         .into());
     }
-    let loaded = args.config.load(ui)?;
+    let mut loaded = args.config.load(ui)?;
     let source = rows::training(&loaded.config, ui)?;
     let folder = Arc::new(model::open(&model::named(&loaded.config, false, ui)?, ui)?);
     let held_out = rows::evaluation(&loaded.config, ui)?;
+    if loaded.config.data.columns.is_empty() && !loaded.places.contains_key("format") {
+        loaded.config.data.columns = columns(&source, &folder)?;
+    }
     let found = look(&source, &folder, &loaded.config, ui)?;
     for (code, found) in &found.summary.findings {
         let meaning = code.rule().meaning;
@@ -97,6 +100,27 @@ pub fn run(args: &InitArgs, ui: &Ui) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// What the fields of the first row are called, where that is no known format: under a chat template, a pair of texts
+/// is an instruction with its output.
+fn columns(source: &DataFiles, folder: &ModelFolder) -> anyhow::Result<BTreeMap<String, String>> {
+    let first = source.open()?.next_row()?.and_then(|raw| Row::parse(raw).ok());
+    let Some((row, proposed)) = first.and_then(|row| Some((row.clone(), proposed_columns(&row)?))) else {
+        return Ok(BTreeMap::new());
+    };
+    if let (Some(prompt), Some(completion), true) =
+        (proposed.get("prompt"), proposed.get("completion"), folder.template.is_some())
+    {
+        let pair = [("instruction", prompt), ("output", completion)];
+        let pair = pair.map(|(name, path)| (name.to_string(), path.clone())).into_iter().collect();
+        let texts = Example::renamed(row, &pair)
+            .is_ok_and(|row| ["instruction", "output"].iter().all(|key| row.fields[*key].is_string()));
+        if texts {
+            return Ok(pair);
+        }
+    }
+    Ok(proposed)
+}
+
 /// Looks at the first rows of a source, whole.
 ///
 /// # Errors
@@ -107,7 +131,8 @@ fn look(source: &DataFiles, folder: &Arc<ModelFolder>, config: &Config, ui: &Ui)
     for _ in 0..LOOKED_AT {
         let Some(raw) = raws.next_row()? else { break };
         // A row that cannot be read is counted below, with its reason.
-        if let Ok(format) = Row::parse(raw).and_then(|row| format_of(&row)) {
+        let row = Row::parse(raw).and_then(|row| Example::renamed(row, &config.data.columns));
+        if let Ok(format) = row.and_then(|row| format_of(&row)) {
             *found.formats.entry(format.name()).or_default() += 1;
         }
     }
@@ -185,6 +210,10 @@ fn page(
         }
     }
     page.key(&config, "format");
+    if !config.data.columns.is_empty() {
+        page.comment("Where the rows have what this format names otherwise.");
+        page.key(&config, "columns");
+    }
     match held_out {
         Some(files) => page.comment(&format!("Evaluated on {}.", files.name.display())),
         None if given("eval_fraction") || found.summary.kept >= ENOUGH => {

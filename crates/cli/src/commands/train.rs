@@ -95,6 +95,13 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
         config = run_dir.as_ref().map(|dir| dir.join(SAVED_CONFIG)).filter(|path| path.is_file());
     }
     let mut loaded = args(config).load(ui)?;
+    if let (Some(dir), None) = (&named, &loaded.config.model_name_or_path) {
+        return Err(Failure::usage(
+            format!("--resume {}: no run of suasion wrote this folder: it has no suasion.yaml", dir.display()),
+            "name a run's output folder or one of its checkpoint-N folders; a new run starts without --resume",
+        )
+        .into());
+    }
     if let Some(dir) = &run_dir {
         // The saved configuration names the folder in which the run was started, which may be gone or another's by now.
         let place = loaded.places.get("output_dir").cloned();

@@ -5,7 +5,9 @@ use super::flags::Typed;
 use super::table::{Config, KEYS, Key, find, shown};
 use super::{known, synonyms};
 use crate::failure::{Failure, Failures};
+use crate::paths;
 use serde_json::{Map, Value as Json};
+use serde_saphyr::UserMessageFormatter;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -76,7 +78,11 @@ impl Loaded {
             ));
         }
         let text = std::fs::read_to_string(path).map_err(|e| {
-            Failure::config(format!("{shown}: {e}"), "name a configuration file that can be read")
+            let help = match e.kind() {
+                std::io::ErrorKind::NotFound => paths::missing(path),
+                _ => "name a configuration file that can be read".into(),
+            };
+            Failure::config(format!("{shown}: {e}"), help)
         })?;
         let tree: Json = if extension == "toml" {
             toml::from_str(&text).map_err(|e| {
@@ -87,7 +93,9 @@ impl Loaded {
         } else {
             serde_saphyr::from_str(&text).map_err(|e| {
                 let line = e.location().map_or(1, |at| at.line());
-                let message = e.without_snippet().to_string();
+                // The library's own wording names what a Rust program could do.
+                let message = e.without_snippet().render_with_formatter(&UserMessageFormatter);
+                let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(text, _)| text);
                 Failure::config(format!("{shown}:{line}: {message}"), "correct the YAML on this line")
             })?
         };

@@ -14,6 +14,7 @@ use std::io::Write as _;
 use suasion_data::Objective;
 use suasion_data::prepared::Counts;
 use suasion_data::report::format::{bytes, count, duration, loss, percent, perplexity, thousands};
+use suasion_data::report::printable;
 use suasion_train::Report;
 
 /// Width in columns of the names in the plan.
@@ -42,7 +43,7 @@ impl Job {
         } else {
             let mut out = ui.out();
             for line in self.lines() {
-                writeln!(out, "{line}")?;
+                writeln!(out, "{}", printable(&line))?;
             }
             let disk = match needs.checkpoints {
                 0 => "the final model, no checkpoint".into(),

@@ -183,42 +183,56 @@ const COMPLETIONS: [&str; 10] = [
 const ROLES: [&str; 5] = ["role", "from", "speaker", "author", "sender"];
 const TEXTS: [&str; 6] = ["content", "value", "text", "message", "utterance", "body"];
 
-/// How `columns` would read a row of unknown format; `None` where its names say nothing.
-pub(super) fn proposal(fields: &Map<String, Value>) -> Option<String> {
+/// How `columns` could read a row of unknown format: names of ours with paths in the row. `None` where its names say
+/// nothing.
+pub(super) fn proposed(fields: &Map<String, Value>) -> Option<Vec<(&'static str, String)>> {
     let pair = |map: &Map<String, Value>, prefix: &str| {
         let text = |names: &[&'static str]| {
             names.iter().copied().find(|name| map.get(*name).is_some_and(Value::is_string))
         };
         let (prompt, completion) = (text(&PROMPTS)?, text(&COMPLETIONS)?);
-        Some((format!("{prefix}{prompt}"), format!("{prefix}{completion}")))
+        Some(vec![("prompt", format!("{prefix}{prompt}")), ("completion", format!("{prefix}{completion}"))])
     };
-    let map_pair = |(prompt, completion): (String, String)| {
-        format!("columns.prompt={prompt} and columns.completion={completion}")
+    pair(fields, "").or_else(|| {
+        fields.iter().find_map(|(key, value)| match value {
+            Value::Object(map) => pair(map, &format!("{key}.")),
+            Value::Array(list) => {
+                let first = list.first()?.as_object()?;
+                if let Some(found) = pair(first, &format!("{key}.")) {
+                    return Some(found);
+                }
+                let named =
+                    |names: &[&'static str]| names.iter().copied().find(|name| first.contains_key(*name));
+                let (role, text) = (named(&ROLES)?, named(&TEXTS)?);
+                let mut all = vec![("messages", key.clone())];
+                if !matches!(role, "role" | "from") {
+                    all.push(("role", role.into()));
+                }
+                if !matches!(text, "content" | "value") {
+                    all.push(("content", text.into()));
+                }
+                Some(all)
+            }
+            _ => None,
+        })
+    })
+}
+
+/// [`proposed`] as text of a remedy.
+pub(super) fn proposal(fields: &Map<String, Value>) -> Option<String> {
+    let all = proposed(fields)?;
+    let joined = |names: &[(&str, &String)]| {
+        let keys: Vec<String> = names.iter().map(|(name, path)| format!("columns.{name}={path}")).collect();
+        keys.join(" and ")
     };
-    if let Some((prompt, completion)) = pair(fields, "") {
-        return Some(format!(
-            "{}; for a conversation under the chat template, columns.instruction={prompt} and columns.output={completion}",
-            map_pair((prompt.clone(), completion.clone()))
-        ));
-    }
-    fields.iter().find_map(|(key, value)| match value {
-        Value::Object(map) => pair(map, &format!("{key}.")).map(map_pair),
-        Value::Array(list) => {
-            let first = list.first()?.as_object()?;
-            if let Some(found) = pair(first, &format!("{key}.")) {
-                return Some(map_pair(found));
-            }
-            let named = |names: &[&'static str]| names.iter().copied().find(|name| first.contains_key(*name));
-            let (role, text) = (named(&ROLES)?, named(&TEXTS)?);
-            let mut all = vec![format!("columns.messages={key}")];
-            if !matches!(role, "role" | "from") {
-                all.push(format!("columns.role={role}"));
-            }
-            if !matches!(text, "content" | "value") {
-                all.push(format!("columns.content={text}"));
-            }
-            Some(all.join(" and "))
-        }
-        _ => None,
+    let named: Vec<(&str, &String)> = all.iter().map(|(name, path)| (*name, path)).collect();
+    Some(match named.as_slice() {
+        // A pair of texts, which may also be a conversation.
+        [("prompt", prompt), ("completion", completion)] if fields.contains_key(*prompt) => format!(
+            "{}; for a conversation under the chat template, {}",
+            joined(&named),
+            joined(&[("instruction", prompt), ("output", completion)])
+        ),
+        _ => joined(&named),
     })
 }

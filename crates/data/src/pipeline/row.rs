@@ -238,9 +238,18 @@ impl RowProcessor {
 
     fn tokenizer(&self, id: &RowId) -> Result<&Tokenizer, Halt> {
         self.pipeline.folder.tokenizer.as_deref().ok_or_else(|| {
+            let folder = &self.pipeline.folder.path;
+            let named = !folder.as_os_str().is_empty();
+            let (path, message) = match named {
+                true => (folder.clone(), format!("the folder has no tokenizer.json, and {id} is text")),
+                false => (
+                    id.file.to_path_buf(),
+                    format!("{id} is text, and there is no tokenizer to read it with"),
+                ),
+            };
             Halt::Run(Error::Source {
-                path: id.file.to_path_buf(),
-                message: format!("{id} is text, and there is no tokenizer to read it with"),
+                path,
+                message,
                 help: "name the model folder that holds tokenizer.json".into(),
             })
         })

@@ -1,7 +1,6 @@
 //! Rows of record batches as JSON objects, so that all later stages see the same for every format.
 
 use super::lenient;
-use super::row::MEDIA;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     ArrowPrimitiveType, Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type,
@@ -14,6 +13,9 @@ use arrow_array::types::{
 use arrow_array::{Array, RecordBatch, StructArray};
 use arrow_schema::{DataType, Field, TimeUnit};
 use serde_json::{Map, Number, Value};
+
+/// Columns that hold what is not text, in multimodal rows.
+pub(crate) const MEDIA: [&str; 6] = ["images", "image", "videos", "video", "audios", "audio"];
 
 /// One row as the JSON object that `datasets` would write to JSON Lines.
 ///

@@ -1,4 +1,4 @@
-//! JSON Lines and JSON arrays: rows separated by line ends or by brackets.
+//! JSON Lines, JSON arrays and JSON objects one after the other: rows separated by line ends or by brackets.
 
 use super::raw::{MAX_ROW_BYTES, too_long};
 use super::scan::Scan;
@@ -128,6 +128,54 @@ impl Elements {
                 // The file ends inside this row, which is reported as a bad row; nothing can follow it.
                 self.state = State::Done;
                 Ok(Some(Err("the file ends in the middle of this row".into())))
+            }
+        }
+    }
+}
+
+/// Rows that follow each other without a list around them, as `jq` prints them.
+pub(super) struct Objects {
+    pub(super) stream: Stream,
+    /// Rows read so far.
+    rows: u64,
+}
+
+impl Objects {
+    pub(super) fn new(stream: Stream) -> Objects {
+        Objects { stream, rows: 0 }
+    }
+
+    /// The next object.
+    pub(super) fn next(&mut self) -> Result<Option<Result<Vec<u8>, String>>, Broken> {
+        match self.stream.skip_space()? {
+            None => return Ok(None),
+            Some(b'{') => {}
+            Some(other) => {
+                return Err(Broken::Structure(match self.rows {
+                    0 => format!("expected \"{{\", found \"{}\"", other.escape_ascii()),
+                    n => format!("expected \"{{\" after row {}, found \"{}\"", n - 1, other.escape_ascii()),
+                }));
+            }
+        }
+        self.rows += 1;
+        let (mut scan, mut row) = (Scan::default(), Vec::new());
+        loop {
+            let available = self.stream.fill()?;
+            if available.is_empty() {
+                return Ok(Some(Err("the file ends in the middle of this row".into())));
+            }
+            let end = available.iter().position(|byte| {
+                scan.step(*byte);
+                scan.depth == 0 && !scan.in_string
+            });
+            let take = end.map_or(available.len(), |at| at + 1);
+            if row.len() + take > MAX_ROW_BYTES {
+                return Err(Broken::Structure(format!("a row has more than {MAX_ROW_BYTES} bytes")));
+            }
+            row.extend_from_slice(&available[..take]);
+            self.stream.consume(take);
+            if end.is_some() {
+                return Ok(Some(Ok(row)));
             }
         }
     }

@@ -6,9 +6,6 @@ use super::raw::{Content, RawRow};
 use crate::{Error, Result, RowId};
 use serde_json::{Map, Value};
 
-/// Columns that hold what is not text, in multimodal rows.
-pub(crate) const MEDIA: [&str; 6] = ["images", "image", "videos", "video", "audios", "audio"];
-
 /// One row of a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {

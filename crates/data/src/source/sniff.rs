@@ -4,7 +4,7 @@ use super::scan::Scan;
 use super::stream::HEAD_BYTES;
 use super::{empty, source_error};
 use crate::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -18,6 +18,8 @@ pub enum Framing {
     Array,
     /// A JSON object with an array of objects under `data`, `rows` or `train`.
     Object,
+    /// JSON objects one after the other, each over several lines.
+    Objects,
     /// Records whose cells are separated by this byte, below a header line.
     Delimited(u8),
     /// Columns of record batches.
@@ -101,12 +103,9 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
             let (line, rest) = content.split_at(line_end);
             let second = rest.trim_ascii_start();
             if let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(line) {
-                // The first line is a complete object. It holds the rows only if nothing follows it, and the
-                // "rows" of a pack are numbers, not rows.
-                let rows =
-                    |list: &Value| list.as_array().is_some_and(|l| !l.first().is_some_and(Value::is_number));
-                let holds = LIST_KEYS.iter().any(|k| object.get(*k).is_some_and(rows));
-                return Ok(if holds && second.is_empty() { Framing::Object } else { Framing::Lines });
+                // The first line is a complete object. It holds the rows only if nothing follows it.
+                let holds = holds_rows(&object) && second.is_empty();
+                return Ok(if holds { Framing::Object } else { Framing::Lines });
             }
             let mut scan = Scan::default();
             let mut innermost = Vec::new();
@@ -131,6 +130,13 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
             let ends_inside = scan.depth > 0 && !scan.in_string;
             let contradicts = second.first() == Some(&b'{') && innermost.last() == Some(&b'{');
             let opens = ends_inside && !contradicts;
+            if opens
+                && let Some((first, rest)) = first_value(content)
+                && let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(first)
+            {
+                let holds = holds_rows(&object) && rest.trim_ascii_start().is_empty();
+                return Ok(if holds { Framing::Object } else { Framing::Objects });
+            }
             Ok(if opens && (!named_lines || opens_list(content)) { Framing::Object } else { Framing::Lines })
         }
         _ if named_lines => Ok(Framing::Lines),
@@ -144,6 +150,22 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
              optionally .gz or .zst; or columns of a .parquet or .arrow file",
         )),
     }
+}
+
+/// True if an object has a list of rows. The "rows" of a pack are numbers, not rows.
+fn holds_rows(object: &Map<String, Value>) -> bool {
+    let rows = |list: &Value| list.as_array().is_some_and(|l| !l.first().is_some_and(Value::is_number));
+    LIST_KEYS.iter().any(|key| object.get(*key).is_some_and(rows))
+}
+
+/// The first bracketed value, and what follows it.
+fn first_value(content: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut scan = Scan::default();
+    let end = content.iter().position(|byte| {
+        scan.step(*byte);
+        scan.depth == 0 && !scan.in_string
+    })?;
+    Some(content.split_at(end + 1))
 }
 
 /// The framing of a file with the name of a delimited one. The header line shows the delimiter: spreadsheets
