@@ -101,6 +101,7 @@ fn trajectories_are_those_of_transformers() {
         "gpt_neox",
         "gemma2",
         "gemma3",
+        "qwen3_moe",
     ];
     for model in models {
         trajectory(&root().join("tests/goldens/models").join(model));

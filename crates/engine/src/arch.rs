@@ -1,6 +1,6 @@
 //! A model as a value: what the forward pass must know, layer by layer.
 
-use crate::kernels::{Activation, Heads, Norm};
+use crate::kernels::{Activation, Heads, Norm, Routing};
 use crate::rope::Rope;
 
 /// A decoder-only model. Families differ in values, never in code; [`crate::families`] reads them from
@@ -106,7 +106,7 @@ pub struct Attention {
     pub out_bias: bool,
 }
 
-/// The MLP of a block.
+/// The MLP of a block, or several of which each row takes some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mlp {
     /// Width between its matrices.
@@ -115,6 +115,29 @@ pub struct Mlp {
     pub activation: Activation,
     /// Its matrices have a bias.
     pub bias: bool,
+    /// A mixture of experts, each an MLP of these sizes.
+    pub experts: Option<Experts>,
+}
+
+/// Experts and how rows choose among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// How rows choose.
+    pub routing: Routing,
+}
+
+impl Mlp {
+    /// Times that a row passes through an MLP.
+    pub fn per_row(&self) -> usize {
+        self.experts.map_or(1, |experts| experts.routing.per_row)
+    }
+
+    /// Columns of the first matrix's output.
+    pub(crate) fn up_width(&self) -> usize {
+        self.intermediate.saturating_mul(self.activation.gate_width())
+    }
 }
 
 /// The final norm and the projection to the vocabulary.
@@ -169,6 +192,10 @@ pub struct Names {
     pub up: &'static [&'static str],
     /// Output projection of the MLP.
     pub down: &'static str,
+    /// The projection to the logits of experts.
+    pub router: &'static str,
+    /// What replaces the first part of the MLP's names in an expert; `{}` is its number.
+    pub expert: &'static str,
     /// Final norm.
     pub norm: &'static str,
     /// Head, where it is not tied.
@@ -207,11 +234,10 @@ impl Architecture {
         }
     }
 
-    /// Columns of a layer's query, key/value and `up` rows.
+    /// Columns of a layer's query, key/value and `up` rows, the latter of all experts that a row takes.
     pub(crate) fn widths(block: &Block) -> [usize; 3] {
         let (heads, mlp) = (block.attention.heads, block.mlp);
-        let up = mlp.intermediate.saturating_mul(mlp.activation.gate_width());
-        [heads.query_width(), heads.kv_width(), up]
+        [heads.query_width(), heads.kv_width(), mlp.up_width().saturating_mul(mlp.per_row())]
     }
 
     /// Refuses sizes that contradict each other, divide by zero or are larger than any model's.
@@ -240,8 +266,20 @@ impl Architecture {
             let widths = Architecture::widths(block);
             sizes.extend(widths);
             sizes.push(block.mlp.intermediate);
+            let mut count = 1;
+            if let Some(experts) = block.mlp.experts {
+                let per_row = experts.routing.per_row;
+                if !(1..=experts.count).contains(&per_row) {
+                    return Err(format!("{per_row} of {} experts for each row", experts.count));
+                }
+                if block.norms.after_mlp.is_some() || block.mlp.bias || block.residual_scale != 1.0 {
+                    return Err("experts with biases, a norm after them or a factor are not computed".into());
+                }
+                sizes.push(experts.count);
+                count = experts.count;
+            }
             let widest = widths.into_iter().max().unwrap_or(0).max(self.hidden);
-            weights += widest as u128 * self.hidden as u128 * 8;
+            weights += widest as u128 * self.hidden as u128 * 8 * count as u128;
         }
         let outer = sizes[..3].iter().max().map_or(0, |widest| *widest as u128 * self.hidden as u128 * 8);
         let plausible = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size));

@@ -286,9 +286,11 @@ pub struct BlockSlots {
     pub after_attention: Option<NormSlots>,
     /// Norm before the MLP.
     pub mlp_norm: Option<NormSlots>,
-    /// Gate and up, or up alone.
+    /// The logits of experts, where the layer has them.
+    pub router: Option<Linear>,
+    /// Gate and up, or up alone; of all experts, one after the other.
     pub up: Linear,
-    /// Down.
+    /// Down; of all experts, one after the other.
     pub down: Linear,
     /// Norm after the MLP.
     pub after_mlp: Option<NormSlots>,
@@ -422,14 +424,17 @@ impl NormSlots {
 }
 
 impl BlockSlots {
-    pub(crate) fn linears(&self) -> [&Linear; 5] {
-        [&self.q, &self.kv, &self.out, &self.up, &self.down]
+    /// The layers that may have an adapter: not those of experts, which transformers keeps in one tensor.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> + Clone {
+        let mlp = [&self.up, &self.down].into_iter().filter(|_| self.router.is_none());
+        [&self.q, &self.kv, &self.out].into_iter().chain(mlp)
     }
 
     fn slots(&self) -> impl Iterator<Item = &Slot> {
         let norms = [&self.attention_norm, &self.after_attention, &self.mlp_norm, &self.after_mlp];
         let norms = norms.into_iter().flatten().chain(self.qk_norm.iter().flatten());
-        let parts = self.linears().into_iter().flat_map(|linear| &linear.parts);
+        let linears = [&self.q, &self.kv, &self.out, &self.up, &self.down].into_iter().chain(&self.router);
+        let parts = linears.flat_map(|linear| &linear.parts);
         let adapters = parts.clone().filter_map(|part| part.adapter.as_ref()).flat_map(|a| [&a.a, &a.b]);
         let parts = parts.flat_map(|part| [&part.weight].into_iter().chain(&part.bias));
         norms.flat_map(NormSlots::slots).chain(parts).chain(adapters)

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Random, relative};
 use suasion_engine::kernels::{
-    Activation, AttentionPlan, AttentionRange, Heads, Indices, Norm, PlanBuffer, View,
+    Activation, AttentionPlan, AttentionRange, Heads, Indices, Norm, PlanBuffer, Routing, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Reference, TargetLoss};
 
@@ -369,6 +369,50 @@ fn rows_and_sums() {
     }
 }
 
+/// Routing and the linear layers of experts; some experts get no row.
+fn experts<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<View> {
+    let (inputs, outputs, slots) = (5, 3, rows * r.per_row);
+    let (p, weights) = (put(b, rows, count, 1), space(b, rows, r.per_row));
+    let routes = b.route(r, p, weights).unwrap();
+    let (x, w) = (put(b, slots, inputs, 2), put(b, count * outputs, inputs, 3));
+    let (y, dy) = (space(b, slots, outputs), put(b, slots, outputs, 4));
+    let (dx, dw) = (space(b, slots, inputs), put(b, count * outputs, inputs, 5));
+    // The gradient of some rows alone: the end of one expert's, and the start of the next one's.
+    let part = space(b, outputs + 1, inputs);
+    b.grouped_linear(y, x, w, routes.offsets()).unwrap();
+    b.grouped_linear_dx(dx, dy, w, routes.offsets()).unwrap();
+    b.grouped_linear_dw(dw, 0, true, dy, x, routes.offsets()).unwrap();
+    b.grouped_linear_dw(part, 2, false, dy, x, routes.offsets()).unwrap();
+    let (d_weights, d_logits) = (put(b, rows, r.per_row, 6), space(b, rows, count));
+    b.route_backward(r, d_logits, p, d_weights, &routes).unwrap();
+    let dots = space(b, slots, 1);
+    b.row_dots(dots, y, dy).unwrap();
+    b.scale_rows(y, weights).unwrap();
+    let rows = space(b, rows, inputs);
+    b.scatter_add(rows, x, routes.rows()).unwrap();
+    vec![p, weights, y, dx, dw, part, d_logits, dots, rows]
+}
+
+#[test]
+fn experts_and_their_routes() {
+    for (rows, count, per_row) in [(1, 2, 1), (3, 4, 2), (65, 7, 3), (130, 4, 4), (2, 33, 1)] {
+        for normalise in [false, true] {
+            let r = Routing { per_row, normalise };
+            fn run<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<Vec<f32>> {
+                experts(b, r, rows, count).into_iter().map(|view| get(b, view)).collect()
+            }
+            // The one weight of a row is constantly 1 where it is normalised: no gradient to compare.
+            if per_row == 1 && normalise {
+                continue;
+            }
+            agree!(
+                format!("{rows} rows, {count} experts, {r:?}"),
+                (|b: &mut Cpu| run(b, r, rows, count), |b: &mut Reference<f32>| run(b, r, rows, count))
+            );
+        }
+    }
+}
+
 #[test]
 fn rotation_and_its_inverse() {
     // Whole heads, and the first 6 of 10 columns.
@@ -478,6 +522,22 @@ fn the_references_gradients_are_slopes() {
         slopes(b, up, dup, |b| {
             b.activate(f, a, up).unwrap();
             dot(&b.get(a).unwrap(), &weights)
+        });
+    }
+    for normalise in [false, true] {
+        // The likeliest two of five experts, with room between them.
+        let r = Routing { per_row: 2, normalise };
+        let (logits, p, weights) = (space(b, 2, 5), space(b, 2, 5), space(b, 2, 2));
+        b.set(logits, &[0.3, 2.0, -1.0, 1.1, 0.0, 1.0, -0.5, 0.2, 0.1, 2.2]).unwrap();
+        b.copy(p, logits).unwrap();
+        let routes = b.route(r, p, weights).unwrap();
+        let (d_weights, d_logits) = (put(b, 2, 2, 7), space(b, 2, 5));
+        b.route_backward(r, d_logits, p, d_weights, &routes).unwrap();
+        let d_weights = b.get(d_weights).unwrap();
+        slopes(b, logits, d_logits, |b| {
+            b.copy(p, logits).unwrap();
+            b.route(r, p, weights).unwrap();
+            dot(&b.get(weights).unwrap(), &d_weights)
         });
     }
     let (plan, keys) = attention_plan(4, [3, 5], 1);

@@ -5,7 +5,7 @@ mod common;
 use common::{Random, model};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use suasion_engine::kernels::{
-    Activation, AttentionPlan, AttentionRange, Buffer, Heads, Norm, TargetLoss, View,
+    Activation, AttentionPlan, AttentionRange, Buffer, Heads, Norm, Routing, TargetLoss, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Device, Error, Reference, Result};
 
@@ -128,6 +128,14 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     refused(b.rotate(x, 3, table, rows, false));
     refused(b.rotate(x, 2, table, rows, false));
     refused(b.rotate(x, 4, m_like(table, 4), rows, false));
+    let routing = |per_row| Routing { per_row, normalise: false };
+    refused(b.route(routing(0), x, w));
+    refused(b.route(routing(1 << 60), x, w));
+    refused(b.grouped_linear(y, x, w, few));
+    refused(b.grouped_linear_dx(x, y, w, few));
+    refused(b.grouped_linear_dw(w, 0, false, y, x, few));
+    refused(b.scale_rows(x, narrow));
+    refused(b.row_dots(x, y, z));
     refused(b.cross_entropy(losses5, x, rows, None, None));
     refused(b.cross_entropy(losses, x, few, None, None));
     refused(b.cross_entropy(losses, x, large, None, None));

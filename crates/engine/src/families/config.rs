@@ -215,6 +215,15 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A list of layers by their numbers, empty where the key is missing.
+    pub(super) fn layer_numbers(&self, key: &str) -> Result<Vec<usize>> {
+        let Some(list) = self.get(key) else { return Ok(Vec::new()) };
+        let numbers = list.as_array().and_then(|list| {
+            list.iter().map(|v| v.as_u64().map(|n| n as usize)).collect::<Option<Vec<usize>>>()
+        });
+        numbers.ok_or_else(|| self.wrong(key, "a list of layers, the first being 0"))
+    }
+
     /// The window of each layer: as `layer_types` lists them, else `sliding` says which layers have one.
     pub(super) fn windows(
         &self,

@@ -20,6 +20,8 @@ const NAMES: Names = Names {
     after_mlp: "",
     up: &["mlp.dense_h_to_4h"],
     down: "mlp.dense_4h_to_h",
+    router: "",
+    expert: "",
     norm: "gpt_neox.final_layer_norm",
     head: "embed_out",
     transposed: false,
@@ -57,7 +59,7 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
             qkv_bias: bias,
             out_bias: bias,
         },
-        mlp: Mlp { intermediate: c.size("intermediate_size")?, activation, bias: true },
+        mlp: Mlp { intermediate: c.size("intermediate_size")?, activation, bias: true, experts: None },
         residual_scale: 1.0,
         parallel: c.flag_or("use_parallel_residual", true)?,
     };

@@ -20,6 +20,8 @@ pub(super) const NAMES: Names = Names {
     after_mlp: "",
     up: &["mlp.gate_proj", "mlp.up_proj"],
     down: "mlp.down_proj",
+    router: "",
+    expert: "",
     norm: "model.norm",
     head: "lm_head",
     transposed: false,
@@ -75,8 +77,8 @@ pub(super) fn qwen2(c: &Config) -> Result<Architecture> {
 /// Qwen's windows: on the layers from `max_window_layers` on, where `use_sliding_window` is set.
 pub(super) fn qwen_windows(c: &Config, arch: &mut Architecture) -> Result<()> {
     let window = c.optional_size("sliding_window", Some(4096))?;
-    let window = window.filter(|_| c.flag_or("use_sliding_window", false).unwrap_or(false));
-    c.flag_or("use_sliding_window", false)?;
+    let used = c.flag_or("use_sliding_window", false)?;
+    let window = window.filter(|_| used);
     let first = match c.get("max_window_layers") {
         Some(value) if value.as_u64() == Some(0) => 0,
         _ => c.size_or("max_window_layers", Some(28))?,
@@ -144,7 +146,12 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
             qkv_bias: v.qkv_bias,
             out_bias: v.out_bias,
         },
-        mlp: Mlp { intermediate: c.size("intermediate_size")?, activation: v.activation, bias: v.mlp_bias },
+        mlp: Mlp {
+            intermediate: c.size("intermediate_size")?,
+            activation: v.activation,
+            bias: v.mlp_bias,
+            experts: None,
+        },
         residual_scale: 1.0,
         parallel: false,
     };

@@ -28,6 +28,7 @@ const FAMILIES: &[(&str, Read)] = &[
     ("qwen2", llama::qwen2),
     ("qwen3", qwen3::qwen3),
     ("gpt2", gpt2::gpt2),
+    ("qwen3_moe", qwen3::qwen3_moe),
     ("mistral", mistral::mistral),
     ("phi3", phi3::phi3),
     ("olmo2", olmo2::olmo2),

@@ -13,14 +13,15 @@ mod check;
 #[allow(unsafe_code)]
 pub mod cpu;
 pub mod device;
+mod experts;
 mod plan;
 pub mod reference;
 mod shapes;
 mod view;
 
-pub use buffers::{Buffer, IndexBuffer, Indices, PlanBuffer};
+pub use buffers::{Buffer, IndexBuffer, Indices, PlanBuffer, Routes};
 pub use plan::{AttentionPlan, AttentionRange};
-pub use shapes::{Activation, AdamW, Heads, Norm, TargetLoss};
+pub use shapes::{Activation, AdamW, Heads, Norm, Routing, TargetLoss};
 pub use view::{Dtype, View};
 
 use crate::Result;
@@ -138,6 +139,39 @@ pub trait Backend {
     fn activate(&mut self, f: Activation, a: View, up: View) -> Result<()>;
     /// `dup = da · f'(up)`.
     fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View) -> Result<()>;
+
+    /// `x[i, :] = factors[i] · x[i, :]`.
+    fn scale_rows(&mut self, x: View, factors: View) -> Result<()>;
+    /// `out[i] = Σ_j a[i, j] · b[i, j]`.
+    fn row_dots(&mut self, out: View, a: View, b: View) -> Result<()>;
+
+    /// Chooses experts. `probabilities[rows, experts]` holds logits and becomes their softmax;
+    /// `weights[rows · per_row]` are those of the slots, in their order.
+    fn route(&mut self, r: Routing, probabilities: View, weights: View) -> Result<Routes>;
+    /// `d_logits = …`, given the gradient of the slots' weights.
+    fn route_backward(
+        &mut self,
+        r: Routing,
+        d_logits: View,
+        probabilities: View,
+        d_weights: View,
+        routes: &Routes,
+    ) -> Result<()>;
+    /// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`, with the weights of all experts below each other in
+    /// `w[experts · outputs, inputs]` and the slots of each at the offsets of [`Routes`].
+    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()>;
+    /// `dx[slots, inputs] = dy[slots, outputs] · w[expert]`.
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()>;
+    /// `dw (+)= …`, where `dw` is the gradient of the rows of `w` from `first` on.
+    fn grouped_linear_dw(
+        &mut self,
+        dw: View,
+        first: usize,
+        accumulate: bool,
+        dy: View,
+        x: View,
+        offsets: Indices,
+    ) -> Result<()>;
 
     /// Softmax cross-entropy of `logits[n, vocab]` with `ids[n]`, into the rows of
     /// `losses[n, TargetLoss::COLUMNS]`, which stay on the device. With `weights[n]` the logits are overwritten by

@@ -6,9 +6,10 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::Memory;
+use super::experts::Slots;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, View,
-    check,
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes,
+    Routing, View, check, experts,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -452,6 +453,81 @@ impl<S: Scalar> Backend for Reference<S> {
             }
             _ => da[i] * gate(f, up[i]).1,
         })
+    }
+
+    fn scale_rows(&mut self, x: View, factors: View) -> Result<()> {
+        check::each_row(x, factors)?;
+        check::apart(&[x], &[factors])?;
+        let (factors, width) = (self.get(factors)?, x.width());
+        self.update(x, |i, x| factors[i / width] * x)
+    }
+
+    fn row_dots(&mut self, out: View, a: View, b: View) -> Result<()> {
+        check::row_dots(out, a, b)?;
+        check::apart(&[out], &[a, b])?;
+        let (width, a, b) = (a.width(), self.get(a)?, self.get(b)?);
+        let products: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
+        let sums: Vec<f64> = products.chunks(width).map(|row| row.iter().sum()).collect();
+        self.set(out, &sums)
+    }
+
+    fn route(&mut self, r: Routing, probabilities: View, weights: View) -> Result<Routes> {
+        check::route(r, probabilities, weights)?;
+        check::apart(&[probabilities, weights], &[])?;
+        let (mut x, experts) = (self.get(probabilities)?, probabilities.width());
+        let taken: Vec<_> = x.chunks_mut(experts).map(|row| r.choose(row)).collect();
+        let slots = Slots::of(experts, &taken);
+        self.set(probabilities, &x)?;
+        self.set(weights, &slots.weights)?;
+        let (rows, offsets) = (self.memory.add_indices(&slots.rows), self.memory.add_indices(&slots.offsets));
+        Ok(Routes { rows, offsets })
+    }
+
+    fn route_backward(
+        &mut self,
+        r: Routing,
+        d_logits: View,
+        probabilities: View,
+        d_weights: View,
+        routes: &Routes,
+    ) -> Result<()> {
+        check::route_backward(r, d_logits, probabilities, d_weights, routes)?;
+        check::apart(&[d_logits], &[probabilities, d_weights])?;
+        let experts = probabilities.width();
+        let (p, d_weights) = (self.get(probabilities)?, self.get(d_weights)?);
+        let (rows, offsets) = (self.memory.indices(routes.rows())?, self.memory.indices(routes.offsets())?);
+        let taken = experts::taken(&rows, &offsets, probabilities.rows())?;
+        let mut d = vec![0.0; d_logits.len()];
+        for (row, slots) in taken.iter().enumerate() {
+            let d = &mut d[row * experts..][..experts];
+            slots.iter().for_each(|(expert, slot)| d[*expert] = d_weights[*slot]);
+            let experts_of_row: Vec<usize> = slots.iter().map(|(expert, _)| *expert).collect();
+            r.choose_backward(&p[row * experts..][..experts], &experts_of_row, d);
+        }
+        self.set(d_logits, &d)
+    }
+
+    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear(self, &offsets, y, x, w)
+    }
+
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear_dx(self, &offsets, dx, dy, w)
+    }
+
+    fn grouped_linear_dw(
+        &mut self,
+        dw: View,
+        first: usize,
+        accumulate: bool,
+        dy: View,
+        x: View,
+        offsets: Indices,
+    ) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear_dw(self, &offsets, dw, first, accumulate, dy, x)
     }
 
     fn cross_entropy(

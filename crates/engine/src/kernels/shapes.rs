@@ -96,6 +96,15 @@ impl Heads {
     }
 }
 
+/// How rows choose experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// Experts that a row takes.
+    pub per_row: usize,
+    /// The weights of a row's experts are divided by their sum.
+    pub normalise: bool,
+}
+
 /// One AdamW step (Loshchilov & Hutter 2019), in the order of operations of `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {

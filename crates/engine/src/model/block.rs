@@ -108,14 +108,19 @@ impl<B: Backend> Model<B> {
 
         let (norm, slots) = (block.norms.mlp, &at.mlp_norm);
         let h = self.norm_before(norm, slots, self.arena.h.top(queries), saved.mlp_stats, saved.middle)?;
-        self.linear(saved.up, false, h, &at.up)?;
-        let inner = self.arena.inner(block, queries);
-        self.backend.activate(block.mlp.activation, inner, saved.up)?;
         self.backend.copy(out, saved.middle)?;
+        if block.mlp.experts.is_some() {
+            self.experts_forward(n, h, out, saved)?;
+        } else {
+            self.linear(saved.up, false, h, &at.up)?;
+            let inner = self.arena.inner(block, queries);
+            self.backend.activate(block.mlp.activation, inner, saved.up)?;
+            self.join(out, inner, &at.down, after_mlp)?;
+        }
         if block.parallel {
             self.join(out, saved.o, &at.out, after_attention)?;
         }
-        self.join(out, inner, &at.down, after_mlp)
+        Ok(())
     }
 
     /// The backward of [`Model::block_forward`]: takes the gradient of its output (on the query rows) to
@@ -139,18 +144,23 @@ impl<B: Backend> Model<B> {
         }
 
         // MLP.
-        let inner = self.arena.inner(block, queries);
-        self.backend.activate(block.mlp.activation, inner, saved.up)?;
-        let dy = self.join_backward(d, back, after_mlp)?;
-        self.linear_dw(&at.down, dy, inner)?;
-        // The inside is no longer needed: its gradient takes its place.
-        self.linear_dx(inner, false, dy, &at.down)?;
-        self.backend.activate_backward(block.mlp.activation, back.dup, inner, saved.up)?;
         let (norm, slots, h) = (block.norms.mlp, &at.mlp_norm, self.arena.h.top(queries));
-        let h = self.norm_before_again(norm, slots, h, saved.mlp_stats, saved.middle)?;
-        self.linear_dw(&at.up, back.dup, h)?;
         let dh = back.dh.top(queries);
-        self.linear_dx(dh, false, back.dup, &at.up)?;
+        if block.mlp.experts.is_some() {
+            let h = self.norm_before_again(norm, slots, h, saved.mlp_stats, saved.middle)?;
+            self.experts_backward(n, h, d, back, saved)?;
+        } else {
+            let inner = self.arena.inner(block, queries);
+            self.backend.activate(block.mlp.activation, inner, saved.up)?;
+            let dy = self.join_backward(d, back, after_mlp)?;
+            self.linear_dw(&at.down, dy, inner)?;
+            // The inside is no longer needed: its gradient takes its place.
+            self.linear_dx(inner, false, dy, &at.down)?;
+            self.backend.activate_backward(block.mlp.activation, back.dup, inner, saved.up)?;
+            let h = self.norm_before_again(norm, slots, h, saved.mlp_stats, saved.middle)?;
+            self.linear_dw(&at.up, back.dup, h)?;
+            self.linear_dx(dh, false, back.dup, &at.up)?;
+        }
         self.norm_before_backward(norm, slots, d, dh, saved.mlp_stats, saved.middle)?;
 
         // Attention.
@@ -364,7 +374,7 @@ impl<B: Backend> Model<B> {
         (self.slot_view(&at.weight), at.bias.as_ref().map(|bias| self.slot_view(bias)))
     }
 
-    fn weight(&self, at: &Linear) -> View {
+    pub(super) fn weight(&self, at: &Linear) -> View {
         self.parameter_view(&at.weight()).matrix(at.outputs(), at.inputs)
     }
 
@@ -382,7 +392,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// The gradients of a layer's weights, biases and adapters, of those that are trained.
-    fn linear_dw(&mut self, at: &Linear, dy: View, x: View) -> Result<()> {
+    pub(super) fn linear_dw(&mut self, at: &Linear, dy: View, x: View) -> Result<()> {
         for (outputs, slots) in at.trained(|part| part.bias.as_ref()) {
             if let Some((db, accumulate)) = self.gradient_of(&slots) {
                 self.backend.linear_db(db, accumulate, dy.columns(outputs))?;

@@ -7,6 +7,7 @@ mod adapter;
 mod arena;
 mod block;
 mod decode;
+mod experts;
 mod head;
 mod state;
 
@@ -16,7 +17,7 @@ pub use decode::KvCache;
 use crate::arch::Architecture;
 use crate::batch::Batch;
 use crate::kernels::device::Device;
-use crate::kernels::{Backend, Buffer, IndexBuffer, TargetLoss, View};
+use crate::kernels::{Backend, Buffer, IndexBuffer, Routes, TargetLoss, View};
 use crate::params::{ParameterMap, Trainable};
 use crate::rope::Rope;
 use crate::weights::WeightType;
@@ -56,6 +57,8 @@ pub struct Model<B: Backend = Device> {
     ropes: Vec<RopeTable>,
     /// Which rotation each layer uses.
     block_ropes: Vec<Option<usize>>,
+    /// The experts that the last forward pass of each layer chose.
+    routes: Vec<Option<Routes>>,
 }
 
 /// Cosines and sines per position of one kind of rotation.
@@ -137,6 +140,7 @@ impl<B: Backend> Model<B> {
             }
         };
         let block_ropes = arch.blocks.iter().map(|b| b.attention.rope.as_ref().map(&mut rope_of)).collect();
+        let routes = arch.blocks.iter().map(|_| None).collect();
         Ok(Model {
             arch: Arc::new(arch),
             map: Arc::new(map),
@@ -149,6 +153,7 @@ impl<B: Backend> Model<B> {
             arena,
             ropes,
             block_ropes,
+            routes,
         })
     }
 

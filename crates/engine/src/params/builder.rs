@@ -66,7 +66,7 @@ impl<'a> Builder<'a> {
     /// One block, in the order norm, q, k, v, norms of q and k, out, norm after it, norm, up, down, norm after it.
     fn block(&mut self, names: Names, block: &Block, n: usize) -> BlockSlots {
         let (hidden, heads, mlp) = (self.arch.hidden, block.attention.heads, block.mlp);
-        let [q, kv, wide] = Architecture::widths(block);
+        let [q, kv, _] = Architecture::widths(block);
         let key = heads.key_width();
         let prefix = names.block.replace("{}", &n.to_string());
         let name = |name: &str| format!("{prefix}.{name}");
@@ -93,12 +93,30 @@ impl<'a> Builder<'a> {
         let after_attention =
             after_attention.map(|norm| self.norm(name(names.after_attention), hidden, norm));
         let mlp_norm = norms.mlp.map(|norm| self.norm(name(names.mlp_norm), hidden, norm));
-        let widths = vec![wide / names.up.len().max(1); names.up.len()];
-        let up = self.tensors(all(names.up), &widths, hidden, mlp.bias, Kind::Matrix);
-        let up = self.linear(&up, 0..wide);
-        let down =
-            self.tensors(vec![name(names.down)], &[hidden], mlp.intermediate, mlp.bias, Kind::Residual);
-        let down = self.linear(&down, 0..hidden);
+        let count = mlp.experts.map_or(1, |experts| experts.count);
+        let router = mlp.experts.map(|_| {
+            let router = self.tensors(vec![name(names.router)], &[count], hidden, false, Kind::Matrix);
+            self.linear(&router, 0..count)
+        });
+        // An expert's name instead of the MLP's.
+        let each = |module: &'static str| {
+            (0..count).map(move |n| match (mlp.experts, module.rsplit_once('.')) {
+                (Some(_), Some((_, last))) => {
+                    format!("{}.{last}", names.expert.replace("{}", &n.to_string()))
+                }
+                _ => module.to_string(),
+            })
+        };
+        let ups: Vec<Vec<String>> = names.up.iter().map(|module| each(module).collect()).collect();
+        let ups =
+            (0..count).flat_map(|n| ups.iter().map(move |of| of[n].clone())).map(|up| name(&up)).collect();
+        let wide = mlp.up_width();
+        let widths = vec![wide / names.up.len().max(1); names.up.len().saturating_mul(count)];
+        let up = self.tensors(ups, &widths, hidden, mlp.bias, Kind::Matrix);
+        let up = self.linear(&up, 0..wide.saturating_mul(count));
+        let downs = each(names.down).map(|down| name(&down)).collect();
+        let down = self.tensors(downs, &vec![hidden; count], mlp.intermediate, mlp.bias, Kind::Residual);
+        let down = self.linear(&down, 0..hidden.saturating_mul(count));
         let after_mlp = norms.after_mlp.map(|norm| self.norm(name(names.after_mlp), hidden, norm));
         BlockSlots {
             attention_norm,
@@ -108,6 +126,7 @@ impl<'a> Builder<'a> {
             out,
             after_attention,
             mlp_norm,
+            router,
             up,
             down,
             after_mlp,
@@ -116,7 +135,9 @@ impl<'a> Builder<'a> {
 
     /// Adds an adapter to each part of the block that has one.
     fn attach(&mut self, block: &mut BlockSlots, lora: &Lora) {
-        for linear in [&mut block.q, &mut block.kv, &mut block.out, &mut block.up, &mut block.down] {
+        // As in `BlockSlots::linears`.
+        let mlp = [&mut block.up, &mut block.down].into_iter().filter(|_| block.router.is_none());
+        for linear in [&mut block.q, &mut block.kv, &mut block.out].into_iter().chain(mlp) {
             for part in linear.parts.iter_mut().filter(|part| lora.targets(&part.name)) {
                 let (rank, inputs, name) = (lora.rank, linear.inputs, &part.name);
                 let tensor = self.parameters.iter().find(|p| p.name == format!("{name}.weight"));

@@ -54,7 +54,7 @@ pub fn golden_batch(v: &Value) -> Batch {
 }
 
 /// The models among the goldens of the repository.
-pub const MODELS: [&str; 19] = [
+pub const MODELS: [&str; 20] = [
     "llama",
     "llama_tied",
     "llama_bias",
@@ -74,6 +74,7 @@ pub const MODELS: [&str; 19] = [
     "gpt_neox_serial",
     "gemma2",
     "gemma3",
+    "qwen3_moe",
 ];
 
 /// A small configuration of a family, with everything that distinguishes it.
@@ -83,6 +84,10 @@ pub fn config(family: &str) -> Value {
         "mistral" => serde_json::json!({"sliding_window": 5}),
         "phi3" => serde_json::json!({
             "sliding_window": 9, "partial_rotary_factor": 0.67, "original_max_position_embeddings": 128
+        }),
+        "qwen3_moe" => serde_json::json!({
+            "head_dim": 10, "num_experts": 7, "num_experts_per_tok": 2, "moe_intermediate_size": 9,
+            "norm_topk_prob": true, "mlp_only_layers": [1]
         }),
         "granite" => serde_json::json!({
             "embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.6,
@@ -128,7 +133,7 @@ fn base(family: &str) -> Value {
     }
 }
 
-pub const FAMILIES: [&str; 12] = [
+pub const FAMILIES: [&str; 13] = [
     "llama",
     "qwen2",
     "gpt2",
@@ -141,6 +146,7 @@ pub const FAMILIES: [&str; 12] = [
     "gpt_neox",
     "gemma2",
     "gemma3_text",
+    "qwen3_moe",
 ];
 
 /// The families of the internal test material.

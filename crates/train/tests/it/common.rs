@@ -299,6 +299,7 @@ pub fn golden_models() -> Vec<PathBuf> {
         "gpt_neox_serial",
         "gemma2",
         "gemma3",
+        "qwen3_moe",
     ];
     let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
