@@ -32,7 +32,7 @@ fn bad_row(bad: impl AsRef<[u8]>, message: &str) {
     ran.error(3, "E-ROW", "rows.jsonl:3: ").says(message);
     assert!(!dir.exists("out.jsonl"));
     let ran = prepare(&dir).set(&["on_bad_row=skip"]).ok().prints("4 kept").prints("1 failed");
-    assert!(ran.stdout.starts_with("5 rows: "), "{}", ran.stdout);
+    assert!(ran.stdout.starts_with("5 rows: 4 kept"), "{}", ran.stdout);
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 1, 3, 4]);
     let findings = dir.lines("out.jsonl.findings.jsonl");
@@ -105,11 +105,10 @@ fn response_cut_away_by_truncation() {
     let cut = prepare(&dir).set(&["truncation_mode=keep_start", "max_length=12"]).ok();
     cut.prints("0 kept").prints("3 dropped (3 without a target)");
     assert!(dir.lines("out.jsonl.findings.jsonl").iter().any(|f| f["code"] == "M001"));
-    // Training on no rows is refused before any work.
-    dir.train("rows.jsonl")
-        .set(&["init=random", "truncation_mode=keep_start", "max_length=12"])
-        .run()
-        .error(3, "E-DATA", "no");
+    // What verify calls an error stops training; where it is allowed, training on no rows is refused.
+    let cut = ["init=random", "truncation_mode=keep_start", "max_length=12"];
+    dir.train("rows.jsonl").set(&cut).run().error(1, "E-FINDINGS", "rows.jsonl: rows with errors: M001 3 ×");
+    dir.train("rows.jsonl").set(&cut).set(&["allow_findings=M001"]).run().error(3, "E-DATA", "no");
 }
 
 #[test]
@@ -323,4 +322,33 @@ fn held_out_rows_are_not_counted_as_trained_on() {
     dir.train("rows.jsonl").set(&["init=random", "eval_fraction=0.2", "max_steps=1", "output_dir=out"]).ok();
     let card = String::from_utf8(dir.read("out/README.md")).unwrap();
     assert!(card.contains("10 read, 8 trained on") && card.contains("2 held out"), "{card}");
+}
+
+/// The tokenizers library panics on this file; so do templates' compilers on theirs.
+#[test]
+fn broken_tokenizers_and_endless_templates_are_errors_that_name_the_file() {
+    let dir = Dir::new().with_model();
+    dir.write("rows.jsonl", row(0));
+    dir.write("model/tokenizer.json", "{\"decoder\":{");
+    let ran = prepare(&dir).run();
+    assert_eq!(ran.code, Some(3), "{}", ran.stderr);
+    let ran = ran.says("error[E-TOKENIZER]: ").says("tokenizer.json: not a tokenizer");
+    // Nothing of the panic but the error.
+    assert!(ran.stderr.lines().all(|line| !line.starts_with("thread ") && !line.contains("stack backtrace")));
+
+    let chat = serde_json::json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
+    for (source, what) in [
+        (format!("{{{{ a{} }}}}", " ~ a".repeat(100_000)), "more than 1000 operators in one tag"),
+        (format!("{{{{ {}1 }}}}", "-".repeat(100_000)), "more than 1000 operators in one tag"),
+        ("a".repeat(2 << 20), "the limit is 1048576"),
+    ] {
+        let dir = Dir::new().with_model();
+        dir.write("rows.jsonl", chat.to_string()).write("model/chat_template.jinja", source);
+        let ran = prepare(&dir).run();
+        ran.error(3, "E-SOURCE", "no chat template that can be used").says(what).says("chat_template.jinja");
+    }
+    let dir = Dir::new().with_model();
+    let join = "{% set x = 'a' * 16000000 %}{% set l = [x] * 1000 %}{{ l | join }}";
+    dir.write("rows.jsonl", chat.to_string()).write("model/chat_template.jinja", join);
+    prepare(&dir).run().error(3, "E-ROW", "join: the text would be too long");
 }

@@ -141,7 +141,7 @@ fn splits_of_a_folder() {
     dir.write("data/train.jsonl", dir.read("rows.jsonl"));
     dir.write("data/valid.jsonl", crate::util::row(9) + "\n");
     let ran = dir.train("data").set(&["init=random"]).arg("--dry-run").ok();
-    ran.says("data/train.jsonl: 6 rows").says("data/valid.jsonl: 1 row:");
+    ran.prints("data/train.jsonl: 6 rows").prints("data/valid.jsonl: 1 row:");
     dir.train("data").arg("--dry-run").set(&["init=random", "dataset_test_split=test"]).run().error(
         3,
         "E-SOURCE",
@@ -151,7 +151,7 @@ fn splits_of_a_folder() {
         .arg("--dry-run")
         .set(&["init=random", "eval_fraction=0.34"])
         .ok()
-        .says("2 rows held out of the training rows, 4 left");
+        .prints("2 rows held out of the training rows, 4 left");
 }
 
 #[test]

@@ -86,7 +86,24 @@ fn trajectory(folder: &Path) {
 
 #[test]
 fn trajectories_are_those_of_transformers() {
-    for model in ["llama", "llama_tied", "llama_bias", "qwen2", "gpt2", "qwen3"] {
+    let models = [
+        "llama",
+        "llama_tied",
+        "llama_bias",
+        "qwen2",
+        "gpt2",
+        "qwen3",
+        "mistral",
+        "phi3",
+        "olmo2",
+        "granite",
+        "smollm3",
+        "gpt_neox",
+        "gemma2",
+        "gemma3",
+        "qwen3_moe",
+    ];
+    for model in models {
         trajectory(&root().join("tests/goldens/models").join(model));
     }
 }

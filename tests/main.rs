@@ -20,5 +20,6 @@ mod packing;
 mod prepare;
 mod readme;
 mod resume;
+mod runs;
 mod sources;
 mod verify;

@@ -73,7 +73,7 @@ fn packs_are_evaluated_and_verified_as_their_rows() {
     let verified = dir.verify("packs.jsonl").ok();
     verified.prints("lines    4: 4 kept").prints("packs    4 of 7 rows").prints("in 4 trainable lines");
     dir.verify("packs.jsonl").ok().prints("-- sequence 1 (row 1)");
-    dir.train("packs.jsonl").arg("--dry-run").ok().says("4 packs, as the file has them");
+    dir.train("packs.jsonl").arg("--dry-run").ok().prints("4 packs, as the file has them");
 
     // Prepared again, packs stay packs.
     dir.prepare("packs.jsonl", "again.jsonl").ok();

@@ -253,7 +253,7 @@ fn a_data_set_of_the_hub_is_found_in_the_local_cache() {
 
     let train = dir.train("some/data").set(&["init=random"]).arg("--dry-run");
     let ran = train.env("HF_HUB_CACHE", "cache").env("HF_HUB_OFFLINE", "1").ok();
-    ran.says("some/data/train: 5 rows").says("some/data/test: 1 row:");
+    ran.prints("some/data/train: 5 rows").prints("some/data/test: 1 row:");
 }
 
 #[test]
@@ -293,4 +293,36 @@ fn rows_of_unknown_format_list_what_each_format_lacks() {
         assert_eq!(words.matches("the row is not in a known format").count(), 3, "{}", ran.stdout);
         assert_eq!(ran.stdout.matches(nearest).count(), 1, "{}", ran.stdout);
     }
+}
+
+/// The mapping of names is a key like any other: a flag, an assignment, an entry of a file.
+#[test]
+fn rows_of_other_names_are_mapped_and_texts_learned_whole() {
+    let dir = Dir::new().with_model();
+    let rows: Vec<Value> = rows();
+    let other =
+        |row: &Value| json!({"qa": {"question": row["prompt"], "answers": [row["completion"]]}, "id": "x"});
+    dir.write("rows.jsonl", lines(&rows));
+    dir.write("other.jsonl", lines(&rows.iter().map(other).collect::<Vec<_>>()));
+    let expected = prepared(&dir, &["rows.jsonl"]);
+    let columns = ["columns.prompt=qa.question", "columns.completion=qa.answers.0"];
+    dir.prepare("other.jsonl", "set.jsonl").set(&columns).ok();
+    assert_eq!(dir.text("set.jsonl"), expected);
+    let flags = ["--columns.prompt", "qa.question", "--columns.completion=qa.answers.0"];
+    dir.prepare("other.jsonl", "flags.jsonl").args(&flags).ok();
+    assert_eq!(dir.text("flags.jsonl"), expected);
+    dir.prepare("other.jsonl", "no.jsonl").set(&["columns.promt=x"]).run().error(
+        2,
+        "E-CONFIG",
+        "columns has no \"promt\"",
+    );
+    let ran = dir.prepare("other.jsonl", "no.jsonl").set(&["columns.prompt=question"]).run();
+    ran.error(3, "E-ROW", "there is no \"question\", which columns.prompt names");
+
+    dir.write("texts.jsonl", "{\"text\": \"Once upon a time.\"}\n");
+    let ran = dir.prepare("texts.jsonl", "no.jsonl").run();
+    ran.error(3, "E-ROW", "the row is one \"text\": nothing tells its answer from its prompt");
+    dir.prepare("texts.jsonl", "texts_out.jsonl").set(&["completion_only_loss=false"]).ok();
+    let row = &dir.lines("texts_out.jsonl")[0];
+    assert_eq!(row["labels"], row["input_ids"]);
 }

@@ -58,6 +58,8 @@ pub struct Job {
     pub card: DataCard,
     /// The ids that the training rows teach to stop at.
     pub stops: Vec<u32>,
+    /// Files that are read: rows, and one of the model.
+    read: Vec<PathBuf>,
 }
 
 impl Job {
@@ -74,13 +76,8 @@ impl Job {
         let eval_data = rows::evaluation(&config, ui)?;
         settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
-        if checkpoint.is_none() {
-            let read = data.files.iter().chain(eval_data.iter().flat_map(|rows| &rows.files)).cloned();
-            let mut read = read.chain([dir.join("config.json")]);
-            if let Some(input) = read.find(|file| suasion_train::replaces(&config.output_dir, file)) {
-                return Err(suasion_train::Error::ReplacesInput { input, dir: config.output_dir }.into());
-            }
-        }
+        let mut read = vec![dir.join("config.json")];
+        read.extend(data.files.iter().chain(eval_data.iter().flat_map(|rows| &rows.files)).cloned());
         let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
@@ -88,7 +85,10 @@ impl Job {
         }
         let allowed = &config.allow_findings.0;
         let mut train_rows = loading::load(ui, &data, &folder, &policy, Mode::Train, allowed)?;
-        loading::check_findings(&train_rows, allowed)?;
+        // Where no row is left, the plan says so.
+        if !train_rows.samples.is_empty() {
+            loading::check_findings(&train_rows, allowed)?;
+        }
         let mut eval_rows = match &eval_data {
             Some(rows) => Some(loading::load(ui, rows, &folder, &policy, Mode::Train, allowed)?),
             None => None,
@@ -136,7 +136,20 @@ impl Job {
             identity,
             card,
             stops,
+            read,
         })
+    }
+
+    /// Refuses an output_dir in which a new run would replace what it reads.
+    pub fn check_inputs(&self) -> suasion_train::Result<()> {
+        let dir = &self.config.output_dir;
+        let mut read = self.read.iter().filter(|_| self.checkpoint.is_none());
+        match read.find(|file| suasion_train::replaces(dir, file)) {
+            Some(input) => {
+                Err(suasion_train::Error::ReplacesInput { input: input.clone(), dir: dir.clone() })
+            }
+            None => Ok(()),
+        }
     }
 
     fn memory(&self) -> MemoryPlan {

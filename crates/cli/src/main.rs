@@ -119,6 +119,7 @@ pub fn command() -> clap::Command {
 }
 
 fn main() -> ExitCode {
+    suasion_data::hush_guarded_panics();
     limits::watch();
     let mut command = command();
     let args = flags::respelled(&command, std::env::args_os().collect());

@@ -25,6 +25,7 @@ pub mod tokens;
 pub use error::{Error, Result};
 pub use finding::{Code, Finding, Level};
 pub use folder::ModelFolder;
+pub use guard::hush_guarded_panics;
 pub use id::RowId;
 pub use origin::{Origin, Section};
 pub use pipeline::{

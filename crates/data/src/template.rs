@@ -12,6 +12,7 @@ mod engine;
 mod filters;
 mod given;
 mod habits;
+mod limits;
 mod marks;
 mod options;
 mod proof;

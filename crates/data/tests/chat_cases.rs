@@ -136,8 +136,8 @@ fn tool_and_system_turns_between_answers() {
             _ => None,
         })
         .collect();
-    use Section::{Context, System, Task, Tool};
-    assert_eq!(sections, [System, Context, Tool, System, System, Task]);
+    use Section::{Context, System, Tool, User};
+    assert_eq!(sections, [System, Context, Tool, System, System, User]);
 }
 
 #[test]

@@ -235,6 +235,8 @@ fn hostile_templates_end_with_an_error() {
         "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(90) %}{% set ns.x = ns.x.replace('a', 'aaaaaaaa') %}{% endfor %}",
         "{{ 'a' * 99999999999 }}",
+        "{% set x = 'a' * 16000000 %}{% set l = [x] * 1000 %}{{ l | join }}",
+        "{% set x = 'a' * 16000000 %}{{ x | join('bbbbbbbbbbbbbbbb') }}",
         "{{ [1] * 99999999 }}",
         "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ range(1000000000000) | list }}",

@@ -1,6 +1,6 @@
 //! A model as a value: what the forward pass must know, layer by layer.
 
-use crate::kernels::{Activation, Heads, Norm};
+use crate::kernels::{Activation, Heads, Norm, Routing};
 use crate::rope::Rope;
 
 /// A decoder-only model. Families differ in values, never in code; [`crate::families`] reads them from
@@ -31,13 +31,16 @@ pub struct Architecture {
 }
 
 /// The token embedding, and what is added to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Embedding {
     /// Rows of a table of learned positions.
     pub positions: Option<usize>,
+    /// Factor on the embedding.
+    pub scale: f32,
 }
 
-/// One layer: `x' = x + attention(norm(x))`, then `x' + mlp(norm(x'))`.
+/// One layer: `x' = x + attention(norm(x))`, then `x' + mlp(norm(x'))`; where it is parallel,
+/// `x + attention(norm(x)) + mlp(norm'(x))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     /// The norms.
@@ -46,15 +49,46 @@ pub struct Block {
     pub attention: Attention,
     /// The MLP.
     pub mlp: Mlp,
+    /// Factor on the outputs of attention and MLP before they are added to the residual stream.
+    pub residual_scale: f32,
+    /// Attention and MLP read the same input.
+    pub parallel: bool,
 }
 
-/// Norms of a block, each before what it is named after.
+/// Norms of a block, where it has them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norms {
     /// Before the attention.
-    pub attention: Norm,
+    pub attention: Option<Norm>,
+    /// After the attention, before its output is added to the residual stream.
+    pub after_attention: Option<Norm>,
     /// Before the MLP.
-    pub mlp: Norm,
+    pub mlp: Option<Norm>,
+    /// After the MLP, before its output is added to the residual stream.
+    pub after_mlp: Option<Norm>,
+}
+
+impl Norms {
+    /// One norm before the attention and one before the MLP.
+    pub fn before(norm: Norm) -> Norms {
+        Norms { attention: Some(norm), after_attention: None, mlp: Some(norm), after_mlp: None }
+    }
+}
+
+/// The normalisation of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkNorm {
+    /// The norm.
+    pub norm: Norm,
+    /// It runs over all heads of a row together, not over each by itself.
+    pub whole: bool,
+}
+
+impl QkNorm {
+    /// Runs of columns that are normalised by themselves, of `heads` heads.
+    pub fn groups(self, heads: usize) -> usize {
+        if self.whole { 1 } else { heads }
+    }
 }
 
 /// The attention of a block.
@@ -62,8 +96,8 @@ pub struct Norms {
 pub struct Attention {
     /// Heads, and the factor on their scores.
     pub heads: Heads,
-    /// Normalisation of each head of queries and keys, before the rotation.
-    pub qk_norm: Option<Norm>,
+    /// Normalisation of queries and keys, before the rotation.
+    pub qk_norm: Option<QkNorm>,
     /// Rotary positions.
     pub rope: Option<Rope>,
     /// Queries, keys and values have a bias.
@@ -72,7 +106,7 @@ pub struct Attention {
     pub out_bias: bool,
 }
 
-/// The MLP of a block.
+/// The MLP of a block, or several of which each row takes some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mlp {
     /// Width between its matrices.
@@ -81,6 +115,29 @@ pub struct Mlp {
     pub activation: Activation,
     /// Its matrices have a bias.
     pub bias: bool,
+    /// A mixture of experts, each an MLP of these sizes.
+    pub experts: Option<Experts>,
+}
+
+/// Experts and how rows choose among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// How rows choose.
+    pub routing: Routing,
+}
+
+impl Mlp {
+    /// Times that a row passes through an MLP.
+    pub fn per_row(&self) -> usize {
+        self.experts.map_or(1, |experts| experts.routing.per_row)
+    }
+
+    /// Columns of the first matrix's output.
+    pub(crate) fn up_width(&self) -> usize {
+        self.intermediate.saturating_mul(self.activation.gate_width())
+    }
 }
 
 /// The final norm and the projection to the vocabulary.
@@ -90,6 +147,20 @@ pub struct Head {
     pub norm: Norm,
     /// Its matrix is the embedding.
     pub tied: bool,
+    /// Factor on the logits.
+    pub scale: f32,
+    /// Scaled logits `x` become `cap · tanh(x / cap)`.
+    pub softcap: Option<f32>,
+}
+
+impl Head {
+    /// Scales and caps logits.
+    pub(crate) fn finish(&self, logits: &mut [f32]) {
+        for x in logits {
+            *x *= self.scale;
+            *x = self.softcap.map_or(*x, |cap| cap * (*x / cap).tanh());
+        }
+    }
 }
 
 /// Names of the weights in files, without `.weight` and `.bias`, and how linear layers lie there.
@@ -105,16 +176,26 @@ pub struct Names {
     pub attention_norm: &'static str,
     /// Queries, keys and values: three tensors, or one in which they lie in this order.
     pub qkv: &'static [&'static str],
-    /// Norms of the heads of queries and keys.
+    /// Norms of queries and keys.
     pub qk_norm: [&'static str; 2],
+    /// Queries, keys and values lie in one tensor head by head.
+    pub qkv_by_head: bool,
     /// Output projection of the attention.
     pub out: &'static str,
+    /// Norm after the attention.
+    pub after_attention: &'static str,
     /// Norm before the MLP.
     pub mlp_norm: &'static str,
+    /// Norm after the MLP.
+    pub after_mlp: &'static str,
     /// Gate and up, or the one tensor that goes into the activation.
     pub up: &'static [&'static str],
     /// Output projection of the MLP.
     pub down: &'static str,
+    /// The projection to the logits of experts.
+    pub router: &'static str,
+    /// What replaces the first part of the MLP's names in an expert; `{}` is its number.
+    pub expert: &'static str,
     /// Final norm.
     pub norm: &'static str,
     /// Head, where it is not tied.
@@ -123,7 +204,7 @@ pub struct Names {
     pub transposed: bool,
 }
 
-/// transformers' initialisation: normal with `std`, biases 0, norms 1.
+/// transformers' initialisation: normal with `std`, biases 0, norms such that they multiply by 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Init {
     /// `initializer_range`.
@@ -146,11 +227,17 @@ impl Architecture {
         self.embedding.positions
     }
 
-    /// Columns of a layer's query, key/value and `up` rows.
+    /// Gives each layer its window.
+    pub(crate) fn set_windows(&mut self, windows: Vec<Option<usize>>) {
+        for (block, window) in self.blocks.iter_mut().zip(windows) {
+            block.attention.heads.window = window;
+        }
+    }
+
+    /// Columns of a layer's query, key/value and `up` rows, the latter of all experts that a row takes.
     pub(crate) fn widths(block: &Block) -> [usize; 3] {
         let (heads, mlp) = (block.attention.heads, block.mlp);
-        let up = mlp.intermediate.saturating_mul(mlp.activation.gate_width());
-        [heads.query_width(), heads.kv_width(), up]
+        [heads.query_width(), heads.kv_width(), mlp.up_width().saturating_mul(mlp.per_row())]
     }
 
     /// Refuses sizes that contradict each other, divide by zero or are larger than any model's.
@@ -179,8 +266,20 @@ impl Architecture {
             let widths = Architecture::widths(block);
             sizes.extend(widths);
             sizes.push(block.mlp.intermediate);
+            let mut count = 1;
+            if let Some(experts) = block.mlp.experts {
+                let per_row = experts.routing.per_row;
+                if !(1..=experts.count).contains(&per_row) {
+                    return Err(format!("{per_row} of {} experts for each row", experts.count));
+                }
+                if block.norms.after_mlp.is_some() || block.mlp.bias || block.residual_scale != 1.0 {
+                    return Err("experts with biases, a norm after them or a factor are not computed".into());
+                }
+                sizes.push(experts.count);
+                count = experts.count;
+            }
             let widest = widths.into_iter().max().unwrap_or(0).max(self.hidden);
-            weights += widest as u128 * self.hidden as u128 * 8;
+            weights += widest as u128 * self.hidden as u128 * 8 * count as u128;
         }
         let outer = sizes[..3].iter().max().map_or(0, |widest| *widest as u128 * self.hidden as u128 * 8);
         let plausible = sizes.iter().all(|size| (1..=MAX_SIZE).contains(size));

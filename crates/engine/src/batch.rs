@@ -119,6 +119,39 @@ impl Batch {
         }
     }
 
+    /// The length of each token's sequence, a shared prefix being part of those that follow it.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] where two sequences after one prefix are not `alike`, so that it would have to be
+    /// computed twice.
+    pub(crate) fn lengths(&self, alike: impl Fn(usize, usize) -> bool) -> Result<Vec<usize>> {
+        let end = |s: &Segment| self.positions[..s.own.end as usize].last().map_or(0, |p| *p as usize + 1);
+        let mut lengths: Vec<usize> = self.segments.iter().map(end).collect();
+        // Backwards, so that a prefix of a prefix gets the length of what follows last.
+        let mut followed = vec![false; lengths.len()];
+        for i in (0..lengths.len()).rev() {
+            let prefix = &self.segments[i].prefix;
+            for j in 0..i {
+                let own = &self.segments[j].own;
+                if own.start >= prefix.end || prefix.start >= own.end {
+                    continue;
+                }
+                if std::mem::replace(&mut followed[j], true) && !alike(lengths[i], lengths[j]) {
+                    return Err(Error::Batch {
+                        message: format!(
+                            "sequences of {} and {} tokens share a prompt, and the model's RoPE scaling rotates it \
+                             differently for them",
+                            lengths[j], lengths[i]
+                        ),
+                    });
+                }
+                lengths[j] = lengths[i];
+            }
+        }
+        let each = self.segments.iter().zip(lengths);
+        Ok(each.flat_map(|(s, length)| std::iter::repeat_n(length, s.own.len())).collect())
+    }
+
     /// Attention with a query for every row.
     pub(crate) fn attention(&self) -> AttentionPlan {
         self.attention_for(&(0..self.ids.len() as u32).collect::<Vec<_>>())

@@ -9,13 +9,13 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 ///
 /// Each parameter draws from a stream of its own, so that adding a layer does not change the others. Weights
 /// are `N(0, initializer_range²)`, those that write to the residual stream of GPT-2 smaller by `√(2·layers)`;
-/// biases are 0, norm weights 1, and the embedding's padding row 0 (`PreTrainedModel._init_weights`).
+/// biases are 0, norms multiply by 1, and the embedding's padding row 0 (`PreTrainedModel._init_weights`).
 pub(crate) fn values(a: &Architecture, p: &Parameter, index: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(index as u64);
     let std = match p.kind {
         Kind::Bias => return vec![0.0; p.range.len()],
-        Kind::NormWeight => return vec![1.0; p.range.len()],
+        Kind::NormWeight => return vec![1.0 - a.head.norm.offset(); p.range.len()],
         Kind::Matrix | Kind::Embedding => a.init.std,
         Kind::Residual => a.init.residual_std,
         Kind::AdapterOut => return vec![0.0; p.range.len()],

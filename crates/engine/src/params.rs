@@ -12,6 +12,7 @@ mod builder;
 use crate::arch::{Architecture, MAX_SIZE};
 use crate::{Error, Result};
 use builder::Builder;
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -26,10 +27,62 @@ pub struct Parameter {
     pub range: Range<usize>,
     /// Whether it is trained, and then where its gradient and moments are.
     pub store: Store,
-    /// Stored here as the transpose of the file's (Conv1D keeps `[inputs, outputs]`).
-    pub transposed: bool,
+    /// How it lies in the file.
+    pub layout: Layout,
     /// Its role, which decides initialisation and weight decay.
     pub kind: Kind,
+}
+
+/// How a file's tensor differs from the engine's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Not at all.
+    #[default]
+    Same,
+    /// The file has its transpose (Conv1D keeps `[inputs, outputs]`).
+    Transposed,
+    /// The file has its rows as `[heads, 3, head_dim]`, the engine as `[3, heads, head_dim]`.
+    ByHead {
+        /// Heads.
+        heads: usize,
+    },
+}
+
+impl Layout {
+    /// Values in the layout of a file of this shape, in the engine's.
+    pub(crate) fn of_file<'a>(self, values: &'a [f32], shape: &[usize]) -> Cow<'a, [f32]> {
+        match self {
+            Layout::Same => values.into(),
+            Layout::Transposed => transpose(values, shape[0], shape[1]).into(),
+            Layout::ByHead { heads } => swap(values, heads, 3).into(),
+        }
+    }
+
+    /// The reverse of [`Layout::of_file`].
+    pub(crate) fn to_file(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        match self {
+            Layout::Same => values,
+            Layout::Transposed => transpose(&values, shape[1], shape[0]),
+            Layout::ByHead { heads } => swap(&values, 3, heads),
+        }
+    }
+}
+
+/// `[rows, columns]` → `[columns, rows]`.
+fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    for (i, row) in x.chunks(columns).enumerate() {
+        for (j, v) in row.iter().enumerate() {
+            y[j * rows + i] = *v;
+        }
+    }
+    y
+}
+
+/// `[a, b, …]` → `[b, a, …]`.
+fn swap(x: &[f32], a: usize, b: usize) -> Vec<f32> {
+    let run = x.len() / (a * b);
+    (0..a * b).flat_map(|i| &x[(i % a * b + i / a) * run..][..run]).copied().collect()
 }
 
 /// Whether a parameter is trained.
@@ -220,21 +273,27 @@ fn around<'a>(ranges: impl Iterator<Item = &'a Range<usize>>) -> Range<usize> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockSlots {
     /// Norm before the attention.
-    pub attention_norm: NormSlots,
+    pub attention_norm: Option<NormSlots>,
     /// Queries.
     pub q: Linear,
     /// Keys, then values.
     pub kv: Linear,
-    /// Norms of the heads of queries and of keys.
+    /// Norms of queries and of keys.
     pub qk_norm: Option<[NormSlots; 2]>,
     /// The attention's output.
     pub out: Linear,
+    /// Norm after the attention.
+    pub after_attention: Option<NormSlots>,
     /// Norm before the MLP.
-    pub mlp_norm: NormSlots,
-    /// Gate and up, or up alone.
+    pub mlp_norm: Option<NormSlots>,
+    /// The logits of experts, where the layer has them.
+    pub router: Option<Linear>,
+    /// Gate and up, or up alone; of all experts, one after the other.
     pub up: Linear,
-    /// Down.
+    /// Down; of all experts, one after the other.
     pub down: Linear,
+    /// Norm after the MLP.
+    pub after_mlp: Option<NormSlots>,
 }
 
 /// The map of the flat buffers.
@@ -365,13 +424,17 @@ impl NormSlots {
 }
 
 impl BlockSlots {
-    pub(crate) fn linears(&self) -> [&Linear; 5] {
-        [&self.q, &self.kv, &self.out, &self.up, &self.down]
+    /// The layers that may have an adapter: not those of experts, which transformers keeps in one tensor.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> + Clone {
+        let mlp = [&self.up, &self.down].into_iter().filter(|_| self.router.is_none());
+        [&self.q, &self.kv, &self.out].into_iter().chain(mlp)
     }
 
     fn slots(&self) -> impl Iterator<Item = &Slot> {
-        let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(self.qk_norm.iter().flatten());
-        let parts = self.linears().into_iter().flat_map(|linear| &linear.parts);
+        let norms = [&self.attention_norm, &self.after_attention, &self.mlp_norm, &self.after_mlp];
+        let norms = norms.into_iter().flatten().chain(self.qk_norm.iter().flatten());
+        let linears = [&self.q, &self.kv, &self.out, &self.up, &self.down].into_iter().chain(&self.router);
+        let parts = linears.flat_map(|linear| &linear.parts);
         let adapters = parts.clone().filter_map(|part| part.adapter.as_ref()).flat_map(|a| [&a.a, &a.b]);
         let parts = parts.flat_map(|part| [&part.weight].into_iter().chain(&part.bias));
         norms.flat_map(NormSlots::slots).chain(parts).chain(adapters)

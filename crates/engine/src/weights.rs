@@ -146,8 +146,10 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
 /// The names under which files may hold a parameter: base models are published without the prefix of their
 /// language model ("wte.weight").
 fn aliases(name: &str) -> impl Iterator<Item = &str> {
-    let prefixes = ["transformer.", "model."].into_iter();
-    std::iter::once(name).chain(prefixes.filter_map(|prefix| name.strip_prefix(prefix)))
+    let prefixes = ["transformer.", "model.", "gpt_neox."].into_iter();
+    // What transformers 5 calls the head of GPT-NeoX in memory.
+    let head = (name == "embed_out.weight").then_some("lm_head.weight");
+    std::iter::once(name).chain(prefixes.filter_map(|prefix| name.strip_prefix(prefix))).chain(head)
 }
 
 /// Reads every parameter from `dir` and hands its values to `put`, in the engine's layout.
@@ -400,21 +402,7 @@ fn floats(path: &Path, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32
 
 /// A parameter's values in the layout of its file → in the engine's.
 pub(crate) fn from_file<'a>(p: &Parameter, values: &'a [f32]) -> Cow<'a, [f32]> {
-    match p.transposed {
-        true => transpose(values, p.shape[0], p.shape[1]).into(),
-        false => values.into(),
-    }
-}
-
-/// `[rows, columns]` → `[columns, rows]`.
-pub(crate) fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
-    for (i, row) in x.chunks(columns).enumerate() {
-        for (j, v) in row.iter().enumerate() {
-            y[j * rows + i] = *v;
-        }
-    }
-    y
+    p.layout.of_file(values, &p.shape)
 }
 
 /// A tensor that is read from the device only when the writer comes to it, so that saving needs the memory of

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, trained_gradients};
+use common::{
+    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, smooth, trained_gradients,
+};
 use std::collections::BTreeSet;
 use suasion_engine::{
     AdamW, Architecture, Backend, Batch, Budget, Cpu, Device, Error, Lora, MemoryPlan, Model, Reference,
@@ -14,6 +16,8 @@ use suasion_engine::{
 fn lora(family: &str) -> Lora {
     let targets: &[&str] = match family {
         "gpt2" => &["c_attn", "mlp.c_proj"],
+        "phi3" => &["qkv_proj", "o_proj", "gate_up_proj", "model.layers.1.mlp.down_proj"],
+        "gpt_neox" => &["query_key_value", "attention.dense", "mlp.dense_4h_to_h"],
         _ => &["q_proj", "v_proj", "o_proj", "up_proj", "model.layers.1.mlp.down_proj"],
     };
     Lora { rank: 3, alpha: 5.0, targets: targets.iter().map(|t| t.to_string()).collect() }
@@ -22,7 +26,7 @@ fn lora(family: &str) -> Lora {
 /// A model whose adapter is away from its start, so that each of its matrices matters.
 fn adapted<B: Backend>(family: &str, backend: B, recompute: bool) -> Model<B> {
     let trainable = Trainable::Adapter(lora(family));
-    let mut model = model_of(architecture(family), backend, recompute, &trainable);
+    let mut model = model_of(smooth(family), backend, recompute, &trainable);
     let mut random = Random(41);
     for name in model.trained_names() {
         let mut tensor = model.parameter(&name).unwrap();

@@ -102,8 +102,15 @@ fn implausible_numbers_are_refused_by_name() {
             scaling("llama3", "high_freq_factor", json!(1)),
             "1 is not below high_freq_factor 1",
         ),
-        ("qwen2", "rope_scaling", scaling("yarn", "factor", json!(4)), "rope_type \"yarn\" is not supported"),
-        ("qwen2", "rope_parameters", json!({"type": "dynamic"}), "rope_type \"dynamic\" is not supported"),
+        ("qwen2", "rope_scaling", scaling("ntk", "factor", json!(4)), "rope_type \"ntk\" is not supported"),
+        ("qwen2", "rope_parameters", json!({"type": "dynamic"}), "\"factor\" must be"),
+        ("qwen2", "rope_scaling", scaling("yarn", "beta_fast", json!("32")), "\"beta_fast\" must be"),
+        (
+            "phi3",
+            "rope_scaling",
+            json!({"type": "su", "short_factor": [1, 1]}),
+            "\"long_factor\" must be a list of 2",
+        ),
         ("qwen3", "num_key_value_heads", json!(0), "\"num_key_value_heads\""),
     ];
     for (family, key, value, want) in cases {
@@ -118,9 +125,9 @@ fn implausible_numbers_are_refused_by_name() {
     // A type that is not supported is refused beside rope_parameters, too.
     let mut both = config("llama");
     both["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10000.0});
-    both["rope_scaling"] = json!({"type": "yarn", "factor": 4.0});
+    both["rope_scaling"] = json!({"type": "ntk", "factor": 4.0});
     let error = Architecture::from_json(&both, Path::new("c")).unwrap_err().to_string();
-    assert!(error.contains("rope_type \"yarn\" is not supported"), "{error}");
+    assert!(error.contains("rope_type \"ntk\" is not supported"), "{error}");
 }
 
 #[test]

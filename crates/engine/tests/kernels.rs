@@ -5,7 +5,7 @@ mod common;
 
 use common::{Random, relative};
 use suasion_engine::kernels::{
-    Activation, AttentionPlan, AttentionRange, Heads, Indices, Norm, PlanBuffer, View,
+    Activation, AttentionPlan, AttentionRange, Heads, Indices, Norm, PlanBuffer, Routing, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Reference, TargetLoss};
 
@@ -150,7 +150,11 @@ fn columns_of_wider_rows() {
     agree!("columns", (|b: &mut Cpu| run(b, true), |b: &mut Reference<f32>| run(b, true)));
 }
 
-const NORMS: [Norm; 2] = [Norm::Rms { eps: 1e-5 }, Norm::Layer { eps: 1e-5 }];
+const NORMS: [Norm; 3] =
+    [Norm::Rms { eps: 1e-5, offset: 0.0 }, Norm::Rms { eps: 1e-5, offset: 1.0 }, Norm::Layer { eps: 1e-5 }];
+
+const ACTIVATIONS: [Activation; 4] =
+    [Activation::SwiGlu, Activation::GeGluTanh, Activation::GeluTanh, Activation::Gelu];
 
 fn norms<B: Backend>(b: &mut B, norm: Norm, rows: usize, width: usize) -> Vec<View> {
     let (x, w, bias) = (put(b, rows, width, 1), put(b, 1, width, 2), put(b, 1, width, 3));
@@ -202,7 +206,7 @@ fn activations() {
         b.activate_backward(f, dup, da, up).unwrap();
         [a, dup].map(|v| get(b, v)).to_vec()
     }
-    for f in [Activation::SwiGlu, Activation::GeluTanh] {
+    for f in ACTIVATIONS {
         for (rows, width) in [(1, 1), (3, 31), (64, 33), (65, 128)] {
             agree!(
                 format!("{f:?} [{rows}, {width}]"),
@@ -231,22 +235,22 @@ fn attention_plan(trunk: usize, branches: [usize; 2], every: usize) -> (Attentio
     (plan, end)
 }
 
-const HEADS: Heads = Heads { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4 };
+const HEADS: Heads = Heads { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, softcap: None, window: None };
 
 /// `[o, lse, dq, dkv]`, then the operands `[q, kv, do]`.
-fn attention<B: Backend>(b: &mut B, plan: &PlanBuffer, keys: usize) -> Vec<View> {
-    let (queries, wide, kv_wide) = (plan.queries(), HEADS.query_width(), HEADS.kv_width());
+fn attention<B: Backend>(b: &mut B, h: Heads, plan: &PlanBuffer, keys: usize) -> Vec<View> {
+    let (queries, wide, kv_wide) = (plan.queries(), h.query_width(), h.kv_width());
     let (q, kv) = (put(b, queries, wide, 1), put(b, keys, kv_wide, 2));
-    let (o, lse) = (space(b, queries, wide), space(b, queries, HEADS.heads));
+    let (o, lse) = (space(b, queries, wide), space(b, queries, h.heads));
     let (do_, dq, dkv) = (put(b, queries, wide, 3), space(b, queries, wide), put(b, keys, kv_wide, 4));
-    b.attention(HEADS, plan, o, lse, q, kv).unwrap();
-    b.attention_backward(HEADS, plan, dq, dkv, do_, o, lse, q, kv).unwrap();
+    b.attention(h, plan, o, lse, q, kv).unwrap();
+    b.attention_backward(h, plan, dq, dkv, do_, o, lse, q, kv).unwrap();
     vec![o, lse, dq, dkv, q, kv, do_]
 }
 
-fn planned_attention<B: Backend>(b: &mut B, plan: &AttentionPlan, keys: usize) -> Vec<Vec<f32>> {
+fn planned_attention<B: Backend>(b: &mut B, h: Heads, plan: &AttentionPlan, keys: usize) -> Vec<Vec<f32>> {
     let plan = b.upload_plan(plan.clone()).unwrap();
-    attention(b, &plan, keys)[..4].iter().map(|v| get(b, *v)).collect()
+    attention(b, h, &plan, keys)[..4].iter().map(|v| get(b, *v)).collect()
 }
 
 #[test]
@@ -257,49 +261,63 @@ fn attention_with_segments_and_shared_prefixes() {
             if plan.rows.is_empty() {
                 continue;
             }
-            let what = format!("trunk {trunk}, branches {branches:?}, every {every}");
-            agree!(
-                what,
-                (
-                    |b: &mut Cpu| planned_attention(b, &plan, keys),
-                    |b: &mut Reference<f32>| planned_attention(b, &plan, keys)
-                )
-            );
+            // Windows of two keys, within a branch, over the border of trunk and branch, and of a block of queries.
+            let windows = [None, Some(2), Some(3), Some(64), Some(127), Some(128), Some(129), Some(1 << 60)];
+            for (window, softcap) in windows.into_iter().zip([None, Some(1.5)].into_iter().cycle()) {
+                let h = Heads { window, softcap, ..HEADS };
+                let what = format!("trunk {trunk}, branches {branches:?}, every {every}, {h:?}");
+                agree!(
+                    what,
+                    (
+                        |b: &mut Cpu| planned_attention(b, h, &plan, keys),
+                        |b: &mut Reference<f32>| planned_attention(b, h, &plan, keys)
+                    )
+                );
+            }
         }
     }
 }
 
-fn losses<B: Backend>(b: &mut B, logits: View, ids: &[u32], weights: Option<&[f32]>) -> Vec<TargetLoss> {
+fn losses<B: Backend>(
+    b: &mut B,
+    logits: View,
+    ids: &[u32],
+    weights: Option<&[f32]>,
+    softcap: Option<f32>,
+) -> Vec<TargetLoss> {
     let (table, ids) = (space(b, ids.len(), TargetLoss::COLUMNS), list(b, ids));
     let weights = weights.map(|values| {
         let view = space(b, 1, values.len());
         b.write(view, values).unwrap();
         view
     });
-    b.cross_entropy(table, logits, ids, weights).unwrap();
+    b.cross_entropy(table, logits, ids, weights, softcap).unwrap();
     get(b, table).as_chunks().0.iter().map(|row| TargetLoss::from_columns(*row)).collect()
 }
 
 #[test]
 fn cross_entropy() {
-    fn run<B: Backend>(b: &mut B, rows: usize, vocab: usize) -> Vec<Vec<f32>> {
+    fn run<B: Backend>(b: &mut B, rows: usize, vocab: usize, softcap: Option<f32>) -> Vec<Vec<f32>> {
         let logits = put(b, rows, vocab, 1);
         let mut random = Random(2);
         let ids: Vec<u32> = (0..rows).map(|_| random.below(vocab) as u32).collect();
         let weights = values(rows, 3);
-        let plain = losses(b, logits, &ids, None);
+        let plain = losses(b, logits, &ids, None, softcap);
         assert_eq!(get(b, logits), values(rows * vocab, 1), "without weights the logits stay");
-        let weighted = losses(b, logits, &ids, Some(&weights));
+        let weighted = losses(b, logits, &ids, Some(&weights), softcap);
         let nll = |losses: &[TargetLoss]| losses.iter().map(|loss| loss.nll).collect::<Vec<_>>();
         let top = plain.iter().map(|loss| f32::from(loss.top1)).collect();
         vec![nll(&plain), nll(&weighted), get(b, logits), top]
     }
     for (rows, vocab) in [(1, 1), (3, 2), (5, 31), (7, 33), (2, 1000)] {
         // With one token there is nothing to learn and nothing but zeros to compare.
-        if vocab > 1 {
+        for softcap in [None, Some(1.5)].into_iter().filter(|_| vocab > 1) {
             agree!(
-                format!("[{rows}, {vocab}]"),
-                (|b: &mut Cpu| run(b, rows, vocab), |b: &mut Reference<f32>| run(b, rows, vocab))
+                format!("[{rows}, {vocab}], {softcap:?}"),
+                (
+                    |b: &mut Cpu| run(b, rows, vocab, softcap),
+                    |b: &mut Reference<f32>| run(b, rows, vocab, softcap)
+                )
             );
         }
     }
@@ -311,7 +329,9 @@ fn the_first_of_equal_logits_is_on_top() {
     let logits = space(&mut cpu, 1, 3);
     cpu.write(logits, &[1.0, 1.0, 0.0]).unwrap();
     for (id, top1) in [(0, true), (1, false), (2, false)] {
-        assert_eq!(losses(&mut cpu, logits, &[id], None)[0].top1, top1);
+        for softcap in [None, Some(2.0)] {
+            assert_eq!(losses(&mut cpu, logits, &[id], None, softcap)[0].top1, top1);
+        }
     }
 }
 
@@ -323,7 +343,9 @@ fn a_nan_anywhere_in_the_logits_reaches_the_loss() {
         let mut x = vec![0.5; vocab];
         x[2] = f32::NAN;
         cpu.write(logits, &x).unwrap();
-        assert!(losses(&mut cpu, logits, &[0], None)[0].nll.is_nan());
+        for softcap in [None, Some(2.0)] {
+            assert!(losses(&mut cpu, logits, &[0], None, softcap)[0].nll.is_nan());
+        }
     }
 }
 
@@ -344,6 +366,50 @@ fn rows_and_sums() {
             format!("width {width}"),
             (|b: &mut Cpu| run(b, width), |b: &mut Reference<f32>| run(b, width))
         );
+    }
+}
+
+/// Routing and the linear layers of experts; some experts get no row.
+fn experts<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<View> {
+    let (inputs, outputs, slots) = (5, 3, rows * r.per_row);
+    let (p, weights) = (put(b, rows, count, 1), space(b, rows, r.per_row));
+    let routes = b.route(r, p, weights).unwrap();
+    let (x, w) = (put(b, slots, inputs, 2), put(b, count * outputs, inputs, 3));
+    let (y, dy) = (space(b, slots, outputs), put(b, slots, outputs, 4));
+    let (dx, dw) = (space(b, slots, inputs), put(b, count * outputs, inputs, 5));
+    // The gradient of some rows alone: the end of one expert's, and the start of the next one's.
+    let part = space(b, outputs + 1, inputs);
+    b.grouped_linear(y, x, w, routes.offsets()).unwrap();
+    b.grouped_linear_dx(dx, dy, w, routes.offsets()).unwrap();
+    b.grouped_linear_dw(dw, 0, true, dy, x, routes.offsets()).unwrap();
+    b.grouped_linear_dw(part, 2, false, dy, x, routes.offsets()).unwrap();
+    let (d_weights, d_logits) = (put(b, rows, r.per_row, 6), space(b, rows, count));
+    b.route_backward(r, d_logits, p, d_weights, &routes).unwrap();
+    let dots = space(b, slots, 1);
+    b.row_dots(dots, y, dy).unwrap();
+    b.scale_rows(y, weights).unwrap();
+    let rows = space(b, rows, inputs);
+    b.scatter_add(rows, x, routes.rows()).unwrap();
+    vec![p, weights, y, dx, dw, part, d_logits, dots, rows]
+}
+
+#[test]
+fn experts_and_their_routes() {
+    for (rows, count, per_row) in [(1, 2, 1), (3, 4, 2), (65, 7, 3), (130, 4, 4), (2, 33, 1)] {
+        for normalise in [false, true] {
+            let r = Routing { per_row, normalise };
+            fn run<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<Vec<f32>> {
+                experts(b, r, rows, count).into_iter().map(|view| get(b, view)).collect()
+            }
+            // The one weight of a row is constantly 1 where it is normalised: no gradient to compare.
+            if per_row == 1 && normalise {
+                continue;
+            }
+            agree!(
+                format!("{rows} rows, {count} experts, {r:?}"),
+                (|b: &mut Cpu| run(b, r, rows, count), |b: &mut Reference<f32>| run(b, r, rows, count))
+            );
+        }
     }
 }
 
@@ -448,7 +514,7 @@ fn the_references_gradients_are_slopes() {
             });
         }
     }
-    for f in [Activation::SwiGlu, Activation::GeluTanh] {
+    for f in ACTIVATIONS {
         let (up, da) = (put(b, 2, 5 * f.gate_width(), 1), put(b, 2, 5, 2));
         let (a, dup) = (space(b, 2, 5), space(b, 2, 5 * f.gate_width()));
         b.activate_backward(f, dup, da, up).unwrap();
@@ -458,28 +524,50 @@ fn the_references_gradients_are_slopes() {
             dot(&b.get(a).unwrap(), &weights)
         });
     }
-    let (plan, keys) = attention_plan(4, [3, 5], 1);
-    let plan = b.upload_plan(plan).unwrap();
-    let v = attention(b, &plan, keys);
-    let [o, lse, dq, dkv, q, kv, do_] = v[..] else { unreachable!() };
-    let weights = b.get(do_).unwrap();
-    for (operand, gradient) in [(q, dq), (kv, dkv)] {
-        slopes(b, operand, gradient, |b| {
-            b.attention(HEADS, &plan, o, lse, q, kv).unwrap();
-            dot(&b.get(o).unwrap(), &weights)
+    for normalise in [false, true] {
+        // The likeliest two of five experts, with room between them.
+        let r = Routing { per_row: 2, normalise };
+        let (logits, p, weights) = (space(b, 2, 5), space(b, 2, 5), space(b, 2, 2));
+        b.set(logits, &[0.3, 2.0, -1.0, 1.1, 0.0, 1.0, -0.5, 0.2, 0.1, 2.2]).unwrap();
+        b.copy(p, logits).unwrap();
+        let routes = b.route(r, p, weights).unwrap();
+        let (d_weights, d_logits) = (put(b, 2, 2, 7), space(b, 2, 5));
+        b.route_backward(r, d_logits, p, d_weights, &routes).unwrap();
+        let d_weights = b.get(d_weights).unwrap();
+        slopes(b, logits, d_logits, |b| {
+            b.copy(p, logits).unwrap();
+            b.route(r, p, weights).unwrap();
+            dot(&b.get(weights).unwrap(), &d_weights)
         });
     }
+    let (plan, keys) = attention_plan(4, [3, 5], 1);
+    let plan = b.upload_plan(plan).unwrap();
+    for (window, softcap) in [(None, None), (Some(3), None), (None, Some(0.75)), (Some(5), Some(2.0))] {
+        let h = Heads { window, softcap, ..HEADS };
+        let v = attention(b, h, &plan, keys);
+        let [o, lse, dq, dkv, q, kv, do_] = v[..] else { unreachable!() };
+        let weights = b.get(do_).unwrap();
+        for (operand, gradient) in [(q, dq), (kv, dkv)] {
+            slopes(b, operand, gradient, |b| {
+                b.attention(h, &plan, o, lse, q, kv).unwrap();
+                dot(&b.get(o).unwrap(), &weights)
+            });
+        }
+    }
     // The loss: its gradient overwrites the logits, so the slope is taken of a copy.
-    let (logits, gradient) = (put(b, 2, 9, 1), space(b, 2, 9));
-    let (ids, weights) = ([4u32, 0], [0.5f32, -2.0]);
-    b.copy(gradient, logits).unwrap();
-    losses(b, gradient, &ids, Some(&weights));
-    slopes(b, logits, gradient, |b| {
-        let x = b.get(logits).unwrap();
-        let nll = |i: usize| {
-            let row = &x[i * 9..][..9];
-            row.iter().map(|v| v.exp()).sum::<f64>().ln() - row[ids[i] as usize]
-        };
-        0.5 * nll(0) - 2.0 * nll(1)
-    });
+    for softcap in [None, Some(0.75)] {
+        let (logits, gradient) = (put(b, 2, 9, 1), space(b, 2, 9));
+        let (ids, weights) = ([4u32, 0], [0.5f32, -2.0]);
+        b.copy(gradient, logits).unwrap();
+        losses(b, gradient, &ids, Some(&weights), softcap);
+        slopes(b, logits, gradient, |b| {
+            let cap = |x: &f64| softcap.map_or(*x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh());
+            let x: Vec<f64> = b.get(logits).unwrap().iter().map(cap).collect();
+            let nll = |i: usize| {
+                let row = &x[i * 9..][..9];
+                row.iter().map(|v| v.exp()).sum::<f64>().ln() - row[ids[i] as usize]
+            };
+            0.5 * nll(0) - 2.0 * nll(1)
+        });
+    }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{FAMILIES, Random, gradients, mean_loss, model, relative};
-use suasion_engine::{AdamW, Backend, Batch, Cpu, Model, Reference, Target};
+use suasion_engine::{AdamW, Architecture, Backend, Batch, Cpu, Model, Reference, Target, Trainable};
 
 /// Rows of odd lengths, the last third of each supervised, with odd weights.
 fn rows(count: usize) -> Vec<(Vec<u32>, Vec<(u32, u32, f32)>)> {
@@ -225,8 +225,11 @@ fn gradients_are_the_slopes_of_the_loss() {
     // Central differences of the f64 reference, against its own gradients and the CPU's.
     for family in FAMILIES {
         let batch = pack(&rows(3));
-        let (_, fast) = step(&mut model(family, Cpu::new(), false), std::slice::from_ref(&batch));
-        let mut model = model(family, Reference::<f64>::new(), false);
+        let arch = common::smooth(family);
+        let all = Trainable::All;
+        let mut fast = common::model_of(arch.clone(), Cpu::new(), false, &all);
+        let (_, fast) = step(&mut fast, std::slice::from_ref(&batch));
+        let mut model = common::model_of(arch, Reference::<f64>::new(), false, &all);
         let (_, exact) = step(&mut model, std::slice::from_ref(&batch));
         let mut random = Random(17);
         for ((name, exact), (_, fast)) in exact.iter().zip(&fast) {
@@ -255,6 +258,93 @@ fn gradients_are_the_slopes_of_the_loss() {
                 }
             }
         }
+    }
+}
+
+/// The loss of each token after the first, from logits that come out of the cache one by one.
+fn decoded(model: &mut Model<Cpu>, ids: &[u32]) -> Vec<f64> {
+    let mut cache = model.cache(ids.len()).unwrap();
+    let next = ids.windows(2).map(|pair| {
+        let logits = model.decode(&mut cache, &pair[..1]).unwrap();
+        let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        sum.ln() - f64::from(logits[pair[1] as usize])
+    });
+    next.collect()
+}
+
+/// The loss of each token after the first, in one pass over all of them.
+fn passed(model: &mut Model<Cpu>, ids: &[u32]) -> Vec<f64> {
+    let mut batch = Batch::default();
+    batch.push(ids, (1..ids.len()).map(|j| (j as u32 - 1, ids[j], 1.0)));
+    model.forward(&batch).unwrap().iter().map(|loss| f64::from(loss.nll)).collect()
+}
+
+#[test]
+fn generation_with_a_cache_equals_the_full_pass() {
+    // 23 tokens: every window of the families is shorter.
+    for family in FAMILIES {
+        let mut model = model(family, Cpu::new(), false);
+        let ids = Random(43).ids(23);
+        for (at, (a, b)) in decoded(&mut model, &ids).iter().zip(passed(&mut model, &ids)).enumerate() {
+            assert!((a - b).abs() < 2e-5 * b.max(1.0), "{family}, token {at}: {a} and {b}");
+        }
+    }
+}
+
+/// Families whose rotation depends on a sequence's length, beyond 14 tokens.
+fn by_length() -> [Architecture; 2] {
+    let mut long = common::config("phi3");
+    long["original_max_position_embeddings"] = 14.into();
+    long["rope_scaling"] = serde_json::json!({
+        "type": "longrope", "short_factor": [1.0, 1.2], "long_factor": [1.5, 4.0]
+    });
+    let mut dynamic = common::config("llama");
+    dynamic["max_position_embeddings"] = 14.into();
+    dynamic["rope_scaling"] = serde_json::json!({"rope_type": "dynamic", "factor": 3.0});
+    [long, dynamic]
+        .map(|config| Architecture::from_json(&config, std::path::Path::new("config.json")).unwrap())
+}
+
+#[test]
+fn sequences_of_a_pack_are_rotated_by_their_own_length() {
+    for arch in by_length() {
+        let new = |arch| common::model_of(arch, Cpu::new(), false, &Trainable::All);
+        let mut model = new(arch.clone());
+        let rows = rows(8);
+        let longer = rows.iter().filter(|(ids, _)| ids.len() > 14).count();
+        assert!((2..7).contains(&longer), "{longer} of 8 rows have other frequencies");
+        let one = step(&mut model, &[pack(&rows)]);
+        let separate: Vec<Batch> = rows.chunks(1).map(pack).collect();
+        assert_close(&step(&mut model, &separate), &one, 2e-5, &arch.model_type);
+
+        let mut plain = arch.clone();
+        for block in &mut plain.blocks {
+            block.attention.rope.as_mut().unwrap().beyond = None;
+        }
+        let (loss, _) = step(&mut new(plain), &[pack(&rows)]);
+        assert!((loss - one.0).abs() > 1e-3, "{}: the frequencies matter", arch.model_type);
+
+        // A cache whose sequence grows beyond the limit: each loss is that of a pass over the tokens so far.
+        let ids = Random(47).ids(18);
+        for (at, loss) in decoded(&mut model, &ids).iter().enumerate() {
+            let mut batch = Batch::default();
+            batch.push(&ids[..at + 1], [(at as u32, ids[at + 1], 1.0)]);
+            let want = f64::from(model.forward(&batch).unwrap()[0].nll);
+            assert!((loss - want).abs() < 2e-5 * want.max(1.0), "token {at}: {loss} and {want}");
+        }
+
+        // Short and long rows cannot share the keys of a prompt; rows alike can.
+        let mut shared = Batch::default();
+        shared.push(&ids[..6], []);
+        shared.push_after(0..6, &ids[6..10], [(1, 3, 1.0)]);
+        shared.push_after(0..6, &ids[6..18], [(1, 3, 1.0)]);
+        let message = model.forward(&shared).unwrap_err().to_string();
+        assert!(message.contains("sequences of 18 and 10 tokens share a prompt"), "{message}");
+        shared.segments.pop();
+        shared.ids.truncate(10);
+        shared.positions.truncate(10);
+        shared.targets.pop();
+        model.forward(&shared).unwrap();
     }
 }
 

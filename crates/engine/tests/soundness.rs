@@ -5,7 +5,7 @@ mod common;
 use common::{Random, model};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use suasion_engine::kernels::{
-    Activation, AttentionPlan, AttentionRange, Buffer, Heads, Norm, TargetLoss, View,
+    Activation, AttentionPlan, AttentionRange, Buffer, Heads, Norm, Routing, TargetLoss, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Device, Error, Reference, Result};
 
@@ -41,7 +41,14 @@ fn sizes_whose_product_wraps_name_no_memory() {
     assert!(panics(|| buffer.matrix(4, 1).row_range(3..5)).contains("rows 3..5 of 4"));
     assert!(panics(|| buffer.matrix(4, 1).row_range(usize::MAX - 1..usize::MAX)).contains("of 4"));
     assert!(panics(|| buffer.matrix(2, 2).columns(1..3)).contains("columns 1..3 of 2"));
-    let wide = Heads { heads: 1 << 40, kv_heads: 1 << 40, head_dim: 1 << 40, scale: 1.0 };
+    let wide = Heads {
+        heads: 1 << 40,
+        kv_heads: 1 << 40,
+        head_dim: 1 << 40,
+        scale: 1.0,
+        softcap: None,
+        window: None,
+    };
     assert_eq!((wide.query_width(), wide.kv_width()), (usize::MAX, usize::MAX), "widths never wrap");
     for len in [usize::MAX, usize::MAX - 10, 1 << 62] {
         assert_eq!(cpu.allocate(len).unwrap_err().tag(), "E-MEMORY");
@@ -81,7 +88,7 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     let rows = b.upload_indices(&[0, 5, 2, 3, 1, 4]).unwrap();
     let (few, large) = (b.upload_indices(&[0; 5]).unwrap(), b.upload_indices(&[0, 0, 0, 0, 0, 9]).unwrap());
     let (rows, few, large) = (rows.view(), few.view(), large.view());
-    let rms = Norm::Rms { eps: 1e-5 };
+    let rms = Norm::Rms { eps: 1e-5, offset: 0.0 };
     for other in [short, narrow] {
         refused(b.copy(y, other));
         refused(b.add(y, other));
@@ -121,10 +128,18 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     refused(b.rotate(x, 3, table, rows, false));
     refused(b.rotate(x, 2, table, rows, false));
     refused(b.rotate(x, 4, m_like(table, 4), rows, false));
-    refused(b.cross_entropy(losses5, x, rows, None));
-    refused(b.cross_entropy(losses, x, few, None));
-    refused(b.cross_entropy(losses, x, large, None));
-    refused(b.cross_entropy(losses, x, rows, Some(w)));
+    let routing = |per_row| Routing { per_row, normalise: false };
+    refused(b.route(routing(0), x, w));
+    refused(b.route(routing(1 << 60), x, w));
+    refused(b.grouped_linear(y, x, w, few));
+    refused(b.grouped_linear_dx(x, y, w, few));
+    refused(b.grouped_linear_dw(w, 0, false, y, x, few));
+    refused(b.scale_rows(x, narrow));
+    refused(b.row_dots(x, y, z));
+    refused(b.cross_entropy(losses5, x, rows, None, None));
+    refused(b.cross_entropy(losses, x, few, None, None));
+    refused(b.cross_entropy(losses, x, large, None, None));
+    refused(b.cross_entropy(losses, x, rows, Some(w), None));
     let step = AdamW {
         t: 1,
         lr: 1.0,
@@ -138,7 +153,7 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     let (p, g, m1) = (x.part(0, 24), y.part(0, 24), z.part(0, 24));
     refused(b.adamw(step, p, g, m1, narrow));
     refused(b.adamw(step, p, narrow, m1, table.part(0, 24)));
-    let heads = Heads { heads: 2, kv_heads: 1, head_dim: 4, scale: 1.0 };
+    let heads = Heads { heads: 2, kv_heads: 1, head_dim: 4, scale: 1.0, softcap: None, window: None };
     let plan = |rows: usize| AttentionPlan {
         rows: (0..rows as u32).collect(),
         ranges: vec![AttentionRange { prefix: 0..0, own: 0..rows, queries: 0..rows }],

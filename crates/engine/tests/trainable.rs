@@ -36,13 +36,21 @@ fn chosen(arch: &Architecture, pick: impl Fn(&str) -> bool) -> BTreeSet<String> 
 type Pick = fn(&str) -> bool;
 const CHOICES: [(&str, Pick); 9] = [
     ("norms", |n| n.contains("norm") || n.contains("ln_")),
-    ("keys", |n| n.contains("k_proj.weight") || n.contains("c_attn.weight")),
-    ("values and their biases", |n| n.contains("v_proj") || n.contains("c_attn.bias")),
-    ("gates of the last layer", |n| n.contains("2.mlp.gate_proj") || n.contains("2.mlp.c_fc")),
+    ("keys", |n| {
+        ["k_proj.weight", "c_attn.weight", "qkv_proj.weight", "value.weight"].iter().any(|k| n.contains(k))
+    }),
+    ("values and their biases", |n| {
+        ["v_proj", "c_attn.bias", "qkv_proj", "value.bias"].iter().any(|k| n.contains(k))
+    }),
+    ("gates of the last layer", |n| {
+        ["2.mlp.gate_proj", "2.mlp.c_fc", "2.mlp.gate_up", "2.mlp.dense_h"].iter().any(|k| n.contains(k))
+    }),
     ("biases", |n| n.ends_with("bias")),
-    ("embeddings", |n| n.contains("embed_tokens") || n.contains("wte") || n.contains("wpe")),
-    ("the head", |n| n == "lm_head.weight"),
-    ("the last norm", |n| n == "model.norm.weight" || n.ends_with("ln_f.weight")),
+    ("embeddings", |n| ["embed_tokens", "embed_in", "wte", "wpe"].iter().any(|k| n.contains(k))),
+    ("the head", |n| n == "lm_head.weight" || n == "embed_out.weight"),
+    ("the last norm", |n| {
+        ["model.norm.weight", "ln_f.weight", "final_layer_norm.weight"].iter().any(|end| n.ends_with(end))
+    }),
     ("one middle layer", |n| n.contains(".1.")),
 ];
 
@@ -162,7 +170,7 @@ fn uneven() -> Architecture {
     let mut arch = architecture("qwen3");
     let [first, second, third] = &mut arch.blocks[..] else { unreachable!() };
     // Partial rotary positions: 4 of 10 columns.
-    first.attention.rope = Some(Rope { frequencies: vec![1.0, 0.02] });
+    first.attention.rope = Some(Rope::of(vec![1.0, 0.02]));
     second.attention.heads.heads = 3;
     second.attention.heads.kv_heads = 1;
     second.attention.heads.head_dim = 7;
@@ -241,7 +249,7 @@ fn a_device_is_the_backend_that_it_names() {
         assert_eq!(losses, accumulate(&mut same, &data, 0.1), "{family}");
         assert!(common::gradients(&cpu) == common::gradients(&same), "{family}");
         for (a, b) in losses.iter().zip(accumulate(&mut plain, &data, 0.1)) {
-            assert!((a.nll - b.nll).abs() < 1e-5, "{family}: {a:?} and {b:?}");
+            assert!((a.nll - b.nll).abs() < 3e-6 * b.nll.max(1.0), "{family}: {a:?} and {b:?}");
         }
     }
 }

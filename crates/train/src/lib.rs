@@ -40,7 +40,7 @@ pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use generate::{Generated, Sampling, Stopped, generate, prompt_ids};
 pub use metrics::{EvalRecord, StepRecord};
-pub use model_files::{ModelFiles, OutputFile};
+pub use model_files::{ModelFiles, OutputFile, TEMPLATES};
 pub use observer::{Event, Observer, Silent, StepEvent};
 pub use output_dir::{check_output_dir, lock, replaces};
 pub use plan::Plan;

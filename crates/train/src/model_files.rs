@@ -1,11 +1,14 @@
 //! The files of a model folder beside the weights.
 
 use crate::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
 use suasion_engine::WeightType;
 use suasion_files::write_bytes;
+
+/// The folder of a model's further chat templates, a file per name.
+pub const TEMPLATES: &str = "additional_chat_templates";
 
 /// A file to be written beside the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +55,41 @@ impl ModelFiles {
                 Err(source) => return Err(Error::io(path, source)),
             }
         }
+        files.take_templates(&dir.join(TEMPLATES))?;
         Ok(files)
+    }
+
+    /// Puts the named templates of a folder into `tokenizer_config.json`, as transformers reads them too: what a run
+    /// writes are files without folders.
+    fn take_templates(&mut self, folder: &Path) -> Result<()> {
+        let mut named: Vec<(String, String)> = Vec::new();
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if let Some(name) = entry.file_name().to_string_lossy().strip_suffix(".jinja") {
+                let text = fs::read_to_string(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+                named.push((name.to_string(), text));
+            }
+        }
+        if named.is_empty() {
+            return Ok(());
+        }
+        named.sort();
+        let text = |name: &str| self.files.iter().find(|file| file.name == name).map(|file| &file.bytes[..]);
+        let mut config: Map<String, Value> = text("tokenizer_config.json")
+            .and_then(|bytes| serde_json::from_slice(bytes).ok())
+            .unwrap_or_default();
+        let default = match text("chat_template.jinja") {
+            Some(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+            None => config.get("chat_template").and_then(Value::as_str).map(str::to_string),
+        };
+        if let Some(default) = default {
+            named.retain(|(name, _)| name != "default");
+            named.insert(0, ("default".into(), default));
+        }
+        let list = named.into_iter().map(|(name, template)| json!({"name": name, "template": template}));
+        config.insert("chat_template".into(), list.collect());
+        self.files.retain(|file| file.name != "chat_template.jinja");
+        self.push("tokenizer_config.json", serde_json::to_vec_pretty(&config).unwrap_or_default());
+        Ok(())
     }
 
     /// Adds a file, or replaces the one of that name.
@@ -160,13 +197,45 @@ mod tests {
             let read = |file: &OutputFile| serde_json::from_slice::<Value>(&file.bytes).unwrap();
             files.iter().map(|file| read(file)["eos_token_id"].clone()).collect::<Vec<_>>()
         };
-        use serde_json::json;
         assert_eq!(stopping(Some(r#"{"eos_token_id": 0}"#), &[9]), [json!([0, 7, 9]), json!([0, 9])]);
         // What is named already is not named twice, nor is a file changed that says nothing else.
         assert_eq!(stopping(Some(r#"{"eos_token_id": 7}"#), &[7]), [json!([0, 7]), json!(7)]);
         assert_eq!(stopping(None, &[7, 9]), [json!([0, 7, 9]), json!([7, 9])]);
         assert_eq!(stopping(Some("{}"), &[9]), [json!([0, 7, 9]), json!(9)]);
         assert_eq!(stopping(None, &[]), [json!([0, 7])]);
+    }
+
+    /// transformers 5.23 reads the list as it reads the folder.
+    #[test]
+    fn named_templates_are_a_list_of_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let list = || {
+            let files = ModelFiles::from_dir(dir.path()).unwrap().files;
+            assert!(files.iter().all(|file| !file.name.contains(['/', '\\'])), "{files:?}");
+            let file = files.iter().find(|file| file.name == "tokenizer_config.json").unwrap();
+            serde_json::from_slice::<Value>(&file.bytes).unwrap()["chat_template"].clone()
+        };
+        write("tokenizer_config.json", r#"{"eos_token": "e", "chat_template": "C"}"#);
+        assert_eq!(list(), "C");
+        std::fs::create_dir(dir.path().join(TEMPLATES)).unwrap();
+        assert_eq!(list(), "C");
+        write("additional_chat_templates/tool_use.jinja", "T");
+        write("additional_chat_templates/rag.jinja", "R");
+        let named = |default: &str| {
+            json!([{"name": "default", "template": default}, {"name": "rag", "template": "R"},
+                {"name": "tool_use", "template": "T"}])
+        };
+        assert_eq!(list(), named("C"));
+        write("chat_template.jinja", "M");
+        assert_eq!(list(), named("M"));
+        assert!(
+            ModelFiles::from_dir(dir.path())
+                .unwrap()
+                .files
+                .iter()
+                .all(|file| file.name != "chat_template.jinja")
+        );
     }
 
     #[test]

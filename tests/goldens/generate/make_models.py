@@ -64,6 +64,33 @@ MODELS = {
             rope_parameters={"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0},
         ),
     ),
+    "llama_yarn": (
+        "llama",
+        dict(
+            LLAMA,
+            head_dim=16,
+            rope_parameters={
+                "rope_theta": 10000.0,
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "beta_fast": 8.0,
+                "original_max_position_embeddings": 16,
+            },
+        ),
+    ),
+    # The long batch has 40 tokens: a larger base than the others.
+    "llama_dynamic": (
+        "llama",
+        dict(
+            LLAMA,
+            max_position_embeddings=32,
+            rope_parameters={"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 4.0},
+        ),
+    ),
+    "qwen2_window": (
+        "qwen2",
+        dict(LLAMA, use_sliding_window=True, sliding_window=6, max_window_layers=1, rope_parameters=PLAIN_ROPE),
+    ),
     "qwen2": ("qwen2", dict(LLAMA, tie_word_embeddings=True, rope_parameters=dict(PLAIN_ROPE, rope_theta=1e6))),
     "gpt2": (
         "gpt2",
@@ -102,6 +129,23 @@ MODELS = {
     ),
     "olmo2": ("olmo2", dict(LLAMA, rope_parameters=dict(PLAIN_ROPE, rope_theta=500000.0))),
     "phi3": ("phi3", dict(LLAMA, sliding_window=16, rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=0.5))),
+    # The long batch has 40 tokens: the long factors.
+    "phi3_longrope": (
+        "phi3",
+        dict(
+            LLAMA,
+            sliding_window=None,
+            original_max_position_embeddings=32,
+            rope_parameters={
+                "rope_theta": 10000.0,
+                "rope_type": "longrope",
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.3],
+                "long_factor": [1.0, 2.0, 5.0],
+                "original_max_position_embeddings": 32,
+            },
+        ),
+    ),
     "gemma2": (
         "gemma2",
         dict(
@@ -109,8 +153,9 @@ MODELS = {
             head_dim=12,
             query_pre_attn_scalar=24,
             sliding_window=8,
-            attn_logit_softcapping=20.0,
-            final_logit_softcapping=10.0,
+            # Scores and logits reach 3 and 6: both caps bend them.
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
             tie_word_embeddings=True,
             layer_types=FULL_THEN_SLIDING,
             rope_parameters=PLAIN_ROPE,
@@ -147,6 +192,25 @@ MODELS = {
             hidden_dropout=0.0,
             attention_dropout=0.0,
             rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=0.5),
+        ),
+    ),
+    "gpt_neox_serial": (
+        "gpt_neox",
+        dict(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            bos_token_id=1,
+            eos_token_id=2,
+            use_parallel_residual=False,
+            attention_bias=False,
+            hidden_act="gelu_new",
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=0.25),
         ),
     ),
     "qwen3_moe": (
@@ -247,6 +311,8 @@ def file_tensors(state):
         elif name.endswith("mlp.experts.down_proj"):
             for expert, down in enumerate(tensor):
                 tensors[f"{stem}.{expert}.down_proj.weight"] = down
+        elif name == "lm_head.weight" and any(key.startswith("gpt_neox.") for key in state):
+            tensors["embed_out.weight"] = tensor
         else:
             tensors[name] = tensor
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}

@@ -40,6 +40,7 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     suasion_train::check_output_dir(output_dir, &resume, overwrite)?;
     let mut job = Job::new(loaded.config, Begin { resume, extend: args.extend, lock }, ui)?;
+    job.check_inputs()?;
     if args.dry_run {
         job.print(ui)?;
         return Ok(Exit::Done);
@@ -70,6 +71,12 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
     // `--resume run.yaml`: the parser took the CONFIG for the optional DIR.
     if config.is_none() && named.as_ref().is_some_and(|path| path.is_file()) {
         config = named.take();
+        // The configuration that a run saved stands for the run.
+        let run = config.as_ref().filter(|path| path.ends_with(SAVED_CONFIG)).and_then(|path| path.parent());
+        if let Some(run) = run {
+            named = Some(if run.as_os_str().is_empty() { ".".into() } else { run.to_path_buf() });
+            config = None;
+        }
     }
     let args = |config| ConfigArgs {
         config,

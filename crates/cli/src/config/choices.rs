@@ -160,7 +160,7 @@ mod tests {
         }
         assert_eq!(Supervise::PerMessage.to_json(), "per-message");
         assert_eq!(Format::from_text("tokenized"), Some(Format::Tokenised));
-        assert_eq!(names::<Format>().len(), 9);
+        assert_eq!(names::<Format>().len(), 10);
         assert_eq!(Format::from_text("none"), None);
         for text in ["M002,T001", "[M002, T001]", "['m002', \"T001\"]"] {
             assert_eq!(Codes::from_text(text), Some(Codes(vec![Code::M002, Code::T001])), "{text}");

@@ -7,13 +7,13 @@ use crate::paths;
 use crate::ui::Ui;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
 use suasion_data::tokens::Tokenizer;
 use suasion_engine::Architecture;
-use suasion_train::ModelFiles;
+use suasion_train::{ModelFiles, TEMPLATES};
 
 /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
 ///
@@ -35,8 +35,8 @@ pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
     if let Some(error) = &folder.template_error {
         ui.warn(format_args!("the chat template is not used: {error}"));
     }
-    if folder.template.is_some() {
-        watch_templates();
+    if let Some(template) = &folder.template {
+        watch(template.watch());
     }
     Ok(folder)
 }
@@ -101,24 +101,23 @@ const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 /// How often the watching thread looks in that time.
 const LOOKS: u32 = 10;
 
-/// Ends the process where a template does not end and its fuel does not stop it ([`RenderingWatch`]).
-fn watch_templates() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        std::thread::spawn(|| {
-            let mut watch = RenderingWatch::default();
-            // Looks are counted instead of seconds: the whole process may have been stopped in between.
-            while watch.look() < LOOKS {
-                std::thread::sleep(LONGEST_RENDERING / LOOKS);
+/// Ends the process where a rendering of a template does not end and its fuel does not stop it.
+fn watch(mut watch: RenderingWatch) {
+    std::thread::spawn(move || {
+        // Looks are counted instead of seconds: the whole process may have been stopped in between.
+        while watch.look() < LOOKS {
+            std::thread::sleep(LONGEST_RENDERING / LOOKS);
+            if watch.is_over() {
+                return;
             }
-            let _ = writeln!(
-                std::io::stderr(),
-                "error[E-TEMPLATE]: the chat template has rendered one conversation for {} s: the template does not \
-                 end\nhelp: compare it with the template of the model's repository",
-                LONGEST_RENDERING.as_secs()
-            );
-            std::process::exit(Exit::RunTime as i32);
-        });
+        }
+        let _ = writeln!(
+            std::io::stderr(),
+            "error[E-TEMPLATE]: the chat template has rendered one conversation for {} s: the template does not end\n\
+             help: compare it with the template of the model's repository",
+            LONGEST_RENDERING.as_secs()
+        );
+        std::process::exit(Exit::RunTime as i32);
     });
 }
 
@@ -233,8 +232,9 @@ fn is_safetensors(name: &str) -> bool {
 /// The files of a repository to download. Some repositories hold their weights twice: transformers' `model*`
 /// are preferred.
 fn wanted(names: &[String], weights: bool) -> Vec<String> {
-    let mut wanted: Vec<String> =
-        names.iter().filter(|name| ModelFiles::NAMES.contains(&name.as_str())).cloned().collect();
+    let template = |name: &str| name.strip_suffix(".jinja").is_some_and(|name| name.starts_with(TEMPLATES));
+    let wanted = |name: &&String| ModelFiles::NAMES.contains(&name.as_str()) || template(name);
+    let mut wanted: Vec<String> = names.iter().filter(wanted).cloned().collect();
     if weights {
         let tensors: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
         let named = tensors.iter().any(|name| name.starts_with("model"));
@@ -253,6 +253,7 @@ mod tests {
         let names = [
             ".gitattributes",
             "README.md",
+            "additional_chat_templates/tool_use.jinja",
             "config.json",
             "consolidated.safetensors",
             "model-00001-of-00002.safetensors",
@@ -263,10 +264,12 @@ mod tests {
             "tokenizer.json",
         ]
         .map(String::from);
-        assert_eq!(wanted(&names, false), ["config.json", "tokenizer.json"]);
+        let template = "additional_chat_templates/tool_use.jinja";
+        assert_eq!(wanted(&names, false), [template, "config.json", "tokenizer.json"]);
         assert_eq!(
             wanted(&names, true),
             [
+                template,
                 "config.json",
                 "tokenizer.json",
                 "model-00001-of-00002.safetensors",
@@ -274,7 +277,7 @@ mod tests {
                 "model.safetensors.index.json",
             ]
         );
-        assert_eq!(wanted(&names[..4], true), ["config.json", "consolidated.safetensors"]);
+        assert_eq!(wanted(&names[..5], true), [template, "config.json", "consolidated.safetensors"]);
     }
 
     #[test]

@@ -36,10 +36,11 @@ impl Job {
 
     /// Prints the plan of a dry run, a result.
     pub fn print(&self, ui: &Ui) -> anyhow::Result<()> {
+        let needs = Needs::of(self);
         if ui.json {
-            ui.print_json(&self.to_json(&Needs::of(self)))?;
+            self.lines().into_iter().for_each(|line| ui.hang(INDENT + 1, line));
+            ui.print_json(&self.to_json(&needs))?;
         } else {
-            let needs = Needs::of(self);
             let mut out = ui.out();
             for line in self.lines() {
                 writeln!(out, "{}", printable(&line))?;

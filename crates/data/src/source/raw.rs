@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub const MAX_ROW_BYTES: usize = 1 << 30;
 
 /// The longest accepted text of a row, in bytes. Tokens, their places and origins take some 30 bytes for each byte of text.
-pub const MAX_TEXT_BYTES: usize = 32 << 20;
+pub const MAX_TEXT_BYTES: usize = 16 << 20;
 
 /// A row as it is stored in the source, not yet parsed.
 #[derive(Clone, Debug)]

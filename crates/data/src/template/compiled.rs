@@ -3,7 +3,8 @@
 use super::context::{self, Variables};
 use super::options::{TemplateOptions, is_reserved};
 use super::rewrite::rewrite_generation;
-use super::{blind, engine, watch};
+use super::watch::{Active, RenderingWatch};
+use super::{blind, engine, limits};
 use crate::example::Conversation;
 use crate::source::MAX_TEXT_BYTES;
 use crate::{Error, Result};
@@ -12,6 +13,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[cfg(test)]
 thread_local! {
@@ -22,7 +24,7 @@ thread_local! {
 }
 
 /// Maximum length of a rendering, in bytes: a longer one is no row's text. Marks around its texts make one longer.
-const OUTPUT: usize = 2 * MAX_TEXT_BYTES;
+const OUTPUT: usize = 4 * MAX_TEXT_BYTES;
 
 /// Why a template did not compile or render, including the template's own `raise_exception`.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,12 @@ impl From<minijinja::Error> for TemplateError {
     }
 }
 
+impl From<io::Error> for TemplateError {
+    fn from(error: io::Error) -> TemplateError {
+        TemplateError(error.to_string())
+    }
+}
+
 /// A compiled template.
 #[derive(Debug)]
 pub(super) struct Compiled {
@@ -61,6 +69,15 @@ pub(super) struct Compiled {
     pub parts: bool,
 }
 
+impl Compiled {
+    fn new(source: &str) -> Result<Compiled, TemplateError> {
+        let (date, parts) = (source.contains("strftime_now"), names_parts(source));
+        let (source, generation, captures) = rewrite_generation(source);
+        let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
+        Ok(Compiled { env: engine::environment(source)?, generation, captures, blind, date, parts })
+    }
+}
+
 /// A compiled chat template with the texts of its special tokens.
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -70,6 +87,8 @@ pub struct ChatTemplate {
     /// The special tokens, by the names of their variables.
     tokens: Vec<(String, String)>,
     fingerprint: String,
+    /// Its renderings that are going on.
+    active: Arc<Active>,
 }
 
 impl ChatTemplate {
@@ -136,15 +155,13 @@ impl ChatTemplate {
         eos: Option<&str>,
     ) -> Result<ChatTemplate> {
         let one = |source: &str| {
-            let (date, parts) = (source.contains("strftime_now"), names_parts(source));
-            let (source, generation, captures) = rewrite_generation(source);
-            let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
-            let env = engine::environment(source).map_err(|e| Error::Source {
+            let broken = |error: TemplateError| Error::Source {
                 path: PathBuf::from(path),
-                message: format!("the chat template does not compile: {}", TemplateError::from(e)),
+                message: format!("the chat template does not compile: {error}"),
                 help: "compare it with the template of the model's repository".into(),
-            })?;
-            Ok::<_, Error>(Compiled { env, generation, captures, blind, date, parts })
+            };
+            limits::check(source).map_err(|what| broken(TemplateError(what)))?;
+            limits::with_deep_stack(|| Compiled::new(source)).map_err(broken)
         };
         let mut hash = blake3::Hasher::new();
         for part in [Some(source), tool_use, bos, eos] {
@@ -160,6 +177,7 @@ impl ChatTemplate {
                 .filter_map(|(name, token)| Some((name.to_string(), token?.to_string())))
                 .collect(),
             fingerprint: hash.finalize().to_hex().to_string(),
+            active: Active::new(),
         })
     }
 
@@ -194,6 +212,11 @@ impl ChatTemplate {
     /// True if the template uses the current date.
     pub fn writes_date(&self) -> bool {
         self.main.date || self.tool_use.as_ref().is_some_and(|template| template.date)
+    }
+
+    /// Watches how long its renderings take.
+    pub fn watch(&self) -> RenderingWatch {
+        RenderingWatch::of(self.active.clone())
     }
 
     pub(super) fn compiled(&self, c: &Conversation) -> &Compiled {
@@ -240,7 +263,7 @@ impl ChatTemplate {
         let roomy = engine::roomy(&compiled.env, messages.len());
         let template = roomy.as_ref().unwrap_or(&compiled.env).get_template(engine::NAME)?;
         let mut out = Limited(Vec::with_capacity(1024));
-        let _watched = watch::Watched::begin();
+        let _watched = self.active.begin();
         template.render_captured_to(context, &mut out)?;
         String::from_utf8(out.0).map_err(|e| TemplateError(e.to_string()))
     }

@@ -26,7 +26,7 @@ pub(super) const ITER: &str = "__suasion_iter";
 const FUEL: u64 = 3_000_000;
 
 /// The number of messages that this fuel is enough for.
-const MESSAGES: usize = 1000;
+const MESSAGES: usize = 250;
 
 /// Maximum nesting of macros and loops, which fits the stack of a worker thread.
 const RECURSION: usize = 120;
@@ -58,6 +58,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
     env.set_unknown_method_callback(method);
     env.add_filter("tojson", tojson);
     env.add_filter("indent", indent);
+    env.add_filter("join", join);
     env.add_filter("string", |value: &Value| -> Result<Value, Error> {
         match value.as_str() {
             Some(_) => Ok(value.clone()),
@@ -134,6 +135,47 @@ fn generators(env: &mut Environment<'static>) {
             filters::rejectattr(state, value, attr, test, args).map(lazy)
         },
     );
+}
+
+/// Jinja's `join`. MiniJinja's does not bound the text that it builds.
+fn join(
+    state: &mut State,
+    value: &Value,
+    sep: Option<Value>,
+    attribute: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let given = |own: Option<Value>, key: &str| {
+        own.map_or_else(|| kwargs.get::<Option<Value>>(key), |own| Ok(Some(own)))
+    };
+    let sep = given(sep, "d")?.filter(|sep| !sep.is_none() && !sep.is_undefined());
+    let attribute = given(attribute, "attribute")?.filter(|attribute| !attribute.is_none());
+    kwargs.assert_all_used()?;
+    let sep = sep.map_or_else(|| Ok(String::new()), |sep| python::str(&sep))?;
+    let mut out = String::new();
+    if value.is_undefined() {
+        return Ok(out);
+    }
+    let items: Box<dyn Iterator<Item = Value>> = match value.as_str() {
+        Some(text) => Box::new(text.chars().map(Value::from)),
+        None => Box::new(value.try_iter()?),
+    };
+    for (i, item) in items.enumerate() {
+        let item = match attribute.as_ref().and_then(Value::as_str) {
+            Some(path) => path.split('.').try_fold(item, |item, key| item.get_attr(key))?,
+            None => item,
+        };
+        let text = python::str(&item)?;
+        if out.len() + sep.len() + text.len() > STRING {
+            return Err(bad("join: the text would be too long"));
+        }
+        state.consume_fuel(1 + (sep.len() + text.len()) as u64 / 64)?;
+        if i > 0 {
+            out.push_str(&sep);
+        }
+        out.push_str(&text);
+    }
+    Ok(out)
 }
 
 /// Jinja's `indent`. Unlike MiniJinja's it keeps a trailing line end.

@@ -174,7 +174,7 @@ fn iterated(tag: &str) -> Option<&str> {
 }
 
 /// The end of a tag, ignoring the text of strings.
-fn tag_end(text: &str, close: &str) -> usize {
+pub(super) fn tag_end(text: &str, close: &str) -> usize {
     let mut quote = None;
     let mut escaped = false;
     for (i, c) in text.char_indices() {

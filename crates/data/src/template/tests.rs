@@ -1,6 +1,7 @@
 //! What only the inside can see: how often a template is rendered.
 
 use super::compiled::{MESSAGES_RENDERED, RENDERINGS};
+use super::watch::Active;
 use super::{ChatRenderer, ChatTemplate, RenderingWatch, TemplateOptions};
 use crate::RowId;
 use crate::example::Conversation;
@@ -9,7 +10,6 @@ use crate::render::Stops;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -132,21 +132,87 @@ fn rows_of_a_template_that_inspects_texts_are_proved_on_their_own() {
 
 #[test]
 fn looks_count_while_one_rendering_goes_on() {
-    let threads = [Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0))];
-    let change = |thread: usize| threads[thread].fetch_add(1, Ordering::Relaxed);
-    let mut watch = RenderingWatch::default();
-    change(0);
-    assert_eq!([(); 4].map(|()| watch.look_at(&threads)), [0, 1, 2, 3]);
-    // The other thread's rendering began later; when the first one ends, it is the longest.
-    change(1);
-    assert_eq!([(); 2].map(|()| watch.look_at(&threads)), [4, 5]);
-    change(0);
-    assert_eq!([(); 2].map(|()| watch.look_at(&threads)), [2, 3]);
+    let active = Active::new();
+    let mut watch = RenderingWatch::of(active.clone());
+    let mut look = || watch.look();
+    let first = active.begin();
+    assert_eq!([(); 4].map(|()| look()), [0, 1, 2, 3]);
+    // Another rendering began later; when the first one ends, it is the longest.
+    let second = active.begin();
+    assert_eq!([(); 2].map(|()| look()), [4, 5]);
+    drop(first);
+    assert_eq!([(); 2].map(|()| look()), [2, 3]);
+    drop(second);
     // Renderings that begin and end between the looks are not one long one.
     for _ in 0..100 {
-        change(1);
-        change(1);
-        assert_eq!(watch.look_at(&threads), 0);
+        drop(active.begin());
+        let _now = active.begin();
+        assert_eq!(look(), 0);
+    }
+    // Those of other templates are not seen, and more at a time than there is room for do no harm.
+    let other = Active::new();
+    let _other = other.begin();
+    assert_eq!([(); 2].map(|()| look()), [0, 0]);
+    let many: Vec<_> = (0..200).map(|_| active.begin()).collect();
+    assert_eq!([(); 2].map(|()| look()), [0, 1]);
+    drop(many);
+    assert_eq!(look(), 0);
+}
+
+#[test]
+fn a_watch_is_over_when_the_template_is_gone() {
+    let template = ChatTemplate::new(CHATML, None, None).unwrap();
+    let watch = template.watch();
+    assert!(!watch.is_over());
+    drop(template);
+    assert!(watch.is_over());
+}
+
+#[test]
+fn sources_that_would_overflow_the_stack_are_refused_or_compiled() {
+    let chain = |open: &str, link: &str, n: usize, close: &str| format!("{open}{}{close}", link.repeat(n));
+    let kinds = [
+        ("{{ ", "(", "1"),
+        ("{{ ", "[", "1"),
+        ("{{ 'a'", " ~ 'a'", " }}"),
+        ("{{ 1", " + 1", " }}"),
+        ("{{ ", "-", "1 }}"),
+        ("{{ ", "not ", "1 }}"),
+        ("{{ a", ".b", " }}"),
+        ("{{ a", "['b']", " }}"),
+        ("{{ a", " | trim", " }}"),
+        ("{{ a", " and a", " }}"),
+        ("{{ a", " == a", " }}"),
+        ("{{ ", "a if b else ", "c }}"),
+        ("{% if a %}", "{% elif a %}", "{% endif %}"),
+        ("", "{% if a %}", ""),
+        ("", "{% for a in b %}", ""),
+        ("", "{% macro m() %}", ""),
+        ("{% set a = [", "[1],", "] %}"),
+        ("{{ {", "'a': {", "} }}"),
+    ];
+    for (open, link, close) in kinds {
+        for n in [100, 450, 100_000] {
+            // Whatever comes of it, it is a result; and the longest is an error.
+            let made = ChatTemplate::new(&chain(open, link, n, close), None, None);
+            assert!(made.is_err() || n < 100_000, "{open}{link}");
+            if n == 450 && close.ends_with("}") && !close.contains(']') && !link.contains('{') {
+                assert!(made.is_ok(), "{open}{link}: {}", made.unwrap_err());
+            }
+        }
+    }
+    let error = ChatTemplate::new(&"a".repeat(2 << 20), None, None).unwrap_err().to_string();
+    assert!(error.contains("2097152 bytes; the limit is 1048576"), "{error}");
+    let error =
+        ChatTemplate::new(&format!("a\n{}", chain("{{ a", " ~ a", 5000, " }}")), None, None).unwrap_err();
+    assert!(error.to_string().contains("more than 1000 operators in one tag (line 2)"), "{error}");
+    // What is in texts and lists does not count.
+    for fine in [
+        chain("{{ '", "+ not . (", 5000, "' }}"),
+        chain("{{ [1", ", 'a.b'", 5000, "] | length }}"),
+        chain("{# ", ". ", 5000, "#}"),
+    ] {
+        ChatTemplate::new(&fine, None, None).unwrap();
     }
 }
 

@@ -398,7 +398,7 @@ impl Proof<'_> {
                 first.filter(|f| f.at <= block.end).map(|f| m.fields[f.field].message)
             });
             let by_count = (blocks.len() == answers.len()).then(|| answers[k]);
-            let inside = inside.filter(|i| answers.contains(i));
+            let inside = inside.filter(|i| is_assistant(&self.messages[*i]));
             let message = match by_count.or(inside) {
                 Some(message) => message,
                 None => self.message_of_block(&answers, turns.last().map(|t: &Turn| t.message))?,

@@ -1,21 +1,79 @@
 //! Typed access to the keys of a `config.json`, and the settings that families share.
 
 use crate::arch::{MAX_LAYERS, MAX_SIZE};
-use crate::rope::{Llama3, Rope};
 use crate::{Error, Result};
 use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::rc::Rc;
 
-/// A parsed `config.json` and where it came from.
+/// A parsed `config.json` and where it came from, or an object in it.
+#[derive(Clone)]
 pub(super) struct Config<'a> {
     json: &'a Value,
     path: &'a Path,
+    /// Names of the objects around it, each with a dot.
+    within: String,
+    /// Keys that have been read, with the names of the objects around them.
+    read: Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl<'a> Config<'a> {
     pub(super) fn new(json: &'a Value, path: &'a Path) -> Config<'a> {
-        Config { json, path }
+        Config { json, path, within: String::new(), read: Rc::default() }
+    }
+
+    /// An object without keys.
+    pub(super) fn nothing(&self) -> Config<'a> {
+        Config { json: &Value::Null, ..self.clone() }
+    }
+
+    /// An object that is not empty, which is what Python takes for true.
+    pub(super) fn object(&self, key: &str) -> Result<Option<Config<'a>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) if map.is_empty() => Ok(None),
+            Some(json @ Value::Object(_)) => {
+                Ok(Some(Config { json, within: format!("{}{key}.", self.within), ..self.clone() }))
+            }
+            Some(_) => Err(self.wrong(key, "an object")),
+        }
+    }
+
+    /// A sentence about RoPE settings that have no effect.
+    pub(super) fn overridden(&self) -> Result<Option<String>> {
+        let (new, old) = (self.object("rope_parameters")?, self.object("rope_scaling")?);
+        let Some(new) = new.filter(|new| old.is_some_and(|old| old.json != new.json)) else {
+            return Ok(None);
+        };
+        // One sentence for all of its keys.
+        let keys = new.json.as_object().into_iter().flat_map(|map| map.keys());
+        self.read.borrow_mut().extend(keys.map(|key| format!("{}{key}", new.within)));
+        Ok(Some(
+            "rope_parameters is not applied: rope_scaling stands beside it and has precedence".to_string(),
+        ))
+    }
+
+    /// Sentences about keys that no setting of the family has, and that are known to matter elsewhere only.
+    pub(super) fn not_read(&self) -> Vec<String> {
+        let read = self.read.borrow();
+        let mut unread = Vec::new();
+        let mut objects = vec![(String::new(), self.json)];
+        while let Some((within, json)) = objects.pop() {
+            for (key, value) in json.as_object().into_iter().flatten() {
+                let name = format!("{within}{key}");
+                if read.contains(&name) {
+                    objects.push((format!("{name}."), value));
+                } else if !value.is_null() && !INERT.contains(&key.as_str()) {
+                    unread.push(format!(
+                        "config.json: \"{name}\" is not a setting of this family and is not used"
+                    ));
+                }
+            }
+        }
+        unread
     }
 
     /// An error about this file.
@@ -23,7 +81,7 @@ impl<'a> Config<'a> {
         Error::Config { path: self.path.to_path_buf(), message, help }
     }
 
-    fn wrong(&self, key: &str, want: &str) -> Error {
+    pub(super) fn wrong(&self, key: &str, want: &str) -> Error {
         let found = self.json.get(key).map_or("it is missing".to_string(), |v| format!("it is {v}"));
         self.refuse(
             format!("\"{key}\" must be {want}; {found}"),
@@ -32,8 +90,19 @@ impl<'a> Config<'a> {
     }
 
     /// The value of a key that is present and not null.
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.read.borrow_mut().insert(format!("{}{key}", self.within));
         self.json.get(key).filter(|v| !v.is_null())
+    }
+
+    /// Whether a key is present and not null.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// Whether a key is present and null, which is not the same as missing where the default is not null.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.get(key).is_none() && self.json.get(key).is_some()
     }
 
     pub(super) fn text(&self, key: &str) -> Result<&'a str> {
@@ -58,13 +127,10 @@ impl<'a> Config<'a> {
 
     /// A number within `range`: what lies outside breaks the arithmetic, or belongs to no model.
     pub(super) fn number_or(&self, key: &str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(_) => self.number(key, range),
-        }
+        if self.has(key) { self.number(key, range) } else { Ok(default) }
     }
 
-    fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<f64> {
+    pub(super) fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<f64> {
         let number = self.get(key).and_then(Value::as_f64).filter(|x| range.contains(x));
         number.ok_or_else(|| self.wrong(key, &format!("a number from {} to {}", range.start(), range.end())))
     }
@@ -77,6 +143,20 @@ impl<'a> Config<'a> {
     /// The deviation of random weights.
     pub(super) fn initializer_range(&self) -> Result<f64> {
         self.number_or("initializer_range", 0.02, 0.0..=1.0)
+    }
+
+    /// A factor: above 0.
+    pub(super) fn factor(&self, key: &str, default: f64) -> Result<f32> {
+        Ok(self.number_or(key, default, 1e-9..=1e9)? as f32)
+    }
+
+    /// A limit that null switches off and that is `default` where the key is missing.
+    pub(super) fn limit(&self, key: &str, default: Option<f64>) -> Result<Option<f32>> {
+        match (self.is_null(key), default) {
+            (true, _) => Ok(None),
+            (false, None) if !self.has(key) => Ok(None),
+            (false, default) => self.factor(key, default.unwrap_or(1.0)).map(Some),
+        }
     }
 
     pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
@@ -120,14 +200,60 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Refuses layers that attend to a window of their sequence.
-    pub(super) fn refuse_windows(&self, help: &str) -> Result<()> {
-        self.refuse_flag("use_sliding_window", help)?;
-        let kinds = self.get("layer_types").and_then(Value::as_array).into_iter().flatten();
-        match kinds.into_iter().find(|kind| kind.as_str() != Some("full_attention")) {
-            Some(kind) => Err(self.refuse(format!("layer_types with {kind} is not supported"), help.into())),
-            None => Ok(()),
+    /// The key/value heads: one for each head where the key is null, `default` where it is missing.
+    pub(super) fn kv_heads(&self, heads: usize, default: usize) -> Result<usize> {
+        let default = if self.is_null("num_key_value_heads") { heads } else { default };
+        self.size_or("num_key_value_heads", Some(default))
+    }
+
+    /// A size that null switches off and that is `default` where the key is missing.
+    pub(super) fn optional_size(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        match self.has(key) {
+            true => self.size(key).map(Some),
+            false if self.is_null(key) => Ok(None),
+            false => Ok(default),
         }
+    }
+
+    /// A list of layers by their numbers, empty where the key is missing.
+    pub(super) fn layer_numbers(&self, key: &str) -> Result<Vec<usize>> {
+        let Some(list) = self.get(key) else { return Ok(Vec::new()) };
+        let numbers = list.as_array().and_then(|list| {
+            list.iter().map(|v| v.as_u64().map(|n| n as usize)).collect::<Option<Vec<usize>>>()
+        });
+        numbers.ok_or_else(|| self.wrong(key, "a list of layers, the first being 0"))
+    }
+
+    /// The window of each layer: as `layer_types` lists them, else `sliding` says which layers have one.
+    pub(super) fn windows(
+        &self,
+        layers: usize,
+        window: Option<usize>,
+        sliding: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Option<usize>>> {
+        let sliding: Vec<bool> = match self.get("layer_types") {
+            None => (0..layers).map(sliding).collect(),
+            Some(types) => {
+                let kinds = types.as_array().filter(|kinds| kinds.len() == layers);
+                let kinds = kinds.and_then(|kinds| {
+                    let is_sliding = |kind: &Value| match kind.as_str() {
+                        Some("full_attention") => Some(false),
+                        Some("sliding_attention") => Some(true),
+                        _ => None,
+                    };
+                    kinds.iter().map(is_sliding).collect::<Option<Vec<bool>>>()
+                });
+                let want = format!("a list of {layers} times full_attention or sliding_attention");
+                kinds.ok_or_else(|| self.wrong("layer_types", &want))?
+            }
+        };
+        if window.is_none() && sliding.contains(&true) {
+            return Err(self.refuse(
+                "layer_types has sliding_attention, and sliding_window is null or switched off".into(),
+                "state sliding_window (and use_sliding_window, where the family has it)".into(),
+            ));
+        }
+        Ok(sliding.into_iter().map(|sliding| window.filter(|_| sliding)).collect())
     }
 
     /// Dropout that transformers would apply in training; fine-tuning here is without it, and reports that.
@@ -154,80 +280,84 @@ impl<'a> Config<'a> {
             },
         }
     }
-
-    /// The key/value heads: one for each head where the key is null, `default` where it is missing.
-    pub(super) fn kv_heads(&self, heads: usize, default: usize) -> Result<usize> {
-        let default = if self.json.get("num_key_value_heads").is_some() { heads } else { default };
-        self.size_or("num_key_value_heads", Some(default))
-    }
-
-    /// An object that is not empty, which is what Python takes for true.
-    fn object(&self, key: &str) -> Result<Option<Config<'a>>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Object(map)) if map.is_empty() => Ok(None),
-            Some(json @ Value::Object(_)) => Ok(Some(Config { json, path: self.path })),
-            Some(_) => Err(self.wrong(key, "an object")),
-        }
-    }
-
-    /// A sentence about RoPE settings that have no effect.
-    pub(super) fn overridden(&self) -> Result<Option<String>> {
-        let (new, old) = (self.object("rope_parameters")?, self.object("rope_scaling")?);
-        let both = new.is_some_and(|new| old.is_some_and(|old| old.json != new.json));
-        let sentence = "rope_parameters is not applied: rope_scaling stands beside it and has precedence";
-        Ok(both.then(|| sentence.to_string()))
-    }
-
-    /// Rotary positions over whole heads, scaled as `rope_parameters` (transformers 5) or `rope_theta` and
-    /// `rope_scaling` (transformers 4) say. Where both are there, `rope_scaling` is used alone
-    /// (`convert_rope_params_to_dict` of transformers 5).
-    pub(super) fn rope(&self, head_dim: usize, max_positions: usize) -> Result<Rope> {
-        // The exponent of theta is below 1; f32 holds what is left of it.
-        const THETA: RangeInclusive<f64> = 1e-3..=1e15;
-        const FACTOR: RangeInclusive<f64> = 1e-3..=1e9;
-        let nothing = Config { json: &Value::Null, path: self.path };
-        let nested = self.object("rope_scaling")?.or(self.object("rope_parameters")?);
-        let scaling = nested.unwrap_or(nothing);
-        let outer = self.number_or("rope_theta", 10_000.0, THETA)?;
-        let theta = scaling.number_or("rope_theta", outer, THETA)?;
-        let key = "partial_rotary_factor";
-        if scaling.number_or(key, self.number_or(key, 1.0, 0.0..=1.0)?, 0.0..=1.0)? != 1.0 {
-            return Err(self.refuse(
-                "partial_rotary_factor is not supported".into(),
-                "the published models of this family rotate whole heads".into(),
-            ));
-        }
-        let kind = ["rope_type", "type"].into_iter().find(|key| scaling.get(key).is_some());
-        match kind.map_or(Ok("default"), |key| scaling.text(key))? {
-            "default" => Ok(Rope::new(theta, head_dim, |f| f)),
-            "linear" => {
-                let factor = scaling.number("factor", FACTOR)? as f32;
-                Ok(Rope::new(theta, head_dim, |f| f / factor))
-            }
-            "llama3" => {
-                let original = max_positions as f64;
-                let original = scaling.number_or("original_max_position_embeddings", original, 1.0..=1e12)?;
-                let (low, high) =
-                    (scaling.number("low_freq_factor", FACTOR)?, scaling.number("high_freq_factor", FACTOR)?);
-                if low >= high {
-                    return Err(self.refuse(
-                        format!("low_freq_factor {low} is not below high_freq_factor {high}"),
-                        "copy config.json from the model's repository again".into(),
-                    ));
-                }
-                let scale = Llama3 {
-                    factor: scaling.number("factor", FACTOR)? as f32,
-                    low: low as f32,
-                    high: high as f32,
-                    original: original as f32,
-                };
-                Ok(Rope::new(theta, head_dim, |f| scale.apply(f)))
-            }
-            other => Err(self.refuse(
-                format!("rope_type \"{other}\" is not supported"),
-                "supported: default, linear, llama3".into(),
-            )),
-        }
-    }
 }
+
+/// Keys that decide nothing here: where a model comes from, its tokens, its generation, other heads.
+const INERT: &[&str] = &[
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "_sliding_window_pattern",
+    "add_cross_attention",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "cache_implementation",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "id2label",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "length_penalty",
+    "mask_token_id",
+    "max_length",
+    "min_length",
+    "n_ctx",
+    "name_or_path",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_labels",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "pretraining_tp",
+    "problem_type",
+    "pruned_heads",
+    "remove_invalid_values",
+    "reorder_and_upcast_attn",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "typical_p",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
+    "use_cache",
+];

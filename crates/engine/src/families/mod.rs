@@ -1,9 +1,17 @@
 //! Families of models: `config.json` to an [`Architecture`]. A family is one file.
 
 mod config;
+mod gemma;
 mod gpt2;
+mod gpt_neox;
+mod granite;
 mod llama;
+mod mistral;
+mod olmo2;
+mod phi3;
 mod qwen3;
+mod rope;
+mod smollm3;
 
 use crate::arch::Architecture;
 use crate::{Error, Result};
@@ -15,8 +23,21 @@ use std::path::Path;
 type Read = fn(&Config) -> Result<Architecture>;
 
 /// The families by `model_type`.
-const FAMILIES: [(&str, Read); 4] =
-    [("llama", llama::llama), ("qwen2", llama::qwen2), ("qwen3", qwen3::qwen3), ("gpt2", gpt2::gpt2)];
+const FAMILIES: &[(&str, Read)] = &[
+    ("llama", llama::llama),
+    ("qwen2", llama::qwen2),
+    ("qwen3", qwen3::qwen3),
+    ("gpt2", gpt2::gpt2),
+    ("qwen3_moe", qwen3::qwen3_moe),
+    ("mistral", mistral::mistral),
+    ("phi3", phi3::phi3),
+    ("olmo2", olmo2::olmo2),
+    ("granite", granite::granite),
+    ("smollm3", smollm3::smollm3),
+    ("gpt_neox", gpt_neox::gpt_neox),
+    ("gemma2", gemma::gemma2),
+    ("gemma3_text", gemma::gemma3),
+];
 
 impl Architecture {
     /// Reads `dir/config.json`.
@@ -42,13 +63,20 @@ impl Architecture {
         let config = Config::new(config, path);
         let family = config.text("model_type")?;
         let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == family) else {
-            let supported = FAMILIES.map(|(name, _)| name).join(", ");
+            let supported = FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
             return Err(config.refuse(
                 format!("model_type \"{family}\" is not supported"),
                 format!("supported families: {supported}"),
             ));
         };
-        let arch = read(&config)?;
+        let mut arch = read(&config)?;
+        if config.has("quantization_config") {
+            return Err(config.refuse(
+                "quantization_config is not supported: quantised weights cannot be trained".into(),
+                "use the original checkpoint".into(),
+            ));
+        }
+        arch.not_applied.extend(config.not_read());
         let help = "shapes in config.json contradict each other; copy it from the model's repository again";
         arch.check().map_err(|message| config.refuse(message, help.into()))?;
         Ok(arch)

@@ -101,6 +101,25 @@ impl Indices {
     }
 }
 
+/// The slots of some rows, in a backend's memory.
+#[derive(Debug)]
+pub struct Routes {
+    pub(super) rows: IndexBuffer,
+    pub(super) offsets: IndexBuffer,
+}
+
+impl Routes {
+    /// The row of each slot.
+    pub fn rows(&self) -> Indices {
+        self.rows.view()
+    }
+
+    /// The first slot of each expert, and the end of the last.
+    pub fn offsets(&self) -> Indices {
+        self.offsets.view()
+    }
+}
+
 /// A checked attention plan in a backend's memory, freed when it is dropped.
 #[derive(Debug)]
 pub struct PlanBuffer {

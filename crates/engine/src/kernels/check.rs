@@ -3,19 +3,21 @@
 //! Kernels walk their operands together and some of them write through pointers, so each backend calls the
 //! operation's check before it computes.
 
-use super::buffers::{Indices, PlanBuffer};
-use super::shapes::{Activation, Heads, Norm, TargetLoss};
+use super::buffers::{Indices, PlanBuffer, Routes};
+use super::shapes::{Activation, Heads, Norm, Routing, TargetLoss};
 use super::view::View;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Returns an error with the operands' sizes unless a rule holds.
 macro_rules! rule {
     ($operation:expr, $holds:expr, $($message:tt)+) => {
         if !$holds {
-            return Err(Error::Operands { operation: $operation, message: format!($($message)+) });
+            return Err($crate::Error::Operands { operation: $operation, message: format!($($message)+) });
         }
     };
 }
+
+pub(super) use rule;
 
 fn same(operation: &'static str, a: View, b: View) -> Result<()> {
     let (x, y) = ((a.rows(), a.width()), (b.rows(), b.width()));
@@ -146,7 +148,7 @@ pub(super) fn rotate(x: View, head_dim: usize, table: View, positions: Indices) 
 pub(super) fn attention(h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View) -> Result<()> {
     let operation = "attention";
     let whole = h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads) && h.head_dim > 0;
-    rule!(operation, whole && h.heads > 0, "{h:?}");
+    rule!(operation, whole && h.heads > 0 && h.window != Some(0), "{h:?}");
     let widths = (q.width(), kv.width());
     rule!(
         operation,
@@ -169,6 +171,45 @@ pub(super) fn activate(f: Activation, a: View, up: View) -> Result<()> {
     let fits = fits && width > 0;
     rule!(operation, fits && a.rows() == up.rows(), "{:?} from {:?}", (a.rows(), width), (up.rows(), inside));
     contiguous(operation, &[a, up])
+}
+
+/// `probabilities` is `[rows, experts]`, and `weights` has `per_row` entries for each row.
+pub(super) fn route(r: Routing, probabilities: View, weights: View) -> Result<()> {
+    let operation = "route";
+    let (rows, experts) = (probabilities.rows(), probabilities.width());
+    rule!(operation, (1..=experts).contains(&r.per_row), "{} of {experts} experts", r.per_row);
+    vector(operation, "weights", weights, rows.saturating_mul(r.per_row))?;
+    contiguous(operation, &[probabilities])
+}
+
+pub(super) fn route_backward(
+    r: Routing,
+    d: View,
+    probabilities: View,
+    d_weights: View,
+    routes: &Routes,
+) -> Result<()> {
+    let operation = "route";
+    route(r, probabilities, d_weights)?;
+    same(operation, d, probabilities)?;
+    contiguous(operation, &[d])?;
+    let (rows, offsets) = (routes.rows(), routes.offsets());
+    let fits = rows.len() == d_weights.len() && rows.bound() <= d.rows() && offsets.len() == d.width() + 1;
+    rule!(operation, fits, "{} slots of {} rows, {} offsets", rows.len(), d.rows(), offsets.len());
+    Ok(())
+}
+
+/// A factor or result for each row.
+pub(super) fn each_row(x: View, of_rows: View) -> Result<()> {
+    vector("rows", "the vector", of_rows, x.rows())?;
+    rule!("rows", x.width() > 0, "rows without columns");
+    contiguous("rows", &[x])
+}
+
+pub(super) fn row_dots(out: View, a: View, b: View) -> Result<()> {
+    same("rows", a, b)?;
+    each_row(a, out)?;
+    each_row(b, out)
 }
 
 pub(super) fn cross_entropy(losses: View, logits: View, ids: Indices, weights: Option<View>) -> Result<()> {

@@ -3,7 +3,8 @@
 use super::cpu::Cpu;
 use super::reference::Reference;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, View,
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes,
+    Routing, View,
 };
 use crate::Result;
 use crate::collective::Collective;
@@ -85,7 +86,20 @@ impl Backend for Device {
         ) -> Result<()>;
         activate(f: Activation, a: View, up: View) -> Result<()>;
         activate_backward(f: Activation, dup: View, da: View, up: View) -> Result<()>;
-        cross_entropy(losses: View, logits: View, ids: Indices, weights: Option<View>) -> Result<()>;
+        scale_rows(x: View, factors: View) -> Result<()>;
+        row_dots(out: View, a: View, b: View) -> Result<()>;
+        route(r: Routing, probabilities: View, weights: View) -> Result<Routes>;
+        route_backward(
+            r: Routing, d_logits: View, probabilities: View, d_weights: View, routes: &Routes
+        ) -> Result<()>;
+        grouped_linear(y: View, x: View, w: View, offsets: Indices) -> Result<()>;
+        grouped_linear_dx(dx: View, dy: View, w: View, offsets: Indices) -> Result<()>;
+        grouped_linear_dw(
+            dw: View, first: usize, accumulate: bool, dy: View, x: View, offsets: Indices
+        ) -> Result<()>;
+        cross_entropy(
+            losses: View, logits: View, ids: Indices, weights: Option<View>, softcap: Option<f32>
+        ) -> Result<()>;
         adamw(step: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
         all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
     }

@@ -13,14 +13,15 @@ mod check;
 #[allow(unsafe_code)]
 pub mod cpu;
 pub mod device;
+mod experts;
 mod plan;
 pub mod reference;
 mod shapes;
 mod view;
 
-pub use buffers::{Buffer, IndexBuffer, Indices, PlanBuffer};
+pub use buffers::{Buffer, IndexBuffer, Indices, PlanBuffer, Routes};
 pub use plan::{AttentionPlan, AttentionRange};
-pub use shapes::{Activation, AdamW, Heads, Norm, TargetLoss};
+pub use shapes::{Activation, AdamW, Heads, Norm, Routing, TargetLoss};
 pub use view::{Dtype, View};
 
 use crate::Result;
@@ -116,7 +117,7 @@ pub trait Backend {
         inverse: bool,
     ) -> Result<()>;
 
-    /// Causal attention within ranges. `q[queries, query_width]`, `kv[keys, kv_width]` →
+    /// Causal attention within ranges, and within the heads' window. `q[queries, query_width]`, `kv[keys, kv_width]` →
     /// `o[queries, query_width]` and the log-sum-exp of each score row in `lse[queries, heads]`.
     fn attention(&mut self, h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View)
     -> Result<()>;
@@ -139,15 +140,50 @@ pub trait Backend {
     /// `dup = da · f'(up)`.
     fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View) -> Result<()>;
 
+    /// `x[i, :] = factors[i] · x[i, :]`.
+    fn scale_rows(&mut self, x: View, factors: View) -> Result<()>;
+    /// `out[i] = Σ_j a[i, j] · b[i, j]`.
+    fn row_dots(&mut self, out: View, a: View, b: View) -> Result<()>;
+
+    /// Chooses experts. `probabilities[rows, experts]` holds logits and becomes their softmax;
+    /// `weights[rows · per_row]` are those of the slots, in their order.
+    fn route(&mut self, r: Routing, probabilities: View, weights: View) -> Result<Routes>;
+    /// `d_logits = …`, given the gradient of the slots' weights.
+    fn route_backward(
+        &mut self,
+        r: Routing,
+        d_logits: View,
+        probabilities: View,
+        d_weights: View,
+        routes: &Routes,
+    ) -> Result<()>;
+    /// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`, with the weights of all experts below each other in
+    /// `w[experts · outputs, inputs]` and the slots of each at the offsets of [`Routes`].
+    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()>;
+    /// `dx[slots, inputs] = dy[slots, outputs] · w[expert]`.
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()>;
+    /// `dw (+)= …`, where `dw` is the gradient of the rows of `w` from `first` on.
+    fn grouped_linear_dw(
+        &mut self,
+        dw: View,
+        first: usize,
+        accumulate: bool,
+        dy: View,
+        x: View,
+        offsets: Indices,
+    ) -> Result<()>;
+
     /// Softmax cross-entropy of `logits[n, vocab]` with `ids[n]`, into the rows of
     /// `losses[n, TargetLoss::COLUMNS]`, which stay on the device. With `weights[n]` the logits are overwritten by
-    /// `weights[i] · (softmax − onehot)`, the gradient of `Σ weights[i]·nll_i`; without, they stay.
+    /// the gradient of `Σ weights[i]·nll_i`, `weights[i] · (softmax − onehot)`; without, they stay. With `softcap`
+    /// it is the cross-entropy of `softcap · tanh(logits / softcap)`.
     fn cross_entropy(
         &mut self,
         losses: View,
         logits: View,
         ids: Indices,
         weights: Option<View>,
+        softcap: Option<f32>,
     ) -> Result<()>;
 
     /// `Σ x²` in f64, in an order that does not depend on the number of threads. Waits for the result.

@@ -6,9 +6,10 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::Memory;
+use super::experts::Slots;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, View,
-    check,
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes,
+    Routing, View, check, experts,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -205,7 +206,7 @@ impl<S: Scalar> Backend for Reference<S> {
         for row in xs.chunks(width) {
             let n = width as f64;
             match norm {
-                Norm::Rms { eps } => {
+                Norm::Rms { eps, .. } => {
                     s.push(1.0 / (row.iter().map(|x| x * x).sum::<f64>() / n + eps as f64).sqrt());
                 }
                 Norm::Layer { eps } => {
@@ -239,7 +240,7 @@ impl<S: Scalar> Backend for Reference<S> {
                 Norm::Rms { .. } => x[i] * s[r],
                 Norm::Layer { .. } => (x[i] - s[2 * r]) * s[2 * r + 1],
             };
-            hat * w[j] + b.as_ref().map_or(0.0, |b| b[j])
+            hat * (w[j] + norm.offset() as f64) + b.as_ref().map_or(0.0, |b| b[j])
         })
     }
 
@@ -269,13 +270,14 @@ impl<S: Scalar> Backend for Reference<S> {
             };
             let hat = |j: usize| (x[j] - mean) * inv;
             let n = width as f64;
-            let along = (0..width).map(|j| dy[j] * w[j] * hat(j)).sum::<f64>() / n;
+            let g = |j: usize| dy[j] * (w[j] + norm.offset() as f64);
+            let along = (0..width).map(|j| g(j) * hat(j)).sum::<f64>() / n;
             let level = match norm {
                 Norm::Rms { .. } => 0.0,
-                Norm::Layer { .. } => (0..width).map(|j| dy[j] * w[j]).sum::<f64>() / n,
+                Norm::Layer { .. } => (0..width).map(g).sum::<f64>() / n,
             };
             for j in 0..width {
-                gx[j] = inv * (dy[j] * w[j] - level - hat(j) * along);
+                gx[j] = inv * (g(j) - level - hat(j) * along);
                 gw[j] += dy[j] * hat(j);
                 gb[j] += dy[j];
             }
@@ -369,7 +371,7 @@ impl<S: Scalar> Backend for Reference<S> {
         let (q, kv, plan) = (self.get(q)?, self.get(kv)?, self.memory.plan(plan)?);
         let (mut out, mut sums) = (vec![0.0; o.len()], vec![0.0; lse.len()]);
         for_each_row(h, &plan, |i, head, keys| {
-            let scores = scores(h, &q, &kv, i, head, &keys);
+            let (scores, _) = scores(h, &q, &kv, i, head, &keys);
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = scores.iter().map(|s| (s - max).exp()).sum::<f64>();
             sums[i * h.heads + head] = max + sum.ln();
@@ -406,11 +408,12 @@ impl<S: Scalar> Backend for Reference<S> {
         for_each_row(h, &plan, |i, head, keys| {
             let at = i * h.query_width() + head * h.head_dim;
             let through: f64 = (0..h.head_dim).map(|d| do_[at + d] * o[at + d]).sum();
-            for (s, &key) in scores(h, &q, &kv, i, head, &keys).iter().zip(&keys) {
+            let (scores, slopes) = scores(h, &q, &kv, i, head, &keys);
+            for ((s, slope), &key) in scores.iter().zip(slopes).zip(&keys) {
                 let (k, v) = (key_at(h, key, head), value_at(h, key, head));
                 let p = (s - lse[i * h.heads + head]).exp();
                 let dp: f64 = (0..h.head_dim).map(|d| do_[at + d] * kv[v + d]).sum();
-                let ds = p * (dp - through) * h.scale as f64;
+                let ds = p * (dp - through) * slope * h.scale as f64;
                 for d in 0..h.head_dim {
                     gq[at + d] += ds * kv[k + d];
                     gkv[k + d] += ds * q[at + d];
@@ -426,16 +429,13 @@ impl<S: Scalar> Backend for Reference<S> {
         check::activate(f, a, up)?;
         check::apart(&[a], &[up])?;
         let (width, up) = (a.width(), self.get(up)?);
-        self.update(a, |i, _| match f {
-            Activation::SwiGlu => {
-                let (gate, up) =
+        self.update(a, |i, _| match f.gate_width() {
+            2 => {
+                let (x, up) =
                     (up[i / width * 2 * width + i % width], up[(i / width * 2 + 1) * width + i % width]);
-                gate * sigmoid(gate) * up
+                gate(f, x).0 * up
             }
-            Activation::GeluTanh => {
-                let x = up[i];
-                0.5 * x * (1.0 + (GELU_C * (x + 0.044715 * x * x * x)).tanh())
-            }
+            _ => gate(f, up[i]).0,
         })
     }
 
@@ -444,20 +444,90 @@ impl<S: Scalar> Backend for Reference<S> {
         check::activate(f, da, dup)?;
         check::apart(&[dup], &[da, up])?;
         let (width, da, up) = (da.width(), self.get(da)?, self.get(up)?);
-        self.update(dup, |i, _| match f {
-            Activation::SwiGlu => {
+        self.update(dup, |i, _| match f.gate_width() {
+            2 => {
                 let (r, j) = (i / (2 * width), i % (2 * width));
-                let (gate, up) = (up[r * 2 * width + j % width], up[(r * 2 + 1) * width + j % width]);
-                let (s, da) = (sigmoid(gate), da[r * width + j % width]);
-                if j < width { da * up * (s + gate * s * (1.0 - s)) } else { da * gate * s }
+                let (x, up) = (up[r * 2 * width + j % width], up[(r * 2 + 1) * width + j % width]);
+                let ((value, slope), da) = (gate(f, x), da[r * width + j % width]);
+                if j < width { da * up * slope } else { da * value }
             }
-            Activation::GeluTanh => {
-                let x = up[i];
-                let t = (GELU_C * (x + 0.044715 * x * x * x)).tanh();
-                let slope = GELU_C * (1.0 + 3.0 * 0.044715 * x * x);
-                da[i] * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
-            }
+            _ => da[i] * gate(f, up[i]).1,
         })
+    }
+
+    fn scale_rows(&mut self, x: View, factors: View) -> Result<()> {
+        check::each_row(x, factors)?;
+        check::apart(&[x], &[factors])?;
+        let (factors, width) = (self.get(factors)?, x.width());
+        self.update(x, |i, x| factors[i / width] * x)
+    }
+
+    fn row_dots(&mut self, out: View, a: View, b: View) -> Result<()> {
+        check::row_dots(out, a, b)?;
+        check::apart(&[out], &[a, b])?;
+        let (width, a, b) = (a.width(), self.get(a)?, self.get(b)?);
+        let products: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
+        let sums: Vec<f64> = products.chunks(width).map(|row| row.iter().sum()).collect();
+        self.set(out, &sums)
+    }
+
+    fn route(&mut self, r: Routing, probabilities: View, weights: View) -> Result<Routes> {
+        check::route(r, probabilities, weights)?;
+        check::apart(&[probabilities, weights], &[])?;
+        let (mut x, experts) = (self.get(probabilities)?, probabilities.width());
+        let taken: Vec<_> = x.chunks_mut(experts).map(|row| r.choose(row)).collect();
+        let slots = Slots::of(experts, &taken);
+        self.set(probabilities, &x)?;
+        self.set(weights, &slots.weights)?;
+        let (rows, offsets) = (self.memory.add_indices(&slots.rows), self.memory.add_indices(&slots.offsets));
+        Ok(Routes { rows, offsets })
+    }
+
+    fn route_backward(
+        &mut self,
+        r: Routing,
+        d_logits: View,
+        probabilities: View,
+        d_weights: View,
+        routes: &Routes,
+    ) -> Result<()> {
+        check::route_backward(r, d_logits, probabilities, d_weights, routes)?;
+        check::apart(&[d_logits], &[probabilities, d_weights])?;
+        let experts = probabilities.width();
+        let (p, d_weights) = (self.get(probabilities)?, self.get(d_weights)?);
+        let (rows, offsets) = (self.memory.indices(routes.rows())?, self.memory.indices(routes.offsets())?);
+        let taken = experts::taken(&rows, &offsets, probabilities.rows())?;
+        let mut d = vec![0.0; d_logits.len()];
+        for (row, slots) in taken.iter().enumerate() {
+            let d = &mut d[row * experts..][..experts];
+            slots.iter().for_each(|(expert, slot)| d[*expert] = d_weights[*slot]);
+            let experts_of_row: Vec<usize> = slots.iter().map(|(expert, _)| *expert).collect();
+            r.choose_backward(&p[row * experts..][..experts], &experts_of_row, d);
+        }
+        self.set(d_logits, &d)
+    }
+
+    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear(self, &offsets, y, x, w)
+    }
+
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear_dx(self, &offsets, dx, dy, w)
+    }
+
+    fn grouped_linear_dw(
+        &mut self,
+        dw: View,
+        first: usize,
+        accumulate: bool,
+        dy: View,
+        x: View,
+        offsets: Indices,
+    ) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear_dw(self, &offsets, dw, first, accumulate, dy, x)
     }
 
     fn cross_entropy(
@@ -466,6 +536,7 @@ impl<S: Scalar> Backend for Reference<S> {
         logits: View,
         ids: Indices,
         weights: Option<View>,
+        softcap: Option<f32>,
     ) -> Result<()> {
         check::cross_entropy(losses, logits, ids, weights)?;
         check::apart(&[losses, logits], &weights.into_iter().collect::<Vec<_>>())?;
@@ -473,14 +544,16 @@ impl<S: Scalar> Backend for Reference<S> {
         let mut columns = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
             let row = logits.row_range(i..i + 1);
-            let x = self.get(row)?;
+            let (x, slopes): (Vec<f64>, Vec<f64>) =
+                self.get(row)?.into_iter().map(|x| capped(x, softcap)).unzip();
             let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = x.iter().map(|x| (x - max).exp()).sum::<f64>();
             let top1 = x.iter().position(|&v| v == max) == Some(id as usize);
             columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1))]);
             if let Some(weights) = &weights {
-                self.update(row, |j, x| {
-                    weights[i] * ((x - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 })
+                self.update(row, |j, _| {
+                    let p = (x[j] - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 };
+                    weights[i] * p * slopes[j]
                 })?;
             }
         }
@@ -527,19 +600,67 @@ fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, 
         for i in range.queries.clone() {
             let keys: Vec<usize> =
                 range.prefix.clone().chain(range.own.start..plan.rows[i] as usize + 1).collect();
+            let first = h.window.map_or(0, |window| keys.len().saturating_sub(window));
             for head in 0..h.heads {
-                f(i, head, keys.clone());
+                f(i, head, keys[first..].to_vec());
             }
         }
     }
 }
 
-/// Scaled scores of query row `i` with `keys`.
-fn scores(h: Heads, q: &[f64], kv: &[f64], i: usize, head: usize, keys: &[usize]) -> Vec<f64> {
+/// Scaled and capped scores of query row `i` with `keys`, and the derivatives of the capping.
+fn scores(h: Heads, q: &[f64], kv: &[f64], i: usize, head: usize, keys: &[usize]) -> (Vec<f64>, Vec<f64>) {
     let q = &q[i * h.query_width() + head * h.head_dim..][..h.head_dim];
     keys.iter()
         .map(|&key| {
-            q.iter().zip(&kv[key_at(h, key, head)..]).map(|(q, k)| q * k).sum::<f64>() * h.scale as f64
+            let product: f64 = q.iter().zip(&kv[key_at(h, key, head)..]).map(|(q, k)| q * k).sum();
+            capped(product * h.scale as f64, h.softcap)
         })
-        .collect()
+        .unzip()
+}
+
+/// `cap · tanh(x / cap)`, and its derivative.
+fn capped(x: f64, cap: Option<f32>) -> (f64, f64) {
+    let Some(cap) = cap.map(f64::from) else { return (x, 1.0) };
+    let t = (x / cap).tanh();
+    (cap * t, 1.0 - t * t)
+}
+
+/// `gelu_new(x)`, and its derivative.
+fn gelu_tanh(x: f64) -> (f64, f64) {
+    let t = (GELU_C * (x + 0.044715 * x * x * x)).tanh();
+    let slope = GELU_C * (1.0 + 3.0 * 0.044715 * x * x);
+    (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
+}
+
+/// `x·Φ(x)`, and its derivative `Φ(x) + x·φ(x)`.
+fn gelu(x: f64) -> (f64, f64) {
+    let cdf = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
+    (x * cdf, cdf + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt())
+}
+
+/// The error function, by the series `2/√π · e^(−x²) · Σ 2ⁿ·x^(2n+1) / (1·3·…·(2n+1))`, whose terms have one sign.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut total, mut n) = (x, 0.0, 0.0);
+    while total + term != total {
+        total += term;
+        n += 1.0;
+        term *= 2.0 * x * x / (2.0 * n + 1.0);
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * total
+}
+
+/// A gate's function, and its derivative.
+fn gate(f: Activation, x: f64) -> (f64, f64) {
+    match f {
+        Activation::SwiGlu => {
+            let s = sigmoid(x);
+            (x * s, s + x * s * (1.0 - s))
+        }
+        Activation::GeGluTanh | Activation::GeluTanh => gelu_tanh(x),
+        Activation::Gelu => gelu(x),
+    }
 }

@@ -3,10 +3,13 @@
 /// The normalisation over the last dimension.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Norm {
-    /// `x / sqrt(mean(x²) + eps) · w` (Zhang & Sennrich 2019). One statistic per row: the reciprocal root.
+    /// `x / sqrt(mean(x²) + eps) · (offset + w)` (Zhang & Sennrich 2019). One statistic per row: the reciprocal
+    /// root.
     Rms {
         /// Added to the mean square.
         eps: f32,
+        /// Added to the weight: 0, or 1 in Gemma, whose weights are differences from 1.
+        offset: f32,
     },
     /// `(x − mean) / sqrt(var + eps) · w + b` (Ba et al. 2016). Two statistics per row: mean, reciprocal
     /// deviation.
@@ -24,6 +27,14 @@ impl Norm {
             Norm::Layer { .. } => 2,
         }
     }
+
+    /// What is added to the weight.
+    pub fn offset(self) -> f32 {
+        match self {
+            Norm::Rms { offset, .. } => offset,
+            Norm::Layer { .. } => 0.0,
+        }
+    }
 }
 
 /// The function between the two matrices of the MLP. `up` is the output of the first one.
@@ -31,16 +42,20 @@ impl Norm {
 pub enum Activation {
     /// `silu(gate) · up`; a row of `up` is `[gate, up]`, twice the width of the result (Shazeer 2020).
     SwiGlu,
+    /// `gelu_new(gate) · up`, laid out as [`Activation::SwiGlu`].
+    GeGluTanh,
     /// `gelu_new`: `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
     GeluTanh,
+    /// `x·Φ(x) = 0.5·x·(1 + erf(x/√2))`.
+    Gelu,
 }
 
 impl Activation {
     /// Columns of `up` per column of the result: 2 where a gate stands beside it.
     pub fn gate_width(self) -> usize {
         match self {
-            Activation::SwiGlu => 2,
-            Activation::GeluTanh => 1,
+            Activation::SwiGlu | Activation::GeGluTanh => 2,
+            Activation::GeluTanh | Activation::Gelu => 1,
         }
     }
 }
@@ -57,6 +72,11 @@ pub struct Heads {
     pub head_dim: usize,
     /// Factor on the scores.
     pub scale: f32,
+    /// Scaled scores `s` become `cap · tanh(s / cap)` (Gemma 2).
+    pub softcap: Option<f32>,
+    /// Keys that a query sees: itself and the `window − 1` before it, of its prefix and its own range in this
+    /// order; `None` for all of them.
+    pub window: Option<usize>,
 }
 
 impl Heads {
@@ -74,6 +94,15 @@ impl Heads {
     pub fn kv_width(&self) -> usize {
         self.key_width().saturating_mul(2)
     }
+}
+
+/// How rows choose experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// Experts that a row takes.
+    pub per_row: usize,
+    /// The weights of a row's experts are divided by their sum.
+    pub normalise: bool,
 }
 
 /// One AdamW step (Loshchilov & Hutter 2019), in the order of operations of `torch.optim.AdamW`.

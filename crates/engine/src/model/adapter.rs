@@ -117,6 +117,7 @@ impl<B: Backend> Model<B> {
                 return Ok(());
             };
             fitting += 1;
+            let values = weights::from_file(p, &values);
             self.backend.write(parameters.part(p.range.start, p.range.len()), &values)
         })?;
         let wanted = map.parameters.iter().filter(|p| p.kind.is_adapter()).count();

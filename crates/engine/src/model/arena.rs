@@ -3,7 +3,7 @@
 use super::Budget;
 use crate::Result;
 use crate::arch::{Architecture, Block};
-use crate::kernels::{Backend, Buffer, View};
+use crate::kernels::{Backend, Buffer, Norm, View};
 use crate::params::{ParameterMap, Trainable};
 
 /// Elements of logits held at once (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
@@ -30,6 +30,18 @@ pub(super) struct Saved {
     pub(super) mlp_stats: View,
     /// Output of the MLP's first matrix, `[rows, U]`.
     pub(super) up: View,
+    /// Probabilities of experts, `[rows, experts]`, and the weights of those taken, `[rows, per_row]`.
+    pub(super) route: Option<[View; 2]>,
+    /// Outputs of attention and MLP before the norms after them, where the layer has them.
+    pub(super) branches: [Option<Branch>; 2],
+}
+
+/// What a norm after attention or MLP normalised.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Branch {
+    /// `[rows, H]`.
+    pub(super) y: View,
+    pub(super) stats: View,
 }
 
 /// Queries and keys before the norms of their heads.
@@ -63,6 +75,8 @@ pub(super) struct Arena {
     pub(super) query_h: View,
     /// Scratch: inside of the MLP, as wide as the widest.
     inner: View,
+    /// Scratch of experts: rows by slot, `[rows · per_row, H]`, twice.
+    slots: [View; 2],
     /// Scratch of adapters: their rows between `A` and `B`, and the gradient of these.
     low: [View; 2],
     /// Scratch of the backward pass.
@@ -83,6 +97,8 @@ struct BackScratch {
     dq: View,
     dkv: View,
     raw: Option<View>,
+    branch: Option<View>,
+    route: [View; 2],
 }
 
 /// Gradients that the backward pass of a layer computes, each of the shape of what it belongs to.
@@ -104,6 +120,8 @@ pub(super) struct Backward {
     pub(super) dkv: View,
     /// Of queries or keys before their norm, `[rows, Q]` and `[tokens, K]` in the same memory.
     pub(super) raw: Option<[View; 2]>,
+    /// Of the output of attention or MLP before the norm after it, `[rows, H]`.
+    pub(super) branch: Option<View>,
 }
 
 /// Cuts views from the arena's memory, or counts them where there is none yet.
@@ -126,22 +144,31 @@ impl Cutter {
 
     fn saved(&mut self, block: &Block, hidden: usize, rows: usize, tokens: usize) -> Saved {
         let [q, kv, up] = Architecture::widths(block);
-        let heads = block.attention.heads;
+        let (heads, norms) = (block.attention.heads, block.norms);
+        let statistics = |norm: Option<Norm>| norm.map_or(0, Norm::statistics);
         Saved {
-            attention_stats: self.cut(tokens, block.norms.attention.statistics()),
+            attention_stats: self.cut(tokens, statistics(norms.attention)),
             q: self.cut(rows, q),
             kv: self.cut(tokens, kv),
-            raw: block.attention.qk_norm.map(|norm| RawHeads {
+            raw: block.attention.qk_norm.map(|qk| RawHeads {
                 q: self.cut(rows, q),
-                q_stats: self.cut(rows, heads.heads.saturating_mul(norm.statistics())),
+                q_stats: self.cut(rows, qk.groups(heads.heads).saturating_mul(qk.norm.statistics())),
                 k: self.cut(tokens, heads.key_width()),
-                k_stats: self.cut(tokens, heads.kv_heads.saturating_mul(norm.statistics())),
+                k_stats: self.cut(tokens, qk.groups(heads.kv_heads).saturating_mul(qk.norm.statistics())),
             }),
             lse: self.cut(rows, heads.heads),
             o: self.cut(rows, q),
             middle: self.cut(rows, hidden),
-            mlp_stats: self.cut(rows, block.norms.mlp.statistics()),
+            mlp_stats: self.cut(rows, statistics(norms.mlp)),
             up: self.cut(rows, up),
+            route: block
+                .mlp
+                .experts
+                .map(|experts| [experts.count, experts.routing.per_row].map(|width| self.cut(rows, width))),
+            branches: [norms.after_attention, norms.after_mlp].map(|norm| {
+                let norm = norm?;
+                Some(Branch { y: self.cut(rows, hidden), stats: self.cut(rows, norm.statistics()) })
+            }),
         }
     }
 }
@@ -186,6 +213,10 @@ impl Arena {
         let activations = inputs.iter().map(|v| v.len()).fold(saved_len, usize::saturating_add);
         let widest = |width: &dyn Fn(&Block) -> usize| a.blocks.iter().map(width).max().unwrap_or(0);
         let [q, kv, up] = [0, 1, 2].map(|i| widest(&|block| Architecture::widths(block)[i]));
+        let experts = |block: &Block| block.mlp.experts.map_or(0, |experts| experts.count);
+        let per_row = widest(&|block| if experts(block) > 0 { block.mlp.per_row() } else { 0 });
+        let has_branch =
+            a.blocks.iter().any(|b| b.norms.after_attention.is_some() || b.norms.after_mlp.is_some());
         let has_raw = a.blocks.iter().any(|block| block.attention.qk_norm.is_some());
         let chunk = (LOGITS / a.vocab_size.max(1)).clamp(16, 512).min(b.targets);
         Arena {
@@ -197,7 +228,9 @@ impl Arena {
             chunk,
             h: cutter.cut(rows, hidden),
             query_h: cutter.cut(b.targets, hidden),
-            inner: cutter.cut(rows, widest(&|block| block.mlp.intermediate)),
+            inner: cutter
+                .cut(rows, widest(&|block| block.mlp.intermediate.saturating_mul(block.mlp.per_row()))),
+            slots: [(); 2].map(|()| cutter.cut(rows, hidden.saturating_mul(per_row))),
             low: [(); 2].map(|()| cutter.cut(rows, rank)),
             back: b.train.then(|| BackScratch {
                 d_last: cutter.cut(b.targets, hidden),
@@ -208,6 +241,8 @@ impl Arena {
                 dq: cutter.cut(rows, q),
                 dkv: cutter.cut(b.tokens, kv),
                 raw: has_raw.then(|| cutter.cut(rows, q.max(kv / 2))),
+                branch: has_branch.then(|| cutter.cut(rows, hidden)),
+                route: [widest(&experts), per_row].map(|width| cutter.cut(rows, width)),
             }),
             activations,
             used: cutter.used,
@@ -233,6 +268,11 @@ impl Arena {
             middle: s.middle.top(queries),
             mlp_stats: s.mlp_stats.top(queries),
             up: s.up.top(queries),
+            route: s.route.map(|views| views.map(|view| view.top(queries))),
+            branches: s.branches.map(|branch| {
+                let Branch { y, stats } = branch?;
+                Some(Branch { y: y.top(queries), stats: stats.top(queries) })
+            }),
         }
     }
 
@@ -243,7 +283,19 @@ impl Arena {
 
     /// The inside of a block's MLP.
     pub(super) fn inner(&self, block: &Block, queries: usize) -> View {
-        self.inner.matrix(queries, block.mlp.intermediate)
+        self.inner.matrix(queries * block.mlp.per_row(), block.mlp.intermediate)
+    }
+
+    /// Two matrices of rows by slot.
+    pub(super) fn slots(&self, slots: usize, hidden: usize) -> [View; 2] {
+        self.slots.map(|view| view.matrix(slots, hidden))
+    }
+
+    /// The gradients of the logits of experts and of the weights of slots.
+    pub(super) fn route_gradients(&self, block: &Block, queries: usize) -> Option<[View; 2]> {
+        let experts = block.mlp.experts?;
+        let [logits, weights] = self.back?.route;
+        Some([logits.matrix(queries, experts.count), weights.matrix(queries, experts.routing.per_row)])
     }
 
     /// An adapter's rows between its matrices, and their gradient.
@@ -260,11 +312,12 @@ impl Arena {
             d_last: b.d_last,
             dx: b.dx.top(tokens),
             dh: b.dh,
-            dup: b.dup.matrix(queries, up),
+            dup: b.dup.matrix(queries * block.mlp.per_row(), up / block.mlp.per_row()),
             d_o: b.d_o.matrix(queries, q),
             dq: b.dq.matrix(queries, q),
             dkv: b.dkv.matrix(tokens, kv),
             raw: b.raw.map(|raw| [raw.matrix(queries, q), raw.matrix(tokens, kv / 2)]),
+            branch: b.branch.map(|branch| branch.top(queries)),
         })
     }
 
@@ -279,7 +332,9 @@ impl Saved {
         let views =
             [self.attention_stats, self.q, self.kv, self.lse, self.o, self.middle, self.mlp_stats, self.up];
         let raw = self.raw.map(|raw| [raw.q, raw.q_stats, raw.k, raw.k_stats]);
-        let all = views.into_iter().chain(raw.into_iter().flatten());
+        let route = self.route.into_iter().flatten();
+        let branches = self.branches.into_iter().flatten().flat_map(|branch| [branch.y, branch.stats]);
+        let all = views.into_iter().chain(raw.into_iter().flatten()).chain(branches).chain(route);
         all.map(View::len).fold(0, usize::saturating_add)
     }
 }

@@ -1,9 +1,9 @@
 //! Forward and backward of one layer, an operation at a time.
 
-use super::Model;
-use super::arena::{RawHeads, Saved};
+use super::arena::{Backward, Branch, RawHeads, Saved};
+use super::{Model, RopeRows};
 use crate::Result;
-use crate::arch::Block;
+use crate::arch::{Block, QkNorm};
 use crate::kernels::{Backend, Indices, Norm, PlanBuffer, View};
 use crate::params::{BlockSlots, Linear, NormSlots};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub(super) struct Rows<'a> {
     pub(super) query_positions: Indices,
     /// What each query row attends to.
     pub(super) attention: &'a PlanBuffer,
+    /// Rows of each rotation table.
+    pub(super) rope_rows: &'a [RopeRows],
 }
 
 impl Rows<'_> {
@@ -41,6 +43,29 @@ pub(super) struct Keys {
     pub(super) all: View,
 }
 
+/// How the output of attention or MLP joins the residual stream.
+#[derive(Clone, Copy)]
+struct Joint<'a> {
+    /// The norm after it, and what that normalised.
+    norm: Option<(Norm, &'a NormSlots, Branch)>,
+    scale: f32,
+}
+
+impl<'a> Joint<'a> {
+    /// After the attention, and after the MLP.
+    fn of(block: &Block, at: &'a BlockSlots, saved: Saved) -> [Joint<'a>; 2] {
+        let [attention, mlp] = saved.branches;
+        let of = |norm: Option<Norm>, at: &'a Option<NormSlots>, branch: Option<Branch>| Joint {
+            norm: norm.zip(at.as_ref()).zip(branch).map(|((norm, at), branch)| (norm, at, branch)),
+            scale: block.residual_scale,
+        };
+        [
+            of(block.norms.after_attention, &at.after_attention, attention),
+            of(block.norms.after_mlp, &at.after_mlp, mlp),
+        ]
+    }
+}
+
 impl<B: Backend> Model<B> {
     pub(super) fn own_keys(&self, n: usize, rows: &Rows) -> Keys {
         let kv = self.arena.saved(n, rows.all(), rows.queries()).kv;
@@ -55,15 +80,16 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// One block: `out = x' + mlp(norm(x'))` with `x' = x + attention(norm(x))`, on the query rows.
+    /// One block, on the query rows: `out = x' + mlp(norm(x'))` with `x' = x + attention(norm(x))`, or
+    /// `out = x + attention(norm(x)) + mlp(norm'(x))`. What is added may be normalised and scaled first.
     pub(super) fn block_forward(&mut self, n: usize, rows: &Rows, keys: Keys, out: View) -> Result<()> {
         let (arch, map) = (Arc::clone(&self.arch), Arc::clone(&self.map));
         let (block, at) = (&arch.blocks[n], &map.blocks[n]);
         let (all, queries) = (rows.all(), rows.queries());
         let saved = self.arena.saved(n, all, queries);
-        let (x, h) = (self.arena.input(n, all), self.arena.h.top(all));
-
-        self.norm(block.norms.attention, &at.attention_norm, h, saved.attention_stats, x)?;
+        let x = self.arena.input(n, all);
+        let (norm, slots) = (block.norms.attention, &at.attention_norm);
+        let h = self.norm_before(norm, slots, self.arena.h.top(all), saved.attention_stats, x)?;
         self.linear(keys.new, false, h, &at.kv)?;
         let query_h = self.query_h(h, rows)?;
         self.linear(saved.raw.map_or(saved.q, |raw| raw.q), false, query_h, &at.q)?;
@@ -75,15 +101,26 @@ impl<B: Backend> Model<B> {
             None => self.backend.copy(saved.middle, x)?,
             Some(query_rows) => self.backend.gather(saved.middle, x, query_rows)?,
         }
-        self.linear(saved.middle, true, saved.o, &at.out)?;
+        let [after_attention, after_mlp] = Joint::of(block, at, saved);
+        if !block.parallel {
+            self.join(saved.middle, saved.o, &at.out, after_attention)?;
+        }
 
-        let h = self.arena.h.top(queries);
-        self.norm(block.norms.mlp, &at.mlp_norm, h, saved.mlp_stats, saved.middle)?;
-        self.linear(saved.up, false, h, &at.up)?;
-        let inner = self.arena.inner(block, queries);
-        self.backend.activate(block.mlp.activation, inner, saved.up)?;
+        let (norm, slots) = (block.norms.mlp, &at.mlp_norm);
+        let h = self.norm_before(norm, slots, self.arena.h.top(queries), saved.mlp_stats, saved.middle)?;
         self.backend.copy(out, saved.middle)?;
-        self.linear(out, true, inner, &at.down)
+        if block.mlp.experts.is_some() {
+            self.experts_forward(n, h, out, saved)?;
+        } else {
+            self.linear(saved.up, false, h, &at.up)?;
+            let inner = self.arena.inner(block, queries);
+            self.backend.activate(block.mlp.activation, inner, saved.up)?;
+            self.join(out, inner, &at.down, after_mlp)?;
+        }
+        if block.parallel {
+            self.join(out, saved.o, &at.out, after_attention)?;
+        }
+        Ok(())
     }
 
     /// The backward of [`Model::block_forward`]: takes the gradient of its output (on the query rows) to
@@ -97,25 +134,41 @@ impl<B: Backend> Model<B> {
         let dx = back.dx;
         // The residual stream's gradient, on the query rows: a buffer of its own in the last layer.
         let d = if rows.query_rows.is_some() { back.d_last.top(queries) } else { dx };
+        let [after_attention, after_mlp] = Joint::of(block, at, saved);
+        let (d_o, dq, dkv) = (back.d_o, back.dq, back.dkv);
+        if block.parallel {
+            // Before the MLP adds to `d`, which it shares with the attention.
+            let dy = self.join_backward(d, back, after_attention)?;
+            self.linear_dw(&at.out, dy, saved.o)?;
+            self.linear_dx(d_o, false, dy, &at.out)?;
+        }
 
         // MLP.
-        let inner = self.arena.inner(block, queries);
-        self.backend.activate(block.mlp.activation, inner, saved.up)?;
-        self.linear_dw(&at.down, d, inner)?;
-        // The inside is no longer needed: its gradient takes its place.
-        self.linear_dx(inner, false, d, &at.down)?;
-        self.backend.activate_backward(block.mlp.activation, back.dup, inner, saved.up)?;
-        let h = self.arena.h.top(queries);
-        self.norm_recompute(block.norms.mlp, &at.mlp_norm, h, saved.mlp_stats, saved.middle)?;
-        self.linear_dw(&at.up, back.dup, h)?;
+        let (norm, slots, h) = (block.norms.mlp, &at.mlp_norm, self.arena.h.top(queries));
         let dh = back.dh.top(queries);
-        self.linear_dx(dh, false, back.dup, &at.up)?;
-        self.norm_backward(block.norms.mlp, &at.mlp_norm, d, dh, saved.mlp_stats, saved.middle)?;
+        if block.mlp.experts.is_some() {
+            let h = self.norm_before_again(norm, slots, h, saved.mlp_stats, saved.middle)?;
+            self.experts_backward(n, h, d, back, saved)?;
+        } else {
+            let inner = self.arena.inner(block, queries);
+            self.backend.activate(block.mlp.activation, inner, saved.up)?;
+            let dy = self.join_backward(d, back, after_mlp)?;
+            self.linear_dw(&at.down, dy, inner)?;
+            // The inside is no longer needed: its gradient takes its place.
+            self.linear_dx(inner, false, dy, &at.down)?;
+            self.backend.activate_backward(block.mlp.activation, back.dup, inner, saved.up)?;
+            let h = self.norm_before_again(norm, slots, h, saved.mlp_stats, saved.middle)?;
+            self.linear_dw(&at.up, back.dup, h)?;
+            self.linear_dx(dh, false, back.dup, &at.up)?;
+        }
+        self.norm_before_backward(norm, slots, d, dh, saved.mlp_stats, saved.middle)?;
 
         // Attention.
-        let (d_o, dq, dkv) = (back.d_o, back.dq, back.dkv);
-        self.linear_dw(&at.out, d, saved.o)?;
-        self.linear_dx(d_o, false, d, &at.out)?;
+        if !block.parallel {
+            let dy = self.join_backward(d, back, after_attention)?;
+            self.linear_dw(&at.out, dy, saved.o)?;
+            self.linear_dx(d_o, false, dy, &at.out)?;
+        }
         let heads = block.attention.heads;
         let (o, lse, q, kv) = (saved.o, saved.lse, saved.q, saved.kv);
         self.backend.attention_backward(heads, rows.attention, dq, dkv, d_o, o, lse, q, kv)?;
@@ -124,7 +177,8 @@ impl<B: Backend> Model<B> {
             self.qk_norm_backward(block, at, raw, [raw_q, raw_k], dq, dkv)?;
         }
         let (x, h) = (self.arena.input(n, all), self.arena.h.top(all));
-        self.norm_recompute(block.norms.attention, &at.attention_norm, h, saved.attention_stats, x)?;
+        let (norm, slots) = (block.norms.attention, &at.attention_norm);
+        let h = self.norm_before_again(norm, slots, h, saved.attention_stats, x)?;
         self.linear_dw(&at.kv, dkv, h)?;
         let dh = back.dh.top(all);
         self.linear_dx(dh, false, dkv, &at.kv)?;
@@ -141,12 +195,95 @@ impl<B: Backend> Model<B> {
                 self.backend.scatter_add(dx, d, query_rows)?;
             }
         }
-        self.norm_backward(block.norms.attention, &at.attention_norm, dx, dh, saved.attention_stats, x)
+        self.norm_before_backward(norm, slots, dx, dh, saved.attention_stats, x)
     }
 
-    /// Normalises each head of the queries and of the keys, where the layer does.
+    /// Adds the output of attention or MLP to the residual stream: `to += scale · norm(x · wᵀ + b)`, where it
+    /// is normalised.
+    fn join(&mut self, to: View, x: View, at: &Linear, joint: Joint) -> Result<()> {
+        if joint.norm.is_none() && joint.scale == 1.0 {
+            return self.linear(to, true, x, at);
+        }
+        // What was normalised before is no longer needed.
+        let scratch = self.arena.h.top(to.rows());
+        match joint.norm {
+            None => self.linear(scratch, false, x, at)?,
+            Some((norm, slots, Branch { y, stats })) => {
+                self.linear(y, false, x, at)?;
+                self.norm(norm, slots, scratch, stats, y)?;
+            }
+        }
+        if joint.scale != 1.0 {
+            self.backend.scale(scratch, joint.scale)?;
+        }
+        self.backend.add(to, scratch)
+    }
+
+    /// The backward of [`Model::join`]: the gradient of `x · wᵀ + b`, given that of the residual stream. It
+    /// may lie in `dh`.
+    fn join_backward(&mut self, d: View, back: Backward, joint: Joint) -> Result<View> {
+        let mut dy = d;
+        if joint.scale != 1.0 {
+            dy = back.dh.top(d.rows());
+            self.backend.copy(dy, d)?;
+            self.backend.scale(dy, joint.scale)?;
+        }
+        let (Some((norm, slots, Branch { y, stats })), Some(branch)) = (joint.norm, back.branch) else {
+            return Ok(dy);
+        };
+        self.backend.fill(branch, 0.0)?;
+        self.norm_backward(norm, slots, branch, dy, stats, y)?;
+        Ok(branch)
+    }
+
+    /// `x` where the layer has no norm here, else `y = norm(x)`.
+    fn norm_before(
+        &mut self,
+        norm: Option<Norm>,
+        at: &Option<NormSlots>,
+        y: View,
+        stats: View,
+        x: View,
+    ) -> Result<View> {
+        let (Some(norm), Some(at)) = (norm, at) else { return Ok(x) };
+        self.norm(norm, at, y, stats, x)?;
+        Ok(y)
+    }
+
+    /// As [`Model::norm_before`], from the statistics that it left.
+    fn norm_before_again(
+        &mut self,
+        norm: Option<Norm>,
+        at: &Option<NormSlots>,
+        y: View,
+        stats: View,
+        x: View,
+    ) -> Result<View> {
+        let (Some(norm), Some(at)) = (norm, at) else { return Ok(x) };
+        let (w, b) = self.norm_views(at);
+        self.backend.norm_recompute(norm, y, stats, x, w, b)?;
+        Ok(y)
+    }
+
+    /// The backward of [`Model::norm_before`]: `dx += …`.
+    fn norm_before_backward(
+        &mut self,
+        norm: Option<Norm>,
+        at: &Option<NormSlots>,
+        dx: View,
+        dy: View,
+        stats: View,
+        x: View,
+    ) -> Result<()> {
+        match (norm, at) {
+            (Some(norm), Some(at)) => self.norm_backward(norm, at, dx, dy, stats, x),
+            _ => self.backend.add(dx, dy),
+        }
+    }
+
+    /// Normalises queries and keys, where the layer does.
     fn qk_norm(&mut self, block: &Block, at: &BlockSlots, saved: Saved, kv: View) -> Result<()> {
-        let (Some(norm), Some(raw), Some([q_norm, k_norm])) =
+        let (Some(QkNorm { norm, .. }), Some(raw), Some([q_norm, k_norm])) =
             (block.attention.qk_norm, saved.raw, &at.qk_norm)
         else {
             return Ok(());
@@ -169,7 +306,8 @@ impl<B: Backend> Model<B> {
         dq: View,
         dkv: View,
     ) -> Result<()> {
-        let (Some(norm), Some([q_norm, k_norm])) = (block.attention.qk_norm, &at.qk_norm) else {
+        let (Some(QkNorm { norm, .. }), Some([q_norm, k_norm])) = (block.attention.qk_norm, &at.qk_norm)
+        else {
             return Ok(());
         };
         let dk = dkv.columns(0..raw.k.width());
@@ -186,12 +324,17 @@ impl<B: Backend> Model<B> {
     /// Rotates queries of the query rows and keys of all rows, where positions are rotary; `inverse` is the
     /// backward.
     fn rotate(&mut self, n: usize, q: View, kv: View, rows: &Rows, inverse: bool) -> Result<()> {
-        let rope = self.block_ropes[n].map(|rope| &self.ropes[rope]);
-        let Some(table) = rope.and_then(super::RopeTable::view) else { return Ok(()) };
+        let Some(rope) = self.block_ropes[n] else { return Ok(()) };
+        let Some(table) = self.ropes[rope].view() else { return Ok(()) };
+        let (all, queries) = match &rows.rope_rows[rope] {
+            None => (rows.positions, rows.query_positions),
+            Some([all, queries]) if rows.query_rows.is_some() => (all.view(), queries.view()),
+            Some([all, _]) => (all.view(), all.view()),
+        };
         let heads = self.arch.blocks[n].attention.heads;
         let k = kv.columns(0..heads.key_width());
-        self.backend.rotate(k, heads.head_dim, table, rows.positions, inverse)?;
-        self.backend.rotate(q, heads.head_dim, table, rows.query_positions, inverse)
+        self.backend.rotate(k, heads.head_dim, table, all, inverse)?;
+        self.backend.rotate(q, heads.head_dim, table, queries, inverse)
     }
 
     /// The normalised query rows.
@@ -206,11 +349,6 @@ impl<B: Backend> Model<B> {
     pub(super) fn norm(&mut self, norm: Norm, at: &NormSlots, y: View, stats: View, x: View) -> Result<()> {
         let (w, b) = self.norm_views(at);
         self.backend.norm(norm, y, stats, x, w, b)
-    }
-
-    fn norm_recompute(&mut self, norm: Norm, at: &NormSlots, y: View, stats: View, x: View) -> Result<()> {
-        let (w, b) = self.norm_views(at);
-        self.backend.norm_recompute(norm, y, stats, x, w, b)
     }
 
     /// `dx += …`, and the gradients of a norm's weight and bias.
@@ -236,7 +374,7 @@ impl<B: Backend> Model<B> {
         (self.slot_view(&at.weight), at.bias.as_ref().map(|bias| self.slot_view(bias)))
     }
 
-    fn weight(&self, at: &Linear) -> View {
+    pub(super) fn weight(&self, at: &Linear) -> View {
         self.parameter_view(&at.weight()).matrix(at.outputs(), at.inputs)
     }
 
@@ -254,7 +392,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// The gradients of a layer's weights, biases and adapters, of those that are trained.
-    fn linear_dw(&mut self, at: &Linear, dy: View, x: View) -> Result<()> {
+    pub(super) fn linear_dw(&mut self, at: &Linear, dy: View, x: View) -> Result<()> {
         for (outputs, slots) in at.trained(|part| part.bias.as_ref()) {
             if let Some((db, accumulate)) = self.gradient_of(&slots) {
                 self.backend.linear_db(db, accumulate, dy.columns(outputs))?;

@@ -14,6 +14,8 @@ pub struct KvCache {
     /// The model that it belongs to, by its parameters' buffer.
     model: crate::kernels::View,
     capacity: usize,
+    /// The tokens, for sequences whose rotation depends on their length.
+    ids: Vec<u32>,
     len: usize,
 }
 
@@ -50,8 +52,8 @@ impl<B: Backend> Model<B> {
         let layers = widths.map(|width| self.backend.allocate(capacity.saturating_mul(width)));
         let layers = layers.collect::<Result<_>>()?;
         // The rotation tables for the whole cache at once, not again for each token.
-        self.cover(capacity)?;
-        Ok(KvCache { layers, model: self.parameters.view(), capacity, len: 0 })
+        self.cover(capacity, &[])?;
+        Ok(KvCache { layers, model: self.parameters.view(), capacity, ids: Vec::new(), len: 0 })
     }
 
     /// Appends `ids` to the cached sequence; the logits `[vocab]` after the last of them.
@@ -80,14 +82,24 @@ impl<B: Backend> Model<B> {
         if let Some(limit) = self.arch.position_limit().filter(|limit| end > *limit) {
             return fail(format!("{end} tokens are more than the model's {limit} learned positions"));
         }
+        cache.ids.truncate(cache.len);
+        cache.ids.extend(ids);
+        let variants = |length: usize| self.ropes.iter().map(move |rope| rope.rope.variant(length));
+        if !variants(cache.len).eq(variants(end)) {
+            // All keys are rotated otherwise now: compute them again.
+            cache.len = 0;
+        }
+        self.cover(end, &[end])?;
+        let ids = cache.ids[cache.len..].to_vec();
         for ids in ids.chunks(self.budget.tokens) {
-            self.append(cache, ids)?;
+            self.append(cache, ids, end)?;
         }
         self.last_logits()
     }
 
-    /// Runs the rows of `ids` through all layers, the last layer for the last row only.
-    fn append(&mut self, cache: &mut KvCache, ids: &[u32]) -> Result<()> {
+    /// Runs the rows of `ids` through all layers, the last layer for the last row only. The sequence will have
+    /// `length` tokens.
+    fn append(&mut self, cache: &mut KvCache, ids: &[u32], length: usize) -> Result<()> {
         let (start, end) = (cache.len, cache.len + ids.len());
         let positions: Vec<u32> = (start as u32..end as u32).collect();
         let mut attention = |queries: usize| {
@@ -98,15 +110,23 @@ impl<B: Backend> Model<B> {
             })
         };
         let (all_plan, last_plan) = (attention(ids.len())?, attention(1)?);
+        let rope_rows = self.rope_rows(&positions, &vec![length; ids.len()], &[ids.len() as u32 - 1])?;
         let position_list = self.backend.upload_indices(&positions)?;
         let last_row = self.backend.upload_indices(&[ids.len() as u32 - 1])?;
         let positions = position_list.view();
-        let full = Rows { positions, query_rows: None, query_positions: positions, attention: &all_plan };
+        let full = Rows {
+            positions,
+            query_rows: None,
+            query_positions: positions,
+            attention: &all_plan,
+            rope_rows: &rope_rows,
+        };
         let last = Rows {
             positions,
             query_rows: Some(last_row.view()),
             query_positions: positions.part(ids.len() - 1..ids.len()),
             attention: &last_plan,
+            rope_rows: &rope_rows,
         };
         let id_list = self.backend.upload_indices(ids)?;
         self.embed(id_list.view(), positions)?;
@@ -128,6 +148,7 @@ impl<B: Backend> Model<B> {
         self.backend.linear(logits, false, h, self.slot_view(&self.map.head), None)?;
         let mut values = vec![0.0; self.arch.vocab_size];
         self.backend.read(logits, &mut values)?;
+        self.arch.head.finish(&mut values);
         Ok(values)
     }
 }

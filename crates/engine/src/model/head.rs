@@ -7,11 +7,14 @@ use crate::kernels::{Backend, Buffer, Indices, TargetLoss, View};
 use std::sync::Arc;
 
 impl<B: Backend> Model<B> {
-    /// `x[tokens, H] = embedding[ids] (+ table[positions])`.
+    /// `x[tokens, H] = scale · embedding[ids] (+ table[positions])`.
     pub(super) fn embed(&mut self, ids: Indices, positions: Indices) -> Result<()> {
         let map = Arc::clone(&self.map);
         let x = self.arena.input(0, ids.len());
         self.backend.gather(x, self.slot_view(&map.embedding), ids)?;
+        if self.arch.embedding.scale != 1.0 {
+            self.backend.scale(x, self.arch.embedding.scale)?;
+        }
         if let Some(table) = &map.positions {
             let h = self.arena.h.top(ids.len());
             self.backend.gather(h, self.slot_view(table), positions)?;
@@ -24,8 +27,13 @@ impl<B: Backend> Model<B> {
     pub(super) fn embed_backward(&mut self, ids: Indices, positions: Indices) -> Result<()> {
         let Some((_, dx, _)) = self.arena.stream() else { return Ok(()) };
         let (map, dx) = (Arc::clone(&self.map), dx.top(ids.len()));
-        for (slot, rows) in [(Some(&map.embedding), ids), (map.positions.as_ref(), positions)] {
+        let scale = self.arch.embedding.scale;
+        let tables = [(map.positions.as_ref(), positions, 1.0), (Some(&map.embedding), ids, scale)];
+        for (slot, rows, scale) in tables {
             let Some(slot) = slot else { continue };
+            if scale != 1.0 {
+                self.backend.scale(dx, scale)?;
+            }
             // A tied head has already written its part of the embedding's gradient.
             if let Some(table) = self.gradient_to_add(slot)? {
                 self.backend.scatter_add(table.matrix(slot.shape[0], slot.shape[1]), dx, rows)?;
@@ -53,17 +61,24 @@ impl<B: Backend> Model<B> {
         };
         let losses = self.backend.allocate(count * TargetLoss::COLUMNS)?;
         let table = losses.matrix(count, TargetLoss::COLUMNS);
-        let w = self.slot_view(&map.head);
+        let (w, at) = (self.slot_view(&map.head), self.arch.head);
         for start in (0..count).step_by(self.arena.chunk) {
             let rows = start..count.min(start + self.arena.chunk);
             let logits = self.arena.logits.top(rows.len());
             let h = h.row_range(rows.clone());
             self.backend.linear(logits, false, h, w, None)?;
+            if at.scale != 1.0 {
+                self.backend.scale(logits, at.scale)?;
+            }
             let chunk_weights = weights.as_ref().map(|weights| weights.view().part(start, rows.len()));
             let chunk_losses = table.row_range(rows.clone());
-            self.backend.cross_entropy(chunk_losses, logits, ids.view().part(rows.clone()), chunk_weights)?;
+            let chunk_ids = ids.view().part(rows.clone());
+            self.backend.cross_entropy(chunk_losses, logits, chunk_ids, chunk_weights, at.softcap)?;
             if let (Some(_), Some((.., dh))) = (scale, self.arena.stream()) {
                 // From here on the logits are their gradient.
+                if at.scale != 1.0 {
+                    self.backend.scale(logits, at.scale)?;
+                }
                 if let Some((dw, accumulate)) = self.gradient_of(&[&map.head]) {
                     let dw = dw.matrix(map.head.shape[0], map.head.shape[1]);
                     self.backend.linear_dw(dw, accumulate, logits, h)?;

@@ -7,6 +7,7 @@ mod adapter;
 mod arena;
 mod block;
 mod decode;
+mod experts;
 mod head;
 mod state;
 
@@ -16,7 +17,7 @@ pub use decode::KvCache;
 use crate::arch::Architecture;
 use crate::batch::Batch;
 use crate::kernels::device::Device;
-use crate::kernels::{Backend, Buffer, TargetLoss, View};
+use crate::kernels::{Backend, Buffer, IndexBuffer, Routes, TargetLoss, View};
 use crate::params::{ParameterMap, Trainable};
 use crate::rope::Rope;
 use crate::weights::WeightType;
@@ -56,22 +57,37 @@ pub struct Model<B: Backend = Device> {
     ropes: Vec<RopeTable>,
     /// Which rotation each layer uses.
     block_ropes: Vec<Option<usize>>,
+    /// The experts that the last forward pass of each layer chose.
+    routes: Vec<Option<Routes>>,
 }
 
 /// Cosines and sines per position of one kind of rotation.
 #[derive(Debug)]
 struct RopeTable {
     rope: Rope,
-    /// `[positions, rotated]`; grows with the positions that batches have.
+    /// `[variants · positions, rotated]`; grows with the positions and the variants that batches have.
     table: Option<Buffer>,
     positions: usize,
+    /// The variants of the frequencies in the table, the plain ones first.
+    variants: Vec<usize>,
 }
 
 impl RopeTable {
     fn view(&self) -> Option<View> {
-        self.table.as_ref().map(|table| table.matrix(self.positions, self.rope.rotated()))
+        let rows = self.variants.len() * self.positions;
+        self.table.as_ref().map(|table| table.matrix(rows, self.rope.rotated()))
+    }
+
+    /// Where the angles of a position are, in a sequence of `length` tokens.
+    fn row(&self, position: u32, length: usize) -> u32 {
+        let variant = self.rope.variant(length);
+        let at = self.variants.iter().position(|known| *known == variant).unwrap_or(0);
+        (at * self.positions) as u32 + position
     }
 }
+
+/// Rows of a [`RopeTable`] for all rows of a batch and for its query rows, where they are not the positions.
+type RopeRows = Option<[IndexBuffer; 2]>;
 
 /// The losses of a batch's targets, still on the device; [`Model::read_losses`] waits for them.
 #[derive(Debug)]
@@ -119,11 +135,12 @@ impl<B: Backend> Model<B> {
         let mut rope_of = |rope: &Rope| match ropes.iter().position(|known| known.rope == *rope) {
             Some(known) => known,
             None => {
-                ropes.push(RopeTable { rope: rope.clone(), table: None, positions: 0 });
+                ropes.push(RopeTable { rope: rope.clone(), table: None, positions: 0, variants: vec![0] });
                 ropes.len() - 1
             }
         };
         let block_ropes = arch.blocks.iter().map(|b| b.attention.rope.as_ref().map(&mut rope_of)).collect();
+        let routes = arch.blocks.iter().map(|_| None).collect();
         Ok(Model {
             arch: Arc::new(arch),
             map: Arc::new(map),
@@ -136,6 +153,7 @@ impl<B: Backend> Model<B> {
             arena,
             ropes,
             block_ropes,
+            routes,
         })
     }
 
@@ -218,13 +236,21 @@ impl<B: Backend> Model<B> {
                 .map(|list| self.backend.upload_indices(list));
         let (ids, positions) = (ids?, positions?);
         let (query_rows, query_positions) = (query_rows?, query_positions?);
+        let lengths = match self.ropes.iter().any(|rope| rope.rope.beyond.is_some()) {
+            true => batch
+                .lengths(|a, b| self.ropes.iter().all(|rope| rope.rope.variant(a) == rope.rope.variant(b)))?,
+            false => Vec::new(),
+        };
+        let rope_rows = self.rope_rows(&batch.positions, &lengths, &rows)?;
         let full = Rows {
+            rope_rows: &rope_rows,
             positions: positions.view(),
             query_rows: None,
             query_positions: positions.view(),
             attention: &all_plan,
         };
         let last = Rows {
+            rope_rows: &rope_rows,
             positions: positions.view(),
             query_rows: Some(query_rows.view()),
             query_positions: query_positions.view(),
@@ -266,17 +292,49 @@ impl<B: Backend> Model<B> {
                 ),
             });
         }
-        self.cover(batch.positions.iter().max().map_or(0, |p| *p as usize + 1))
+        let ends = batch.segments.iter().filter_map(|s| batch.positions[..s.own.end as usize].last());
+        let lengths: Vec<usize> = ends.map(|p| *p as usize + 1).collect();
+        self.cover(batch.positions.iter().max().map_or(0, |p| *p as usize + 1), &lengths)
     }
 
-    /// Makes the rotation tables cover at least `positions` positions, and those of a batch within budget.
-    fn cover(&mut self, positions: usize) -> Result<()> {
+    /// Makes the rotation tables cover at least `positions` positions, and those of a batch within budget, for
+    /// sequences of these lengths.
+    fn cover(&mut self, positions: usize, lengths: &[usize]) -> Result<()> {
         let positions = positions.max(self.budget.tokens);
-        for rope in self.ropes.iter_mut().filter(|rope| rope.positions < positions) {
-            let table = self.backend.allocate(positions.saturating_mul(rope.rope.rotated()))?;
-            self.backend.write(table.view(), &rope.rope.table(positions))?;
-            (rope.table, rope.positions) = (Some(table), positions);
+        for rope in &mut self.ropes {
+            let mut variants: Vec<usize> =
+                lengths.iter().map(|length| rope.rope.variant(*length)).chain([0]).collect();
+            variants.sort_unstable();
+            variants.dedup();
+            if rope.positions >= positions && variants.iter().all(|v| rope.variants.contains(v)) {
+                continue;
+            }
+            let positions = positions.max(rope.positions);
+            let len = positions.saturating_mul(rope.rope.rotated());
+            let table = self.backend.allocate(len.saturating_mul(variants.len()))?;
+            for (n, variant) in variants.iter().enumerate() {
+                self.backend.write(table.view().part(n * len, len), &rope.rope.table(*variant, positions))?;
+            }
+            (rope.table, rope.positions, rope.variants) = (Some(table), positions, variants);
         }
         Ok(())
+    }
+
+    /// Which rows of each rotation table the rows of a batch take, whose sequences have these lengths.
+    fn rope_rows(&mut self, positions: &[u32], lengths: &[usize], queries: &[u32]) -> Result<Vec<RopeRows>> {
+        let mut all = Vec::new();
+        for rope in &self.ropes {
+            all.push(match rope.variants[..] {
+                [0] => None,
+                _ => {
+                    let rows: Vec<u32> =
+                        positions.iter().zip(lengths).map(|(p, l)| rope.row(*p, *l)).collect();
+                    let queries: Vec<u32> = queries.iter().map(|q| rows[*q as usize]).collect();
+                    let [rows, queries] = [rows, queries].map(|list| self.backend.upload_indices(&list));
+                    Some([rows?, queries?])
+                }
+            });
+        }
+        Ok(all)
     }
 }

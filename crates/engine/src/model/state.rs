@@ -50,6 +50,8 @@ impl<B: Backend> Model<B> {
             name.ends_with("rotary_emb.inv_freq")
                 || name.ends_with(".attn.bias")
                 || name.ends_with(".attn.masked_bias")
+                || name.ends_with(".attention.bias")
+                || name.ends_with(".attention.masked_bias")
                 || (self.arch.head.tied && name == "lm_head.weight")
         };
         Ok(unknown.into_iter().filter(|name| !expected(name)).collect())
@@ -203,9 +205,7 @@ impl<B: Backend> Model<B> {
     fn tensor(&self, of: View, p: &Parameter, range: &Range<usize>) -> Result<Tensor> {
         let mut data = vec![0.0; range.len()];
         self.backend.read(part(of, range), &mut data)?;
-        if p.transposed {
-            data = weights::transpose(&data, p.shape[1], p.shape[0]);
-        }
+        data = p.layout.to_file(data, &p.shape);
         Ok(Tensor { shape: p.shape.clone(), data })
     }
 

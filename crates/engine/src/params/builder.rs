@@ -1,7 +1,8 @@
 //! Lays the parameters of an architecture out.
 
 use super::{
-    Adapter, BlockSlots, Kind, Linear, Lora, NormSlots, Parameter, ParameterMap, Part, Slot, Store, Trainable,
+    Adapter, BlockSlots, Kind, Layout, Linear, Lora, NormSlots, Parameter, ParameterMap, Part, Slot, Store,
+    Trainable,
 };
 use crate::arch::{Architecture, Block, Names};
 use crate::kernels::Norm;
@@ -62,47 +63,97 @@ impl<'a> Builder<'a> {
         ParameterMap { embedding, positions, blocks, norm, head, parameters, slots, len, trained, rank }
     }
 
-    /// One block, in the order norm, q, k, v, norms of q and k, out, norm, up, down.
+    /// One block, in the order norm, q, k, v, norms of q and k, out, norm after it, norm, up, down, norm after it.
     fn block(&mut self, names: Names, block: &Block, n: usize) -> BlockSlots {
         let (hidden, heads, mlp) = (self.arch.hidden, block.attention.heads, block.mlp);
-        let [q, kv, wide] = Architecture::widths(block);
+        let [q, kv, _] = Architecture::widths(block);
         let key = heads.key_width();
         let prefix = names.block.replace("{}", &n.to_string());
         let name = |name: &str| format!("{prefix}.{name}");
         let all = |names: &[&str]| names.iter().map(|n| name(n)).collect::<Vec<_>>();
-        let attention_norm = self.norm(name(names.attention_norm), hidden, block.norms.attention);
+        let norms = block.norms;
+        let attention_norm = norms.attention.map(|norm| self.norm(name(names.attention_norm), hidden, norm));
         let widths = if names.qkv.len() == 1 { vec![q.saturating_add(kv)] } else { vec![q, key, key] };
         let qkv = self.tensors(all(names.qkv), &widths, hidden, block.attention.qkv_bias, Kind::Matrix);
+        if names.qkv_by_head {
+            for (_, weight, bias, _) in &qkv.of {
+                for parameter in [Some(*weight), *bias].into_iter().flatten() {
+                    self.parameters[parameter].layout = Layout::ByHead { heads: heads.heads };
+                }
+            }
+        }
         let (q_linear, kv_linear) = (self.linear(&qkv, 0..q), self.linear(&qkv, q..q.saturating_add(kv)));
-        let qk_norm = block
-            .attention
-            .qk_norm
-            .map(|norm| names.qk_norm.map(|of| self.norm(name(of), heads.head_dim, norm)));
+        let qk_norm = block.attention.qk_norm.map(|qk| {
+            let widths = if qk.whole { [q, key] } else { [heads.head_dim; 2] };
+            [0, 1].map(|i| self.norm(name(names.qk_norm[i]), widths[i], qk.norm))
+        });
         let out = self.tensors(vec![name(names.out)], &[hidden], q, block.attention.out_bias, Kind::Residual);
         let out = self.linear(&out, 0..hidden);
-        let mlp_norm = self.norm(name(names.mlp_norm), hidden, block.norms.mlp);
-        let widths = vec![wide / names.up.len().max(1); names.up.len()];
-        let up = self.tensors(all(names.up), &widths, hidden, mlp.bias, Kind::Matrix);
-        let up = self.linear(&up, 0..wide);
-        let down =
-            self.tensors(vec![name(names.down)], &[hidden], mlp.intermediate, mlp.bias, Kind::Residual);
-        let down = self.linear(&down, 0..hidden);
-        BlockSlots { attention_norm, q: q_linear, kv: kv_linear, qk_norm, out, mlp_norm, up, down }
+        let after_attention = norms.after_attention;
+        let after_attention =
+            after_attention.map(|norm| self.norm(name(names.after_attention), hidden, norm));
+        let mlp_norm = norms.mlp.map(|norm| self.norm(name(names.mlp_norm), hidden, norm));
+        let count = mlp.experts.map_or(1, |experts| experts.count);
+        let router = mlp.experts.map(|_| {
+            let router = self.tensors(vec![name(names.router)], &[count], hidden, false, Kind::Matrix);
+            self.linear(&router, 0..count)
+        });
+        // An expert's name instead of the MLP's.
+        let each = |module: &'static str| {
+            (0..count).map(move |n| match (mlp.experts, module.rsplit_once('.')) {
+                (Some(_), Some((_, last))) => {
+                    format!("{}.{last}", names.expert.replace("{}", &n.to_string()))
+                }
+                _ => module.to_string(),
+            })
+        };
+        let ups: Vec<Vec<String>> = names.up.iter().map(|module| each(module).collect()).collect();
+        let ups =
+            (0..count).flat_map(|n| ups.iter().map(move |of| of[n].clone())).map(|up| name(&up)).collect();
+        let wide = mlp.up_width();
+        let widths = vec![wide / names.up.len().max(1); names.up.len().saturating_mul(count)];
+        let up = self.tensors(ups, &widths, hidden, mlp.bias, Kind::Matrix);
+        let up = self.linear(&up, 0..wide.saturating_mul(count));
+        let downs = each(names.down).map(|down| name(&down)).collect();
+        let down = self.tensors(downs, &vec![hidden; count], mlp.intermediate, mlp.bias, Kind::Residual);
+        let down = self.linear(&down, 0..hidden.saturating_mul(count));
+        let after_mlp = norms.after_mlp.map(|norm| self.norm(name(names.after_mlp), hidden, norm));
+        BlockSlots {
+            attention_norm,
+            q: q_linear,
+            kv: kv_linear,
+            qk_norm,
+            out,
+            after_attention,
+            mlp_norm,
+            router,
+            up,
+            down,
+            after_mlp,
+        }
     }
 
     /// Adds an adapter to each part of the block that has one.
     fn attach(&mut self, block: &mut BlockSlots, lora: &Lora) {
-        for linear in [&mut block.q, &mut block.kv, &mut block.out, &mut block.up, &mut block.down] {
+        // As in `BlockSlots::linears`.
+        let mlp = [&mut block.up, &mut block.down].into_iter().filter(|_| block.router.is_none());
+        for linear in [&mut block.q, &mut block.kv, &mut block.out].into_iter().chain(mlp) {
             for part in linear.parts.iter_mut().filter(|part| lora.targets(&part.name)) {
                 let (rank, inputs, name) = (lora.rank, linear.inputs, &part.name);
                 let tensor = self.parameters.iter().find(|p| p.name == format!("{name}.weight"));
                 let (start, elements) = tensor.map_or((0, 0), |p| (p.range.start, p.range.len()));
+                // The outputs of a tensor by heads are by heads in the adapter too; Conv1D's adapter is not transposed.
+                let layout = match tensor.map(|p| p.layout) {
+                    Some(Layout::ByHead { heads }) => Layout::ByHead { heads },
+                    _ => Layout::Same,
+                };
                 if !self.adapters.contains_key(name) {
                     let module = format!("base_model.model.{name}");
                     let shape = vec![rank, inputs];
                     let a = self.add(format!("{module}.lora_A.weight"), shape, Kind::AdapterIn);
                     let shape = vec![elements / inputs.max(1), rank];
                     let b = self.add(format!("{module}.lora_B.weight"), shape, Kind::AdapterOut);
+                    self.parameters[b].layout = layout;
                     let a = self.slot(a, 0, [rank, inputs]);
                     self.adapters.insert(name.clone(), (a, b));
                 }
@@ -129,7 +180,7 @@ impl<'a> Builder<'a> {
         if chosen {
             self.trained = self.trained.saturating_add(len);
         }
-        self.parameters.push(Parameter { name, shape, range, store, transposed: false, kind });
+        self.parameters.push(Parameter { name, shape, range, store, layout: Layout::Same, kind });
         self.parameters.len() - 1
     }
 
@@ -178,7 +229,9 @@ impl<'a> Builder<'a> {
         for (name, &outputs) in names.into_iter().zip(outputs) {
             let shape = if transposed { vec![inputs, outputs] } else { vec![outputs, inputs] };
             let weight = self.add(format!("{name}.weight"), shape, kind);
-            self.parameters[weight].transposed = transposed;
+            if transposed {
+                self.parameters[weight].layout = Layout::Transposed;
+            }
             let start = end;
             end = start.saturating_add(outputs);
             of.push((name, weight, None, start..end));

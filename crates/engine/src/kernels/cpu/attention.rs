@@ -5,9 +5,10 @@
 //! `[keys, 2·kv_heads·head_dim]` (keys, then values); `lse` is `[queries, heads]`.
 
 use super::matmul::{Matrix, product};
-use super::simd::{exp, max, sum, vectorized};
+use super::simd::{exp, max, sum, tanh, vectorized};
 use super::{AttentionPlan, AttentionRange, Disjoint, Heads, Scratch};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Queries per block: 128 rows of scores over 512 keys are 256 KiB, half an L2 cache with their gradient.
 const BLOCK: usize = 128;
@@ -19,38 +20,60 @@ struct Block<'a> {
     first: usize,
     /// Key rows of the block's queries.
     rows: &'a [u32],
-    /// Own keys that the last query sees; the whole block is computed over them.
-    own: usize,
+    /// Keys that a query sees at most.
+    window: usize,
+    /// The block's keys among those of its range, prefix then own: from the first that its first query sees to
+    /// the last that its last query sees. The whole block is computed over them.
+    seen: Range<usize>,
 }
 
-impl Block<'_> {
-    /// Keys over which the block is computed: prefix, then own.
-    fn keys(&self) -> usize {
-        self.range.prefix.len() + self.own
+impl<'a> Block<'a> {
+    fn of(plan: &'a AttentionPlan, range: &'a AttentionRange, first: usize, window: usize) -> Block<'a> {
+        let rows = &plan.rows[first..range.queries.end.min(first + BLOCK)];
+        debug_assert!(rows.is_sorted() && rows.iter().all(|r| range.own.contains(&(*r as usize))));
+        let block = Block { range, first, rows, window, seen: 0..0 };
+        let seen = block.of_query(0).start..block.of_query(rows.len() - 1).end;
+        Block { seen, ..block }
     }
 
-    /// How many of them the block's query `i` sees.
-    fn seen(&self, i: usize) -> usize {
-        self.range.prefix.len() + self.rows[i] as usize + 1 - self.range.own.start
+    /// What the block's query `i` sees of the range's keys.
+    fn of_query(&self, i: usize) -> Range<usize> {
+        let end = self.range.prefix.len() + self.rows[i] as usize + 1 - self.range.own.start;
+        end.saturating_sub(self.window)..end
+    }
+
+    /// Keys over which the block is computed.
+    fn keys(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Which of them the block's query `i` sees.
+    fn seen(&self, i: usize) -> Range<usize> {
+        let seen = self.of_query(i);
+        seen.start - self.seen.start..seen.end - self.seen.start
     }
 
     /// The two runs of keys: `(first key row, its column in the scores, length)`.
     fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        let prefix = self.range.prefix.clone();
-        [(prefix.start, 0, prefix.len()), (self.range.own.start, prefix.len(), self.own)]
+        let (prefix, own) = (&self.range.prefix, self.range.own.start);
+        let first = self.seen.start.min(prefix.len());
+        let before = prefix.len() - first;
+        let skipped = self.seen.start - first;
+        let own_keys = self.seen.end - prefix.len() - skipped;
+        [(prefix.start + first, 0, before), (own + skipped, before, own_keys)]
             .into_iter()
             .filter(|run| run.2 > 0)
     }
 }
 
 /// The blocks of a range, in order.
-fn blocks<'a>(plan: &'a AttentionPlan, range: &'a AttentionRange) -> impl Iterator<Item = Block<'a>> {
-    range.queries.clone().step_by(BLOCK).map(move |first| {
-        let rows = &plan.rows[first..range.queries.end.min(first + BLOCK)];
-        let own = rows[rows.len() - 1] as usize + 1 - range.own.start;
-        debug_assert!(rows.is_sorted() && rows.iter().all(|r| range.own.contains(&(*r as usize))));
-        Block { range, first, rows, own }
-    })
+fn blocks<'a>(
+    h: Heads,
+    plan: &'a AttentionPlan,
+    range: &'a AttentionRange,
+) -> impl Iterator<Item = Block<'a>> {
+    let window = h.window.unwrap_or(usize::MAX);
+    range.queries.clone().step_by(BLOCK).map(move |first| Block::of(plan, range, first, window))
 }
 
 /// The largest block of scores in the plan.
@@ -77,9 +100,12 @@ pub(super) fn forward(
         let (range, head) = (&plan.ranges[task / h.heads], task % h.heads);
         let at = Columns::of(h, head);
         scratch.with(largest, |scores| {
-            for block in blocks(plan, range) {
+            for block in blocks(h, plan, range) {
                 let (n, keys) = (block.rows.len(), block.keys());
                 score(h, &block, &at, scores, q, kv);
+                if let Some(softcap) = h.softcap {
+                    cap(&mut scores[..n * keys], softcap);
+                }
                 for i in 0..n {
                     let row = &mut scores[i * keys..][..keys];
                     let sum = softmax(row, block.seen(i));
@@ -126,7 +152,7 @@ pub(super) fn backward(
             for range in group.iter().map(|&i| &plan.ranges[i]) {
                 for head in kv_head * share..(kv_head + 1) * share {
                     let at = Columns::of(h, head);
-                    for block in blocks(plan, range) {
+                    for block in blocks(h, plan, range) {
                         let (n, keys) = (block.rows.len(), block.keys());
                         let query = block.first * wide + at.q;
                         let (q_block, do_block) =
@@ -142,14 +168,11 @@ pub(super) fn backward(
                             let row = query + i * wide;
                             let lse = lse[(block.first + i) * h.heads + head];
                             let (do_, o) = (&do_[row..][..size], &o[row..][..size]);
-                            softmax_backward(
-                                &mut p[i * keys..][..keys],
-                                &mut ds[i * keys..][..keys],
-                                block.seen(i),
-                                lse,
-                                do_,
-                                o,
-                            );
+                            let (p, ds) = (&mut p[i * keys..][..keys], &mut ds[i * keys..][..keys]);
+                            match h.softcap {
+                                None => softmax_backward(p, ds, block.seen(i), lse, do_, o),
+                                Some(cap) => capped_backward(p, ds, block.seen(i), lse, do_, o, cap),
+                            }
                         }
                         for (run, (key, column, len)) in block.runs().enumerate() {
                             let (p, ds) = (Matrix::new(&p[column..], keys), Matrix::new(&ds[column..], keys));
@@ -202,10 +225,20 @@ fn score(h: Heads, block: &Block, at: &Columns, scores: &mut [f32], q: &[f32], k
 }
 
 vectorized! {
-    /// Softmax over the first `seen` scores, zeros after them; returns their log-sum-exp.
-    fn softmax(row: &mut [f32], seen: usize) -> f32 {
-        let (row, unseen) = row.split_at_mut(seen);
-        unseen.fill(0.0);
+    /// `x = cap · tanh(x / cap)`.
+    fn cap(x: &mut [f32], cap: f32) {
+        for x in x.iter_mut() {
+            *x = cap * tanh(*x / cap);
+        }
+    }
+}
+
+vectorized! {
+    /// Softmax over the scores of the `seen` keys, zeros around them; returns their log-sum-exp.
+    fn softmax(row: &mut [f32], seen: Range<usize>) -> f32 {
+        row[seen.end..].fill(0.0);
+        row[..seen.start].fill(0.0);
+        let row = &mut row[seen];
         let top = max(row);
         for x in row.iter_mut() {
             *x = exp(*x - top);
@@ -221,13 +254,38 @@ vectorized! {
 
 vectorized! {
     /// `p` holds scores and becomes probabilities; `ds` holds `do·vᵀ` and becomes the scores' gradient.
-    fn softmax_backward(p: &mut [f32], ds: &mut [f32], seen: usize, lse: f32, do_: &[f32], o: &[f32]) {
+    fn softmax_backward(
+        p: &mut [f32], ds: &mut [f32], seen: Range<usize>, lse: f32, do_: &[f32], o: &[f32],
+    ) {
         let through = sum(o.len(), |j| do_[j] * o[j]);
-        p[seen..].fill(0.0);
-        ds[seen..].fill(0.0);
-        for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
+        clear_around(p, ds, &seen);
+        for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen]) {
             *p = exp(*p - lse);
             *ds = *p * (*ds - through);
         }
+    }
+}
+
+vectorized! {
+    /// As [`softmax_backward`] for scores that are capped first.
+    fn capped_backward(
+        p: &mut [f32], ds: &mut [f32], seen: Range<usize>, lse: f32, do_: &[f32], o: &[f32], cap: f32,
+    ) {
+        let through = sum(o.len(), |j| do_[j] * o[j]);
+        clear_around(p, ds, &seen);
+        for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen]) {
+            let t = tanh(*p / cap);
+            *p = exp(cap * t - lse);
+            *ds = *p * (*ds - through) * (1.0 - t * t);
+        }
+    }
+}
+
+/// Keys that a query does not see have no part in its gradients.
+#[inline(always)]
+fn clear_around(p: &mut [f32], ds: &mut [f32], seen: &Range<usize>) {
+    for row in [p, ds] {
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
     }
 }

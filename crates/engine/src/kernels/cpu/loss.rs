@@ -1,7 +1,7 @@
 //! Softmax cross-entropy. `logits` is `[n, vocab]` and is overwritten by its gradient, never kept.
 
 use super::TargetLoss;
-use super::simd::{exp, max, sum, vectorized};
+use super::simd::{exp, max, sum, tanh, vectorized};
 use rayon::prelude::*;
 
 /// See [`super::Backend::cross_entropy`].
@@ -11,10 +11,15 @@ pub(super) fn cross_entropy(
     vocab: usize,
     ids: &[u32],
     weights: Option<&[f32]>,
+    softcap: Option<f32>,
 ) {
     let losses = losses.par_chunks_mut(TargetLoss::COLUMNS);
     logits.par_chunks_mut(vocab).zip(ids).zip(losses).enumerate().for_each(|(i, ((x, &id), loss))| {
-        let (nll, top1) = row(x, id as usize, weights.map(|w| w[i]));
+        let (id, weight) = (id as usize, weights.map(|w| w[i]));
+        let (nll, top1) = match softcap {
+            None => row(x, id, weight),
+            Some(cap) => capped_row(x, id, weight, cap),
+        };
         loss.copy_from_slice(&[nll, f32::from(top1)]);
     });
 }
@@ -38,6 +43,28 @@ vectorized! {
                 total
             }
         };
+        (top + total.ln() - own, top1)
+    }
+}
+
+vectorized! {
+    /// As [`row`] for `y = cap · tanh(x / cap)`, whose derivative is `1 − (y / cap)²`.
+    fn capped_row(x: &mut [f32], id: usize, weight: Option<f32>, cap: f32) -> (f32, bool) {
+        let (mut top, own) = (f32::NEG_INFINITY, cap * tanh(x[id] / cap));
+        for x in x.iter() {
+            let y = cap * tanh(*x / cap);
+            top = if y > top { y } else { top };
+        }
+        let top1 = own == top && !x[..id].iter().any(|x| cap * tanh(*x / cap) == top);
+        let total = sum(x.len(), |j| exp(cap * tanh(x[j] / cap) - top));
+        if let Some(weight) = weight {
+            let scale = weight / total;
+            for (j, x) in x.iter_mut().enumerate() {
+                let t = tanh(*x / cap);
+                let label = if j == id { weight } else { 0.0 };
+                *x = (scale * exp(cap * t - top) - label) * (1.0 - t * t);
+            }
+        }
         (top + total.ln() - own, top1)
     }
 }

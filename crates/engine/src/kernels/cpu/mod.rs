@@ -14,13 +14,15 @@ mod rows;
 mod simd;
 
 use super::buffers::Memory;
+use super::experts::Slots;
 use super::{
     Activation, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, Heads, IndexBuffer, Indices, Norm,
-    PlanBuffer, TargetLoss, View, check,
+    PlanBuffer, Routes, Routing, TargetLoss, View, check, experts,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
 use matmul::Matrix;
+use rayon::prelude::*;
 use std::sync::Mutex;
 
 /// Elements per piece of an element-wise operation: large enough to hide a task's cost (a few µs), small
@@ -358,18 +360,103 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn scale_rows(&mut self, x: View, factors: View) -> Result<()> {
+        check::each_row(x, factors)?;
+        let width = x.width();
+        let ([x], [factors], _) = self.slices([x], [factors])?;
+        rows::scale_rows(x, factors, width);
+        Ok(())
+    }
+
+    fn row_dots(&mut self, out: View, a: View, b: View) -> Result<()> {
+        check::row_dots(out, a, b)?;
+        let width = a.width();
+        let ([out], [a, b], _) = self.slices([out], [a, b])?;
+        rows::dots(out, a, b, width);
+        Ok(())
+    }
+
+    fn route(&mut self, r: Routing, probabilities: View, weights: View) -> Result<Routes> {
+        check::route(r, probabilities, weights)?;
+        let experts = probabilities.width();
+        let ([x, weights], [], _) = self.slices([probabilities, weights], [])?;
+        let taken: Vec<_> = x
+            .par_chunks_mut(experts)
+            .with_min_len(ROWS)
+            .map(|row| {
+                let mut wide: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+                let taken = r.choose(&mut wide);
+                row.iter_mut().zip(wide).for_each(|(x, p)| *x = p as f32);
+                taken
+            })
+            .collect();
+        let slots = Slots::of(experts, &taken);
+        weights.iter_mut().zip(&slots.weights).for_each(|(to, weight)| *to = *weight as f32);
+        let (rows, offsets) = (self.memory.add_indices(&slots.rows), self.memory.add_indices(&slots.offsets));
+        Ok(Routes { rows, offsets })
+    }
+
+    fn route_backward(
+        &mut self,
+        r: Routing,
+        d_logits: View,
+        probabilities: View,
+        d_weights: View,
+        routes: &Routes,
+    ) -> Result<()> {
+        check::route_backward(r, d_logits, probabilities, d_weights, routes)?;
+        let experts = probabilities.width();
+        let (rows, offsets) = (self.memory.indices(routes.rows())?, self.memory.indices(routes.offsets())?);
+        let taken = experts::taken(&rows, &offsets, probabilities.rows())?;
+        let ([d], [p, d_weights], _) = self.slices([d_logits], [probabilities, d_weights])?;
+        let work = d.par_chunks_mut(experts).zip(p.par_chunks(experts)).zip(&taken).with_min_len(ROWS);
+        work.for_each(|((d, p), slots)| {
+            let p: Vec<f64> = p.iter().map(|p| f64::from(*p)).collect();
+            let mut wide = vec![0.0; experts];
+            slots.iter().for_each(|(expert, slot)| wide[*expert] = f64::from(d_weights[*slot]));
+            let experts_of_row: Vec<usize> = slots.iter().map(|(expert, _)| *expert).collect();
+            r.choose_backward(&p, &experts_of_row, &mut wide);
+            d.iter_mut().zip(wide).for_each(|(to, d)| *to = d as f32);
+        });
+        Ok(())
+    }
+
+    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear(self, &offsets, y, x, w)
+    }
+
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear_dx(self, &offsets, dx, dy, w)
+    }
+
+    fn grouped_linear_dw(
+        &mut self,
+        dw: View,
+        first: usize,
+        accumulate: bool,
+        dy: View,
+        x: View,
+        offsets: Indices,
+    ) -> Result<()> {
+        let offsets = self.memory.indices(offsets)?;
+        experts::linear_dw(self, &offsets, dw, first, accumulate, dy, x)
+    }
+
     fn cross_entropy(
         &mut self,
         losses: View,
         logits: View,
         ids: Indices,
         weights: Option<View>,
+        softcap: Option<f32>,
     ) -> Result<()> {
         check::cross_entropy(losses, logits, ids, weights)?;
         let (vocab, ids) = (logits.width(), self.memory.indices(ids)?);
         let weighted = weights.is_some();
         let ([losses, logits], [weights], _) = self.slices([losses, logits], [or_empty(weights)])?;
-        loss::cross_entropy(losses, logits, vocab, &ids, weighted.then_some(weights));
+        loss::cross_entropy(losses, logits, vocab, &ids, weighted.then_some(weights), softcap);
         Ok(())
     }
 

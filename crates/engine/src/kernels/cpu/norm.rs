@@ -44,7 +44,7 @@ pub(super) fn statistics(g: Groups, stats: &mut [f32], x: &[f32]) {
     rows.for_each(|(stats, x)| {
         for (s, x) in stats.chunks_exact_mut(each).zip(x[..g.row()].chunks_exact(width)) {
             match g.norm {
-                Norm::Rms { eps } => s[0] = 1.0 / (sum_of_squares(x, 0.0) / width as f32 + eps).sqrt(),
+                Norm::Rms { eps, .. } => s[0] = 1.0 / (sum_of_squares(x, 0.0) / width as f32 + eps).sqrt(),
                 Norm::Layer { eps } => {
                     s[0] = sum_of(x) / width as f32;
                     s[1] = 1.0 / (sum_of_squares(x, s[0]) / width as f32 + eps).sqrt();
@@ -75,7 +75,7 @@ fn centre_and_scale(norm: Norm, stats: &[f32]) -> (f32, f32) {
     }
 }
 
-/// `y = (x − mean)·inv·w + b`; rows of `y` are `y_stride` apart.
+/// `y = (x − mean)·inv·(w + offset) + b`; rows of `y` are `y_stride` apart.
 pub(super) fn apply(
     g: Groups,
     y: &mut [f32],
@@ -90,15 +90,15 @@ pub(super) fn apply(
         let runs = y[..g.row()].chunks_exact_mut(g.width).zip(x[..g.row()].chunks_exact(g.width));
         for ((y, x), s) in runs.zip(stats.chunks_exact(g.norm.statistics())) {
             let (mean, inv) = centre_and_scale(g.norm, s);
-            apply_row(y, x, w, b, mean, inv);
+            apply_row(y, x, w, b, mean, inv, g.norm.offset());
         }
     });
 }
 
 vectorized! {
-    fn apply_row(y: &mut [f32], x: &[f32], w: &[f32], b: &[f32], mean: f32, inv: f32) {
+    fn apply_row(y: &mut [f32], x: &[f32], w: &[f32], b: &[f32], mean: f32, inv: f32, offset: f32) {
         for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-            *y = (x - mean) * inv * w;
+            *y = (x - mean) * inv * (w + offset);
         }
         for (y, b) in y.iter_mut().zip(b) {
             *y += b;
@@ -106,7 +106,7 @@ vectorized! {
     }
 }
 
-/// With `x̂ = (x − mean)·inv` and `g = dy·w`: `dx += inv·(g − mean(g) − x̂·mean(g·x̂))` (RMS has no
+/// With `x̂ = (x − mean)·inv` and `g = dy·(w + offset)`: `dx += inv·(g − mean(g) − x̂·mean(g·x̂))` (RMS has no
 /// `mean(g)`), `dw += Σ_rows dy·x̂`, `db += Σ_rows dy`; where `dw` or `db` is empty it is left out. Rows of
 /// `dx` and `dy` are `strides` apart.
 pub(super) fn backward(
@@ -140,7 +140,8 @@ pub(super) fn backward(
                 let runs = runs.zip(x[..row].chunks_exact(width));
                 for (((dx, dy), x), s) in runs.zip(stats.chunks_exact(g.norm.statistics())) {
                     let (mean, inv) = centre_and_scale(g.norm, s);
-                    backward_row(dx, dw, db, dy, x, w, mean, inv, matches!(g.norm, Norm::Layer { .. }));
+                    let centred = matches!(g.norm, Norm::Layer { .. });
+                    backward_row(dx, dw, db, dy, x, w, mean, inv, g.norm.offset(), centred);
                 }
             }
         });
@@ -158,17 +159,17 @@ pub(super) fn backward(
 vectorized! {
     fn backward_row(
         dx: &mut [f32], dw: &mut [f32], db: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], mean: f32, inv: f32,
-        centred: bool,
+        offset: f32, centred: bool,
     ) {
         let width = w.len();
         // One length for all, so that the loops below need no bounds checks.
         let (dx, dw, db) = (&mut dx[..width], &mut dw[..width], &mut db[..width]);
         let (dy, x) = (&dy[..width], &x[..width]);
-        let along = sum(width, |i| dy[i] * w[i] * (x[i] - mean)) * inv / width as f32;
+        let along = sum(width, |i| dy[i] * (w[i] + offset) * (x[i] - mean)) * inv / width as f32;
         let level = if centred { sum(width, |i| dy[i] * w[i]) / width as f32 } else { 0.0 };
         for i in 0..width {
             let hat = (x[i] - mean) * inv;
-            dx[i] += inv * (dy[i] * w[i] - level - hat * along);
+            dx[i] += inv * (dy[i] * (w[i] + offset) - level - hat * along);
             dw[i] += dy[i] * hat;
             db[i] += dy[i];
         }

@@ -1,6 +1,6 @@
 //! Moving rows: fill, copy, add, gather and its backward, rotation.
 
-use super::simd::vectorized;
+use super::simd::{sum, vectorized};
 use super::{PIECE, ROWS};
 use rayon::prelude::*;
 
@@ -12,6 +12,24 @@ pub(super) fn fill(x: &mut [f32], value: f32) {
 /// `x = factor · x`.
 pub(super) fn scale(x: &mut [f32], factor: f32) {
     x.par_chunks_mut(PIECE).for_each(|x| scale_piece(x, factor));
+}
+
+/// `x[i, :] = factors[i] · x[i, :]`.
+pub(super) fn scale_rows(x: &mut [f32], factors: &[f32], width: usize) {
+    let rows = x.par_chunks_mut(width).zip(factors).with_min_len(ROWS);
+    rows.for_each(|(x, factor)| scale_piece(x, *factor));
+}
+
+/// `out[i] = Σ_j a[i, j] · b[i, j]`.
+pub(super) fn dots(out: &mut [f32], a: &[f32], b: &[f32], width: usize) {
+    let rows = out.par_iter_mut().zip(a.par_chunks(width)).zip(b.par_chunks(width)).with_min_len(ROWS);
+    rows.for_each(|((out, a), b)| *out = dot(a, b));
+}
+
+vectorized! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        sum(a.len(), |i| a[i] * b[i])
+    }
 }
 
 vectorized! {

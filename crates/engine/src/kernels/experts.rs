@@ -1,0 +1,134 @@
+//! A mixture of experts: which experts a row takes, and linear layers that differ by expert.
+//!
+//! Every row takes `per_row` experts, so it fills as many slots. Slots lie sorted by expert, and those of one
+//! expert in the order of their rows: an expert's slots are one run of rows of a matrix.
+
+use super::check::rule;
+use super::{Backend, Routing, View};
+use crate::Result;
+
+impl Routing {
+    /// `x` holds a row's logits and becomes their softmax; the experts that the row takes, the likeliest first
+    /// (of equals the one before), and their weights.
+    pub(super) fn choose(self, x: &mut [f64]) -> Vec<(usize, f64)> {
+        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        x.iter_mut().for_each(|x| *x = (*x - max).exp());
+        let sum: f64 = x.iter().sum();
+        x.iter_mut().for_each(|x| *x /= sum);
+        let mut experts: Vec<usize> = (0..x.len()).collect();
+        experts.sort_by(|a, b| x[*b].total_cmp(&x[*a]));
+        experts.truncate(self.per_row);
+        let taken: f64 = experts.iter().map(|e| x[*e]).sum();
+        let scale = if self.normalise { 1.0 / taken } else { 1.0 };
+        experts.into_iter().map(|e| (e, x[e] * scale)).collect()
+    }
+
+    /// The gradient of a row's logits: `d` holds those of the weights at the experts taken and becomes that.
+    pub(super) fn choose_backward(self, probabilities: &[f64], taken: &[usize], d: &mut [f64]) {
+        if self.normalise {
+            let sum: f64 = taken.iter().map(|e| probabilities[*e]).sum();
+            let through: f64 = taken.iter().map(|e| d[*e] * probabilities[*e] / sum).sum();
+            taken.iter().for_each(|e| d[*e] = (d[*e] - through) / sum);
+        }
+        let through: f64 = taken.iter().map(|e| d[*e] * probabilities[*e]).sum();
+        d.iter_mut().zip(probabilities).for_each(|(d, p)| *d = p * (*d - through));
+    }
+}
+
+/// The slots of rows that took these experts.
+pub(super) struct Slots {
+    pub(super) rows: Vec<u32>,
+    pub(super) offsets: Vec<u32>,
+    pub(super) weights: Vec<f64>,
+}
+
+impl Slots {
+    pub(super) fn of(experts: usize, taken: &[Vec<(usize, f64)>]) -> Slots {
+        let mut slots = Slots { rows: Vec::new(), offsets: vec![0], weights: Vec::new() };
+        let mut by_expert = vec![Vec::new(); experts];
+        for (row, taken) in taken.iter().enumerate() {
+            taken.iter().for_each(|(expert, weight)| by_expert[*expert].push((row as u32, *weight)));
+        }
+        for of_expert in by_expert {
+            for (row, weight) in of_expert {
+                slots.rows.push(row);
+                slots.weights.push(weight);
+            }
+            slots.offsets.push(slots.rows.len() as u32);
+        }
+        slots
+    }
+}
+
+/// Each expert's number with its slots.
+fn runs(offsets: &[u32], slots: usize) -> Result<impl Iterator<Item = (usize, std::ops::Range<usize>)>> {
+    let fits = offsets.first() == Some(&0)
+        && offsets.is_sorted()
+        && offsets.last().is_some_and(|end| *end as usize == slots);
+    rule!("experts", fits, "offsets {offsets:?} of {slots} slots");
+    Ok(offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize).enumerate())
+}
+
+/// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`, with `w[experts · outputs, inputs]`.
+pub(super) fn linear(b: &mut impl Backend, offsets: &[u32], y: View, x: View, w: View) -> Result<()> {
+    let outputs = y.width();
+    rule!("experts", w.rows() == offsets.len().saturating_sub(1) * outputs, "weights of {} rows", w.rows());
+    for (expert, slots) in runs(offsets, x.rows())?.filter(|(_, slots)| !slots.is_empty()) {
+        let w = w.row_range(expert * outputs..(expert + 1) * outputs);
+        b.linear(y.row_range(slots.clone()), false, x.row_range(slots), w, None)?;
+    }
+    Ok(())
+}
+
+/// `dx[slots, inputs] = dy[slots, outputs] · w[expert]`.
+pub(super) fn linear_dx(b: &mut impl Backend, offsets: &[u32], dx: View, dy: View, w: View) -> Result<()> {
+    let outputs = dy.width();
+    rule!("experts", w.rows() == offsets.len().saturating_sub(1) * outputs, "weights of {} rows", w.rows());
+    for (expert, slots) in runs(offsets, dy.rows())?.filter(|(_, slots)| !slots.is_empty()) {
+        let w = w.row_range(expert * outputs..(expert + 1) * outputs);
+        b.linear_dx(dx.row_range(slots.clone()), false, dy.row_range(slots), w)?;
+    }
+    Ok(())
+}
+
+/// The gradient of rows `first..first + dw.rows()` of the weights of all experts.
+pub(super) fn linear_dw(
+    b: &mut impl Backend,
+    offsets: &[u32],
+    dw: View,
+    first: usize,
+    accumulate: bool,
+    dy: View,
+    x: View,
+) -> Result<()> {
+    let outputs = dy.width();
+    for (expert, slots) in runs(offsets, dy.rows())? {
+        let own = expert * outputs..(expert + 1) * outputs;
+        let (start, end) = (own.start.max(first), own.end.min(first + dw.rows()));
+        if start >= end {
+            continue;
+        }
+        let dw = dw.row_range(start - first..end - first);
+        if slots.is_empty() {
+            if !accumulate {
+                b.fill(dw, 0.0)?;
+            }
+            continue;
+        }
+        let dy = dy.row_range(slots.clone()).columns(start - own.start..end - own.start);
+        b.linear_dw(dw, accumulate, dy, x.row_range(slots))?;
+    }
+    Ok(())
+}
+
+/// The experts of each row, each with its slot.
+pub(super) fn taken(rows: &[u32], offsets: &[u32], count: usize) -> Result<Vec<Vec<(usize, usize)>>> {
+    let mut taken = vec![Vec::new(); count];
+    for (expert, slots) in runs(offsets, rows.len())? {
+        for slot in slots {
+            rule!("experts", (rows[slot] as usize) < count, "row {} of {count}", rows[slot]);
+            taken[rows[slot] as usize].push((expert, slot));
+        }
+    }
+    Ok(taken)
+}
