@@ -32,7 +32,7 @@ fn bad_row(bad: impl AsRef<[u8]>, message: &str) {
     ran.error(3, "E-ROW", "rows.jsonl:3: ").says(message);
     assert!(!dir.exists("out.jsonl"));
     let ran = prepare(&dir).set(&["on_bad_row=skip"]).ok().prints("4 kept").prints("1 failed");
-    assert!(ran.stdout.starts_with("5 rows: "), "{}", ran.stdout);
+    assert!(ran.stdout.starts_with("5 rows: 4 kept"), "{}", ran.stdout);
     let rows: Vec<_> = dir.lines("out.jsonl").iter().map(|line| line["row"].as_u64().unwrap()).collect();
     assert_eq!(rows, [0, 1, 3, 4]);
     let findings = dir.lines("out.jsonl.findings.jsonl");

@@ -99,10 +99,13 @@ fn init_says_what_is_wrong_with_rows_and_writes_nothing_for_rows_it_cannot_read(
 fn init_maps_columns_of_other_names() {
     let rows =
         "{\"question\": \"Why?\", \"answer\": \"So.\"}\n{\"question\": \"Who?\", \"answer\": \"I.\"}\n";
+    let stopping = with_template();
+    let template = stopping.text("model/chat_template.jinja").replace("<|im_end|>", "<|endoftext|>");
+    stopping.write("model/chat_template.jinja", template);
     for (dir, mapping, format) in [
         (Dir::new().with_model(), ("prompt", "completion"), "prompt_completion"),
-        // Under a chat template it is a conversation.
-        (with_template(), ("instruction", "output"), "alpaca"),
+        // Under a chat template it is a conversation. The template ends an answer with the tokenizer's own stop token.
+        (stopping, ("instruction", "output"), "alpaca"),
     ] {
         dir.write("rows.jsonl", rows);
         dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl"]).ok();
@@ -196,11 +199,7 @@ fn names_that_are_nearly_right_are_answered() {
     );
     wrong(&["verify", "-M", "modle", "-D", "rows.jsonl"], 3, "E-MODEL", "modle", "did you mean model?");
     wrong(&["check", "run.yml"], 2, "E-CONFIG", "run.yml", "did you mean run.yaml?");
-    let ran = dir.prepare("rows.jsonl", "none/x.jsonl").run().error(
-        3,
-        "E-IO",
-        "none/x.findings.jsonl: No such file",
-    );
+    let ran = dir.prepare("rows.jsonl", "none/x.jsonl").run().error(3, "E-IO", "none/x.jsonl: No such file");
     let ran = ran.says("help: there is no folder none");
     assert!(!ran.stderr.contains(".suasion-tmp"), "{}", ran.stderr);
 }

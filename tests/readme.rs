@@ -1,7 +1,7 @@
 //! Every suasion command of README.md runs.
 //!
 //! The commands of the
-//! ```sh blocks are run in a folder with the files that the README assumes: `rows.jsonl` (also as `train.jsonl` and `data.jsonl`), a model in `model/`, and `run.yaml`.
+//! ```sh blocks are run in a folder with the files that the README assumes: `rows.jsonl` (also as `train.jsonl` and `data.jsonl`) and a model in `model/`.
 //! Training commands get a few steps only.
 
 use crate::util::{Dir, root};
@@ -44,7 +44,6 @@ fn every_suasion_command_of_the_readme_works() {
     for name in ["train.jsonl", "data.jsonl", "test.jsonl"] {
         dir.write(name, &rows);
     }
-    dir.write("run.yaml", "model_name_or_path: model\ndataset_name: rows.jsonl\noutput_dir: from-yaml\n");
     let mut resumable: Option<String> = None;
     for command in commands {
         let Some(line) = command.strip_prefix("suasion ").or(command.strip_prefix("cargo run --release -- "))
@@ -58,7 +57,7 @@ fn every_suasion_command_of_the_readme_works() {
         // A README may train into the same folder twice; a reader would not.
         if line.starts_with("train") && !line.contains("--resume") {
             resumable = Some(line.to_string());
-            for folder in ["trainer_output", "out", "from-yaml"] {
+            for folder in ["trainer_output", "out"] {
                 let _ = std::fs::remove_dir_all(dir.path(folder));
             }
         }

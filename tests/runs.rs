@@ -174,6 +174,10 @@ fn what_a_run_reads_is_not_replaced() {
         dir.verify("rows.jsonl").args(&["--html", target]).run().error(2, "E-USAGE", "replace what is read");
     }
     assert_eq!(dir.read("rows.jsonl"), rows);
+    // A page beside the model's files is replaced by the next.
+    for _ in 0..2 {
+        dir.verify("rows.jsonl").args(&["--html", "model/page.html"]).ok();
+    }
 }
 
 #[test]

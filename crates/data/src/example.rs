@@ -184,6 +184,12 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     if has("chosen") && has("rejected") {
         return Ok(Format::Preference);
     }
+    // Messages without roles are of another shape, which `columns` may read.
+    let first = |key: &&str| fields.get(*key)?.as_array()?.first()?.as_object();
+    let odd = |message: &Map<String, Value>| !message.contains_key("role") && !message.contains_key("from");
+    if LISTS.iter().find_map(first).is_some_and(odd) && columns::proposal(fields).is_some() {
+        return Err(unknown(id, fields));
+    }
     let complete: Vec<(Format, &str)> = [
         (has("input_text") && has("full_text"), Format::InputFull, "input_text+full_text"),
         (has("prompt") && has("completion"), Format::PromptCompletion, "prompt+completion"),

@@ -159,6 +159,21 @@ fn a_row_of_unknown_shape_is_told_its_mapping() {
             "columns.messages=dialog",
             "[user]Q<|end|>[assistant]«A<|end|>»",
         ),
+        (
+            json!({"conversation": [{"human": "Q", "assistant": "A"}]}),
+            "columns.prompt=conversation.human and columns.completion=conversation.assistant",
+            "[user]Q<|end|>[assistant]«A<|end|>»",
+        ),
+        (
+            json!({"messages": [{"speaker": "user", "text": "Q"}, {"speaker": "assistant", "text": "A"}]}),
+            "columns.messages=messages and columns.role=speaker and columns.content=text",
+            "[user]Q<|end|>[assistant]«A<|end|>»",
+        ),
+        (
+            json!({"human": "Q", "assistant": "A"}),
+            "columns.prompt=human and columns.completion=assistant",
+            "Q«A<|end|>»",
+        ),
     ] {
         let found = error(Policy::default(), row.clone());
         assert!(found.contains(&format!("map its fields with {proposed}")), "{found}");

@@ -141,7 +141,7 @@ fn strings_are_a_part_for_templates_that_know_parts_only() {
 #[test]
 fn an_answer_that_is_not_rendered_is_an_error() {
     let blocks = "{% for m in messages %}{% if m.role == 'assistant' %}[assistant]{% generation %}\
-        {% for p in m.parts or [] %}{{ p.text }}{% endfor %}<|end|>{% endgeneration %}{% else %}[user]{{ m.content }}{% endif %}{% endfor %}";
+        {% for p in m.parts or [] %}{{ p.text }}{% endfor %}<|end|>{% endgeneration %}{% elif m.role == 'user' %}[user]{{ m.content }}{% endif %}{% endfor %}";
     let found = error(blocks, chat("hi".into(), "yo".into()));
     assert!(found.contains("message 1: the template does not render its content"), "{found}");
     let found = error(

@@ -61,7 +61,8 @@ fn compressed_sources_and_outputs_equal_plain_ones() {
     prepare(&pipeline, &plain, &s.path("out2.jsonl.zst"), false);
     let unpacked = zstd::decode_all(std::fs::File::open(s.path("out2.jsonl.zst")).unwrap()).unwrap();
     assert_eq!(unpacked, std::fs::read(s.path("out.jsonl")).unwrap());
-    assert!(s.path("out2.jsonl.findings.jsonl").is_file() && s.path("out2.jsonl.manifest.json").is_file());
+    assert!(s.path("out2.jsonl.zst.findings.jsonl").is_file());
+    assert!(s.path("out2.jsonl.zst.manifest.json").is_file());
 }
 
 #[test]

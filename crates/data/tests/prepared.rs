@@ -168,7 +168,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
     );
     let (began, _) = start(&job(&pipeline, &source, &at, SHARDS));
     assert_eq!(reasons(began), ["removed a shard of another job"]);
-    // Nor is a shard of plain lines one of compressed lines, which would wait in the same folder.
+    // Nor is a shard of plain lines one of compressed lines.
     let stop = AtomicBool::new(true);
     let plain = s.path("fourth.jsonl");
     assert!(
@@ -176,7 +176,8 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
             .is_err()
     );
     let (began, _) = start(&job(&pipeline, &source, &s.path("fourth.jsonl.gz"), SHARDS));
-    assert_eq!(reasons(began), ["removed a shard of another job"]);
+    assert_eq!(began, Start::Anew);
+    assert!(s.path("fourth.jsonl.partial").is_dir());
 }
 
 /// A run that fails leaves nothing under any name.
@@ -275,12 +276,12 @@ fn files_of_others_stay() {
     assert!(left[0] && left[1..].iter().all(|left| !left), "{left:?}");
 
     // A folder of unfinished shards with something else in it.
-    std::fs::create_dir(s.path("z.partial")).unwrap();
-    s.file("z.partial/mine.txt", "mine");
+    std::fs::create_dir(s.path("z.jsonl.partial")).unwrap();
+    s.file("z.jsonl.partial/mine.txt", "mine");
     let error =
         prepared::prepare(&job(&pipeline, &source, &s.path("z.jsonl"), SHARDS), |_| {}, |_| {}).unwrap_err();
     assert!(error.to_string().contains("holds \"mine.txt\""), "{error}");
-    assert_eq!(read(&s.path("z.partial/mine.txt")), b"mine");
+    assert_eq!(read(&s.path("z.jsonl.partial/mine.txt")), b"mine");
 }
 
 /// Packs that end with a shard leave no empty one behind it.

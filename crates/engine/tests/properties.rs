@@ -225,11 +225,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     // Central differences of the f64 reference, against its own gradients and the CPU's.
     for family in FAMILIES {
         let batch = pack(&rows(3));
-        let mut arch = common::architecture(family);
-        for experts in arch.blocks.iter_mut().filter_map(|block| block.mlp.experts.as_mut()) {
-            // Where a row's choice changes the loss jumps: here every row takes all of them.
-            experts.routing.per_row = experts.count;
-        }
+        let arch = common::smooth(family);
         let all = Trainable::All;
         let mut fast = common::model_of(arch.clone(), Cpu::new(), false, &all);
         let (_, fast) = step(&mut fast, std::slice::from_ref(&batch));

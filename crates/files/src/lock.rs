@@ -50,7 +50,8 @@ impl Lock {
     /// As [`Lock::folder`].
     pub fn name(output: &Path) -> Result<Lock, LockError> {
         let name = output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Lock::take(output.with_file_name(format!("{LOCK}-{name}")), output)
+        // Not the ending of the output: it is no file of rows.
+        Lock::take(output.with_file_name(format!("{LOCK}-{name}.lock")), output)
     }
 
     fn take(path: PathBuf, output: &Path) -> Result<Lock, LockError> {

@@ -49,7 +49,7 @@ pub enum Event<'a> {
         step: u64,
         /// Its result.
         evaluation: &'a Evaluation,
-        /// True if it has the lowest loss of the evaluations after the first step.
+        /// True if it has the lowest loss of all evaluations so far.
         best: bool,
     },
     /// A checkpoint was written.

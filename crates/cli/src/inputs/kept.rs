@@ -2,8 +2,9 @@
 
 use crate::failure::Failure;
 use std::path::Path;
+use suasion_train::ModelFiles;
 
-/// Refuses an output file that a command reads: one of `files`, or a file of one of the `folders`.
+/// Refuses an output file that a command reads: one of `files`, or a model's file in one of the `folders`.
 ///
 /// # Errors
 /// Where it is; the message names both.
@@ -16,7 +17,11 @@ pub fn check_output<'a>(
     // Only a file that exists can be read.
     let Ok(place) = output.canonicalize() else { return Ok(()) };
     let same = |file: &&Path| file.canonicalize().is_ok_and(|file| file == place);
-    let inside = |folder: &&Path| folder.canonicalize().is_ok_and(|folder| place.parent() == Some(&folder));
+    let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let of_model = ModelFiles::NAMES.contains(&name.as_str()) || name.contains(".safetensors");
+    let inside = |folder: &&Path| {
+        of_model && folder.canonicalize().is_ok_and(|folder| place.parent() == Some(&folder))
+    };
     let read = files.into_iter().find(same).or_else(|| folders.into_iter().find(inside));
     match read {
         Some(read) => Err(Failure::usage(

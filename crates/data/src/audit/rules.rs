@@ -207,7 +207,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         code: Code::T002,
         meaning: "prompt cut by truncation",
-        doc: "The oldest context was cut first; system, task and scaffold stay.",
+        doc: "The oldest context was cut first; system, task, the last user turn and scaffold stay.",
         help: "raise max_length where the context matters",
         refuses: false,
         check: Check::Elsewhere,

@@ -13,6 +13,9 @@ const NAMES: [(&str, &[&str]); 3] = [
     ("developer", &["system"]),
 ];
 
+/// A role that no template knows.
+const UNKNOWN: &str = "kx7q-role";
+
 /// The text of the message in question.
 const PROBE: &str = "kx7q";
 
@@ -51,8 +54,11 @@ impl Habits {
             render(messages, false).is_some_and(|text| text.contains(PROBE))
         };
         let rename = |(role, names): (&'static str, &[&'static str])| {
-            let other = || names.iter().copied().find(|name| renders(role, name));
-            if renders(role, role) { None } else { other().map(|name| (role, name)) }
+            // Under a name that means nothing to it too, a template does not know the other name either.
+            if renders(role, role) || renders(role, UNKNOWN) {
+                return None;
+            }
+            names.iter().copied().find(|name| renders(role, name)).map(|name| (role, name))
         };
         let (with, without) = (render(json!([user]), true), render(json!([user]), false));
         // A template that rejects a lone user's message may still have a generation prompt elsewhere.

@@ -156,6 +156,15 @@ pub fn architecture(family: &str) -> Architecture {
     Architecture::from_json(&config(family), Path::new("config.json")).unwrap()
 }
 
+/// As [`architecture`], but each row takes all experts: where a row's choice changes the loss jumps, and has no slope.
+pub fn smooth(family: &str) -> Architecture {
+    let mut arch = architecture(family);
+    for experts in arch.blocks.iter_mut().filter_map(|block| block.mlp.experts.as_mut()) {
+        experts.routing.per_row = experts.count;
+    }
+    arch
+}
+
 pub fn model<B: Backend>(family: &str, backend: B, recompute: bool) -> Model<B> {
     model_of(architecture(family), backend, recompute, &Trainable::All)
 }
