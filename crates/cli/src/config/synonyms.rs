@@ -155,7 +155,7 @@ synonyms! {
         max_seq_length = max_length;
         num_of_sequences = packing;
         dataset_batch_size = dataset_num_proc;
-        response_template = section_markers, Values::Differ("no text is searched for; in rows of one text, [RESPONSE] begins the response");
+        response_template = section_markers, Values::Differ("no text is searched for: input_text or prompt says where the response begins");
         instruction_template = section_markers, Values::Differ("no text is searched for; conversations need no marker");
         use_liger = use_liger_kernel;
     }
