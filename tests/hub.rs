@@ -198,7 +198,7 @@ fn what_the_cache_lacks_is_downloaded_into_it() {
 
     // Training needs the weights, too, and the data set's test rows.
     let train = dir.suasion(&["train", "-M", "org/tiny", "-D", "org/rows", "--dry-run"]);
-    hub.env(train).ok().says("org/rows/train: 5 rows").says("org/rows/test: 1 row:");
+    hub.env(train).ok().prints("org/rows/train: 5 rows").prints("org/rows/test: 1 row:");
     let weights = dir.read("model/model.safetensors");
     assert_eq!(dir.read(&format!("{base}/snapshots/{SHA}/model.safetensors")), weights);
     assert!(!dir.exists(&format!("{base}/snapshots/{SHA}/onnx")));
@@ -243,7 +243,7 @@ fn rows_to_evaluate_on_are_of_the_cached_commit() {
     hub.env(prepare).ok();
     what();
     let train = dir.train("org/rows").arg("--dry-run");
-    hub.env(train).ok().says("org/rows/test: 1 row:");
+    hub.env(train).ok().prints("org/rows/test: 1 row:");
     let what = what();
     assert_eq!(what[0], format!("GET /api/datasets/org/rows/revision/{SHA}"));
     assert!(what[1..].iter().all(|what| what.contains("test-00000")), "{what:?}");

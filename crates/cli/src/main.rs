@@ -34,6 +34,10 @@ use ui::{ColorChoice, Ui};
 /// The heading of the flags that every command has; headings follow a command's own flags.
 const GLOBAL: &str = "Global options";
 
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Train the response, not the prompt: supervised fine-tuning with masks that are proven.
 #[derive(Parser, Debug)]
 #[command(name = "suasion", version, about, max_term_width = 100)]

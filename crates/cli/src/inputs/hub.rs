@@ -142,7 +142,7 @@ impl Repo {
             Some(why) => format!("unset {why}, or set HF_HUB_CACHE or HF_HOME to where it is"),
             None => {
                 "download it with the Hugging Face tools first, set HF_HUB_CACHE or HF_HOME to where it is, \
-                     or build suasion with --features hub, which downloads"
+                     or use a suasion that was built with its default features, which downloads"
                     .into()
             }
         };
