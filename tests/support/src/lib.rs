@@ -10,6 +10,30 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// The models of `tests/goldens/models`, whose runs PyTorch computed.
+pub const MODELS: [&str; 20] = [
+    "llama",
+    "llama_tied",
+    "llama_bias",
+    "llama_yarn",
+    "llama_dynamic",
+    "qwen2",
+    "qwen2_window",
+    "gpt2",
+    "qwen3",
+    "mistral",
+    "phi3",
+    "phi3_longrope",
+    "olmo2",
+    "granite",
+    "smollm3",
+    "gpt_neox",
+    "gpt_neox_serial",
+    "gemma2",
+    "gemma3",
+    "qwen3_moe",
+];
+
 /// The folder of the test material: `SUASION_MATERIAL`, else `../shared/material` beside the repository.
 pub fn material_folder() -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material");

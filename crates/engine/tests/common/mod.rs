@@ -18,7 +18,7 @@ pub fn goldens() -> Vec<Goldens> {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = crate_dir.join("../../tests/goldens/models");
     assert!(dir.is_dir(), "{} is missing", dir.display());
-    let mut all = vec![Goldens { dir, models: &MODELS }];
+    let mut all = vec![Goldens { dir, models: &suasion_test_support::MODELS }];
     if let Some(material) = suasion_test_support::material_folder() {
         all.push(Goldens { dir: material.join("models"), models: &MATERIAL_FAMILIES });
     }
@@ -52,30 +52,6 @@ pub fn golden_batch(v: &Value) -> Batch {
     }
     batch
 }
-
-/// The models among the goldens of the repository.
-pub const MODELS: [&str; 20] = [
-    "llama",
-    "llama_tied",
-    "llama_bias",
-    "llama_yarn",
-    "llama_dynamic",
-    "qwen2",
-    "qwen2_window",
-    "gpt2",
-    "qwen3",
-    "mistral",
-    "phi3",
-    "phi3_longrope",
-    "olmo2",
-    "granite",
-    "smollm3",
-    "gpt_neox",
-    "gpt_neox_serial",
-    "gemma2",
-    "gemma3",
-    "qwen3_moe",
-];
 
 /// A small configuration of a family, with everything that distinguishes it.
 pub fn config(family: &str) -> Value {

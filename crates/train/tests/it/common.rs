@@ -279,29 +279,7 @@ pub fn metrics(dir: &Path) -> Vec<Value> {
 pub fn golden_models() -> Vec<PathBuf> {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
     let ours = crate_dir.join("../../tests/goldens/models");
-    let models = [
-        "llama",
-        "llama_tied",
-        "llama_bias",
-        "llama_yarn",
-        "llama_dynamic",
-        "qwen2",
-        "qwen2_window",
-        "gpt2",
-        "qwen3",
-        "mistral",
-        "phi3",
-        "phi3_longrope",
-        "olmo2",
-        "granite",
-        "smollm3",
-        "gpt_neox",
-        "gpt_neox_serial",
-        "gemma2",
-        "gemma3",
-        "qwen3_moe",
-    ];
-    let mut all: Vec<PathBuf> = models.map(|name| ours.join(name)).into();
+    let mut all: Vec<PathBuf> = suasion_test_support::MODELS.map(|name| ours.join(name)).into();
     if let Some(material) = suasion_test_support::material_folder() {
         all.extend(
             ["llama", "qwen2", "gpt2", "phi3", "gemma2"].map(|name| material.join("models").join(name)),
