@@ -28,8 +28,7 @@ pub use chat::{Conversation, Detail};
 pub use columns::COLUMNS;
 
 use crate::policy::Format;
-use crate::source::MEDIA;
-use crate::source::{Projection, RawRow, Row};
+use crate::source::{MEDIA, Projection, RawRow, Row};
 use crate::{Error, Result, RowId};
 use messages::LISTS;
 use reader::Reader;
@@ -187,7 +186,7 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     // Messages without roles are of another shape, which `columns` may read.
     let first = |key: &&str| fields.get(*key)?.as_array()?.first()?.as_object();
     let odd = |message: &Map<String, Value>| !message.contains_key("role") && !message.contains_key("from");
-    if LISTS.iter().find_map(first).is_some_and(odd) && columns::proposal(fields).is_some() {
+    if LISTS.iter().find_map(first).is_some_and(odd) && columns::proposed(fields).is_some() {
         return Err(unknown(id, fields));
     }
     let complete: Vec<(Format, &str)> = [

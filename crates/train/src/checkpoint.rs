@@ -30,15 +30,18 @@ pub fn path_of(output_dir: &Path, step: u64) -> PathBuf {
     output_dir.join(format!("checkpoint-{step}"))
 }
 
+/// The step that a folder's name says it is the checkpoint of.
+pub(crate) fn step_of(dir: &Path) -> Option<u64> {
+    dir.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse().ok()
+}
+
 /// The `checkpoint-N` folders of an output folder, by step.
 pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     let Ok(entries) = fs::read_dir(output_dir) else { return Vec::new() };
     let mut found: Vec<(u64, PathBuf)> = entries
         .flatten()
-        .filter_map(|entry| {
-            let step = entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
-            entry.path().is_dir().then(|| (step, entry.path()))
-        })
+        .map(|entry| entry.path())
+        .filter_map(|path| Some((step_of(&path).filter(|_| path.is_dir())?, path)))
         .collect();
     found.sort();
     found
@@ -90,7 +93,7 @@ pub fn read(dir: &Path) -> Result<RunState> {
 pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf, RunState, Vec<Error>)>> {
     let within = match resume {
         Resume::No => return Ok(None),
-        Resume::From(dir) if dir.join(STATE).exists() || is_name(dir) => {
+        Resume::From(dir) if dir.join(STATE).exists() || step_of(dir).is_some() => {
             let state = read(dir).map_err(|error| error.with_older(older(dir)))?;
             return Ok(Some((dir.clone(), state, Vec::new())));
         }
@@ -123,19 +126,12 @@ pub(crate) fn is_finished(dir: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).is_file())
 }
 
-/// True for the name of a checkpoint.
-fn is_name(dir: &Path) -> bool {
-    let name = dir.file_name().and_then(|name| name.to_str());
-    name.and_then(|name| name.strip_prefix("checkpoint-")).is_some_and(|step| step.parse::<u64>().is_ok())
-}
-
 /// The newest usable checkpoint before this one.
 fn older(dir: &Path) -> Option<PathBuf> {
     let run = dir.parent().filter(|run| !run.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let before = |(_, path): &(u64, PathBuf)| path.file_name() != dir.file_name();
-    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse::<u64>().ok();
     let all = list(run).into_iter().filter(before);
-    let older = all.filter(|(at, _)| step(dir).is_none_or(|step| *at < step));
+    let older = all.filter(|(at, _)| step_of(dir).is_none_or(|step| *at < step));
     older.map(|(_, path)| path).rfind(|path| read(path).is_ok())
 }
 

@@ -41,7 +41,8 @@ pub fn check_output_dir(dir: &Path, resume: &Resume, overwrite: bool) -> Result<
     let foreign = |name: &String| {
         // A checkpoint would be replaced as a whole.
         let place = dir.join(name);
-        let other = is_checkpoint(name) && !place.join(STATE).is_file() && !is_empty(&place);
+        let other =
+            checkpoint::step_of(&place).is_some() && !place.join(STATE).is_file() && !is_empty(&place);
         other || is_written(name) && !is_begun(dir)
     };
     match names.into_iter().find(foreign) {
@@ -75,10 +76,6 @@ fn is_written(name: &str) -> bool {
         || shard(name).unwrap_or(false)
 }
 
-fn is_checkpoint(name: &str) -> bool {
-    name.strip_prefix("checkpoint-").is_some_and(|step| step.parse::<u64>().is_ok())
-}
-
 fn is_empty(dir: &Path) -> bool {
     fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
@@ -90,7 +87,7 @@ pub fn replaces(dir: &Path, file: &Path) -> bool {
     let mut parts = inside.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
     match (parts.next(), parts.next()) {
         (Some(name), None) => is_written(&name) || name == CARD,
-        (Some(folder), Some(_)) => is_checkpoint(&folder),
+        (Some(folder), Some(_)) => checkpoint::step_of(Path::new(&folder)).is_some(),
         _ => false,
     }
 }

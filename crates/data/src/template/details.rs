@@ -68,12 +68,11 @@ impl Proof<'_> {
         for text in texts {
             let range = joined..joined + text.len();
             joined = range.end;
-            let core = python::strip(text, None, true, true);
-            if core.is_empty() {
+            let inner = python::core(text);
+            if inner.is_empty() {
                 continue;
             }
-            let lead = text.len() - python::strip(text, None, true, false).len();
-            let (before, after) = (&text[..lead], &text[lead + core.len()..]);
+            let (before, core, after) = (&text[..inner.start], &text[inner.clone()], &text[inner.end..]);
             let opens =
                 marks.into_iter().flat_map(|m| m.spans_of(i, reasoning)).filter(|at| at.start >= cursor);
             let marked = opens.map(|at| at.start).find(|at| self.text[*at..].starts_with(core));
@@ -85,7 +84,7 @@ impl Proof<'_> {
             };
             cursor = at + core.len();
             // White space at its ends belongs to it where the rendering has it.
-            let lead = if self.text[start..at].ends_with(before) { lead } else { 0 };
+            let lead = if self.text[start..at].ends_with(before) { before.len() } else { 0 };
             let tail = if self.text[cursor..].starts_with(after) { after.len() } else { 0 };
             let shown = range.start + before.len() - lead..range.end - after.len() + tail;
             places.push((shown, at - lead));

@@ -180,13 +180,11 @@ impl Setup {
         let mut marked = c.clone();
         let mut n = 0;
         let mut put = |text: &mut String| {
-            let core = python::strip(text, None, true, true);
+            let core = python::core(text);
             if let Some(mark) = mark(plane, n).filter(|_| !core.is_empty()) {
                 // At both ends, for templates that cut a text.
-                let start = text.len() - python::strip(text, None, true, false).len();
-                let end = start + core.len();
-                text.insert(end, mark);
-                text.insert(start, mark);
+                text.insert(core.end, mark);
+                text.insert(core.start, mark);
                 n += 1;
             }
         };

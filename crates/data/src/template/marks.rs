@@ -213,7 +213,7 @@ impl Wrap {
     fn wrap_within(&self, part: &str, new: &mut String, fields: &mut Vec<Field>) {
         let n = fields.len();
         let tag = if part.starts_with("</think>") { "</think>".len() } else { 0 };
-        let core = python::strip(&part[tag..], None, true, true);
+        let core = python::core(&part[tag..]);
         let (Some(open), Some(close)) = (mark(self.plane, 2 * n), mark(self.plane, 2 * n + 1)) else {
             new.push_str(part);
             return;
@@ -222,12 +222,12 @@ impl Wrap {
             new.push_str(part);
             return;
         }
-        let start = part.len() - python::strip(&part[tag..], None, true, false).len();
+        let (start, end) = (tag + core.start, tag + core.end);
         new.push_str(&part[..start]);
         new.extend(self.open.then_some(open));
-        new.push_str(core);
+        new.push_str(&part[start..end]);
         new.push(close);
-        new.push_str(&part[start + core.len()..]);
+        new.push_str(&part[end..]);
         fields.push(self.field(String::new(), String::new(), false));
     }
 
@@ -240,12 +240,12 @@ impl Wrap {
                 let (Some(open), Some(close)) = (mark(self.plane, 2 * n), mark(self.plane, 2 * n + 1)) else {
                     return;
                 };
-                let core = python::strip(text, None, true, true);
-                if core.is_empty() {
+                let inner = python::core(text);
+                if inner.is_empty() {
                     return;
                 }
-                let start = text.len() - python::strip(text, None, true, false).len();
-                let (mut head, tail) = (text[..start].to_string(), text[start + core.len()..].to_string());
+                let core = &text[inner.clone()];
+                let (mut head, tail) = (text[..inner.start].to_string(), text[inner.end..].to_string());
                 let mut new = String::with_capacity(text.len() + 12);
                 let white = |new: &mut String, given: &str| match self.space {
                     Some(space) if !given.is_empty() => new.push(space),

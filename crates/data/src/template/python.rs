@@ -3,6 +3,7 @@
 use minijinja::value::{Object, ObjectRepr, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 use std::fmt::{self, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Maximum nesting of a value; a deeper one is an error.
@@ -11,6 +12,13 @@ const DEPTH: usize = 100;
 /// The characters that `str.strip` removes: Unicode white space and four separators.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// The range of a text without the white space at its ends: what `str.strip()` leaves.
+pub(super) fn core(text: &str) -> Range<usize> {
+    let rest = strip(text, None, true, false);
+    let start = text.len() - rest.len();
+    start..start + strip(rest, None, false, true).len()
 }
 
 /// `str.strip(chars)`, `lstrip`, `rstrip`.

@@ -71,8 +71,7 @@ impl ChatRenderer {
             if let Some(chat) = plan.apply(&self.setup, &id, c, &messages, None) {
                 return Ok(chat);
             }
-            let (messages, text) = self.setup.plain(&id, c)?;
-            return prove(&self.setup, id, c, messages, text);
+            return self.proof(id, c);
         }
         let (messages, text) = self.setup.plain(&id, c)?;
         match plan.and_then(|plan| plan.apply(&self.setup, &id, c, &messages, Some(&text))) {
@@ -88,7 +87,11 @@ impl ChatRenderer {
     /// As [`ChatRenderer::spans`].
     pub fn prove(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let c = &*self.setup.habits.named(c);
-        let c = &*self.setup.given(c, &self.forms);
+        self.proof(id, &self.setup.given(c, &self.forms))
+    }
+
+    /// The proof of a conversation as the template takes it.
+    fn proof(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let (messages, text) = self.setup.plain(&id, c)?;
         prove(&self.setup, id, c, messages, text)
     }

@@ -61,9 +61,7 @@ struct Field<'a> {
 
 impl Field<'_> {
     fn of(text: &str) -> Field<'_> {
-        let start = text.len() - python::strip(text, None, true, false).len();
-        let core = start..start + python::strip(text, None, true, true).len();
-        Field { text, core }
+        Field { text, core: python::core(text) }
     }
 
     fn blank(&self) -> bool {

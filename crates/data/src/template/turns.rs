@@ -93,9 +93,9 @@ impl Proof<'_> {
     /// True if a message has content.
     fn has_content(message: &Value) -> bool {
         match &message["content"] {
-            Value::String(text) => !python::strip(text, None, true, true).is_empty(),
+            Value::String(text) => !python::core(text).is_empty(),
             Value::Array(parts) => parts.iter().any(|part| match &part["text"] {
-                Value::String(text) => !python::strip(text, None, true, true).is_empty(),
+                Value::String(text) => !python::core(text).is_empty(),
                 _ => false,
             }),
             _ => false,

@@ -97,7 +97,7 @@ fn is_text(key: &str) -> bool {
 fn strings<'a>(value: &'a Value, out: &mut Vec<&'a str>) {
     match value {
         Value::String(text) => {
-            let core = python::strip(text, None, true, true);
+            let core = &text[python::core(text)];
             out.extend((!core.is_empty()).then_some(core));
         }
         Value::Array(list) => list.iter().for_each(|value| strings(value, out)),
@@ -111,7 +111,7 @@ fn strings<'a>(value: &'a Value, out: &mut Vec<&'a str>) {
 /// Puts another text in the place of each of these strings.
 fn reword(value: &mut Value, other: &str) {
     match value {
-        Value::String(text) if !python::strip(text, None, true, true).is_empty() => *text = other.to_string(),
+        Value::String(text) if !python::core(text).is_empty() => *text = other.to_string(),
         Value::Array(list) => list.iter_mut().for_each(|value| reword(value, other)),
         Value::Object(map) => {
             map.iter_mut().filter(|(key, _)| is_text(key)).for_each(|(_, value)| reword(value, other));
