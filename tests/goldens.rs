@@ -86,24 +86,7 @@ fn trajectory(folder: &Path) {
 
 #[test]
 fn trajectories_are_those_of_transformers() {
-    let models = [
-        "llama",
-        "llama_tied",
-        "llama_bias",
-        "qwen2",
-        "gpt2",
-        "qwen3",
-        "mistral",
-        "phi3",
-        "olmo2",
-        "granite",
-        "smollm3",
-        "gpt_neox",
-        "gemma2",
-        "gemma3",
-        "qwen3_moe",
-    ];
-    for model in models {
+    for model in suasion_test_support::MODELS {
         trajectory(&root().join("tests/goldens/models").join(model));
     }
 }
