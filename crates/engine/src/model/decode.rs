@@ -82,6 +82,7 @@ impl<B: Backend> Model<B> {
         if let Some(limit) = self.arch.position_limit().filter(|limit| end > *limit) {
             return fail(format!("{end} tokens are more than the model's {limit} learned positions"));
         }
+        self.refresh_dora()?;
         cache.ids.truncate(cache.len);
         cache.ids.extend(ids);
         let variants = |length: usize| self.ropes.iter().map(move |rope| rope.rope.variant(length));
@@ -145,7 +146,8 @@ impl<B: Backend> Model<B> {
     fn last_logits(&mut self) -> Result<Vec<f32>> {
         let (h, ..) = self.final_norm(1)?;
         let logits = self.arena.logits.top(1);
-        self.backend.linear(logits, false, h, self.slot_view(&self.map.head), None)?;
+        let map = Arc::clone(&self.map);
+        self.linear(logits, false, h, &map.head)?;
         let mut values = vec![0.0; self.arch.vocab_size];
         self.backend.read(logits, &mut values)?;
         self.arch.head.finish(&mut values);
