@@ -325,7 +325,8 @@ fn cross_entropy() {
         let weighted = losses(b, logits, &ids, Some(&weights), softcap);
         let nll = |losses: &[TargetLoss]| losses.iter().map(|loss| loss.nll).collect::<Vec<_>>();
         let top = plain.iter().map(|loss| f32::from(loss.top1)).collect();
-        vec![nll(&plain), nll(&weighted), get(b, logits), top]
+        let entropies = |losses: &[TargetLoss]| losses.iter().map(|loss| loss.entropy).collect::<Vec<_>>();
+        vec![nll(&plain), nll(&weighted), get(b, logits), top, entropies(&plain), entropies(&weighted)]
     }
     for (rows, vocab) in [(1, 1), (3, 2), (5, 31), (7, 33), (2, 1000)] {
         // With one token there is nothing to learn and nothing but zeros to compare.

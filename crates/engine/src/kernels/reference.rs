@@ -570,7 +570,9 @@ impl<S: Scalar> Backend for Reference<S> {
             let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = x.iter().map(|x| (x - max).exp()).sum::<f64>();
             let top1 = x.iter().position(|&v| v == max) == Some(id as usize);
-            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1))]);
+            let entropy =
+                x.iter().map(|x| (x - max).exp() / sum).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1)), entropy]);
             if let Some(weights) = &weights {
                 self.update(row, |j, _| {
                     let p = (x[j] - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 };
