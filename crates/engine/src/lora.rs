@@ -153,7 +153,9 @@ impl<'a> Rules<'a> {
         let layers: Vec<String> = match &lora.layers_pattern[..] {
             // The first number in a name, never an expert's.
             [] => vec![r"^.*?\.[^.]*\.(\d+)\.".into()],
-            patterns => patterns.iter().map(|pattern| format!(r"^(?:.*?\.)?(?:{pattern})\.(\d+)\.")).collect(),
+            patterns => {
+                patterns.iter().map(|pattern| format!(r"^(?:.*?\.)?(?:{pattern})\.(\d+)\.")).collect()
+            }
         };
         Ok(Rules {
             lora,

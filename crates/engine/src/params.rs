@@ -390,7 +390,8 @@ impl ParameterMap {
         let fail = |message: String| Err(Error::Parameter { message });
         let linears: Vec<&str> = self.linears().map(|(_, part)| module_name(&part.name)).collect();
         if let Some(target) = lora.unknown(&linears).first() {
-            let others: Vec<&str> = self.parameters.iter().filter(|p| !p.of_adapter).map(Parameter::module).collect();
+            let others: Vec<&str> =
+                self.parameters.iter().filter(|p| !p.of_adapter).map(Parameter::module).collect();
             let one = Lora { targets: Targets::Names(vec![target.to_string()]), ..Lora::default() };
             let Some(module) = others.iter().find(|name| one.unknown(&[name]).is_empty()) else {
                 let mut ends: Vec<&str> = linears.iter().filter_map(|name| name.rsplit('.').next()).collect();
@@ -408,7 +409,9 @@ impl ParameterMap {
             let one = Lora { save: vec![end.clone()], ..Lora::default() };
             Rules::of(&one).is_ok_and(|rules| {
                 let own = self.parameters.iter().filter(|p| !p.of_adapter);
-                own.map(|p| module_name(p.module())).chain(linears.iter().copied()).any(|name| rules.saves(name))
+                own.map(|p| module_name(p.module()))
+                    .chain(linears.iter().copied())
+                    .any(|name| rules.saves(name))
             })
         };
         if let Some(end) = lora.save.iter().find(|end| !saved(end)) {
@@ -417,7 +420,8 @@ impl ParameterMap {
         let adapted = self.parameters.iter().any(|p| p.of_adapter && p.copy_of.is_none());
         if !adapted {
             return fail(
-                "no parameter is chosen to be trained: no linear layer of this model matches target_modules".into(),
+                "no parameter is chosen to be trained: no linear layer of this model matches target_modules"
+                    .into(),
             );
         }
         Ok(())

@@ -59,7 +59,8 @@ impl AdapterFolder {
             return Err(Error::Weights {
                 path: dir.to_path_buf(),
                 message: format!("no {ADAPTER_WEIGHTS} beside {ADAPTER_CONFIG}"),
-                help: "adapters are read from safetensors only: save it with model.save_pretrained(..)".into(),
+                help: "adapters are read from safetensors only: save it with model.save_pretrained(..)"
+                    .into(),
             });
         }
         Ok(AdapterFolder { path: dir.to_path_buf(), lora, base })
@@ -192,11 +193,13 @@ impl Fields<'_> {
     }
 
     fn flag(&self, name: &str) -> Result<bool> {
-        self.get(name).map_or(Ok(false), |value| value.as_bool().map_or_else(|| self.wrong(name, "true or false"), Ok))
+        self.get(name)
+            .map_or(Ok(false), |value| value.as_bool().map_or_else(|| self.wrong(name, "true or false"), Ok))
     }
 
     fn number(&self, name: &str, default: f64) -> Result<f64> {
-        self.get(name).map_or(Ok(default), |value| value.as_f64().map_or_else(|| self.wrong(name, "a number"), Ok))
+        self.get(name)
+            .map_or(Ok(default), |value| value.as_f64().map_or_else(|| self.wrong(name, "a number"), Ok))
     }
 
     /// Texts: a list, or one.
@@ -250,10 +253,14 @@ impl Fields<'_> {
             }
         }
         if let Some(task) = self.text("task_type")?.filter(|task| task != "CAUSAL_LM") {
-            return self.fail(format!("task_type is {task:?}, not CAUSAL_LM"), "use an adapter of a language model");
+            return self
+                .fail(format!("task_type is {task:?}, not CAUSAL_LM"), "use an adapter of a language model");
         }
         if let Some(bias) = self.text("bias")?.filter(|bias| bias != "none") {
-            return self.fail(format!("bias is {bias:?}: biases of the base are not trained with an adapter"), MERGE);
+            return self.fail(
+                format!("bias is {bias:?}: biases of the base are not trained with an adapter"),
+                MERGE,
+            );
         }
         let init = match self.get("init_lora_weights") {
             None | Some(Value::Bool(true)) => LoraInit::Kaiming,
@@ -262,13 +269,15 @@ impl Fields<'_> {
             // They have begun otherwise; the weights that they have learned are read as they are.
             Some(Value::String(text)) if text == "eva" || text == "orthogonal" => LoraInit::Kaiming,
             Some(other) => {
-                return self.fail(format!("init_lora_weights = {other}: it changes the base's weights"), MERGE);
+                return self
+                    .fail(format!("init_lora_weights = {other}: it changes the base's weights"), MERGE);
             }
         };
         let layers = match self.get("layers_to_transform") {
             None => None,
             Some(Value::Array(items)) => {
-                let layers: Option<Vec<usize>> = items.iter().map(|item| Some(item.as_u64()? as usize)).collect();
+                let layers: Option<Vec<usize>> =
+                    items.iter().map(|item| Some(item.as_u64()? as usize)).collect();
                 Some(layers.map_or_else(|| self.wrong("layers_to_transform", "a list of numbers"), Ok)?)
             }
             Some(one) => match one.as_u64() {

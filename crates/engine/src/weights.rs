@@ -231,8 +231,9 @@ pub(crate) fn load<'a>(
         let damaged = |i: usize, value: f32| Error::Weights {
             path: path.to_path_buf(),
             message: format!("tensor \"{name}\" holds {value} at element {i}"),
-            help: "the weights are damaged or come from a run that diverged; train from an earlier checkpoint"
-                .into(),
+            help:
+                "the weights are damaged or come from a run that diverged; train from an earlier checkpoint"
+                    .into(),
         };
         if p.mapped {
             // A piece at a time: the whole of it is what shall not be copied.

@@ -235,8 +235,9 @@ fn low_rank_adapters_equal_peft() {
     let mut seen = 0;
     for_each(|family, dir, arch, golden| {
         let batch = golden_batch(&golden["batches"]["a"]);
-        for (adapter, base) in
-            adapters(dir).iter().flat_map(|adapter| [Base::Resident, Base::Mapped].map(|base| (adapter, base)))
+        for (adapter, base) in adapters(dir)
+            .iter()
+            .flat_map(|adapter| [Base::Resident, Base::Mapped].map(|base| (adapter, base)))
         {
             let want = peft_golden(&adapter.path);
             let lora = Trainable::Adapter(adapter.lora_for(&arch).unwrap());
@@ -259,7 +260,12 @@ fn low_rank_adapters_equal_peft() {
                     tensor.data.fill(0.0);
                     zero.set_parameter(name, &tensor).unwrap();
                 }
-                check_trajectory(&mut zero, &batch, &want["adamw_5_from_B_zero"], &format!("{what} from zero"));
+                check_trajectory(
+                    &mut zero,
+                    &batch,
+                    &want["adamw_5_from_B_zero"],
+                    &format!("{what} from zero"),
+                );
             }
             // As PEFT begins: copies are the base, magnitudes its rows' lengths.
             if copied || adapter.lora.dora {
@@ -269,7 +275,12 @@ fn low_rank_adapters_equal_peft() {
                 let a: Vec<_> = a.into_iter().map(|name| (values(&begun, &name), name)).collect();
                 begun.init_adapter(1).unwrap();
                 a.iter().for_each(|(tensor, name)| begun.set_parameter(name, tensor).unwrap());
-                check_trajectory(&mut begun, &batch, &want["adamw_5_from_B_zero"], &format!("{what} from the start"));
+                check_trajectory(
+                    &mut begun,
+                    &batch,
+                    &want["adamw_5_from_B_zero"],
+                    &format!("{what} from the start"),
+                );
             }
             let merged_dir = tempfile::tempdir().unwrap();
             let untied = new().save_merged(merged_dir.path(), WeightType::F32).unwrap();

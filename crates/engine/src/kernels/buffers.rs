@@ -201,7 +201,13 @@ impl<M> Default for Memory<M> {
         static BACKENDS: AtomicU64 = AtomicU64::new(0);
         let backend = BACKENDS.fetch_add(1, Ordering::Relaxed);
         let files = Store::default();
-        Memory { backend, files, buffers: Store::default(), indices: Store::default(), plans: Store::default() }
+        Memory {
+            backend,
+            files,
+            buffers: Store::default(),
+            indices: Store::default(),
+            plans: Store::default(),
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use super::cpu::Cpu;
 use super::reference::Reference;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes,
-    Routing, View,
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Draw, Dropout, FileBuffer, FileTensor, Heads,
+    IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, View,
 };
 use crate::Result;
 use crate::collective::Collective;
@@ -85,9 +85,14 @@ impl Backend for Device {
         scale_columns(y: View, accumulate: bool, x: View, factors: View, bias: Option<View>) -> Result<()>;
         column_dots(out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()>;
         rotate(x: View, head_dim: usize, table: View, positions: Indices, inverse: bool) -> Result<()>;
-        attention(h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View) -> Result<()>;
+        dropout(x: View, dropout: Dropout) -> Result<()>;
+        add_noise(x: View, sizes: View, draw: Draw) -> Result<()>;
+        attention(
+            h: Heads, plan: &PlanBuffer, dropout: Option<Dropout>, o: View, lse: View, q: View, kv: View
+        ) -> Result<()>;
         attention_backward(
-            h: Heads, plan: &PlanBuffer, dq: View, dkv: View, do_: View, o: View, lse: View, q: View, kv: View
+            h: Heads, plan: &PlanBuffer, dropout: Option<Dropout>, dq: View, dkv: View, do_: View, o: View, lse: View,
+            q: View, kv: View
         ) -> Result<()>;
         activate(f: Activation, a: View, up: View) -> Result<()>;
         activate_backward(f: Activation, dup: View, da: View, up: View) -> Result<()>;

@@ -74,7 +74,11 @@ fn runs(offsets: &[u32], slots: usize) -> Result<impl Iterator<Item = (usize, st
 /// rows each, with their columns among these.
 fn of_experts(w: &[View], experts: usize, outputs: usize) -> Result<Vec<Vec<(Range<usize>, View)>>> {
     let rows = w.iter().fold(0usize, |rows, w| rows.saturating_add(w.rows()));
-    rule!("experts", experts.checked_mul(outputs) == Some(rows), "weights of {rows} rows for {experts} of {outputs}");
+    rule!(
+        "experts",
+        experts.checked_mul(outputs) == Some(rows),
+        "weights of {rows} rows for {experts} of {outputs}"
+    );
     let mut all = vec![Vec::new(); experts];
     let mut at = 0;
     for view in w {

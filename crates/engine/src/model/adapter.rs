@@ -7,10 +7,14 @@
 //! Under DoRA (Liu et al. 2024) the output is `g ∘ z + bias` with `z = x · wᵀ + t · Bᵀ` and `g = m / n`, where `m` is
 //! trained and `n = ‖w + scale · B · A‖`, row by row, is a constant of the backward pass, as in PEFT. So `dm = Σ dy ∘ z /
 //! n`, and everything before takes `g ∘ dy` for `dy`. `n` and `g` change with the weights, once a step.
+//!
+//! With dropout the adapter reads `x' = dropout(x)`, under DoRA `z` too: the output is then
+//! `g ∘ z(x') + bias + (x − x') · wᵀ`.
 
 use super::Model;
 use super::block::Piece;
-use crate::kernels::{Backend, Buffer, View};
+use super::noise::Site;
+use crate::kernels::{Backend, Buffer, Dropout, View};
 use crate::lora::LoraInit;
 use crate::params::{Adapter, Linear, Parameter, ParameterMap, Part};
 use crate::weights::{self, Lazy, WeightType};
@@ -54,12 +58,21 @@ impl<B: Backend> Model<B> {
         for part in &at.parts {
             let Some(adapter) = &part.adapter else { continue };
             let y = y.columns(part.outputs.clone());
-            match self.scaling(adapter) {
-                None => self.add_low(adapter, y, x)?,
-                Some(scaling) => {
-                    let z = self.unscaled(part, adapter, x)?;
-                    let bias = part.bias.as_ref().map(|bias| self.parameter_view(&bias.range));
-                    self.backend.scale_columns(y, accumulate, z, scaling.factors, bias)?;
+            let dropout = self.adapter_dropout(adapter);
+            let input = self.dropped(x, dropout)?;
+            let Some(scaling) = self.scaling(adapter) else {
+                self.add_low(adapter, y, input)?;
+                continue;
+            };
+            let z = self.unscaled(part, adapter, input)?;
+            let bias = part.bias.as_ref().map(|bias| self.parameter_view(&bias.range));
+            self.backend.scale_columns(y, accumulate, z, scaling.factors, bias)?;
+            if dropout.is_some() {
+                let rest = input;
+                self.backend.scale(rest, -1.0)?;
+                self.backend.add(rest, x)?;
+                for piece in self.own_pieces(part) {
+                    self.backend.linear(y.columns(piece.outputs), true, rest, piece.weight, None)?;
                 }
             }
         }
@@ -71,6 +84,8 @@ impl<B: Backend> Model<B> {
         for part in &at.parts {
             let Some(adapter) = &part.adapter else { continue };
             let mut dy = dy.columns(part.outputs.clone());
+            let dropout = self.adapter_dropout(adapter);
+            let x = self.dropped(x, dropout)?;
             if let (Some((magnitude, _)), Some(scaling)) = (&adapter.magnitude, self.scaling(adapter)) {
                 if let Some((dm, accumulate)) = self.gradient_of(&[magnitude]) {
                     let z = self.unscaled(part, adapter, x)?;
@@ -97,18 +112,55 @@ impl<B: Backend> Model<B> {
         let mut accumulate = accumulate;
         for part in &at.parts {
             let Some(adapter) = &part.adapter else { continue };
-            let mut dy = dy.columns(part.outputs.clone());
-            if let Some(scaling) = self.scaling(adapter) {
-                dy = self.scaled_gradient(&scaling, dy)?;
-                for piece in self.own_pieces(part) {
-                    self.backend.linear_dx(dx, accumulate, dy.columns(piece.outputs), piece.weight)?;
+            let (dropout, scaling) = (self.adapter_dropout(adapter), self.scaling(adapter));
+            let dy = dy.columns(part.outputs.clone());
+            let through = match &scaling {
+                Some(scaling) => self.scaled_gradient(scaling, dy)?,
+                None => dy,
+            };
+            let dt = self.adapter_gradient(adapter, through)?;
+            let a = self.slot_view(&adapter.a);
+            let pieces = if scaling.is_some() { self.own_pieces(part) } else { Vec::new() };
+            let Some(dropout) = dropout else {
+                for piece in pieces {
+                    self.backend.linear_dx(dx, accumulate, through.columns(piece.outputs), piece.weight)?;
                     accumulate = true;
                 }
+                self.backend.linear_dx(dx, true, dt, a)?;
+                continue;
+            };
+            // What comes through the dropped input: `dt · A`, and under DoRA `(g ∘ dy − dy) · w`.
+            let inside = self.arena.dropped(dx.rows(), dx.width());
+            self.backend.linear_dx(inside, false, dt, a)?;
+            for piece in &pieces {
+                let (through, dy) =
+                    (through.columns(piece.outputs.clone()), dy.columns(piece.outputs.clone()));
+                self.backend.linear_dx(inside, true, through, piece.weight)?;
+                self.backend.linear_dx(dx, accumulate, dy, piece.weight)?;
+                accumulate = true;
+                self.backend.scale(inside, -1.0)?;
+                self.backend.linear_dx(inside, true, dy, piece.weight)?;
+                self.backend.scale(inside, -1.0)?;
             }
-            let dt = self.adapter_gradient(adapter, dy)?;
-            self.backend.linear_dx(dx, true, dt, self.slot_view(&adapter.a))?;
+            self.backend.dropout(inside, dropout)?;
+            self.backend.add(dx, inside)?;
         }
         Ok(())
+    }
+
+    /// The dropout of an adapter's input in the current pass.
+    fn adapter_dropout(&self, adapter: &Adapter) -> Option<Dropout> {
+        let rate = self.lora.as_ref()?.dropout;
+        self.dropout(Site::Adapter(adapter.module), rate as f32)
+    }
+
+    /// `x` where nothing is dropped, else a copy of it with the dropout.
+    fn dropped(&mut self, x: View, dropout: Option<Dropout>) -> Result<View> {
+        let Some(dropout) = dropout else { return Ok(x) };
+        let copy = self.arena.dropped(x.rows(), x.width());
+        self.backend.copy(copy, x)?;
+        self.backend.dropout(copy, dropout)?;
+        Ok(copy)
     }
 
     /// `y += t · Bᵀ`.
@@ -177,7 +229,8 @@ impl<B: Backend> Model<B> {
         }
         let map = Arc::clone(&self.map);
         for (_, part) in map.linears() {
-            let Some((adapter, scaling)) = part.adapter.as_ref().and_then(|a| Some((a, self.scaling(a)?))) else {
+            let Some((adapter, scaling)) = part.adapter.as_ref().and_then(|a| Some((a, self.scaling(a)?)))
+            else {
                 continue;
             };
             self.row_norms(part, adapter, scaling.norms)?;
@@ -227,7 +280,9 @@ impl<B: Backend> Model<B> {
         }
         self.weights_changed();
         for (_, part) in map.linears() {
-            if let Some((adapter, (magnitude, _))) = part.adapter.as_ref().and_then(|a| Some((a, a.magnitude.as_ref()?))) {
+            if let Some((adapter, (magnitude, _))) =
+                part.adapter.as_ref().and_then(|a| Some((a, a.magnitude.as_ref()?)))
+            {
                 self.row_norms(part, adapter, self.parameter_view(&magnitude.range))?;
             }
         }
@@ -285,7 +340,8 @@ impl<B: Backend> Model<B> {
         })?;
         self.weights_changed();
         let wanted = map.parameters.iter().filter(|p| p.of_adapter);
-        missing.extend(wanted.filter(|p| !read.contains(&p.name)).map(|p| format!("{} {:?}", p.name, p.shape)));
+        missing
+            .extend(wanted.filter(|p| !read.contains(&p.name)).map(|p| format!("{} {:?}", p.name, p.shape)));
         if missing.is_empty() && others.is_empty() {
             return Ok(());
         }
@@ -310,9 +366,8 @@ impl<B: Backend> Model<B> {
     pub fn save_merged(&self, dir: &Path, kind: WeightType) -> Result<bool> {
         self.need_adapter()?;
         let own = self.map.parameters.iter().enumerate().filter(|(_, p)| !p.of_adapter);
-        let mut tensors: Vec<Lazy> = own
-            .map(|(i, p)| Lazy { kind, read: Box::new(move || self.merged(i)), ..self.lazy(p) })
-            .collect();
+        let mut tensors: Vec<Lazy> =
+            own.map(|(i, p)| Lazy { kind, read: Box::new(move || self.merged(i)), ..self.lazy(p) }).collect();
         let untied = self.arch.head.tied
             && (!self.map.is_tied() || self.map.head.parts.iter().any(|part| part.adapter.is_some()));
         if untied {

@@ -85,7 +85,9 @@ impl<B: Backend> Model<B> {
     pub fn init_random(&mut self, seed: u64) -> Result<()> {
         for (i, p) in self.map.parameters.iter().enumerate().filter(|(_, p)| !p.of_adapter) {
             if p.mapped {
-                return Err(Error::Parameter { message: format!("\"{}\" is to be read from a file", p.name) });
+                return Err(Error::Parameter {
+                    message: format!("\"{}\" is to be read from a file", p.name),
+                });
             }
             let values = init::values(&self.arch, p, i, seed);
             self.backend.write(part(self.parameters.view(), &p.range), &values)?;
@@ -216,7 +218,9 @@ impl<B: Backend> Model<B> {
             return Err(Error::Parameter { message });
         }
         if p.mapped {
-            return Err(Error::Parameter { message: format!("\"{name}\" is in a file, which is not changed") });
+            return Err(Error::Parameter {
+                message: format!("\"{name}\" is in a file, which is not changed"),
+            });
         }
         let at = part(self.parameters.view(), &p.range);
         let values = weights::from_file(p, &tensor.data);

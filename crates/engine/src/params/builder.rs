@@ -1,8 +1,8 @@
 //! Lays the parameters of an architecture out.
 
 use super::{
-    Adapter, Base, BlockSlots, Kind, Layout, Linear, LowSizes, NormSlots, Parameter, ParameterMap, Part, Slot,
-    Store, Trainable, module_name,
+    Adapter, Base, BlockSlots, Kind, Layout, Linear, LowSizes, NormSlots, Parameter, ParameterMap, Part,
+    Slot, Store, Trainable, module_name,
 };
 use crate::arch::{Architecture, Block, Names};
 use crate::kernels::Norm;
@@ -79,12 +79,14 @@ impl<'a> Builder<'a> {
             true => embedding.clone(),
             false => self.matrix(names.head, a.vocab_size, Kind::Matrix),
         };
-        let part = Part { name: names.head.into(), outputs: 0..a.vocab_size, weight, bias: None, adapter: None };
+        let part =
+            Part { name: names.head.into(), outputs: 0..a.vocab_size, weight, bias: None, adapter: None };
         let mut head = Linear { inputs: a.hidden, parts: vec![part] };
         // After the model's own parameters, whose places do not depend on an adapter.
         if let Some(rules) = self.rules.take() {
             let follows = self.copy_head(&mut head, &embedding, &rules);
-            let outer = [Some(&mut embedding), positions.as_mut()].into_iter().flatten().chain(norm.slots_mut());
+            let outer =
+                [Some(&mut embedding), positions.as_mut()].into_iter().flatten().chain(norm.slots_mut());
             outer.for_each(|slot| self.copy(slot, &rules));
             if let (true, Some(part)) = (follows, head.parts.first_mut()) {
                 part.weight = embedding.clone();
@@ -287,7 +289,17 @@ impl<'a> Builder<'a> {
             self.trained = self.trained.saturating_add(len);
         }
         let (layout, mapped, of_adapter, copy_of) = (Layout::Same, false, true, None);
-        self.parameters.push(Parameter { name, shape, range, store, layout, kind, mapped, of_adapter, copy_of });
+        self.parameters.push(Parameter {
+            name,
+            shape,
+            range,
+            store,
+            layout,
+            kind,
+            mapped,
+            of_adapter,
+            copy_of,
+        });
         self.parameters.len() - 1
     }
 
@@ -310,7 +322,17 @@ impl<'a> Builder<'a> {
             self.trained = self.trained.saturating_add(len);
         }
         let (layout, of_adapter, copy_of) = (Layout::Same, false, None);
-        self.parameters.push(Parameter { name, shape, range, store, layout, kind, mapped, of_adapter, copy_of });
+        self.parameters.push(Parameter {
+            name,
+            shape,
+            range,
+            store,
+            layout,
+            kind,
+            mapped,
+            of_adapter,
+            copy_of,
+        });
         self.parameters.len() - 1
     }
 

@@ -73,10 +73,7 @@ impl FileMatrix {
 
     /// `y[i, :]` is row `rows[i]`.
     pub(super) fn gather(&self, y: &mut [f32], rows: &[u32], width: usize) {
-        y.par_chunks_mut(width)
-            .zip(rows)
-            .with_min_len(ROWS)
-            .for_each(|(y, &row)| self.row(row as usize, y));
+        y.par_chunks_mut(width).zip(rows).with_min_len(ROWS).for_each(|(y, &row)| self.row(row as usize, y));
     }
 }
 
