@@ -4,6 +4,7 @@ mod best;
 mod common;
 mod compare;
 mod evaluate;
+mod extras;
 mod generate;
 mod not_finite;
 mod packing;
