@@ -172,6 +172,8 @@ impl Job {
         let files = ModelFiles::from_dir(&self.folder.path)?;
         let saved = self.config.anywhere().to_yaml();
         let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: saved.into_bytes() }];
+        let tokenizer = self.folder.tokenizer.clone();
+        let decode = |ids: &[u32]| tokenizer.as_ref().map_or_else(String::new, |t| t.decode(ids, false));
         let run = Run {
             model: &mut model,
             train: &self.train,
@@ -182,6 +184,7 @@ impl Job {
             files: &files,
             extra: &extra,
             stops: &self.stops,
+            decode: self.folder.tokenizer.as_deref().map(|_| &decode as &dyn Fn(&[u32]) -> String),
             output_dir: &self.config.output_dir,
             resume: self.begin.resume.clone(),
             extend: self.begin.extend,

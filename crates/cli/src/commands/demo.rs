@@ -170,7 +170,7 @@ fn defaults() -> Config {
             lr_scheduler_type: Scheduler::Cosine,
             warmup_ratio: 0.1,
             weight_decay: 0.1,
-            logging_steps: 1,
+            logging_steps: 1.into(),
             eval_strategy: Strategy::Epoch,
             // The run is short, and Ctrl-C writes a checkpoint.
             save_strategy: Strategy::No,

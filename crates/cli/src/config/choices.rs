@@ -6,7 +6,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Vi
 use serde::{Deserialize, Serialize, forward_to_deserialize_any};
 use serde_json::{Value as Json, json};
 use suasion_data::{Boundary, Code, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
-use suasion_train::{Scheduler, Strategy};
+use suasion_train::{OnSaveError, Scheduler, Strategy};
 
 /// Where a model's first weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +79,7 @@ impl Choice for Format {}
 impl Choice for Init {}
 impl Choice for OnBadRow {}
 impl Choice for PackingStrategy {}
+impl Choice for OnSaveError {}
 impl Choice for Scheduler {}
 impl Choice for Strategy {}
 impl Choice for Supervise {}

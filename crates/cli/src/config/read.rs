@@ -145,7 +145,7 @@ impl Loaded {
         entries: &Map<String, Json>,
         place: &str,
     ) -> Result<(), Failure> {
-        if key.name == "template_kwargs" {
+        if ["lr_scheduler_kwargs", "template_kwargs"].contains(&key.name) {
             // Its values are of any type, and none has a default.
             return match (key.set_json)(&mut self.config, &Json::Object(entries.clone())) {
                 Ok(()) => self.placed(key, place),

@@ -38,10 +38,12 @@ impl Rows<'_> {
 
 /// Keys and values of a layer.
 #[derive(Clone, Copy)]
-pub(super) struct Keys {
+pub(super) struct Keys<'a> {
     /// Where this batch's rows are written.
     pub(super) new: View,
-    /// What attention reads: the same, or a cache that ends in it.
+    /// Where each of them is copied to, where that is not its place for attention.
+    pub(super) places: &'a [View],
+    /// What attention reads: the same, or a cache that they are in.
     pub(super) all: View,
 }
 
@@ -80,9 +82,9 @@ impl<'a> Joint<'a> {
 }
 
 impl<B: Backend> Model<B> {
-    pub(super) fn own_keys(&self, n: usize, rows: &Rows) -> Keys {
+    pub(super) fn own_keys(&self, n: usize, rows: &Rows) -> Keys<'static> {
         let kv = self.arena.saved(n, rows.all(), rows.queries()).kv;
-        Keys { new: kv, all: kv }
+        Keys { new: kv, places: &[], all: kv }
     }
 
     /// Where layer `n` writes: the next one's input, or the rows for the head.
@@ -95,7 +97,7 @@ impl<B: Backend> Model<B> {
 
     /// One block, on the query rows: `out = x' + mlp(norm(x'))` with `x' = x + attention(norm(x))`, or
     /// `out = x + attention(norm(x)) + mlp(norm'(x))`. What is added may be normalised and scaled first.
-    pub(super) fn block_forward(&mut self, n: usize, rows: &Rows, keys: Keys, out: View) -> Result<()> {
+    pub(super) fn block_forward(&mut self, n: usize, rows: &Rows, keys: Keys<'_>, out: View) -> Result<()> {
         let (arch, map) = (Arc::clone(&self.arch), Arc::clone(&self.map));
         let (block, at) = (&arch.blocks[n], &map.blocks[n]);
         let (all, queries) = (rows.all(), rows.queries());
@@ -108,6 +110,9 @@ impl<B: Backend> Model<B> {
         self.linear(saved.raw.map_or(saved.q, |raw| raw.q), false, query_h, &at.q)?;
         self.qk_norm(block, at, saved, keys.new)?;
         self.rotate(n, saved.q, keys.new, rows, false)?;
+        for (row, place) in keys.places.iter().enumerate() {
+            self.backend.copy(*place, keys.new.row_range(row..row + 1))?;
+        }
         let heads = block.attention.heads;
         let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
         self.backend.attention(heads, rows.attention, dropout, saved.o, saved.lse, saved.q, keys.all)?;
