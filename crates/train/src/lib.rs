@@ -33,6 +33,7 @@ pub mod settings;
 pub mod state;
 pub mod step;
 mod steps;
+mod tensorboard;
 pub mod trainer;
 mod trainer_state;
 
@@ -47,7 +48,7 @@ pub use logits::Sampling;
 pub use metrics::{EvalRecord, StepRecord};
 pub use model_files::{ModelFiles, OutputFile, TEMPLATES};
 pub use observer::{Event, Observer, Silent, StepEvent};
-pub use output_dir::{check_output_dir, lock, replaces};
+pub use output_dir::{EVENTS, check_output_dir, lock, replaces};
 pub use plan::Plan;
 pub use probe::ProbeSettings;
 pub use report::data::{DataCard, FindingCount, SampleReply, SectionShare};

@@ -56,6 +56,8 @@ pub struct Run<'a, B: Backend> {
     pub decode: Option<&'a dyn Fn(&[u32]) -> String>,
     /// Files written into the output folder at the start (the resolved configuration).
     pub extra: &'a [OutputFile],
+    /// The folder that gets a TensorBoard event file.
+    pub tensorboard: Option<&'a Path>,
     /// The output folder.
     pub output_dir: &'a Path,
     /// Whether it continues another run.

@@ -10,6 +10,7 @@ use crate::output_dir::{check_output_dir, clear, lock, prepare};
 use crate::run::{Best, Report, Resume, Run};
 use crate::state::RunState;
 use crate::steps::Steps;
+use crate::tensorboard::Events;
 use crate::trainer_state::trainer_state;
 use crate::{Error, Evaluation, OnSaveError, Plan, Result, Strategy, report, samples};
 use std::path::{Path, PathBuf};
@@ -105,6 +106,7 @@ pub fn train<B: Backend>(
     }
     // An earlier run stays as it is until this one has something to put in its place.
     let waits = run.overwrite && resumed_from.is_none() && is_begun(output_dir);
+    let events = run.tensorboard.map(|dir| Events::new(dir.to_path_buf(), state.progress.step));
     let mut steps = Steps::shifted(train, settings, plan.total_steps, state.shift)?;
     steps.rate = state.plateau.learning_rate;
     let mut trainer = Trainer {
@@ -112,6 +114,7 @@ pub fn train<B: Backend>(
         owner: false,
         last_loss: None,
         unwritten: false,
+        events,
         saved: resumed_from.as_ref().map(|_| state.progress.step),
         newest: resumed_from,
         run,
@@ -146,6 +149,8 @@ struct Trainer<'a, 'o, B: Backend> {
     last_loss: Option<f64>,
     /// True while lines of metrics could not be written.
     unwritten: bool,
+    /// For TensorBoard.
+    events: Option<Events>,
     /// True once the folder holds this run's files and no earlier one's.
     owner: bool,
     parameters: u64,
@@ -268,7 +273,15 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
 
     /// Adds a line to the metrics. Where that fails, and `on_save_error` lets it, the line waits for the next.
     fn note(&mut self, record: Record) -> Result<()> {
-        match self.log.push(record) {
+        let mut written = Ok(());
+        if let Some(events) = &mut self.events {
+            events.push(&record);
+            // Not before an earlier run's are removed.
+            if self.owner {
+                written = events.flush();
+            }
+        }
+        match self.log.push(record).and(written) {
             Err(error) if error.is_io() && self.run.settings.on_save_error == OnSaveError::Continue => {
                 if !std::mem::replace(&mut self.unwritten, true) {
                     self.warn(format!(
@@ -485,6 +498,9 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         self.own()?;
         folder.move_into(output_dir)?;
         self.log.catch_up()?;
+        if let Some(events) = &mut self.events {
+            events.flush()?;
+        }
         self.write_trainer_state()?;
         let held_out = self.state.before.as_ref().zip(self.state.latest.as_ref());
         let losses = held_out.map(|(before, after)| (before.loss, after.loss));

@@ -102,7 +102,7 @@ known! {
     }
     "noise on the embeddings is not supported yet": { neftune_noise_alpha = "null" }
     "metrics go to metrics.jsonl, and no service is contacted": {
-        report_to = "none" ["null", "[]", "[\"none\"]"], project = "huggingface" always, trackio_space_id = "null" ["trackio"],
+        project = "huggingface" always, trackio_space_id = "null" ["trackio"],
         trackio_bucket_id = "null", trackio_static_space_id = "null",
     }
     "nothing is uploaded; the folder of a finished run can be uploaded as it is": {
@@ -167,8 +167,8 @@ known! {
         dataloader_prefetch_factor = "null" always, dataloader_persistent_workers = "false" always,
         dataloader_multiprocessing_context = "null" always, dataloader_in_order = "true" always,
         remove_unused_columns = "true" always, disable_tqdm = "null" always, log_level = "passive" always,
-        log_level_replica = "warning" always, log_on_each_node = "true" always, logging_dir = "null" always,
-        run_name = "null" always, skip_memory_metrics = "true" always, torch_empty_cache_steps = "null" always,
+        log_level_replica = "warning" always, log_on_each_node = "true" always,
+        skip_memory_metrics = "true" always, torch_empty_cache_steps = "null" always,
         logging_nan_inf_filter = "true" always, eval_accumulation_steps = "null" always, prediction_loss_only = "false" always,
         ddp_timeout = "1800" always, local_rank = "-1" always, debug = "" ["null", "[]"] , use_cache = "false" always,
     }

@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, PackingStrategy};
+use super::choices::{Codes, Init, PackingStrategy, Reports};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -257,6 +257,12 @@ table! {
     output_dir: PathBuf = PathBuf::from("trainer_output"), eg "out";
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false, eg "true";
+    /// Where metrics go beside metrics.jsonl: tensorboard, none, or all. Services get nothing, and a note says what to do.
+    report_to: Reports = Reports::default(), eg "none";
+    /// Folder of the TensorBoard event files; null: runs/NAME in output_dir, after run_name.
+    logging_dir: Option<PathBuf> = None, eg "logs/first";
+    /// Name of the run.
+    run_name: Option<String> = None, eg "first";
     /// Steps between two lines of metrics.jsonl; below 1, a share of the steps.
     logging_steps: Interval => train.logging_steps, eg "10";
     /// When to write checkpoints.

@@ -228,6 +228,7 @@ impl<'a> Job<'a> {
             extra: &[],
             stops: &[],
             decode: None,
+            tensorboard: None,
             output_dir: self.dir,
             resume: self.resume.clone(),
             extend: self.extend,

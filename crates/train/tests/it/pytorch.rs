@@ -51,6 +51,7 @@ fn compare(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norm
         extra: &[],
         stops: &[],
         decode: None,
+        tensorboard: None,
         output_dir: &out.path().join("run"),
         resume: Resume::No,
         extend: false,
