@@ -16,8 +16,8 @@ mod record;
 mod sink;
 
 pub use job::{Job, Start, prepare};
-pub use memory::{Prepared, prepare_rows};
 pub use manifest::{Counts, Manifest, OutputFile, fingerprint};
+pub use memory::{Prepared, prepare_rows};
 pub use names::{Form, Shape, findings_path, manifest_path, replaces, shard_path};
 pub use record::{Boundaries, Record, Rows};
 

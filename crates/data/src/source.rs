@@ -235,7 +235,9 @@ impl Source {
             }
             if file.rows == 0 {
                 return Err(match file.framing {
-                    Framing::Given => source_error(&path, "there are no rows", "a source needs at least one row"),
+                    Framing::Given => {
+                        source_error(&path, "there are no rows", "a source needs at least one row")
+                    }
                     _ => empty(&path),
                 });
             }

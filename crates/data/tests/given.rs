@@ -128,10 +128,12 @@ fn a_run_stops_where_it_is_told_or_its_rows_fail() {
     let pipeline = pipeline(Policy::default());
     let stopped = prepare_rows(&pipeline, json(5), Path::new("given"), |progress| progress.rows < 64);
     assert!(matches!(stopped, Err(Error::Interrupted { .. })));
-    let none = prepare_rows(&pipeline, Source::given("none", std::iter::empty()), Path::new("none"), |_| true);
+    let none =
+        prepare_rows(&pipeline, Source::given("none", std::iter::empty()), Path::new("none"), |_| true);
     assert_eq!(none.unwrap_err().to_string(), "none: there are no rows");
     let broken = || Error::row(suasion_data::RowId::new(Path::new("given"), 0, None), "broken", "");
     let parts = [Ok(Part::Json(lines()[..2].to_vec())), Err(broken())];
-    let failed = prepare_rows(&pipeline, Source::given("given", parts.into_iter()), Path::new("given"), |_| true);
+    let failed =
+        prepare_rows(&pipeline, Source::given("given", parts.into_iter()), Path::new("given"), |_| true);
     assert_eq!(failed.unwrap_err().to_string(), "given: row 0: broken");
 }

@@ -42,7 +42,8 @@ impl Model {
 
 /// Resolves keys, which are a JSON object.
 pub fn choices(keys: &str, command: &str, place: &str) -> Result<Choices, Problem> {
-    let keys: Map<String, Value> = serde_json::from_str(keys)
-        .map_err(|error| wrong(format!("{place}: keys: {error}"), "values are those of a configuration file"))?;
+    let keys: Map<String, Value> = serde_json::from_str(keys).map_err(|error| {
+        wrong(format!("{place}: keys: {error}"), "values are those of a configuration file")
+    })?;
     embed::choices(&keys, command, place)
 }

@@ -66,9 +66,7 @@ impl Source {
     /// The rows; a source can be read once.
     pub fn take(&self, py: Python<'_>) -> PyResult<Rows> {
         let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        taken.ok_or_else(|| {
-            raised(py, &wrong("these rows were read already", "hand the rows over again"))
-        })
+        taken.ok_or_else(|| raised(py, &wrong("these rows were read already", "hand the rows over again")))
     }
 }
 

@@ -119,7 +119,9 @@ pub fn run<T: Send + 'static>(
         let shown = match progress {
             Some(progress) => {
                 let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
-                progress.call1((of(&watch.rows), of(&watch.tokens), of(&watch.bytes), of(&watch.size))).map(drop)
+                progress
+                    .call1((of(&watch.rows), of(&watch.tokens), of(&watch.bytes), of(&watch.size)))
+                    .map(drop)
             }
             None => Ok(()),
         };

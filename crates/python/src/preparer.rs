@@ -1,8 +1,8 @@
 //! `suasion.Preparer`: rows to prepared rows, batch by batch, on the calling thread.
 
+use crate::arrow;
 use crate::error::{panicked, raised, wrong};
 use crate::folder::{Model, choices};
-use crate::arrow;
 use arrow_array::builder::{Int64Builder, StringBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -105,7 +105,8 @@ impl Preparer {
     fn prepare(&self, py: Python<'_>, batch: &Bound<'_, PyAny>) -> PyResult<Stream> {
         let batches = arrow::batches(batch)?;
         let made = py.detach(|| {
-            catch_unwind(AssertUnwindSafe(|| self.all(batches))).unwrap_or_else(|panic| Err(panicked(&*panic)))
+            catch_unwind(AssertUnwindSafe(|| self.all(batches)))
+                .unwrap_or_else(|panic| Err(panicked(&*panic)))
         });
         let batches = made.map_err(|problem| raised(py, &problem))?;
         Ok(Stream { schema: self.schema.clone(), batches })
@@ -156,7 +157,10 @@ impl Preparer {
                     Outcome::Kept(sample) => {
                         if sample.sample.weights.is_some() && !self.columns.weights {
                             return Err(wrong(
-                                format!("{}: it has weights of its own, and the schema has no column for them", sample.sample.id),
+                                format!(
+                                    "{}: it has weights of its own, and the schema has no column for them",
+                                    sample.sample.id
+                                ),
                                 "prepare these rows with suasion.prepare, or give prompt_loss_weight a value, which adds the column",
                             ));
                         }
@@ -189,8 +193,12 @@ impl Preparer {
 /// The column that identifies rows, as int64 or text.
 fn ids(batch: &RecordBatch, name: &str, is_text: bool) -> Result<ArrayRef, Problem> {
     let Some(column) = batch.column_by_name(name) else {
-        let names: Vec<&str> = batch.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
-        let message = format!("{NAME}: there is no column {name:?}, which identifies rows; there are {}", names.join(", "));
+        let names: Vec<&str> =
+            batch.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
+        let message = format!(
+            "{NAME}: there is no column {name:?}, which identifies rows; there are {}",
+            names.join(", ")
+        );
         return Err(wrong(message, "name a column of the source with id=.., or leave id out"));
     };
     macro_rules! integers {
@@ -222,7 +230,8 @@ fn ids(batch: &RecordBatch, name: &str, is_text: bool) -> Result<ArrayRef, Probl
         (DataType::Utf8View, true) => texts(column.as_string_view().iter()),
         (other, _) => {
             let wanted = if is_text { "text" } else { "integers" };
-            let message = format!("{NAME}: the column {name:?} is {other}, and rows are identified by {wanted}");
+            let message =
+                format!("{NAME}: the column {name:?} is {other}, and rows are identified by {wanted}");
             return Err(wrong(message, "give id_type=\"string\" for text, id_type=\"int64\" for integers"));
         }
     })

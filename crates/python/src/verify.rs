@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 use std::path::PathBuf;
 use suasion_cli::embed::Problem;
 use suasion_data::audit::Filter;
-use suasion_data::report::terminal::{self, Style};
 use suasion_data::report::html;
+use suasion_data::report::terminal::{self, Style};
 use suasion_data::{Error, Finding, Mode, ModelFolder, Pipeline, Summary};
 
 /// What was found in rows.

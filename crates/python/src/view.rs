@@ -7,8 +7,8 @@ use crate::job;
 use crate::verify::pipeline;
 use pyo3::prelude::*;
 use suasion_cli::embed::Problem;
-use suasion_data::report::terminal::{self, Style};
 use suasion_data::report::RowView;
+use suasion_data::report::terminal::{self, Style};
 use suasion_data::{Error, Finding, Outcome};
 
 /// A row, token by token.
@@ -34,7 +34,15 @@ impl Row {
             let (origin, reason) = (run.origin.name(), run.reason());
             for token in &run.tokens {
                 let learned = run.weight != 0.0;
-                tokens.push((token.index, token.id, token.text.clone(), learned, run.weight, origin, reason.clone()));
+                tokens.push((
+                    token.index,
+                    token.id,
+                    token.text.clone(),
+                    learned,
+                    run.weight,
+                    origin,
+                    reason.clone(),
+                ));
             }
         }
         tokens
@@ -66,13 +74,7 @@ pub fn finding(finding: &Finding) -> (u64, &'static str, String, String) {
 
 /// Looks at row number `number` of rows. A row that has no tokens is an error with its reason.
 #[pyfunction]
-pub fn look(
-    py: Python<'_>,
-    rows: &Source,
-    model: Option<&Model>,
-    keys: &str,
-    number: u64,
-) -> PyResult<Row> {
+pub fn look(py: Python<'_>, rows: &Source, model: Option<&Model>, keys: &str, number: u64) -> PyResult<Row> {
     let rows = rows.take(py)?;
     let (name, exceptions) = (rows.name.clone(), rows.raised.clone());
     let made = pipeline(model, keys, &rows, Vec::new(), Vec::new());

@@ -15,8 +15,8 @@ DEMO = ROOT / "examples" / "persuasion"
 
 #: Marks turns by tokens of the demo's vocabulary: its end of text.
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for m in messages %}{{ m.role }}:\n{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}"
 )
 
 pytest_plugins = ["pytester"]

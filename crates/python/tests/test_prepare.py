@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import signal
 import subprocess
@@ -89,16 +91,21 @@ def test_the_fingerprint_is_that_of_what_rows_say(rows, demo):
     assert other not in prints
 
 
-def test_keys_are_those_of_the_command_line(rows, demo, program, tmp_path):
-    keys = {"max_length": 200, "packing": True, "truncation_mode": "drop"}
+@pytest.mark.parametrize(
+    "keys", [{"max_length": 500, "packing": True, "share_prefix": True}, {"max_length": 200, "truncation_mode": "drop"}]
+)
+def test_keys_are_those_of_the_command_line(keys, rows, demo, program, tmp_path):
     flags = [part for key, value in keys.items() for part in ("--set", f"{key}={str(value).lower()}")]
     out = tmp_path / "x.parquet"
     done = program("prepare", "--data", f"{demo}/rows.jsonl", "--model", demo, "-o", str(out), *flags)
     assert done.returncode == 0, done.stderr
-    packed = suasion.prepare(rows, demo, **keys)
-    assert packed.to_arrow().to_pylist() == pq.read_table(out).to_pylist()
-    assert packed.manifest["packs"]["packs"] == len(packed) < packed.manifest["counts"]["kept"]
-    assert {finding.code for finding in packed.findings} == {"T001"}
+    made = suasion.prepare(rows, demo, **keys)
+    assert made.to_arrow().to_pylist() == pq.read_table(out).to_pylist()
+    findings = [json.loads(line) for line in (tmp_path / "x.parquet.findings.jsonl").read_text().splitlines()]
+    assert [finding._asdict() for finding in made.findings] == findings
+    written = json.loads((tmp_path / "x.parquet.manifest.json").read_text())
+    for name in ("policy", "counts", "tokenizer", "packs"):
+        assert made.manifest.get(name) == written.get(name)
 
 
 def test_packs_and_weights_have_their_columns(demo, rows):
@@ -247,7 +254,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_it_can_be_stopped(how, demo, tmp_path):
     child = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, demo], stdout=subprocess.PIPE, text=True, env={"TMPDIR": str(tmp_path)}, cwd=tmp_path
+        [sys.executable, "-c", ENDLESS, demo], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}, cwd=tmp_path
     )
     assert child.stdout.readline() == "begun\n"
     time.sleep(0.3)

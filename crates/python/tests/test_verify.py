@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import datasets
 import numpy as np
@@ -82,10 +83,9 @@ def test_tokens_say_why(chat_model):
     assert row.learned == ["Hello.", "<|endoftext|>"]
     assert {t.reason for t in row.tokens if t.origin == "user"} == {"masked: prompt, section user"}
     assert all(t.weight == float(t.supervised) for t in row.tokens)
-    assert str(row) in suasion.verify([{"messages": [
-        {"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}
-    ]}], chat_model).row(0).to_text().replace("list: row 0", str(row).split(" (row")[0])
-    assert "Hello." in row._repr_html_()
+    same = suasion.verify([{"messages": [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}]}], chat_model)
+    assert str(same.row(0)) == str(row)
+    assert "Say hello.\nassistant:\nHello." in re.sub("<[^>]*>", "", row._repr_html_())
 
 
 def test_a_template_in_place_of_the_tokenizers(demo):

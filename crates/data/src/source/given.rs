@@ -56,7 +56,8 @@ impl Given {
             match self.parts.next().transpose()? {
                 None => return Ok(None),
                 Some(Part::Columns(batch)) => {
-                    let bytes = |column: &Arc<dyn arrow_array::Array>| column.to_data().get_slice_memory_size();
+                    let bytes =
+                        |column: &Arc<dyn arrow_array::Array>| column.to_data().get_slice_memory_size();
                     let bytes: usize = batch.columns().iter().filter_map(|column| bytes(column).ok()).sum();
                     self.digest.columns(&batch);
                     let size = bytes / batch.num_rows().max(1);

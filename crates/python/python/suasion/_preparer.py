@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import _suasion
@@ -91,8 +91,10 @@ class Preparer:
             table = pa.table(self._inner.prepare(batch)).combine_chunks()
             batches = table.to_batches()
             return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
-        if isinstance(batch, dict):
-            return pa.table(self._inner.prepare(pa.table(batch))).to_pydict()
+        if isinstance(batch, Mapping):
+            # `datasets` hands over a mapping that converts columns when they are asked for.
+            columns = {name: batch[name] for name in batch}
+            return pa.table(self._inner.prepare(pa.table(columns))).to_pydict()
         if isinstance(batch, Iterator):
             return map(self, batch)
         raise InputError(
