@@ -249,6 +249,8 @@ settings! {
     data_seed Resolved: Option<u64> = None;
     /// Shuffle the rows anew for each epoch; otherwise file order.
     shuffle_dataset Same: bool = true;
+    /// Train without the model's dropout.
+    disable_dropout Same: bool = false;
     /// Recompute activations in the backward pass instead of keeping them. The result is the same to the bit.
     gradient_checkpointing Free: bool = false;
 }

@@ -1,9 +1,10 @@
 //! One optimizer step: micro-batches in, changed weights out.
 
 use crate::batches::{row_at, row_ids, train_batch};
+use crate::rng::{Purpose, Rng};
 use crate::{Error, Result, Settings};
 use suasion_data::Sample;
-use suasion_engine::{AdamW, Backend, Batch, Collective, Model};
+use suasion_engine::{AdamW, Backend, Batch, Collective, Model, Regularisation};
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,7 +64,17 @@ pub fn step<B: Backend>(
     };
     model.zero_gradients();
     let scale = (1.0 / weight) as f32;
-    let pending: Vec<_> = batches.iter().map(|batch| model.accumulate(batch, scale)).collect();
+    // Every micro-batch of the run, on every rank, has dropout and noise of its own.
+    let seed = Rng::new(settings.seed, Purpose::Noise, updates).word();
+    let mut pass = |(n, batch)| {
+        let place = (collective.rank() as u64) << 32 | n as u64;
+        model.regularise(Regularisation {
+            seed: Some(seed.wrapping_add(place)),
+            dropout: !settings.disable_dropout,
+        });
+        model.accumulate(batch, scale)
+    };
+    let pending: Vec<_> = batches.iter().enumerate().map(&mut pass).collect();
     let (mut sum, mut broken) = (0.0f64, None);
     for ((batch, rows), losses) in batches.iter().zip(micro_batches).zip(pending) {
         let losses = model.read_losses(&losses?)?;

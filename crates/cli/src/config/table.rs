@@ -200,6 +200,8 @@ table! {
     gradient_accumulation_steps: usize => train.gradient_accumulation_steps, eg "4";
     /// Keep only each layer's input, and recompute the rest in the backward pass.
     gradient_checkpointing: bool => train.gradient_checkpointing, eg "true";
+    /// Train without the dropout that the model's config.json has (attn_pdrop, attention_dropout, hidden_dropout).
+    disable_dropout: bool => train.disable_dropout, eg "true";
     /// Highest learning rate.
     learning_rate: f64 => train.learning_rate, eg "1e-4";
     /// AdamW's weight decay; not applied to biases and norms.

@@ -4,6 +4,7 @@
 //! operation's check before it computes.
 
 use super::buffers::{Indices, PlanBuffer, Routes};
+use super::random::Dropout;
 use super::shapes::{Activation, Heads, Norm, Routing, TargetLoss};
 use super::view::View;
 use crate::Result;
@@ -145,8 +146,29 @@ pub(super) fn rotate(x: View, head_dim: usize, table: View, positions: Indices) 
     contiguous(operation, &[table])
 }
 
-pub(super) fn attention(h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View) -> Result<()> {
+/// A share of elements.
+fn rate(operation: &'static str, dropout: Dropout) -> Result<()> {
+    rule!(operation, (0.0..=1.0).contains(&dropout.rate), "a dropout of {}", dropout.rate);
+    Ok(())
+}
+
+pub(super) fn dropout(x: View, dropout: Dropout) -> Result<()> {
+    rate("dropout", dropout)?;
+    rule!("dropout", x.width() > 0, "rows without columns");
+    contiguous("dropout", &[x])
+}
+
+pub(super) fn attention(
+    h: Heads,
+    plan: &PlanBuffer,
+    dropout: Option<Dropout>,
+    o: View,
+    lse: View,
+    q: View,
+    kv: View,
+) -> Result<()> {
     let operation = "attention";
+    dropout.map_or(Ok(()), |dropout| rate(operation, dropout))?;
     let whole = h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads) && h.head_dim > 0;
     rule!(operation, whole && h.heads > 0 && h.window != Some(0), "{h:?}");
     let widths = (q.width(), kv.width());

@@ -3,8 +3,8 @@
 use super::cpu::Cpu;
 use super::reference::Reference;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes,
-    Routing, View,
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Draw, Dropout, Heads, IndexBuffer, Indices, Norm,
+    PlanBuffer, Routes, Routing, View,
 };
 use crate::Result;
 use crate::collective::Collective;
@@ -80,9 +80,14 @@ impl Backend for Device {
         linear_dw(dw: View, accumulate: bool, dy: View, x: View) -> Result<()>;
         linear_db(db: View, accumulate: bool, dy: View) -> Result<()>;
         rotate(x: View, head_dim: usize, table: View, positions: Indices, inverse: bool) -> Result<()>;
-        attention(h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View) -> Result<()>;
+        dropout(x: View, dropout: Dropout) -> Result<()>;
+        add_noise(x: View, sizes: View, draw: Draw) -> Result<()>;
+        attention(
+            h: Heads, plan: &PlanBuffer, dropout: Option<Dropout>, o: View, lse: View, q: View, kv: View
+        ) -> Result<()>;
         attention_backward(
-            h: Heads, plan: &PlanBuffer, dq: View, dkv: View, do_: View, o: View, lse: View, q: View, kv: View
+            h: Heads, plan: &PlanBuffer, dropout: Option<Dropout>, dq: View, dkv: View, do_: View, o: View, lse: View,
+            q: View, kv: View
         ) -> Result<()>;
         activate(f: Activation, a: View, up: View) -> Result<()>;
         activate_backward(f: Activation, dup: View, da: View, up: View) -> Result<()>;

@@ -15,12 +15,14 @@ pub mod cpu;
 pub mod device;
 mod experts;
 mod plan;
+mod random;
 pub mod reference;
 mod shapes;
 mod view;
 
 pub use buffers::{Buffer, IndexBuffer, Indices, PlanBuffer, Routes};
 pub use plan::{AttentionPlan, AttentionRange};
+pub use random::{Draw, Dropout};
 pub use shapes::{Activation, AdamW, Heads, Norm, Routing, TargetLoss};
 pub use view::{Dtype, View};
 
@@ -117,15 +119,33 @@ pub trait Backend {
         inverse: bool,
     ) -> Result<()>;
 
+    /// `x = x · dropout`, each element by its row and column in `x`. The backward is the same on the gradient.
+    fn dropout(&mut self, x: View, dropout: Dropout) -> Result<()>;
+    /// `x[i, :] += sizes[i] · u`, with `u` uniform in [−1, 1) for each element by its row and column in `x`.
+    fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()>;
+
     /// Causal attention within ranges, and within the heads' window. `q[queries, query_width]`, `kv[keys, kv_width]` →
     /// `o[queries, query_width]` and the log-sum-exp of each score row in `lse[queries, heads]`.
-    fn attention(&mut self, h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View)
-    -> Result<()>;
+    ///
+    /// `dropout` is of the probabilities: the element of a query's head and a key is in row `token · heads + head`,
+    /// where `token` is the query's row among the keys, and in the column of the key's place among those of the
+    /// query's range, prefix then own.
+    fn attention(
+        &mut self,
+        h: Heads,
+        plan: &PlanBuffer,
+        dropout: Option<Dropout>,
+        o: View,
+        lse: View,
+        q: View,
+        kv: View,
+    ) -> Result<()>;
     /// `dq = …`, `dkv = …` (rows of `kv` that the plan does not reach get zeros).
     fn attention_backward(
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         dq: View,
         dkv: View,
         do_: View,

@@ -8,8 +8,8 @@
 use super::buffers::Memory;
 use super::experts::Slots;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes,
-    Routing, View, check, experts,
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Draw, Dropout, Heads, IndexBuffer, Indices, Norm,
+    PlanBuffer, Routes, Routing, View, check, experts, random,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -357,28 +357,46 @@ impl<S: Scalar> Backend for Reference<S> {
         Ok(())
     }
 
+    fn dropout(&mut self, x: View, dropout: Dropout) -> Result<()> {
+        check::dropout(x, dropout)?;
+        let width = x.width();
+        self.update(x, |i, x| x * factor(Some(dropout), i / width, i % width))
+    }
+
+    fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()> {
+        check::each_row(x, sizes)?;
+        check::apart(&[x], &[sizes])?;
+        let (sizes, width) = (self.get(sizes)?, x.width());
+        self.update(x, |i, x| {
+            let word = draw.word((i / width) as u64, i % width);
+            x + sizes[i / width] * f64::from(random::symmetric(word))
+        })
+    }
+
     fn attention(
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         o: View,
         lse: View,
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, o, lse, q, kv)?;
+        check::attention(h, plan, dropout, o, lse, q, kv)?;
         check::apart(&[o, lse], &[q, kv])?;
         let (q, kv, plan) = (self.get(q)?, self.get(kv)?, self.memory.plan(plan)?);
         let (mut out, mut sums) = (vec![0.0; o.len()], vec![0.0; lse.len()]);
-        for_each_row(h, &plan, |i, head, keys| {
+        for_each_row(h, &plan, |i, head, keys, first| {
+            let row = plan.rows[i] as usize * h.heads + head;
             let (scores, _) = scores(h, &q, &kv, i, head, &keys);
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = scores.iter().map(|s| (s - max).exp()).sum::<f64>();
             sums[i * h.heads + head] = max + sum.ln();
-            for (s, &key) in scores.iter().zip(&keys) {
+            for (n, (s, &key)) in scores.iter().zip(&keys).enumerate() {
+                let p = (s - max).exp() / sum * factor(dropout, row, first + n);
                 for d in 0..h.head_dim {
-                    out[i * h.query_width() + head * h.head_dim + d] +=
-                        (s - max).exp() / sum * kv[value_at(h, key, head) + d];
+                    out[i * h.query_width() + head * h.head_dim + d] += p * kv[value_at(h, key, head) + d];
                 }
             }
         });
@@ -390,6 +408,7 @@ impl<S: Scalar> Backend for Reference<S> {
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         dq: View,
         dkv: View,
         do_: View,
@@ -398,26 +417,28 @@ impl<S: Scalar> Backend for Reference<S> {
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, o, lse, q, kv)?;
-        check::attention(h, plan, do_, lse, dq, dkv)?;
+        check::attention(h, plan, dropout, o, lse, q, kv)?;
+        check::attention(h, plan, dropout, do_, lse, dq, dkv)?;
         check::apart(&[dq, dkv], &[do_, o, lse, q, kv])?;
         let plan = self.memory.plan(plan)?;
         let (mut gq, mut gkv) = (vec![0.0; dq.len()], vec![0.0; dkv.len()]);
         let (q, kv, do_, o, lse) =
             (self.get(q)?, self.get(kv)?, self.get(do_)?, self.get(o)?, self.get(lse)?);
-        for_each_row(h, &plan, |i, head, keys| {
+        for_each_row(h, &plan, |i, head, keys, first| {
+            let row = plan.rows[i] as usize * h.heads + head;
             let at = i * h.query_width() + head * h.head_dim;
             let through: f64 = (0..h.head_dim).map(|d| do_[at + d] * o[at + d]).sum();
             let (scores, slopes) = scores(h, &q, &kv, i, head, &keys);
-            for ((s, slope), &key) in scores.iter().zip(slopes).zip(&keys) {
+            for (n, ((s, slope), &key)) in scores.iter().zip(slopes).zip(&keys).enumerate() {
                 let (k, v) = (key_at(h, key, head), value_at(h, key, head));
                 let p = (s - lse[i * h.heads + head]).exp();
-                let dp: f64 = (0..h.head_dim).map(|d| do_[at + d] * kv[v + d]).sum();
+                let kept = factor(dropout, row, first + n);
+                let dp: f64 = kept * (0..h.head_dim).map(|d| do_[at + d] * kv[v + d]).sum::<f64>();
                 let ds = p * (dp - through) * slope * h.scale as f64;
                 for d in 0..h.head_dim {
                     gq[at + d] += ds * kv[k + d];
                     gkv[k + d] += ds * q[at + d];
-                    gkv[v + d] += p * do_[at + d];
+                    gkv[v + d] += p * kept * do_[at + d];
                 }
             }
         });
@@ -549,7 +570,9 @@ impl<S: Scalar> Backend for Reference<S> {
             let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = x.iter().map(|x| (x - max).exp()).sum::<f64>();
             let top1 = x.iter().position(|&v| v == max) == Some(id as usize);
-            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1))]);
+            let entropy =
+                x.iter().map(|x| (x - max).exp() / sum).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1)), entropy]);
             if let Some(weights) = &weights {
                 self.update(row, |j, _| {
                     let p = (x[j] - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 };
@@ -594,15 +617,21 @@ fn value_at(h: Heads, key: usize, head: usize) -> usize {
     key_at(h, key, head) + h.kv_heads * h.head_dim
 }
 
-/// Calls `f(query row, head, the key rows that it sees)` for each of them.
-fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, Vec<usize>)) {
+/// What dropout multiplies an element by.
+fn factor(dropout: Option<Dropout>, row: usize, column: usize) -> f64 {
+    dropout.map_or(1.0, |dropout| f64::from(dropout.factor(dropout.draw.word(row as u64, column))))
+}
+
+/// Calls `f(query row, head, the key rows that it sees, the place of the first of them in its range)` for each of
+/// them.
+fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, Vec<usize>, usize)) {
     for range in &plan.ranges {
         for i in range.queries.clone() {
             let keys: Vec<usize> =
                 range.prefix.clone().chain(range.own.start..plan.rows[i] as usize + 1).collect();
             let first = h.window.map_or(0, |window| keys.len().saturating_sub(window));
             for head in 0..h.heads {
-                f(i, head, keys[first..].to_vec());
+                f(i, head, keys[first..].to_vec(), first);
             }
         }
     }

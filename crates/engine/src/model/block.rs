@@ -1,10 +1,11 @@
 //! Forward and backward of one layer, an operation at a time.
 
 use super::arena::{Backward, Branch, RawHeads, Saved};
+use super::noise::Site;
 use super::{Model, RopeRows};
 use crate::Result;
 use crate::arch::{Block, QkNorm};
-use crate::kernels::{Backend, Indices, Norm, PlanBuffer, View};
+use crate::kernels::{Backend, Dropout, Indices, Norm, PlanBuffer, View};
 use crate::params::{BlockSlots, Linear, NormSlots};
 use std::sync::Arc;
 
@@ -48,21 +49,23 @@ pub(super) struct Keys {
 struct Joint<'a> {
     /// The norm after it, and what that normalised.
     norm: Option<(Norm, &'a NormSlots, Branch)>,
+    dropout: Option<Dropout>,
     scale: f32,
 }
 
 impl<'a> Joint<'a> {
     /// After the attention, and after the MLP.
-    fn of(block: &Block, at: &'a BlockSlots, saved: Saved) -> [Joint<'a>; 2] {
-        let [attention, mlp] = saved.branches;
-        let of = |norm: Option<Norm>, at: &'a Option<NormSlots>, branch: Option<Branch>| Joint {
-            norm: norm.zip(at.as_ref()).zip(branch).map(|((norm, at), branch)| (norm, at, branch)),
-            scale: block.residual_scale,
-        };
-        [
-            of(block.norms.after_attention, &at.after_attention, attention),
-            of(block.norms.after_mlp, &at.after_mlp, mlp),
-        ]
+    fn of(block: &Block, at: &'a BlockSlots, saved: Saved, dropout: [Option<Dropout>; 2]) -> [Joint<'a>; 2] {
+        let norms =
+            [(block.norms.after_attention, &at.after_attention), (block.norms.after_mlp, &at.after_mlp)];
+        [0, 1].map(|i| {
+            let ((norm, at), branch) = (norms[i], saved.branches[i]);
+            Joint {
+                norm: norm.zip(at.as_ref()).zip(branch).map(|((norm, at), branch)| (norm, at, branch)),
+                dropout: dropout[i],
+                scale: block.residual_scale,
+            }
+        })
     }
 }
 
@@ -96,12 +99,13 @@ impl<B: Backend> Model<B> {
         self.qk_norm(block, at, saved, keys.new)?;
         self.rotate(n, saved.q, keys.new, rows, false)?;
         let heads = block.attention.heads;
-        self.backend.attention(heads, rows.attention, saved.o, saved.lse, saved.q, keys.all)?;
+        let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
+        self.backend.attention(heads, rows.attention, dropout, saved.o, saved.lse, saved.q, keys.all)?;
         match rows.query_rows {
             None => self.backend.copy(saved.middle, x)?,
             Some(query_rows) => self.backend.gather(saved.middle, x, query_rows)?,
         }
-        let [after_attention, after_mlp] = Joint::of(block, at, saved);
+        let [after_attention, after_mlp] = Joint::of(block, at, saved, self.residual_dropouts(n));
         if !block.parallel {
             self.join(saved.middle, saved.o, &at.out, after_attention)?;
         }
@@ -134,7 +138,7 @@ impl<B: Backend> Model<B> {
         let dx = back.dx;
         // The residual stream's gradient, on the query rows: a buffer of its own in the last layer.
         let d = if rows.query_rows.is_some() { back.d_last.top(queries) } else { dx };
-        let [after_attention, after_mlp] = Joint::of(block, at, saved);
+        let [after_attention, after_mlp] = Joint::of(block, at, saved, self.residual_dropouts(n));
         let (d_o, dq, dkv) = (back.d_o, back.dq, back.dkv);
         if block.parallel {
             // Before the MLP adds to `d`, which it shares with the attention.
@@ -171,7 +175,8 @@ impl<B: Backend> Model<B> {
         }
         let heads = block.attention.heads;
         let (o, lse, q, kv) = (saved.o, saved.lse, saved.q, saved.kv);
-        self.backend.attention_backward(heads, rows.attention, dq, dkv, d_o, o, lse, q, kv)?;
+        let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
+        self.backend.attention_backward(heads, rows.attention, dropout, dq, dkv, d_o, o, lse, q, kv)?;
         self.rotate(n, dq, dkv, rows, true)?;
         if let (Some(raw), Some([raw_q, raw_k])) = (saved.raw, back.raw) {
             self.qk_norm_backward(block, at, raw, [raw_q, raw_k], dq, dkv)?;
@@ -198,10 +203,16 @@ impl<B: Backend> Model<B> {
         self.norm_before_backward(norm, slots, dx, dh, saved.attention_stats, x)
     }
 
-    /// Adds the output of attention or MLP to the residual stream: `to += scale · norm(x · wᵀ + b)`, where it
-    /// is normalised.
+    /// Dropout of the outputs of attention and MLP of layer `n`.
+    fn residual_dropouts(&self, n: usize) -> [Option<Dropout>; 2] {
+        let rate = self.arch.blocks[n].residual_dropout;
+        [Site::AfterAttention(n), Site::AfterMlp(n)].map(|site| self.dropout(site, rate))
+    }
+
+    /// Adds the output of attention or MLP to the residual stream: `to += scale · dropout(norm(x · wᵀ + b))`,
+    /// where it is normalised.
     fn join(&mut self, to: View, x: View, at: &Linear, joint: Joint) -> Result<()> {
-        if joint.norm.is_none() && joint.scale == 1.0 {
+        if joint.norm.is_none() && joint.dropout.is_none() && joint.scale == 1.0 {
             return self.linear(to, true, x, at);
         }
         // What was normalised before is no longer needed.
@@ -213,6 +224,7 @@ impl<B: Backend> Model<B> {
                 self.norm(norm, slots, scratch, stats, y)?;
             }
         }
+        self.drop(scratch, joint.dropout)?;
         if joint.scale != 1.0 {
             self.backend.scale(scratch, joint.scale)?;
         }
@@ -223,10 +235,11 @@ impl<B: Backend> Model<B> {
     /// may lie in `dh`.
     fn join_backward(&mut self, d: View, back: Backward, joint: Joint) -> Result<View> {
         let mut dy = d;
-        if joint.scale != 1.0 {
+        if joint.scale != 1.0 || joint.dropout.is_some() {
             dy = back.dh.top(d.rows());
             self.backend.copy(dy, d)?;
             self.backend.scale(dy, joint.scale)?;
+            self.drop(dy, joint.dropout)?;
         }
         let (Some((norm, slots, Branch { y, stats })), Some(branch)) = (joint.norm, back.branch) else {
             return Ok(dy);

@@ -1,6 +1,7 @@
 //! From tokens to the first layer, and from the last layer to the losses.
 
 use super::Model;
+use super::noise::Site;
 use crate::Result;
 use crate::batch::Batch;
 use crate::kernels::{Backend, Buffer, Indices, TargetLoss, View};
@@ -20,13 +21,14 @@ impl<B: Backend> Model<B> {
             self.backend.gather(h, self.slot_view(table), positions)?;
             self.backend.add(x, h)?;
         }
-        Ok(())
+        self.drop(x, self.dropout(Site::Embedding, self.arch.embedding.dropout))
     }
 
     /// The gradients of the embedding and of the position table.
     pub(super) fn embed_backward(&mut self, ids: Indices, positions: Indices) -> Result<()> {
         let Some((_, dx, _)) = self.arena.stream() else { return Ok(()) };
         let (map, dx) = (Arc::clone(&self.map), dx.top(ids.len()));
+        self.drop(dx, self.dropout(Site::Embedding, self.arch.embedding.dropout))?;
         let scale = self.arch.embedding.scale;
         let tables = [(map.positions.as_ref(), positions, 1.0), (Some(&map.embedding), ids, scale)];
         for (slot, rows, scale) in tables {

@@ -9,10 +9,12 @@ mod block;
 mod decode;
 mod experts;
 mod head;
+mod noise;
 mod state;
 
 pub use arena::MemoryPlan;
 pub use decode::KvCache;
+pub use noise::Regularisation;
 
 use crate::arch::Architecture;
 use crate::batch::Batch;
@@ -59,6 +61,9 @@ pub struct Model<B: Backend = Device> {
     block_ropes: Vec<Option<usize>>,
     /// The experts that the last forward pass of each layer chose.
     routes: Vec<Option<Routes>>,
+    /// What training passes add, and what the current pass does.
+    regularisation: Regularisation,
+    pass: Option<Regularisation>,
 }
 
 /// Cosines and sines per position of one kind of rotation.
@@ -154,6 +159,8 @@ impl<B: Backend> Model<B> {
             ropes,
             block_ropes,
             routes,
+            regularisation: Regularisation::default(),
+            pass: None,
         })
     }
 
@@ -188,7 +195,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// `gradients += d(scale · Σ w·nll)` for the trained parameters. The losses stay on the device, so that
-    /// the next micro-batch need not wait for them.
+    /// the next micro-batch need not wait for them. [`Model::regularise`] says what is added to the pass.
     ///
     /// `scale` is `1 / Σw` over **all** micro-batches of the step. A batch without targets changes nothing.
     ///
@@ -197,7 +204,10 @@ impl<B: Backend> Model<B> {
     pub fn accumulate(&mut self, batch: &Batch, scale: f32) -> Result<Losses> {
         self.admit(batch)?;
         self.trained()?;
-        self.run(batch, Some(scale))
+        self.pass = Some(self.regularisation);
+        let losses = self.run(batch, Some(scale));
+        self.pass = None;
+        losses
     }
 
     /// Reads the losses of a batch, in the order of its targets.

@@ -3,6 +3,7 @@
 mod common;
 mod compare;
 mod evaluate;
+mod extras;
 mod generate;
 mod not_finite;
 mod packing;

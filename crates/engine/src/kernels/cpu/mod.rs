@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod loss;
 mod matmul;
+mod noise;
 mod norm;
 mod optimizer;
 mod rows;
@@ -16,8 +17,8 @@ mod simd;
 use super::buffers::Memory;
 use super::experts::Slots;
 use super::{
-    Activation, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, Heads, IndexBuffer, Indices, Norm,
-    PlanBuffer, Routes, Routing, TargetLoss, View, check, experts,
+    Activation, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, Draw, Dropout, Heads, IndexBuffer,
+    Indices, Norm, PlanBuffer, Routes, Routing, TargetLoss, View, check, experts,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -307,19 +308,36 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn dropout(&mut self, x: View, dropout: Dropout) -> Result<()> {
+        check::dropout(x, dropout)?;
+        let width = x.width();
+        let ([x], [], _) = self.slices([x], [])?;
+        noise::dropout(x, width, dropout);
+        Ok(())
+    }
+
+    fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()> {
+        check::each_row(x, sizes)?;
+        let width = x.width();
+        let ([x], [sizes], _) = self.slices([x], [sizes])?;
+        noise::add_noise(x, sizes, width, draw);
+        Ok(())
+    }
+
     fn attention(
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         o: View,
         lse: View,
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, o, lse, q, kv)?;
+        check::attention(h, plan, dropout, o, lse, q, kv)?;
         let plan = self.memory.plan(plan)?;
         let ([o, lse], [q, kv], scratch) = self.slices([o, lse], [q, kv])?;
-        attention::forward(h, &plan, o, lse, q, kv, scratch);
+        attention::forward(h, &plan, dropout, o, lse, q, kv, scratch);
         Ok(())
     }
 
@@ -327,6 +345,7 @@ impl Backend for Cpu {
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         dq: View,
         dkv: View,
         do_: View,
@@ -335,11 +354,11 @@ impl Backend for Cpu {
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, o, lse, q, kv)?;
-        check::attention(h, plan, do_, lse, dq, dkv)?;
+        check::attention(h, plan, dropout, o, lse, q, kv)?;
+        check::attention(h, plan, dropout, do_, lse, dq, dkv)?;
         let plan = self.memory.plan(plan)?;
         let ([dq, dkv], [do_, o, lse, q, kv], scratch) = self.slices([dq, dkv], [do_, o, lse, q, kv])?;
-        attention::backward(h, &plan, dq, dkv, do_, o, lse, q, kv, scratch);
+        attention::backward(h, &plan, dropout, dq, dkv, do_, o, lse, q, kv, scratch);
         Ok(())
     }
 
