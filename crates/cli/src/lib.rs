@@ -23,7 +23,7 @@ mod ui;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{
-    chat, check, compare, completions, demo, env, eval, generate, init, man, prepare, train, verify,
+    chat, check, compare, completions, demo, env, eval, generate, init, man, merge, prepare, train, verify,
 };
 use config::flags;
 use failure::Exit;
@@ -97,6 +97,11 @@ enum Command {
         after_help = "Examples:\n  suasion init --data rows.jsonl --model MODEL\n  suasion init --data rows.jsonl --model MODEL -o run.yaml --learning_rate 1e-4"
     )]
     Init(init::InitArgs),
+    /// Add an adapter to the weights of its base, and write a model that needs no adapter
+    #[command(
+        after_help = "Examples:\n  suasion merge --model BASE --adapter out -o merged\n  suasion merge --adapter out -o merged --dtype float16"
+    )]
+    Merge(merge::MergeArgs),
     /// Validate a configuration and print it resolved
     #[command(
         after_help = "Examples:\n  suasion check run.yaml\n  suasion check --explain learning_rate\n  suasion check --schema > suasion.schema.json"
@@ -142,6 +147,7 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Generate(args) => generate::run(args, &ui),
         Command::Chat(args) => chat::run(args, &ui),
         Command::Init(args) => init::run(args, &ui),
+        Command::Merge(args) => merge::run(args, &ui),
         Command::Check(args) => check::run(args, &ui),
         Command::Env => env::run(&ui),
         Command::Completions(args) => completions::run(args, &ui),

@@ -103,7 +103,9 @@ impl Key {
             ("compare", Group::Output) => self.name == "logging_steps",
             ("compare", _) => true,
             (_, Group::Labels) => COMMANDS.contains(&command),
-            ("prepare" | "verify", Group::Model) => self.name == "model_name_or_path",
+            ("prepare" | "verify", Group::Model) => {
+                matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
+            }
             ("prepare" | "verify", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
             ("eval", Group::Evaluation) => self.name == "per_device_eval_batch_size",

@@ -1,6 +1,7 @@
 //! Model folders: found by path or hub id, and opened, without the weights.
 
 use super::hub::{self, Access, Kind, Repo, ToDownload};
+use super::opened::Opened;
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::paths;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
 use suasion_data::tokens::Tokenizer;
-use suasion_engine::Architecture;
+use suasion_engine::{AdapterFolder, Architecture};
 use suasion_train::{ModelFiles, TEMPLATES};
 
 /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
@@ -88,6 +89,16 @@ pub fn with_architecture(
     }
 }
 
+/// The tokenizer and the chat template of `dir` for the model that `base` is of.
+///
+/// # Errors
+/// As [`open`].
+pub fn beside(dir: &Path, base: &ModelFolder, ui: &Ui) -> anyhow::Result<Arc<ModelFolder>> {
+    let mut folder = open(dir, ui)?;
+    (folder.vocab_size, folder.positions) = (base.vocab_size, base.positions);
+    Ok(Arc::new(folder))
+}
+
 /// The tokenizer of a folder, for commands that read and write text.
 ///
 /// # Errors
@@ -134,6 +145,16 @@ fn watch(mut watch: RenderingWatch) {
 /// # Errors
 /// Where it names none, and as [`resolve`].
 pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
+    // What is rendered and tokenised with an adapter is so with its own tokenizer, where it has one.
+    let with_tokenizer = |dir: &&PathBuf| AdapterFolder::is_one(dir) && dir.join("tokenizer.json").is_file();
+    let adapter = [&config.adapter_name_or_path, &config.model_name_or_path].into_iter().flatten();
+    if let Some(adapter) = adapter.clone().find(with_tokenizer).filter(|_| !weights) {
+        return Ok(adapter.clone());
+    }
+    if let Some(adapter) = adapter.clone().find(|dir| AdapterFolder::is_one(dir)) {
+        let model = config.model_name_or_path.as_deref();
+        return Ok(Opened::named(model, Some(adapter), config.init, ui)?.base);
+    }
     match &config.model_name_or_path {
         Some(name) => resolve(name, weights, ui),
         None => {

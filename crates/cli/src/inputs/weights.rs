@@ -1,11 +1,12 @@
 //! Models with their initial weights.
 
+use super::opened::{Adapter, fingerprint};
 use crate::config::{Config, Init};
 use crate::machine;
 use crate::ui::Ui;
 use std::path::Path;
 use suasion_data::report::format::count;
-use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
+use suasion_engine::{ADAPTER_WEIGHTS, Architecture, Base, Budget, Device, MemoryPlan, Model, Trainable};
 
 /// Builds models with the same initial weights.
 pub struct Start<'a> {
@@ -19,6 +20,10 @@ pub struct Start<'a> {
     init: Init,
     /// The seed of random weights.
     seed: u64,
+    /// The adapter over it.
+    adapter: Option<&'a Adapter>,
+    /// The fingerprint of the weights, once they were read.
+    fingerprint: Option<String>,
     /// True once the warning was shown.
     warned: bool,
 }
@@ -26,25 +31,33 @@ pub struct Start<'a> {
 impl<'a> Start<'a> {
     /// The weights that a configuration selects: those in `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
-        Start { ui, dir, arch, init: config.init, seed: config.train.seed, warned: false }
+        Start { init: config.init, seed: config.train.seed, ..Start::from_dir(ui, dir, arch) }
     }
 
     /// The weights in `dir`: those of a finished run.
     pub fn from_dir(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture) -> Start<'a> {
-        Start { ui, dir, arch, init: Init::Weights, seed: 0, warned: false }
+        let init = Init::Weights;
+        Start { ui, dir, arch, init, seed: 0, adapter: None, fingerprint: None, warned: false }
     }
 
-    /// A model with these weights; the same at every call.
+    /// The same under an adapter.
+    pub fn with_adapter(self, adapter: Option<&'a Adapter>) -> Start<'a> {
+        Start { adapter, ..self }
+    }
+
+    /// A model with these weights; the same at every call. The base of an adapter stays in its files.
     ///
     /// # Errors
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
+        let trainable =
+            self.adapter.map_or(Trainable::All, |adapter| Trainable::Adapter(adapter.lora.clone()));
         // Linux grants memory that it does not have, and kills the process later without a message.
-        let bytes = MemoryPlan::of(self.arch, budget).total();
+        let bytes = MemoryPlan::over(self.arch, budget, &trainable, Base::Mapped)?.own();
         if machine::memory().0.is_some_and(|total| bytes > total) {
             return Err(suasion_engine::Error::Memory { bytes }.into());
         }
-        let mut model = Model::new(self.arch.clone(), Device::cpu(), budget)?;
+        let mut model = Model::with_base(self.arch.clone(), Device::cpu(), budget, &trainable, Base::Mapped)?;
         match self.init {
             Init::Random => model.init_random(self.seed)?,
             Init::Weights => {
@@ -59,6 +72,20 @@ impl<'a> Start<'a> {
                         self.arch.model_type
                     ));
                 }
+            }
+        }
+        if let Some(adapter) = self.adapter {
+            match &adapter.from {
+                Some(dir) => model.load_adapter(&dir.join(ADAPTER_WEIGHTS))?,
+                None => model.init_adapter(self.seed)?,
+            }
+            if budget.train {
+                let known = match self.fingerprint.take() {
+                    Some(known) => known,
+                    None => fingerprint(self.dir)?,
+                };
+                model.set_base(known.clone());
+                self.fingerprint = Some(known);
             }
         }
         Ok(model)

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, Init, Paths};
 use crate::inputs::loading::RowSet;
+use crate::inputs::opened::Opened;
 use std::path::Path;
 use suasion_data::{Sample, Summary};
 use suasion_train::{DataCard, FindingCount, SectionShare};
@@ -38,6 +39,22 @@ fn base_model(path: &Path) -> String {
     cached.or_else(named).unwrap_or_else(folder)
 }
 
+/// The card of a run that trains this model: an adapter's names its base, whatever the configuration names.
+pub fn of_model(card: DataCard, opened: &Opened) -> DataCard {
+    match &opened.adapter {
+        None => card,
+        Some(adapter) => DataCard {
+            adapter: true,
+            base_model: if adapter.from.is_some() {
+                base_model(&opened.base)
+            } else {
+                card.base_model.clone()
+            },
+            ..card
+        },
+    }
+}
+
 /// The data card: of the rows that were read (`rows`), those trained on (`train`) and those held out.
 pub fn data_card(
     config: &Config,
@@ -69,6 +86,7 @@ pub fn data_card(
             Init::Weights => base,
             Init::Random => String::new(),
         },
+        adapter: false,
         chat,
         data: names(&config.dataset_name, rows),
         eval_data: match eval {

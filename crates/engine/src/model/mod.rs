@@ -54,8 +54,9 @@ pub struct Model<B: Backend = Device> {
     parameters: Buffer,
     /// The parameters that stay in their files, by their number.
     files: Vec<Option<(FileBuffer, FileTensor)>>,
-    /// The adapter.
+    /// The adapter, and the fingerprint of the base under it.
     lora: Option<Lora>,
+    base: Option<String>,
     /// What the adapter's layers are divided by and scaled with.
     dora: Option<adapter::Dora>,
     /// What the weights are written in.
@@ -183,6 +184,7 @@ impl<B: Backend> Model<B> {
             parameters,
             files,
             lora,
+            base: None,
             dora,
             weight_type: WeightType::default(),
             trained,
