@@ -6,6 +6,7 @@
 
 mod util;
 
+mod adapters;
 mod bad_input;
 mod chat;
 mod commands;

@@ -1,7 +1,6 @@
 //! Model folders: found by path or hub id, and opened, without the weights.
 
 use super::hub::{self, Access, Kind, Repo, ToDownload};
-use super::opened::Opened;
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::paths;
@@ -151,9 +150,9 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
     if let Some(adapter) = adapter.clone().find(with_tokenizer).filter(|_| !weights) {
         return Ok(adapter.clone());
     }
-    if let Some(adapter) = adapter.clone().find(|dir| AdapterFolder::is_one(dir)) {
-        let model = config.model_name_or_path.as_deref();
-        return Ok(Opened::named(model, Some(adapter), config.init, ui)?.base);
+    let model = config.model_name_or_path.iter().find(|model| !AdapterFolder::is_one(model));
+    if let (None, Some(dir)) = (model, adapter.clone().find(|dir| AdapterFolder::is_one(dir))) {
+        return base_of(&self::adapter(dir)?, ui);
     }
     match &config.model_name_or_path {
         Some(name) => resolve(name, weights, ui),
@@ -161,6 +160,47 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
             Err(Failure::usage("no model is named", "give --model M, or model_name_or_path in CONFIG").into())
         }
     }
+}
+
+/// Reads the settings of an adapter's folder.
+///
+/// # Errors
+/// Where it is none, and for settings that are not computed.
+pub fn adapter(path: &Path) -> anyhow::Result<AdapterFolder> {
+    if !AdapterFolder::is_one(path) {
+        return Err(Failure::run_time(
+            "E-MODEL",
+            format!("{}: no adapter_config.json in it, so it is no adapter", path.display()),
+            "name the folder that PEFT's save_pretrained or `suasion train --use_peft` has written",
+        )
+        .into());
+    }
+    Ok(AdapterFolder::open(path)?)
+}
+
+/// The base that an adapter names: a folder as it is, or beside the adapter's, or a hub id.
+///
+/// # Errors
+/// Where it names none, or it is not found.
+pub fn base_of(adapter: &AdapterFolder, ui: &Ui) -> anyhow::Result<PathBuf> {
+    let shown = adapter.path.display();
+    let Some(base) = &adapter.base else {
+        return Err(Failure::usage(
+            format!("{shown}: its adapter_config.json names no base_model_name_or_path"),
+            "give the base with --model BASE",
+        )
+        .into());
+    };
+    let beside = adapter.path.join(base);
+    let place = if !Path::new(base).is_dir() && beside.is_dir() { beside } else { PathBuf::from(base) };
+    resolve(&place, true, ui).map_err(|error| {
+        Failure::run_time(
+            "E-MODEL",
+            format!("{shown}: its base model {base} is not found: {error}"),
+            "give the base with --model BASE",
+        )
+        .into()
+    })
 }
 
 /// The folder of a model; with `weights`, its weights are there too.

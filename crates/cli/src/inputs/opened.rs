@@ -1,14 +1,14 @@
 //! A model as a user names it: its folder, and the adapter over it.
 
 use super::model;
-use super::weights::Start;
+use super::weights::{Adapter, Start};
 use crate::config::{Config, Init};
 use crate::failure::Failure;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suasion_data::ModelFolder;
-use suasion_engine::{AdapterFolder, Architecture, Base, Lora, MemoryPlan, Trainable};
+use suasion_engine::{AdapterFolder, Architecture, Base, MemoryPlan, Trainable};
 
 /// A model that is opened, without its weights.
 pub struct Opened {
@@ -18,13 +18,6 @@ pub struct Opened {
     /// The folder of the weights.
     pub base: PathBuf,
     pub adapter: Option<Adapter>,
-}
-
-/// An adapter over a model.
-pub struct Adapter {
-    pub lora: Lora,
-    /// The folder that it is read from; `None` for a new one.
-    pub from: Option<PathBuf>,
 }
 
 impl Opened {
@@ -53,13 +46,13 @@ impl Opened {
         ui: &Ui,
     ) -> anyhow::Result<Opened> {
         let adapter = match adapter.or(model.filter(|model| AdapterFolder::is_one(model))) {
-            Some(path) => Some(open_adapter(path)?),
+            Some(path) => Some(model::adapter(path)?),
             None => None,
         };
         let model = model.filter(|model| !AdapterFolder::is_one(model));
         let base = match (model, &adapter) {
             (Some(model), _) => model::resolve(model, init == Init::Weights, ui)?,
-            (None, Some(adapter)) => base_of(adapter, ui)?,
+            (None, Some(adapter)) => model::base_of(adapter, ui)?,
             (None, None) => {
                 return Err(Failure::usage(
                     "no model is named",
@@ -121,59 +114,4 @@ fn random_base() -> Failure {
         "init=random under an adapter: the random weights would be lost, and the adapter useless without them",
         "train the model whole, or give the adapter a base with weights",
     )
-}
-
-/// Reads the settings of an adapter's folder.
-fn open_adapter(path: &Path) -> anyhow::Result<AdapterFolder> {
-    if !AdapterFolder::is_one(path) {
-        return Err(Failure::run_time(
-            "E-MODEL",
-            format!("{}: no adapter_config.json in it, so it is no adapter", path.display()),
-            "name the folder that PEFT's save_pretrained or `suasion train --use_peft` has written",
-        )
-        .into());
-    }
-    Ok(AdapterFolder::open(path)?)
-}
-
-/// The base that an adapter names: a folder as it is, or beside the adapter's, or a hub id.
-fn base_of(adapter: &AdapterFolder, ui: &Ui) -> anyhow::Result<PathBuf> {
-    let shown = adapter.path.display();
-    let Some(base) = &adapter.base else {
-        return Err(Failure::usage(
-            format!("{shown}: its adapter_config.json names no base_model_name_or_path"),
-            "give the base with --model BASE",
-        )
-        .into());
-    };
-    let beside = adapter.path.join(base);
-    let place = if !Path::new(base).is_dir() && beside.is_dir() { beside } else { PathBuf::from(base) };
-    model::resolve(&place, true, ui).map_err(|error| {
-        Failure::run_time(
-            "E-MODEL",
-            format!("{shown}: its base model {base} is not found: {error}"),
-            "give the base with --model BASE",
-        )
-        .into()
-    })
-}
-
-/// A fingerprint of a model's weights.
-///
-/// # Errors
-/// Files that cannot be read.
-pub fn fingerprint(dir: &Path) -> suasion_engine::Result<String> {
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let mut names: Vec<_> = names.filter(|name| is_weights(&name.to_string_lossy())).collect();
-    names.sort();
-    let mut hasher = blake3::Hasher::new();
-    for name in names {
-        let written = suasion_files::Written::of(&dir.join(&name))?;
-        hasher.update(format!("{} {} {}\n", name.display(), written.bytes, written.blake3).as_bytes());
-    }
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
-fn is_weights(name: &str) -> bool {
-    name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
 }

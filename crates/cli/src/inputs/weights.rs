@@ -1,12 +1,18 @@
 //! Models with their initial weights.
 
-use super::opened::{Adapter, fingerprint};
 use crate::config::{Config, Init};
 use crate::machine;
 use crate::ui::Ui;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
 use suasion_engine::{ADAPTER_WEIGHTS, Architecture, Base, Budget, Device, MemoryPlan, Model, Trainable};
+
+/// An adapter over a model.
+pub struct Adapter {
+    pub lora: Lora,
+    /// The folder that it is read from; `None` for a new one.
+    pub from: Option<PathBuf>,
+}
 
 /// Builds models with the same initial weights.
 pub struct Start<'a> {
@@ -90,4 +96,24 @@ impl<'a> Start<'a> {
         }
         Ok(model)
     }
+}
+
+/// A fingerprint of a model's weights.
+///
+/// # Errors
+/// Files that cannot be read.
+pub fn fingerprint(dir: &Path) -> suasion_engine::Result<String> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut names: Vec<_> = names.filter(|name| is_weights(&name.to_string_lossy())).collect();
+    names.sort();
+    let mut hasher = blake3::Hasher::new();
+    for name in names {
+        let written = suasion_files::Written::of(&dir.join(&name))?;
+        hasher.update(format!("{} {} {}\n", name.display(), written.bytes, written.blake3).as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn is_weights(name: &str) -> bool {
+    name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
 }

@@ -18,12 +18,12 @@ pub use noise::Regularisation;
 
 use crate::arch::Architecture;
 use crate::batch::Batch;
+use crate::dtype::WeightType;
 use crate::kernels::device::Device;
 use crate::kernels::{Backend, Buffer, FileBuffer, FileTensor, IndexBuffer, Routes, TargetLoss, View};
 use crate::lora::Lora;
 use crate::params::{Base, ParameterMap, Trainable};
 use crate::rope::Rope;
-use crate::weights::WeightType;
 use crate::{Error, Result};
 use arena::Arena;
 use block::Rows;

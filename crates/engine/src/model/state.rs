@@ -2,11 +2,12 @@
 
 use super::Model;
 use crate::collective::Collective;
+use crate::dtype::WeightType;
 use crate::init;
 use crate::kernels::{AdamW, Backend, Buffer, View};
 use crate::params::{Layout, Parameter, ParameterMap, Slot};
 use crate::peft::ADAPTER_WEIGHTS;
-use crate::weights::{self, Lazy, Source, Tensor, WeightType};
+use crate::weights::{self, Lazy, Source, Tensor};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
@@ -28,6 +29,15 @@ impl Trained {
         let (gradients, m, v) = (buffer()?, buffer()?, buffer()?);
         Ok(Trained { gradients, moments: [m, v], written: vec![false; map.slots()] })
     }
+}
+
+/// Some outputs of a layer that one product computes.
+pub(super) struct Piece {
+    /// Which outputs.
+    pub(super) outputs: Range<usize>,
+    /// `[outputs, inputs]`.
+    pub(super) weight: View,
+    pub(super) bias: Option<View>,
 }
 
 fn part(of: View, range: &Range<usize>) -> View {
