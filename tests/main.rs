@@ -22,4 +22,5 @@ mod readme;
 mod resume;
 mod runs;
 mod sources;
+mod training;
 mod verify;

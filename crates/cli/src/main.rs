@@ -8,6 +8,7 @@
 mod bar;
 mod commands;
 mod config;
+mod export;
 mod failure;
 mod inputs;
 mod interrupt;

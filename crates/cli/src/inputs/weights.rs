@@ -7,6 +7,16 @@ use std::path::Path;
 use suasion_data::report::format::count;
 use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
 
+/// Refuses a model that does not fit into the machine's memory. Linux grants memory that it does not have, and kills the
+/// process later without a message.
+pub fn check_memory(arch: &Architecture, budget: Budget) -> suasion_train::Result<()> {
+    let bytes = MemoryPlan::of(arch, budget).total();
+    match machine::memory().0 {
+        Some(total) if bytes > total => Err(suasion_engine::Error::Memory { bytes }.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Builds models with the same initial weights.
 pub struct Start<'a> {
     /// Shows the warning about tensors that are not used.
@@ -39,11 +49,7 @@ impl<'a> Start<'a> {
     /// # Errors
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
-        // Linux grants memory that it does not have, and kills the process later without a message.
-        let bytes = MemoryPlan::of(self.arch, budget).total();
-        if machine::memory().0.is_some_and(|total| bytes > total) {
-            return Err(suasion_engine::Error::Memory { bytes }.into());
-        }
+        check_memory(self.arch, budget)?;
         let mut model = Model::new(self.arch.clone(), Device::cpu(), budget)?;
         match self.init {
             Init::Random => model.init_random(self.seed)?,
