@@ -99,7 +99,9 @@ fn tensorboard_opens_the_event_files() {
         }
     }
     assert!(read["scalars"].get("eval_sections/response").is_some(), "{read}");
-    assert!(read["tensors"].as_array().unwrap().iter().any(|tag| tag.as_str().unwrap().contains("eval_samples")));
+    assert!(
+        read["tensors"].as_array().unwrap().iter().any(|tag| tag.as_str().unwrap().contains("eval_samples"))
+    );
 }
 
 #[test]
@@ -118,8 +120,10 @@ fn replies_do_not_depend_on_the_batch_and_end_where_they_are_told() {
     let line = |text: &str, row: usize| -> serde_json::Value {
         serde_json::from_str(text.lines().nth(row).unwrap()).unwrap()
     };
-    let replies: std::collections::BTreeSet<String> =
-        alone.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["ids"].to_string()).collect();
+    let replies: std::collections::BTreeSet<String> = alone
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["ids"].to_string())
+        .collect();
     assert!(replies.len() > 1, "{alone}");
 
     // A part of the free text ends it; the text is the same up to there.
@@ -156,7 +160,10 @@ fn a_finished_model_has_a_modelfile_and_its_prompts() {
     dir.write("model/chat_template.jinja", chatml);
     dir.train("rows.jsonl").set(&QUICK).ok();
     let modelfile = dir.text("out/Modelfile");
-    assert!(modelfile.starts_with("# Written by suasion.") && modelfile.contains("\nFROM .\n"), "{modelfile}");
+    assert!(
+        modelfile.starts_with("# Written by suasion.") && modelfile.contains("\nFROM .\n"),
+        "{modelfile}"
+    );
     assert!(modelfile.contains("{{ else if eq .Role \"user\" }}<|user|>{{ .Content }}</s>"), "{modelfile}");
     assert!(modelfile.contains("PARAMETER stop \""), "{modelfile}");
     let prompts = dir.json("out/prompt_check.json");

@@ -7,10 +7,19 @@ use std::path::Path;
 use suasion_data::report::format::count;
 use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
 
+/// What a process has besides a model: its code, its threads, a tokenizer, rows.
+const PROCESS: u64 = 48 << 20;
+
+/// Bytes that a process needs with a model of this plan: while a tensor is read or written it is there twice more, in
+/// f32 and in the file's type, and the largest is the embedding.
+pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
+    plan.total() + 8 * arch.vocab_size as u64 * arch.hidden as u64 + PROCESS
+}
+
 /// Refuses a model that does not fit into the machine's memory. Linux grants memory that it does not have, and kills the
 /// process later without a message.
 pub fn check_memory(arch: &Architecture, budget: Budget) -> suasion_train::Result<()> {
-    let bytes = MemoryPlan::of(arch, budget).total();
+    let bytes = needed(arch, &MemoryPlan::of(arch, budget));
     match machine::memory().0 {
         Some(total) if bytes > total => Err(suasion_engine::Error::Memory { bytes }.into()),
         _ => Ok(()),

@@ -5,6 +5,7 @@ use super::estimate::Needs;
 use crate::config::Init;
 use crate::failure::Failure;
 use crate::inputs::loading;
+use crate::inputs::weights::needed;
 use crate::machine;
 use crate::tables;
 use crate::ui::Ui;
@@ -76,11 +77,11 @@ impl Job {
         }
         let memory = self.memory();
         if let (_, Some(available)) = machine::memory()
-            && memory.total() > available
+            && needed(&self.arch, &memory) > available
         {
             ui.warn(format_args!(
-                "{} are planned and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
-                bytes(memory.total()),
+                "{} are needed and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
+                bytes(needed(&self.arch, &memory)),
                 bytes(available)
             ));
         }
