@@ -43,6 +43,29 @@ impl Loaded {
         loaded
     }
 
+    /// Keys of `command` with their values, from a program; `place` names them in errors. Rows and model are the
+    /// program's own.
+    pub fn of_values(values: &Map<String, Json>, command: &str, place: &str) -> Loaded {
+        let mut loaded = Loaded::default();
+        for (name, value) in values {
+            let head = name.split('.').next().unwrap_or(name);
+            match find(head) {
+                Some(key) if matches!(key.name, "dataset_name" | "model_name_or_path") => {
+                    loaded.errors.push(Failure::config(
+                        format!("{place}: {name} is no keyword here"),
+                        "rows and model are arguments of their own",
+                    ));
+                }
+                Some(key) if !key.used_by(command) => loaded.errors.push(Failure::config(
+                    format!("{place}: {name} is not used here"),
+                    format!("leave it out: it is a key of {}", key.commands().join(", ")),
+                )),
+                _ => loaded.take(name, value, place),
+            }
+        }
+        loaded
+    }
+
     /// Everything that is wrong: keys that could not be read, and what the others contradict.
     pub fn problems(&mut self) -> Vec<Failure> {
         let mut problems = std::mem::take(&mut self.errors);

@@ -6,7 +6,8 @@ use super::{Model, RopeRows};
 use crate::Result;
 use crate::arch::{Block, QkNorm};
 use crate::kernels::{Backend, Dropout, Indices, Norm, PlanBuffer, View};
-use crate::params::{BlockSlots, Linear, NormSlots};
+use crate::params::{BlockSlots, Linear, NormSlots, Part};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The rows that a layer computes over.
@@ -44,6 +45,15 @@ pub(super) struct Keys<'a> {
     pub(super) places: &'a [View],
     /// What attention reads: the same, or a cache that they are in.
     pub(super) all: View,
+}
+
+/// Some outputs of a layer that one product computes.
+pub(super) struct Piece {
+    /// Which outputs.
+    pub(super) outputs: Range<usize>,
+    /// `[outputs, inputs]`.
+    pub(super) weight: View,
+    pub(super) bias: Option<View>,
 }
 
 /// How the output of attention or MLP joins the residual stream.
@@ -392,21 +402,61 @@ impl<B: Backend> Model<B> {
         (self.slot_view(&at.weight), at.bias.as_ref().map(|bias| self.slot_view(bias)))
     }
 
-    pub(super) fn weight(&self, at: &Linear) -> View {
-        self.parameter_view(&at.weight()).matrix(at.outputs(), at.inputs)
-    }
-
     /// `y (+)= x · wᵀ + b`.
-    fn linear(&mut self, y: View, accumulate: bool, x: View, at: &Linear) -> Result<()> {
-        let bias = at.bias().map(|bias| self.parameter_view(&bias));
-        self.backend.linear(y, accumulate, x, self.weight(at), bias)?;
-        self.adapters_forward(at, y, x)
+    pub(super) fn linear(&mut self, y: View, accumulate: bool, x: View, at: &Linear) -> Result<()> {
+        for piece in self.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
+            self.backend.linear(y.columns(piece.outputs), accumulate, x, piece.weight, piece.bias)?;
+        }
+        self.adapters_forward(at, y, accumulate, x)
     }
 
     /// `dx (+)= dy · w`.
-    fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
-        self.backend.linear_dx(dx, accumulate, dy, self.weight(at))?;
-        self.adapters_dx(at, dx, dy)
+    pub(super) fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
+        let mut accumulate = accumulate;
+        for piece in self.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
+            self.backend.linear_dx(dx, accumulate, dy.columns(piece.outputs), piece.weight)?;
+            accumulate = true;
+        }
+        self.adapters_dx(at, dx, accumulate, dy)
+    }
+
+    /// The products that parts of a layer are: parts whose weights and biases lie together in a buffer are one; of a
+    /// tensor in a file that lies there head by head, each head is one.
+    pub(super) fn pieces<'p>(&self, parts: impl Iterator<Item = &'p Part>) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        // Where the weights and the biases of the last piece end in the buffer.
+        let mut end: Option<(usize, Option<usize>)> = None;
+        for part in parts {
+            let (weight, bias) = (&part.weight.range, part.bias.as_ref().map(|bias| &bias.range));
+            if self.files[part.weight.parameter].is_some() {
+                end = None;
+                let bias = bias.map(|bias| self.parameter_view(bias));
+                pieces.extend(self.file_pieces(&part.weight).into_iter().map(|(rows, weight)| Piece {
+                    outputs: part.outputs.start + rows.start..part.outputs.start + rows.end,
+                    weight,
+                    bias: bias.map(|bias| bias.part(rows.start, rows.len())),
+                }));
+                continue;
+            }
+            let width = part.weight.shape[1];
+            let follows = end == Some((weight.start, bias.map(|bias| bias.start)));
+            end = Some((weight.end, bias.map(|bias| bias.end)));
+            match pieces.last_mut().filter(|last| follows && last.outputs.end == part.outputs.start) {
+                Some(last) => {
+                    let rows = last.weight.rows() + part.outputs.len();
+                    last.weight =
+                        self.parameter_view(&(weight.end - rows * width..weight.end)).matrix(rows, width);
+                    last.bias = bias.map(|bias| self.parameter_view(&(bias.end - rows..bias.end)));
+                    last.outputs.end = part.outputs.end;
+                }
+                None => pieces.push(Piece {
+                    outputs: part.outputs.clone(),
+                    weight: self.slot_view(&part.weight),
+                    bias: bias.map(|bias| self.parameter_view(bias)),
+                }),
+            }
+        }
+        pieces
     }
 
     /// The gradients of a layer's weights, biases and adapters, of those that are trained.

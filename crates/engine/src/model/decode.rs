@@ -113,6 +113,7 @@ impl<B: Backend> Model<B> {
     /// As [`Model::decode`].
     pub fn decode_slot(&mut self, cache: &mut KvCache, slot: usize, ids: &[u32]) -> Result<Vec<f32>> {
         let end = self.check_decode(cache, slot, ids)?;
+        self.refresh_dora()?;
         let at = &mut cache.slots[slot];
         at.ids.truncate(at.len);
         at.ids.extend(ids);
@@ -146,6 +147,7 @@ impl<B: Backend> Model<B> {
         if next.len() < 2 || !fits || turn {
             return next.iter().map(|(slot, id)| self.decode_slot(cache, *slot, &[*id])).collect();
         }
+        self.refresh_dora()?;
         self.cover(ends.iter().copied().max().unwrap_or(0), &ends)?;
         self.append_each(cache, next, &ends)?;
         self.logits(next.len())
@@ -283,17 +285,12 @@ impl<B: Backend> Model<B> {
     /// Final norm and head of the first `count` rows that the last layer left.
     fn logits(&mut self, count: usize) -> Result<Vec<Vec<f32>>> {
         let (h, ..) = self.final_norm(count)?;
+        let map = Arc::clone(&self.map);
         let mut all = Vec::with_capacity(count);
         for start in (0..count).step_by(self.arena.chunk) {
             let rows = start..count.min(start + self.arena.chunk);
             let logits = self.arena.logits.top(rows.len());
-            self.backend.linear(
-                logits,
-                false,
-                h.row_range(rows.clone()),
-                self.slot_view(&self.map.head),
-                None,
-            )?;
+            self.linear(logits, false, h.row_range(rows.clone()), &map.head)?;
             let mut values = vec![0.0; rows.len() * self.arch.vocab_size];
             self.backend.read(logits, &mut values)?;
             all.extend(values.chunks(self.arch.vocab_size).map(|row| {
