@@ -134,7 +134,9 @@ fn replies_do_not_depend_on_the_batch_and_end_where_they_are_told() {
     let cut = line(&generate(&["--stop-strings", &stop]), 0);
     assert_eq!(cut["stopped"], "stop_string", "{stop:?} in {text:?}");
     let reply = cut["reply"].as_str().unwrap();
-    assert!(text.starts_with(reply) && reply.contains(&stop), "{reply:?}");
+    // As in transformers it may begin in the prompt.
+    let whole = format!("{}{reply}", cut["prompt"].as_str().unwrap());
+    assert!(text.starts_with(reply) && whole.ends_with(&stop), "{whole:?}");
 
     // What generation_config.json says holds where no flag says otherwise.
     let config = json!({"do_sample": true, "temperature": 1.2, "num_beams": 4, "repetition_penalty": 1.0});
@@ -180,7 +182,7 @@ fn a_finished_model_has_a_modelfile_and_its_prompts() {
 fn a_slice_of_the_fault_campaign_finds_nothing() {
     let script = root().join("tests/faults/campaign.py");
     let mut command = Command::new("python3");
-    command.arg(script).args(["--binary", env!("CARGO_BIN_EXE_suasion"), "kills=4", "disks=0", "inputs=42"]);
+    command.arg(script).args(["--binary", env!("CARGO_BIN_EXE_suasion"), "kills=3", "disks=0", "inputs=42"]);
     let Ok(ran) = command.output() else {
         suasion_test_support::skipped("no python3");
         return;
@@ -188,5 +190,5 @@ fn a_slice_of_the_fault_campaign_finds_nothing() {
     let out = String::from_utf8_lossy(&ran.stdout);
     assert!(ran.status.success(), "{out}\n{}", String::from_utf8_lossy(&ran.stderr));
     let counts: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
-    assert!(counts["kills"].as_u64() == Some(4) && counts["findings"] == 0, "{counts}");
+    assert!(counts["kills"].as_u64() == Some(3) && counts["findings"] == 0, "{counts}");
 }

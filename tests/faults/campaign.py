@@ -262,8 +262,10 @@ class Campaign:
             if ran.returncode != 0:
                 return self.found("inputs", f"{name}: the undamaged input failed", ran)
             good[name] = result(place, ran)
-        for i in range(number):
-            name = names[i % len(names)]
+        turn = 0
+        while self.counts["damaged inputs"] < number:
+            name = names[turn % len(names)]
+            turn += 1
             files, args, result = kinds[name]
             place = self.folder / "input"
             victim = self.random.choice([key for key in files if key.startswith("!")])

@@ -279,6 +279,14 @@ impl Job {
                 thousands(after.targets)
             ));
         }
+        if report.stopped_early {
+            ui.log(format_args!(
+                "ended early, after step {} of {}: {} in a row were not better (early_stopping_patience)",
+                report.step,
+                report.total_steps,
+                count(self.settings.early_stopping_patience.unwrap_or(0), "evaluation"),
+            ));
+        }
         let memory =
             report.peak_memory_bytes.map(|b| format!(", peak memory {}", bytes(b))).unwrap_or_default();
         ui.log(format_args!(
