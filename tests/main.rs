@@ -23,4 +23,5 @@ mod readme;
 mod resume;
 mod runs;
 mod sources;
+mod training;
 mod verify;

@@ -9,6 +9,7 @@ mod bar;
 mod commands;
 mod config;
 pub mod embed;
+mod export;
 mod failure;
 mod inputs;
 mod interrupt;

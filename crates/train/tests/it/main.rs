@@ -5,6 +5,7 @@ mod common;
 mod compare;
 mod evaluate;
 mod extras;
+mod fuzz;
 mod generate;
 mod not_finite;
 mod packing;
