@@ -10,7 +10,9 @@ mod bad_input;
 mod chat;
 mod commands;
 mod configuration;
+mod convert;
 mod demo;
+mod evidence;
 mod folders;
 mod goldens;
 #[cfg(feature = "hub")]

@@ -9,6 +9,7 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng};
 pub(crate) enum Purpose {
     Shuffle,
     Sampling,
+    Bootstrap,
 }
 
 pub(crate) struct Rng(ChaCha8Rng);
@@ -20,6 +21,7 @@ impl Rng {
         let name: &[u8] = match purpose {
             Purpose::Shuffle => b"suasion shuffle",
             Purpose::Sampling => b"suasion sampling",
+            Purpose::Bootstrap => b"suasion bootstrap",
         };
         let mut key = [0u8; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());

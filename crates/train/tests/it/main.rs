@@ -2,6 +2,7 @@
 
 mod common;
 mod compare;
+mod diagnose;
 mod evaluate;
 mod generate;
 mod not_finite;
