@@ -15,7 +15,7 @@ use crate::evaluate::SectionLoss;
 use crate::observer::{Event, Observer};
 use crate::probe::{Probe, ProbeSettings, Reproduction};
 use crate::state::Progress;
-use crate::statistics::{Interval, bootstrap, quantile};
+use crate::statistics::{ConfidenceInterval, bootstrap, quantile};
 use crate::steps::Steps;
 use crate::{Error, Evaluation, Plan, Result, Settings, evaluate, prompt_ids};
 use indexmap::IndexMap;
@@ -92,9 +92,9 @@ pub struct Difference {
     /// prompt.
     pub standard_error: Option<f64>,
     /// Its 95 % interval by Student's t over prompts.
-    pub interval: Option<Interval>,
+    pub interval: Option<ConfidenceInterval>,
     /// Its 95 % interval by the paired bootstrap over prompts.
-    pub bootstrap: Option<Interval>,
+    pub bootstrap: Option<ConfidenceInterval>,
     /// Rows compared.
     pub rows: u64,
     /// Distinct prompts of these rows.
@@ -220,7 +220,7 @@ fn train_arm<B: Backend>(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Trained> {
-    let mut steps = Steps::new(rows, &settings.train, plan.total_steps);
+    let mut steps = Steps::new(rows, &settings.train, plan.total_steps)?;
     let mut trained = Trained::default();
     while trained.progress.step < plan.total_steps {
         if stop.load(Ordering::Relaxed) {
@@ -278,7 +278,7 @@ fn difference(
     let (mean, standard_error) = ratio(&by_prompt);
     let interval = standard_error.map(|error| {
         let half = error * quantile(by_prompt.len() as f64 - 1.0);
-        Interval { low: mean - half, high: mean + half }
+        ConfidenceInterval { low: mean - half, high: mean + half }
     });
     let resampled = |draws: &[u32]| {
         let sum = |pick: fn(&(f64, f64)) -> f64| {
@@ -332,7 +332,7 @@ fn verdict(c: &Comparison) -> Vec<String> {
         )
     };
     // Both intervals have to exclude 0.
-    let excludes = |i: Option<Interval>| i.is_some_and(|i| i.excludes(0.0));
+    let excludes = |i: Option<ConfidenceInterval>| i.is_some_and(|i| i.excludes(0.0));
     let differs = excludes(d.interval) && excludes(d.bootstrap);
     lines.push(match d.interval.map(|interval| interval.high - d.mean) {
         Some(half) if d.prompts < FEW => format!(

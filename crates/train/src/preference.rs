@@ -1,7 +1,7 @@
 //! Does a model prefer the reply that won? Its log-likelihood of both replies to the same prompt, pair by pair.
 
 use crate::evaluate::RowLoss;
-use crate::statistics::{Interval, bootstrap, wilson};
+use crate::statistics::{ConfidenceInterval, bootstrap, wilson};
 use indexmap::IndexMap;
 use serde::Serialize;
 use suasion_data::report::format::{count, percent};
@@ -47,9 +47,9 @@ pub struct Preference {
     /// The share of the pairs.
     pub share: f64,
     /// Wilson's interval, as if all pairs were independent.
-    pub wilson: Option<Interval>,
+    pub wilson: Option<ConfidenceInterval>,
     /// The bootstrap's interval over prompts; `None` below two prompts.
-    pub bootstrap: Option<Interval>,
+    pub bootstrap: Option<ConfidenceInterval>,
 }
 
 /// How much the length of the replies explains.
@@ -169,8 +169,8 @@ fn verdict(p: &Preferences) -> Vec<String> {
             (_, true) => "the model prefers the replies that lost",
             _ => "no preference found",
         };
-        let interval = intervals.iter().flatten().fold(None::<Interval>, |wide, i| {
-            Some(wide.map_or(*i, |w| Interval { low: w.low.min(i.low), high: w.high.max(i.high) }))
+        let interval = intervals.iter().flatten().fold(None::<ConfidenceInterval>, |wide, i| {
+            Some(wide.map_or(*i, |w| ConfidenceInterval { low: w.low.min(i.low), high: w.high.max(i.high) }))
         });
         let interval = interval.map(|i| format!(", 95 % interval {} to {}", percent(i.low), percent(i.high)));
         lines.push(format!(

@@ -4,7 +4,7 @@
 use crate::Comparison;
 use crate::compare::ratio;
 use crate::rng::{Purpose, Rng};
-use crate::statistics::{Interval, percentiles, quantile};
+use crate::statistics::{ConfidenceInterval, percentiles, quantile};
 use serde::Serialize;
 use suasion_data::report::format::{count, loss, loss_difference, percent};
 
@@ -35,9 +35,9 @@ pub struct Overall {
     /// Degrees of freedom of both together (Satterthwaite 1946).
     pub degrees_of_freedom: f64,
     /// Its 95 % interval by Student's t, with both errors.
-    pub interval: Interval,
+    pub interval: ConfidenceInterval,
     /// Its 95 % interval by the bootstrap over seeds and prompts, drawn independently.
-    pub bootstrap: Interval,
+    pub bootstrap: ConfidenceInterval,
     /// Distinct held-out prompts.
     pub prompts: u64,
 }
@@ -95,7 +95,7 @@ fn overall(tables: &[&[(f64, f64)]], seed: u64) -> Option<Overall> {
         error_over_prompts,
         error_over_seeds,
         degrees_of_freedom: freedom,
-        interval: Interval { low: mean - half, high: mean + half },
+        interval: ConfidenceInterval { low: mean - half, high: mean + half },
         bootstrap: percentiles(&mut values)?,
         prompts: prompts as u64,
     })

@@ -10,6 +10,7 @@ pub(crate) enum Purpose {
     Shuffle,
     Sampling,
     Bootstrap,
+    Noise,
 }
 
 pub(crate) struct Rng(ChaCha8Rng);
@@ -22,6 +23,7 @@ impl Rng {
             Purpose::Shuffle => b"suasion shuffle",
             Purpose::Sampling => b"suasion sampling",
             Purpose::Bootstrap => b"suasion bootstrap",
+            Purpose::Noise => b"suasion noise",
         };
         let mut key = [0u8; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -43,6 +45,11 @@ impl Rng {
             }
         }
         (product >> 64) as u64
+    }
+
+    /// A draw of 64 bits.
+    pub(crate) fn word(&mut self) -> u64 {
+        self.0.next_u64()
     }
 
     /// A number in `[0, 1)`: the top 53 bits of a draw.

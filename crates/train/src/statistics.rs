@@ -5,14 +5,14 @@ use serde::Serialize;
 
 /// A two-sided 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Interval {
+pub struct ConfidenceInterval {
     /// Its lower end.
     pub low: f64,
     /// Its upper end.
     pub high: f64,
 }
 
-impl Interval {
+impl ConfidenceInterval {
     /// True where a value lies outside.
     pub fn excludes(&self, value: f64) -> bool {
         value < self.low || value > self.high
@@ -23,7 +23,7 @@ impl Interval {
 const NORMAL: f64 = 1.959963984540054;
 
 /// The interval of Wilson (1927) for `successes` of `trials`, which may be half ones; `None` without a trial.
-pub fn wilson(successes: f64, trials: f64) -> Option<Interval> {
+pub fn wilson(successes: f64, trials: f64) -> Option<ConfidenceInterval> {
     if trials <= 0.0 {
         return None;
     }
@@ -31,7 +31,10 @@ pub fn wilson(successes: f64, trials: f64) -> Option<Interval> {
     let centre = share + z * z / (2.0 * trials);
     let half = z * (share * (1.0 - share) / trials + z * z / (4.0 * trials * trials)).sqrt();
     let scale = 1.0 + z * z / trials;
-    Some(Interval { low: ((centre - half) / scale).max(0.0), high: ((centre + half) / scale).min(1.0) })
+    Some(ConfidenceInterval {
+        low: ((centre - half) / scale).max(0.0),
+        high: ((centre + half) / scale).min(1.0),
+    })
 }
 
 /// The 97.5 % quantile of Student's t with at least these degrees of freedom (from the tables), which bounds a
@@ -70,7 +73,7 @@ pub fn bootstrap(
     clusters: usize,
     seed: u64,
     mut statistic: impl FnMut(&[u32]) -> Option<f64>,
-) -> Option<Interval> {
+) -> Option<ConfidenceInterval> {
     if clusters < 2 {
         return None;
     }
@@ -87,10 +90,10 @@ pub fn bootstrap(
 }
 
 /// The interval between the 2.5 % and the 97.5 % percentile of values.
-pub(crate) fn percentiles(values: &mut [f64]) -> Option<Interval> {
+pub(crate) fn percentiles(values: &mut [f64]) -> Option<ConfidenceInterval> {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| values.get(((values.len() as f64 - 1.0) * share).round() as usize).copied();
-    Some(Interval { low: at(0.025)?, high: at(0.975)? })
+    Some(ConfidenceInterval { low: at(0.025)?, high: at(0.975)? })
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use suasion_data::report::format::percent;
 use suasion_data::{Format, Mode, Policy, Sample};
 use suasion_train::plan::{check_row, eval_budget};
 use suasion_train::preference::{Pair, Preference, Preferences, Side, preferences};
-use suasion_train::statistics::Interval;
+use suasion_train::statistics::ConfidenceInterval;
 use suasion_train::{evaluate, prompt_ids};
 
 /// Measures both sides of every pair.
@@ -86,7 +86,7 @@ fn swapped(policy: &Policy) -> Policy {
 
 fn print(result: &Preferences, ui: &Ui) -> anyhow::Result<()> {
     let mut out = ui.out();
-    let interval = |i: Option<Interval>| {
+    let interval = |i: Option<ConfidenceInterval>| {
         i.map_or("–".into(), |i| format!("{} to {}", percent(i.low), percent(i.high)))
     };
     writeln!(

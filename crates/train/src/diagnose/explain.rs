@@ -16,7 +16,7 @@ pub struct Names {
 }
 
 /// An answer this sure is told beside a verdict about something else.
-const SURE: f64 = 0.8;
+const SURE: f64 = 0.99;
 
 /// Fills the sentences of a diagnosis.
 pub(super) fn explain(d: &mut Diagnosis, names: &Names) {

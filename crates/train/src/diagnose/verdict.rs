@@ -72,7 +72,7 @@ pub struct Judgement {
 }
 
 /// A verdict needs this confidence.
-const DECIDED: f64 = 0.7;
+const DECIDED: f64 = 0.75;
 
 /// Responses have to lose this share of their nll.
 const LEARNED: f64 = 0.03;
@@ -83,12 +83,12 @@ const ROWS: usize = 8;
 /// The constants of the scores, from `benches/diagnose.py fit`. A term is a slope and an offset; a term whose feature is
 /// missing is left out.
 mod fitted {
-    pub const PROMPT_ONLY: [f64; 2] = [3.0, -1.0];
-    pub const CONSTANT: [f64; 2] = [3.0, -1.5];
-    pub const VARYING: [f64; 2] = [8.0, -6.6];
-    pub const EARLY: [f64; 2] = [8.0, -6.0];
-    pub const LATE: [f64; 2] = [-10.0, 1.0];
-    pub const STOP: [f64; 3] = [-6.0, -3.0, -3.0];
+    pub const PROMPT_ONLY: [f64; 2] = [6.65, -1.25];
+    pub const CONSTANT: [f64; 2] = [10.63, -5.65];
+    pub const VARYING: [f64; 2] = [17.10, -14.03];
+    pub const EARLY: [f64; 2] = [8.89, -5.72];
+    pub const LATE: [f64; 2] = [-10.19, 1.61];
+    pub const STOP: [f64; 3] = [-7.53, -2.33, -2.05];
 }
 
 fn logistic(score: f64) -> f64 {

@@ -1,9 +1,11 @@
 //! Tests of training against what others computed and against its own promises.
 
+mod best;
 mod common;
 mod compare;
 mod diagnose;
 mod evaluate;
+mod extras;
 mod generate;
 mod not_finite;
 mod packing;
