@@ -17,6 +17,7 @@ mod goldens;
 mod hub;
 mod newcomer;
 mod packing;
+mod pages;
 mod prepare;
 mod readme;
 mod resume;

@@ -30,6 +30,7 @@ pub mod settings;
 pub mod state;
 pub mod step;
 mod steps;
+mod token_losses;
 pub mod trainer;
 mod trainer_state;
 
@@ -49,4 +50,5 @@ pub use report::data::{DataCard, FindingCount, SampleReply, SectionShare};
 pub use report::write_report;
 pub use run::{Best, Identity, Report, Resume, Run};
 pub use settings::{Scheduler, Settings, Strategy};
+pub use token_losses::token_losses;
 pub use trainer::train;

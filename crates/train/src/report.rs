@@ -4,6 +4,7 @@ mod card;
 pub mod data;
 mod html;
 mod input;
+mod words;
 
 use crate::{Comparison, Identity, Report, Result, Settings};
 use data::{DataCard, SampleReply};
