@@ -31,7 +31,11 @@ fn a_checkpoint_is_diagnosed_from_its_base_and_rows() {
             json["stop"][side]["at_end"].as_f64().unwrap() - eval["stop"]["probability"].as_f64().unwrap();
         assert!(stop.abs() < 1e-6, "{name}");
     }
-    let text = dir.suasion(&diagnose).ok();
+    let text = dir.suasion(&diagnose).args(&["--html", "page.html"]).ok();
+    let page = dir.text("page.html");
+    assert!(page.contains("The model was trained on all tokens, its prompts too.") && page.contains("default-src 'none'"));
+    assert!(page.contains("suasion train --model model --data rows.jsonl -o retrained"));
+    dir.suasion(&diagnose).args(&["--html", "rows.jsonl"]).run().error(2, "E-USAGE", "would replace what is read");
     let text = text.prints("trained on all tokens, its prompts too").prints("Retrain from the base model");
     text.prints("suasion train --model model --data rows.jsonl -o").prints("loss by section");
     let same = dir.suasion(&["diagnose", "--base", "model", "--tuned", "model", "-D", "rows.jsonl"]).ok();
@@ -64,5 +68,9 @@ fn a_comparison_over_seeds_has_an_interval_over_them() {
         assert!(end(name, "low") < mean && mean < end(name, "high"), "{d}");
     }
     let ran = dir.suasion(&compare).args(&more).ok().prints("difference").prints("3 seeds over");
-    ran.says("seed 43 (2 of 3)").says("comparison-3.json");
+    ran.says("seed 43 (2 of 3)").says("comparison-3.json and comparison-3.html");
+    for page in ["comparison.html", "comparison-2.html", "comparison-3.html"] {
+        assert!(dir.text(page).contains("on held-out responses"), "{page}");
+    }
+    dir.suasion(&compare).args(&["-o", "x.html"]).run().error(2, "E-USAGE", "has that name");
 }

@@ -19,6 +19,7 @@ mod goldens;
 mod hub;
 mod newcomer;
 mod packing;
+mod pages;
 mod prepare;
 mod readme;
 mod resume;

@@ -107,6 +107,7 @@ impl Job {
         }
         let chat = folder.template.is_some();
         let card = card::data_card(&config, chat, &train_rows, &train, eval_rows.as_ref(), eval.len());
+        let card = DataCard { rows: card::first_rows(&train, folder.tokenizer.as_deref()), ..card };
         let stops = learned_stops(&train, &folder.special(&policy)?.stops);
         let mut fill = None;
         if let Some(packer) = Packer::of(&policy) {

@@ -3,11 +3,16 @@
 //! What colour shows, a word shows too.
 
 pub mod format;
+mod gallery;
 pub mod html;
 pub mod json;
+mod losses;
+pub mod page;
 pub mod terminal;
 mod text;
 mod view;
 
+pub use gallery::{Chosen, Gallery};
+pub use losses::Losses;
 pub use text::{printable, visible};
 pub use view::{RowView, Run, TokenView};

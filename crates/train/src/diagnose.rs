@@ -55,6 +55,8 @@ pub struct Diagnosis {
     pub reasons: Vec<String>,
     /// Whether to train again, and why.
     pub advice: String,
+    /// The command that does what the advice says, where there is one.
+    pub command: Option<String>,
     /// The answers behind the verdict, as probabilities of yes.
     pub answers: Judgement,
     /// Rows measured.
@@ -147,6 +149,7 @@ pub fn diagnose(
         sentence: String::new(),
         reasons: Vec::new(),
         advice: String::new(),
+        command: None,
         answers: judgement,
         rows: rows.len() as u64,
         prompts: prompts.len() as u64,

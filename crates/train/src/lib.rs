@@ -38,6 +38,7 @@ pub mod statistics;
 pub mod step;
 mod steps;
 mod tensorboard;
+mod token_losses;
 pub mod trainer;
 mod trainer_state;
 
@@ -60,4 +61,5 @@ pub use report::write_report;
 pub use run::{Best, Identity, Report, Resume, Run};
 pub use schedule::Scheduler;
 pub use settings::{OnSaveError, Settings, Strategy};
+pub use token_losses::token_losses;
 pub use trainer::train;

@@ -10,14 +10,17 @@ use crate::ui::Ui;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use suasion_data::Objective;
+use suasion_data::report::page::shell_line;
 use suasion_train::repeats::{Repeats, repeats};
+use suasion_train::report;
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
 pub struct CompareArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The file for the result as JSON; comparison.json, or where there is one comparison-2.json and so on
+    /// The file for the result as JSON, with a page of the same name beside it (.html); comparison.json, or where
+    /// there is one comparison-2.json and so on
     #[arg(short, long, value_name = "FILE", value_parser = paths::parser())]
     output: Option<PathBuf>,
     /// Train with N seeds, from the configured one on: what differs by chance becomes part of the interval
@@ -50,6 +53,15 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         )
         .into());
     }
+    // The page stands beside the JSON.
+    let page = output.with_extension("html");
+    if page == output {
+        return Err(Failure::usage(
+            format!("-o {}: the page of the comparison has that name", output.display()),
+            "name the file for the JSON: -o comparison.json",
+        )
+        .into());
+    }
     // Both models are discarded, so output_dir is not checked.
     let job = Job::new(loaded.config, Begin::default(), ui)?;
     job.announce(ui);
@@ -72,7 +84,7 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         write!(out, "{text}")?;
         out.flush()?;
     }
-    ui.note(format_args!("wrote {}", output.display()));
+    ui.note(format_args!("wrote {} and {}", output.display(), page.display()));
     Ok(Exit::Done)
 }
 
@@ -98,5 +110,5 @@ fn several(job: &Job, seeds: u64, ui: &Ui) -> anyhow::Result<Repeats> {
 fn free_name() -> PathBuf {
     let numbered = (2..).map(|n| PathBuf::from(format!("comparison-{n}.json")));
     let mut names = std::iter::once(PathBuf::from("comparison.json")).chain(numbered);
-    names.find(|name| !name.exists()).unwrap_or_default()
+    names.find(|name| !name.exists() && !name.with_extension("html").exists()).unwrap_or_default()
 }

@@ -4,7 +4,7 @@ use super::ConfigArgs;
 use crate::config::Init;
 use crate::failure::{Exit, Failure};
 use crate::inputs::weights::Start;
-use crate::inputs::{loading, model, rows};
+use crate::inputs::{kept, loading, model, rows};
 use crate::interrupt;
 use crate::paths;
 use crate::progress::share_of;
@@ -14,6 +14,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suasion_data::report::format::{count, loss, percent, thousands};
+use suasion_data::report::page::{now, shell_word};
 use suasion_data::report::visible;
 use suasion_data::{Mode, ModelFolder, Sample};
 use suasion_engine::Architecture;
@@ -21,6 +22,7 @@ use suasion_train::diagnose::{
     DiagnoseSettings, Diagnosis, Measurement, Names, budget, chosen, diagnose, measure,
 };
 use suasion_train::plan::check_row;
+use suasion_train::report;
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -36,6 +38,9 @@ pub struct DiagnoseArgs {
     /// Measure at most N rows, spread evenly over the rows given
     #[arg(long, value_name = "N", default_value_t = 64)]
     rows: usize,
+    /// Write the diagnosis as a page
+    #[arg(long, value_name = "F", value_parser = paths::parser())]
+    html: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -57,9 +62,13 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let (tuned, tuned_arch) = model::with_architecture(&tuned_dir, Init::Weights, ui)?;
     let settings = DiagnoseSettings { rows: args.rows.max(1), ..DiagnoseSettings::default() };
 
+    let files = rows::training(&config, ui)?;
+    if let Some(html) = &args.html {
+        let read = files.files.iter().map(PathBuf::as_path).chain(args.config.config.as_deref());
+        kept::check_output("--html", html, read, [base_dir.as_path(), tuned_dir.as_path()])?;
+    }
     // The tuned model's template and stop tokens are those that it was trained with.
     let folder = if tuned.tokenizer.is_some() { &tuned } else { &base };
-    let files = rows::training(&config, ui)?;
     let policy = config.policy();
     let data = loading::load(ui, &files, folder, &policy, Mode::Prepare, &[])?;
     let rows = chosen(&data.samples, settings.rows)?;
@@ -77,12 +86,20 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
         data: named(Some(&files.name)),
     };
     let diagnosis = diagnose(&data.samples, &rows, before, after, &names);
+    if let Some(html) = &args.html {
+        let facts = [format!("suasion {}", env!("CARGO_PKG_VERSION")), now()];
+        let page = report::diagnosis::page(&diagnosis, &names, &facts);
+        suasion_files::write_bytes(html, page.as_bytes()).map_err(suasion_data::Error::from)?;
+    }
     if ui.json {
         ui.print_json(&diagnosis)?;
     } else {
         let mut out = ui.out();
         write!(out, "{}", text(&diagnosis, ui.width))?;
         out.flush()?;
+    }
+    if let Some(html) = &args.html {
+        ui.note(format_args!("wrote {}", html.display()));
     }
     Ok(Exit::Done)
 }
@@ -108,9 +125,7 @@ fn measured(
 
 /// A path as a word of a shell's command line.
 fn named(path: Option<&Path>) -> String {
-    let text = path.map_or("MODEL".into(), |path| path.display().to_string());
-    let plain = text.chars().all(|c| c.is_alphanumeric() || "/._-+:@=,~".contains(c));
-    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    shell_word(&path.map_or("MODEL".into(), |path| path.display().to_string()))
 }
 
 /// The diagnosis, in lines of at most `width` columns.
@@ -128,6 +143,9 @@ fn text(d: &Diagnosis, width: usize) -> String {
     }
     line(String::new());
     line(d.advice.clone());
+    if let Some(command) = &d.command {
+        line(format!("  {command}"));
+    }
     line(String::new());
     line(format!("{:<16} {:>10} {:>10} {:>10} {:>10}", "loss by section", "tokens", "base", "tuned", "fall"));
     for (name, fall) in &d.sections {

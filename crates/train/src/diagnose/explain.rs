@@ -48,7 +48,7 @@ pub(super) fn explain(d: &mut Diagnosis, names: &Names) {
         },
     };
     d.reasons = reasons(d);
-    d.advice = advice(d, names, stop_masked);
+    (d.advice, d.command) = advice(d, names, stop_masked);
 }
 
 /// `7.70 to 0.53, a fall of 93.1 %`.
@@ -111,42 +111,56 @@ fn reasons(d: &Diagnosis) -> Vec<String> {
     lines
 }
 
-fn advice(d: &Diagnosis, names: &Names, stop_masked: bool) -> String {
+/// Whether to train again, with the command for it.
+fn advice(d: &Diagnosis, names: &Names, stop_masked: bool) -> (String, Option<String>) {
     let Names { base, tuned, data } = names;
     let from_base = format!("suasion train --model {base} --data {data} -o retrained");
     let go_on = format!("suasion train --model {tuned} --data {data} -o repaired --num_train_epochs 1");
-    match d.verdict {
-        Verdict::AllTokens => {
-            let also = if stop_masked { " The stop token needs a label too; suasion gives it one." } else { "" };
-            format!(
-                "Retrain from the base model with masked prompts: training on does not take back what was learned of them. \
-                 {from_base}{also}"
-            )
-        }
-        Verdict::Response => "No retraining is needed on account of the masks.".into(),
-        Verdict::StopNeverLearned => format!(
+    let verify = format!("suasion verify --data {data} --model {base}");
+    let (text, command) = match d.verdict {
+        Verdict::AllTokens if stop_masked => (
+            "Retrain from the base model with masked prompts: training on does not take back what was learned of them. The \
+             stop token needs a label too, which suasion gives it.",
+            Some(from_base),
+        ),
+        Verdict::AllTokens => (
+            "Retrain from the base model with masked prompts: training on does not take back what was learned of them.",
+            Some(from_base),
+        ),
+        Verdict::Response => ("No retraining is needed on account of the masks.", None),
+        Verdict::StopNeverLearned => (
             "Nothing wrong was learned, so the checkpoint can be repaired: train it on, for an epoch or less, on rows whose \
-             stop token is learned, and look at `suasion eval`. {go_on}"
+             stop token is learned, and look at `suasion eval`.",
+            Some(go_on),
         ),
-        Verdict::StartsEarly => format!(
+        Verdict::StartsEarly => (
             "Retraining is rarely worth it: a header of a few tokens was learned, which the prompt supplies anyway. Mend the \
-             mask before the next training: suasion verify --data {data} --model {base}"
+             mask before the next training.",
+            Some(verify),
         ),
-        Verdict::StartsLate => format!(
+        Verdict::StartsLate => (
             "The first tokens of responses were never learned. Train the checkpoint on with the right mask, or retrain if \
-             replies begin badly. {go_on}"
+             replies begin badly.",
+            Some(go_on),
         ),
         Verdict::Undecided => match d.answers.cause {
-            Some(Cause::SameModel) => "Name the checkpoint with --tuned and the model it started from with --base.".into(),
-            Some(Cause::LittleLearned) => {
-                "Give the rows that it was trained on, or rows like them. If they are, it was trained too little for its \
-                 masks to matter."
-                    .into()
+            Some(Cause::SameModel) => {
+                ("Name the checkpoint with --tuned and the model that it started from with --base.", None)
             }
-            Some(Cause::TooFew) => "Give at least 8 rows, better 64, whose prompts have 24 tokens or more.".into(),
-            _ => "Give more rows (--rows 256), if possible those of the training. The masks of the data themselves can be \
-                  audited with `suasion verify`."
-                .into(),
+            Some(Cause::LittleLearned) => (
+                "Give the rows that it was trained on, or rows like them. If they are, it was trained too little for its \
+                 masks to matter.",
+                None,
+            ),
+            Some(Cause::TooFew) => {
+                ("Give at least 8 rows, better 64, whose prompts have 24 tokens or more.", None)
+            }
+            _ => (
+                "Give more rows (--rows 256), if possible those of the training. The masks of the data themselves can be \
+                 audited.",
+                Some(verify),
+            ),
         },
-    }
+    };
+    (text.into(), command)
 }
