@@ -111,6 +111,7 @@ impl Job {
         let chat = folder.template.is_some();
         let card = card::data_card(&config, chat, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let card = card::of_model(card, &opened);
+        let card = DataCard { rows: card::first_rows(&train, folder.tokenizer.as_deref()), ..card };
         let stops = learned_stops(&train, &folder.special(&policy)?.stops);
         let mut fill = None;
         if let Some(packer) = Packer::of(&policy) {
@@ -248,10 +249,30 @@ impl Job {
         self.compare_with(None, ui)
     }
 
+    /// As [`Job::compare`], from another seed: of the order of the rows, and of random weights. The rows that are held
+    /// out stay the same.
+    pub fn compare_from(&self, seed: u64, ui: &Ui) -> anyhow::Result<Comparison> {
+        let settings = suasion_train::Settings { seed, ..self.settings.clone() };
+        let config = Config {
+            train: suasion_train::Settings { seed, ..self.config.train.clone() },
+            ..self.config.clone()
+        };
+        self.compared(Start::new(ui, &self.folder.path, &self.arch, &config), &settings, None, ui)
+    }
+
     /// As [`Job::compare`], where [`Job::train`] has trained the model of the responses.
     pub fn compare_with(&self, trained: Option<&Report>, ui: &Ui) -> anyhow::Result<Comparison> {
-        let settings = CompareSettings { train: self.settings.clone(), ..CompareSettings::default() };
-        let mut start = self.start(ui);
+        self.compared(self.start(ui), &self.settings, trained, ui)
+    }
+
+    fn compared(
+        &self,
+        mut start: Start<'_>,
+        settings: &suasion_train::Settings,
+        trained: Option<&Report>,
+        ui: &Ui,
+    ) -> anyhow::Result<Comparison> {
+        let settings = CompareSettings { train: settings.clone(), ..CompareSettings::default() };
         let mut make = |budget| start.build(budget);
         let of_run = self.opened.adapter.as_ref().map(|adapter| Adapter {
             lora: adapter.lora.clone(),
