@@ -157,3 +157,12 @@ def test_the_plugin_prints_the_rows(pytester):
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*L001*row 1*", "*suasion*", "*LEARNED*", "*L001*error*"])
     assert "\x1b[" in result.stdout.str().split("suasion", 1)[1]
+
+
+def test_what_a_model_gets_is_not_cut():
+    long = {"input_ids": [5] * 2000, "labels": [-100] * 1000 + [5] * 1000}
+    assert suasion.verify([long]).summary["cut"] == 1
+    for x in (batch([long]), Trainer([long])):
+        report = suasion.verify(x)
+        assert (report.summary["cut"], len(report.row(0).tokens) // 1000) == (0, 2)
+        assert suasion.verify(x, max_length=1500).summary["cut"] == 1

@@ -30,7 +30,11 @@ class Input:
         Their name in messages.
     total : int or None
         How many there are.
+    final : bool
+        They are what a model gets: nothing will cut them.
     """
+
+    final = False
 
     def __init__(
         self,
@@ -177,12 +181,14 @@ def _batch(x: Any, label: str) -> Input:
         if isinstance(value, list) and len(value) == len(ids) and all(isinstance(row, list) for row in value)
     }
     rows = [{name: value[i] for name, value in fields.items()} for i in range(len(ids))]
-    return Input(
+    made = Input(
         "batch",
         lambda: Source.parts(_packets(iter(rows), "batch"), "batch"),
         len(rows),
         lambda i: Source.parts(_packets(iter(rows[i : i + 1]), "batch", i), "batch", i),
     )
+    made.final = True
+    return made
 
 
 def _plain(value: Any) -> Any:
