@@ -168,7 +168,7 @@ impl Loaded {
         entries: &Map<String, Json>,
         place: &str,
     ) -> Result<(), Failure> {
-        if key.name == "template_kwargs" {
+        if ["lr_scheduler_kwargs", "template_kwargs"].contains(&key.name) {
             // Its values are of any type, and none has a default.
             return match (key.set_json)(&mut self.config, &Json::Object(entries.clone())) {
                 Ok(()) => self.placed(key, place),
@@ -237,6 +237,18 @@ impl Loaded {
 
     fn placed(&mut self, key: &'static Key, place: &str) -> Result<(), Failure> {
         self.places.insert(key.name, place.to_string());
+        if key.name == "report_to" {
+            for service in self.config.report_to.services() {
+                let more = match service {
+                    "wandb" => {
+                        "; TensorBoard event files are written, which `wandb sync --sync-tensorboard` uploads from the \
+                         run's folder runs/"
+                    }
+                    _ => "; metrics are in metrics.jsonl",
+                };
+                self.notes.push(format!("{place}: report_to: {service} is not contacted{more}"));
+            }
+        }
         if key.name == "assistant_only_loss" && self.config.assistant_only_loss == Some(false) {
             self.notes.push(format!(
                 "{place}: assistant_only_loss=false changes nothing here: every token is learned with completion_only_loss=false"
