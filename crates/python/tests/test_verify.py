@@ -114,6 +114,11 @@ def test_asserting(demo, rows):
         suasion.assert_masked([GOOD], ignore=["X999"])
 
 
+def test_prepared_rows_are_verified(demo, rows):
+    report = suasion.verify(suasion.prepare(rows[:5], demo), demo)
+    assert report.ok and len(report.row(4).tokens) > 100
+
+
 def test_rows_that_cannot_be_looked_at(demo):
     report = suasion.verify(iter([GOOD]))
     with pytest.raises(suasion.InputError, match="cannot be read again"):

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from transformers import TrainerCallback  # type: ignore[import-not-found]
+from transformers import TrainerCallback
 
 from ._errors import Error, FindingsError, InputError
 from ._verify import Verification, trained_rows, verify
 
 
-class VerifyCallback(TrainerCallback):  # type: ignore[misc]
+class VerifyCallback(TrainerCallback):
     """Verifies what a ``Trainer`` or ``SFTTrainer`` learns.
 
     When training begins it looks at the whole data set, and then at the first batches that reach the model: collators

@@ -107,10 +107,9 @@ def rows_of(x: Any, split: str = "train") -> Input:
         )
     if hasattr(x, "__getitem__") and hasattr(x, "__len__") and not hasattr(x, "shape"):
         # torch's map-style data sets need not be iterable.
-        each = (lambda: (x[i] for i in range(len(x))))
         return Input(
             label,
-            lambda: Source.parts(_packets(each(), label), label),
+            lambda: Source.parts(_packets((x[i] for i in range(len(x))), label), label),
             len(x),
             lambda i: Source.parts(_packets(iter([x[i]]), label, i), label, i),
         )
@@ -125,9 +124,9 @@ def rows_of(x: Any, split: str = "train") -> Input:
 
 
 def _arrow(x: Any, label: str) -> Input:
-    total = next((len(x) for name in ("num_rows", "height") if isinstance(getattr(x, name, None), int)), None)
-    # A reader is a stream that ends; a table starts again.
-    again = total is not None or hasattr(x, "iloc")
+    # A reader is a stream that ends, and has no length; a table starts again.
+    total = len(x) if hasattr(x, "__len__") else None
+    again = total is not None
     return Input(label, lambda: Source.stream(x, label), total, again=again)
 
 
@@ -136,10 +135,9 @@ def _dataset(x: Any) -> Input:
     columns = x._format_columns
     if x._format_type == "custom":
         # A transform makes what a trainer sees: no table has it.
-        each = lambda: (x[i] for i in range(len(x)))  # noqa: E731
         return Input(
             "Dataset",
-            lambda: Source.parts(_packets(each(), "Dataset"), "Dataset"),
+            lambda: Source.parts(_packets((x[i] for i in range(len(x))), "Dataset"), "Dataset"),
             len(x),
             lambda i: Source.parts(_packets(iter([x[i]]), "Dataset", i), "Dataset", i),
         )

@@ -45,7 +45,7 @@ class Token(NamedTuple):
 
     Attributes
     ----------
-    index : int
+    position : int
         Its place in the row.
     id : int
         Its id.
@@ -61,7 +61,7 @@ class Token(NamedTuple):
         Why it is supervised or masked.
     """
 
-    index: int
+    position: int
     id: int
     text: str
     supervised: bool
@@ -110,7 +110,7 @@ class Row:
     def _repr_html_(self) -> str:
         style = {True: "background:#bfe8c9;color:#111", False: "opacity:.6"}
         parts = (
-            f'<span style="{style[t.supervised]}" title="{html.escape(f"{t.index}: {t.id} {t.origin}: {t.reason}")}">'
+            f'<span style="{style[t.supervised]}" title="{html.escape(f"{t.position}: {t.id} {t.origin}: {t.reason}")}">'
             f"{html.escape(t.text or f' {t.id}')}</span>"
             for t in self.tokens
         )
