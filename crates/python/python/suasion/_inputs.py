@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def rows_of(x: Any, split: str = "train") -> Input:
     origin = kind.__module__.split(".")[0]
     label = kind.__name__
     if isinstance(x, (str, os.PathLike)):
-        return Input(os.fspath(x), lambda: Source.path(x, split))
+        path = os.path.expanduser(os.fspath(x))
+        return Input(path, lambda: Source.path(path, split))
     if isinstance(x, Input):
         return x
     if origin == "datasets":
@@ -246,7 +248,7 @@ def model_of(x: Any) -> Model:
     if isinstance(x, Model):
         return x
     if isinstance(x, (str, os.PathLike)):
-        return Model(x)
+        return Model(os.path.expanduser(os.fspath(x)))
     # A processor has a tokenizer inside.
     tokenizer = getattr(x, "tokenizer", None) or x
     if not hasattr(tokenizer, "save_pretrained") or not hasattr(tokenizer, "backend_tokenizer"):
@@ -273,7 +275,7 @@ def keys_of(keys: dict[str, Any]) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, os.PathLike):
             return os.fspath(value)
-        if hasattr(value, "value") and hasattr(value, "name"):  # An enum of transformers.
+        if isinstance(value, Enum):
             return value.value
         return _default(value)
 
