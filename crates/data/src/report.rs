@@ -2,12 +2,17 @@
 //!
 //! What colour shows, a word shows too.
 
+pub mod advice;
 pub mod format;
+pub mod github;
 pub mod html;
 pub mod json;
+pub mod sarif;
+mod spool;
 pub mod terminal;
 mod text;
 mod view;
 
+pub use spool::{Findings, Located, Quotas};
 pub use text::{printable, visible};
 pub use view::{RowView, Run, TokenView};
