@@ -7,10 +7,11 @@ use crate::job;
 use crate::view::Row;
 use pyo3::prelude::*;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use suasion_cli::embed::Problem;
 use suasion_data::audit::Filter;
-use suasion_data::report::html;
 use suasion_data::report::terminal::{self, Style};
+use suasion_data::report::{Findings, html, sarif};
 use suasion_data::{Error, Finding, Mode, ModelFolder, Pipeline, Summary};
 
 /// What was found in rows.
@@ -19,6 +20,8 @@ pub struct Verification {
     name: PathBuf,
     summary: Summary,
     findings: Vec<Finding>,
+    /// The findings with their places.
+    located: Mutex<Findings>,
 }
 
 /// The pipeline that looks at rows, and notes on keys.
@@ -60,16 +63,18 @@ pub fn verify(
     let made = pipeline(model, keys, &rows, select, ignore);
     let (pipeline, notes) = made.map_err(|problem| raised(py, &problem))?;
     let verification = job::run(py, progress, &exceptions, move |watch| {
-        let mut findings = Vec::new();
+        let (mut findings, mut located) = (Vec::new(), Findings::default());
         let mut outcomes = pipeline.rows(rows.open()?)?;
         while let Some(outcome) = outcomes.next() {
-            findings.extend_from_slice(outcome?.findings());
+            let outcome = outcome?;
+            located.add(&outcome)?;
+            findings.extend_from_slice(outcome.findings());
             if !watch.goes_on(outcomes.progress()) {
                 let message = "nothing is kept of it".into();
                 return Err(Problem::from(Error::Interrupted { path: name, message }));
             }
         }
-        Ok(Verification { name, summary: outcomes.into_summary(), findings })
+        Ok(Verification { name, summary: outcomes.into_summary(), findings, located: located.into() })
     })?;
     Ok((verification, notes))
 }
@@ -123,6 +128,15 @@ impl Verification {
     #[pyo3(signature = (color=false, width=100))]
     fn text(&self, color: bool, width: usize) -> String {
         terminal::summary(&self.summary, &Style { color, width: width.max(20), ..Style::default() })
+    }
+
+    /// The findings as SARIF, in JSON.
+    fn sarif(&self, py: Python<'_>) -> PyResult<String> {
+        let located = self.located.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::to_string_pretty(&sarif::log(&self.summary, &located)).map_err(|error| {
+            let problem = Problem::from(Error::io(std::env::temp_dir(), error.into()));
+            raised(py, &problem)
+        })
     }
 
     /// A page with the summary and these rows.

@@ -85,7 +85,7 @@ def test_tokens_say_why(chat_model):
     assert all(t.weight == float(t.supervised) for t in row.tokens)
     same = suasion.verify([{"messages": [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}]}], chat_model)
     assert str(same.row(0)) == str(row)
-    assert "Say hello.\nassistant:\nHello." in re.sub("<[^>]*>", "", row._repr_html_())
+    assert "Say hello.assistant:\nHello." in re.sub("<[^>]*>", "", row._repr_html_())
 
 
 def test_a_template_in_place_of_the_tokenizers(demo):
@@ -101,6 +101,14 @@ def test_pages_are_whole(demo, rows):
     assert page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
     assert "http" not in page.split("<main>")[0].replace("http-equiv", "")
     assert "srcdoc" in report._repr_html_() and "<!DOCTYPE" not in report._repr_html_()
+
+
+def test_sarif_is_that_of_the_program(program, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [GOOD, SHIFTED, GOOD]))
+    said = json.loads(program("verify", "--data", str(path), "--output-format", "sarif").stdout)
+    log = suasion.verify(path).to_sarif()
+    assert log == said and log["runs"][0]["results"][0]["ruleId"] == "L001"
 
 
 def test_asserting(demo, rows):

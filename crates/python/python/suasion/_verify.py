@@ -182,6 +182,11 @@ class Verification:
         """The summary as ``suasion verify`` prints it."""
         return self._inner.text(color, width)
 
+    def to_sarif(self) -> dict[str, Any]:
+        """The findings as SARIF 2.1.0, which code scanning services read."""
+        log: dict[str, Any] = json.loads(self._inner.sarif())
+        return log
+
     def to_html(self, rows: Iterable[int] | None = None) -> str:
         """A page of its own with the summary and some rows, by default those of :meth:`rows`."""
         return self._inner.html([row._inner for row in self.rows(rows)])
