@@ -7,12 +7,12 @@ use crate::job;
 use crate::view::Row;
 use pyo3::prelude::*;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use suasion_cli::embed::Problem;
 use suasion_data::audit::Filter;
-use suasion_data::report::{Chosen, Gallery};
 use suasion_data::report::html::{self, Verified};
 use suasion_data::report::terminal::{self, Style};
+use suasion_data::report::{Chosen, Findings, Gallery, sarif};
 use suasion_data::{Error, Finding, Mode, ModelFolder, Objective, Pipeline, RowId, Summary};
 
 /// What was found in rows.
@@ -21,6 +21,8 @@ pub struct Verification {
     name: PathBuf,
     summary: Summary,
     findings: Vec<Finding>,
+    /// The findings with their places.
+    located: Mutex<Findings>,
     /// The rows of a page, and what it says of the rest.
     gallery: Gallery,
     folder: Arc<ModelFolder>,
@@ -72,11 +74,12 @@ pub fn verify(
     let prepared = rows.manifest().is_some();
     let verification = job::run(py, progress, &exceptions, move |watch| {
         let (folder, objective) = (pipeline.folder.clone(), pipeline.policy.objective);
-        let mut findings = Vec::new();
+        let (mut findings, mut located) = (Vec::new(), Findings::default());
         let mut gallery = Gallery::new(0..FIRST, None);
         let mut outcomes = pipeline.rows(rows.open()?)?;
         while let Some(outcome) = outcomes.next() {
             let outcome = outcome?;
+            located.add(&outcome)?;
             findings.extend_from_slice(outcome.findings());
             gallery.add(outcome);
             if !watch.goes_on(outcomes.progress()) {
@@ -84,8 +87,8 @@ pub fn verify(
                 return Err(Problem::from(Error::Interrupted { path: name, message }));
             }
         }
-        let summary = outcomes.into_summary();
-        Ok(Verification { name, summary, findings, gallery, folder, objective, prepared })
+        let (summary, located) = (outcomes.into_summary(), located.into());
+        Ok(Verification { name, summary, findings, located, gallery, folder, objective, prepared })
     })?;
     Ok((verification, notes))
 }
@@ -139,6 +142,15 @@ impl Verification {
     #[pyo3(signature = (color=false, width=100))]
     fn text(&self, color: bool, width: usize) -> String {
         terminal::summary(&self.summary, &Style { color, width: width.max(20), ..Style::default() })
+    }
+
+    /// The findings as SARIF, in JSON.
+    fn sarif(&self, py: Python<'_>) -> PyResult<String> {
+        let located = self.located.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::to_string_pretty(&sarif::log(&self.summary, &located)).map_err(|error| {
+            let problem = Problem::from(Error::io(std::env::temp_dir(), error.into()));
+            raised(py, &problem)
+        })
     }
 
     /// A page of what was found, with these rows first.
