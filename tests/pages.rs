@@ -27,7 +27,10 @@ const HOSTILE: [&str; 16] = [
 /// Python with playwright, and a Chromium; else the test is recorded as skipped.
 fn browser() -> Option<std::path::PathBuf> {
     let python = suasion_test_support::peers_python()?;
-    let has = Command::new(&python).args(["-c", "import playwright"]).output().is_ok_and(|ran| ran.status.success());
+    let has = Command::new(&python)
+        .args(["-c", "import playwright"])
+        .output()
+        .is_ok_and(|ran| ran.status.success());
     let chromium = std::env::var_os("CHROMIUM").unwrap_or_else(|| "/usr/bin/chromium".into());
     if !has || !std::path::Path::new(&chromium).exists() {
         suasion_test_support::skipped("no playwright or no Chromium (CHROMIUM)");
@@ -48,19 +51,37 @@ fn pages_are_safe_and_readable_in_a_browser() {
     // The same again (D001), a copied answer, a long word, an empty answer, and rows that are none.
     rows.push(rows[0].clone());
     let long = "unbroken".repeat(300);
-    rows.push(json!({"input_text": format!("[TASK] {long}"), "full_text": format!("[TASK] {long} {long}")}).to_string());
+    rows.push(
+        json!({"input_text": format!("[TASK] {long}"), "full_text": format!("[TASK] {long} {long}")})
+            .to_string(),
+    );
     rows.push(json!({"input_text": "[TASK] a", "full_text": "[TASK] a"}).to_string());
     rows.push(json!({"<script>window.pwned=17</script>": "x"}).to_string());
     rows.push("{\"input_text\": \"<img src=x onerror=window.pwned=18>\", ".into());
     let name = "<img src=x onerror=pwned=19>'\"&\u{202e}.jsonl";
     dir.write(name, rows.join("\n"));
-    dir.suasion(&["verify", "-M", "model", "-D", name, "--init=random", "--html", "bad.html", "--loss"]).run().code(1);
+    dir.suasion(&[
+        "verify",
+        "-M",
+        "model",
+        "-D",
+        name,
+        "--set",
+        "init=random",
+        "--html",
+        "bad.html",
+        "--loss",
+    ])
+    .run()
+    .code(1);
 
     // A run whose files have hostile names, and a page without findings.
     let good: Vec<String> = HOSTILE
         .iter()
         .enumerate()
-        .map(|(i, text)| json!({"prompt": format!("[TASK] {text} {i}\n"), "completion": format!("{i} {text}")}).to_string())
+        .map(|(i, text)| {
+            json!({"prompt": format!("[TASK] {text} {i}\n"), "completion": format!("{i} {text}")}).to_string()
+        })
         .collect();
     let good_name = "<script>window.pwned=20<\u{2215}script>.jsonl";
     dir.write(good_name, good.join("\n"));

@@ -25,7 +25,7 @@ use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
 use suasion_train::compare::{CompareSettings, Comparison, Finished, compare_with};
-use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
+use suasion_train::{EVENTS, Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
 
 /// How a run begins.
 #[derive(Default)]
@@ -173,6 +173,9 @@ impl Job {
         let files = ModelFiles::from_dir(&self.folder.path)?;
         let saved = self.config.anywhere().to_yaml();
         let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: saved.into_bytes() }];
+        let tokenizer = self.folder.tokenizer.clone();
+        let decode = |ids: &[u32]| tokenizer.as_ref().map_or_else(String::new, |t| t.decode(ids, false));
+        let events = self.config.report_to.tensorboard().then(|| events_folder(&self.config));
         let run = Run {
             model: &mut model,
             train: &self.train,
@@ -183,6 +186,8 @@ impl Job {
             files: &files,
             extra: &extra,
             stops: &self.stops,
+            decode: self.folder.tokenizer.as_deref().map(|_| &decode as &dyn Fn(&[u32]) -> String),
+            tensorboard: events.as_deref(),
             output_dir: &self.config.output_dir,
             resume: self.begin.resume.clone(),
             extend: self.begin.extend,
@@ -214,6 +219,18 @@ impl Job {
         let mut progress = Progress::new(ui);
         Ok(compare_with(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
     }
+}
+
+/// The folder of the run's TensorBoard event files.
+fn events_folder(config: &Config) -> PathBuf {
+    if let Some(dir) = &config.logging_dir {
+        return dir.clone();
+    }
+    // A run's name is often a path; it must not lead out of the folder.
+    let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let name: String = config.run_name.as_deref().unwrap_or("suasion").chars().map(plain).collect();
+    let name = if name.trim_matches('.').is_empty() { "suasion".into() } else { name };
+    config.output_dir.join(EVENTS).join(name)
 }
 
 /// The stop tokens that are learned somewhere, in the order of `stops`.

@@ -1,8 +1,10 @@
 //! Tests of training against what others computed and against its own promises.
 
+mod best;
 mod common;
 mod compare;
 mod evaluate;
+mod extras;
 mod generate;
 mod not_finite;
 mod packing;

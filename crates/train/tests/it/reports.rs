@@ -7,8 +7,12 @@ use suasion_train::{DataCard, FindingCount, SampleReply, SectionShare, Settings,
 fn reports_have_the_numbers_and_escape_the_text_of_rows() {
     let (train, held_out) = (rows(6, 1), rows(3, 2));
     let (_dir, out) = folder();
-    let settings =
-        Settings { max_steps: Some(5), eval_strategy: Strategy::Steps, eval_steps: Some(2), ..quick() };
+    let settings = Settings {
+        max_steps: Some(5),
+        eval_strategy: Strategy::Steps,
+        eval_steps: Some(2.into()),
+        ..quick()
+    };
     let report = Job::new(&train, settings.clone(), &out).eval(&held_out).run().unwrap();
 
     let hostile = "<script>alert('x')</script> | ``` & \u{7} ünï 😀";
@@ -58,8 +62,7 @@ fn reports_have_the_numbers_and_escape_the_text_of_rows() {
     }
     assert!(body.contains("79.5 %") && body.contains("20.5 %"));
     // The verdict follows the losses.
-    let learned =
-        if after.loss < before.loss { "The model has learned: " } else { "The model has not learned: " };
+    let learned = if after.loss < before.loss { " fell from " } else { "The model has not learned: " };
     assert!(body.contains(learned), "{body}");
     assert!(body.contains("suasion train") && body.contains("<h4>Before training</h4><pre>zzz</pre>"));
     // Every opened element is closed.
