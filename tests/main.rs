@@ -6,11 +6,14 @@
 
 mod util;
 
+mod adapters;
 mod bad_input;
 mod chat;
 mod commands;
 mod configuration;
+mod convert;
 mod demo;
+mod evidence;
 mod folders;
 mod goldens;
 #[cfg(feature = "hub")]
@@ -23,4 +26,5 @@ mod readme;
 mod resume;
 mod runs;
 mod sources;
+mod training;
 mod verify;

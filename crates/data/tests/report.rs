@@ -5,7 +5,7 @@ mod common;
 use common::{Scratch, byte_tokenizer, kept, outcomes, pipeline_of};
 use serde_json::{Value, json};
 use suasion_data::report::terminal::{self, Style};
-use suasion_data::report::{Gallery, RowView, html, json as report_json};
+use suasion_data::report::{Findings, Gallery, RowView, html, json as report_json};
 use suasion_data::{Kept, Mode, OnBadRow, Outcome, Policy, Summary, TruncationMode};
 use unicode_width::UnicodeWidthStr;
 
@@ -270,8 +270,8 @@ fn verify_json_is_the_contract() {
     let rows =
         [json!({"prompt": "[TASK] ab ", "completion": "xyz"}), json!({"prompt": "a", "completion": ""})];
     let (all, summary) = run(&rows, &Policy::default());
-    let mut findings = report_json::Findings::default();
-    all.iter().flat_map(|o| o.findings()).for_each(|finding| findings.push(finding).unwrap());
+    let mut findings = Findings::default();
+    all.iter().for_each(|outcome| findings.add(outcome).unwrap());
     let value = serde_json::to_value(report_json::verify(&summary, &findings)).unwrap();
     // BOS, 6 of the marker, 4 of the task, 3 + 1 learned; all but the BOS would be targets.
     assert_eq!(

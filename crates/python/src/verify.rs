@@ -7,13 +7,13 @@ use crate::job;
 use crate::view::Row;
 use pyo3::prelude::*;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use suasion_cli::embed::Problem;
 use suasion_data::audit::Filter;
 use suasion_data::report::html::{self, Verified};
 use suasion_data::report::terminal::{self, Style};
-use suasion_data::report::{Chosen, Gallery};
-use suasion_data::{Error, Finding, Mode, ModelFolder, Objective, Pipeline, Summary};
+use suasion_data::report::{Chosen, Findings, Gallery, sarif};
+use suasion_data::{Error, Finding, Mode, ModelFolder, Objective, Pipeline, RowId, Summary};
 
 /// What was found in rows.
 #[pyclass(frozen, module = "suasion._suasion")]
@@ -21,12 +21,17 @@ pub struct Verification {
     name: PathBuf,
     summary: Summary,
     findings: Vec<Finding>,
-    /// The rows that a page shows.
+    /// The findings with their places.
+    located: Mutex<Findings>,
+    /// The rows of a page, and what it says of the rest.
     gallery: Gallery,
     folder: Arc<ModelFolder>,
     objective: Objective,
     prepared: bool,
 }
+
+/// The rows that a page shows first.
+const FIRST: u64 = 3;
 
 /// The pipeline that looks at rows, and notes on keys.
 pub fn pipeline(
@@ -66,14 +71,15 @@ pub fn verify(
     let (name, exceptions) = (rows.name.clone(), rows.raised.clone());
     let made = pipeline(model, keys, &rows, select, ignore);
     let (pipeline, notes) = made.map_err(|problem| raised(py, &problem))?;
+    let prepared = rows.manifest().is_some();
     let verification = job::run(py, progress, &exceptions, move |watch| {
         let (folder, objective) = (pipeline.folder.clone(), pipeline.policy.objective);
-        let prepared = rows.manifest().is_some();
-        let mut findings = Vec::new();
-        let mut gallery = Gallery::new(0..0, None);
+        let (mut findings, mut located) = (Vec::new(), Findings::default());
+        let mut gallery = Gallery::new(0..FIRST, None);
         let mut outcomes = pipeline.rows(rows.open()?)?;
         while let Some(outcome) = outcomes.next() {
             let outcome = outcome?;
+            located.add(&outcome)?;
             findings.extend_from_slice(outcome.findings());
             gallery.add(outcome);
             if !watch.goes_on(outcomes.progress()) {
@@ -81,8 +87,8 @@ pub fn verify(
                 return Err(Problem::from(Error::Interrupted { path: name, message }));
             }
         }
-        let summary = outcomes.into_summary();
-        Ok(Verification { name, summary, findings, gallery, folder, objective, prepared })
+        let (summary, located) = (outcomes.into_summary(), located.into());
+        Ok(Verification { name, summary, findings, located, gallery, folder, objective, prepared })
     })?;
     Ok((verification, notes))
 }
@@ -138,30 +144,34 @@ impl Verification {
         terminal::summary(&self.summary, &Style { color, width: width.max(20), ..Style::default() })
     }
 
-    /// A page: these rows, and those that matter.
+    /// The findings as SARIF, in JSON.
+    fn sarif(&self, py: Python<'_>) -> PyResult<String> {
+        let located = self.located.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::to_string_pretty(&sarif::log(&self.summary, &located)).map_err(|error| {
+            let problem = Problem::from(Error::io(std::env::temp_dir(), error.into()));
+            raised(py, &problem)
+        })
+    }
+
+    /// A page of what was found, with these rows first.
     fn html(&self, rows: Vec<PyRef<'_, Row>>) -> String {
         let tokenizer = self.folder.tokenizer.as_deref();
-        let asked = |row: &PyRef<'_, Row>| Chosen { view: row.0.clone(), why: String::new(), asked: true };
-        let mut shown: Vec<Chosen> = rows.iter().map(asked).collect();
-        let others = self.gallery.chosen(tokenizer);
-        let new = |other: &Chosen| !rows.iter().any(|row| row.0.id.row == other.view.id.row);
-        shown.extend(others.into_iter().filter(new));
-        // Rows of a program have no name that a command line could use.
-        let flags = match (self.name.exists(), &self.folder.path) {
-            (false, _) => Vec::new(),
-            (true, model) if model.as_os_str().is_empty() => vec!["--data".into(), self.name()],
-            (true, model) => {
-                vec!["--data".into(), self.name(), "--model".into(), model.display().to_string()]
-            }
-        };
+        let first: Vec<RowId> = rows.iter().map(|row| row.0.id.clone()).collect();
+        let asked = rows.iter().map(|row| Chosen { view: row.0.clone(), why: String::new(), asked: true });
+        let mut others = self.gallery.chosen(tokenizer);
+        others.retain(|row| !first.contains(&row.view.id));
         html::page(&Verified {
-            name: self.name(),
+            name: self.name.display().to_string(),
             summary: &self.summary,
             gallery: &self.gallery,
-            rows: shown,
+            rows: asked.chain(others).collect(),
             losses: None,
             objective: self.objective,
-            flags,
+            // Rows that a program has in memory have no name that a command line could use.
+            flags: match self.name.exists() {
+                true => vec!["--data".into(), self.name.display().to_string()],
+                false => Vec::new(),
+            },
             prepared: self.prepared,
             tokenizer: tokenizer.is_some(),
         })

@@ -1,7 +1,9 @@
 //! The model card and the report page.
 
 mod card;
+pub mod comparison;
 pub mod data;
+pub mod diagnosis;
 mod html;
 mod input;
 mod words;
