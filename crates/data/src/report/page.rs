@@ -141,7 +141,7 @@ pub fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 
-/// A page in the making.
+/// A page in the making: the verdict and the leads, which are the first screen, then the contents and the sections.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     command: String,
@@ -182,7 +182,7 @@ impl Page {
 
     /// Adds a part of the first screen, which the contents do not name.
     pub fn lead(&mut self, heading: &str, inner: &Html) {
-        self.main
+        self.leads
             .raw("<section class=\"lead\">\n")
             .element("h2", heading)
             .raw("\n")
