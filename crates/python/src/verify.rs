@@ -167,7 +167,11 @@ impl Verification {
             rows: asked.chain(others).collect(),
             losses: None,
             objective: self.objective,
-            flags: vec!["--data".into(), self.name.display().to_string()],
+            // Rows that a program has in memory have no name that a command line could use.
+            flags: match self.name.exists() {
+                true => vec!["--data".into(), self.name.display().to_string()],
+                false => Vec::new(),
+            },
             prepared: self.prepared,
             tokenizer: tokenizer.is_some(),
         })
