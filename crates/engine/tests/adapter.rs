@@ -291,7 +291,7 @@ fn gradients_under_dropout_are_the_slopes_of_the_loss() {
                 tensor.data.iter_mut().for_each(|x| *x = 0.4 * random.normal() as f32);
                 model.set_parameter(name, &tensor).unwrap();
             }
-            let mut loss = |model: &mut Model<Reference<f64>>, seed| {
+            let loss = |model: &mut Model<Reference<f64>>, seed| {
                 model.regularise(Regularisation {
                     seed: Some(seed),
                     dropout: true,

@@ -5,7 +5,9 @@ use crate::machine;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
-use suasion_engine::{ADAPTER_WEIGHTS, Architecture, Base, Budget, Device, MemoryPlan, Model, Trainable};
+use suasion_engine::{
+    ADAPTER_WEIGHTS, Architecture, Base, Budget, Device, Lora, MemoryPlan, Model, Trainable,
+};
 
 /// An adapter over a model.
 pub struct Adapter {
