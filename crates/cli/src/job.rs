@@ -5,11 +5,12 @@ mod card;
 mod estimate;
 
 use crate::config::Config;
+use crate::export;
 use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
-use crate::inputs::weights::{Adapter, Start};
+use crate::inputs::weights::{Adapter, Start, check_memory};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ui::Ui;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::report::format::count;
+use suasion_data::template::TemplateOptions;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::peft::adapter_config;
@@ -109,6 +111,7 @@ impl Job {
         let chat = folder.template.is_some();
         let card = card::data_card(&config, chat, &train_rows, &train, eval_rows.as_ref(), eval.len());
         let card = card::of_model(card, &opened);
+        let card = DataCard { rows: card::first_rows(&train, folder.tokenizer.as_deref()), ..card };
         let stops = learned_stops(&train, &folder.special(&policy)?.stops);
         let mut fill = None;
         if let Some(packer) = Packer::of(&policy) {
@@ -188,7 +191,10 @@ impl Job {
             Some(_) if self.opened.adapter.is_some() => self.start(ui).build(self.plan.budget)?,
             None => self.start(ui).build(self.plan.budget)?,
             // The checkpoint's weights will replace these, so none are read.
-            Some(_) => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
+            Some(_) => {
+                check_memory(&self.arch, &MemoryPlan::of(&self.arch, self.plan.budget))?;
+                Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?
+            }
         };
         let files = self.files()?;
         let saved = self.config.anywhere().to_yaml();
@@ -215,7 +221,27 @@ impl Job {
             lock: self.begin.lock.take(),
         };
         let mut progress = Progress::new(ui);
-        Ok(suasion_train::train(run, &mut progress, stop)?)
+        let report = suasion_train::train(run, &mut progress, stop)?;
+        drop(progress);
+        if !report.interrupted
+            && !report.diverged.is_some_and(|divergence| divergence.stopped)
+            && let Err(error) = self.export()
+        {
+            // The model is there, and needs none of it.
+            ui.warn(error);
+        }
+        Ok(report)
+    }
+
+    /// Writes what a server needs beside the finished model.
+    fn export(&self) -> anyhow::Result<()> {
+        let Some(tokenizer) = self.folder.tokenizer.as_deref() else { return Ok(()) };
+        let policy = self.config.policy();
+        let stops = self.folder.special(&policy)?.stops;
+        let options = TemplateOptions::of(&policy);
+        let bos = tokenizer.bos().map(|bos| bos.content.as_str());
+        let template = self.folder.template.as_deref();
+        Ok(export::write(&self.config.output_dir, tokenizer, template, &options, &stops, bos)?)
     }
 
     /// Trains and measures both objectives from the same start.
@@ -223,10 +249,30 @@ impl Job {
         self.compare_with(None, ui)
     }
 
+    /// As [`Job::compare`], from another seed: of the order of the rows, and of random weights. The rows that are held
+    /// out stay the same.
+    pub fn compare_from(&self, seed: u64, ui: &Ui) -> anyhow::Result<Comparison> {
+        let settings = suasion_train::Settings { seed, ..self.settings.clone() };
+        let config = Config {
+            train: suasion_train::Settings { seed, ..self.config.train.clone() },
+            ..self.config.clone()
+        };
+        self.compared(Start::new(ui, &self.folder.path, &self.arch, &config), &settings, None, ui)
+    }
+
     /// As [`Job::compare`], where [`Job::train`] has trained the model of the responses.
     pub fn compare_with(&self, trained: Option<&Report>, ui: &Ui) -> anyhow::Result<Comparison> {
-        let settings = CompareSettings { train: self.settings.clone(), ..CompareSettings::default() };
-        let mut start = self.start(ui);
+        self.compared(self.start(ui), &self.settings, trained, ui)
+    }
+
+    fn compared(
+        &self,
+        mut start: Start<'_>,
+        settings: &suasion_train::Settings,
+        trained: Option<&Report>,
+        ui: &Ui,
+    ) -> anyhow::Result<Comparison> {
+        let settings = CompareSettings { train: settings.clone(), ..CompareSettings::default() };
         let mut make = |budget| start.build(budget);
         let of_run = self.opened.adapter.as_ref().map(|adapter| Adapter {
             lora: adapter.lora.clone(),

@@ -76,7 +76,7 @@ fn is_written(name: &str) -> bool {
         Some([parts.0, parts.1].iter().all(|part| part.bytes().all(|b| b.is_ascii_digit())))
     };
     [SAVED_CONFIG, METRICS, TRAINER_STATE, REPORT, CARD_BESIDE].contains(&name)
-        || ["model.safetensors", "model.safetensors.index.json"].contains(&name)
+        || ["model.safetensors", "model.safetensors.index.json", "prompt_check.json"].contains(&name)
         || [ADAPTER_WEIGHTS, ADAPTER_CONFIG].contains(&name)
         || ModelFiles::NAMES.contains(&name)
         || shard(name).unwrap_or(false)

@@ -396,7 +396,8 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         // One that only the best evaluation asked for goes with the next of this kind.
         let former = self.state.best_only.filter(|_| self.is_best());
         if self.is_best() {
-            self.state.best_only = Some(step).filter(|_| !self.scheduled());
+            let asked = self.run.settings.load_best_model_at_end;
+            self.state.best_only = Some(step).filter(|_| asked && !self.scheduled());
         }
         let path = match self.write_checkpoint(only_model) {
             Ok(path) => path,

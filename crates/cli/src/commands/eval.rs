@@ -20,6 +20,9 @@ use suasion_train::plan::{check_row, eval_budget};
 pub struct EvalArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Rows are pairs ("prompt", "chosen", "rejected"): how often does the model prefer the chosen reply?
+    #[arg(long)]
+    pairs: bool,
 }
 
 /// Runs the command.
@@ -27,6 +30,9 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut loaded = args.config.load(ui)?;
     let files = evaluation_rows(args, &mut loaded, ui)?;
     let config = &loaded.config;
+    if args.pairs {
+        return super::pairs::run(config, &files, ui);
+    }
     let opened = Opened::of(config, ui)?;
     let (folder, arch) = (&opened.folder, &opened.arch);
     let policy = config.policy();

@@ -4,16 +4,20 @@ pub mod chat;
 pub mod check;
 pub mod compare;
 pub mod completions;
+pub mod convert;
 pub mod demo;
+pub mod diagnose;
 pub mod env;
 pub mod eval;
 pub mod generate;
 pub mod init;
 pub mod man;
 pub mod merge;
+pub mod pairs;
 pub mod prepare;
 pub mod train;
 pub mod verify;
+mod verify_page;
 
 use crate::config::flags::KeyFlags;
 use crate::config::{Config, Loaded, Paths};
@@ -52,6 +56,21 @@ impl ConfigArgs {
         let loaded = self.read().checked()?;
         print_notes(&loaded, ui);
         Ok(loaded)
+    }
+
+    /// The words that repeat these arguments, for a command that a page shows.
+    pub fn words(&self) -> Vec<String> {
+        let path = |path: &PathBuf| path.display().to_string();
+        let mut words: Vec<String> = self.config.iter().map(path).collect();
+        for data in &self.data {
+            words.extend(["--data".to_string(), path(data)]);
+        }
+        if let Some(model) = &self.model {
+            words.extend(["--model".to_string(), path(model)]);
+        }
+        words.extend(self.keys.0.iter().map(|key| format!("--{}={}", key.name, key.text)));
+        words.extend(self.set.iter().map(|set| format!("--set={set}")));
+        words
     }
 
     /// As [`ConfigArgs::load`], with what is wrong in the result.

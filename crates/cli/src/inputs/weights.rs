@@ -16,6 +16,27 @@ pub struct Adapter {
     pub from: Option<PathBuf>,
 }
 
+/// What a process has besides a model: its code, its threads, a tokenizer, rows.
+const PROCESS: u64 = 48 << 20;
+
+/// Bytes that a process needs with a model of this plan: while a tensor is read or written it is there twice more, in
+/// f32 and in the file's type, and the largest is the embedding. A base that stays in its file is neither read nor
+/// written.
+pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
+    let copies = if plan.mapped == 0 { 8 * arch.vocab_size as u64 * arch.hidden as u64 } else { 0 };
+    plan.own() + copies + PROCESS
+}
+
+/// Refuses a model that does not fit into the machine's memory. Linux grants memory that it does not have, and kills the
+/// process later without a message.
+pub fn check_memory(arch: &Architecture, plan: &MemoryPlan) -> suasion_train::Result<()> {
+    let bytes = needed(arch, plan);
+    match machine::memory().0 {
+        Some(total) if bytes > total => Err(suasion_engine::Error::Memory { bytes }.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Builds models with the same initial weights.
 pub struct Start<'a> {
     /// Shows the warning about tensors that are not used.
@@ -60,11 +81,7 @@ impl<'a> Start<'a> {
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         let trainable =
             self.adapter.map_or(Trainable::All, |adapter| Trainable::Adapter(adapter.lora.clone()));
-        // Linux grants memory that it does not have, and kills the process later without a message.
-        let bytes = MemoryPlan::over(self.arch, budget, &trainable, Base::Mapped)?.own();
-        if machine::memory().0.is_some_and(|total| bytes > total) {
-            return Err(suasion_engine::Error::Memory { bytes }.into());
-        }
+        check_memory(self.arch, &MemoryPlan::over(self.arch, budget, &trainable, Base::Mapped)?)?;
         let mut model = Model::with_base(self.arch.clone(), Device::cpu(), budget, &trainable, Base::Mapped)?;
         match self.init {
             Init::Random => model.init_random(self.seed)?,

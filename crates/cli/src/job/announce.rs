@@ -5,6 +5,7 @@ use super::estimate::Needs;
 use crate::config::Init;
 use crate::failure::Failure;
 use crate::inputs::loading;
+use crate::inputs::weights::needed;
 use crate::machine;
 use crate::tables;
 use crate::ui::Ui;
@@ -76,11 +77,11 @@ impl Job {
         }
         let memory = self.memory();
         if let (_, Some(available)) = machine::memory()
-            && memory.total() > available
+            && needed(&self.arch, &memory) > available
         {
             ui.warn(format_args!(
-                "{} are planned and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
-                bytes(memory.total()),
+                "{} are needed and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
+                bytes(needed(&self.arch, &memory)),
                 bytes(available)
             ));
         }
@@ -301,6 +302,14 @@ impl Job {
                 perplexity(before.perplexity),
                 perplexity(after.perplexity),
                 thousands(after.targets)
+            ));
+        }
+        if report.stopped_early {
+            ui.log(format_args!(
+                "ended early, after step {} of {}: {} in a row were not better (early_stopping_patience)",
+                report.step,
+                report.total_steps,
+                count(self.settings.early_stopping_patience.unwrap_or(0), "evaluation"),
             ));
         }
         let memory =

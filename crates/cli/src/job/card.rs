@@ -4,8 +4,13 @@ use crate::config::{Config, Init, Paths};
 use crate::inputs::loading::RowSet;
 use crate::inputs::opened::Opened;
 use std::path::Path;
+use suasion_data::report::RowView;
+use suasion_data::tokens::Tokenizer;
 use suasion_data::{Sample, Summary};
 use suasion_train::{DataCard, FindingCount, SectionShare};
+
+/// Rows that the report shows.
+const ROWS_SHOWN: usize = 3;
 
 /// A path as others can understand it: a hub id or a relative path as it is, else the last name.
 fn public_name(path: &Path) -> String {
@@ -55,6 +60,12 @@ pub fn of_model(card: DataCard, opened: &Opened) -> DataCard {
     }
 }
 
+/// The first rows that are trained on, as a page shows them.
+pub fn first_rows(train: &[Sample], tokenizer: Option<&Tokenizer>) -> Vec<RowView> {
+    let rows = train.iter().take(ROWS_SHOWN).flat_map(Sample::unpack).take(ROWS_SHOWN);
+    rows.map(|row| RowView::of_sample(&row, tokenizer)).collect()
+}
+
 /// The data card: of the rows that were read (`rows`), those trained on (`train`) and those held out.
 pub fn data_card(
     config: &Config,
@@ -88,6 +99,8 @@ pub fn data_card(
         },
         adapter: false,
         chat,
+        machine: crate::machine::sentence(),
+        rows: Vec::new(),
         data: names(&config.dataset_name, rows),
         eval_data: match eval {
             Some(rows) => names(&config.eval_dataset_name, rows),
