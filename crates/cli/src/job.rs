@@ -236,6 +236,10 @@ impl Job {
     /// Writes what a server needs beside the finished model.
     fn export(&self) -> anyhow::Result<()> {
         let Some(tokenizer) = self.folder.tokenizer.as_deref() else { return Ok(()) };
+        if self.opened.adapter.is_some() {
+            // They are of whole models: what `merge` writes.
+            return Ok(());
+        }
         let policy = self.config.policy();
         let stops = self.folder.special(&policy)?.stops;
         let options = TemplateOptions::of(&policy);
@@ -257,7 +261,7 @@ impl Job {
             train: suasion_train::Settings { seed, ..self.config.train.clone() },
             ..self.config.clone()
         };
-        self.compared(Start::new(ui, &self.folder.path, &self.arch, &config), &settings, None, ui)
+        self.compared(self.opened.start(ui, &config), &settings, None, ui)
     }
 
     /// As [`Job::compare`], where [`Job::train`] has trained the model of the responses.

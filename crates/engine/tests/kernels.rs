@@ -388,6 +388,34 @@ fn rows_and_sums() {
     }
 }
 
+#[test]
+fn columns_are_scaled_and_measured() {
+    fn run<B: Backend>(b: &mut B, rows: usize, width: usize, rank: usize) -> Vec<Vec<f32>> {
+        let (w, low, a) = (put(b, width, rows, 1), put(b, width, rank, 2), put(b, rank, rows, 3));
+        let (n, quotient) = (space(b, 1, width), space(b, 1, width));
+        b.row_norms(n, w, low, a, 0.7).unwrap();
+        let ones = put(b, 1, width, 4);
+        b.divide(quotient, ones, n).unwrap();
+        // Both have gaps.
+        let (x, y) =
+            (put(b, rows, width + 3, 5).columns(1..width + 1), put(b, rows, width + 2, 6).columns(0..width));
+        b.scale_columns(y, true, x, quotient, Some(ones)).unwrap();
+        let dense = space(b, rows, width);
+        b.scale_columns(dense, false, y, quotient, None).unwrap();
+        let dots = put(b, 1, width, 7);
+        b.column_dots(dots, true, x, y, n).unwrap();
+        let fresh = space(b, 1, width);
+        b.column_dots(fresh, false, x, dense, n).unwrap();
+        [n, quotient, dense, dots, fresh].iter().map(|view| get(b, *view)).collect()
+    }
+    for (rows, width, rank) in [(1, 1, 1), (3, 65, 2), (66, 63, 5), (130, 200, 16)] {
+        agree!(
+            format!("{rows} × {width}, rank {rank}"),
+            (|b: &mut Cpu| run(b, rows, width, rank), |b: &mut Reference<f32>| run(b, rows, width, rank))
+        );
+    }
+}
+
 /// Routing and the linear layers of experts; some experts get no row.
 fn experts<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<View> {
     let (inputs, outputs, slots) = (5, 3, rows * r.per_row);

@@ -26,15 +26,6 @@ pub enum PackingStrategy {
     Bfd,
 }
 
-/// PEFT's `bias`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoraBias {
-    /// No bias of the model is trained.
-    #[serde(alias = "no")]
-    None,
-}
-
 /// PEFT's `init_lora_weights`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,14 +37,6 @@ pub enum LoraInitName {
     /// Both uniform.
     #[serde(alias = "no")]
     False,
-}
-
-/// PEFT's `task_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TaskType {
-    /// A language model.
-    #[serde(rename = "CAUSAL_LM")]
-    CausalLm,
 }
 
 /// Codes of findings.
@@ -187,7 +170,6 @@ impl Choice for Boundary {}
 impl Choice for ContentSpecialTokens {}
 impl Choice for Format {}
 impl Choice for Init {}
-impl Choice for LoraBias {}
 impl Choice for LoraInitName {}
 impl Choice for OnBadRow {}
 impl Choice for PackingStrategy {}
@@ -195,7 +177,6 @@ impl Choice for OnSaveError {}
 impl Choice for Scheduler {}
 impl Choice for Strategy {}
 impl Choice for Supervise {}
-impl Choice for TaskType {}
 impl Choice for TruncationMode {}
 
 impl<T: Choice> Value for T {

@@ -103,7 +103,9 @@ impl Key {
             ("compare", Group::Output) => self.name == "logging_steps",
             ("compare", _) => true,
             (_, Group::Labels) => COMMANDS.contains(&command),
-            ("prepare" | "verify", Group::Model) => {
+            // verify --loss measures a model.
+            ("verify", Group::Model) => true,
+            ("prepare", Group::Model) => {
                 matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
             }
             ("diagnose", Group::Model) => self.name == "model_name_or_path",

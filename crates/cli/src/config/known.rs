@@ -83,6 +83,8 @@ macro_rules! known {
 // other values that change nothing.
 known! {
     "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing = "null" always }
+    "an adapter is of a language model": { lora_task_type = "CAUSAL_LM" }
+    "the model's biases stay as they are under an adapter": { lora_bias = "none" ["null", "false"] }
     "adapters are of modules; name them in lora_target_modules": { lora_target_parameters = "null" ["[]"] }
     "the base of an adapter is read in its own type, and quantised ones are not computed": {
         load_in_8bit = "false", load_in_4bit = "false",

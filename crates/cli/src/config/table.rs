@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, LoraBias, LoraInitName, PackingStrategy, Reports, TaskType};
+use super::choices::{Codes, Init, LoraInitName, PackingStrategy, Reports};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -164,12 +164,8 @@ table! {
     lora_rank_pattern: BTreeMap<String, usize> = BTreeMap::new(), eg "{down_proj: 32}";
     /// Alphas of some modules, likewise.
     lora_alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(), eg "{down_proj: 64}";
-    /// PEFT's bias: which biases of the model are trained.
-    lora_bias: LoraBias = LoraBias::None, in Bounds::Note("for the biases stay as they are (PEFT's all and lora_only train them)"), eg "none";
     /// How the adapter's matrices begin: true (A uniform, B zero), gaussian (A normal, B zero) or false (both uniform).
     lora_init: LoraInitName = LoraInitName::True, eg "gaussian";
-    /// PEFT's task type.
-    lora_task_type: TaskType = TaskType::CausalLm, eg "CAUSAL_LM";
 
     Rows:
     /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.
