@@ -6,17 +6,21 @@
 
 mod util;
 
+mod adapters;
 mod bad_input;
 mod chat;
 mod commands;
 mod configuration;
+mod convert;
 mod demo;
+mod evidence;
 mod folders;
 mod goldens;
 #[cfg(feature = "hub")]
 mod hub;
 mod newcomer;
 mod packing;
+mod pages;
 mod prepare;
 mod readme;
 mod resume;

@@ -2,6 +2,7 @@
 
 use crate::ui::Ui;
 use std::num::NonZeroUsize;
+use suasion_data::report::format::{bytes, count};
 
 /// The instruction sets that matter to the kernels, as found at run time.
 pub fn instruction_sets() -> Vec<&'static str> {
@@ -54,6 +55,17 @@ fn limits() -> impl Iterator<Item = u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Max address space").map(str::to_string));
     let space = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
     group.chain(space)
+}
+
+/// This machine in a few words: system, processor, cores, memory.
+pub fn sentence() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("", |(_, name)| name.trim());
+    let memory = memory().0.map(bytes).unwrap_or_default();
+    let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    let parts = [system, model.to_string(), count(cores() as u64, "core"), memory];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 /// The number of cores that this process may use.

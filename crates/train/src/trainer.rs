@@ -43,6 +43,7 @@ pub fn train<B: Backend>(
     };
 
     let mut state = RunState::new(settings, identity, &plan, run.model.weight_type());
+    state.base = run.model.base().map(str::to_string);
     let mut warnings = plan.warnings.clone();
     if settings.early_stopping_patience.is_some() && !settings.load_best_model_at_end {
         warnings.push(
@@ -64,7 +65,7 @@ pub fn train<B: Backend>(
             warnings.push(format!("not an exact continuation: {difference}"));
         }
         records = checkpoint::records(&dir)?;
-        run.model.load_weights(&dir)?;
+        run.model.load_run(&dir)?;
         run.model.set_weight_type(WeightType::named(&saved.weight_type).unwrap_or_default());
         if saved.progress.updates > 0 {
             run.model.load_optimizer(&dir.join(checkpoint::OPTIMIZER))?;
@@ -479,7 +480,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             match self.best_checkpoint() {
                 Some(path) => {
                     let kind = self.run.model.weight_type();
-                    self.run.model.load_weights(&path)?;
+                    self.run.model.load_run(&path)?;
                     self.run.model.set_weight_type(kind);
                     (final_step, after) = (best, self.state.best_evaluation.clone());
                 }
@@ -492,7 +493,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         }
         // Complete before the first of its files gets its name.
         let folder = NewFolder::create(&output_dir.join("model"))?;
-        let weights = self.run.model.save_weights(folder.path());
+        let weights = self.run.model.save_run(folder.path(), false);
         weights.map_err(|error| Error::from(error).renamed(folder.path(), output_dir))?;
         let (kind, tied) = (self.run.model.weight_type(), self.run.model.architecture().head.tied);
         self.run.files.beside(kind, tied).stopping_at(self.run.stops).write(folder.path())?;

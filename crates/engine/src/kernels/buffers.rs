@@ -58,7 +58,7 @@ impl Buffer {
 pub struct FileBuffer {
     lease: Lease,
     len: usize,
-    kind: crate::weights::WeightType,
+    kind: crate::dtype::WeightType,
 }
 
 impl FileBuffer {

@@ -18,12 +18,12 @@ pub use noise::Regularisation;
 
 use crate::arch::Architecture;
 use crate::batch::Batch;
+use crate::dtype::WeightType;
 use crate::kernels::device::Device;
 use crate::kernels::{Backend, Buffer, FileBuffer, FileTensor, IndexBuffer, Routes, TargetLoss, View};
 use crate::lora::Lora;
 use crate::params::{Base, ParameterMap, Trainable};
 use crate::rope::Rope;
-use crate::weights::WeightType;
 use crate::{Error, Result};
 use arena::Arena;
 use block::Rows;
@@ -54,8 +54,9 @@ pub struct Model<B: Backend = Device> {
     parameters: Buffer,
     /// The parameters that stay in their files, by their number.
     files: Vec<Option<(FileBuffer, FileTensor)>>,
-    /// The adapter.
+    /// The adapter, and the fingerprint of the base under it.
     lora: Option<Lora>,
+    base: Option<String>,
     /// What the adapter's layers are divided by and scaled with.
     dora: Option<adapter::Dora>,
     /// What the weights are written in.
@@ -183,6 +184,7 @@ impl<B: Backend> Model<B> {
             parameters,
             files,
             lora,
+            base: None,
             dora,
             weight_type: WeightType::default(),
             trained,

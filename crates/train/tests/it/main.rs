@@ -3,6 +3,7 @@
 mod best;
 mod common;
 mod compare;
+mod diagnose;
 mod evaluate;
 mod extras;
 mod fuzz;
