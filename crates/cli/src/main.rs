@@ -149,8 +149,8 @@ fn main() -> ExitCode {
         Command::Completions(args) => completions::run(args, &ui),
         Command::Man(args) => man::run(args, &ui),
     }));
-    // What has panicked has said so: a thread that the system refuses, or a bug.
-    let Ok(result) = result else { return ExitCode::from(Exit::RunTime as u8) };
+    // What has panicked has said so.
+    let Ok(result) = result else { return ExitCode::from(ui.report(&failure::panicked().into()) as u8) };
     match result {
         // An interrupted run ends without an error and has not finished.
         Ok(Exit::Done) if interrupt::raised() => ExitCode::from(interrupt::INTERRUPTED),
