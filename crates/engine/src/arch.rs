@@ -25,8 +25,8 @@ pub struct Architecture {
     pub names: Names,
     /// Initialisation of a model without weights.
     pub init: Init,
-    /// Settings of `config.json` that have no effect here (dropout, RoPE settings beside others that have
-    /// precedence), as sentences.
+    /// Settings of `config.json` that have no effect here (RoPE settings beside others that have precedence), as
+    /// sentences.
     pub not_applied: Vec<String>,
 }
 
@@ -37,6 +37,8 @@ pub struct Embedding {
     pub positions: Option<usize>,
     /// Factor on the embedding.
     pub scale: f32,
+    /// Dropout of what enters the first layer, in training.
+    pub dropout: f32,
 }
 
 /// One layer: `x' = x + attention(norm(x))`, then `x' + mlp(norm(x'))`; where it is parallel,
@@ -51,6 +53,8 @@ pub struct Block {
     pub mlp: Mlp,
     /// Factor on the outputs of attention and MLP before they are added to the residual stream.
     pub residual_scale: f32,
+    /// Dropout of these outputs, in training.
+    pub residual_dropout: f32,
     /// Attention and MLP read the same input.
     pub parallel: bool,
 }
@@ -104,6 +108,8 @@ pub struct Attention {
     pub qkv_bias: bool,
     /// The output projection has a bias.
     pub out_bias: bool,
+    /// Dropout of the probabilities, in training.
+    pub dropout: f32,
 }
 
 /// The MLP of a block, or several of which each row takes some.
@@ -225,6 +231,12 @@ impl Architecture {
     /// Positions that cannot be exceeded: those of a learned table.
     pub fn position_limit(&self) -> Option<usize> {
         self.embedding.positions
+    }
+
+    /// True where training drops something.
+    pub fn has_dropout(&self) -> bool {
+        let of = |block: &Block| block.attention.dropout.max(block.residual_dropout);
+        self.embedding.dropout > 0.0 || self.blocks.iter().any(|block| of(block) > 0.0)
     }
 
     /// Gives each layer its window.

@@ -10,6 +10,9 @@ pub trait Collective {
     /// Number of ranks; with 1 the model does not call [`Collective::all_reduce`].
     fn ranks(&self) -> usize;
 
+    /// The number of this rank, from 0.
+    fn rank(&self) -> usize;
+
     /// The sum of `value` over all ranks.
     ///
     /// # Errors
@@ -30,6 +33,10 @@ pub struct SingleRank;
 impl Collective for SingleRank {
     fn ranks(&self) -> usize {
         1
+    }
+
+    fn rank(&self) -> usize {
+        0
     }
 
     fn sum(&self, value: f64) -> Result<f64> {

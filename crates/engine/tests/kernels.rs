@@ -5,7 +5,7 @@ mod common;
 
 use common::{Random, relative};
 use suasion_engine::kernels::{
-    Activation, AttentionPlan, AttentionRange, Heads, Indices, Norm, PlanBuffer, Routing, View,
+    Activation, AttentionPlan, AttentionRange, Draw, Dropout, Heads, Indices, Norm, PlanBuffer, Routing, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Reference, TargetLoss};
 
@@ -235,22 +235,37 @@ fn attention_plan(trunk: usize, branches: [usize; 2], every: usize) -> (Attentio
     (plan, end)
 }
 
+/// A third of the elements.
+const DROPOUT: Dropout = Dropout { draw: Draw { key: 5 << 40 | 9, site: 3 }, rate: 1.0 / 3.0 };
+
 const HEADS: Heads = Heads { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, softcap: None, window: None };
 
 /// `[o, lse, dq, dkv]`, then the operands `[q, kv, do]`.
-fn attention<B: Backend>(b: &mut B, h: Heads, plan: &PlanBuffer, keys: usize) -> Vec<View> {
+fn attention<B: Backend>(
+    b: &mut B,
+    h: Heads,
+    plan: &PlanBuffer,
+    dropout: Option<Dropout>,
+    keys: usize,
+) -> Vec<View> {
     let (queries, wide, kv_wide) = (plan.queries(), h.query_width(), h.kv_width());
     let (q, kv) = (put(b, queries, wide, 1), put(b, keys, kv_wide, 2));
     let (o, lse) = (space(b, queries, wide), space(b, queries, h.heads));
     let (do_, dq, dkv) = (put(b, queries, wide, 3), space(b, queries, wide), put(b, keys, kv_wide, 4));
-    b.attention(h, plan, o, lse, q, kv).unwrap();
-    b.attention_backward(h, plan, dq, dkv, do_, o, lse, q, kv).unwrap();
+    b.attention(h, plan, dropout, o, lse, q, kv).unwrap();
+    b.attention_backward(h, plan, dropout, dq, dkv, do_, o, lse, q, kv).unwrap();
     vec![o, lse, dq, dkv, q, kv, do_]
 }
 
-fn planned_attention<B: Backend>(b: &mut B, h: Heads, plan: &AttentionPlan, keys: usize) -> Vec<Vec<f32>> {
+fn planned_attention<B: Backend>(
+    b: &mut B,
+    h: Heads,
+    plan: &AttentionPlan,
+    dropout: Option<Dropout>,
+    keys: usize,
+) -> Vec<Vec<f32>> {
     let plan = b.upload_plan(plan.clone()).unwrap();
-    attention(b, h, &plan, keys)[..4].iter().map(|v| get(b, *v)).collect()
+    attention(b, h, &plan, dropout, keys)[..4].iter().map(|v| get(b, *v)).collect()
 }
 
 #[test]
@@ -263,14 +278,17 @@ fn attention_with_segments_and_shared_prefixes() {
             }
             // Windows of two keys, within a branch, over the border of trunk and branch, and of a block of queries.
             let windows = [None, Some(2), Some(3), Some(64), Some(127), Some(128), Some(129), Some(1 << 60)];
-            for (window, softcap) in windows.into_iter().zip([None, Some(1.5)].into_iter().cycle()) {
+            for (n, (window, softcap)) in
+                windows.into_iter().zip([None, Some(1.5)].into_iter().cycle()).enumerate()
+            {
+                let dropout = (n % 3 == 2).then_some(DROPOUT);
                 let h = Heads { window, softcap, ..HEADS };
-                let what = format!("trunk {trunk}, branches {branches:?}, every {every}, {h:?}");
+                let what = format!("trunk {trunk}, branches {branches:?}, every {every}, {h:?}, {dropout:?}");
                 agree!(
                     what,
                     (
-                        |b: &mut Cpu| planned_attention(b, h, &plan, keys),
-                        |b: &mut Reference<f32>| planned_attention(b, h, &plan, keys)
+                        |b: &mut Cpu| planned_attention(b, h, &plan, dropout, keys),
+                        |b: &mut Reference<f32>| planned_attention(b, h, &plan, dropout, keys)
                     )
                 );
             }
@@ -307,7 +325,8 @@ fn cross_entropy() {
         let weighted = losses(b, logits, &ids, Some(&weights), softcap);
         let nll = |losses: &[TargetLoss]| losses.iter().map(|loss| loss.nll).collect::<Vec<_>>();
         let top = plain.iter().map(|loss| f32::from(loss.top1)).collect();
-        vec![nll(&plain), nll(&weighted), get(b, logits), top]
+        let entropies = |losses: &[TargetLoss]| losses.iter().map(|loss| loss.entropy).collect::<Vec<_>>();
+        vec![nll(&plain), nll(&weighted), get(b, logits), top, entropies(&plain), entropies(&weighted)]
     }
     for (rows, vocab) in [(1, 1), (3, 2), (5, 31), (7, 33), (2, 1000)] {
         // With one token there is nothing to learn and nothing but zeros to compare.
@@ -379,8 +398,8 @@ fn experts<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<
     let (dx, dw) = (space(b, slots, inputs), put(b, count * outputs, inputs, 5));
     // The gradient of some rows alone: the end of one expert's, and the start of the next one's.
     let part = space(b, outputs + 1, inputs);
-    b.grouped_linear(y, x, w, routes.offsets()).unwrap();
-    b.grouped_linear_dx(dx, dy, w, routes.offsets()).unwrap();
+    b.grouped_linear(y, x, &[w], routes.offsets()).unwrap();
+    b.grouped_linear_dx(dx, dy, &[w], routes.offsets()).unwrap();
     b.grouped_linear_dw(dw, 0, true, dy, x, routes.offsets()).unwrap();
     b.grouped_linear_dw(part, 2, false, dy, x, routes.offsets()).unwrap();
     let (d_weights, d_logits) = (put(b, rows, r.per_row, 6), space(b, rows, count));
@@ -542,14 +561,20 @@ fn the_references_gradients_are_slopes() {
     }
     let (plan, keys) = attention_plan(4, [3, 5], 1);
     let plan = b.upload_plan(plan).unwrap();
-    for (window, softcap) in [(None, None), (Some(3), None), (None, Some(0.75)), (Some(5), Some(2.0))] {
+    for (window, softcap, dropout) in [
+        (None, None, None),
+        (Some(3), None, None),
+        (None, Some(0.75), None),
+        (Some(5), Some(2.0), Some(DROPOUT)),
+        (None, None, Some(DROPOUT)),
+    ] {
         let h = Heads { window, softcap, ..HEADS };
-        let v = attention(b, h, &plan, keys);
+        let v = attention(b, h, &plan, dropout, keys);
         let [o, lse, dq, dkv, q, kv, do_] = v[..] else { unreachable!() };
         let weights = b.get(do_).unwrap();
         for (operand, gradient) in [(q, dq), (kv, dkv)] {
             slopes(b, operand, gradient, |b| {
-                b.attention(h, &plan, o, lse, q, kv).unwrap();
+                b.attention(h, &plan, dropout, o, lse, q, kv).unwrap();
                 dot(&b.get(o).unwrap(), &weights)
             });
         }

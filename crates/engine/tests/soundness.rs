@@ -5,7 +5,7 @@ mod common;
 use common::{Random, model};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use suasion_engine::kernels::{
-    Activation, AttentionPlan, AttentionRange, Buffer, Heads, Norm, Routing, TargetLoss, View,
+    Activation, AttentionPlan, AttentionRange, Buffer, Draw, Dropout, Heads, Norm, Routing, TargetLoss, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Device, Error, Reference, Result};
 
@@ -131,8 +131,8 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     let routing = |per_row| Routing { per_row, normalise: false };
     refused(b.route(routing(0), x, w));
     refused(b.route(routing(1 << 60), x, w));
-    refused(b.grouped_linear(y, x, w, few));
-    refused(b.grouped_linear_dx(x, y, w, few));
+    refused(b.grouped_linear(y, x, &[w], few));
+    refused(b.grouped_linear_dx(x, y, &[w], few));
     refused(b.grouped_linear_dw(w, 0, false, y, x, few));
     refused(b.scale_rows(x, narrow));
     refused(b.row_dots(x, y, z));
@@ -170,13 +170,19 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
         (Heads { heads: 3, kv_heads: 2, ..heads }, &good, o, lse, q, kv),
         (Heads { head_dim: 1 << 63, ..heads }, &good, o, lse, q, kv),
     ] {
-        refused(b.attention(h, plan, o, lse, q, kv));
-        refused(b.attention_backward(h, plan, dq, dkv, do_, o, lse, q, kv));
+        refused(b.attention(h, plan, None, o, lse, q, kv));
+        refused(b.attention_backward(h, plan, None, dq, dkv, do_, o, lse, q, kv));
     }
-    b.attention(heads, &good, o, lse, q, kv).unwrap();
-    refused(b.attention_backward(heads, &good, x, dkv, do_, o, lse, q, kv));
-    refused(b.attention_backward(heads, &good, dq, kv_short, do_, o, lse, q, kv));
-    refused(b.attention_backward(heads, &good, dq, dkv, x, o, lse, q, kv));
+    b.attention(heads, &good, None, o, lse, q, kv).unwrap();
+    for rate in [-0.1, 1.1, f32::NAN] {
+        let dropout = Dropout { draw: Draw { key: 1, site: 1 }, rate };
+        refused(b.attention(heads, &good, Some(dropout), o, lse, q, kv));
+        refused(b.dropout(x, dropout));
+    }
+    refused(b.add_noise(x, table.part(0, 3), Draw { key: 1, site: 1 }));
+    refused(b.attention_backward(heads, &good, None, x, dkv, do_, o, lse, q, kv));
+    refused(b.attention_backward(heads, &good, None, dq, kv_short, do_, o, lse, q, kv));
+    refused(b.attention_backward(heads, &good, None, dq, dkv, x, o, lse, q, kv));
     refused(b.write(x, &[0.0; 23]));
     refused(b.read(x, &mut [0.0; 25]));
     // Empty operands: nothing to compute, and nothing that divides by their width.

@@ -352,10 +352,7 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
     assert!(notes.contains("\"residual_multiplier\" is not a setting of this family"), "{notes}");
     assert!(notes.contains("\"rope_scaling.mrope_section\""), "{notes}");
     assert_eq!(notes.lines().count(), 2, "{notes}");
-    let mut config = config("gpt2");
-    config["resid_pdrop"] = json!(0.1);
-    let arch = Architecture::from_json(&config, Path::new("c")).unwrap();
-    assert_eq!(arch.not_applied, ["resid_pdrop = 0.1: dropout is not applied"]);
+    refuse("gpt2", "resid_pdrop", json!(1.5), &["resid_pdrop", "from 0 to 1"]);
 }
 
 /// Inverse frequencies that transformers 5.23.0 computes (`ROPE_INIT_FUNCTIONS["llama3"]`) for Llama 3.2 1B's

@@ -9,6 +9,8 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng};
 pub(crate) enum Purpose {
     Shuffle,
     Sampling,
+    Bootstrap,
+    Noise,
 }
 
 pub(crate) struct Rng(ChaCha8Rng);
@@ -20,6 +22,8 @@ impl Rng {
         let name: &[u8] = match purpose {
             Purpose::Shuffle => b"suasion shuffle",
             Purpose::Sampling => b"suasion sampling",
+            Purpose::Bootstrap => b"suasion bootstrap",
+            Purpose::Noise => b"suasion noise",
         };
         let mut key = [0u8; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -41,6 +45,11 @@ impl Rng {
             }
         }
         (product >> 64) as u64
+    }
+
+    /// A draw of 64 bits.
+    pub(crate) fn word(&mut self) -> u64 {
+        self.0.next_u64()
     }
 
     /// A number in `[0, 1)`: the top 53 bits of a draw.

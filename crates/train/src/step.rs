@@ -1,9 +1,10 @@
 //! One optimizer step: micro-batches in, changed weights out.
 
 use crate::batches::{row_at, row_ids, train_batch};
+use crate::rng::{Purpose, Rng};
 use crate::{Error, Result, Settings};
 use suasion_data::Sample;
-use suasion_engine::{AdamW, Backend, Batch, Collective, Model};
+use suasion_engine::{AdamW, Backend, Batch, Collective, Model, Regularisation};
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,6 +17,10 @@ pub struct StepOutcome {
     pub targets: u64,
     /// Tokens computed.
     pub tokens: u64,
+    /// Share of the targets that the model predicts as the likeliest token; `None` without a target.
+    pub mean_token_accuracy: Option<f64>,
+    /// Mean entropy in nats of the distributions that they are predicted from.
+    pub entropy: Option<f64>,
 }
 
 /// The factor that `torch.nn.utils.clip_grad_norm_` applies: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm`
@@ -48,6 +53,8 @@ pub fn step<B: Backend>(
         grad_norm: 0.0,
         targets: collective.sum(targets().count() as f64)? as u64,
         tokens: collective.sum(tokens as f64)? as u64,
+        mean_token_accuracy: None,
+        entropy: None,
     };
     if weight <= 0.0 {
         return Ok(outcome);
@@ -63,8 +70,19 @@ pub fn step<B: Backend>(
     };
     model.zero_gradients();
     let scale = (1.0 / weight) as f32;
-    let pending: Vec<_> = batches.iter().map(|batch| model.accumulate(batch, scale)).collect();
+    // Every micro-batch of the run, on every rank, has dropout and noise of its own.
+    let seed = Rng::new(settings.seed, Purpose::Noise, updates).word();
+    let mut pass = |(n, batch)| {
+        let place = (collective.rank() as u64) << 32 | n as u64;
+        model.regularise(Regularisation {
+            seed: Some(seed.wrapping_add(place)),
+            dropout: !settings.disable_dropout,
+        });
+        model.accumulate(batch, scale)
+    };
+    let pending: Vec<_> = batches.iter().enumerate().map(&mut pass).collect();
     let (mut sum, mut broken) = (0.0f64, None);
+    let (mut right, mut entropy) = (0u64, 0.0f64);
     for ((batch, rows), losses) in batches.iter().zip(micro_batches).zip(pending) {
         let losses = model.read_losses(&losses?)?;
         if let (None, Some(bad)) = (&broken, losses.iter().find(|loss| !loss.nll.is_finite())) {
@@ -76,10 +94,15 @@ pub fn step<B: Backend>(
         }
         for (loss, target) in losses.iter().zip(&batch.targets) {
             sum += f64::from(target.weight) * f64::from(loss.nll);
+            right += u64::from(loss.top1);
+            entropy += f64::from(loss.entropy);
         }
     }
     // All ranks learn here whether one of them has a loss that is not finite, and end together.
     let loss = collective.sum(sum)? / weight;
+    let count = outcome.targets as f64;
+    outcome.mean_token_accuracy = Some(collective.sum(right as f64)? / count);
+    outcome.entropy = Some(collective.sum(entropy)? / count);
     if let Some(broken) = broken {
         return Err(broken);
     }

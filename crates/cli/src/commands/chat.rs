@@ -1,14 +1,13 @@
 //! `suasion chat`: a conversation with a model, rendered by its chat template.
 
 use super::ConfigArgs;
-use crate::config::Init;
 use crate::config::flags::KeyFlags;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
-use crate::inputs::weights::Start;
+use crate::inputs::opened::Opened;
 use crate::interrupt;
 use crate::paths;
-use crate::reply::{Reply, SamplingArgs, reply};
+use crate::reply::{Ended, Manner, Reply, SamplingArgs, reply};
 use crate::ui::Ui;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
@@ -18,8 +17,8 @@ use suasion_data::report::printable;
 use suasion_data::template::{ChatTemplate, TemplateOptions};
 use suasion_data::tokens::Tokenizer;
 use suasion_engine::{KvCache, Model};
+use suasion_train::generate::Stopped;
 use suasion_train::generate::{budget, capacity};
-use suasion_train::{Sampling, generate::Stopped};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -33,6 +32,9 @@ pub struct ChatArgs {
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
     #[arg(short = 'M', long, value_name = "M", value_parser = paths::parser())]
     model: Option<PathBuf>,
+    /// Adapter over the model: a folder in PEFT's layout [key: adapter_name_or_path]
+    #[arg(long, value_name = "A", value_parser = paths::parser())]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
     keys: KeyFlags,
     /// The system message
@@ -54,20 +56,21 @@ pub fn run(args: &ChatArgs, ui: &Ui) -> anyhow::Result<Exit> {
         config: args.config.clone(),
         set: args.set.clone(),
         model: args.model.clone(),
+        adapter: args.adapter.clone(),
         data: Vec::new(),
         keys: args.keys.clone(),
     };
     let config = config.load(ui)?.config;
-    let dir = model::named(&config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
-    let tokenizer = model::need_tokenizer(&folder)?;
-    let template = need_template(&folder)?;
+    let opened = Opened::of(&config, ui)?;
+    let folder = &opened.folder;
+    let tokenizer = model::need_tokenizer(folder)?;
+    let template = need_template(folder)?;
     let policy = config.policy();
-    let sampling = args.sampling.of(config.train.seed, tokenizer.stop_ids(&policy)?);
-    sampling.validate()?;
-    let model = Start::new(ui, &folder.path, &arch, &config).build(budget(CHUNK))?;
+    let stop_ids = tokenizer.stop_ids(&policy)?;
+    let manner = args.sampling.of(&folder.path, config.train.seed, stop_ids, ui)?;
+    let model = opened.start(ui, &config).build(budget(CHUNK))?;
     let options = TemplateOptions::of(&policy);
-    let mut chat = Chat { template, options, tokenizer, sampling, model, cache: None, cached: Vec::new() };
+    let mut chat = Chat { template, options, tokenizer, manner, model, cache: None, cached: Vec::new() };
 
     let begin = || -> Conversation {
         let mut conversation = Conversation::default();
@@ -113,7 +116,7 @@ pub fn run(args: &ChatArgs, ui: &Ui) -> anyhow::Result<Exit> {
         if interrupt::raised() {
             break;
         }
-        if !matches!(reply.stopped, Stopped::Stop(_)) {
+        if !matches!(reply.ended, Ended::By(Stopped::Stop(_)) | Ended::StopString) {
             ui.note(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
         }
         if person {
@@ -166,7 +169,7 @@ struct Chat<'a> {
     template: &'a ChatTemplate,
     options: TemplateOptions,
     tokenizer: &'a Tokenizer,
-    sampling: Sampling,
+    manner: Manner,
     model: Model,
     cache: Option<KvCache>,
     /// The tokens in the cache.
@@ -188,7 +191,7 @@ impl Chat<'_> {
             )
         })?;
         let prompt = self.tokenizer.encode_text(&text)?;
-        let needed = capacity(&self.model, prompt.len(), self.sampling.max_new_tokens);
+        let needed = capacity(&self.model, prompt.len(), self.manner.sampling.max_new_tokens);
         let (cache, known) = match &mut self.cache {
             Some(cache) if cache.capacity() >= needed => {
                 let same = prompt.iter().zip(&self.cached).take_while(|(new, old)| new == old).count();
@@ -196,11 +199,12 @@ impl Chat<'_> {
             }
             // Room for a few turns, so that few of them compute the conversation again.
             cache => {
-                let room = capacity(&self.model, prompt.len(), self.sampling.max_new_tokens + 4 * CHUNK);
+                let room =
+                    capacity(&self.model, prompt.len(), self.manner.sampling.max_new_tokens + 4 * CHUNK);
                 (cache.insert(self.model.cache(room)?), 0)
             }
         };
-        let reply = reply(&mut self.model, cache, known, self.tokenizer, &prompt, &self.sampling, piece)?;
+        let reply = reply(&mut self.model, cache, known, self.tokenizer, &prompt, &self.manner, piece)?;
         self.cached = prompt;
         self.cached.extend(&reply.ids);
         self.cached.truncate(cache.len());

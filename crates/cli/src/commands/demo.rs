@@ -9,7 +9,7 @@ use crate::inputs::model::need_tokenizer;
 use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::job::{Begin, Job};
-use crate::reply::{reference, reply};
+use crate::reply::{Manner, reference, reply};
 use crate::tables;
 use crate::ui::{self, Ui};
 use std::io::Write;
@@ -170,7 +170,7 @@ fn defaults() -> Config {
             lr_scheduler_type: Scheduler::Cosine,
             warmup_ratio: 0.1,
             weight_decay: 0.1,
-            logging_steps: 1,
+            logging_steps: 1.into(),
             eval_strategy: Strategy::Epoch,
             // The run is short, and Ctrl-C writes a checkpoint.
             save_strategy: Strategy::No,
@@ -193,12 +193,12 @@ fn verify(files: &Files, policy: &Policy, ui: &Ui) -> anyhow::Result<serde_json:
         ..Pipeline::new(ModelFolder::open(&files.model)?, policy.clone())
     };
     let tokenizer = pipeline.folder.tokenizer.as_deref();
-    let mut findings = report::json::Findings::default();
+    let mut findings = report::Findings::default();
     let mut first = None;
     let mut rows = pipeline.rows(Source::open(files.data.join("train.jsonl"))?)?;
     for outcome in &mut rows {
         let outcome = outcome?;
-        outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
+        findings.add(&outcome)?;
         if let (None, Outcome::Kept(kept)) = (&first, &outcome) {
             first = Some(RowView::new(kept, tokenizer));
         }
@@ -246,17 +246,23 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
         stop_ids: tokenizer.stop_ids(&job.config.policy())?,
         ..Sampling::default()
     };
+    let manner = Manner { sampling, stop_strings: Vec::new() };
     let budget = suasion_train::generate::budget(prompt.len());
-    let mut model = Start::from_dir(ui, &job.config.output_dir, &job.arch).build(budget)?;
-    let mut cache = model.cache(capacity(&model, prompt.len(), sampling.max_new_tokens))?;
-    let reply = reply(&mut model, &mut cache, 0, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
+    let say = |mut start: Start<'_>| {
+        let mut model = start.build(budget)?;
+        let mut cache = model.cache(capacity(&model, prompt.len(), REPLY_TOKENS))?;
+        reply(&mut model, &mut cache, 0, tokenizer, prompt, &manner, &mut |_| Ok(()))
+    };
+    let before = say(job.start(ui))?;
+    let after = say(Start::from_dir(ui, &job.config.output_dir, &job.arch))?;
     if interrupt::raised() {
         return Err(suasion_train::Error::Interrupted.into());
     }
     Ok(SampleReply {
         prompt: tokenizer.decode(prompt, false),
-        stopped: format!("{} tokens, {}", reply.ids.len(), reply.why()),
-        reply: reply.text,
+        before: Some(before.text),
+        stopped: format!("{} tokens, {}", after.ids.len(), after.why()),
+        reply: after.text,
         reference: Some(reference(row, tokenizer)),
     })
 }

@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, PackingStrategy};
+use super::choices::{Codes, Init, LoraBias, LoraInitName, PackingStrategy, Reports, TaskType};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -11,13 +11,15 @@ use suasion_data::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Section, Supervise, TruncationMode,
 };
 use suasion_train::settings::Range;
-use suasion_train::{Scheduler, Settings, Strategy};
+use suasion_train::{Interval, OnSaveError, Scheduler, Settings, Strategy};
 
 /// What a key concerns: a heading of the documentation, and what decides which commands take the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     /// The model and its weights.
     Model,
+    /// A low-rank adapter.
+    Adapter,
     /// Which rows are read, and how.
     Rows,
     /// Which tokens a row has, and which of them are learned.
@@ -133,6 +135,41 @@ table! {
     model_name_or_path: Option<PathBuf> = None, eg "models/Qwen3-0.6B";
     /// Initial weights: those of the model's folder, or random ones for its config.json.
     init: Init = Init::Weights, eg "random";
+    /// Adapter over the model: a folder in PEFT's layout. train continues it, everything else applies it.
+    adapter_name_or_path: Option<PathBuf> = None, eg "runs/adapter";
+
+    Adapter:
+    /// Train a low-rank adapter (LoRA) and leave the model as it is.
+    use_peft: bool = false, eg "true";
+    /// Rank of the adapter's matrices.
+    lora_r: usize = 16, in Bounds::Within(Range::AtLeast(1.0)), eg "8";
+    /// Numerator of the adapter's scale, which is lora_alpha / lora_r.
+    lora_alpha: f64 = 32.0, eg "16";
+    /// Share of an adapter's inputs that is dropped in training.
+    lora_dropout: f64 = 0.05, in Bounds::Within(Range::FromBelow(0.0, 1.0)), eg "0";
+    /// Modules with an adapter: names, or what they end in; all-linear; or one regular expression of whole names. Empty:
+    /// PEFT's choice for the model's family.
+    lora_target_modules: Vec<String> = Vec::new(), eg "all-linear";
+    /// Modules that are trained as a whole, in a copy that is saved with the adapter.
+    lora_modules_to_save: Vec<String> = Vec::new(), eg "[lm_head, embed_tokens]";
+    /// Scale by lora_alpha / √lora_r instead.
+    use_rslora: bool = false, eg "true";
+    /// Weight-decomposed adapters (DoRA): a trained length for each row of the weights.
+    use_dora: bool = false, eg "true";
+    /// Numbers of the layers that have adapters; empty: all.
+    lora_layers_to_transform: Vec<usize> = Vec::new(), eg "[0, 1]";
+    /// Names of the lists of layers that lora_layers_to_transform counts in.
+    lora_layers_pattern: Vec<String> = Vec::new(), eg "layers";
+    /// Ranks of some modules, by a regular expression of the end of their names.
+    lora_rank_pattern: BTreeMap<String, usize> = BTreeMap::new(), eg "{down_proj: 32}";
+    /// Alphas of some modules, likewise.
+    lora_alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(), eg "{down_proj: 64}";
+    /// PEFT's bias: which biases of the model are trained.
+    lora_bias: LoraBias = LoraBias::None, in Bounds::Note("for the biases stay as they are (PEFT's all and lora_only train them)"), eg "none";
+    /// How the adapter's matrices begin: true (A uniform, B zero), gaussian (A normal, B zero) or false (both uniform).
+    lora_init: LoraInitName = LoraInitName::True, eg "gaussian";
+    /// PEFT's task type.
+    lora_task_type: TaskType = TaskType::CausalLm, eg "CAUSAL_LM";
 
     Rows:
     /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.
@@ -200,6 +237,8 @@ table! {
     gradient_accumulation_steps: usize => train.gradient_accumulation_steps, eg "4";
     /// Keep only each layer's input, and recompute the rest in the backward pass.
     gradient_checkpointing: bool => train.gradient_checkpointing, eg "true";
+    /// Train without the dropout that the model's config.json has (attn_pdrop, attention_dropout, hidden_dropout).
+    disable_dropout: bool => train.disable_dropout, eg "true";
     /// Highest learning rate.
     learning_rate: f64 => train.learning_rate, eg "1e-4";
     /// AdamW's weight decay; not applied to biases and norms.
@@ -218,6 +257,8 @@ table! {
     max_steps: i64 = -1, in Bounds::WithinOr(Range::AtLeast(1.0), -1.0), eg "1000";
     /// Schedule of the learning rate.
     lr_scheduler_type: Scheduler => train.lr_scheduler_type, eg "cosine";
+    /// Arguments of the schedule, under transformers' names (num_cycles, min_lr, num_decay_steps, power, patience).
+    lr_scheduler_kwargs: BTreeMap<String, Json> => train.lr_scheduler_kwargs, eg "{min_lr: 1e-6}";
     /// Share of the steps that warm up; used where warmup_steps is 0.
     warmup_ratio: f64 => train.warmup_ratio, eg "0.03";
     /// Number of warm-up steps; below 1, a share of the steps.
@@ -230,23 +271,48 @@ table! {
     per_device_eval_batch_size: usize => train.per_device_eval_batch_size, eg "16";
     /// When to evaluate, besides before and after training.
     eval_strategy: Strategy => train.eval_strategy, in Bounds::Without("best"), eg "epoch";
-    /// Steps between two evaluations; null: logging_steps.
-    eval_steps: Option<u64> => train.eval_steps, eg "100";
+    /// Steps between two evaluations; below 1, a share of the steps; null: logging_steps.
+    eval_steps: Option<Interval> => train.eval_steps, eg "100";
+    /// Steps (with eval_strategy epoch: epochs) before the first evaluation during training.
+    eval_delay: f64 => train.eval_delay, eg "500";
+    /// Metric of the best evaluation: loss, perplexity, mean_token_accuracy, entropy, or a section's
+    /// (response_loss); null: loss.
+    metric_for_best_model: Option<String> => train.metric_for_best_model, eg "mean_token_accuracy";
+    /// Whether more of metric_for_best_model is better; null: unless its name ends in loss, or is perplexity.
+    greater_is_better: Option<bool> => train.greater_is_better, eg "true";
+    /// End the run after so many evaluations in a row that are not better; null: never.
+    early_stopping_patience: Option<u64> => train.early_stopping_patience, eg "3";
+    /// By how much an evaluation must be better to count for early_stopping_patience.
+    early_stopping_threshold: f64 => train.early_stopping_threshold, eg "0.001";
+    /// Held-out prompts that the model answers at each evaluation, into metrics.jsonl and the report.
+    num_samples: usize => train.num_samples, eg "3";
+    /// Longest of these answers, in tokens.
+    sample_max_new_tokens: usize => train.sample_max_new_tokens, eg "128";
 
     Output:
     /// Folder that the run writes to.
     output_dir: PathBuf = PathBuf::from("trainer_output"), eg "out";
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false, eg "true";
-    /// Steps between two lines of metrics.jsonl.
-    logging_steps: u64 => train.logging_steps, eg "10";
+    /// Where metrics go beside metrics.jsonl: tensorboard, none, or all. Services get nothing, and a note says what to do.
+    report_to: Reports = Reports::default(), eg "none";
+    /// Folder of the TensorBoard event files; null: runs/NAME in output_dir, after run_name.
+    logging_dir: Option<PathBuf> = None, eg "logs/first";
+    /// Name of the run.
+    run_name: Option<String> = None, eg "first";
+    /// Steps between two lines of metrics.jsonl; below 1, a share of the steps.
+    logging_steps: Interval => train.logging_steps, eg "10";
     /// When to write checkpoints.
     save_strategy: Strategy => train.save_strategy, eg "epoch";
-    /// Steps between two checkpoints.
-    save_steps: u64 => train.save_steps, eg "100";
+    /// Steps between two checkpoints; below 1, a share of the steps.
+    save_steps: Interval => train.save_steps, eg "100";
     /// Checkpoints kept; null keeps all.
     save_total_limit: Option<usize> => train.save_total_limit, eg "3";
-    /// End with the weights of the lowest evaluation loss.
+    /// Checkpoints hold the model alone; a run cannot be resumed from them.
+    save_only_model: bool => train.save_only_model, eg "true";
+    /// What happens where a checkpoint cannot be written (a full disk): a warning, or the end of the run.
+    on_save_error: OnSaveError => train.on_save_error, eg "stop";
+    /// End with the weights of the best evaluation, which get a checkpoint in any case.
     load_best_model_at_end: bool => train.load_best_model_at_end, eg "true";
 
     Seeds:

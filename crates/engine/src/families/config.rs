@@ -256,16 +256,9 @@ impl<'a> Config<'a> {
         Ok(sliding.into_iter().map(|sliding| window.filter(|_| sliding)).collect())
     }
 
-    /// Dropout that transformers would apply in training; fine-tuning here is without it, and reports that.
-    pub(super) fn dropout(&self, keys: &[&str]) -> Result<Vec<String>> {
-        let mut found = Vec::new();
-        for key in keys {
-            let rate = self.number_or(key, 0.0, 0.0..=1.0)?;
-            if rate != 0.0 {
-                found.push(format!("{key} = {rate}: dropout is not applied"));
-            }
-        }
-        Ok(found)
+    /// A share of elements that training drops.
+    pub(super) fn dropout(&self, key: &str, default: f64) -> Result<f32> {
+        Ok(self.number_or(key, default, 0.0..=1.0)? as f32)
     }
 
     /// The embedding's row of zeros.

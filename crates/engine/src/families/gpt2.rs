@@ -53,6 +53,7 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
             rope: None,
             qkv_bias: true,
             out_bias: true,
+            dropout: c.dropout("attn_pdrop", 0.1)?,
         },
         mlp: Mlp {
             intermediate: c.size_or("n_inner", Some(4 * hidden))?,
@@ -61,6 +62,7 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
             experts: None,
         },
         residual_scale: 1.0,
+        residual_dropout: c.dropout("resid_pdrop", 0.1)?,
         parallel: false,
     };
     Ok(Architecture {
@@ -68,11 +70,15 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
         vocab_size: c.size("vocab_size")?,
         hidden,
         max_positions,
-        embedding: Embedding { positions: Some(max_positions), scale: 1.0 },
+        embedding: Embedding {
+            positions: Some(max_positions),
+            scale: 1.0,
+            dropout: c.dropout("embd_pdrop", 0.1)?,
+        },
         blocks: vec![block; layers],
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", true)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std / (2.0 * layers as f64).sqrt(), padding_row: None },
-        not_applied: c.dropout(&["attn_pdrop", "embd_pdrop", "resid_pdrop"])?,
+        not_applied: Vec::new(),
     })
 }

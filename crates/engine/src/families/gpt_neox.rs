@@ -47,8 +47,7 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
     let norm = Norm::Layer { eps: c.epsilon("layer_norm_eps", 1e-5)? };
     let std = c.initializer_range()?;
     let bias = c.flag_or("attention_bias", true)?;
-    let mut not_applied = c.dropout(&["attention_dropout", "hidden_dropout"])?;
-    not_applied.extend(c.overridden()?);
+    let dropout = c.dropout("hidden_dropout", 0.0)?;
     let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
     let block = Block {
         norms: Norms::before(norm),
@@ -58,9 +57,11 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
             rope: Some(c.rope(&rotary)?),
             qkv_bias: bias,
             out_bias: bias,
+            dropout: c.dropout("attention_dropout", 0.0)?,
         },
         mlp: Mlp { intermediate: c.size("intermediate_size")?, activation, bias: true, experts: None },
         residual_scale: 1.0,
+        residual_dropout: dropout,
         parallel: c.flag_or("use_parallel_residual", true)?,
     };
     Ok(Architecture {
@@ -68,11 +69,11 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
         vocab_size: c.size("vocab_size")?,
         hidden,
         max_positions,
-        embedding: Embedding { positions: None, scale: 1.0 },
+        embedding: Embedding { positions: None, scale: 1.0, dropout },
         blocks: vec![block; c.layers("num_hidden_layers", hidden)?],
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", false)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std, padding_row: None },
-        not_applied,
+        not_applied: c.overridden()?.into_iter().collect(),
     })
 }

@@ -127,8 +127,6 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
     let norm = Norm::Rms { eps: c.epsilon("rms_norm_eps", v.eps)?, offset: v.offset };
     let rotary = Rotary { theta: v.theta, partial: v.partial, ..Rotary::whole(v.head_dim, max_positions) };
     let std = c.initializer_range()?;
-    let mut not_applied = c.dropout(&["attention_dropout"])?;
-    not_applied.extend(c.overridden()?);
     let scale = (1.0 / (v.head_dim as f64).sqrt()) as f32;
     let block = Block {
         norms: Norms::before(norm),
@@ -145,6 +143,7 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
             rope: Some(c.rope(&rotary)?),
             qkv_bias: v.qkv_bias,
             out_bias: v.out_bias,
+            dropout: c.dropout("attention_dropout", 0.0)?,
         },
         mlp: Mlp {
             intermediate: c.size("intermediate_size")?,
@@ -153,6 +152,7 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
             experts: None,
         },
         residual_scale: 1.0,
+        residual_dropout: 0.0,
         parallel: false,
     };
     Ok(Architecture {
@@ -160,11 +160,11 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
         vocab_size: c.size("vocab_size")?,
         hidden,
         max_positions,
-        embedding: Embedding { positions: None, scale: 1.0 },
+        embedding: Embedding { positions: None, scale: 1.0, dropout: 0.0 },
         blocks: vec![block; c.layers("num_hidden_layers", hidden)?],
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", v.tied)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std, padding_row: c.padding_row()? },
-        not_applied,
+        not_applied: c.overridden()?.into_iter().collect(),
     })
 }

@@ -19,6 +19,9 @@ pub(super) fn phi3(c: &Config) -> Result<Architecture> {
     let window = c.optional_size("sliding_window", None)?;
     let windows = c.windows(arch.blocks.len(), window, |_| window.is_some())?;
     arch.set_windows(windows);
-    arch.not_applied.extend(c.dropout(&["resid_pdrop", "embd_pdrop"])?);
+    let dropout = c.dropout("resid_pdrop", 0.0)?;
+    arch.blocks.iter_mut().for_each(|block| block.residual_dropout = dropout);
+    // transformers reads it and does nothing with it.
+    c.dropout("embd_pdrop", 0.0)?;
     Ok(arch)
 }

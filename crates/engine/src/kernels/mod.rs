@@ -15,12 +15,15 @@ pub mod cpu;
 pub mod device;
 mod experts;
 mod plan;
+mod random;
 pub mod reference;
 mod shapes;
 mod view;
 
-pub use buffers::{Buffer, IndexBuffer, Indices, PlanBuffer, Routes};
+pub use crate::map::FileTensor;
+pub use buffers::{Buffer, FileBuffer, IndexBuffer, Indices, PlanBuffer, Routes};
 pub use plan::{AttentionPlan, AttentionRange};
+pub use random::{Draw, Dropout};
 pub use shapes::{Activation, AdamW, Heads, Norm, Routing, TargetLoss};
 pub use view::{Dtype, View};
 
@@ -41,7 +44,12 @@ pub trait Backend {
     /// # Errors
     /// [`crate::Error::Memory`] where there is not enough.
     fn allocate(&mut self, len: usize) -> Result<Buffer>;
-    /// Bytes in buffers that are not freed.
+    /// Lets operations read a tensor where it lies in a file; see [`Dtype::File`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer>;
+    /// Bytes in buffers that are not freed; tensors in files are not counted.
     fn allocated(&self) -> u64;
     /// Uploads row, token or position numbers.
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;
@@ -104,6 +112,22 @@ pub trait Backend {
     /// `db[outputs] (+)= Σ_rows dy[rows, outputs]`. `dy` may have gaps.
     fn linear_db(&mut self, db: View, accumulate: bool, dy: View) -> Result<()>;
 
+    /// `n[i] = ‖w[i, :] + scale · b[i, :] · a‖`, for `w[outputs, inputs]`, `b[outputs, rank]`, `a[rank, inputs]`.
+    fn row_norms(&mut self, n: View, w: View, b: View, a: View, scale: f32) -> Result<()>;
+    /// `y = a / b`, element by element.
+    fn divide(&mut self, y: View, a: View, b: View) -> Result<()>;
+    /// `y[i, j] (+)= factors[j] · x[i, j] + bias[j]`. `x` and `y` may have gaps.
+    fn scale_columns(
+        &mut self,
+        y: View,
+        accumulate: bool,
+        x: View,
+        factors: View,
+        bias: Option<View>,
+    ) -> Result<()>;
+    /// `out[j] (+)= Σ_i a[i, j] · b[i, j] / divisors[j]`. `a` and `b` may have gaps.
+    fn column_dots(&mut self, out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()>;
+
     /// Rotates the front of each head of `head_dim` columns in place (RoPE, Su et al. 2021, the half-split
     /// pairing of transformers). Row `p` of `table` holds half as many cosines as columns are rotated, then
     /// as many sines, of position `p`; row `r` of `x` has position `positions[r]`. `inverse` rotates back,
@@ -117,15 +141,33 @@ pub trait Backend {
         inverse: bool,
     ) -> Result<()>;
 
+    /// `x = x · dropout`, each element by its row and column in `x`. The backward is the same on the gradient.
+    fn dropout(&mut self, x: View, dropout: Dropout) -> Result<()>;
+    /// `x[i, :] += sizes[i] · u`, with `u` uniform in [−1, 1) for each element by its row and column in `x`.
+    fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()>;
+
     /// Causal attention within ranges, and within the heads' window. `q[queries, query_width]`, `kv[keys, kv_width]` →
     /// `o[queries, query_width]` and the log-sum-exp of each score row in `lse[queries, heads]`.
-    fn attention(&mut self, h: Heads, plan: &PlanBuffer, o: View, lse: View, q: View, kv: View)
-    -> Result<()>;
+    ///
+    /// `dropout` is of the probabilities: the element of a query's head and a key is in row `token · heads + head`,
+    /// where `token` is the query's row among the keys, and in the column of the key's place among those of the
+    /// query's range, prefix then own.
+    fn attention(
+        &mut self,
+        h: Heads,
+        plan: &PlanBuffer,
+        dropout: Option<Dropout>,
+        o: View,
+        lse: View,
+        q: View,
+        kv: View,
+    ) -> Result<()>;
     /// `dq = …`, `dkv = …` (rows of `kv` that the plan does not reach get zeros).
     fn attention_backward(
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         dq: View,
         dkv: View,
         do_: View,
@@ -157,11 +199,11 @@ pub trait Backend {
         d_weights: View,
         routes: &Routes,
     ) -> Result<()>;
-    /// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`, with the weights of all experts below each other in
-    /// `w[experts · outputs, inputs]` and the slots of each at the offsets of [`Routes`].
-    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()>;
+    /// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`, with the slots of each expert at the offsets of [`Routes`].
+    /// The views of `w`, below each other, are the weights of all experts, `[experts · outputs, inputs]`.
+    fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()>;
     /// `dx[slots, inputs] = dy[slots, outputs] · w[expert]`.
-    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()>;
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()>;
     /// `dw (+)= …`, where `dw` is the gradient of the rows of `w` from `first` on.
     fn grouped_linear_dw(
         &mut self,

@@ -8,8 +8,8 @@
 use super::buffers::Memory;
 use super::experts::Slots;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes,
-    Routing, View, check, experts,
+    Activation, AdamW, AttentionPlan, Backend, Buffer, Draw, Dropout, FileBuffer, FileTensor, Heads,
+    IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, View, check, experts, random,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -57,6 +57,10 @@ impl<S: Scalar> Reference<S> {
     /// # Errors
     /// [`Error::Operands`] for a view of another backend or of freed memory.
     pub fn get(&self, x: View) -> Result<Vec<f64>> {
+        if let Some(tensor) = self.memory.file(x)? {
+            let (bytes, kind) = (tensor.bytes(), tensor.kind());
+            return Ok((0..x.len()).map(|i| kind.element(bytes, place(x, i))).collect());
+        }
         let buffer = self.memory.buffer(x)?;
         Ok((0..x.len()).map(|i| buffer[place(x, i)].to_f64()).collect())
     }
@@ -90,7 +94,7 @@ impl<S: Scalar> Reference<S> {
 
 /// Where element `i` of a view is in its buffer.
 fn place(x: View, i: usize) -> usize {
-    x.start + i / x.width() * x.stride() + i % x.width()
+    x.start + i / x.width() * x.stride() + i % x.width() * x.column()
 }
 
 /// `c[m, n] = a(i, p) · b(p, j)` summed over `p < k`.
@@ -124,6 +128,10 @@ impl<S: Scalar> Backend for Reference<S> {
         values.try_reserve_exact(len).map_err(failed)?;
         values.resize(len, S::default());
         Ok(self.memory.add_buffer(values, 0, len))
+    }
+
+    fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
+        Ok(self.memory.add_file(tensor))
     }
 
     fn allocated(&self) -> u64 {
@@ -326,6 +334,54 @@ impl<S: Scalar> Backend for Reference<S> {
         })
     }
 
+    fn row_norms(&mut self, n: View, w: View, b: View, a: View, scale: f32) -> Result<()> {
+        check::row_norms(n, w, b, a)?;
+        check::apart(&[n], &[w, b, a])?;
+        let (inputs, rank) = (w.width(), a.rows());
+        let (w, b, a) = (self.get(w)?, self.get(b)?, self.get(a)?);
+        let moved = |i: usize, j: usize| {
+            let low: f64 = (0..rank).map(|r| b[i * rank + r] * a[r * inputs + j]).sum();
+            w[i * inputs + j] + f64::from(scale) * low
+        };
+        self.update(n, |i, _| (0..inputs).map(|j| moved(i, j).powi(2)).sum::<f64>().sqrt())
+    }
+
+    fn divide(&mut self, y: View, a: View, b: View) -> Result<()> {
+        check::divide(y, a, b)?;
+        check::apart(&[y], &[a, b])?;
+        let (a, b) = (self.get(a)?, self.get(b)?);
+        self.update(y, |i, _| a[i] / b[i])
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: View,
+        accumulate: bool,
+        x: View,
+        factors: View,
+        bias: Option<View>,
+    ) -> Result<()> {
+        check::scale_columns(y, x, factors, bias)?;
+        check::apart(&[y], &[x, factors])?;
+        let width = x.width();
+        let (x, factors, bias) = (self.get(x)?, self.get(factors)?, self.get_optional(bias)?);
+        self.update(y, |i, old| {
+            let bias = bias.as_ref().map_or(0.0, |bias| bias[i % width]);
+            factors[i % width] * x[i] + bias + if accumulate { old } else { 0.0 }
+        })
+    }
+
+    fn column_dots(&mut self, out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()> {
+        check::column_dots(out, a, b, divisors)?;
+        check::apart(&[out], &[a, b, divisors])?;
+        let (rows, width) = (a.rows(), a.width());
+        let (a, b, divisors) = (self.get(a)?, self.get(b)?, self.get(divisors)?);
+        self.update(out, |j, old| {
+            let sum: f64 = (0..rows).map(|i| a[i * width + j] * b[i * width + j]).sum();
+            sum / divisors[j] + if accumulate { old } else { 0.0 }
+        })
+    }
+
     fn rotate(
         &mut self,
         x: View,
@@ -357,28 +413,46 @@ impl<S: Scalar> Backend for Reference<S> {
         Ok(())
     }
 
+    fn dropout(&mut self, x: View, dropout: Dropout) -> Result<()> {
+        check::dropout(x, dropout)?;
+        let width = x.width();
+        self.update(x, |i, x| x * factor(Some(dropout), i / width, i % width))
+    }
+
+    fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()> {
+        check::each_row(x, sizes)?;
+        check::apart(&[x], &[sizes])?;
+        let (sizes, width) = (self.get(sizes)?, x.width());
+        self.update(x, |i, x| {
+            let word = draw.word((i / width) as u64, i % width);
+            x + sizes[i / width] * f64::from(random::symmetric(word))
+        })
+    }
+
     fn attention(
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         o: View,
         lse: View,
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, o, lse, q, kv)?;
+        check::attention(h, plan, dropout, o, lse, q, kv)?;
         check::apart(&[o, lse], &[q, kv])?;
         let (q, kv, plan) = (self.get(q)?, self.get(kv)?, self.memory.plan(plan)?);
         let (mut out, mut sums) = (vec![0.0; o.len()], vec![0.0; lse.len()]);
-        for_each_row(h, &plan, |i, head, keys| {
+        for_each_row(h, &plan, |i, head, keys, first| {
+            let row = plan.rows[i] as usize * h.heads + head;
             let (scores, _) = scores(h, &q, &kv, i, head, &keys);
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = scores.iter().map(|s| (s - max).exp()).sum::<f64>();
             sums[i * h.heads + head] = max + sum.ln();
-            for (s, &key) in scores.iter().zip(&keys) {
+            for (n, (s, &key)) in scores.iter().zip(&keys).enumerate() {
+                let p = (s - max).exp() / sum * factor(dropout, row, first + n);
                 for d in 0..h.head_dim {
-                    out[i * h.query_width() + head * h.head_dim + d] +=
-                        (s - max).exp() / sum * kv[value_at(h, key, head) + d];
+                    out[i * h.query_width() + head * h.head_dim + d] += p * kv[value_at(h, key, head) + d];
                 }
             }
         });
@@ -390,6 +464,7 @@ impl<S: Scalar> Backend for Reference<S> {
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         dq: View,
         dkv: View,
         do_: View,
@@ -398,26 +473,28 @@ impl<S: Scalar> Backend for Reference<S> {
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, o, lse, q, kv)?;
-        check::attention(h, plan, do_, lse, dq, dkv)?;
+        check::attention(h, plan, dropout, o, lse, q, kv)?;
+        check::attention(h, plan, dropout, do_, lse, dq, dkv)?;
         check::apart(&[dq, dkv], &[do_, o, lse, q, kv])?;
         let plan = self.memory.plan(plan)?;
         let (mut gq, mut gkv) = (vec![0.0; dq.len()], vec![0.0; dkv.len()]);
         let (q, kv, do_, o, lse) =
             (self.get(q)?, self.get(kv)?, self.get(do_)?, self.get(o)?, self.get(lse)?);
-        for_each_row(h, &plan, |i, head, keys| {
+        for_each_row(h, &plan, |i, head, keys, first| {
+            let row = plan.rows[i] as usize * h.heads + head;
             let at = i * h.query_width() + head * h.head_dim;
             let through: f64 = (0..h.head_dim).map(|d| do_[at + d] * o[at + d]).sum();
             let (scores, slopes) = scores(h, &q, &kv, i, head, &keys);
-            for ((s, slope), &key) in scores.iter().zip(slopes).zip(&keys) {
+            for (n, ((s, slope), &key)) in scores.iter().zip(slopes).zip(&keys).enumerate() {
                 let (k, v) = (key_at(h, key, head), value_at(h, key, head));
                 let p = (s - lse[i * h.heads + head]).exp();
-                let dp: f64 = (0..h.head_dim).map(|d| do_[at + d] * kv[v + d]).sum();
+                let kept = factor(dropout, row, first + n);
+                let dp: f64 = kept * (0..h.head_dim).map(|d| do_[at + d] * kv[v + d]).sum::<f64>();
                 let ds = p * (dp - through) * slope * h.scale as f64;
                 for d in 0..h.head_dim {
                     gq[at + d] += ds * kv[k + d];
                     gkv[k + d] += ds * q[at + d];
-                    gkv[v + d] += p * do_[at + d];
+                    gkv[v + d] += p * kept * do_[at + d];
                 }
             }
         });
@@ -507,12 +584,12 @@ impl<S: Scalar> Backend for Reference<S> {
         self.set(d_logits, &d)
     }
 
-    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()> {
+    fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
         let offsets = self.memory.indices(offsets)?;
         experts::linear(self, &offsets, y, x, w)
     }
 
-    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()> {
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
         let offsets = self.memory.indices(offsets)?;
         experts::linear_dx(self, &offsets, dx, dy, w)
     }
@@ -549,7 +626,9 @@ impl<S: Scalar> Backend for Reference<S> {
             let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum = x.iter().map(|x| (x - max).exp()).sum::<f64>();
             let top1 = x.iter().position(|&v| v == max) == Some(id as usize);
-            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1))]);
+            let entropy =
+                x.iter().map(|x| (x - max).exp() / sum).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1)), entropy]);
             if let Some(weights) = &weights {
                 self.update(row, |j, _| {
                     let p = (x[j] - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 };
@@ -594,15 +673,21 @@ fn value_at(h: Heads, key: usize, head: usize) -> usize {
     key_at(h, key, head) + h.kv_heads * h.head_dim
 }
 
-/// Calls `f(query row, head, the key rows that it sees)` for each of them.
-fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, Vec<usize>)) {
+/// What dropout multiplies an element by.
+fn factor(dropout: Option<Dropout>, row: usize, column: usize) -> f64 {
+    dropout.map_or(1.0, |dropout| f64::from(dropout.factor(dropout.draw.word(row as u64, column))))
+}
+
+/// Calls `f(query row, head, the key rows that it sees, the place of the first of them in its range)` for each of
+/// them.
+fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, Vec<usize>, usize)) {
     for range in &plan.ranges {
         for i in range.queries.clone() {
             let keys: Vec<usize> =
                 range.prefix.clone().chain(range.own.start..plan.rows[i] as usize + 1).collect();
             let first = h.window.map_or(0, |window| keys.len().saturating_sub(window));
             for head in 0..h.heads {
-                f(i, head, keys[first..].to_vec());
+                f(i, head, keys[first..].to_vec(), first);
             }
         }
     }

@@ -134,14 +134,16 @@ pub struct TargetLoss {
     pub nll: f32,
     /// True when the target is the most likely token (the first one of equals).
     pub top1: bool,
+    /// Entropy in nats of the distribution that the target was predicted from.
+    pub entropy: f32,
 }
 
 impl TargetLoss {
-    /// Columns of a backend's table of losses: the negative log-likelihood, and 1 or 0 for `top1`.
-    pub const COLUMNS: usize = 2;
+    /// Columns of a backend's table of losses: the negative log-likelihood, 1 or 0 for `top1`, and the entropy.
+    pub const COLUMNS: usize = 3;
 
     /// Reads a row of a backend's table of losses.
     pub fn from_columns(row: [f32; Self::COLUMNS]) -> TargetLoss {
-        TargetLoss { nll: row[0], top1: row[1] != 0.0 }
+        TargetLoss { nll: row[0], top1: row[1] != 0.0, entropy: row[2] }
     }
 }

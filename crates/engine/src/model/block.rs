@@ -1,11 +1,13 @@
 //! Forward and backward of one layer, an operation at a time.
 
 use super::arena::{Backward, Branch, RawHeads, Saved};
+use super::noise::Site;
+use super::state::Piece;
 use super::{Model, RopeRows};
 use crate::Result;
 use crate::arch::{Block, QkNorm};
-use crate::kernels::{Backend, Indices, Norm, PlanBuffer, View};
-use crate::params::{BlockSlots, Linear, NormSlots};
+use crate::kernels::{Backend, Dropout, Indices, Norm, PlanBuffer, View};
+use crate::params::{BlockSlots, Linear, NormSlots, Part};
 use std::sync::Arc;
 
 /// The rows that a layer computes over.
@@ -36,10 +38,12 @@ impl Rows<'_> {
 
 /// Keys and values of a layer.
 #[derive(Clone, Copy)]
-pub(super) struct Keys {
+pub(super) struct Keys<'a> {
     /// Where this batch's rows are written.
     pub(super) new: View,
-    /// What attention reads: the same, or a cache that ends in it.
+    /// Where each of them is copied to, where that is not its place for attention.
+    pub(super) places: &'a [View],
+    /// What attention reads: the same, or a cache that they are in.
     pub(super) all: View,
 }
 
@@ -48,28 +52,30 @@ pub(super) struct Keys {
 struct Joint<'a> {
     /// The norm after it, and what that normalised.
     norm: Option<(Norm, &'a NormSlots, Branch)>,
+    dropout: Option<Dropout>,
     scale: f32,
 }
 
 impl<'a> Joint<'a> {
     /// After the attention, and after the MLP.
-    fn of(block: &Block, at: &'a BlockSlots, saved: Saved) -> [Joint<'a>; 2] {
-        let [attention, mlp] = saved.branches;
-        let of = |norm: Option<Norm>, at: &'a Option<NormSlots>, branch: Option<Branch>| Joint {
-            norm: norm.zip(at.as_ref()).zip(branch).map(|((norm, at), branch)| (norm, at, branch)),
-            scale: block.residual_scale,
-        };
-        [
-            of(block.norms.after_attention, &at.after_attention, attention),
-            of(block.norms.after_mlp, &at.after_mlp, mlp),
-        ]
+    fn of(block: &Block, at: &'a BlockSlots, saved: Saved, dropout: [Option<Dropout>; 2]) -> [Joint<'a>; 2] {
+        let norms =
+            [(block.norms.after_attention, &at.after_attention), (block.norms.after_mlp, &at.after_mlp)];
+        [0, 1].map(|i| {
+            let ((norm, at), branch) = (norms[i], saved.branches[i]);
+            Joint {
+                norm: norm.zip(at.as_ref()).zip(branch).map(|((norm, at), branch)| (norm, at, branch)),
+                dropout: dropout[i],
+                scale: block.residual_scale,
+            }
+        })
     }
 }
 
 impl<B: Backend> Model<B> {
-    pub(super) fn own_keys(&self, n: usize, rows: &Rows) -> Keys {
+    pub(super) fn own_keys(&self, n: usize, rows: &Rows) -> Keys<'static> {
         let kv = self.arena.saved(n, rows.all(), rows.queries()).kv;
-        Keys { new: kv, all: kv }
+        Keys { new: kv, places: &[], all: kv }
     }
 
     /// Where layer `n` writes: the next one's input, or the rows for the head.
@@ -82,7 +88,7 @@ impl<B: Backend> Model<B> {
 
     /// One block, on the query rows: `out = x' + mlp(norm(x'))` with `x' = x + attention(norm(x))`, or
     /// `out = x + attention(norm(x)) + mlp(norm'(x))`. What is added may be normalised and scaled first.
-    pub(super) fn block_forward(&mut self, n: usize, rows: &Rows, keys: Keys, out: View) -> Result<()> {
+    pub(super) fn block_forward(&mut self, n: usize, rows: &Rows, keys: Keys<'_>, out: View) -> Result<()> {
         let (arch, map) = (Arc::clone(&self.arch), Arc::clone(&self.map));
         let (block, at) = (&arch.blocks[n], &map.blocks[n]);
         let (all, queries) = (rows.all(), rows.queries());
@@ -95,13 +101,17 @@ impl<B: Backend> Model<B> {
         self.linear(saved.raw.map_or(saved.q, |raw| raw.q), false, query_h, &at.q)?;
         self.qk_norm(block, at, saved, keys.new)?;
         self.rotate(n, saved.q, keys.new, rows, false)?;
+        for (row, place) in keys.places.iter().enumerate() {
+            self.backend.copy(*place, keys.new.row_range(row..row + 1))?;
+        }
         let heads = block.attention.heads;
-        self.backend.attention(heads, rows.attention, saved.o, saved.lse, saved.q, keys.all)?;
+        let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
+        self.backend.attention(heads, rows.attention, dropout, saved.o, saved.lse, saved.q, keys.all)?;
         match rows.query_rows {
             None => self.backend.copy(saved.middle, x)?,
             Some(query_rows) => self.backend.gather(saved.middle, x, query_rows)?,
         }
-        let [after_attention, after_mlp] = Joint::of(block, at, saved);
+        let [after_attention, after_mlp] = Joint::of(block, at, saved, self.residual_dropouts(n));
         if !block.parallel {
             self.join(saved.middle, saved.o, &at.out, after_attention)?;
         }
@@ -134,7 +144,7 @@ impl<B: Backend> Model<B> {
         let dx = back.dx;
         // The residual stream's gradient, on the query rows: a buffer of its own in the last layer.
         let d = if rows.query_rows.is_some() { back.d_last.top(queries) } else { dx };
-        let [after_attention, after_mlp] = Joint::of(block, at, saved);
+        let [after_attention, after_mlp] = Joint::of(block, at, saved, self.residual_dropouts(n));
         let (d_o, dq, dkv) = (back.d_o, back.dq, back.dkv);
         if block.parallel {
             // Before the MLP adds to `d`, which it shares with the attention.
@@ -171,7 +181,8 @@ impl<B: Backend> Model<B> {
         }
         let heads = block.attention.heads;
         let (o, lse, q, kv) = (saved.o, saved.lse, saved.q, saved.kv);
-        self.backend.attention_backward(heads, rows.attention, dq, dkv, d_o, o, lse, q, kv)?;
+        let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
+        self.backend.attention_backward(heads, rows.attention, dropout, dq, dkv, d_o, o, lse, q, kv)?;
         self.rotate(n, dq, dkv, rows, true)?;
         if let (Some(raw), Some([raw_q, raw_k])) = (saved.raw, back.raw) {
             self.qk_norm_backward(block, at, raw, [raw_q, raw_k], dq, dkv)?;
@@ -198,10 +209,16 @@ impl<B: Backend> Model<B> {
         self.norm_before_backward(norm, slots, dx, dh, saved.attention_stats, x)
     }
 
-    /// Adds the output of attention or MLP to the residual stream: `to += scale · norm(x · wᵀ + b)`, where it
-    /// is normalised.
+    /// Dropout of the outputs of attention and MLP of layer `n`.
+    fn residual_dropouts(&self, n: usize) -> [Option<Dropout>; 2] {
+        let rate = self.arch.blocks[n].residual_dropout;
+        [Site::AfterAttention(n), Site::AfterMlp(n)].map(|site| self.dropout(site, rate))
+    }
+
+    /// Adds the output of attention or MLP to the residual stream: `to += scale · dropout(norm(x · wᵀ + b))`,
+    /// where it is normalised.
     fn join(&mut self, to: View, x: View, at: &Linear, joint: Joint) -> Result<()> {
-        if joint.norm.is_none() && joint.scale == 1.0 {
+        if joint.norm.is_none() && joint.dropout.is_none() && joint.scale == 1.0 {
             return self.linear(to, true, x, at);
         }
         // What was normalised before is no longer needed.
@@ -213,6 +230,7 @@ impl<B: Backend> Model<B> {
                 self.norm(norm, slots, scratch, stats, y)?;
             }
         }
+        self.drop(scratch, joint.dropout)?;
         if joint.scale != 1.0 {
             self.backend.scale(scratch, joint.scale)?;
         }
@@ -223,10 +241,11 @@ impl<B: Backend> Model<B> {
     /// may lie in `dh`.
     fn join_backward(&mut self, d: View, back: Backward, joint: Joint) -> Result<View> {
         let mut dy = d;
-        if joint.scale != 1.0 {
+        if joint.scale != 1.0 || joint.dropout.is_some() {
             dy = back.dh.top(d.rows());
             self.backend.copy(dy, d)?;
             self.backend.scale(dy, joint.scale)?;
+            self.drop(dy, joint.dropout)?;
         }
         let (Some((norm, slots, Branch { y, stats })), Some(branch)) = (joint.norm, back.branch) else {
             return Ok(dy);
@@ -374,21 +393,61 @@ impl<B: Backend> Model<B> {
         (self.slot_view(&at.weight), at.bias.as_ref().map(|bias| self.slot_view(bias)))
     }
 
-    pub(super) fn weight(&self, at: &Linear) -> View {
-        self.parameter_view(&at.weight()).matrix(at.outputs(), at.inputs)
-    }
-
     /// `y (+)= x · wᵀ + b`.
-    fn linear(&mut self, y: View, accumulate: bool, x: View, at: &Linear) -> Result<()> {
-        let bias = at.bias().map(|bias| self.parameter_view(&bias));
-        self.backend.linear(y, accumulate, x, self.weight(at), bias)?;
-        self.adapters_forward(at, y, x)
+    pub(super) fn linear(&mut self, y: View, accumulate: bool, x: View, at: &Linear) -> Result<()> {
+        for piece in self.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
+            self.backend.linear(y.columns(piece.outputs), accumulate, x, piece.weight, piece.bias)?;
+        }
+        self.adapters_forward(at, y, accumulate, x)
     }
 
     /// `dx (+)= dy · w`.
-    fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
-        self.backend.linear_dx(dx, accumulate, dy, self.weight(at))?;
-        self.adapters_dx(at, dx, dy)
+    pub(super) fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
+        let mut accumulate = accumulate;
+        for piece in self.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
+            self.backend.linear_dx(dx, accumulate, dy.columns(piece.outputs), piece.weight)?;
+            accumulate = true;
+        }
+        self.adapters_dx(at, dx, accumulate, dy)
+    }
+
+    /// The products that parts of a layer are: parts whose weights and biases lie together in a buffer are one; of a
+    /// tensor in a file that lies there head by head, each head is one.
+    pub(super) fn pieces<'p>(&self, parts: impl Iterator<Item = &'p Part>) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        // Where the weights and the biases of the last piece end in the buffer.
+        let mut end: Option<(usize, Option<usize>)> = None;
+        for part in parts {
+            let (weight, bias) = (&part.weight.range, part.bias.as_ref().map(|bias| &bias.range));
+            if self.files[part.weight.parameter].is_some() {
+                end = None;
+                let bias = bias.map(|bias| self.parameter_view(bias));
+                pieces.extend(self.file_pieces(&part.weight).into_iter().map(|(rows, weight)| Piece {
+                    outputs: part.outputs.start + rows.start..part.outputs.start + rows.end,
+                    weight,
+                    bias: bias.map(|bias| bias.part(rows.start, rows.len())),
+                }));
+                continue;
+            }
+            let width = part.weight.shape[1];
+            let follows = end == Some((weight.start, bias.map(|bias| bias.start)));
+            end = Some((weight.end, bias.map(|bias| bias.end)));
+            match pieces.last_mut().filter(|last| follows && last.outputs.end == part.outputs.start) {
+                Some(last) => {
+                    let rows = last.weight.rows() + part.outputs.len();
+                    last.weight =
+                        self.parameter_view(&(weight.end - rows * width..weight.end)).matrix(rows, width);
+                    last.bias = bias.map(|bias| self.parameter_view(&(bias.end - rows..bias.end)));
+                    last.outputs.end = part.outputs.end;
+                }
+                None => pieces.push(Piece {
+                    outputs: part.outputs.clone(),
+                    weight: self.slot_view(&part.weight),
+                    bias: bias.map(|bias| self.parameter_view(bias)),
+                }),
+            }
+        }
+        pieces
     }
 
     /// The gradients of a layer's weights, biases and adapters, of those that are trained.

@@ -1,6 +1,7 @@
 //! From tokens to the first layer, and from the last layer to the losses.
 
 use super::Model;
+use super::noise::Site;
 use crate::Result;
 use crate::batch::Batch;
 use crate::kernels::{Backend, Buffer, Indices, TargetLoss, View};
@@ -20,13 +21,14 @@ impl<B: Backend> Model<B> {
             self.backend.gather(h, self.slot_view(table), positions)?;
             self.backend.add(x, h)?;
         }
-        Ok(())
+        self.drop(x, self.dropout(Site::Embedding, self.arch.embedding.dropout))
     }
 
     /// The gradients of the embedding and of the position table.
     pub(super) fn embed_backward(&mut self, ids: Indices, positions: Indices) -> Result<()> {
         let Some((_, dx, _)) = self.arena.stream() else { return Ok(()) };
         let (map, dx) = (Arc::clone(&self.map), dx.top(ids.len()));
+        self.drop(dx, self.dropout(Site::Embedding, self.arch.embedding.dropout))?;
         let scale = self.arch.embedding.scale;
         let tables = [(map.positions.as_ref(), positions, 1.0), (Some(&map.embedding), ids, scale)];
         for (slot, rows, scale) in tables {
@@ -61,12 +63,12 @@ impl<B: Backend> Model<B> {
         };
         let losses = self.backend.allocate(count * TargetLoss::COLUMNS)?;
         let table = losses.matrix(count, TargetLoss::COLUMNS);
-        let (w, at) = (self.slot_view(&map.head), self.arch.head);
+        let at = self.arch.head;
         for start in (0..count).step_by(self.arena.chunk) {
             let rows = start..count.min(start + self.arena.chunk);
             let logits = self.arena.logits.top(rows.len());
             let h = h.row_range(rows.clone());
-            self.backend.linear(logits, false, h, w, None)?;
+            self.linear(logits, false, h, &map.head)?;
             if at.scale != 1.0 {
                 self.backend.scale(logits, at.scale)?;
             }
@@ -79,11 +81,8 @@ impl<B: Backend> Model<B> {
                 if at.scale != 1.0 {
                     self.backend.scale(logits, at.scale)?;
                 }
-                if let Some((dw, accumulate)) = self.gradient_of(&[&map.head]) {
-                    let dw = dw.matrix(map.head.shape[0], map.head.shape[1]);
-                    self.backend.linear_dw(dw, accumulate, logits, h)?;
-                }
-                self.backend.linear_dx(dh.row_range(rows), false, logits, w)?;
+                self.linear_dw(&map.head, logits, h)?;
+                self.linear_dx(dh.row_range(rows), false, logits, &map.head)?;
             }
         }
         if let (Some(_), Some((d_last, _, dh))) = (scale, self.arena.stream()) {

@@ -9,18 +9,21 @@ mod block;
 mod decode;
 mod experts;
 mod head;
+mod noise;
 mod state;
 
 pub use arena::MemoryPlan;
 pub use decode::KvCache;
+pub use noise::Regularisation;
 
 use crate::arch::Architecture;
 use crate::batch::Batch;
+use crate::dtype::WeightType;
 use crate::kernels::device::Device;
-use crate::kernels::{Backend, Buffer, IndexBuffer, Routes, TargetLoss, View};
-use crate::params::{ParameterMap, Trainable};
+use crate::kernels::{Backend, Buffer, FileBuffer, FileTensor, IndexBuffer, Routes, TargetLoss, View};
+use crate::lora::Lora;
+use crate::params::{Base, ParameterMap, Trainable};
 use crate::rope::Rope;
-use crate::weights::WeightType;
 use crate::{Error, Result};
 use arena::Arena;
 use block::Rows;
@@ -49,6 +52,13 @@ pub struct Model<B: Backend = Device> {
     budget: Budget,
     plan: MemoryPlan,
     parameters: Buffer,
+    /// The parameters that stay in their files, by their number.
+    files: Vec<Option<(FileBuffer, FileTensor)>>,
+    /// The adapter, and the fingerprint of the base under it.
+    lora: Option<Lora>,
+    base: Option<String>,
+    /// What the adapter's layers are divided by and scaled with.
+    dora: Option<adapter::Dora>,
     /// What the weights are written in.
     weight_type: WeightType,
     /// Gradients and moments, of a model that trains.
@@ -59,6 +69,9 @@ pub struct Model<B: Backend = Device> {
     block_ropes: Vec<Option<usize>>,
     /// The experts that the last forward pass of each layer chose.
     routes: Vec<Option<Routes>>,
+    /// What training passes add, and what the current pass does.
+    regularisation: Regularisation,
+    pass: Option<Regularisation>,
 }
 
 /// Cosines and sines per position of one kind of rotation.
@@ -115,22 +128,43 @@ impl<B: Backend> Model<B> {
     /// As [`Model::new`], and [`Error::Parameter`] for a choice that the model cannot follow.
     pub fn with_trainable(
         arch: Architecture,
+        backend: B,
+        budget: Budget,
+        trainable: &Trainable,
+    ) -> Result<Self> {
+        Model::with_base(arch, backend, budget, trainable, Base::Resident)
+    }
+
+    /// As [`Model::with_trainable`]; under an adapter, the base's parameters are where `base` says. Those that stay in
+    /// their files are there after [`Model::load_weights`].
+    ///
+    /// # Errors
+    /// As [`Model::with_trainable`].
+    pub fn with_base(
+        arch: Architecture,
         mut backend: B,
         budget: Budget,
         trainable: &Trainable,
+        base: Base,
     ) -> Result<Self> {
         if budget.tokens == 0 {
             return Err(Error::Batch { message: "a budget of 0 tokens".into() });
         }
         arch.check().map_err(|message| Error::Architecture { message })?;
-        let map = ParameterMap::with(&arch, trainable)?;
+        let map = ParameterMap::over(&arch, trainable, base)?;
         let plan = MemoryPlan::new(&arch, budget, &map);
         let parameters = backend.allocate(map.len())?;
         let trained = match budget.train {
             true => Some(Trained::allocate(&map, &mut backend)?),
             false => None,
         };
-        let arena = Arena::allocate(&arch, budget, map.rank(), &mut backend)?;
+        let lora = match trainable {
+            Trainable::Adapter(lora) => Some(lora.clone()),
+            _ => None,
+        };
+        let dora = adapter::Dora::allocate(&map, &mut backend)?;
+        let files = map.parameters.iter().map(|_| None).collect();
+        let arena = Arena::allocate(&arch, budget, map.low(), &mut backend)?;
         let mut ropes: Vec<RopeTable> = Vec::new();
         let mut rope_of = |rope: &Rope| match ropes.iter().position(|known| known.rope == *rope) {
             Some(known) => known,
@@ -148,12 +182,18 @@ impl<B: Backend> Model<B> {
             budget,
             plan,
             parameters,
+            files,
+            lora,
+            base: None,
+            dora,
             weight_type: WeightType::default(),
             trained,
             arena,
             ropes,
             block_ropes,
             routes,
+            regularisation: Regularisation::default(),
+            pass: None,
         })
     }
 
@@ -188,7 +228,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// `gradients += d(scale · Σ w·nll)` for the trained parameters. The losses stay on the device, so that
-    /// the next micro-batch need not wait for them.
+    /// the next micro-batch need not wait for them. [`Model::regularise`] says what is added to the pass.
     ///
     /// `scale` is `1 / Σw` over **all** micro-batches of the step. A batch without targets changes nothing.
     ///
@@ -197,7 +237,10 @@ impl<B: Backend> Model<B> {
     pub fn accumulate(&mut self, batch: &Batch, scale: f32) -> Result<Losses> {
         self.admit(batch)?;
         self.trained()?;
-        self.run(batch, Some(scale))
+        self.pass = Some(self.regularisation);
+        let losses = self.run(batch, Some(scale));
+        self.pass = None;
+        losses
     }
 
     /// Reads the losses of a batch, in the order of its targets.
@@ -257,6 +300,7 @@ impl<B: Backend> Model<B> {
             attention: &query_plan,
         };
 
+        self.refresh_dora()?;
         self.embed(ids.view(), positions.view())?;
         let layers = self.arch.blocks.len();
         let rows_of = |n: usize| if n + 1 < layers { &full } else { &last };

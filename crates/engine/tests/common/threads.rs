@@ -27,6 +27,10 @@ impl Collective for Threads<'_> {
         self.values.lock().unwrap().len()
     }
 
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
     fn sum(&self, value: f64) -> Result<f64> {
         Ok(self.exchange(vec![value])[0])
     }

@@ -1,8 +1,12 @@
 //! Tests of training against what others computed and against its own promises.
 
+mod best;
 mod common;
 mod compare;
+mod diagnose;
 mod evaluate;
+mod extras;
+mod fuzz;
 mod generate;
 mod not_finite;
 mod packing;

@@ -5,8 +5,9 @@
 //! `[keys, 2·kv_heads·head_dim]` (keys, then values); `lse` is `[queries, heads]`.
 
 use super::matmul::{Matrix, product};
+use super::noise::drop_row;
 use super::simd::{exp, max, sum, tanh, vectorized};
-use super::{AttentionPlan, AttentionRange, Disjoint, Heads, Scratch};
+use super::{AttentionPlan, AttentionRange, Disjoint, Dropout, Heads, Scratch};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -53,6 +54,13 @@ impl<'a> Block<'a> {
         seen.start - self.seen.start..seen.end - self.seen.start
     }
 
+    /// Drops elements of the row of the block's query `i`: of its probabilities, or of their gradient.
+    fn drop(&self, row: &mut [f32], i: usize, h: Heads, head: usize, dropout: Option<Dropout>) {
+        let Some(dropout) = dropout else { return };
+        let (seen, at) = (self.seen(i), self.rows[i] as u64 * h.heads as u64 + head as u64);
+        drop_row(&mut row[seen.clone()], self.seen.start + seen.start, at, dropout);
+    }
+
     /// The two runs of keys: `(first key row, its column in the scores, length)`.
     fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> {
         let (prefix, own) = (&self.range.prefix, self.range.own.start);
@@ -87,6 +95,7 @@ fn largest(plan: &AttentionPlan) -> usize {
 pub(super) fn forward(
     h: Heads,
     plan: &AttentionPlan,
+    dropout: Option<Dropout>,
     o: &mut [f32],
     lse: &mut [f32],
     q: &[f32],
@@ -109,6 +118,7 @@ pub(super) fn forward(
                 for i in 0..n {
                     let row = &mut scores[i * keys..][..keys];
                     let sum = softmax(row, block.seen(i));
+                    block.drop(row, i, h, head, dropout);
                     // SAFETY: this query row's entry for this head, which only this task writes.
                     unsafe { *lse.at((block.first + i) * h.heads + head, 1) = sum };
                 }
@@ -130,6 +140,7 @@ pub(super) fn forward(
 pub(super) fn backward(
     h: Heads,
     plan: &AttentionPlan,
+    dropout: Option<Dropout>,
     dq: &mut [f32],
     dkv: &mut [f32],
     do_: &[f32],
@@ -169,10 +180,12 @@ pub(super) fn backward(
                             let lse = lse[(block.first + i) * h.heads + head];
                             let (do_, o) = (&do_[row..][..size], &o[row..][..size]);
                             let (p, ds) = (&mut p[i * keys..][..keys], &mut ds[i * keys..][..keys]);
+                            block.drop(ds, i, h, head, dropout);
                             match h.softcap {
                                 None => softmax_backward(p, ds, block.seen(i), lse, do_, o),
                                 Some(cap) => capped_backward(p, ds, block.seen(i), lse, do_, o, cap),
                             }
+                            block.drop(p, i, h, head, dropout);
                         }
                         for (run, (key, column, len)) in block.runs().enumerate() {
                             let (p, ds) = (Matrix::new(&p[column..], keys), Matrix::new(&ds[column..], keys));

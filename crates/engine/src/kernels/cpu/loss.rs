@@ -1,7 +1,7 @@
 //! Softmax cross-entropy. `logits` is `[n, vocab]` and is overwritten by its gradient, never kept.
 
 use super::TargetLoss;
-use super::simd::{exp, max, sum, tanh, vectorized};
+use super::simd::{exp, max, sums, tanh, vectorized};
 use rayon::prelude::*;
 
 /// See [`super::Backend::cross_entropy`].
@@ -16,47 +16,56 @@ pub(super) fn cross_entropy(
     let losses = losses.par_chunks_mut(TargetLoss::COLUMNS);
     logits.par_chunks_mut(vocab).zip(ids).zip(losses).enumerate().for_each(|(i, ((x, &id), loss))| {
         let (id, weight) = (id as usize, weights.map(|w| w[i]));
-        let (nll, top1) = match softcap {
+        let (nll, top1, entropy) = match softcap {
             None => row(x, id, weight),
             Some(cap) => capped_row(x, id, weight, cap),
         };
-        loss.copy_from_slice(&[nll, f32::from(top1)]);
+        loss.copy_from_slice(&[nll, f32::from(top1), entropy]);
     });
 }
 
 vectorized! {
-    fn row(x: &mut [f32], id: usize, weight: Option<f32>) -> (f32, bool) {
+    /// `(nll, top1, entropy)`. With `z = Σ e^d` over `d = x − max`, the entropy is `ln z − Σ d·e^d / z`.
+    fn row(x: &mut [f32], id: usize, weight: Option<f32>) -> (f32, bool, f32) {
         let (top, own) = (max(x), x[id]);
         let top1 = own == top && !x[..id].contains(&top);
-        let total = match weight {
-            None => sum(x.len(), |j| exp(x[j] - top)),
+        let term = |x: f32| {
+            let (d, e) = (x - top, exp(x - top));
+            (e, d * e)
+        };
+        let (total, weighted) = match weight {
+            None => sums(x.len(), |j| term(x[j])),
             Some(weight) => {
-                for x in x.iter_mut() {
-                    *x = exp(*x - top);
-                }
-                let total = sum(x.len(), |j| x[j]);
+                let (total, weighted) = sums(x.len(), |j| {
+                    let (e, de) = term(x[j]);
+                    x[j] = e;
+                    (e, de)
+                });
                 let scale = weight / total;
                 for x in x.iter_mut() {
                     *x *= scale;
                 }
                 x[id] -= weight;
-                total
+                (total, weighted)
             }
         };
-        (top + total.ln() - own, top1)
+        (top + total.ln() - own, top1, total.ln() - weighted / total)
     }
 }
 
 vectorized! {
     /// As [`row`] for `y = cap · tanh(x / cap)`, whose derivative is `1 − (y / cap)²`.
-    fn capped_row(x: &mut [f32], id: usize, weight: Option<f32>, cap: f32) -> (f32, bool) {
+    fn capped_row(x: &mut [f32], id: usize, weight: Option<f32>, cap: f32) -> (f32, bool, f32) {
         let (mut top, own) = (f32::NEG_INFINITY, cap * tanh(x[id] / cap));
         for x in x.iter() {
             let y = cap * tanh(*x / cap);
             top = if y > top { y } else { top };
         }
         let top1 = own == top && !x[..id].iter().any(|x| cap * tanh(*x / cap) == top);
-        let total = sum(x.len(), |j| exp(cap * tanh(x[j] / cap) - top));
+        let (total, weighted) = sums(x.len(), |j| {
+            let d = cap * tanh(x[j] / cap) - top;
+            (exp(d), d * exp(d))
+        });
         if let Some(weight) = weight {
             let scale = weight / total;
             for (j, x) in x.iter_mut().enumerate() {
@@ -65,6 +74,6 @@ vectorized! {
                 *x = (scale * exp(cap * t - top) - label) * (1.0 - t * t);
             }
         }
-        (top + total.ln() - own, top1)
+        (top + total.ln() - own, top1, total.ln() - weighted / total)
     }
 }

@@ -6,8 +6,11 @@
 
 mod activation;
 mod attention;
+mod columns;
+mod files;
 mod loss;
 mod matmul;
+mod noise;
 mod norm;
 mod optimizer;
 mod rows;
@@ -16,12 +19,13 @@ mod simd;
 use super::buffers::Memory;
 use super::experts::Slots;
 use super::{
-    Activation, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, Heads, IndexBuffer, Indices, Norm,
-    PlanBuffer, Routes, Routing, TargetLoss, View, check, experts,
+    Activation, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, Draw, Dropout, FileBuffer, FileTensor,
+    Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, TargetLoss, View, check, experts,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
-use matmul::Matrix;
+use files::FileMatrix;
+use matmul::{Matrix, Right};
 use rayon::prelude::*;
 use std::sync::Mutex;
 
@@ -87,6 +91,11 @@ impl Cpu {
         Ok((std::array::from_fn(out), std::array::from_fn(read), &self.scratch))
     }
 
+    /// The matrix that a view names in a file; `None` where it is in a buffer.
+    fn in_file(&self, w: View) -> Result<Option<FileMatrix>> {
+        Ok(self.memory.file(w)?.map(|tensor| FileMatrix::of(w, tensor)))
+    }
+
     /// The slice of a contiguous view.
     fn slice(&self, v: View) -> Result<&[f32]> {
         check::element_wise(v)?;
@@ -126,6 +135,10 @@ impl Backend for Cpu {
         let buffer = zeros(len.saturating_add(spare))?;
         let start = buffer.as_ptr().align_offset(LINE).min(spare);
         Ok(self.memory.add_buffer(buffer, start, len))
+    }
+
+    fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
+        Ok(self.memory.add_file(tensor))
     }
 
     fn allocated(&self) -> u64 {
@@ -193,6 +206,11 @@ impl Backend for Cpu {
     fn gather(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
         check::gather(y, x, rows)?;
         let (width, rows) = (y.width(), self.memory.indices(rows)?);
+        if let Some(table) = self.in_file(x)? {
+            let ([y], [], _) = self.slices([y], [])?;
+            table.gather(y, &rows, width);
+            return Ok(());
+        }
         let ([y], [x], _) = self.slices([y], [x])?;
         rows::gather(y, x, &rows, width);
         Ok(())
@@ -252,18 +270,31 @@ impl Backend for Cpu {
 
     fn linear(&mut self, y: View, accumulate: bool, x: View, w: View, b: Option<View>) -> Result<()> {
         check::linear(y, x, w, b)?;
-        let ([to], [from, weights, b], _) = self.slices([y], [x, w, or_empty(b)])?;
         let sizes = (y.rows(), y.width(), x.width());
+        if let Some(weights) = self.in_file(w)? {
+            let ([to], [from, b], scratch) = self.slices([y], [x, or_empty(b)])?;
+            let right = Right::File(&weights.t(), scratch);
+            matmul::tiled(sizes, to, y.stride(), accumulate, Matrix::of(x, from), right, b);
+            return Ok(());
+        }
+        let ([to], [from, weights, b], _) = self.slices([y], [x, w, or_empty(b)])?;
         let (x, w) = (Matrix::of(x, from), Matrix::of(w, weights).t());
-        matmul::tiled(sizes, to, y.stride(), accumulate, x, w, b);
+        matmul::tiled(sizes, to, y.stride(), accumulate, x, Right::Buffer(w), b);
         Ok(())
     }
 
     fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, w: View) -> Result<()> {
         check::linear(dy, dx, w, None)?;
-        let ([to], [from, weights], _) = self.slices([dx], [dy, w])?;
         let sizes = (dx.rows(), dx.width(), dy.width());
-        matmul::tiled(sizes, to, dx.stride(), accumulate, Matrix::of(dy, from), Matrix::of(w, weights), &[]);
+        if let Some(weights) = self.in_file(w)? {
+            let ([to], [from], scratch) = self.slices([dx], [dy])?;
+            let right = Right::File(&weights, scratch);
+            matmul::tiled(sizes, to, dx.stride(), accumulate, Matrix::of(dy, from), right, &[]);
+            return Ok(());
+        }
+        let ([to], [from, weights], _) = self.slices([dx], [dy, w])?;
+        let right = Right::Buffer(Matrix::of(w, weights));
+        matmul::tiled(sizes, to, dx.stride(), accumulate, Matrix::of(dy, from), right, &[]);
         Ok(())
     }
 
@@ -277,9 +308,53 @@ impl Backend for Cpu {
             dw.stride(),
             accumulate,
             Matrix::of(dy, left).t(),
-            Matrix::of(x, right),
+            Right::Buffer(Matrix::of(x, right)),
             &[],
         );
+        Ok(())
+    }
+
+    fn row_norms(&mut self, n: View, w: View, b: View, a: View, scale: f32) -> Result<()> {
+        check::row_norms(n, w, b, a)?;
+        let (inputs, rank) = (w.width(), a.rows());
+        let file = self.in_file(w)?;
+        let own = if file.is_some() { None } else { Some(w) };
+        let ([n], [own, b, a], scratch) = self.slices([n], [or_empty(own), b, a])?;
+        let row = |i: usize, to: &mut [f32]| match &file {
+            Some(file) => file.row(i, to),
+            None => to.copy_from_slice(&own[i * inputs..][..inputs]),
+        };
+        columns::row_norms(n, row, (b, a, scale), inputs, rank, scratch);
+        Ok(())
+    }
+
+    fn divide(&mut self, y: View, a: View, b: View) -> Result<()> {
+        check::divide(y, a, b)?;
+        let ([y], [a, b], _) = self.slices([y], [a, b])?;
+        y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a / b);
+        Ok(())
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: View,
+        accumulate: bool,
+        x: View,
+        factors: View,
+        bias: Option<View>,
+    ) -> Result<()> {
+        check::scale_columns(y, x, factors, bias)?;
+        let strides = (y.stride(), x.stride());
+        let ([y], [x, factors, bias], _) = self.slices([y], [x, factors, or_empty(bias)])?;
+        columns::scale(y, accumulate, x, strides, factors, bias);
+        Ok(())
+    }
+
+    fn column_dots(&mut self, out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()> {
+        check::column_dots(out, a, b, divisors)?;
+        let strides = (a.stride(), b.stride());
+        let ([out], [a, b, divisors], _) = self.slices([out], [a, b, divisors])?;
+        columns::dots(out, accumulate, a, b, strides, divisors);
         Ok(())
     }
 
@@ -307,19 +382,36 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn dropout(&mut self, x: View, dropout: Dropout) -> Result<()> {
+        check::dropout(x, dropout)?;
+        let width = x.width();
+        let ([x], [], _) = self.slices([x], [])?;
+        noise::dropout(x, width, dropout);
+        Ok(())
+    }
+
+    fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()> {
+        check::each_row(x, sizes)?;
+        let width = x.width();
+        let ([x], [sizes], _) = self.slices([x], [sizes])?;
+        noise::add_noise(x, sizes, width, draw);
+        Ok(())
+    }
+
     fn attention(
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         o: View,
         lse: View,
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, o, lse, q, kv)?;
+        check::attention(h, plan, dropout, o, lse, q, kv)?;
         let plan = self.memory.plan(plan)?;
         let ([o, lse], [q, kv], scratch) = self.slices([o, lse], [q, kv])?;
-        attention::forward(h, &plan, o, lse, q, kv, scratch);
+        attention::forward(h, &plan, dropout, o, lse, q, kv, scratch);
         Ok(())
     }
 
@@ -327,6 +419,7 @@ impl Backend for Cpu {
         &mut self,
         h: Heads,
         plan: &PlanBuffer,
+        dropout: Option<Dropout>,
         dq: View,
         dkv: View,
         do_: View,
@@ -335,11 +428,11 @@ impl Backend for Cpu {
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, o, lse, q, kv)?;
-        check::attention(h, plan, do_, lse, dq, dkv)?;
+        check::attention(h, plan, dropout, o, lse, q, kv)?;
+        check::attention(h, plan, dropout, do_, lse, dq, dkv)?;
         let plan = self.memory.plan(plan)?;
         let ([dq, dkv], [do_, o, lse, q, kv], scratch) = self.slices([dq, dkv], [do_, o, lse, q, kv])?;
-        attention::backward(h, &plan, dq, dkv, do_, o, lse, q, kv, scratch);
+        attention::backward(h, &plan, dropout, dq, dkv, do_, o, lse, q, kv, scratch);
         Ok(())
     }
 
@@ -421,12 +514,12 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()> {
+    fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
         let offsets = self.memory.indices(offsets)?;
         experts::linear(self, &offsets, y, x, w)
     }
 
-    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()> {
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
         let offsets = self.memory.indices(offsets)?;
         experts::linear_dx(self, &offsets, dx, dy, w)
     }

@@ -85,6 +85,27 @@ pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     total
 }
 
+/// `(Σ f(i).0, Σ f(i).1)` for `i < n`, each in the order of [`sum`].
+#[inline(always)]
+pub(super) fn sums(n: usize, mut f: impl FnMut(usize) -> (f32, f32)) -> (f32, f32) {
+    let (mut first, mut second) = ([0f32; LANES], [0f32; LANES]);
+    let whole = n / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        for j in 0..LANES {
+            let (a, b) = f(i + j);
+            first[j] += a;
+            second[j] += b;
+        }
+    }
+    let (mut a, mut b) = (fold(first), fold(second));
+    for i in whole..n {
+        let more = f(i);
+        a += more.0;
+        b += more.1;
+    }
+    (a, b)
+}
+
 /// Sums the lanes pairwise.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES]) -> f32 {
@@ -203,6 +224,8 @@ mod tests {
     fn sums_and_maxima_of_odd_lengths() {
         for n in [0, 1, 31, 32, 33, 100] {
             assert_eq!(sum(n, |i| i as f32), (0..n).sum::<usize>() as f32);
+            let values = |i| ((i as f32).sin(), (i as f32).cos());
+            assert_eq!(sums(n, values), (sum(n, |i| values(i).0), sum(n, |i| values(i).1)));
             let x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32).collect();
             assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }

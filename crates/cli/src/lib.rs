@@ -2,12 +2,14 @@
 //!
 //! A thin layer over the libraries: flags and configuration in, text and exit codes out. `commands/` has a
 //! file per command with its flags and its printing; `job` is a planned run; `inputs/` finds and opens rows,
-//! model folders and weights.
+//! model folders and weights. [`main_from`] is the program; `embed` is what the Python package shares with it.
 #![forbid(unsafe_code)]
 
 mod bar;
 mod commands;
 mod config;
+pub mod embed;
+mod export;
 mod failure;
 mod inputs;
 mod interrupt;
@@ -22,21 +24,18 @@ mod ui;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{
-    chat, check, compare, completions, demo, env, eval, generate, init, man, prepare, train, verify,
+    chat, check, compare, completions, convert, demo, diagnose, env, eval, generate, init, man, merge,
+    prepare, train, verify,
 };
 use config::flags;
 use failure::Exit;
+use std::ffi::OsString;
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::process::ExitCode;
 use ui::{ColorChoice, Ui};
 
 /// The heading of the flags that every command has; headings follow a command's own flags.
 const GLOBAL: &str = "Global options";
-
-#[cfg(target_env = "musl")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Train the response, not the prompt: supervised fine-tuning with masks that are proven.
 #[derive(Parser, Debug)]
@@ -79,12 +78,19 @@ enum Command {
     )]
     Verify(verify::VerifyArgs),
     /// Measure loss and perplexity on responses, loss per section, and calibration of the first token and of the stop
-    #[command(after_help = "Examples:\n  suasion eval --model out --data held_out.jsonl")]
+    #[command(
+        after_help = "Examples:\n  suasion eval --model out --data held_out.jsonl\n  suasion eval --model out --data pairs.jsonl --pairs"
+    )]
     Eval(eval::EvalArgs),
     /// Train with both objectives (all tokens, response only) from the same seed, and compare them on
     /// held-out responses
-    #[command(after_help = "Examples:\n  suasion compare --data rows.jsonl --model MODEL --max_steps 200")]
+    #[command(
+        after_help = "Examples:\n  suasion compare --data rows.jsonl --model MODEL --max_steps 200\n  suasion compare --data rows.jsonl --model MODEL --seeds 5"
+    )]
     Compare(compare::CompareArgs),
+    /// Say what a checkpoint was trained on (its prompts? its stop token?), from its base and rows like its own
+    #[command(after_help = "Examples:\n  suasion diagnose --base MODEL --tuned out --data rows.jsonl")]
+    Diagnose(diagnose::DiagnoseArgs),
     /// Generate replies to a prompt, or to the prompts of rows
     #[command(
         after_help = "Examples:\n  suasion generate --model out --prompt \"[TASK] Reply.\\n[RESPONSE]\"\n  suasion generate --model out --data held_out.jsonl --rows 3 --temperature 0.7"
@@ -100,6 +106,16 @@ enum Command {
         after_help = "Examples:\n  suasion init --data rows.jsonl --model MODEL\n  suasion init --data rows.jsonl --model MODEL -o run.yaml --learning_rate 1e-4"
     )]
     Init(init::InitArgs),
+    /// Add an adapter to the weights of its base, and write a model that needs no adapter
+    #[command(
+        after_help = "Examples:\n  suasion merge --model BASE --adapter out -o merged\n  suasion merge --adapter out -o merged --dtype float16"
+    )]
+    Merge(merge::MergeArgs),
+    /// Turn corpora of persuasion into four-section rows, or pairs of replies that won and lost
+    #[command(
+        after_help = "Examples:\n  suasion convert --from convokit winning-args-corpus -o rows.jsonl --split 0.05\n  suasion convert --from cmv threads.jsonl -o pairs.jsonl --pairs"
+    )]
+    Convert(convert::ConvertArgs),
     /// Validate a configuration and print it resolved
     #[command(
         after_help = "Examples:\n  suasion check run.yaml\n  suasion check --explain learning_rate\n  suasion check --schema > suasion.schema.json"
@@ -122,11 +138,12 @@ pub fn command() -> clap::Command {
     flags::with_keys(Cli::command())
 }
 
-fn main() -> ExitCode {
+/// Runs the program on its arguments, the first of which is its own name, and returns its exit code.
+pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
     suasion_data::hush_guarded_panics();
     limits::watch();
     let mut command = command();
-    let args = flags::respelled(&command, std::env::args_os().collect());
+    let args = flags::respelled(&command, args.into_iter().collect());
     let cli = match command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches))
     {
         Ok(cli) => cli,
@@ -141,27 +158,30 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args, &ui),
         Command::Eval(args) => eval::run(args, &ui),
         Command::Compare(args) => compare::run(args, &ui),
+        Command::Diagnose(args) => diagnose::run(args, &ui),
         Command::Generate(args) => generate::run(args, &ui),
         Command::Chat(args) => chat::run(args, &ui),
+        Command::Convert(args) => convert::run(args, &ui),
         Command::Init(args) => init::run(args, &ui),
+        Command::Merge(args) => merge::run(args, &ui),
         Command::Check(args) => check::run(args, &ui),
         Command::Env => env::run(&ui),
         Command::Completions(args) => completions::run(args, &ui),
         Command::Man(args) => man::run(args, &ui),
     }));
     // What has panicked has said so.
-    let Ok(result) = result else { return ExitCode::from(ui.report(&failure::panicked().into()) as u8) };
+    let Ok(result) = result else { return ui.report(&failure::panicked().into()) as u8 };
     match result {
         // An interrupted run ends without an error and has not finished.
-        Ok(Exit::Done) if interrupt::raised() => ExitCode::from(interrupt::INTERRUPTED),
-        Ok(exit) => ExitCode::from(exit as u8),
+        Ok(Exit::Done) if interrupt::raised() => interrupt::INTERRUPTED,
+        Ok(exit) => exit as u8,
         Err(error) if is_interruption(&error) => {
             if error.is::<suasion_data::Error>() {
                 ui.log(&error);
             }
-            ExitCode::from(interrupt::INTERRUPTED)
+            interrupt::INTERRUPTED
         }
-        Err(error) => ExitCode::from(ui.report(&error) as u8),
+        Err(error) => ui.report(&error) as u8,
     }
 }
 
@@ -187,19 +207,19 @@ fn key_of_another_command(error: &clap::Error) -> Option<failure::Failure> {
 }
 
 /// clap's own errors in the contract's form: `error[E-USAGE]: …`, then `help:`.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error) -> u8 {
     use clap::error::ErrorKind;
     if !error.use_stderr() {
         // --help and --version.
         let _ = error.print();
-        return ExitCode::from(Exit::Done as u8);
+        return Exit::Done as u8;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
-        return ExitCode::from(Exit::Usage as u8);
+        return Exit::Usage as u8;
     }
     if let Some(error) = key_of_another_command(error) {
-        return ExitCode::from(ui::Ui::new(false, false, ColorChoice::Auto).report(&error.into()) as u8);
+        return ui::Ui::new(false, false, ColorChoice::Auto).report(&error.into()) as u8;
     }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
@@ -209,5 +229,5 @@ fn usage(error: &clap::Error) -> ExitCode {
         stderr,
         "error[E-USAGE]: {text}\nhelp: `suasion --help` lists the commands, `suasion COMMAND --help` their flags"
     );
-    ExitCode::from(Exit::Usage as u8)
+    Exit::Usage as u8
 }
