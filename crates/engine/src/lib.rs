@@ -10,6 +10,7 @@
 //! in advance; [`kernels`] computes.
 #![deny(unsafe_code)]
 
+mod abort;
 pub mod arch;
 pub mod batch;
 pub mod collective;
@@ -26,6 +27,7 @@ pub mod peft;
 pub mod rope;
 mod weights;
 
+pub use abort::on_abort;
 pub use arch::Architecture;
 pub use batch::{Batch, Segment, Target};
 pub use collective::{Collective, SingleRank};
