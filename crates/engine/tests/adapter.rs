@@ -19,6 +19,8 @@ fn lora(family: &str) -> Lora {
         "gpt2" => &["c_attn", "mlp.c_proj"],
         "phi3" => &["qkv_proj", "o_proj", "gate_up_proj", "model.layers.1.mlp.down_proj"],
         "gpt_neox" => &["query_key_value", "attention.dense", "mlp.dense_4h_to_h"],
+        // Experts have none.
+        "qwen3_moe" => &["q_proj", "v_proj", "o_proj"],
         _ => &["q_proj", "v_proj", "o_proj", "up_proj", "model.layers.1.mlp.down_proj"],
     };
     Lora { rank: 3, alpha: 5.0, targets: names(targets), ..Lora::default() }

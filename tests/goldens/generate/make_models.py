@@ -277,7 +277,7 @@ LORA = {
         "lora_saved": dict(target_modules=["dense"], modules_to_save=["lm_head", "final_layer_norm"]),
     },
     # Of experts PEFT adapts the parameters, which the engine refuses.
-    "qwen3_moe": {"lora": dict(target_modules=["q_proj", "o_proj"])},
+    "qwen3_moe": {"lora": dict(target_modules=["v_proj", "o_proj"])},
 }
 
 
