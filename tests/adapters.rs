@@ -159,6 +159,34 @@ fn a_resumed_adapter_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn an_adapter_stands_for_its_model_everywhere() {
+    let dir = Dir::new().with_weights().with_rows(6);
+    let train =
+        ["use_peft=true", "lora_target_modules=all-linear", "max_steps=2", "save_steps=1", "output_dir=out"];
+    dir.train("rows.jsonl").set(&train).ok();
+    for command in ["verify", "prepare", "eval"] {
+        let output: &[&str] = if command == "prepare" { &["-o", "prepared.jsonl"] } else { &[] };
+        dir.suasion(&[command, "-D", "rows.jsonl", "--adapter", "out"]).args(output).ok();
+    }
+    let reply = |args: &[&str]| {
+        dir.suasion(&["generate", "-p", "[TASK] Reply.", "--json"]).args(args).ok().json()["ids"].clone()
+    };
+    let merge = dir.suasion(&["merge", "--adapter", "out", "-o", "merged"]);
+    merge.ok();
+    let over_base = reply(&["--adapter", "out", "-M", "model"]);
+    assert_eq!(reply(&["-M", "out"]), over_base);
+    assert_eq!(reply(&["-M", "merged"]), over_base);
+    // It goes on from its own folder, and is resumed there.
+    let more = ["max_steps=2", "save_steps=1", "output_dir=more"];
+    dir.suasion(&["train", "-D", "rows.jsonl", "--adapter", "out"]).set(&more).ok();
+    std::fs::remove_dir_all(dir.path("more/checkpoint-2")).unwrap();
+    let whole = dir.read("more/adapter_model.safetensors");
+    std::fs::remove_file(dir.path("more/adapter_model.safetensors")).unwrap();
+    dir.suasion(&["train", "--resume", "more"]).ok();
+    assert_eq!(dir.read("more/adapter_model.safetensors"), whole);
+}
+
+#[test]
 fn what_cannot_be_adapted_is_refused_by_name() {
     let dir = Dir::new();
     write_rows(&dir, "llama", &["a"]);

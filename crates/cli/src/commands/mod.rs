@@ -84,6 +84,11 @@ impl ConfigArgs {
             loaded.config.adapter_name_or_path = Some(adapter.clone());
             loaded.places.insert("adapter_name_or_path", "--adapter".into());
         }
+        let (model, adapter) = (&mut loaded.config.model_name_or_path, &loaded.config.adapter_name_or_path);
+        if model.is_none() {
+            // An adapter's folder stands for the adapter over its base.
+            model.clone_from(adapter);
+        }
         if !self.data.is_empty() {
             loaded.config.dataset_name = Some(Paths(self.data.clone()));
             loaded.places.insert("dataset_name", "--data".into());
