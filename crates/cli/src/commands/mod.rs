@@ -68,6 +68,9 @@ impl ConfigArgs {
         if let Some(model) = &self.model {
             words.extend(["--model".to_string(), path(model)]);
         }
+        if let Some(adapter) = &self.adapter {
+            words.extend(["--adapter".to_string(), path(adapter)]);
+        }
         words.extend(self.keys.0.iter().map(|key| format!("--{}={}", key.name, key.text)));
         words.extend(self.set.iter().map(|set| format!("--set={set}")));
         words
