@@ -28,6 +28,6 @@ pub use batch::{Batch, Segment, Target};
 pub use collective::{Collective, SingleRank};
 pub use error::{Error, Result};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
-pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Regularisation};
+pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Optimizer, Rates, Regularisation, Update};
 pub use params::{Lora, Trainable};
 pub use weights::{Tensor, WeightType};

@@ -129,7 +129,7 @@ impl<B: Backend> Model<B> {
             rope_rows: &rope_rows,
         };
         let id_list = self.backend.upload_indices(ids)?;
-        self.embed(id_list.view(), positions)?;
+        self.embed(id_list.view(), positions, None)?;
         let arch = Arc::clone(&self.arch);
         for (n, (buffer, block)) in cache.layers.iter().zip(&arch.blocks).enumerate() {
             let rows = if n + 1 < cache.layers.len() { &full } else { &last };

@@ -10,11 +10,13 @@ mod decode;
 mod experts;
 mod head;
 mod noise;
+mod optimizer;
 mod state;
 
 pub use arena::MemoryPlan;
 pub use decode::KvCache;
 pub use noise::Regularisation;
+pub use optimizer::{Optimizer, Rates, Update};
 
 use crate::arch::Architecture;
 use crate::batch::Batch;
@@ -267,7 +269,8 @@ impl<B: Backend> Model<B> {
             attention: &query_plan,
         };
 
-        self.embed(ids.view(), positions.view())?;
+        let noise = self.noise_sizes(batch)?;
+        self.embed(ids.view(), positions.view(), noise.as_ref().map(Buffer::view))?;
         let layers = self.arch.blocks.len();
         let rows_of = |n: usize| if n + 1 < layers { &full } else { &last };
         for n in 0..layers {
