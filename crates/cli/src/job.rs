@@ -20,12 +20,13 @@ use suasion_data::prepared;
 use suasion_data::report::format::count;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
-use suasion_engine::{Architecture, Device, MemoryPlan, Model};
+use suasion_engine::params::ParameterMap;
+use suasion_engine::{Architecture, Device, MemoryPlan, Model, Trainable};
 use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
 use suasion_train::compare::{CompareSettings, Comparison, Finished, compare_with};
-use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
+use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run, groups};
 
 /// How a run begins.
 #[derive(Default)]
@@ -54,6 +55,8 @@ pub struct Job {
     /// How full the packs are that the training rows were put into.
     pub fill: Option<Fill>,
     pub plan: Plan,
+    /// Which parameters are trained.
+    trainable: Trainable,
     pub identity: Identity,
     pub card: DataCard,
     /// The ids that the training rows teach to stop at.
@@ -79,6 +82,7 @@ impl Job {
         let mut read = vec![dir.join("config.json")];
         read.extend(data.files.iter().chain(eval_data.iter().flat_map(|rows| &rows.files)).cloned());
         let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
+        let trainable = groups::trainable(&settings, &arch.parameter_names())?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
             loading::check_manifest(rows, &folder, &policy)?;
@@ -133,6 +137,7 @@ impl Job {
             eval,
             fill,
             plan,
+            trainable,
             identity,
             card,
             stops,
@@ -152,8 +157,17 @@ impl Job {
         }
     }
 
+    /// Parameters that are trained, where some are not.
+    fn trained(&self) -> Option<u64> {
+        let map = ParameterMap::with(&self.arch, &self.trainable).ok()?;
+        Some(map.trained_len() as u64).filter(|trained| *trained < self.arch.parameter_count())
+    }
+
     fn memory(&self) -> MemoryPlan {
-        MemoryPlan::of(&self.arch, self.plan.budget)
+        let plan = MemoryPlan::with(&self.arch, self.plan.budget, &self.trainable);
+        let plan = plan.and_then(|plan| plan.under(self.settings.optimizer(), &self.arch, &self.trainable));
+        // The choice was checked when it was made.
+        plan.unwrap_or_else(|_| MemoryPlan::of(&self.arch, self.plan.budget))
     }
 
     /// The weights that the run starts from.
@@ -167,7 +181,9 @@ impl Job {
         let mut model = match &self.checkpoint {
             None => self.start(ui).build(self.plan.budget)?,
             // The checkpoint's weights will replace these, so none are read.
-            Some(_) => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
+            Some(_) => {
+                Model::with_trainable(self.arch.clone(), Device::cpu(), self.plan.budget, &self.trainable)?
+            }
         };
         let files = ModelFiles::from_dir(&self.folder.path)?;
         let saved = self.config.anywhere().to_yaml();

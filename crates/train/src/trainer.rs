@@ -11,7 +11,7 @@ use crate::run::{Best, Report, Resume, Run};
 use crate::state::RunState;
 use crate::steps::Steps;
 use crate::trainer_state::trainer_state;
-use crate::{Error, Evaluation, Plan, Result, Strategy, report};
+use crate::{Error, Evaluation, Plan, Result, Strategy, groups, report};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_engine::{Backend, WeightType};
@@ -32,6 +32,7 @@ pub fn train<B: Backend>(
     settings.validate(!eval.is_empty())?;
     let mut plan = Plan::new(train, eval, settings)?;
     plan.check_model(run.model.architecture(), train, eval)?;
+    groups::trainable(settings, &run.model.architecture().parameter_names())?;
     check_output_dir(output_dir, &run.resume, run.overwrite)?;
     let _lock = match run.lock.take() {
         Some(lock) => lock,
@@ -41,6 +42,7 @@ pub fn train<B: Backend>(
         }
     };
 
+    run.model.choose_optimizer(settings.optimizer())?;
     let mut state = RunState::new(settings, identity, &plan, run.model.weight_type());
     let mut warnings = plan.warnings.clone();
     warnings.extend(run.model.architecture().not_applied.iter().cloned());

@@ -6,7 +6,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Vi
 use serde::{Deserialize, Serialize, forward_to_deserialize_any};
 use serde_json::{Value as Json, json};
 use suasion_data::{Boundary, Code, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
-use suasion_train::{Scheduler, Strategy};
+use suasion_train::{Optim, ParamGroup, Patterns, Scheduler, Strategy};
 
 /// Where a model's first weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,60 @@ impl Value for Codes {
     }
 }
 
+impl Value for Patterns {
+    fn expected() -> String {
+        "a pattern of names of parameters, or a list of them".into()
+    }
+
+    fn schema() -> Json {
+        Vec::<String>::schema()
+    }
+
+    fn from_json(json: &Json) -> Option<Patterns> {
+        Vec::<String>::from_json(json).map(Patterns)
+    }
+
+    fn from_text(text: &str) -> Option<Patterns> {
+        // `[a, b]` is a list; `layers.[0-3]` is one pattern.
+        let text = text.trim();
+        let list = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        match list {
+            Some(items) => Some(Patterns(items.split(',').map(|item| unquoted(item).to_string()).collect())),
+            None => Some(Patterns(vec![unquoted(text).to_string()])),
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        self.0.to_json()
+    }
+}
+
+impl Value for Vec<ParamGroup> {
+    fn expected() -> String {
+        "a list of {match: pattern, learning_rate: number, weight_decay: number}".into()
+    }
+
+    fn schema() -> Json {
+        let number = json!({ "type": "number", "minimum": 0 });
+        let group = json!({
+            "type": "object", "required": ["match"], "additionalProperties": false,
+            "properties": { "match": Patterns::schema(), "learning_rate": number, "weight_decay": number },
+        });
+        json!({ "type": ["array", "null"], "items": group })
+    }
+
+    fn from_json(json: &Json) -> Option<Vec<ParamGroup>> {
+        match json {
+            Json::Null => Some(Vec::new()),
+            json => serde_json::from_value(json.clone()).ok(),
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        json!(self)
+    }
+}
+
 /// An enum of unit variants that is a key's type.
 pub trait Choice: Serialize + DeserializeOwned {}
 
@@ -78,6 +132,7 @@ impl Choice for ContentSpecialTokens {}
 impl Choice for Format {}
 impl Choice for Init {}
 impl Choice for OnBadRow {}
+impl Choice for Optim {}
 impl Choice for PackingStrategy {}
 impl Choice for Scheduler {}
 impl Choice for Strategy {}

@@ -5,7 +5,8 @@ use crate::machine;
 use crate::ui::Ui;
 use std::path::Path;
 use suasion_data::report::format::count;
-use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
+use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model, Optimizer, Trainable};
+use suasion_train::{Settings, groups};
 
 /// Builds models with the same initial weights.
 pub struct Start<'a> {
@@ -19,6 +20,8 @@ pub struct Start<'a> {
     init: Init,
     /// The seed of random weights.
     seed: u64,
+    /// What a model that trains is made for.
+    settings: Settings,
     /// True once the warning was shown.
     warned: bool,
 }
@@ -26,12 +29,13 @@ pub struct Start<'a> {
 impl<'a> Start<'a> {
     /// The weights that a configuration selects: those in `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
-        Start { ui, dir, arch, init: config.init, seed: config.train.seed, warned: false }
+        let settings = config.settings();
+        Start { ui, dir, arch, init: config.init, seed: settings.seed, settings, warned: false }
     }
 
     /// The weights in `dir`: those of a finished run.
     pub fn from_dir(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture) -> Start<'a> {
-        Start { ui, dir, arch, init: Init::Weights, seed: 0, warned: false }
+        Start { ui, dir, arch, init: Init::Weights, seed: 0, settings: Settings::default(), warned: false }
     }
 
     /// A model with these weights; the same at every call.
@@ -40,11 +44,21 @@ impl<'a> Start<'a> {
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         // Linux grants memory that it does not have, and kills the process later without a message.
-        let bytes = MemoryPlan::of(self.arch, budget).total();
+        let (trainable, optimizer) = match budget.train {
+            true => {
+                (groups::trainable(&self.settings, &self.arch.parameter_names())?, self.settings.optimizer())
+            }
+            false => (Trainable::All, Optimizer::default()),
+        };
+        let plan = MemoryPlan::with(self.arch, budget, &trainable)?;
+        let bytes = plan.under(optimizer, self.arch, &trainable)?.total();
         if machine::memory().0.is_some_and(|total| bytes > total) {
             return Err(suasion_engine::Error::Memory { bytes }.into());
         }
-        let mut model = Model::new(self.arch.clone(), Device::cpu(), budget)?;
+        let mut model = Model::with_trainable(self.arch.clone(), Device::cpu(), budget, &trainable)?;
+        if budget.train {
+            model.choose_optimizer(optimizer)?;
+        }
         match self.init {
             Init::Random => model.init_random(self.seed)?,
             Init::Weights => {

@@ -27,8 +27,8 @@ impl Needs {
     pub fn of(job: &Job) -> Needs {
         let parameters = job.arch.parameter_count();
         let final_model = parameters * weight_bytes(&job.folder.path);
-        // Weights and AdamW's two moments, in f32.
-        let checkpoint = 3 * 4 * parameters;
+        // Weights in f32, and what the optimizer keeps.
+        let checkpoint = 4 * parameters + job.memory().optimizer;
         let (steps, settings) = (job.plan.total_steps, &job.settings);
         let written = match settings.save_strategy {
             Strategy::No => 0,
