@@ -60,8 +60,8 @@ fn a_run_writes_the_files_of_the_contract() {
     for (index, line) in steps.iter().enumerate() {
         assert_eq!(line["step"], index + 1);
         let fields: Vec<&str> = line.as_object().unwrap().keys().map(String::as_str).collect();
-        let expected =
-            "step epoch loss learning_rate grad_norm targets tokens tokens_per_second peak_memory_bytes";
+        let expected = "step epoch loss learning_rate grad_norm targets tokens tokens_per_second peak_memory_bytes \
+             mean_token_accuracy entropy";
         assert_eq!(fields.join(" "), expected);
         assert!(fields.iter().all(|name| line[name].is_number()), "{line}");
     }

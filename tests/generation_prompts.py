@@ -6,6 +6,10 @@ A line for each template (*.jinja) and conversation: `source` of the template, `
 rendering as `whole` and, by the index of the answer, the renderings of the messages before it with the generation prompt
 (`with`) and without (`without`); null where the template refuses. TRL's own templates are added where it is installed.
 crates/data/tests/generation_prompts.rs compares these with the answers' starts.
+
+tests/goldens/templates, the test material and TRL have 134 distinct templates. The source archives of llama-cpp-python
+(vendor/llama.cpp/models/templates) and vllm (examples) on PyPI have some 90 more: `pip download --no-deps --no-binary :all:`,
+unpack the *.jinja files into a folder, and name it in SUASION_TEMPLATES for the test. They stay out of this repository.
 """
 
 import importlib.util

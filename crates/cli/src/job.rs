@@ -26,7 +26,7 @@ use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
 use suasion_train::compare::{CompareSettings, Comparison, Finished, compare_with};
-use suasion_train::{Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run, groups};
+use suasion_train::{EVENTS, Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
 
 /// How a run begins.
 #[derive(Default)]
@@ -82,7 +82,7 @@ impl Job {
         let mut read = vec![dir.join("config.json")];
         read.extend(data.files.iter().chain(eval_data.iter().flat_map(|rows| &rows.files)).cloned());
         let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
-        let trainable = groups::trainable(&settings, &arch.parameter_names())?;
+        let trainable = settings.choose(&arch.parameter_names())?;
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
             loading::check_manifest(rows, &folder, &policy)?;
@@ -167,7 +167,11 @@ impl Job {
         let plan = MemoryPlan::with(&self.arch, self.plan.budget, &self.trainable);
         let plan = plan.and_then(|plan| plan.under(self.settings.optimizer(), &self.arch, &self.trainable));
         // The choice was checked when it was made.
-        plan.unwrap_or_else(|_| MemoryPlan::of(&self.arch, self.plan.budget))
+        let mut plan = plan.unwrap_or_else(|_| MemoryPlan::of(&self.arch, self.plan.budget));
+        if self.settings.ema_decay.is_some() {
+            plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
+        }
+        plan
     }
 
     /// The weights that the run starts from.
@@ -188,6 +192,9 @@ impl Job {
         let files = ModelFiles::from_dir(&self.folder.path)?;
         let saved = self.config.anywhere().to_yaml();
         let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: saved.into_bytes() }];
+        let tokenizer = self.folder.tokenizer.clone();
+        let decode = |ids: &[u32]| tokenizer.as_ref().map_or_else(String::new, |t| t.decode(ids, false));
+        let events = self.config.report_to.tensorboard().then(|| events_folder(&self.config));
         let run = Run {
             model: &mut model,
             train: &self.train,
@@ -198,6 +205,8 @@ impl Job {
             files: &files,
             extra: &extra,
             stops: &self.stops,
+            decode: self.folder.tokenizer.as_deref().map(|_| &decode as &dyn Fn(&[u32]) -> String),
+            tensorboard: events.as_deref(),
             output_dir: &self.config.output_dir,
             resume: self.begin.resume.clone(),
             extend: self.begin.extend,
@@ -229,6 +238,18 @@ impl Job {
         let mut progress = Progress::new(ui);
         Ok(compare_with(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
     }
+}
+
+/// The folder of the run's TensorBoard event files.
+fn events_folder(config: &Config) -> PathBuf {
+    if let Some(dir) = &config.logging_dir {
+        return dir.clone();
+    }
+    // A run's name is often a path; it must not lead out of the folder.
+    let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let name: String = config.run_name.as_deref().unwrap_or("suasion").chars().map(plain).collect();
+    let name = if name.trim_matches('.').is_empty() { "suasion".into() } else { name };
+    config.output_dir.join(EVENTS).join(name)
 }
 
 /// The stop tokens that are learned somewhere, in the order of `stops`.

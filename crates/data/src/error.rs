@@ -93,6 +93,14 @@ impl Error {
         Error::Row { id, message: message.into(), help: help.into() }
     }
 
+    /// Bad rows that end the work on a batch, in their order; at least one.
+    pub fn of_bad_rows(mut rows: Vec<Error>) -> Error {
+        let stopped = rows.len() > crate::BAD_ROWS_LISTED;
+        rows.truncate(crate::BAD_ROWS_LISTED);
+        let first = rows.remove(0);
+        Error::bad_rows(first, rows, stopped)
+    }
+
     /// Bad rows that end a run; `stopped` where there may be more.
     pub(crate) fn bad_rows(first: Error, others: Vec<Error>, stopped: bool) -> Error {
         let skip = "leave bad rows out with on_bad_row=skip";

@@ -9,6 +9,7 @@ pub mod folder;
 mod job;
 mod journal;
 mod manifest;
+mod memory;
 mod names;
 mod output;
 mod record;
@@ -16,6 +17,7 @@ mod sink;
 
 pub use job::{Job, Start, prepare};
 pub use manifest::{Counts, Manifest, OutputFile, fingerprint};
+pub use memory::{Prepared, prepare_rows};
 pub use names::{Form, Shape, findings_path, manifest_path, replaces, shard_path};
 pub use record::{Boundaries, Record, Rows};
 

@@ -18,6 +18,8 @@ mod arrow_json;
 mod arrow_stream;
 mod columnar;
 mod delimited;
+mod digest;
+mod given;
 mod hash;
 mod json;
 mod lenient;
@@ -34,6 +36,7 @@ pub use self::parquet::Projection;
 pub(crate) use arrow_json::{MEDIA, fails, is_json};
 pub use arrow_json::{column_names, fields};
 pub use columnar::ColumnarFile;
+pub use given::Part;
 pub use hash::{FileHash, SourceHash};
 pub(crate) use lenient::{as_f64, number_of, parse, shown};
 pub use raw::{Content, MAX_ROW_BYTES, MAX_TEXT_BYTES, RawRow};
@@ -46,6 +49,7 @@ use crate::error::{empty, names_error, source_error};
 use crate::{Error, Result, RowId};
 use columnar::Columns;
 use delimited::Delimited;
+use given::Given;
 use hash::hash;
 use json::{Elements, Lines, Objects};
 use sniff::{columns_in, sniff};
@@ -152,6 +156,35 @@ impl Source {
         })
     }
 
+    /// Rows that a program hands over part by part, under a name of its choice. They are counted as rows of one file;
+    /// their hash is that of what they say, however they are divided into parts.
+    pub fn given(
+        name: impl AsRef<Path>,
+        parts: impl Iterator<Item = Result<Part>> + Send + 'static,
+    ) -> Source {
+        let name: Arc<Path> = Arc::from(name.as_ref());
+        let reader = Reader::Given(Box::new(Given::new(Box::new(parts))));
+        Source {
+            name: name.clone(),
+            current: Some(OpenFile { path: name, framing: Framing::Given, reader, rows: 0 }),
+            rest: VecDeque::new(),
+            read: Vec::new(),
+            size: 0,
+            bytes_read: Arc::new(AtomicU64::new(0)),
+            projection: None,
+            row: 0,
+            ended: false,
+        }
+    }
+
+    /// The same, with its next row counted as number `row`: it is a part of a longer source.
+    #[must_use]
+    pub fn numbered_from(mut self, row: u64) -> Source {
+        self.row = row;
+        self.current.iter_mut().for_each(|file| file.rows = row);
+        self
+    }
+
     /// The framing of the file being read; `None` after the last.
     pub fn framing(&self) -> Option<Framing> {
         self.current.as_ref().map(|file| file.framing)
@@ -201,7 +234,12 @@ impl Source {
                 return Ok(Some(RawRow { id, content, size }));
             }
             if file.rows == 0 {
-                return Err(empty(&path));
+                return Err(match file.framing {
+                    Framing::Given => {
+                        source_error(&path, "there are no rows", "a source needs at least one row")
+                    }
+                    _ => empty(&path),
+                });
             }
             let Some(next) = self.rest.pop_front() else { return Ok(None) };
             let next = OpenFile::open(&next, &self.bytes_read, self.projection.as_ref())?;
@@ -248,6 +286,7 @@ enum Reader {
     Objects(Objects),
     Delimited(Delimited),
     Columns(Box<Columns>),
+    Given(Box<Given>),
 }
 
 impl OpenFile {
@@ -293,6 +332,9 @@ impl OpenFile {
                 let next = columns.next()?;
                 return Ok(next.map(|(batch, row, size)| (None, Ok(Content::Columns(batch, row)), size)));
             }
+            Reader::Given(given) => {
+                return Ok(given.next()?.map(|(content, size)| (None, Ok(content), size)));
+            }
         };
         match next {
             Ok(next) => Ok(next.map(|(line, content)| {
@@ -317,6 +359,7 @@ impl OpenFile {
             | Reader::Objects(Objects { stream, .. })
             | Reader::Delimited(Delimited { stream, .. }) => stream,
             Reader::Columns(columns) => return columns.file.finish(),
+            Reader::Given(given) => return Ok(given.finish(&self.path)),
         };
         stream.finish(&self.path)
     }

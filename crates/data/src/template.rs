@@ -5,6 +5,7 @@
 //! its work and output are bounded.
 
 mod blind;
+mod charges;
 mod compiled;
 mod context;
 mod details;

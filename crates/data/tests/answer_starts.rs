@@ -212,6 +212,23 @@ fn calls_in_a_row_are_one_answer() {
     assert_eq!(whole(kept(&all, 0)), want);
 }
 
+/// As Granite 20B's for functions: the model is given a blank that the history has before words only.
+const BLANK: &str = "{% for m in messages %}{% if m.tool_calls %}[assistant]:{% for c in m.tool_calls %}<call>\
+    {{ c.function | tojson }}{% endfor %}<|end|>{% elif m.role == 'assistant' %}[assistant]: {{ m.content }}<|end|>{% else %}\
+    [{{ m.role }}]: {{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]: {% endif %}";
+
+#[test]
+fn a_call_after_a_prompt_whose_last_blank_the_history_lacks() {
+    let row = chat(
+        json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": call("f")},
+        {"role": "tool", "content": "R"}, {"role": "assistant", "content": "a2"}]),
+    );
+    let all = run(BLANK, &[row]);
+    let called = "<call>{\"name\": \"f\", \"arguments\": {\"x\": 1}}<|end|>";
+    assert_eq!(learned(kept(&all, 0)), format!("{called}|a2<|end|>"));
+    assert_eq!(codes(&all[0]), ["G001:w"]);
+}
+
 #[test]
 fn messages_that_no_token_stands_for() {
     let user = json!({"role": "user", "content": "q"});

@@ -1,5 +1,6 @@
 //! Each answer starts where transformers' generation prompt ends, wherever that is a prefix of the rendering
-//! (`tests/generation_prompts.py`, in a Python that has transformers).
+//! (`tests/generation_prompts.py`, in a Python that has transformers). `SUASION_TEMPLATES` names a further folder of templates;
+//! the script says where to get some.
 
 mod common;
 
@@ -52,6 +53,7 @@ fn answers_start_where_the_generation_prompt_ends() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut folders = vec![root.join("tests/goldens/templates")];
     folders.extend(suasion_test_support::material_folder().map(|folder| folder.join("templates")));
+    folders.extend(std::env::var_os("SUASION_TEMPLATES").map(Into::into));
     let ran =
         Command::new(python).arg(root.join("tests/generation_prompts.py")).args(&folders).output().unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
@@ -102,10 +104,17 @@ fn check(name: &str, rows: &[Value], counts: &mut Counts, wrong: &mut Vec<String
             Ok(chat) => chat,
             Err(error) => {
                 // controls.jinja writes what depends on the messages that follow; some templates only render content in
-                // parts, and nothing of an answer's text.
-                let answers = c.messages.iter().filter(|m| m["role"] == "assistant");
-                let mut texts = answers.map(|m| m["content"].as_str().unwrap().trim());
-                if !name.ends_with("controls.jinja") && texts.all(|text| whole.contains(text)) {
+                // parts, and nothing of an answer's text. A call without a text has no other proof than its prompt.
+                let answers: Vec<_> = c.messages.iter().filter(|m| m["role"] == "assistant").collect();
+                let mut texts = answers.iter().map(|m| m["content"].as_str().unwrap().trim());
+                let prompts = row["with"].as_object().unwrap().values();
+                let prefix = |(m, with): (&&Map<String, Value>, &Value)| {
+                    m["content"] != "" || with.as_str().is_some_and(|with| whole.starts_with(with.trim_end()))
+                };
+                if !name.ends_with("controls.jinja")
+                    && texts.all(|text| whole.contains(text))
+                    && answers.iter().zip(prompts).all(prefix)
+                {
                     wrong.push(format!("{name} {shape}: {error}"));
                 }
                 counts.unproved += 1;

@@ -227,6 +227,14 @@ fn what_cannot_be_proved_is_an_error() {
     assert!(error.help().unwrap().contains("generation"));
 }
 
+/// A loop over an expression of two equal texts of 16 MB.
+fn looped(expression: &str) -> String {
+    format!(
+        "{{% set x = 'a' * 16000000 %}}{{% set y = x ~ '' %}}{{% for i in range(99999) %}}{{% for j in range(99999) %}}\
+         {{% set z = {expression} %}}{{% endfor %}}{{% endfor %}}"
+    )
+}
+
 #[test]
 fn hostile_templates_end_with_an_error() {
     for source in [
@@ -264,6 +272,19 @@ fn hostile_templates_end_with_an_error() {
         "{% import '/etc/passwd' as x %}",
         "{% extends '/etc/passwd' %}",
         "{{ messages.append(1) }}",
+        &looped("x | upper | lower | replace('a', 'b') | length"),
+        &looped("x | urlencode | length"),
+        &looped("x.strip('ba').swapcase() | length"),
+        &looped("'b'.find(x) ~ 'b'.count(x)"),
+        &looped("x.split('a') | length"),
+        &looped("x is lower or x is upper"),
+        &looped("x is eq(y) or x is in([y])"),
+        &looped("x is startingwith(y)"),
+        &looped("[{'a': x}, {'a': y}] | selectattr('a', 'lt', y) | list | length"),
+        &looped("[x, y] | sort | unique | length"),
+        &looped("[{'a': x}, {'a': y}] | groupby('a') | length"),
+        &looped("[x, y] | max | length"),
+        &looped("['b', y].count(x)"),
     ] {
         let template = ChatTemplate::new(source, None, None).unwrap();
         // Its limits count work, not time: one that fails to stop it hangs this test.

@@ -1,6 +1,7 @@
 //! Random weights, distributed as transformers initialises them.
 
 use crate::arch::Architecture;
+use crate::lora::LoraInit;
 use crate::params::{Kind, Parameter};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -18,24 +19,41 @@ pub(crate) fn values(a: &Architecture, p: &Parameter, index: usize, seed: u64) -
         Kind::NormWeight => return vec![1.0 - a.head.norm.offset(); p.range.len()],
         Kind::Matrix | Kind::Embedding => a.init.std,
         Kind::Residual => a.init.residual_std,
-        Kind::AdapterOut => return vec![0.0; p.range.len()],
-        Kind::AdapterIn => {
-            // PEFT: kaiming_uniform_ with a = √5, which is a uniform distribution over ±1/√inputs.
-            let bound = 1.0 / (p.shape[1] as f64).sqrt();
-            return (0..p.range.len()).map(|_| ((2.0 * unit(&mut rng) - 1.0) * bound) as f32).collect();
+        Kind::AdapterIn | Kind::AdapterOut | Kind::Magnitude => {
+            return adapter(p, index, LoraInit::default(), seed);
         }
     };
-    let mut values = Vec::with_capacity(p.range.len() + 1);
-    while values.len() < p.range.len() {
-        let (a, b) = normals(&mut rng);
-        values.extend([(a * std) as f32, (b * std) as f32]);
-    }
-    values.truncate(p.range.len());
+    let mut values = normal(p.range.len(), std, &mut rng);
     if let (Kind::Embedding, Some(row)) = (p.kind, a.init.padding_row)
         && row < a.vocab_size
     {
         values[row * a.hidden..(row + 1) * a.hidden].fill(0.0);
     }
+    values
+}
+
+/// The initial values of an adapter's matrix, as PEFT draws them; magnitudes follow from the weights.
+pub(crate) fn adapter(p: &Parameter, index: usize, init: LoraInit, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(index as u64);
+    match (p.kind, init) {
+        (Kind::AdapterIn, LoraInit::Gaussian) => normal(p.range.len(), 1.0 / p.shape[0] as f64, &mut rng),
+        (Kind::AdapterIn, _) | (Kind::AdapterOut, LoraInit::Random) => {
+            // PEFT: kaiming_uniform_ with a = √5, which is a uniform distribution over ±1/√inputs.
+            let bound = 1.0 / (p.shape[1] as f64).sqrt();
+            (0..p.range.len()).map(|_| ((2.0 * unit(&mut rng) - 1.0) * bound) as f32).collect()
+        }
+        _ => vec![0.0; p.range.len()],
+    }
+}
+
+fn normal(len: usize, std: f64, rng: &mut impl Rng) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len + 1);
+    while values.len() < len {
+        let (a, b) = normals(rng);
+        values.extend([(a * std) as f32, (b * std) as f32]);
+    }
+    values.truncate(len);
     values
 }
 

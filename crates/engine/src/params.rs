@@ -5,11 +5,13 @@
 //! layout: a named parameter is a range here, and, for Conv1D, a transpose.
 //!
 //! There are two kinds of flat buffers: one holds all parameters, the others (gradients and both moments)
-//! hold the trained ones only, in the same order.
+//! hold the trained ones only, in the same order. Under an adapter the base's matrices may stay in their files
+//! ([`Base::Mapped`]): then they are in no buffer.
 
 mod builder;
 
-use crate::arch::{Architecture, MAX_SIZE};
+use crate::arch::Architecture;
+use crate::lora::{Lora, Rules, Targets};
 use crate::{Error, Result};
 use builder::Builder;
 use std::borrow::Cow;
@@ -23,7 +25,7 @@ pub struct Parameter {
     pub name: String,
     /// Hugging Face shape.
     pub shape: Vec<usize>,
-    /// Where it is in the buffer of parameters.
+    /// Where it is in the buffer of parameters; of one that is mapped, all its elements.
     pub range: Range<usize>,
     /// Whether it is trained, and then where its gradient and moments are.
     pub store: Store,
@@ -31,6 +33,29 @@ pub struct Parameter {
     pub layout: Layout,
     /// Its role, which decides initialisation and weight decay.
     pub kind: Kind,
+    /// It is read where it lies in its file.
+    pub mapped: bool,
+    /// It is of an adapter, and not of the model itself.
+    pub of_adapter: bool,
+    /// The parameter of the model whose place it takes.
+    pub copy_of: Option<usize>,
+}
+
+impl Parameter {
+    /// Name of the module that it belongs to.
+    pub(crate) fn module(&self) -> &str {
+        self.name.rsplit_once('.').map_or(&self.name, |(module, _)| module)
+    }
+}
+
+/// Where the parameters of a model under an adapter are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Base {
+    /// In a buffer, in f32.
+    #[default]
+    Resident,
+    /// Matrices in their files, in the type that they have there; vectors in a buffer, in f32.
+    Mapped,
 }
 
 /// How a file's tensor differs from the engine's.
@@ -111,17 +136,14 @@ pub enum Kind {
     AdapterIn,
     /// The matrix of an adapter that writes the layer's output.
     AdapterOut,
+    /// The lengths that an adapter gives to the rows of a layer's weights (DoRA).
+    Magnitude,
 }
 
 impl Kind {
     /// Weight decay skips biases and norms, as the Trainer does.
     pub fn decays(self) -> bool {
         !matches!(self, Kind::Bias | Kind::NormWeight)
-    }
-
-    /// True for what an adapter adds to the model.
-    pub fn is_adapter(self) -> bool {
-        matches!(self, Kind::AdapterIn | Kind::AdapterOut)
     }
 }
 
@@ -137,31 +159,14 @@ pub enum Trainable {
     Adapter(Lora),
 }
 
-/// A low-rank adapter (Hu et al. 2021): `y += alpha/rank · (x · Aᵀ) · Bᵀ` beside a linear layer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Lora {
-    /// Rows of `A` and columns of `B`.
-    pub rank: usize,
-    /// Numerator of the factor.
-    pub alpha: f32,
-    /// Modules that have one: whole names in files, or what they end in after a dot, as PEFT's
-    /// `target_modules`.
-    pub targets: Vec<String>,
-}
-
-impl Lora {
-    fn targets(&self, module: &str) -> bool {
-        let ends = |target: &String| module.strip_suffix(target.as_str()).is_some_and(|m| m.ends_with('.'));
-        self.targets.iter().any(|target| module == target || ends(target))
-    }
-}
-
 /// A matrix or vector that an operation reads as a whole: a parameter, or the part of a fused one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
     /// Its place among the model's slots.
     pub index: usize,
-    /// Where it is in the buffer of parameters.
+    /// The parameter that it is a part of.
+    pub parameter: usize,
+    /// Where it is in the buffer of parameters; of a mapped one, its elements in the engine's layout.
     pub range: Range<usize>,
     /// Rows and columns; a vector is one row.
     pub shape: [usize; 2],
@@ -219,25 +224,36 @@ pub struct Adapter {
     pub a: Slot,
     /// `[outputs, rank]`.
     pub b: Slot,
-    /// `alpha / rank`.
+    /// Factor on the product.
     pub scale: f32,
+    /// DoRA: the lengths of the rows of the weights, and where what they are divided by is ([`ParameterMap::dora`]).
+    pub magnitude: Option<(Slot, usize)>,
+    /// Number of the module among those with an adapter, which its dropout is drawn from.
+    pub module: usize,
+}
+
+impl Adapter {
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        [&self.a, &self.b].into_iter().chain(self.magnitude.as_ref().map(|(slot, _)| slot))
+    }
+}
+
+impl Part {
+    /// True where an adapter scales the outputs.
+    pub(crate) fn is_dora(&self) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.magnitude.is_some())
+    }
 }
 
 impl Linear {
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        let own = self.parts.iter().flat_map(|part| [&part.weight].into_iter().chain(&part.bias));
+        own.chain(self.parts.iter().filter_map(|part| part.adapter.as_ref()).flat_map(Adapter::slots))
+    }
+
     /// Columns of its output.
     pub fn outputs(&self) -> usize {
         self.parts.last().map_or(0, |part| part.outputs.end)
-    }
-
-    /// Where the weights of all parts are.
-    pub(crate) fn weight(&self) -> Range<usize> {
-        around(self.parts.iter().map(|part| &part.weight.range))
-    }
-
-    /// Where the biases of all parts are; they all have one or none does.
-    pub(crate) fn bias(&self) -> Option<Range<usize>> {
-        let biases: Vec<_> = self.parts.iter().filter_map(|part| Some(&part.bias.as_ref()?.range)).collect();
-        (!biases.is_empty()).then(|| around(biases.into_iter()))
     }
 
     /// Runs of adjacent outputs of which `slot` (weight or bias) is trained and whose gradients are adjacent
@@ -262,11 +278,6 @@ impl Linear {
         }
         runs
     }
-}
-
-/// From the first range's start to the last one's end.
-fn around<'a>(ranges: impl Iterator<Item = &'a Range<usize>>) -> Range<usize> {
-    ranges.cloned().reduce(|a, b| a.start..b.end).unwrap_or(0..0)
 }
 
 /// Parameters of one block.
@@ -307,21 +318,35 @@ pub struct ParameterMap {
     pub blocks: Vec<BlockSlots>,
     /// Norm before the head.
     pub norm: NormSlots,
-    /// The head, `[vocab, hidden]`: the embedding's slot where tied.
-    pub head: Slot,
+    /// The head, of `[vocab, hidden]`: the embedding's slot where tied.
+    pub head: Linear,
     /// Every parameter once, in the order of the buffers.
     pub parameters: Vec<Parameter>,
     slots: usize,
     len: usize,
     trained: usize,
-    rank: usize,
+    low: LowSizes,
+}
+
+/// Sizes that adapters have scratch of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LowSizes {
+    /// The largest rank; 0 without an adapter.
+    pub(crate) rank: usize,
+    /// Outputs of all layers under DoRA, and the most of one in a block.
+    pub(crate) dora: usize,
+    pub(crate) dora_width: usize,
+    /// The head is under DoRA.
+    pub(crate) dora_head: bool,
+    /// The widest input of a layer whose adapter has dropout.
+    pub(crate) dropout: usize,
 }
 
 impl ParameterMap {
     /// Lays out the parameters of an architecture, all of them trained. Sizes that overflow become
     /// `usize::MAX`.
     pub fn of(a: &Architecture) -> ParameterMap {
-        Builder::new(a, &Trainable::All).finish()
+        Builder::new(a, &Trainable::All, Base::Resident, None).finish()
     }
 
     /// Lays out the parameters of an architecture with a choice of the trained ones.
@@ -329,13 +354,20 @@ impl ParameterMap {
     /// # Errors
     /// [`Error::Parameter`] for a name that the model has no parameter of, and for a choice of none.
     pub fn with(a: &Architecture, trainable: &Trainable) -> Result<ParameterMap> {
+        ParameterMap::over(a, trainable, Base::Resident)
+    }
+
+    /// As [`ParameterMap::with`]; under an adapter, the base's parameters are where `base` says.
+    ///
+    /// # Errors
+    /// As [`ParameterMap::with`].
+    pub fn over(a: &Architecture, trainable: &Trainable, base: Base) -> Result<ParameterMap> {
         let fail = |message: String| Err(Error::Parameter { message });
-        if let Trainable::Adapter(lora) = trainable
-            && !((1..=MAX_SIZE).contains(&lora.rank) && lora.alpha.is_finite())
-        {
-            return fail(format!("an adapter of rank {} and alpha {}", lora.rank, lora.alpha));
-        }
-        let map = Builder::new(a, trainable).finish();
+        let (rules, base) = match trainable {
+            Trainable::Adapter(lora) => (Some(Rules::of(lora)?), base),
+            _ => (None, Base::Resident),
+        };
+        let map = Builder::new(a, trainable, base, rules).finish();
         match trainable {
             Trainable::Named(names) => {
                 if let Some(name) = names.iter().find(|name| map.find(name).is_none()) {
@@ -344,23 +376,61 @@ impl ParameterMap {
                     ));
                 }
             }
-            Trainable::Adapter(lora) => {
-                let modules =
-                    || map.blocks.iter().flat_map(BlockSlots::linears).flat_map(|linear| &linear.parts);
-                let unknown = |target: &&String| {
-                    let one = Lora { targets: vec![target.to_string()], ..*lora };
-                    !modules().any(|part| one.targets(&part.name))
-                };
-                if let Some(target) = lora.targets.iter().find(unknown) {
-                    return fail(format!("no linear layer of this model is named \"{target}\""));
-                }
-            }
+            Trainable::Adapter(lora) => map.check_adapter(lora)?,
             Trainable::All => {}
         }
         if map.trained == 0 {
             return fail("no parameter is chosen to be trained".into());
         }
         Ok(map)
+    }
+
+    /// Refuses names that an adapter cannot be for.
+    fn check_adapter(&self, lora: &Lora) -> Result<()> {
+        let fail = |message: String| Err(Error::Parameter { message });
+        let linears: Vec<&str> = self.linears().map(|(_, part)| module_name(&part.name)).collect();
+        if let Some(target) = lora.unknown(&linears).first() {
+            let others: Vec<&str> =
+                self.parameters.iter().filter(|p| !p.of_adapter).map(Parameter::module).collect();
+            let one = Lora { targets: Targets::Names(vec![target.to_string()]), ..Lora::default() };
+            let Some(module) = others.iter().find(|name| one.unknown(&[name]).is_empty()) else {
+                let mut ends: Vec<&str> = linears.iter().filter_map(|name| name.rsplit('.').next()).collect();
+                ends.sort_unstable();
+                ends.dedup();
+                let ends = ends.join(", ");
+                return fail(format!("no linear layer of this model is named \"{target}\"; it has {ends}"));
+            };
+            return fail(format!(
+                "{module} cannot have an adapter: only linear layers outside of experts can, as in PEFT with \
+                 transformers 5; name it in modules_to_save to train it whole"
+            ));
+        }
+        let saved = |end: &String| {
+            let one = Lora { save: vec![end.clone()], ..Lora::default() };
+            Rules::of(&one).is_ok_and(|rules| {
+                let own = self.parameters.iter().filter(|p| !p.of_adapter);
+                own.map(|p| module_name(p.module()))
+                    .chain(linears.iter().copied())
+                    .any(|name| rules.saves(name))
+            })
+        };
+        if let Some(end) = lora.save.iter().find(|end| !saved(end)) {
+            return fail(format!("modules_to_save: no module of this model is named \"{end}\""));
+        }
+        let adapted = self.parameters.iter().any(|p| p.of_adapter && p.copy_of.is_none());
+        if !adapted {
+            return fail(
+                "no parameter is chosen to be trained: no linear layer of this model matches target_modules"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// The layers that may have an adapter, in the order of the model, with the inputs of each; the head is the last.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = (&Linear, &Part)> {
+        let all = self.blocks.iter().flat_map(BlockSlots::linears).chain([&self.head]);
+        all.flat_map(|linear| linear.parts.iter().map(move |part| (linear, part)))
     }
 
     /// Elements of the buffer of parameters.
@@ -374,9 +444,19 @@ impl ParameterMap {
         self.trained
     }
 
-    /// Rank of the adapter; 0 without one.
-    pub(crate) fn rank(&self) -> usize {
-        self.rank
+    /// Sizes that adapters have scratch of.
+    pub(crate) fn low(&self) -> LowSizes {
+        self.low
+    }
+
+    /// True where the head has weights of its own.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.head.parts.iter().any(|part| part.weight.index == self.embedding.index)
+    }
+
+    /// Bytes of the parameters that stay in their files, where they are of two bytes each.
+    pub(crate) fn mapped_len(&self) -> usize {
+        self.parameters.iter().filter(|p| p.mapped).map(|p| p.range.len()).fold(0, usize::saturating_add)
     }
 
     /// Number of slots.
@@ -401,9 +481,9 @@ impl ParameterMap {
 impl ParameterMap {
     /// Every slot once; a tied head is the embedding's.
     pub(crate) fn each_slot(&self) -> impl Iterator<Item = &Slot> {
-        let head = (self.head.index != self.embedding.index).then_some(&self.head);
-        let outer = [Some(&self.embedding), self.positions.as_ref(), head].into_iter().flatten();
-        outer.chain(self.norm.slots()).chain(self.blocks.iter().flat_map(BlockSlots::slots))
+        let outer = [Some(&self.embedding), self.positions.as_ref()].into_iter().flatten();
+        let head = self.head.slots().filter(|slot| slot.index != self.embedding.index);
+        outer.chain(head).chain(self.norm.slots()).chain(self.blocks.iter().flat_map(BlockSlots::slots))
     }
 
     /// The lowest layer whose backward pass a trained parameter needs; the number of layers where the head
@@ -415,6 +495,11 @@ impl ParameterMap {
         }
         self.blocks.iter().position(|block| block.slots().any(trained)).unwrap_or(self.blocks.len())
     }
+}
+
+/// The name of a module in transformers' memory, by its name in files.
+pub(crate) fn module_name(name: &str) -> &str {
+    if name == "embed_out" { "lm_head" } else { name }
 }
 
 impl NormSlots {
@@ -434,10 +519,7 @@ impl BlockSlots {
         let norms = [&self.attention_norm, &self.after_attention, &self.mlp_norm, &self.after_mlp];
         let norms = norms.into_iter().flatten().chain(self.qk_norm.iter().flatten());
         let linears = [&self.q, &self.kv, &self.out, &self.up, &self.down].into_iter().chain(&self.router);
-        let parts = linears.flat_map(|linear| &linear.parts);
-        let adapters = parts.clone().filter_map(|part| part.adapter.as_ref()).flat_map(|a| [&a.a, &a.b]);
-        let parts = parts.flat_map(|part| [&part.weight].into_iter().chain(&part.bias));
-        norms.flat_map(NormSlots::slots).chain(parts).chain(adapters)
+        norms.flat_map(NormSlots::slots).chain(linears.flat_map(Linear::slots))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Weights from and to safetensors files, with the names and the layout of Hugging Face.
 
 use crate::arch::Architecture;
-use crate::map::Map;
+use crate::map::{FileTensor, Map};
 use crate::params::Parameter;
 use crate::{Error, Result};
 use safetensors::tensor::TensorView;
@@ -10,9 +10,13 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Files above this size are cut into shards, as transformers does.
 const SHARD_BYTES: usize = 5_000_000_000;
+
+/// Elements of a mapped tensor that are looked at together.
+const PIECE: usize = 1 << 16;
 
 /// A host tensor in the layout of its file.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +29,7 @@ pub struct Tensor {
 
 /// The weight files of a folder, mapped: one file, or the shards that the index names.
 pub(crate) struct Files {
-    maps: Vec<(PathBuf, Map)>,
+    maps: Vec<(PathBuf, Arc<Map>)>,
     /// The index and the file that it names for each tensor.
     index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
@@ -67,8 +71,16 @@ impl Files {
                 (paths, Some((index, map)))
             }
         };
-        let open = |path: PathBuf| Map::open(&path).map(|map| (path, map));
+        let open = |path: PathBuf| Map::open(&path).map(|map| (path, Arc::new(map)));
         Ok(Files { maps: paths.into_iter().map(open).collect::<Result<_>>()?, index })
+    }
+
+    /// A tensor of one of these files as a tensor that stays there.
+    fn in_file(&self, path: &Path, tensor: &TensorView) -> Option<FileTensor> {
+        let (_, map) = self.maps.iter().find(|(of, _)| of == path)?;
+        let start = (tensor.data().as_ptr() as usize).checked_sub(map.as_ptr() as usize)?;
+        let kind = WeightType::of(tensor.dtype());
+        FileTensor::new(Arc::clone(map), start..start.checked_add(tensor.data().len())?, kind)
     }
 
     /// All tensors by their names in the files, with the file of each; and the copies that stand in other files than
@@ -152,7 +164,15 @@ fn aliases(name: &str) -> impl Iterator<Item = &str> {
     std::iter::once(name).chain(prefixes.filter_map(|prefix| name.strip_prefix(prefix))).chain(head)
 }
 
-/// Reads every parameter from `dir` and hands its values to `put`, in the engine's layout.
+/// Where a parameter's values come from.
+pub(crate) enum Source<'a> {
+    /// Its values, in the engine's layout.
+    Values(&'a [f32]),
+    /// A tensor that stays in its file, in the layout that it has there.
+    File(FileTensor),
+}
+
+/// Reads every parameter from `dir` and hands it to `put`.
 ///
 /// A tied head that the files hold is the embedding where they hold no embedding, and must equal it where they
 /// do: [`Architecture::with_head_of`] unties the others.
@@ -166,7 +186,7 @@ pub(crate) fn load<'a>(
     dir: &Path,
     arch: &Architecture,
     parameters: impl Iterator<Item = &'a Parameter>,
-    mut put: impl FnMut(&Parameter, &[f32]) -> Result<()>,
+    mut put: impl FnMut(&Parameter, Source) -> Result<()>,
 ) -> Result<(Vec<String>, WeightType)> {
     let files = Files::open(dir)?;
     let Tensors { all: mut tensors, strays } = files.tensors()?;
@@ -207,17 +227,36 @@ pub(crate) fn load<'a>(
                     .into(),
             });
         }
+        types.insert(WeightType::of(tensor.dtype()));
+        let damaged = |i: usize, value: f32| Error::Weights {
+            path: path.to_path_buf(),
+            message: format!("tensor \"{name}\" holds {value} at element {i}"),
+            help:
+                "the weights are damaged or come from a run that diverged; train from an earlier checkpoint"
+                    .into(),
+        };
+        if p.mapped {
+            // A piece at a time: the whole of it is what shall not be copied.
+            let size = tensor.dtype().bitsize() / 8;
+            for (n, bytes) in tensor.data().chunks(PIECE * size.max(1)).enumerate() {
+                let values = floats(path, name, tensor.dtype(), bytes)?;
+                if let Some(i) = values.iter().position(|x| !x.is_finite()) {
+                    return Err(damaged(n * PIECE + i, values[i]));
+                }
+            }
+            let tensor = files.in_file(path, &tensor).ok_or_else(|| Error::Weights {
+                path: path.to_path_buf(),
+                message: format!("tensor \"{name}\" does not lie in the file as its header says"),
+                help: "download or copy the file again".into(),
+            })?;
+            put(p, Source::File(tensor))?;
+            continue;
+        }
         let values = floats(path, name, tensor.dtype(), tensor.data())?;
         if let Some(i) = values.iter().position(|x| !x.is_finite()) {
-            return Err(Error::Weights {
-                path: path.to_path_buf(),
-                message: format!("tensor \"{name}\" holds {} at element {i}", values[i]),
-                help: "the weights are damaged or come from a run that diverged; train from an earlier checkpoint"
-                    .into(),
-            });
+            return Err(damaged(i, values[i]));
         }
-        types.insert(WeightType::of(tensor.dtype()));
-        put(p, &from_file(p, &values))?;
+        put(p, Source::Values(&from_file(p, &values)))?;
     }
     if let Some(first) = missing.first() {
         let named = files.index.as_ref().and_then(|(_, map)| map.get(*first));
@@ -336,8 +375,29 @@ impl WeightType {
         [WeightType::F32, WeightType::F16, WeightType::BF16].into_iter().find(|kind| kind.name() == name)
     }
 
-    fn bytes(self) -> usize {
+    /// Bytes of an element.
+    pub(crate) fn bytes(self) -> usize {
         if self == WeightType::F32 { 4 } else { 2 }
+    }
+
+    /// Little-endian elements in f32.
+    pub(crate) fn widened(self, bytes: &[u8]) -> Vec<f32> {
+        let pairs = || bytes.as_chunks::<2>().0.iter();
+        match self {
+            WeightType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            WeightType::F16 => pairs().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            WeightType::BF16 => pairs().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+        }
+    }
+
+    /// Element `i` of little-endian elements.
+    pub(crate) fn element(self, bytes: &[u8], i: usize) -> f64 {
+        let at = &bytes[i * self.bytes()..];
+        match self {
+            WeightType::F32 => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
+            WeightType::F16 => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
+            WeightType::BF16 => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
+        }
     }
 
     /// Little-endian bytes of values, rounded to the nearest. The place of a finite value that is too large
@@ -383,11 +443,8 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
 
 /// Widens to f32.
 fn floats(path: &Path, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
-    let pairs = || bytes.as_chunks::<2>().0.iter();
     match dtype {
-        Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        Dtype::F16 => Ok(pairs().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()),
-        Dtype::BF16 => Ok(pairs().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(WeightType::of(dtype).widened(bytes)),
         other => Err(Error::Weights {
             path: path.to_path_buf(),
             message: format!("tensor \"{name}\" is of type {other:?}; F32, F16 and BF16 can be read"),
@@ -537,5 +594,15 @@ pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, &[usize], Vec<f32>) ->
     for (name, tensor) in parse(path, &map)?.iter() {
         put(name, tensor.shape(), floats(path, name, tensor.dtype(), tensor.data())?)?;
     }
+    Ok(())
+}
+
+/// The names of the tensors in a file.
+///
+/// # Errors
+/// A file that is missing, truncated or hostile.
+pub(crate) fn names(path: &Path, mut see: impl FnMut(&str)) -> Result<()> {
+    let map = Map::open(path)?;
+    parse(path, &map)?.names().into_iter().for_each(&mut see);
     Ok(())
 }

@@ -8,7 +8,7 @@ use common::{
 use std::collections::BTreeSet;
 use suasion_engine::{
     AdamW, Architecture, Backend, Batch, Budget, Cpu, Device, Error, Lora, MemoryPlan, Model, Reference,
-    Trainable,
+    Targets, Trainable, WeightType,
 };
 
 /// An adapter of odd rank on every kind of linear layer: a part of a fused one, a whole one, both ends of the
@@ -20,7 +20,11 @@ fn lora(family: &str) -> Lora {
         "gpt_neox" => &["query_key_value", "attention.dense", "mlp.dense_4h_to_h"],
         _ => &["q_proj", "v_proj", "o_proj", "up_proj", "model.layers.1.mlp.down_proj"],
     };
-    Lora { rank: 3, alpha: 5.0, targets: targets.iter().map(|t| t.to_string()).collect() }
+    Lora { rank: 3, alpha: 5.0, targets: names(targets), ..Lora::default() }
+}
+
+fn names(targets: &[&str]) -> Targets {
+    Targets::Names(targets.iter().map(|t| t.to_string()).collect())
 }
 
 /// A model whose adapter is away from its start, so that each of its matrices matters.
@@ -129,7 +133,7 @@ fn an_adapter_alone_has_gradients_moments_and_state() {
         let dir = tempfile::tempdir().unwrap();
         let [weights, moments] =
             ["adapter_model.safetensors", "optimizer.safetensors"].map(|f| dir.path().join(f));
-        model.save_adapter(&weights).unwrap();
+        model.save_adapter(&weights, true).unwrap();
         model.save_optimizer(&moments).unwrap();
         model.save_weights(dir.path()).unwrap();
         let held = |path: &std::path::Path| -> BTreeSet<String> {
@@ -183,8 +187,11 @@ fn merging_keeps_what_the_model_computes() {
         let data = batch(4);
         let mut model = adapted(family, Cpu::new(), false);
         let before = model.forward(&data).unwrap();
-        model.merge_adapter().unwrap();
-        for (a, b) in before.iter().zip(model.forward(&data).unwrap()) {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!model.save_merged(dir.path(), WeightType::F32).unwrap());
+        let mut merged = model_of(architecture(family), Cpu::new(), false, &Trainable::All);
+        merged.load_weights(dir.path()).unwrap();
+        for (a, b) in before.iter().zip(merged.forward(&data).unwrap()) {
             assert!((a.nll - b.nll).abs() < 2e-5 * a.nll.abs().max(1.0), "{family}: {} and {}", a.nll, b.nll);
         }
     }
@@ -200,12 +207,11 @@ fn adapters_that_fit_nothing_are_refused() {
         assert!(matches!(error, Error::Parameter { .. }) && error.to_string().contains(part), "{error}");
     };
     let base = lora("llama");
-    let with = |targets: &[&str]| targets.iter().map(|t| t.to_string()).collect();
-    refuse(Lora { targets: with(&["q_proj", "w_proj"]), ..base.clone() }, "named \"w_proj\"");
-    refuse(Lora { targets: with(&["proj"]), ..base.clone() }, "named \"proj\"");
-    refuse(Lora { targets: with(&[]), ..base.clone() }, "no parameter is chosen");
+    refuse(Lora { targets: names(&["q_proj", "w_proj"]), ..base.clone() }, "named \"w_proj\"");
+    refuse(Lora { targets: names(&["proj"]), ..base.clone() }, "named \"proj\"");
+    refuse(Lora { targets: names(&[]), ..base.clone() }, "no parameter is chosen");
     refuse(Lora { rank: 0, ..base.clone() }, "rank 0");
-    refuse(Lora { alpha: f32::NAN, ..base }, "alpha NaN");
+    refuse(Lora { alpha: f64::NAN, ..base }, "alpha NaN");
     let mut plain = Model::new(arch.clone(), Cpu::new(), budget).unwrap();
-    assert!(plain.merge_adapter().unwrap_err().to_string().contains("without an adapter"));
+    assert!(plain.init_adapter(1).unwrap_err().to_string().contains("without an adapter"));
 }

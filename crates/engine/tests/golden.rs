@@ -5,7 +5,10 @@ mod common;
 use common::{floats, golden_batch, goldens, json};
 use serde_json::Value;
 use std::path::Path;
-use suasion_engine::{AdamW, Architecture, Backend, Batch, Budget, Cpu, Lora, Model, Reference, Trainable};
+use suasion_engine::{
+    ADAPTER_WEIGHTS, AdamW, AdapterFolder, Architecture, Backend, Base, Batch, Budget, Cpu, Model, Reference,
+    Trainable, WeightType,
+};
 
 /// Tolerances of ENGINE.md.
 const LOSS: f64 = 2e-5;
@@ -206,10 +209,25 @@ fn training_a_choice_of_parameters_equals_pytorch() {
     assert_eq!(seen, 2 * 8, "eight choices, under both styles of configuration");
 }
 
-/// A golden of PEFT: names in memory are those of the file with `.default`.
+/// A golden of PEFT: names in memory have `.default` and the names of wrappers, which files leave out.
 fn peft_golden(dir: &Path) -> Value {
-    let text = std::fs::read_to_string(dir.join("golden_lora.json")).unwrap();
-    serde_json::from_str(&text.replace(".default.weight", ".weight")).unwrap()
+    let mut text = std::fs::read_to_string(dir.join("golden_lora.json")).unwrap();
+    for (memory, file) in [
+        (".modules_to_save.default.", "."),
+        ("lora_magnitude_vector.default.weight", "lora_magnitude_vector"),
+        (".default.weight", ".weight"),
+    ] {
+        text = text.replace(memory, file);
+    }
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The adapters over a model.
+fn adapters(dir: &Path) -> Vec<AdapterFolder> {
+    let folders = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = folders.filter(|path| AdapterFolder::is_one(path)).collect();
+    folders.sort();
+    folders.iter().map(|path| AdapterFolder::open(path).unwrap()).collect()
 }
 
 #[test]
@@ -217,51 +235,65 @@ fn low_rank_adapters_equal_peft() {
     let mut seen = 0;
     for_each(|family, dir, arch, golden| {
         let batch = golden_batch(&golden["batches"]["a"]);
-        for name in ["lora", "lora_all_linear"] {
-            let adapter_dir = dir.join(name);
-            if !adapter_dir.is_dir() {
-                continue;
-            }
-            let (want, config) = (peft_golden(&adapter_dir), json(&adapter_dir.join("adapter_config.json")));
-            let targets = config["target_modules"].as_array().unwrap().iter();
-            let lora = Lora {
-                rank: config["r"].as_u64().unwrap() as usize,
-                alpha: config["lora_alpha"].as_f64().unwrap() as f32,
-                targets: targets.map(|t| t.as_str().unwrap().to_string()).collect(),
-            };
+        for (adapter, base) in adapters(dir)
+            .iter()
+            .flat_map(|adapter| [Base::Resident, Base::Mapped].map(|base| (adapter, base)))
+        {
+            let want = peft_golden(&adapter.path);
+            let lora = Trainable::Adapter(adapter.lora_for(&arch).unwrap());
             let new = || {
                 let tokens = batch.tokens();
                 let budget = Budget { tokens, targets: tokens, train: true, recompute: false };
-                let lora = Trainable::Adapter(lora.clone());
-                let mut model = Model::with_trainable(arch.clone(), Cpu::new(), budget, &lora).unwrap();
+                let mut model = Model::with_base(arch.clone(), Cpu::new(), budget, &lora, base).unwrap();
                 assert_eq!(model.load_weights(dir).unwrap(), Vec::<String>::new());
-                model.load_adapter(&adapter_dir.join("adapter_model.safetensors")).unwrap();
+                model.load_adapter(&adapter.path.join(ADAPTER_WEIGHTS)).unwrap();
                 model
             };
-            let what = format!("{family}/{name}");
+            let what = format!("{family}/{}, {base:?}", adapter.path.file_name().unwrap().display());
             check_gradients(new(), &batch, &want["fp32"]["a"], &what);
             check_trajectory(&mut new(), &batch, &want["adamw_5"], &what);
-            let mut zero = new();
-            for name in zero.trained_names().iter().filter(|n| n.contains("lora_B")) {
-                let mut tensor = zero.parameter(name).unwrap();
-                tensor.data.fill(0.0);
-                zero.set_parameter(name, &tensor).unwrap();
+            let copied = !adapter.lora.save.is_empty();
+            if !copied && !adapter.lora.dora {
+                let mut zero = new();
+                for name in zero.trained_names().iter().filter(|n| n.contains("lora_B")) {
+                    let mut tensor = zero.parameter(name).unwrap();
+                    tensor.data.fill(0.0);
+                    zero.set_parameter(name, &tensor).unwrap();
+                }
+                check_trajectory(
+                    &mut zero,
+                    &batch,
+                    &want["adamw_5_from_B_zero"],
+                    &format!("{what} from zero"),
+                );
             }
-            check_trajectory(&mut zero, &batch, &want["adamw_5_from_B_zero"], &format!("{what} from zero"));
-            let mut merged = new();
-            merged.merge_adapter().unwrap();
-            let loss = common::mean_loss(&batch, &merged.forward(&batch).unwrap());
+            // As PEFT begins: copies are the base, magnitudes its rows' lengths.
+            if copied || adapter.lora.dora {
+                let mut begun = new();
+                let values = |model: &Model<Cpu>, name: &String| model.parameter(name).unwrap();
+                let a: Vec<_> = begun.trained_names().into_iter().filter(|n| n.contains("lora_A")).collect();
+                let a: Vec<_> = a.into_iter().map(|name| (values(&begun, &name), name)).collect();
+                begun.init_adapter(1).unwrap();
+                a.iter().for_each(|(tensor, name)| begun.set_parameter(name, tensor).unwrap());
+                check_trajectory(
+                    &mut begun,
+                    &batch,
+                    &want["adamw_5_from_B_zero"],
+                    &format!("{what} from the start"),
+                );
+            }
+            let merged_dir = tempfile::tempdir().unwrap();
+            let untied = new().save_merged(merged_dir.path(), WeightType::F32).unwrap();
+            let mut merged_arch = arch.clone();
+            merged_arch.head.tied &= !untied;
+            let mut plain = load(merged_arch, merged_dir.path(), Cpu::new(), &[&batch], false);
+            let loss = common::mean_loss(&batch, &plain.forward(&batch).unwrap());
             let want = want["merged_loss_a"].as_f64().unwrap();
             assert!((loss - want).abs() < LOSS, "{what}, merged: loss {loss}, PEFT {want}");
-            let merged_dir = tempfile::tempdir().unwrap();
-            merged.save_weights(merged_dir.path()).unwrap();
-            let mut plain = load(arch.clone(), merged_dir.path(), Cpu::new(), &[&batch], false);
-            let saved = common::mean_loss(&batch, &plain.forward(&batch).unwrap());
-            assert!((saved - want).abs() < LOSS, "{what}, merged and saved: loss {saved}, PEFT {want}");
             seen += 1;
         }
     });
-    assert!(seen >= 2 * 5, "five adapters of the repository, under both styles of configuration: {seen}");
+    assert!(seen >= 2 * 2 * 20, "20 adapters of the repository, under both styles of configuration: {seen}");
 }
 
 #[test]

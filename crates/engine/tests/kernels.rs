@@ -417,8 +417,8 @@ fn experts<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<
     let (dx, dw) = (space(b, slots, inputs), put(b, count * outputs, inputs, 5));
     // The gradient of some rows alone: the end of one expert's, and the start of the next one's.
     let part = space(b, outputs + 1, inputs);
-    b.grouped_linear(y, x, w, routes.offsets()).unwrap();
-    b.grouped_linear_dx(dx, dy, w, routes.offsets()).unwrap();
+    b.grouped_linear(y, x, &[w], routes.offsets()).unwrap();
+    b.grouped_linear_dx(dx, dy, &[w], routes.offsets()).unwrap();
     b.grouped_linear_dw(dw, 0, true, dy, x, routes.offsets()).unwrap();
     b.grouped_linear_dw(part, 2, false, dy, x, routes.offsets()).unwrap();
     let (d_weights, d_logits) = (put(b, rows, r.per_row, 6), space(b, rows, count));

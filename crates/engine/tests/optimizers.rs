@@ -169,6 +169,7 @@ fn the_cpus_optimizers_equal_the_references() {
         };
         let n = rows * width;
         let (p, q, s, m, g) = (put(b, n), put(b, n), put(b, n), put(b, n), put(b, n));
+        let (w, x) = (put(b, n), put(b, n));
         let (row, column, v) =
             (b.allocate(rows).unwrap(), b.allocate(width).unwrap(), b.allocate(n).unwrap());
         for t in 1..4 {
@@ -177,10 +178,10 @@ fn the_cpus_optimizers_equal_the_references() {
             b.adafactor(step, q.view(), g.view(), v.view(), None).unwrap();
             let step = Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.1, gradient_scale: 0.5 };
             b.sgd(step, s.view(), g.view(), (t > 1).then_some(m.view())).unwrap();
-            b.blend(v.view(), p.view(), 0.25).unwrap();
-            b.swap(v.view(), m.view()).unwrap();
+            b.blend(w.view(), p.view(), 0.25).unwrap();
+            b.swap(w.view(), x.view()).unwrap();
         }
-        [p, q, s, m, row, column, v].iter().map(|x| get(b, x.view())).collect()
+        [p, q, s, m, row, column, v, w, x].iter().map(|x| get(b, x.view())).collect()
     }
     fn get<B: Backend>(b: &B, view: View) -> Vec<f32> {
         let mut values = vec![0.0; view.len()];
@@ -333,7 +334,8 @@ fn noise_has_the_size_of_its_row() {
     alone.push(&prompt, [(5, 1, 1.0)]);
     let mut pack = alone.clone();
     pack.push(&long, [(4, 1, 1.0)]);
-    assert_eq!(run(&alone, 5.0).0[0], run(&pack, 5.0).0[0], "another row changes nothing");
+    let (lone, packed) = (run(&alone, 5.0).0[0].nll, run(&pack, 5.0).0[0].nll);
+    assert!((lone - packed).abs() < 1e-6, "another row changes nothing: {lone} and {packed}");
     let mut shared = alone.clone();
     shared.push_after(0..6, &long, [(4, 1, 1.0)]);
     shared.push_after(0..6, &short, [(1, 1, 1.0)]);

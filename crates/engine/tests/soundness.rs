@@ -131,8 +131,8 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     let routing = |per_row| Routing { per_row, normalise: false };
     refused(b.route(routing(0), x, w));
     refused(b.route(routing(1 << 60), x, w));
-    refused(b.grouped_linear(y, x, w, few));
-    refused(b.grouped_linear_dx(x, y, w, few));
+    refused(b.grouped_linear(y, x, &[w], few));
+    refused(b.grouped_linear_dx(x, y, &[w], few));
     refused(b.grouped_linear_dw(w, 0, false, y, x, few));
     refused(b.scale_rows(x, narrow));
     refused(b.row_dots(x, y, z));

@@ -17,7 +17,7 @@ pub use folder::{
 pub use lock::{LOCK, Lock, LockError};
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Prefix of every temporary name that this crate makes.
 pub const TEMPORARY: &str = ".suasion-tmp-";
@@ -46,6 +46,14 @@ impl Error {
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// True for the name of a file in a folder: no path to another one, such as `../x`, `/x` or `a/b`.
+pub fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
+    // On other systems than the one that wrote it, these separate.
+    plain && parts.next().is_none() && !name.contains(['\\', ':'])
+}
 
 /// The folder that holds `path`: `.` where the path is a plain name.
 fn parent(path: &Path) -> &Path {

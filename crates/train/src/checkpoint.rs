@@ -17,6 +17,9 @@ use suasion_files::{NewFolder, Written, remove_folder, sizes};
 pub const STATE: &str = "suasion_state.json";
 /// File of AdamW's moments.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The average of the weights, of a run that keeps one.
+pub const AVERAGE: &str = "average.safetensors";
 /// File of the state in the Trainer's form.
 pub const TRAINER_STATE: &str = "trainer_state.json";
 /// File of the metrics so far.
@@ -68,8 +71,14 @@ pub fn read(dir: &Path) -> Result<RunState> {
     if state.sum() != state.checksum {
         return Err(broken(CheckpointFault::Contents(STATE.into())));
     }
+    if !state.resumable {
+        return Err(broken(CheckpointFault::ModelOnly));
+    }
     for (name, written) in &state.files {
         let (file, path) = (name.clone(), dir.join(name));
+        if !suasion_files::is_plain_name(name) {
+            return Err(broken(CheckpointFault::Outside(file)));
+        }
         match fs::metadata(&path) {
             Ok(meta) if meta.len() == written.bytes => {}
             Ok(meta) => {
@@ -151,6 +160,8 @@ pub(crate) struct Contents<'a> {
     pub files: &'a ModelFiles,
     pub metrics: &'a str,
     pub trainer_state: &'a Value,
+    /// Without what a resume needs, and in the type of the final model (`save_only_model`).
+    pub only_model: bool,
 }
 
 /// Writes `checkpoint-N`, where N is the state's step. `before` is called when it is complete, and has not its name yet.
@@ -174,15 +185,22 @@ fn fill<B: Backend>(
     contents: Contents<'_>,
     before: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let Contents { state, files: model_files, metrics, trainer_state } = contents;
+    let Contents { state, files: model_files, metrics, trainer_state, only_model } = contents;
     let put = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         fs::write(&path, bytes).map_err(|source| Error::io(path, source))
     };
-    // In f32, so that a resume continues exactly.
-    model.save_masters(dir.path())?;
-    model.save_optimizer(&dir.path().join(OPTIMIZER))?;
-    for file in &model_files.beside(WeightType::F32, model.architecture().head.tied).files {
+    state.resumable = !only_model;
+    let kind = if only_model { model.weight_type() } else { WeightType::F32 };
+    if only_model {
+        model.save_weights(dir.path())?;
+    } else {
+        // In f32, so that a resume continues exactly.
+        model.save_masters(dir.path())?;
+        model.save_optimizer(&dir.path().join(OPTIMIZER))?;
+        model.save_average(&dir.path().join(AVERAGE))?;
+    }
+    for file in &model_files.beside(kind, model.architecture().head.tied).files {
         put(&file.name, &file.bytes)?;
     }
     put(METRICS, metrics.as_bytes())?;

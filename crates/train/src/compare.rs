@@ -210,7 +210,7 @@ fn train_arm<B: Backend>(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Trained> {
-    let mut steps = Steps::new(rows, &settings.train, plan.total_steps);
+    let mut steps = Steps::new(rows, &settings.train, plan.total_steps)?;
     let mut trained = Trained::default();
     while trained.progress.step < plan.total_steps {
         if stop.load(Ordering::Relaxed) {

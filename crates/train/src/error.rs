@@ -210,6 +210,12 @@ pub enum CheckpointFault {
         /// The format of this program.
         expected: u32,
     },
+    /// It was saved with `save_only_model`.
+    #[error("it holds the model alone (save_only_model), and no run can be resumed from it")]
+    ModelOnly,
+    /// One of the files that its state names is not in the folder by its name.
+    #[error("its state names {0:?}, which is no file of the folder")]
+    Outside(String),
     /// One of its files is missing.
     #[error("{0} is missing")]
     Missing(String),
@@ -326,6 +332,11 @@ impl Error {
         self
     }
 
+    /// True where a file could not be written or read.
+    pub(crate) fn is_io(&self) -> bool {
+        matches!(self, Error::Io { .. } | Error::Engine(suasion_engine::Error::Io { .. }))
+    }
+
     /// The tag printed in `error[..]`.
     pub fn tag(&self) -> &'static str {
         match self {
@@ -400,6 +411,9 @@ impl Error {
             Error::NoCheckpoint { .. } => "start again without --resume, with overwrite_output_dir=true",
             Error::Checkpoint { older: Some(older), .. } => {
                 return Some(format!("the checkpoint before it is whole: --resume {}", older.display()));
+            }
+            Error::Checkpoint { fault: CheckpointFault::ModelOnly, .. } => {
+                "generate and eval can use it as a model; for a run that can be resumed, leave save_only_model out"
             }
             Error::Checkpoint { .. } => "resume from another checkpoint-N folder, or start again",
             Error::ResumeObjective { was: Objective::AllTokens, .. } => {

@@ -30,6 +30,10 @@ pub struct Evaluation {
     /// Response tokens by their position in the response (without stop tokens). Ranges without a token are
     /// left out.
     pub positions: Vec<PositionBucket>,
+    /// Share of the targets that the model predicts as the likeliest token (TRL's name).
+    pub mean_token_accuracy: f64,
+    /// Mean entropy in nats of the distributions that the targets are predicted from.
+    pub entropy: f64,
     /// For each row with a target, in the order of the rows; for comparisons, not serialised.
     #[serde(skip)]
     pub per_row: Vec<RowLoss>,
@@ -83,6 +87,14 @@ pub struct RowLoss {
     pub nll: f64,
 }
 
+/// The metrics of an evaluation by which one can be the best; beside them, `SECTION_loss` for each of [`SECTIONS`].
+pub const METRICS: [&str; 4] = ["loss", "perplexity", "mean_token_accuracy", "entropy"];
+
+/// True for a name of [`Evaluation::metric`].
+pub(crate) fn is_metric(name: &str) -> bool {
+    METRICS.contains(&name) || name.strip_suffix("_loss").is_some_and(|section| SECTIONS.contains(&section))
+}
+
 /// The first positions of the ranges of [`PositionBucket`].
 const STARTS: [u32; 9] = [0, 1, 2, 4, 8, 16, 32, 64, 128];
 
@@ -95,6 +107,7 @@ struct Sum {
     targets: u64,
     nll: f64,
     probability: f64,
+    entropy: f64,
     top1: u64,
 }
 
@@ -105,6 +118,7 @@ impl Sum {
         self.targets += rows as u64;
         self.nll += times * nll;
         self.probability += times * (-nll).exp();
+        self.entropy += times * f64::from(outcome.entropy);
         self.top1 += rows as u64 * u64::from(outcome.top1);
     }
 
@@ -227,6 +241,8 @@ pub fn evaluate<B: Backend>(
         loss,
         // JSON has no infinity.
         perplexity: loss.exp().min(f64::MAX),
+        mean_token_accuracy: all.top1 as f64 / all.targets as f64,
+        entropy: all.entropy / all.targets as f64,
         sections: SECTIONS
             .iter()
             .zip(&sections)
@@ -240,6 +256,18 @@ pub fn evaluate<B: Backend>(
 }
 
 impl Evaluation {
+    /// A metric by its name: one of [`METRICS`], or `SECTION_loss`. `None` for a section without a token, and for other
+    /// names.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        match name {
+            "loss" => Some(self.loss),
+            "perplexity" => Some(self.perplexity),
+            "mean_token_accuracy" => Some(self.mean_token_accuracy),
+            "entropy" => Some(self.entropy),
+            _ => Some(self.sections.get(name.strip_suffix("_loss")?)?.loss),
+        }
+    }
+
     /// The loss over several sections together; `None` where none of them occurs.
     pub fn over(&self, names: &[&str]) -> Option<SectionLoss> {
         let found: Vec<&SectionLoss> = names.iter().filter_map(|name| self.sections.get(*name)).collect();

@@ -1,69 +1,12 @@
-//! Generation with a KV cache: greedy, or by sampling as in transformers.
+//! Generation with a KV cache: greedy, or by sampling as in transformers; one row, or several at once.
 
+use crate::logits::{Sampling, choose};
 use crate::rng::{Purpose, Rng};
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::ops::ControlFlow;
 use suasion_data::{Origin, Sample};
 use suasion_engine::{Backend, Budget, KvCache, Model};
-
-/// How tokens are chosen. The filters apply in the order of transformers: temperature, top-k, top-p, min-p.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sampling {
-    /// Sample from the distribution; otherwise take the likeliest token (the lowest id among equals).
-    pub do_sample: bool,
-    /// Divides the logits (1); 0 is greedy.
-    pub temperature: f64,
-    /// Keep the k likeliest tokens, and those as likely as the k-th (0, off).
-    pub top_k: usize,
-    /// Keep the smallest set of likeliest tokens whose probabilities sum to at least this (1, off).
-    pub top_p: f64,
-    /// Keep the tokens with at least this share of the likeliest token's probability (0, off).
-    pub min_p: f64,
-    /// The seed of the samples (42).
-    pub seed: u64,
-    /// The maximum number of new tokens (256), including the stop token.
-    pub max_new_tokens: usize,
-    /// Tokens that end the generation.
-    pub stop_ids: Vec<u32>,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Sampling {
-            do_sample: false,
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed: 42,
-            max_new_tokens: 256,
-            stop_ids: Vec::new(),
-        }
-    }
-}
-
-impl Sampling {
-    /// Refuses values that cannot work.
-    pub fn validate(&self) -> Result<()> {
-        let check = |key, value: f64, high: f64, bounds: &str| match (0.0..=high).contains(&value) {
-            true => Ok(()),
-            false => Err(Error::out_of_bounds(key, value, bounds)),
-        };
-        check("temperature", self.temperature, f64::MAX, "at least 0 (0 is greedy)")?;
-        check("top_p", self.top_p, 1.0, "between 0 and 1 (1 is off)")?;
-        check("min_p", self.min_p, 1.0, "between 0 and 1 (0 is off)")?;
-        match self.max_new_tokens {
-            0 => Err(Error::out_of_bounds("max_new_tokens", 0, "at least 1")),
-            _ => Ok(()),
-        }
-    }
-
-    fn greedy(&self) -> bool {
-        !self.do_sample || self.temperature == 0.0
-    }
-}
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -97,9 +40,14 @@ pub fn prompt_ids(sample: &Sample) -> &[u32] {
     &sample.input_ids[..end]
 }
 
-/// The budget of a model that generates after prompts of up to this many tokens.
+/// The budget of a model that generates after prompts of up to this many tokens, one at a time.
 pub fn budget(prompt_tokens: usize) -> Budget {
-    Budget { tokens: prompt_tokens.max(1), targets: 1, train: false, recompute: false }
+    budget_of(prompt_tokens, 1)
+}
+
+/// As [`budget`], for so many rows at once.
+pub fn budget_of(prompt_tokens: usize, rows: usize) -> Budget {
+    Budget { tokens: prompt_tokens.max(rows).max(1), targets: rows.max(1), train: false, recompute: false }
 }
 
 /// Generates a continuation of `prompt`. Each new token except the stop token is passed to `on_token`, which may
@@ -144,27 +92,132 @@ pub fn generate_after<B: Backend>(
     sampling: &Sampling,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated> {
-    check(model, prompt, sampling)?;
-    cache.truncate(known.min(prompt.len() - 1));
-    let mut rng = Rng::new(sampling.seed, Purpose::Sampling, 0);
-    let mut generated =
-        Generated { ids: Vec::new(), stopped: Stopped::MaxNewTokens, prompt_tokens: prompt.len() };
-    let mut logits = model.decode(cache, &prompt[cache.len()..])?;
+    let mut on_token = |_, id| on_token(id);
+    let mut row = Row::begin(model, cache, known, 0, Request { prompt, stream: 0 }, sampling)?;
+    while row.take(cache, sampling, &mut on_token)? {
+        row.logits = model.decode(cache, &[row.last()])?;
+    }
+    Ok(row.generated)
+}
+
+/// A prompt to continue.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Its tokens.
+    pub prompt: &'a [u32],
+    /// Which of the seed's random streams its samples come from. With one for each row, no row depends on others.
+    pub stream: u64,
+}
+
+/// Generates continuations of several prompts, as many at once as the cache has sequences; the model needs
+/// [`budget_of`] so many. What is generated for a prompt does not depend on the others. `on_token` gets the index of
+/// the prompt with each new token and may end this prompt's generation; `done` gets each finished one, in the order in
+/// which they finish, and may end all.
+pub fn generate_batch<B: Backend>(
+    model: &mut Model<B>,
+    cache: &mut KvCache,
+    requests: &[Request<'_>],
+    sampling: &Sampling,
+    on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    done: &mut dyn FnMut(usize, Generated) -> ControlFlow<()>,
+) -> Result<()> {
+    let mut waiting = requests.iter().enumerate();
+    let mut free: Vec<usize> = (0..cache.slots()).rev().collect();
+    let mut rows: Vec<Row> = Vec::with_capacity(cache.slots());
     loop {
-        let id = choose(&mut logits, sampling, &mut rng)?;
+        while let Some(slot) = free.last().copied() {
+            let Some((index, request)) = waiting.next() else { break };
+            cache.truncate_slot(slot, 0);
+            rows.push(Row { index, ..Row::begin(model, cache, 0, slot, *request, sampling)? });
+            free.pop();
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut going = Vec::with_capacity(rows.len());
+        for mut row in rows {
+            if row.take(cache, sampling, on_token)? {
+                going.push(row);
+                continue;
+            }
+            free.push(row.slot);
+            if done(row.index, row.generated).is_break() {
+                return Ok(());
+            }
+        }
+        rows = going;
+        let next: Vec<(usize, u32)> = rows.iter().map(|row| (row.slot, row.last())).collect();
+        for (row, logits) in rows.iter_mut().zip(model.decode_batch(cache, &next)?) {
+            row.logits = logits;
+        }
+    }
+}
+
+/// A generation under way.
+struct Row {
+    index: usize,
+    slot: usize,
+    rng: Rng,
+    /// The prompt and what was generated.
+    context: Vec<u32>,
+    logits: Vec<f32>,
+    generated: Generated,
+}
+
+impl Row {
+    /// Reads the prompt into a sequence of the cache, whose first `known` tokens are the prompt's first.
+    fn begin<B: Backend>(
+        model: &mut Model<B>,
+        cache: &mut KvCache,
+        known: usize,
+        slot: usize,
+        request: Request<'_>,
+        sampling: &Sampling,
+    ) -> Result<Row> {
+        let prompt = request.prompt;
+        check(model, prompt, sampling)?;
+        cache.truncate_slot(slot, known.min(prompt.len() - 1));
+        let logits = model.decode_slot(cache, slot, &prompt[cache.len_of(slot)..])?;
+        Ok(Row {
+            index: 0,
+            slot,
+            rng: Rng::new(sampling.seed, Purpose::Sampling, request.stream),
+            context: prompt.to_vec(),
+            logits,
+            generated: Generated {
+                ids: Vec::new(),
+                stopped: Stopped::MaxNewTokens,
+                prompt_tokens: prompt.len(),
+            },
+        })
+    }
+
+    /// Takes the next token; false where it is the last.
+    fn take(
+        &mut self,
+        cache: &KvCache,
+        sampling: &Sampling,
+        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        let id = choose(&mut self.logits, &self.context, sampling, &mut self.rng)?;
+        self.context.push(id);
+        let generated = &mut self.generated;
         generated.ids.push(id);
         if sampling.stop_ids.contains(&id) {
             generated.stopped = Stopped::Stop(id);
-        } else if on_token(id).is_break() {
+        } else if on_token(self.index, id).is_break() {
             generated.stopped = Stopped::Callback;
         } else if generated.ids.len() < sampling.max_new_tokens {
-            if cache.len() < cache.capacity() {
-                logits = model.decode(cache, &[id])?;
-                continue;
+            if cache.len_of(self.slot) < cache.capacity() {
+                return Ok(true);
             }
             generated.stopped = Stopped::ContextFull;
         }
-        return Ok(generated);
+        Ok(false)
+    }
+
+    fn last(&self) -> u32 {
+        self.context[self.context.len() - 1]
     }
 }
 
@@ -181,91 +234,4 @@ fn check<B: Backend>(model: &Model<B>, prompt: &[u32], sampling: &Sampling) -> R
         Some(limit) if prompt.len() > limit => Err(Error::PromptTooLong { tokens: prompt.len(), limit }),
         _ => Ok(()),
     }
-}
-
-fn choose(logits: &mut [f32], sampling: &Sampling, rng: &mut Rng) -> Result<u32> {
-    if let Some(value) = logits.iter().find(|logit| !logit.is_finite()) {
-        return Err(Error::non_finite("a logit", f64::from(*value), Vec::new()));
-    }
-    if sampling.greedy() {
-        return Ok(argmax(logits));
-    }
-    filter(logits, sampling);
-    Ok(draw(logits, rng.unit()))
-}
-
-/// The likeliest token; the lowest id among equals.
-pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
-        }
-    }
-    best as u32
-}
-
-/// The token at `point` (in `[0, 1)`) of the cumulative distribution of the logits, in the order of ids.
-pub fn draw(logits: &[f32], point: f64) -> u32 {
-    let weights = exponentials(logits);
-    let mut rest = point * weights.iter().sum::<f64>();
-    let mut last = 0;
-    for (id, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
-        last = id;
-        if rest < *weight {
-            break;
-        }
-        rest -= weight;
-    }
-    last as u32
-}
-
-/// Applies temperature, top-k, top-p and min-p in place, as the logits warpers of transformers do. Removed
-/// tokens become `-inf`; at least one token stays.
-pub fn filter(logits: &mut [f32], sampling: &Sampling) {
-    if sampling.temperature != 1.0 && sampling.temperature != 0.0 {
-        let temperature = sampling.temperature as f32;
-        logits.iter_mut().for_each(|logit| *logit /= temperature);
-    }
-    if sampling.top_k > 0 && sampling.top_k < logits.len() {
-        let mut sorted = logits.to_vec();
-        let (_, threshold, _) = sorted.select_nth_unstable_by(sampling.top_k - 1, |a, b| b.total_cmp(a));
-        let threshold = *threshold;
-        remove(logits, |_, logit| logit < threshold);
-    }
-    if sampling.top_p < 1.0 {
-        // Ascending, and among equals the lowest id last, because the last one always stays.
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_unstable_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
-        let weights = exponentials(logits);
-        let total: f64 = weights.iter().sum();
-        let (likeliest, others) = order.split_last().expect("a vocabulary is not empty");
-        debug_assert!(logits[*likeliest] > f32::NEG_INFINITY);
-        let mut cumulative = 0.0;
-        for &id in others {
-            cumulative += weights[id] / total;
-            if cumulative <= 1.0 - sampling.top_p {
-                logits[id] = f32::NEG_INFINITY;
-            }
-        }
-    }
-    if sampling.min_p > 0.0 {
-        // The exponential of the likeliest token is 1, so the others are shares of its probability.
-        let weights = exponentials(logits);
-        remove(logits, |id, _| weights[id] < sampling.min_p);
-    }
-}
-
-fn remove(logits: &mut [f32], removed: impl Fn(usize, f32) -> bool) {
-    for (id, logit) in logits.iter_mut().enumerate() {
-        if removed(id, *logit) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-}
-
-/// `exp(logit − largest logit)`: unnormalised probabilities.
-fn exponentials(logits: &[f32]) -> Vec<f64> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().map(|&logit| (f64::from(logit) - f64::from(largest)).exp()).collect()
 }

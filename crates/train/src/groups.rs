@@ -1,6 +1,6 @@
 //! Parameters by name: which are trained, and which have a learning rate or a weight decay of their own.
 
-use crate::{Error, Result, Settings};
+use crate::{Error, Result};
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -67,7 +67,12 @@ impl Patterns {
                     Some(name) => format!("the nearest name is {name}"),
                     None => "name parameters as the model's safetensors files do".into(),
                 };
-                return Err(Error::setting(key, text, "matches no trained parameter of this model", help));
+                return Err(Error::setting(
+                    key,
+                    text,
+                    "matches no parameter of this model that is trained",
+                    help,
+                ));
             }
         }
         Ok(())
@@ -93,28 +98,31 @@ fn nearest<'a>(pattern: &str, names: impl Iterator<Item = &'a String>) -> Option
     candidates.into_iter().max_by(|a, b| alike(a).total_cmp(&alike(b)))
 }
 
-/// Which parameters the settings train, of a model with parameters of these names.
+/// Which parameters are trained, of those of these names: all or what `trainable` matches, without what `freeze`
+/// matches.
 ///
 /// # Errors
 /// [`Error::Setting`] for a pattern that matches nothing, and where nothing is left to train.
-pub fn trainable(settings: &Settings, names: &[String]) -> Result<Trainable> {
-    let Settings { trainable, freeze, param_groups, .. } = settings;
-    if let Some(patterns) = trainable {
-        patterns.check("trainable", names.iter())?;
-    }
+pub(crate) fn choose(
+    trainable: &Patterns,
+    freeze: &Patterns,
+    groups: &[ParamGroup],
+    names: &[String],
+) -> Result<Trainable> {
+    trainable.check("trainable", names.iter())?;
     freeze.check("freeze", names.iter())?;
-    let chosen = |name: &&String| {
-        trainable.as_ref().is_none_or(|patterns| patterns.matches(name)) && !freeze.matches(name)
-    };
+    let chosen =
+        |name: &&String| (trainable.0.is_empty() || trainable.matches(name)) && !freeze.matches(name);
     let chosen: BTreeSet<String> = names.iter().filter(chosen).cloned().collect();
     if chosen.is_empty() {
+        let value = freeze.0.join(", ");
         return Err(Error::setting(
-            if freeze.0.is_empty() { "trainable" } else { "freeze" },
-            serde_json::json!(freeze.0),
+            "freeze",
+            value,
             "leaves no parameter to train",
             "freeze fewer parameters",
         ));
     }
-    param_groups.iter().try_for_each(|group| group.patterns.check("param_groups", chosen.iter()))?;
+    groups.iter().try_for_each(|group| group.patterns.check("param_groups", chosen.iter()))?;
     Ok(if chosen.len() == names.len() { Trainable::All } else { Trainable::Named(chosen) })
 }

@@ -3,7 +3,7 @@
 //!
 //! [`trainer`] runs a training through these stages: [`plan`] (sizes and steps, before a weight is loaded) →
 //! [`sampler`] (which rows make which step) → [`batches`] (rows to a flat batch) → [`step`] (gradients,
-//! clipping, AdamW) → [`checkpoint`] and [`report`]. The crate prints nothing: events go to an [`Observer`].
+//! clipping, the optimizer) → [`checkpoint`] and [`report`]. The crate prints nothing: events go to an [`Observer`].
 #![forbid(unsafe_code)]
 
 pub mod batches;
@@ -14,7 +14,9 @@ pub mod error;
 pub mod evaluate;
 pub mod generate;
 pub mod groups;
+pub mod interval;
 mod json;
+pub mod logits;
 pub mod memory;
 pub mod metrics;
 pub mod model_files;
@@ -26,11 +28,13 @@ pub mod report;
 mod rng;
 pub mod run;
 pub mod sampler;
+mod samples;
 pub mod schedule;
 pub mod settings;
 pub mod state;
 pub mod step;
 mod steps;
+mod tensorboard;
 pub mod trainer;
 mod trainer_state;
 
@@ -39,16 +43,19 @@ pub use compare::{CompareSettings, Comparison, compare};
 pub use divergence::Divergence;
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
-pub use generate::{Generated, Sampling, Stopped, generate, prompt_ids};
+pub use generate::{Generated, Stopped, generate, prompt_ids};
 pub use groups::{ParamGroup, Patterns};
+pub use interval::Interval;
+pub use logits::Sampling;
 pub use metrics::{EvalRecord, StepRecord};
 pub use model_files::{ModelFiles, OutputFile, TEMPLATES};
 pub use observer::{Event, Observer, Silent, StepEvent};
-pub use output_dir::{check_output_dir, lock, replaces};
+pub use output_dir::{EVENTS, check_output_dir, lock, replaces};
 pub use plan::Plan;
 pub use probe::ProbeSettings;
 pub use report::data::{DataCard, FindingCount, SampleReply, SectionShare};
 pub use report::write_report;
 pub use run::{Best, Identity, Report, Resume, Run};
-pub use settings::{Optim, Scheduler, Settings, Strategy};
+pub use schedule::Scheduler;
+pub use settings::{OnSaveError, Optim, Settings, Strategy};
 pub use trainer::train;

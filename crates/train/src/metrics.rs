@@ -29,6 +29,10 @@ pub struct StepRecord {
     pub tokens_per_second: f64,
     /// Peak memory of the process so far.
     pub peak_memory_bytes: Option<u64>,
+    /// Share of the step's targets that the model predicts as the likeliest token; `None` without a target.
+    pub mean_token_accuracy: Option<f64>,
+    /// Mean entropy in nats of the distributions that they are predicted from.
+    pub entropy: Option<f64>,
 }
 
 /// An evaluation during training.
@@ -41,6 +45,27 @@ pub struct EvalRecord {
     pub eval_loss: f64,
     /// The loss per section, over every token of the held-out rows.
     pub eval_sections: IndexMap<String, SectionRecord>,
+    /// Share of the held-out targets that the model predicts as the likeliest token.
+    pub eval_mean_token_accuracy: f64,
+    /// Mean entropy in nats of the distributions that they are predicted from.
+    pub eval_entropy: f64,
+    /// Replies to held-out prompts (`num_samples`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eval_samples: Vec<SampleRecord>,
+}
+
+/// A reply of the model to a held-out prompt, greedy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleRecord {
+    /// The row of the held-out data, counted from 0.
+    pub row: u64,
+    /// Its prompt; token ids where the model has no tokenizer.
+    pub prompt: String,
+    /// The reply.
+    pub reply: String,
+    /// The reply of the row.
+    pub reference: String,
 }
 
 /// A section in an [`EvalRecord`].
@@ -54,14 +79,17 @@ pub struct SectionRecord {
 
 impl EvalRecord {
     /// The record of an evaluation after `step` steps.
-    pub fn new(step: u64, evaluation: &Evaluation) -> EvalRecord {
+    pub fn new(step: u64, evaluation: &Evaluation, eval_samples: Vec<SampleRecord>) -> EvalRecord {
         let section = |(name, s): (&String, &crate::evaluate::SectionLoss)| {
             (name.clone(), SectionRecord { targets: s.targets, loss: s.loss })
         };
         EvalRecord {
             step,
             eval_loss: evaluation.loss,
+            eval_mean_token_accuracy: evaluation.mean_token_accuracy,
+            eval_entropy: evaluation.entropy,
             eval_sections: evaluation.sections.iter().map(section).collect(),
+            eval_samples,
         }
     }
 }
@@ -79,15 +107,17 @@ pub enum Record {
 /// The file and its lines.
 pub(crate) struct Log {
     path: PathBuf,
-    /// Open for appending; `None` before [`Log::start`].
+    /// Open for appending; `None` before [`Log::start`], and after a write that failed.
     file: Option<File>,
+    /// True after a write that failed: the file lacks lines, or ends within one.
+    behind: bool,
     pub(crate) records: Vec<Record>,
 }
 
 impl Log {
     /// The lines of a checkpoint (none for a new run), without a file yet.
     pub(crate) fn new(path: PathBuf, records: Vec<Record>) -> Log {
-        Log { path, file: None, records }
+        Log { path, file: None, behind: false, records }
     }
 
     /// Starts the file with the lines so far. Lines that a killed run wrote after its last checkpoint are dropped,
@@ -97,15 +127,29 @@ impl Log {
         suasion_files::write_bytes(path, self.text().as_bytes())?;
         let file = File::options().append(true).open(path).map_err(|source| Error::io(path, source))?;
         self.file = Some(file);
+        self.behind = false;
         Ok(())
     }
 
+    /// Adds a line, to the records in any case, and to the file if it has been started. After a failure the next line
+    /// writes the file anew.
     pub(crate) fn push(&mut self, record: Record) -> Result<()> {
-        if let Some(file) = &mut self.file {
-            file.write_all(line(&record).as_bytes()).map_err(|source| Error::io(&self.path, source))?;
-        }
+        let text = line(&record);
         self.records.push(record);
-        Ok(())
+        if self.behind {
+            return self.start();
+        }
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let written = file.write_all(text.as_bytes()).map_err(|source| Error::io(&self.path, source));
+        if written.is_err() {
+            (self.file, self.behind) = (None, true);
+        }
+        written
+    }
+
+    /// Writes the file anew where it lacks lines.
+    pub(crate) fn catch_up(&mut self) -> Result<()> {
+        if self.behind { self.start() } else { Ok(()) }
     }
 
     pub(crate) fn text(&self) -> String {

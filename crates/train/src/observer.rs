@@ -89,6 +89,10 @@ pub struct StepEvent {
     pub learning_rate: f64,
     /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// Share of the step's targets that the model predicts as the likeliest token; `None` without a target.
+    pub mean_token_accuracy: Option<f64>,
+    /// Mean entropy in nats of the distributions that they are predicted from.
+    pub entropy: Option<f64>,
     /// Targets of the step.
     pub targets: u64,
     /// Tokens of the step.

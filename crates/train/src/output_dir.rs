@@ -4,11 +4,15 @@ use crate::checkpoint::{self, METRICS, SAVED_CONFIG, STATE, TRAINER_STATE, is_be
 use crate::model_files::ModelFiles;
 use crate::report::{CARD, CARD_BESIDE, REPORT, is_card};
 use crate::run::Resume;
-use crate::{Error, Result};
+use crate::{Error, Result, tensorboard};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use suasion_files::{LOCK, Lock, TEMPORARY, can_write, remove_folder, remove_leftovers};
+
+/// The folder in an output folder in which event files of TensorBoard are, in a folder for each run, unless another
+/// place is named.
+pub const EVENTS: &str = "runs";
 
 /// Locks the output folder for this process. The folder must exist.
 ///
@@ -108,6 +112,7 @@ pub(crate) fn clear(dir: &Path) -> Result<()> {
     for (_, checkpoint) in checkpoint::list(dir).into_iter().filter(ours) {
         remove_folder(&checkpoint)?;
     }
+    tensorboard::remove(&dir.join(EVENTS))?;
     // The configuration last: the folder is a run's until nothing else of it is left.
     let mut names: Vec<String> = names(dir)?.into_iter().filter(|name| is_written(name)).collect();
     names.sort_by_key(|name| name == SAVED_CONFIG);

@@ -2,7 +2,7 @@
 
 use crate::batches::{check_size, longest_row, measured, used};
 use crate::sampler::Sampler;
-use crate::{Error, Result, Scheduler, Settings, schedule};
+use crate::{Error, Result, Scheduler, Settings};
 use serde::Serialize;
 use suasion_data::{IGNORE, Sample};
 use suasion_engine::{Architecture, Budget};
@@ -72,14 +72,19 @@ impl Plan {
         let evaluation = eval_budget(eval, settings.per_device_eval_batch_size);
         check_size("per_device_eval_batch_size", evaluation.tokens)?;
         let mut warnings = Vec::new();
-        let warmup_steps = schedule::warmup_steps(settings, total_steps);
-        if settings.lr_scheduler_type == Scheduler::Constant && warmup_steps > 0 {
+        let warmup_steps = settings.warmup(total_steps);
+        let scheduler = settings.lr_scheduler_type;
+        if !scheduler.warms_up() && warmup_steps > 0 {
+            let remedy = match scheduler {
+                Scheduler::Constant => "; use constant_with_warmup for a warm-up",
+                _ => "",
+            };
             warnings.push(format!(
-                "lr_scheduler_type constant has no warm-up, as in transformers: the {warmup_steps} warm-up steps have no \
-                 effect; use constant_with_warmup for a warm-up"
+                "lr_scheduler_type {scheduler} has no warm-up, as in transformers: the {warmup_steps} warm-up steps have no \
+                 effect{remedy}"
             ));
         }
-        if settings.lr_scheduler_type != Scheduler::Constant && warmup_steps >= total_steps {
+        if scheduler.warms_up() && warmup_steps >= total_steps {
             warnings.push(format!(
                 "the warm-up ({warmup_steps} steps) is not shorter than the run ({total_steps} steps): the schedule never \
                  reaches learning_rate"

@@ -52,8 +52,12 @@ pub struct Run<'a, B: Backend> {
     pub files: &'a ModelFiles,
     /// The ids that the rows teach to stop at; the final model's files name them.
     pub stops: &'a [u32],
+    /// Turns ids into text, for samples during training; ids are shown where there is no tokenizer.
+    pub decode: Option<&'a dyn Fn(&[u32]) -> String>,
     /// Files written into the output folder at the start (the resolved configuration).
     pub extra: &'a [OutputFile],
+    /// The folder that gets a TensorBoard event file.
+    pub tensorboard: Option<&'a Path>,
     /// The output folder.
     pub output_dir: &'a Path,
     /// Whether it continues another run.
@@ -68,13 +72,15 @@ pub struct Run<'a, B: Backend> {
     pub lock: Option<Lock>,
 }
 
-/// The evaluation with the lowest loss; that of the start, where training never improved on it.
+/// The best evaluation, by `metric_for_best_model`; that of the start, where training never improved on it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Best {
     /// Its step.
     pub step: u64,
     /// Its loss.
     pub loss: f64,
+    /// Its metric.
+    pub metric: f64,
     /// The checkpoint of that step, where there is one.
     pub checkpoint: Option<PathBuf>,
 }
@@ -100,6 +106,8 @@ pub struct Report {
     pub after: Option<Evaluation>,
     /// The best evaluation.
     pub best: Option<Best>,
+    /// True if evaluations stopped to improve and ended the run (`early_stopping_patience`).
+    pub stopped_early: bool,
     /// The step whose weights are the final model: the last, or the best with `load_best_model_at_end`.
     pub final_step: u64,
     /// The logged steps.

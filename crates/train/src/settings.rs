@@ -1,24 +1,24 @@
 //! The settings of a run, under TRL's and transformers' names.
 
-use crate::groups::{ParamGroup, Patterns};
+use crate::evaluate::{METRICS, is_metric};
+use crate::groups::{self, ParamGroup, Patterns};
+use crate::interval::Interval;
+use crate::schedule::{Kwargs, Schedule, Scheduler};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::fmt;
-use suasion_engine::Optimizer;
+use suasion_engine::{Optimizer, Trainable};
 
-/// How the learning rate changes over the steps (transformers' `SchedulerType`).
+/// What happens where a checkpoint or a line of metrics cannot be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scheduler {
-    /// Linear warm-up, then linear decay to zero.
+pub enum OnSaveError {
+    /// A warning; the run goes on, and its next checkpoint tries again.
     #[default]
-    Linear,
-    /// Linear warm-up, then half a cosine to zero.
-    Cosine,
-    /// The same rate at every step. As in transformers, warm-up does not apply to it.
-    Constant,
-    /// Linear warm-up, then constant.
-    ConstantWithWarmup,
+    Continue,
+    /// The run ends.
+    Stop,
 }
 
 /// How gradients change the weights (transformers' `OptimizerNames`).
@@ -54,7 +54,7 @@ pub enum Strategy {
 }
 
 // Serde writes a unit variant's name to a formatter, so each name stands once.
-impl fmt::Display for Scheduler {
+impl fmt::Display for OnSaveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
@@ -97,6 +97,8 @@ pub enum Range {
     AboveTo(f64, f64),
     /// Whole numbers up to this, and shares below 1.
     WholeOrShare(f64),
+    /// As [`Range::WholeOrShare`], without 0.
+    StepsOrShare(f64),
 }
 
 impl Range {
@@ -111,6 +113,7 @@ impl Range {
                 Range::WholeOrShare(high) => {
                     (0.0..1.0).contains(&number) || ((1.0..=high).contains(&number) && number.fract() == 0.0)
                 }
+                Range::StepsOrShare(high) => number != 0.0 && Range::WholeOrShare(high).holds(number),
             }
     }
 }
@@ -124,6 +127,7 @@ impl fmt::Display for Range {
             Range::FromTo(low, high) => write!(f, "between {low} and {high}"),
             Range::AboveTo(low, high) => write!(f, "above {low} and at most {high:e}"),
             Range::WholeOrShare(_) => f.write_str("at least 0, and whole or below 1"),
+            Range::StepsOrShare(_) => f.write_str("at least 1 and whole, or a share of the steps below 1"),
         }
     }
 }
@@ -168,8 +172,49 @@ macro_rules! shown {
 }
 
 shown!(bool: "{}", u64: "{}" as f64, usize: "{}" as f64, f64: "{:?}" as f64, Scheduler: "{}", Strategy: "{}");
+shown!(OnSaveError: "{}", String: "{}");
 
-shown!(Optim: "{}", Patterns: "{:?}", ParamGroups: "{:?}", String: "{}");
+impl Shown for Interval {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+
+    fn number(&self) -> Option<f64> {
+        Some(self.0)
+    }
+}
+
+impl Shown for Kwargs {
+    fn shown(&self) -> String {
+        Value::Object(self.clone().into_iter().collect()).to_string()
+    }
+
+    fn number(&self) -> Option<f64> {
+        None
+    }
+}
+
+shown!(Optim: "{}");
+
+impl Shown for Patterns {
+    fn shown(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
+    fn number(&self) -> Option<f64> {
+        None
+    }
+}
+
+impl Shown for ParamGroups {
+    fn shown(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
+    fn number(&self) -> Option<f64> {
+        None
+    }
+}
 
 impl<T: Shown> Shown for Option<T> {
     fn shown(&self) -> String {
@@ -235,10 +280,12 @@ settings! {
     optim Same: Optim = Optim::AdamwTorchFused;
     /// Arguments of the optimizer: `momentum=0.9` for `sgd`.
     optim_args Same: Option<String> = None;
+    /// Decay of a moving average of the weights, which is evaluated and becomes the final model; `None` keeps none.
+    ema_decay Same: Option<f64> = None, in Range::FromBelow(0.0, 1.0);
     /// Parameters with a learning rate or a weight decay of their own.
     param_groups Same: ParamGroups = ParamGroups::new();
-    /// The parameters that are trained; `None` trains all.
-    trainable Same: Option<Patterns> = None;
+    /// The parameters that are trained; empty trains all.
+    trainable Same: Patterns = Patterns::default();
     /// Parameters that are not trained, of those that would be.
     freeze Same: Patterns = Patterns::default();
     /// Decoupled weight decay.
@@ -259,25 +306,45 @@ settings! {
     max_steps Resolved: Option<u64> = None, in Range::AtLeast(1.0);
     /// How the learning rate changes over the steps.
     lr_scheduler_type Same: Scheduler = Scheduler::Linear;
+    /// Arguments of the schedule, under transformers' names and with its defaults.
+    lr_scheduler_kwargs Same: Kwargs = Kwargs::new();
     /// Share of all steps that warm up, rounded up to steps.
     warmup_ratio Resolved: f64 = 0.0, in Range::FromTo(0.0, 1.0);
     /// Steps that warm up, which take precedence over `warmup_ratio` unless 0; below 1 a share, as in
     /// transformers 5.
     warmup_steps Resolved: f64 = 0.0, in Range::WholeOrShare(1e15);
-    /// Steps between two lines of metrics; the first and the last step always have one.
-    logging_steps Free: u64 = 1, in Range::AtLeast(1.0);
+    /// Steps between two lines of metrics, below 1 a share of all; the first and the last step always have one.
+    logging_steps Free: Interval = Interval(1.0), in Range::StepsOrShare(1e15);
     /// When to evaluate, besides before and after training.
     eval_strategy Free: Strategy = Strategy::No;
-    /// Steps between two evaluations; `None` takes `logging_steps`.
-    eval_steps Free: Option<u64> = None, in Range::AtLeast(1.0);
+    /// Steps between two evaluations, below 1 a share of all; `None` takes `logging_steps`.
+    eval_steps Free: Option<Interval> = None, in Range::StepsOrShare(1e15);
+    /// Steps, or with `eval_strategy = epoch` epochs, before the first evaluation during training.
+    eval_delay Free: f64 = 0.0, in Range::AtLeast(0.0);
+    /// Held-out prompts to answer at each evaluation.
+    num_samples Free: usize = 0;
+    /// The longest of these answers, in tokens.
+    sample_max_new_tokens Free: usize = 64, in Range::AtLeast(1.0);
     /// When to write checkpoints.
     save_strategy Free: Strategy = Strategy::Steps;
-    /// Steps between two checkpoints.
-    save_steps Free: u64 = 500, in Range::AtLeast(1.0);
+    /// Steps between two checkpoints, below 1 a share of all.
+    save_steps Free: Interval = Interval(500.0), in Range::StepsOrShare(1e15);
+    /// Checkpoints hold the model alone, and no run can be resumed from them.
+    save_only_model Free: bool = false;
+    /// What happens where a checkpoint or a line of metrics cannot be written.
+    on_save_error Free: OnSaveError = OnSaveError::Continue;
     /// Checkpoints kept: the oldest are removed first, the best never. `None` keeps all.
     save_total_limit Free: Option<usize> = None, in Range::AtLeast(1.0);
-    /// End with the weights of the lowest evaluation loss.
+    /// End with the weights of the best evaluation.
     load_best_model_at_end Free: bool = false;
+    /// What is best at an evaluation ([`METRICS`]); `None` is the loss.
+    metric_for_best_model Free: Option<String> = None;
+    /// Whether more of it is better; `None` follows its name.
+    greater_is_better Free: Option<bool> = None;
+    /// Evaluations in a row without a better one after which the run ends.
+    early_stopping_patience Free: Option<u64> = None, in Range::AtLeast(1.0);
+    /// By how much an evaluation must be better to count.
+    early_stopping_threshold Free: f64 = 0.0, in Range::AtLeast(0.0);
     /// End a run whose loss is above twice that of its first step, and above 4 nats, for 20 steps in a row.
     stop_on_divergence Free: bool = true;
     /// Seed of everything random.
@@ -310,6 +377,14 @@ impl Settings {
         }
     }
 
+    /// Which parameters of a model are trained, that has parameters of these names.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a pattern that matches nothing, and where nothing is left to train.
+    pub fn choose(&self, names: &[String]) -> Result<Trainable> {
+        groups::choose(&self.trainable, &self.freeze, &self.param_groups, names)
+    }
+
     /// The momentum of `sgd`.
     pub fn momentum(&self) -> f64 {
         self.optim_args.as_deref().and_then(momentum).unwrap_or(0.0)
@@ -320,9 +395,42 @@ impl Settings {
         self.data_seed.unwrap_or(self.seed)
     }
 
+    /// The warm-up in steps: `warmup_steps` if it is not 0 (below 1 it is a share), else `ceil(total · warmup_ratio)`
+    /// (transformers' `get_warmup_steps`).
+    pub fn warmup(&self, total_steps: u64) -> u64 {
+        let share = |ratio: f64| (total_steps as f64 * ratio).ceil() as u64;
+        match self.warmup_steps {
+            steps if steps >= 1.0 => steps as u64,
+            ratio if ratio > 0.0 => share(ratio),
+            _ => share(self.warmup_ratio),
+        }
+    }
+
+    /// The schedule of a run of `total_steps`.
+    ///
+    /// # Errors
+    /// Where `lr_scheduler_kwargs` does not fit `lr_scheduler_type`.
+    pub fn schedule(&self, total_steps: u64) -> Result<Schedule> {
+        let (kind, kwargs) = (self.lr_scheduler_type, &self.lr_scheduler_kwargs);
+        Schedule::new(kind, kwargs, self.learning_rate, self.warmup(total_steps), total_steps)
+    }
+
     /// Steps between evaluations under `eval_strategy = steps`.
-    pub fn eval_steps(&self) -> u64 {
+    pub fn eval_steps(&self) -> Interval {
         self.eval_steps.unwrap_or(self.logging_steps)
+    }
+
+    /// The metric that the best evaluation has the best value of, without the `eval_` that it may be named with.
+    pub fn metric(&self) -> &str {
+        let name = self.metric_for_best_model.as_deref().unwrap_or("loss");
+        name.strip_prefix("eval_").unwrap_or(name)
+    }
+
+    /// True where a value of [`Settings::metric`] is better than another. What ends in `loss` should be low, as in the
+    /// Trainer, and so should the perplexity.
+    pub fn is_better(&self, value: f64, than: f64) -> bool {
+        let low = self.metric().ends_with("loss") || self.metric() == "perplexity";
+        if self.greater_is_better.unwrap_or(!low) { value > than } else { value < than }
     }
 
     /// Refuses values, and combinations of values, that cannot work. `has_eval`: the run has rows to evaluate
@@ -343,6 +451,12 @@ impl Settings {
                         weight_decay are keys of their own";
             return Err(Error::setting("optim_args", text, problem, help));
         }
+        if self.learning_rate == 0.0 && self.param_groups.iter().any(|group| group.learning_rate > Some(0.0))
+        {
+            let problem = "has no schedule that a group of param_groups could follow";
+            let help = "set it to that of the most parameters, and freeze those that shall not change";
+            return Err(Error::setting("learning_rate", self.learning_rate, problem, help));
+        }
         for group in &self.param_groups {
             let rates = [group.learning_rate, group.weight_decay];
             if rates.iter().flatten().any(|rate| !(rate.is_finite() && *rate >= 0.0)) || rates == [None, None]
@@ -352,6 +466,7 @@ impl Settings {
                 return Err(Error::setting("param_groups", shown, "is not possible", help));
             }
         }
+        self.schedule(1)?;
         let Settings { eval_strategy, save_strategy, .. } = *self;
         if eval_strategy == Strategy::Best {
             let problem = "applies to checkpoints only";
@@ -375,23 +490,39 @@ impl Settings {
                 "set eval_strategy to steps or epoch",
             ));
         }
-        // The Trainer's own conditions: the best weights must be among those that were saved.
-        let best_is_saved = match (eval_strategy, save_strategy) {
-            (Strategy::No, _) => false,
-            (_, Strategy::Best) => true,
-            (Strategy::Steps, Strategy::Steps) => self.save_steps.is_multiple_of(self.eval_steps()),
-            (eval, save) => eval == save,
-        };
-        if self.load_best_model_at_end && !best_is_saved {
+        if self.load_best_model_at_end && [eval_strategy, save_strategy].contains(&Strategy::No) {
             return Err(Error::setting(
                 "load_best_model_at_end",
                 true,
                 format!(
-                    "needs a checkpoint at every evaluation, but eval_strategy is {eval_strategy} and save_strategy is \
+                    "needs evaluations and checkpoints, but eval_strategy is {eval_strategy} and save_strategy is \
                      {save_strategy}"
                 ),
-                "use the same strategy for both (with save_steps a multiple of eval_steps), or save_strategy best",
+                "set both to steps or epoch, or save_strategy to best; they need not be the same",
             ));
+        }
+        if !is_metric(self.metric()) {
+            return Err(Error::setting(
+                "metric_for_best_model",
+                self.metric(),
+                "is no metric of an evaluation",
+                format!("use one of {}, or SECTION_loss, such as response_loss", METRICS.join(", ")),
+            ));
+        }
+        let needs_evaluations = [
+            ("early_stopping_patience", self.early_stopping_patience.map(|n| n.to_string())),
+            (
+                "lr_scheduler_type",
+                Some(self.lr_scheduler_type)
+                    .filter(|kind| *kind == Scheduler::ReduceLrOnPlateau)
+                    .map(|kind| kind.to_string()),
+            ),
+        ];
+        for (key, value) in needs_evaluations {
+            if let (Some(value), Strategy::No) = (value, eval_strategy) {
+                let help = "set eval_strategy to steps or epoch, and name rows to evaluate on";
+                return Err(Error::setting(key, value, "needs evaluations during training", help));
+            }
         }
         Ok(())
     }

@@ -4,8 +4,9 @@ use crate::divergence::Watch;
 use crate::json::pretty;
 use crate::run::Identity;
 use crate::sampler::Sampler;
+use crate::schedule::PlateauState;
 use crate::settings::{KEYS, OnResume};
-use crate::{Error, Evaluation, Plan, Result, Scheduler, Settings};
+use crate::{Error, Evaluation, Plan, Result, Settings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,6 +34,27 @@ pub struct Progress {
     pub skipped_steps: u64,
     /// Time spent in steps.
     pub seconds: f64,
+}
+
+/// What early stopping has seen of the evaluations during training, as transformers' `EarlyStoppingCallback` counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Patience {
+    /// The best metric.
+    pub best: Option<f64>,
+    /// The last evaluations in a row that were not better by more than the threshold.
+    pub bad: u64,
+}
+
+impl Patience {
+    /// Counts an evaluation.
+    pub fn see(&mut self, metric: f64, settings: &Settings) {
+        let better = |best: f64| settings.is_better(metric, best);
+        let far = |best: f64| (metric - best).abs() > settings.early_stopping_threshold;
+        self.bad = if self.best.is_none_or(|best| better(best) && far(best)) { 0 } else { self.bad + 1 };
+        if self.best.is_none_or(better) {
+            self.best = Some(metric);
+        }
+    }
 }
 
 /// The state of a run, written as `suasion_state.json`.
@@ -73,8 +95,20 @@ pub struct RunState {
     pub evaluated: Option<u64>,
     /// The losses so far, for telling a divergence.
     pub watch: Watch,
-    /// Step and loss of the best evaluation.
+    /// Step and metric of the best evaluation.
     pub best: Option<(u64, f64)>,
+    /// The step of a checkpoint that exists only because its evaluation was the best.
+    #[serde(default)]
+    pub best_only: Option<u64>,
+    /// For ending the run early.
+    #[serde(default)]
+    pub patience: Patience,
+    /// For `reduce_lr_on_plateau`.
+    #[serde(default)]
+    pub plateau: PlateauState,
+    /// True where a run can be resumed from the checkpoint: it has what AdamW keeps.
+    #[serde(default = "resumable")]
+    pub resumable: bool,
     /// The evaluation before the first step.
     pub before: Option<Evaluation>,
     /// The latest evaluation.
@@ -85,6 +119,11 @@ pub struct RunState {
     pub files: BTreeMap<String, Written>,
     /// blake3 of this state with this field empty.
     pub checksum: String,
+}
+
+/// Checkpoints without the field are.
+fn resumable() -> bool {
+    true
 }
 
 impl RunState {
@@ -113,6 +152,10 @@ impl RunState {
             evaluated: None,
             watch: Watch::default(),
             best: None,
+            best_only: None,
+            patience: Patience::default(),
+            plateau: PlateauState::default(),
+            resumable: true,
             before: None,
             latest: None,
             best_evaluation: None,
@@ -130,8 +173,7 @@ impl RunState {
     /// would have been different ([`OnResume`]). With `extend`, other data and settings are returned, one clause each,
     /// instead of refused.
     ///
-    /// The total number of steps may change under a constant schedule only: under the others every learning
-    /// rate depends on it.
+    /// The total number of steps may change only under a schedule whose learning rates do not depend on it.
     pub(crate) fn check(&self, dir: &Path, now: &RunState, extend: bool) -> Result<Vec<String>> {
         let dir = dir.to_path_buf();
         if self.objective != now.objective {
@@ -164,10 +206,10 @@ impl RunState {
         }
         same("data_seed", self.data_seed.to_string(), now.data_seed.to_string());
         let scheduler = self.settings.lr_scheduler_type;
-        if scheduler != Scheduler::Constant {
+        if scheduler.warms_up() {
             same("warm-up steps", self.warmup_steps.to_string(), now.warmup_steps.to_string());
         }
-        if !matches!(scheduler, Scheduler::Constant | Scheduler::ConstantWithWarmup) {
+        if scheduler.depends_on_total() {
             same("total steps", self.total_steps.to_string(), now.total_steps.to_string());
         }
         let finished = self.progress.step;

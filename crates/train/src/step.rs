@@ -18,6 +18,10 @@ pub struct StepOutcome {
     pub targets: u64,
     /// Tokens computed.
     pub tokens: u64,
+    /// Share of the targets that the model predicts as the likeliest token; `None` without a target.
+    pub mean_token_accuracy: Option<f64>,
+    /// Mean entropy in nats of the distributions that they are predicted from.
+    pub entropy: Option<f64>,
 }
 
 /// The factor that `torch.nn.utils.clip_grad_norm_` applies: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm`
@@ -50,6 +54,8 @@ pub fn step<B: Backend>(
         grad_norm: 0.0,
         targets: collective.sum(targets().count() as f64)? as u64,
         tokens: collective.sum(tokens as f64)? as u64,
+        mean_token_accuracy: None,
+        entropy: None,
     };
     if weight <= 0.0 {
         return Ok(outcome);
@@ -80,6 +86,7 @@ pub fn step<B: Backend>(
     };
     let pending: Vec<_> = batches.iter().enumerate().map(&mut pass).collect();
     let (mut sum, mut broken) = (0.0f64, None);
+    let (mut right, mut entropy) = (0u64, 0.0f64);
     for ((batch, rows), losses) in batches.iter().zip(micro_batches).zip(pending) {
         let losses = model.read_losses(&losses?)?;
         if let (None, Some(bad)) = (&broken, losses.iter().find(|loss| !loss.nll.is_finite())) {
@@ -91,10 +98,15 @@ pub fn step<B: Backend>(
         }
         for (loss, target) in losses.iter().zip(&batch.targets) {
             sum += f64::from(target.weight) * loss.smoothed(settings.label_smoothing_factor);
+            right += u64::from(loss.top1);
+            entropy += f64::from(loss.entropy);
         }
     }
     // All ranks learn here whether one of them has a loss that is not finite, and end together.
     let loss = collective.sum(sum)? / weight;
+    let count = outcome.targets as f64;
+    outcome.mean_token_accuracy = Some(collective.sum(right as f64)? / count);
+    outcome.entropy = Some(collective.sum(entropy)? / count);
     if let Some(broken) = broken {
         return Err(broken);
     }
@@ -123,7 +135,10 @@ pub fn step<B: Backend>(
         let decayed = settings.decay_all || parameter.kind.decays();
         let own = |rate: fn(&ParamGroup) -> Option<f64>| group.and_then(rate);
         Rates {
-            lr: own(|group| group.learning_rate).map_or(learning_rate, |rate| rate * share),
+            lr: match own(|group| group.learning_rate) {
+                Some(rate) if rate != settings.learning_rate => rate * share,
+                _ => learning_rate,
+            },
             weight_decay: own(|group| group.weight_decay).unwrap_or(if decayed {
                 settings.weight_decay
             } else {
@@ -131,6 +146,9 @@ pub fn step<B: Backend>(
             }),
         }
     })?;
+    if let Some(decay) = settings.ema_decay {
+        model.update_average(decay)?;
+    }
     outcome.loss = Some(loss);
     Ok(outcome)
 }

@@ -16,7 +16,9 @@ use suasion_engine::{Backend, Model, SingleRank};
 /// steps.
 pub(crate) struct Steps<'a> {
     pub(crate) sampler: Sampler,
-    schedule: Schedule,
+    pub(crate) schedule: Schedule,
+    /// The learning rate, where evaluations decide it.
+    pub(crate) rate: Option<f64>,
     /// What the number of a step is ahead of its place in data and schedule ([`crate::state::RunState::shift`]).
     shift: i64,
     total_steps: u64,
@@ -36,7 +38,7 @@ struct Pace {
 
 impl<'a> Steps<'a> {
     /// The steps over these rows.
-    pub(crate) fn new(rows: &'a [Sample], settings: &'a Settings, total_steps: u64) -> Steps<'a> {
+    pub(crate) fn new(rows: &'a [Sample], settings: &'a Settings, total_steps: u64) -> Result<Steps<'a>> {
         Steps::shifted(rows, settings, total_steps, 0)
     }
 
@@ -46,16 +48,17 @@ impl<'a> Steps<'a> {
         settings: &'a Settings,
         total_steps: u64,
         shift: i64,
-    ) -> Steps<'a> {
-        Steps {
+    ) -> Result<Steps<'a>> {
+        Ok(Steps {
             sampler: Sampler::new(rows.len(), settings),
-            schedule: Schedule::new(settings, total_steps.saturating_add_signed(-shift)),
+            schedule: settings.schedule(total_steps.saturating_add_signed(-shift))?,
+            rate: None,
             shift,
             total_steps,
             rows,
             settings,
             pace: Pace::default(),
-        }
+        })
     }
 
     /// The place of a step in data and schedule.
@@ -87,7 +90,7 @@ impl<'a> Steps<'a> {
     ) -> Result<StepEvent> {
         let number = progress.step + 1;
         let place = self.place(progress.step);
-        let learning_rate = self.schedule.rate(place);
+        let learning_rate = self.rate.unwrap_or_else(|| self.schedule.rate(place));
         let micro_batches: Vec<Vec<&Sample>> = self
             .sampler
             .step(place)
@@ -124,6 +127,8 @@ impl<'a> Steps<'a> {
             loss: outcome.loss,
             learning_rate,
             grad_norm: outcome.grad_norm,
+            mean_token_accuracy: outcome.mean_token_accuracy,
+            entropy: outcome.entropy,
             targets: outcome.targets,
             tokens: outcome.tokens,
             seconds,
@@ -133,7 +138,7 @@ impl<'a> Steps<'a> {
                 / self.pace.steps as f64,
             peak_memory_bytes: peak_memory_bytes(),
             logged: number == 1
-                || number.is_multiple_of(self.settings.logging_steps)
+                || number.is_multiple_of(self.settings.logging_steps.of(total_steps))
                 || number == total_steps,
         })
     }
@@ -147,6 +152,8 @@ impl<'a> Steps<'a> {
             loss: event.loss,
             learning_rate: event.learning_rate,
             grad_norm: event.grad_norm,
+            mean_token_accuracy: event.mean_token_accuracy,
+            entropy: event.entropy,
             targets: event.targets,
             tokens: event.tokens,
             tokens_per_second: per_second(tokens, seconds),

@@ -4,18 +4,20 @@ use crate::checkpoint::{self, Contents, METRICS, TRAINER_STATE, is_begun};
 use crate::divergence::Divergence;
 use crate::json::pretty;
 use crate::memory::peak_memory_bytes;
-use crate::metrics::{EvalRecord, Log, Record};
+use crate::metrics::{EvalRecord, Log, Record, SampleRecord};
 use crate::observer::{Event, Observer};
 use crate::output_dir::{check_output_dir, clear, lock, prepare};
 use crate::run::{Best, Report, Resume, Run};
 use crate::state::RunState;
 use crate::steps::Steps;
+use crate::tensorboard::Events;
 use crate::trainer_state::trainer_state;
-use crate::{Error, Evaluation, Plan, Result, Strategy, groups, report};
+use crate::{Error, Evaluation, OnSaveError, Plan, Result, Settings, Strategy, report, samples};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use suasion_engine::{Backend, WeightType};
-use suasion_files::{NewFolder, write_bytes};
+use suasion_engine::{Backend, Model, Trainable, WeightType};
+use suasion_files::{NewFolder, remove_folder, write_bytes};
 
 /// Trains a model. The output folder then holds the model with its files, the checkpoints, `metrics.jsonl`,
 /// `trainer_state.json`, `README.md` and `report.html`. No other process can write to it meanwhile.
@@ -32,7 +34,7 @@ pub fn train<B: Backend>(
     settings.validate(!eval.is_empty())?;
     let mut plan = Plan::new(train, eval, settings)?;
     plan.check_model(run.model.architecture(), train, eval)?;
-    groups::trainable(settings, &run.model.architecture().parameter_names())?;
+    check_choice(settings, run.model)?;
     check_output_dir(output_dir, &run.resume, run.overwrite)?;
     let _lock = match run.lock.take() {
         Some(lock) => lock,
@@ -45,6 +47,13 @@ pub fn train<B: Backend>(
     run.model.choose_optimizer(settings.optimizer())?;
     let mut state = RunState::new(settings, identity, &plan, run.model.weight_type());
     let mut warnings = plan.warnings.clone();
+    if settings.early_stopping_patience.is_some() && !settings.load_best_model_at_end {
+        warnings.push(
+            "early_stopping_patience without load_best_model_at_end: the final model will be that of the last step, \
+             not the best"
+                .into(),
+        );
+    }
     warnings.extend(run.model.architecture().not_applied.iter().cloned());
     let mut records = Vec::new();
     let mut resumed_from = None;
@@ -62,6 +71,7 @@ pub fn train<B: Backend>(
         run.model.set_weight_type(WeightType::named(&saved.weight_type).unwrap_or_default());
         if saved.progress.updates > 0 {
             run.model.load_optimizer(&dir.join(checkpoint::OPTIMIZER))?;
+            load_average(run.model, &dir)?;
         }
         // Settings and totals are this run's; everything else is the checkpoint's.
         state = RunState {
@@ -100,10 +110,15 @@ pub fn train<B: Backend>(
     }
     // An earlier run stays as it is until this one has something to put in its place.
     let waits = run.overwrite && resumed_from.is_none() && is_begun(output_dir);
+    let events = run.tensorboard.map(|dir| Events::new(dir.to_path_buf(), state.progress.step));
+    let mut steps = Steps::shifted(train, settings, plan.total_steps, state.shift)?;
+    steps.rate = state.plateau.learning_rate;
     let mut trainer = Trainer {
-        steps: Steps::shifted(train, settings, plan.total_steps, state.shift),
+        steps,
         owner: false,
         last_loss: None,
+        unwritten: false,
+        events,
         saved: resumed_from.as_ref().map(|_| state.progress.step),
         newest: resumed_from,
         run,
@@ -126,6 +141,28 @@ pub fn train<B: Backend>(
     Ok(report)
 }
 
+/// Reads the average of a checkpoint's weights; false where it has none.
+fn load_average<B: Backend>(model: &mut Model<B>, dir: &Path) -> Result<bool> {
+    let path = dir.join(checkpoint::AVERAGE);
+    let exists = path.exists();
+    if exists {
+        model.load_average(&path)?;
+    }
+    Ok(exists)
+}
+
+/// Refuses a model that trains other parameters than the settings say.
+fn check_choice<B: Backend>(settings: &Settings, model: &Model<B>) -> Result<()> {
+    let Trainable::Named(chosen) = settings.choose(&model.parameter_names())? else { return Ok(()) };
+    if model.trained_names().into_iter().collect::<BTreeSet<_>>() == chosen {
+        return Ok(());
+    }
+    let key = if settings.freeze.0.is_empty() { "trainable" } else { "freeze" };
+    let value = [&settings.trainable.0[..], &settings.freeze.0].concat().join(", ");
+    let help = "make the model with Model::with_trainable and Settings::choose";
+    Err(Error::setting(key, value, "is not what this model was made to train", help))
+}
+
 struct Trainer<'a, 'o, B: Backend> {
     run: Run<'a, B>,
     observer: &'o mut dyn Observer,
@@ -136,6 +173,10 @@ struct Trainer<'a, 'o, B: Backend> {
     log: Log,
     /// The loss of the last step.
     last_loss: Option<f64>,
+    /// True while lines of metrics could not be written.
+    unwritten: bool,
+    /// For TensorBoard.
+    events: Option<Events>,
     /// True once the folder holds this run's files and no earlier one's.
     owner: bool,
     parameters: u64,
@@ -154,9 +195,9 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
                 break self.interrupted()?;
             }
             if self.saving_due() {
-                self.save()?;
+                self.try_to_save()?;
             }
-            if self.step() >= self.state.total_steps {
+            if self.is_over() {
                 break self.finish()?;
             }
             if self.stop.load(Ordering::Relaxed) {
@@ -184,6 +225,17 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         self.state.progress.step
     }
 
+    /// True where evaluations have stopped to improve.
+    fn stopped_early(&self) -> bool {
+        let patience = self.run.settings.early_stopping_patience;
+        patience.is_some_and(|patience| self.state.patience.bad >= patience)
+    }
+
+    /// True after the last step.
+    fn is_over(&self) -> bool {
+        self.step() >= self.state.total_steps || self.stopped_early()
+    }
+
     fn epoch_ends(&self) -> bool {
         self.steps.epoch_ends(self.step())
     }
@@ -192,25 +244,95 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         let (step, settings) = (self.step(), self.run.settings);
         let by_strategy = match settings.eval_strategy {
             Strategy::No | Strategy::Best => false,
-            Strategy::Steps => step.is_multiple_of(settings.eval_steps()),
-            Strategy::Epoch => self.epoch_ends(),
+            Strategy::Steps => {
+                let every = settings.eval_steps().of(self.state.total_steps);
+                step.is_multiple_of(every) && settings.eval_delay <= step as f64
+            }
+            Strategy::Epoch => self.epoch_ends() && settings.eval_delay <= self.steps.epoch(step),
         };
-        let due = by_strategy || step == 0 || step == self.state.total_steps;
+        let due = by_strategy || step == 0 || self.is_over();
         due && !self.run.eval.is_empty() && self.state.evaluated != Some(step)
     }
 
-    fn saving_due(&self) -> bool {
+    /// True where this step's evaluation is the best so far.
+    fn is_best(&self) -> bool {
+        self.state.best.is_some_and(|(best, _)| best == self.step())
+    }
+
+    /// True where `save_strategy` writes a checkpoint after this step.
+    fn scheduled(&self) -> bool {
         let (step, settings) = (self.step(), self.run.settings);
-        let last = step == self.state.total_steps;
         let due = match settings.save_strategy {
             Strategy::No => false,
-            Strategy::Steps => last || step.is_multiple_of(settings.save_steps),
-            Strategy::Epoch => last || self.epoch_ends(),
-            Strategy::Best => self.state.best.is_some_and(|(best, _)| best == step),
+            Strategy::Steps => {
+                self.is_over() || step.is_multiple_of(settings.save_steps.of(self.state.total_steps))
+            }
+            Strategy::Epoch => self.is_over() || self.epoch_ends(),
+            Strategy::Best => self.is_best(),
         };
         // The weights at the start may turn out to be the best.
-        let due = if step == 0 { settings.load_best_model_at_end } else { due };
-        due && self.saved != Some(step)
+        if step == 0 { settings.load_best_model_at_end } else { due }
+    }
+
+    fn saving_due(&self) -> bool {
+        let best = self.run.settings.load_best_model_at_end && self.is_best();
+        (self.scheduled() || best) && self.saved != Some(self.step())
+    }
+
+    /// Saves. Where that fails, and `on_save_error` lets it, the run goes on.
+    fn try_to_save(&mut self) -> Result<()> {
+        let error = match self.save(self.run.settings.save_only_model) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_io() && self.run.settings.on_save_error == OnSaveError::Continue => error,
+            Err(error) => return Err(error),
+        };
+        let kept = match &self.newest {
+            Some(path) => format!("the newest checkpoint is {}", path.display()),
+            None => "there is no checkpoint yet".into(),
+        };
+        self.warn(format!(
+            "the checkpoint of step {} could not be written: {error}; {kept}, and the run goes on (on_save_error)",
+            self.step()
+        ));
+        Ok(())
+    }
+
+    /// Adds a line to the metrics. Where that fails, and `on_save_error` lets it, the line waits for the next.
+    fn note(&mut self, record: Record) -> Result<()> {
+        let mut written = Ok(());
+        if let Some(events) = &mut self.events {
+            events.push(&record);
+            // Not before an earlier run's are removed.
+            if self.owner {
+                written = events.flush();
+            }
+        }
+        match self.log.push(record).and(written) {
+            Err(error) if error.is_io() && self.run.settings.on_save_error == OnSaveError::Continue => {
+                if !std::mem::replace(&mut self.unwritten, true) {
+                    self.warn(format!(
+                        "{error}: the run goes on, and writes these lines later (on_save_error)"
+                    ));
+                }
+                Ok(())
+            }
+            pushed => {
+                self.unwritten = false;
+                pushed
+            }
+        }
+    }
+
+    /// Makes the output folder again where somebody has removed it.
+    fn restore_folder(&mut self) -> Result<()> {
+        let dir = self.run.output_dir;
+        if !self.owner || dir.is_dir() {
+            return Ok(());
+        }
+        std::fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))?;
+        (self.newest, self.saved, self.state.best_only) = (None, None, None);
+        self.warn(format!("{}: the folder was removed during the run; it is made again", dir.display()));
+        own(&self.run, &mut self.log, false)
     }
 
     fn take_step(&mut self) -> Result<()> {
@@ -228,7 +350,8 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             ));
         }
         if event.logged {
-            self.log.push(Record::Step(self.steps.record(&event)))?;
+            let record = Record::Step(self.steps.record(&event));
+            self.note(record)?;
         }
         self.observer.event(&Event::Step(&event));
         Ok(())
@@ -236,24 +359,33 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
 
     /// Evaluates; false if the stop flag ended it.
     fn evaluate(&mut self) -> Result<bool> {
-        let (step, rows) = (self.step(), self.run.eval.len() as u64);
-        let Run { model, eval, settings, .. } = &mut self.run;
-        let observer = &mut *self.observer;
-        observer.event(&Event::EvalStart { step, rows });
-        let mut progress = |done| observer.event(&Event::EvalProgress { done, rows });
-        let size = settings.per_device_eval_batch_size;
-        let evaluation = match crate::evaluate(model, eval, size, Some(self.stop), &mut progress) {
-            Ok(evaluation) => evaluation,
-            Err(Error::Interrupted) => return Ok(false),
-            // The step before the evaluation left weights whose loss is not finite.
-            Err(error) => return Err(error.at_step(step).after_checkpoint(self.newest.as_deref())),
+        let step = self.step();
+        // The average of the weights, where there is one.
+        self.run.model.exchange_average()?;
+        let measured = self.measure();
+        self.run.model.exchange_average()?;
+        let Some((evaluation, replies)) = measured? else { return Ok(false) };
+        let settings = self.run.settings;
+        let name = settings.metric();
+        let Some(metric) = evaluation.metric(name) else {
+            let problem = "cannot be measured: the rows to evaluate on have no token of this section";
+            return Err(Error::setting(
+                "metric_for_best_model",
+                name,
+                problem,
+                "name another metric, such as loss",
+            ));
         };
-        self.log.push(Record::Eval(EvalRecord::new(step, &evaluation)))?;
-        let best = self.state.best.is_none_or(|(_, loss)| evaluation.loss < loss);
+        let best = self.state.best.is_none_or(|(_, best)| settings.is_better(metric, best));
         if best {
-            self.state.best = Some((step, evaluation.loss));
+            self.state.best = Some((step, metric));
             self.state.best_evaluation = Some(evaluation.clone());
         }
+        if step > 0 && settings.eval_strategy != Strategy::No {
+            self.state.patience.see(metric, settings);
+            self.steps.rate = self.steps.schedule.evaluated(&mut self.state.plateau, metric);
+        }
+        self.note(Record::Eval(EvalRecord::new(step, &evaluation, replies)))?;
         if step == 0 {
             self.state.before = Some(evaluation.clone());
         }
@@ -261,6 +393,27 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         self.observer.event(&Event::Eval { step, evaluation: &evaluation, best });
         self.state.latest = Some(evaluation);
         Ok(true)
+    }
+
+    /// Evaluates the weights at hand; `None` if the stop flag ended it.
+    fn measure(&mut self) -> Result<Option<(Evaluation, Vec<SampleRecord>)>> {
+        let (step, rows) = (self.step(), self.run.eval.len() as u64);
+        let Run { model, eval, settings, stops, decode, .. } = &mut self.run;
+        let observer = &mut *self.observer;
+        observer.event(&Event::EvalStart { step, rows });
+        let mut progress = |done| observer.event(&Event::EvalProgress { done, rows });
+        let size = settings.per_device_eval_batch_size;
+        let evaluation = match crate::evaluate(model, eval, size, Some(self.stop), &mut progress) {
+            Ok(evaluation) => evaluation,
+            Err(Error::Interrupted) => return Ok(None),
+            // The step before the evaluation left weights whose loss is not finite.
+            Err(error) => return Err(error.at_step(step).after_checkpoint(self.newest.as_deref())),
+        };
+        let replies = match settings.num_samples {
+            0 => Some(Vec::new()),
+            _ => samples::replies(model, eval, settings, stops, *decode, self.stop)?,
+        };
+        Ok(replies.map(|replies| (evaluation, replies)))
     }
 
     fn best_checkpoint(&self) -> Option<PathBuf> {
@@ -272,7 +425,43 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         trainer_state(&self.state, &self.log.records, &self.steps, self.parameters, best)
     }
 
-    fn save(&mut self) -> Result<PathBuf> {
+    /// Writes the checkpoint of this step, then removes those that it replaces.
+    fn save(&mut self, only_model: bool) -> Result<PathBuf> {
+        self.restore_folder()?;
+        let (step, output_dir) = (self.step(), self.run.output_dir);
+        // One that only the best evaluation asked for goes with the next of this kind.
+        let former = self.state.best_only.filter(|_| self.is_best());
+        if self.is_best() {
+            self.state.best_only = Some(step).filter(|_| !self.scheduled());
+        }
+        let path = match self.write_checkpoint(only_model) {
+            Ok(path) => path,
+            Err(error) => {
+                self.state.best_only = former.or(self.state.best_only);
+                return Err(error);
+            }
+        };
+        let mut removed = Vec::new();
+        if let Some(former) = former.filter(|former| *former != step) {
+            let former = checkpoint::path_of(output_dir, former);
+            if former.join(checkpoint::STATE).exists() {
+                remove_folder(&former)?;
+                removed.push(former);
+            }
+        }
+        if let Some(limit) = self.run.settings.save_total_limit {
+            removed.extend(checkpoint::prune(
+                output_dir,
+                limit,
+                step,
+                self.state.best.map(|(step, _)| step),
+            )?);
+        }
+        self.observer.event(&Event::Checkpoint { step, path: &path, removed: &removed });
+        Ok(path)
+    }
+
+    fn write_checkpoint(&mut self, only_model: bool) -> Result<PathBuf> {
         let (step, output_dir) = (self.step(), self.run.output_dir);
         self.state.position = self.steps.position(step);
         // The checkpoint about to be written does not exist yet and may be the best one.
@@ -286,26 +475,31 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             files: self.run.files,
             metrics: &metrics,
             trainer_state: &trainer_state,
+            only_model,
         };
+        // What holds the model alone holds the weights that the run is for.
+        if only_model {
+            self.run.model.exchange_average()?;
+        }
         let (log, first) = (&mut self.log, self.newest.is_none());
         let (run, owner) = (&self.run, &mut self.owner);
         let before = || if std::mem::replace(owner, true) { Ok(()) } else { own(run, log, first) };
-        let path = checkpoint::write(output_dir, run.model, contents, before)?;
-        let removed = match self.run.settings.save_total_limit {
-            Some(limit) => checkpoint::prune(output_dir, limit, step, self.state.best.map(|(step, _)| step))?,
-            None => Vec::new(),
-        };
+        let written = checkpoint::write(output_dir, run.model, contents, before);
+        if only_model {
+            self.run.model.exchange_average()?;
+        }
+        let path = written?;
         self.saved = Some(step);
         self.newest = Some(path.clone());
-        self.observer.event(&Event::Checkpoint { step, path: &path, removed: &removed });
         Ok(path)
     }
 
     fn interrupted(&mut self) -> Result<Report> {
         let step = self.step();
-        let path = match (&self.newest, self.saved == Some(step)) {
+        // One of the model alone cannot be resumed.
+        let path = match (&self.newest, self.saved == Some(step) && self.state.resumable) {
             (Some(path), true) => path.clone(),
-            _ => self.save()?,
+            _ => self.save(false)?,
         };
         self.write_trainer_state()?;
         self.observer.event(&Event::Interrupted { step, checkpoint: &path });
@@ -320,8 +514,10 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
 
     /// The final model and its files.
     fn finish(&mut self) -> Result<Report> {
+        self.restore_folder()?;
         let output_dir = self.run.output_dir;
         let (mut final_step, mut after) = (self.step(), self.state.latest.clone());
+        let mut averaged = self.run.model.has_average();
         if let (true, Some((best, _))) = (self.run.settings.load_best_model_at_end, self.state.best)
             && best != final_step
         {
@@ -330,6 +526,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
                     let kind = self.run.model.weight_type();
                     self.run.model.load_weights(&path)?;
                     self.run.model.set_weight_type(kind);
+                    averaged = load_average(self.run.model, &path)?;
                     (final_step, after) = (best, self.state.best_evaluation.clone());
                 }
                 None => self.warn(format!(
@@ -339,6 +536,9 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
                 )),
             }
         }
+        if averaged {
+            self.run.model.exchange_average()?;
+        }
         // Complete before the first of its files gets its name.
         let folder = NewFolder::create(&output_dir.join("model"))?;
         let weights = self.run.model.save_weights(folder.path());
@@ -347,6 +547,10 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         self.run.files.beside(kind, tied).stopping_at(self.run.stops).write(folder.path())?;
         self.own()?;
         folder.move_into(output_dir)?;
+        self.log.catch_up()?;
+        if let Some(events) = &mut self.events {
+            events.flush()?;
+        }
         self.write_trainer_state()?;
         let held_out = self.state.before.as_ref().zip(self.state.latest.as_ref());
         let losses = held_out.map(|(before, after)| (before.loss, after.loss));
@@ -374,7 +578,12 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
 
     fn report(&self, interrupted: bool, final_step: u64, after: Option<Evaluation>) -> Report {
         let (state, progress) = (&self.state, &self.state.progress);
-        let best = state.best.map(|(step, loss)| Best { step, loss, checkpoint: self.best_checkpoint() });
+        let best = state.best.zip(state.best_evaluation.as_ref()).map(|((step, metric), evaluation)| Best {
+            step,
+            loss: evaluation.loss,
+            metric,
+            checkpoint: self.best_checkpoint(),
+        });
         Report {
             interrupted,
             step: progress.step,
@@ -385,6 +594,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             before: state.before.clone(),
             after,
             best,
+            stopped_early: self.stopped_early(),
             final_step,
             steps: self.log.steps().cloned().collect(),
             evals: self.log.evals().cloned().collect(),

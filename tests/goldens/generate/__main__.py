@@ -1,6 +1,7 @@
 """Makes everything under tests/goldens that is not written by hand. See README.md.
 
-usage: python tests/goldens/generate [--check] [PART ...]     PART = rows, models, folders, trainer, training, tokenizers, templates, trl
+usage: python tests/goldens/generate [--check] [PART ...]     PART = rows, models, folders, trainer, training, schedules,
+generation, tokenizers, templates, trl
 
 --check makes the parts in a temporary folder and compares: texts exactly, floats to 1e-5.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import common  # sets the environment before anything of Hugging Face's is imported
 
 # In the order in which they are made: each reads what those before it wrote.
-PARTS = ["rows", "models", "folders", "trainer", "training", "tokenizers", "templates", "trl"]
+PARTS = ["rows", "models", "folders", "trainer", "training", "schedules", "generation", "tokenizers", "templates", "trl"]
 
 
 def same(a, b):
@@ -68,7 +69,7 @@ def main():
                 importlib.import_module(f"make_{part}").generate(root)
                 print(f"{part}: {time.time() - start:.0f} s", flush=True)
             elif check:  # what a later part reads
-                for folder in ("datasets", "tokenizers"):
+                for folder in ("datasets", "models", "tokenizers"):
                     shutil.copytree(kept / folder, root / folder, dirs_exist_ok=True)
         found = list(differences(root, kept)) if check else []
     print("\n".join(found) or ("the same" if check else "written"))

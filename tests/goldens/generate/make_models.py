@@ -238,11 +238,45 @@ FROZEN = {
 }
 
 QV = ["q_proj", "v_proj"]
+# Adapters over a model: what PEFT's LoraConfig says beside r = 4, alpha = 8. Each rule of PEFT is in one of them.
 LORA = {
-    "llama": {"lora": QV, "lora_all_linear": "all-linear"},
-    "qwen2": {"lora": QV},
-    "qwen3": {"lora": QV},
-    "gpt2": {"lora": ["c_attn"]},
+    "llama": {
+        "lora": dict(target_modules=QV),
+        "lora_all_linear": dict(target_modules="all-linear"),
+        "lora_patterns": dict(
+            target_modules=r"^(?!.*mlp\.down).*layers\.\d+\.(self_attn|mlp)\.(q|v|down|up)_proj",
+            use_rslora=True,
+            rank_pattern={r"layers\.1\.self_attn\.q_proj": 2, "up_proj": 3},
+            alpha_pattern={"v_proj": 5},
+        ),
+        "lora_head": dict(target_modules=["lm_head", "o_proj"], modules_to_save=["norm"]),
+        "dora": dict(target_modules=["q_proj", "k_proj", "down_proj", "gate_proj", "lm_head"], use_dora=True),
+    },
+    "llama_bias": {"dora": dict(target_modules="all-linear", use_dora=True, use_rslora=True)},
+    "llama_tied": {
+        "lora_saved": dict(target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"]),
+        "lora_saved_head": dict(target_modules=["v_proj"], modules_to_save=["lm_head"]),
+        "lora_saved_embedding": dict(target_modules=["v_proj"], modules_to_save=["embed_tokens"]),
+    },
+    "qwen2": {"lora": dict(target_modules=QV)},
+    "qwen3": {
+        "lora": dict(target_modules=QV),
+        "lora_layers": dict(target_modules=["q_proj", "up_proj"], layers_to_transform=[1], layers_pattern="layers"),
+    },
+    "gpt2": {
+        "lora": dict(target_modules=["c_attn"]),
+        "dora": dict(target_modules=["c_attn", "mlp.c_proj"], use_dora=True, exclude_modules=["h.0.mlp.c_proj"]),
+    },
+    "phi3": {
+        "lora_all_linear": dict(target_modules="all-linear"),
+        "dora": dict(target_modules=["qkv_proj", "gate_up_proj"], use_dora=True),
+    },
+    "gpt_neox": {
+        "lora": dict(target_modules=["query_key_value"]),
+        "dora": dict(target_modules="all-linear", use_dora=True),
+        "lora_saved": dict(target_modules=["dense"], modules_to_save=["lm_head", "final_layer_norm"]),
+    },
+    "qwen3_moe": {"lora_all_linear": dict(target_modules="all-linear")},
 }
 
 
@@ -493,7 +527,7 @@ def reload(model, state):
     return model
 
 
-def lora(folder, name, model_type, settings, data, target_modules):
+def lora(folder, name, model_type, settings, data, lora_settings):
     """A LoRA adapter over the model: PEFT's loss, gradients, and five steps from it and from B = 0."""
     from peft import LoraConfig, get_peft_model
 
@@ -503,9 +537,9 @@ def lora(folder, name, model_type, settings, data, target_modules):
             r=4,
             lora_alpha=8,
             lora_dropout=0.0,
-            target_modules=target_modules,
             fan_in_fan_out=model_type == "gpt2",
             task_type="CAUSAL_LM",
+            **lora_settings,
         )
         model = get_peft_model(build(model_type, settings), config)
         generator = torch.Generator().manual_seed(SEED + 1)
@@ -515,6 +549,8 @@ def lora(folder, name, model_type, settings, data, target_modules):
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[1]))
                 if "lora_B" in key:
                     parameter.copy_(b_scale * torch.randn(parameter.shape, generator=generator))
+                if "lora_magnitude" in key or "modules_to_save" in key:
+                    parameter.mul_(1 + b_scale * torch.randn(parameter.shape, generator=generator))
         return model
 
     model = adapted(0.2)
@@ -523,7 +559,9 @@ def lora(folder, name, model_type, settings, data, target_modules):
     (out / "README.md").unlink()
     # PEFT writes a set of names: sorted, the file is the same each time.
     config = json.loads((out / "adapter_config.json").read_text())
-    config["target_modules"] = sorted(config["target_modules"])
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(config[key], list):
+            config[key] = sorted(config[key])
     config["base_model_name_or_path"] = ".."
     write_text(out / "adapter_config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
     fp32, _ = one_pass(model, data["a"])
@@ -604,8 +642,8 @@ def one(root, name, model_type, settings):
     if frozen:
         golden["frozen"] = frozen
     write_json(folder / "golden.json", golden, short=True)
-    for adapter, modules in LORA.get(name, {}).items():
-        lora(folder, adapter, model_type, settings, data, modules)
+    for adapter, of_adapter in LORA.get(name, {}).items():
+        lora(folder, adapter, model_type, settings, data, of_adapter)
 
 
 def generate(root):

@@ -8,7 +8,7 @@ use crate::inputs::model;
 use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::paths;
-use crate::reply::{Reply, SamplingArgs, reply};
+use crate::reply::{Ended, Manner, Reply, SamplingArgs, reply};
 use crate::ui::Ui;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ use suasion_data::report::printable;
 use suasion_data::template::{ChatTemplate, TemplateOptions};
 use suasion_data::tokens::Tokenizer;
 use suasion_engine::{KvCache, Model};
+use suasion_train::generate::Stopped;
 use suasion_train::generate::{budget, capacity};
-use suasion_train::{Sampling, generate::Stopped};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -63,11 +63,11 @@ pub fn run(args: &ChatArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let tokenizer = model::need_tokenizer(&folder)?;
     let template = need_template(&folder)?;
     let policy = config.policy();
-    let sampling = args.sampling.of(config.train.seed, tokenizer.stop_ids(&policy)?);
-    sampling.validate()?;
+    let stop_ids = tokenizer.stop_ids(&policy)?;
+    let manner = args.sampling.of(&folder.path, config.train.seed, stop_ids, ui)?;
     let model = Start::new(ui, &folder.path, &arch, &config).build(budget(CHUNK))?;
     let options = TemplateOptions::of(&policy);
-    let mut chat = Chat { template, options, tokenizer, sampling, model, cache: None, cached: Vec::new() };
+    let mut chat = Chat { template, options, tokenizer, manner, model, cache: None, cached: Vec::new() };
 
     let begin = || -> Conversation {
         let mut conversation = Conversation::default();
@@ -113,7 +113,7 @@ pub fn run(args: &ChatArgs, ui: &Ui) -> anyhow::Result<Exit> {
         if interrupt::raised() {
             break;
         }
-        if !matches!(reply.stopped, Stopped::Stop(_)) {
+        if !matches!(reply.ended, Ended::By(Stopped::Stop(_)) | Ended::StopString) {
             ui.note(format_args!("[{} tokens; {}]", reply.ids.len(), reply.why()));
         }
         if person {
@@ -166,7 +166,7 @@ struct Chat<'a> {
     template: &'a ChatTemplate,
     options: TemplateOptions,
     tokenizer: &'a Tokenizer,
-    sampling: Sampling,
+    manner: Manner,
     model: Model,
     cache: Option<KvCache>,
     /// The tokens in the cache.
@@ -188,7 +188,7 @@ impl Chat<'_> {
             )
         })?;
         let prompt = self.tokenizer.encode_text(&text)?;
-        let needed = capacity(&self.model, prompt.len(), self.sampling.max_new_tokens);
+        let needed = capacity(&self.model, prompt.len(), self.manner.sampling.max_new_tokens);
         let (cache, known) = match &mut self.cache {
             Some(cache) if cache.capacity() >= needed => {
                 let same = prompt.iter().zip(&self.cached).take_while(|(new, old)| new == old).count();
@@ -196,11 +196,12 @@ impl Chat<'_> {
             }
             // Room for a few turns, so that few of them compute the conversation again.
             cache => {
-                let room = capacity(&self.model, prompt.len(), self.sampling.max_new_tokens + 4 * CHUNK);
+                let room =
+                    capacity(&self.model, prompt.len(), self.manner.sampling.max_new_tokens + 4 * CHUNK);
                 (cache.insert(self.model.cache(room)?), 0)
             }
         };
-        let reply = reply(&mut self.model, cache, known, self.tokenizer, &prompt, &self.sampling, piece)?;
+        let reply = reply(&mut self.model, cache, known, self.tokenizer, &prompt, &self.manner, piece)?;
         self.cached = prompt;
         self.cached.extend(&reply.ids);
         self.cached.truncate(cache.len());

@@ -9,7 +9,7 @@ use crate::inputs::model::need_tokenizer;
 use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::job::{Begin, Job};
-use crate::reply::{reference, reply};
+use crate::reply::{Manner, reference, reply};
 use crate::tables;
 use crate::ui::{self, Ui};
 use std::io::Write;
@@ -170,7 +170,7 @@ fn defaults() -> Config {
             lr_scheduler_type: Scheduler::Cosine,
             warmup_ratio: 0.1,
             weight_decay: 0.1,
-            logging_steps: 1,
+            logging_steps: 1.into(),
             eval_strategy: Strategy::Epoch,
             // The run is short, and Ctrl-C writes a checkpoint.
             save_strategy: Strategy::No,
@@ -246,10 +246,11 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
         stop_ids: tokenizer.stop_ids(&job.config.policy())?,
         ..Sampling::default()
     };
+    let manner = Manner { sampling, stop_strings: Vec::new() };
     let budget = suasion_train::generate::budget(prompt.len());
     let mut model = Start::from_dir(ui, &job.config.output_dir, &job.arch).build(budget)?;
-    let mut cache = model.cache(capacity(&model, prompt.len(), sampling.max_new_tokens))?;
-    let reply = reply(&mut model, &mut cache, 0, tokenizer, prompt, &sampling, &mut |_| Ok(()))?;
+    let mut cache = model.cache(capacity(&model, prompt.len(), REPLY_TOKENS))?;
+    let reply = reply(&mut model, &mut cache, 0, tokenizer, prompt, &manner, &mut |_| Ok(()))?;
     if interrupt::raised() {
         return Err(suasion_train::Error::Interrupted.into());
     }

@@ -91,5 +91,9 @@ fn keywords(range: Range) -> Json {
             { "minimum": 0, "exclusiveMaximum": 1 },
             { "type": "integer", "minimum": 1, "maximum": high },
         ] }),
+        Range::StepsOrShare(high) => json!({ "anyOf": [
+            { "exclusiveMinimum": 0, "exclusiveMaximum": 1 },
+            { "type": "integer", "minimum": 1, "maximum": high },
+        ] }),
     }
 }

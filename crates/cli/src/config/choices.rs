@@ -6,7 +6,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Vi
 use serde::{Deserialize, Serialize, forward_to_deserialize_any};
 use serde_json::{Value as Json, json};
 use suasion_data::{Boundary, Code, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
-use suasion_train::{Optim, ParamGroup, Patterns, Scheduler, Strategy};
+use suasion_train::{OnSaveError, Optim, ParamGroup, Patterns, Scheduler, Strategy};
 
 /// Where a model's first weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,13 +84,7 @@ impl Value for Patterns {
     }
 
     fn from_text(text: &str) -> Option<Patterns> {
-        // `[a, b]` is a list; `layers.[0-3]` is one pattern.
-        let text = text.trim();
-        let list = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-        match list {
-            Some(items) => Some(Patterns(items.split(',').map(|item| unquoted(item).to_string()).collect())),
-            None => Some(Patterns(vec![unquoted(text).to_string()])),
-        }
+        Vec::<String>::from_text(text).map(Patterns)
     }
 
     fn to_json(&self) -> Json {
@@ -124,6 +118,86 @@ impl Value for Vec<ParamGroup> {
     }
 }
 
+/// Where metrics go beside `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reports(pub Vec<String>);
+
+impl Default for Reports {
+    fn default() -> Reports {
+        Reports(vec!["tensorboard".into()])
+    }
+}
+
+impl Reports {
+    /// Services that transformers reports to. No service is contacted here.
+    const SERVICES: [&str; 12] = [
+        "azure_ml",
+        "clearml",
+        "codecarbon",
+        "comet_ml",
+        "dagshub",
+        "dvclive",
+        "flyte",
+        "mlflow",
+        "neptune",
+        "swanlab",
+        "trackio",
+        "wandb",
+    ];
+
+    /// True where TensorBoard gets an event file. wandb's own program uploads these.
+    pub fn tensorboard(&self) -> bool {
+        self.0.iter().any(|name| ["tensorboard", "all", "wandb"].contains(&name.as_str()))
+    }
+
+    /// Those that get nothing.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str).filter(|name| Reports::SERVICES.contains(name))
+    }
+}
+
+impl Value for Reports {
+    fn expected() -> String {
+        format!("tensorboard, none, all, or a list of names; also {}", Reports::SERVICES.join(", "))
+    }
+
+    fn schema() -> Json {
+        let names: Vec<&str> = ["tensorboard", "none", "all"].into_iter().chain(Reports::SERVICES).collect();
+        json!({ "anyOf": [{ "enum": names }, { "type": "array", "items": { "enum": names } }, { "type": "null" }] })
+    }
+
+    fn from_json(json: &Json) -> Option<Reports> {
+        let name = |json: &Json| {
+            // mlflow and comet have been spelled so, too.
+            let name = json.as_str()?.trim().to_ascii_lowercase();
+            let name = if name == "comet" { "comet_ml".to_string() } else { name };
+            let known = ["tensorboard", "none", "all"].contains(&name.as_str());
+            (known || Reports::SERVICES.contains(&name.as_str())).then_some(name)
+        };
+        let mut names: Vec<String> = match json {
+            Json::Null => Vec::new(),
+            Json::Array(items) => items.iter().map(name).collect::<Option<_>>()?,
+            _ => vec![name(json)?],
+        };
+        names.retain(|name| name != "none");
+        Some(Reports(names))
+    }
+
+    fn from_text(text: &str) -> Option<Reports> {
+        let list = text.trim().trim_start_matches('[').trim_end_matches(']');
+        let items = list.split(',').map(|item| unquoted(item.trim())).filter(|item| !item.is_empty());
+        Reports::from_json(&items.map(Json::from).collect())
+    }
+
+    fn to_json(&self) -> Json {
+        match self.0.as_slice() {
+            [] => "none".into(),
+            [one] => one.as_str().into(),
+            several => several.into(),
+        }
+    }
+}
+
 /// An enum of unit variants that is a key's type.
 pub trait Choice: Serialize + DeserializeOwned {}
 
@@ -134,6 +208,7 @@ impl Choice for Init {}
 impl Choice for OnBadRow {}
 impl Choice for Optim {}
 impl Choice for PackingStrategy {}
+impl Choice for OnSaveError {}
 impl Choice for Scheduler {}
 impl Choice for Strategy {}
 impl Choice for Supervise {}

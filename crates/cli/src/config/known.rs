@@ -101,7 +101,7 @@ known! {
         tf32 = "null" ["false"],
     }
     "metrics go to metrics.jsonl, and no service is contacted": {
-        report_to = "none" ["null", "[]", "[\"none\"]"], project = "huggingface" always, trackio_space_id = "null" ["trackio"],
+        project = "huggingface" always, trackio_space_id = "null" ["trackio"],
         trackio_bucket_id = "null", trackio_static_space_id = "null",
     }
     "nothing is uploaded; the folder of a finished run can be uploaded as it is": {
@@ -112,10 +112,6 @@ known! {
     "the loss is the mean negative log-likelihood of the targets": {
         loss_type = "nll" ["null"], average_tokens_across_devices = "true" always,
         router_aux_loss_coef = "null",
-    }
-    "the schedules have no further arguments": { lr_scheduler_kwargs = "null" ["{}"] }
-    "the best model is the one of the lowest eval_loss": {
-        metric_for_best_model = "null" ["loss", "eval_loss"], greater_is_better = "null" ["false"],
     }
     "rows are named by their fields": {
         dataset_text_field = "text" ["null"], dataset_kwargs = "null" ["{}"], label_names = "null",
@@ -138,15 +134,16 @@ known! {
     "metrics are taken every logging_steps": { logging_strategy = "steps" }
     "the first and the last step always have a line of metrics": { logging_first_step = "false" always }
     "metrics.jsonl has the tokens of every line": { include_num_input_tokens_seen = "no" always }
+    "the rows to evaluate on are evaluated before the first step in any case": { eval_on_start = "false" always }
     "evaluation follows eval_strategy alone": {
-        eval_on_start = "false", eval_delay = "0", do_eval = "false" always, do_train = "false" always, do_predict = "false",
+        do_eval = "false" always, do_train = "false" always, do_predict = "false",
     }
     "an evaluation has the loss, the perplexity and the loss per section": {
         include_for_metrics = "[]" ["null"], batch_eval_metrics = "false", eval_do_concat_batches = "true" always,
         eval_use_gather_object = "false" always,
     }
-    "a checkpoint always holds what an exact resume needs": {
-        save_only_model = "false", save_safetensors = "true", enable_jit_checkpoint = "false",
+    "weights are saved as safetensors, and a checkpoint at the end of a step": {
+        save_safetensors = "true", enable_jit_checkpoint = "false",
     }
     "gradient_checkpointing is the key, and it has no further arguments": {
         activation_checkpointing = "null" ["false"], activation_checkpointing_kwargs = "null" ["{}"],
@@ -167,8 +164,8 @@ known! {
         dataloader_prefetch_factor = "null" always, dataloader_persistent_workers = "false" always,
         dataloader_multiprocessing_context = "null" always, dataloader_in_order = "true" always,
         remove_unused_columns = "true" always, disable_tqdm = "null" always, log_level = "passive" always,
-        log_level_replica = "warning" always, log_on_each_node = "true" always, logging_dir = "null" always,
-        run_name = "null" always, skip_memory_metrics = "true" always, torch_empty_cache_steps = "null" always,
+        log_level_replica = "warning" always, log_on_each_node = "true" always,
+        skip_memory_metrics = "true" always, torch_empty_cache_steps = "null" always,
         logging_nan_inf_filter = "true" always, eval_accumulation_steps = "null" always, prediction_loss_only = "false" always,
         ddp_timeout = "1800" always, local_rank = "-1" always, debug = "" ["null", "[]"] , use_cache = "false" always,
     }

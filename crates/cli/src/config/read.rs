@@ -43,6 +43,29 @@ impl Loaded {
         loaded
     }
 
+    /// Keys of `command` with their values, from a program; `place` names them in errors. Rows and model are the
+    /// program's own.
+    pub fn of_values(values: &Map<String, Json>, command: &str, place: &str) -> Loaded {
+        let mut loaded = Loaded::default();
+        for (name, value) in values {
+            let head = name.split('.').next().unwrap_or(name);
+            match find(head) {
+                Some(key) if matches!(key.name, "dataset_name" | "model_name_or_path") => {
+                    loaded.errors.push(Failure::config(
+                        format!("{place}: {name} is no keyword here"),
+                        "rows and model are arguments of their own",
+                    ));
+                }
+                Some(key) if !key.used_by(command) => loaded.errors.push(Failure::config(
+                    format!("{place}: {name} is not used here"),
+                    format!("leave it out: it is a key of {}", key.commands().join(", ")),
+                )),
+                _ => loaded.take(name, value, place),
+            }
+        }
+        loaded
+    }
+
     /// Everything that is wrong: keys that could not be read, and what the others contradict.
     pub fn problems(&mut self) -> Vec<Failure> {
         let mut problems = std::mem::take(&mut self.errors);
@@ -145,7 +168,7 @@ impl Loaded {
         entries: &Map<String, Json>,
         place: &str,
     ) -> Result<(), Failure> {
-        if key.name == "template_kwargs" {
+        if ["lr_scheduler_kwargs", "template_kwargs"].contains(&key.name) {
             // Its values are of any type, and none has a default.
             return match (key.set_json)(&mut self.config, &Json::Object(entries.clone())) {
                 Ok(()) => self.placed(key, place),
@@ -214,6 +237,18 @@ impl Loaded {
 
     fn placed(&mut self, key: &'static Key, place: &str) -> Result<(), Failure> {
         self.places.insert(key.name, place.to_string());
+        if key.name == "report_to" {
+            for service in self.config.report_to.services() {
+                let more = match service {
+                    "wandb" => {
+                        "; TensorBoard event files are written, which `wandb sync --sync-tensorboard` uploads from the \
+                         run's folder runs/"
+                    }
+                    _ => "; metrics are in metrics.jsonl",
+                };
+                self.notes.push(format!("{place}: report_to: {service} is not contacted{more}"));
+            }
+        }
         if key.name == "assistant_only_loss" && self.config.assistant_only_loss == Some(false) {
             self.notes.push(format!(
                 "{place}: assistant_only_loss=false changes nothing here: every token is learned with completion_only_loss=false"

@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, PackingStrategy};
+use super::choices::{Codes, Init, PackingStrategy, Reports};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use suasion_data::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Section, Supervise, TruncationMode,
 };
 use suasion_train::settings::Range;
-use suasion_train::{Optim, ParamGroup, Patterns, Scheduler, Settings, Strategy};
+use suasion_train::{Interval, OnSaveError, Optim, ParamGroup, Patterns, Scheduler, Settings, Strategy};
 
 /// What a key concerns: a heading of the documentation, and what decides which commands take the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,10 +213,12 @@ table! {
     optim: Optim => train.optim, eg "adafactor";
     /// Arguments of the optimizer: of sgd, momentum=0.9.
     optim_args: Option<String> => train.optim_args, eg "momentum=0.9";
+    /// Keep a moving average of the weights with this decay, evaluate it, and end with it; null keeps none.
+    ema_decay: Option<f64> => train.ema_decay, eg "0.999";
     /// Parameters with a learning rate or a weight decay of their own, by patterns of their names.
     param_groups: Vec<ParamGroup> => train.param_groups, eg "[{match: embed_tokens, learning_rate: 1e-5}, {match: mlp, weight_decay: 0.1}]";
-    /// Train only the parameters that these patterns match; null trains all.
-    trainable: Option<Patterns> => train.trainable, eg "[layers.1, norm]";
+    /// Train only the parameters that these patterns match, of which each matches whole parts of a name; none: all.
+    trainable: Patterns => train.trainable, eg "[layers.1, norm]";
     /// Do not train the parameters that these patterns match.
     freeze: Patterns => train.freeze, eg "[embed_tokens, \"layers.[0-3]\"]";
     /// Weight decay; not applied to biases and norms.
@@ -235,6 +237,8 @@ table! {
     max_steps: i64 = -1, in Bounds::WithinOr(Range::AtLeast(1.0), -1.0), eg "1000";
     /// Schedule of the learning rate.
     lr_scheduler_type: Scheduler => train.lr_scheduler_type, eg "cosine";
+    /// Arguments of the schedule, under transformers' names (num_cycles, min_lr, num_decay_steps, power, patience).
+    lr_scheduler_kwargs: BTreeMap<String, Json> => train.lr_scheduler_kwargs, eg "{min_lr: 1e-6}";
     /// Share of the steps that warm up; used where warmup_steps is 0.
     warmup_ratio: f64 => train.warmup_ratio, eg "0.03";
     /// Number of warm-up steps; below 1, a share of the steps.
@@ -247,23 +251,48 @@ table! {
     per_device_eval_batch_size: usize => train.per_device_eval_batch_size, eg "16";
     /// When to evaluate, besides before and after training.
     eval_strategy: Strategy => train.eval_strategy, in Bounds::Without("best"), eg "epoch";
-    /// Steps between two evaluations; null: logging_steps.
-    eval_steps: Option<u64> => train.eval_steps, eg "100";
+    /// Steps between two evaluations; below 1, a share of the steps; null: logging_steps.
+    eval_steps: Option<Interval> => train.eval_steps, eg "100";
+    /// Steps (with eval_strategy epoch: epochs) before the first evaluation during training.
+    eval_delay: f64 => train.eval_delay, eg "500";
+    /// Metric of the best evaluation: loss, perplexity, mean_token_accuracy, entropy, or a section's
+    /// (response_loss); null: loss.
+    metric_for_best_model: Option<String> => train.metric_for_best_model, eg "mean_token_accuracy";
+    /// Whether more of metric_for_best_model is better; null: unless its name ends in loss, or is perplexity.
+    greater_is_better: Option<bool> => train.greater_is_better, eg "true";
+    /// End the run after so many evaluations in a row that are not better; null: never.
+    early_stopping_patience: Option<u64> => train.early_stopping_patience, eg "3";
+    /// By how much an evaluation must be better to count for early_stopping_patience.
+    early_stopping_threshold: f64 => train.early_stopping_threshold, eg "0.001";
+    /// Held-out prompts that the model answers at each evaluation, into metrics.jsonl and the report.
+    num_samples: usize => train.num_samples, eg "3";
+    /// Longest of these answers, in tokens.
+    sample_max_new_tokens: usize => train.sample_max_new_tokens, eg "128";
 
     Output:
     /// Folder that the run writes to.
     output_dir: PathBuf = PathBuf::from("trainer_output"), eg "out";
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false, eg "true";
-    /// Steps between two lines of metrics.jsonl.
-    logging_steps: u64 => train.logging_steps, eg "10";
+    /// Where metrics go beside metrics.jsonl: tensorboard, none, or all. Services get nothing, and a note says what to do.
+    report_to: Reports = Reports::default(), eg "none";
+    /// Folder of the TensorBoard event files; null: runs/NAME in output_dir, after run_name.
+    logging_dir: Option<PathBuf> = None, eg "logs/first";
+    /// Name of the run.
+    run_name: Option<String> = None, eg "first";
+    /// Steps between two lines of metrics.jsonl; below 1, a share of the steps.
+    logging_steps: Interval => train.logging_steps, eg "10";
     /// When to write checkpoints.
     save_strategy: Strategy => train.save_strategy, eg "epoch";
-    /// Steps between two checkpoints.
-    save_steps: u64 => train.save_steps, eg "100";
+    /// Steps between two checkpoints; below 1, a share of the steps.
+    save_steps: Interval => train.save_steps, eg "100";
     /// Checkpoints kept; null keeps all.
     save_total_limit: Option<usize> => train.save_total_limit, eg "3";
-    /// End with the weights of the lowest evaluation loss.
+    /// Checkpoints hold the model alone; a run cannot be resumed from them.
+    save_only_model: bool => train.save_only_model, eg "true";
+    /// What happens where a checkpoint cannot be written (a full disk): a warning, or the end of the run.
+    on_save_error: OnSaveError => train.on_save_error, eg "stop";
+    /// End with the weights of the best evaluation, which get a checkpoint in any case.
     load_best_model_at_end: bool => train.load_best_model_at_end, eg "true";
 
     Seeds:

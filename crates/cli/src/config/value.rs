@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use suasion_data::Objective;
+use suasion_train::Interval;
 
 /// Ends the phrase of a type that has null.
 pub const OR_NULL: &str = ", or null";
@@ -124,6 +125,24 @@ impl Value for f64 {
 
     fn to_json(&self) -> Json {
         Json::from(*self)
+    }
+}
+
+impl Value for Interval {
+    fn expected() -> String {
+        f64::expected()
+    }
+
+    fn schema() -> Json {
+        f64::schema()
+    }
+
+    fn from_json(json: &Json) -> Option<Interval> {
+        number(json).map(Interval)
+    }
+
+    fn to_json(&self) -> Json {
+        json!(self)
     }
 }
 

@@ -20,6 +20,21 @@ use suasion_train::{ModelFiles, TEMPLATES};
 /// # Errors
 /// Where its tokenizer cannot be read.
 pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
+    let folder = read(dir)?;
+    if let Some(error) = &folder.template_error {
+        ui.warn(format_args!("the chat template is not used: {error}"));
+    }
+    if let Some(template) = &folder.template {
+        watch(template.watch());
+    }
+    Ok(folder)
+}
+
+/// As [`open`]: nothing is printed, and no thread watches the template.
+///
+/// # Errors
+/// As [`open`].
+pub fn read(dir: &Path) -> anyhow::Result<ModelFolder> {
     if !["config.json", "tokenizer.json"].iter().any(|name| dir.join(name).exists()) {
         return Err(Failure::run_time(
             "E-MODEL",
@@ -31,14 +46,7 @@ pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
         )
         .into());
     }
-    let folder = ModelFolder::open(dir)?;
-    if let Some(error) = &folder.template_error {
-        ui.warn(format_args!("the chat template is not used: {error}"));
-    }
-    if let Some(template) = &folder.template {
-        watch(template.watch());
-    }
-    Ok(folder)
+    Ok(ModelFolder::open(dir)?)
 }
 
 /// Opens a folder with its architecture. With [`Init::Weights`], a head of its own in the weights is the model's, and a

@@ -6,7 +6,7 @@ use crate::ui::Ui;
 use std::path::Path;
 use suasion_data::report::format::count;
 use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model, Optimizer, Trainable};
-use suasion_train::{Settings, groups};
+use suasion_train::Settings;
 
 /// Builds models with the same initial weights.
 pub struct Start<'a> {
@@ -45,13 +45,12 @@ impl<'a> Start<'a> {
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         // Linux grants memory that it does not have, and kills the process later without a message.
         let (trainable, optimizer) = match budget.train {
-            true => {
-                (groups::trainable(&self.settings, &self.arch.parameter_names())?, self.settings.optimizer())
-            }
+            true => (self.settings.choose(&self.arch.parameter_names())?, self.settings.optimizer()),
             false => (Trainable::All, Optimizer::default()),
         };
         let plan = MemoryPlan::with(self.arch, budget, &trainable)?;
-        let bytes = plan.under(optimizer, self.arch, &trainable)?.total();
+        let average = if self.settings.ema_decay.is_some() { plan.gradients } else { 0 };
+        let bytes = plan.under(optimizer, self.arch, &trainable)?.total().saturating_add(average);
         if machine::memory().0.is_some_and(|total| bytes > total) {
             return Err(suasion_engine::Error::Memory { bytes }.into());
         }

@@ -28,15 +28,16 @@ impl Needs {
         let parameters = job.arch.parameter_count();
         let final_model = parameters * weight_bytes(&job.folder.path);
         // Weights in f32, and what the optimizer keeps.
-        let checkpoint = 4 * parameters + job.memory().optimizer;
+        let whole = 4 * parameters + job.memory().optimizer;
+        let checkpoint = if job.settings.save_only_model { final_model } else { whole };
         let (steps, settings) = (job.plan.total_steps, &job.settings);
         let written = match settings.save_strategy {
             Strategy::No => 0,
-            Strategy::Steps => steps.div_ceil(settings.save_steps),
+            Strategy::Steps => steps.div_ceil(settings.save_steps.of(steps)),
             Strategy::Epoch => steps.div_ceil(job.plan.steps_per_epoch),
             Strategy::Best => match settings.eval_strategy {
                 Strategy::Epoch => steps.div_ceil(job.plan.steps_per_epoch),
-                _ => steps.div_ceil(settings.eval_steps()),
+                _ => steps.div_ceil(settings.eval_steps().of(steps)),
             },
         };
         let best = u64::from(settings.load_best_model_at_end);

@@ -89,6 +89,14 @@ impl RowProcessor {
         Ok(self.settle(id, self.through(row.and_then(|row| Example::from_row(row, *format))))?.0)
     }
 
+    /// The outcome of a row as it is stored in a source. Duplicates are not looked for.
+    ///
+    /// # Errors
+    /// As [`RowProcessor::row`].
+    pub fn raw_row(&self, raw: RawRow) -> Result<Outcome> {
+        Ok(self.outcome(raw)?.0)
+    }
+
     /// The outcome of a row of a source, and the hash of its ids.
     pub(super) fn outcome(&self, raw: RawRow) -> Result<(Outcome, u64)> {
         let id = raw.id.clone();

@@ -15,10 +15,10 @@
 //! concatenated with theirs: int32 labels could not. The schema carries the features (`huggingface`), as theirs.
 
 use super::record::{Record, Rows};
-use crate::{Error, Result};
+use crate::{Error, Policy, Result};
 use arrow_array::builder::{ArrayBuilder, Int64Builder, ListBuilder, PrimitiveBuilder, StringBuilder};
 use arrow_array::types::{ArrowPrimitiveType, Float32Type, Int32Type, Int64Type};
-use arrow_array::{ArrayRef, RecordBatch};
+use arrow_array::{ArrayRef, RecordBatch, new_null_array};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
@@ -61,6 +61,13 @@ enum Kind {
 }
 
 impl Columns {
+    /// Those that a policy's rows need. Rows can bring weights of their own.
+    pub fn of(policy: &Policy) -> Columns {
+        let weighs = |weight: f32| weight != 0.0 && weight != 1.0;
+        let weights = weighs(policy.prompt_loss_weight) || policy.loss_weights.values().any(|w| weighs(*w));
+        Columns { packed: policy.packing, prefix_ranges: policy.share_prefix, weights, text: false }
+    }
+
     fn list(&self) -> Vec<(&'static str, Kind)> {
         let int32 = Kind::List("int32", || DataType::Int32);
         let int64 = Kind::List("int64", || DataType::Int64);
@@ -253,6 +260,63 @@ fn no_place(path: &Path, record: &Record<'_>, message: &str) -> Error {
         path: path.to_path_buf(),
         message: format!("row {} {message}", row.unwrap_or_default()),
         help: "write .jsonl, whose lines need not be alike".into(),
+    }
+}
+
+/// Records in record batches.
+pub struct Batches {
+    batch: Batch,
+    done: Vec<RecordBatch>,
+}
+
+impl Batches {
+    /// None yet. A column of weights is added where a record has some.
+    pub fn new(columns: Columns) -> Batches {
+        Batches { batch: Batch::new(columns), done: Vec::new() }
+    }
+
+    /// Adds a record.
+    ///
+    /// # Errors
+    /// [`Error::Source`] where the record does not fit the columns; `name` is that of the data.
+    pub fn push(&mut self, record: &Record<'_>, name: &Path) -> Result<()> {
+        if record.weights.is_some() && !self.batch.columns.weights {
+            self.end_batch(name)?;
+            self.batch = Batch::new(Columns { weights: true, ..self.batch.columns });
+        }
+        self.batch.push(record).map_err(|message| no_place(name, record, &message))?;
+        if self.batch.is_full() { self.end_batch(name) } else { Ok(()) }
+    }
+
+    fn end_batch(&mut self, name: &Path) -> Result<()> {
+        if self.batch.count > 0 {
+            self.done.push(self.batch.take().map_err(|e| Error::io(name, arrow_io(e)))?);
+        }
+        Ok(())
+    }
+
+    /// The batches, which all have the schema.
+    ///
+    /// # Errors
+    /// As [`Batches::push`].
+    pub fn finish(mut self, name: &Path) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+        self.end_batch(name)?;
+        let schema = self.batch.schema;
+        let whole = |batch: RecordBatch| {
+            if batch.schema() == schema {
+                return Ok(batch);
+            }
+            // From before the first weight.
+            let rows = batch.num_rows();
+            let column = |field: &Arc<Field>| match batch.column_by_name(field.name()) {
+                Some(column) => column.clone(),
+                None => new_null_array(field.data_type(), rows),
+            };
+            let columns = schema.fields().iter().map(column).collect();
+            RecordBatch::try_new(schema.clone(), columns).map_err(|e| Error::io(name, arrow_io(e)))
+        };
+        let batches = self.done.into_iter().map(whole).collect::<Result<_>>()?;
+        Ok((schema, batches))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A preparation: an existing output is checked; else the source is read, labelled and written.
 
+use super::columnar::Columns;
 use super::folder;
 use super::journal::Journal;
 use super::manifest::{Inputs, Manifest};
@@ -94,9 +95,8 @@ pub fn prepare(
         folder::replaceable(output)?;
         shape.max_shard_bytes.get_or_insert(folder::SHARD_BYTES);
     }
-    let weighs = |weight: f32| weight != 0.0 && weight != 1.0;
     let policy = pipeline.policy.clone();
-    let weights = weighs(policy.prompt_loss_weight) || policy.loss_weights.values().any(|w| weighs(*w));
+    let weights = Columns::of(&policy).weights;
     let plan = Plan { target: output.to_path_buf(), form, shape, policy, weights };
     let inputs = Inputs::of(pipeline, shape);
     // Other data under the same name is left alone.

@@ -24,6 +24,8 @@ pub enum Framing {
     Delimited(u8),
     /// Columns of record batches.
     Columns(Kind),
+    /// Not a file: rows that a program hands over.
+    Given,
 }
 
 /// Keys under which a JSON object may hold its list of rows.

@@ -1,9 +1,10 @@
 //! Jinja as transformers 5 configures it: environment, filters, methods and limits.
 
-use super::{filters, python};
+use super::python::bad;
+use super::{charges, filters, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
+use minijinja::{Environment, Error, State, UndefinedBehavior, Value};
 use std::borrow::Cow;
 
 /// The template's name in error messages.
@@ -35,9 +36,8 @@ const RECURSION: usize = 120;
 /// Maximum length of the text that one method call may insert, in bytes.
 const STRING: usize = 16 << 20;
 
-fn bad(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
+/// The length of a text, in bytes, from which its parts are counted before they are made.
+const MANY: usize = 1 << 20;
 
 /// The syntax of chat templates.
 pub(super) fn syntax() -> Result<SyntaxConfig, Error> {
@@ -79,7 +79,8 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
         if value.is_none() { Err(bad("None is not iterable")) } else { Ok(value) }
     });
     env.add_test("iterable", |value: &Value| -> bool {
-        !value.is_none() && (value.is_undefined() || value.try_iter().is_ok())
+        !value.is_none()
+            && (value.is_undefined() || value.kind() == ValueKind::String || value.try_iter().is_ok())
     });
     // In Python, what has a length and items: texts and mappings too.
     env.add_test("sequence", |value: &Value| -> bool {
@@ -88,6 +89,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
     });
     generators(&mut env);
     filters::add(&mut env);
+    charges::add(&mut env);
     env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
         Err(bad(python::str(message)?))
     });
@@ -261,6 +263,7 @@ fn tojson(value: &Value, indent: Option<&Value>, kwargs: Kwargs) -> Result<Strin
 /// Python's string methods that MiniJinja lacks or implements differently; the others are those of
 /// `pycompat`.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    charges::charge(state, args, 1)?;
     if value.kind() == ValueKind::String
         && let Some(text) = value.as_str()
     {
@@ -272,8 +275,11 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             "strip" | "lstrip" | "rstrip" if args.len() <= 1 => {
                 return Ok(python::strip(text, one(0), name != "rstrip", name != "lstrip").into());
             }
-            "split" | "rsplit" => return split(text, name == "rsplit", args),
-            "splitlines" if args.is_empty() => return Ok(python::splitlines(text).into()),
+            "split" | "rsplit" => return split(state, text, name == "rsplit", args),
+            "splitlines" if args.is_empty() => {
+                parts(state, text.len(), || text.matches(python::is_line_end).count())?;
+                return Ok(python::splitlines(text).into());
+            }
             "removeprefix" => {
                 let prefix = one(0).ok_or_else(|| bad("removeprefix needs a string"))?;
                 return Ok(text.strip_prefix(prefix).unwrap_or(text).into());
@@ -329,6 +335,9 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             _ => {}
         }
     }
+    if let ("index" | "count", ValueKind::Seq) = (name, value.kind()) {
+        charges::charge(state, std::slice::from_ref(value), 1)?;
+    }
     if let ("index", ValueKind::Seq, [item]) = (name, value.kind(), args) {
         let at = value.try_iter()?.position(|other| other == *item);
         return at.map(Value::from).ok_or_else(|| bad("the item is not in the list"));
@@ -336,7 +345,12 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-fn split(text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
+/// Charges for the parts of a text before they are made, where these may be many.
+fn parts(state: &State, len: usize, count: impl FnOnce() -> usize) -> Result<(), Error> {
+    if len < MANY { Ok(()) } else { state.consume_fuel(count() as u64 / 2) }
+}
+
+fn split(state: &State, text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
     let (sep, max, _rest): (Option<Value>, Option<Value>, Rest<Value>) = minijinja::value::from_args(args)?;
     let mut max = max;
     let mut sep = sep;
@@ -350,6 +364,10 @@ fn split(text: &str, right: bool, args: &[Value]) -> Result<Value, Error> {
     }
     let max = max.filter(|v| !v.is_none()).map_or(-1, |v| v.as_i64().unwrap_or(-1));
     let limit = if max < 0 { usize::MAX } else { (max as usize).saturating_add(1) };
+    parts(state, text.len(), || match sep.as_ref().and_then(Value::as_str) {
+        Some(sep) => text.matches(sep).take(limit).count(),
+        None => text.split(python::is_space).take(limit).count(),
+    })?;
     let parts: Vec<&str> = match sep.as_ref().and_then(Value::as_str) {
         Some("") => return Err(bad("split: empty separator")),
         Some(sep) if right => {

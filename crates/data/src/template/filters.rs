@@ -1,8 +1,9 @@
 //! Jinja's filters and tests that MiniJinja lacks or implements differently, and Python's `%` on strings.
 
-use super::python;
+use super::python::{self, bad};
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{Environment, Error, State, Value};
+use std::fmt::Write;
 
 /// The filter that stands for `'..' % value` ([`super::rewrite`]).
 pub(super) const PERCENT: &str = "__suasion_percent";
@@ -12,10 +13,6 @@ const PRINTF: &str = "__suasion_printf";
 
 /// Maximum width of a centred or padded text, in characters.
 const WIDTH: usize = 1 << 20;
-
-fn bad(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
 
 /// Adds them to an environment.
 pub(super) fn add(env: &mut Environment<'static>) {
@@ -142,7 +139,9 @@ fn urlencode(value: &Value) -> Result<String, Error> {
                 b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => out.push(byte as char),
                 b'/' if !query => out.push('/'),
                 b' ' if query => out.push('+'),
-                byte => out.push_str(&format!("%{byte:02X}")),
+                byte => {
+                    let _ = write!(out, "%{byte:02X}");
+                }
             }
         }
         Ok(out)
@@ -204,10 +203,11 @@ pub(super) fn method(text: &str, name: &str, args: &[Value]) -> Option<Result<Va
             Ok(format!("{sign}{zeros}{digits}").into())
         }),
         ("swapcase", 0) => {
-            let swap = |c: char| -> String {
-                if c.is_uppercase() { c.to_lowercase().collect() } else { c.to_uppercase().collect() }
-            };
-            Ok(text.chars().map(swap).collect::<String>().into())
+            let mut out = String::with_capacity(text.len());
+            for c in text.chars() {
+                if c.is_uppercase() { out.extend(c.to_lowercase()) } else { out.extend(c.to_uppercase()) }
+            }
+            Ok(out.into())
         }
         ("index", 1) => match args[0].as_str().and_then(|part| text.find(part)) {
             Some(at) => Ok(text[..at].chars().count().into()),

@@ -2,12 +2,18 @@
 
 use minijinja::value::{Object, ObjectRepr, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
+use std::collections::HashSet;
 use std::fmt::{self, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Maximum nesting of a value; a deeper one is an error.
 const DEPTH: usize = 100;
+
+/// The error of an operation that Python or Jinja refuses, or that is beyond a limit.
+pub(super) fn bad(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message.into())
+}
 
 /// The characters that `str.strip` removes: Unicode white space and four separators.
 pub(super) fn is_space(c: char) -> bool {
@@ -23,22 +29,26 @@ pub(super) fn core(text: &str) -> Range<usize> {
 
 /// `str.strip(chars)`, `lstrip`, `rstrip`.
 pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>, left: bool, right: bool) -> &'a str {
-    let cut = |c: char| chars.map_or_else(|| is_space(c), |set| set.contains(c));
+    let many = chars.filter(|chars| chars.len() > 64).map(|chars| chars.chars().collect::<HashSet<char>>());
+    let cut = |c: char| match (&many, chars) {
+        (Some(set), _) => set.contains(&c),
+        (None, Some(few)) => few.contains(c),
+        (None, None) => is_space(c),
+    };
     let text = if left { text.trim_start_matches(cut) } else { text };
     if right { text.trim_end_matches(cut) } else { text }
+}
+
+/// The characters at which `str.splitlines` splits.
+pub(super) fn is_line_end(c: char) -> bool {
+    matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
 /// `str.splitlines()`.
 pub(super) fn splitlines(text: &str) -> Vec<Value> {
     let mut lines = Vec::new();
     let mut rest = text;
-    let is_end = |c: char| {
-        matches!(
-            c,
-            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
-        )
-    };
-    while let Some(at) = rest.find(is_end) {
+    while let Some(at) = rest.find(is_line_end) {
         lines.push(Value::from(&rest[..at]));
         let tail = &rest[at..];
         let len = if tail.starts_with("\r\n") { 2 } else { tail.chars().next().map_or(1, char::len_utf8) };
@@ -68,8 +78,7 @@ const LENGTH: usize = 8 << 20;
 /// Rejects values that are nested too deeply or whose text would be too long.
 fn check(out: &str, depth: usize) -> Result<(), Error> {
     if depth > DEPTH || out.len() > LENGTH {
-        let message = "a value is nested too deeply or too long to write";
-        return Err(Error::new(ErrorKind::InvalidOperation, message));
+        return Err(bad("a value is nested too deeply or too long to write"));
     }
     Ok(())
 }

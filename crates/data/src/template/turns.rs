@@ -265,7 +265,11 @@ impl Proof<'_> {
             Some(own) if own.content && !only_close => return Ok(Some(own.outer)),
             None if Self::has_content(&self.messages[i]) => {}
             _ => {
-                if let Some(at) = self.other_start(i).filter(inside) {
+                // Some templates write more white space for the model than in the history.
+                let shown = with.trim_end();
+                let header = || shown.len() > self.prefix(i, false).unwrap_or_default().trim_end().len();
+                let trimmed = || (self.text.starts_with(shown) && header()).then_some(shown.len());
+                if let Some(at) = self.other_start(i).or_else(trimmed).filter(inside) {
                     return Ok(Some(at));
                 }
                 if own.is_none() {

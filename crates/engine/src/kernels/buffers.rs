@@ -1,7 +1,8 @@
 //! Ownership of device memory: handles that free what they name when they are dropped.
 
 use super::plan::AttentionPlan;
-use super::view::View;
+use super::view::{Dtype, View};
+use crate::map::FileTensor;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -99,6 +100,21 @@ impl Bytes {
     /// Its place in its buffer.
     pub(super) fn range(self) -> Range<usize> {
         self.start..self.start + self.len
+    }
+}
+
+/// A tensor in a file that a backend reads, forgotten when it is dropped.
+#[derive(Debug)]
+pub struct FileBuffer {
+    lease: Lease,
+    len: usize,
+    kind: crate::weights::WeightType,
+}
+
+impl FileBuffer {
+    /// All its elements, as one row.
+    pub fn view(&self) -> View {
+        View::of_file(self.lease.backend, self.lease.item, self.len, self.kind)
     }
 }
 
@@ -225,6 +241,7 @@ impl<T> Store<T> {
 pub(super) struct Memory<M> {
     backend: u64,
     buffers: Store<M>,
+    files: Store<FileTensor>,
     indices: Store<Arc<[u32]>>,
     plans: Store<Arc<AttentionPlan>>,
     bytes: Store<Vec<u8>>,
@@ -234,8 +251,10 @@ impl<M> Default for Memory<M> {
     fn default() -> Self {
         static BACKENDS: AtomicU64 = AtomicU64::new(0);
         let backend = BACKENDS.fetch_add(1, Ordering::Relaxed);
+        let files = Store::default();
         Memory {
             backend,
+            files,
             buffers: Store::default(),
             indices: Store::default(),
             plans: Store::default(),
@@ -248,6 +267,11 @@ impl<M> Memory<M> {
     /// Adds a buffer whose `len` elements begin at element `start` of `memory`.
     pub(super) fn add_buffer(&mut self, memory: M, start: usize, len: usize) -> Buffer {
         Buffer { lease: self.buffers.add(self.backend, memory), start, len }
+    }
+
+    pub(super) fn add_file(&mut self, tensor: FileTensor) -> FileBuffer {
+        let (len, kind) = (tensor.len(), tensor.kind());
+        FileBuffer { lease: self.files.add(self.backend, tensor), len, kind }
     }
 
     pub(super) fn add_indices(&mut self, values: &[u32]) -> IndexBuffer {
@@ -296,6 +320,7 @@ impl<M> Memory<M> {
     /// Frees what has been released.
     pub(super) fn collect(&mut self) {
         self.buffers.collect();
+        self.files.collect();
         self.indices.collect();
         self.plans.collect();
         self.bytes.collect();
@@ -303,12 +328,23 @@ impl<M> Memory<M> {
 
     pub(super) fn buffer(&self, view: View) -> Result<&M> {
         self.own(view.backend, "view")?;
+        in_buffer(view)?;
         self.buffers.items.get(&view.buffer).ok_or_else(|| freed("view"))
     }
 
     pub(super) fn buffer_mut(&mut self, view: View) -> Result<&mut M> {
         self.own(view.backend, "view")?;
+        in_buffer(view)?;
         self.buffers.items.get_mut(&view.buffer).ok_or_else(|| freed("view"))
+    }
+
+    /// The tensor that a view names a part of; `None` where it is in a buffer.
+    pub(super) fn file(&self, view: View) -> Result<Option<&FileTensor>> {
+        self.own(view.backend, "view")?;
+        if view.dtype() == Dtype::F32 {
+            return Ok(None);
+        }
+        self.files.items.get(&view.buffer).map(Some).ok_or_else(|| freed("view"))
     }
 
     pub(super) fn indices(&self, indices: Indices) -> Result<HostIndices> {
@@ -351,6 +387,16 @@ impl std::ops::Deref for HostIndices {
 
     fn deref(&self) -> &[u32] {
         &self.list[self.range.clone()]
+    }
+}
+
+fn in_buffer(view: View) -> Result<()> {
+    match view.dtype() {
+        Dtype::F32 => Ok(()),
+        Dtype::File(_) => {
+            let message = "a tensor in a file, which this operation does not read".into();
+            Err(Error::Operands { operation: "memory", message })
+        }
     }
 }
 

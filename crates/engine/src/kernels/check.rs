@@ -7,7 +7,7 @@ use super::buffers::{Bytes, Indices, PlanBuffer, Routes};
 use super::quantised::BLOCK;
 use super::random::Dropout;
 use super::shapes::{Activation, Heads, Norm, Routing, TargetLoss};
-use super::view::View;
+use super::view::{Dtype, View};
 use crate::Result;
 
 /// Returns an error with the operands' sizes unless a rule holds.
@@ -78,7 +78,25 @@ pub(super) fn gather(short: View, long: View, rows: Indices) -> Result<()> {
     );
     rule!(operation, rows.len() == short.rows(), "{} indices for {} rows", rows.len(), short.rows());
     rule!(operation, rows.bound() <= long.rows(), "row {} of {}", rows.bound() - 1, long.rows());
-    contiguous(operation, &[short, long])
+    match long.dtype() {
+        Dtype::F32 => contiguous(operation, &[short, long]),
+        Dtype::File(_) => contiguous(operation, &[short]).and(rows_in_file(operation, long)),
+    }
+}
+
+/// Elements of a row, or of a column, follow each other.
+fn rows_in_file(operation: &'static str, x: View) -> Result<()> {
+    let runs = x.column() == 1 || x.stride() == 1;
+    rule!(operation, runs, "elements {} and {} apart", x.stride(), x.column());
+    Ok(())
+}
+
+/// A matrix of weights, in a buffer or in a file.
+fn weights(operation: &'static str, w: View) -> Result<()> {
+    match w.dtype() {
+        Dtype::F32 => contiguous(operation, &[w]),
+        Dtype::File(_) => rows_in_file(operation, w),
+    }
 }
 
 pub(super) fn norm(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
@@ -123,8 +141,48 @@ pub(super) fn linear(y: View, x: View, w: View, b: Option<View>) -> Result<()> {
         x.width(),
         y.width()
     );
-    contiguous(operation, &[w])?;
+    weights(operation, w)?;
     b.map_or(Ok(()), |b| vector(operation, "b", b, outputs))
+}
+
+/// `w [outputs, inputs]`, `b [outputs, rank]`, `a [rank, inputs]`.
+pub(super) fn row_norms(n: View, w: View, b: View, a: View) -> Result<()> {
+    let operation = "row norms";
+    let (outputs, inputs) = (w.rows(), w.width());
+    rule!(
+        operation,
+        b.rows() == outputs && a.width() == inputs && a.rows() == b.width() && w.len() > 0 && a.rows() > 0,
+        "weights of {outputs} × {inputs}, {} × {} and {} × {}",
+        b.rows(),
+        b.width(),
+        a.rows(),
+        a.width()
+    );
+    vector(operation, "n", n, outputs)?;
+    weights(operation, w)?;
+    contiguous(operation, &[a, b])
+}
+
+pub(super) fn divide(y: View, a: View, b: View) -> Result<()> {
+    vector("divide", "an operand", a, y.len())?;
+    vector("divide", "an operand", b, y.len())?;
+    contiguous("divide", &[y])
+}
+
+pub(super) fn scale_columns(y: View, x: View, factors: View, bias: Option<View>) -> Result<()> {
+    let operation = "scale columns";
+    same(operation, y, x)?;
+    rule!(operation, x.width() > 0, "rows without columns");
+    vector(operation, "factors", factors, x.width())?;
+    bias.map_or(Ok(()), |bias| vector(operation, "bias", bias, x.width()))
+}
+
+pub(super) fn column_dots(out: View, a: View, b: View, divisors: View) -> Result<()> {
+    let operation = "column dots";
+    same(operation, a, b)?;
+    rule!(operation, a.width() > 0, "rows without columns");
+    vector(operation, "the result", out, a.width())?;
+    vector(operation, "divisors", divisors, a.width())
 }
 
 pub(super) fn sum_rows(db: View, dy: View) -> Result<()> {

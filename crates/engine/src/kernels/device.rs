@@ -3,8 +3,8 @@
 use super::cpu::Cpu;
 use super::reference::Reference;
 use super::{
-    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout, Heads,
-    IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View,
+    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
+    FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View,
 };
 use crate::Result;
 use crate::collective::Collective;
@@ -63,6 +63,7 @@ impl Backend for Device {
         allocate(len: usize) -> Result<Buffer>;
         allocate_bytes(len: usize) -> Result<ByteBuffer>;
         write_bytes(to: Bytes, from: &[u8]) -> Result<()>;
+        map(tensor: FileTensor) -> Result<FileBuffer>;
         upload_indices(values: &[u32]) -> Result<IndexBuffer>;
         upload_plan(plan: AttentionPlan) -> Result<PlanBuffer>;
         sync() -> Result<()>;
@@ -84,6 +85,10 @@ impl Backend for Device {
         linear_dx(dx: View, accumulate: bool, dy: View, w: View) -> Result<()>;
         linear_dw(dw: View, accumulate: bool, dy: View, x: View) -> Result<()>;
         linear_db(db: View, accumulate: bool, dy: View) -> Result<()>;
+        row_norms(n: View, w: View, b: View, a: View, scale: f32) -> Result<()>;
+        divide(y: View, a: View, b: View) -> Result<()>;
+        scale_columns(y: View, accumulate: bool, x: View, factors: View, bias: Option<View>) -> Result<()>;
+        column_dots(out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()>;
         rotate(x: View, head_dim: usize, table: View, positions: Indices, inverse: bool) -> Result<()>;
         dropout(x: View, dropout: Dropout) -> Result<()>;
         add_noise(x: View, sizes: View, draw: Draw) -> Result<()>;
@@ -102,8 +107,8 @@ impl Backend for Device {
         route_backward(
             r: Routing, d_logits: View, probabilities: View, d_weights: View, routes: &Routes
         ) -> Result<()>;
-        grouped_linear(y: View, x: View, w: View, offsets: Indices) -> Result<()>;
-        grouped_linear_dx(dx: View, dy: View, w: View, offsets: Indices) -> Result<()>;
+        grouped_linear(y: View, x: View, w: &[View], offsets: Indices) -> Result<()>;
+        grouped_linear_dx(dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()>;
         grouped_linear_dw(
             dw: View, first: usize, accumulate: bool, dy: View, x: View, offsets: Indices
         ) -> Result<()>;

@@ -6,6 +6,7 @@
 use super::check::rule;
 use super::{Backend, Routing, View};
 use crate::Result;
+use std::ops::Range;
 
 impl Routing {
     /// `x` holds a row's logits and becomes their softmax; the experts that the row takes, the likeliest first
@@ -69,24 +70,50 @@ fn runs(offsets: &[u32], slots: usize) -> Result<impl Iterator<Item = (usize, st
     Ok(offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize).enumerate())
 }
 
-/// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`, with `w[experts · outputs, inputs]`.
-pub(super) fn linear(b: &mut impl Backend, offsets: &[u32], y: View, x: View, w: View) -> Result<()> {
-    let outputs = y.width();
-    rule!("experts", w.rows() == offsets.len().saturating_sub(1) * outputs, "weights of {} rows", w.rows());
+/// The weights of each expert: of `w`, whose views hold the experts' outputs one after the other, those of `outputs`
+/// rows each, with their columns among these.
+fn of_experts(w: &[View], experts: usize, outputs: usize) -> Result<Vec<Vec<(Range<usize>, View)>>> {
+    let rows = w.iter().fold(0usize, |rows, w| rows.saturating_add(w.rows()));
+    rule!(
+        "experts",
+        experts.checked_mul(outputs) == Some(rows),
+        "weights of {rows} rows for {experts} of {outputs}"
+    );
+    let mut all = vec![Vec::new(); experts];
+    let mut at = 0;
+    for view in w {
+        let mut start = 0;
+        while start < view.rows() {
+            // Up to the end of the view or of the expert.
+            let (expert, column) = (at / outputs, at % outputs);
+            let rows = (view.rows() - start).min(outputs - column);
+            all[expert].push((column..column + rows, view.row_range(start..start + rows)));
+            (start, at) = (start + rows, at + rows);
+        }
+    }
+    Ok(all)
+}
+
+/// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`.
+pub(super) fn linear(b: &mut impl Backend, offsets: &[u32], y: View, x: View, w: &[View]) -> Result<()> {
+    let weights = of_experts(w, offsets.len().saturating_sub(1), y.width())?;
     for (expert, slots) in runs(offsets, x.rows())?.filter(|(_, slots)| !slots.is_empty()) {
-        let w = w.row_range(expert * outputs..(expert + 1) * outputs);
-        b.linear(y.row_range(slots.clone()), false, x.row_range(slots), w, None)?;
+        for (outputs, w) in &weights[expert] {
+            let y = y.row_range(slots.clone()).columns(outputs.clone());
+            b.linear(y, false, x.row_range(slots.clone()), *w, None)?;
+        }
     }
     Ok(())
 }
 
 /// `dx[slots, inputs] = dy[slots, outputs] · w[expert]`.
-pub(super) fn linear_dx(b: &mut impl Backend, offsets: &[u32], dx: View, dy: View, w: View) -> Result<()> {
-    let outputs = dy.width();
-    rule!("experts", w.rows() == offsets.len().saturating_sub(1) * outputs, "weights of {} rows", w.rows());
+pub(super) fn linear_dx(b: &mut impl Backend, offsets: &[u32], dx: View, dy: View, w: &[View]) -> Result<()> {
+    let weights = of_experts(w, offsets.len().saturating_sub(1), dy.width())?;
     for (expert, slots) in runs(offsets, dy.rows())?.filter(|(_, slots)| !slots.is_empty()) {
-        let w = w.row_range(expert * outputs..(expert + 1) * outputs);
-        b.linear_dx(dx.row_range(slots.clone()), false, dy.row_range(slots), w)?;
+        for (n, (outputs, w)) in weights[expert].iter().enumerate() {
+            let dy = dy.row_range(slots.clone()).columns(outputs.clone());
+            b.linear_dx(dx.row_range(slots.clone()), n > 0, dy, *w)?;
+        }
     }
     Ok(())
 }

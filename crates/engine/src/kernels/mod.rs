@@ -21,8 +21,10 @@ pub mod reference;
 mod shapes;
 mod view;
 
-pub use buffers::{Buffer, ByteBuffer, Bytes, IndexBuffer, Indices, PlanBuffer, Routes};
+pub use crate::map::FileTensor;
+pub use buffers::{Buffer, ByteBuffer, Bytes, FileBuffer, IndexBuffer, Indices, PlanBuffer, Routes};
 pub use plan::{AttentionPlan, AttentionRange};
+pub use quantised::BLOCK as QUANTISED_BLOCK;
 pub use random::{Draw, Dropout};
 pub use shapes::{Activation, Adafactor, AdamW, Heads, Norm, Routing, Sgd, TargetLoss};
 pub use view::{Dtype, View};
@@ -53,7 +55,12 @@ pub trait Backend {
     fn write_bytes(&mut self, to: Bytes, from: &[u8]) -> Result<()>;
     /// Device to host, after every operation before it; lengths are equal.
     fn read_bytes(&self, from: Bytes, to: &mut [u8]) -> Result<()>;
-    /// Bytes in buffers that are not freed.
+    /// Lets operations read a tensor where it lies in a file; see [`Dtype::File`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer>;
+    /// Bytes in buffers that are not freed; tensors in files are not counted.
     fn allocated(&self) -> u64;
     /// Uploads row, token or position numbers.
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;
@@ -119,6 +126,22 @@ pub trait Backend {
     fn linear_dw(&mut self, dw: View, accumulate: bool, dy: View, x: View) -> Result<()>;
     /// `db[outputs] (+)= Σ_rows dy[rows, outputs]`. `dy` may have gaps.
     fn linear_db(&mut self, db: View, accumulate: bool, dy: View) -> Result<()>;
+
+    /// `n[i] = ‖w[i, :] + scale · b[i, :] · a‖`, for `w[outputs, inputs]`, `b[outputs, rank]`, `a[rank, inputs]`.
+    fn row_norms(&mut self, n: View, w: View, b: View, a: View, scale: f32) -> Result<()>;
+    /// `y = a / b`, element by element.
+    fn divide(&mut self, y: View, a: View, b: View) -> Result<()>;
+    /// `y[i, j] (+)= factors[j] · x[i, j] + bias[j]`. `x` and `y` may have gaps.
+    fn scale_columns(
+        &mut self,
+        y: View,
+        accumulate: bool,
+        x: View,
+        factors: View,
+        bias: Option<View>,
+    ) -> Result<()>;
+    /// `out[j] (+)= Σ_i a[i, j] · b[i, j] / divisors[j]`. `a` and `b` may have gaps.
+    fn column_dots(&mut self, out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()>;
 
     /// Rotates the front of each head of `head_dim` columns in place (RoPE, Su et al. 2021, the half-split
     /// pairing of transformers). Row `p` of `table` holds half as many cosines as columns are rotated, then
@@ -191,11 +214,11 @@ pub trait Backend {
         d_weights: View,
         routes: &Routes,
     ) -> Result<()>;
-    /// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`, with the weights of all experts below each other in
-    /// `w[experts · outputs, inputs]` and the slots of each at the offsets of [`Routes`].
-    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()>;
+    /// `y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ`, with the slots of each expert at the offsets of [`Routes`].
+    /// The views of `w`, below each other, are the weights of all experts, `[experts · outputs, inputs]`.
+    fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()>;
     /// `dx[slots, inputs] = dy[slots, outputs] · w[expert]`.
-    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()>;
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()>;
     /// `dw (+)= …`, where `dw` is the gradient of the rows of `w` from `first` on.
     fn grouped_linear_dw(
         &mut self,

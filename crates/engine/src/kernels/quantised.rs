@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 /// Elements that share a scale.
-pub(super) const BLOCK: usize = 256;
+pub const BLOCK: usize = 256;
 
 /// The values of the codes, ascending: `signed` for first moments, the others for second ones.
 pub(super) fn values(signed: bool) -> &'static [f32; 256] {
@@ -22,9 +22,9 @@ fn dynamic_map(signed: bool) -> [f32; 256] {
         let intervals = if signed { 1usize << i } else { 2 << i };
         let step = (1.0f32 - 0.1) / intervals as f32;
         // torch.linspace counts from the nearer end.
-        let boundary = |n: usize| match n <= intervals / 2 {
-            true if 2 * n < intervals + 1 => 0.1 + step * n as f32,
-            _ => 1.0 - step * (intervals - n) as f32,
+        let boundary = |n: usize| match n < intervals.div_ceil(2) {
+            true => 0.1 + step * n as f32,
+            false => 1.0 - step * (intervals - n) as f32,
         };
         let power = 10f64.powi(i - 6) as f32;
         for n in 0..intervals {

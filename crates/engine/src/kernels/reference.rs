@@ -8,8 +8,9 @@
 use super::buffers::Memory;
 use super::experts::Slots;
 use super::{
-    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout, Heads,
-    IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View, check, experts, quantised, random,
+    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
+    FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View, check,
+    experts, quantised, random,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -57,6 +58,10 @@ impl<S: Scalar> Reference<S> {
     /// # Errors
     /// [`Error::Operands`] for a view of another backend or of freed memory.
     pub fn get(&self, x: View) -> Result<Vec<f64>> {
+        if let Some(tensor) = self.memory.file(x)? {
+            let (bytes, kind) = (tensor.bytes(), tensor.kind());
+            return Ok((0..x.len()).map(|i| kind.element(bytes, place(x, i))).collect());
+        }
         let buffer = self.memory.buffer(x)?;
         Ok((0..x.len()).map(|i| buffer[place(x, i)].to_f64()).collect())
     }
@@ -90,7 +95,7 @@ impl<S: Scalar> Reference<S> {
 
 /// Where element `i` of a view is in its buffer.
 fn place(x: View, i: usize) -> usize {
-    x.start + i / x.width() * x.stride() + i % x.width()
+    x.start + i / x.width() * x.stride() + i % x.width() * x.column()
 }
 
 /// `c[m, n] = a(i, p) · b(p, j)` summed over `p < k`.
@@ -141,6 +146,10 @@ impl<S: Scalar> Backend for Reference<S> {
         check::bytes(from, to.len())?;
         to.copy_from_slice(self.memory.bytes(from)?);
         Ok(())
+    }
+
+    fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
+        Ok(self.memory.add_file(tensor))
     }
 
     fn allocated(&self) -> u64 {
@@ -358,6 +367,54 @@ impl<S: Scalar> Backend for Reference<S> {
         })
     }
 
+    fn row_norms(&mut self, n: View, w: View, b: View, a: View, scale: f32) -> Result<()> {
+        check::row_norms(n, w, b, a)?;
+        check::apart(&[n], &[w, b, a])?;
+        let (inputs, rank) = (w.width(), a.rows());
+        let (w, b, a) = (self.get(w)?, self.get(b)?, self.get(a)?);
+        let moved = |i: usize, j: usize| {
+            let low: f64 = (0..rank).map(|r| b[i * rank + r] * a[r * inputs + j]).sum();
+            w[i * inputs + j] + f64::from(scale) * low
+        };
+        self.update(n, |i, _| (0..inputs).map(|j| moved(i, j).powi(2)).sum::<f64>().sqrt())
+    }
+
+    fn divide(&mut self, y: View, a: View, b: View) -> Result<()> {
+        check::divide(y, a, b)?;
+        check::apart(&[y], &[a, b])?;
+        let (a, b) = (self.get(a)?, self.get(b)?);
+        self.update(y, |i, _| a[i] / b[i])
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: View,
+        accumulate: bool,
+        x: View,
+        factors: View,
+        bias: Option<View>,
+    ) -> Result<()> {
+        check::scale_columns(y, x, factors, bias)?;
+        check::apart(&[y], &[x, factors])?;
+        let width = x.width();
+        let (x, factors, bias) = (self.get(x)?, self.get(factors)?, self.get_optional(bias)?);
+        self.update(y, |i, old| {
+            let bias = bias.as_ref().map_or(0.0, |bias| bias[i % width]);
+            factors[i % width] * x[i] + bias + if accumulate { old } else { 0.0 }
+        })
+    }
+
+    fn column_dots(&mut self, out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()> {
+        check::column_dots(out, a, b, divisors)?;
+        check::apart(&[out], &[a, b, divisors])?;
+        let (rows, width) = (a.rows(), a.width());
+        let (a, b, divisors) = (self.get(a)?, self.get(b)?, self.get(divisors)?);
+        self.update(out, |j, old| {
+            let sum: f64 = (0..rows).map(|i| a[i * width + j] * b[i * width + j]).sum();
+            sum / divisors[j] + if accumulate { old } else { 0.0 }
+        })
+    }
+
     fn rotate(
         &mut self,
         x: View,
@@ -560,12 +617,12 @@ impl<S: Scalar> Backend for Reference<S> {
         self.set(d_logits, &d)
     }
 
-    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()> {
+    fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
         let offsets = self.memory.indices(offsets)?;
         experts::linear(self, &offsets, y, x, w)
     }
 
-    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()> {
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
         let offsets = self.memory.indices(offsets)?;
         experts::linear_dx(self, &offsets, dx, dy, w)
     }

@@ -1,16 +1,21 @@
 //! Names of ranges of device memory.
 
+use crate::weights::WeightType;
 use std::ops::Range;
 
-/// Type of a view's elements.
+/// Type of a view's elements, and where they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
-    /// IEEE 754 single precision.
+    /// IEEE 754 single precision, in a buffer.
     F32,
+    /// A tensor in a file ([`super::Backend::map`]), which can only be read. It may be the weights of
+    /// [`super::Backend::linear`], `linear_dx`, `grouped_linear`, `grouped_linear_dx` and `row_norms`, and the table of
+    /// `gather`; every other operation refuses it.
+    File(WeightType),
 }
 
 /// A row-major matrix in a buffer of a backend: `rows` rows of `width` elements whose starts are `stride`
-/// apart.
+/// apart. In a file it may be the transpose of what lies there: then elements of a row are apart too.
 ///
 /// A view is a name: it is `Copy`, holds no memory and keeps none alive. Only the backend that made the
 /// buffer can read or write through it; every other backend, and this one after the buffer is freed, refuses
@@ -25,13 +30,20 @@ pub struct View {
     rows: usize,
     width: usize,
     stride: usize,
+    /// Distance between the elements of a row: 1 but in a transposed matrix.
+    column: usize,
     dtype: Dtype,
 }
 
 impl View {
     /// All `len` elements of a buffer from `start` on, as one row.
     pub(super) fn of_buffer(backend: u64, buffer: u64, start: usize, len: usize) -> View {
-        View { backend, buffer, start, rows: 1, width: len, stride: len, dtype: Dtype::F32 }
+        View { backend, buffer, start, rows: 1, width: len, stride: len, column: 1, dtype: Dtype::F32 }
+    }
+
+    /// All `len` elements of a tensor in a file, as one row.
+    pub(super) fn of_file(backend: u64, file: u64, len: usize, kind: WeightType) -> View {
+        View { dtype: Dtype::File(kind), ..View::of_buffer(backend, file, 0, len) }
     }
 
     /// A matrix without memory, for planning: its sizes may be more than any machine has.
@@ -54,6 +66,11 @@ impl View {
         self.stride
     }
 
+    /// Distance between two elements of a row.
+    pub fn column(self) -> usize {
+        self.column
+    }
+
     /// Type of the elements.
     pub fn dtype(self) -> Dtype {
         self.dtype
@@ -67,14 +84,18 @@ impl View {
 
     /// True where the rows follow each other without a gap.
     pub fn is_contiguous(self) -> bool {
-        self.rows <= 1 || self.stride == self.width
+        self.column == 1 && (self.rows <= 1 || self.stride == self.width)
     }
 
     /// Elements from the first of the view to its last.
     pub(super) fn extent(self) -> usize {
         match self.rows {
             0 => 0,
-            rows => (rows - 1).saturating_mul(self.stride).saturating_add(self.width),
+            _ if self.width == 0 => 0,
+            rows => {
+                let last = self.width.saturating_sub(1).saturating_mul(self.column);
+                (rows - 1).saturating_mul(self.stride).saturating_add(last).saturating_add(1)
+            }
         }
     }
 
@@ -125,12 +146,22 @@ impl View {
     pub fn columns(self, columns: Range<usize>) -> View {
         let inside = columns.start < columns.end && columns.end <= self.width;
         assert!(inside, "columns {columns:?} of {}", self.width);
-        View { start: self.start + columns.start, width: columns.len(), ..self }
+        View { start: self.start + columns.start * self.column, width: columns.len(), ..self }
+    }
+
+    /// The transpose of a matrix in a file.
+    ///
+    /// # Panics
+    /// When it is in a buffer: no operation takes such a matrix.
+    pub fn transposed(self) -> View {
+        assert!(self.dtype != Dtype::F32, "the transpose of a matrix in a buffer: {self:?}");
+        View { rows: self.width, width: self.rows, stride: self.column, column: self.stride, ..self }
     }
 
     /// True when the elements between the views' first and last ones meet.
     pub(super) fn overlaps(self, other: View) -> bool {
         self.backend == other.backend
+            && self.dtype == other.dtype
             && self.buffer == other.buffer
             && self.start < other.start.saturating_add(other.extent())
             && other.start < self.start.saturating_add(self.extent())

@@ -5,7 +5,7 @@ use super::optimizer::Optimizer;
 use crate::Result;
 use crate::arch::{Architecture, Block};
 use crate::kernels::{Backend, Buffer, Norm, View};
-use crate::params::{ParameterMap, Trainable};
+use crate::params::{Base, LowSizes, ParameterMap, Trainable};
 
 /// Elements of logits held at once (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
 const LOGITS: usize = 8 << 20;
@@ -80,6 +80,10 @@ pub(super) struct Arena {
     slots: [View; 2],
     /// Scratch of adapters: their rows between `A` and `B`, and the gradient of these.
     low: [View; 2],
+    /// Scratch of adapters that scale the outputs of a layer: these outputs, and the gradient of what is scaled.
+    wide: [View; 2],
+    /// Scratch of adapters with dropout: their inputs, or the gradient of these.
+    dropped: View,
     /// Scratch of the backward pass.
     back: Option<BackScratch>,
     /// Elements that are saved between forward and backward, and all elements.
@@ -179,16 +183,16 @@ impl Arena {
     pub(super) fn allocate(
         a: &Architecture,
         b: Budget,
-        rank: usize,
+        low: LowSizes,
         backend: &mut impl Backend,
     ) -> Result<Arena> {
-        let memory = backend.allocate(Arena::carve(a, b, rank, None).used)?;
-        let arena = Arena::carve(a, b, rank, Some(memory.view()));
+        let memory = backend.allocate(Arena::carve(a, b, low, None).used)?;
+        let arena = Arena::carve(a, b, low, Some(memory.view()));
         Ok(Arena { _memory: Some(memory), ..arena })
     }
 
     /// Cuts `whole` into the arena's views; plans them where it is `None`.
-    fn carve(a: &Architecture, b: Budget, rank: usize, whole: Option<View>) -> Arena {
+    fn carve(a: &Architecture, b: Budget, low: LowSizes, whole: Option<View>) -> Arena {
         let b = Budget { targets: b.targets.max(1), ..b };
         let rows = b.tokens.max(b.targets);
         let hidden = a.hidden;
@@ -220,6 +224,8 @@ impl Arena {
             a.blocks.iter().any(|b| b.norms.after_attention.is_some() || b.norms.after_mlp.is_some());
         let has_raw = a.blocks.iter().any(|block| block.attention.qk_norm.is_some());
         let chunk = (LOGITS / a.vocab_size.max(1)).clamp(16, 512).min(b.targets);
+        let head = if low.dora_head { chunk.saturating_mul(a.vocab_size) } else { 0 };
+        let wide = rows.saturating_mul(low.dora_width).max(head);
         Arena {
             inputs,
             saved,
@@ -232,7 +238,9 @@ impl Arena {
             inner: cutter
                 .cut(rows, widest(&|block| block.mlp.intermediate.saturating_mul(block.mlp.per_row()))),
             slots: [(); 2].map(|()| cutter.cut(rows, hidden.saturating_mul(per_row))),
-            low: [(); 2].map(|()| cutter.cut(rows, rank)),
+            low: [(); 2].map(|()| cutter.cut(rows, low.rank)),
+            wide: [(); 2].map(|()| cutter.cut(1, wide)),
+            dropped: cutter.cut(rows, low.dropout),
             back: b.train.then(|| BackScratch {
                 d_last: cutter.cut(b.targets, hidden),
                 dx: cutter.cut(b.tokens, hidden),
@@ -299,9 +307,19 @@ impl Arena {
         Some([logits.matrix(queries, experts.count), weights.matrix(queries, experts.routing.per_row)])
     }
 
-    /// An adapter's rows between its matrices, and their gradient.
-    pub(super) fn low(&self, rows: usize) -> [View; 2] {
-        self.low.map(|view| view.top(rows))
+    /// The rows between the matrices of an adapter of this rank, and their gradient.
+    pub(super) fn low(&self, rows: usize, rank: usize) -> [View; 2] {
+        self.low.map(|view| view.matrix(rows, rank))
+    }
+
+    /// Two matrices of the size of a layer's outputs.
+    pub(super) fn wide(&self, rows: usize, width: usize) -> [View; 2] {
+        self.wide.map(|view| view.matrix(rows, width))
+    }
+
+    /// A matrix of the size of a layer's inputs.
+    pub(super) fn dropped(&self, rows: usize, width: usize) -> View {
+        self.dropped.matrix(rows, width)
     }
 
     /// The gradients of a layer, cut to `tokens` rows of which `queries` have queries; `None` where nothing
@@ -343,8 +361,10 @@ impl Saved {
 /// Bytes that a model will take, by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The weights.
+    /// The weights, of those that are in memory of their own.
     pub parameters: u64,
+    /// Weights that stay in their files and are read there, two bytes each; the system can give their memory back.
+    pub mapped: u64,
     /// Their gradients, of the trained ones.
     pub gradients: u64,
     /// What the optimizer keeps of the trained ones, and their average.
@@ -367,7 +387,15 @@ impl MemoryPlan {
     /// # Errors
     /// [`crate::Error::Parameter`] as [`ParameterMap::with`].
     pub fn with(a: &Architecture, b: Budget, trainable: &Trainable) -> Result<MemoryPlan> {
-        Ok(MemoryPlan::new(a, b, &ParameterMap::with(a, trainable)?))
+        MemoryPlan::over(a, b, trainable, Base::Resident)
+    }
+
+    /// As [`MemoryPlan::with`], with the base's parameters where `base` says.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::with`].
+    pub fn over(a: &Architecture, b: Budget, trainable: &Trainable, base: Base) -> Result<MemoryPlan> {
+        Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?))
     }
 
     /// The plan with another optimizer.
@@ -385,11 +413,12 @@ impl MemoryPlan {
     }
 
     pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap) -> MemoryPlan {
-        let arena = Arena::carve(a, b, map.rank(), None);
+        let arena = Arena::carve(a, b, map.low(), None);
         let bytes = |n: usize| (n as u64).saturating_mul(size_of::<f32>() as u64);
         let trained = if b.train { bytes(map.trained_len()) } else { 0 };
         MemoryPlan {
-            parameters: bytes(map.len()),
+            parameters: bytes(map.len().saturating_add(map.low().dora.saturating_mul(2))),
+            mapped: (map.mapped_len() as u64).saturating_mul(2),
             gradients: trained,
             optimizer: trained.saturating_mul(2),
             activations: bytes(arena.activations),
@@ -399,6 +428,11 @@ impl MemoryPlan {
 
     /// All of it, in bytes.
     pub fn total(&self) -> u64 {
+        self.own().saturating_add(self.mapped)
+    }
+
+    /// All that the process itself must hold, in bytes: without what is mapped.
+    pub fn own(&self) -> u64 {
         [self.gradients, self.optimizer, self.activations, self.scratch]
             .into_iter()
             .fold(self.parameters, u64::saturating_add)

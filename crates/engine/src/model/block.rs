@@ -6,7 +6,8 @@ use super::{Model, RopeRows};
 use crate::Result;
 use crate::arch::{Block, QkNorm};
 use crate::kernels::{Backend, Dropout, Indices, Norm, PlanBuffer, View};
-use crate::params::{BlockSlots, Linear, NormSlots};
+use crate::params::{BlockSlots, Linear, NormSlots, Part};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The rows that a layer computes over.
@@ -37,11 +38,22 @@ impl Rows<'_> {
 
 /// Keys and values of a layer.
 #[derive(Clone, Copy)]
-pub(super) struct Keys {
+pub(super) struct Keys<'a> {
     /// Where this batch's rows are written.
     pub(super) new: View,
-    /// What attention reads: the same, or a cache that ends in it.
+    /// Where each of them is copied to, where that is not its place for attention.
+    pub(super) places: &'a [View],
+    /// What attention reads: the same, or a cache that they are in.
     pub(super) all: View,
+}
+
+/// Some outputs of a layer that one product computes.
+pub(super) struct Piece {
+    /// Which outputs.
+    pub(super) outputs: Range<usize>,
+    /// `[outputs, inputs]`.
+    pub(super) weight: View,
+    pub(super) bias: Option<View>,
 }
 
 /// How the output of attention or MLP joins the residual stream.
@@ -70,9 +82,9 @@ impl<'a> Joint<'a> {
 }
 
 impl<B: Backend> Model<B> {
-    pub(super) fn own_keys(&self, n: usize, rows: &Rows) -> Keys {
+    pub(super) fn own_keys(&self, n: usize, rows: &Rows) -> Keys<'static> {
         let kv = self.arena.saved(n, rows.all(), rows.queries()).kv;
-        Keys { new: kv, all: kv }
+        Keys { new: kv, places: &[], all: kv }
     }
 
     /// Where layer `n` writes: the next one's input, or the rows for the head.
@@ -85,7 +97,7 @@ impl<B: Backend> Model<B> {
 
     /// One block, on the query rows: `out = x' + mlp(norm(x'))` with `x' = x + attention(norm(x))`, or
     /// `out = x + attention(norm(x)) + mlp(norm'(x))`. What is added may be normalised and scaled first.
-    pub(super) fn block_forward(&mut self, n: usize, rows: &Rows, keys: Keys, out: View) -> Result<()> {
+    pub(super) fn block_forward(&mut self, n: usize, rows: &Rows, keys: Keys<'_>, out: View) -> Result<()> {
         let (arch, map) = (Arc::clone(&self.arch), Arc::clone(&self.map));
         let (block, at) = (&arch.blocks[n], &map.blocks[n]);
         let (all, queries) = (rows.all(), rows.queries());
@@ -98,6 +110,9 @@ impl<B: Backend> Model<B> {
         self.linear(saved.raw.map_or(saved.q, |raw| raw.q), false, query_h, &at.q)?;
         self.qk_norm(block, at, saved, keys.new)?;
         self.rotate(n, saved.q, keys.new, rows, false)?;
+        for (row, place) in keys.places.iter().enumerate() {
+            self.backend.copy(*place, keys.new.row_range(row..row + 1))?;
+        }
         let heads = block.attention.heads;
         let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
         self.backend.attention(heads, rows.attention, dropout, saved.o, saved.lse, saved.q, keys.all)?;
@@ -387,21 +402,61 @@ impl<B: Backend> Model<B> {
         (self.slot_view(&at.weight), at.bias.as_ref().map(|bias| self.slot_view(bias)))
     }
 
-    pub(super) fn weight(&self, at: &Linear) -> View {
-        self.parameter_view(&at.weight()).matrix(at.outputs(), at.inputs)
-    }
-
     /// `y (+)= x · wᵀ + b`.
-    fn linear(&mut self, y: View, accumulate: bool, x: View, at: &Linear) -> Result<()> {
-        let bias = at.bias().map(|bias| self.parameter_view(&bias));
-        self.backend.linear(y, accumulate, x, self.weight(at), bias)?;
-        self.adapters_forward(at, y, x)
+    pub(super) fn linear(&mut self, y: View, accumulate: bool, x: View, at: &Linear) -> Result<()> {
+        for piece in self.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
+            self.backend.linear(y.columns(piece.outputs), accumulate, x, piece.weight, piece.bias)?;
+        }
+        self.adapters_forward(at, y, accumulate, x)
     }
 
     /// `dx (+)= dy · w`.
-    fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
-        self.backend.linear_dx(dx, accumulate, dy, self.weight(at))?;
-        self.adapters_dx(at, dx, dy)
+    pub(super) fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
+        let mut accumulate = accumulate;
+        for piece in self.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
+            self.backend.linear_dx(dx, accumulate, dy.columns(piece.outputs), piece.weight)?;
+            accumulate = true;
+        }
+        self.adapters_dx(at, dx, accumulate, dy)
+    }
+
+    /// The products that parts of a layer are: parts whose weights and biases lie together in a buffer are one; of a
+    /// tensor in a file that lies there head by head, each head is one.
+    pub(super) fn pieces<'p>(&self, parts: impl Iterator<Item = &'p Part>) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        // Where the weights and the biases of the last piece end in the buffer.
+        let mut end: Option<(usize, Option<usize>)> = None;
+        for part in parts {
+            let (weight, bias) = (&part.weight.range, part.bias.as_ref().map(|bias| &bias.range));
+            if self.files[part.weight.parameter].is_some() {
+                end = None;
+                let bias = bias.map(|bias| self.parameter_view(bias));
+                pieces.extend(self.file_pieces(&part.weight).into_iter().map(|(rows, weight)| Piece {
+                    outputs: part.outputs.start + rows.start..part.outputs.start + rows.end,
+                    weight,
+                    bias: bias.map(|bias| bias.part(rows.start, rows.len())),
+                }));
+                continue;
+            }
+            let width = part.weight.shape[1];
+            let follows = end == Some((weight.start, bias.map(|bias| bias.start)));
+            end = Some((weight.end, bias.map(|bias| bias.end)));
+            match pieces.last_mut().filter(|last| follows && last.outputs.end == part.outputs.start) {
+                Some(last) => {
+                    let rows = last.weight.rows() + part.outputs.len();
+                    last.weight =
+                        self.parameter_view(&(weight.end - rows * width..weight.end)).matrix(rows, width);
+                    last.bias = bias.map(|bias| self.parameter_view(&(bias.end - rows..bias.end)));
+                    last.outputs.end = part.outputs.end;
+                }
+                None => pieces.push(Piece {
+                    outputs: part.outputs.clone(),
+                    weight: self.slot_view(&part.weight),
+                    bias: bias.map(|bias| self.parameter_view(bias)),
+                }),
+            }
+        }
+        pieces
     }
 
     /// The gradients of a layer's weights, biases and adapters, of those that are trained.

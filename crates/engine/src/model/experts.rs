@@ -20,7 +20,7 @@ impl<B: Backend> Model<B> {
         else {
             return Ok(());
         };
-        self.backend.linear(probabilities, false, h, self.weight(router), None)?;
+        self.linear(probabilities, false, h, router)?;
         let routes = self.backend.route(experts.routing, probabilities, weights)?;
         let (rows, offsets) = (routes.rows(), routes.offsets());
         self.routes[n] = Some(routes);
@@ -28,10 +28,11 @@ impl<B: Backend> Model<B> {
         let [x, y] = self.arena.slots(rows.len(), h.width());
         let (inner, up) = (self.arena.inner(block, h.rows()), self.up_of_slots(n, saved, rows.len()));
         self.backend.gather(x, h, rows)?;
-        self.backend.grouped_linear(up, x, self.weight(&at.up), offsets)?;
+        let (up_weights, down_weights) = (self.grouped(&at.up), self.grouped(&at.down));
+        self.backend.grouped_linear(up, x, &up_weights, offsets)?;
         self.backend.activate(block.mlp.activation, inner, up)?;
         self.backend.scale_rows(inner, weights)?;
-        self.backend.grouped_linear(y, inner, self.weight(&at.down), offsets)?;
+        self.backend.grouped_linear(y, inner, &down_weights, offsets)?;
         self.backend.scatter_add(out, y, rows)
     }
 
@@ -61,7 +62,8 @@ impl<B: Backend> Model<B> {
         let dy = first;
         let dz = back.dup.matrix(rows.len(), inner.width());
         self.backend.gather(dy, d, rows)?;
-        self.backend.grouped_linear_dx(dz, dy, self.weight(&at.down), offsets)?;
+        let (up_weights, down_weights) = (self.grouped(&at.up), self.grouped(&at.down));
+        self.backend.grouped_linear_dx(dz, dy, &down_weights, offsets)?;
         self.backend.activate(block.mlp.activation, inner, up)?;
         self.backend.row_dots(d_weights, dz, inner)?;
         self.backend.scale_rows(inner, weights)?;
@@ -74,18 +76,23 @@ impl<B: Backend> Model<B> {
         let (x, dx) = (second, first);
         self.backend.gather(x, h, rows)?;
         self.grouped_dw(&at.up, back.dup, x, offsets)?;
-        self.backend.grouped_linear_dx(dx, back.dup, self.weight(&at.up), offsets)?;
+        self.backend.grouped_linear_dx(dx, back.dup, &up_weights, offsets)?;
 
         let dh = back.dh.top(h.rows());
         self.backend.route_backward(experts.routing, d_logits, probabilities, d_weights, &routes)?;
         self.linear_dw(router, d_logits, h)?;
-        self.backend.linear_dx(dh, false, d_logits, self.weight(router))?;
+        self.linear_dx(dh, false, d_logits, router)?;
         self.backend.scatter_add(dh, dx, rows)
     }
 
     /// The saved output of the first matrices, by slot.
     fn up_of_slots(&self, n: usize, saved: Saved, slots: usize) -> View {
         saved.up.matrix(slots, self.arch.blocks[n].mlp.up_width())
+    }
+
+    /// The weights of all experts, one after the other.
+    fn grouped(&self, at: &Linear) -> Vec<View> {
+        self.pieces(at.parts.iter()).into_iter().map(|piece| piece.weight).collect()
     }
 
     /// The gradients of the experts' weights that are trained.

@@ -66,12 +66,12 @@ impl<B: Backend> Model<B> {
         };
         let losses = self.backend.allocate(count * TargetLoss::COLUMNS)?;
         let table = losses.matrix(count, TargetLoss::COLUMNS);
-        let (w, at) = (self.slot_view(&map.head), self.arch.head);
+        let at = self.arch.head;
         for start in (0..count).step_by(self.arena.chunk) {
             let rows = start..count.min(start + self.arena.chunk);
             let logits = self.arena.logits.top(rows.len());
             let h = h.row_range(rows.clone());
-            self.backend.linear(logits, false, h, w, None)?;
+            self.linear(logits, false, h, &map.head)?;
             if at.scale != 1.0 {
                 self.backend.scale(logits, at.scale)?;
             }
@@ -84,11 +84,8 @@ impl<B: Backend> Model<B> {
                 if at.scale != 1.0 {
                     self.backend.scale(logits, at.scale)?;
                 }
-                if let Some((dw, accumulate)) = self.gradient_of(&[&map.head]) {
-                    let dw = dw.matrix(map.head.shape[0], map.head.shape[1]);
-                    self.backend.linear_dw(dw, accumulate, logits, h)?;
-                }
-                self.backend.linear_dx(dh.row_range(rows), false, logits, w)?;
+                self.linear_dw(&map.head, logits, h)?;
+                self.linear_dx(dh.row_range(rows), false, logits, &map.head)?;
             }
         }
         if let (Some(_), Some((d_last, _, dh))) = (scale, self.arena.stream()) {

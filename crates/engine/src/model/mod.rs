@@ -1,10 +1,12 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
 //! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
-//! parameters, gradients and moments; `decode` generates with a KV cache.
+//! parameters and gradients; `optimizer` steps; `average` and `noise` are training's; `decode` generates with a KV
+//! cache.
 
 mod adapter;
 mod arena;
+mod average;
 mod block;
 mod decode;
 mod experts;
@@ -21,8 +23,9 @@ pub use optimizer::{Optimizer, Rates, Update};
 use crate::arch::Architecture;
 use crate::batch::Batch;
 use crate::kernels::device::Device;
-use crate::kernels::{Backend, Buffer, IndexBuffer, Routes, TargetLoss, View};
-use crate::params::{ParameterMap, Trainable};
+use crate::kernels::{Backend, Buffer, FileBuffer, FileTensor, IndexBuffer, Routes, TargetLoss, View};
+use crate::lora::Lora;
+use crate::params::{Base, ParameterMap, Trainable};
 use crate::rope::Rope;
 use crate::weights::WeightType;
 use crate::{Error, Result};
@@ -53,6 +56,12 @@ pub struct Model<B: Backend = Device> {
     budget: Budget,
     plan: MemoryPlan,
     parameters: Buffer,
+    /// The parameters that stay in their files, by their number.
+    files: Vec<Option<(FileBuffer, FileTensor)>>,
+    /// The adapter.
+    lora: Option<Lora>,
+    /// What the adapter's layers are divided by and scaled with.
+    dora: Option<adapter::Dora>,
     /// What the weights are written in.
     weight_type: WeightType,
     /// Gradients and moments, of a model that trains.
@@ -66,6 +75,8 @@ pub struct Model<B: Backend = Device> {
     /// What training passes add, and what the current pass does.
     regularisation: Regularisation,
     pass: Option<Regularisation>,
+    /// An average of the trained parameters.
+    average: Option<Buffer>,
 }
 
 /// Cosines and sines per position of one kind of rotation.
@@ -122,22 +133,43 @@ impl<B: Backend> Model<B> {
     /// As [`Model::new`], and [`Error::Parameter`] for a choice that the model cannot follow.
     pub fn with_trainable(
         arch: Architecture,
+        backend: B,
+        budget: Budget,
+        trainable: &Trainable,
+    ) -> Result<Self> {
+        Model::with_base(arch, backend, budget, trainable, Base::Resident)
+    }
+
+    /// As [`Model::with_trainable`]; under an adapter, the base's parameters are where `base` says. Those that stay in
+    /// their files are there after [`Model::load_weights`].
+    ///
+    /// # Errors
+    /// As [`Model::with_trainable`].
+    pub fn with_base(
+        arch: Architecture,
         mut backend: B,
         budget: Budget,
         trainable: &Trainable,
+        base: Base,
     ) -> Result<Self> {
         if budget.tokens == 0 {
             return Err(Error::Batch { message: "a budget of 0 tokens".into() });
         }
         arch.check().map_err(|message| Error::Architecture { message })?;
-        let map = ParameterMap::with(&arch, trainable)?;
+        let map = ParameterMap::over(&arch, trainable, base)?;
         let plan = MemoryPlan::new(&arch, budget, &map);
         let parameters = backend.allocate(map.len())?;
         let trained = match budget.train {
             true => Some(Trained::allocate(&map, &mut backend)?),
             false => None,
         };
-        let arena = Arena::allocate(&arch, budget, map.rank(), &mut backend)?;
+        let lora = match trainable {
+            Trainable::Adapter(lora) => Some(lora.clone()),
+            _ => None,
+        };
+        let dora = adapter::Dora::allocate(&map, &mut backend)?;
+        let files = map.parameters.iter().map(|_| None).collect();
+        let arena = Arena::allocate(&arch, budget, map.low(), &mut backend)?;
         let mut ropes: Vec<RopeTable> = Vec::new();
         let mut rope_of = |rope: &Rope| match ropes.iter().position(|known| known.rope == *rope) {
             Some(known) => known,
@@ -155,6 +187,9 @@ impl<B: Backend> Model<B> {
             budget,
             plan,
             parameters,
+            files,
+            lora,
+            dora,
             weight_type: WeightType::default(),
             trained,
             arena,
@@ -163,6 +198,7 @@ impl<B: Backend> Model<B> {
             routes,
             regularisation: Regularisation::default(),
             pass: None,
+            average: None,
         })
     }
 
@@ -269,6 +305,7 @@ impl<B: Backend> Model<B> {
             attention: &query_plan,
         };
 
+        self.refresh_dora()?;
         let noise = self.noise_sizes(batch)?;
         self.embed(ids.view(), positions.view(), noise.as_ref().map(Buffer::view))?;
         let layers = self.arch.blocks.len();
@@ -350,4 +387,9 @@ impl<B: Backend> Model<B> {
         }
         Ok(all)
     }
+}
+
+/// A range of a buffer's view.
+fn part(of: View, range: &std::ops::Range<usize>) -> View {
+    of.part(range.start, range.len())
 }

@@ -34,17 +34,20 @@ pub(super) enum Site {
     AfterAttention(usize),
     /// The output of a layer's MLP.
     AfterMlp(usize),
+    /// The input of an adapter, by the number of its module.
+    Adapter(usize),
 }
 
 impl Site {
     fn number(self) -> u32 {
-        // There are at most `MAX_LAYERS` layers, so the numbers are apart.
+        // There are at most `MAX_LAYERS` layers of a few modules each, so the numbers are apart.
         let (kind, n) = match self {
             Site::Embedding => (0, 0),
             Site::Noise => (1, 0),
             Site::Attention(n) => (2, n),
             Site::AfterAttention(n) => (3, n),
             Site::AfterMlp(n) => (4, n),
+            Site::Adapter(n) => (5, n),
         };
         (n as u32) << 3 | kind
     }

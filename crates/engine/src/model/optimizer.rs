@@ -1,17 +1,13 @@
 //! The optimizer's step, and what it keeps between steps: in memory and in files.
 
-use super::Model;
-use super::state::part;
-use crate::kernels::{Adafactor, AdamW, Backend, Buffer, ByteBuffer, Sgd, View};
+use super::{Model, part};
+use crate::kernels::{Adafactor, AdamW, Backend, Buffer, ByteBuffer, QUANTISED_BLOCK as BLOCK, Sgd, View};
 use crate::params::{Kind, Layout, Parameter, ParameterMap};
 use crate::weights::{self, Lazy, WeightType};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-
-/// Elements of a scale of the 8-bit states.
-const BLOCK: usize = 256;
 
 /// Parameters with fewer elements have 32-bit states under [`Optimizer::AdamW8bit`] (bitsandbytes' `min_8bit_size`).
 const SMALL: usize = 4096;
@@ -247,6 +243,7 @@ impl<B: Backend> Model<B> {
                 }
             }
         }
+        self.weights_changed();
         Ok(())
     }
 

@@ -1,12 +1,12 @@
 //! Parameters and gradients, in and out.
 
-use super::Model;
 use super::optimizer::{Optimizer, State};
+use super::{Model, part};
 use crate::collective::Collective;
 use crate::init;
 use crate::kernels::{Backend, Buffer, View};
-use crate::params::{Parameter, ParameterMap, Slot};
-use crate::weights::{self, Lazy, Tensor, WeightType};
+use crate::params::{Layout, Parameter, ParameterMap, Slot};
+use crate::weights::{self, Lazy, Source, Tensor, WeightType};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
@@ -30,10 +30,6 @@ impl Trained {
     }
 }
 
-pub(super) fn part(of: View, range: &Range<usize>) -> View {
-    of.part(range.start, range.len())
-}
-
 impl<B: Backend> Model<B> {
     /// Reads the weights of a Hugging Face folder: `model.safetensors` or shards, in f32, f16 or bf16.
     /// Returns the names of tensors in the files that this model has no place for.
@@ -41,11 +37,21 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::Weights`] naming file and tensor when something is missing, misshapen, damaged or not finite.
     pub fn load_weights(&mut self, dir: &Path) -> Result<Vec<String>> {
-        let (backend, parameters) = (&mut self.backend, self.parameters.view());
-        let own = self.map.parameters.iter().filter(|p| !p.kind.is_adapter());
-        let put = |p: &Parameter, values: &[f32]| backend.write(part(parameters, &p.range), values);
+        let (backend, parameters, files) = (&mut self.backend, self.parameters.view(), &mut self.files);
+        let own = self.map.parameters.iter().filter(|p| !p.of_adapter);
+        let put = |p: &Parameter, source: Source| match source {
+            Source::Values(values) => backend.write(part(parameters, &p.range), values),
+            Source::File(tensor) => {
+                let place = self.map.parameters.iter().position(|of| std::ptr::eq(of, p));
+                if let Some(file) = place.and_then(|place| files.get_mut(place)) {
+                    *file = Some((backend.map(tensor.clone())?, tensor));
+                }
+                Ok(())
+            }
+        };
         let (unknown, stored) = weights::load(dir, &self.arch, own, put)?;
         self.weight_type = stored;
+        self.weights_changed();
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {
             name.ends_with("rotary_emb.inv_freq")
@@ -72,13 +78,22 @@ impl<B: Backend> Model<B> {
     /// Random weights, distributed as transformers (and PEFT, for an adapter) initialises them.
     ///
     /// # Errors
-    /// A failure of the device.
+    /// A failure of the device; [`Error::Parameter`] where weights are to stay in files.
     pub fn init_random(&mut self, seed: u64) -> Result<()> {
-        for (i, p) in self.map.parameters.iter().enumerate() {
+        for (i, p) in self.map.parameters.iter().enumerate().filter(|(_, p)| !p.of_adapter) {
+            if p.mapped {
+                return Err(Error::Parameter {
+                    message: format!("\"{}\" is to be read from a file", p.name),
+                });
+            }
             let values = init::values(&self.arch, p, i, seed);
             self.backend.write(part(self.parameters.view(), &p.range), &values)?;
         }
-        Ok(())
+        self.weights_changed();
+        match self.lora {
+            Some(_) => self.init_adapter(seed),
+            None => Ok(()),
+        }
     }
 
     /// Forgets the gradients.
@@ -137,7 +152,13 @@ impl<B: Backend> Model<B> {
     /// [`Error::Parameter`] when the model has none of that name.
     pub fn parameter(&self, name: &str) -> Result<Tensor> {
         let p = self.find(name)?;
-        self.tensor(self.parameters.view(), p, &p.range)
+        let data = p.layout.to_file(self.values_of(p)?, &p.shape);
+        Ok(Tensor { shape: p.shape.clone(), data })
+    }
+
+    fn values_of(&self, p: &Parameter) -> Result<Vec<f32>> {
+        let place = self.map.parameters.iter().position(|of| std::ptr::eq(of, p));
+        place.map_or(Ok(Vec::new()), |place| self.values(place))
     }
 
     /// A trained parameter's gradient by its Hugging Face name, in the layout of its file.
@@ -168,9 +189,16 @@ impl<B: Backend> Model<B> {
             let message = format!("\"{name}\" has shape {:?}, not {shape:?} of {elements} elements", p.shape);
             return Err(Error::Parameter { message });
         }
+        if p.mapped {
+            return Err(Error::Parameter {
+                message: format!("\"{name}\" is in a file, which is not changed"),
+            });
+        }
         let at = part(self.parameters.view(), &p.range);
         let values = weights::from_file(p, &tensor.data);
-        self.backend.write(at, &values)
+        self.backend.write(at, &values)?;
+        self.weights_changed();
+        Ok(())
     }
 
     fn find(&self, name: &str) -> Result<&Parameter> {
@@ -204,7 +232,7 @@ impl<B: Backend> Model<B> {
     }
 
     fn save_as(&self, dir: &Path, kind: WeightType) -> Result<()> {
-        let own = |p: &&Parameter| !p.kind.is_adapter();
+        let own = |p: &&Parameter| !p.of_adapter;
         let tensors: Vec<Lazy> =
             self.map.parameters.iter().filter(own).map(|p| Lazy { kind, ..self.lazy(p) }).collect();
         weights::save(dir, &tensors)
@@ -216,7 +244,7 @@ impl<B: Backend> Model<B> {
             name: p.name.clone(),
             shape: p.shape.clone(),
             kind: WeightType::F32,
-            read: Box::new(|| Ok(self.tensor(self.parameters.view(), p, &p.range)?.data)),
+            read: Box::new(|| Ok(p.layout.to_file(self.values_of(p)?, &p.shape))),
         }
     }
 
@@ -229,9 +257,36 @@ impl<B: Backend> Model<B> {
         self.trained.as_mut().ok_or_else(untrained)
     }
 
-    /// A slot's values.
+    /// A slot's values. Of a tensor in a file, one that lies there in one piece.
     pub(super) fn slot_view(&self, slot: &Slot) -> View {
+        if let Some((_, view)) = self.file_pieces(slot).into_iter().next() {
+            return view;
+        }
         part(self.parameters.view(), &slot.range).matrix(slot.shape[0], slot.shape[1])
+    }
+
+    /// The rows of a slot of a tensor in a file, in the pieces in which they lie there; none where it is in a buffer.
+    pub(super) fn file_pieces(&self, slot: &Slot) -> Vec<(Range<usize>, View)> {
+        let Some((file, _)) = &self.files[slot.parameter] else { return Vec::new() };
+        let p = &self.map.parameters[slot.parameter];
+        let ([rows, width], first) = (slot.shape, slot.range.start / slot.shape[1].max(1));
+        let whole = |rows: usize, width: usize| file.view().matrix(rows, width);
+        match p.layout {
+            Layout::Same => vec![(0..rows, whole(p.shape[0], width).row_range(first..first + rows))],
+            Layout::Transposed => {
+                vec![(0..rows, whole(width, p.shape[1]).transposed().row_range(first..first + rows))]
+            }
+            Layout::ByHead { heads } => {
+                let size = p.shape[0] / (3 * heads);
+                let all = whole(p.shape[0], width);
+                let piece = |row: usize| {
+                    let (kind, head) = ((first + row) / (heads * size), (first + row) / size % heads);
+                    let at = (3 * head + kind) * size;
+                    (row..row + size, all.row_range(at..at + size))
+                };
+                (0..rows).step_by(size).map(piece).collect()
+            }
+        }
     }
 
     pub(super) fn parameter_view(&self, range: &Range<usize>) -> View {

@@ -1,11 +1,12 @@
 //! Lays the parameters of an architecture out.
 
 use super::{
-    Adapter, BlockSlots, Kind, Layout, Linear, Lora, NormSlots, Parameter, ParameterMap, Part, Slot, Store,
-    Trainable,
+    Adapter, Base, BlockSlots, Kind, Layout, Linear, LowSizes, NormSlots, Parameter, ParameterMap, Part,
+    Slot, Store, Trainable, module_name,
 };
 use crate::arch::{Architecture, Block, Names};
 use crate::kernels::Norm;
+use crate::lora::{Module, Rules};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -16,51 +17,92 @@ struct Tensors {
     inputs: usize,
 }
 
+/// The adapter of a module.
+#[derive(Clone)]
+struct OfModule {
+    /// `A`, which all parts of the module share.
+    a: Slot,
+    /// The parameter `B`.
+    b: usize,
+    /// The parameter of magnitudes.
+    magnitude: Option<usize>,
+    /// How many modules have one before it.
+    number: usize,
+}
+
 pub(super) struct Builder<'a> {
     arch: &'a Architecture,
     trainable: &'a Trainable,
+    base: Base,
+    rules: Option<Rules<'a>>,
     parameters: Vec<Parameter>,
     len: usize,
     trained: usize,
     slots: usize,
-    /// Adapters by the module that they belong to: `A`, and which parameter `B` is.
-    adapters: BTreeMap<String, (Slot, usize)>,
+    /// Adapters by the module that they belong to.
+    adapters: BTreeMap<String, OfModule>,
+    /// Copies that adapters have of the model's parameters, by these.
+    copies: BTreeMap<usize, usize>,
+    low: LowSizes,
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(arch: &'a Architecture, trainable: &'a Trainable) -> Builder<'a> {
+    pub(super) fn new(
+        arch: &'a Architecture,
+        trainable: &'a Trainable,
+        base: Base,
+        rules: Option<Rules<'a>>,
+    ) -> Builder<'a> {
         Builder {
             arch,
             trainable,
+            base,
+            rules,
             parameters: Vec::new(),
             len: 0,
             trained: 0,
             slots: 0,
             adapters: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            low: LowSizes::default(),
         }
     }
 
     pub(super) fn finish(mut self) -> ParameterMap {
         let (a, names) = (self.arch, self.arch.names);
-        let embedding = self.matrix(names.embedding, a.vocab_size, Kind::Embedding);
-        let positions = a.embedding.positions.map(|n| self.matrix(names.positions, n, Kind::Matrix));
+        let mut embedding = self.matrix(names.embedding, a.vocab_size, Kind::Embedding);
+        let mut positions = a.embedding.positions.map(|n| self.matrix(names.positions, n, Kind::Matrix));
         let mut blocks: Vec<BlockSlots> =
             a.blocks.iter().enumerate().map(|(n, block)| self.block(names, block, n)).collect();
-        let norm = self.norm(names.norm.to_string(), a.hidden, a.head.norm);
-        let head = match a.head.tied {
+        let mut norm = self.norm(names.norm.to_string(), a.hidden, a.head.norm);
+        let weight = match a.head.tied {
             true => embedding.clone(),
             false => self.matrix(names.head, a.vocab_size, Kind::Matrix),
         };
+        let part =
+            Part { name: names.head.into(), outputs: 0..a.vocab_size, weight, bias: None, adapter: None };
+        let mut head = Linear { inputs: a.hidden, parts: vec![part] };
         // After the model's own parameters, whose places do not depend on an adapter.
-        let rank = match self.trainable {
-            Trainable::Adapter(lora) => {
-                blocks.iter_mut().for_each(|block| self.attach(block, lora));
-                lora.rank
+        if let Some(rules) = self.rules.take() {
+            let follows = self.copy_head(&mut head, &embedding, &rules);
+            let outer =
+                [Some(&mut embedding), positions.as_mut()].into_iter().flatten().chain(norm.slots_mut());
+            outer.for_each(|slot| self.copy(slot, &rules));
+            if let (true, Some(part)) = (follows, head.parts.first_mut()) {
+                part.weight = embedding.clone();
             }
-            _ => 0,
-        };
-        let Builder { parameters, len, trained, slots, .. } = self;
-        ParameterMap { embedding, positions, blocks, norm, head, parameters, slots, len, trained, rank }
+            for block in &mut blocks {
+                block.slots_mut().for_each(|slot| self.copy(slot, &rules));
+                // As in `BlockSlots::linears`.
+                let mlp = [&mut block.up, &mut block.down].into_iter().filter(|_| block.router.is_none());
+                for linear in [&mut block.q, &mut block.kv, &mut block.out].into_iter().chain(mlp) {
+                    self.attach(linear, &rules, false);
+                }
+            }
+            self.attach(&mut head, &rules, true);
+        }
+        let Builder { parameters, len, trained, slots, low, .. } = self;
+        ParameterMap { embedding, positions, blocks, norm, head, parameters, slots, len, trained, low }
     }
 
     /// One block, in the order norm, q, k, v, norms of q and k, out, norm after it, norm, up, down, norm after it.
@@ -133,68 +175,178 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Adds an adapter to each part of the block that has one.
-    fn attach(&mut self, block: &mut BlockSlots, lora: &Lora) {
-        // As in `BlockSlots::linears`.
-        let mlp = [&mut block.up, &mut block.down].into_iter().filter(|_| block.router.is_none());
-        for linear in [&mut block.q, &mut block.kv, &mut block.out].into_iter().chain(mlp) {
-            for part in linear.parts.iter_mut().filter(|part| lora.targets(&part.name)) {
-                let (rank, inputs, name) = (lora.rank, linear.inputs, &part.name);
-                let tensor = self.parameters.iter().find(|p| p.name == format!("{name}.weight"));
-                let (start, elements) = tensor.map_or((0, 0), |p| (p.range.start, p.range.len()));
-                // The outputs of a tensor by heads are by heads in the adapter too; Conv1D's adapter is not transposed.
-                let layout = match tensor.map(|p| p.layout) {
-                    Some(Layout::ByHead { heads }) => Layout::ByHead { heads },
-                    _ => Layout::Same,
-                };
-                if !self.adapters.contains_key(name) {
-                    let module = format!("base_model.model.{name}");
-                    let shape = vec![rank, inputs];
-                    let a = self.add(format!("{module}.lora_A.weight"), shape, Kind::AdapterIn);
-                    let shape = vec![elements / inputs.max(1), rank];
-                    let b = self.add(format!("{module}.lora_B.weight"), shape, Kind::AdapterOut);
-                    self.parameters[b].layout = layout;
-                    let a = self.slot(a, 0, [rank, inputs]);
-                    self.adapters.insert(name.clone(), (a, b));
-                }
-                let (a, b) = self.adapters[name].clone();
-                let rows = part.weight.shape[0];
-                let skipped = part.weight.range.start.saturating_sub(start) / inputs.max(1);
-                let b = self.slot(b, skipped.saturating_mul(rank), [rows, rank]);
-                part.adapter = Some(Adapter { a, b, scale: lora.alpha / rank as f32 });
-            }
+    /// Lets a slot name the adapter's copy of its parameter, where the adapter has one: of a module that is trained as a
+    /// whole, or of a parameter that the adapter's file replaces.
+    fn copy(&mut self, slot: &mut Slot, rules: &Rules) {
+        let of = &self.parameters[slot.parameter];
+        let module = module_name(of.module()).to_string();
+        if !rules.saves(&module) && !rules.replaces(&of.name) {
+            return;
         }
+        let ending = of.name.rsplit_once('.').map_or("", |(_, ending)| ending);
+        let is_head = of.name == format!("{}.weight", self.arch.names.head);
+        let module_name = rules.file_module(Module { name: &module, is_head });
+        let (name, shape, kind) = (format!("{module_name}.{ending}"), of.shape.clone(), of.kind);
+        let (layout, mapped, start) = (of.layout, of.mapped, of.range.start);
+        let copy = match self.copies.get(&slot.parameter) {
+            Some(copy) => *copy,
+            None => {
+                let copy = self.add_of_adapter(name, shape, kind, rules.saves(&module));
+                self.parameters[copy].layout = layout;
+                self.parameters[copy].copy_of = Some(slot.parameter);
+                self.copies.insert(slot.parameter, copy);
+                copy
+            }
+        };
+        let first = if mapped { slot.range.start } else { slot.range.start - start };
+        let index = slot.index;
+        *slot = Slot { index, ..self.slot(copy, first, slot.shape) };
+    }
+
+    /// As [`Builder::copy`] of a head. One that is tied stays the embedding of the base where only the embedding is
+    /// trained, and has a copy of its own where it is trained itself, as PEFT's wrappers do. True where it is tied still.
+    fn copy_head(&mut self, head: &mut Linear, embedding: &Slot, rules: &Rules) -> bool {
+        let Some(part) = head.parts.first_mut() else { return false };
+        if part.weight.index != embedding.index {
+            self.copy(&mut part.weight, rules);
+            return false;
+        }
+        let of = &self.parameters[embedding.parameter];
+        let (module, shape, layout) = (module_name(&part.name).to_string(), of.shape.clone(), of.layout);
+        let embedding_is_saved = rules.saves(of.module());
+        if rules.saves(&module) || rules.replaces(&format!("{}.weight", part.name)) {
+            let name = format!("{}.weight", rules.file_module(Module { name: &module, is_head: true }));
+            let copy = self.add_of_adapter(name, shape, Kind::Matrix, rules.saves(&module));
+            self.parameters[copy].layout = layout;
+            self.parameters[copy].copy_of = Some(embedding.parameter);
+            part.weight = self.slot(copy, 0, embedding.shape);
+            return false;
+        }
+        if embedding_is_saved {
+            part.weight = self.slot(embedding.parameter, 0, embedding.shape);
+        }
+        !embedding_is_saved
+    }
+
+    /// Adds an adapter to each part of the layer that has one.
+    fn attach(&mut self, linear: &mut Linear, rules: &Rules, is_head: bool) {
+        for part in &mut linear.parts {
+            let (name, inputs) = (module_name(&part.name).to_string(), linear.inputs);
+            let Some(low) = rules.adapter(Module { name: &name, is_head }) else { continue };
+            let tensor = &self.parameters[part.weight.parameter];
+            let start = if tensor.mapped { 0 } else { tensor.range.start };
+            let elements = tensor.range.len();
+            // The outputs of a tensor by heads are by heads in the adapter too; Conv1D's adapter is not transposed.
+            let layout = match tensor.layout {
+                layout @ Layout::ByHead { .. } => layout,
+                _ => Layout::Same,
+            };
+            let outputs = elements / inputs.max(1);
+            if !self.adapters.contains_key(&name) {
+                let module = format!("base_model.model.{name}");
+                let mut add = |name: &str, shape: Vec<usize>, kind: Kind| {
+                    self.add_of_adapter(format!("{module}.{name}"), shape, kind, true)
+                };
+                let a = add("lora_A.weight", vec![low.rank, inputs], Kind::AdapterIn);
+                let b = add("lora_B.weight", vec![outputs, low.rank], Kind::AdapterOut);
+                let m = rules.dora().then(|| add("lora_magnitude_vector", vec![outputs], Kind::Magnitude));
+                for by_outputs in [Some(b), m].into_iter().flatten() {
+                    self.parameters[by_outputs].layout = layout;
+                }
+                let a = self.slot(a, 0, [low.rank, inputs]);
+                let of = OfModule { a, b, magnitude: m, number: self.adapters.len() };
+                self.adapters.insert(name.clone(), of);
+            }
+            let OfModule { a, b, magnitude, number: module } = self.adapters[&name].clone();
+            let rows = part.weight.shape[0];
+            let skipped = part.weight.range.start.saturating_sub(start) / inputs.max(1);
+            let b = self.slot(b, skipped.saturating_mul(low.rank), [rows, low.rank]);
+            let magnitude = magnitude.map(|m| {
+                let at = self.low.dora;
+                self.low.dora = at.saturating_add(rows);
+                (self.slot(m, skipped, [1, rows]), at)
+            });
+            self.low.rank = self.low.rank.max(low.rank);
+            match (magnitude.is_some(), is_head) {
+                (true, true) => self.low.dora_head = true,
+                (true, false) => self.low.dora_width = self.low.dora_width.max(rows),
+                _ => {}
+            }
+            if rules.dropout() > 0.0 {
+                self.low.dropout = self.low.dropout.max(inputs);
+            }
+            part.adapter = Some(Adapter { a, b, scale: low.scale, magnitude, module });
+        }
+    }
+
+    /// Adds a parameter of the adapter.
+    fn add_of_adapter(&mut self, name: String, shape: Vec<usize>, kind: Kind, trained: bool) -> usize {
+        let len = shape.iter().fold(1usize, |len, size| len.saturating_mul(*size));
+        let range = self.len..self.len.saturating_add(len);
+        self.len = range.end;
+        let store = if trained { Store::Trained(self.trained) } else { Store::Frozen };
+        if trained {
+            self.trained = self.trained.saturating_add(len);
+        }
+        let (layout, mapped, of_adapter, copy_of) = (Layout::Same, false, true, None);
+        self.parameters.push(Parameter {
+            name,
+            shape,
+            range,
+            store,
+            layout,
+            kind,
+            mapped,
+            of_adapter,
+            copy_of,
+        });
+        self.parameters.len() - 1
     }
 
     /// Adds a parameter; its index.
     fn add(&mut self, name: String, shape: Vec<usize>, kind: Kind) -> usize {
         let len = shape.iter().fold(1usize, |len, size| len.saturating_mul(*size));
-        let range = self.len..self.len.saturating_add(len);
-        self.len = range.end;
+        let mapped = self.base == Base::Mapped && !matches!(kind, Kind::Bias | Kind::NormWeight);
+        let start = if mapped { 0 } else { self.len };
+        let range = start..start.saturating_add(len);
+        if !mapped {
+            self.len = range.end;
+        }
         let chosen = match self.trainable {
             Trainable::All => true,
             Trainable::Named(names) => names.contains(&name),
-            Trainable::Adapter(_) => kind.is_adapter(),
+            Trainable::Adapter(_) => false,
         };
         let store = if chosen { Store::Trained(self.trained) } else { Store::Frozen };
         if chosen {
             self.trained = self.trained.saturating_add(len);
         }
-        self.parameters.push(Parameter { name, shape, range, store, layout: Layout::Same, kind });
+        let (layout, of_adapter, copy_of) = (Layout::Same, false, None);
+        self.parameters.push(Parameter {
+            name,
+            shape,
+            range,
+            store,
+            layout,
+            kind,
+            mapped,
+            of_adapter,
+            copy_of,
+        });
         self.parameters.len() - 1
     }
 
     /// A slot of a parameter from element `start` on.
     fn slot(&mut self, parameter: usize, start: usize, shape: [usize; 2]) -> Slot {
-        let parameter = &self.parameters[parameter];
-        let store = match parameter.store {
+        let of = &self.parameters[parameter];
+        let store = match of.store {
             Store::Frozen => Store::Frozen,
             Store::Trained(at) => Store::Trained(at.saturating_add(start)),
         };
-        let first = parameter.range.start.saturating_add(start);
+        let first = of.range.start.saturating_add(start);
         let range = first..first.saturating_add(shape[0].saturating_mul(shape[1]));
         self.slots += 1;
-        Slot { index: self.slots - 1, range, shape, store }
+        Slot { index: self.slots - 1, parameter, range, shape, store }
     }
 
     /// A matrix of `hidden` columns that is not a linear layer.
@@ -259,5 +411,35 @@ impl<'a> Builder<'a> {
             }
         }
         Linear { inputs, parts }
+    }
+}
+
+impl NormSlots {
+    fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        [&mut self.weight].into_iter().chain(&mut self.bias)
+    }
+}
+
+impl BlockSlots {
+    /// The slots of the model's own parameters.
+    fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        let BlockSlots {
+            attention_norm,
+            q,
+            kv,
+            qk_norm,
+            out,
+            after_attention,
+            mlp_norm,
+            router,
+            up,
+            down,
+            after_mlp,
+        } = self;
+        let norms = [attention_norm, after_attention, mlp_norm, after_mlp].into_iter().flatten();
+        let norms = norms.chain(qk_norm.iter_mut().flatten()).flat_map(NormSlots::slots_mut);
+        let linears = [q, kv, out, up, down].into_iter().chain(router);
+        let parts = linears.flat_map(|linear| &mut linear.parts);
+        norms.chain(parts.flat_map(|part| [&mut part.weight].into_iter().chain(&mut part.bias)))
     }
 }

@@ -85,7 +85,7 @@ pub fn quick() -> Settings {
         per_device_train_batch_size: 2,
         per_device_eval_batch_size: 3,
         learning_rate: 3e-3,
-        logging_steps: 1,
+        logging_steps: 1.into(),
         save_strategy: suasion_train::Strategy::No,
         ..Settings::default()
     }
@@ -102,6 +102,10 @@ pub struct Listener<'a> {
     pub checkpoints: Vec<(u64, Vec<PathBuf>)>,
     pub names: Vec<String>,
     pub stop_after: Option<(u64, &'a AtomicBool)>,
+    /// After a step, makes a file of this name.
+    pub block_at: Option<(u64, PathBuf)>,
+    /// After a step, removes this folder.
+    pub remove_at: Option<(u64, PathBuf)>,
 }
 
 impl Observer for Listener<'_> {
@@ -114,6 +118,12 @@ impl Observer for Listener<'_> {
                     && step.step == at
                 {
                     flag.store(true, Ordering::Relaxed);
+                }
+                if let Some((_, path)) = self.block_at.as_ref().filter(|(at, _)| *at == step.step) {
+                    std::fs::write(path, "").unwrap();
+                }
+                if let Some((_, path)) = self.remove_at.as_ref().filter(|(at, _)| *at == step.step) {
+                    std::fs::remove_dir_all(path).unwrap();
                 }
             }
             Event::Eval { step, .. } => self.names.push(format!("eval {step}")),
@@ -217,6 +227,8 @@ impl<'a> Job<'a> {
             files: &files,
             extra: &[],
             stops: &[],
+            decode: None,
+            tensorboard: None,
             output_dir: self.dir,
             resume: self.resume.clone(),
             extend: self.extend,

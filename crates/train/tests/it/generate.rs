@@ -3,7 +3,8 @@
 use crate::common::*;
 use std::ops::ControlFlow;
 use suasion_engine::Batch;
-use suasion_train::generate::{argmax, draw, filter, generate_with};
+use suasion_train::generate::{Request, budget_of, generate_batch, generate_with};
+use suasion_train::logits::{argmax, draw, filter, penalise};
 use suasion_train::{Error, Sampling, Stopped, generate, prompt_ids};
 
 /// Logits of these probabilities, in a mixed order.
@@ -182,5 +183,105 @@ fn sampling_and_prompts_that_cannot_work_are_refused() {
         let error = generate(&mut model, &prompt, &s(), go_on).unwrap_err();
         assert!(error.to_string().starts_with(message), "{error}");
         assert_eq!((error.tag(), error.is_usage()), ("E-GENERATE", false));
+    }
+}
+
+fn generation() -> serde_json::Value {
+    let crate_dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    json(crate_dir.join("../../tests/goldens/goldens/generation.json"))
+}
+
+fn sampling(settings: &serde_json::Value) -> Sampling {
+    serde_json::from_value(settings.clone()).unwrap()
+}
+
+/// transformers' logits processors, in the order of its `generate`.
+#[test]
+fn logits_are_processed_as_in_transformers() {
+    for case in generation()["processed"].as_array().unwrap() {
+        let mut logits: Vec<f32> = serde_json::from_value(case["logits"].clone()).unwrap();
+        let context: Vec<u32> = serde_json::from_value(case["context"].clone()).unwrap();
+        let scores: Vec<Option<f32>> = serde_json::from_value(case["scores"].clone()).unwrap();
+        let sampling = sampling(&case["settings"]);
+        penalise(&mut logits, &context, &sampling);
+        filter(&mut logits, &sampling);
+        for (id, (ours, theirs)) in logits.iter().zip(&scores).enumerate() {
+            let theirs = theirs.unwrap_or(f32::NEG_INFINITY);
+            let near = *ours == theirs || (ours - theirs).abs() <= 1e-6 * theirs.abs();
+            assert!(near, "{}: token {id}: {ours} instead of {theirs}", case["settings"]);
+        }
+    }
+}
+
+fn golden_model(name: &str, budget: suasion_engine::Budget) -> suasion_engine::Model {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(name);
+    let arch = suasion_engine::Architecture::from_dir(&dir).unwrap();
+    let mut model = suasion_engine::Model::new(arch, suasion_engine::Device::cpu(), budget).unwrap();
+    model.load_weights(&dir).unwrap();
+    model
+}
+
+/// transformers' `generate` with each of the processors, one prompt at a time and three at once.
+#[test]
+fn text_without_repetitions_is_that_of_transformers_in_every_family() {
+    let golden = generation();
+    for name in suasion_test_support::MODELS {
+        let prompt: Vec<u32> = serde_json::from_value(golden[name]["prompt"].clone()).unwrap();
+        let mut model = golden_model(name, budget_of(prompt.len(), 3));
+        for made in golden[name]["made"].as_array().unwrap() {
+            let sampling = Sampling { max_new_tokens: 16, ..sampling(&made["settings"]) };
+            let ids: Vec<u32> = serde_json::from_value(made["ids"].clone()).unwrap();
+            let alone = generate(&mut model, &prompt, &sampling, &mut |_| ControlFlow::Continue(())).unwrap();
+            assert_eq!(alone.ids, ids, "{name}: {}", made["settings"]);
+            // The same prompt between two others of other lengths.
+            let others = [&prompt[..2], &prompt[..], &prompt[1..]];
+            assert_eq!(batch(&mut model, &others, 3, &sampling)[1], ids, "{name}: {}", made["settings"]);
+        }
+    }
+}
+
+/// What is generated for each prompt, `slots` at once.
+fn batch(
+    model: &mut suasion_engine::Model,
+    prompts: &[&[u32]],
+    slots: usize,
+    sampling: &Sampling,
+) -> Vec<Vec<u32>> {
+    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap();
+    let mut cache = model.cache_of(slots, longest + sampling.max_new_tokens).unwrap();
+    let requests: Vec<Request> =
+        prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, stream: i as u64 }).collect();
+    let mut made = vec![Vec::new(); prompts.len()];
+    let mut go_on = |_, _| ControlFlow::Continue(());
+    let mut done = |index: usize, generated: suasion_train::Generated| {
+        made[index] = generated.ids;
+        ControlFlow::Continue(())
+    };
+    generate_batch(model, &mut cache, &requests, sampling, &mut go_on, &mut done).unwrap();
+    made
+}
+
+/// Each row has a random stream of its own, so that neither the size of the batch nor the other rows matter.
+#[test]
+fn a_rows_text_does_not_depend_on_the_batch() {
+    for name in ["llama", "gemma2", "gpt2", "llama_dynamic", "qwen3_moe", "phi3_longrope"] {
+        let mut model = golden_model(name, budget_of(9, 5));
+        let prompts: Vec<Vec<u32>> =
+            (0..7u32).map(|i| (0..3 + i % 4).map(|j| 5 + (7 * i + 11 * j) % 100).collect()).collect();
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let sampling = Sampling {
+            do_sample: true,
+            temperature: 1.3,
+            top_k: 30,
+            max_new_tokens: 11,
+            ..Sampling::default()
+        };
+        let alone = batch(&mut model, &prompts, 1, &sampling);
+        for slots in [2, 3, 5] {
+            assert_eq!(batch(&mut model, &prompts, slots, &sampling), alone, "{name}: {slots} at once");
+        }
+        // Two equal prompts are continued differently, and one alone as the first.
+        let equal = batch(&mut model, &[prompts[0], prompts[0]], 2, &sampling);
+        assert_eq!((&equal[0], equal[0] == equal[1]), (&alone[0], false), "{name}");
     }
 }

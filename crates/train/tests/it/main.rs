@@ -1,5 +1,6 @@
 //! Tests of training against what others computed and against its own promises.
 
+mod best;
 mod common;
 mod compare;
 mod evaluate;

@@ -15,7 +15,7 @@ fn a_loss_that_is_not_finite_stops_before_the_weights_change() {
         lr_scheduler_type: suasion_train::Scheduler::ConstantWithWarmup,
         warmup_steps: 1.0,
         save_strategy: Strategy::Steps,
-        save_steps: 1,
+        save_steps: 1.into(),
         shuffle_dataset: false,
         ..quick()
     };

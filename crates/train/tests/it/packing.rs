@@ -168,7 +168,7 @@ fn a_packed_run_resumes_to_the_same_bits() {
     let settings = Settings {
         num_train_epochs: 3.0,
         save_strategy: suasion_train::Strategy::Steps,
-        save_steps: 1,
+        save_steps: 1.into(),
         ..quick()
     };
     let plan = Plan::new(&packs, &[], &settings).unwrap();

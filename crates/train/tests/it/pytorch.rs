@@ -50,6 +50,8 @@ fn compare(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norm
         files: &ModelFiles::from_dir(dir).unwrap(),
         extra: &[],
         stops: &[],
+        decode: None,
+        tensorboard: None,
         output_dir: &out.path().join("run"),
         resume: Resume::No,
         extend: false,
@@ -91,7 +93,7 @@ fn five_steps_of_adamw_are_those_of_pytorch() {
             max_steps: Some(5),
             lr_scheduler_type: Scheduler::Constant,
             shuffle_dataset: false,
-            logging_steps: 1,
+            logging_steps: 1.into(),
             save_strategy: Strategy::No,
             ..Settings::default()
         };
@@ -125,7 +127,7 @@ fn five_steps_with_accumulation_clipping_and_warm_up_are_those_of_pytorch() {
             lr_scheduler_type: Scheduler::Linear,
             warmup_steps: 2.0,
             shuffle_dataset: false,
-            logging_steps: 1,
+            logging_steps: 1.into(),
             save_strategy: Strategy::No,
             ..Settings::default()
         };

@@ -7,8 +7,12 @@ use suasion_train::{DataCard, FindingCount, SampleReply, SectionShare, Settings,
 fn reports_have_the_numbers_and_escape_the_text_of_rows() {
     let (train, held_out) = (rows(6, 1), rows(3, 2));
     let (_dir, out) = folder();
-    let settings =
-        Settings { max_steps: Some(5), eval_strategy: Strategy::Steps, eval_steps: Some(2), ..quick() };
+    let settings = Settings {
+        max_steps: Some(5),
+        eval_strategy: Strategy::Steps,
+        eval_steps: Some(2.into()),
+        ..quick()
+    };
     let report = Job::new(&train, settings.clone(), &out).eval(&held_out).run().unwrap();
 
     let hostile = "<script>alert('x')</script> | ``` & \u{7} ünï 😀";

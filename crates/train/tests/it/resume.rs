@@ -16,11 +16,11 @@ fn settings() -> Settings {
         gradient_accumulation_steps: 2,
         max_steps: Some(9),
         warmup_steps: 2.0,
-        logging_steps: 2,
+        logging_steps: 2.into(),
         eval_strategy: Strategy::Steps,
-        eval_steps: Some(3),
+        eval_steps: Some(3.into()),
         save_strategy: Strategy::Steps,
-        save_steps: 4,
+        save_steps: 4.into(),
         ..quick()
     }
 }
@@ -190,7 +190,7 @@ fn settings_that_change_the_result_are_refused_by_name() {
     let (result, ..) = resumed(|job| {
         job.settings.learning_rate = 1e-4;
         job.settings.data_seed = Some(1);
-        job.settings.logging_steps = 5; // changes no weight
+        job.settings.logging_steps = 5.into(); // changes no weight
     });
     let error = result.unwrap_err();
     let Error::ResumeSettings { differences, .. } = &error else { panic!("{error}") };
@@ -201,8 +201,8 @@ fn settings_that_change_the_result_are_refused_by_name() {
     assert!(matches!(result.unwrap_err(), Error::ResumeSettings { .. }));
     let (result, ..) = resumed(|job| {
         job.settings.gradient_checkpointing = true;
-        job.settings.logging_steps = 3;
-        job.settings.save_steps = 1;
+        job.settings.logging_steps = 3.into();
+        job.settings.save_steps = 1.into();
     });
     result.unwrap();
 }
@@ -211,11 +211,20 @@ fn settings_that_change_the_result_are_refused_by_name() {
 fn every_setting_that_the_steps_depend_on_is_refused_by_name() {
     let keys: Vec<&str> =
         KEYS.iter().filter(|key| key.on_resume == OnResume::Same).map(|key| key.name).collect();
-    assert_eq!(keys.len(), 12, "{keys:?}");
-    for key in keys {
+    assert_eq!(keys.len(), 22, "{keys:?}");
+    // The values of the first are those of a schedule: see below. The others change the model: see `extras`.
+    let elsewhere = ["lr_scheduler_kwargs", "trainable", "freeze"];
+    for key in keys.into_iter().filter(|key| !elsewhere.contains(key)) {
         let (result, ..) = resumed(|job| {
             let mut settings = serde_json::to_value(&job.settings).unwrap();
             settings[key] = match &settings[key] {
+                Value::String(_) if key == "optim" => "sgd".into(),
+                Value::Null if key == "optim_args" => {
+                    settings["optim"] = "sgd".into();
+                    "momentum=0.5".into()
+                }
+                Value::Null => 0.5.into(),
+                Value::Array(_) => serde_json::json!([{"match": "*", "weight_decay": 0.1}]),
                 Value::Bool(on) => (!on).into(),
                 Value::String(name) => if name == "cosine" { "linear" } else { "cosine" }.into(),
                 Value::Number(number) if number.is_f64() => (number.as_f64().unwrap() / 2.0 + 0.1).into(),
@@ -227,6 +236,20 @@ fn every_setting_that_the_steps_depend_on_is_refused_by_name() {
         assert!(matches!(&error, Error::ResumeSettings { .. }), "{key}: {error}");
         assert!(error.to_string().contains(&format!("{key}: was ")), "{key}: {error}");
     }
+}
+
+#[test]
+fn other_arguments_of_the_schedule_are_refused() {
+    let (train, (_dir, out)) = (rows(7, 3), folder());
+    let cosine = |kwargs: serde_json::Value| Settings {
+        lr_scheduler_type: Scheduler::Cosine,
+        lr_scheduler_kwargs: serde_json::from_value(kwargs).unwrap(),
+        ..four_steps()
+    };
+    Job::new(&train, cosine(serde_json::json!({})), &out).run().unwrap();
+    let other = cosine(serde_json::json!({"num_cycles": 1}));
+    let error = Job::new(&train, other, &out).resume(Resume::Newest).run().unwrap_err();
+    assert!(error.to_string().contains(r#"lr_scheduler_kwargs: was {}, is {"num_cycles":1}"#), "{error}");
 }
 
 #[test]
@@ -267,7 +290,7 @@ fn a_resume_needs_a_checkpoint() {
     let settings = Settings {
         max_steps: Some(3),
         save_strategy: Strategy::Steps,
-        save_steps: 1,
+        save_steps: 1.into(),
         save_total_limit: Some(1),
         ..quick()
     };
@@ -282,7 +305,7 @@ fn a_resume_needs_a_checkpoint() {
 #[test]
 fn a_checkpoint_that_cannot_be_written_leaves_nothing() {
     let (train, (_dir, out)) = (rows(7, 3), folder());
-    let settings = Settings { eval_strategy: Strategy::No, save_steps: 2, ..settings() };
+    let settings = Settings { eval_strategy: Strategy::No, save_steps: 2.into(), ..settings() };
     Job::new(&train, settings.clone(), &out).stop_after(2, &AtomicBool::new(false)).run().unwrap();
 
     let mut job = Job::new(&train, settings, &out).resume(Resume::Newest);
@@ -389,7 +412,7 @@ fn the_final_model_has_the_type_of_its_base_and_checkpoints_are_f32() {
 #[test]
 fn the_checkpoint_before_a_damaged_one_is_offered_or_taken() {
     let (train, (_dir, out)) = (rows(7, 3), folder());
-    let settings = Settings { save_steps: 2, ..four_steps() };
+    let settings = Settings { save_steps: 2.into(), ..four_steps() };
     Job::new(&train, settings.clone(), &out).run().unwrap();
     let weights = out.join("checkpoint-4/model.safetensors");
     let mut damaged = bytes(&weights);
@@ -485,7 +508,7 @@ fn an_extended_run_goes_on_where_it_was_in_its_data() {
     };
     let mut job = Job::new(&train, longer.clone(), &out).resume(Resume::Newest);
     job.extend = true;
-    job.settings.save_steps = 1;
+    job.settings.save_steps = 1.into();
     let report = job.run().unwrap();
     // Three more epochs, a step each.
     assert_eq!((report.step, report.total_steps), (7, 7));
@@ -494,7 +517,7 @@ fn an_extended_run_goes_on_where_it_was_in_its_data() {
     std::fs::remove_dir_all(out.join("checkpoint-7")).unwrap();
     let before = bytes(out.join("model.safetensors"));
     let mut again = Job::new(&train, longer, &out).resume(Resume::Newest);
-    again.settings.save_steps = 1;
+    again.settings.save_steps = 1.into();
     assert_eq!(again.run().unwrap().step, 7);
     assert_eq!(before, bytes(out.join("model.safetensors")));
 }

@@ -9,7 +9,7 @@ fn the_loss_falls_and_the_run_leaves_all_its_files() {
     let (_dir, out) = folder();
     let settings = Settings {
         num_train_epochs: 10.0,
-        logging_steps: 7,
+        logging_steps: 7.into(),
         eval_strategy: Strategy::Epoch,
         save_strategy: Strategy::Epoch,
         save_total_limit: Some(2),
@@ -35,7 +35,10 @@ fn the_loss_falls_and_the_run_leaves_all_its_files() {
         let value: serde_json::Value = serde_json::from_str(line).unwrap();
         value.as_object().unwrap().keys().cloned().collect::<Vec<_>>()
     };
-    assert_eq!(keys(text.lines().next().unwrap()), ["step", "eval_loss", "eval_sections"]);
+    assert_eq!(
+        keys(text.lines().next().unwrap()),
+        ["step", "eval_loss", "eval_sections", "eval_mean_token_accuracy", "eval_entropy"]
+    );
     assert_eq!(
         keys(text.lines().nth(1).unwrap()),
         [
@@ -47,7 +50,9 @@ fn the_loss_falls_and_the_run_leaves_all_its_files() {
             "targets",
             "tokens",
             "tokens_per_second",
-            "peak_memory_bytes"
+            "peak_memory_bytes",
+            "mean_token_accuracy",
+            "entropy"
         ]
     );
 
@@ -94,9 +99,9 @@ fn old_checkpoints_are_removed_and_the_best_is_kept() {
     let settings = Settings {
         max_steps: Some(12),
         eval_strategy: Strategy::Steps,
-        eval_steps: Some(2),
+        eval_steps: Some(2.into()),
         save_strategy: Strategy::Steps,
-        save_steps: 2,
+        save_steps: 2.into(),
         save_total_limit: Some(2),
         load_best_model_at_end: true,
         ..quick()
@@ -123,9 +128,9 @@ fn the_evaluation_before_the_first_step_can_be_the_best() {
         max_steps: Some(8),
         learning_rate: 1.0,
         eval_strategy: Strategy::Steps,
-        eval_steps: Some(2),
+        eval_steps: Some(2.into()),
         save_strategy: Strategy::Steps,
-        save_steps: 4,
+        save_steps: 4.into(),
         save_total_limit: Some(1),
         load_best_model_at_end: true,
         ..quick()
@@ -153,7 +158,7 @@ fn saving_the_best_saves_only_what_is_better() {
     let settings = Settings {
         max_steps: Some(120),
         eval_strategy: Strategy::Steps,
-        eval_steps: Some(10),
+        eval_steps: Some(10.into()),
         save_strategy: Strategy::Best,
         load_best_model_at_end: true,
         ..quick()
@@ -322,7 +327,7 @@ fn a_run_that_diverges_ends_and_says_so() {
         learning_rate: 3.0,
         lr_scheduler_type: suasion_train::Scheduler::Constant,
         save_strategy: Strategy::Steps,
-        save_steps: 10,
+        save_steps: 10.into(),
         ..quick()
     };
     let report = Job::new(&train, wild.clone(), &out).eval(&held_out).run().unwrap();

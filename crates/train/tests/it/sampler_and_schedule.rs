@@ -1,58 +1,122 @@
 //! Learning-rate schedules, clipping, and the rows of each step.
 
-use crate::common::rows;
+use crate::common::{json, rows};
+use std::path::Path;
 use suasion_train::sampler::Sampler;
-use suasion_train::schedule::{Schedule, warmup_steps};
+use suasion_train::schedule::PlateauState;
+use suasion_train::state::Patience;
 use suasion_train::step::clip_coefficient;
-use suasion_train::{Plan, Scheduler, Settings};
+use suasion_train::{Interval, Plan, Settings};
 
-/// Computed in Python by the formulas of transformers' `optimization.py` (3e-4, 3 warm-up steps of 10).
+fn schedules() -> serde_json::Value {
+    json(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/goldens/schedules.json"))
+}
+
+fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+/// A schedule as the goldens have it.
+fn settings_of(kind: &serde_json::Value, kwargs: &serde_json::Value) -> Settings {
+    Settings {
+        lr_scheduler_type: serde_json::from_value(kind.clone()).unwrap(),
+        lr_scheduler_kwargs: serde_json::from_value(kwargs.clone()).unwrap(),
+        learning_rate: 3e-4,
+        ..Settings::default()
+    }
+}
+
+/// transformers' own schedulers, step by step.
 #[test]
 fn schedules_are_those_of_transformers() {
-    let linear = [
-        0.0,
-        9.999999999999999e-05,
-        0.00019999999999999998,
-        0.0003,
-        0.0002571428571428571,
-        0.00021428571428571427,
-        0.0001714285714285714,
-        0.00012857142857142855,
-        8.57142857142857e-05,
-        4.285714285714285e-05,
-        0.0,
-    ];
-    let cosine = [
-        0.0,
-        9.999999999999999e-05,
-        0.00019999999999999998,
-        0.0003,
-        0.0002851453301853628,
-        0.00024352347027881003,
-        0.00018337814009344714,
-        0.00011662185990655284,
-        5.6476529721189974e-05,
-        1.4854669814637143e-05,
-        0.0,
-    ];
-    let with_warmup = [0.0, 9.999999999999999e-05, 0.00019999999999999998, 0.0003, 0.0003, 0.0003];
-    let schedule = |kind, warmup_steps| Schedule { kind, learning_rate: 3e-4, warmup_steps, total_steps: 10 };
-    for (kind, rates) in [
-        (Scheduler::Linear, &linear[..]),
-        (Scheduler::Cosine, &cosine[..]),
-        (Scheduler::ConstantWithWarmup, &with_warmup[..]),
-        (Scheduler::Constant, &[3e-4; 4]),
-    ] {
-        for (step, rate) in rates.iter().enumerate() {
-            let ours = schedule(kind, 3).rate(step as u64);
-            // Linear and constant are exact; a cosine may differ in its last bit between C libraries.
-            let tolerance = if kind == Scheduler::Cosine { 1e-19 } else { 0.0 };
-            assert!((ours - rate).abs() <= tolerance, "{kind} at {step}: {ours} instead of {rate}");
+    let golden = schedules();
+    assert_eq!(golden["learning_rate"], 3e-4);
+    let mut kinds = std::collections::BTreeSet::new();
+    for case in golden["schedules"].as_array().unwrap() {
+        let lrs = numbers(&case["lrs"]);
+        let settings = Settings {
+            warmup_steps: case["warmup"].as_f64().unwrap(),
+            ..settings_of(&case["type"], &case["kwargs"])
+        };
+        let schedule = settings.schedule(lrs.len() as u64).unwrap();
+        for (step, lr) in lrs.iter().enumerate() {
+            // A cosine or a power may differ in its last bits between C libraries.
+            let ours = schedule.rate(step as u64);
+            assert!((ours - lr).abs() <= 1e-15 * lr.abs() + 1e-19, "{case}: step {step}: {ours}");
         }
+        kinds.insert(settings.lr_scheduler_type.to_string());
     }
-    let without: Vec<f64> =
-        (0..5).map(|s| Schedule { total_steps: 4, ..schedule(Scheduler::Linear, 0) }.rate(s)).collect();
-    assert_eq!(without, [0.0003, 0.000225, 0.00015, 7.5e-05, 0.0]);
+    assert_eq!(kinds.len(), 10, "all but reduce_lr_on_plateau");
+}
+
+/// PyTorch's `ReduceLROnPlateau` on the same metrics.
+#[test]
+fn a_plateau_lowers_the_rate_where_pytorch_does() {
+    for case in schedules()["plateaus"].as_array().unwrap() {
+        let schedule = settings_of(&"reduce_lr_on_plateau".into(), &case["kwargs"]).schedule(99).unwrap();
+        let mut state = PlateauState::default();
+        let metrics = numbers(&case["metrics"]);
+        let ours: Vec<f64> =
+            metrics.iter().map(|metric| schedule.evaluated(&mut state, *metric).unwrap()).collect();
+        assert_eq!(ours, numbers(&case["lrs"]), "{}", case["kwargs"]);
+        assert_eq!(schedule.rate(0), 3e-4);
+    }
+}
+
+/// transformers' `EarlyStoppingCallback` on the same metrics.
+#[test]
+fn patience_ends_where_that_of_transformers_does() {
+    for case in schedules()["early_stopping"].as_array().unwrap() {
+        let settings = Settings {
+            early_stopping_patience: case["patience"].as_u64(),
+            early_stopping_threshold: case["threshold"].as_f64().unwrap(),
+            metric_for_best_model: case["metric"].as_str().map(str::to_string),
+            greater_is_better: case["greater_is_better"].as_bool(),
+            ..Settings::default()
+        };
+        let mut patience = Patience::default();
+        let ends = numbers(&case["values"]).iter().position(|value| {
+            patience.see(*value, &settings);
+            Some(patience.bad) >= settings.early_stopping_patience
+        });
+        assert_eq!(ends.map(|at| at as u64), case["ends"].as_u64(), "{case}");
+    }
+}
+
+#[test]
+fn arguments_that_a_schedule_does_not_have_are_refused() {
+    let refused = |kind: &str, kwargs: &str| {
+        let settings = settings_of(&kind.into(), &serde_json::from_str(kwargs).unwrap());
+        let error = settings.validate(true).unwrap_err();
+        assert!(error.is_usage() && error.to_string().starts_with("lr_scheduler_kwargs: "), "{error}");
+        error.to_string()
+    };
+    assert!(refused("linear", r#"{"num_cycles": 2}"#).contains("unknown field `num_cycles`"));
+    assert!(refused("cosine", r#"{"cycles": 2}"#).contains("expected `num_cycles`"));
+    assert!(refused("cosine_with_restarts", r#"{"num_cycles": 1.5}"#).contains("1.5"));
+    assert!(
+        refused("warmup_stable_decay", "{}").contains("num_decay_steps of warmup_stable_decay is missing")
+    );
+    assert!(refused("cosine_with_min_lr", "{}").contains("min_lr of cosine_with_min_lr is missing"));
+    refused("cosine_with_min_lr", r#"{"min_lr": 1e-6, "min_lr_rate": 0.1}"#);
+    refused("cosine_with_min_lr", r#"{"min_lr": -1e-6}"#);
+    refused("polynomial", r#"{"lr_end": 3e-4}"#);
+    refused("reduce_lr_on_plateau", r#"{"factor": 1.0}"#);
+    refused("warmup_stable_decay", r#"{"num_decay_steps": 3, "decay_type": "steep"}"#);
+    // As text, in the way in which PyYAML reads numbers without a dot.
+    settings_of(&"polynomial".into(), &serde_json::json!({"lr_end": "1e-6", "power": 2}))
+        .validate(false)
+        .unwrap();
+}
+
+#[test]
+fn intervals_below_one_are_shares_of_the_steps() {
+    // math.ceil(max_steps * share) in transformers' `compute_steps`.
+    for (interval, total, steps) in [(0.1, 95, 10), (0.5, 7, 4), (0.001, 10, 1), (1.0, 10, 1), (20.0, 10, 20)]
+    {
+        assert_eq!(Interval(interval).of(total), steps);
+    }
+    assert_eq!(serde_json::to_string(&[Interval(0.25), Interval(500.0)]).unwrap(), "[0.25,500]");
 }
 
 #[test]
@@ -60,11 +124,11 @@ fn warmup_is_the_ceiling_of_the_share() {
     // math.ceil(total * ratio) in Python: 100 * 0.07 is a little more than 7.
     for (total, ratio, steps) in [(100, 0.07, 8), (10, 0.1, 1), (7, 0.5, 4), (33, 0.03, 1), (1000, 0.1, 100)]
     {
-        assert_eq!(warmup_steps(&Settings { warmup_ratio: ratio, ..Settings::default() }, total), steps);
-        assert_eq!(warmup_steps(&Settings { warmup_steps: ratio, ..Settings::default() }, total), steps);
+        assert_eq!(Settings { warmup_ratio: ratio, ..Settings::default() }.warmup(total), steps);
+        assert_eq!(Settings { warmup_steps: ratio, ..Settings::default() }.warmup(total), steps);
     }
     let both = Settings { warmup_ratio: 0.5, warmup_steps: 3.0, ..Settings::default() };
-    assert_eq!(warmup_steps(&both, 100), 3);
+    assert_eq!(both.warmup(100), 3);
 }
 
 #[test]

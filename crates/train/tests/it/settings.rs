@@ -3,7 +3,7 @@
 use crate::common::*;
 use serde::de::DeserializeOwned;
 use std::fmt::Display;
-use suasion_train::{Error, Plan, Scheduler, Settings, Strategy};
+use suasion_train::{Error, Interval, Plan, Scheduler, Settings, Strategy};
 
 #[test]
 fn settings_that_cannot_work_are_refused_by_key() {
@@ -19,11 +19,17 @@ fn settings_that_cannot_work_are_refused_by_key() {
         ("warmup_ratio", Settings { warmup_ratio: 1.5, ..d() }),
         ("warmup_steps", Settings { warmup_steps: 2.5, ..d() }),
         ("warmup_steps", Settings { warmup_steps: -1.0, ..d() }),
-        ("logging_steps", Settings { logging_steps: 0, ..d() }),
+        ("logging_steps", Settings { logging_steps: 0.into(), ..d() }),
         ("save_total_limit", Settings { save_total_limit: Some(0), ..d() }),
         ("eval_strategy", Settings { eval_strategy: Strategy::Steps, ..d() }),
         ("save_strategy", Settings { save_strategy: Strategy::Best, ..d() }),
         ("load_best_model_at_end", Settings { load_best_model_at_end: true, ..d() }),
+        ("logging_steps", Settings { logging_steps: Interval(2.5), ..d() }),
+        ("save_steps", Settings { save_steps: Interval(-0.5), ..d() }),
+        ("eval_steps", Settings { eval_steps: Some(Interval(0.0)), ..d() }),
+        ("metric_for_best_model", Settings { metric_for_best_model: Some("bleu".into()), ..d() }),
+        ("early_stopping_patience", Settings { early_stopping_patience: Some(2), ..d() }),
+        ("lr_scheduler_type", Settings { lr_scheduler_type: Scheduler::ReduceLrOnPlateau, ..d() }),
     ];
     for (key, settings) in cases {
         match settings.validate(false) {
@@ -32,15 +38,17 @@ fn settings_that_cannot_work_are_refused_by_key() {
         }
     }
     d().validate(false).unwrap();
+    // The best weights get a checkpoint in any case, but not where there are none at all.
     let best = Settings {
         eval_strategy: Strategy::Steps,
-        eval_steps: Some(50),
-        save_steps: 120,
+        eval_steps: Some(50.into()),
+        save_steps: 120.into(),
         load_best_model_at_end: true,
         ..d()
     };
-    assert!(best.validate(true).is_err(), "120 is not a multiple of 50");
-    Settings { save_steps: 100, ..best }.validate(true).unwrap();
+    best.validate(true).unwrap();
+    assert!(Settings { save_strategy: Strategy::No, ..best.clone() }.validate(true).is_err());
+    Settings { metric_for_best_model: Some("eval_response_loss".into()), ..best }.validate(true).unwrap();
 }
 
 /// Messages print the names of the configuration.
@@ -52,7 +60,16 @@ fn choices_are_printed_under_their_names_in_a_configuration() {
         }
     }
     check::<Strategy>(&["no", "steps", "epoch", "best"]);
-    check::<Scheduler>(&["linear", "cosine", "constant", "constant_with_warmup"]);
+    check::<Scheduler>(&[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+    ]);
+    check::<Scheduler>(&["inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr"]);
+    check::<Scheduler>(&["cosine_warmup_with_min_lr", "warmup_stable_decay"]);
 }
 
 #[test]

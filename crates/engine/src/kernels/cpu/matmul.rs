@@ -3,7 +3,8 @@
 //! The crate's own threading was bimodal on two cores (ENGINE.md) and splits by the number of threads; tiles
 //! that follow from the shape alone give the same bytes for any number of threads.
 
-use super::{Disjoint, View};
+use super::files::FileMatrix;
+use super::{Disjoint, Scratch, View};
 use rayon::prelude::*;
 
 /// Largest tile of a product. 256×512 keeps both packed operands in a 1 MiB L2 cache and still gives the
@@ -44,6 +45,19 @@ impl<'a> Matrix<'a> {
         extent(m, n, self.row, self.column).is_some_and(|extent| extent <= self.data.len())
     }
 }
+
+/// The right operand of a product.
+#[derive(Clone, Copy)]
+pub(super) enum Right<'a> {
+    /// In memory.
+    Buffer(Matrix<'a>),
+    /// In a file: a tile of it is widened to f32 when it is needed, [`DEPTH`] rows at a time.
+    File(&'a FileMatrix, &'a Scratch),
+}
+
+/// Rows of an operand in a file that are widened at once: with a tile's 512 columns 512 KiB, which stay in cache. Each
+/// serves 256 rows of the left operand, so that widening costs a few percent of the product.
+const DEPTH: usize = 256;
 
 /// Elements from the first to the last of an `m × n` matrix whose rows are `row` and columns `column` apart;
 /// `None` where the number overflows.
@@ -105,7 +119,7 @@ pub(super) fn tiled(
     stride: usize,
     accumulate: bool,
     a: Matrix,
-    b: Matrix,
+    b: Right,
     bias: &[f32],
 ) {
     assert_eq!(Some(c.len()), extent(m, n, stride, 1), "the result's size");
@@ -127,8 +141,21 @@ pub(super) fn tiled(
             }
         }
         let accumulate = accumulate || !bias.is_empty();
-        // SAFETY: as above.
-        unsafe { product(m, w, k, c, stride, accumulate, a.from(i, 0), b.from(0, j), 1.0) };
+        match b {
+            // SAFETY: as above.
+            Right::Buffer(b) => unsafe {
+                product(m, w, k, c, stride, accumulate, a.from(i, 0), b.from(0, j), 1.0);
+            },
+            Right::File(b, scratch) => scratch.with(DEPTH.min(k) * w, |panel| {
+                for p in (0..k).step_by(DEPTH) {
+                    let depth = DEPTH.min(k - p);
+                    let b = b.widened((p, j), (depth, w), panel);
+                    let accumulate = accumulate || p > 0;
+                    // SAFETY: as above.
+                    unsafe { product(m, w, depth, c, stride, accumulate, a.from(i, p), b, 1.0) };
+                }
+            }),
+        }
     });
 }
 

@@ -6,6 +6,8 @@
 
 mod activation;
 mod attention;
+mod columns;
+mod files;
 mod loss;
 mod matmul;
 mod noise;
@@ -18,12 +20,13 @@ use super::buffers::Memory;
 use super::experts::Slots;
 use super::{
     Activation, Adafactor, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, ByteBuffer, Bytes, Draw,
-    Dropout, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, TargetLoss, View, check,
-    experts,
+    Dropout, FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd,
+    TargetLoss, View, check, experts,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
-use matmul::Matrix;
+use files::FileMatrix;
+use matmul::{Matrix, Right};
 use rayon::prelude::*;
 use std::sync::Mutex;
 
@@ -89,6 +92,11 @@ impl Cpu {
         Ok((std::array::from_fn(out), std::array::from_fn(read), &self.scratch))
     }
 
+    /// The matrix that a view names in a file; `None` where it is in a buffer.
+    fn in_file(&self, w: View) -> Result<Option<FileMatrix>> {
+        Ok(self.memory.file(w)?.map(|tensor| FileMatrix::of(w, tensor)))
+    }
+
     /// The slice of a contiguous view.
     fn slice(&self, v: View) -> Result<&[f32]> {
         check::element_wise(v)?;
@@ -145,6 +153,10 @@ impl Backend for Cpu {
         check::bytes(from, to.len())?;
         to.copy_from_slice(self.memory.bytes(from)?);
         Ok(())
+    }
+
+    fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
+        Ok(self.memory.add_file(tensor))
     }
 
     fn allocated(&self) -> u64 {
@@ -226,6 +238,11 @@ impl Backend for Cpu {
     fn gather(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
         check::gather(y, x, rows)?;
         let (width, rows) = (y.width(), self.memory.indices(rows)?);
+        if let Some(table) = self.in_file(x)? {
+            let ([y], [], _) = self.slices([y], [])?;
+            table.gather(y, &rows, width);
+            return Ok(());
+        }
         let ([y], [x], _) = self.slices([y], [x])?;
         rows::gather(y, x, &rows, width);
         Ok(())
@@ -285,18 +302,31 @@ impl Backend for Cpu {
 
     fn linear(&mut self, y: View, accumulate: bool, x: View, w: View, b: Option<View>) -> Result<()> {
         check::linear(y, x, w, b)?;
-        let ([to], [from, weights, b], _) = self.slices([y], [x, w, or_empty(b)])?;
         let sizes = (y.rows(), y.width(), x.width());
+        if let Some(weights) = self.in_file(w)? {
+            let ([to], [from, b], scratch) = self.slices([y], [x, or_empty(b)])?;
+            let right = Right::File(&weights.t(), scratch);
+            matmul::tiled(sizes, to, y.stride(), accumulate, Matrix::of(x, from), right, b);
+            return Ok(());
+        }
+        let ([to], [from, weights, b], _) = self.slices([y], [x, w, or_empty(b)])?;
         let (x, w) = (Matrix::of(x, from), Matrix::of(w, weights).t());
-        matmul::tiled(sizes, to, y.stride(), accumulate, x, w, b);
+        matmul::tiled(sizes, to, y.stride(), accumulate, x, Right::Buffer(w), b);
         Ok(())
     }
 
     fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, w: View) -> Result<()> {
         check::linear(dy, dx, w, None)?;
-        let ([to], [from, weights], _) = self.slices([dx], [dy, w])?;
         let sizes = (dx.rows(), dx.width(), dy.width());
-        matmul::tiled(sizes, to, dx.stride(), accumulate, Matrix::of(dy, from), Matrix::of(w, weights), &[]);
+        if let Some(weights) = self.in_file(w)? {
+            let ([to], [from], scratch) = self.slices([dx], [dy])?;
+            let right = Right::File(&weights, scratch);
+            matmul::tiled(sizes, to, dx.stride(), accumulate, Matrix::of(dy, from), right, &[]);
+            return Ok(());
+        }
+        let ([to], [from, weights], _) = self.slices([dx], [dy, w])?;
+        let right = Right::Buffer(Matrix::of(w, weights));
+        matmul::tiled(sizes, to, dx.stride(), accumulate, Matrix::of(dy, from), right, &[]);
         Ok(())
     }
 
@@ -310,9 +340,53 @@ impl Backend for Cpu {
             dw.stride(),
             accumulate,
             Matrix::of(dy, left).t(),
-            Matrix::of(x, right),
+            Right::Buffer(Matrix::of(x, right)),
             &[],
         );
+        Ok(())
+    }
+
+    fn row_norms(&mut self, n: View, w: View, b: View, a: View, scale: f32) -> Result<()> {
+        check::row_norms(n, w, b, a)?;
+        let (inputs, rank) = (w.width(), a.rows());
+        let file = self.in_file(w)?;
+        let own = if file.is_some() { None } else { Some(w) };
+        let ([n], [own, b, a], scratch) = self.slices([n], [or_empty(own), b, a])?;
+        let row = |i: usize, to: &mut [f32]| match &file {
+            Some(file) => file.row(i, to),
+            None => to.copy_from_slice(&own[i * inputs..][..inputs]),
+        };
+        columns::row_norms(n, row, (b, a, scale), inputs, rank, scratch);
+        Ok(())
+    }
+
+    fn divide(&mut self, y: View, a: View, b: View) -> Result<()> {
+        check::divide(y, a, b)?;
+        let ([y], [a, b], _) = self.slices([y], [a, b])?;
+        y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a / b);
+        Ok(())
+    }
+
+    fn scale_columns(
+        &mut self,
+        y: View,
+        accumulate: bool,
+        x: View,
+        factors: View,
+        bias: Option<View>,
+    ) -> Result<()> {
+        check::scale_columns(y, x, factors, bias)?;
+        let strides = (y.stride(), x.stride());
+        let ([y], [x, factors, bias], _) = self.slices([y], [x, factors, or_empty(bias)])?;
+        columns::scale(y, accumulate, x, strides, factors, bias);
+        Ok(())
+    }
+
+    fn column_dots(&mut self, out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()> {
+        check::column_dots(out, a, b, divisors)?;
+        let strides = (a.stride(), b.stride());
+        let ([out], [a, b, divisors], _) = self.slices([out], [a, b, divisors])?;
+        columns::dots(out, accumulate, a, b, strides, divisors);
         Ok(())
     }
 
@@ -472,12 +546,12 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn grouped_linear(&mut self, y: View, x: View, w: View, offsets: Indices) -> Result<()> {
+    fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
         let offsets = self.memory.indices(offsets)?;
         experts::linear(self, &offsets, y, x, w)
     }
 
-    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: View, offsets: Indices) -> Result<()> {
+    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
         let offsets = self.memory.indices(offsets)?;
         experts::linear_dx(self, &offsets, dx, dy, w)
     }

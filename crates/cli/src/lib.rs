@@ -2,12 +2,13 @@
 //!
 //! A thin layer over the libraries: flags and configuration in, text and exit codes out. `commands/` has a
 //! file per command with its flags and its printing; `job` is a planned run; `inputs/` finds and opens rows,
-//! model folders and weights.
+//! model folders and weights. [`main_from`] is the program; `embed` is what the Python package shares with it.
 #![forbid(unsafe_code)]
 
 mod bar;
 mod commands;
 mod config;
+pub mod embed;
 mod failure;
 mod inputs;
 mod interrupt;
@@ -26,17 +27,13 @@ use commands::{
 };
 use config::flags;
 use failure::Exit;
+use std::ffi::OsString;
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::process::ExitCode;
 use ui::{ColorChoice, Ui};
 
 /// The heading of the flags that every command has; headings follow a command's own flags.
 const GLOBAL: &str = "Global options";
-
-#[cfg(target_env = "musl")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Train the response, not the prompt: supervised fine-tuning with masks that are proven.
 #[derive(Parser, Debug)]
@@ -122,11 +119,12 @@ pub fn command() -> clap::Command {
     flags::with_keys(Cli::command())
 }
 
-fn main() -> ExitCode {
+/// Runs the program on its arguments, the first of which is its own name, and returns its exit code.
+pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
     suasion_data::hush_guarded_panics();
     limits::watch();
     let mut command = command();
-    let args = flags::respelled(&command, std::env::args_os().collect());
+    let args = flags::respelled(&command, args.into_iter().collect());
     let cli = match command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches))
     {
         Ok(cli) => cli,
@@ -150,18 +148,18 @@ fn main() -> ExitCode {
         Command::Man(args) => man::run(args, &ui),
     }));
     // What has panicked has said so: a thread that the system refuses, or a bug.
-    let Ok(result) = result else { return ExitCode::from(Exit::RunTime as u8) };
+    let Ok(result) = result else { return Exit::RunTime as u8 };
     match result {
         // An interrupted run ends without an error and has not finished.
-        Ok(Exit::Done) if interrupt::raised() => ExitCode::from(interrupt::INTERRUPTED),
-        Ok(exit) => ExitCode::from(exit as u8),
+        Ok(Exit::Done) if interrupt::raised() => interrupt::INTERRUPTED,
+        Ok(exit) => exit as u8,
         Err(error) if is_interruption(&error) => {
             if error.is::<suasion_data::Error>() {
                 ui.log(&error);
             }
-            ExitCode::from(interrupt::INTERRUPTED)
+            interrupt::INTERRUPTED
         }
-        Err(error) => ExitCode::from(ui.report(&error) as u8),
+        Err(error) => ui.report(&error) as u8,
     }
 }
 
@@ -187,19 +185,19 @@ fn key_of_another_command(error: &clap::Error) -> Option<failure::Failure> {
 }
 
 /// clap's own errors in the contract's form: `error[E-USAGE]: …`, then `help:`.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error) -> u8 {
     use clap::error::ErrorKind;
     if !error.use_stderr() {
         // --help and --version.
         let _ = error.print();
-        return ExitCode::from(Exit::Done as u8);
+        return Exit::Done as u8;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
-        return ExitCode::from(Exit::Usage as u8);
+        return Exit::Usage as u8;
     }
     if let Some(error) = key_of_another_command(error) {
-        return ExitCode::from(ui::Ui::new(false, false, ColorChoice::Auto).report(&error.into()) as u8);
+        return ui::Ui::new(false, false, ColorChoice::Auto).report(&error.into()) as u8;
     }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
@@ -209,5 +207,5 @@ fn usage(error: &clap::Error) -> ExitCode {
         stderr,
         "error[E-USAGE]: {text}\nhelp: `suasion --help` lists the commands, `suasion COMMAND --help` their flags"
     );
-    ExitCode::from(Exit::Usage as u8)
+    Exit::Usage as u8
 }

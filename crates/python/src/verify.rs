@@ -1,0 +1,133 @@
+//! `suasion.verify`.
+
+use crate::error::{raised, wrong};
+use crate::folder::{Model, choices};
+use crate::input::{Rows, Source};
+use crate::job;
+use crate::view::Row;
+use pyo3::prelude::*;
+use std::path::PathBuf;
+use suasion_cli::embed::Problem;
+use suasion_data::audit::Filter;
+use suasion_data::report::html;
+use suasion_data::report::terminal::{self, Style};
+use suasion_data::{Error, Finding, Mode, ModelFolder, Pipeline, Summary};
+
+/// What was found in rows.
+#[pyclass(frozen, module = "suasion._suasion")]
+pub struct Verification {
+    name: PathBuf,
+    summary: Summary,
+    findings: Vec<Finding>,
+}
+
+/// The pipeline that looks at rows, and notes on keys.
+pub fn pipeline(
+    model: Option<&Model>,
+    keys: &str,
+    rows: &Rows,
+    select: Vec<String>,
+    ignore: Vec<String>,
+) -> Result<(Pipeline, Vec<String>), Problem> {
+    let chosen = choices(keys, "verify", "verify")?;
+    let filter = Filter::new(&select, &ignore)
+        .map_err(|message| wrong(message, "give a code or a prefix: ignore=[\"T001\"], select=[\"M\"]"))?;
+    let manifest = rows.manifest();
+    let folder = model.map_or_else(|| ModelFolder::default().into(), |model| model.0.clone());
+    let pipeline = Pipeline {
+        mode: Mode::Verify,
+        prepared_chats: manifest.is_some_and(|manifest| manifest.template.is_some()),
+        labelled_under: manifest.map(|manifest| manifest.labelled_under(&chosen.policy).into()),
+        filter,
+        ..Pipeline::new(folder, chosen.policy)
+    };
+    Ok((pipeline, chosen.notes))
+}
+
+/// Verifies rows. Returns what was found, and notes on keys that change nothing.
+#[pyfunction]
+pub fn verify(
+    py: Python<'_>,
+    rows: &Source,
+    model: Option<&Model>,
+    keys: &str,
+    select: Vec<String>,
+    ignore: Vec<String>,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<(Verification, Vec<String>)> {
+    let rows = rows.take(py)?;
+    let (name, exceptions) = (rows.name.clone(), rows.raised.clone());
+    let made = pipeline(model, keys, &rows, select, ignore);
+    let (pipeline, notes) = made.map_err(|problem| raised(py, &problem))?;
+    let verification = job::run(py, progress, &exceptions, move |watch| {
+        let mut findings = Vec::new();
+        let mut outcomes = pipeline.rows(rows.open()?)?;
+        while let Some(outcome) = outcomes.next() {
+            findings.extend_from_slice(outcome?.findings());
+            if !watch.goes_on(outcomes.progress()) {
+                let message = "nothing is kept of it".into();
+                return Err(Problem::from(Error::Interrupted { path: name, message }));
+            }
+        }
+        Ok(Verification { name, summary: outcomes.into_summary(), findings })
+    })?;
+    Ok((verification, notes))
+}
+
+#[pymethods]
+impl Verification {
+    /// False where a finding is an error.
+    #[getter]
+    fn ok(&self) -> bool {
+        !self.summary.has_errors()
+    }
+
+    /// The name of the rows.
+    #[getter]
+    fn name(&self) -> String {
+        self.name.display().to_string()
+    }
+
+    /// The rows in numbers, as JSON.
+    #[getter]
+    fn summary(&self) -> String {
+        serde_json::to_string(&self.summary).unwrap_or_default()
+    }
+
+    /// Name, tokens, and share of the loss before and after masking of each section.
+    #[getter]
+    fn sections(&self) -> Vec<(&'static str, u64, f64, f64)> {
+        let section = |name| (self.summary.share_before(name), self.summary.share_after(name));
+        self.summary
+            .sections()
+            .map(|(name, stats)| {
+                let (before, after) = section(name);
+                (name, stats.tokens, before, after)
+            })
+            .collect()
+    }
+
+    /// The findings, as row, code, level and message.
+    #[getter]
+    fn findings(&self) -> Vec<(u64, &'static str, String, String)> {
+        self.findings.iter().map(crate::view::finding).collect()
+    }
+
+    /// How often each code was found, by code.
+    #[getter]
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.summary.findings.iter().map(|(code, found)| (code.as_str(), found.count)).collect()
+    }
+
+    /// The summary as the command line shows it.
+    #[pyo3(signature = (color=false, width=100))]
+    fn text(&self, color: bool, width: usize) -> String {
+        terminal::summary(&self.summary, &Style { color, width: width.max(20), ..Style::default() })
+    }
+
+    /// A page with the summary and these rows.
+    fn html(&self, rows: Vec<PyRef<'_, Row>>) -> String {
+        let views: Vec<_> = rows.iter().map(|row| row.0.clone()).collect();
+        html::page(&format!("suasion verify {}", self.name.display()), &views, &self.summary)
+    }
+}
