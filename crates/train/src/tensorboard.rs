@@ -86,7 +86,7 @@ impl Events {
             Some((path, file)) if path.exists() => (path, file),
             place => {
                 fs::create_dir_all(&self.dir).map_err(|source| Error::io(&self.dir, source))?;
-                let name = format!("{PREFIX}{}.{}{SUFFIX}", now() as u64, std::process::id());
+                let name = format!("{PREFIX}{}.{:010}{SUFFIX}", now() as u64, std::process::id());
                 let path = self.dir.join(name);
                 let file = File::options().create(true).append(true).open(&path);
                 let file = file.map_err(|source| Error::io(&path, source))?;

@@ -46,6 +46,7 @@ pub fn train<B: Backend>(
 
     run.model.choose_optimizer(settings.optimizer())?;
     let mut state = RunState::new(settings, identity, &plan, run.model.weight_type());
+    state.base = run.model.base().map(str::to_string);
     let mut warnings = plan.warnings.clone();
     if settings.early_stopping_patience.is_some() && !settings.load_best_model_at_end {
         warnings.push(
@@ -67,7 +68,7 @@ pub fn train<B: Backend>(
             warnings.push(format!("not an exact continuation: {difference}"));
         }
         records = checkpoint::records(&dir)?;
-        run.model.load_weights(&dir)?;
+        run.model.load_run(&dir)?;
         run.model.set_weight_type(WeightType::named(&saved.weight_type).unwrap_or_default());
         if saved.progress.updates > 0 {
             run.model.load_optimizer(&dir.join(checkpoint::OPTIMIZER))?;
@@ -432,7 +433,8 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         // One that only the best evaluation asked for goes with the next of this kind.
         let former = self.state.best_only.filter(|_| self.is_best());
         if self.is_best() {
-            self.state.best_only = Some(step).filter(|_| !self.scheduled());
+            let asked = self.run.settings.load_best_model_at_end;
+            self.state.best_only = Some(step).filter(|_| asked && !self.scheduled());
         }
         let path = match self.write_checkpoint(only_model) {
             Ok(path) => path,
@@ -524,7 +526,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             match self.best_checkpoint() {
                 Some(path) => {
                     let kind = self.run.model.weight_type();
-                    self.run.model.load_weights(&path)?;
+                    self.run.model.load_run(&path)?;
                     self.run.model.set_weight_type(kind);
                     averaged = load_average(self.run.model, &path)?;
                     (final_step, after) = (best, self.state.best_evaluation.clone());
@@ -541,7 +543,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         }
         // Complete before the first of its files gets its name.
         let folder = NewFolder::create(&output_dir.join("model"))?;
-        let weights = self.run.model.save_weights(folder.path());
+        let weights = self.run.model.save_run(folder.path(), false);
         weights.map_err(|error| Error::from(error).renamed(folder.path(), output_dir))?;
         let (kind, tied) = (self.run.model.weight_type(), self.run.model.architecture().head.tied);
         self.run.files.beside(kind, tied).stopping_at(self.run.stops).write(folder.path())?;

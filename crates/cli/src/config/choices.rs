@@ -26,6 +26,36 @@ pub enum PackingStrategy {
     Bfd,
 }
 
+/// PEFT's `bias`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraBias {
+    /// No bias of the model is trained.
+    #[serde(alias = "no")]
+    None,
+}
+
+/// PEFT's `init_lora_weights`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraInitName {
+    /// `A` uniform, `B` zero.
+    True,
+    /// `A` normal, `B` zero.
+    Gaussian,
+    /// Both uniform.
+    #[serde(alias = "no")]
+    False,
+}
+
+/// PEFT's `task_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskType {
+    /// A language model.
+    #[serde(rename = "CAUSAL_LM")]
+    CausalLm,
+}
+
 /// Codes of findings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Codes(pub Vec<Code>);
@@ -205,6 +235,8 @@ impl Choice for Boundary {}
 impl Choice for ContentSpecialTokens {}
 impl Choice for Format {}
 impl Choice for Init {}
+impl Choice for LoraBias {}
+impl Choice for LoraInitName {}
 impl Choice for OnBadRow {}
 impl Choice for Optim {}
 impl Choice for PackingStrategy {}
@@ -212,6 +244,7 @@ impl Choice for OnSaveError {}
 impl Choice for Scheduler {}
 impl Choice for Strategy {}
 impl Choice for Supervise {}
+impl Choice for TaskType {}
 impl Choice for TruncationMode {}
 
 impl<T: Choice> Value for T {
@@ -227,6 +260,7 @@ impl<T: Choice> Value for T {
         let text = match json {
             // `no` without quotes is YAML's false.
             Json::Bool(false) => "no",
+            Json::Bool(true) => "true",
             Json::String(text) => text.as_str(),
             _ => return None,
         };

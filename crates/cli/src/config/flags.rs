@@ -11,8 +11,8 @@ use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueHint};
 use std::ffi::{OsStr, OsString};
 
 /// The commands that take keys.
-pub const COMMANDS: [&str; 9] =
-    ["train", "prepare", "verify", "eval", "compare", "generate", "chat", "check", "init"];
+pub const COMMANDS: [&str; 10] =
+    ["train", "prepare", "verify", "eval", "compare", "diagnose", "generate", "chat", "check", "init"];
 
 /// The hidden flag that carries `name=value` for a name that is not a flag of its own.
 const TYPED: &str = "key";
@@ -103,10 +103,13 @@ impl Key {
             ("compare", Group::Output) => self.name == "logging_steps",
             ("compare", _) => true,
             (_, Group::Labels) => COMMANDS.contains(&command),
-            ("prepare" | "verify", Group::Model) => self.name == "model_name_or_path",
-            ("prepare" | "verify", Group::Rows) => !held_out,
+            ("prepare" | "verify", Group::Model) => {
+                matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
+            }
+            ("diagnose", Group::Model) => self.name == "model_name_or_path",
+            ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
-            ("eval", Group::Evaluation) => self.name == "per_device_eval_batch_size",
+            ("eval" | "diagnose", Group::Evaluation) => self.name == "per_device_eval_batch_size",
             ("generate", Group::Rows) => !held_out || self.name == "dataset_test_split",
             ("eval" | "generate" | "chat", Group::Model) => true,
             ("eval" | "generate" | "chat", Group::Seeds) => self.name == "seed",

@@ -83,13 +83,9 @@ macro_rules! known {
 // other values that change nothing.
 known! {
     "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing = "null" always }
-    "this version trains every parameter; adapters are not supported yet": {
-        use_peft = "false", adapter_name_or_path = "null", use_rslora = "false", use_dora = "false",
-        lora_target_modules = "null" ["[]"], lora_target_parameters = "null", lora_modules_to_save = "null",
+    "adapters are of modules; name them in lora_target_modules": { lora_target_parameters = "null" ["[]"] }
+    "the base of an adapter is read in its own type, and quantised ones are not computed": {
         load_in_8bit = "false", load_in_4bit = "false",
-    }
-    "it belongs to LoRA, and use_peft is not supported yet": {
-        lora_r = "16", lora_alpha = "32", lora_dropout = "0.05", lora_task_type = "CAUSAL_LM",
     }
     "it belongs to load_in_4bit, which is not supported yet": {
         bnb_4bit_quant_type = "nf4", use_bnb_nested_quant = "false", bnb_4bit_quant_storage = "null",

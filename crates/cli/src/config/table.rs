@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, PackingStrategy, Reports};
+use super::choices::{Codes, Init, LoraBias, LoraInitName, PackingStrategy, Reports, TaskType};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -18,6 +18,8 @@ use suasion_train::{Interval, OnSaveError, Optim, ParamGroup, Patterns, Schedule
 pub enum Group {
     /// The model and its weights.
     Model,
+    /// A low-rank adapter.
+    Adapter,
     /// Which rows are read, and how.
     Rows,
     /// Which tokens a row has, and which of them are learned.
@@ -133,6 +135,41 @@ table! {
     model_name_or_path: Option<PathBuf> = None, eg "models/Qwen3-0.6B";
     /// Initial weights: those of the model's folder, or random ones for its config.json.
     init: Init = Init::Weights, eg "random";
+    /// Adapter over the model: a folder in PEFT's layout. train continues it, everything else applies it.
+    adapter_name_or_path: Option<PathBuf> = None, eg "runs/adapter";
+
+    Adapter:
+    /// Train a low-rank adapter (LoRA) and leave the model as it is.
+    use_peft: bool = false, eg "true";
+    /// Rank of the adapter's matrices.
+    lora_r: usize = 16, in Bounds::Within(Range::AtLeast(1.0)), eg "8";
+    /// Numerator of the adapter's scale, which is lora_alpha / lora_r.
+    lora_alpha: f64 = 32.0, eg "16";
+    /// Share of an adapter's inputs that is dropped in training.
+    lora_dropout: f64 = 0.05, in Bounds::Within(Range::FromBelow(0.0, 1.0)), eg "0";
+    /// Modules with an adapter: names, or what they end in; all-linear; or one regular expression of whole names. Empty:
+    /// PEFT's choice for the model's family.
+    lora_target_modules: Vec<String> = Vec::new(), eg "all-linear";
+    /// Modules that are trained as a whole, in a copy that is saved with the adapter.
+    lora_modules_to_save: Vec<String> = Vec::new(), eg "[lm_head, embed_tokens]";
+    /// Scale by lora_alpha / √lora_r instead.
+    use_rslora: bool = false, eg "true";
+    /// Weight-decomposed adapters (DoRA): a trained length for each row of the weights.
+    use_dora: bool = false, eg "true";
+    /// Numbers of the layers that have adapters; empty: all.
+    lora_layers_to_transform: Vec<usize> = Vec::new(), eg "[0, 1]";
+    /// Names of the lists of layers that lora_layers_to_transform counts in.
+    lora_layers_pattern: Vec<String> = Vec::new(), eg "layers";
+    /// Ranks of some modules, by a regular expression of the end of their names.
+    lora_rank_pattern: BTreeMap<String, usize> = BTreeMap::new(), eg "{down_proj: 32}";
+    /// Alphas of some modules, likewise.
+    lora_alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(), eg "{down_proj: 64}";
+    /// PEFT's bias: which biases of the model are trained.
+    lora_bias: LoraBias = LoraBias::None, in Bounds::Note("for the biases stay as they are (PEFT's all and lora_only train them)"), eg "none";
+    /// How the adapter's matrices begin: true (A uniform, B zero), gaussian (A normal, B zero) or false (both uniform).
+    lora_init: LoraInitName = LoraInitName::True, eg "gaussian";
+    /// PEFT's task type.
+    lora_task_type: TaskType = TaskType::CausalLm, eg "CAUSAL_LM";
 
     Rows:
     /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.

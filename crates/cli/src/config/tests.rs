@@ -237,7 +237,7 @@ fn keys_of_other_trainers_are_answered_with_ours() {
             "write model_name_or_path: Qwen/Qwen3-0.6B",
         ),
         ("val_set_size=0.05", "eval_fraction", "a share of the rows"),
-        ("lora_rank=8", "LLaMA-Factory's lora_rank is lora_r here", "lora_r is not supported"),
+        ("lora_rank=8", "LLaMA-Factory's lora_rank is lora_r here", "write lora_r: 8"),
     ] {
         let error = set(&[assignment]).unwrap_err();
         assert!(error.contains(answer) && error.contains(help), "{assignment}: {error}");

@@ -108,7 +108,7 @@ impl Bytes {
 pub struct FileBuffer {
     lease: Lease,
     len: usize,
-    kind: crate::weights::WeightType,
+    kind: crate::dtype::WeightType,
 }
 
 impl FileBuffer {

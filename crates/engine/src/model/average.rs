@@ -1,8 +1,9 @@
 //! An exponential moving average of the trained parameters (Polyak & Juditsky 1992).
 
 use super::{Model, part};
+use crate::dtype::WeightType;
 use crate::kernels::{Backend, Buffer};
-use crate::weights::{self, Lazy, WeightType};
+use crate::weights::{self, Lazy};
 use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;

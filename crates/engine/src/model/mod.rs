@@ -22,12 +22,12 @@ pub use optimizer::{Optimizer, Rates, Update};
 
 use crate::arch::Architecture;
 use crate::batch::Batch;
+use crate::dtype::WeightType;
 use crate::kernels::device::Device;
 use crate::kernels::{Backend, Buffer, FileBuffer, FileTensor, IndexBuffer, Routes, TargetLoss, View};
 use crate::lora::Lora;
 use crate::params::{Base, ParameterMap, Trainable};
 use crate::rope::Rope;
-use crate::weights::WeightType;
 use crate::{Error, Result};
 use arena::Arena;
 use block::Rows;
@@ -58,8 +58,9 @@ pub struct Model<B: Backend = Device> {
     parameters: Buffer,
     /// The parameters that stay in their files, by their number.
     files: Vec<Option<(FileBuffer, FileTensor)>>,
-    /// The adapter.
+    /// The adapter, and the fingerprint of the base under it.
     lora: Option<Lora>,
+    base: Option<String>,
     /// What the adapter's layers are divided by and scaled with.
     dora: Option<adapter::Dora>,
     /// What the weights are written in.
@@ -189,6 +190,7 @@ impl<B: Backend> Model<B> {
             parameters,
             files,
             lora,
+            base: None,
             dora,
             weight_type: WeightType::default(),
             trained,

@@ -1,9 +1,10 @@
 //! The optimizer's step, and what it keeps between steps: in memory and in files.
 
 use super::{Model, part};
+use crate::dtype::WeightType;
 use crate::kernels::{Adafactor, AdamW, Backend, Buffer, ByteBuffer, QUANTISED_BLOCK as BLOCK, Sgd, View};
 use crate::params::{Kind, Layout, Parameter, ParameterMap};
-use crate::weights::{self, Lazy, WeightType};
+use crate::weights::{self, Lazy};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;

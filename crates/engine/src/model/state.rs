@@ -3,10 +3,12 @@
 use super::optimizer::{Optimizer, State};
 use super::{Model, part};
 use crate::collective::Collective;
+use crate::dtype::WeightType;
 use crate::init;
 use crate::kernels::{Backend, Buffer, View};
 use crate::params::{Layout, Parameter, ParameterMap, Slot};
-use crate::weights::{self, Lazy, Source, Tensor, WeightType};
+use crate::peft::ADAPTER_WEIGHTS;
+use crate::weights::{self, Lazy, Source, Tensor};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
@@ -28,6 +30,15 @@ impl Trained {
         let optimizer = State::allocate(Optimizer::default(), map, backend)?;
         Ok(Trained { gradients, optimizer, written: vec![false; map.slots()] })
     }
+}
+
+/// Some outputs of a layer that one product computes.
+pub(super) struct Piece {
+    /// Which outputs.
+    pub(super) outputs: Range<usize>,
+    /// `[outputs, inputs]`.
+    pub(super) weight: View,
+    pub(super) bias: Option<View>,
 }
 
 impl<B: Backend> Model<B> {
@@ -229,6 +240,40 @@ impl<B: Backend> Model<B> {
     /// [`Error::Io`] with the file.
     pub fn save_masters(&self, dir: &Path) -> Result<()> {
         self.save_as(dir, WeightType::F32)
+    }
+
+    /// Writes what a run has changed: the adapter, of a model that has one, else the model. With `exact` all of it is in
+    /// f32; otherwise as [`Model::save_weights`] and [`Model::save_adapter`] do.
+    ///
+    /// # Errors
+    /// As these.
+    pub fn save_run(&self, dir: &Path, exact: bool) -> Result<()> {
+        match (&self.lora, exact) {
+            (Some(_), _) => self.save_adapter(&dir.join(ADAPTER_WEIGHTS), exact),
+            (None, true) => self.save_masters(dir),
+            (None, false) => self.save_weights(dir),
+        }
+    }
+
+    /// Reads what [`Model::save_run`] has written.
+    ///
+    /// # Errors
+    /// As [`Model::load_weights`] and [`Model::load_adapter`].
+    pub fn load_run(&mut self, dir: &Path) -> Result<()> {
+        match self.lora {
+            Some(_) => self.load_adapter(&dir.join(ADAPTER_WEIGHTS)),
+            None => self.load_weights(dir).map(|_| ()),
+        }
+    }
+
+    /// The fingerprint of the base under an adapter, as it was given.
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_deref()
+    }
+
+    /// Gives the base under an adapter a fingerprint, by which a run that goes on knows it.
+    pub fn set_base(&mut self, fingerprint: String) {
+        self.base = Some(fingerprint);
     }
 
     fn save_as(&self, dir: &Path, kind: WeightType) -> Result<()> {
