@@ -139,7 +139,20 @@ impl Value for Vec<ParamGroup> {
     fn from_json(json: &Json) -> Option<Vec<ParamGroup>> {
         match json {
             Json::Null => Some(Vec::new()),
-            json => serde_json::from_value(json.clone()).ok(),
+            Json::Array(items) => {
+                let group = |item: &Json| {
+                    let mut item = item.clone();
+                    for rate in ["learning_rate", "weight_decay"] {
+                        // Numbers have the spellings that they have elsewhere.
+                        if let Some(number) = item.get(rate).and_then(<f64 as Value>::from_json) {
+                            item[rate] = number.into();
+                        }
+                    }
+                    serde_json::from_value(item).ok()
+                };
+                items.iter().map(group).collect()
+            }
+            _ => None,
         }
     }
 
