@@ -35,7 +35,7 @@ pub use dtype::WeightType;
 pub use error::{Error, Result};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
 pub use lora::{Lora, LoraInit, Targets};
-pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Regularisation};
+pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Optimizer, Rates, Regularisation, Update};
 pub use params::{Base, Trainable};
 pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder};
 pub use weights::Tensor;

@@ -98,7 +98,6 @@ known! {
         torch_dtype = "null" ["auto", "float32"], bf16_full_eval = "false", fp16_full_eval = "false",
         tf32 = "null" ["false"],
     }
-    "noise on the embeddings is not supported yet": { neftune_noise_alpha = "null" }
     "metrics go to metrics.jsonl, and no service is contacted": {
         project = "huggingface" always, trackio_space_id = "null" ["trackio"],
         trackio_bucket_id = "null", trackio_static_space_id = "null",
@@ -107,11 +106,9 @@ known! {
         push_to_hub = "false", hub_model_id = "null", hub_token = "null", hub_private_repo = "null",
         hub_strategy = "every_save" always, hub_always_push = "false", hub_revision = "null",
     }
-    "the optimizer is AdamW": {
-        optim = "adamw_torch_fused" ["adamw_torch"], optim_args = "null", optim_target_modules = "null",
-    }
+    "an optimizer is the same for all modules": { optim_target_modules = "null" }
     "the loss is the mean negative log-likelihood of the targets": {
-        loss_type = "nll" ["null"], label_smoothing_factor = "0", average_tokens_across_devices = "true" always,
+        loss_type = "nll" ["null"], average_tokens_across_devices = "true" always,
         router_aux_loss_coef = "null",
     }
     "rows are named by their fields": {
