@@ -226,7 +226,7 @@ pub struct Adapter {
     pub b: Slot,
     /// Factor on the product.
     pub scale: f32,
-    /// DoRA: the lengths of the rows of the weights, and where what they are divided by is ([`ParameterMap::dora`]).
+    /// DoRA: the lengths of the rows of the weights, and where what they are divided by is among that of all layers.
     pub magnitude: Option<(Slot, usize)>,
     /// Number of the module among those with an adapter, which its dropout is drawn from.
     pub module: usize,

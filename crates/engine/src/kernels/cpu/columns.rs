@@ -57,10 +57,11 @@ vectorized! {
     fn scale_row(y: &mut [f32], accumulate: bool, x: &[f32], factors: &[f32], bias: &[f32]) {
         let width = factors.len();
         let (y, x) = (&mut y[..width], &x[..width]);
-        for j in 0..width {
-            let old = if accumulate { y[j] } else { 0.0 };
-            let bias = if bias.is_empty() { 0.0 } else { bias[j] };
-            y[j] = old + (factors[j] * x[j] + bias);
+        for ((y, x), factor) in y.iter_mut().zip(x).zip(factors) {
+            *y = if accumulate { *y } else { 0.0 } + factor * x;
+        }
+        for (y, bias) in y.iter_mut().zip(bias) {
+            *y += bias;
         }
     }
 }
