@@ -107,6 +107,12 @@ impl Verification {
         self.name.display().to_string()
     }
 
+    /// Why the turns of the chat template were not looked for in tokens.
+    #[getter]
+    fn no_turns(&self) -> Option<String> {
+        self.summary.no_turns.clone()
+    }
+
     /// The rows in numbers, as JSON.
     #[getter]
     fn summary(&self) -> String {
@@ -167,7 +173,11 @@ impl Verification {
             rows: asked.chain(others).collect(),
             losses: None,
             objective: self.objective,
-            flags: vec!["--data".into(), self.name.display().to_string()],
+            // Rows that a program has in memory have no name that a command line could use.
+            flags: match self.name.exists() {
+                true => vec!["--data".into(), self.name.display().to_string()],
+                false => Vec::new(),
+            },
             prepared: self.prepared,
             tokenizer: tokenizer.is_some(),
         })

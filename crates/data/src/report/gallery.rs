@@ -12,7 +12,7 @@ const OF_CODE: usize = 6;
 /// Rows kept of each extreme.
 const OF_EXTREME: usize = 2;
 /// Examples where nothing else is asked for.
-const EXAMPLES: usize = 24;
+const EXAMPLES: usize = 40;
 /// Ranges of the supervised share.
 const SHARES: usize = 20;
 
@@ -192,7 +192,7 @@ impl Gallery {
             }
         }
         for item in &examples {
-            rows.entry(item.id().row).or_insert((item, vec!["an example"]));
+            rows.entry(item.id().row).or_insert((item, Vec::new()));
         }
         let view = |item: &Item| match item {
             Item::Kept(kept) => RowView::new(kept, tokenizer),
