@@ -145,7 +145,7 @@ fn the_loss_is_distributed_as_in_transformers() {
             let mut model = Model::new(arch, Cpu::new(), budget).unwrap();
             model.load_weights(&dir).unwrap();
             let mut losses = Vec::new();
-            for seed in 0..80 {
+            for seed in 0..40 {
                 model.regularise(drawn(seed));
                 let each = accumulate(&mut model, &many, 1.0);
                 let rows = each.chunks(row.targets.len());
