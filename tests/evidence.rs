@@ -33,9 +33,16 @@ fn a_checkpoint_is_diagnosed_from_its_base_and_rows() {
     }
     let text = dir.suasion(&diagnose).args(&["--html", "page.html"]).ok();
     let page = dir.text("page.html");
-    assert!(page.contains("The model was trained on all tokens, its prompts too.") && page.contains("default-src 'none'"));
+    assert!(
+        page.contains("The model was trained on all tokens, its prompts too.")
+            && page.contains("default-src 'none'")
+    );
     assert!(page.contains("suasion train --model model --data rows.jsonl -o retrained"));
-    dir.suasion(&diagnose).args(&["--html", "rows.jsonl"]).run().error(2, "E-USAGE", "would replace what is read");
+    dir.suasion(&diagnose).args(&["--html", "rows.jsonl"]).run().error(
+        2,
+        "E-USAGE",
+        "would replace what is read",
+    );
     let text = text.prints("trained on all tokens, its prompts too").prints("Retrain from the base model");
     text.prints("suasion train --model model --data rows.jsonl -o").prints("loss by section");
     let same = dir.suasion(&["diagnose", "--base", "model", "--tuned", "model", "-D", "rows.jsonl"]).ok();
