@@ -6,6 +6,7 @@
 
 mod util;
 
+mod adapters;
 mod bad_input;
 mod chat;
 mod commands;
@@ -25,4 +26,5 @@ mod readme;
 mod resume;
 mod runs;
 mod sources;
+mod training;
 mod verify;

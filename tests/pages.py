@@ -268,7 +268,8 @@ def without_scripts(browser, path):
     assert page.locator(".filters").count() == 0 or not page.locator(".filters").is_visible()
     closed = page.locator("details.row:not([open])")
     if closed.count():
-        row = closed.last
+        # By its name: a locator of what is closed is another row's once this one is open.
+        row = page.locator(f"[id='{closed.last.get_attribute('id')}']")
         row.locator("summary").click()
         assert row.locator(".place").is_visible()
     assert not faults, faults

@@ -60,9 +60,20 @@ fn pages_are_safe_and_readable_in_a_browser() {
     rows.push("{\"input_text\": \"<img src=x onerror=window.pwned=18>\", ".into());
     let name = "<img src=x onerror=pwned=19>'\"&\u{202e}.jsonl";
     dir.write(name, rows.join("\n"));
-    dir.suasion(&["verify", "-M", "model", "-D", name, "--init=random", "--html", "bad.html", "--loss"])
-        .run()
-        .code(1);
+    dir.suasion(&[
+        "verify",
+        "-M",
+        "model",
+        "-D",
+        name,
+        "--set",
+        "init=random",
+        "--html",
+        "bad.html",
+        "--loss",
+    ])
+    .run()
+    .code(1);
 
     // A run whose files have hostile names, and a page without findings.
     let good: Vec<String> = HOSTILE

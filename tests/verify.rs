@@ -161,3 +161,178 @@ fn prepared_data_verifies() {
     let prepared = dir.suasion(&["verify", "-D", "out.jsonl", "--json"]).ok().json();
     assert_eq!(raw["sections"], prepared["sections"]);
 }
+
+/// A row with a finding of each level, and one that cannot be read.
+fn with_findings(dir: &Dir) {
+    let rows = [TOKENISED[2].1, TOKENISED[0].1, TOKENISED[0].1, "{\"input_ids\": []}"];
+    dir.write("rows.jsonl", rows.join("\n"));
+}
+
+#[test]
+fn findings_become_annotations() {
+    let dir = Dir::new();
+    with_findings(&dir);
+    let run = |args: &[&str]| {
+        let ran = dir
+            .suasion(&["verify", "-D", "rows.jsonl", "--output-format", "github"])
+            .args(args)
+            .run()
+            .code(1);
+        ran.stdout
+    };
+    let all = run(&[]);
+    let lines: Vec<&str> = all.lines().collect();
+    assert_eq!(lines.len(), 4, "{all}");
+    assert!(lines[0].starts_with("::error file=rows.jsonl,line=1,title=M008%3A "), "{all}");
+    assert!(lines[1].starts_with("::notice file=rows.jsonl,line=3,title=D001%3A "), "{all}");
+    assert!(lines[2].starts_with("::error file=rows.jsonl,line=4,title=E-ROW%3A "), "{all}");
+    assert!(lines[3].starts_with("::notice title=suasion verify::4 rows, "), "{all}");
+    let two = run(&["--max-findings", "2"]);
+    assert!(
+        two.contains("line=1,") && two.contains("line=4,") && !two.contains("line=3,"),
+        "errors first: {two}"
+    );
+    assert!(two.contains("D001 (note) 1; 2 shown here"), "{two}");
+    dir.suasion(&["verify", "-D", "rows.jsonl", "--json", "--output-format", "github"]).run().code(2);
+}
+
+#[test]
+fn max_findings_lists_fewer_and_counts_all() {
+    let dir = Dir::new();
+    with_findings(&dir);
+    let run = |args: &[&str]| dir.suasion(&["verify", "-D", "rows.jsonl"]).args(args).run().code(1).json();
+    let all = run(&["--json"]);
+    assert_eq!(all, run(&["--output-format", "json"]));
+    let one = run(&["--json", "--max-findings", "1"]);
+    assert_eq!(
+        (all["findings"].as_array().unwrap().len(), one["findings"].as_array().unwrap().len()),
+        (3, 1)
+    );
+    assert_eq!(all["counts"], one["counts"]);
+}
+
+#[test]
+fn sarif_names_lines_and_fingerprints_that_do_not_move() {
+    let dir = Dir::new();
+    with_findings(&dir);
+    let run =
+        || dir.suasion(&["verify", "-D", "rows.jsonl", "--output-format", "sarif"]).run().code(1).json();
+    let of = |log: &serde_json::Value| {
+        let results = log["runs"][0]["results"].as_array().unwrap().clone();
+        results
+            .into_iter()
+            .map(|result| {
+                let place = &result["locations"][0]["physicalLocation"];
+                assert_eq!(place["artifactLocation"]["uri"], "rows.jsonl");
+                let line = place["region"]["startLine"].as_u64().unwrap();
+                let print =
+                    result["partialFingerprints"]["primaryLocationLineHash"].as_str().unwrap().to_string();
+                (result["ruleId"].as_str().unwrap().to_string(), line, print)
+            })
+            .collect::<Vec<_>>()
+    };
+    let log = run();
+    let before = of(&log);
+    let places: Vec<(&str, u64)> = before.iter().map(|(code, line, _)| (code.as_str(), *line)).collect();
+    assert_eq!(places, [("M008", 1), ("D001", 3), ("E-ROW", 4)]);
+    let rules = log["runs"][0]["tool"]["driver"]["rules"].as_array().unwrap();
+    for result in log["runs"][0]["results"].as_array().unwrap() {
+        assert_eq!(rules[result["ruleIndex"].as_u64().unwrap() as usize]["id"], result["ruleId"]);
+    }
+    // A row more at the start: the same findings at other lines.
+    dir.write(
+        "rows.jsonl",
+        format!("{}\n{}", r#"{"input_ids": [21, 22], "labels": [-100, 22]}"#, dir.text("rows.jsonl")),
+    );
+    let after = of(&run());
+    let prints =
+        |list: &[(String, u64, String)]| list.iter().map(|(_, _, print)| print.clone()).collect::<Vec<_>>();
+    assert_eq!(prints(&before), prints(&after));
+    assert_eq!(after[0].1, 2);
+}
+
+#[test]
+fn allowed_findings_do_not_fail_the_check() {
+    let dir = Dir::new();
+    dir.write("rows.jsonl", TOKENISED[2].1);
+    let run = |args: &[&str]| dir.suasion(&["verify", "-D", "rows.jsonl"]).args(args).run();
+    run(&[]).code(1).prints("fix: correct the labels");
+    run(&["--set", "allow_findings=M008"]).code(0).prints("M008");
+}
+
+/// A file name, a message and a row with escape codes, 7-bit and 8-bit, in every format.
+#[test]
+fn escape_codes_reach_no_terminal() {
+    let dir = Dir::new().with_model();
+    let evil = "\u{1b}[31m\u{9b}31m\u{7}\u{7f}\u{202e}";
+    let name = format!("rows{evil}.jsonl");
+    let rows = [
+        serde_json::json!({"prompt": format!("a{evil}"), "completion": format!("b{evil} c")}),
+        serde_json::json!({"prompt": "a", evil: evil}),
+        serde_json::json!({"input_text": evil, "full_text": "x"}),
+        serde_json::json!({"messages": [{"role": evil, "content": evil}]}),
+        serde_json::json!({"input_ids": [70, 71], "labels": [70, 71], "origins": evil}),
+        serde_json::json!({"input_ids": evil, "labels": [evil]}),
+    ];
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    dir.write(&name, &lines);
+    for row in 0..rows.len() {
+        dir.write(&format!("{row}{name}"), rows[row].to_string());
+        for format in ["text", "json", "github", "sarif"] {
+            for data in [name.clone(), format!("{row}{name}")] {
+                let ran = dir
+                    .suasion(&["verify", "-M", "model", "-D", &data, "--ids", "--output-format", format])
+                    .run();
+                for text in [&ran.stdout, &ran.stderr] {
+                    let bad = text.chars().find(|c| c.is_control() && *c != '\n');
+                    assert_eq!(bad, None, "{format}: {text:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Rows of tokens as another program would write them: prepared rows without their origins.
+fn foreign_rows(dir: &Dir) -> Vec<serde_json::Value> {
+    dir.prepare("rows.jsonl", "out.jsonl").ok();
+    let bare =
+        |row: serde_json::Value| serde_json::json!({"input_ids": row["input_ids"], "labels": row["labels"]});
+    dir.lines("out.jsonl").into_iter().map(bare).collect()
+}
+
+#[test]
+fn source_rows_say_which_tokens_are_whose() {
+    let dir = Dir::new().with_model().with_rows(6);
+    let mut rows = foreign_rows(&dir);
+    // A token of the task is learned in row 3, and row 4 has lost its end.
+    let at = dir.lines("out.jsonl")[3]["origins"].as_str().unwrap().rfind('K').unwrap();
+    rows[3]["labels"][at] = rows[3]["input_ids"][at].clone();
+    for key in ["input_ids", "labels"] {
+        rows[4][key].as_array_mut().unwrap().pop();
+    }
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    dir.write("foreign.jsonl", lines);
+    let codes = |args: &[&str]| {
+        let json = dir.verify("foreign.jsonl").args(args).arg("--json").run().code(1).json();
+        let found = json["findings"].as_array().unwrap().clone();
+        found.iter().map(|f| format!("{} {}", f["code"].as_str().unwrap(), f["row"])).collect::<Vec<_>>()
+    };
+    assert!(codes(&[]).iter().all(|code| code.starts_with("M002")));
+    assert_eq!(codes(&["--source", "rows.jsonl"]), ["M004 3", "M002 4", "L002 4"]);
+    let shown = dir.verify("foreign.jsonl").args(&["--source", "rows.jsonl", "--row", "3"]).run().code(1);
+    let shown = shown.prints("LEARNED task").prints("learned with weight 1 though it is prompt");
+    assert!(
+        shown.stdout.contains("what to do") && shown.stdout.contains("train_on_inputs: false"),
+        "{}",
+        shown.stdout
+    );
+}
+
+#[test]
+fn a_template_needs_a_tokenizer_and_must_be_one() {
+    let dir = Dir::new().with_model();
+    dir.write("rows.jsonl", TOKENISED[0].1).write("t.jinja", "{% for %}");
+    let bare = dir.suasion(&["verify", "-D", "rows.jsonl", "--template", "t.jinja"]).run();
+    bare.error(2, "E-USAGE", "--template needs a tokenizer");
+    dir.verify("rows.jsonl").args(&["--template", "t.jinja"]).run().error(2, "E-USAGE", "t.jinja");
+}

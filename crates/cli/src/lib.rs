@@ -9,6 +9,7 @@ mod bar;
 mod commands;
 mod config;
 pub mod embed;
+mod export;
 mod failure;
 mod inputs;
 mod interrupt;
@@ -23,8 +24,8 @@ mod ui;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{
-    chat, check, compare, completions, convert, demo, diagnose, env, eval, generate, init, man, prepare,
-    train, verify,
+    chat, check, compare, completions, convert, demo, diagnose, env, eval, generate, init, man, merge,
+    prepare, train, verify,
 };
 use config::flags;
 use failure::Exit;
@@ -105,6 +106,11 @@ enum Command {
         after_help = "Examples:\n  suasion init --data rows.jsonl --model MODEL\n  suasion init --data rows.jsonl --model MODEL -o run.yaml --learning_rate 1e-4"
     )]
     Init(init::InitArgs),
+    /// Add an adapter to the weights of its base, and write a model that needs no adapter
+    #[command(
+        after_help = "Examples:\n  suasion merge --model BASE --adapter out -o merged\n  suasion merge --adapter out -o merged --dtype float16"
+    )]
+    Merge(merge::MergeArgs),
     /// Turn corpora of persuasion into four-section rows, or pairs of replies that won and lost
     #[command(
         after_help = "Examples:\n  suasion convert --from convokit winning-args-corpus -o rows.jsonl --split 0.05\n  suasion convert --from cmv threads.jsonl -o pairs.jsonl --pairs"
@@ -157,13 +163,14 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Chat(args) => chat::run(args, &ui),
         Command::Convert(args) => convert::run(args, &ui),
         Command::Init(args) => init::run(args, &ui),
+        Command::Merge(args) => merge::run(args, &ui),
         Command::Check(args) => check::run(args, &ui),
         Command::Env => env::run(&ui),
         Command::Completions(args) => completions::run(args, &ui),
         Command::Man(args) => man::run(args, &ui),
     }));
-    // What has panicked has said so: a thread that the system refuses, or a bug.
-    let Ok(result) = result else { return Exit::RunTime as u8 };
+    // What has panicked has said so.
+    let Ok(result) = result else { return ui.report(&failure::panicked().into()) as u8 };
     match result {
         // An interrupted run ends without an error and has not finished.
         Ok(Exit::Done) if interrupt::raised() => interrupt::INTERRUPTED,

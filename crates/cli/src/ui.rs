@@ -149,7 +149,7 @@ impl Ui {
 
     /// Prints a result as one JSON document.
     pub fn print_json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
-        let mut out = self.out();
+        let mut out = Controls { out: self.out(), lead: false };
         serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
         writeln!(out)?;
         out.flush()?;
@@ -179,6 +179,41 @@ impl Ui {
         if let Some(help) = help {
             self.say("help", "1;36", 0, help);
         }
+    }
+}
+
+/// Writes JSON with the control characters that JSON allows in strings (DEL and U+0080 to U+009F) as `\u` escapes: a
+/// terminal obeys some of them.
+struct Controls<W> {
+    out: W,
+    /// The last byte was 0xC2, the first of two that are a control character or another one.
+    lead: bool,
+}
+
+impl<W: Write> Write for Controls<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut plain = 0;
+        for (i, &byte) in bytes.iter().enumerate() {
+            let lead = std::mem::replace(&mut self.lead, byte == 0xC2);
+            if !lead && byte != 0x7F && byte != 0xC2 {
+                continue;
+            }
+            // What precedes this byte, without a lead byte that waits for it.
+            self.out.write_all(&bytes[plain..i])?;
+            plain = i + 1;
+            match (lead, byte) {
+                (_, 0x7F) => self.out.write_all(b"\\u007f")?,
+                (true, 0x80..=0x9F) => write!(self.out, "\\u{byte:04x}")?,
+                (true, _) => self.out.write_all(&[0xC2, byte])?,
+                (false, _) => {}
+            }
+        }
+        self.out.write_all(&bytes[plain..])?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -212,6 +247,19 @@ fn wrap_after(first: usize, indent: usize, text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_of_json_are_escaped() {
+        let value = serde_json::json!({"\u{9b}a": "x\u{7f}\u{9b}31mé\u{a0}\u{80}ü\u{1b}"});
+        let text = serde_json::to_vec(&value).unwrap();
+        for size in 1..text.len() {
+            let mut out = Controls { out: Vec::new(), lead: false };
+            text.chunks(size).for_each(|chunk| out.write_all(chunk).unwrap());
+            let out = String::from_utf8(out.out).unwrap();
+            assert!(!out.chars().any(char::is_control), "{out:?}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap(), value);
+        }
+    }
 
     #[test]
     fn wrapping_keeps_words_and_columns() {

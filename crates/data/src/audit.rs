@@ -4,14 +4,16 @@
 //! and not as a fault of the data.
 
 mod copies;
+pub mod foreign;
 mod labels;
 mod length;
 mod mask;
 mod packs;
 mod rules;
 mod subject;
+pub mod turns;
 
-pub use rules::{Check, RULES, Rule, audit};
+pub use rules::{Check, Example, RULES, Rule, audit};
 pub use subject::{Found, Subject};
 
 use crate::Code;

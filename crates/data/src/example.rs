@@ -172,10 +172,19 @@ fn filled(value: &Value) -> bool {
     }
 }
 
+/// The error of a tokenised row that says nothing about what is learned.
+pub(crate) fn without_labels(id: &RowId) -> Error {
+    Error::row(
+        id.clone(),
+        "a tokenised row without \"labels\", \"completion_mask\" or \"assistant_masks\"",
+        "one of them is needed to tell the response from the prompt; to learn all tokens, set completion_only_loss=false",
+    )
+}
+
 /// The format of a row, by its fields.
 fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     let has = |key: &str| fields.contains_key(key);
-    let labelled = has("labels") || MASKS.iter().any(|m| has(m));
+    let labelled = ["labels", "assistant_mask", "loss_mask"].iter().chain(&MASKS).any(|key| has(key));
     if has("input_ids") && labelled {
         return Ok(Format::Tokenised);
     }
@@ -206,6 +215,8 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
         [] if has("conversations") || has("conversation") => Ok(Format::Sharegpt),
         [] if has("segments") => Ok(Format::Segments),
         [] if fields.get("text").is_some_and(Value::is_string) && !has("input_ids") => Ok(Format::Text),
+        // Neither labels nor a mask: what a trainer makes of the row is told by `verify`.
+        [] if tokenised::is_bare(fields) => Ok(Format::Tokenised),
         [] => Err(unknown(id, fields)),
         [(format, _)] => {
             let sided = matches!(format, Format::PromptCompletion | Format::Messages | Format::Sharegpt);

@@ -50,7 +50,9 @@ pub enum Code {
     M007,
     M008,
     M009,
+    M010,
     L001,
+    L002,
     T001,
     T002,
     T003,
@@ -75,9 +77,14 @@ impl Code {
     pub fn level(self) -> Level {
         match self {
             Code::M003 | Code::D001 => Level::Note,
-            Code::M007 | Code::T001 | Code::T002 | Code::T003 | Code::S001 | Code::C001 | Code::G001 => {
-                Level::Warning
-            }
+            Code::M007
+            | Code::L002
+            | Code::T001
+            | Code::T002
+            | Code::T003
+            | Code::S001
+            | Code::C001
+            | Code::G001 => Level::Warning,
             _ => Level::Error,
         }
     }

@@ -31,7 +31,7 @@ pub use id::RowId;
 pub use origin::{Origin, Section};
 pub use pipeline::{
     BAD_ROWS_LISTED, CodeCount, Cut, DropReason, Kept, Mode, Outcome, Pipeline, Progress, ROWS_LISTED,
-    RowProcessor, Rows, SECTION_ORDER, SectionStats, Summary,
+    Reference, RowProcessor, Rows, SECTION_ORDER, SectionStats, Summary,
 };
 pub use policy::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,

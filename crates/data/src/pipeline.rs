@@ -5,13 +5,16 @@
 //! so the result is the same for any number of threads. What depends on earlier rows (D001) happens in order.
 
 mod duplicates;
+mod foreign;
 mod outcome;
+mod reference;
 mod row;
 mod run;
 mod summary;
 
 pub(crate) use duplicates::Duplicates;
 pub use outcome::{Cut, DropReason, Kept, Outcome};
+pub use reference::Reference;
 pub use row::RowProcessor;
 pub(crate) use run::{Chunks, Done};
 pub use run::{Progress, Rows};
@@ -74,6 +77,8 @@ pub struct Pipeline {
     pub allowed: Vec<Code>,
     /// The findings that count. One that is ignored does not refuse its row either.
     pub filter: Filter,
+    /// In [`Mode::Verify`]: the source rows of rows that came as tokens, which these are held against.
+    pub reference: Option<Arc<Reference>>,
 }
 
 impl Pipeline {
@@ -88,6 +93,7 @@ impl Pipeline {
             keep_text: false,
             allowed: Vec::new(),
             filter: Filter::default(),
+            reference: None,
         }
     }
 

@@ -5,7 +5,7 @@ mod common;
 use common::{Scratch, byte_tokenizer, kept, outcomes, pipeline_of};
 use serde_json::{Value, json};
 use suasion_data::report::terminal::{self, Style};
-use suasion_data::report::{Gallery, RowView, html, json as report_json};
+use suasion_data::report::{Findings, Gallery, RowView, html, json as report_json};
 use suasion_data::{Kept, Mode, OnBadRow, Outcome, Policy, Summary, TruncationMode};
 use unicode_width::UnicodeWidthStr;
 
@@ -270,8 +270,8 @@ fn verify_json_is_the_contract() {
     let rows =
         [json!({"prompt": "[TASK] ab ", "completion": "xyz"}), json!({"prompt": "a", "completion": ""})];
     let (all, summary) = run(&rows, &Policy::default());
-    let mut findings = report_json::Findings::default();
-    all.iter().flat_map(|o| o.findings()).for_each(|finding| findings.push(finding).unwrap());
+    let mut findings = Findings::default();
+    all.iter().for_each(|outcome| findings.add(outcome).unwrap());
     let value = serde_json::to_value(report_json::verify(&summary, &findings)).unwrap();
     // BOS, 6 of the marker, 4 of the task, 3 + 1 learned; all but the BOS would be targets.
     assert_eq!(
@@ -305,10 +305,7 @@ fn a_page_stands_alone() {
     );
     let body = body(&page);
     // The verdict, its reasons, the next steps with their commands.
-    assert!(
-        body.contains("Not ready to train on: 1 of 2 rows has an error (no supervised token)."),
-        "{body}"
-    );
+    assert!(body.contains("Not ready to train on: 1 of 2 rows has an error: no supervised token."), "{body}");
     assert!(body.contains("suasion verify --data &#39;my rows.jsonl&#39; --row 1"));
     // Each token, with its id; two that are one character are one.
     for part in [
@@ -350,8 +347,32 @@ fn a_page_keeps_the_rows_that_matter() {
     assert!(body.contains("<span class=\"soft\">longest, least learned</span>"));
     // Those with findings come first.
     assert!(body.find("id=\"row-500\"").unwrap() < body.find("id=\"row-0\"").unwrap());
-    assert!((20..60).contains(&body.matches("<details class=\"row\"").count()));
+    assert!((30..80).contains(&body.matches("<details class=\"row\"").count()));
     assert!(body.contains("of 3,000 rows are here") && body.contains("--row N"));
+}
+
+#[test]
+fn a_page_stays_small_whatever_the_rows() {
+    let id = |row: usize, i: usize| (row * 7 + i) % 256;
+    let rows: Vec<Value> = (0..60)
+        .map(|row| {
+            // Thousands of short runs, which are the most markup for a token.
+            let ids: Vec<usize> = (0..9000).map(|i| id(row, i)).collect();
+            let label = |i: usize| if i % 2 == 0 { -100 } else { id(row, i) as i64 };
+            json!({"input_ids": ids, "labels": (0..9000).map(label).collect::<Vec<_>>()})
+        })
+        .collect();
+    let page = page(&rows, &Policy { max_length: None, ..Policy::default() }, "rows.jsonl");
+    assert!(page.len() < 5_000_000, "{} bytes", page.len());
+    let body = body(&page);
+    let kept = body.matches("<details class=\"row\"").count();
+    assert!((1..60).contains(&kept) && body.contains(&format!("{kept} of 60 rows are here")), "{kept}");
+    assert!(body.contains(" more parts of "));
+    // No link leads to a row that there was no room for.
+    for link in body.split("href=\"#row-").skip(1) {
+        let row = link.split('"').next().unwrap();
+        assert!(body.contains(&format!("id=\"row-{row}\"")), "{row}");
+    }
 }
 
 #[test]

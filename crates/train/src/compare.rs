@@ -17,7 +17,7 @@ use crate::probe::{Probe, ProbeSettings, Reproduction};
 use crate::state::Progress;
 use crate::statistics::{ConfidenceInterval, bootstrap, quantile};
 use crate::steps::Steps;
-use crate::{Error, Evaluation, Plan, Result, Settings, evaluate, prompt_ids};
+use crate::{Error, Evaluation, Plan, Result, Scheduler, Settings, evaluate, prompt_ids};
 use indexmap::IndexMap;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -151,6 +151,18 @@ pub fn compare_with<B: Backend>(
 ) -> Result<Comparison> {
     settings.train.validate(!held_out.is_empty())?;
     settings.probe.validate()?;
+    // Both trainings have the same steps, and no evaluation during them.
+    let refused = |key, value: String| {
+        let problem = "needs evaluations during training, and a comparison has none";
+        Err(Error::setting(key, value, problem, "leave it out"))
+    };
+    let (kind, patience) = (settings.train.lr_scheduler_type, settings.train.early_stopping_patience);
+    if kind == Scheduler::ReduceLrOnPlateau {
+        return refused("lr_scheduler_type", kind.to_string());
+    }
+    if let Some(patience) = patience {
+        return refused("early_stopping_patience", patience.to_string());
+    }
     // Training takes packs as they are; probes and measurements take rows.
     let (probed, held_out) = (&unpacked(train), &unpacked(held_out));
     let everything: Vec<Sample> = train.iter().map(all_tokens).collect();
@@ -230,6 +242,8 @@ fn train_arm<B: Backend>(
         trained.last_loss = event.loss.or(trained.last_loss);
         observer.event(&Event::Step(&event));
     }
+    // What a run ends with.
+    model.exchange_average()?;
     Ok(trained)
 }
 

@@ -65,28 +65,29 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     // Both models are discarded, so output_dir is not checked.
     let job = Job::new(loaded.config, Begin::default(), ui)?;
     job.announce(ui);
-    let subject = job.train_rows.name.display().to_string();
-    let words = args.config.words();
-    let rerun = |seeds: u64| {
-        let seeds = seeds.to_string();
-        let more = ["--seeds", seeds.as_str()];
-        shell_line(["suasion", "compare"].into_iter().chain(words.iter().map(String::as_str)).chain(more))
+    let subject = format!("{} on {}", job.folder.path.display(), job.card.data.join(", "));
+    let again = |seeds: u64| {
+        let seeds = format!("--seeds={seeds}");
+        let words = args.config.words();
+        shell_line(
+            ["suasion", "compare"].into_iter().chain(words.iter().map(String::as_str)).chain([&*seeds]),
+        )
     };
     let (json, text, html) = match args.seeds {
         1 => {
-            let c = job.compare(ui)?;
-            let html = report::comparison::page(&c, &subject, &rerun(5));
-            (serde_json::to_value(&c)?, tables::comparison(&c, ui.width), html)
+            let comparison = job.compare(ui)?;
+            let html = report::comparison::page(&comparison, &subject, &again(5));
+            (serde_json::to_value(&comparison)?, tables::comparison(&comparison, ui.width), html)
         }
         seeds => {
             let repeats = several(&job, seeds, ui)?;
-            let html = report::comparison::page_of_repeats(&repeats, &subject, &rerun(2 * seeds));
+            let html = report::comparison::page_of_repeats(&repeats, &subject, &again(2 * seeds));
             (serde_json::to_value(&repeats)?, tables::repeats(&repeats, ui.width), html)
         }
     };
-    for (file, bytes) in [(&output, serde_json::to_vec_pretty(&json)?), (&page, html.into_bytes())] {
-        suasion_files::write_bytes(file, &bytes).map_err(suasion_data::Error::from)?;
-    }
+    suasion_files::write_bytes(&output, &serde_json::to_vec_pretty(&json)?)
+        .map_err(suasion_data::Error::from)?;
+    suasion_files::write_bytes(&page, html.as_bytes()).map_err(suasion_data::Error::from)?;
     if ui.json {
         ui.print_json(&json)?;
     } else {

@@ -193,12 +193,12 @@ fn verify(files: &Files, policy: &Policy, ui: &Ui) -> anyhow::Result<serde_json:
         ..Pipeline::new(ModelFolder::open(&files.model)?, policy.clone())
     };
     let tokenizer = pipeline.folder.tokenizer.as_deref();
-    let mut findings = report::json::Findings::default();
+    let mut findings = report::Findings::default();
     let mut first = None;
     let mut rows = pipeline.rows(Source::open(files.data.join("train.jsonl"))?)?;
     for outcome in &mut rows {
         let outcome = outcome?;
-        outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
+        findings.add(&outcome)?;
         if let (None, Outcome::Kept(kept)) = (&first, &outcome) {
             first = Some(RowView::new(kept, tokenizer));
         }

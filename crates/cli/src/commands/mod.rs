@@ -12,6 +12,7 @@ pub mod eval;
 pub mod generate;
 pub mod init;
 pub mod man;
+pub mod merge;
 pub mod pairs;
 pub mod prepare;
 pub mod train;
@@ -38,6 +39,9 @@ pub struct ConfigArgs {
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
     #[arg(short = 'M', long, value_name = "M", value_parser = paths::parser())]
     pub model: Option<PathBuf>,
+    /// Adapter over the model: a folder in PEFT's layout [key: adapter_name_or_path]
+    #[arg(long, value_name = "A", value_parser = paths::parser())]
+    pub adapter: Option<PathBuf>,
     /// Rows: a file (.jsonl, .json, .csv, .tsv, also .gz, .zst; .parquet, .arrow), a quoted glob, a folder of
     /// splits, or a hub id; repeatable [key: dataset_name]
     #[arg(short = 'D', long, value_name = "D", value_parser = paths::parser())]
@@ -75,6 +79,10 @@ impl ConfigArgs {
         if let Some(model) = &self.model {
             loaded.config.model_name_or_path = Some(model.clone());
             loaded.places.insert("model_name_or_path", "--model".into());
+        }
+        if let Some(adapter) = &self.adapter {
+            loaded.config.adapter_name_or_path = Some(adapter.clone());
+            loaded.places.insert("adapter_name_or_path", "--adapter".into());
         }
         if !self.data.is_empty() {
             loaded.config.dataset_name = Some(Paths(self.data.clone()));

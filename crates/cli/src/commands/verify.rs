@@ -2,19 +2,27 @@
 
 use super::ConfigArgs;
 use super::verify_page::{self, Parts};
+use crate::config::Paths;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
+use crate::inputs::rows::DataFiles;
 use crate::inputs::{kept, loading, rows};
 use crate::paths;
 use crate::progress::Meter;
 use crate::ui::{self, Ui};
 use std::collections::HashSet;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use suasion_data::audit::Filter;
+use suasion_data::audit::foreign::Maker;
+use suasion_data::report::advice::{Firsts, advice};
 use suasion_data::report::terminal::Style;
 use suasion_data::report::{self, Gallery, RowView};
-use suasion_data::{Error, Mode, ModelFolder, Outcome, Pipeline};
+use suasion_data::source::Row;
+use suasion_data::template::ChatTemplate;
+use suasion_data::tokens::SpecialToken;
+use suasion_data::{Error, Level, Mode, ModelFolder, Outcome, Pipeline, Reference};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -43,6 +51,27 @@ pub struct VerifyArgs {
     /// Do not report findings with these codes or prefixes
     #[arg(long, value_name = "CODES")]
     ignore: Vec<String>,
+    /// Chat template that rows of tokens were made with, where it is not the model's own (a .jinja file)
+    #[arg(long, value_name = "FILE", value_parser = paths::parser())]
+    template: Option<PathBuf>,
+    /// Source rows of rows of tokens: their labels are derived again, and compared token by token
+    #[arg(long, value_name = "ROWS", value_parser = paths::parser())]
+    source: Vec<PathBuf>,
+    /// List at most N findings, errors first; every row is checked and counted
+    #[arg(long, value_name = "N")]
+    max_findings: Option<u64>,
+    /// What to print: text, json, annotations of GitHub Actions, or SARIF 2.1.0
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "json")]
+    output_format: Option<OutputFormat>,
+}
+
+/// `--output-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum OutputFormat {
+    Text,
+    Json,
+    Github,
+    Sarif,
 }
 
 /// A row to print.
@@ -73,6 +102,33 @@ impl Reasons {
     }
 }
 
+/// The template of a file, with the special tokens of a folder.
+fn template(path: &Path, folder: &ModelFolder) -> anyhow::Result<ChatTemplate> {
+    let Some(tokenizer) = &folder.tokenizer else {
+        return Err(Failure::usage(
+            "--template needs a tokenizer",
+            "give --model M, a folder with the tokenizer of the rows",
+        )
+        .into());
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    let special = |token: Option<&SpecialToken>| token.map(|token| token.content.clone());
+    let (bos, eos) = (special(tokenizer.bos()), special(tokenizer.eos()));
+    let made = ChatTemplate::new(&text, bos.as_deref(), eos.as_deref());
+    let made = made.map_err(|error| {
+        let help = "give a chat template in Jinja, as chat_template.jinja of a model's folder";
+        Failure::usage(format!("--template {}: {error}", path.display()), help)
+    })?;
+    Ok(made.with_tokens(tokenizer.named_tokens()))
+}
+
+/// The program that tokenised the rows, by the columns of the first; `None` for rows that are not tokens.
+fn maker(source: &DataFiles) -> anyhow::Result<Option<Maker>> {
+    let Some(Ok(row)) = source.open()?.next_row()?.map(Row::parse) else { return Ok(None) };
+    let columns: Vec<&String> = row.fields.keys().collect();
+    Ok(row.fields.contains_key("input_ids").then(|| Maker::of(&columns)))
+}
+
 /// Runs the command.
 pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
@@ -80,10 +136,13 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let source = rows::training(config, ui)?;
     let filter = Filter::new(&args.select, &args.ignore)
         .map_err(|message| Failure::usage(message, "give a code or a prefix: --ignore T001, --select M"))?;
-    let folder = match &config.model_name_or_path {
+    let mut folder = match &config.model_name_or_path {
         Some(name) => model::open(&model::resolve(name, false, ui)?, ui)?,
         None => ModelFolder::default(),
     };
+    if let Some(path) = &args.template {
+        folder.template = Some(Arc::new(template(path, &folder)?));
+    }
     if let Some(html) = &args.html {
         let files = source.files.iter().map(PathBuf::as_path).chain(args.config.config.as_deref());
         kept::check_output("--html", html, files, [folder.path.as_path()])?;
@@ -101,7 +160,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         }
     }
     let prepared = manifest.is_some();
-    let pipeline = Pipeline {
+    let mut pipeline = Pipeline {
         mode: Mode::Verify,
         prepared_chats: manifest.as_ref().is_some_and(|manifest| manifest.template.is_some()),
         labelled_under: manifest.map(|manifest| manifest.labelled_under(&policy).into()),
@@ -109,22 +168,31 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         filter,
         ..Pipeline::new(folder, policy)
     };
+    if !args.source.is_empty() {
+        let rows = rows::resolve(&Paths(args.source.clone()), &config.dataset_train_split, ui)?;
+        pipeline.reference = Some(Arc::new(Reference::read(&pipeline, || rows.open())?));
+    }
     let tokenizer = pipeline.folder.tokenizer.as_deref();
 
     let asked = args.row.map_or(0..args.rows, |row| row..row.saturating_add(1));
     let mut gallery =
         args.html.as_ref().map(|_| Gallery::new(asked.clone(), args.loss.map(|rows| rows as usize)));
     let mut shown = Vec::new();
-    let mut findings = report::json::Findings::default();
+    let format = match args.output_format {
+        Some(format) => format,
+        None if ui.json => OutputFormat::Json,
+        None => OutputFormat::Text,
+    };
+    let mut findings = report::Findings::limited(args.max_findings);
+    let mut firsts = Firsts::default();
     let mut reasons = Reasons::default();
     let mut meter = Meter::new(ui, &source.name);
     let mut outcomes = pipeline.rows(source.open()?)?;
     while let Some(outcome) = outcomes.next() {
         meter.show(outcomes.progress());
         let outcome = outcome?;
-        if ui.json {
-            outcome.findings().iter().try_for_each(|finding| findings.push(finding))?;
-        }
+        findings.add(&outcome)?;
+        firsts.note(outcome.findings());
         if asked.contains(&outcome.id().row) {
             shown.push(match &outcome {
                 Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer))),
@@ -140,6 +208,11 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     drop(meter);
     let summary = outcomes.into_summary();
+    if let Some(why) = &summary.no_turns {
+        ui.warn(format_args!(
+            "the turns of the chat template are not looked for in the ids: {why}; --source ROWS compares with the source rows"
+        ));
+    }
     if let Some(row) = args.row
         && shown.is_empty()
     {
@@ -168,20 +241,32 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         suasion_files::write_bytes(path, page.as_bytes()).map_err(Error::from)?;
         ui.log(format_args!("wrote {}", path.display()));
     }
-    if ui.json {
-        ui.print_json(&report::json::verify(&summary, &findings))?;
-    } else {
-        let style = Style { color: ui.color, width: ui.width, ids: args.ids, origins: args.ids };
-        let mut out = ui.out();
-        for shown in &shown {
-            match shown {
-                Shown::View(view) => write!(out, "{}", report::terminal::row(view, &style))?,
-                Shown::Reason(text) => writeln!(out, "{}", ui::wrap(text, ui.width))?,
-            }
-            writeln!(out)?;
+    match format {
+        OutputFormat::Json => ui.print_json(&report::json::verify(&summary, &findings))?,
+        OutputFormat::Sarif => ui.print_json(&report::sarif::log(&summary, &findings))?,
+        OutputFormat::Github => {
+            let mut out = ui.out();
+            report::github::write(&mut out, &summary, &findings)?;
+            out.flush()?;
         }
-        write!(out, "{}", report::terminal::summary(&summary, &style))?;
-        out.flush()?;
+        OutputFormat::Text => {
+            let style = Style { color: ui.color, width: ui.width, ids: args.ids, origins: args.ids };
+            let mut out = ui.out();
+            for shown in &shown {
+                match shown {
+                    Shown::View(view) => write!(out, "{}", report::terminal::row(view, &style))?,
+                    Shown::Reason(text) => writeln!(out, "{}", ui::wrap(text, ui.width))?,
+                }
+                writeln!(out)?;
+            }
+            write!(out, "{}", report::terminal::summary(&summary, &style))?;
+            let headers = summary.headers.as_ref().map(|(user, answer)| (user.as_str(), answer.as_str()));
+            write!(out, "{}", advice(&summary, &firsts, maker(&source)?, headers, ui.width))?;
+            out.flush()?;
+        }
     }
-    Ok(if summary.has_errors() { Exit::Findings } else { Exit::Done })
+    let allowed = &config.allow_findings.0;
+    let refused =
+        summary.findings.iter().any(|(code, found)| found.level == Level::Error && !allowed.contains(code));
+    Ok(if refused { Exit::Findings } else { Exit::Done })
 }

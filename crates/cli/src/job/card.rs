@@ -2,6 +2,7 @@
 
 use crate::config::{Config, Init, Paths};
 use crate::inputs::loading::RowSet;
+use crate::inputs::opened::Opened;
 use std::path::Path;
 use suasion_data::report::RowView;
 use suasion_data::tokens::Tokenizer;
@@ -43,6 +44,22 @@ fn base_model(path: &Path) -> String {
     cached.or_else(named).unwrap_or_else(folder)
 }
 
+/// The card of a run that trains this model: an adapter's names its base, whatever the configuration names.
+pub fn of_model(card: DataCard, opened: &Opened) -> DataCard {
+    match &opened.adapter {
+        None => card,
+        Some(adapter) => DataCard {
+            adapter: true,
+            base_model: if adapter.from.is_some() {
+                base_model(&opened.base)
+            } else {
+                card.base_model.clone()
+            },
+            ..card
+        },
+    }
+}
+
 /// The first rows that are trained on, as a page shows them.
 pub fn first_rows(train: &[Sample], tokenizer: Option<&Tokenizer>) -> Vec<RowView> {
     let rows = train.iter().take(ROWS_SHOWN).flat_map(Sample::unpack).take(ROWS_SHOWN);
@@ -80,6 +97,7 @@ pub fn data_card(
             Init::Weights => base,
             Init::Random => String::new(),
         },
+        adapter: false,
         chat,
         machine: crate::machine::sentence(),
         rows: Vec::new(),

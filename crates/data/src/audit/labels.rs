@@ -14,7 +14,7 @@ pub(super) fn wrong_labels(s: &Subject<'_>) -> Vec<Found> {
     let wrong = s.tokens(|i| !is_for(labels[i], ids[i]));
     let shifted = s.n() > 1 && (0..s.n() - 1).all(|i| is_for(labels[i], ids[i + 1]));
     let hint = if shifted { "; the labels look shifted by one, which the model does itself" } else { "" };
-    Found::about(&wrong, |places| {
+    Found::about(s, &wrong, |places| {
         let (label, id) = (labels[wrong[0]], ids[wrong[0]]);
         format!("{places}: the label is {label}, the input id is {id}{hint}")
     })

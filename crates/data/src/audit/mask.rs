@@ -3,7 +3,7 @@
 use super::labels::wrong_labels;
 use super::subject::{Found, Run, Subject};
 use crate::example::Tokenised;
-use crate::{IGNORE, Level, Origin};
+use crate::{IGNORE, Level, Origin, Section};
 use std::ops::Range;
 
 /// M001: no target is left after the shift by one.
@@ -27,17 +27,35 @@ pub(super) fn no_stop(s: &Subject<'_>) -> Vec<Found> {
     if s.all_tokens() || (s.given.is_some() && s.special.stops.is_empty()) {
         return Vec::new();
     }
-    let missing =
-        if s.given.is_none() || s.origins_are_given() { unstopped_turns(s) } else { unstopped_runs(s) };
+    let missing = if s.given.is_none() || s.known() { unstopped_turns(s) } else { unstopped_runs(s) };
+    if missing.is_empty() || (s.found() && is_mislabelled(s)) {
+        return Vec::new();
+    }
+    // Text that is learned as a whole has no answers.
+    if (s.foreign.unlabelled || s.part().is_some_and(|part| !part.known)) && s.all_supervised() {
+        return Vec::new();
+    }
+    // A template may write no stop token at all, or none after the last answer.
+    let at_end = missing.iter().all(|&i| (i + 1..s.n()).all(|after| s.is_padding(after)));
+    let (never, not_last) = (s.found() && !s.foreign.stops.any, s.found() && !s.foreign.stops.last && at_end);
+    if never {
+        return Vec::new();
+    }
+    let cut = s.given.is_some() && at_end;
     let why = if !s.policy.append_eos {
         " (append_eos is false)"
     } else if s.given.is_none() && s.special.eos.is_none() {
         " (the tokenizer has no EOS to append)"
+    } else if not_last {
+        " (the template writes none after the last answer: append one)"
+    } else if cut {
+        " (the row ends there: was it cut?)"
     } else {
         ""
     };
-    let warning = (!s.policy.append_eos || s.origins_are_given()).then_some(Level::Warning);
-    let mut found = Found::about(&missing, |places| {
+    let warning = !s.policy.append_eos || s.origins_are_given() || not_last;
+    let warning = warning.then_some(Level::Warning);
+    let mut found = Found::about(s, &missing, |places| {
         format!("no supervised stop token after {places}: the model does not learn to stop{why}")
     });
     found.iter_mut().for_each(|found| found.level = warning);
@@ -77,16 +95,24 @@ fn unstopped_runs(s: &Subject<'_>) -> Vec<usize> {
 /// M004: a prompt token is supervised though no weight asks for it. Needs a row that says where its prompt is, apart
 /// from its labels.
 pub(super) fn prompt_supervised(s: &Subject<'_>) -> Vec<Found> {
-    let judged =
-        |given: &Tokenised| given.weights.is_none() && (given.origins.is_some() || given.mask.is_some());
-    if s.all_tokens() || !s.given.is_none_or(judged) {
+    let judged = |given: &Tokenised| given.weights.is_none() && (s.known() || given.mask.is_some());
+    if s.all_tokens() || !s.given.is_none_or(judged) || (s.found() && s.all_supervised()) {
         return Vec::new();
     }
     let wrong = s.supervised(|origin| match origin {
         Origin::Prompt { section, .. } => s.policy.section_weight(section) == 0.0,
         _ => false,
     });
-    Found::about(&wrong, |places| format!("{places} of the prompt supervised"))
+    if wrong.is_empty() || (s.found() && is_mislabelled(s)) {
+        return Vec::new();
+    }
+    let whose = match (s.found(), s.sample.origins[wrong[0]]) {
+        (true, Origin::Prompt { section, .. }) if section != Section::Other => {
+            format!(" (section {})", section.name())
+        }
+        _ => String::new(),
+    };
+    Found::about(s, &wrong, |places| format!("{places} of the prompt{whose} supervised"))
 }
 
 /// M005: padding is supervised. Padding is what the attention mask or the origins say, else the pad ids at the end.
@@ -102,7 +128,7 @@ pub(super) fn padding_supervised(s: &Subject<'_>) -> Vec<Found> {
     } else {
         s.supervised(|origin| origin == Origin::Padding)
     };
-    Found::about(&wrong, |places| format!("{places} of padding supervised"))
+    Found::about(s, &wrong, |places| format!("{places} of padding supervised"))
 }
 
 /// M006: two BOS where a text starts.
@@ -121,27 +147,32 @@ pub(super) fn double_bos(s: &Subject<'_>) -> Vec<Found> {
 
 /// M007: scaffold is supervised, or tokens after the stop token of a response are.
 pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
-    if s.all_tokens() || s.given.is_none() {
+    if s.all_tokens() || s.given.is_none() || (s.found() && (s.all_supervised() || is_mislabelled(s))) {
         return Vec::new();
     }
-    let scaffold = s.supervised(|origin| origin == Origin::Scaffold);
+    let mut scaffold = s.supervised(|origin| origin == Origin::Scaffold);
+    // Nothing stands before the first token that could predict it; padding at the end is M005.
+    let end = s.content_end();
+    scaffold.retain(|&i| i > 0 && (!s.found() || i < end));
     if !scaffold.is_empty() {
-        return Found::about(&scaffold, |places| format!("{places} of scaffold supervised"));
+        return Found::about(s, &scaffold, |places| format!("{places} of scaffold supervised"));
     }
-    if s.origins_are_given() || !everything_supervised(s).is_empty() {
+    if s.known() || !everything_supervised(s).is_empty() {
         return Vec::new();
     }
     let end = s.content_end();
     let after_stop = |run: Range<usize>| run.clone().find(|&i| s.is_stop(i)).map(|stop| stop + 1..run.end);
     let after = s.supervised_runs().into_iter().filter_map(after_stop).flatten();
     let after: Vec<usize> = after.filter(|&i| !s.is_padding(i) && i < end).collect();
-    Found::about(&after, |places| format!("{places} after the stop token supervised"))
+    Found::about(s, &after, |places| format!("{places} after the stop token supervised"))
 }
 
 /// M008: the labels of a row that came as tokens equal its ids, whether it gave labels or a mask. A prepared row whose
 /// origins are all response is what it says.
 pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
-    let Some(given) = s.given.filter(|given| given.weights.is_none()) else { return Vec::new() };
+    if !s.given.is_some_and(|given| given.weights.is_none()) {
+        return Vec::new();
+    }
     let only_response = || s.runs.iter().all(|r| r.origin.supervised() || r.origin == Origin::Padding);
     let weighted = |r: &Run| matches!(r.origin, Origin::Prompt { section, .. } if s.policy.section_weight(section) > 0.0);
     let equal = |i: usize| i64::from(s.sample.labels[i]) == i64::from(s.sample.input_ids[i]);
@@ -149,14 +180,85 @@ pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
     if s.all_tokens()
         || real.peek().is_none()
         || !real.all(equal)
-        || (given.origins.is_some() && only_response())
+        || (s.known() && only_response())
         || s.runs.iter().any(weighted)
     {
         return Vec::new();
     }
-    let message =
-        format!("all {} tokens are supervised: the labels equal the input ids, prompt included", s.n());
-    vec![Found::within(0..s.n(), message)]
+    let n = s.n();
+    // Text without turns may be meant to be learned as a whole.
+    let plain = s.part().is_some_and(|part| !part.known) && s.given.is_some_and(|given| given.mask.is_none());
+    let message = match (s.foreign.unlabelled, plain) {
+        (true, false) if s.found() => format!(
+            "the row has neither labels nor a mask: a trainer learns all of its {n} tokens, prompt included"
+        ),
+        (true, _) => format!(
+            "the row has neither labels nor a mask: a trainer learns all of its {n} tokens, and no prompt can be told apart"
+        ),
+        (false, true) => format!(
+            "all {n} tokens are supervised, and no turn of the chat template is among them: right for plain text, \
+             wrong for prompts with answers"
+        ),
+        (false, false) => {
+            format!("all {n} tokens are supervised: the labels equal the input ids, prompt included")
+        }
+    };
+    let warning = plain || (s.foreign.unlabelled && !s.found());
+    let level = warning.then_some(Level::Warning);
+    vec![Found { level, ..Found::within(0..n, message) }]
+}
+
+/// True where a label is not the id at its place: that is L001, and the other rules would say it again.
+fn is_mislabelled(s: &Subject<'_>) -> bool {
+    !wrong_labels(s).is_empty()
+}
+
+/// Masked tokens at the start of an answer, beyond which they are no slip of a few tokens.
+const SLIP: usize = 32;
+
+/// M010: an answer of which some tokens are learned and others are not. The answers must be known apart from the labels.
+pub(super) fn answer_in_part(s: &Subject<'_>) -> Vec<Found> {
+    let judged = |given: &Tokenised| given.weights.is_none() && given.origins.is_none();
+    if s.all_tokens() || !s.found() || !s.given.is_some_and(judged) {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    for run in s.runs.iter().filter(|run| matches!(run.origin, Origin::Response { .. })) {
+        if run.supervised == run.tokens.len() {
+            continue;
+        }
+        let masked: Vec<usize> = run.tokens.clone().filter(|&i| !s.learned(i)).collect();
+        let Some(first) = run.tokens.clone().find(|&i| s.learned(i)) else {
+            if s.foreign.expected {
+                let found = Found::about(s, &masked, |places| {
+                    format!("{places} of an answer masked, all of it, and its source row says to learn it")
+                });
+                out.extend(found.into_iter().map(|found| Found { level: Some(Level::Warning), ..found }));
+            }
+            continue;
+        };
+        let last = run.tokens.clone().rfind(|&i| s.learned(i)).unwrap_or(first);
+        let (head, tail) = (first - run.tokens.start, run.tokens.end - 1 - last);
+        let inside = masked.len() - head - tail;
+        if inside == 0
+            && tail == 0
+            && s.foreign.is_given_or_thought(&s.sample.input_ids[run.tokens.start..first])
+        {
+            continue;
+        }
+        let parts = [(head, "at its start"), (inside, "inside"), (tail, "at its end")];
+        let parts: Vec<String> =
+            parts.iter().filter(|(n, _)| *n > 0).map(|(n, place)| format!("{n} {place}")).collect();
+        let level = (inside == 0 && tail == 0 && head > SLIP).then_some(Level::Warning);
+        let found = Found::about(s, &masked, |places| {
+            format!("{places} of an answer masked and the rest learned: {}", parts.join(", "))
+        });
+        out.extend(found.into_iter().map(|found| Found { level, ..found }));
+    }
+    if !out.is_empty() && is_mislabelled(s) {
+        out.clear();
+    }
+    out
 }
 
 /// M009: the stop token at the end of a response is there and masked.
@@ -164,7 +266,7 @@ pub(super) fn stop_masked(s: &Subject<'_>) -> Vec<Found> {
     if s.all_tokens() || s.given.is_none() {
         return Vec::new();
     }
-    let masked: Vec<usize> = if s.origins_are_given() {
+    let masked: Vec<usize> = if s.known() {
         let ends = s.runs.windows(2).filter_map(|runs| match [runs[0].origin, runs[1].origin] {
             [Origin::Response { .. }, Origin::EndOfTurn { .. }] => Some(runs[1].tokens.start),
             _ => None,
@@ -176,7 +278,14 @@ pub(super) fn stop_masked(s: &Subject<'_>) -> Vec<Found> {
             .into_iter()
             .filter(|run| !run.clone().any(|i| s.is_stop(i)))
             .map(|run| run.end);
-        ends.filter(|&i| i < s.n() && s.is_stop(i) && !s.is_padding(i)).collect()
+        // Without a tokenizer: the id that padding has, where attention is.
+        let pads = || {
+            let padding = s.runs.iter().rfind(|run| run.origin == Origin::Padding)?;
+            Some(s.sample.input_ids[padding.tokens.start])
+        };
+        let pad = if s.special.stops.is_empty() { pads() } else { None };
+        let is_stop = |i: usize| s.is_stop(i) || pad == Some(s.sample.input_ids[i]);
+        ends.filter(|&i| i < s.n() && is_stop(i) && !s.is_padding(i)).collect()
     };
     // Labels that are shifted stand beside their stop tokens: that is L001.
     if masked.is_empty() || !wrong_labels(s).is_empty() {
@@ -184,7 +293,7 @@ pub(super) fn stop_masked(s: &Subject<'_>) -> Vec<Found> {
     }
     let same_id = s.special.pad.is_some() && s.special.pad == s.special.eos;
     let cause = if same_id { " (pad and EOS are one id)" } else { "" };
-    Found::about(&masked, |places| {
+    Found::about(s, &masked, |places| {
         format!("the stop token at the end of a response is masked: {places}{cause}")
     })
 }

@@ -1,5 +1,6 @@
 //! What checks look at, and what they find.
 
+use super::foreign::{Foreign, Part};
 use crate::example::Tokenised;
 use crate::policy::{Objective, Policy};
 use crate::tokens::Special;
@@ -20,6 +21,10 @@ pub struct Subject<'a> {
     /// The positions that the model was made for; `None` where they are not known, or `max_length` cuts every row to fit
     /// them.
     pub positions: Option<usize>,
+    /// What is known of a row that came as tokens, apart from its own fields.
+    pub(super) foreign: Foreign<'a>,
+    /// Which sequence of its pack it is; 0 for a single row.
+    pub(super) sequence: usize,
     /// Its runs of tokens of one origin, in order. Most rules concern few of them, so that few tokens are looked at one
     /// by one.
     pub(super) runs: Vec<Run>,
@@ -48,12 +53,18 @@ pub struct Found {
 
 impl Found {
     /// One finding about these tokens, in ascending order; none where there are none. `message` is given the tokens as
-    /// text: `token 17`, or `3 tokens (the first is token 17)`.
-    pub(super) fn about(tokens: &[usize], message: impl FnOnce(&str) -> String) -> Vec<Found> {
+    /// text: `token 17`, or `3 tokens (the first is token 17)`; with a tokenizer also what the first ones say.
+    pub(super) fn about(
+        s: &Subject<'_>,
+        tokens: &[usize],
+        message: impl FnOnce(&str) -> String,
+    ) -> Vec<Found> {
         let [first, ..] = *tokens else { return Vec::new() };
-        let places = match tokens.len() {
-            1 => format!("token {first}"),
-            n => format!("{n} tokens (the first is token {first})"),
+        let places = match (tokens.len(), s.quote(tokens)) {
+            (1, None) => format!("token {first}"),
+            (1, Some(text)) => format!("token {first} ({text})"),
+            (n, None) => format!("{n} tokens (the first is token {first})"),
+            (n, Some(text)) => format!("{n} tokens (from token {first}: {text})"),
         };
         vec![Found::within(first..tokens[tokens.len() - 1] + 1, message(&places))]
     }
@@ -80,7 +91,46 @@ impl<'a> Subject<'a> {
             Run { origin: origins[0], tokens, supervised }
         };
         let runs = sample.origins.chunk_by(|a, b| a == b).map(run).collect();
-        Subject { sample, given, special, policy, positions: None, runs }
+        let foreign = Foreign::default();
+        Subject { sample, given, special, policy, positions: None, foreign, sequence: 0, runs }
+    }
+
+    /// The same row with what is known of it apart from its own fields.
+    #[must_use]
+    pub fn with_foreign(self, foreign: Foreign<'a>) -> Subject<'a> {
+        Subject { foreign, ..self }
+    }
+
+    /// What is known of this sequence.
+    pub(super) fn part(&self) -> Option<&Part> {
+        self.foreign.parts.get(self.sequence)
+    }
+
+    /// True where the origins of a row that came as tokens are known apart from its labels: it names them, or its turns
+    /// were found.
+    pub(super) fn known(&self) -> bool {
+        self.origins_are_given() || self.found()
+    }
+
+    /// True where they were found here.
+    pub(super) fn found(&self) -> bool {
+        self.part().is_some_and(|part| part.known)
+    }
+
+    /// True where each token that is not padding is supervised.
+    pub(super) fn all_supervised(&self) -> bool {
+        let all = |run: &Run| run.origin == Origin::Padding || run.supervised == run.tokens.len();
+        self.runs.iter().all(all)
+    }
+
+    /// What the first of these tokens say, with a tokenizer.
+    pub(super) fn quote(&self, tokens: &[usize]) -> Option<String> {
+        const QUOTED: usize = 6;
+        let tokenizer = self.foreign.tokenizer?;
+        let text = |&i: &usize| format!("{:?}", tokenizer.token_text(self.sample.input_ids[i]));
+        let mut list: Vec<String> = tokens.iter().take(QUOTED).map(text).collect();
+        list.extend((tokens.len() > QUOTED).then(|| "..".to_string()));
+        Some(list.join(" "))
     }
 
     /// The same of a model with that many positions.

@@ -23,7 +23,8 @@ use std::sync::Arc;
 pub(super) const MASKS: [&str; 2] = ["completion_mask", "assistant_masks"];
 
 /// Fields that look like masks and are read.
-pub(super) const KNOWN: [&str; 4] = [MASKS[0], MASKS[1], "attention_mask", "weights"];
+pub(super) const KNOWN: [&str; 7] =
+    [MASKS[0], MASKS[1], "attention_mask", "weights", "assistant_mask", "loss_mask", "loss_scale"];
 
 /// Reads a well-formed tokenised row; `None` for any other row.
 pub(super) fn direct(raw: &RawRow) -> Option<Tokenised> {
@@ -59,8 +60,31 @@ fn both(completion: Option<Vec<bool>>, assistant: Option<&[bool]>) -> Option<Vec
     }
 }
 
+/// Names that other programs have for fields of ours. Where both are there, the row is refused.
+pub(super) const ALIASES: [(&str, &str); 3] =
+    [("assistant_mask", MASKS[1]), ("loss_mask", MASKS[0]), ("loss_scale", "weights")];
+
+/// True for a row of ids that says nothing about what is learned, and has text in none of its fields.
+pub(super) fn is_bare(fields: &serde_json::Map<String, Value>) -> bool {
+    fields
+        .get("input_ids")
+        .is_some_and(|ids| ids.as_array().is_some_and(|ids| !ids.is_empty() && ids.iter().all(Value::is_u64)))
+}
+
 impl Reader<'_> {
     pub(super) fn tokenised(mut self) -> Result<Body> {
+        for (alias, name) in ALIASES {
+            let Some(value) = self.fields.swap_remove(alias).filter(|value| !value.is_null()) else {
+                continue;
+            };
+            if self.fields.get(name).is_some_and(|own| !own.is_null()) {
+                return Err(self.error(
+                    format!("the row has both {name:?} and {alias:?}, which mean the same"),
+                    "leave one of the two columns out",
+                ));
+            }
+            self.fields.insert(name.into(), value);
+        }
         let input_ids = match self.list("input_ids")? {
             Some(list) => self
                 .integers("input_ids", &list, 0, i64::from(i32::MAX))?
@@ -135,12 +159,6 @@ impl Reader<'_> {
         }
         if let Some(Value::String(text)) = self.fields.swap_remove("text") {
             row.text = Some(text);
-        }
-        if row.labels.is_none() && row.mask.is_none() {
-            return Err(self.error(
-                "a tokenised row without \"labels\", \"completion_mask\" or \"assistant_masks\"".into(),
-                "one of them is needed to tell the response from the prompt",
-            ));
         }
         Ok(Body::Tokenised(Box::new(row)))
     }

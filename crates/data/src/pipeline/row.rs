@@ -1,11 +1,13 @@
 //! Runs every stage over one row: format, template, tokens, labels, audits, truncation.
 
 use super::duplicates::hash_ids;
+use super::foreign::{Against, nothing};
 use super::outcome::{Cut, DropReason, Kept, Outcome};
 use super::summary::Summary;
 use super::{Mode, Pipeline};
+use crate::audit::turns::Turns;
 use crate::audit::{self, Subject};
-use crate::example::{Body, Conversation, Example, Tokenised};
+use crate::example::{self, Body, Conversation, Example, Tokenised};
 use crate::label;
 use crate::label::truncate::{self, Cuts, Fit};
 use crate::policy::{Objective, Policy, TruncationMode};
@@ -17,6 +19,7 @@ use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample, 
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Turns rows into outcomes ([`Pipeline::processor`]).
@@ -26,6 +29,9 @@ pub struct RowProcessor {
     special: Special,
     stops: Stops,
     chats: Option<ChatRenderer>,
+    /// The turns of the chat template as ids, or why they cannot be told: looked for with the first row of tokens that is
+    /// to be looked at.
+    turns: OnceLock<Result<Turns, String>>,
     /// True once the chat template has rendered a row.
     templated: AtomicBool,
     /// True once an instruction was rendered without a chat template, because there is none.
@@ -74,7 +80,8 @@ impl RowProcessor {
         let template = folder.template.clone();
         let chats = template.map(|template| ChatRenderer::new(template, policy.clone(), &stops, &options));
         let (templated, untemplated) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(RowProcessor { pipeline, special, stops, chats, templated, untemplated })
+        let turns = OnceLock::new();
+        Ok(RowProcessor { pipeline, special, stops, chats, turns, templated, untemplated })
     }
 
     /// The outcome of a row, given as its fields: a JSON object, or names with values. Duplicates are not looked for.
@@ -107,6 +114,14 @@ impl RowProcessor {
     /// Adds to a summary which chat template the rows used, and for which day.
     pub(super) fn describe(&self, summary: &mut Summary) {
         summary.untemplated = self.untemplated.load(Ordering::Relaxed);
+        match self.turns.get() {
+            Some(Ok(turns)) => {
+                let owned = |(user, answer): (&str, &str)| (user.to_string(), answer.to_string());
+                summary.headers = turns.headers().map(owned);
+            }
+            Some(Err(why)) => summary.no_turns = Some(why.clone()),
+            None => {}
+        }
         if let Some(chats) = self.chats.as_ref().filter(|_| self.templated.load(Ordering::Relaxed)) {
             summary.template = Some(chats.template().fingerprint().to_string());
             summary.template_date = chats.today().map(|date| date.to_string());
@@ -328,12 +343,52 @@ impl RowProcessor {
                 *section = Section::User;
             }
         }
-        let sample = label::label_tokenised(id, &row, &self.special, policy);
+        let unlabelled = row.labels.is_none() && row.mask.is_none();
+        if unlabelled && policy.objective != Objective::AllTokens {
+            if self.pipeline.mode != Mode::Verify {
+                return Err(example::without_labels(&id).into());
+            }
+            // What collators make of such rows: all that is not padding.
+            let real = |i: usize| row.attention.as_ref().is_none_or(|attention| attention[i]);
+            let label = |(i, &id): (usize, &u32)| if real(i) { id as i32 } else { IGNORE };
+            row.labels = Some(row.input_ids.iter().enumerate().map(label).collect());
+        }
+        // Weights of 0 and 1 are a mask (ms-swift's `loss_scale`).
+        let is_mask = |weights: &mut Vec<f32>| weights.iter().all(|w| *w == 0.0 || *w == 1.0);
+        if self.pipeline.mode == Mode::Verify
+            && row.origins.is_none()
+            && let Some(labels) = &mut row.labels
+            && let Some(weights) = row.weights.take_if(is_mask)
+        {
+            labels.iter_mut().zip(weights).filter(|(_, w)| *w == 0.0).for_each(|(label, _)| *label = IGNORE);
+        }
+        let tokenizer = self.pipeline.folder.tokenizer.as_deref();
+        let (foreign, origins, differences) = match self.pipeline.mode {
+            Mode::Verify if row.origins.is_none() => {
+                let reference = self.pipeline.reference.as_deref();
+                Against { turns: self.turns(), reference, tokenizer }.read(&id, &row, unlabelled)
+            }
+            _ => (nothing(tokenizer), None, Vec::new()),
+        };
+        let mut sample = label::label_tokenised(id, &row, &self.special, policy);
+        if let Some(origins) = origins {
+            sample.origins = origins;
+        }
         let policy = self.pipeline.labelled_under.as_deref().unwrap_or(policy);
-        let subject =
-            Subject::new(&sample, Some(&row), &self.special, policy).with_positions(self.positions());
-        let findings = audit::audit(&subject);
+        let subject = Subject::new(&sample, Some(&row), &self.special, policy)
+            .with_positions(self.positions())
+            .with_foreign(foreign);
+        let mut findings = audit::audit(&subject);
+        findings.extend(differences);
         Ok(Whole { sample, findings, text: row.text.filter(|_| self.pipeline.keep_text), bytes: None })
+    }
+
+    /// The turns of the chat template as ids, where there is one and they can be told.
+    fn turns(&self) -> Option<&Turns> {
+        let folder = &self.pipeline.folder;
+        let (template, tokenizer) = (folder.template.as_ref()?, folder.tokenizer.as_deref()?);
+        let of = || Turns::of(template, tokenizer, &self.pipeline.policy, &self.special, &self.stops);
+        self.turns.get_or_init(of).as_ref().ok()
     }
 
     /// The model's positions, where rows can be longer.

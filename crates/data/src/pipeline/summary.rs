@@ -85,6 +85,13 @@ pub struct Summary {
     pub untemplated: bool,
     /// The date that the chat template wrote, as YYYY-MM-DD, where the policy pins none.
     pub template_date: Option<String>,
+    /// Where rows that came as tokens were held against the chat template: the texts before a user's message and before an
+    /// answer.
+    #[serde(skip)]
+    pub headers: Option<(String, String)>,
+    /// Why the turns of the chat template cannot be told in ids.
+    #[serde(skip)]
+    pub no_turns: Option<String>,
 }
 
 impl Summary {

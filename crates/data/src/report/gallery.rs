@@ -5,14 +5,14 @@ use crate::pipeline::{Kept, Outcome};
 use crate::tokens::Tokenizer;
 use crate::{Code, Finding, IGNORE, Level, RowId, Sample};
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Rows kept of each code.
 const OF_CODE: usize = 6;
 /// Rows kept of each extreme.
 const OF_EXTREME: usize = 2;
 /// Examples where nothing else is asked for.
-const EXAMPLES: usize = 24;
+const EXAMPLES: usize = 40;
 /// Ranges of the supervised share.
 const SHARES: usize = 20;
 
@@ -42,9 +42,9 @@ pub struct Gallery {
 /// A row that was read.
 #[derive(Debug)]
 enum Item {
-    Kept(Rc<Kept>),
+    Kept(Arc<Kept>),
     /// It has no sample.
-    Bare(RowId, Rc<Vec<Finding>>),
+    Bare(RowId, Arc<Vec<Finding>>),
 }
 
 impl Item {
@@ -64,7 +64,7 @@ impl Item {
 }
 
 #[derive(Debug)]
-struct Example(u64, Rc<Kept>);
+struct Example(u64, Arc<Kept>);
 
 impl PartialEq for Example {
     fn eq(&self, other: &Example) -> bool {
@@ -124,9 +124,9 @@ impl Gallery {
             _ => {}
         }
         let item = match outcome {
-            Outcome::Kept(kept) => Item::Kept(Rc::new(kept)),
+            Outcome::Kept(kept) => Item::Kept(Arc::new(kept)),
             Outcome::Dropped { id, findings, .. } | Outcome::Failed { id, findings, .. } => {
-                Item::Bare(id, Rc::new(findings))
+                Item::Bare(id, Arc::new(findings))
             }
         };
         let (row, findings) = match &item {
@@ -192,7 +192,7 @@ impl Gallery {
             }
         }
         for item in &examples {
-            rows.entry(item.id().row).or_insert((item, vec!["an example"]));
+            rows.entry(item.id().row).or_insert((item, Vec::new()));
         }
         let view = |item: &Item| match item {
             Item::Kept(kept) => RowView::new(kept, tokenizer),

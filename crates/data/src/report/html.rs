@@ -31,7 +31,7 @@ pub struct Verified<'a> {
     pub losses: Option<Losses>,
     /// What the loss is meant to cover.
     pub objective: Objective,
-    /// The flags that name data, model and configuration, for the commands of the page.
+    /// The flags that name data, model and configuration, for the commands of the page; without any, the page has none.
     pub flags: Vec<String>,
     /// True where the rows were prepared by suasion.
     pub prepared: bool,
@@ -59,10 +59,11 @@ pub fn page(verified: &Verified<'_>) -> String {
     }
     page.lead("Next", &page::steps(&next(verified)));
 
+    let (list, kept) = render(&verified.rows);
     page.section("shares", "Where the loss goes", &where_the_loss_goes(verified));
-    page.section("findings", "Findings", &findings(verified));
+    page.section("findings", "Findings", &findings(verified, &kept));
     page.section("lengths", "Lengths and shares", &histograms(verified));
-    page.section("rows", "Rows", &rows(verified));
+    page.section("rows", "Rows", &rows(verified, &list, &kept));
     page.section("numbers", "In numbers", &numbers(verified.summary).html());
     page.finish()
 }
@@ -90,13 +91,10 @@ fn verdict(verified: &Verified<'_>) -> (Tone, String) {
     }
     if wrong > 0 {
         let what = match codes[..] {
-            [code] => code.rule().meaning.to_string(),
-            _ => format!("errors of {} kinds", codes.len()),
+            [code] => format!("an error: {}", code.rule().meaning),
+            _ => format!("errors, of {} kinds", codes.len()),
         };
-        return (
-            Tone::Bad,
-            format!("Not ready to train on: {} {} an error ({what}).", rows(wrong), have(wrong)),
-        );
+        return (Tone::Bad, format!("Not ready to train on: {} {} {what}.", rows(wrong), have(wrong)));
     }
     if *objective == Objective::AllTokens {
         return (
@@ -208,34 +206,37 @@ fn reasons(verified: &Verified<'_>) -> Vec<String> {
     reasons
 }
 
-fn command(verified: &Verified<'_>, name: &str, more: &[&str]) -> String {
+/// A command on the same data; `None` where no command line names it.
+fn command(verified: &Verified<'_>, name: &str, more: &[&str]) -> Option<String> {
     let flags = verified.flags.iter().map(String::as_str);
-    shell_line(["suasion", name].into_iter().chain(flags).chain(more.iter().copied()))
+    let words = ["suasion", name].into_iter().chain(flags).chain(more.iter().copied());
+    (!verified.flags.is_empty()).then(|| shell_line(words))
 }
 
 fn next(verified: &Verified<'_>) -> Vec<Step> {
     let summary = verified.summary;
+    let step = |text: &str, command: Option<String>| Step { text: text.into(), command };
     let mut next = Vec::new();
     let worst = of_level(summary, Level::Error).chain(of_level(summary, Level::Warning));
     for (code, found) in worst.take(3) {
         let Some(row) = found.rows.first() else { continue };
         let text = format!("{code}: {}. To see the first such row again:", code.rule().help);
-        next.push(Step::run(text, command(verified, "verify", &["--row", &row.to_string()])));
+        next.push(step(&text, command(verified, "verify", &["--row", &row.to_string()])));
     }
     if !summary.has_errors() && summary.targets > 0 {
-        next.push(Step::run("Train on these rows:", command(verified, "train", &["-o", "out"])));
-        next.push(Step::run(
+        next.push(step("Train on these rows:", command(verified, "train", &["-o", "out"])));
+        next.push(step(
             "Or train both ways, on responses only and on all tokens, and see the difference on held-out rows:",
             command(verified, "compare", &[]),
         ));
         if !verified.prepared {
-            next.push(Step::run(
+            next.push(step(
                 "Or keep the tokens and labels, for another trainer to read:",
                 command(verified, "prepare", &["-o", "prepared.parquet"]),
             ));
         }
     } else {
-        next.push(Step::run("After the repair, check again:", command(verified, "verify", &[])));
+        next.push(step("After the repair, check again:", command(verified, "verify", &[])));
     }
     next
 }
@@ -309,13 +310,12 @@ fn histograms(verified: &Verified<'_>) -> Html {
     html
 }
 
-fn findings(verified: &Verified<'_>) -> Html {
+fn findings(verified: &Verified<'_>, in_page: &BTreeSet<u64>) -> Html {
     let summary = verified.summary;
     let mut html = Html::new();
     if summary.findings.is_empty() {
         return paragraph("Nothing was found. Every rule was checked on every row.");
     }
-    let in_page: BTreeSet<u64> = verified.rows.iter().map(|row| row.view.id.row).collect();
     let unit = summary.unit();
     for level in [Level::Error, Level::Warning, Level::Note] {
         for (code, found) in of_level(summary, level) {
@@ -393,24 +393,30 @@ fn link_name(text: &str) -> String {
     format!("{name}{}", rest.split_once(')').map_or("", |(_, rest)| rest))
 }
 
-fn rows(verified: &Verified<'_>) -> Html {
+/// The rows that there is room for, and their numbers.
+fn render(rows: &[Chosen]) -> (Html, BTreeSet<u64>) {
+    let (mut list, mut kept) = (Html::new(), BTreeSet::new());
+    for row in rows {
+        let one = page::row(&row.view, &row.why, row.asked && kept.is_empty());
+        if kept.is_empty() || list.len() + one.len() <= ROW_BYTES {
+            list.add(&one);
+            kept.insert(row.view.id.row);
+        }
+    }
+    (list, kept)
+}
+
+fn rows(verified: &Verified<'_>, list: &Html, kept: &BTreeSet<u64>) -> Html {
     let summary = verified.summary;
     let unit = summary.unit();
     let mut html = Html::new();
-    let mut list = Html::new();
-    let mut in_page = 0u64;
     let (mut codes, mut sections, mut lengths) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-    for row in &verified.rows {
-        let one = page::row(&row.view, &row.why, row.asked && in_page == 0);
-        if in_page > 0 && list.len() + one.len() > ROW_BYTES {
-            continue;
-        }
-        in_page += 1;
-        list.add(&one);
+    for row in verified.rows.iter().filter(|row| kept.contains(&row.view.id.row)) {
         codes.extend(row.view.findings.iter().map(|finding| finding.code));
         sections.extend(row.view.runs.iter().map(|run| run.origin.name()));
         lengths.extend((row.view.tokens > 0).then_some(row.view.tokens as u64));
     }
+    let in_page = kept.len() as u64;
     if in_page == 0 {
         return html;
     }
@@ -422,8 +428,10 @@ fn rows(verified: &Verified<'_>) -> Html {
             thousands(in_page),
             count(summary.rows, unit)
         ));
-        html.raw("</p>\n<div class=\"command\"><code>");
-        html.text(&command(verified, "verify", &["--row", "N"])).raw("</code></div>\n");
+        html.raw("</p>\n");
+        if let Some(line) = command(verified, "verify", &["--row", "N"]) {
+            html.raw("<div class=\"command\"><code>").text(&line).raw("</code></div>\n");
+        }
     }
     html.raw("<p class=\"soft\">Keys: <code>[</code> <code>]</code> for rows, <code>j</code> <code>k</code> or arrows for \
               what is learned and masked, arrows for tokens.</p>\n");
@@ -455,7 +463,7 @@ fn rows(verified: &Verified<'_>) -> Html {
         known.map(|name| (name.to_string(), name.replace('_', " "))).collect(),
     );
     select("Length", "tokens", "any", length_ranges(lengths));
-    html.raw("<output></output></form>\n").add(&list);
+    html.raw("<output></output></form>\n").add(list);
     html
 }
 

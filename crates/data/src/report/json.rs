@@ -1,51 +1,9 @@
 //! The value that `verify --json` prints.
 
+use super::spool::Findings;
 use crate::pipeline::Summary;
-use crate::{Error, Finding, Result};
-use serde::ser::{Error as _, SerializeSeq};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
-use std::cell::RefCell;
-use std::io::{self, BufRead, BufReader, Seek, Write};
-use tempfile::SpooledTempFile;
-
-/// Bytes of findings that are kept in memory; more are in an unnamed temporary file.
-const IN_MEMORY: usize = 8 << 20;
-
-/// Any number of findings, in their order.
-#[derive(Debug)]
-pub struct Findings(RefCell<SpooledTempFile>);
-
-impl Default for Findings {
-    fn default() -> Findings {
-        Findings(RefCell::new(SpooledTempFile::new(IN_MEMORY)))
-    }
-}
-
-impl Findings {
-    /// Adds a finding.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where the folder for temporary files is full or cannot be used.
-    pub fn push(&mut self, finding: &Finding) -> Result<()> {
-        let file = self.0.get_mut();
-        let written = serde_json::to_writer(&mut *file, finding).map_err(io::Error::from);
-        written.and_then(|()| file.write_all(b"\n")).map_err(|e| Error::io(std::env::temp_dir(), e))
-    }
-}
-
-impl Serialize for Findings {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut file = self.0.borrow_mut();
-        file.rewind().map_err(S::Error::custom)?;
-        let mut list = serializer.serialize_seq(None)?;
-        for line in BufReader::new(&mut *file).lines() {
-            let line = line.map_err(S::Error::custom)?;
-            list.serialize_element(&serde_json::from_str::<Finding>(&line).map_err(S::Error::custom)?)?;
-        }
-        list.end()
-    }
-}
 
 /// `{"rows", "trainable_rows", "tokens", "supervised_tokens", "sections", "findings", "counts"}`.
 pub fn verify(summary: &Summary, findings: &Findings) -> impl Serialize {

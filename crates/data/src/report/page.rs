@@ -78,7 +78,7 @@ pub fn steps(steps: &[Step]) -> Html {
     let mut html = Html::new();
     html.raw("<ol class=\"steps\">\n");
     for step in steps {
-        html.raw("<li>").element("p", &step.text);
+        html.raw("<li>").element("p", &sentence(&step.text));
         if let Some(command) = &step.command {
             html.raw("<div class=\"command\"><code>").text(command).raw("</code></div>");
         }
@@ -88,12 +88,17 @@ pub fn steps(steps: &[Step]) -> Html {
     html
 }
 
+/// A sentence in which no number is parted from its percent sign.
+fn sentence(text: &str) -> String {
+    text.replace(" %", "\u{a0}%")
+}
+
 /// A list of sentences.
 pub fn list(items: &[String]) -> Html {
     let mut html = Html::new();
     html.raw("<ul>\n");
     for item in items {
-        html.element("li", item).raw("\n");
+        html.element("li", &sentence(item)).raw("\n");
     }
     html.raw("</ul>\n");
     html
@@ -102,7 +107,7 @@ pub fn list(items: &[String]) -> Html {
 /// A paragraph.
 pub fn paragraph(text: &str) -> Html {
     let mut html = Html::new();
-    html.element("p", text).raw("\n");
+    html.element("p", &sentence(text)).raw("\n");
     html
 }
 
@@ -136,7 +141,7 @@ pub fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 
-/// A page in the making.
+/// A page in the making: the verdict and the leads, which are the first screen, then the contents and the sections.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     command: String,
@@ -169,7 +174,7 @@ impl Page {
             .raw("><path")
             .attr("d", sign)
             .raw("/></svg>")
-            .text(sentence)
+            .text(&self::sentence(sentence))
             .raw("</h1>\n");
         html.add(&list(reasons)).raw("</div>\n");
         self.verdict = html;
@@ -177,7 +182,7 @@ impl Page {
 
     /// Adds a part of the first screen, which the contents do not name.
     pub fn lead(&mut self, heading: &str, inner: &Html) {
-        self.main
+        self.leads
             .raw("<section class=\"lead\">\n")
             .element("h2", heading)
             .raw("\n")

@@ -12,6 +12,9 @@ pub struct DataCard {
     pub base_model: String,
     /// What training started from, where that is no model.
     pub start: String,
+    /// True if the run has trained an adapter.
+    #[serde(default)]
+    pub adapter: bool,
     /// True if the model has a chat template.
     pub chat: bool,
     /// Training sources: ids on the hub, or names of files.

@@ -27,7 +27,7 @@ pub(super) fn page(input: &Input<'_>) -> String {
     page.section("loss", "Loss", &curves(input.report));
     page.section("sections", "Loss by section", &sections(input));
     page.section("shares", "Where the loss goes", &shares(input));
-    page.section("replies", "Replies", &replies(input.replies));
+    page.section("replies", "Replies", &replies(input));
     page.section("comparison", "Responses only compared with all tokens", &comparison(input));
     page.section("pace", "Learning rate, gradient, throughput", &pace(&input.report.steps));
     page.section("findings", "Findings in the data", &findings(input));
@@ -68,7 +68,7 @@ fn curves(report: &Report) -> Html {
             points: train.clone(),
             stroke: Stroke::Faint,
         });
-        let name = format!("its mean over {window} logged steps");
+        let name = format!("training loss, mean over {window} logged steps");
         lines.push(Line { name, points: smoothed(&train, window), stroke: Stroke::Main });
     } else if !train.is_empty() {
         lines.push(Line { name: "training loss".into(), points: train, stroke: Stroke::Main });
@@ -97,7 +97,7 @@ fn curves(report: &Report) -> Html {
 
 fn small(title: &str, y: &str, points: Vec<(f64, f64)>, from_zero: bool) -> Html {
     let stroke = if points.len() > 30 { Stroke::Main } else { Stroke::Dots };
-    let line = Line { name: "It".into(), points, stroke };
+    let line = Line { name: String::new(), points, stroke };
     let (title, x, y) = (title.into(), "step".into(), y.into());
     LineChart { title, x, y, lines: vec![line], small: true, from_zero }.html()
 }
@@ -187,9 +187,24 @@ fn shares(input: &Input<'_>) -> Html {
     html
 }
 
-fn replies(replies: &[SampleReply]) -> Html {
+/// The replies that the command gives, and those of the first and the last evaluation that have some.
+fn replies(input: &Input<'_>) -> Html {
     let mut html = Html::new();
-    for reply in replies {
+    let mut with = input.report.evals.iter().filter(|eval| !eval.eval_samples.is_empty());
+    let (first, last) = (with.next(), with.next_back());
+    let sampled = first.into_iter().flat_map(|first| {
+        first.eval_samples.iter().map(move |sample| {
+            let later = last.and_then(|last| last.eval_samples.iter().find(|later| later.row == sample.row));
+            SampleReply {
+                prompt: sample.prompt.clone(),
+                before: later.map(|_| sample.reply.clone()),
+                reply: later.unwrap_or(sample).reply.clone(),
+                reference: Some(sample.reference.clone()),
+                stopped: last.map_or(String::new(), |last| format!("step {}", thousands(last.step))),
+            }
+        })
+    });
+    for reply in input.replies.iter().cloned().chain(sampled) {
         html.element("h3", "Prompt").add(&block(&reply.prompt));
         let part = |name: &str, text: &str| {
             let mut html = Html::new();
@@ -212,10 +227,12 @@ fn pace(steps: &[StepRecord]) -> Html {
     }
     let points =
         |value: fn(&StepRecord) -> f64| steps.iter().map(|step| (step.step as f64, value(step))).collect();
+    let accuracy = steps.iter().filter_map(|s| Some((s.step as f64, s.mean_token_accuracy?))).collect();
     let charts = [
         small("Learning rate.", "", points(|step| step.learning_rate), true),
         small("Gradient norm, before clipping.", "", points(|step| step.grad_norm), true),
         small("Tokens per second.", "", points(|step| step.tokens_per_second), true),
+        small("Share of the targets predicted as the likeliest token.", "", accuracy, true),
     ];
     columns(&charts)
 }

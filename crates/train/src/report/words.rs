@@ -58,7 +58,7 @@ pub(super) fn verdict(input: &Input<'_>) -> (Tone, String) {
     };
     match (&report.before, &report.after) {
         (Some(before), Some(after)) if after.loss < before.loss => {
-            let fell = format!("fell from {} to {} nats per token", loss(before.loss), loss(after.loss));
+            let fell = format!("fell from {:.2} to {:.2} nats per token", before.loss, after.loss);
             match fit(report) {
                 Fit::Over { step, .. } if report.final_step > step => (
                     Tone::Check,

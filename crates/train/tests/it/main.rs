@@ -6,6 +6,7 @@ mod compare;
 mod diagnose;
 mod evaluate;
 mod extras;
+mod fuzz;
 mod generate;
 mod not_finite;
 mod packing;

@@ -62,8 +62,7 @@ fn reports_have_the_numbers_and_escape_the_text_of_rows() {
     }
     assert!(body.contains("79.5 %") && body.contains("20.5 %"));
     // The verdict follows the losses.
-    let learned =
-        if after.loss < before.loss { "The model has learned: " } else { "The model has not learned: " };
+    let learned = if after.loss < before.loss { " fell from " } else { "The model has not learned: " };
     assert!(body.contains(learned), "{body}");
     assert!(body.contains("suasion train") && body.contains("<h4>Before training</h4><pre>zzz</pre>"));
     // Every opened element is closed.

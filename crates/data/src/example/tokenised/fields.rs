@@ -32,14 +32,14 @@ impl Key {
         Some(match name {
             "input_ids" => Key::InputIds,
             "labels" => Key::Labels,
-            "completion_mask" => Key::CompletionMask,
-            "assistant_masks" => Key::AssistantMasks,
+            "completion_mask" | "loss_mask" => Key::CompletionMask,
+            "assistant_masks" | "assistant_mask" => Key::AssistantMasks,
             "attention_mask" => Key::AttentionMask,
             "rows" => Key::Rows,
             "seq_lengths" => Key::SeqLengths,
             "position_ids" => Key::PositionIds,
             "prefix_ranges" => Key::PrefixRanges,
-            "weights" => Key::Weights,
+            "weights" | "loss_scale" => Key::Weights,
             "origins" => Key::Origins,
             "text" => Key::Text,
             other if looks_like_mask(other) => Key::Unknown,
@@ -118,6 +118,7 @@ impl Fields {
             self.weights.as_ref().map(Vec::len),
             self.origins.as_ref().map(Vec::len),
         ];
+        // A row without labels and masks may be of another format.
         if self.labels.is_none() && mask.is_none() || lengths.into_iter().flatten().any(|length| length != n)
         {
             return None;

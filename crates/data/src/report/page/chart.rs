@@ -119,19 +119,16 @@ impl LineChart {
 
     /// What it shows, in words: where each line begins and ends.
     fn describe(&self) -> String {
-        let ends = |line: &Line| match (line.points.first(), line.points.last()) {
-            (Some(a), Some(b)) if line.points.len() > 1 => Some(format!(
-                "{} goes from {} at {} {} to {} at {} {}.",
-                line.name,
-                value(a.1),
-                self.x,
-                value(a.0),
-                value(b.1),
-                self.x,
-                value(b.0)
-            )),
-            (Some(a), _) => Some(format!("{} is {} at {} {}.", line.name, value(a.1), self.x, value(a.0))),
-            _ => None,
+        let at = |point: &(f64, f64)| format!("{} at {} {}", value(point.1), self.x, value(point.0));
+        let ends = |line: &Line| {
+            let (first, last) = (line.points.first()?, line.points.last()?);
+            let name = if self.small { String::new() } else { format!("{}: ", line.name) };
+            let text = match line.points.len() {
+                1 => format!("{name}{}.", at(first)),
+                _ => format!("{name}{}, {}.", at(first), at(last)),
+            };
+            let mut letters = text.chars();
+            letters.next().map(|c| c.to_uppercase().chain(letters).collect::<String>())
         };
         self.lines
             .iter()
@@ -271,10 +268,11 @@ impl Histogram {
         }
         let span = self.span.unwrap_or((first.0, last.1));
         format!(
-            "{} between {} and {}; most ({}) have {}.",
+            "{} between {} and {}{}; most ({}) have {}.",
             count(total, &self.noun),
             value(span.0),
             value(span.1),
+            if self.unit == "%" { "\u{a0}%" } else { "" },
             thousands(mode.2),
             self.name(mode.0, mode.1)
         )
@@ -445,7 +443,7 @@ pub(super) fn number(value: f64, step: f64) -> String {
         _ if value == 0.0 => "0".into(),
         m if m >= 1e9 => scaled(1e9, "G"),
         m if m >= 1e6 => scaled(1e6, "M"),
-        m if m >= 1e4 => scaled(1e3, "k"),
+        m if m >= 1e4 || step.abs() >= 1e3 => scaled(1e3, "k"),
         m if m < 1e-3 => format!("{minus}{:.0e}", value.abs()),
         _ => {
             let decimals = (-(step.abs().log10() + 1e-9).floor()).clamp(0.0, 6.0) as usize;
@@ -464,8 +462,8 @@ fn value(value: f64) -> String {
     }
     match value.abs() {
         v if v >= 1000.0 => thousands(value.round() as u64),
-        v if v >= 1.0 => short(value),
-        v if v >= 1e-3 => format!("{value:.4}"),
+        v if v >= 1.0 => format!("{value:.2}"),
+        v if v >= 1e-3 => format!("{value:.3}"),
         _ => format!("{value:.1e}"),
     }
 }
@@ -492,7 +490,8 @@ mod tests {
         assert_eq!(shown(&[0.0, 1e6, 2e6]), ["0", "1M", "2M"]);
         assert_eq!(shown(&[-1.0, 0.0, 1.0]), ["−1", "0", "1"]);
         assert_eq!(shown(&[1e-4, 2e-4]), ["1e-4", "2e-4"]);
-        assert_eq!(shown(&[1000.0, 2000.0]), ["1,000", "2,000"]);
+        assert_eq!(shown(&[0.0, 5000.0, 10_000.0]), ["0", "5k", "10k"]);
+        assert_eq!(shown(&[1000.0, 1500.0]), ["1,000", "1,500"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Markup into which data can only come escaped.
 
-use crate::report::visible;
+use crate::report::text::{printable, visible};
 use std::fmt::Write;
 
 /// A piece of a page. Markup is text of the program (`&'static str`); everything else is data, and is escaped.
@@ -42,7 +42,7 @@ impl Html {
 
     /// Adds data as text whose line ends and tabs stay; everything else as [`Html::text`].
     pub fn lines(&mut self, data: &str) -> &mut Html {
-        self.0.push_str(&escape(&crate::report::printable(data)));
+        self.0.push_str(&escape(&printable(data)));
         self
     }
 

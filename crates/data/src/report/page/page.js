@@ -151,7 +151,8 @@
       if (!next) return;
       next.open = true;
       next.scrollIntoView({ block: "start" });
-      focus(first(next));
+      if (first(next)) focus(first(next));
+      else next.querySelector("summary").focus();
     } else if (key === "j" || key === "k" || (token && (key === "ArrowDown" || key === "ArrowUp"))) {
       row = row || rows.find(one => one.open && !one.hidden);
       if (!row) return;

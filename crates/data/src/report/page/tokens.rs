@@ -4,6 +4,7 @@ use super::Html;
 use crate::Origin;
 use crate::report::format::{count, percent, thousands};
 use crate::report::view::{RowView, Run, TokenView};
+use std::collections::BTreeSet;
 
 /// Tokens of one run that are shown; of a longer run its beginning and its end.
 const RUN_TOKENS: usize = 400;
@@ -15,6 +16,9 @@ const PREVIEW: [usize; 2] = [16, 40];
 const PREVIEW_RUNS: usize = 24;
 /// Characters of one token that are shown.
 const PIECE: usize = 200;
+/// Findings of one row that are shown, and characters of each.
+const FINDINGS: usize = 20;
+const MESSAGE: usize = 1000;
 
 impl Run {
     /// The class of its look.
@@ -95,7 +99,7 @@ fn heading(view: &RowView, tag: &'static str) -> Html {
     let mut html = Html::new();
     let share = if view.tokens > 0 { view.supervised as f64 / view.tokens as f64 } else { 0.0 };
     html.raw(if tag == "summary" { "<summary>" } else { "<p class=\"head\">" });
-    html.element("b", &format!("Row {}", view.id.row)).raw(" <span>");
+    html.element("b", &format!("Row {}", view.id.row)).raw(" ").add(&strip(view)).raw("<span>");
     match view.runs.is_empty() {
         true => html.text("no sample"),
         false => html.text(&format!(
@@ -109,12 +113,9 @@ fn heading(view: &RowView, tag: &'static str) -> Html {
         html.text(&format!(", loss {loss:.3}"));
     }
     html.raw("</span>");
-    if !view.runs.is_empty() {
-        html.add(&strip(view));
-    }
-    for finding in view.findings.iter().filter(|_| tag != "summary") {
-        html.raw(" <a class=\"code\"").attr("href", &format!("#{}", finding.code)).raw(">");
-        html.text(finding.code.as_str()).raw("</a>");
+    let codes: BTreeSet<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
+    for code in codes.iter().filter(|_| tag != "summary") {
+        html.raw(" <a class=\"code\"").attr("href", &format!("#{code}")).raw(">").text(code).raw("</a>");
     }
     html.raw(if tag == "summary" { "" } else { "</p>\n" });
     html
@@ -146,13 +147,10 @@ fn strip(view: &RowView) -> Html {
 /// findings, its sections and its number of tokens.
 pub fn row(view: &RowView, why: &str, open: bool) -> Html {
     let mut html = Html::new();
-    let mut codes: Vec<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
-    codes.dedup();
-    let mut sections: Vec<&str> = view.runs.iter().map(|run| run.origin.name()).collect();
-    sections.sort_unstable();
-    sections.dedup();
+    let codes: BTreeSet<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
+    let sections: BTreeSet<&str> = view.runs.iter().map(|run| run.origin.name()).collect();
     html.raw("<details class=\"row\"").attr("id", &format!("row-{}", view.id.row));
-    html.attr("data-codes", &codes.join(" ")).attr("data-sections", &sections.join(" "));
+    html.attr("data-codes", &joined(&codes)).attr("data-sections", &joined(&sections));
     html.attr("data-tokens", &view.tokens.to_string()).raw(if open { " open>" } else { ">" });
     html.add(&heading(view, "summary"));
     for code in &codes {
@@ -164,12 +162,17 @@ pub fn row(view: &RowView, why: &str, open: bool) -> Html {
     html.raw("</summary>\n").classed("p", "soft place", &view.id.to_string());
     if !view.findings.is_empty() {
         html.raw("<ul class=\"found\">");
-        for finding in &view.findings {
+        for finding in view.findings.iter().take(FINDINGS) {
             html.raw("<li><a")
                 .attr("href", &format!("#{}", finding.code))
                 .raw(">")
                 .text(finding.code.as_str());
-            html.raw("</a> ").text(&format!("{}: {}", finding.level, finding.message)).raw("</li>");
+            let message: String = finding.message.chars().take(MESSAGE).collect();
+            let cut = if message.len() < finding.message.len() { "…" } else { "" };
+            html.raw("</a> ").text(&format!("{}: {message}{cut}", finding.level)).raw("</li>");
+        }
+        if let Some(more) = view.findings.len().checked_sub(FINDINGS).filter(|more| *more > 0) {
+            html.classed("li", "soft", &format!("{} more", count(more as u64, "finding")));
         }
         html.raw("</ul>\n");
     }
@@ -198,6 +201,10 @@ pub fn row(view: &RowView, why: &str, open: bool) -> Html {
     }
     html.raw("</div>\n</details>\n");
     html
+}
+
+fn joined(words: &BTreeSet<&str>) -> String {
+    words.iter().copied().collect::<Vec<_>>().join(" ")
 }
 
 fn run_of(html: &mut Html, run: &Run) {

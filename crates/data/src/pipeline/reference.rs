@@ -1,0 +1,140 @@
+//! The source rows of a tokenised data set, tokenised again: what its labels should be.
+
+use super::duplicates::hash_ids;
+use super::outcome::Outcome;
+use super::{Mode, Pipeline};
+use crate::policy::{Boundary, Policy, TruncationMode};
+use crate::source::Source;
+use crate::{IGNORE, Origin, Result, Sample, Section};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The ids and origins of source rows, under either boundary.
+#[derive(Debug, Default)]
+pub struct Reference {
+    rows: Vec<Row>,
+    /// The rows of these ids, by their hash.
+    by_ids: HashMap<u64, usize>,
+    /// For each row of the source, its places in `rows`.
+    by_order: Vec<Range<usize>>,
+}
+
+/// A source row under one boundary.
+#[derive(Debug)]
+struct Row {
+    number: u64,
+    ids: Box<[u32]>,
+    /// The end of each run of tokens of one origin.
+    runs: Box<[(u32, Origin)]>,
+}
+
+/// What the source says of a row's ids.
+#[derive(Debug, PartialEq)]
+pub(super) enum Match {
+    /// A source row has these ids; the origins of its tokens.
+    Same(Vec<Origin>),
+    /// They are the first of the source row in this place, which has so many.
+    Cut(Vec<Origin>, u64, usize),
+    /// The source row in this place has other ids, from this one on.
+    Differs { number: u64, at: usize, theirs: Option<u32> },
+    /// There is no source row.
+    None,
+}
+
+impl Reference {
+    /// Tokenises source rows with the folder and the policy of a pipeline, uncut. `open` opens the source: it is read once
+    /// for each boundary.
+    ///
+    /// # Errors
+    /// Those of `open`, and as [`Pipeline::rows`].
+    pub fn read(pipeline: &Pipeline, open: impl Fn() -> Result<Source>) -> Result<Reference> {
+        let mut reference = Reference::default();
+        let mut variants: Vec<Vec<Row>> = Vec::new();
+        for boundary in [Boundary::Split, Boundary::Joint] {
+            let policy = Policy {
+                boundary,
+                max_length: None,
+                truncation_mode: TruncationMode::KeepStart,
+                ..(*pipeline.policy).clone()
+            };
+            let pipeline = Pipeline {
+                policy: Arc::new(policy),
+                labelled_under: None,
+                mode: Mode::Verify,
+                keep_text: false,
+                reference: None,
+                ..pipeline.clone()
+            };
+            for outcome in pipeline.rows(open()?)? {
+                let outcome = outcome?;
+                let number = outcome.id().row;
+                let at = usize::try_from(number).unwrap_or(usize::MAX);
+                if variants.len() <= at {
+                    variants.resize_with(at + 1, Vec::new);
+                }
+                if let Outcome::Kept(kept) = outcome
+                    && !variants[at].iter().any(|row| *row.ids == *kept.sample.input_ids)
+                {
+                    variants[at].push(Row::of(number, &kept.sample));
+                }
+            }
+        }
+        for rows in variants {
+            let start = reference.rows.len();
+            for row in rows {
+                reference.by_ids.entry(hash_ids(&row.ids)).or_insert(reference.rows.len());
+                reference.rows.push(row);
+            }
+            reference.by_order.push(start..reference.rows.len());
+        }
+        Ok(reference)
+    }
+
+    /// What the source says of these ids, which are row `number` where they are a whole row.
+    pub(super) fn of(&self, ids: &[u32], number: Option<u64>) -> Match {
+        let same = self.by_ids.get(&hash_ids(ids)).map(|&at| &self.rows[at]);
+        if let Some(row) = same.filter(|row| *row.ids == *ids) {
+            return Match::Same(row.origins(ids.len()));
+        }
+        let place = number.and_then(|n| self.by_order.get(usize::try_from(n).ok()?));
+        let common = |row: &&Row| row.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        let Some(row) = place.and_then(|range| self.rows[range.clone()].iter().max_by_key(common)) else {
+            return Match::None;
+        };
+        match common(&row) {
+            at if at == ids.len() => Match::Cut(row.origins(at), row.number, row.ids.len()),
+            at => Match::Differs { number: row.number, at, theirs: row.ids.get(at).copied() },
+        }
+    }
+}
+
+impl Row {
+    fn of(number: u64, sample: &Sample) -> Row {
+        // What an author masks of the assistant's is prompt: learned, it is a fault.
+        let origin = |i: usize| match sample.origins[i] {
+            Origin::Response { turn } | Origin::EndOfTurn { turn } if sample.labels[i] == IGNORE => {
+                Origin::Prompt { turn, section: Section::Context }
+            }
+            other => other,
+        };
+        let mut runs: Vec<(u32, Origin)> = Vec::new();
+        for i in 0..sample.len() {
+            let (end, own) = (i as u32 + 1, origin(i));
+            match runs.last_mut() {
+                Some(last) if last.1 == own => last.0 = end,
+                _ => runs.push((end, own)),
+            }
+        }
+        Row { number, ids: sample.input_ids.clone().into(), runs: runs.into() }
+    }
+
+    /// The origins of its first `n` tokens.
+    fn origins(&self, n: usize) -> Vec<Origin> {
+        let mut out = Vec::with_capacity(n);
+        for &(end, origin) in &self.runs {
+            out.resize((end as usize).min(n).max(out.len()), origin);
+        }
+        out
+    }
+}
