@@ -246,7 +246,7 @@ fn pairs_are_of_one_post_and_a_model_is_asked_which_it_prefers() {
         .prints("winner preferred by")
         .prints("Length: ");
     dir.write("none.jsonl", r#"{"prompt": "a", "chosen": " b"}"#);
-    dir.suasion(&asked).arg("none.jsonl").run().error(3, "E-ROW", "none.jsonl:1");
+    dir.suasion(&asked).arg("none.jsonl").run().error(3, "E-ROW", "none.jsonl:1: ");
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub fn run(config: &Config, files: &DataFiles, ui: &Ui) -> anyhow::Result<Exit> 
     // Duplicates and the like are findings about training rows: a prompt stands in many pairs.
     let side = |policy: &Policy| loading::load(ui, files, folder, policy, Mode::Prepare, &[]);
     let won = side(&policy)?;
-    let lost = side(&swapped(&policy)).map_err(|error| error.context("reading the rejected sides"))?;
+    let lost = side(&swapped(&policy))?;
     let by_row: HashMap<u64, &Sample> = lost.samples.iter().map(|sample| (sample.id.row, sample)).collect();
     let both: Vec<(&Sample, &Sample)> = (won.samples.iter())
         .filter_map(|sample| Some((sample, *by_row.get(&sample.id.row)?)))
