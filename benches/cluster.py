@@ -87,6 +87,8 @@ def with_spark(folder, model, keys, workers):
 
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     session = SparkSession.builder.master(f"local[{workers}]").config("spark.ui.enabled", "false")
+    # gzip is Java's own; Spark's library for snappy takes a machine that has musl beside glibc for a musl one.
+    session = session.config("spark.sql.parquet.compression.codec", "gzip")
     spark = session.config("spark.log.level", "ERROR").config("spark.driver.memory", "2g").getOrCreate()
     try:
         f = suasion.Preparer(model, id="n", **keys)
@@ -105,10 +107,9 @@ def with_daft(folder, model, keys, workers):
     kinds = {field.name: daft.DataType.from_arrow_type(field.type) for field in f.schema}
     columns = ["n", "prompt", "completion"]
 
-    @daft.udf(return_dtype=daft.DataType.struct(kinds))
-    def prepared(*series):
-        # All columns in, one struct out; a preparation that leaves rows out would need filter first.
-        table = pa.table({name: s.to_arrow() for name, s in zip(columns, series)})
+    @daft.func.batch(return_dtype=daft.DataType.struct(kinds))
+    def prepared(n: daft.Series, prompt: daft.Series, completion: daft.Series):
+        table = pa.table({name: s.to_arrow() for name, s in zip(columns, (n, prompt, completion))})
         return daft.Series.from_arrow(f(table).to_struct_array().combine_chunks())
 
     rows = daft.read_parquet(f"{folder}/rows/*.parquet")
@@ -144,7 +145,7 @@ def main() -> int:
         (folder / "rows").mkdir()
         size = -(-len(rows) // FILES)
         for i in range(FILES):
-            pq.write_table(table.slice(i * size, size), folder / "rows" / f"{i:05}.parquet")
+            pq.write_table(table.slice(i * size, size), folder / "rows" / f"{i:05}.parquet", compression="gzip")
         print(f"{len(rows):,} rows, {sum(f.stat().st_size for f in (folder / 'rows').iterdir()) / 1e6:.1f} MB of Parquet")
         print("| engine | workers | rows | digest | seconds |\n|---|---|---|---|---|")
         for engine in args.engines.split(","):

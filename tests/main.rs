@@ -6,20 +6,25 @@
 
 mod util;
 
+mod adapters;
 mod bad_input;
 mod chat;
 mod commands;
 mod configuration;
+mod convert;
 mod demo;
+mod evidence;
 mod folders;
 mod goldens;
 #[cfg(feature = "hub")]
 mod hub;
 mod newcomer;
 mod packing;
+mod pages;
 mod prepare;
 mod readme;
 mod resume;
 mod runs;
 mod sources;
+mod training;
 mod verify;

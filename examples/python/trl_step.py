@@ -10,9 +10,9 @@ import suasion
 from trl import SFTConfig, SFTTrainer
 
 path, model = sys.argv[1:]
-config = dict(output_dir="/tmp/trl_step", max_steps=1, max_length=512, report_to=[], use_cpu=True, bf16=False)
+config = dict(output_dir="/tmp/trl_step", max_steps=1, per_device_train_batch_size=1, max_length=8192, report_to=[], use_cpu=True, bf16=False)
 
-ours = suasion.prepare(path, model, max_length=512)
+ours = suasion.prepare(path, model, max_length=8192)
 trainer = SFTTrainer(model, args=SFTConfig(**config), train_dataset=ours.to_datasets(), callbacks=[suasion.VerifyCallback()])
 print(ours, "loss", trainer.train().training_loss)
 

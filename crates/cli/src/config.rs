@@ -5,6 +5,7 @@
 //! known but not supported ([`known`]: accepted at values that change nothing, refused by name otherwise),
 //! another trainer's ([`synonyms`]: answered with our name), or unknown (refused with the nearest name). No key is ignored silently.
 
+mod adapter;
 mod bounds;
 mod check;
 mod choices;

@@ -5,5 +5,6 @@ pub mod hub;
 pub mod kept;
 pub mod loading;
 pub mod model;
+pub mod opened;
 pub mod rows;
 pub mod weights;

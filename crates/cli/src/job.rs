@@ -4,23 +4,27 @@ mod announce;
 mod card;
 mod estimate;
 
-use crate::config::{Config, Init};
+use crate::config::Config;
+use crate::export;
 use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
-use crate::inputs::model;
+use crate::inputs::opened::Opened;
 use crate::inputs::rows;
-use crate::inputs::weights::Start;
+use crate::inputs::weights::{Adapter, Start, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ui::Ui;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::report::format::count;
+use suasion_data::template::TemplateOptions;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
-use suasion_engine::{Architecture, Device, MemoryPlan, Model};
+use suasion_engine::params::ParameterMap;
+use suasion_engine::peft::adapter_config;
+use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, Device, MemoryPlan, Model, Trainable};
 use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
@@ -45,6 +49,8 @@ pub struct Job {
     pub begin: Begin,
     /// The checkpoint that the run continues.
     pub checkpoint: Option<PathBuf>,
+    /// The model, and the adapter that is trained.
+    pub opened: Opened,
     pub folder: Arc<ModelFolder>,
     pub arch: Architecture,
     pub train_rows: RowSet,
@@ -67,18 +73,16 @@ impl Job {
     pub fn new(config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
         // A checkpoint holds every file of its model: the base may be gone.
         let checkpoint = checkpoint::locate(&begin.resume, &config.output_dir)?;
-        let dir = match &checkpoint {
-            Some(checkpoint) => checkpoint.clone(),
-            None => model::named(&config, config.init == Init::Weights, ui)?,
-        };
+        let opened = open(&config, checkpoint.as_deref(), ui)?;
         let data = rows::training(&config, ui)?;
         let settings = config.settings();
         let eval_data = rows::evaluation(&config, ui)?;
         settings.validate(eval_data.is_some() || config.eval_fraction > 0.0)?;
 
-        let mut read = vec![dir.join("config.json")];
+        let mut read = vec![opened.base.join("config.json")];
+        read.extend(opened.adapter.iter().filter_map(|a| Some(a.from.as_ref()?.join(ADAPTER_CONFIG))));
         read.extend(data.files.iter().chain(eval_data.iter().flat_map(|rows| &rows.files)).cloned());
-        let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
+        let (folder, arch) = (Arc::clone(&opened.folder), opened.arch.clone());
         let policy = config.policy();
         for rows in [Some(&data), eval_data.as_ref()].into_iter().flatten() {
             loading::check_manifest(rows, &folder, &policy)?;
@@ -107,6 +111,8 @@ impl Job {
         }
         let chat = folder.template.is_some();
         let card = card::data_card(&config, chat, &train_rows, &train, eval_rows.as_ref(), eval.len());
+        let card = card::of_model(card, &opened);
+        let card = DataCard { rows: card::first_rows(&train, folder.tokenizer.as_deref()), ..card };
         let stops = learned_stops(&train, &folder.special(&policy)?.stops);
         let mut fill = None;
         if let Some(packer) = Packer::of(&policy) {
@@ -125,6 +131,7 @@ impl Job {
             settings,
             begin,
             checkpoint,
+            opened,
             folder,
             arch,
             train_rows,
@@ -152,24 +159,56 @@ impl Job {
         }
     }
 
+    /// Parameters that are trained, where some are not.
+    fn trained(&self) -> Option<u64> {
+        match self.opened.trainable() {
+            chosen @ Trainable::Named(_) => {
+                Some(ParameterMap::with(&self.arch, &chosen).ok()?.trained_len() as u64)
+            }
+            Trainable::All | Trainable::Adapter(_) => None,
+        }
+    }
+
     fn memory(&self) -> MemoryPlan {
-        MemoryPlan::of(&self.arch, self.plan.budget)
+        self.opened.memory(self.plan.budget, &self.settings)
     }
 
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
-        Start::new(ui, &self.folder.path, &self.arch, &self.config)
+        self.opened.start(ui, &self.config)
+    }
+
+    /// The files beside the weights that the run writes.
+    fn files(&self) -> anyhow::Result<ModelFiles> {
+        let mut files = ModelFiles::from_dir(&self.folder.path)?;
+        if let Some(adapter) = &self.opened.adapter {
+            // The folder of an adapter is no model: transformers finds its base by its name.
+            files.files.retain(|file| file.name != "config.json");
+            let base = std::path::absolute(&self.opened.base)?;
+            let named = self.config.model_name_or_path.as_deref();
+            let hub = named.filter(|name| !name.exists()).map(|name| name.to_path_buf());
+            let base = hub.unwrap_or(base).display().to_string();
+            let config = adapter_config(&adapter.lora, &self.arch, &base)?;
+            files.push(ADAPTER_CONFIG, serde_json::to_vec_pretty(&config)?);
+        }
+        Ok(files)
     }
 
     /// Trains.
     pub fn train(&mut self, ui: &Ui) -> anyhow::Result<Report> {
         let stop = interrupt::flag();
         let mut model = match &self.checkpoint {
+            // An adapter's base is not in the checkpoint.
+            Some(_) if self.opened.adapter.is_some() => self.start(ui).build(self.plan.budget)?,
             None => self.start(ui).build(self.plan.budget)?,
             // The checkpoint's weights will replace these, so none are read.
-            Some(_) => Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?,
+            Some(_) => {
+                let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
+                check_memory(&self.arch, &planned(&self.arch, budget, &trainable, &self.settings)?)?;
+                Model::with_trainable(self.arch.clone(), Device::cpu(), budget, &trainable)?
+            }
         };
-        let files = ModelFiles::from_dir(&self.folder.path)?;
+        let files = self.files()?;
         let saved = self.config.anywhere().to_yaml();
         let extra = [OutputFile { name: SAVED_CONFIG.into(), bytes: saved.into_bytes() }];
         let tokenizer = self.folder.tokenizer.clone();
@@ -194,7 +233,31 @@ impl Job {
             lock: self.begin.lock.take(),
         };
         let mut progress = Progress::new(ui);
-        Ok(suasion_train::train(run, &mut progress, stop)?)
+        let report = suasion_train::train(run, &mut progress, stop)?;
+        drop(progress);
+        if !report.interrupted
+            && !report.diverged.is_some_and(|divergence| divergence.stopped)
+            && let Err(error) = self.export()
+        {
+            // The model is there, and needs none of it.
+            ui.warn(error);
+        }
+        Ok(report)
+    }
+
+    /// Writes what a server needs beside the finished model.
+    fn export(&self) -> anyhow::Result<()> {
+        let Some(tokenizer) = self.folder.tokenizer.as_deref() else { return Ok(()) };
+        if self.opened.adapter.is_some() {
+            // They are of whole models: what `merge` writes.
+            return Ok(());
+        }
+        let policy = self.config.policy();
+        let stops = self.folder.special(&policy)?.stops;
+        let options = TemplateOptions::of(&policy);
+        let bos = tokenizer.bos().map(|bos| bos.content.as_str());
+        let template = self.folder.template.as_deref();
+        Ok(export::write(&self.config.output_dir, tokenizer, template, &options, &stops, bos)?)
     }
 
     /// Trains and measures both objectives from the same start.
@@ -202,12 +265,38 @@ impl Job {
         self.compare_with(None, ui)
     }
 
+    /// As [`Job::compare`], from another seed: of the order of the rows, and of random weights. The rows that are held
+    /// out stay the same.
+    pub fn compare_from(&self, seed: u64, ui: &Ui) -> anyhow::Result<Comparison> {
+        let settings = suasion_train::Settings { seed, ..self.settings.clone() };
+        let config = Config {
+            train: suasion_train::Settings { seed, ..self.config.train.clone() },
+            ..self.config.clone()
+        };
+        self.compared(self.opened.start(ui, &config), &settings, None, ui)
+    }
+
     /// As [`Job::compare`], where [`Job::train`] has trained the model of the responses.
     pub fn compare_with(&self, trained: Option<&Report>, ui: &Ui) -> anyhow::Result<Comparison> {
-        let settings = CompareSettings { train: self.settings.clone(), ..CompareSettings::default() };
-        let mut start = self.start(ui);
+        self.compared(self.start(ui), &self.settings, trained, ui)
+    }
+
+    fn compared(
+        &self,
+        mut start: Start<'_>,
+        settings: &suasion_train::Settings,
+        trained: Option<&Report>,
+        ui: &Ui,
+    ) -> anyhow::Result<Comparison> {
+        let settings = CompareSettings { train: settings.clone(), ..CompareSettings::default() };
         let mut make = |budget| start.build(budget);
-        let mut from_run = |budget| Start::from_dir(ui, &self.config.output_dir, &self.arch).build(budget);
+        let of_run = self.opened.adapter.as_ref().map(|adapter| Adapter {
+            lora: adapter.lora.clone(),
+            from: Some(self.config.output_dir.clone()),
+        });
+        let dir = if of_run.is_some() { &self.opened.base } else { &self.config.output_dir };
+        let mut from_run =
+            |budget| Start::from_dir(ui, dir, &self.arch).with_adapter(of_run.as_ref()).build(budget);
         let finished = trained.map(|report| Finished {
             make: &mut from_run,
             targets: report.targets,
@@ -218,6 +307,32 @@ impl Job {
         let mut progress = Progress::new(ui);
         Ok(compare_with(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
     }
+}
+
+/// The model that a run trains, with its adapter. A checkpoint holds every file of its model, so that the base may be
+/// gone; under an adapter the base is needed.
+fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<Opened> {
+    let Some(checkpoint) = checkpoint else { return Opened::of(config, ui)?.for_training(config) };
+    if !AdapterFolder::is_one(checkpoint) {
+        return Opened::named(Some(checkpoint), None, config.init, ui)?.choosing(config);
+    }
+    let model = config.model_name_or_path.as_deref();
+    let model =
+        model.filter(|model| !AdapterFolder::is_one(model) && (model.is_dir() || !model.is_absolute()));
+    let opened = Opened::named(model, Some(checkpoint), config.init, ui)?;
+    if let (true, Some(adapter)) = (config.use_peft, &opened.adapter) {
+        let (was, now) = (adapter_config(&adapter.lora, &opened.arch, "")?, config.lora(&opened.arch)?);
+        let now = adapter_config(&now, &opened.arch, "")?;
+        let differs = |key: &&String| was[key.as_str()] != now[key.as_str()];
+        if let Some(key) = was.as_object().and_then(|map| map.keys().find(differs)) {
+            let message =
+                format!("{}: {key} of its adapter was {}, is {}", checkpoint.display(), was[key], now[key]);
+            return Err(
+                Failure::config(message, "resume with the settings that the run was started with").into()
+            );
+        }
+    }
+    opened.choosing(config)
 }
 
 /// The folder of the run's TensorBoard event files.

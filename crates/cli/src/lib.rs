@@ -9,6 +9,7 @@ mod bar;
 mod commands;
 mod config;
 pub mod embed;
+mod export;
 mod failure;
 mod inputs;
 mod interrupt;
@@ -23,7 +24,8 @@ mod ui;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{
-    chat, check, compare, completions, demo, env, eval, generate, init, man, prepare, train, verify,
+    chat, check, compare, completions, convert, demo, diagnose, env, eval, generate, init, man, merge,
+    prepare, train, verify,
 };
 use config::flags;
 use failure::Exit;
@@ -76,12 +78,19 @@ enum Command {
     )]
     Verify(verify::VerifyArgs),
     /// Measure loss and perplexity on responses, loss per section, and calibration of the first token and of the stop
-    #[command(after_help = "Examples:\n  suasion eval --model out --data held_out.jsonl")]
+    #[command(
+        after_help = "Examples:\n  suasion eval --model out --data held_out.jsonl\n  suasion eval --model out --data pairs.jsonl --pairs"
+    )]
     Eval(eval::EvalArgs),
     /// Train with both objectives (all tokens, response only) from the same seed, and compare them on
     /// held-out responses
-    #[command(after_help = "Examples:\n  suasion compare --data rows.jsonl --model MODEL --max_steps 200")]
+    #[command(
+        after_help = "Examples:\n  suasion compare --data rows.jsonl --model MODEL --max_steps 200\n  suasion compare --data rows.jsonl --model MODEL --seeds 5"
+    )]
     Compare(compare::CompareArgs),
+    /// Say what a checkpoint was trained on (its prompts? its stop token?), from its base and rows like its own
+    #[command(after_help = "Examples:\n  suasion diagnose --base MODEL --tuned out --data rows.jsonl")]
+    Diagnose(diagnose::DiagnoseArgs),
     /// Generate replies to a prompt, or to the prompts of rows
     #[command(
         after_help = "Examples:\n  suasion generate --model out --prompt \"[TASK] Reply.\\n[RESPONSE]\"\n  suasion generate --model out --data held_out.jsonl --rows 3 --temperature 0.7"
@@ -97,6 +106,16 @@ enum Command {
         after_help = "Examples:\n  suasion init --data rows.jsonl --model MODEL\n  suasion init --data rows.jsonl --model MODEL -o run.yaml --learning_rate 1e-4"
     )]
     Init(init::InitArgs),
+    /// Add an adapter to the weights of its base, and write a model that needs no adapter
+    #[command(
+        after_help = "Examples:\n  suasion merge --model BASE --adapter out -o merged\n  suasion merge --adapter out -o merged --dtype float16"
+    )]
+    Merge(merge::MergeArgs),
+    /// Turn corpora of persuasion into four-section rows, or pairs of replies that won and lost
+    #[command(
+        after_help = "Examples:\n  suasion convert --from convokit winning-args-corpus -o rows.jsonl --split 0.05\n  suasion convert --from cmv threads.jsonl -o pairs.jsonl --pairs"
+    )]
+    Convert(convert::ConvertArgs),
     /// Validate a configuration and print it resolved
     #[command(
         after_help = "Examples:\n  suasion check run.yaml\n  suasion check --explain learning_rate\n  suasion check --schema > suasion.schema.json"
@@ -139,16 +158,19 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Verify(args) => verify::run(args, &ui),
         Command::Eval(args) => eval::run(args, &ui),
         Command::Compare(args) => compare::run(args, &ui),
+        Command::Diagnose(args) => diagnose::run(args, &ui),
         Command::Generate(args) => generate::run(args, &ui),
         Command::Chat(args) => chat::run(args, &ui),
+        Command::Convert(args) => convert::run(args, &ui),
         Command::Init(args) => init::run(args, &ui),
+        Command::Merge(args) => merge::run(args, &ui),
         Command::Check(args) => check::run(args, &ui),
         Command::Env => env::run(&ui),
         Command::Completions(args) => completions::run(args, &ui),
         Command::Man(args) => man::run(args, &ui),
     }));
-    // What has panicked has said so: a thread that the system refuses, or a bug.
-    let Ok(result) = result else { return Exit::RunTime as u8 };
+    // What has panicked has said so.
+    let Ok(result) = result else { return ui.report(&failure::panicked().into()) as u8 };
     match result {
         // An interrupted run ends without an error and has not finished.
         Ok(Exit::Done) if interrupt::raised() => interrupt::INTERRUPTED,

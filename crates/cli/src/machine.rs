@@ -2,6 +2,7 @@
 
 use crate::ui::Ui;
 use std::num::NonZeroUsize;
+use suasion_data::report::format::{bytes, count};
 
 /// The instruction sets that matter to the kernels, as found at run time.
 pub fn instruction_sets() -> Vec<&'static str> {
@@ -31,14 +32,40 @@ pub fn instruction_sets() -> Vec<&'static str> {
     }
 }
 
-/// Total and available memory in bytes; `None` on systems without `/proc/meminfo`.
+/// Total and available memory in bytes; `None` on systems without `/proc/meminfo`. The total is what this process may
+/// use of it: a limit of its control group (a container's) or of its address space (`ulimit -v`) may be lower.
 pub fn memory() -> (Option<u64>, Option<u64>) {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
     };
-    (field("MemTotal"), field("MemAvailable"))
+    let total = field("MemTotal").into_iter().chain(limits()).min();
+    (total, field("MemAvailable").map(|available| total.map_or(available, |total| available.min(total))))
+}
+
+/// Limits of memory of the control group and of the process, in bytes.
+fn limits() -> impl Iterator<Item = u64> {
+    let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let group = group.into_iter().filter_map(|path| {
+        // `max` where there is none.
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    });
+    let text = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Max address space").map(str::to_string));
+    let space = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    group.chain(space)
+}
+
+/// This machine in a few words: system, processor, cores, memory.
+pub fn sentence() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("", |(_, name)| name.trim());
+    let memory = memory().0.map(bytes).unwrap_or_default();
+    let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    let parts = [system, model.to_string(), count(cores() as u64, "core"), memory];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 /// The number of cores that this process may use.

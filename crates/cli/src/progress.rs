@@ -186,7 +186,7 @@ impl Observer for Progress<'_> {
             Event::Checkpoint { path, removed, .. } => {
                 let gone = match removed.len() {
                     0 => String::new(),
-                    n => format!(" ({} removed: save_total_limit)", count(n as u64, "older one")),
+                    n => format!(" ({} removed)", count(n as u64, "older one")),
                 };
                 self.line(&format!("checkpoint {}{gone}", path.display()));
             }

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 use suasion_data::prepared::Counts;
-use suasion_data::report::format::{count, loss, percent, perplexity, thousands};
+use suasion_data::report::format::{count, loss, loss_difference, percent, perplexity, thousands};
 use suasion_data::{DropReason, Objective};
 use suasion_train::compare::{Arm, Comparison};
 use suasion_train::evaluate::{Calibration, Evaluation, SectionLoss};
+use suasion_train::repeats::Repeats;
 
 /// Printed in place of a missing number, as by [`loss`].
 const NONE: &str = "–";
@@ -123,6 +124,34 @@ pub fn comparison(comparison: &Comparison, width: usize) -> String {
     }
     out.push('\n');
     for sentence in &comparison.verdict {
+        let _ = writeln!(out, "{}", crate::ui::wrap(sentence, width));
+    }
+    out
+}
+
+/// Comparisons from several seeds, with their verdict in lines of at most `width` columns.
+pub fn repeats(repeats: &Repeats, width: usize) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{:<10} {:>14} {:>14} {:>14} {:>14}",
+        "seed", "before", "response only", "all tokens", "difference"
+    );
+    for ((seed, run), difference) in
+        repeats.seeds.iter().zip(&repeats.runs).zip(&repeats.response_difference.by_seed)
+    {
+        let arms = [&run.before, &run.response_only, &run.all_tokens].map(|arm| loss(arm.evaluation.loss));
+        let _ = writeln!(
+            out,
+            "{seed:<10} {:>14} {:>14} {:>14} {:>14}",
+            arms[0],
+            arms[1],
+            arms[2],
+            loss_difference(*difference)
+        );
+    }
+    out.push('\n');
+    for sentence in &repeats.verdict {
         let _ = writeln!(out, "{}", crate::ui::wrap(sentence, width));
     }
     out

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod convert;
 mod error;
 pub mod example;
 mod finding;

@@ -5,7 +5,7 @@ mod common;
 use common::{Scratch, byte_tokenizer, kept, outcomes, pipeline_of};
 use serde_json::{Value, json};
 use suasion_data::report::terminal::{self, Style};
-use suasion_data::report::{Findings, RowView, html, json as report_json};
+use suasion_data::report::{Findings, Gallery, RowView, html, json as report_json};
 use suasion_data::{Kept, Mode, OnBadRow, Outcome, Policy, Summary, TruncationMode};
 use unicode_width::UnicodeWidthStr;
 
@@ -29,6 +29,30 @@ fn fixed(outcomes: &[Outcome], i: usize) -> Kept {
 
 fn view(outcomes: &[Outcome], i: usize) -> RowView {
     RowView::new(&fixed(outcomes, i), Some(&byte_tokenizer(true)))
+}
+
+/// The page of `verify` about rows.
+fn page(rows: &[Value], policy: &Policy, name: &str) -> String {
+    let (all, summary) = run(rows, policy);
+    let mut gallery = Gallery::new(0..3, None);
+    all.into_iter().for_each(|outcome| gallery.add(outcome));
+    html::page(&html::Verified {
+        name: name.into(),
+        summary: &summary,
+        gallery: &gallery,
+        rows: gallery.chosen(Some(&byte_tokenizer(true))),
+        losses: None,
+        objective: policy.objective,
+        flags: vec!["--data".into(), name.into()],
+        prepared: false,
+        tokenizer: true,
+    })
+}
+
+/// The text of a page's rows, without the style and the script.
+fn body(page: &str) -> &str {
+    let (_, rest) = page.split_once("</style>").unwrap();
+    rest.rsplit_once("<script>").unwrap().0
 }
 
 #[test]
@@ -153,12 +177,19 @@ fn any_data_is_safe_and_fits_at_any_width() {
             }
         }
     }
-    let page = html::page("t <b>", &[v], &summary);
+    let page = page(&rows, &Policy { max_length: None, ..Policy::default() }, "t <b>");
+    let body = body(&page);
     assert!(
-        page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#39;")
-            && page.contains("<title>t &lt;b&gt;</title>")
+        body.contains("&lt;script&gt;")
+            && page.contains("<title>suasion verify: t &lt;b&gt;</title>")
+            && !body.contains("<b>\"")
     );
-    assert!(!page.contains("<script") && !page.contains('\u{202e}') && !page.contains('\u{1b}'));
+    assert!(
+        !body.contains("<script")
+            && !page.contains('\u{202e}')
+            && !page.contains('\u{1b}')
+            && !page.contains('\0')
+    );
 }
 
 #[test]
@@ -261,22 +292,86 @@ fn verify_json_is_the_contract() {
 
 #[test]
 fn a_page_stands_alone() {
-    let rows = [json!({"prompt": "[TASK] ab\n", "completion": "xyz"})];
-    let (all, summary) = run(&rows, &Policy::default());
-    let page = html::page("verify: data.jsonl", &[view(&all, 0)], &summary);
-    for part in ["src=", "href=", "url(", "@import", "<script", "http://", "https://"] {
+    let rows =
+        [json!({"prompt": "[TASK] ab\n", "completion": "xé"}), json!({"prompt": "a", "completion": ""})];
+    let page = page(&rows, &Policy::default(), "my rows.jsonl");
+    for part in ["src=", "url(", "@import", "http://", "https://", " style=", " onclick", "innerHTML"] {
         assert!(!page.contains(part), "{part}");
     }
-    assert!(page.contains("<html lang=\"en\">") && page.contains("prefers-color-scheme:dark"));
-    assert!(page.contains("<span class=\"run learned\" title=\"learned: the response\"><span class=\"tag\">LEARNED response ×3</span>xyz</span>"), "{page}");
-    assert!(page.contains("<span class=\"tag\">masked task ×4</span> ab↵\n</span>"), "{page}");
+    let links = page.matches("href=\"").count();
+    assert!(links > 0 && links == page.matches("href=\"#").count());
+    assert!(
+        page.contains("default-src 'none'; style-src 'sha256-") && page.contains("'; script-src 'sha256-")
+    );
+    let body = body(&page);
+    // The verdict, its reasons, the next steps with their commands.
+    assert!(body.contains("Not ready to train on: 1 of 2 rows has an error: no supervised token."), "{body}");
+    assert!(body.contains("suasion verify --data &#39;my rows.jsonl&#39; --row 1"));
+    // Each token, with its id; two that are one character are one.
+    for part in [
+        "<i data-id=\"120\">x</i><i data-id=\"195 169\">é</i>",
+        "<i data-id=\"256\">&lt;|end|&gt;</i>",
+        "<i data-id=\"257\">&lt;|bos|&gt;</i><i data-id=\"91\">[</i>",
+        "<b>learned</b> response <small>×3</small>",
+        "<i data-id=\"98\">b</i><i data-id=\"10\">↵\n</i>",
+    ] {
+        assert!(body.contains(part), "{part}\n{body}");
+    }
+    // No bar where there is nothing.
+    assert!(body.contains("0.0 %</span><svg class=\"bar\" aria-hidden=\"true\" focusable=\"false\"></svg>"));
     // Every element that is opened is closed.
     for tag in [
         "html", "head", "body", "main", "section", "table", "thead", "tbody", "tr", "td", "th", "span",
-        "div", "p", "meter", "ul", "strong",
+        "div", "p", "ul", "ol", "li", "svg", "i", "details", "summary", "figure", "article", "nav", "select",
+        "option", "form",
     ] {
         let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+}
+
+#[test]
+fn a_page_keeps_the_rows_that_matter() {
+    // One row in 997 has no answer; one is the longest.
+    let mut rows: Vec<Value> =
+        (0..3000).map(|i| json!({"prompt": format!("[TASK] {i} "), "completion": "ok ok"})).collect();
+    for i in (500..3000).step_by(997) {
+        rows[i]["completion"] = "".into();
+    }
+    rows[2222] = json!({"prompt": format!("[TASK] {}", "z".repeat(900)), "completion": "ok"});
+    let page = page(&rows, &Policy::default(), "rows.jsonl");
+    let body = body(&page);
+    for row in [0, 1, 2, 500, 1497, 2222, 2494] {
+        assert!(body.contains(&format!("id=\"row-{row}\"")), "{row}");
+    }
+    assert!(body.contains("<span class=\"soft\">longest, least learned</span>"));
+    // Those with findings come first.
+    assert!(body.find("id=\"row-500\"").unwrap() < body.find("id=\"row-0\"").unwrap());
+    assert!((30..80).contains(&body.matches("<details class=\"row\"").count()));
+    assert!(body.contains("of 3,000 rows are here") && body.contains("--row N"));
+}
+
+#[test]
+fn a_page_stays_small_whatever_the_rows() {
+    let id = |row: usize, i: usize| (row * 7 + i) % 256;
+    let rows: Vec<Value> = (0..60)
+        .map(|row| {
+            // Thousands of short runs, which are the most markup for a token.
+            let ids: Vec<usize> = (0..9000).map(|i| id(row, i)).collect();
+            let label = |i: usize| if i % 2 == 0 { -100 } else { id(row, i) as i64 };
+            json!({"input_ids": ids, "labels": (0..9000).map(label).collect::<Vec<_>>()})
+        })
+        .collect();
+    let page = page(&rows, &Policy { max_length: None, ..Policy::default() }, "rows.jsonl");
+    assert!(page.len() < 5_000_000, "{} bytes", page.len());
+    let body = body(&page);
+    let kept = body.matches("<details class=\"row\"").count();
+    assert!((1..60).contains(&kept) && body.contains(&format!("{kept} of 60 rows are here")), "{kept}");
+    assert!(body.contains(" more parts of "));
+    // No link leads to a row that there was no room for.
+    for link in body.split("href=\"#row-").skip(1) {
+        let row = link.split('"').next().unwrap();
+        assert!(body.contains(&format!("id=\"row-{row}\"")), "{row}");
     }
 }
 

@@ -10,9 +10,11 @@
 //! in advance; [`kernels`] computes.
 #![deny(unsafe_code)]
 
+mod abort;
 pub mod arch;
 pub mod batch;
 pub mod collective;
+mod dtype;
 pub mod error;
 pub mod families;
 mod init;
@@ -25,13 +27,15 @@ pub mod peft;
 pub mod rope;
 mod weights;
 
+pub use abort::on_abort;
 pub use arch::Architecture;
 pub use batch::{Batch, Segment, Target};
 pub use collective::{Collective, SingleRank};
+pub use dtype::WeightType;
 pub use error::{Error, Result};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
 pub use lora::{Lora, LoraInit, Targets};
-pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Regularisation};
+pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Optimizer, Rates, Regularisation, Update};
 pub use params::{Base, Trainable};
 pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder};
-pub use weights::{Tensor, WeightType};
+pub use weights::Tensor;

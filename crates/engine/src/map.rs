@@ -1,6 +1,6 @@
 //! The one memory map of the crate, and the tensors in it.
 
-use crate::weights::WeightType;
+use crate::dtype::WeightType;
 use crate::{Error, Result};
 use std::ops::{Deref, Range};
 use std::path::Path;

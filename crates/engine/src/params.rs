@@ -11,7 +11,7 @@
 mod builder;
 
 use crate::arch::Architecture;
-use crate::lora::{Lora, Rules, Targets};
+use crate::lora::{Lora, Module, Rules, Targets};
 use crate::{Error, Result};
 use builder::Builder;
 use std::borrow::Cow;
@@ -403,6 +403,18 @@ impl ParameterMap {
             return fail(format!(
                 "{module} cannot have an adapter: only linear layers outside of experts can, as in PEFT with \
                  transformers 5; name it in modules_to_save to train it whole"
+            ));
+        }
+        let rules = Rules::of(lora)?;
+        let experts = self.blocks.iter().filter_map(|block| Some((block.router.as_ref()?, block)));
+        let mut experts =
+            experts.flat_map(|(router, block)| [router, &block.up, &block.down]).flat_map(|l| &l.parts);
+        let targeted = |part: &&Part| rules.adapter(Module { name: &part.name, is_head: false }).is_some();
+        if let Some(part) = experts.find(targeted) {
+            return fail(format!(
+                "target_modules reaches {}: PEFT adapts experts and their router as parameters (target_parameters), \
+                 which is not computed; name the attention's layers: q_proj, k_proj, v_proj, o_proj",
+                part.name
             ));
         }
         let saved = |end: &String| {

@@ -30,7 +30,7 @@ pub struct Rows {
 }
 
 enum Kind {
-    Files(Files),
+    Files(Box<Files>),
     Stream(arrow::Reader),
     Parts(Py<PyAny>),
 }
@@ -41,7 +41,7 @@ impl Source {
     #[staticmethod]
     fn path(py: Python<'_>, name: PathBuf, split: &str) -> PyResult<Source> {
         let files = py.detach(|| embed::rows(&name, split)).map_err(|problem| raised(py, &problem))?;
-        Ok(Source::of(files.name.clone(), 0, Kind::Files(files)))
+        Ok(Source::of(files.name.clone(), 0, Kind::Files(Box::new(files))))
     }
 
     /// A stream of record batches.

@@ -7,11 +7,13 @@ use crate::job;
 use crate::view::Row;
 use pyo3::prelude::*;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use suasion_cli::embed::Problem;
 use suasion_data::audit::Filter;
-use suasion_data::report::html;
+use suasion_data::report::html::{self, Verified};
 use suasion_data::report::terminal::{self, Style};
-use suasion_data::{Error, Finding, Mode, ModelFolder, Pipeline, Summary};
+use suasion_data::report::{Chosen, Findings, Gallery, sarif};
+use suasion_data::{Error, Finding, Mode, ModelFolder, Objective, Pipeline, RowId, Summary};
 
 /// What was found in rows.
 #[pyclass(frozen, module = "suasion._suasion")]
@@ -19,7 +21,17 @@ pub struct Verification {
     name: PathBuf,
     summary: Summary,
     findings: Vec<Finding>,
+    /// The findings with their places.
+    located: Mutex<Findings>,
+    /// The rows of a page, and what it says of the rest.
+    gallery: Gallery,
+    folder: Arc<ModelFolder>,
+    objective: Objective,
+    prepared: bool,
 }
+
+/// The rows that a page shows first.
+const FIRST: u64 = 3;
 
 /// The pipeline that looks at rows, and notes on keys.
 pub fn pipeline(
@@ -59,17 +71,24 @@ pub fn verify(
     let (name, exceptions) = (rows.name.clone(), rows.raised.clone());
     let made = pipeline(model, keys, &rows, select, ignore);
     let (pipeline, notes) = made.map_err(|problem| raised(py, &problem))?;
+    let prepared = rows.manifest().is_some();
     let verification = job::run(py, progress, &exceptions, move |watch| {
-        let mut findings = Vec::new();
+        let (folder, objective) = (pipeline.folder.clone(), pipeline.policy.objective);
+        let (mut findings, mut located) = (Vec::new(), Findings::default());
+        let mut gallery = Gallery::new(0..FIRST, None);
         let mut outcomes = pipeline.rows(rows.open()?)?;
         while let Some(outcome) = outcomes.next() {
-            findings.extend_from_slice(outcome?.findings());
+            let outcome = outcome?;
+            located.add(&outcome)?;
+            findings.extend_from_slice(outcome.findings());
+            gallery.add(outcome);
             if !watch.goes_on(outcomes.progress()) {
                 let message = "nothing is kept of it".into();
                 return Err(Problem::from(Error::Interrupted { path: name, message }));
             }
         }
-        Ok(Verification { name, summary: outcomes.into_summary(), findings })
+        let (summary, located) = (outcomes.into_summary(), located.into());
+        Ok(Verification { name, summary, findings, located, gallery, folder, objective, prepared })
     })?;
     Ok((verification, notes))
 }
@@ -86,6 +105,12 @@ impl Verification {
     #[getter]
     fn name(&self) -> String {
         self.name.display().to_string()
+    }
+
+    /// Why the turns of the chat template were not looked for in tokens.
+    #[getter]
+    fn no_turns(&self) -> Option<String> {
+        self.summary.no_turns.clone()
     }
 
     /// The rows in numbers, as JSON.
@@ -125,9 +150,36 @@ impl Verification {
         terminal::summary(&self.summary, &Style { color, width: width.max(20), ..Style::default() })
     }
 
-    /// A page with the summary and these rows.
+    /// The findings as SARIF, in JSON.
+    fn sarif(&self, py: Python<'_>) -> PyResult<String> {
+        let located = self.located.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::to_string_pretty(&sarif::log(&self.summary, &located)).map_err(|error| {
+            let problem = Problem::from(Error::io(std::env::temp_dir(), error.into()));
+            raised(py, &problem)
+        })
+    }
+
+    /// A page of what was found, with these rows first.
     fn html(&self, rows: Vec<PyRef<'_, Row>>) -> String {
-        let views: Vec<_> = rows.iter().map(|row| row.0.clone()).collect();
-        html::page(&format!("suasion verify {}", self.name.display()), &views, &self.summary)
+        let tokenizer = self.folder.tokenizer.as_deref();
+        let first: Vec<RowId> = rows.iter().map(|row| row.0.id.clone()).collect();
+        let asked = rows.iter().map(|row| Chosen { view: row.0.clone(), why: String::new(), asked: true });
+        let mut others = self.gallery.chosen(tokenizer);
+        others.retain(|row| !first.contains(&row.view.id));
+        html::page(&Verified {
+            name: self.name.display().to_string(),
+            summary: &self.summary,
+            gallery: &self.gallery,
+            rows: asked.chain(others).collect(),
+            losses: None,
+            objective: self.objective,
+            // Rows that a program has in memory have no name that a command line could use.
+            flags: match self.name.exists() {
+                true => vec!["--data".into(), self.name.display().to_string()],
+                false => Vec::new(),
+            },
+            prepared: self.prepared,
+            tokenizer: tokenizer.is_some(),
+        })
     }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,27 @@ def test_it_can_be_stopped(how, demo, tmp_path):
     assert out == ("interrupted\n" if how == signal.SIGINT else "")
     assert child.returncode == (0 if how == signal.SIGINT else -signal.SIGKILL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_one_line_that_goes(demo, rows, capfd):
+    def slowly():
+        yield from rows * 2
+        time.sleep(0.8)
+        yield from rows[:1]
+
+    suasion.prepare(slowly(), demo, progress=True)
+    shown = capfd.readouterr().err
+    assert "preparing  " in shown and " rows  " in shown and "tokens/s" in shown
+    assert "\n" not in shown and shown.endswith("\r\x1b[2K")
+    suasion.prepare(slowly(), demo)
+    assert capfd.readouterr().err == ""
+
+
+def test_paths_of_the_home_folder(demo, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    shutil.copytree(demo, tmp_path / "model")
+    assert len(suasion.prepare("~/rows.jsonl", "~/model")) == 3
 
 
 def test_a_forked_child_has_threads_of_its_own(demo, rows):

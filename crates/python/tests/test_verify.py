@@ -85,7 +85,7 @@ def test_tokens_say_why(chat_model):
     assert all(t.weight == float(t.supervised) for t in row.tokens)
     same = suasion.verify([{"messages": [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}]}], chat_model)
     assert str(same.row(0)) == str(row)
-    assert "Say hello.\nassistant:\nHello." in re.sub("<[^>]*>", "", row._repr_html_())
+    assert "Say hello.assistant:\nHello." in re.sub("<[^>]*>", "", row._repr_html_())
 
 
 def test_a_template_in_place_of_the_tokenizers(demo):
@@ -103,6 +103,14 @@ def test_pages_are_whole(demo, rows):
     assert "srcdoc" in report._repr_html_() and "<!DOCTYPE" not in report._repr_html_()
 
 
+def test_sarif_is_that_of_the_program(program, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [GOOD, SHIFTED, GOOD]))
+    said = json.loads(program("verify", "--data", str(path), "--output-format", "sarif").stdout)
+    log = suasion.verify(path).to_sarif()
+    assert log == said and log["runs"][0]["results"][0]["ruleId"] == "L001"
+
+
 def test_asserting(demo, rows):
     assert suasion.assert_masked(datasets.Dataset.from_list(rows[:10]), demo).ok
     with pytest.raises(AssertionError) as error:
@@ -112,6 +120,11 @@ def test_asserting(demo, rows):
     assert suasion.assert_masked([GOOD, SHIFTED], ignore=["L001"]).ok
     with pytest.raises(suasion.InputError, match="no finding has the code"):
         suasion.assert_masked([GOOD], ignore=["X999"])
+
+
+def test_prepared_rows_are_verified(demo, rows):
+    report = suasion.verify(suasion.prepare(rows[:5], demo), demo)
+    assert report.ok and len(report.row(4).tokens) > 100
 
 
 def test_rows_that_cannot_be_looked_at(demo):
@@ -157,3 +170,12 @@ def test_the_plugin_prints_the_rows(pytester):
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*L001*row 1*", "*suasion*", "*LEARNED*", "*L001*error*"])
     assert "\x1b[" in result.stdout.str().split("suasion", 1)[1]
+
+
+def test_what_a_model_gets_is_not_cut():
+    long = {"input_ids": [5] * 2000, "labels": [-100] * 1000 + [5] * 1000}
+    assert suasion.verify([long]).summary["cut"] == 1
+    for x in (batch([long]), Trainer([long])):
+        report = suasion.verify(x)
+        assert (report.summary["cut"], len(report.row(0).tokens) // 1000) == (0, 2)
+        assert suasion.verify(x, max_length=1500).summary["cut"] == 1

@@ -10,13 +10,16 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use suasion_engine::{Backend, Model, WeightType};
+use suasion_engine::{ADAPTER_WEIGHTS, Backend, Model, WeightType};
 use suasion_files::{NewFolder, Written, remove_folder, sizes};
 
 /// File of the run's state.
 pub const STATE: &str = "suasion_state.json";
 /// File of AdamW's moments.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The average of the weights, of a run that keeps one.
+pub const AVERAGE: &str = "average.safetensors";
 /// File of the state in the Trainer's form.
 pub const TRAINER_STATE: &str = "trainer_state.json";
 /// File of the metrics so far.
@@ -129,7 +132,9 @@ pub(crate) fn is_begun(dir: &Path) -> bool {
 
 /// True for a folder that holds the final model of a run.
 pub(crate) fn is_finished(dir: &Path) -> bool {
-    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).is_file())
+    ["model.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS]
+        .iter()
+        .any(|name| dir.join(name).is_file())
 }
 
 /// The newest usable checkpoint before this one.
@@ -190,11 +195,12 @@ fn fill<B: Backend>(
     state.resumable = !only_model;
     let kind = if only_model { model.weight_type() } else { WeightType::F32 };
     if only_model {
-        model.save_weights(dir.path())?;
+        model.save_run(dir.path(), false)?;
     } else {
         // In f32, so that a resume continues exactly.
-        model.save_masters(dir.path())?;
+        model.save_run(dir.path(), true)?;
         model.save_optimizer(&dir.path().join(OPTIMIZER))?;
+        model.save_average(&dir.path().join(AVERAGE))?;
     }
     for file in &model_files.beside(kind, model.architecture().head.tied).files {
         put(&file.name, &file.bytes)?;

@@ -15,8 +15,9 @@ use crate::evaluate::SectionLoss;
 use crate::observer::{Event, Observer};
 use crate::probe::{Probe, ProbeSettings, Reproduction};
 use crate::state::Progress;
+use crate::statistics::{ConfidenceInterval, bootstrap, quantile};
 use crate::steps::Steps;
-use crate::{Error, Evaluation, Plan, Result, Settings, evaluate, prompt_ids};
+use crate::{Error, Evaluation, Plan, Result, Scheduler, Settings, evaluate, prompt_ids};
 use indexmap::IndexMap;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,6 +57,9 @@ pub struct Comparison {
     pub response_difference: Difference,
     /// The results in sentences.
     pub verdict: Vec<String>,
+    /// For each held-out prompt the difference of the sums of its nll, and its targets.
+    #[serde(skip)]
+    pub by_prompt: Vec<(f64, f64)>,
 }
 
 /// The measurements of one model.
@@ -87,6 +91,10 @@ pub struct Difference {
     /// Its standard error over prompts (rows with the same prompt count as one sample); `None` for a single
     /// prompt.
     pub standard_error: Option<f64>,
+    /// Its 95 % interval by Student's t over prompts.
+    pub interval: Option<ConfidenceInterval>,
+    /// Its 95 % interval by the paired bootstrap over prompts.
+    pub bootstrap: Option<ConfidenceInterval>,
     /// Rows compared.
     pub rows: u64,
     /// Distinct prompts of these rows.
@@ -143,6 +151,18 @@ pub fn compare_with<B: Backend>(
 ) -> Result<Comparison> {
     settings.train.validate(!held_out.is_empty())?;
     settings.probe.validate()?;
+    // Both trainings have the same steps, and no evaluation during them.
+    let refused = |key, value: String| {
+        let problem = "needs evaluations during training, and a comparison has none";
+        Err(Error::setting(key, value, problem, "leave it out"))
+    };
+    let (kind, patience) = (settings.train.lr_scheduler_type, settings.train.early_stopping_patience);
+    if kind == Scheduler::ReduceLrOnPlateau {
+        return refused("lr_scheduler_type", kind.to_string());
+    }
+    if let Some(patience) = patience {
+        return refused("early_stopping_patience", patience.to_string());
+    }
     // Training takes packs as they are; probes and measurements take rows.
     let (probed, held_out) = (&unpacked(train), &unpacked(held_out));
     let everything: Vec<Sample> = train.iter().map(all_tokens).collect();
@@ -178,7 +198,8 @@ pub fn compare_with<B: Backend>(
         arms.push(arm);
     }
     let [before, response_only, all_tokens]: [Arm; 3] = arms.try_into().expect("three arms");
-    let response_difference = difference(&response_only, &all_tokens, held_out);
+    let (response_difference, by_prompt) =
+        difference(&response_only, &all_tokens, held_out, settings.train.seed);
     let mut comparison = Comparison {
         train_rows: plan.rows,
         held_out_rows: held_out.len() as u64,
@@ -190,6 +211,7 @@ pub fn compare_with<B: Backend>(
         all_tokens,
         response_difference,
         verdict: Vec::new(),
+        by_prompt,
     };
     comparison.verdict = verdict(&comparison);
     Ok(comparison)
@@ -220,6 +242,8 @@ fn train_arm<B: Backend>(
         trained.last_loss = event.loss.or(trained.last_loss);
         observer.event(&Event::Step(&event));
     }
+    // What a run ends with.
+    model.exchange_average()?;
     Ok(trained)
 }
 
@@ -248,8 +272,13 @@ impl Measure<'_> {
 }
 
 /// The difference per target, with its standard error as a ratio estimator over prompts: replies to one
-/// prompt are not independent samples.
-fn difference(response_only: &Arm, all_tokens: &Arm, held_out: &[Sample]) -> Difference {
+/// prompt are not independent samples. Then the differences and the targets of each prompt.
+fn difference(
+    response_only: &Arm,
+    all_tokens: &Arm,
+    held_out: &[Sample],
+    seed: u64,
+) -> (Difference, Vec<(f64, f64)>) {
     let mut prompts: IndexMap<&[u32], (f64, f64)> = IndexMap::new();
     let rows = response_only.evaluation.per_row.iter().zip(&all_tokens.evaluation.per_row);
     let mut count = 0;
@@ -259,45 +288,40 @@ fn difference(response_only: &Arm, all_tokens: &Arm, held_out: &[Sample]) -> Dif
         sum.1 += ours.targets as f64;
         count += 1;
     }
-    let targets: f64 = prompts.values().map(|(_, n)| n).sum();
-    let mean = prompts.values().map(|(d, _)| d).sum::<f64>() / targets;
-    let clusters = prompts.len() as f64;
-    let squares: f64 = prompts.values().map(|(d, n)| (d - mean * n).powi(2)).sum();
-    Difference {
+    let by_prompt: Vec<(f64, f64)> = prompts.into_values().collect();
+    let (mean, standard_error) = ratio(&by_prompt);
+    let interval = standard_error.map(|error| {
+        let half = error * quantile(by_prompt.len() as f64 - 1.0);
+        ConfidenceInterval { low: mean - half, high: mean + half }
+    });
+    let resampled = |draws: &[u32]| {
+        let sum = |pick: fn(&(f64, f64)) -> f64| {
+            by_prompt.iter().zip(draws).map(|(p, n)| pick(p) * f64::from(*n)).sum::<f64>()
+        };
+        Some(sum(|p| p.0) / sum(|p| p.1))
+    };
+    let difference = Difference {
         mean,
-        standard_error: (prompts.len() > 1).then(|| (clusters / (clusters - 1.0) * squares).sqrt() / targets),
+        standard_error,
+        interval,
+        bootstrap: bootstrap(by_prompt.len(), seed, resampled),
         rows: count,
-        prompts: prompts.len() as u64,
-    }
+        prompts: by_prompt.len() as u64,
+    };
+    (difference, by_prompt)
+}
+
+/// `Σd / Σn` over clusters, with its standard error; `None` for a single cluster.
+pub(crate) fn ratio(clusters: &[(f64, f64)]) -> (f64, Option<f64>) {
+    let targets: f64 = clusters.iter().map(|(_, n)| n).sum();
+    let mean = clusters.iter().map(|(d, _)| d).sum::<f64>() / targets;
+    let squares: f64 = clusters.iter().map(|(d, n)| (d - mean * n).powi(2)).sum();
+    let count = clusters.len() as f64;
+    (mean, (clusters.len() > 1).then(|| (count / (count - 1.0) * squares).sqrt() / targets))
 }
 
 /// Below so many prompts no verdict is given: the standard error is itself too uncertain.
 const FEW: u64 = 8;
-
-/// The 97.5 % quantile of Student's t with at least these degrees of freedom (from the tables), which bounds a
-/// two-sided 95 % interval.
-fn quantile(freedom: u64) -> f64 {
-    const TABLE: [(u64, f64); 16] = [
-        (1, 12.706),
-        (2, 4.303),
-        (3, 3.182),
-        (4, 2.776),
-        (5, 2.571),
-        (6, 2.447),
-        (7, 2.365),
-        (8, 2.306),
-        (9, 2.262),
-        (10, 2.228),
-        (12, 2.179),
-        (15, 2.131),
-        (20, 2.086),
-        (30, 2.042),
-        (60, 2.000),
-        (120, 1.980),
-    ];
-    let row = TABLE.iter().rev().find(|(of, _)| *of <= freedom);
-    row.map_or(f64::INFINITY, |(_, quantile)| *quantile)
-}
 
 /// The results in sentences.
 fn verdict(c: &Comparison) -> Vec<String> {
@@ -321,21 +345,24 @@ fn verdict(c: &Comparison) -> Vec<String> {
             loss_difference(d.mean + half)
         )
     };
-    lines.push(match d.standard_error.map(|error| error * quantile(d.prompts - 1)) {
+    // Both intervals have to exclude 0.
+    let excludes = |i: Option<ConfidenceInterval>| i.is_some_and(|i| i.excludes(0.0));
+    let differs = excludes(d.interval) && excludes(d.bootstrap);
+    lines.push(match d.interval.map(|interval| interval.high - d.mean) {
         Some(half) if d.prompts < FEW => format!(
             "{measured}. The difference is {} nats per token ({}), but {} do not show which is better.",
             loss_difference(d.mean),
             interval(half),
             count(d.prompts, "prompt"),
         ),
-        Some(half) if d.mean.abs() > half => format!(
+        Some(half) if differs => format!(
             "{measured}. Training on {better} predicts them better, by {} nats per token ({}).",
             loss(d.mean.abs()),
             interval(half)
         ),
         Some(half) => format!(
-            "{measured}. The difference of {} nats per token ({}) is what chance can give: these rows do not show \
-             which is better.",
+            "{measured}. No difference found: {} nats per token ({}) is what chance can give, and these rows do not \
+             show which is better.",
             loss_difference(d.mean),
             interval(half)
         ),

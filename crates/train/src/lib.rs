@@ -3,16 +3,18 @@
 //!
 //! [`trainer`] runs a training through these stages: [`plan`] (sizes and steps, before a weight is loaded) →
 //! [`sampler`] (which rows make which step) → [`batches`] (rows to a flat batch) → [`step`] (gradients,
-//! clipping, AdamW) → [`checkpoint`] and [`report`]. The crate prints nothing: events go to an [`Observer`].
+//! clipping, the optimizer) → [`checkpoint`] and [`report`]. The crate prints nothing: events go to an [`Observer`].
 #![forbid(unsafe_code)]
 
 pub mod batches;
 pub mod checkpoint;
 pub mod compare;
+pub mod diagnose;
 pub mod divergence;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
+pub mod groups;
 pub mod interval;
 mod json;
 pub mod logits;
@@ -22,7 +24,9 @@ pub mod model_files;
 pub mod observer;
 mod output_dir;
 pub mod plan;
+pub mod preference;
 pub mod probe;
+pub mod repeats;
 pub mod report;
 mod rng;
 pub mod run;
@@ -31,9 +35,11 @@ mod samples;
 pub mod schedule;
 pub mod settings;
 pub mod state;
+pub mod statistics;
 pub mod step;
 mod steps;
 mod tensorboard;
+mod token_losses;
 pub mod trainer;
 mod trainer_state;
 
@@ -43,6 +49,7 @@ pub use divergence::Divergence;
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use generate::{Generated, Stopped, generate, prompt_ids};
+pub use groups::{ParamGroup, Patterns};
 pub use interval::Interval;
 pub use logits::Sampling;
 pub use metrics::{EvalRecord, StepRecord};
@@ -55,5 +62,6 @@ pub use report::data::{DataCard, FindingCount, SampleReply, SectionShare};
 pub use report::write_report;
 pub use run::{Best, Identity, Report, Resume, Run};
 pub use schedule::Scheduler;
-pub use settings::{OnSaveError, Settings, Strategy};
+pub use settings::{OnSaveError, Optim, Settings, Strategy};
+pub use token_losses::token_losses;
 pub use trainer::train;

@@ -8,6 +8,7 @@ use crate::{Error, Result, tensorboard};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use suasion_engine::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use suasion_files::{LOCK, Lock, TEMPORARY, can_write, remove_folder, remove_leftovers};
 
 /// The folder in an output folder in which event files of TensorBoard are, in a folder for each run, unless another
@@ -75,7 +76,8 @@ fn is_written(name: &str) -> bool {
         Some([parts.0, parts.1].iter().all(|part| part.bytes().all(|b| b.is_ascii_digit())))
     };
     [SAVED_CONFIG, METRICS, TRAINER_STATE, REPORT, CARD_BESIDE].contains(&name)
-        || ["model.safetensors", "model.safetensors.index.json"].contains(&name)
+        || ["model.safetensors", "model.safetensors.index.json", "prompt_check.json"].contains(&name)
+        || [ADAPTER_WEIGHTS, ADAPTER_CONFIG].contains(&name)
         || ModelFiles::NAMES.contains(&name)
         || shard(name).unwrap_or(false)
 }

@@ -1,9 +1,12 @@
 //! The model card and the report page.
 
 mod card;
+pub mod comparison;
 pub mod data;
+pub mod diagnosis;
 mod html;
 mod input;
+mod words;
 
 use crate::{Comparison, Identity, Report, Result, Settings};
 use data::{DataCard, SampleReply};

@@ -9,6 +9,7 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng};
 pub(crate) enum Purpose {
     Shuffle,
     Sampling,
+    Bootstrap,
     Noise,
 }
 
@@ -21,6 +22,7 @@ impl Rng {
         let name: &[u8] = match purpose {
             Purpose::Shuffle => b"suasion shuffle",
             Purpose::Sampling => b"suasion sampling",
+            Purpose::Bootstrap => b"suasion bootstrap",
             Purpose::Noise => b"suasion noise",
         };
         let mut key = [0u8; 32];

@@ -91,6 +91,9 @@ pub struct RunState {
     /// What the final weights are written in, as `config.json` names it; those of a checkpoint are f32.
     #[serde(default)]
     pub weight_type: String,
+    /// The fingerprint of the base under an adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// The step of the latest evaluation.
     pub evaluated: Option<u64>,
     /// The losses so far, for telling a divergence.
@@ -149,6 +152,7 @@ impl RunState {
             data_seed: settings.data_seed(),
             settings: settings.clone(),
             weight_type: weights.name().into(),
+            base: None,
             evaluated: None,
             watch: Watch::default(),
             best: None,
@@ -178,6 +182,16 @@ impl RunState {
         let dir = dir.to_path_buf();
         if self.objective != now.objective {
             return Err(Error::ResumeObjective { dir, was: self.objective, now: now.objective });
+        }
+        if self.base != now.base {
+            let [was, now] =
+                [&self.base, &now.base].map(|of| of.clone().unwrap_or_else(|| "no adapter".into()));
+            return Err(Error::ResumeData {
+                dir,
+                what: "the fingerprint of the adapter's base model",
+                was,
+                now,
+            });
         }
         let mut differences = Vec::new();
         let mut same = |key: &str, was: String, is: String| {

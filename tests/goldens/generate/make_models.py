@@ -276,7 +276,8 @@ LORA = {
         "dora": dict(target_modules="all-linear", use_dora=True),
         "lora_saved": dict(target_modules=["dense"], modules_to_save=["lm_head", "final_layer_norm"]),
     },
-    "qwen3_moe": {"lora_all_linear": dict(target_modules="all-linear")},
+    # Of experts PEFT adapts the parameters, which the engine refuses.
+    "qwen3_moe": {"lora": dict(target_modules=["q_proj", "o_proj"])},
 }
 
 

@@ -6,6 +6,8 @@
 //! here, so that `.ci/run` can count it.
 #![forbid(unsafe_code)]
 
+pub mod fuzz;
+
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,11 +1,10 @@
 //! `suasion chat`: a conversation with a model, rendered by its chat template.
 
 use super::ConfigArgs;
-use crate::config::Init;
 use crate::config::flags::KeyFlags;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
-use crate::inputs::weights::Start;
+use crate::inputs::opened::Opened;
 use crate::interrupt;
 use crate::paths;
 use crate::reply::{Ended, Manner, Reply, SamplingArgs, reply};
@@ -33,6 +32,9 @@ pub struct ChatArgs {
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
     #[arg(short = 'M', long, value_name = "M", value_parser = paths::parser())]
     model: Option<PathBuf>,
+    /// Adapter over the model: a folder in PEFT's layout [key: adapter_name_or_path]
+    #[arg(long, value_name = "A", value_parser = paths::parser())]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
     keys: KeyFlags,
     /// The system message
@@ -54,18 +56,19 @@ pub fn run(args: &ChatArgs, ui: &Ui) -> anyhow::Result<Exit> {
         config: args.config.clone(),
         set: args.set.clone(),
         model: args.model.clone(),
+        adapter: args.adapter.clone(),
         data: Vec::new(),
         keys: args.keys.clone(),
     };
     let config = config.load(ui)?.config;
-    let dir = model::named(&config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
-    let tokenizer = model::need_tokenizer(&folder)?;
-    let template = need_template(&folder)?;
+    let opened = Opened::of(&config, ui)?;
+    let folder = &opened.folder;
+    let tokenizer = model::need_tokenizer(folder)?;
+    let template = need_template(folder)?;
     let policy = config.policy();
     let stop_ids = tokenizer.stop_ids(&policy)?;
     let manner = args.sampling.of(&folder.path, config.train.seed, stop_ids, ui)?;
-    let model = Start::new(ui, &folder.path, &arch, &config).build(budget(CHUNK))?;
+    let model = opened.start(ui, &config).build(budget(CHUNK))?;
     let options = TemplateOptions::of(&policy);
     let mut chat = Chat { template, options, tokenizer, manner, model, cache: None, cached: Vec::new() };
 

@@ -248,16 +248,21 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
     };
     let manner = Manner { sampling, stop_strings: Vec::new() };
     let budget = suasion_train::generate::budget(prompt.len());
-    let mut model = Start::from_dir(ui, &job.config.output_dir, &job.arch).build(budget)?;
-    let mut cache = model.cache(capacity(&model, prompt.len(), REPLY_TOKENS))?;
-    let reply = reply(&mut model, &mut cache, 0, tokenizer, prompt, &manner, &mut |_| Ok(()))?;
+    let say = |mut start: Start<'_>| {
+        let mut model = start.build(budget)?;
+        let mut cache = model.cache(capacity(&model, prompt.len(), REPLY_TOKENS))?;
+        reply(&mut model, &mut cache, 0, tokenizer, prompt, &manner, &mut |_| Ok(()))
+    };
+    let before = say(job.start(ui))?;
+    let after = say(Start::from_dir(ui, &job.config.output_dir, &job.arch))?;
     if interrupt::raised() {
         return Err(suasion_train::Error::Interrupted.into());
     }
     Ok(SampleReply {
         prompt: tokenizer.decode(prompt, false),
-        stopped: format!("{} tokens, {}", reply.ids.len(), reply.why()),
-        reply: reply.text,
+        before: Some(before.text),
+        stopped: format!("{} tokens, {}", after.ids.len(), after.why()),
+        reply: after.text,
         reference: Some(reference(row, tokenizer)),
     })
 }

@@ -1,12 +1,11 @@
 //! `suasion eval`: loss and calibration of a model on held-out responses.
 
 use super::ConfigArgs;
-use crate::config::{Init, Loaded};
+use crate::config::Loaded;
 use crate::failure::Exit;
 use crate::inputs::loading;
-use crate::inputs::model;
+use crate::inputs::opened::Opened;
 use crate::inputs::rows::{self, DataFiles};
-use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::progress::share_of;
 use crate::tables;
@@ -21,6 +20,9 @@ use suasion_train::plan::{check_row, eval_budget};
 pub struct EvalArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Rows are pairs ("prompt", "chosen", "rejected"): how often does the model prefer the chosen reply?
+    #[arg(long)]
+    pairs: bool,
 }
 
 /// Runs the command.
@@ -28,18 +30,21 @@ pub fn run(args: &EvalArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut loaded = args.config.load(ui)?;
     let files = evaluation_rows(args, &mut loaded, ui)?;
     let config = &loaded.config;
-    let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
+    if args.pairs {
+        return super::pairs::run(config, &files, ui);
+    }
+    let opened = Opened::of(config, ui)?;
+    let (folder, arch) = (&opened.folder, &opened.arch);
     let policy = config.policy();
-    loading::check_manifest(&files, &folder, &policy)?;
-    let data = loading::load(ui, &files, &folder, &policy, Mode::Prepare, &[])?;
+    loading::check_manifest(&files, folder, &policy)?;
+    let data = loading::load(ui, &files, folder, &policy, Mode::Prepare, &[])?;
     ui.log(format_args!("{}: {}", files.name.display(), tables::rows(&Counts::of(&data.summary))));
     loading::print_findings(ui, &data, 0);
-    data.samples.iter().try_for_each(|sample| check_row(&arch, sample))?;
+    data.samples.iter().try_for_each(|sample| check_row(arch, sample))?;
 
     let batch = config.train.per_device_eval_batch_size;
     let budget = eval_budget(&data.samples, batch);
-    let mut model = Start::new(ui, &folder.path, &arch, config).build(budget)?;
+    let mut model = opened.start(ui, config).build(budget)?;
     let total = data.samples.len() as u64;
     let result =
         suasion_train::evaluate(&mut model, &data.samples, batch, Some(interrupt::flag()), &mut |done| {

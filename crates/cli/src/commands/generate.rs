@@ -1,10 +1,9 @@
 //! `suasion generate`: replies, printed as they are generated.
 
 use super::ConfigArgs;
-use crate::config::Init;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
-use crate::inputs::weights::Start;
+use crate::inputs::opened::Opened;
 use crate::inputs::{loading, rows};
 use crate::interrupt;
 use crate::reply::{Manner, Reply, SamplingArgs, Speech, reference};
@@ -56,9 +55,9 @@ impl Prompt {
 pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
-    let dir = model::named(config, config.init == Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
-    let tokenizer = model::need_tokenizer(&folder)?;
+    let opened = Opened::of(config, ui)?;
+    let folder = &opened.folder;
+    let tokenizer = model::need_tokenizer(folder)?;
     let policy = config.policy();
     let stop_ids = tokenizer.stop_ids(&policy)?;
     let manner = args.sampling.of(&folder.path, config.train.seed, stop_ids, ui)?;
@@ -80,7 +79,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 config.dataset_test_split.as_deref().unwrap_or(&config.dataset_train_split),
                 ui,
             )?;
-            let data = loading::load(ui, &file, &folder, &policy, Mode::Prepare, &[])?;
+            let data = loading::load(ui, &file, folder, &policy, Mode::Prepare, &[])?;
             data.samples
                 .iter()
                 .take(args.rows.unwrap_or(usize::MAX))
@@ -98,7 +97,7 @@ pub fn run(args: &GenerateArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
     let at_once = args.batch_size.get().min(prompts.len()).max(1);
     let budget = suasion_train::generate::budget_of(longest, at_once);
-    let mut model = Start::new(ui, &folder.path, &arch, config).build(budget)?;
+    let mut model = opened.start(ui, config).build(budget)?;
     let room = capacity(&model, longest, manner.sampling.max_new_tokens);
     let mut cache = model.cache_of(at_once, room)?;
     let mut printer = Printer {

@@ -4,15 +4,20 @@ pub mod chat;
 pub mod check;
 pub mod compare;
 pub mod completions;
+pub mod convert;
 pub mod demo;
+pub mod diagnose;
 pub mod env;
 pub mod eval;
 pub mod generate;
 pub mod init;
 pub mod man;
+pub mod merge;
+pub mod pairs;
 pub mod prepare;
 pub mod train;
 pub mod verify;
+mod verify_page;
 
 use crate::config::flags::KeyFlags;
 use crate::config::{Config, Loaded, Paths};
@@ -34,6 +39,9 @@ pub struct ConfigArgs {
     /// Model: a folder in the Hugging Face layout, or a hub id [key: model_name_or_path]
     #[arg(short = 'M', long, value_name = "M", value_parser = paths::parser())]
     pub model: Option<PathBuf>,
+    /// Adapter over the model: a folder in PEFT's layout [key: adapter_name_or_path]
+    #[arg(long, value_name = "A", value_parser = paths::parser())]
+    pub adapter: Option<PathBuf>,
     /// Rows: a file (.jsonl, .json, .csv, .tsv, also .gz, .zst; .parquet, .arrow), a quoted glob, a folder of
     /// splits, or a hub id; repeatable [key: dataset_name]
     #[arg(short = 'D', long, value_name = "D", value_parser = paths::parser())]
@@ -50,12 +58,31 @@ impl ConfigArgs {
         Ok(loaded)
     }
 
+    /// The words that repeat these arguments, for a command that a page shows.
+    pub fn words(&self) -> Vec<String> {
+        let path = |path: &PathBuf| path.display().to_string();
+        let mut words: Vec<String> = self.config.iter().map(path).collect();
+        for data in &self.data {
+            words.extend(["--data".to_string(), path(data)]);
+        }
+        if let Some(model) = &self.model {
+            words.extend(["--model".to_string(), path(model)]);
+        }
+        words.extend(self.keys.0.iter().map(|key| format!("--{}={}", key.name, key.text)));
+        words.extend(self.set.iter().map(|set| format!("--set={set}")));
+        words
+    }
+
     /// As [`ConfigArgs::load`], with what is wrong in the result.
     pub fn read(&self) -> Loaded {
         let mut loaded = Loaded::over(Config::default(), self.config.as_deref(), &self.set, &self.keys.0);
         if let Some(model) = &self.model {
             loaded.config.model_name_or_path = Some(model.clone());
             loaded.places.insert("model_name_or_path", "--model".into());
+        }
+        if let Some(adapter) = &self.adapter {
+            loaded.config.adapter_name_or_path = Some(adapter.clone());
+            loaded.places.insert("adapter_name_or_path", "--adapter".into());
         }
         if !self.data.is_empty() {
             loaded.config.dataset_name = Some(Paths(self.data.clone()));

@@ -82,6 +82,7 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
         config,
         set: args.config.set.clone(),
         model: args.config.model.clone(),
+        adapter: args.config.adapter.clone(),
         data: args.config.data.clone(),
         keys: args.config.keys.clone(),
     };

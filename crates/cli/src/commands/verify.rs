@@ -1,6 +1,7 @@
 //! `suasion verify`: which tokens are supervised and why, each section's share of the loss, and findings.
 
 use super::ConfigArgs;
+use super::verify_page::{self, Parts};
 use crate::config::Paths;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
@@ -17,7 +18,7 @@ use suasion_data::audit::Filter;
 use suasion_data::audit::foreign::Maker;
 use suasion_data::report::advice::{Firsts, advice};
 use suasion_data::report::terminal::Style;
-use suasion_data::report::{self, RowView};
+use suasion_data::report::{self, Gallery, RowView};
 use suasion_data::source::Row;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::SpecialToken;
@@ -37,9 +38,13 @@ pub struct VerifyArgs {
     /// Show each token with its id and origin
     #[arg(long)]
     ids: bool,
-    /// Also write the rows and the summary as an HTML page
+    /// Also write an HTML page: a verdict, the shares of the loss, the findings, and the rows that matter
     #[arg(long, value_name = "FILE", value_parser = paths::parser())]
     html: Option<PathBuf>,
+    /// In the page also the model's own loss by section, measured on N rows
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "64", requires = "html",
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    loss: Option<u32>,
     /// Report only findings with these codes or prefixes (M, M002, …; repeatable, or with commas)
     #[arg(long, value_name = "CODES")]
     select: Vec<String>,
@@ -154,6 +159,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
             ));
         }
     }
+    let prepared = manifest.is_some();
     let mut pipeline = Pipeline {
         mode: Mode::Verify,
         prepared_chats: manifest.as_ref().is_some_and(|manifest| manifest.template.is_some()),
@@ -168,10 +174,9 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     let tokenizer = pipeline.folder.tokenizer.as_deref();
 
-    let wanted = |row: u64| match args.row {
-        Some(one) => row == one,
-        None => row < args.rows,
-    };
+    let asked = args.row.map_or(0..args.rows, |row| row..row.saturating_add(1));
+    let mut gallery =
+        args.html.as_ref().map(|_| Gallery::new(asked.clone(), args.loss.map(|rows| rows as usize)));
     let mut shown = Vec::new();
     let format = match args.output_format {
         Some(format) => format,
@@ -188,7 +193,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         let outcome = outcome?;
         findings.add(&outcome)?;
         firsts.note(outcome.findings());
-        if wanted(outcome.id().row) {
+        if asked.contains(&outcome.id().row) {
             shown.push(match &outcome {
                 Outcome::Kept(kept) => Shown::View(Box::new(RowView::new(kept, tokenizer))),
                 Outcome::Dropped { id, reason, .. } => {
@@ -196,6 +201,9 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
                 }
                 Outcome::Failed { error, .. } => Shown::Reason(reasons.text(error)),
             });
+        }
+        if let Some(gallery) = &mut gallery {
+            gallery.add(outcome);
         }
     }
     drop(meter);
@@ -219,15 +227,17 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         .into());
     }
 
-    if let Some(path) = &args.html {
-        let views: Vec<RowView> = shown
-            .iter()
-            .filter_map(|shown| match shown {
-                Shown::View(view) => Some((**view).clone()),
-                Shown::Reason(_) => None,
-            })
-            .collect();
-        let page = report::html::page(&format!("suasion verify {}", source.name.display()), &views, &summary);
+    if let (Some(path), Some(gallery)) = (&args.html, &gallery) {
+        let parts = Parts {
+            name: source.name.display().to_string(),
+            summary: &summary,
+            gallery,
+            tokenizer,
+            words: args.config.words(),
+            prepared,
+            loss: args.loss.is_some(),
+        };
+        let page = verify_page::page(parts, config, ui)?;
         suasion_files::write_bytes(path, page.as_bytes()).map_err(Error::from)?;
         ui.log(format_args!("wrote {}", path.display()));
     }

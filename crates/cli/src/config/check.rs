@@ -47,6 +47,9 @@ impl Config {
                 "leave completion_only_loss out: prompts are learned only where it is false",
             );
         }
+        for (message, help) in config.adapter_problems() {
+            add(message, help);
+        }
         problems
     }
 }

@@ -8,8 +8,9 @@ use std::fmt::Write as _;
 
 impl Group {
     /// Every group, in the table's order.
-    pub const ALL: [Group; 7] = [
+    pub const ALL: [Group; 8] = [
         Group::Model,
+        Group::Adapter,
         Group::Rows,
         Group::Labels,
         Group::Training,
@@ -22,6 +23,7 @@ impl Group {
     pub fn heading(self) -> &'static str {
         match self {
             Group::Model => "Model",
+            Group::Adapter => "Adapters",
             Group::Rows => "Rows",
             Group::Labels => "Labels, long rows and packs",
             Group::Training => "Training",

@@ -11,8 +11,8 @@ use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueHint};
 use std::ffi::{OsStr, OsString};
 
 /// The commands that take keys.
-pub const COMMANDS: [&str; 9] =
-    ["train", "prepare", "verify", "eval", "compare", "generate", "chat", "check", "init"];
+pub const COMMANDS: [&str; 10] =
+    ["train", "prepare", "verify", "eval", "compare", "diagnose", "generate", "chat", "check", "init"];
 
 /// The hidden flag that carries `name=value` for a name that is not a flag of its own.
 const TYPED: &str = "key";
@@ -91,6 +91,14 @@ impl Key {
         names
     }
 
+    /// What may follow `--set`: `key=value` for the values that have names, else `key=`.
+    fn assignments(&self) -> Vec<String> {
+        match self.names() {
+            names if names.is_empty() => vec![format!("{}=", self.name)],
+            names => names.iter().map(|value| format!("{}={value}", self.name)).collect(),
+        }
+    }
+
     /// True where a command uses the key.
     pub fn used_by(&self, command: &str) -> bool {
         let held_out = matches!(self.name, "eval_dataset_name" | "eval_fraction" | "dataset_test_split");
@@ -103,10 +111,15 @@ impl Key {
             ("compare", Group::Output) => self.name == "logging_steps",
             ("compare", _) => true,
             (_, Group::Labels) => COMMANDS.contains(&command),
-            ("prepare" | "verify", Group::Model) => self.name == "model_name_or_path",
-            ("prepare" | "verify", Group::Rows) => !held_out,
+            // verify --loss measures a model.
+            ("verify", Group::Model) => true,
+            ("prepare", Group::Model) => {
+                matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
+            }
+            ("diagnose", Group::Model) => self.name == "model_name_or_path",
+            ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
-            ("eval", Group::Evaluation) => self.name == "per_device_eval_batch_size",
+            ("eval" | "diagnose", Group::Evaluation) => self.name == "per_device_eval_batch_size",
             ("generate", Group::Rows) => !held_out || self.name == "dataset_test_split",
             ("eval" | "generate" | "chat", Group::Model) => true,
             ("eval" | "generate" | "chat", Group::Seeds) => self.name == "seed",
@@ -154,7 +167,11 @@ pub fn with_keys(command: Command) -> Command {
         }
         let keys = KEYS.iter().filter(|key| key.used_by(&name)).map(|key| key.flag(&name));
         let typed = Arg::new(TYPED).long(TYPED).hide(true).action(clap::ArgAction::Append);
-        subcommand.args(keys).arg(typed.allow_hyphen_values(true))
+        let assignments = KEYS.iter().filter(|key| key.used_by(&name)).flat_map(Key::assignments).collect();
+        subcommand
+            .args(keys)
+            .arg(typed.allow_hyphen_values(true))
+            .mut_arg("set", |set| set.value_parser(Named(assignments)).hide_possible_values(true))
     })
 }
 

@@ -15,7 +15,7 @@ impl Config {
                 *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
             }
         };
-        config.model_name_or_path.iter_mut().for_each(absolute);
+        config.model_name_or_path.iter_mut().chain(&mut config.adapter_name_or_path).for_each(absolute);
         let data = [&mut config.dataset_name, &mut config.eval_dataset_name];
         data.into_iter().flatten().flat_map(|paths| &mut paths.0).for_each(absolute);
         config
@@ -29,7 +29,8 @@ impl Config {
                 *path = name.into();
             }
         };
-        config.model_name_or_path.iter_mut().chain([&mut config.output_dir]).for_each(short);
+        let models = config.model_name_or_path.iter_mut().chain(&mut config.adapter_name_or_path);
+        models.chain([&mut config.output_dir]).for_each(short);
         let data = [&mut config.dataset_name, &mut config.eval_dataset_name];
         data.into_iter().flatten().flat_map(|paths| &mut paths.0).for_each(short);
         config

@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, PackingStrategy, Reports};
+use super::choices::{Codes, Init, LoraInitName, PackingStrategy, Reports};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -11,13 +11,15 @@ use suasion_data::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Section, Supervise, TruncationMode,
 };
 use suasion_train::settings::Range;
-use suasion_train::{Interval, OnSaveError, Scheduler, Settings, Strategy};
+use suasion_train::{Interval, OnSaveError, Optim, ParamGroup, Patterns, Scheduler, Settings, Strategy};
 
 /// What a key concerns: a heading of the documentation, and what decides which commands take the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     /// The model and its weights.
     Model,
+    /// A low-rank adapter.
+    Adapter,
     /// Which rows are read, and how.
     Rows,
     /// Which tokens a row has, and which of them are learned.
@@ -133,6 +135,37 @@ table! {
     model_name_or_path: Option<PathBuf> = None, eg "models/Qwen3-0.6B";
     /// Initial weights: those of the model's folder, or random ones for its config.json.
     init: Init = Init::Weights, eg "random";
+    /// Adapter over the model: a folder in PEFT's layout. train continues it, everything else applies it.
+    adapter_name_or_path: Option<PathBuf> = None, eg "runs/adapter";
+
+    Adapter:
+    /// Train a low-rank adapter (LoRA) and leave the model as it is.
+    use_peft: bool = false, eg "true";
+    /// Rank of the adapter's matrices.
+    lora_r: usize = 16, in Bounds::Within(Range::AtLeast(1.0)), eg "8";
+    /// Numerator of the adapter's scale, which is lora_alpha / lora_r.
+    lora_alpha: f64 = 32.0, eg "16";
+    /// Share of an adapter's inputs that is dropped in training.
+    lora_dropout: f64 = 0.05, in Bounds::Within(Range::FromBelow(0.0, 1.0)), eg "0";
+    /// Modules with an adapter: names, or what they end in; all-linear; or one regular expression of whole names. Empty:
+    /// PEFT's choice for the model's family.
+    lora_target_modules: Vec<String> = Vec::new(), eg "all-linear";
+    /// Modules that are trained as a whole, in a copy that is saved with the adapter.
+    lora_modules_to_save: Vec<String> = Vec::new(), eg "[lm_head, embed_tokens]";
+    /// Scale by lora_alpha / √lora_r instead.
+    use_rslora: bool = false, eg "true";
+    /// Weight-decomposed adapters (DoRA): a trained length for each row of the weights.
+    use_dora: bool = false, eg "true";
+    /// Numbers of the layers that have adapters; empty: all.
+    lora_layers_to_transform: Vec<usize> = Vec::new(), eg "[0, 1]";
+    /// Names of the lists of layers that lora_layers_to_transform counts in.
+    lora_layers_pattern: Vec<String> = Vec::new(), eg "layers";
+    /// Ranks of some modules, by a regular expression of the end of their names.
+    lora_rank_pattern: BTreeMap<String, usize> = BTreeMap::new(), eg "{down_proj: 32}";
+    /// Alphas of some modules, likewise.
+    lora_alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(), eg "{down_proj: 64}";
+    /// How the adapter's matrices begin: true (A uniform, B zero), gaussian (A normal, B zero) or false (both uniform).
+    lora_init: LoraInitName = LoraInitName::True, eg "gaussian";
 
     Rows:
     /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.
@@ -200,11 +233,28 @@ table! {
     gradient_accumulation_steps: usize => train.gradient_accumulation_steps, eg "4";
     /// Keep only each layer's input, and recompute the rest in the backward pass.
     gradient_checkpointing: bool => train.gradient_checkpointing, eg "true";
+    /// Add noise of up to alpha/sqrt(length * hidden size) to the embeddings in training (NEFTune).
+    neftune_noise_alpha: Option<f64> => train.neftune_noise_alpha, eg "5";
+    /// Mix each target with this share of the uniform distribution over the vocabulary; evaluation does not.
+    label_smoothing_factor: f64 => train.label_smoothing_factor, eg "0.1";
     /// Train without the dropout that the model's config.json has (attn_pdrop, attention_dropout, hidden_dropout).
     disable_dropout: bool => train.disable_dropout, eg "true";
     /// Highest learning rate.
     learning_rate: f64 => train.learning_rate, eg "1e-4";
-    /// AdamW's weight decay; not applied to biases and norms.
+    /// Optimizer. adamw_torch is adamw_torch_fused; adamw_bnb_8bit is adamw_8bit, whose states take a quarter of the
+    /// memory; adafactor keeps sums of rows and columns only.
+    optim: Optim => train.optim, eg "adafactor";
+    /// Arguments of the optimizer: of sgd, momentum=0.9.
+    optim_args: Option<String> => train.optim_args, eg "momentum=0.9";
+    /// Keep a moving average of the weights with this decay, evaluate it, and end with it; null keeps none.
+    ema_decay: Option<f64> => train.ema_decay, eg "0.999";
+    /// Parameters with a learning rate or a weight decay of their own, by patterns of their names.
+    param_groups: Vec<ParamGroup> => train.param_groups, eg "[{match: embed_tokens, learning_rate: 1e-5}, {match: mlp, weight_decay: 0.1}]";
+    /// Train only the parameters that these patterns match, of which each matches whole parts of a name; none: all.
+    trainable: Patterns => train.trainable, eg "[layers.1, norm]";
+    /// Do not train the parameters that these patterns match.
+    freeze: Patterns => train.freeze, eg "[embed_tokens, \"layers.[0-3]\"]";
+    /// Weight decay; not applied to biases and norms.
     weight_decay: f64 => train.weight_decay, eg "0.01";
     /// AdamW's first decay rate.
     adam_beta1: f64 => train.adam_beta1, eg "0.95";

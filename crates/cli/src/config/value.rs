@@ -408,6 +408,28 @@ impl Value for Vec<String> {
     }
 }
 
+impl Value for Vec<usize> {
+    fn expected() -> String {
+        "a list of whole numbers".into()
+    }
+
+    fn schema() -> Json {
+        json!({ "type": ["array", "integer", "null"], "items": usize::schema(), "minimum": 0 })
+    }
+
+    fn from_json(json: &Json) -> Option<Vec<usize>> {
+        match json {
+            Json::Null => Some(Vec::new()),
+            Json::Array(items) => items.iter().map(usize::from_json).collect(),
+            one => usize::from_json(one).map(|one| vec![one]),
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        Json::from(self.as_slice())
+    }
+}
+
 /// A value of any type, for a template's variable: YAML where it is valid YAML, else text.
 impl Value for Json {
     fn expected() -> String {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
 use suasion_data::tokens::Tokenizer;
-use suasion_engine::Architecture;
+use suasion_engine::{AdapterFolder, Architecture};
 use suasion_train::{ModelFiles, TEMPLATES};
 
 /// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
@@ -88,6 +88,16 @@ pub fn with_architecture(
     }
 }
 
+/// The tokenizer and the chat template of `dir` for the model that `base` is of.
+///
+/// # Errors
+/// As [`open`].
+pub fn beside(dir: &Path, base: &ModelFolder, ui: &Ui) -> anyhow::Result<Arc<ModelFolder>> {
+    let mut folder = open(dir, ui)?;
+    (folder.vocab_size, folder.positions) = (base.vocab_size, base.positions);
+    Ok(Arc::new(folder))
+}
+
 /// The tokenizer of a folder, for commands that read and write text.
 ///
 /// # Errors
@@ -134,12 +144,65 @@ fn watch(mut watch: RenderingWatch) {
 /// # Errors
 /// Where it names none, and as [`resolve`].
 pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
+    // What is rendered and tokenised with an adapter is so with its own tokenizer, where it has one.
+    let with_tokenizer = |dir: &&PathBuf| AdapterFolder::is_one(dir) && dir.join("tokenizer.json").is_file();
+    let adapter = [&config.adapter_name_or_path, &config.model_name_or_path].into_iter().flatten();
+    if let Some(adapter) = adapter.clone().find(with_tokenizer).filter(|_| !weights) {
+        return Ok(adapter.clone());
+    }
+    let model = config.model_name_or_path.iter().find(|model| !AdapterFolder::is_one(model));
+    if let (None, Some(dir)) = (model, adapter.clone().find(|dir| AdapterFolder::is_one(dir))) {
+        return base_of(&self::adapter(dir)?, ui);
+    }
     match &config.model_name_or_path {
         Some(name) => resolve(name, weights, ui),
         None => {
             Err(Failure::usage("no model is named", "give --model M, or model_name_or_path in CONFIG").into())
         }
     }
+}
+
+/// Reads the settings of an adapter's folder.
+///
+/// # Errors
+/// Where it is none, and for settings that are not computed.
+pub fn adapter(path: &Path) -> anyhow::Result<AdapterFolder> {
+    if !AdapterFolder::is_one(path) {
+        return Err(Failure::run_time(
+            "E-MODEL",
+            format!("{}: no adapter_config.json in it, so it is no adapter", path.display()),
+            "name the folder that PEFT's save_pretrained or `suasion train --use_peft` has written",
+        )
+        .into());
+    }
+    Ok(AdapterFolder::open(path)?)
+}
+
+/// The base that an adapter names: a folder as it is, or beside the adapter's, or a hub id.
+///
+/// # Errors
+/// Where it names none, or it is not found.
+pub fn base_of(adapter: &AdapterFolder, ui: &Ui) -> anyhow::Result<PathBuf> {
+    let shown = adapter.path.display();
+    let Some(base) = &adapter.base else {
+        return Err(Failure::usage(
+            format!("{shown}: its adapter_config.json names no base_model_name_or_path"),
+            "give the base with --model BASE",
+        )
+        .into());
+    };
+    // A folder of the name may be something else, as `..` always is.
+    let (here, beside) = (PathBuf::from(base), adapter.path.join(base));
+    let is_model = |dir: &Path| dir.join("config.json").is_file();
+    let place = if !is_model(&here) && is_model(&beside) { beside } else { here };
+    resolve(&place, true, ui).map_err(|error| {
+        Failure::run_time(
+            "E-MODEL",
+            format!("{shown}: its base model {base} is not found: {error}"),
+            "give the base with --model BASE",
+        )
+        .into()
+    })
 }
 
 /// The folder of a model; with `weights`, its weights are there too.

@@ -3,9 +3,58 @@
 use crate::config::{Config, Init};
 use crate::machine;
 use crate::ui::Ui;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
-use suasion_engine::{Architecture, Budget, Device, MemoryPlan, Model};
+use suasion_engine::{
+    ADAPTER_WEIGHTS, Architecture, Base, Budget, Device, Lora, MemoryPlan, Model, Trainable,
+};
+use suasion_train::Settings;
+
+/// An adapter over a model.
+pub struct Adapter {
+    pub lora: Lora,
+    /// The folder that it is read from; `None` for a new one.
+    pub from: Option<PathBuf>,
+}
+
+/// What a process has besides a model: its code, its threads, a tokenizer, rows.
+const PROCESS: u64 = 48 << 20;
+
+/// Bytes that a process needs with a model of this plan: while a tensor is read or written it is there twice more, in
+/// f32 and in the file's type, and the largest is the embedding. A base that stays in its file is neither read nor
+/// written.
+pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
+    let copies = if plan.mapped == 0 { 8 * arch.vocab_size as u64 * arch.hidden as u64 } else { 0 };
+    plan.own() + copies + PROCESS
+}
+
+/// Refuses a model that does not fit into the machine's memory. Linux grants memory that it does not have, and kills the
+/// process later without a message.
+pub fn check_memory(arch: &Architecture, plan: &MemoryPlan) -> suasion_train::Result<()> {
+    let bytes = needed(arch, plan);
+    match machine::memory().0 {
+        Some(total) if bytes > total => Err(suasion_engine::Error::Memory { bytes }.into()),
+        _ => Ok(()),
+    }
+}
+
+/// What a model takes under these settings, with what their optimizer keeps and the average of the weights.
+///
+/// # Errors
+/// A choice of parameters that the model cannot follow.
+pub fn planned(
+    arch: &Architecture,
+    budget: Budget,
+    trainable: &Trainable,
+    settings: &Settings,
+) -> suasion_train::Result<MemoryPlan> {
+    let plan = MemoryPlan::over(arch, budget, trainable, Base::Mapped)?;
+    let mut plan = plan.under(settings.optimizer(), arch, trainable)?;
+    if settings.ema_decay.is_some() {
+        plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
+    }
+    Ok(plan)
+}
 
 /// Builds models with the same initial weights.
 pub struct Start<'a> {
@@ -19,6 +68,14 @@ pub struct Start<'a> {
     init: Init,
     /// The seed of random weights.
     seed: u64,
+    /// What is trained of a model without an adapter.
+    trainable: Trainable,
+    /// How it is trained.
+    settings: Settings,
+    /// The adapter over it.
+    adapter: Option<&'a Adapter>,
+    /// The fingerprint of the weights, once they were read.
+    fingerprint: Option<String>,
     /// True once the warning was shown.
     warned: bool,
 }
@@ -26,25 +83,49 @@ pub struct Start<'a> {
 impl<'a> Start<'a> {
     /// The weights that a configuration selects: those in `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
-        Start { ui, dir, arch, init: config.init, seed: config.train.seed, warned: false }
+        let settings = config.settings();
+        Start { init: config.init, seed: settings.seed, settings, ..Start::from_dir(ui, dir, arch) }
     }
 
     /// The weights in `dir`: those of a finished run.
     pub fn from_dir(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture) -> Start<'a> {
-        Start { ui, dir, arch, init: Init::Weights, seed: 0, warned: false }
+        let (init, trainable, settings) = (Init::Weights, Trainable::All, Settings::default());
+        Start {
+            ui,
+            dir,
+            arch,
+            init,
+            seed: 0,
+            trainable,
+            settings,
+            adapter: None,
+            fingerprint: None,
+            warned: false,
+        }
     }
 
-    /// A model with these weights; the same at every call.
+    /// The same with a choice of what is trained.
+    pub fn with_trainable(self, trainable: Trainable) -> Start<'a> {
+        Start { trainable, ..self }
+    }
+
+    /// The same under an adapter.
+    pub fn with_adapter(self, adapter: Option<&'a Adapter>) -> Start<'a> {
+        Start { adapter, ..self }
+    }
+
+    /// A model with these weights; the same at every call. The base of an adapter stays in its files.
     ///
     /// # Errors
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
-        // Linux grants memory that it does not have, and kills the process later without a message.
-        let bytes = MemoryPlan::of(self.arch, budget).total();
-        if machine::memory().0.is_some_and(|total| bytes > total) {
-            return Err(suasion_engine::Error::Memory { bytes }.into());
+        let adapter = self.adapter.map(|adapter| Trainable::Adapter(adapter.lora.clone()));
+        let trainable = adapter.unwrap_or_else(|| self.trainable.clone());
+        check_memory(self.arch, &planned(self.arch, budget, &trainable, &self.settings)?)?;
+        let mut model = Model::with_base(self.arch.clone(), Device::cpu(), budget, &trainable, Base::Mapped)?;
+        if budget.train {
+            model.choose_optimizer(self.settings.optimizer())?;
         }
-        let mut model = Model::new(self.arch.clone(), Device::cpu(), budget)?;
         match self.init {
             Init::Random => model.init_random(self.seed)?,
             Init::Weights => {
@@ -61,6 +142,40 @@ impl<'a> Start<'a> {
                 }
             }
         }
+        if let Some(adapter) = self.adapter {
+            match &adapter.from {
+                Some(dir) => model.load_adapter(&dir.join(ADAPTER_WEIGHTS))?,
+                None => model.init_adapter(self.seed)?,
+            }
+            if budget.train {
+                let known = match self.fingerprint.take() {
+                    Some(known) => known,
+                    None => fingerprint(self.dir)?,
+                };
+                model.set_base(known.clone());
+                self.fingerprint = Some(known);
+            }
+        }
         Ok(model)
     }
+}
+
+/// A fingerprint of a model's weights.
+///
+/// # Errors
+/// Files that cannot be read.
+pub fn fingerprint(dir: &Path) -> suasion_engine::Result<String> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut names: Vec<_> = names.filter(|name| is_weights(&name.to_string_lossy())).collect();
+    names.sort();
+    let mut hasher = blake3::Hasher::new();
+    for name in names {
+        let written = suasion_files::Written::of(&dir.join(&name))?;
+        hasher.update(format!("{} {} {}\n", name.display(), written.bytes, written.blake3).as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn is_weights(name: &str) -> bool {
+    name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
 }

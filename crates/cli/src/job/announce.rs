@@ -5,6 +5,7 @@ use super::estimate::Needs;
 use crate::config::Init;
 use crate::failure::Failure;
 use crate::inputs::loading;
+use crate::inputs::weights::needed;
 use crate::machine;
 use crate::tables;
 use crate::ui::Ui;
@@ -76,11 +77,11 @@ impl Job {
         }
         let memory = self.memory();
         if let (_, Some(available)) = machine::memory()
-            && memory.total() > available
+            && needed(&self.arch, &memory) > available
         {
             ui.warn(format_args!(
-                "{} are planned and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
-                bytes(memory.total()),
+                "{} are needed and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
+                bytes(needed(&self.arch, &memory)),
                 bytes(available)
             ));
         }
@@ -105,6 +106,9 @@ impl Job {
                 thousands(self.arch.parameter_count())
             ),
         );
+        if let Some(trained) = self.trained() {
+            line("trained", format!("{} of these parameters; the others are frozen", thousands(trained)));
+        }
         line(
             "data",
             format!(
@@ -129,6 +133,26 @@ impl Job {
                 ),
             ),
             None => line("evaluation", "none: no rows are held out".into()),
+        }
+        if let Some(adapter) = &self.opened.adapter {
+            let (lora, trained) = (&adapter.lora, self.memory().gradients / 4);
+            let name = if lora.dora { "DoRA" } else { "LoRA" };
+            let from = match &adapter.from {
+                Some(from) => format!("that of {}", from.display()),
+                None => "a new one".into(),
+            };
+            let share = trained as f64 / self.arch.parameter_count() as f64;
+            line(
+                "adapter",
+                format!(
+                    "{name}, {from}: rank {}, alpha {}, dropout {}; {} trained parameters ({} of the model's)",
+                    lora.rank,
+                    lora.alpha,
+                    lora.dropout,
+                    thousands(trained),
+                    percent(share),
+                ),
+            );
         }
         let objective = match self.identity.objective {
             Objective::ResponseOnly => "responses only",
@@ -176,10 +200,14 @@ impl Job {
             ),
         );
         let memory = self.memory();
+        let mapped = match memory.mapped {
+            0 => String::new(),
+            mapped => format!(" and {} read in the base's files", bytes(mapped)),
+        };
         line(
             "memory",
             format!(
-                "{} planned: parameters {}, gradients {}, optimizer {}, activations {}, scratch {}",
+                "{} planned: parameters {}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
                 bytes(memory.total()),
                 bytes(memory.parameters),
                 bytes(memory.gradients),
@@ -210,6 +238,7 @@ impl Job {
         serde_json::json!({
             "model_type": self.arch.model_type,
             "parameters": self.arch.parameter_count(),
+            "trained_parameters": memory.gradients / 4,
             "objective": self.identity.objective,
             "rows": { "read": summary.rows, "kept": summary.kept, "cut": summary.cut, "dropped": dropped, "failed": summary.failed },
             "tokens": self.plan.tokens_per_epoch,
@@ -221,7 +250,7 @@ impl Job {
                 "packs": fill.packs, "capacity": fill.capacity, "fill": fill.rate(),
             })),
             "memory_bytes": {
-                "total": memory.total(), "parameters": memory.parameters, "gradients": memory.gradients,
+                "total": memory.total(), "parameters": memory.parameters, "mapped": memory.mapped, "gradients": memory.gradients,
                 "optimizer": memory.optimizer, "activations": memory.activations, "scratch": memory.scratch,
             },
             "disk_bytes": {
@@ -276,6 +305,14 @@ impl Job {
                 perplexity(before.perplexity),
                 perplexity(after.perplexity),
                 thousands(after.targets)
+            ));
+        }
+        if report.stopped_early {
+            ui.log(format_args!(
+                "ended early, after step {} of {}: {} in a row were not better (early_stopping_patience)",
+                report.step,
+                report.total_steps,
+                count(self.settings.early_stopping_patience.unwrap_or(0), "evaluation"),
             ));
         }
         let memory =

@@ -2,9 +2,15 @@
 
 use crate::config::{Config, Init, Paths};
 use crate::inputs::loading::RowSet;
+use crate::inputs::opened::Opened;
 use std::path::Path;
+use suasion_data::report::RowView;
+use suasion_data::tokens::Tokenizer;
 use suasion_data::{Sample, Summary};
 use suasion_train::{DataCard, FindingCount, SectionShare};
+
+/// Rows that the report shows.
+const ROWS_SHOWN: usize = 3;
 
 /// A path as others can understand it: a hub id or a relative path as it is, else the last name.
 fn public_name(path: &Path) -> String {
@@ -38,6 +44,28 @@ fn base_model(path: &Path) -> String {
     cached.or_else(named).unwrap_or_else(folder)
 }
 
+/// The card of a run that trains this model: an adapter's names its base, whatever the configuration names.
+pub fn of_model(card: DataCard, opened: &Opened) -> DataCard {
+    match &opened.adapter {
+        None => card,
+        Some(adapter) => DataCard {
+            adapter: true,
+            base_model: if adapter.from.is_some() {
+                base_model(&opened.base)
+            } else {
+                card.base_model.clone()
+            },
+            ..card
+        },
+    }
+}
+
+/// The first rows that are trained on, as a page shows them.
+pub fn first_rows(train: &[Sample], tokenizer: Option<&Tokenizer>) -> Vec<RowView> {
+    let rows = train.iter().take(ROWS_SHOWN).flat_map(Sample::unpack).take(ROWS_SHOWN);
+    rows.map(|row| RowView::of_sample(&row, tokenizer)).collect()
+}
+
 /// The data card: of the rows that were read (`rows`), those trained on (`train`) and those held out.
 pub fn data_card(
     config: &Config,
@@ -69,7 +97,10 @@ pub fn data_card(
             Init::Weights => base,
             Init::Random => String::new(),
         },
+        adapter: false,
         chat,
+        machine: crate::machine::sentence(),
+        rows: Vec::new(),
         data: names(&config.dataset_name, rows),
         eval_data: match eval {
             Some(rows) => names(&config.eval_dataset_name, rows),

@@ -25,10 +25,13 @@ pub struct Needs {
 impl Needs {
     /// Of a planned run.
     pub fn of(job: &Job) -> Needs {
-        let parameters = job.arch.parameter_count();
-        let final_model = parameters * weight_bytes(&job.folder.path);
-        // Weights and AdamW's two moments, in f32.
-        let checkpoint = if job.settings.save_only_model { final_model } else { 3 * 4 * parameters };
+        let is_adapter = job.opened.adapter.is_some();
+        // Of an adapter only what is trained is written, in f32.
+        let parameters = if is_adapter { job.memory().gradients / 4 } else { job.arch.parameter_count() };
+        let final_model = parameters * if is_adapter { 4 } else { weight_bytes(&job.folder.path) };
+        // Weights in f32, and what the optimizer keeps.
+        let whole = 4 * parameters + job.memory().optimizer;
+        let checkpoint = if job.settings.save_only_model { final_model } else { whole };
         let (steps, settings) = (job.plan.total_steps, &job.settings);
         let written = match settings.save_strategy {
             Strategy::No => 0,
@@ -45,7 +48,9 @@ impl Needs {
         let checkpoints = (written + best).min(kept);
         let passes = steps as f64 / job.plan.steps_per_epoch as f64;
         let (tokens, targets) = (job.plan.tokens_per_epoch as f64, job.plan.targets_per_epoch as f64);
-        let work = passes * operations(&job.arch, tokens, targets);
+        // The weights of an adapter's base have no gradient, which is a third of the work.
+        let share = if is_adapter { 2.0 / 3.0 } else { 1.0 };
+        let work = share * passes * operations(&job.arch, tokens, targets);
         Needs {
             checkpoint,
             checkpoints,

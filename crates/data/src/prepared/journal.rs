@@ -74,7 +74,11 @@ impl Journal {
             }
         }
         let complete = |shard: &Shard| {
-            let length = |name: &String| fs::metadata(folder.join(name)).map(|m| m.len()).ok();
+            // A journal that names a file elsewhere is none of ours.
+            let length = |name: &String| {
+                let inside = suasion_files::is_plain_name(name);
+                fs::metadata(folder.join(name)).map(|m| m.len()).ok().filter(|_| inside)
+            };
             shard.data.as_ref().is_none_or(|(name, written)| length(name) == Some(written.bytes))
                 && length(&shard.findings).is_some()
                 && length(&shard.hashes) == shard.kept.checked_mul(ENTRY)

@@ -1,185 +1,522 @@
-//! A self-contained HTML page: no script, nothing loaded from elsewhere.
+//! The page of `verify`: is the data masked rightly, why, and what to do next.
 
-use super::format::{percent, thousands};
-use super::text::visible;
-use super::view::RowView;
-use crate::Origin;
-use crate::pipeline::{ROWS_LISTED, Summary};
-use std::fmt::Write;
+use super::Losses;
+use super::format::{count, percent, thousands};
+use super::gallery::{Chosen, Gallery};
+use super::page::{
+    self, Cell, Histogram, Html, Page, Share, Step, Table, Tone, details, paragraph, shares, shell_line,
+};
+use super::terminal::not_remembered;
+use crate::pipeline::{CodeCount, ROWS_LISTED, Summary};
+use crate::{Code, Level, Objective};
+use std::collections::{BTreeMap, BTreeSet};
 
-const STYLE: &str = "\
-:root{color-scheme:light dark;--fg:#1b1b1f;--bg:#fff;--soft:#5c5f66;--line:#d5d7dc;--learn:#d9f2df;--learnline:#1a7f37;--cut:#fbe3e1;--odd:#fff3cd;--bar:#4a7fd6}\
-@media(prefers-color-scheme:dark){:root{--fg:#e6e6ea;--bg:#16171a;--soft:#a2a6b0;--line:#3a3d45;--learn:#12351d;--learnline:#4ac26b;--cut:#47211f;--odd:#443a12;--bar:#7aa7f0}}\
-body{font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:60rem;margin:2rem auto;padding:0 1rem}\
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}\
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}\
-.text{white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid var(--line);border-radius:.4rem;padding:.8rem;font:14px/1.7 ui-monospace,monospace}\
-.run{border-radius:.2rem;color:var(--soft)}\
-.learned{background:var(--learn);color:var(--fg);border-bottom:2px solid var(--learnline);font-weight:600}\
-.odd{background:var(--odd)}.cut{background:var(--cut);text-decoration:line-through}\
-.tag{font:11px/1 system-ui,sans-serif;font-weight:600;border:1px solid currentColor;border-radius:.2rem;padding:0 .25rem;margin:0 .15rem;text-decoration:none;display:inline-block}\
-meter{width:8rem}.soft{color:var(--soft)}";
+/// Bytes of the rows of a page; the rest of it has some 100 kB.
+const ROW_BYTES: usize = 3_500_000;
+/// Rows of the first screen.
+const FIRST: usize = 3;
 
-/// A page with the summary of a data set and some of its rows.
-pub fn page(title: &str, rows: &[RowView], summary: &Summary) -> String {
-    let title = shown(title);
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n"
-    );
-    summary_section(&mut out, summary);
-    for view in rows {
-        row_section(&mut out, view);
-    }
-    out.push_str("</main>\n</body>\n</html>\n");
-    out
+/// What the page is about.
+#[derive(Debug)]
+pub struct Verified<'a> {
+    /// The source, as it was named.
+    pub name: String,
+    /// Its rows in numbers.
+    pub summary: &'a Summary,
+    /// The rows that were kept for the page.
+    pub gallery: &'a Gallery,
+    /// Those rows.
+    pub rows: Vec<Chosen>,
+    /// The loss of a model on the gallery's sample, where it was measured.
+    pub losses: Option<Losses>,
+    /// What the loss is meant to cover.
+    pub objective: Objective,
+    /// The flags that name data, model and configuration, for the commands of the page; without any, the page has none.
+    pub flags: Vec<String>,
+    /// True where the rows were prepared by suasion.
+    pub prepared: bool,
+    /// True where a tokenizer is known.
+    pub tokenizer: bool,
 }
 
-fn summary_section(out: &mut String, summary: &Summary) {
-    let share =
-        if summary.tokens > 0 { summary.supervised_tokens as f64 / summary.tokens as f64 } else { 0.0 };
+/// The page.
+pub fn page(verified: &Verified<'_>) -> String {
+    let mut page = Page::new("suasion verify", &verified.name);
+    let (tone, sentence) = verdict(verified);
+    page.verdict(tone, &sentence, &reasons(verified));
+
+    let mut previews = paragraph("What has a green tag and a line under it is learned; the rest is masked.");
+    let asked = verified.rows.iter().filter(|row| row.asked && !row.view.runs.is_empty());
+    let mut asked: Vec<&Chosen> = asked.collect();
+    // A row with a finding is more worth seeing than one without.
+    asked.sort_by_key(|row| (row.view.findings.is_empty(), row.view.id.row));
+    let others = verified.rows.iter().filter(|row| !row.asked && !row.view.runs.is_empty());
+    for row in asked.into_iter().chain(others).take(FIRST) {
+        previews.add(&page::preview(&row.view));
+    }
+    if verified.rows.iter().any(|row| !row.view.runs.is_empty()) {
+        page.lead("What is learned, in three rows", &previews);
+    }
+    page.lead("Next", &page::steps(&next(verified)));
+
+    let (list, kept) = render(&verified.rows);
+    page.section("shares", "Where the loss goes", &where_the_loss_goes(verified));
+    page.section("findings", "Findings", &findings(verified, &kept));
+    page.section("lengths", "Lengths and shares", &histograms(verified));
+    page.section("rows", "Rows", &rows(verified, &list, &kept));
+    page.section("numbers", "In numbers", &numbers(verified.summary).html());
+    page.finish()
+}
+
+/// Findings of a level, by code.
+fn of_level(summary: &Summary, level: Level) -> impl Iterator<Item = (&Code, &CodeCount)> {
+    summary.findings.iter().filter(move |(_, found)| found.level == level)
+}
+
+fn verdict(verified: &Verified<'_>) -> (Tone, String) {
+    let Verified { summary, gallery, objective, .. } = verified;
     let unit = summary.unit();
-    let packs = match summary.packs {
-        0 => String::new(),
-        packs => format!(" {} packs of {} rows.", thousands(packs), thousands(summary.packed_rows)),
-    };
-    let _ = write!(
-        out,
-        "<section>\n<h2>The data set</h2>\n<p>{} {unit}s: {} kept ({} cut), {} left out, {} failed.{packs}<br>\n\
-         {} tokens: {} masked, <strong>{} supervised ({})</strong>, {} targets in {} trainable {unit}s.</p>\n",
-        thousands(summary.rows),
-        thousands(summary.kept),
-        thousands(summary.cut),
-        thousands(summary.dropped_rows()),
-        thousands(summary.failed),
-        thousands(summary.tokens),
-        thousands(summary.tokens - summary.supervised_tokens),
-        thousands(summary.supervised_tokens),
-        percent(share),
-        thousands(summary.targets),
-        thousands(summary.trainable_rows),
-    );
-    out.push_str(
-        "<table>\n<caption>Share of each section in the loss</caption>\n<thead><tr><th scope=\"col\">section</th>\
-         <th scope=\"col\" class=\"n\">tokens</th><th scope=\"col\">if the loss were on all tokens</th>\
-         <th scope=\"col\">now</th></tr></thead>\n<tbody>\n",
-    );
-    for (name, stats) in summary.sections() {
-        let cell = |share: f64| {
-            format!(
-                "<td><meter min=\"0\" max=\"1\" value=\"{share:.4}\" aria-hidden=\"true\"></meter> {}</td>",
-                shown(&percent(share))
-            )
-        };
-        let _ = writeln!(
-            out,
-            "<tr><th scope=\"row\">{name}</th><td class=\"n\">{}</td>{}{}</tr>",
-            thousands(stats.tokens),
-            cell(summary.share_before(name)),
-            cell(summary.share_after(name)),
+    let [wrong, doubtful] = gallery.rows_with;
+    let rows = |n: u64| format!("{} of {}", thousands(n), count(summary.rows, unit));
+    let have = |n: u64| if n == 1 { "has" } else { "have" };
+    let codes: Vec<&Code> = of_level(summary, Level::Error).map(|(code, _)| code).collect();
+    if summary.rows == 0 {
+        return (Tone::Check, "There is no row to judge.".into());
+    }
+    if summary.targets == 0 {
+        return (
+            Tone::Bad,
+            format!("Nothing would be learned: none of {} has a target.", count(summary.rows, unit)),
         );
     }
-    out.push_str("</tbody>\n</table>\n");
-    if !summary.findings.is_empty() {
-        out.push_str(
-            "<h3>Findings</h3>\n<table>\n<thead><tr><th scope=\"col\">code</th><th scope=\"col\">level</th>\
-             <th scope=\"col\" class=\"n\">count</th><th scope=\"col\">meaning</th><th scope=\"col\">rows</th></tr></thead>\n<tbody>\n",
+    if wrong > 0 {
+        let what = match codes[..] {
+            [code] => format!("an error: {}", code.rule().meaning),
+            _ => format!("errors, of {} kinds", codes.len()),
+        };
+        return (Tone::Bad, format!("Not ready to train on: {} {} {what}.", rows(wrong), have(wrong)));
+    }
+    if *objective == Objective::AllTokens {
+        return (
+            Tone::Check,
+            "The loss is on all tokens, prompts too, as completion_only_loss=false asks.".into(),
         );
-        for (code, found) in &summary.findings {
-            let mut rows: String = found.rows.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    }
+    if doubtful > 0 {
+        return (
+            Tone::Check,
+            format!("No label is wrong, but {} {} a warning.", rows(doubtful), have(doubtful)),
+        );
+    }
+    let all = if summary.trainable_rows == summary.rows { "All " } else { "" };
+    let learn = if summary.trainable_rows == 1 { "learns" } else { "learn" };
+    (
+        Tone::Good,
+        format!(
+            "The mask is right: {}{} {learn} {} response{} and nothing else.",
+            all.to_lowercase(),
+            count(summary.trainable_rows, unit),
+            if summary.trainable_rows == 1 { "its" } else { "their" },
+            if summary.trainable_rows == 1 { "" } else { "s" },
+        ),
+    )
+}
+
+/// The sections that are neither learned by default nor scaffold or padding.
+fn is_prompt(name: &str) -> bool {
+    !matches!(name, "response" | "end_of_turn" | "scaffold" | "padding")
+}
+
+fn reasons(verified: &Verified<'_>) -> Vec<String> {
+    let Verified { summary, gallery, .. } = verified;
+    let unit = summary.unit();
+    let mut reasons = Vec::new();
+    for (code, found) in of_level(summary, Level::Error).chain(of_level(summary, Level::Warning)) {
+        let rule = code.rule();
+        reasons.push(format!("{code}, {} ×: {}.", thousands(found.count), rule.meaning));
+    }
+    let supervised = |keep: &dyn Fn(&str) -> bool| -> u64 {
+        summary.sections().filter(|(name, _)| keep(name)).map(|(_, stats)| stats.supervised).sum()
+    };
+    if summary.tokens > 0 {
+        let share = summary.supervised_tokens as f64 / summary.tokens as f64;
+        reasons.push(format!(
+            "{} of {} tokens are learned ({}): {} of responses, {} stop tokens.",
+            thousands(summary.supervised_tokens),
+            thousands(summary.tokens),
+            percent(share),
+            thousands(supervised(&|name| name == "response")),
+            thousands(supervised(&|name| name == "end_of_turn")),
+        ));
+    }
+    let known = verified.tokenizer || verified.prepared || !gallery.tokenised;
+    if known {
+        let prompts = supervised(&is_prompt);
+        let total: u64 = summary.sections().filter(|(name, _)| is_prompt(name)).map(|(_, s)| s.tokens).sum();
+        reasons.push(match (prompts, total) {
+            (0, 0) => "No row has a prompt.".into(),
+            (0, n) => format!("None of the {} tokens of prompts is learned.", thousands(n)),
+            (prompts, n) => {
+                format!("{} of {} tokens of prompts are learned.", thousands(prompts), thousands(n))
+            }
+        });
+        let before: f64 = summary
+            .sections()
+            .filter(|(name, _)| is_prompt(name) || *name == "scaffold")
+            .map(|(name, _)| summary.share_before(name))
+            .sum();
+        if before > 0.0 && prompts == 0 {
+            reasons.push(format!(
+                "Without the mask, {} of the loss would be about prompts and their markers.",
+                percent(before)
+            ));
+        }
+        match summary.sections.get("end_of_turn") {
+            Some(stats) if stats.supervised < stats.tokens => reasons.push(format!(
+                "{} of {} stop tokens are masked.",
+                thousands(stats.tokens - stats.supervised),
+                thousands(stats.tokens)
+            )),
+            _ => {}
+        }
+    } else {
+        reasons.push(
+            "The rows came as tokens, and no tokenizer is known: what is prompt and what is response is taken from \
+             their labels. Name the model (--model) to have that checked."
+                .into(),
+        );
+    }
+    let mut left = Vec::new();
+    for (n, what) in [(summary.cut, "cut to max_length"), (summary.failed, "that cannot become a sample")] {
+        if n > 0 {
+            left.push(format!("{} {what}", thousands(n)));
+        }
+    }
+    left.extend(
+        summary.dropped.iter().map(|(reason, n)| format!("{} left out, {}", thousands(*n), reason.meaning())),
+    );
+    let left = if left.is_empty() { String::new() } else { format!(": {}", left.join("; ")) };
+    reasons.push(match summary.rows {
+        1 => format!("The {unit} was checked{left}."),
+        rows => format!("Each of the {} {unit}s was checked{left}.", thousands(rows)),
+    });
+    if summary.not_remembered > 0 {
+        reasons.push(format!("D001: {}.", not_remembered(summary.not_remembered)));
+    }
+    reasons
+}
+
+/// A command on the same data; `None` where no command line names it.
+fn command(verified: &Verified<'_>, name: &str, more: &[&str]) -> Option<String> {
+    let flags = verified.flags.iter().map(String::as_str);
+    let words = ["suasion", name].into_iter().chain(flags).chain(more.iter().copied());
+    (!verified.flags.is_empty()).then(|| shell_line(words))
+}
+
+fn next(verified: &Verified<'_>) -> Vec<Step> {
+    let summary = verified.summary;
+    let step = |text: &str, command: Option<String>| Step { text: text.into(), command };
+    let mut next = Vec::new();
+    let worst = of_level(summary, Level::Error).chain(of_level(summary, Level::Warning));
+    for (code, found) in worst.take(3) {
+        let Some(row) = found.rows.first() else { continue };
+        let text = format!("{code}: {}. To see the first such row again:", code.rule().help);
+        next.push(step(&text, command(verified, "verify", &["--row", &row.to_string()])));
+    }
+    if !summary.has_errors() && summary.targets > 0 {
+        next.push(step("Train on these rows:", command(verified, "train", &["-o", "out"])));
+        next.push(step(
+            "Or train both ways, on responses only and on all tokens, and see the difference on held-out rows:",
+            command(verified, "compare", &[]),
+        ));
+        if !verified.prepared {
+            next.push(step(
+                "Or keep the tokens and labels, for another trainer to read:",
+                command(verified, "prepare", &["-o", "prepared.parquet"]),
+            ));
+        }
+    } else {
+        next.push(step("After the repair, check again:", command(verified, "verify", &[])));
+    }
+    next
+}
+
+fn where_the_loss_goes(verified: &Verified<'_>) -> Html {
+    let summary = verified.summary;
+    let share = |(name, stats): (&str, &crate::SectionStats)| Share {
+        name: name.replace('_', " "),
+        tokens: stats.tokens,
+        before: summary.share_before(name),
+        after: summary.share_after(name),
+    };
+    let sections: Vec<Share> = summary.sections().map(share).collect();
+    let mut html = Html::new();
+    if sections.is_empty() {
+        return html;
+    }
+    let caption = "Each section’s share of the loss, by its number of tokens: if all tokens were learned, and with these labels.";
+    html.add(&shares(caption, ["section", "tokens", "all tokens", "these labels"], &sections));
+    let Some(losses) = verified.losses.as_ref().filter(|losses| losses.rows > 0) else { return html };
+    html.element("h3", "In the model’s own loss");
+    let row = |s: super::losses::SectionLoss| {
+        vec![
+            Cell::Head(s.name.replace('_', " ")),
+            Cell::Number(format!("{:.3}", s.mean)),
+            Cell::Share(s.before),
+            Cell::Accent(s.after),
+        ]
+    };
+    let table = Table {
+        caption: format!(
+            "A token that the model predicts well counts little. Measured on {}: the mean loss of each section in nats \
+             per token, and its share of the whole.",
+            match losses.rows == summary.kept {
+                true => format!("all {}", count(losses.rows, summary.unit())),
+                false => format!("a sample of {}", count(losses.rows, summary.unit())),
+            }
+        ),
+        heads: vec!["section", "loss", "all tokens", "these labels"],
+        rows: losses.sections().into_iter().map(row).collect(),
+    };
+    html.add(&table.html());
+    html
+}
+
+fn histograms(verified: &Verified<'_>) -> Html {
+    let Verified { summary, gallery, losses, .. } = verified;
+    let mut html = Html::new();
+    if summary.kept == 0 {
+        return html;
+    }
+    let unit = summary.unit();
+    let lengths: BTreeMap<u64, u64> = gallery.lengths.iter().map(|(length, n)| (*length, *n)).collect();
+    let width = 100.0 / gallery.shares.len() as f64;
+    let bin = |(i, n): (usize, &u64)| (i as f64 * width, (i + 1) as f64 * width, *n);
+    let share = Histogram {
+        title: "Share of a row that is learned.".into(),
+        noun: unit.into(),
+        unit: "%".into(),
+        bins: gallery.shares.iter().enumerate().map(bin).collect(),
+        whole: false,
+        span: None,
+    };
+    let mut pieces =
+        vec![Histogram::of_counts("Length of a row.", unit, "tokens", &lengths).html(), share.html()];
+    if let Some(losses) = losses {
+        let title = "Loss of a row over what it learns.";
+        pieces.push(Histogram::of_values(title, unit, "nats per token", &losses.per_row).html());
+    }
+    html.add(&page::columns(&pieces));
+    html
+}
+
+fn findings(verified: &Verified<'_>, in_page: &BTreeSet<u64>) -> Html {
+    let summary = verified.summary;
+    let mut html = Html::new();
+    if summary.findings.is_empty() {
+        return paragraph("Nothing was found. Every rule was checked on every row.");
+    }
+    let unit = summary.unit();
+    for level in [Level::Error, Level::Warning, Level::Note] {
+        for (code, found) in of_level(summary, level) {
+            let rule = code.rule();
+            html.raw("<article")
+                .attr("class", &format!("finding {level}"))
+                .attr("id", code.as_str())
+                .raw(">\n<h3>");
+            html.classed("span", "code", code.as_str())
+                .raw(" ")
+                .text(rule.meaning)
+                .raw("</h3>\n<p class=\"soft\">");
+            html.text(&format!("{level}, {} ×, {unit}", thousands(found.count)));
+            html.raw(if found.rows.len() == 1 { " " } else { "s " });
+            for (i, row) in found.rows.iter().enumerate() {
+                html.raw(if i == 0 { "" } else { ", " });
+                match in_page.contains(row) {
+                    true => html
+                        .raw("<a")
+                        .attr("href", &format!("#row-{row}"))
+                        .raw(">")
+                        .text(&row.to_string())
+                        .raw("</a>"),
+                    false => html.text(&row.to_string()),
+                };
+            }
             let more = found.count.saturating_sub(found.rows.len() as u64);
             if more > 0 && found.rows.len() == ROWS_LISTED {
-                let _ = write!(rows, " and {} more", thousands(more));
+                html.text(&format!(" and {} more", thousands(more)));
             }
-            let _ = writeln!(
-                out,
-                "<tr><th scope=\"row\">{code}</th><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{rows}</td></tr>",
-                found.level,
-                thousands(found.count),
-                shown(code.rule().meaning),
-            );
+            html.raw(" · <a href=\"#rows\"")
+                .attr("data-filter", code.as_str())
+                .raw(">show its rows</a></p>\n<p>");
+            html.element("b", "Remedy:").raw(" ").text(rule.help).raw(".</p>\n");
+            html.add(&details("What it means", &prose(rule.doc))).raw("</article>\n");
         }
-        out.push_str("</tbody>\n</table>\n");
     }
-    out.push_str("</section>\n");
+    html
 }
 
-fn row_section(out: &mut String, view: &RowView) {
-    let _ = write!(
-        out,
-        "<section>\n<h2>Row {} <span class=\"soft\">{}</span></h2>\n<p>{} tokens: {} masked, \
-         <strong>{} supervised</strong>, {} targets. What is learned is bold, underlined and tagged \u{201c}LEARNED\u{201d}.</p>\n<div class=\"text\">",
-        view.id.row,
-        shown(&view.id.to_string()),
-        thousands(view.tokens as u64),
-        thousands((view.tokens - view.supervised) as u64),
-        thousands(view.supervised as u64),
-        thousands(view.targets as u64),
-    );
-    for run in &view.runs {
-        if let Some(begins) = &run.begins {
-            let _ = write!(out, "<h3>{}</h3>", shown(begins));
+/// The text of a rule: paragraphs and lists with `code`, in the Markdown that docs/findings.md is made of.
+fn prose(markdown: &str) -> Html {
+    let mut html = Html::new();
+    let inline = |html: &mut Html, text: &str| {
+        for (i, part) in text.split('`').enumerate() {
+            match i % 2 {
+                // The names of links; their targets are files of the repository.
+                0 => html.text(&part.replace("](", "\u{1}").split('[').map(link_name).collect::<String>()),
+                _ => html.element("code", part),
+            };
         }
-        let expected = matches!(run.origin, Origin::Response { .. } | Origin::EndOfTurn { .. });
-        let class = match (run.cut, run.weight != 0.0) {
-            (true, _) => "run cut",
-            (false, true) if expected => "run learned",
-            (false, true) => "run learned odd",
-            (false, false) => "run",
+    };
+    for part in markdown.split("\n\n") {
+        let items: Vec<&str> = part.split('\n').filter_map(|line| line.strip_prefix("- ")).collect();
+        if items.is_empty() {
+            html.raw("<p>");
+            inline(&mut html, part);
+            html.raw("</p>\n");
+            continue;
+        }
+        html.raw("<ul>");
+        for item in items {
+            html.raw("<li>");
+            inline(&mut html, item);
+            html.raw("</li>");
+        }
+        html.raw("</ul>\n");
+    }
+    html
+}
+
+/// `name\u{1}target) rest` as `name rest`; other text as it is.
+fn link_name(text: &str) -> String {
+    let Some((name, rest)) = text.split_once('\u{1}') else { return text.to_string() };
+    format!("{name}{}", rest.split_once(')').map_or("", |(_, rest)| rest))
+}
+
+/// The rows that there is room for, and their numbers.
+fn render(rows: &[Chosen]) -> (Html, BTreeSet<u64>) {
+    let (mut list, mut kept) = (Html::new(), BTreeSet::new());
+    for row in rows {
+        let one = page::row(&row.view, &row.why, row.asked && kept.is_empty());
+        if kept.is_empty() || list.len() + one.len() <= ROW_BYTES {
+            list.add(&one);
+            kept.insert(row.view.id.row);
+        }
+    }
+    (list, kept)
+}
+
+fn rows(verified: &Verified<'_>, list: &Html, kept: &BTreeSet<u64>) -> Html {
+    let summary = verified.summary;
+    let unit = summary.unit();
+    let mut html = Html::new();
+    let (mut codes, mut sections, mut lengths) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    for row in verified.rows.iter().filter(|row| kept.contains(&row.view.id.row)) {
+        codes.extend(row.view.findings.iter().map(|finding| finding.code));
+        sections.extend(row.view.runs.iter().map(|run| run.origin.name()));
+        lengths.extend((row.view.tokens > 0).then_some(row.view.tokens as u64));
+    }
+    let in_page = kept.len() as u64;
+    if in_page == 0 {
+        return html;
+    }
+    let rest = summary.rows.saturating_sub(in_page);
+    if rest > 0 {
+        html.raw("<p>").text(&format!(
+            "{} of {} are here: those with findings (of each code the first), the longest and shortest, those of which \
+             most and least is learned, and a sample of the others. To see another:",
+            thousands(in_page),
+            count(summary.rows, unit)
+        ));
+        html.raw("</p>\n");
+        if let Some(line) = command(verified, "verify", &["--row", "N"]) {
+            html.raw("<div class=\"command\"><code>").text(&line).raw("</code></div>\n");
+        }
+    }
+    html.raw("<p class=\"soft\">Keys: <code>[</code> <code>]</code> for rows, <code>j</code> <code>k</code> or arrows for \
+              what is learned and masked, arrows for tokens.</p>\n");
+    html.raw("<form class=\"filters\" hidden>");
+    let mut select =
+        |label: &'static str, name: &'static str, any: &'static str, options: Vec<(String, String)>| {
+            if options.len() < 2 && name != "codes" || options.is_empty() {
+                return;
+            }
+            html.raw("<label>")
+                .text(label)
+                .raw(" <select")
+                .attr("name", name)
+                .raw("><option value=\"\">")
+                .raw(any);
+            html.raw("</option>");
+            for (value, text) in options {
+                html.raw("<option").attr("value", &value).raw(">").text(&text).raw("</option>");
+            }
+            html.raw("</select></label>");
         };
-        let _ = write!(
-            out,
-            "<span class=\"{class}\" title=\"{}\"><span class=\"tag\">{} {} \u{d7}{}</span>{}</span>",
-            shown(&run.reason()),
-            run.state(),
-            run.origin,
-            thousands(run.count as u64),
-            shown_lines(&run.text),
-        );
-    }
-    out.push_str("</div>\n");
-    if !view.findings.is_empty() {
-        out.push_str("<ul>\n");
-        for finding in &view.findings {
-            let _ = writeln!(
-                out,
-                "<li><strong>{} {}</strong>: {}</li>",
-                finding.code,
-                finding.level,
-                shown(&finding.message)
-            );
-        }
-        out.push_str("</ul>\n");
-    }
-    out.push_str("</section>\n");
+    let text = |code: &Code| (code.to_string(), format!("{code} {}", code.rule().meaning));
+    select("Finding", "codes", "any or none", codes.iter().map(text).collect());
+    let known = crate::SECTION_ORDER.iter().filter(|name| sections.contains(**name));
+    select(
+        "Section",
+        "sections",
+        "any",
+        known.map(|name| (name.to_string(), name.replace('_', " "))).collect(),
+    );
+    select("Length", "tokens", "any", length_ranges(lengths));
+    html.raw("<output></output></form>\n").add(list);
+    html
 }
 
-/// Data as HTML text on one line, with control and direction characters made visible.
-fn shown(text: &str) -> String {
-    escape(&visible(text))
+/// Four ranges of lengths with about as many rows each, as `from-to` and in words.
+fn length_ranges(mut lengths: Vec<u64>) -> Vec<(String, String)> {
+    lengths.sort_unstable();
+    let Some(last) = lengths.last().copied() else { return Vec::new() };
+    let mut bounds: Vec<u64> =
+        (1..4).map(|quarter| lengths[(lengths.len() - 1) * quarter / 4]).chain([last]).collect();
+    bounds.dedup();
+    let mut from = 0;
+    let range = |to: u64| {
+        let words = match from {
+            0 => format!("up to {} tokens", thousands(to)),
+            from => format!("{} to {} tokens", thousands(from), thousands(to)),
+        };
+        let value = format!("{from}-{to}");
+        from = to + 1;
+        (value, words)
+    };
+    bounds.into_iter().map(range).collect()
 }
 
-/// Text as HTML text, with its line ends. Control characters, which HTML does not allow even as references, become the
-/// replacement character.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
+fn numbers(summary: &Summary) -> Table {
+    let unit = summary.unit();
+    let mut facts = vec![
+        (format!("{unit}s"), thousands(summary.rows)),
+        ("kept".into(), thousands(summary.kept)),
+        ("cut".into(), thousands(summary.cut)),
+        ("left out".into(), thousands(summary.dropped_rows())),
+        ("failed".into(), thousands(summary.failed)),
+        (
+            "tokens".into(),
+            format!("{}, the longest {unit} has {}", thousands(summary.tokens), thousands(summary.longest)),
+        ),
+        ("supervised tokens".into(), thousands(summary.supervised_tokens)),
+        (
+            "targets".into(),
+            format!(
+                "{} in {}",
+                thousands(summary.targets),
+                count(summary.trainable_rows, &format!("trainable {unit}"))
+            ),
+        ),
+    ];
+    if summary.packs > 0 {
+        facts.push((
+            "packs".into(),
+            format!("{} of {}", thousands(summary.packs), count(summary.packed_rows, "row")),
+        ));
     }
-    out
-}
-
-/// As [`shown`], with line ends and a sign for each.
-fn shown_lines(text: &str) -> String {
-    text.split('\n').map(shown).collect::<Vec<_>>().join("↵\n")
+    if let Some(source) = &summary.source {
+        facts.push(("BLAKE3 of the source".into(), source.blake3.clone()));
+    }
+    Table::facts(facts)
 }

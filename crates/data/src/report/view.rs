@@ -4,6 +4,7 @@ use crate::pipeline::Kept;
 use crate::sample::Segment;
 use crate::tokens::Tokenizer;
 use crate::{Finding, IGNORE, Origin, RowId, Sample};
+use std::ops::Range;
 
 /// A row to be shown.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +22,8 @@ pub struct RowView {
     pub targets: usize,
     /// Its findings.
     pub findings: Vec<Finding>,
+    /// A model's mean loss over its targets in nats, where it was measured.
+    pub loss: Option<f64>,
 }
 
 /// Neighbouring tokens of one origin and one weight.
@@ -53,6 +56,12 @@ pub struct TokenView {
     pub id: u32,
     /// Its text, with bytes that are not text as `<0xNN>`; empty without a tokenizer.
     pub text: String,
+    /// Its part of the run's text; its own text where the text has none of it (a BOS that the tokenizer adds).
+    pub piece: String,
+    /// It is a part of the same character as the token before it, and cannot be shown without that.
+    pub joined: bool,
+    /// A model's loss for it in nats, where it was measured.
+    pub loss: Option<f32>,
 }
 
 impl Run {
@@ -153,12 +162,17 @@ impl RowView {
             run.count += 1;
             let id = sample.input_ids[i];
             let text = tokenizer.map(|t| t.token_text(id)).unwrap_or_default();
-            run.tokens.push(TokenView { index: i, id, text });
+            let (mut piece, mut joined) = (String::new(), false);
             match (&kept.bytes, &mut decoded) {
                 (Some(bytes), _) => *end = (*end).max(bytes[i].end),
-                (None, Some(decoded)) => run.text.push_str(&decoded[i]),
+                (None, Some(decoded)) => {
+                    run.text.push_str(&decoded[i]);
+                    piece = std::mem::take(&mut decoded[i]);
+                    joined = run.tokens.last().is_some_and(|before| before.piece.is_empty());
+                }
                 (None, None) => {}
             }
+            run.tokens.push(TokenView { index: i, id, text, piece, joined, loss: None });
         }
         if let (Some(text), Some(_)) = (&kept.text, &kept.bytes) {
             // Runs take the text in turn, so that every byte is shown once.
@@ -167,6 +181,7 @@ impl RowView {
             for (i, (run, end)) in runs.iter_mut().zip(&ends).enumerate() {
                 let end = if i == last { text.len() } else { (*end as usize).max(at) };
                 run.text = text.get(at..end).unwrap_or_default().to_string();
+                share_out(text, at..end, &mut run.tokens, &kept.bytes);
                 at = end;
             }
         }
@@ -177,12 +192,57 @@ impl RowView {
             supervised: sample.labels.iter().filter(|l| **l != IGNORE).count(),
             targets: sample.targets().count(),
             findings: kept.findings.clone(),
+            loss: None,
         }
+    }
+
+    /// Adds a model's losses: of each token (`None` where none precedes it), and their mean over the row's targets.
+    pub fn set_losses(&mut self, tokens: &[Option<f32>], mean: Option<f64>) {
+        for token in self.runs.iter_mut().flat_map(|run| &mut run.tokens) {
+            token.loss = tokens.get(token.index).copied().flatten();
+        }
+        self.loss = mean;
+    }
+
+    /// The view of a sample, whose text is decoded from its ids.
+    pub fn of_sample(sample: &Sample, tokenizer: Option<&Tokenizer>) -> RowView {
+        let (findings, cuts) = (Vec::new(), Vec::new());
+        RowView::new(&Kept { sample: sample.clone(), findings, cuts, text: None, bytes: None }, tokenizer)
+    }
+
+    /// The view of a row that has no tokens: it could not become a sample, or was left out.
+    pub fn bare(id: RowId, findings: Vec<Finding>) -> RowView {
+        RowView { id, runs: Vec::new(), tokens: 0, supervised: 0, targets: 0, findings, loss: None }
     }
 
     /// The runs that are learned.
     pub fn learned(&self) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(|r| !r.cut && r.weight != 0.0)
+    }
+}
+
+/// Gives each token of a run its part of the run's text.
+fn share_out(text: &str, run: Range<usize>, tokens: &mut [TokenView], bytes: &Option<Vec<Range<u32>>>) {
+    let Some(bytes) = bytes else { return };
+    let (mut at, last) = (run.start, tokens.len().saturating_sub(1));
+    let (mut before, mut inside) = (0, false);
+    for (i, token) in tokens.iter_mut().enumerate() {
+        let Range { start, end } = bytes[token.index];
+        if start == end && i != last {
+            token.piece.clone_from(&token.text);
+            continue;
+        }
+        token.joined = i > 0 && (inside || start < before);
+        (before, inside) = (end, !text.is_char_boundary(end as usize));
+        let mut to = if i == last { run.end } else { (end as usize).clamp(at, run.end) };
+        while !text.is_char_boundary(to) {
+            to -= 1;
+        }
+        token.piece = text.get(at..to.max(at)).unwrap_or_default().to_string();
+        at = to.max(at);
+        if token.piece.is_empty() && start == end {
+            token.piece.clone_from(&token.text);
+        }
     }
 }
 

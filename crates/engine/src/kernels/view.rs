@@ -1,6 +1,6 @@
 //! Names of ranges of device memory.
 
-use crate::weights::WeightType;
+use crate::dtype::WeightType;
 use std::ops::Range;
 
 /// Type of a view's elements, and where they are.

@@ -12,12 +12,13 @@
 //! `g ∘ z(x') + bias + (x − x') · wᵀ`.
 
 use super::Model;
-use super::block::Piece;
 use super::noise::Site;
+use super::state::Piece;
+use crate::dtype::WeightType;
 use crate::kernels::{Backend, Buffer, Dropout, View};
 use crate::lora::LoraInit;
 use crate::params::{Adapter, Linear, Parameter, ParameterMap, Part};
-use crate::weights::{self, Lazy, WeightType};
+use crate::weights::{self, Lazy};
 use crate::{Error, Result, init};
 use rayon::prelude::*;
 use std::path::Path;

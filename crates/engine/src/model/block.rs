@@ -2,12 +2,12 @@
 
 use super::arena::{Backward, Branch, RawHeads, Saved};
 use super::noise::Site;
+use super::state::Piece;
 use super::{Model, RopeRows};
 use crate::Result;
 use crate::arch::{Block, QkNorm};
 use crate::kernels::{Backend, Dropout, Indices, Norm, PlanBuffer, View};
 use crate::params::{BlockSlots, Linear, NormSlots, Part};
-use std::ops::Range;
 use std::sync::Arc;
 
 /// The rows that a layer computes over.
@@ -45,15 +45,6 @@ pub(super) struct Keys<'a> {
     pub(super) places: &'a [View],
     /// What attention reads: the same, or a cache that they are in.
     pub(super) all: View,
-}
-
-/// Some outputs of a layer that one product computes.
-pub(super) struct Piece {
-    /// Which outputs.
-    pub(super) outputs: Range<usize>,
-    /// `[outputs, inputs]`.
-    pub(super) weight: View,
-    pub(super) bias: Option<View>,
 }
 
 /// How the output of attention or MLP joins the residual stream.

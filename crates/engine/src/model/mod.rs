@@ -1,29 +1,33 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
 //! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
-//! parameters, gradients and moments; `decode` generates with a KV cache.
+//! parameters and gradients; `optimizer` steps; `average` and `noise` are training's; `decode` generates with a KV
+//! cache.
 
 mod adapter;
 mod arena;
+mod average;
 mod block;
 mod decode;
 mod experts;
 mod head;
 mod noise;
+mod optimizer;
 mod state;
 
 pub use arena::MemoryPlan;
 pub use decode::KvCache;
 pub use noise::Regularisation;
+pub use optimizer::{Optimizer, Rates, Update};
 
 use crate::arch::Architecture;
 use crate::batch::Batch;
+use crate::dtype::WeightType;
 use crate::kernels::device::Device;
 use crate::kernels::{Backend, Buffer, FileBuffer, FileTensor, IndexBuffer, Routes, TargetLoss, View};
 use crate::lora::Lora;
 use crate::params::{Base, ParameterMap, Trainable};
 use crate::rope::Rope;
-use crate::weights::WeightType;
 use crate::{Error, Result};
 use arena::Arena;
 use block::Rows;
@@ -54,8 +58,9 @@ pub struct Model<B: Backend = Device> {
     parameters: Buffer,
     /// The parameters that stay in their files, by their number.
     files: Vec<Option<(FileBuffer, FileTensor)>>,
-    /// The adapter.
+    /// The adapter, and the fingerprint of the base under it.
     lora: Option<Lora>,
+    base: Option<String>,
     /// What the adapter's layers are divided by and scaled with.
     dora: Option<adapter::Dora>,
     /// What the weights are written in.
@@ -71,6 +76,8 @@ pub struct Model<B: Backend = Device> {
     /// What training passes add, and what the current pass does.
     regularisation: Regularisation,
     pass: Option<Regularisation>,
+    /// An average of the trained parameters.
+    average: Option<Buffer>,
 }
 
 /// Cosines and sines per position of one kind of rotation.
@@ -183,6 +190,7 @@ impl<B: Backend> Model<B> {
             parameters,
             files,
             lora,
+            base: None,
             dora,
             weight_type: WeightType::default(),
             trained,
@@ -192,6 +200,7 @@ impl<B: Backend> Model<B> {
             routes,
             regularisation: Regularisation::default(),
             pass: None,
+            average: None,
         })
     }
 
@@ -299,7 +308,8 @@ impl<B: Backend> Model<B> {
         };
 
         self.refresh_dora()?;
-        self.embed(ids.view(), positions.view())?;
+        let noise = self.noise_sizes(batch)?;
+        self.embed(ids.view(), positions.view(), noise.as_ref().map(Buffer::view))?;
         let layers = self.arch.blocks.len();
         let rows_of = |n: usize| if n + 1 < layers { &full } else { &last };
         for n in 0..layers {
@@ -379,4 +389,9 @@ impl<B: Backend> Model<B> {
         }
         Ok(all)
     }
+}
+
+/// A range of a buffer's view.
+fn part(of: View, range: &std::ops::Range<usize>) -> View {
+    of.part(range.start, range.len())
 }

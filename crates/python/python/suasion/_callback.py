@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from transformers import TrainerCallback  # type: ignore[import-not-found]
+from transformers import TrainerCallback
 
 from ._errors import Error, FindingsError, InputError
-from ._verify import Verification, _trained_rows, verify
+from ._verify import Verification, trained_rows, verify
 
 
-class VerifyCallback(TrainerCallback):  # type: ignore[misc]
+class VerifyCallback(TrainerCallback):
     """Verifies what a ``Trainer`` or ``SFTTrainer`` learns.
 
     When training begins it looks at the whole data set, and then at the first batches that reach the model: collators
@@ -58,8 +58,8 @@ class VerifyCallback(TrainerCallback):  # type: ignore[misc]
         loader, model = kwargs.get("train_dataloader"), kwargs.get("model")
         rows = getattr(loader, "dataset", None)
         if self.dataset and rows is not None and hasattr(rows, "__len__"):
-            seen = type("Trainer", (), {"train_dataset": rows})()
-            self._judge(verify(_trained_rows(seen), self._tokenizer, ignore=self.ignore, progress=False), "the data set")
+            report = verify(trained_rows(rows), self._tokenizer, ignore=self.ignore, progress=False)
+            self._judge(report, "the data set")
         self._left = self.batches
         if model is not None and self._left > 0:
             self._hook = model.register_forward_pre_hook(self._seen, with_kwargs=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ class Input:
         Their name in messages.
     total : int or None
         How many there are.
+    final : bool
+        They are what a model gets: nothing will cut them.
     """
+
+    final = False
 
     def __init__(
         self,
@@ -67,7 +72,8 @@ def rows_of(x: Any, split: str = "train") -> Input:
     origin = kind.__module__.split(".")[0]
     label = kind.__name__
     if isinstance(x, (str, os.PathLike)):
-        return Input(os.fspath(x), lambda: Source.path(x, split))
+        path = os.path.expanduser(os.fspath(x))
+        return Input(path, lambda: Source.path(path, split))
     if isinstance(x, Input):
         return x
     if origin == "datasets":
@@ -103,10 +109,9 @@ def rows_of(x: Any, split: str = "train") -> Input:
         )
     if hasattr(x, "__getitem__") and hasattr(x, "__len__") and not hasattr(x, "shape"):
         # torch's map-style data sets need not be iterable.
-        each = (lambda: (x[i] for i in range(len(x))))
         return Input(
             label,
-            lambda: Source.parts(_packets(each(), label), label),
+            lambda: Source.parts(_packets((x[i] for i in range(len(x))), label), label),
             len(x),
             lambda i: Source.parts(_packets(iter([x[i]]), label, i), label, i),
         )
@@ -121,9 +126,9 @@ def rows_of(x: Any, split: str = "train") -> Input:
 
 
 def _arrow(x: Any, label: str) -> Input:
-    total = next((len(x) for name in ("num_rows", "height") if isinstance(getattr(x, name, None), int)), None)
-    # A reader is a stream that ends; a table starts again.
-    again = total is not None or hasattr(x, "iloc")
+    # A reader is a stream that ends, and has no length; a table starts again.
+    total = len(x) if hasattr(x, "__len__") else None
+    again = total is not None
     return Input(label, lambda: Source.stream(x, label), total, again=again)
 
 
@@ -132,10 +137,9 @@ def _dataset(x: Any) -> Input:
     columns = x._format_columns
     if x._format_type == "custom":
         # A transform makes what a trainer sees: no table has it.
-        each = lambda: (x[i] for i in range(len(x)))  # noqa: E731
         return Input(
             "Dataset",
-            lambda: Source.parts(_packets(each(), "Dataset"), "Dataset"),
+            lambda: Source.parts(_packets((x[i] for i in range(len(x))), "Dataset"), "Dataset"),
             len(x),
             lambda i: Source.parts(_packets(iter([x[i]]), "Dataset", i), "Dataset", i),
         )
@@ -177,12 +181,14 @@ def _batch(x: Any, label: str) -> Input:
         if isinstance(value, list) and len(value) == len(ids) and all(isinstance(row, list) for row in value)
     }
     rows = [{name: value[i] for name, value in fields.items()} for i in range(len(ids))]
-    return Input(
+    made = Input(
         "batch",
         lambda: Source.parts(_packets(iter(rows), "batch"), "batch"),
         len(rows),
         lambda i: Source.parts(_packets(iter(rows[i : i + 1]), "batch", i), "batch", i),
     )
+    made.final = True
+    return made
 
 
 def _plain(value: Any) -> Any:
@@ -242,7 +248,7 @@ def model_of(x: Any) -> Model:
     if isinstance(x, Model):
         return x
     if isinstance(x, (str, os.PathLike)):
-        return Model(x)
+        return Model(os.path.expanduser(os.fspath(x)))
     # A processor has a tokenizer inside.
     tokenizer = getattr(x, "tokenizer", None) or x
     if not hasattr(tokenizer, "save_pretrained") or not hasattr(tokenizer, "backend_tokenizer"):
@@ -269,7 +275,7 @@ def keys_of(keys: dict[str, Any]) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, os.PathLike):
             return os.fspath(value)
-        if hasattr(value, "value") and hasattr(value, "name"):  # An enum of transformers.
+        if isinstance(value, Enum):
             return value.value
         return _default(value)
 

@@ -13,8 +13,8 @@ from ._progress import progress as _progress
 from ._verify import Finding
 
 if TYPE_CHECKING:
-    import datasets  # type: ignore[import-not-found]
-    import pyarrow  # type: ignore[import-not-found]
+    import datasets
+    import pyarrow
 
 
 class Prepared:
@@ -51,7 +51,8 @@ class Prepared:
         row = self._inner.row(at) if at >= 0 else None
         if row is None:
             raise IndexError(f"there are {len(self)} rows, and no row {index}")
-        return json.loads(row)
+        fields: dict[str, Any] = json.loads(row)
+        return fields
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))

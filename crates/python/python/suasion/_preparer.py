@@ -10,8 +10,11 @@ from . import _suasion
 from ._errors import InputError
 from ._inputs import keys_of, model_of
 
-#: The preparers of this process, by what decides them: a tokenizer is loaded once.
-_LOADED: dict[tuple[Any, ...], _suasion.Preparer] = {}
+#: What decides a preparer: model, keys, whether texts are kept, the column that identifies rows and whether it is text.
+_Made = tuple[str, str, bool, "str | None", bool]
+
+#: The preparers of this process: a tokenizer is loaded once.
+_LOADED: dict[_Made, _suasion.Preparer] = {}
 
 
 class Preparer:
@@ -60,7 +63,7 @@ class Preparer:
                     "E-USAGE",
                 )
             model = str(model)
-        self._made = (model, keys_of(keys), with_text, id, id_type == "string")
+        self._made: _Made = (model, keys_of(keys), with_text, id, id_type == "string")
         # Wrong keywords are reported here, not by a worker.
         self._inner  # noqa: B018
 
@@ -68,14 +71,15 @@ class Preparer:
     def _inner(self) -> _suasion.Preparer:
         loaded = _LOADED.get(self._made)
         if loaded is None:
-            model, *rest = self._made
-            loaded = _LOADED[self._made] = _suasion.Preparer(model_of(model), *rest)
+            model, keys, with_text, id, id_is_text = self._made
+            loaded = _suasion.Preparer(model_of(model), keys, with_text, id, id_is_text)
+            _LOADED[self._made] = loaded
         return loaded
 
-    def __getstate__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> _Made:
         return self._made
 
-    def __setstate__(self, made: tuple[Any, ...]) -> None:
+    def __setstate__(self, made: _Made) -> None:
         self._made = made
 
     def __call__(self, batch: Any) -> Any:

@@ -45,7 +45,7 @@ class Token(NamedTuple):
 
     Attributes
     ----------
-    index : int
+    position : int
         Its place in the row.
     id : int
         Its id.
@@ -61,7 +61,7 @@ class Token(NamedTuple):
         Why it is supervised or masked.
     """
 
-    index: int
+    position: int
     id: int
     text: str
     supervised: bool
@@ -110,7 +110,7 @@ class Row:
     def _repr_html_(self) -> str:
         style = {True: "background:#bfe8c9;color:#111", False: "opacity:.6"}
         parts = (
-            f'<span style="{style[t.supervised]}" title="{html.escape(f"{t.index}: {t.id} {t.origin}: {t.reason}")}">'
+            f'<span style="{style[t.supervised]}" title="{html.escape(f"{t.position}: {t.id} {t.origin}: {t.reason}")}">'
             f"{html.escape(t.text or f' {t.id}')}</span>"
             for t in self.tokens
         )
@@ -182,6 +182,11 @@ class Verification:
         """The summary as ``suasion verify`` prints it."""
         return self._inner.text(color, width)
 
+    def to_sarif(self) -> dict[str, Any]:
+        """The findings as SARIF 2.1.0, which code scanning services read."""
+        log: dict[str, Any] = json.loads(self._inner.sarif())
+        return log
+
     def to_html(self, rows: Iterable[int] | None = None) -> str:
         """A page of its own with the summary and some rows, by default those of :meth:`rows`."""
         return self._inner.html([row._inner for row in self.rows(rows)])
@@ -195,7 +200,9 @@ class Verification:
         for code in dict.fromkeys(finding.code for finding in errors):
             of_code = [finding for finding in errors if finding.code == code]
             first = of_code[0]
-            lines.append(f"{code} in {len(of_code)} of the findings; first: row {first.row}: {first.message}")
+            rows = len({finding.row for finding in of_code})
+            where = f"row {first.row}" if rows == 1 else f"{rows} rows, the first is row {first.row}"
+            lines.append(f"{code} in {where}: {first.message}")
         raise FindingsError(
             f"{self._inner.name}: rows with errors: " + "; ".join(lines),
             f"report.row({errors[0].row}) shows the row; docs/findings.md says what each code means",
@@ -245,7 +252,8 @@ def verify(
     progress : bool, optional
         Show progress. By default in notebooks and on terminals.
     **keys
-        Keys of the configuration that say how labels should be, such as ``completion_only_loss=False``.
+        Keys of the configuration that say how labels should be, such as ``completion_only_loss=False``. Rows are cut to
+        ``max_length`` (1,024 by default), but for those of a trainer and of a batch.
 
     Returns
     -------
@@ -262,9 +270,12 @@ def verify(
     """
     if tokenizer is None:
         tokenizer = getattr(x, "processing_class", None)
-    rows = _trained_rows(x) if hasattr(x, "train_dataset") and hasattr(x, "args") else rows_of(
-        x, keys.get("dataset_train_split") or "train"
-    )
+    if hasattr(x, "train_dataset") and hasattr(x, "args"):
+        rows = trained_rows(x.train_dataset)
+    else:
+        rows = rows_of(x, keys.get("dataset_train_split") or "train")
+    if rows.final:
+        keys.setdefault("max_length", None)
     model = None if tokenizer is None else _with_template(tokenizer, template)
     if tokenizer is None and template is not None:
         raise InputError("a template without a tokenizer", "give tokenizer=.. too", "E-USAGE")
@@ -273,6 +284,8 @@ def verify(
         inner, notes = _suasion.verify(rows.read(), model, resolved, list(select), list(ignore), shown)
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    if inner.no_turns is not None:
+        warnings.warn(f"the turns of the chat template are not looked for in the ids: {inner.no_turns}", stacklevel=2)
     return Verification(inner, rows, model, resolved)
 
 
@@ -297,27 +310,35 @@ def _with_template(tokenizer: Any, template: str | None) -> _suasion.Model:
         return model_of(folder)
 
 
-def _trained_rows(trainer: Any) -> Input:
-    """The rows of a trainer, with the labels that its collator gives them."""
-    dataset = trainer.train_dataset
+def trained_rows(dataset: Any) -> Input:
+    """The rows that a trainer has, with the labels that its collator gives them."""
     if dataset is None:
         raise InputError("the trainer has no train_dataset", "give it one, or hand over the rows themselves", "E-USAGE")
-    columns = getattr(dataset, "column_names", None) or []
-    if "input_ids" in columns and not {"labels", "completion_mask", "assistant_masks"} & set(columns):
+    rows = rows_of(dataset)
+    columns = set(getattr(dataset, "column_names", None) or [])
+    if "input_ids" in columns and not columns & {"labels", "completion_mask", "assistant_masks"}:
         # Without labels and masks, collators learn every token.
-        rows = rows_of(dataset)
-        each = lambda start, end: ({**dataset[i], "labels": dataset[i]["input_ids"]} for i in range(start, end))  # noqa: E731
-        if not hasattr(dataset, "__len__"):
-            return rows_of({**row, "labels": row["input_ids"]} for row in dataset)
-        from ._inputs import _packets
+        learned = dataset.with_format(None).map(lambda row: {"labels": row["input_ids"]}) if not hasattr(
+            dataset, "__len__"
+        ) else _Learned(dataset)
+        rows = rows_of(learned)
+        rows.name = type(dataset).__name__
+    rows.final = True
+    return rows
 
-        return Input(
-            rows.name,
-            lambda: _suasion.Source.parts(_packets(each(0, len(dataset)), rows.name), rows.name),
-            len(dataset),
-            lambda i: _suasion.Source.parts(_packets(each(i, i + 1), rows.name, i), rows.name, i),
-        )
-    return rows_of(dataset)
+
+class _Learned:
+    """Rows of which every token is learned."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._dataset[index]
+        return {**row, "labels": row["input_ids"]}
 
 
 def assert_masked(

@@ -1,5 +1,6 @@
 //! The model card.
 
+use crate::report::data::DataCard;
 use crate::report::input::{Input, Losses};
 use std::fmt::Write;
 use suasion_data::report::format::{loss, percent, thousands};
@@ -36,9 +37,19 @@ fn capitalised(text: &str) -> String {
 }
 
 /// How the model is used, in Python and here.
-fn usage(name: &str, chat: bool) -> String {
+fn usage(name: &str, card: &DataCard) -> String {
     let name = scalar(name).trim_matches('"').to_string();
-    let inputs = match chat {
+    let (library, class) = match card.adapter {
+        true => ("peft", "AutoPeftModelForCausalLM"),
+        false => ("transformers", "AutoModelForCausalLM"),
+    };
+    let import = match card.adapter {
+        true => {
+            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer".to_string()
+        }
+        false => format!("from {library} import {class}, AutoTokenizer"),
+    };
+    let inputs = match card.chat {
         true => {
             "messages = [{\"role\": \"user\", \"content\": \"Hello!\"}]\n\
              inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors=\"pt\", \
@@ -47,10 +58,10 @@ fn usage(name: &str, chat: bool) -> String {
         false => "inputs = tokenizer(\"Hello!\", return_tensors=\"pt\")",
     };
     let python = format!(
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+        "{import}\n\n\
          name = {name:?}  # this folder, or its id on the hub\n\
          tokenizer = AutoTokenizer.from_pretrained(name)\n\
-         model = AutoModelForCausalLM.from_pretrained(name)\n{inputs}\n\
+         model = {class}.from_pretrained(name)\n{inputs}\n\
          output = model.generate(**inputs, max_new_tokens=200)\n\
          print(tokenizer.decode(output[0, inputs[\"input_ids\"].shape[1]:], skip_special_tokens=True))"
     );
@@ -63,7 +74,8 @@ pub(super) const SIGNATURE: &str = "\nTrained with suasion ";
 
 pub(super) fn model_card(input: &Input<'_>) -> String {
     let Input { report, card, replies, comparison, .. } = input;
-    let mut text = String::from("---\nlibrary_name: transformers\npipeline_tag: text-generation\n");
+    let library = if card.adapter { "peft" } else { "transformers" };
+    let mut text = format!("---\nlibrary_name: {library}\npipeline_tag: text-generation\n");
     if is_name(&card.base_model) {
         let _ = writeln!(text, "base_model: {}", scalar(&card.base_model));
     }
@@ -75,13 +87,14 @@ pub(super) fn model_card(input: &Input<'_>) -> String {
         }
     }
     let title = input.title();
-    let _ = writeln!(text, "tags:\n- suasion\n- sft\n---\n\n# {}", cell(&title));
+    let lora = if card.adapter { "- lora\n" } else { "" };
+    let _ = writeln!(text, "tags:\n- suasion\n- sft\n{lora}---\n\n# {}", cell(&title));
     let _ = writeln!(text, "{SIGNATURE}{} on {}.\n", env!("CARGO_PKG_VERSION"), input.objective());
     if let Some(divergence) = &report.diverged {
         let _ = writeln!(text, "**{}**\n", cell(&capitalised(&divergence.to_string())));
     }
     if report.diverged.is_none_or(|divergence| !divergence.stopped) {
-        let _ = writeln!(text, "## Usage\n\n{}", usage(&title, card.chat));
+        let _ = writeln!(text, "## Usage\n\n{}", usage(&title, card));
     }
 
     let _ = writeln!(text, "## Run\n\n| | |\n|---|---|");

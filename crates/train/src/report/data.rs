@@ -1,6 +1,7 @@
 //! What the caller supplies for the reports: a summary of the data, and generated replies.
 
 use serde::{Deserialize, Serialize};
+use suasion_data::report::RowView;
 
 /// A summary of the data.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -11,6 +12,9 @@ pub struct DataCard {
     pub base_model: String,
     /// What training started from, where that is no model.
     pub start: String,
+    /// True if the run has trained an adapter.
+    #[serde(default)]
+    pub adapter: bool,
     /// True if the model has a chat template.
     pub chat: bool,
     /// Training sources: ids on the hub, or names of files.
@@ -39,6 +43,12 @@ pub struct DataCard {
     pub findings: Vec<FindingCount>,
     /// The resolved configuration, as text.
     pub configuration: String,
+    /// The machine, for readers.
+    #[serde(default)]
+    pub machine: String,
+    /// A few of the rows trained on, for the page.
+    #[serde(skip)]
+    pub rows: Vec<RowView>,
 }
 
 /// A section's share of the training signal; shares are between 0 and 1.
@@ -72,6 +82,9 @@ pub struct FindingCount {
 pub struct SampleReply {
     /// The prompt.
     pub prompt: String,
+    /// The reply of the model before training, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
     /// The model's reply.
     pub reply: String,
     /// The reply in the data, if there is one.

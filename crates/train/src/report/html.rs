@@ -1,314 +1,274 @@
-//! `report.html`: one page without scripts and without external resources.
+//! `report.html`: what training did, whether it worked, and what to do next.
 
-use crate::report::data::{FindingCount, SectionShare};
+use crate::compare::Arm;
+use crate::report::data::{FindingCount, SampleReply};
 use crate::report::input::{Input, Losses};
-use std::fmt::Write;
-use suasion_data::report::format::{duration, loss, percent, thousands};
-use suasion_data::report::html::escape;
+use crate::report::words;
+use crate::{Report, StepRecord};
+use suasion_data::report::format::{duration, loss, loss_difference, thousands};
+use suasion_data::report::page::{
+    self, Cell, Html, Line, LineChart, Page, Share, Stroke, Table, block, columns, details, list, paragraph,
+};
 
-/// The most points drawn of a curve; longer curves are averaged over runs of equal length.
-const POINTS: usize = 600;
-
-const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1d2330; --soft: #5a6474; --page: #fff; --line: #d5dae2; --card: #f5f6f9; --train: #0b62b5; --eval: #b3470a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #a3acba; --page: #14171d; --line: #363d49; --card: #1d222b; --train: #6fb3ff; --eval: #ffa05c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 60rem; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-p.soft, caption, .soft { color: var(--soft); }
-table { border-collapse: collapse; width: 100%; } caption { text-align: left; padding-bottom: .3rem; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.scroll { overflow-x: auto; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9rem; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-.grid { stroke: var(--line); } .train { stroke: var(--train); fill: none; stroke-width: 1.8; } .eval { stroke: var(--eval); fill: none; stroke-width: 1.8; stroke-dasharray: 5 4; } .dot { fill: var(--eval); }
-.bar { display: block; height: .55rem; background: var(--train); border-radius: 3px; min-width: 1px; } .track { background: var(--line); border-radius: 3px; min-width: 8rem; }
-";
+/// Logged steps from which a mean over steps is drawn.
+const SMOOTHED: usize = 20;
 
 /// The whole page.
 pub(super) fn page(input: &Input<'_>) -> String {
-    let title = escape(&input.title());
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<p>Trained on {}.</p>\n",
-        escape(input.objective())
-    );
-    if let Some(divergence) = &input.report.diverged {
-        let _ = writeln!(page, "<p><strong>{}</strong></p>", escape(&divergence.to_string()));
+    let mut page = Page::new("suasion train", &input.title());
+    let (tone, sentence) = words::verdict(input);
+    page.verdict(tone, &sentence, &words::reasons(input));
+    let mut rows = Html::new();
+    input.card.rows.iter().for_each(|row| _ = rows.add(&page::preview(row)));
+    if !rows.is_empty() {
+        page.lead("What it was trained on, in three rows", &rows);
     }
-    curve(&mut page, input);
-    shares(&mut page, input);
-    sections(&mut page, input);
-    comparison(&mut page, input);
-    findings(&mut page, input);
-    replies(&mut page, input);
-    page.push_str("<h2>The run</h2>\n");
-    let rows =
-        input.facts().into_iter().map(|(name, value)| vec![Cell::Head(name.to_string()), Cell::Text(value)]);
-    table(&mut page, "", &[], rows.collect());
-    page.push_str("<h2>Configuration</h2>\n");
+    page.lead("Next", &page::steps(&words::next(input)));
+    page.section("loss", "Loss", &curves(input.report));
+    page.section("sections", "Loss by section", &sections(input));
+    page.section("shares", "Where the loss goes", &shares(input));
+    page.section("replies", "Replies", &replies(input));
+    page.section("comparison", "Responses only compared with all tokens", &comparison(input));
+    page.section("pace", "Learning rate, gradient, throughput", &pace(&input.report.steps));
+    page.section("findings", "Findings in the data", &findings(input));
+    let facts = input.facts().into_iter().map(|(name, value)| (name.to_string(), value));
+    page.section("run", "The run", &Table::facts(facts).html());
     let (_, configuration) = input.configuration();
-    let _ = write!(page, "<pre>{}</pre>\n</main>\n</body>\n</html>\n", escape(&configuration));
-    page
+    page.section(
+        "configuration",
+        "Configuration",
+        &details("The resolved configuration", &block(&configuration)),
+    );
+    if !input.card.machine.is_empty() {
+        page.fact(input.card.machine.as_str());
+    }
+    page.finish()
 }
 
-enum Cell {
-    /// The head of its row.
-    Head(String),
-    Text(String),
-    Number(String),
-    /// A share as a number and a bar.
-    Share(f64),
-}
-
-fn table(page: &mut String, caption: &str, heads: &[(&str, bool)], rows: Vec<Vec<Cell>>) {
-    page.push_str("<div class=\"scroll\"><table>\n");
-    if !caption.is_empty() {
-        let _ = writeln!(page, "<caption>{}</caption>", escape(caption));
-    }
-    if !heads.is_empty() {
-        page.push_str("<thead><tr>");
-        for (head, numeric) in heads {
-            let class = if *numeric { " class=\"n\"" } else { "" };
-            let _ = write!(page, "<th scope=\"col\"{class}>{}</th>", escape(head));
-        }
-        page.push_str("</tr></thead>\n");
-    }
-    page.push_str("<tbody>\n");
-    for row in rows {
-        page.push_str("<tr>");
-        for cell in row {
-            let _ = match cell {
-                Cell::Head(text) => write!(page, "<th scope=\"row\">{}</th>", escape(&text)),
-                Cell::Text(text) => write!(page, "<td>{}</td>", escape(&text)),
-                Cell::Number(text) => write!(page, "<td class=\"n\">{}</td>", escape(&text)),
-                Cell::Share(share) => write!(
-                    page,
-                    "<td>{}<span class=\"track\" style=\"display:block\" aria-hidden=\"true\"><span class=\"bar\" style=\"width:{:.2}%\"></span></span></td>",
-                    percent(share),
-                    100.0 * share.clamp(0.0, 1.0)
-                ),
-            };
-        }
-        page.push_str("</tr>\n");
-    }
-    page.push_str("</tbody>\n</table></div>\n");
-}
-
-/// A curve in at most [`POINTS`] points.
-fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let size = points.len().div_ceil(POINTS).max(1);
-    let mean = |run: &[(f64, f64)]| {
-        let n = run.len() as f64;
-        (run.iter().map(|p| p.0).sum::<f64>() / n, run.iter().map(|p| p.1).sum::<f64>() / n)
+/// The mean of the last `window` points at each point.
+fn smoothed(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
+    let mean = |i: usize| {
+        let run = &points[(i + 1).saturating_sub(window)..=i];
+        (points[i].0, run.iter().map(|point| point.1).sum::<f64>() / run.len() as f64)
     };
-    points.chunks(size).map(mean).collect()
+    (0..points.len()).map(mean).collect()
 }
 
-/// Round values that divide `low..=high` into about `count` parts.
-fn ticks(low: f64, high: f64, count: f64) -> Vec<f64> {
-    let rough = ((high - low) / count).max(f64::MIN_POSITIVE);
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(rough);
-    let first = (low / step).ceil() as i64;
-    (first..).map(|i| i as f64 * step).take_while(|tick| *tick <= high + step * 1e-9).take(20).collect()
-}
-
-fn curve(page: &mut String, input: &Input<'_>) {
-    let report = input.report;
+fn curves(report: &Report) -> Html {
     let train: Vec<(f64, f64)> = report.steps.iter().filter_map(|s| Some((s.step as f64, s.loss?))).collect();
-    let eval: Vec<(f64, f64)> = report.evals.iter().map(|e| (e.step as f64, e.eval_loss)).collect();
-    let all: Vec<(f64, f64)> = thinned(&train).into_iter().chain(eval.iter().copied()).collect();
-    page.push_str("<h2>Loss</h2>\n");
-    if all.is_empty() {
-        page.push_str("<p class=\"soft\">No step was logged.</p>\n");
-        return;
+    let held_out: Vec<(f64, f64)> = report.evals.iter().map(|e| (e.step as f64, e.eval_loss)).collect();
+    if train.is_empty() && held_out.is_empty() {
+        return paragraph("No step was logged.");
     }
-    let (width, height, left, right, top, bottom) = (760.0, 300.0, 56.0, 16.0, 16.0, 40.0);
-    let last = (report.total_steps as f64).max(1.0);
-    let low = all.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
-    let high = all.iter().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
-    // A flat curve still needs a height.
-    let margin = ((high - low) * 0.05).max(1e-3);
-    let (low, high) = (low - margin, high + margin);
-    let x = |step: f64| left + step / last * (width - left - right);
-    let y = |loss: f64| top + (high - loss) / (high - low) * (height - top - bottom);
-
-    let ends = |name: &str, points: &[(f64, f64)]| match (points.first(), points.last()) {
-        (Some(a), Some(b)) if points.len() > 1 => {
-            format!("{name} goes from {} at step {} to {} at step {}.", loss(a.1), a.0, loss(b.1), b.0)
-        }
-        (Some(a), _) => format!("{name} is {} at step {}.", loss(a.1), a.0),
-        _ => String::new(),
+    let mut lines = Vec::new();
+    if train.len() >= SMOOTHED {
+        let window = (train.len() / 20).max(5);
+        lines.push(Line {
+            name: "training loss of a step".into(),
+            points: train.clone(),
+            stroke: Stroke::Faint,
+        });
+        let name = format!("training loss, mean over {window} logged steps");
+        lines.push(Line { name, points: smoothed(&train, window), stroke: Stroke::Main });
+    } else if !train.is_empty() {
+        lines.push(Line { name: "training loss".into(), points: train, stroke: Stroke::Main });
+    }
+    if !held_out.is_empty() {
+        lines.push(Line { name: "held-out loss".into(), points: held_out, stroke: Stroke::Dots });
+    }
+    let chart = LineChart {
+        title: "Loss over steps.".into(),
+        x: "step".into(),
+        y: "nats per token".into(),
+        lines,
+        small: false,
+        from_zero: false,
     };
-    let description = [ends("The training loss", &train), ends("The held-out loss", &eval)].join(" ");
-    let description = description.trim();
-    let _ = write!(
-        page,
-        "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-labelledby=\"loss-title loss-desc\">\n\
-         <title id=\"loss-title\">Loss over steps</title>\n<desc id=\"loss-desc\">{}</desc>\n",
-        escape(description)
-    );
-    for tick in ticks(low, high, 5.0) {
-        let at = y(tick);
-        let label = if high - low < 0.5 { format!("{tick:.3}") } else { format!("{tick:.1}") };
-        let _ = writeln!(
-            page,
-            "<line class=\"grid\" x1=\"{left}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-            width - right,
-            left - 8.0,
-            at + 4.0
-        );
-    }
-    for tick in ticks(0.0, last, 6.0).into_iter().filter(|tick| tick.fract() == 0.0) {
-        let _ = writeln!(
-            page,
-            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{tick}</text>",
-            x(tick),
-            height - bottom + 18.0
-        );
-    }
-    let _ = writeln!(
-        page,
-        "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">step</text>",
-        x(last / 2.0),
-        height - 4.0
-    );
-    let line = |points: &[(f64, f64)]| {
-        points
-            .iter()
-            .map(|(step, loss)| format!("{:.1},{:.1}", x(*step), y(*loss)))
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
-    let _ = writeln!(page, "<polyline class=\"train\" points=\"{}\"/>", line(&thinned(&train)));
-    let _ = writeln!(page, "<polyline class=\"eval\" points=\"{}\"/>", line(&eval));
-    for (step, loss) in &eval {
-        let (at, over) = (x(*step), y(*loss));
-        let _ = writeln!(
-            page,
-            "<path class=\"dot\" d=\"M{at:.1} {:.1}L{:.1} {over:.1}L{at:.1} {:.1}L{:.1} {over:.1}Z\"/>",
-            over - 5.0,
-            at + 5.0,
-            over + 5.0,
-            at - 5.0
-        );
-    }
-    page.push_str("</svg>\n");
-    let _ = writeln!(
-        page,
-        "<p class=\"soft\">Solid line: training loss of the logged steps. Dashed line with diamonds: held-out loss. {}</p>",
-        escape(description)
-    );
-    if !eval.is_empty() {
-        page.push_str("<details><summary>Held-out losses as a table</summary>\n");
+    let mut html = chart.html();
+    if !report.evals.is_empty() {
         let row =
-            |e: &crate::EvalRecord| vec![Cell::Number(e.step.to_string()), Cell::Number(loss(e.eval_loss))];
+            |e: &crate::EvalRecord| vec![Cell::Number(thousands(e.step)), Cell::Number(loss(e.eval_loss))];
         let rows = report.evals.iter().map(row).collect();
-        table(page, "", &[("step", true), ("loss", true)], rows);
-        page.push_str("</details>\n");
+        let table = Table { heads: vec!["step", "held-out loss"], rows, ..Table::default() };
+        html.add(&details("Held-out losses as a table", &table.html()));
     }
+    html
 }
 
-fn shares(page: &mut String, input: &Input<'_>) {
-    if input.card.sections.is_empty() {
-        return;
-    }
-    page.push_str("<h2>Training signal by section</h2>\n");
-    let row = |s: &SectionShare| {
-        let name = Cell::Head(s.name.clone());
-        vec![name, Cell::Number(thousands(s.tokens)), Cell::Share(s.share_before), Cell::Share(s.share_after)]
-    };
-    let caption = "Each section's share of the training signal, for training on all tokens and in this run.";
-    let heads = [("section", false), ("tokens", true), ("all tokens", false), ("this run", false)];
-    table(page, caption, &heads, input.card.sections.iter().map(row).collect());
+fn small(title: &str, y: &str, points: Vec<(f64, f64)>, from_zero: bool) -> Html {
+    let stroke = if points.len() > 30 { Stroke::Main } else { Stroke::Dots };
+    let line = Line { name: String::new(), points, stroke };
+    let (title, x, y) = (title.into(), "step".into(), y.into());
+    LineChart { title, x, y, lines: vec![line], small: true, from_zero }.html()
 }
 
-fn sections(page: &mut String, input: &Input<'_>) {
+fn sections(input: &Input<'_>) -> Html {
+    let mut html = Html::new();
     let losses = input.losses();
     if losses.is_empty() {
-        return;
+        return html;
     }
-    page.push_str("<h2>Held-out loss by section</h2>\n");
-    let row = |Losses { name, tokens, before, after }: Losses| {
-        let numbers = [thousands(tokens), loss(before), loss(after)].map(Cell::Number);
-        std::iter::once(Cell::Head(name.into())).chain(numbers).collect()
+    let change = |before: Option<f64>, after: Option<f64>| match (before, after) {
+        (Some(before), Some(after)) => loss_difference(after - before),
+        _ => "–".into(),
     };
-    let rows = losses.into_iter().map(row).collect();
-    let caption = "Mean negative log-likelihood in nats per token, before and after training.";
-    table(page, caption, &[("section", false), ("tokens", true), ("before", true), ("after", true)], rows);
+    let row = |Losses { name, tokens, before, after }: Losses| {
+        let numbers = [thousands(tokens), loss(before), loss(after), change(before, after)].map(Cell::Number);
+        std::iter::once(Cell::Head(name.replace('_', " "))).chain(numbers).collect()
+    };
+    let table = Table {
+        caption:
+            "On held-out rows, before and after training, in nats per token. A section’s loss is over all of \
+                  its tokens, learned or not."
+                .into(),
+        heads: vec!["section", "tokens", "before", "after", "change"],
+        rows: losses.into_iter().map(row).collect(),
+    };
+    html.add(&table.html());
+    let evals = &input.report.evals;
+    if evals.len() > 2 {
+        let chart = |name: &&str| {
+            let point = |e: &crate::EvalRecord| Some((e.step as f64, e.eval_sections.get(*name)?.loss));
+            small(
+                &format!("{}.", name.replace('_', " ")),
+                "",
+                evals.iter().filter_map(point).collect(),
+                false,
+            )
+        };
+        html.add(&columns(&crate::evaluate::SECTIONS.iter().map(chart).collect::<Vec<_>>()));
+    }
+    html
 }
 
-fn comparison(page: &mut String, input: &Input<'_>) {
-    let Some(c) = input.comparison else { return };
-    page.push_str("<h2>Responses only compared with all tokens</h2>\n<ul>\n");
-    for line in &c.verdict {
-        let _ = writeln!(page, "<li>{}</li>", escape(line));
+fn shares(input: &Input<'_>) -> Html {
+    let sections = &input.card.sections;
+    let mut html = Html::new();
+    if sections.is_empty() {
+        return html;
     }
-    page.push_str("</ul>\n");
+    let heads = ["section", "tokens", "all tokens", "this run"];
+    let by_tokens: Vec<Share> = sections
+        .iter()
+        .map(|s| Share {
+            name: s.name.replace('_', " "),
+            tokens: s.tokens,
+            before: s.share_before,
+            after: s.share_after,
+        })
+        .collect();
+    let caption = "Each section’s share of the loss, by its number of tokens: if all tokens were learned, and in this run.";
+    html.add(&page::shares(caption, heads, &by_tokens));
+    let Some(measured) = input.report.before.as_ref().or(input.report.after.as_ref()) else { return html };
+    // The held-out loss of a section, and of that what its weight in this run leaves.
+    let part = |s: &crate::SectionShare| {
+        let section = measured.sections.get(&s.name)?;
+        let nll = section.targets as f64 * section.loss;
+        let weight = if s.share_before > 0.0 { s.share_after / s.share_before } else { 0.0 };
+        Some((s.name.replace('_', " "), section.targets, nll, nll * weight))
+    };
+    let parts: Vec<(String, u64, f64, f64)> = sections.iter().filter_map(part).collect();
+    let total = |pick: fn(&(String, u64, f64, f64)) -> f64| parts.iter().map(pick).sum::<f64>();
+    let (all, run) = (total(|part| part.2), total(|part| part.3));
+    if all > 0.0 && run > 0.0 {
+        let share = |(name, tokens, nll, kept): &(String, u64, f64, f64)| Share {
+            name: name.clone(),
+            tokens: *tokens,
+            before: nll / all,
+            after: kept / run,
+        };
+        let when =
+            if input.report.before.is_some() { "before the first step" } else { "after the last step" };
+        let caption = format!(
+            "The same by the model’s loss on held-out rows {when}: a token that the model predicts well counts little."
+        );
+        html.add(&page::shares(&caption, heads, &parts.iter().map(share).collect::<Vec<_>>()));
+    }
+    html
+}
+
+/// The replies that the command gives, and those of the first and the last evaluation that have some.
+fn replies(input: &Input<'_>) -> Html {
+    let mut html = Html::new();
+    let mut with = input.report.evals.iter().filter(|eval| !eval.eval_samples.is_empty());
+    let (first, last) = (with.next(), with.next_back());
+    let sampled = first.into_iter().flat_map(|first| {
+        first.eval_samples.iter().map(move |sample| {
+            let later = last.and_then(|last| last.eval_samples.iter().find(|later| later.row == sample.row));
+            SampleReply {
+                prompt: sample.prompt.clone(),
+                before: later.map(|_| sample.reply.clone()),
+                reply: later.unwrap_or(sample).reply.clone(),
+                reference: Some(sample.reference.clone()),
+                stopped: last.map_or(String::new(), |last| format!("step {}", thousands(last.step))),
+            }
+        })
+    });
+    for reply in input.replies.iter().cloned().chain(sampled) {
+        html.element("h3", "Prompt").add(&block(&reply.prompt));
+        let part = |name: &str, text: &str| {
+            let mut html = Html::new();
+            html.element("h4", name).add(&block(text));
+            html
+        };
+        let mut parts = Vec::new();
+        parts.extend(reply.before.as_ref().map(|text| part("Before training", text)));
+        let ended = if reply.stopped.is_empty() { String::new() } else { format!(" ({})", reply.stopped) };
+        parts.push(part(&format!("After training{ended}"), &reply.reply));
+        parts.extend(reply.reference.as_ref().map(|text| part("In the data", text)));
+        html.add(&columns(&parts));
+    }
+    html
+}
+
+fn pace(steps: &[StepRecord]) -> Html {
+    if steps.is_empty() {
+        return Html::new();
+    }
+    let points =
+        |value: fn(&StepRecord) -> f64| steps.iter().map(|step| (step.step as f64, value(step))).collect();
+    let accuracy = steps.iter().filter_map(|s| Some((s.step as f64, s.mean_token_accuracy?))).collect();
+    let charts = [
+        small("Learning rate.", "", points(|step| step.learning_rate), true),
+        small("Gradient norm, before clipping.", "", points(|step| step.grad_norm), true),
+        small("Tokens per second.", "", points(|step| step.tokens_per_second), true),
+        small("Share of the targets predicted as the likeliest token.", "", accuracy, true),
+    ];
+    columns(&charts)
+}
+
+fn comparison(input: &Input<'_>) -> Html {
+    let Some(c) = input.comparison else { return Html::new() };
+    let mut html = list(&c.verdict);
     let rows = crate::evaluate::SECTIONS.iter().filter_map(|name| {
-        let of = |arm: &crate::compare::Arm| arm.evaluation.sections.get(*name).map(|s| s.loss);
+        let of = |arm: &Arm| arm.evaluation.sections.get(*name).map(|s| s.loss);
         let tokens = c.before.evaluation.sections.get(*name)?.targets;
         let numbers = [of(&c.before), of(&c.response_only), of(&c.all_tokens)].map(|v| Cell::Number(loss(v)));
-        let start = [Cell::Head(name.to_string()), Cell::Number(thousands(tokens))];
+        let start = [Cell::Head(name.replace('_', " ")), Cell::Number(thousands(tokens))];
         Some(start.into_iter().chain(numbers).collect())
     });
-    let caption = format!(
-        "Held-out loss by section. Training took {} steps: {} on responses only, {} on all tokens.",
-        thousands(c.steps),
-        duration(c.response_only.seconds),
-        duration(c.all_tokens.seconds)
-    );
-    let heads = [
-        ("section", false),
-        ("tokens", true),
-        ("before", true),
-        ("responses only", true),
-        ("all tokens", true),
-    ];
-    table(page, &caption, &heads, rows.collect());
+    let table = Table {
+        caption: format!(
+            "Held-out loss by section. Training took {} steps: {} on responses only, {} on all tokens.",
+            thousands(c.steps),
+            duration(c.response_only.seconds),
+            duration(c.all_tokens.seconds)
+        ),
+        heads: vec!["section", "tokens", "before", "responses only", "all tokens"],
+        rows: rows.collect(),
+    };
+    html.add(&table.html());
+    html
 }
 
-fn findings(page: &mut String, input: &Input<'_>) {
-    page.push_str("<h2>Findings</h2>\n");
+fn findings(input: &Input<'_>) -> Html {
     if input.card.findings.is_empty() {
-        page.push_str("<p>There are no findings in the data.</p>\n");
-    } else {
-        let row = |f: &FindingCount| {
-            let code = Cell::Head(f.code.clone());
-            vec![
-                code,
-                Cell::Text(f.level.clone()),
-                Cell::Number(thousands(f.count)),
-                Cell::Text(f.example.clone()),
-            ]
-        };
-        let heads = [("code", false), ("level", false), ("count", true), ("example", false)];
-        table(page, "", &heads, input.card.findings.iter().map(row).collect());
+        return paragraph("There are no findings in the data.");
     }
-    if !input.report.warnings.is_empty() {
-        page.push_str("<h3>Warnings</h3>\n<ul>\n");
-        for warning in &input.report.warnings {
-            let _ = writeln!(page, "<li>{}</li>", escape(warning));
-        }
-        page.push_str("</ul>\n");
-    }
-}
-
-fn replies(page: &mut String, input: &Input<'_>) {
-    for (i, reply) in input.replies.iter().enumerate() {
-        if i == 0 {
-            page.push_str("<h2>Generated replies</h2>\n");
-        }
-        let mut part = |name: &str, text: &str| {
-            let _ = writeln!(page, "<h3>{}</h3>\n<pre>{}</pre>", escape(name), escape(text));
-        };
-        part("Prompt", &reply.prompt);
-        part(&format!("Reply ({})", reply.stopped), &reply.reply);
-        if let Some(reference) = &reply.reference {
-            part("Reference reply", reference);
-        }
-    }
+    let row = |f: &FindingCount| {
+        let (code, level) = (Cell::Head(f.code.clone()), Cell::Text(f.level.clone()));
+        vec![code, level, Cell::Number(thousands(f.count)), Cell::Text(f.example.clone())]
+    };
+    let rows = input.card.findings.iter().map(row).collect();
+    Table { heads: vec!["code", "level", "count", "example"], rows, ..Table::default() }.html()
 }

@@ -199,3 +199,20 @@ fn a_folder_that_vanishes_is_made_again() {
     assert_eq!(checkpoints(&out), [4, 6]);
     assert_eq!(metrics(&out).len(), 6, "all lines, those from before too");
 }
+
+/// A comparison has no evaluations during training: what depends on them is refused, not ignored.
+#[test]
+fn a_comparison_refuses_what_needs_evaluations() {
+    let (train, held_out) = (rows(4, 1), rows(4, 77));
+    for settings in [
+        Settings { early_stopping_patience: Some(2), ..overfitting() },
+        Settings { lr_scheduler_type: Scheduler::ReduceLrOnPlateau, ..overfitting() },
+    ] {
+        let settings = suasion_train::CompareSettings { train: settings, ..Default::default() };
+        let mut make = |budget| Ok(model(budget));
+        let mut silent = suasion_train::Silent;
+        let error =
+            suasion_train::compare(&mut make, &train, &held_out, &settings, &mut silent, &NEVER).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains("a comparison has none"), "{error}");
+    }
+}

@@ -3,8 +3,10 @@
 mod best;
 mod common;
 mod compare;
+mod diagnose;
 mod evaluate;
 mod extras;
+mod fuzz;
 mod generate;
 mod not_finite;
 mod packing;

@@ -40,6 +40,7 @@ fn reports_have_the_numbers_and_escape_the_text_of_rows() {
     };
     let reply = SampleReply {
         prompt: hostile.into(),
+        before: Some("zzz".into()),
         reply: "because".into(),
         reference: Some(hostile.into()),
         stopped: "stop".into(),
@@ -47,24 +48,23 @@ fn reports_have_the_numbers_and_escape_the_text_of_rows() {
     write_report(&out, &report, &settings, &identity(), &card, &[reply], None).unwrap();
 
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
-    assert!(!page.contains("<script>") && page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"));
+    let body = page.split_once("</style>").unwrap().1.rsplit_once("<script>").unwrap().0;
+    assert!(!body.contains("<script>") && body.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"));
     assert!(!page.contains('\u{7}') && page.contains("ünï 😀"));
-    // Self-contained: nothing is fetched.
-    assert!(
-        !page.contains("http://")
-            && !page.contains("https://")
-            && !page.contains("src=")
-            && !page.contains("@import")
-    );
-    assert!(page.contains("prefers-color-scheme: dark") && page.contains("<html lang=\"en\">"));
-    assert!(
-        page.contains("role=\"img\"") && page.contains("<desc id=\"loss-desc\">The training loss goes from")
-    );
-    let after = report.after.as_ref().unwrap();
-    for number in [after.loss, after.sections["task"].loss, report.before.as_ref().unwrap().loss] {
-        assert!(page.contains(&format!("{number:.4}")), "{number}");
+    // Self-contained: nothing is fetched, and a policy says so.
+    for part in ["http://", "https://", "src=", "@import", "url("] {
+        assert!(!page.contains(part), "{part}");
     }
-    assert!(page.contains("79.5 %") && page.contains("20.5 %"));
+    assert!(page.contains("default-src 'none'; style-src 'sha256-") && page.contains("<html lang=\"en\">"));
+    let (before, after) = (report.before.as_ref().unwrap(), report.after.as_ref().unwrap());
+    for number in [after.loss, after.sections["task"].loss, before.loss] {
+        assert!(body.contains(&format!("{number:.4}")), "{number}");
+    }
+    assert!(body.contains("79.5 %") && body.contains("20.5 %"));
+    // The verdict follows the losses.
+    let learned = if after.loss < before.loss { " fell from " } else { "The model has not learned: " };
+    assert!(body.contains(learned), "{body}");
+    assert!(body.contains("suasion train") && body.contains("<h4>Before training</h4><pre>zzz</pre>"));
     // Every opened element is closed.
     for tag in
         ["table", "tr", "td", "th", "pre", "p", "ul", "li", "h2", "h3", "svg", "main", "details", "div"]
@@ -73,13 +73,17 @@ fn reports_have_the_numbers_and_escape_the_text_of_rows() {
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
     // The points of the curve are inside the drawing.
-    let points = page.split("<polyline class=\"train\" points=\"").nth(1).unwrap().split('"').next().unwrap();
+    let drawing = body.split("Loss over steps.").nth(1).unwrap();
+    let points = drawing.split("<path class=\"main\" d=\"M").nth(1).unwrap().split('"').next().unwrap();
     let points: Vec<(f64, f64)> = points
-        .split(' ')
-        .map(|p| p.split_once(',').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).unwrap())
+        .split('L')
+        .map(|p| p.split_once(' ').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).unwrap())
         .collect();
     assert_eq!(points.len(), 5);
-    assert!(points.iter().all(|(x, y)| (0.0..=760.0).contains(x) && (0.0..=300.0).contains(y)), "{points:?}");
+    assert!(
+        points.iter().all(|(x, y)| (0.0..=1000.0).contains(x) && (0.0..=220.0).contains(y)),
+        "{points:?}"
+    );
     let losses: Vec<f64> = report.steps.iter().map(|s| s.loss.unwrap()).collect();
     assert_eq!(losses[0] > losses[4], points[0].1 < points[4].1, "a higher loss is drawn higher");
 

@@ -78,3 +78,15 @@ fn a_constant_schedule_warns_of_a_warm_up() {
     let plan = Plan::new(&rows(5, 1), &[], &settings).unwrap();
     assert!(plan.warnings.iter().any(|w| w.contains("constant_with_warmup")), "{:?}", plan.warnings);
 }
+
+/// As in the Trainer what ends in `loss` should be low and everything else high; but a perplexity is no merit.
+#[test]
+fn what_is_better_follows_the_name_of_the_metric() {
+    let lower = |metric: &str, greater_is_better| {
+        let metric_for_best_model = Some(metric.to_string());
+        Settings { metric_for_best_model, greater_is_better, ..Settings::default() }.is_better(1.0, 2.0)
+    };
+    assert!(lower("loss", None) && lower("eval_loss", None) && lower("eval_response_loss", None));
+    assert!(lower("perplexity", None) && !lower("mean_token_accuracy", None) && !lower("entropy", None));
+    assert!(lower("entropy", Some(false)) && !lower("loss", Some(true)));
+}

@@ -1,9 +1,8 @@
 //! Matrices in mapped files: read in their own type, and widened to f32 where they are needed.
 
-use super::matmul::Matrix;
 use super::simd::vectorized;
 use super::{FileTensor, ROWS, View};
-use crate::weights::WeightType;
+use crate::dtype::WeightType;
 use rayon::prelude::*;
 
 /// A matrix in a file: element `(i, j)` is element `start + i·row + j·column` of the tensor, and one of the two
@@ -40,25 +39,26 @@ impl FileMatrix {
         }
     }
 
-    /// The `rows × columns` elements from `(i, j)` on, widened into `panel`.
-    pub(super) fn widened<'a>(
+    /// Widens the `rows × columns` elements from `(i, j)` on into `panel`. The distances between its rows and between its
+    /// columns there.
+    pub(super) fn widen(
         &self,
         (i, j): (usize, usize),
         (rows, columns): (usize, usize),
-        panel: &'a mut [f32],
-    ) -> Matrix<'a> {
+        panel: &mut [f32],
+    ) -> (usize, usize) {
         let start = self.start + i * self.row + j * self.column;
         let panel = &mut panel[..rows * columns];
         if self.column == 1 {
             for (n, to) in panel.chunks_mut(columns).enumerate() {
                 self.run(start + n * self.row, to);
             }
-            return Matrix::new(panel, columns);
+            return (columns, 1);
         }
         for (n, to) in panel.chunks_mut(rows).enumerate() {
             self.run(start + n * self.column, to);
         }
-        Matrix::new(panel, rows).t()
+        (1, rows)
     }
 
     /// Row `i`.

@@ -149,7 +149,8 @@ pub(super) fn tiled(
             Right::File(b, scratch) => scratch.with(DEPTH.min(k) * w, |panel| {
                 for p in (0..k).step_by(DEPTH) {
                     let depth = DEPTH.min(k - p);
-                    let b = b.widened((p, j), (depth, w), panel);
+                    let (row, column) = b.widen((p, j), (depth, w), panel);
+                    let b = Matrix { data: panel, row, column };
                     let accumulate = accumulate || p > 0;
                     // SAFETY: as above.
                     unsafe { product(m, w, depth, c, stride, accumulate, a.from(i, p), b, 1.0) };
