@@ -164,7 +164,8 @@ fn prepared_data_verifies() {
 
 /// A row with a finding of each level, and one that cannot be read.
 fn with_findings(dir: &Dir) {
-    let rows = [TOKENISED[2].1, TOKENISED[0].1, TOKENISED[0].1, "{\"input_ids\": []}"];
+    let everything = r#"{"input_ids": [31, 32, 33], "labels": [31, 32, 33]}"#;
+    let rows = [everything, TOKENISED[0].1, TOKENISED[0].1, "{\"input_ids\": []}"];
     dir.write("rows.jsonl", rows.join("\n"));
 }
 
