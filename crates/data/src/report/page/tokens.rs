@@ -162,12 +162,16 @@ pub fn row(view: &RowView, why: &str, open: bool) -> Html {
     html.raw("</summary>\n").classed("p", "soft place", &view.id.to_string());
     if !view.findings.is_empty() {
         html.raw("<ul class=\"found\">");
-        for finding in &view.findings {
+        for finding in view.findings.iter().take(FINDINGS) {
+            let message: String = finding.message.chars().take(MESSAGE).collect();
             html.raw("<li><a")
                 .attr("href", &format!("#{}", finding.code))
                 .raw(">")
                 .text(finding.code.as_str());
-            html.raw("</a> ").text(&format!("{}: {}", finding.level, finding.message)).raw("</li>");
+            html.raw("</a> ").text(&format!("{}: {message}", finding.level)).raw("</li>");
+        }
+        if view.findings.len() > FINDINGS {
+            html.element("li", &format!("and {} more", thousands((view.findings.len() - FINDINGS) as u64)));
         }
         html.raw("</ul>\n");
     }
