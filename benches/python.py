@@ -28,10 +28,9 @@ import suasion
 
 def prepare(args: argparse.Namespace) -> None:
     lines = [json.loads(line) for line in open(args.data)]
-    first = next(iter(lines[0]))
-    if not isinstance(lines[0][first], str):
-        sys.exit(f"{args.data}: rows whose first field is text are needed: copies of it are made different")
-    rows = [{**line, first: f"{copy} {line[first]}"} for copy in range(args.copies) for line in lines]
+    if not isinstance(lines[0].get("prompt"), str):
+        sys.exit(f"{args.data}: rows with prompt and completion as text are needed: copies of them are made different")
+    rows = [{**line, "prompt": f"{copy} {line['prompt']}"} for copy in range(args.copies) for line in lines]
     table = pa.Table.from_pylist(rows)
     del rows
     with tempfile.TemporaryDirectory() as name:

@@ -181,7 +181,7 @@ fn what_cannot_be_adapted_is_refused_by_name() {
         &["use_peft=true", "lora_init=pissa"],
         "lora_init: expected one of: true, gaussian, false",
     );
-    refuse("llama", &["use_peft=true", "lora_bias=all"], "lora_bias: expected one of: none");
+    refuse("llama", &["use_peft=true", "lora_bias=all"], "lora_bias is not supported");
     refuse(
         "llama",
         &["use_peft=true", "lora_modules_to_save=[tail]"],

@@ -46,7 +46,7 @@ fn toml_is_read_like_yaml() {
 fn unsupported_keys_of_trl_are_refused_by_name() {
     let dir = Dir::new();
     for (assignment, name) in [
-        ("use_peft=true", "use_peft"),
+        ("load_in_4bit=true", "load_in_4bit"),
         ("bf16=true", "bf16"),
         ("chat_template_path=x.jinja", "chat_template_path"),
         ("deepspeed=ds.json", "deepspeed"),

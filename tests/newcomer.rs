@@ -167,6 +167,27 @@ fn completions_know_keys_and_their_values_and_man_writes_a_page_per_command() {
     {
         assert!(bash.contains(text), "{text}");
     }
+    // After --set: keys, and the values of those that have names; bash takes `=` for a word of its own.
+    dir.write("suasion.bash", &bash);
+    let complete = |words: &str| {
+        let script = format!(
+            "source ./suasion.bash; COMP_WORDS=(suasion {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _suasion_assignments suasion \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\"; \
+             echo \"${{COMPREPLY[*]}}\""
+        );
+        dir.write("complete.bash", script);
+        dir.sh("bash complete.bash").ok().stdout.trim_end().to_string()
+    };
+    assert_eq!(complete("train --set learning_r"), "learning_rate=");
+    assert_eq!(complete("train --set pack"), "packing=true packing=false packing_strategy=bfd");
+    assert_eq!(complete("train --set lr_scheduler_type = li"), "linear");
+    assert_eq!(complete("prepare --set packing ="), "true false");
+    assert_eq!(complete("train --set learning_rate = 1"), "");
+    assert!(!complete("prepare --set \"\"").contains("learning_rate"));
+    let zsh = dir.suasion(&["completions", "zsh"]).ok().stdout;
+    assert!(zsh.contains(":KEY=VALUE:{_suasion_assignments ") && zsh.contains(" learning_rate= "), "{zsh}");
+    let fish = dir.suasion(&["completions", "fish"]).ok().stdout;
+    assert!(fish.contains("learning_rate=") && fish.contains("packing=true"), "{fish}");
     dir.suasion(&["man", "man/man1"]).ok();
     let help = dir.suasion(&["--help"]).ok().stdout;
     let listed = help.split("Commands:").nth(1).unwrap().split("\n\n").next().unwrap();

@@ -252,6 +252,30 @@ fn limits_of_the_system_are_errors() {
     dir.sh("\"$SUASION\" verify -q -M odd -D rows.jsonl").run().error(3, "E-MODEL", "odd/tokenizer.json");
 }
 
+/// Whichever allocation is refused, of a tokenizer, of a model or of a line of text: what is said ends with what to do.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_refused_is_an_error_with_help() {
+    let dir = Dir::new().with_weights().with_rows(200);
+    let mut refused = 0;
+    for limit in (50_000..150_000).step_by(10_000) {
+        let train = "\"$SUASION\" train -q -M model -D rows.jsonl --threads 2 --set max_steps=1";
+        let ran = dir.sh(&format!("ulimit -v {limit}; {train} --set output_dir=out{limit}")).run();
+        if ran.code != Some(0) {
+            let lines: Vec<&str> = ran.stderr.lines().collect();
+            assert_eq!(ran.code, Some(3), "{limit}: {}", ran.stderr);
+            assert!(
+                lines.iter().any(|line| line.starts_with("error[E-MEMORY]: ")),
+                "{limit}: {}",
+                ran.stderr
+            );
+            assert!(lines.iter().any(|line| line.starts_with("help: ")), "{limit}: {}", ran.stderr);
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "no limit is low enough");
+}
+
 #[test]
 fn a_prepared_folder_is_checked_file_by_file() {
     let dir = Dir::new().with_model().with_rows(6);

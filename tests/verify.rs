@@ -291,3 +291,48 @@ fn escape_codes_reach_no_terminal() {
         }
     }
 }
+
+/// Rows of tokens as another program would write them: prepared rows without their origins.
+fn foreign_rows(dir: &Dir) -> Vec<serde_json::Value> {
+    dir.prepare("rows.jsonl", "out.jsonl").ok();
+    let bare =
+        |row: serde_json::Value| serde_json::json!({"input_ids": row["input_ids"], "labels": row["labels"]});
+    dir.lines("out.jsonl").into_iter().map(bare).collect()
+}
+
+#[test]
+fn source_rows_say_which_tokens_are_whose() {
+    let dir = Dir::new().with_model().with_rows(6);
+    let mut rows = foreign_rows(&dir);
+    // A token of the task is learned in row 3, and row 4 has lost its end.
+    let at = dir.lines("out.jsonl")[3]["origins"].as_str().unwrap().rfind('K').unwrap();
+    rows[3]["labels"][at] = rows[3]["input_ids"][at].clone();
+    for key in ["input_ids", "labels"] {
+        rows[4][key].as_array_mut().unwrap().pop();
+    }
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    dir.write("foreign.jsonl", lines);
+    let codes = |args: &[&str]| {
+        let json = dir.verify("foreign.jsonl").args(args).arg("--json").run().code(1).json();
+        let found = json["findings"].as_array().unwrap().clone();
+        found.iter().map(|f| format!("{} {}", f["code"].as_str().unwrap(), f["row"])).collect::<Vec<_>>()
+    };
+    assert!(codes(&[]).iter().all(|code| code.starts_with("M002")));
+    assert_eq!(codes(&["--source", "rows.jsonl"]), ["M004 3", "M002 4", "L002 4"]);
+    let shown = dir.verify("foreign.jsonl").args(&["--source", "rows.jsonl", "--row", "3"]).run().code(1);
+    let shown = shown.prints("LEARNED task").prints("learned with weight 1 though it is prompt");
+    assert!(
+        shown.stdout.contains("what to do") && shown.stdout.contains("train_on_inputs: false"),
+        "{}",
+        shown.stdout
+    );
+}
+
+#[test]
+fn a_template_needs_a_tokenizer_and_must_be_one() {
+    let dir = Dir::new().with_model();
+    dir.write("rows.jsonl", TOKENISED[0].1).write("t.jinja", "{% for %}");
+    let bare = dir.suasion(&["verify", "-D", "rows.jsonl", "--template", "t.jinja"]).run();
+    bare.error(2, "E-USAGE", "--template needs a tokenizer");
+    dir.verify("rows.jsonl").args(&["--template", "t.jinja"]).run().error(2, "E-USAGE", "t.jinja");
+}

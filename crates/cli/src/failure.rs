@@ -47,6 +47,16 @@ impl Failure {
     }
 }
 
+/// What follows the message of a panic: a thread that the system refuses, or a bug.
+pub fn panicked() -> Failure {
+    Failure::run_time(
+        "E-INTERNAL",
+        "the program has stopped at the place above",
+        "where the system refused a thread or memory, use fewer --threads or raise the limit (ulimit); else this is a bug in \
+         suasion: please report it",
+    )
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -79,6 +89,9 @@ impl fmt::Display for Failures {
 
 impl std::error::Error for Failures {}
 
+/// The code of an error of files.
+const IO: &str = "E-IO";
+
 /// What goes with an error's message, whichever crate it comes from.
 pub struct Outcome {
     /// The code in `error[..]`.
@@ -104,18 +117,21 @@ impl Outcome {
             } else if let Some(e) = cause.downcast_ref::<suasion_engine::Error>() {
                 outcome = Outcome { tag: e.tag(), help: e.help().map(str::to_string), exit: Exit::RunTime };
             } else if cause.is::<io::Error>() {
-                outcome = Outcome { tag: "E-IO", help: None, exit: Exit::RunTime };
+                outcome = Outcome { tag: IO, help: None, exit: Exit::RunTime };
             } else {
                 continue;
             }
             break;
         }
+        let io = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+        if io == Some(io::ErrorKind::OutOfMemory) {
+            outcome.tag = "E-MEMORY";
+        }
         if let (None, Some(path)) = (&outcome.help, missing_path(error)) {
             outcome.help = Some(paths::missing(path));
         }
         if outcome.help.is_none() {
-            let io = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
-            outcome.help = general_help(outcome.tag, io.map(io::Error::kind)).map(str::to_string);
+            outcome.help = general_help(outcome.tag, io).map(str::to_string);
         }
         outcome
     }
@@ -145,7 +161,8 @@ fn general_help(tag: &str, io: Option<io::ErrorKind>) -> Option<&'static str> {
         (_, Some(StorageFull | QuotaExceeded | FileTooLarge)) => {
             Some("free some space, or write to another disk")
         }
-        ("E-IO", _) => Some("check the file and the disk it is on"),
+        (_, Some(OutOfMemory)) => Some("raise the limit of the process (ulimit -v), or close other programs"),
+        (IO, _) => Some("check the file and the disk it is on"),
         ("E-INTERNAL", _) => Some("this is a bug in suasion: please report it"),
         _ => None,
     }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
-use crate::inputs::weights::{Adapter, Start, check_memory};
+use crate::inputs::weights::{Adapter, Start, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ui::Ui;
@@ -22,8 +22,9 @@ use suasion_data::report::format::count;
 use suasion_data::template::TemplateOptions;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
+use suasion_engine::params::ParameterMap;
 use suasion_engine::peft::adapter_config;
-use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, Device, MemoryPlan, Model};
+use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, Device, MemoryPlan, Model, Trainable};
 use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
@@ -158,8 +159,18 @@ impl Job {
         }
     }
 
+    /// Parameters that are trained, where some are not.
+    fn trained(&self) -> Option<u64> {
+        match self.opened.trainable() {
+            chosen @ Trainable::Named(_) => {
+                Some(ParameterMap::with(&self.arch, &chosen).ok()?.trained_len() as u64)
+            }
+            Trainable::All | Trainable::Adapter(_) => None,
+        }
+    }
+
     fn memory(&self) -> MemoryPlan {
-        self.opened.memory(self.plan.budget)
+        self.opened.memory(self.plan.budget, &self.settings)
     }
 
     /// The weights that the run starts from.
@@ -192,8 +203,9 @@ impl Job {
             None => self.start(ui).build(self.plan.budget)?,
             // The checkpoint's weights will replace these, so none are read.
             Some(_) => {
-                check_memory(&self.arch, &MemoryPlan::of(&self.arch, self.plan.budget))?;
-                Model::new(self.arch.clone(), Device::cpu(), self.plan.budget)?
+                let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
+                check_memory(&self.arch, &planned(&self.arch, budget, &trainable, &self.settings)?)?;
+                Model::with_trainable(self.arch.clone(), Device::cpu(), budget, &trainable)?
             }
         };
         let files = self.files()?;
@@ -236,6 +248,10 @@ impl Job {
     /// Writes what a server needs beside the finished model.
     fn export(&self) -> anyhow::Result<()> {
         let Some(tokenizer) = self.folder.tokenizer.as_deref() else { return Ok(()) };
+        if self.opened.adapter.is_some() {
+            // They are of whole models: what `merge` writes.
+            return Ok(());
+        }
         let policy = self.config.policy();
         let stops = self.folder.special(&policy)?.stops;
         let options = TemplateOptions::of(&policy);
@@ -257,7 +273,7 @@ impl Job {
             train: suasion_train::Settings { seed, ..self.config.train.clone() },
             ..self.config.clone()
         };
-        self.compared(Start::new(ui, &self.folder.path, &self.arch, &config), &settings, None, ui)
+        self.compared(self.opened.start(ui, &config), &settings, None, ui)
     }
 
     /// As [`Job::compare`], where [`Job::train`] has trained the model of the responses.
@@ -298,7 +314,7 @@ impl Job {
 fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<Opened> {
     let Some(checkpoint) = checkpoint else { return Opened::of(config, ui)?.for_training(config) };
     if !AdapterFolder::is_one(checkpoint) {
-        return Opened::named(Some(checkpoint), None, config.init, ui);
+        return Opened::named(Some(checkpoint), None, config.init, ui)?.choosing(config);
     }
     let model = config.model_name_or_path.as_deref();
     let model =
@@ -316,7 +332,7 @@ fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<O
             );
         }
     }
-    Ok(opened)
+    opened.choosing(config)
 }
 
 /// The folder of the run's TensorBoard event files.

@@ -169,8 +169,8 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Completions(args) => completions::run(args, &ui),
         Command::Man(args) => man::run(args, &ui),
     }));
-    // What has panicked has said so: a thread that the system refuses, or a bug.
-    let Ok(result) = result else { return Exit::RunTime as u8 };
+    // What has panicked has said so.
+    let Ok(result) = result else { return ui.report(&failure::panicked().into()) as u8 };
     match result {
         // An interrupted run ends without an error and has not finished.
         Ok(Exit::Done) if interrupt::raised() => interrupt::INTERRUPTED,

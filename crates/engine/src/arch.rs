@@ -37,6 +37,9 @@ pub struct Embedding {
     pub positions: Option<usize>,
     /// Factor on the embedding.
     pub scale: f32,
+    /// Factor on noise that training adds: the embedding's, where transformers multiplies outside of its module
+    /// (Granite).
+    pub noise_scale: f32,
     /// Dropout of what enters the first layer, in training.
     pub dropout: f32,
 }

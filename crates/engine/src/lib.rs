@@ -10,6 +10,7 @@
 //! in advance; [`kernels`] computes.
 #![deny(unsafe_code)]
 
+mod abort;
 pub mod arch;
 pub mod batch;
 pub mod collective;
@@ -26,6 +27,7 @@ pub mod peft;
 pub mod rope;
 mod weights;
 
+pub use abort::on_abort;
 pub use arch::Architecture;
 pub use batch::{Batch, Segment, Target};
 pub use collective::{Collective, SingleRank};
@@ -33,7 +35,7 @@ pub use dtype::WeightType;
 pub use error::{Error, Result};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
 pub use lora::{Lora, LoraInit, Targets};
-pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Regularisation};
+pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Optimizer, Rates, Regularisation, Update};
 pub use params::{Base, Trainable};
 pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder};
 pub use weights::Tensor;

@@ -3,12 +3,13 @@
 mod common;
 
 use common::{
-    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, smooth, trained_gradients,
+    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, relative, smooth,
+    trained_gradients,
 };
 use std::collections::BTreeSet;
 use suasion_engine::{
-    AdamW, Architecture, Backend, Batch, Budget, Cpu, Device, Error, Lora, MemoryPlan, Model, Reference,
-    Targets, Trainable, WeightType,
+    AdamW, Architecture, Backend, Base, Batch, Budget, Cpu, Device, Error, Lora, MemoryPlan, Model,
+    Reference, Regularisation, Targets, Trainable, WeightType,
 };
 
 /// An adapter of odd rank on every kind of linear layer: a part of a fused one, a whole one, both ends of the
@@ -214,4 +215,116 @@ fn adapters_that_fit_nothing_are_refused() {
     refuse(Lora { alpha: f64::NAN, ..base }, "alpha NaN");
     let mut plain = Model::new(arch.clone(), Cpu::new(), budget).unwrap();
     assert!(plain.init_adapter(1).unwrap_err().to_string().contains("without an adapter"));
+}
+
+/// A base in its file computes what the same values in memory do, whatever their type and where they lie.
+#[test]
+fn a_base_in_its_file_computes_what_one_in_memory_does() {
+    for family in FAMILIES {
+        let arch = architecture(family);
+        let mut plain = model_of(arch.clone(), Cpu::new(), false, &Trainable::All);
+        for kind in [WeightType::F32, WeightType::BF16, WeightType::F16] {
+            let dir = tempfile::tempdir().unwrap();
+            plain.set_weight_type(kind);
+            plain.save_weights(dir.path()).unwrap();
+            // Elements need not be aligned: the header of this file ends at an odd place.
+            let path = dir.path().join("model.safetensors");
+            let bytes = std::fs::read(&path).unwrap();
+            let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let mut moved = (header as u64 + 3).to_le_bytes().to_vec();
+            moved.extend(&bytes[8..8 + header]);
+            moved.extend(b"   ");
+            moved.extend(&bytes[8 + header..]);
+            std::fs::write(&path, moved).unwrap();
+
+            let budget = Budget { tokens: 64, targets: 64, train: true, recompute: false };
+            for dora in [false, true] {
+                let trainable = Trainable::Adapter(Lora { dora, ..lora(family) });
+                let data = batch(5);
+                let run = |base| {
+                    let mut model =
+                        Model::with_base(arch.clone(), Device::cpu(), budget, &trainable, base).unwrap();
+                    model.load_weights(dir.path()).unwrap();
+                    model.init_adapter(4).unwrap();
+                    for name in model.trained_names().into_iter().filter(|n| n.contains("lora_B")) {
+                        let mut tensor = model.parameter(&name).unwrap();
+                        let mut random = Random(6);
+                        tensor.data.iter_mut().for_each(|x| *x = 0.1 * random.normal() as f32);
+                        model.set_parameter(&name, &tensor).unwrap();
+                    }
+                    let losses = accumulate(&mut model, &data, 1.0 / data.weight() as f32);
+                    (mean_loss(&data, &losses), trained_gradients(&model), model)
+                };
+                let (want, gradients, _) = run(Base::Resident);
+                let (got, mapped, model) = run(Base::Mapped);
+                assert!((got - want).abs() < 2e-6 * want, "{family} {kind:?}: {got} and {want}");
+                for ((name, want), (_, got)) in gradients.iter().zip(&mapped) {
+                    let error = relative(got, want);
+                    assert!(error < 2e-4, "{family} {kind:?} {name}: {error:e}");
+                }
+                let plan = MemoryPlan::over(&arch, budget, &trainable, Base::Mapped).unwrap();
+                let whole = MemoryPlan::over(&arch, budget, &trainable, Base::Resident).unwrap();
+                assert!(
+                    plan.parameters < whole.parameters / 3,
+                    "{family}: {} of {}",
+                    plan.parameters,
+                    whole.parameters
+                );
+                assert!(model.allocated() < whole.own(), "{family}: {} are held", model.allocated());
+            }
+        }
+    }
+}
+
+/// Under one mask the gradient is the slope of the loss.
+#[test]
+#[allow(clippy::needless_update, reason = "what training adds to a pass will grow")]
+fn gradients_under_dropout_are_the_slopes_of_the_loss() {
+    for dora in [false, true] {
+        for family in ["llama", "gpt2", "phi3"] {
+            let data = batch(8);
+            let trainable = Trainable::Adapter(Lora { dora, dropout: 0.4, ..lora(family) });
+            let mut model = model_of(architecture(family), Reference::<f64>::new(), false, &trainable);
+            let mut random = Random(23);
+            for name in model.trained_names().iter().filter(|name| !name.contains("magnitude")) {
+                let mut tensor = model.parameter(name).unwrap();
+                tensor.data.iter_mut().for_each(|x| *x = 0.4 * random.normal() as f32);
+                model.set_parameter(name, &tensor).unwrap();
+            }
+            let loss = |model: &mut Model<Reference<f64>>, seed| {
+                model.regularise(Regularisation {
+                    seed: Some(seed),
+                    dropout: true,
+                    ..Regularisation::default()
+                });
+                model.zero_gradients();
+                let losses = accumulate(model, &data, 1.0 / data.weight() as f32);
+                mean_loss(&data, &losses)
+            };
+            let first = loss(&mut model, 1);
+            assert!((loss(&mut model, 2) - first).abs() > 1e-4, "{family}: another seed drops others");
+            assert_eq!(loss(&mut model, 1), first);
+            let gradients = trained_gradients(&model);
+            for (name, gradient) in gradients.iter().filter(|(name, _)| !(dora && name.contains("lora"))) {
+                let i = random.below(gradient.len());
+                let mut at = |change: f32| {
+                    let mut tensor = model.parameter(name).unwrap();
+                    let old = tensor.data[i];
+                    tensor.data[i] += change;
+                    model.set_parameter(name, &tensor).unwrap();
+                    let value = loss(&mut model, 1);
+                    tensor.data[i] = old;
+                    model.set_parameter(name, &tensor).unwrap();
+                    value
+                };
+                let [narrow, wide] =
+                    [4e-3, 8e-3].map(|step| (at(step) - at(-step)) / (2.0 * f64::from(step)));
+                let (slope, got) = ((4.0 * narrow - wide) / 3.0, f64::from(gradient[i]));
+                assert!(
+                    (got - slope).abs() < 3e-4 + 3e-3 * slope.abs(),
+                    "{family} {name}[{i}]: {got}, slope {slope}"
+                );
+            }
+        }
+    }
 }

@@ -23,7 +23,7 @@ fn dropping(family: &str, rate: f32) -> Architecture {
 }
 
 fn drawn(seed: u64) -> Regularisation {
-    Regularisation { seed: Some(seed), dropout: true }
+    Regularisation { seed: Some(seed), dropout: true, ..Regularisation::default() }
 }
 
 /// Rows of which the second follows a shared prefix, and two targets of one row.
@@ -257,8 +257,8 @@ fn without_a_rate_or_a_seed_no_bit_changes() {
     };
     let plain = run(0.0, Regularisation::default());
     assert_eq!(run(0.0, drawn(1)), plain);
-    assert_eq!(run(0.3, Regularisation { seed: Some(1), dropout: false }), plain);
-    assert_eq!(run(0.3, Regularisation { seed: None, dropout: true }), plain);
+    assert_eq!(run(0.3, Regularisation { seed: Some(1), ..Regularisation::default() }), plain);
+    assert_eq!(run(0.3, Regularisation { dropout: true, ..Regularisation::default() }), plain);
     assert_ne!(run(0.3, drawn(1)), plain);
 }
 

@@ -302,6 +302,7 @@ fn losses<B: Backend>(
     ids: &[u32],
     weights: Option<&[f32]>,
     softcap: Option<f32>,
+    smoothing: f32,
 ) -> Vec<TargetLoss> {
     let (table, ids) = (space(b, ids.len(), TargetLoss::COLUMNS), list(b, ids));
     let weights = weights.map(|values| {
@@ -309,33 +310,51 @@ fn losses<B: Backend>(
         b.write(view, values).unwrap();
         view
     });
-    b.cross_entropy(table, logits, ids, weights, softcap).unwrap();
+    b.cross_entropy(table, logits, ids, weights, softcap, smoothing).unwrap();
     get(b, table).as_chunks().0.iter().map(|row| TargetLoss::from_columns(*row)).collect()
 }
 
 #[test]
 fn cross_entropy() {
-    fn run<B: Backend>(b: &mut B, rows: usize, vocab: usize, softcap: Option<f32>) -> Vec<Vec<f32>> {
+    fn run<B: Backend>(
+        b: &mut B,
+        rows: usize,
+        vocab: usize,
+        softcap: Option<f32>,
+        smoothing: f32,
+    ) -> Vec<Vec<f32>> {
         let logits = put(b, rows, vocab, 1);
         let mut random = Random(2);
         let ids: Vec<u32> = (0..rows).map(|_| random.below(vocab) as u32).collect();
         let weights = values(rows, 3);
-        let plain = losses(b, logits, &ids, None, softcap);
+        let plain = losses(b, logits, &ids, None, softcap, smoothing);
         assert_eq!(get(b, logits), values(rows * vocab, 1), "without weights the logits stay");
-        let weighted = losses(b, logits, &ids, Some(&weights), softcap);
+        let weighted = losses(b, logits, &ids, Some(&weights), softcap, smoothing);
         let nll = |losses: &[TargetLoss]| losses.iter().map(|loss| loss.nll).collect::<Vec<_>>();
         let top = plain.iter().map(|loss| f32::from(loss.top1)).collect();
         let entropies = |losses: &[TargetLoss]| losses.iter().map(|loss| loss.entropy).collect::<Vec<_>>();
-        vec![nll(&plain), nll(&weighted), get(b, logits), top, entropies(&plain), entropies(&weighted)]
+        let uniform = plain.iter().map(|loss| loss.uniform).collect();
+        vec![
+            nll(&plain),
+            nll(&weighted),
+            get(b, logits),
+            top,
+            entropies(&plain),
+            entropies(&weighted),
+            uniform,
+        ]
     }
     for (rows, vocab) in [(1, 1), (3, 2), (5, 31), (7, 33), (2, 1000)] {
         // With one token there is nothing to learn and nothing but zeros to compare.
-        for softcap in [None, Some(1.5)].into_iter().filter(|_| vocab > 1) {
+        for (softcap, smoothing) in [(None, 0.0), (Some(1.5), 0.0), (None, 0.2), (Some(1.5), 0.2)] {
+            if vocab == 1 {
+                continue;
+            }
             agree!(
-                format!("[{rows}, {vocab}], {softcap:?}"),
+                format!("[{rows}, {vocab}], {softcap:?}, {smoothing}"),
                 (
-                    |b: &mut Cpu| run(b, rows, vocab, softcap),
-                    |b: &mut Reference<f32>| run(b, rows, vocab, softcap)
+                    |b: &mut Cpu| run(b, rows, vocab, softcap, smoothing),
+                    |b: &mut Reference<f32>| run(b, rows, vocab, softcap, smoothing)
                 )
             );
         }
@@ -349,7 +368,7 @@ fn the_first_of_equal_logits_is_on_top() {
     cpu.write(logits, &[1.0, 1.0, 0.0]).unwrap();
     for (id, top1) in [(0, true), (1, false), (2, false)] {
         for softcap in [None, Some(2.0)] {
-            assert_eq!(losses(&mut cpu, logits, &[id], None, softcap)[0].top1, top1);
+            assert_eq!(losses(&mut cpu, logits, &[id], None, softcap, 0.0)[0].top1, top1);
         }
     }
 }
@@ -363,7 +382,7 @@ fn a_nan_anywhere_in_the_logits_reaches_the_loss() {
         x[2] = f32::NAN;
         cpu.write(logits, &x).unwrap();
         for softcap in [None, Some(2.0)] {
-            assert!(losses(&mut cpu, logits, &[0], None, softcap)[0].nll.is_nan());
+            assert!(losses(&mut cpu, logits, &[0], None, softcap, 0.0)[0].nll.is_nan());
         }
     }
 }
@@ -384,6 +403,34 @@ fn rows_and_sums() {
         agree!(
             format!("width {width}"),
             (|b: &mut Cpu| run(b, width), |b: &mut Reference<f32>| run(b, width))
+        );
+    }
+}
+
+#[test]
+fn columns_are_scaled_and_measured() {
+    fn run<B: Backend>(b: &mut B, rows: usize, width: usize, rank: usize) -> Vec<Vec<f32>> {
+        let (w, low, a) = (put(b, width, rows, 1), put(b, width, rank, 2), put(b, rank, rows, 3));
+        let (n, quotient) = (space(b, 1, width), space(b, 1, width));
+        b.row_norms(n, w, low, a, 0.7).unwrap();
+        let ones = put(b, 1, width, 4);
+        b.divide(quotient, ones, n).unwrap();
+        // Both have gaps.
+        let (x, y) =
+            (put(b, rows, width + 3, 5).columns(1..width + 1), put(b, rows, width + 2, 6).columns(0..width));
+        b.scale_columns(y, true, x, quotient, Some(ones)).unwrap();
+        let dense = space(b, rows, width);
+        b.scale_columns(dense, false, y, quotient, None).unwrap();
+        let dots = put(b, 1, width, 7);
+        b.column_dots(dots, true, x, y, n).unwrap();
+        let fresh = space(b, 1, width);
+        b.column_dots(fresh, false, x, dense, n).unwrap();
+        [n, quotient, dense, dots, fresh].iter().map(|view| get(b, *view)).collect()
+    }
+    for (rows, width, rank) in [(1, 1, 1), (3, 65, 2), (66, 63, 5), (130, 200, 16)] {
+        agree!(
+            format!("{rows} × {width}, rank {rank}"),
+            (|b: &mut Cpu| run(b, rows, width, rank), |b: &mut Reference<f32>| run(b, rows, width, rank))
         );
     }
 }
@@ -580,17 +627,18 @@ fn the_references_gradients_are_slopes() {
         }
     }
     // The loss: its gradient overwrites the logits, so the slope is taken of a copy.
-    for softcap in [None, Some(0.75)] {
+    for (softcap, smoothing) in [(None, 0.0), (Some(0.75), 0.0), (None, 0.25), (Some(0.75), 0.25)] {
         let (logits, gradient) = (put(b, 2, 9, 1), space(b, 2, 9));
         let (ids, weights) = ([4u32, 0], [0.5f32, -2.0]);
         b.copy(gradient, logits).unwrap();
-        losses(b, gradient, &ids, Some(&weights), softcap);
+        losses(b, gradient, &ids, Some(&weights), softcap, smoothing as f32);
         slopes(b, logits, gradient, |b| {
             let cap = |x: &f64| softcap.map_or(*x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh());
             let x: Vec<f64> = b.get(logits).unwrap().iter().map(cap).collect();
             let nll = |i: usize| {
                 let row = &x[i * 9..][..9];
-                row.iter().map(|v| v.exp()).sum::<f64>().ln() - row[ids[i] as usize]
+                let (label, mean) = (row[ids[i] as usize], row.iter().sum::<f64>() / 9.0);
+                row.iter().map(|v| v.exp()).sum::<f64>().ln() - (1.0 - smoothing) * label - smoothing * mean
             };
             0.5 * nll(0) - 2.0 * nll(1)
         });

@@ -136,10 +136,11 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     refused(b.grouped_linear_dw(w, 0, false, y, x, few));
     refused(b.scale_rows(x, narrow));
     refused(b.row_dots(x, y, z));
-    refused(b.cross_entropy(losses5, x, rows, None, None));
-    refused(b.cross_entropy(losses, x, few, None, None));
-    refused(b.cross_entropy(losses, x, large, None, None));
-    refused(b.cross_entropy(losses, x, rows, Some(w), None));
+    refused(b.cross_entropy(losses5, x, rows, None, None, 0.0));
+    refused(b.cross_entropy(losses, x, few, None, None, 0.0));
+    refused(b.cross_entropy(losses, x, large, None, None, 0.0));
+    refused(b.cross_entropy(losses, x, rows, None, None, 1.5));
+    refused(b.cross_entropy(losses, x, rows, Some(w), None, 0.0));
     let step = AdamW {
         t: 1,
         lr: 1.0,

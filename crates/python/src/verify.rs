@@ -107,6 +107,12 @@ impl Verification {
         self.name.display().to_string()
     }
 
+    /// Why the turns of the chat template were not looked for in tokens.
+    #[getter]
+    fn no_turns(&self) -> Option<String> {
+        self.summary.no_turns.clone()
+    }
+
     /// The rows in numbers, as JSON.
     #[getter]
     fn summary(&self) -> String {

@@ -17,6 +17,9 @@ use suasion_files::{NewFolder, Written, remove_folder, sizes};
 pub const STATE: &str = "suasion_state.json";
 /// File of AdamW's moments.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The average of the weights, of a run that keeps one.
+pub const AVERAGE: &str = "average.safetensors";
 /// File of the state in the Trainer's form.
 pub const TRAINER_STATE: &str = "trainer_state.json";
 /// File of the metrics so far.
@@ -197,6 +200,7 @@ fn fill<B: Backend>(
         // In f32, so that a resume continues exactly.
         model.save_run(dir.path(), true)?;
         model.save_optimizer(&dir.path().join(OPTIMIZER))?;
+        model.save_average(&dir.path().join(AVERAGE))?;
     }
     for file in &model_files.beside(kind, model.architecture().head.tied).files {
         put(&file.name, &file.bytes)?;

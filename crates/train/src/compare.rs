@@ -242,6 +242,8 @@ fn train_arm<B: Backend>(
         trained.last_loss = event.loss.or(trained.last_loss);
         observer.event(&Event::Step(&event));
     }
+    // What a run ends with.
+    model.exchange_average()?;
     Ok(trained)
 }
 

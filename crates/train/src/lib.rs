@@ -3,7 +3,7 @@
 //!
 //! [`trainer`] runs a training through these stages: [`plan`] (sizes and steps, before a weight is loaded) →
 //! [`sampler`] (which rows make which step) → [`batches`] (rows to a flat batch) → [`step`] (gradients,
-//! clipping, AdamW) → [`checkpoint`] and [`report`]. The crate prints nothing: events go to an [`Observer`].
+//! clipping, the optimizer) → [`checkpoint`] and [`report`]. The crate prints nothing: events go to an [`Observer`].
 #![forbid(unsafe_code)]
 
 pub mod batches;
@@ -14,6 +14,7 @@ pub mod divergence;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
+pub mod groups;
 pub mod interval;
 mod json;
 pub mod logits;
@@ -48,6 +49,7 @@ pub use divergence::Divergence;
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use generate::{Generated, Stopped, generate, prompt_ids};
+pub use groups::{ParamGroup, Patterns};
 pub use interval::Interval;
 pub use logits::Sampling;
 pub use metrics::{EvalRecord, StepRecord};
@@ -60,6 +62,6 @@ pub use report::data::{DataCard, FindingCount, SampleReply, SectionShare};
 pub use report::write_report;
 pub use run::{Best, Identity, Report, Resume, Run};
 pub use schedule::Scheduler;
-pub use settings::{OnSaveError, Settings, Strategy};
+pub use settings::{OnSaveError, Optim, Settings, Strategy};
 pub use token_losses::token_losses;
 pub use trainer::train;

@@ -1,12 +1,14 @@
 //! The settings of a run, under TRL's and transformers' names.
 
 use crate::evaluate::{METRICS, is_metric};
+use crate::groups::{self, ParamGroup, Patterns};
 use crate::interval::Interval;
 use crate::schedule::{Kwargs, Schedule, Scheduler};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
+use suasion_engine::{Optimizer, Trainable};
 
 /// What happens where a checkpoint or a line of metrics cannot be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +19,23 @@ pub enum OnSaveError {
     Continue,
     /// The run ends.
     Stop,
+}
+
+/// How gradients change the weights (transformers' `OptimizerNames`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optim {
+    /// AdamW.
+    #[default]
+    #[serde(alias = "adamw_torch")]
+    AdamwTorchFused,
+    /// AdamW with moments of eight bits, as bitsandbytes keeps them.
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit", alias = "paged_adamw_8bit")]
+    Adamw8bit,
+    /// Adafactor with the learning rate of the schedule.
+    Adafactor,
+    /// Gradient descent, with `momentum=…` in `optim_args` if wanted.
+    Sgd,
 }
 
 /// When to evaluate, or to write a checkpoint.
@@ -36,6 +55,12 @@ pub enum Strategy {
 
 // Serde writes a unit variant's name to a formatter, so each name stands once.
 impl fmt::Display for OnSaveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+impl fmt::Display for Optim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
@@ -169,6 +194,28 @@ impl Shown for Kwargs {
     }
 }
 
+shown!(Optim: "{}");
+
+impl Shown for Patterns {
+    fn shown(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
+    fn number(&self) -> Option<f64> {
+        None
+    }
+}
+
+impl Shown for ParamGroups {
+    fn shown(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
+    fn number(&self) -> Option<f64> {
+        None
+    }
+}
+
 impl<T: Shown> Shown for Option<T> {
     fn shown(&self) -> String {
         self.as_ref().map_or("null".into(), T::shown)
@@ -229,7 +276,19 @@ settings! {
     gradient_accumulation_steps Same: usize = 1, in Range::AtLeast(1.0);
     /// The highest learning rate of the schedule.
     learning_rate Same: f64 = 2e-5, in Range::AtLeast(0.0);
-    /// AdamW's decoupled weight decay.
+    /// The optimizer.
+    optim Same: Optim = Optim::AdamwTorchFused;
+    /// Arguments of the optimizer: `momentum=0.9` for `sgd`.
+    optim_args Same: Option<String> = None;
+    /// Decay of a moving average of the weights, which is evaluated and becomes the final model; `None` keeps none.
+    ema_decay Same: Option<f64> = None, in Range::FromBelow(0.0, 1.0);
+    /// Parameters with a learning rate or a weight decay of their own.
+    param_groups Same: ParamGroups = ParamGroups::new();
+    /// The parameters that are trained; empty trains all.
+    trainable Same: Patterns = Patterns::default();
+    /// Parameters that are not trained, of those that would be.
+    freeze Same: Patterns = Patterns::default();
+    /// Decoupled weight decay.
     weight_decay Same: f64 = 0.0, in Range::AtLeast(0.0);
     /// Decay biases and norms too (not a key of TRL).
     decay_all Same: bool = false;
@@ -294,13 +353,43 @@ settings! {
     data_seed Resolved: Option<u64> = None;
     /// Shuffle the rows anew for each epoch; otherwise file order.
     shuffle_dataset Same: bool = true;
+    /// Noise on the embeddings in training: up to `alpha / √(length · hidden size)`.
+    neftune_noise_alpha Same: Option<f64> = None, in Range::AtLeast(0.0);
+    /// Share of the uniform distribution in each target.
+    label_smoothing_factor Same: f64 = 0.0, in Range::FromTo(0.0, 1.0);
     /// Train without the model's dropout.
     disable_dropout Same: bool = false;
     /// Recompute activations in the backward pass instead of keeping them. The result is the same to the bit.
     gradient_checkpointing Free: bool = false;
 }
 
+/// Groups of parameters, in the order in which they are asked.
+pub type ParamGroups = Vec<ParamGroup>;
+
 impl Settings {
+    /// The optimizer.
+    pub fn optimizer(&self) -> Optimizer {
+        match self.optim {
+            Optim::AdamwTorchFused => Optimizer::AdamW,
+            Optim::Adamw8bit => Optimizer::AdamW8bit,
+            Optim::Adafactor => Optimizer::Adafactor,
+            Optim::Sgd => Optimizer::Sgd { momentum: self.momentum() > 0.0 },
+        }
+    }
+
+    /// Which parameters of a model are trained, that has parameters of these names.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a pattern that matches nothing, and where nothing is left to train.
+    pub fn choose(&self, names: &[String]) -> Result<Trainable> {
+        groups::choose(&self.trainable, &self.freeze, &self.param_groups, names)
+    }
+
+    /// The momentum of `sgd`.
+    pub fn momentum(&self) -> f64 {
+        self.optim_args.as_deref().and_then(momentum).unwrap_or(0.0)
+    }
+
     /// The seed of the rows' order.
     pub fn data_seed(&self) -> u64 {
         self.data_seed.unwrap_or(self.seed)
@@ -352,6 +441,29 @@ impl Settings {
                 && !range.holds(number)
             {
                 return Err(Error::out_of_bounds(key.name, key.value(self), &range.to_string()));
+            }
+        }
+        if let Some(text) = &self.optim_args
+            && (self.optim != Optim::Sgd || momentum(text).is_none())
+        {
+            let problem = format!("is no argument of {}", self.optim);
+            let help = "sgd takes momentum=0.9, at least 0 and below 1; adam_beta1, adam_beta2, adam_epsilon and \
+                        weight_decay are keys of their own";
+            return Err(Error::setting("optim_args", text, problem, help));
+        }
+        if self.learning_rate == 0.0 && self.param_groups.iter().any(|group| group.learning_rate > Some(0.0))
+        {
+            let problem = "has no schedule that a group of param_groups could follow";
+            let help = "set it to that of the most parameters, and freeze those that shall not change";
+            return Err(Error::setting("learning_rate", self.learning_rate, problem, help));
+        }
+        for group in &self.param_groups {
+            let rates = [group.learning_rate, group.weight_decay];
+            if rates.iter().flatten().any(|rate| !(rate.is_finite() && *rate >= 0.0)) || rates == [None, None]
+            {
+                let help = "each group needs match and learning_rate or weight_decay, both at least 0";
+                let shown = serde_json::json!(group);
+                return Err(Error::setting("param_groups", shown, "is not possible", help));
             }
         }
         self.schedule(1)?;
@@ -414,4 +526,10 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// The value of `momentum=0.9`.
+fn momentum(text: &str) -> Option<f64> {
+    let value = text.trim().strip_prefix("momentum")?.trim_start().strip_prefix('=')?;
+    value.trim().parse().ok().filter(|value| (0.0..1.0).contains(value))
 }

@@ -1,15 +1,16 @@
 //! One optimizer step: micro-batches in, changed weights out.
 
 use crate::batches::{row_at, row_ids, train_batch};
+use crate::groups::ParamGroup;
 use crate::rng::{Purpose, Rng};
 use crate::{Error, Result, Settings};
 use suasion_data::Sample;
-use suasion_engine::{AdamW, Backend, Batch, Collective, Model, Regularisation};
+use suasion_engine::{Backend, Batch, Collective, Model, Rates, Regularisation, Update};
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutcome {
-    /// `Σ w·nll / Σ w` over the step's targets, before its update; `None` where the weights sum to zero.
+    /// `Σ w·nll / Σ w` over the step's targets (smoothed, with `label_smoothing_factor`), before its update; `None` where the weights sum to zero.
     pub loss: Option<f64>,
     /// L2 norm of the gradient, before clipping.
     pub grad_norm: f64,
@@ -68,6 +69,7 @@ pub fn step<B: Backend>(
         rows,
         checkpoint: None,
     };
+    model.choose_optimizer(settings.optimizer())?;
     model.zero_gradients();
     let scale = (1.0 / weight) as f32;
     // Every micro-batch of the run, on every rank, has dropout and noise of its own.
@@ -77,6 +79,8 @@ pub fn step<B: Backend>(
         model.regularise(Regularisation {
             seed: Some(seed.wrapping_add(place)),
             dropout: !settings.disable_dropout,
+            noise_alpha: settings.neftune_noise_alpha.unwrap_or(0.0) as f32,
+            label_smoothing: settings.label_smoothing_factor as f32,
         });
         model.accumulate(batch, scale)
     };
@@ -93,7 +97,7 @@ pub fn step<B: Backend>(
             broken = Some(non_finite("the loss", f64::from(bad.nll), of));
         }
         for (loss, target) in losses.iter().zip(&batch.targets) {
-            sum += f64::from(target.weight) * f64::from(loss.nll);
+            sum += f64::from(target.weight) * loss.smoothed(settings.label_smoothing_factor);
             right += u64::from(loss.top1);
             entropy += f64::from(loss.entropy);
         }
@@ -116,16 +120,35 @@ pub fn step<B: Backend>(
             return Err(non_finite(what, value, rows));
         }
     }
-    model.adamw(&AdamW {
+    let update = Update {
         t: updates + 1,
-        lr: learning_rate,
         beta1: settings.adam_beta1,
         beta2: settings.adam_beta2,
         eps: settings.adam_epsilon,
-        weight_decay: settings.weight_decay,
-        decay_all: settings.decay_all,
+        momentum: settings.momentum(),
         gradient_scale: clip_coefficient(settings.max_grad_norm, outcome.grad_norm) as f32,
+    };
+    // As PyTorch's schedulers do: all groups follow the same schedule, each from its own highest rate.
+    let share = if settings.learning_rate > 0.0 { learning_rate / settings.learning_rate } else { 0.0 };
+    model.update(&update, &|parameter| {
+        let group = settings.param_groups.iter().find(|group| group.patterns.matches(&parameter.name));
+        let decayed = settings.decay_all || parameter.kind.decays();
+        let own = |rate: fn(&ParamGroup) -> Option<f64>| group.and_then(rate);
+        Rates {
+            lr: match own(|group| group.learning_rate) {
+                Some(rate) if rate != settings.learning_rate => rate * share,
+                _ => learning_rate,
+            },
+            weight_decay: own(|group| group.weight_decay).unwrap_or(if decayed {
+                settings.weight_decay
+            } else {
+                0.0
+            }),
+        }
     })?;
+    if let Some(decay) = settings.ema_decay {
+        model.update_average(decay)?;
+    }
     outcome.loss = Some(loss);
     Ok(outcome)
 }

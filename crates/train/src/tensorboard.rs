@@ -145,7 +145,7 @@ impl Message {
     }
 
     fn key(&mut self, field: u64, wire: u64) {
-        self.varint(field << 3 | wire);
+        self.varint((field << 3) | wire);
     }
 
     fn number(&mut self, field: u64, value: u64) -> &mut Message {
@@ -198,7 +198,7 @@ impl Message {
 /// CRC-32C (Castagnoli), reflected.
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ 0x82f6_3b78 & 0u32.wrapping_sub(crc & 1))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1)))
     };
     !bytes.iter().fold(!0, step)
 }

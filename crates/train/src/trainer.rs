@@ -4,7 +4,7 @@ use crate::checkpoint::{self, Contents, METRICS, TRAINER_STATE, is_begun};
 use crate::divergence::Divergence;
 use crate::json::pretty;
 use crate::memory::peak_memory_bytes;
-use crate::metrics::{EvalRecord, Log, Record};
+use crate::metrics::{EvalRecord, Log, Record, SampleRecord};
 use crate::observer::{Event, Observer};
 use crate::output_dir::{check_output_dir, clear, lock, prepare};
 use crate::run::{Best, Report, Resume, Run};
@@ -12,10 +12,11 @@ use crate::state::RunState;
 use crate::steps::Steps;
 use crate::tensorboard::Events;
 use crate::trainer_state::trainer_state;
-use crate::{Error, Evaluation, OnSaveError, Plan, Result, Strategy, report, samples};
+use crate::{Error, Evaluation, OnSaveError, Plan, Result, Settings, Strategy, report, samples};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use suasion_engine::{Backend, WeightType};
+use suasion_engine::{Backend, Model, Trainable, WeightType};
 use suasion_files::{NewFolder, remove_folder, write_bytes};
 
 /// Trains a model. The output folder then holds the model with its files, the checkpoints, `metrics.jsonl`,
@@ -33,6 +34,7 @@ pub fn train<B: Backend>(
     settings.validate(!eval.is_empty())?;
     let mut plan = Plan::new(train, eval, settings)?;
     plan.check_model(run.model.architecture(), train, eval)?;
+    check_choice(settings, run.model)?;
     check_output_dir(output_dir, &run.resume, run.overwrite)?;
     let _lock = match run.lock.take() {
         Some(lock) => lock,
@@ -42,6 +44,7 @@ pub fn train<B: Backend>(
         }
     };
 
+    run.model.choose_optimizer(settings.optimizer())?;
     let mut state = RunState::new(settings, identity, &plan, run.model.weight_type());
     state.base = run.model.base().map(str::to_string);
     let mut warnings = plan.warnings.clone();
@@ -69,6 +72,7 @@ pub fn train<B: Backend>(
         run.model.set_weight_type(WeightType::named(&saved.weight_type).unwrap_or_default());
         if saved.progress.updates > 0 {
             run.model.load_optimizer(&dir.join(checkpoint::OPTIMIZER))?;
+            load_average(run.model, &dir)?;
         }
         // Settings and totals are this run's; everything else is the checkpoint's.
         state = RunState {
@@ -136,6 +140,28 @@ pub fn train<B: Backend>(
         observer.event(&Event::Done(&report));
     }
     Ok(report)
+}
+
+/// Reads the average of a checkpoint's weights; false where it has none.
+fn load_average<B: Backend>(model: &mut Model<B>, dir: &Path) -> Result<bool> {
+    let path = dir.join(checkpoint::AVERAGE);
+    let exists = path.exists();
+    if exists {
+        model.load_average(&path)?;
+    }
+    Ok(exists)
+}
+
+/// Refuses a model that trains other parameters than the settings say.
+fn check_choice<B: Backend>(settings: &Settings, model: &Model<B>) -> Result<()> {
+    let Trainable::Named(chosen) = settings.choose(&model.parameter_names())? else { return Ok(()) };
+    if model.trained_names().into_iter().collect::<BTreeSet<_>>() == chosen {
+        return Ok(());
+    }
+    let key = if settings.freeze.0.is_empty() { "trainable" } else { "freeze" };
+    let value = [&settings.trainable.0[..], &settings.freeze.0].concat().join(", ");
+    let help = "make the model with Model::with_trainable and Settings::choose";
+    Err(Error::setting(key, value, "is not what this model was made to train", help))
 }
 
 struct Trainer<'a, 'o, B: Backend> {
@@ -334,23 +360,13 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
 
     /// Evaluates; false if the stop flag ended it.
     fn evaluate(&mut self) -> Result<bool> {
-        let (step, rows) = (self.step(), self.run.eval.len() as u64);
-        let Run { model, eval, settings, stops, decode, .. } = &mut self.run;
-        let observer = &mut *self.observer;
-        observer.event(&Event::EvalStart { step, rows });
-        let mut progress = |done| observer.event(&Event::EvalProgress { done, rows });
-        let size = settings.per_device_eval_batch_size;
-        let evaluation = match crate::evaluate(model, eval, size, Some(self.stop), &mut progress) {
-            Ok(evaluation) => evaluation,
-            Err(Error::Interrupted) => return Ok(false),
-            // The step before the evaluation left weights whose loss is not finite.
-            Err(error) => return Err(error.at_step(step).after_checkpoint(self.newest.as_deref())),
-        };
-        let replies = match settings.num_samples {
-            0 => Some(Vec::new()),
-            _ => samples::replies(model, eval, settings, stops, *decode, self.stop)?,
-        };
-        let Some(replies) = replies else { return Ok(false) };
+        let step = self.step();
+        // The average of the weights, where there is one.
+        self.run.model.exchange_average()?;
+        let measured = self.measure();
+        self.run.model.exchange_average()?;
+        let Some((evaluation, replies)) = measured? else { return Ok(false) };
+        let settings = self.run.settings;
         let name = settings.metric();
         let Some(metric) = evaluation.metric(name) else {
             let problem = "cannot be measured: the rows to evaluate on have no token of this section";
@@ -378,6 +394,27 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         self.observer.event(&Event::Eval { step, evaluation: &evaluation, best });
         self.state.latest = Some(evaluation);
         Ok(true)
+    }
+
+    /// Evaluates the weights at hand; `None` if the stop flag ended it.
+    fn measure(&mut self) -> Result<Option<(Evaluation, Vec<SampleRecord>)>> {
+        let (step, rows) = (self.step(), self.run.eval.len() as u64);
+        let Run { model, eval, settings, stops, decode, .. } = &mut self.run;
+        let observer = &mut *self.observer;
+        observer.event(&Event::EvalStart { step, rows });
+        let mut progress = |done| observer.event(&Event::EvalProgress { done, rows });
+        let size = settings.per_device_eval_batch_size;
+        let evaluation = match crate::evaluate(model, eval, size, Some(self.stop), &mut progress) {
+            Ok(evaluation) => evaluation,
+            Err(Error::Interrupted) => return Ok(None),
+            // The step before the evaluation left weights whose loss is not finite.
+            Err(error) => return Err(error.at_step(step).after_checkpoint(self.newest.as_deref())),
+        };
+        let replies = match settings.num_samples {
+            0 => Some(Vec::new()),
+            _ => samples::replies(model, eval, settings, stops, *decode, self.stop)?,
+        };
+        Ok(replies.map(|replies| (evaluation, replies)))
     }
 
     fn best_checkpoint(&self) -> Option<PathBuf> {
@@ -442,10 +479,18 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             trainer_state: &trainer_state,
             only_model,
         };
+        // What holds the model alone holds the weights that the run is for.
+        if only_model {
+            self.run.model.exchange_average()?;
+        }
         let (log, first) = (&mut self.log, self.newest.is_none());
         let (run, owner) = (&self.run, &mut self.owner);
         let before = || if std::mem::replace(owner, true) { Ok(()) } else { own(run, log, first) };
-        let path = checkpoint::write(output_dir, run.model, contents, before)?;
+        let written = checkpoint::write(output_dir, run.model, contents, before);
+        if only_model {
+            self.run.model.exchange_average()?;
+        }
+        let path = written?;
         self.saved = Some(step);
         self.newest = Some(path.clone());
         Ok(path)
@@ -474,6 +519,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         self.restore_folder()?;
         let output_dir = self.run.output_dir;
         let (mut final_step, mut after) = (self.step(), self.state.latest.clone());
+        let mut averaged = self.run.model.has_average();
         if let (true, Some((best, _))) = (self.run.settings.load_best_model_at_end, self.state.best)
             && best != final_step
         {
@@ -482,6 +528,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
                     let kind = self.run.model.weight_type();
                     self.run.model.load_run(&path)?;
                     self.run.model.set_weight_type(kind);
+                    averaged = load_average(self.run.model, &path)?;
                     (final_step, after) = (best, self.state.best_evaluation.clone());
                 }
                 None => self.warn(format!(
@@ -490,6 +537,9 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
                     output_dir.display()
                 )),
             }
+        }
+        if averaged {
+            self.run.model.exchange_average()?;
         }
         // Complete before the first of its files gets its name.
         let folder = NewFolder::create(&output_dir.join("model"))?;

@@ -1,10 +1,10 @@
 //! `suasion diagnose`: what a checkpoint was trained on, from the checkpoint, its base and rows.
 
 use super::ConfigArgs;
-use crate::config::Init;
+use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
-use crate::inputs::weights::Start;
-use crate::inputs::{kept, loading, model, rows};
+use crate::inputs::opened::Opened;
+use crate::inputs::{kept, loading, rows};
 use crate::interrupt;
 use crate::paths;
 use crate::progress::share_of;
@@ -12,12 +12,11 @@ use crate::ui::{Ui, wrap};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use suasion_data::report::format::{count, loss, percent, thousands};
 use suasion_data::report::page::{now, shell_word};
 use suasion_data::report::visible;
-use suasion_data::{Mode, ModelFolder, Sample};
-use suasion_engine::Architecture;
+use suasion_data::{Mode, Sample};
+use suasion_engine::AdapterFolder;
 use suasion_train::diagnose::{
     DiagnoseSettings, Diagnosis, Measurement, Names, budget, chosen, diagnose, measure,
 };
@@ -56,30 +55,36 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
         );
     }
     config.init = Init::Weights;
-    let base_dir = model::named(&config, true, ui)?;
-    let tuned_dir = model::resolve(&args.tuned, true, ui)?;
-    let (base, base_arch) = model::with_architecture(&base_dir, Init::Weights, ui)?;
-    let (tuned, tuned_arch) = model::with_architecture(&tuned_dir, Init::Weights, ui)?;
+    let base = Opened::of(&config, ui)?;
+    let tuned = match AdapterFolder::is_one(&args.tuned) {
+        true => Opened::named(Some(&base.base), Some(&args.tuned), Init::Weights, ui)?,
+        false => Opened::named(Some(&args.tuned), None, Init::Weights, ui)?,
+    };
     let settings = DiagnoseSettings { rows: args.rows.max(1), ..DiagnoseSettings::default() };
 
     let files = rows::training(&config, ui)?;
     if let Some(html) = &args.html {
         let read = files.files.iter().map(PathBuf::as_path).chain(args.config.config.as_deref());
-        kept::check_output("--html", html, read, [base_dir.as_path(), tuned_dir.as_path()])?;
+        kept::check_output(
+            "--html",
+            html,
+            read,
+            [base.base.as_path(), tuned.base.as_path(), args.tuned.as_path()],
+        )?;
     }
     // The tuned model's template and stop tokens are those that it was trained with.
-    let folder = if tuned.tokenizer.is_some() { &tuned } else { &base };
+    let folder = if tuned.folder.tokenizer.is_some() { &tuned.folder } else { &base.folder };
     let policy = config.policy();
     let data = loading::load(ui, &files, folder, &policy, Mode::Prepare, &[])?;
     let rows = chosen(&data.samples, settings.rows)?;
-    for arch in [&base_arch, &tuned_arch] {
+    for arch in [&base.arch, &tuned.arch] {
         rows.iter().try_for_each(|row| check_row(arch, row))?;
     }
-    let measured = |dir: &Arc<ModelFolder>, arch: &Architecture, name: &str| -> anyhow::Result<Measurement> {
-        measured(ui, &dir.path, arch, name, &rows, &settings, config.train.per_device_eval_batch_size)
+    let measured = |model: &Opened, name: &str| -> anyhow::Result<Measurement> {
+        measured(ui, model, name, &rows, &settings, config.train.per_device_eval_batch_size)
     };
-    let before = measured(&base, &base_arch, "base")?;
-    let after = measured(&tuned, &tuned_arch, "tuned")?;
+    let before = measured(&base, "base")?;
+    let after = measured(&tuned, "tuned")?;
     let names = Names {
         base: named(config.model_name_or_path.as_deref()),
         tuned: named(Some(&args.tuned)),
@@ -107,14 +112,13 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
 /// Measures the model in a folder, and frees it.
 fn measured(
     ui: &Ui,
-    dir: &Path,
-    arch: &Architecture,
+    model: &Opened,
     name: &str,
     rows: &[Sample],
     settings: &DiagnoseSettings,
     batch: usize,
 ) -> anyhow::Result<Measurement> {
-    let mut model = Start::from_dir(ui, dir, arch).build(budget(rows, batch)?)?;
+    let mut model = model.start(ui, &Config::default()).build(budget(rows, batch)?)?;
     let what = format!("measuring the {name} model");
     let result = measure(&mut model, rows, settings, batch, interrupt::flag(), &mut |done| {
         ui.overwrite(&share_of(&what, done, rows.len() as u64, ui.columns()));

@@ -3,9 +3,8 @@
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
 use crate::inputs::loading;
-use crate::inputs::model;
+use crate::inputs::opened::Opened;
 use crate::inputs::rows::DataFiles;
-use crate::inputs::weights::Start;
 use crate::interrupt;
 use crate::progress::share_of;
 use crate::ui::{Ui, wrap};
@@ -20,12 +19,12 @@ use suasion_train::{evaluate, prompt_ids};
 
 /// Measures both sides of every pair.
 pub fn run(config: &Config, files: &DataFiles, ui: &Ui) -> anyhow::Result<Exit> {
-    let dir = model::named(config, config.init == crate::config::Init::Weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
+    let opened = Opened::of(config, ui)?;
+    let (folder, arch) = (&opened.folder, &opened.arch);
     let policy = Policy { format: Format::Preference, packing: false, ..config.policy() };
     let batch = config.train.per_device_eval_batch_size;
     // Duplicates and the like are findings about training rows: a prompt stands in many pairs.
-    let side = |policy: &Policy| loading::load(ui, files, &folder, policy, Mode::Prepare, &[]);
+    let side = |policy: &Policy| loading::load(ui, files, folder, policy, Mode::Prepare, &[]);
     let won = side(&policy)?;
     let lost = side(&swapped(&policy)).map_err(|error| error.context("reading the rejected sides"))?;
     let by_row: HashMap<u64, &Sample> = lost.samples.iter().map(|sample| (sample.id.row, sample)).collect();
@@ -47,8 +46,8 @@ pub fn run(config: &Config, files: &DataFiles, ui: &Ui) -> anyhow::Result<Exit> 
     }
     let samples: Vec<Sample> =
         both.iter().flat_map(|(won, lost)| [(*won).clone(), (*lost).clone()]).collect();
-    samples.iter().try_for_each(|sample| check_row(&arch, sample))?;
-    let mut model = Start::new(ui, &folder.path, &arch, config).build(eval_budget(&samples, batch))?;
+    samples.iter().try_for_each(|sample| check_row(arch, sample))?;
+    let mut model = opened.start(ui, config).build(eval_budget(&samples, batch))?;
     let total = samples.len() as u64;
     let result = evaluate(&mut model, &samples, batch, Some(interrupt::flag()), &mut |done| {
         ui.overwrite(&share_of("evaluating", done, total, ui.columns()));

@@ -1,9 +1,8 @@
 //! The page that `verify --html` writes.
 
-use crate::config::{Config, Init};
+use crate::config::Config;
 use crate::failure::Failure;
-use crate::inputs::model;
-use crate::inputs::weights::Start;
+use crate::inputs::opened::Opened;
 use crate::interrupt;
 use crate::progress::share_of;
 use crate::ui::Ui;
@@ -54,14 +53,12 @@ fn measure(
     config: &Config,
     ui: &Ui,
 ) -> anyhow::Result<Losses> {
-    let Some(name) = &config.model_name_or_path else {
+    if config.model_name_or_path.is_none() && config.adapter_name_or_path.is_none() {
         return Err(Failure::usage("--loss: no model is named", "name one: --model M").into());
-    };
-    let weights = config.init == Init::Weights;
-    let dir = model::resolve(name, weights, ui)?;
-    let (folder, arch) = model::with_architecture(&dir, config.init, ui)?;
+    }
+    let opened = Opened::of(config, ui)?;
     let samples = gallery.samples();
-    samples.iter().try_for_each(|sample| check_row(&arch, sample))?;
+    samples.iter().try_for_each(|sample| check_row(&opened.arch, sample))?;
     let budgets = samples.iter().map(|sample| eval_budget(std::slice::from_ref(*sample), 1));
     let budget = budgets.reduce(|a, b| suasion_engine::Budget {
         tokens: a.tokens.max(b.tokens),
@@ -70,7 +67,7 @@ fn measure(
     });
     let mut losses = Losses::default();
     let Some(budget) = budget else { return Ok(losses) };
-    let mut model = Start::new(ui, &folder.path, &arch, config).build(budget)?;
+    let mut model = opened.start(ui, config).build(budget)?;
     let mut of_rows = std::collections::HashMap::new();
     for (i, sample) in samples.iter().enumerate() {
         if interrupt::raised() {

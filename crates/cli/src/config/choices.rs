@@ -6,7 +6,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Vi
 use serde::{Deserialize, Serialize, forward_to_deserialize_any};
 use serde_json::{Value as Json, json};
 use suasion_data::{Boundary, Code, ContentSpecialTokens, Format, OnBadRow, Supervise, TruncationMode};
-use suasion_train::{OnSaveError, Scheduler, Strategy};
+use suasion_train::{OnSaveError, Optim, ParamGroup, Patterns, Scheduler, Strategy};
 
 /// Where a model's first weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,15 +26,6 @@ pub enum PackingStrategy {
     Bfd,
 }
 
-/// PEFT's `bias`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoraBias {
-    /// No bias of the model is trained.
-    #[serde(alias = "no")]
-    None,
-}
-
 /// PEFT's `init_lora_weights`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,14 +37,6 @@ pub enum LoraInitName {
     /// Both uniform.
     #[serde(alias = "no")]
     False,
-}
-
-/// PEFT's `task_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TaskType {
-    /// A language model.
-    #[serde(rename = "CAUSAL_LM")]
-    CausalLm,
 }
 
 /// Codes of findings.
@@ -97,6 +80,67 @@ impl Value for Codes {
 
     fn to_json(&self) -> Json {
         self.0.iter().map(|code| code.as_str()).collect()
+    }
+}
+
+impl Value for Patterns {
+    fn expected() -> String {
+        "a pattern of names of parameters, or a list of them".into()
+    }
+
+    fn schema() -> Json {
+        Vec::<String>::schema()
+    }
+
+    fn from_json(json: &Json) -> Option<Patterns> {
+        Vec::<String>::from_json(json).map(Patterns)
+    }
+
+    fn from_text(text: &str) -> Option<Patterns> {
+        Vec::<String>::from_text(text).map(Patterns)
+    }
+
+    fn to_json(&self) -> Json {
+        self.0.to_json()
+    }
+}
+
+impl Value for Vec<ParamGroup> {
+    fn expected() -> String {
+        "a list of {match: pattern, learning_rate: number, weight_decay: number}".into()
+    }
+
+    fn schema() -> Json {
+        let number = json!({ "type": "number", "minimum": 0 });
+        let group = json!({
+            "type": "object", "required": ["match"], "additionalProperties": false,
+            "properties": { "match": Patterns::schema(), "learning_rate": number, "weight_decay": number },
+        });
+        json!({ "type": ["array", "null"], "items": group })
+    }
+
+    fn from_json(json: &Json) -> Option<Vec<ParamGroup>> {
+        match json {
+            Json::Null => Some(Vec::new()),
+            Json::Array(items) => {
+                let group = |item: &Json| {
+                    let mut item = item.clone();
+                    for rate in ["learning_rate", "weight_decay"] {
+                        // Numbers have the spellings that they have elsewhere.
+                        if let Some(number) = item.get(rate).and_then(<f64 as Value>::from_json) {
+                            item[rate] = number.into();
+                        }
+                    }
+                    serde_json::from_value(item).ok()
+                };
+                items.iter().map(group).collect()
+            }
+            _ => None,
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        json!(self)
     }
 }
 
@@ -187,15 +231,14 @@ impl Choice for Boundary {}
 impl Choice for ContentSpecialTokens {}
 impl Choice for Format {}
 impl Choice for Init {}
-impl Choice for LoraBias {}
 impl Choice for LoraInitName {}
 impl Choice for OnBadRow {}
+impl Choice for Optim {}
 impl Choice for PackingStrategy {}
 impl Choice for OnSaveError {}
 impl Choice for Scheduler {}
 impl Choice for Strategy {}
 impl Choice for Supervise {}
-impl Choice for TaskType {}
 impl Choice for TruncationMode {}
 
 impl<T: Choice> Value for T {

@@ -91,6 +91,14 @@ impl Key {
         names
     }
 
+    /// What may follow `--set`: `key=value` for the values that have names, else `key=`.
+    fn assignments(&self) -> Vec<String> {
+        match self.names() {
+            names if names.is_empty() => vec![format!("{}=", self.name)],
+            names => names.iter().map(|value| format!("{}={value}", self.name)).collect(),
+        }
+    }
+
     /// True where a command uses the key.
     pub fn used_by(&self, command: &str) -> bool {
         let held_out = matches!(self.name, "eval_dataset_name" | "eval_fraction" | "dataset_test_split");
@@ -103,7 +111,9 @@ impl Key {
             ("compare", Group::Output) => self.name == "logging_steps",
             ("compare", _) => true,
             (_, Group::Labels) => COMMANDS.contains(&command),
-            ("prepare" | "verify", Group::Model) => {
+            // verify --loss measures a model.
+            ("verify", Group::Model) => true,
+            ("prepare", Group::Model) => {
                 matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
             }
             ("diagnose", Group::Model) => self.name == "model_name_or_path",
@@ -157,7 +167,11 @@ pub fn with_keys(command: Command) -> Command {
         }
         let keys = KEYS.iter().filter(|key| key.used_by(&name)).map(|key| key.flag(&name));
         let typed = Arg::new(TYPED).long(TYPED).hide(true).action(clap::ArgAction::Append);
-        subcommand.args(keys).arg(typed.allow_hyphen_values(true))
+        let assignments = KEYS.iter().filter(|key| key.used_by(&name)).flat_map(Key::assignments).collect();
+        subcommand
+            .args(keys)
+            .arg(typed.allow_hyphen_values(true))
+            .mut_arg("set", |set| set.value_parser(Named(assignments)).hide_possible_values(true))
     })
 }
 

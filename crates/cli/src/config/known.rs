@@ -83,6 +83,8 @@ macro_rules! known {
 // other values that change nothing.
 known! {
     "evaluation pads nothing and gives the same numbers for rows and for packs of them": { eval_packing = "null" always }
+    "an adapter is of a language model": { lora_task_type = "CAUSAL_LM" }
+    "the model's biases stay as they are under an adapter": { lora_bias = "none" ["null", "false"] }
     "adapters are of modules; name them in lora_target_modules": { lora_target_parameters = "null" ["[]"] }
     "the base of an adapter is read in its own type, and quantised ones are not computed": {
         load_in_8bit = "false", load_in_4bit = "false",
@@ -96,7 +98,6 @@ known! {
         torch_dtype = "null" ["auto", "float32"], bf16_full_eval = "false", fp16_full_eval = "false",
         tf32 = "null" ["false"],
     }
-    "noise on the embeddings is not supported yet": { neftune_noise_alpha = "null" }
     "metrics go to metrics.jsonl, and no service is contacted": {
         project = "huggingface" always, trackio_space_id = "null" ["trackio"],
         trackio_bucket_id = "null", trackio_static_space_id = "null",
@@ -105,11 +106,9 @@ known! {
         push_to_hub = "false", hub_model_id = "null", hub_token = "null", hub_private_repo = "null",
         hub_strategy = "every_save" always, hub_always_push = "false", hub_revision = "null",
     }
-    "the optimizer is AdamW": {
-        optim = "adamw_torch_fused" ["adamw_torch"], optim_args = "null", optim_target_modules = "null",
-    }
+    "an optimizer is the same for all modules": { optim_target_modules = "null" }
     "the loss is the mean negative log-likelihood of the targets": {
-        loss_type = "nll" ["null"], label_smoothing_factor = "0", average_tokens_across_devices = "true" always,
+        loss_type = "nll" ["null"], average_tokens_across_devices = "true" always,
         router_aux_loss_coef = "null",
     }
     "rows are named by their fields": {

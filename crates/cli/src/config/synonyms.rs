@@ -101,6 +101,9 @@ synonyms! {
         eval_sample_packing = eval_packing;
         shuffle_merged_datasets = shuffle_dataset;
         optimizer = optim;
+        unfrozen_parameters = trainable, Values::Differ("patterns of whole parts of names, no regular expressions");
+        embedding_lr = param_groups, Values::Differ("a group of the embeddings");
+        lr_groups = param_groups, Values::Differ("match is the list of modules, learning_rate their rate");
         lr_scheduler = lr_scheduler_type, SCHEDULE;
         gradient_clipping = max_grad_norm;
         evals_per_epoch = eval_steps, Values::Differ("count steps, or set eval_strategy: epoch");

@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, LoraBias, LoraInitName, PackingStrategy, Reports, TaskType};
+use super::choices::{Codes, Init, LoraInitName, PackingStrategy, Reports};
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use suasion_data::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Section, Supervise, TruncationMode,
 };
 use suasion_train::settings::Range;
-use suasion_train::{Interval, OnSaveError, Scheduler, Settings, Strategy};
+use suasion_train::{Interval, OnSaveError, Optim, ParamGroup, Patterns, Scheduler, Settings, Strategy};
 
 /// What a key concerns: a heading of the documentation, and what decides which commands take the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,12 +164,8 @@ table! {
     lora_rank_pattern: BTreeMap<String, usize> = BTreeMap::new(), eg "{down_proj: 32}";
     /// Alphas of some modules, likewise.
     lora_alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(), eg "{down_proj: 64}";
-    /// PEFT's bias: which biases of the model are trained.
-    lora_bias: LoraBias = LoraBias::None, in Bounds::Note("for the biases stay as they are (PEFT's all and lora_only train them)"), eg "none";
     /// How the adapter's matrices begin: true (A uniform, B zero), gaussian (A normal, B zero) or false (both uniform).
     lora_init: LoraInitName = LoraInitName::True, eg "gaussian";
-    /// PEFT's task type.
-    lora_task_type: TaskType = TaskType::CausalLm, eg "CAUSAL_LM";
 
     Rows:
     /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.
@@ -237,11 +233,28 @@ table! {
     gradient_accumulation_steps: usize => train.gradient_accumulation_steps, eg "4";
     /// Keep only each layer's input, and recompute the rest in the backward pass.
     gradient_checkpointing: bool => train.gradient_checkpointing, eg "true";
+    /// Add noise of up to alpha/sqrt(length * hidden size) to the embeddings in training (NEFTune).
+    neftune_noise_alpha: Option<f64> => train.neftune_noise_alpha, eg "5";
+    /// Mix each target with this share of the uniform distribution over the vocabulary; evaluation does not.
+    label_smoothing_factor: f64 => train.label_smoothing_factor, eg "0.1";
     /// Train without the dropout that the model's config.json has (attn_pdrop, attention_dropout, hidden_dropout).
     disable_dropout: bool => train.disable_dropout, eg "true";
     /// Highest learning rate.
     learning_rate: f64 => train.learning_rate, eg "1e-4";
-    /// AdamW's weight decay; not applied to biases and norms.
+    /// Optimizer. adamw_torch is adamw_torch_fused; adamw_bnb_8bit is adamw_8bit, whose states take a quarter of the
+    /// memory; adafactor keeps sums of rows and columns only.
+    optim: Optim => train.optim, eg "adafactor";
+    /// Arguments of the optimizer: of sgd, momentum=0.9.
+    optim_args: Option<String> => train.optim_args, eg "momentum=0.9";
+    /// Keep a moving average of the weights with this decay, evaluate it, and end with it; null keeps none.
+    ema_decay: Option<f64> => train.ema_decay, eg "0.999";
+    /// Parameters with a learning rate or a weight decay of their own, by patterns of their names.
+    param_groups: Vec<ParamGroup> => train.param_groups, eg "[{match: embed_tokens, learning_rate: 1e-5}, {match: mlp, weight_decay: 0.1}]";
+    /// Train only the parameters that these patterns match, of which each matches whole parts of a name; none: all.
+    trainable: Patterns => train.trainable, eg "[layers.1, norm]";
+    /// Do not train the parameters that these patterns match.
+    freeze: Patterns => train.freeze, eg "[embed_tokens, \"layers.[0-3]\"]";
+    /// Weight decay; not applied to biases and norms.
     weight_decay: f64 => train.weight_decay, eg "0.01";
     /// AdamW's first decay rate.
     adam_beta1: f64 => train.adam_beta1, eg "0.95";

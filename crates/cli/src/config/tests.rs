@@ -65,7 +65,7 @@ fn wrong_values_list_what_is_accepted() {
 #[test]
 fn known_keys_are_refused_by_name_and_accepted_where_inert() {
     assert!(set(&["packing=false", "bf16=false", "use_peft=false", "report_to=none"]).is_ok());
-    for key in ["bf16=true", "use_peft=true", "report_to=wandb", "neftune_noise_alpha=5"] {
+    for key in ["bf16=true", "load_in_4bit=true", "lora_bias=all", "torch_compile=true"] {
         let error = set(&[key]).unwrap_err();
         let name = key.split('=').next().unwrap();
         assert!(error.contains(&format!("{name} is not supported")), "{error}");
@@ -341,6 +341,9 @@ fn valid(schema: &serde_json::Value, value: &serde_json::Value) -> bool {
         "exclusiveMaximum" => value.as_f64().is_none_or(|n| n < operand.as_f64().unwrap()),
         "minLength" => value.as_str().is_none_or(|text| !text.is_empty()),
         "minItems" => value.as_array().is_none_or(|items| !items.is_empty()),
+        "required" => value.as_object().is_none_or(|map| {
+            operand.as_array().unwrap().iter().all(|name| map.contains_key(name.as_str().unwrap()))
+        }),
         "items" => value.as_array().is_none_or(|items| items.iter().all(|item| valid(operand, item))),
         "pattern" => value.as_str().is_none_or(|text| {
             text.len() == 10
@@ -390,7 +393,7 @@ fn the_schema_accepts_sample_configurations_and_refuses_wrong_ones() {
         "packing: 3",
         "template_date: yesterday",
         "bf16: true",
-        "report_to: wandb",
+        "report_to: 3",
         "lr: 1e-4",
         "dataset_name: []",
         "seed: -1",

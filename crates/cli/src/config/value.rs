@@ -414,7 +414,7 @@ impl Value for Vec<usize> {
     }
 
     fn schema() -> Json {
-        json!({ "type": ["array", "integer", "null"], "items": usize::schema() })
+        json!({ "type": ["array", "integer", "null"], "items": usize::schema(), "minimum": 0 })
     }
 
     fn from_json(json: &Json) -> Option<Vec<usize>> {

@@ -191,8 +191,10 @@ pub fn base_of(adapter: &AdapterFolder, ui: &Ui) -> anyhow::Result<PathBuf> {
         )
         .into());
     };
-    let beside = adapter.path.join(base);
-    let place = if !Path::new(base).is_dir() && beside.is_dir() { beside } else { PathBuf::from(base) };
+    // A folder of the name may be something else, as `..` always is.
+    let (here, beside) = (PathBuf::from(base), adapter.path.join(base));
+    let is_model = |dir: &Path| dir.join("config.json").is_file();
+    let place = if !is_model(&here) && is_model(&beside) { beside } else { here };
     resolve(&place, true, ui).map_err(|error| {
         Failure::run_time(
             "E-MODEL",

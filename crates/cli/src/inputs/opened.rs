@@ -1,7 +1,7 @@
 //! A model as a user names it: its folder, and the adapter over it.
 
 use super::model;
-use super::weights::{Adapter, Start};
+use super::weights::{Adapter, Start, planned};
 use crate::config::{Config, Init};
 use crate::failure::Failure;
 use crate::ui::Ui;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suasion_data::ModelFolder;
 use suasion_engine::{AdapterFolder, Architecture, Base, MemoryPlan, Trainable};
+use suasion_train::Settings;
 
 /// A model that is opened, without its weights.
 pub struct Opened {
@@ -18,6 +19,8 @@ pub struct Opened {
     /// The folder of the weights.
     pub base: PathBuf,
     pub adapter: Option<Adapter>,
+    /// What is trained where there is no adapter.
+    chosen: Trainable,
 }
 
 impl Opened {
@@ -65,13 +68,14 @@ impl Opened {
             return Err(random_base().into());
         }
         let (folder, arch) = model::with_architecture(&base, init, ui)?;
-        let Some(adapter) = adapter else { return Ok(Opened { folder, arch, base, adapter: None }) };
+        let chosen = Trainable::All;
+        let Some(adapter) = adapter else { return Ok(Opened { folder, arch, base, adapter: None, chosen }) };
         let lora = adapter.lora_for(&arch)?;
         let folder = match adapter.path.join("tokenizer.json").is_file() {
             true => model::beside(&adapter.path, &folder, ui)?,
             false => folder,
         };
-        Ok(Opened { folder, arch, base, adapter: Some(Adapter { lora, from: Some(adapter.path) }) })
+        Ok(Opened { folder, arch, base, adapter: Some(Adapter { lora, from: Some(adapter.path) }), chosen })
     }
 
     /// The same with the adapter that a run trains: the one that is opened, or a new one where the configuration asks for
@@ -87,25 +91,50 @@ impl Opened {
             let lora = config.lora(&self.arch)?;
             self.adapter = Some(Adapter { lora, from: None });
         }
+        self = self.choosing(config)?;
         // Found to be impossible before rows are read.
         suasion_engine::params::ParameterMap::over(&self.arch, &self.trainable(), Base::Mapped)?;
         Ok(self)
     }
 
+    /// The same with the configuration's choice of what is trained.
+    ///
+    /// # Errors
+    /// Patterns that match nothing, and a choice under an adapter.
+    pub fn choosing(mut self, config: &Config) -> anyhow::Result<Opened> {
+        let settings = config.settings();
+        let keys = [("trainable", &settings.trainable), ("freeze", &settings.freeze)];
+        let given = keys.into_iter().find(|(_, patterns)| !patterns.0.is_empty());
+        match (&self.adapter, given) {
+            (None, _) => self.chosen = settings.choose(&self.arch.parameter_names())?,
+            (Some(_), None) => {}
+            (Some(_), Some((key, _))) => {
+                return Err(Failure::config(
+                    format!("{key}: under an adapter the model's own parameters are frozen"),
+                    "leave it out; modules that shall be trained whole belong in lora_modules_to_save",
+                )
+                .into());
+            }
+        }
+        Ok(self)
+    }
+
     /// What is trained.
     pub fn trainable(&self) -> Trainable {
-        self.adapter.as_ref().map_or(Trainable::All, |adapter| Trainable::Adapter(adapter.lora.clone()))
+        let adapter = self.adapter.as_ref().map(|adapter| Trainable::Adapter(adapter.lora.clone()));
+        adapter.unwrap_or_else(|| self.chosen.clone())
     }
 
     /// The memory of a model with this budget.
-    pub fn memory(&self, budget: suasion_engine::Budget) -> MemoryPlan {
-        let plan = MemoryPlan::over(&self.arch, budget, &self.trainable(), Base::Mapped);
+    pub fn memory(&self, budget: suasion_engine::Budget, settings: &Settings) -> MemoryPlan {
+        let plan = planned(&self.arch, budget, &self.trainable(), settings);
         plan.unwrap_or_else(|_| MemoryPlan::of(&self.arch, budget))
     }
 
     /// Its weights.
     pub fn start<'a>(&'a self, ui: &'a Ui, config: &Config) -> Start<'a> {
-        Start::new(ui, &self.base, &self.arch, config).with_adapter(self.adapter.as_ref())
+        let start = Start::new(ui, &self.base, &self.arch, config).with_trainable(self.chosen.clone());
+        start.with_adapter(self.adapter.as_ref())
     }
 }
 

@@ -8,6 +8,7 @@ use suasion_data::report::format::count;
 use suasion_engine::{
     ADAPTER_WEIGHTS, Architecture, Base, Budget, Device, Lora, MemoryPlan, Model, Trainable,
 };
+use suasion_train::Settings;
 
 /// An adapter over a model.
 pub struct Adapter {
@@ -37,6 +38,24 @@ pub fn check_memory(arch: &Architecture, plan: &MemoryPlan) -> suasion_train::Re
     }
 }
 
+/// What a model takes under these settings, with what their optimizer keeps and the average of the weights.
+///
+/// # Errors
+/// A choice of parameters that the model cannot follow.
+pub fn planned(
+    arch: &Architecture,
+    budget: Budget,
+    trainable: &Trainable,
+    settings: &Settings,
+) -> suasion_train::Result<MemoryPlan> {
+    let plan = MemoryPlan::over(arch, budget, trainable, Base::Mapped)?;
+    let mut plan = plan.under(settings.optimizer(), arch, trainable)?;
+    if settings.ema_decay.is_some() {
+        plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
+    }
+    Ok(plan)
+}
+
 /// Builds models with the same initial weights.
 pub struct Start<'a> {
     /// Shows the warning about tensors that are not used.
@@ -49,6 +68,10 @@ pub struct Start<'a> {
     init: Init,
     /// The seed of random weights.
     seed: u64,
+    /// What is trained of a model without an adapter.
+    trainable: Trainable,
+    /// How it is trained.
+    settings: Settings,
     /// The adapter over it.
     adapter: Option<&'a Adapter>,
     /// The fingerprint of the weights, once they were read.
@@ -60,13 +83,30 @@ pub struct Start<'a> {
 impl<'a> Start<'a> {
     /// The weights that a configuration selects: those in `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
-        Start { init: config.init, seed: config.train.seed, ..Start::from_dir(ui, dir, arch) }
+        let settings = config.settings();
+        Start { init: config.init, seed: settings.seed, settings, ..Start::from_dir(ui, dir, arch) }
     }
 
     /// The weights in `dir`: those of a finished run.
     pub fn from_dir(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture) -> Start<'a> {
-        let init = Init::Weights;
-        Start { ui, dir, arch, init, seed: 0, adapter: None, fingerprint: None, warned: false }
+        let (init, trainable, settings) = (Init::Weights, Trainable::All, Settings::default());
+        Start {
+            ui,
+            dir,
+            arch,
+            init,
+            seed: 0,
+            trainable,
+            settings,
+            adapter: None,
+            fingerprint: None,
+            warned: false,
+        }
+    }
+
+    /// The same with a choice of what is trained.
+    pub fn with_trainable(self, trainable: Trainable) -> Start<'a> {
+        Start { trainable, ..self }
     }
 
     /// The same under an adapter.
@@ -79,10 +119,13 @@ impl<'a> Start<'a> {
     /// # Errors
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
-        let trainable =
-            self.adapter.map_or(Trainable::All, |adapter| Trainable::Adapter(adapter.lora.clone()));
-        check_memory(self.arch, &MemoryPlan::over(self.arch, budget, &trainable, Base::Mapped)?)?;
+        let adapter = self.adapter.map(|adapter| Trainable::Adapter(adapter.lora.clone()));
+        let trainable = adapter.unwrap_or_else(|| self.trainable.clone());
+        check_memory(self.arch, &planned(self.arch, budget, &trainable, &self.settings)?)?;
         let mut model = Model::with_base(self.arch.clone(), Device::cpu(), budget, &trainable, Base::Mapped)?;
+        if budget.train {
+            model.choose_optimizer(self.settings.optimizer())?;
+        }
         match self.init {
             Init::Random => model.init_random(self.seed)?,
             Init::Weights => {

@@ -106,6 +106,9 @@ impl Job {
                 thousands(self.arch.parameter_count())
             ),
         );
+        if let Some(trained) = self.trained() {
+            line("trained", format!("{} of these parameters; the others are frozen", thousands(trained)));
+        }
         line(
             "data",
             format!(

@@ -29,8 +29,9 @@ impl Needs {
         // Of an adapter only what is trained is written, in f32.
         let parameters = if is_adapter { job.memory().gradients / 4 } else { job.arch.parameter_count() };
         let final_model = parameters * if is_adapter { 4 } else { weight_bytes(&job.folder.path) };
-        // Weights and AdamW's two moments, in f32.
-        let checkpoint = if job.settings.save_only_model { final_model } else { 3 * 4 * parameters };
+        // Weights in f32, and what the optimizer keeps.
+        let whole = 4 * parameters + job.memory().optimizer;
+        let checkpoint = if job.settings.save_only_model { final_model } else { whole };
         let (steps, settings) = (job.plan.total_steps, &job.settings);
         let written = match settings.save_strategy {
             Strategy::No => 0,

@@ -3,12 +3,13 @@
 
 use crate::Code;
 use crate::tokens::Tokenizer;
+use std::sync::Arc;
 
 /// What is known of a row that came as tokens.
 #[derive(Clone, Debug, Default)]
 pub struct Foreign<'a> {
     /// What was found in the row, or in each sequence of a pack; empty where nothing was looked for.
-    pub parts: Vec<Part>,
+    pub parts: Arc<Vec<Part>>,
     /// The row has neither labels nor a mask: a trainer learns all of it.
     pub unlabelled: bool,
     /// The origins are those of the source row, whose answers are all to be learned.
@@ -90,6 +91,10 @@ impl Maker {
         match () {
             () if !ids => Maker::Unknown,
             () if has("completion_mask") || has("assistant_masks") || has("seq_lengths") => Maker::Trl,
+            // It keeps the columns that it has read, and writes no attention mask.
+            () if labels && !has("attention_mask") && (has("messages") || has("prompt") || has("text")) => {
+                Maker::Trl
+            }
             () if labels && (has("images") || has("videos") || has("audios")) => Maker::LlamaFactory,
             () if labels && (has("loss_scale") || has("lengths")) => Maker::Swift,
             () if labels && has("attention_mask") && (has("position_ids") || has("length")) => Maker::Axolotl,
@@ -207,6 +212,7 @@ mod tests {
         let of = |columns: &str| Maker::of(&columns.split(' ').collect::<Vec<_>>());
         assert_eq!(of("input_ids labels completion_mask"), Maker::Trl);
         assert_eq!(of("input_ids seq_lengths labels"), Maker::Trl);
+        assert_eq!(of("messages input_ids labels"), Maker::Trl);
         assert_eq!(of("input_ids attention_mask labels images videos audios"), Maker::LlamaFactory);
         assert_eq!(of("input_ids attention_mask labels position_ids length"), Maker::Axolotl);
         assert_eq!(of("input_ids labels loss_scale lengths"), Maker::Swift);

@@ -153,7 +153,7 @@ pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
     let mut scaffold = s.supervised(|origin| origin == Origin::Scaffold);
     // Nothing stands before the first token that could predict it; padding at the end is M005.
     let end = s.content_end();
-    scaffold.retain(|&i| !s.found() || i > 0 && i < end);
+    scaffold.retain(|&i| i > 0 && (!s.found() || i < end));
     if !scaffold.is_empty() {
         return Found::about(s, &scaffold, |places| format!("{places} of scaffold supervised"));
     }
@@ -187,7 +187,7 @@ pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
     }
     let n = s.n();
     // Text without turns may be meant to be learned as a whole.
-    let plain = s.part().is_some_and(|part| !part.known);
+    let plain = s.part().is_some_and(|part| !part.known) && s.given.is_some_and(|given| given.mask.is_none());
     let message = match (s.foreign.unlabelled, plain) {
         (true, false) if s.found() => format!(
             "the row has neither labels nor a mask: a trainer learns all of its {n} tokens, prompt included"

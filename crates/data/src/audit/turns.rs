@@ -38,8 +38,12 @@ const CLOSES: u8 = 4;
 /// It is the BOS of a template that writes it at the start only.
 const BEGINS: u8 = 8;
 
+/// Tokens between two answers with no header of a prompt among them that are no mere separator: they are a prompt, whose
+/// header is not told from text.
+const UNNAMED: usize = 4;
+
 /// Whose a message is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Kind {
     Answer,
     System,
@@ -120,7 +124,7 @@ impl Turns {
     fn opener(&self, ids: &[u32]) -> Option<(&Opener, usize)> {
         let mut fitting = self.openers.iter().filter(|opener| ids.starts_with(&opener.ids));
         let longest = fitting.next()?;
-        let shorter = fitting.filter(|other| other.kind == longest.kind && other.exact).last();
+        let shorter = fitting.rfind(|other| other.kind == longest.kind && other.exact);
         Some((longest, shorter.map_or(longest.ids.len(), |other| other.ids.len())))
     }
 
@@ -144,6 +148,7 @@ impl Turns {
             users: Vec::new(),
             systems: Vec::new(),
             unanswered: None,
+            prompted: false,
         };
         let mut missed = false;
         let mut i = start;
@@ -182,12 +187,20 @@ impl Turns {
                     scan.systems.push((i, i));
                 }
                 if from == i {
+                    let (run, state) = (scan.from..i, scan.state);
                     scan.close(i, &learned, |i| self.flags(ids[i]) & STOPS != 0, State::In(opener.kind));
+                    let outside = state == State::Between || state == State::Head && !scan.part.inside;
+                    if opener.kind == Kind::Answer && outside && !scan.prompted && run.len() > UNNAMED {
+                        let section = Section::Other;
+                        scan.origins[run.start + 2..run.end]
+                            .fill(Origin::Prompt { turn: scan.turn, section });
+                    }
                     scan.turn = scan.turn.saturating_add(1);
                 } else {
                     scan.state = State::In(opener.kind);
                     scan.turn = scan.turn.saturating_add(1);
                 }
+                scan.prompted = opener.kind != Kind::Answer;
                 match scan.unanswered.take() {
                     Some(run) if opener.kind != Kind::Answer => missed |= is_answer(run, &learned),
                     _ => {}
@@ -253,6 +266,8 @@ struct Scan {
     systems: Vec<(usize, usize)>,
     /// The last user's message, until an answer follows.
     unanswered: Option<Range<usize>>,
+    /// The header of a prompt came after the last answer's.
+    prompted: bool,
 }
 
 impl Scan {

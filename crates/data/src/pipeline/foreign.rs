@@ -7,6 +7,8 @@ use crate::audit::turns::Turns;
 use crate::example::Tokenised;
 use crate::tokens::Tokenizer;
 use crate::{Code, Finding, IGNORE, Origin, RowId};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// What rows are held against.
 #[derive(Clone, Copy)]
@@ -33,11 +35,12 @@ impl<'a> Against<'a> {
         if row.origins.is_some() || row.pack.as_ref().is_some_and(shares) {
             return (foreign, None, Vec::new());
         }
-        let sequences: Vec<std::ops::Range<usize>> = match &row.pack {
+        let sequences: Vec<Range<usize>> = match &row.pack {
             None => vec![0..row.input_ids.len()],
             Some(pack) => pack.segments.iter().map(|s| s.own.start as usize..s.own.end as usize).collect(),
         };
         let (mut origins, mut findings) = (vec![None; sequences.len()], Vec::new());
+        let mut parts: Vec<Part> = Vec::with_capacity(sequences.len());
         let real = |i: usize| row.attention.as_ref().is_none_or(|attention| attention[i]);
         for (nth, tokens) in sequences.iter().enumerate() {
             let learned = |i: usize| match (&row.labels, &row.mask) {
@@ -62,10 +65,11 @@ impl<'a> Against<'a> {
                     finding
                 }));
             }
-            foreign.parts.push(part);
+            parts.push(part);
         }
-        if self.turns.is_none() && origins.iter().all(Option::is_none) {
-            foreign.parts.clear();
+        // Nothing was looked for, or something was found or not.
+        if self.turns.is_some() || origins.iter().any(Option::is_some) {
+            foreign.parts = Arc::new(parts);
         }
         if origins.iter().all(Option::is_none) {
             return (foreign, None, findings);
@@ -75,7 +79,7 @@ impl<'a> Against<'a> {
         let all = if known {
             origins.into_iter().flatten().flatten().collect()
         } else {
-            let by_labels = |tokens: &std::ops::Range<usize>| {
+            let by_labels = |tokens: &Range<usize>| {
                 tokens.clone().map(|i| match (real(i), &row.labels, &row.mask) {
                     (false, ..) => Origin::Padding,
                     (_, Some(labels), _) if labels[i] != IGNORE => Origin::Response { turn: 0 },
@@ -83,7 +87,7 @@ impl<'a> Against<'a> {
                     _ => Origin::Prompt { turn: 0, section: crate::Section::Other },
                 })
             };
-            let one = |(own, tokens): (Option<Vec<Origin>>, &std::ops::Range<usize>)| {
+            let one = |(own, tokens): (Option<Vec<Origin>>, &Range<usize>)| {
                 own.unwrap_or_else(|| by_labels(tokens).collect())
             };
             origins.into_iter().zip(&sequences).flat_map(one).collect()
@@ -97,7 +101,7 @@ impl<'a> Against<'a> {
         reference: &Reference,
         id: &RowId,
         row: &Tokenised,
-        tokens: std::ops::Range<usize>,
+        tokens: Range<usize>,
     ) -> (Option<Vec<Origin>>, Option<Finding>) {
         let real = |i: &usize| row.attention.as_ref().is_none_or(|attention| attention[*i]);
         let places: Vec<usize> = tokens.clone().filter(real).collect();
@@ -133,6 +137,6 @@ impl<'a> Against<'a> {
 }
 
 /// What is known of a row of which nothing was looked for.
-pub(super) fn nothing<'a>(tokenizer: Option<&'a Tokenizer>) -> Foreign<'a> {
-    Foreign { parts: Vec::<Part>::new(), tokenizer, ..Foreign::default() }
+pub(super) fn nothing(tokenizer: Option<&Tokenizer>) -> Foreign<'_> {
+    Foreign { tokenizer, ..Foreign::default() }
 }

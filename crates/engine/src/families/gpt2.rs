@@ -73,6 +73,7 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
         embedding: Embedding {
             positions: Some(max_positions),
             scale: 1.0,
+            noise_scale: 1.0,
             dropout: c.dropout("embd_pdrop", 0.1)?,
         },
         blocks: vec![block; layers],

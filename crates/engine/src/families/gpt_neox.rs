@@ -69,7 +69,7 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
         vocab_size: c.size("vocab_size")?,
         hidden,
         max_positions,
-        embedding: Embedding { positions: None, scale: 1.0, dropout },
+        embedding: Embedding { positions: None, scale: 1.0, noise_scale: 1.0, dropout },
         blocks: vec![block; c.layers("num_hidden_layers", hidden)?],
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", false)?, scale: 1.0, softcap: None },
         names: NAMES,

@@ -10,6 +10,7 @@ pub(super) fn granite(c: &Config) -> Result<Architecture> {
     let mlp_bias = c.flag_or("mlp_bias", false)?;
     let mut arch = decoder(c, Variant { qkv_bias: bias, out_bias: bias, mlp_bias, ..sizes(c)? })?;
     arch.embedding.scale = c.factor("embedding_multiplier", 1.0)?;
+    arch.embedding.noise_scale = arch.embedding.scale;
     arch.head.scale = 1.0 / c.factor("logits_scaling", 1.0)?;
     for block in &mut arch.blocks {
         block.attention.heads.scale = c.factor("attention_multiplier", 1.0)?;

@@ -160,7 +160,7 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
         vocab_size: c.size("vocab_size")?,
         hidden,
         max_positions,
-        embedding: Embedding { positions: None, scale: 1.0, dropout: 0.0 },
+        embedding: Embedding { positions: None, scale: 1.0, noise_scale: 1.0, dropout: 0.0 },
         blocks: vec![block; c.layers("num_hidden_layers", hidden)?],
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", v.tied)?, scale: 1.0, softcap: None },
         names: NAMES,

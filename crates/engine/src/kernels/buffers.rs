@@ -53,6 +53,56 @@ impl Buffer {
     }
 }
 
+/// A buffer of bytes, freed when it is dropped.
+#[derive(Debug)]
+pub struct ByteBuffer {
+    lease: Lease,
+    len: usize,
+}
+
+impl ByteBuffer {
+    /// All of it.
+    pub fn view(&self) -> Bytes {
+        Bytes { backend: self.lease.backend, buffer: self.lease.item, start: 0, len: self.len }
+    }
+}
+
+/// A name of a run of a [`ByteBuffer`], as [`View`] is one of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes {
+    backend: u64,
+    buffer: u64,
+    start: usize,
+    len: usize,
+}
+
+impl Bytes {
+    /// Bytes in the run.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// `len` bytes of it from `start` on.
+    ///
+    /// # Panics
+    /// When they do not lie inside.
+    pub fn part(self, start: usize, len: usize) -> Bytes {
+        assert!(start <= self.len && len <= self.len - start, "bytes {start}+{len} of {}", self.len);
+        Bytes { start: self.start + start, len, ..self }
+    }
+
+    /// True where both are of one buffer.
+    pub(super) fn shares(self, other: Bytes) -> bool {
+        (self.backend, self.buffer) == (other.backend, other.buffer)
+    }
+
+    /// Its place in its buffer.
+    pub(super) fn range(self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
 /// A tensor in a file that a backend reads, forgotten when it is dropped.
 #[derive(Debug)]
 pub struct FileBuffer {
@@ -194,6 +244,7 @@ pub(super) struct Memory<M> {
     files: Store<FileTensor>,
     indices: Store<Arc<[u32]>>,
     plans: Store<Arc<AttentionPlan>>,
+    bytes: Store<Vec<u8>>,
 }
 
 impl<M> Default for Memory<M> {
@@ -207,6 +258,7 @@ impl<M> Default for Memory<M> {
             buffers: Store::default(),
             indices: Store::default(),
             plans: Store::default(),
+            bytes: Store::default(),
         }
     }
 }
@@ -234,12 +286,44 @@ impl<M> Memory<M> {
         Ok(PlanBuffer { lease: self.plans.add(self.backend, Arc::new(plan)), queries, keys })
     }
 
+    /// A buffer of `len` zero bytes.
+    pub(super) fn add_bytes(&mut self, len: usize) -> Result<ByteBuffer> {
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(len).map_err(|_| Error::Memory { bytes: len as u64 })?;
+        memory.resize(len, 0);
+        Ok(ByteBuffer { lease: self.bytes.add(self.backend, memory), len })
+    }
+
+    pub(super) fn bytes(&self, bytes: Bytes) -> Result<&[u8]> {
+        self.own(bytes.backend, "buffer of bytes")?;
+        let buffer = self.bytes.items.get(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))?;
+        Ok(&buffer[bytes.start..bytes.start + bytes.len])
+    }
+
+    pub(super) fn bytes_mut(&mut self, bytes: Bytes) -> Result<&mut [u8]> {
+        self.own(bytes.backend, "buffer of bytes")?;
+        let buffer = self.bytes.items.get_mut(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))?;
+        Ok(&mut buffer[bytes.start..bytes.start + bytes.len])
+    }
+
+    /// Takes a buffer out, to be put back with [`Memory::put_bytes`].
+    pub(super) fn take_bytes(&mut self, bytes: Bytes) -> Result<Vec<u8>> {
+        self.own(bytes.backend, "buffer of bytes")?;
+        let buffer = self.bytes.items.get_mut(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))?;
+        Ok(std::mem::take(buffer))
+    }
+
+    pub(super) fn put_bytes(&mut self, bytes: Bytes, memory: Vec<u8>) {
+        self.bytes.items.insert(bytes.buffer, memory);
+    }
+
     /// Frees what has been released.
     pub(super) fn collect(&mut self) {
         self.buffers.collect();
         self.files.collect();
         self.indices.collect();
         self.plans.collect();
+        self.bytes.collect();
     }
 
     pub(super) fn buffer(&self, view: View) -> Result<&M> {
@@ -286,7 +370,9 @@ impl<M> Memory<M> {
 impl<S> Memory<Vec<S>> {
     /// Bytes of the buffers that are not freed.
     pub(super) fn allocated(&self) -> u64 {
-        self.buffers.items.values().map(|buffer| (buffer.len() * size_of::<S>()) as u64).sum()
+        let elements: usize = self.buffers.items.values().map(Vec::len).sum();
+        let bytes: usize = self.bytes.items.values().map(Vec::len).sum();
+        (elements * size_of::<S>() + bytes) as u64
     }
 }
 

@@ -3,7 +3,8 @@
 //! Kernels walk their operands together and some of them write through pointers, so each backend calls the
 //! operation's check before it computes.
 
-use super::buffers::{Indices, PlanBuffer, Routes};
+use super::buffers::{Bytes, Indices, PlanBuffer, Routes};
+use super::quantised::BLOCK;
 use super::random::Dropout;
 use super::shapes::{Activation, Heads, Norm, Routing, TargetLoss};
 use super::view::{Dtype, View};
@@ -292,8 +293,15 @@ pub(super) fn row_dots(out: View, a: View, b: View) -> Result<()> {
     each_row(b, out)
 }
 
-pub(super) fn cross_entropy(losses: View, logits: View, ids: Indices, weights: Option<View>) -> Result<()> {
+pub(super) fn cross_entropy(
+    losses: View,
+    logits: View,
+    ids: Indices,
+    weights: Option<View>,
+    smoothing: f32,
+) -> Result<()> {
     let operation = "cross-entropy";
+    rule!(operation, (0.0..=1.0).contains(&smoothing), "a smoothing of {smoothing}");
     let rows = logits.rows();
     rule!(operation, ids.len() == rows, "{} targets for {rows} rows of logits", ids.len());
     rule!(operation, logits.width() > 0, "no vocabulary");
@@ -301,6 +309,42 @@ pub(super) fn cross_entropy(losses: View, logits: View, ids: Indices, weights: O
     vector(operation, "losses", losses, rows.saturating_mul(TargetLoss::COLUMNS))?;
     contiguous(operation, &[logits])?;
     weights.map_or(Ok(()), |weights| vector(operation, "weights", weights, rows))
+}
+
+pub(super) fn bytes(bytes: Bytes, len: usize) -> Result<()> {
+    rule!("transfer", bytes.len() == len, "{len} bytes for a run of {}", bytes.len());
+    Ok(())
+}
+
+pub(super) fn adamw_8bit(p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()> {
+    let operation = "adamw in 8 bits";
+    vector(operation, "the gradient", g, p.len())?;
+    contiguous(operation, &[p])?;
+    for codes in codes {
+        rule!(operation, codes.len() == p.len(), "{} codes for {} elements", codes.len(), p.len());
+    }
+    rule!(operation, !codes[0].shares(codes[1]), "the codes of both moments are in one buffer");
+    scales.into_iter().try_for_each(|scales| vector(operation, "the scales", scales, p.len().div_ceil(BLOCK)))
+}
+
+pub(super) fn adafactor(p: View, g: View, rows: View, columns: Option<View>) -> Result<()> {
+    let operation = "adafactor";
+    vector(operation, "the gradient", g, p.len())?;
+    contiguous(operation, &[p])?;
+    rule!(operation, p.len() > 0, "no parameters");
+    match columns {
+        None => vector(operation, "the mean squares", rows, p.len()),
+        Some(columns) => {
+            vector(operation, "the mean squares of rows", rows, p.rows())?;
+            vector(operation, "the mean squares of columns", columns, p.width())
+        }
+    }
+}
+
+pub(super) fn sgd(p: View, g: View, m: Option<View>) -> Result<()> {
+    vector("sgd", "the gradient", g, p.len())?;
+    contiguous("sgd", &[p])?;
+    m.map_or(Ok(()), |m| vector("sgd", "the momentum", m, p.len()))
 }
 
 pub(super) fn adamw(p: View, g: View, m: View, v: View) -> Result<()> {

@@ -3,8 +3,8 @@
 use super::cpu::Cpu;
 use super::reference::Reference;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, Draw, Dropout, FileBuffer, FileTensor, Heads,
-    IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, View,
+    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
+    FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View,
 };
 use crate::Result;
 use crate::collective::Collective;
@@ -55,11 +55,14 @@ impl Backend for Device {
     dispatch! { shared
         allocated() -> u64;
         read(from: View, to: &mut [f32]) -> Result<()>;
+        read_bytes(from: Bytes, to: &mut [u8]) -> Result<()>;
         sum_squares(x: View) -> Result<f64>;
     }
 
     dispatch! {
         allocate(len: usize) -> Result<Buffer>;
+        allocate_bytes(len: usize) -> Result<ByteBuffer>;
+        write_bytes(to: Bytes, from: &[u8]) -> Result<()>;
         map(tensor: FileTensor) -> Result<FileBuffer>;
         upload_indices(values: &[u32]) -> Result<IndexBuffer>;
         upload_plan(plan: AttentionPlan) -> Result<PlanBuffer>;
@@ -68,6 +71,8 @@ impl Backend for Device {
         fill(x: View, value: f32) -> Result<()>;
         scale(x: View, factor: f32) -> Result<()>;
         copy(y: View, x: View) -> Result<()>;
+        blend(y: View, x: View, share: f32) -> Result<()>;
+        swap(x: View, y: View) -> Result<()>;
         add(y: View, x: View) -> Result<()>;
         gather(y: View, x: View, rows: Indices) -> Result<()>;
         scatter_add(y: View, x: View, rows: Indices) -> Result<()>;
@@ -108,9 +113,12 @@ impl Backend for Device {
             dw: View, first: usize, accumulate: bool, dy: View, x: View, offsets: Indices
         ) -> Result<()>;
         cross_entropy(
-            losses: View, logits: View, ids: Indices, weights: Option<View>, softcap: Option<f32>
+            losses: View, logits: View, ids: Indices, weights: Option<View>, softcap: Option<f32>, smoothing: f32
         ) -> Result<()>;
         adamw(step: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
+        adamw_8bit(step: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()>;
+        adafactor(step: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()>;
+        sgd(step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
         all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
     }
 }

@@ -15,16 +15,18 @@ pub mod cpu;
 pub mod device;
 mod experts;
 mod plan;
+mod quantised;
 mod random;
 pub mod reference;
 mod shapes;
 mod view;
 
 pub use crate::map::FileTensor;
-pub use buffers::{Buffer, FileBuffer, IndexBuffer, Indices, PlanBuffer, Routes};
+pub use buffers::{Buffer, ByteBuffer, Bytes, FileBuffer, IndexBuffer, Indices, PlanBuffer, Routes};
 pub use plan::{AttentionPlan, AttentionRange};
+pub use quantised::BLOCK as QUANTISED_BLOCK;
 pub use random::{Draw, Dropout};
-pub use shapes::{Activation, AdamW, Heads, Norm, Routing, TargetLoss};
+pub use shapes::{Activation, Adafactor, AdamW, Heads, Norm, Routing, Sgd, TargetLoss};
 pub use view::{Dtype, View};
 
 use crate::Result;
@@ -44,6 +46,15 @@ pub trait Backend {
     /// # Errors
     /// [`crate::Error::Memory`] where there is not enough.
     fn allocate(&mut self, len: usize) -> Result<Buffer>;
+    /// A buffer of `len` zero bytes, freed when the handle is dropped.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] where there is not enough.
+    fn allocate_bytes(&mut self, len: usize) -> Result<ByteBuffer>;
+    /// Host to device; lengths are equal.
+    fn write_bytes(&mut self, to: Bytes, from: &[u8]) -> Result<()>;
+    /// Device to host, after every operation before it; lengths are equal.
+    fn read_bytes(&self, from: Bytes, to: &mut [u8]) -> Result<()>;
     /// Lets operations read a tensor where it lies in a file; see [`Dtype::File`].
     ///
     /// # Errors
@@ -68,6 +79,10 @@ pub trait Backend {
     fn scale(&mut self, x: View, factor: f32) -> Result<()>;
     /// `y = x`. Both may have gaps.
     fn copy(&mut self, y: View, x: View) -> Result<()>;
+    /// `y += share · (x − y)`.
+    fn blend(&mut self, y: View, x: View, share: f32) -> Result<()>;
+    /// Exchanges `x` and `y`.
+    fn swap(&mut self, x: View, y: View) -> Result<()>;
     /// `y += x`.
     fn add(&mut self, y: View, x: View) -> Result<()>;
     /// `y[i, :] = x[rows[i], :]`. An embedding is this, with the table as `x`.
@@ -218,7 +233,8 @@ pub trait Backend {
     /// Softmax cross-entropy of `logits[n, vocab]` with `ids[n]`, into the rows of
     /// `losses[n, TargetLoss::COLUMNS]`, which stay on the device. With `weights[n]` the logits are overwritten by
     /// the gradient of `Σ weights[i]·nll_i`, `weights[i] · (softmax − onehot)`; without, they stay. With `softcap`
-    /// it is the cross-entropy of `softcap · tanh(logits / softcap)`.
+    /// it is the cross-entropy of `softcap · tanh(logits / softcap)`. With a `smoothing` above 0 the gradient is that of
+    /// [`TargetLoss::smoothed`], and its column `uniform` is filled.
     fn cross_entropy(
         &mut self,
         losses: View,
@@ -226,12 +242,35 @@ pub trait Backend {
         ids: Indices,
         weights: Option<View>,
         softcap: Option<f32>,
+        smoothing: f32,
     ) -> Result<()>;
 
     /// `Σ x²` in f64, in an order that does not depend on the number of threads. Waits for the result.
     fn sum_squares(&self, x: View) -> Result<f64>;
     /// One step for parameters `p` with gradients `g` and moments `m`, `v`.
     fn adamw(&mut self, step: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
+    /// As [`Backend::adamw`], with moments of one byte an element as bitsandbytes keeps them: a block of 256 has a
+    /// scale in `scales` and codes. New moments are codes 0 under scales 0.
+    fn adamw_8bit(
+        &mut self,
+        step: AdamW,
+        p: View,
+        g: View,
+        codes: [Bytes; 2],
+        scales: [View; 2],
+    ) -> Result<()>;
+    /// One step for a matrix `p` with mean squares by `rows` and by `columns`, or, without the latter, for a vector
+    /// with one for each element in `rows`.
+    fn adafactor(
+        &mut self,
+        step: Adafactor,
+        p: View,
+        g: View,
+        rows: View,
+        columns: Option<View>,
+    ) -> Result<()>;
+    /// One step for parameters `p`, with the last direction in `m` where there is momentum.
+    fn sgd(&mut self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
     /// Replaces `x` by its sum over all ranks.
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()>;
 }

@@ -8,8 +8,9 @@
 use super::buffers::Memory;
 use super::experts::Slots;
 use super::{
-    Activation, AdamW, AttentionPlan, Backend, Buffer, Draw, Dropout, FileBuffer, FileTensor, Heads,
-    IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, View, check, experts, random,
+    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
+    FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View, check,
+    experts, quantised, random,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -130,6 +131,23 @@ impl<S: Scalar> Backend for Reference<S> {
         Ok(self.memory.add_buffer(values, 0, len))
     }
 
+    fn allocate_bytes(&mut self, len: usize) -> Result<ByteBuffer> {
+        self.memory.collect();
+        self.memory.add_bytes(len)
+    }
+
+    fn write_bytes(&mut self, to: Bytes, from: &[u8]) -> Result<()> {
+        check::bytes(to, from.len())?;
+        self.memory.bytes_mut(to)?.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn read_bytes(&self, from: Bytes, to: &mut [u8]) -> Result<()> {
+        check::bytes(from, to.len())?;
+        to.copy_from_slice(self.memory.bytes(from)?);
+        Ok(())
+    }
+
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
         Ok(self.memory.add_file(tensor))
     }
@@ -179,6 +197,21 @@ impl<S: Scalar> Backend for Reference<S> {
         check::apart(&[y], &[x])?;
         let x = self.get(x)?;
         self.update(y, |i, _| x[i])
+    }
+
+    fn blend(&mut self, y: View, x: View, share: f32) -> Result<()> {
+        check::add(y, x)?;
+        check::apart(&[y], &[x])?;
+        let x = self.get(x)?;
+        self.update(y, |i, y| y + f64::from(share) * (x[i] - y))
+    }
+
+    fn swap(&mut self, x: View, y: View) -> Result<()> {
+        check::add(y, x)?;
+        check::apart(&[x, y], &[])?;
+        let (old_x, old_y) = (self.get(x)?, self.get(y)?);
+        self.update(x, |i, _| old_y[i])?;
+        self.update(y, |i, _| old_x[i])
     }
 
     fn add(&mut self, y: View, x: View) -> Result<()> {
@@ -614,8 +647,10 @@ impl<S: Scalar> Backend for Reference<S> {
         ids: Indices,
         weights: Option<View>,
         softcap: Option<f32>,
+        smoothing: f32,
     ) -> Result<()> {
-        check::cross_entropy(losses, logits, ids, weights)?;
+        check::cross_entropy(losses, logits, ids, weights, smoothing)?;
+        let smoothing = f64::from(smoothing);
         check::apart(&[losses, logits], &weights.into_iter().collect::<Vec<_>>())?;
         let (ids, weights) = (self.memory.indices(ids)?, self.get_optional(weights)?);
         let mut columns = Vec::new();
@@ -628,10 +663,13 @@ impl<S: Scalar> Backend for Reference<S> {
             let top1 = x.iter().position(|&v| v == max) == Some(id as usize);
             let entropy =
                 x.iter().map(|x| (x - max).exp() / sum).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
-            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1)), entropy]);
+            let mean = x.iter().sum::<f64>() / x.len() as f64;
+            let uniform = if smoothing > 0.0 { max + sum.ln() - mean } else { 0.0 };
+            columns.extend([max + sum.ln() - x[id as usize], f64::from(u8::from(top1)), entropy, uniform]);
             if let Some(weights) = &weights {
                 self.update(row, |j, _| {
-                    let p = (x[j] - max).exp() / sum - if j == id as usize { 1.0 } else { 0.0 };
+                    let label = if j == id as usize { 1.0 - smoothing } else { 0.0 };
+                    let p = (x[j] - max).exp() / sum - label - smoothing / x.len() as f64;
                     weights[i] * p * slopes[j]
                 })?;
             }
@@ -654,6 +692,83 @@ impl<S: Scalar> Backend for Reference<S> {
         self.update(p, |i, p| {
             p * (1.0 - s.lr * s.weight_decay) - s.lr / c1 * m[i] / (v[i].sqrt() / c2.sqrt() + s.eps)
         })
+    }
+
+    fn adamw_8bit(&mut self, s: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()> {
+        check::adamw_8bit(p, g, codes, scales)?;
+        check::apart(&[p, scales[0], scales[1]], &[g])?;
+        let g = self.get(g)?;
+        let moments = [0, 1].map(|n| {
+            let (values, scales) = (quantised::values(n == 0), self.get(scales[n])?);
+            let codes = self.memory.bytes(codes[n])?;
+            let value =
+                |(i, code): (usize, &u8)| f64::from(values[*code as usize]) * scales[i / quantised::BLOCK];
+            Ok::<_, Error>(codes.iter().enumerate().map(value).collect::<Vec<f64>>())
+        });
+        let [m, v] = moments;
+        let (mut m, mut v) = (m?, v?);
+        for (i, g) in g.iter().map(|g| g * f64::from(s.gradient_scale)).enumerate() {
+            m[i] = s.beta1 * m[i] + (1.0 - s.beta1) * g;
+            v[i] = s.beta2 * v[i] + (1.0 - s.beta2) * g * g;
+        }
+        let (c1, c2) = (1.0 - s.beta1.powi(s.t as i32), 1.0 - s.beta2.powi(s.t as i32));
+        self.update(p, |i, p| {
+            p * (1.0 - s.lr * s.weight_decay) - s.lr / c1 * m[i] / (v[i].sqrt() / c2.sqrt() + s.eps)
+        })?;
+        for (n, moment) in [m, v].into_iter().enumerate() {
+            let values = quantised::values(n == 0);
+            let moment: Vec<f32> = moment.iter().map(|x| *x as f32).collect();
+            let mut new_scales = Vec::new();
+            let all = self.memory.bytes_mut(codes[n])?;
+            for (codes, x) in all.chunks_mut(quantised::BLOCK).zip(moment.chunks(quantised::BLOCK)) {
+                let mut scale = 0.0;
+                quantised::store(values, x, codes, &mut scale);
+                new_scales.push(f64::from(scale));
+            }
+            self.set(scales[n], &new_scales)?;
+        }
+        Ok(())
+    }
+
+    fn adafactor(&mut self, s: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()> {
+        check::adafactor(p, g, rows, columns)?;
+        check::apart(&[Some(p), Some(rows), columns].into_iter().flatten().collect::<Vec<_>>(), &[g])?;
+        let g: Vec<f64> = self.get(g)?.iter().map(|g| g * f64::from(s.gradient_scale)).collect();
+        let (width, height, beta2) = (p.width(), p.rows(), s.beta2());
+        let square = |i: usize| g[i] * g[i] + Adafactor::EPS;
+        let blend = |old: f64, new: f64| beta2 * old + (1.0 - beta2) * new;
+        let update: Vec<f64> = match columns {
+            None => {
+                self.update(rows, |i, old| blend(old, square(i)))?;
+                self.get(rows)?.iter().zip(&g).map(|(v, g)| g / v.sqrt()).collect()
+            }
+            Some(columns) => {
+                let row = |i: usize| (0..width).map(|j| square(i * width + j)).sum::<f64>() / width as f64;
+                self.update(rows, |i, old| blend(old, row(i)))?;
+                let column =
+                    |j: usize| (0..height).map(|i| square(i * width + j)).sum::<f64>() / height as f64;
+                self.update(columns, |j, old| blend(old, column(j)))?;
+                let (rows, columns) = (self.get(rows)?, self.get(columns)?);
+                let mean = rows.iter().sum::<f64>() / height as f64;
+                let of = |(i, g): (usize, &f64)| g / (rows[i / width] / mean * columns[i % width]).sqrt();
+                g.iter().enumerate().map(of).collect()
+            }
+        };
+        let rms = (update.iter().map(|u| u * u).sum::<f64>() / update.len() as f64).sqrt();
+        self.update(p, |i, p| p - s.weight_decay * s.lr * p - s.lr * update[i] / rms.max(1.0))
+    }
+
+    fn sgd(&mut self, s: Sgd, p: View, g: View, m: Option<View>) -> Result<()> {
+        check::sgd(p, g, m)?;
+        check::apart(&[Some(p), m].into_iter().flatten().collect::<Vec<_>>(), &[g])?;
+        let (g, old) = (self.get(g)?, self.get(p)?);
+        let mut d: Vec<f64> =
+            g.iter().zip(&old).map(|(g, p)| g * f64::from(s.gradient_scale) + s.weight_decay * p).collect();
+        if let Some(m) = m {
+            self.update(m, |i, m| s.momentum * m + d[i])?;
+            d = self.get(m)?;
+        }
+        self.update(p, |i, p| p - s.lr * d[i])
     }
 
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()> {

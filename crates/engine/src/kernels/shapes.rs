@@ -127,6 +127,43 @@ pub struct AdamW {
     pub gradient_scale: f32,
 }
 
+/// One step of Adafactor (Shazeer & Stern 2018) with a learning rate from outside, as transformers' Trainer configures it
+/// (`scale_parameter=False, relative_step=False`): no first moment, updates clipped to a root mean square of 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adafactor {
+    /// Step number, from 1.
+    pub t: u64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are multiplied by this first (clipping).
+    pub gradient_scale: f32,
+}
+
+impl Adafactor {
+    /// Added to squared gradients.
+    pub const EPS: f64 = 1e-30;
+
+    /// How much of the mean square remains: `1 − t^−0.8`.
+    pub fn beta2(self) -> f64 {
+        1.0 - (self.t as f64).powf(-0.8)
+    }
+}
+
+/// One step of gradient descent, in the order of operations of `torch.optim.SGD`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    /// Learning rate.
+    pub lr: f64,
+    /// Share of the last update's direction.
+    pub momentum: f64,
+    /// Weight decay, which is added to the gradient.
+    pub weight_decay: f64,
+    /// Gradients are multiplied by this first (clipping).
+    pub gradient_scale: f32,
+}
+
 /// The loss of one target.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TargetLoss {
@@ -136,14 +173,23 @@ pub struct TargetLoss {
     pub top1: bool,
     /// Entropy in nats of the distribution that the target was predicted from.
     pub entropy: f32,
+    /// Mean of `−ln p` over the vocabulary, where the loss is smoothed; else 0.
+    pub uniform: f32,
 }
 
 impl TargetLoss {
-    /// Columns of a backend's table of losses: the negative log-likelihood, 1 or 0 for `top1`, and the entropy.
-    pub const COLUMNS: usize = 3;
+    /// Columns of a backend's table of losses: the negative log-likelihood, 1 or 0 for `top1`, the entropy,
+    /// and `uniform`.
+    pub const COLUMNS: usize = 4;
 
     /// Reads a row of a backend's table of losses.
     pub fn from_columns(row: [f32; Self::COLUMNS]) -> TargetLoss {
-        TargetLoss { nll: row[0], top1: row[1] != 0.0, entropy: row[2] }
+        TargetLoss { nll: row[0], top1: row[1] != 0.0, entropy: row[2], uniform: row[3] }
+    }
+
+    /// The loss when each target is mixed with a share `smoothing` of the uniform distribution: `(1 − smoothing) · nll +
+    /// smoothing · uniform` (Szegedy et al. 2016; transformers' `LabelSmoother`).
+    pub fn smoothed(self, smoothing: f64) -> f64 {
+        (1.0 - smoothing) * f64::from(self.nll) + smoothing * f64::from(self.uniform)
     }
 }

@@ -1,6 +1,7 @@
 //! One buffer for everything that a pass computes, planned before the first step.
 
 use super::Budget;
+use super::optimizer::Optimizer;
 use crate::Result;
 use crate::arch::{Architecture, Block};
 use crate::kernels::{Backend, Buffer, Norm, View};
@@ -366,7 +367,7 @@ pub struct MemoryPlan {
     pub mapped: u64,
     /// Their gradients, of the trained ones.
     pub gradients: u64,
-    /// The optimizer's moments, of the trained ones.
+    /// What the optimizer keeps of the trained ones, and their average.
     pub optimizer: u64,
     /// What is saved between forward and backward.
     pub activations: u64,
@@ -395,6 +396,20 @@ impl MemoryPlan {
     /// As [`MemoryPlan::with`].
     pub fn over(a: &Architecture, b: Budget, trainable: &Trainable, base: Base) -> Result<MemoryPlan> {
         Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?))
+    }
+
+    /// The plan with another optimizer.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::with`].
+    pub fn under(self, optimizer: Optimizer, a: &Architecture, trainable: &Trainable) -> Result<MemoryPlan> {
+        Ok(self.optimized(optimizer, &ParameterMap::with(a, trainable)?))
+    }
+
+    pub(super) fn optimized(self, optimizer: Optimizer, map: &ParameterMap) -> MemoryPlan {
+        // Without gradients there is nothing to optimise.
+        let optimizer = if self.gradients > 0 { optimizer.bytes(map) } else { 0 };
+        MemoryPlan { optimizer, ..self }
     }
 
     pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap) -> MemoryPlan {

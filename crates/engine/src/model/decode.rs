@@ -220,7 +220,7 @@ impl<B: Backend> Model<B> {
             rope_rows: &rope_rows,
         };
         let id_list = self.backend.upload_indices(ids)?;
-        self.embed(id_list.view(), positions)?;
+        self.embed(id_list.view(), positions, None)?;
         let arch = Arc::clone(&self.arch);
         let rows = KvCache::rows(cache.slots.len(), cache.capacity);
         for (n, (buffer, block)) in cache.layers.iter().zip(&arch.blocks).enumerate() {
@@ -256,7 +256,7 @@ impl<B: Backend> Model<B> {
         let position_list = self.backend.upload_indices(&positions)?;
         let (positions, row_list) = (position_list.view(), self.backend.upload_indices(&all)?);
         let id_list = self.backend.upload_indices(&next.iter().map(|(_, id)| *id).collect::<Vec<_>>())?;
-        self.embed(id_list.view(), positions)?;
+        self.embed(id_list.view(), positions, None)?;
         let arch = Arc::clone(&self.arch);
         let rows = KvCache::rows(cache.slots.len(), capacity);
         for (n, (buffer, block)) in cache.layers.iter().zip(&arch.blocks).enumerate() {

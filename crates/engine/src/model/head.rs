@@ -8,13 +8,16 @@ use crate::kernels::{Backend, Buffer, Indices, TargetLoss, View};
 use std::sync::Arc;
 
 impl<B: Backend> Model<B> {
-    /// `x[tokens, H] = scale · embedding[ids] (+ table[positions])`.
-    pub(super) fn embed(&mut self, ids: Indices, positions: Indices) -> Result<()> {
+    /// `x[tokens, H] = scale · embedding[ids] (+ noise) (+ table[positions])`; `noise` has the sizes of the rows' noise.
+    pub(super) fn embed(&mut self, ids: Indices, positions: Indices, noise: Option<View>) -> Result<()> {
         let map = Arc::clone(&self.map);
         let x = self.arena.input(0, ids.len());
         self.backend.gather(x, self.slot_view(&map.embedding), ids)?;
         if self.arch.embedding.scale != 1.0 {
             self.backend.scale(x, self.arch.embedding.scale)?;
+        }
+        if let (Some(sizes), Some(draw)) = (noise, self.draw(Site::Noise)) {
+            self.backend.add_noise(x, sizes, draw)?;
         }
         if let Some(table) = &map.positions {
             let h = self.arena.h.top(ids.len());
@@ -73,9 +76,9 @@ impl<B: Backend> Model<B> {
                 self.backend.scale(logits, at.scale)?;
             }
             let chunk_weights = weights.as_ref().map(|weights| weights.view().part(start, rows.len()));
-            let chunk_losses = table.row_range(rows.clone());
-            let chunk_ids = ids.view().part(rows.clone());
-            self.backend.cross_entropy(chunk_losses, logits, chunk_ids, chunk_weights, at.softcap)?;
+            let smoothing = self.pass.map_or(0.0, |pass| pass.label_smoothing);
+            let (losses, ids) = (table.row_range(rows.clone()), ids.view().part(rows.clone()));
+            self.backend.cross_entropy(losses, logits, ids, chunk_weights, at.softcap, smoothing)?;
             if let (Some(_), Some((.., dh))) = (scale, self.arena.stream()) {
                 // From here on the logits are their gradient.
                 if at.scale != 1.0 {

@@ -1,20 +1,24 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
 //! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
-//! parameters, gradients and moments; `decode` generates with a KV cache.
+//! parameters and gradients; `optimizer` steps; `average` and `noise` are training's; `decode` generates with a KV
+//! cache.
 
 mod adapter;
 mod arena;
+mod average;
 mod block;
 mod decode;
 mod experts;
 mod head;
 mod noise;
+mod optimizer;
 mod state;
 
 pub use arena::MemoryPlan;
 pub use decode::KvCache;
 pub use noise::Regularisation;
+pub use optimizer::{Optimizer, Rates, Update};
 
 use crate::arch::Architecture;
 use crate::batch::Batch;
@@ -72,6 +76,8 @@ pub struct Model<B: Backend = Device> {
     /// What training passes add, and what the current pass does.
     regularisation: Regularisation,
     pass: Option<Regularisation>,
+    /// An average of the trained parameters.
+    average: Option<Buffer>,
 }
 
 /// Cosines and sines per position of one kind of rotation.
@@ -194,6 +200,7 @@ impl<B: Backend> Model<B> {
             routes,
             regularisation: Regularisation::default(),
             pass: None,
+            average: None,
         })
     }
 
@@ -301,7 +308,8 @@ impl<B: Backend> Model<B> {
         };
 
         self.refresh_dora()?;
-        self.embed(ids.view(), positions.view())?;
+        let noise = self.noise_sizes(batch)?;
+        self.embed(ids.view(), positions.view(), noise.as_ref().map(Buffer::view))?;
         let layers = self.arch.blocks.len();
         let rows_of = |n: usize| if n + 1 < layers { &full } else { &last };
         for n in 0..layers {
@@ -381,4 +389,9 @@ impl<B: Backend> Model<B> {
         }
         Ok(all)
     }
+}
+
+/// A range of a buffer's view.
+fn part(of: View, range: &std::ops::Range<usize>) -> View {
+    of.part(range.start, range.len())
 }

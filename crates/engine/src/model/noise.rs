@@ -2,7 +2,8 @@
 
 use super::Model;
 use crate::Result;
-use crate::kernels::{Backend, Draw, Dropout, View};
+use crate::batch::Batch;
+use crate::kernels::{Backend, Buffer, Draw, Dropout, View};
 
 /// What training adds to a model's passes and to its loss. The default adds nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -12,6 +13,12 @@ pub struct Regularisation {
     pub seed: Option<u64>,
     /// The architecture's dropout is applied.
     pub dropout: bool,
+    /// Uniform noise on the embeddings (NEFTune, Jain et al. 2023), of up to `alpha / √(length · hidden)`; 0 adds none.
+    ///
+    /// The length is that of the longest sequence that a token belongs to.
+    pub noise_alpha: f32,
+    /// Share of the uniform distribution in each target ([`TargetLoss::smoothed`](crate::TargetLoss::smoothed)).
+    pub label_smoothing: f32,
 }
 
 /// An operation that draws random numbers, in a pass. Two with the same number would draw the same.
@@ -19,6 +26,8 @@ pub struct Regularisation {
 pub(super) enum Site {
     /// What enters the first layer.
     Embedding,
+    /// Noise on the embeddings.
+    Noise,
     /// The probabilities of a layer's attention.
     Attention(usize),
     /// The output of a layer's attention.
@@ -34,6 +43,7 @@ impl Site {
         // There are at most `MAX_LAYERS` layers of a few modules each, so the numbers are apart.
         let (kind, n) = match self {
             Site::Embedding => (0, 0),
+            Site::Noise => (1, 0),
             Site::Attention(n) => (2, n),
             Site::AfterAttention(n) => (3, n),
             Site::AfterMlp(n) => (4, n),
@@ -51,8 +61,33 @@ impl<B: Backend> Model<B> {
 
     /// The dropout of an operation in the current pass.
     pub(super) fn dropout(&self, site: Site, rate: f32) -> Option<Dropout> {
-        let pass = self.pass.filter(|pass| pass.dropout && rate > 0.0)?;
-        Some(Dropout { draw: Draw { key: pass.seed?, site: site.number() }, rate })
+        self.pass.filter(|pass| pass.dropout && rate > 0.0)?;
+        Some(Dropout { draw: self.draw(site)?, rate })
+    }
+
+    /// The random numbers of an operation in the current pass.
+    pub(super) fn draw(&self, site: Site) -> Option<Draw> {
+        Some(Draw { key: self.pass?.seed?, site: site.number() })
+    }
+
+    /// The size of the noise on each row's embedding, where the current pass has noise.
+    pub(super) fn noise_sizes(&mut self, batch: &Batch) -> Result<Option<Buffer>> {
+        let pass = self.pass.filter(|pass| pass.seed.is_some() && pass.noise_alpha > 0.0);
+        let Some(pass) = pass else { return Ok(None) };
+        let mut lengths = vec![0usize; batch.tokens()];
+        for segment in &batch.segments {
+            let length = segment.own.len() + segment.prefix.len();
+            for row in segment.own.clone().chain(segment.prefix.clone()) {
+                lengths[row as usize] = lengths[row as usize].max(length);
+            }
+        }
+        let alpha = f64::from(pass.noise_alpha) * f64::from(self.arch.embedding.noise_scale);
+        let hidden = self.arch.hidden as f64;
+        let size = |length: &usize| (alpha / (*length as f64 * hidden).sqrt()) as f32;
+        let sizes: Vec<f32> = lengths.iter().map(size).collect();
+        let buffer = self.backend.allocate(sizes.len())?;
+        self.backend.write(buffer.view(), &sizes)?;
+        Ok(Some(buffer))
     }
 
     /// Applies a dropout to values, or to their gradient.

@@ -1,10 +1,11 @@
-//! Parameters, gradients and moments: in, out, and the optimizer's step.
+//! Parameters and gradients, in and out.
 
-use super::Model;
+use super::optimizer::{Optimizer, State};
+use super::{Model, part};
 use crate::collective::Collective;
 use crate::dtype::WeightType;
 use crate::init;
-use crate::kernels::{AdamW, Backend, Buffer, View};
+use crate::kernels::{Backend, Buffer, View};
 use crate::params::{Layout, Parameter, ParameterMap, Slot};
 use crate::peft::ADAPTER_WEIGHTS;
 use crate::weights::{self, Lazy, Source, Tensor};
@@ -16,8 +17,8 @@ use std::path::Path;
 #[derive(Debug)]
 pub(super) struct Trained {
     gradients: Buffer,
-    /// First and second moments.
-    moments: [Buffer; 2],
+    /// What the optimizer keeps.
+    pub(super) optimizer: State,
     /// Whether each slot's gradient holds something since gradients were last forgotten. The first backward
     /// overwrites, the others add.
     written: Vec<bool>,
@@ -25,9 +26,9 @@ pub(super) struct Trained {
 
 impl Trained {
     pub(super) fn allocate(map: &ParameterMap, backend: &mut impl Backend) -> Result<Trained> {
-        let mut buffer = || backend.allocate(map.trained_len());
-        let (gradients, m, v) = (buffer()?, buffer()?, buffer()?);
-        Ok(Trained { gradients, moments: [m, v], written: vec![false; map.slots()] })
+        let gradients = backend.allocate(map.trained_len())?;
+        let optimizer = State::allocate(Optimizer::default(), map, backend)?;
+        Ok(Trained { gradients, optimizer, written: vec![false; map.slots()] })
     }
 }
 
@@ -38,10 +39,6 @@ pub(super) struct Piece {
     /// `[outputs, inputs]`.
     pub(super) weight: View,
     pub(super) bias: Option<View>,
-}
-
-fn part(of: View, range: &Range<usize>) -> View {
-    of.part(range.start, range.len())
 }
 
 impl<B: Backend> Model<B> {
@@ -147,31 +144,6 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// One optimizer step with the gradients at hand.
-    ///
-    /// # Errors
-    /// [`Error::Batch`] when the model does not train.
-    pub fn adamw(&mut self, step: &AdamW) -> Result<()> {
-        let g = self.settled()?;
-        let [m, v] = self.trained()?.moments.each_ref().map(Buffer::view);
-        // Parameters that decay alike and are adjacent in both kinds of buffers are one call.
-        let decays = |p: &Parameter| step.decay_all || p.kind.decays();
-        let trained: Vec<(&Parameter, Range<usize>)> = self.map.trained().collect();
-        let together = |a: &(&Parameter, Range<usize>), b: &(&Parameter, Range<usize>)| {
-            decays(a.0) == decays(b.0) && a.0.range.end == b.0.range.start
-        };
-        for run in trained.chunk_by(together) {
-            let (first, last) = (&run[0], &run[run.len() - 1]);
-            let at = first.1.start..last.1.end;
-            let p = part(self.parameters.view(), &(first.0.range.start..last.0.range.end));
-            let weight_decay = if decays(first.0) { step.weight_decay } else { 0.0 };
-            let step = AdamW { weight_decay, ..*step };
-            self.backend.adamw(step, p, part(g, &at), part(m, &at), part(v, &at))?;
-        }
-        self.weights_changed();
-        Ok(())
-    }
-
     /// Hugging Face names of all parameters.
     pub fn parameter_names(&self) -> Vec<String> {
         self.map.parameters.iter().map(|p| p.name.clone()).collect()
@@ -246,7 +218,7 @@ impl<B: Backend> Model<B> {
             .ok_or_else(|| Error::Parameter { message: format!("the model has no parameter \"{name}\"") })
     }
 
-    fn tensor(&self, of: View, p: &Parameter, range: &Range<usize>) -> Result<Tensor> {
+    pub(super) fn tensor(&self, of: View, p: &Parameter, range: &Range<usize>) -> Result<Tensor> {
         let mut data = vec![0.0; range.len()];
         self.backend.read(part(of, range), &mut data)?;
         data = p.layout.to_file(data, &p.shape);
@@ -321,67 +293,12 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Writes the moments of the trained parameters, exactly.
-    ///
-    /// # Errors
-    /// [`Error::Io`] with the file; [`Error::Batch`] when the model does not train.
-    pub fn save_optimizer(&self, path: &Path) -> Result<()> {
-        let [m, v] = self.trained()?.moments.each_ref().map(Buffer::view);
-        let trained: Vec<(&Parameter, Range<usize>)> = self.map.trained().collect();
-        let tensors: Vec<Lazy> = [("exp_avg", m), ("exp_avg_sq", v)]
-            .into_iter()
-            .flat_map(|(kind, of)| trained.iter().map(move |(p, range)| (kind, of, *p, range.clone())))
-            .map(|(kind, of, p, range)| Lazy {
-                name: format!("{kind}.{}", p.name),
-                shape: p.shape.clone(),
-                kind: WeightType::F32,
-                read: Box::new(move || Ok(self.tensor(of, p, &range)?.data)),
-            })
-            .collect();
-        weights::write(path, &tensors.iter().collect::<Vec<_>>())
-    }
-
-    /// Reads the moments of the trained parameters back.
-    ///
-    /// # Errors
-    /// [`Error::Weights`] when the file is damaged, or belongs to another model or another choice of trained
-    /// parameters.
-    pub fn load_optimizer(&mut self, path: &Path) -> Result<()> {
-        let [m, v] = self.trained()?.moments.each_ref().map(Buffer::view);
-        let (mut fitting, mut others) = (0, 0);
-        let (map, backend) = (&self.map, &mut self.backend);
-        weights::read(path, |name, shape, values| {
-            let found = [("exp_avg.", m), ("exp_avg_sq.", v)].into_iter().find_map(|(prefix, of)| {
-                let name = name.strip_prefix(prefix)?;
-                let (p, range) = map.trained().find(|(p, _)| p.name == name)?;
-                (p.shape == shape).then_some((of, p, range))
-            });
-            let Some((of, p, range)) = found else {
-                others += 1;
-                return Ok(());
-            };
-            fitting += 1;
-            backend.write(part(of, &range), &weights::from_file(p, &values))
-        })?;
-        let wanted = 2 * map.trained().count();
-        if fitting == wanted && others == 0 {
-            return Ok(());
-        }
-        Err(Error::Weights {
-            path: path.to_path_buf(),
-            message: format!(
-                "{fitting} of {wanted} optimizer tensors fit this model and the parameters that it trains"
-            ),
-            help: "resume with the model and the trained parameters that the checkpoint was made with".into(),
-        })
-    }
-
     /// The state of a model that trains.
     pub(super) fn trained(&self) -> Result<&Trained> {
         self.trained.as_ref().ok_or_else(untrained)
     }
 
-    fn trained_mut(&mut self) -> Result<&mut Trained> {
+    pub(super) fn trained_mut(&mut self) -> Result<&mut Trained> {
         self.trained.as_mut().ok_or_else(untrained)
     }
 
@@ -443,7 +360,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// All gradients, with zeros where no backward has written.
-    fn settled(&mut self) -> Result<View> {
+    pub(super) fn settled(&mut self) -> Result<View> {
         let map = std::sync::Arc::clone(&self.map);
         let trained = self.trained()?;
         let gradients = trained.gradients.view();

@@ -284,6 +284,8 @@ def verify(
         inner, notes = _suasion.verify(rows.read(), model, resolved, list(select), list(ignore), shown)
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    if inner.no_turns is not None:
+        warnings.warn(f"the turns of the chat template are not looked for in the ids: {inner.no_turns}", stacklevel=2)
     return Verification(inner, rows, model, resolved)
 
 

@@ -211,12 +211,20 @@ fn settings_that_change_the_result_are_refused_by_name() {
 fn every_setting_that_the_steps_depend_on_is_refused_by_name() {
     let keys: Vec<&str> =
         KEYS.iter().filter(|key| key.on_resume == OnResume::Same).map(|key| key.name).collect();
-    assert_eq!(keys.len(), 14, "{keys:?}");
-    // Its values are those of a schedule: see below.
-    for key in keys.into_iter().filter(|key| *key != "lr_scheduler_kwargs") {
+    assert_eq!(keys.len(), 22, "{keys:?}");
+    // The values of the first are those of a schedule: see below. The others change the model: see `extras`.
+    let elsewhere = ["lr_scheduler_kwargs", "trainable", "freeze"];
+    for key in keys.into_iter().filter(|key| !elsewhere.contains(key)) {
         let (result, ..) = resumed(|job| {
             let mut settings = serde_json::to_value(&job.settings).unwrap();
             settings[key] = match &settings[key] {
+                Value::String(_) if key == "optim" => "sgd".into(),
+                Value::Null if key == "optim_args" => {
+                    settings["optim"] = "sgd".into();
+                    "momentum=0.5".into()
+                }
+                Value::Null => 0.5.into(),
+                Value::Array(_) => serde_json::json!([{"match": "*", "weight_decay": 0.1}]),
                 Value::Bool(on) => (!on).into(),
                 Value::String(name) => if name == "cosine" { "linear" } else { "cosine" }.into(),
                 Value::Number(number) if number.is_f64() => (number.as_f64().unwrap() / 2.0 + 0.1).into(),

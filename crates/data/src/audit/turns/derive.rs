@@ -9,6 +9,7 @@ use crate::template::{ChatRenderer, ChatTemplate, TemplateOptions};
 use crate::tokens::{Special, Tokenizer};
 use crate::{Origin, RowId};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -89,7 +90,8 @@ fn probes(renderer: &ChatRenderer, tokenizer: &Tokenizer, policy: &Policy) -> Ve
             for boundary in [Boundary::Split, Boundary::Joint] {
                 let policy = Policy { boundary, ..policy.clone() };
                 let Ok(encoded) = tokenizer.encode(&chat.rendered, &policy) else { continue };
-                let probe = Probe { ids: encoded.tokens.ids, origins: encoded.tokens.origins, regular };
+                let mut probe = Probe { ids: encoded.tokens.ids, origins: encoded.tokens.origins, regular };
+                demote(&mut probe.origins);
                 if !out.iter().any(|other| other.ids == probe.ids && other.origins == probe.origins) {
                     out.push(probe);
                 }
@@ -97,6 +99,18 @@ fn probes(renderer: &ChatRenderer, tokenizer: &Tokenizer, policy: &Policy) -> Ve
         }
     }
     out
+}
+
+/// Makes scaffold of what a `{% generation %}` block covers after its stop token: no message begins there.
+fn demote(origins: &mut [Origin]) {
+    let mut ended = None;
+    for origin in origins {
+        match *origin {
+            Origin::EndOfTurn { turn } => ended = Some(turn),
+            Origin::Response { turn } if ended == Some(turn) => *origin = Origin::Scaffold,
+            _ => {}
+        }
+    }
 }
 
 /// The kind of the message that begins at token `at` or after the scaffold there.
@@ -182,7 +196,7 @@ impl Turns {
             }
         }
         let header = |kind: Kind| {
-            let opener = turns.openers.iter().filter(|opener| opener.kind == kind && opener.exact).last()?;
+            let opener = turns.openers.iter().rfind(|opener| opener.kind == kind && opener.exact)?;
             Some(tokenizer.decode(&opener.ids, false))
         };
         turns.headers = header(Kind::User).zip(header(Kind::Answer));
@@ -206,13 +220,16 @@ impl Turns {
                 None => self.openers.push(Opener { ids, kind, structural: begins, exact }),
             }
         };
+        // The same ids stand before most messages.
+        let mut judged: HashMap<(Vec<u32>, Kind), bool> = HashMap::new();
+        let mut fits = |ids: &[u32], kind: Kind| {
+            let is = |other: Kind| if kind == Kind::Prompt { other != Kind::Answer } else { other == kind };
+            *judged.entry((ids.to_vec(), kind)).or_insert_with(|| distinctive(ids, probes, is))
+        };
         for probe in probes {
             for (kind, before) in befores(probe) {
-                let is = |other: Kind| other == kind;
-                let prompt = |other: Kind| other != Kind::Answer;
                 let cuts = (0..before.len()).rev().filter(|&at| structural(&before[at]));
-                let mut cuts = cuts.map(|at| &before[at..]);
-                let all: Vec<&[u32]> = cuts.by_ref().collect();
+                let all: Vec<&[u32]> = cuts.map(|at| &before[at..]).collect();
                 if all.is_empty() {
                     match plain.iter_mut().find(|(other, _)| *other == kind) {
                         Some((_, list)) => list.push(before),
@@ -220,14 +237,13 @@ impl Turns {
                     }
                     continue;
                 }
-                match all.iter().find(|ids| distinctive(ids, probes, is)) {
-                    Some(ids) => add(ids.to_vec(), kind, probe.regular),
-                    None if kind != Kind::Answer => {
-                        if let Some(ids) = all.iter().find(|ids| distinctive(ids, probes, prompt)) {
-                            add(ids.to_vec(), Kind::Prompt, probe.regular);
-                        }
-                    }
-                    None => {}
+                let wider = if kind == Kind::Answer { kind } else { Kind::Prompt };
+                let found = [kind, wider].into_iter().find_map(|kind| {
+                    let ids = all.iter().find(|ids| fits(ids, kind))?;
+                    Some((ids.to_vec(), kind))
+                });
+                if let Some((ids, kind)) = found {
+                    add(ids, kind, probe.regular);
                 }
             }
         }

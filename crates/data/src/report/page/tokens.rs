@@ -163,15 +163,16 @@ pub fn row(view: &RowView, why: &str, open: bool) -> Html {
     if !view.findings.is_empty() {
         html.raw("<ul class=\"found\">");
         for finding in view.findings.iter().take(FINDINGS) {
-            let message: String = finding.message.chars().take(MESSAGE).collect();
             html.raw("<li><a")
                 .attr("href", &format!("#{}", finding.code))
                 .raw(">")
                 .text(finding.code.as_str());
-            html.raw("</a> ").text(&format!("{}: {message}", finding.level)).raw("</li>");
+            let message: String = finding.message.chars().take(MESSAGE).collect();
+            let cut = if message.len() < finding.message.len() { "…" } else { "" };
+            html.raw("</a> ").text(&format!("{}: {message}{cut}", finding.level)).raw("</li>");
         }
-        if view.findings.len() > FINDINGS {
-            html.element("li", &format!("and {} more", thousands((view.findings.len() - FINDINGS) as u64)));
+        if let Some(more) = view.findings.len().checked_sub(FINDINGS).filter(|more| *more > 0) {
+            html.classed("li", "soft", &format!("{} more", count(more as u64, "finding")));
         }
         html.raw("</ul>\n");
     }

@@ -19,8 +19,9 @@ mod simd;
 use super::buffers::Memory;
 use super::experts::Slots;
 use super::{
-    Activation, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, Draw, Dropout, FileBuffer, FileTensor,
-    Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, TargetLoss, View, check, experts,
+    Activation, Adafactor, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, ByteBuffer, Bytes, Draw,
+    Dropout, FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd,
+    TargetLoss, View, check, experts,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -137,6 +138,23 @@ impl Backend for Cpu {
         Ok(self.memory.add_buffer(buffer, start, len))
     }
 
+    fn allocate_bytes(&mut self, len: usize) -> Result<ByteBuffer> {
+        self.memory.collect();
+        self.memory.add_bytes(len)
+    }
+
+    fn write_bytes(&mut self, to: Bytes, from: &[u8]) -> Result<()> {
+        check::bytes(to, from.len())?;
+        self.memory.bytes_mut(to)?.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn read_bytes(&self, from: Bytes, to: &mut [u8]) -> Result<()> {
+        check::bytes(from, to.len())?;
+        to.copy_from_slice(self.memory.bytes(from)?);
+        Ok(())
+    }
+
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
         Ok(self.memory.add_file(tensor))
     }
@@ -193,6 +211,20 @@ impl Backend for Cpu {
         } else {
             rows::copy_strided(to, y.stride(), from, x.stride(), x.width());
         }
+        Ok(())
+    }
+
+    fn blend(&mut self, y: View, x: View, share: f32) -> Result<()> {
+        check::add(y, x)?;
+        let ([y], [x], _) = self.slices([y], [x])?;
+        rows::blend(y, x, share);
+        Ok(())
+    }
+
+    fn swap(&mut self, x: View, y: View) -> Result<()> {
+        check::add(y, x)?;
+        let ([x, y], [], _) = self.slices([x, y], [])?;
+        x.swap_with_slice(y);
         Ok(())
     }
 
@@ -544,12 +576,14 @@ impl Backend for Cpu {
         ids: Indices,
         weights: Option<View>,
         softcap: Option<f32>,
+        smoothing: f32,
     ) -> Result<()> {
-        check::cross_entropy(losses, logits, ids, weights)?;
+        check::cross_entropy(losses, logits, ids, weights, smoothing)?;
         let (vocab, ids) = (logits.width(), self.memory.indices(ids)?);
         let weighted = weights.is_some();
         let ([losses, logits], [weights], _) = self.slices([losses, logits], [or_empty(weights)])?;
-        loss::cross_entropy(losses, logits, vocab, &ids, weighted.then_some(weights), softcap);
+        let weights = weighted.then_some(weights);
+        loss::cross_entropy(losses, logits, vocab, &ids, weights, softcap, smoothing);
         Ok(())
     }
 
@@ -561,6 +595,55 @@ impl Backend for Cpu {
         check::adamw(p, g, m, v)?;
         let ([p, m, v], [g], _) = self.slices([p, m, v], [g])?;
         optimizer::adamw(step, p, g, m, v);
+        Ok(())
+    }
+
+    fn adamw_8bit(
+        &mut self,
+        step: AdamW,
+        p: View,
+        g: View,
+        codes: [Bytes; 2],
+        scales: [View; 2],
+    ) -> Result<()> {
+        check::adamw_8bit(p, g, codes, scales)?;
+        check::apart(&[p, scales[0], scales[1]], &[g])?;
+        // Both are good: taken out, so that the slices can borrow the memory, and put back.
+        codes.iter().try_for_each(|codes| self.memory.bytes(*codes).map(drop))?;
+        let (mut m, mut v) = (self.memory.take_bytes(codes[0])?, self.memory.take_bytes(codes[1])?);
+        let done = self.slices([p, scales[0], scales[1]], [g]).map(|([p, m_scales, v_scales], [g], _)| {
+            let (m, v) = (&mut m[codes[0].range()], &mut v[codes[1].range()]);
+            optimizer::adamw_8bit(step, p, g, (m, m_scales), (v, v_scales));
+        });
+        self.memory.put_bytes(codes[0], m);
+        self.memory.put_bytes(codes[1], v);
+        done
+    }
+
+    fn adafactor(
+        &mut self,
+        step: Adafactor,
+        p: View,
+        g: View,
+        rows: View,
+        columns: Option<View>,
+    ) -> Result<()> {
+        check::adafactor(p, g, rows, columns)?;
+        let width = p.width();
+        let factored = columns.is_some();
+        let ([p, rows, columns], [g], _) = self.slices([p, rows, or_empty(columns)], [g])?;
+        match factored {
+            true => optimizer::adafactor_matrix(step, p, g, rows, columns, width),
+            false => optimizer::adafactor_vector(step, p, g, rows),
+        }
+        Ok(())
+    }
+
+    fn sgd(&mut self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()> {
+        check::sgd(p, g, m)?;
+        let has_momentum = m.is_some();
+        let ([p, m], [g], _) = self.slices([p, or_empty(m)], [g])?;
+        optimizer::sgd(step, p, g, has_momentum.then_some(m));
         Ok(())
     }
 

@@ -66,6 +66,20 @@ vectorized! {
     }
 }
 
+/// `y += share · (x − y)`.
+pub(super) fn blend(y: &mut [f32], x: &[f32], share: f32) {
+    assert_eq!(y.len(), x.len());
+    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| blend_piece(y, x, share));
+}
+
+vectorized! {
+    fn blend_piece(y: &mut [f32], x: &[f32], share: f32) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += share * (x - *y);
+        }
+    }
+}
+
 /// `y[i, :] = x[rows[i], :]`.
 pub(super) fn gather(y: &mut [f32], x: &[f32], rows: &[u32], width: usize) {
     assert_eq!(y.len(), rows.len() * width);

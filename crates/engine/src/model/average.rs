@@ -1,0 +1,115 @@
+//! An exponential moving average of the trained parameters (Polyak & Juditsky 1992).
+
+use super::{Model, part};
+use crate::dtype::WeightType;
+use crate::kernels::{Backend, Buffer};
+use crate::weights::{self, Lazy};
+use crate::{Error, Result};
+use std::path::Path;
+use std::sync::Arc;
+
+impl<B: Backend> Model<B> {
+    /// Adds the present weights to the average: `average = decay · average + (1 − decay) · weights`. The first time it
+    /// becomes the weights, as PyTorch's `AveragedModel` does.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is not enough; [`Error::Batch`] when the model does not train.
+    pub fn update_average(&mut self, decay: f64) -> Result<()> {
+        let share = match self.average {
+            Some(_) => 1.0 - decay,
+            None => 1.0,
+        };
+        let map = Arc::clone(&self.map);
+        let average = self.need_average()?;
+        for (p, range) in map.trained() {
+            let (average, weights) = (part(average, &range), part(self.parameters.view(), &p.range));
+            match share {
+                1.0 => self.backend.copy(average, weights)?,
+                share => self.backend.blend(average, weights, share as f32)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Exchanges the weights and their average; nothing happens where there is none.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn exchange_average(&mut self) -> Result<()> {
+        let map = Arc::clone(&self.map);
+        let Some(average) = self.average.as_ref().map(Buffer::view) else { return Ok(()) };
+        for (p, range) in map.trained() {
+            self.backend.swap(part(self.parameters.view(), &p.range), part(average, &range))?;
+        }
+        self.weights_changed();
+        Ok(())
+    }
+
+    /// True where there is an average.
+    pub fn has_average(&self) -> bool {
+        self.average.is_some()
+    }
+
+    /// Writes the average, exactly.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the file.
+    pub fn save_average(&self, path: &Path) -> Result<()> {
+        let Some(average) = self.average.as_ref().map(Buffer::view) else { return Ok(()) };
+        let tensors: Vec<Lazy> = self
+            .map
+            .trained()
+            .map(|(p, range)| Lazy {
+                name: p.name.clone(),
+                shape: p.shape.clone(),
+                kind: WeightType::F32,
+                read: Box::new(move || Ok(self.tensor(average, p, &range)?.data)),
+            })
+            .collect();
+        weights::write(path, &tensors.iter().collect::<Vec<_>>())
+    }
+
+    /// Reads an average back.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the file is damaged, or belongs to another model or another choice of trained parameters.
+    pub fn load_average(&mut self, path: &Path) -> Result<()> {
+        let map = Arc::clone(&self.map);
+        let average = self.need_average()?;
+        let (mut fitting, mut others) = (0, 0);
+        let backend = &mut self.backend;
+        weights::read(path, |name, shape, values| {
+            let found = map.trained().find(|(p, _)| p.name == name && p.shape == shape);
+            let Some((p, range)) = found else {
+                others += 1;
+                return Ok(());
+            };
+            fitting += 1;
+            backend.write(part(average, &range), &weights::from_file(p, &values))
+        })?;
+        let wanted = map.trained().count();
+        if fitting == wanted && others == 0 {
+            return Ok(());
+        }
+        Err(Error::Weights {
+            path: path.to_path_buf(),
+            message: format!(
+                "{fitting} of {wanted} averages fit this model and the parameters that it trains"
+            ),
+            help: "resume with the model and the trained parameters that the checkpoint was made with".into(),
+        })
+    }
+
+    /// The average's memory, allocated where there is none.
+    fn need_average(&mut self) -> Result<crate::kernels::View> {
+        self.trained()?;
+        if let Some(average) = &self.average {
+            return Ok(average.view());
+        }
+        let average = self.backend.allocate(self.map.trained_len())?;
+        let view = average.view();
+        self.average = Some(average);
+        self.plan.optimizer = self.plan.optimizer.saturating_add(4 * view.len() as u64);
+        Ok(view)
+    }
+}
