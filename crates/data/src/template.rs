@@ -8,6 +8,7 @@ mod blind;
 mod charges;
 mod compiled;
 mod context;
+mod counted;
 mod details;
 mod engine;
 mod filters;

@@ -119,6 +119,7 @@ fn what_is_no_mask_and_looks_like_one_is_refused_by_name() {
         (json!({"loss_mask": 0}), "\"loss_mask\""),
         (json!({"masked": true}), "\"masked\""),
         (json!({"trainable": false}), "\"trainable\""),
+        (json!({"ignore": true}), "\"ignore\""),
         (json!({"no_loss": true}), "\"no_loss\""),
         (json!({"lossMask": [0, 1]}), "\"lossMask\""),
         (json!({"is_trained": "false"}), "\"is_trained\""),

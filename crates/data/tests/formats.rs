@@ -119,6 +119,15 @@ fn arguments_of_tool_calls_are_as_given_and_content_may_be_null() {
     for none in [json!(null), json!(""), json!([])] {
         assert_eq!(chat(json!({"messages": [{"role": "user", "content": "x"}], "tools": none})).tools, None);
     }
+    // OpenAI's older name, beside the older `function_call`.
+    let function = json!({"name": "f", "parameters": {"type": "object"}});
+    let c =
+        chat(json!({"functions": [function], "tools": null, "messages": [{"role": "user", "content": "x"},
+        {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{}"}}]}));
+    assert_eq!(c.tools, Some(vec![json!({"type": "function", "function": function})]));
+    // A column of that name that lists something else is no list of tools.
+    let c = chat(json!({"functions": ["cooking"], "messages": [{"role": "user", "content": "x"}]}));
+    assert_eq!(c.tools, None);
 }
 
 #[test]

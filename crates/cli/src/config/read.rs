@@ -261,7 +261,8 @@ impl Loaded {
     fn unsupported(&mut self, name: &str, value: &Json, place: &str) -> Result<(), Failure> {
         let head = name.split('.').next().unwrap_or(name);
         let Some(key) = known::find(head) else {
-            return Err(match (synonyms::find(head), value) {
+            // mlx-lm's keys have dashes.
+            return Err(match (synonyms::find(&head.replace('-', "_")), value) {
                 (Some(synonym), _) => {
                     Failure::config(format!("{place}: {}", synonym.answer()), synonym.help(value))
                 }

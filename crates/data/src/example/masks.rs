@@ -22,7 +22,7 @@ const SWITCHES: [&str; 3] = ["train", "training", "loss"];
 const WEIGHTS: [&str; 3] = ["weight", "loss_weight", "loss_scale"];
 
 /// Words of which the names of masks consist.
-const WORDS: [&str; 20] = [
+const WORDS: [&str; 22] = [
     "mask",
     "masks",
     "masked",
@@ -43,6 +43,8 @@ const WORDS: [&str; 20] = [
     "learned",
     "learnable",
     "untrained",
+    "ignore",
+    "ignored",
 ];
 
 /// Names under which a whole row is given a mask by a single value.

@@ -132,15 +132,22 @@ impl Reader<'_> {
         )
     }
 
-    /// The `tools` column: a list, or JSON text of one. `wrap`: ShareGPT files list functions without the
-    /// wrapping object.
+    /// The `tools` column, or `functions`, OpenAI's older name: a list, or JSON text of one. `wrap`: ShareGPT files list
+    /// functions without the wrapping object.
     fn tools(&mut self, wrap: bool) -> Result<Option<Vec<Value>>> {
         let help = "tools are a list of objects, or JSON text of one";
         let parsed = |reader: &Self, text: &str, place: &str| {
             parse(text)
                 .map_err(|(_, e)| reader.error(format!("{place} is a string that is not JSON: {e}"), help))
         };
-        let value = match self.fields.swap_remove("tools") {
+        let functions = |value: &&Value| match value {
+            Value::Array(list) => list.iter().all(|f| f["name"].is_string() && f.get("parameters").is_some()),
+            _ => false,
+        };
+        let older = self.fields.get("tools").is_none_or(Value::is_null)
+            && self.fields.get("functions").as_ref().is_some_and(functions);
+        let (key, wrap) = if older { ("functions", true) } else { ("tools", wrap) };
+        let value = match self.fields.swap_remove(key) {
             Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
             Some(Value::String(text)) => parsed(self, &text, "\"tools\"")?,
             other => other.unwrap_or(Value::Null),

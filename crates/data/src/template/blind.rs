@@ -5,7 +5,7 @@
 //! ([`super::shape`]). Whether a template is one of these is read off its syntax. Every expression is given a
 //! [`Kind`]; what is not known to keep texts apart from decisions makes the template one that may look.
 
-use super::engine;
+use super::{charges, engine};
 use minijinja::machinery::ast::{BinOpKind, CallArg, CallType, CompareOpKind, Expr, Stmt, UnaryOpKind};
 use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
@@ -256,6 +256,7 @@ impl Names {
                 self.arguments(&filter.args)?;
                 match (filter.name, of) {
                     (_, Shape) => Some(Shape),
+                    (charges::SEEN | charges::COMPARED, of) => Some(of),
                     ("trim" | "string", Text) if filter.args.is_empty() => Some(Text),
                     ("length" | "count", Messages) => Some(Shape),
                     (engine::ITER | "list", Messages) => Some(Messages),

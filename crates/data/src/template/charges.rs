@@ -7,6 +7,11 @@ use super::python::bad;
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value, filters, tests};
 
+/// The filters that change nothing: one for a text, and one that is charged for the texts in a list, too ([`super::counted`]).
+pub(super) const SEEN: &str = "__suasion_seen";
+
+pub(super) const COMPARED: &str = "__suasion_compared";
+
 /// Bytes of text for a unit of fuel, as in MiniJinja.
 const BYTES: u64 = 64;
 
@@ -50,6 +55,14 @@ fn comparisons(value: Option<&Value>) -> u64 {
 
 /// Replaces MiniJinja's tests and filters by ones that charge.
 pub(super) fn add(env: &mut Environment<'static>) {
+    // For a text itself every filter is charged.
+    env.add_filter(SEEN, |value: Value| value);
+    env.add_filter(COMPARED, |state: &State, value: Value| -> Result<Value, Error> {
+        if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+            charge(state, std::slice::from_ref(&value), 1)?;
+        }
+        Ok(value)
+    });
     let all = [
         (&["eq", "equalto", "=="][..], Value::from_function(tests::is_eq)),
         (&["ne", "!="], Value::from_function(tests::is_ne)),

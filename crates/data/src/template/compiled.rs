@@ -72,9 +72,13 @@ pub(super) struct Compiled {
 impl Compiled {
     fn new(source: &str) -> Result<Compiled, TemplateError> {
         let (date, parts) = (source.contains("strftime_now"), names_parts(source));
-        let (source, generation, captures) = rewrite_generation(source);
-        let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
-        Ok(Compiled { env: engine::environment(source)?, generation, captures, blind, date, parts })
+        let compiled = |count: bool| -> Result<Compiled, TemplateError> {
+            let (source, generation, captures) = rewrite_generation(source, count);
+            let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
+            Ok(Compiled { env: engine::environment(source)?, generation, captures, blind, date, parts })
+        };
+        // Errors are those of the template as it is.
+        compiled(true).or_else(|_: TemplateError| compiled(false))
     }
 }
 

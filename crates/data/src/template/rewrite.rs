@@ -1,5 +1,6 @@
 //! Rewrites the source of a template: constructs of transformers and Python that MiniJinja lacks.
 
+use super::counted::{counted, operand_end, string_end};
 use super::engine::{GENERATION, ITER};
 use super::filters::PERCENT;
 use std::borrow::Cow;
@@ -8,9 +9,9 @@ use std::borrow::Cow;
 /// with their own scope, hence the `with` inside. The dashes of the tags, which control white space, stay in
 /// place.
 ///
-/// Returns the source, whether it has such blocks, and whether the template might read their output: it might
+/// `count`: operators are charged for what they look at. Returns the source, whether it has such blocks, and whether the template might read their output: it might
 /// if it captures output in a variable, a macro, a filter or a recursive loop.
-pub(super) fn rewrite_generation(source: &str) -> (String, bool, bool) {
+pub(super) fn rewrite_generation(source: &str, count: bool) -> (String, bool, bool) {
     // Jinja normalises line ends.
     let source = &source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
@@ -28,7 +29,7 @@ pub(super) fn rewrite_generation(source: &str) -> (String, bool, bool) {
         }
         if rest.starts_with("{{") {
             let end = 2 + tag_end(&rest[2..], "}}");
-            out.push_str(&formatted(&rest[..end]));
+            out.push_str(&formatted(&prepared(&rest[..end], count)));
             rest = &rest[end..];
             continue;
         }
@@ -65,7 +66,7 @@ pub(super) fn rewrite_generation(source: &str) -> (String, bool, bool) {
                         out.push_str(&format!("{{%{left}{}({xs}) | {ITER}", &body[..at]));
                         out.push_str(&format!("{}%}}", &body[at + xs.len()..]));
                     }
-                    None => out.push_str(&formatted(tag)),
+                    None => out.push_str(&formatted(&prepared(tag, count))),
                 }
             }
         }
@@ -73,6 +74,10 @@ pub(super) fn rewrite_generation(source: &str) -> (String, bool, bool) {
     }
     out.push_str(rest);
     (out, found, captures)
+}
+
+fn prepared(tag: &str, count: bool) -> Cow<'_, str> {
+    if count { Cow::Owned(counted(tag)) } else { Cow::Borrowed(tag) }
 }
 
 /// A tag in which `'..' % value` is a filter, since MiniJinja's `%` knows numbers only.
@@ -98,56 +103,6 @@ fn formatted(tag: &str) -> Cow<'_, str> {
     }
     out.push_str(&tag[copied..]);
     Cow::Owned(out)
-}
-
-/// The end of a string literal after its opening quote, with its closing quote.
-fn string_end(text: &str, quote: u8) -> usize {
-    let mut escaped = false;
-    for (i, byte) in text.bytes().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            byte if byte == quote => return i + 1,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-/// The end of an operand of `%`: a literal or a name with what is called, looked up and filtered after it.
-fn operand_end(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte >= 0x80;
-    let spaces = |at: usize| bytes[at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-    let mut at = bytes.iter().take_while(|byte| matches!(byte, b'-' | b'+' | b' ')).count();
-    loop {
-        match bytes.get(at) {
-            Some(quote @ (b'\'' | b'"')) => at += 1 + string_end(&text[at + 1..], *quote),
-            Some(b'(' | b'[' | b'{') => {
-                let mut depth = 0;
-                while let Some(&byte) = bytes.get(at) {
-                    at += 1;
-                    match byte {
-                        b'\'' | b'"' => at += string_end(&text[at..], byte),
-                        b'(' | b'[' | b'{' => depth += 1,
-                        b')' | b']' | b'}' => depth -= 1,
-                        _ => {}
-                    }
-                    if depth == 0 {
-                        break;
-                    }
-                }
-            }
-            _ => at += bytes[at..].iter().take_while(|byte| is_name(byte)).count(),
-        }
-        // What follows belongs to the operand where it looks something up in it, calls it or filters it.
-        let next = at + spaces(at);
-        match bytes.get(next) {
-            Some(b'.' | b'|') if bytes.get(next + 1) != Some(&b'|') => at = next + 1 + spaces(next + 1),
-            Some(b'(' | b'[') => at = next,
-            _ => return at,
-        }
-    }
 }
 
 /// True for a tag that may capture the output of its body.

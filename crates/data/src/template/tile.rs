@@ -118,15 +118,18 @@ impl Proof<'_> {
                 let kept = cursor.min(span.range.end);
                 // White space at the edge of a prompt may belong to an answer; its text may not.
                 let both = span.range.start..kept;
-                let learned = spans.iter().rev().take_while(|s: &&Span| s.range.end > both.start).any(|s| {
-                    matches!(s.origin, Origin::Response { .. } | Origin::EndOfTurn { .. })
-                        && !self.text[s.range.start.max(both.start)..s.range.end.min(both.end)]
-                            .trim()
-                            .is_empty()
-                });
-                if learned {
+                let learned = |s: &Span| match s.origin {
+                    Origin::Response { turn } | Origin::EndOfTurn { turn } => {
+                        let shared = s.range.start.max(both.start)..s.range.end.min(both.end);
+                        Some(turn).filter(|_| !self.text[shared].trim().is_empty())
+                    }
+                    _ => None,
+                };
+                let mut over = spans.iter().rev().take_while(|s| s.range.end > both.start);
+                if let (Some(answer), Origin::Prompt { turn, .. }) = (over.find_map(learned), span.origin) {
                     return Err(self.error(format!(
-                        "an answer and a prompt claim byte {} of the rendering",
+                        "an answer and a prompt claim byte {} of the rendering: the template writes message {turn} within what \
+                         it writes of message {answer}",
                         both.start
                     )));
                 }
