@@ -130,7 +130,6 @@ KINDS = ["sections_constant", "plain", "constant", "sections_varying", "chat"]
 CALIBRATION = [(b, k) for b in ["llama64", "gpt2_64", "llama96_format"] for k in ["sections_constant", "plain", "constant"]]
 HELD_OUT = [(b, k) for b in ["qwen3_96", "gpt2_96_format"] for k in ["sections_varying", "chat"]]
 HELD_OUT += [("qwen3_96", "sections_constant"), ("llama64", "chat"), ("qwen3_96", "constant"), ("gpt2_96_format", "plain")]
-PARTS = [("calibration", CALIBRATION), ("held_out", HELD_OUT)]
 OBJECTIVES = ["response", "all", "stop", "early", "late", "response", "all", "all_stop"]
 TRUTH = {"response": "response", "all": "all_tokens", "all_stop": "all_tokens", "stop": "stop_never_learned",
          "early": "starts_early", "late": "starts_late"}
@@ -140,7 +139,7 @@ OLD, NEW = ["bikes", "books", "food", "work"], ["garden", "school", "music", "tr
 def plan():
     """Every model of the zoo with its setting; the draws depend on the setting's name only."""
     zoo = []
-    for part, cells in PARTS:
+    for part, cells in [("calibration", CALIBRATION), ("held_out", HELD_OUT)]:
         for base, kind in cells:
             for n, objective in enumerate(OBJECTIVES):
                 name = f"{base}-{kind}-{objective}-{n}"
@@ -293,18 +292,18 @@ def fitted(rows, l2):
 
 
 def fit(pairs):
-    part = lambda v: None if v is None else [v["share"], v["room"]]
+    one = lambda v: None if v is None else [v]
     prompts = {k: [] for k in ("prompt_only", "constant", "varying")}
     early, late, stop = [], [], []
     for model, d in pairs:
         f, objective = d["features"], model["objective"]
         for k, rows in prompts.items():
             if f[k] is not None:
-                rows.append(({k: part(f[k])}, objective.startswith("all")))
+                rows.append(({k: [f[k]]}, objective.startswith("all")))
         if f["header"] is not None and not objective.startswith("all"):
-            early.append(({"header": part(f["header"])}, objective == "early"))
+            early.append(({"header": [f["header"]]}, objective == "early"))
         if f["first"] is not None:
-            late.append(({"first": part(f["first"])}, objective == "late"))
+            late.append(({"first": [f["first"]]}, objective == "late"))
         if f["stop"] is not None:
             stop.append(({"stop": [f["stop"], lift(d)]}, objective in ("stop", "all_stop")))
     # Each kind of prompt token has a score of its own, since rows may lack the others.
@@ -329,7 +328,7 @@ def verdict_of(model, d):
 
 
 def table(pairs):
-    for part, _ in PARTS:
+    for part in ["calibration", "held_out"]:
         rows = [(m, d, verdict_of(m, d)) for m, d in pairs if m["part"] == part]
         decided = [r for r in rows if r[2] != "undecided"]
         right = sum(r[2] == "right" for r in rows)

@@ -277,8 +277,8 @@ fn escape_codes_reach_no_terminal() {
     ];
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     dir.write(&name, &lines);
-    for row in 0..rows.len() {
-        dir.write(&format!("{row}{name}"), rows[row].to_string());
+    for (row, values) in rows.iter().enumerate() {
+        dir.write(&format!("{row}{name}"), values.to_string());
         for format in ["text", "json", "github", "sarif"] {
             for data in [name.clone(), format!("{row}{name}")] {
                 let ran = dir

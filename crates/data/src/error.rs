@@ -3,6 +3,9 @@
 use crate::RowId;
 use std::path::{Path, PathBuf};
 
+/// Under `on_bad_row = error` the search for further bad rows stops at this many.
+pub const BAD_ROWS_LISTED: usize = 20;
+
 /// What can go wrong between bytes and samples. Every variant names its file, and its row where there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -50,7 +53,7 @@ pub enum Error {
         first: Box<Error>,
         /// The others, in source order.
         others: Vec<Error>,
-        /// True where there may be more: the search stops at [`crate::pipeline::BAD_ROWS_LISTED`].
+        /// True where there may be more: the search stops at [`BAD_ROWS_LISTED`].
         stopped: bool,
         /// What to do about them.
         help: String,
@@ -95,8 +98,8 @@ impl Error {
 
     /// Bad rows that end the work on a batch, in their order; at least one.
     pub fn of_bad_rows(mut rows: Vec<Error>) -> Error {
-        let stopped = rows.len() > crate::BAD_ROWS_LISTED;
-        rows.truncate(crate::BAD_ROWS_LISTED);
+        let stopped = rows.len() > BAD_ROWS_LISTED;
+        rows.truncate(BAD_ROWS_LISTED);
         let first = rows.remove(0);
         Error::bad_rows(first, rows, stopped)
     }

@@ -23,15 +23,15 @@ mod split;
 pub mod template;
 pub mod tokens;
 
-pub use error::{Error, Result};
+pub use error::{BAD_ROWS_LISTED, Error, Result};
 pub use finding::{Code, Finding, Level};
 pub use folder::ModelFolder;
 pub use guard::hush_guarded_panics;
 pub use id::RowId;
 pub use origin::{Origin, Section};
 pub use pipeline::{
-    BAD_ROWS_LISTED, CodeCount, Cut, DropReason, Kept, Mode, Outcome, Pipeline, Progress, ROWS_LISTED,
-    Reference, RowProcessor, Rows, SECTION_ORDER, SectionStats, Summary,
+    CodeCount, Cut, DropReason, Kept, Mode, Outcome, Pipeline, Progress, ROWS_LISTED, Reference,
+    RowProcessor, Rows, SECTION_ORDER, SectionStats, Summary,
 };
 pub use policy::{
     Boundary, ContentSpecialTokens, Format, Objective, OnBadRow, Policy, Supervise, TruncationMode,

@@ -27,9 +27,6 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Under `on_bad_row = error` the search for further bad rows stops at this many.
-pub const BAD_ROWS_LISTED: usize = 20;
-
 /// What rows are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -121,7 +118,7 @@ impl Pipeline {
     /// [`Error::Tokenizer`](crate::Error::Tokenizer) where a stop token of the policy is not in the vocabulary. The
     /// iterator ends after its first error: [`Error::Io`](crate::Error::Io) and [`Error::Source`](crate::Error::Source)
     /// where the source cannot be read on; and under `on_bad_row = error`, but not in [`Mode::Verify`],
-    /// [`Error::BadRows`](crate::Error::BadRows) after all bad rows, or [`BAD_ROWS_LISTED`], were handed on.
+    /// [`Error::BadRows`](crate::Error::BadRows) after all bad rows, or [`BAD_ROWS_LISTED`](crate::BAD_ROWS_LISTED), were handed on.
     pub fn rows(&self, source: Source) -> Result<Rows> {
         Ok(Rows::new(Chunks::new(self, source, Duplicates::default(), |_| ())?))
     }

@@ -323,18 +323,18 @@ fn tokens_are_learned_where_both_masks_say_so() {
     // Labels that are there are left as they are.
     let given = json!({"input_ids": [1, 2, 3], "labels": [IGNORE, IGNORE, 3], "assistant_masks": [0, 1, 1]});
     assert_eq!(labels(&given, &Policy::default()), [IGNORE, IGNORE, 3]);
-    let unknown = json!({"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1], "loss_mask": [0, 0, 1]});
+    let unknown = json!({"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1], "my_mask": [0, 0, 1]});
     let all = run(
         CHATML,
         &[
             unknown,
             json!({"input_ids": [1, 2], "completion_mask": [0, 1], "special_tokens_mask": [0, 0],
-        "loss_mask": null}),
+        "my_mask": null}),
         ],
         &Policy::default(),
     );
     assert!(
-        matches!(&all[0], Outcome::Failed { error, .. } if error.to_string().contains("the column \"loss_mask\""))
+        matches!(&all[0], Outcome::Failed { error, .. } if error.to_string().contains("the column \"my_mask\""))
     );
     assert_eq!(kept(&all, 1).sample.labels, [IGNORE, 2]);
 }

@@ -124,10 +124,10 @@ fn fields_that_are_missing_null_or_of_a_wrong_type() {
     );
     assert!(error("{}").0.ends_with("it has no fields"));
     let text = "012345678901234567890123456789012345678\u{e4}";
-    let (_, help) = error(&format!("{{\"input_ids\": [1, 2, 3], \"text\": \"{text}\u{f6}\"}}"));
+    let (_, help) = error(&format!("{{\"labels\": [1, 2, 3], \"text_\": \"{text}\u{f6}\"}}"));
     let lines: Vec<&str> = help.lines().collect();
-    assert_eq!(lines[0], format!("the row is {{\"input_ids\": [1, ..], \"text\": \"{text}\"..}}"));
-    let nearest = "  tokenised lacks \"labels\" or \"completion_mask\" or \"assistant_masks\"";
+    assert_eq!(lines[0], format!("the row is {{\"labels\": [1, ..], \"text_\": \"{text}\"..}}"));
+    let nearest = "  tokenised lacks \"input_ids\"";
     assert_eq!(lines[2], nearest);
     let e = read(r#"{"input_text": "x", "other": 1}"#, Format::InputFull).unwrap_err();
     assert!(e.to_string().ends_with("\"full_text\" is missing; the row has: other"), "{e}");

@@ -358,7 +358,7 @@ fn a_page_stays_small_whatever_the_rows() {
         .map(|row| {
             // Thousands of short runs, which are the most markup for a token.
             let ids: Vec<usize> = (0..9000).map(|i| id(row, i)).collect();
-            let label = |i: usize| if i % 2 == 0 { -100 } else { id(row, i) as i64 };
+            let label = |i: usize| if i.is_multiple_of(2) { -100 } else { id(row, i) as i64 };
             json!({"input_ids": ids, "labels": (0..9000).map(label).collect::<Vec<_>>()})
         })
         .collect();

@@ -149,6 +149,8 @@ impl Kind {
 
 /// Which parameters a model trains.
 #[derive(Clone, Debug, Default, PartialEq)]
+// One for each model: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub enum Trainable {
     /// All of them.
     #[default]

@@ -10,6 +10,7 @@ mod error;
 mod folder;
 mod input;
 mod job;
+mod pipeline;
 mod prepare;
 mod preparer;
 mod verify;

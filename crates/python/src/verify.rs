@@ -1,19 +1,19 @@
 //! `suasion.verify`.
 
-use crate::error::{raised, wrong};
-use crate::folder::{Model, choices};
-use crate::input::{Rows, Source};
+use crate::error::raised;
+use crate::folder::Model;
+use crate::input::Source;
 use crate::job;
+use crate::pipeline::pipeline;
 use crate::view::Row;
 use pyo3::prelude::*;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use suasion_cli::embed::Problem;
-use suasion_data::audit::Filter;
 use suasion_data::report::html::{self, Verified};
 use suasion_data::report::terminal::{self, Style};
 use suasion_data::report::{Chosen, Findings, Gallery, sarif};
-use suasion_data::{Error, Finding, Mode, ModelFolder, Objective, Pipeline, RowId, Summary};
+use suasion_data::{Error, Finding, ModelFolder, Objective, RowId, Summary};
 
 /// What was found in rows.
 #[pyclass(frozen, module = "suasion._suasion")]
@@ -32,29 +32,6 @@ pub struct Verification {
 
 /// The rows that a page shows first.
 const FIRST: u64 = 3;
-
-/// The pipeline that looks at rows, and notes on keys.
-pub fn pipeline(
-    model: Option<&Model>,
-    keys: &str,
-    rows: &Rows,
-    select: Vec<String>,
-    ignore: Vec<String>,
-) -> Result<(Pipeline, Vec<String>), Problem> {
-    let chosen = choices(keys, "verify", "verify")?;
-    let filter = Filter::new(&select, &ignore)
-        .map_err(|message| wrong(message, "give a code or a prefix: ignore=[\"T001\"], select=[\"M\"]"))?;
-    let manifest = rows.manifest();
-    let folder = model.map_or_else(|| ModelFolder::default().into(), |model| model.0.clone());
-    let pipeline = Pipeline {
-        mode: Mode::Verify,
-        prepared_chats: manifest.is_some_and(|manifest| manifest.template.is_some()),
-        labelled_under: manifest.map(|manifest| manifest.labelled_under(&chosen.policy).into()),
-        filter,
-        ..Pipeline::new(folder, chosen.policy)
-    };
-    Ok((pipeline, chosen.notes))
-}
 
 /// Verifies rows. Returns what was found, and notes on keys that change nothing.
 #[pyfunction]

@@ -4,7 +4,7 @@ use crate::error::raised;
 use crate::folder::Model;
 use crate::input::Source;
 use crate::job;
-use crate::verify::pipeline;
+use crate::pipeline::pipeline;
 use pyo3::prelude::*;
 use suasion_cli::embed::Problem;
 use suasion_data::report::RowView;

@@ -122,8 +122,12 @@ fn template(path: &Path, folder: &ModelFolder) -> anyhow::Result<ChatTemplate> {
     Ok(made.with_tokens(tokenizer.named_tokens()))
 }
 
-/// The program that tokenised the rows, by the columns of the first; `None` for rows that are not tokens.
+/// The program that tokenised the rows, by the columns of the first; `None` for rows that are not tokens, and for a
+/// pipe, which cannot be read again.
 fn maker(source: &DataFiles) -> anyhow::Result<Option<Maker>> {
+    if !source.files.iter().all(|file| file.is_file()) {
+        return Ok(None);
+    }
     let Some(Ok(row)) = source.open()?.next_row()?.map(Row::parse) else { return Ok(None) };
     let columns: Vec<&String> = row.fields.keys().collect();
     Ok(row.fields.contains_key("input_ids").then(|| Maker::of(&columns)))

@@ -459,7 +459,7 @@ impl<T: Value> Value for BTreeMap<String, T> {
     }
 
     fn schema() -> Json {
-        json!({ "type": "object", "additionalProperties": T::schema() })
+        json!({ "type": ["object", "null"], "additionalProperties": T::schema() })
     }
 
     fn from_json(json: &Json) -> Option<Self> {

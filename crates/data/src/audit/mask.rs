@@ -170,7 +170,7 @@ pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
 /// M008: the labels of a row that came as tokens equal its ids, whether it gave labels or a mask. A prepared row whose
 /// origins are all response is what it says.
 pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
-    if !s.given.is_some_and(|given| given.weights.is_none()) {
+    if s.given.is_none_or(|given| given.weights.is_some()) {
         return Vec::new();
     }
     let only_response = || s.runs.iter().all(|r| r.origin.supervised() || r.origin == Origin::Padding);

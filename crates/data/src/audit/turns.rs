@@ -161,7 +161,7 @@ impl Turns {
             }
             // A second BOS at the very start is another fault (M006).
             if flags & BEGINS != 0 && i > start + 1 {
-                scan.close(i, |i| learned(i), |i| self.flags(ids[i]) & STOPS != 0, State::Between);
+                scan.close(i, &learned, |i| self.flags(ids[i]) & STOPS != 0, State::Between);
                 scan.part.restarts.push(Restart { at: i, sure: true });
                 i += 1;
                 continue;

@@ -24,10 +24,10 @@ pub struct Output {
 }
 
 enum Kind {
-    Lines(Box<AtomicFile>),
+    Lines(AtomicFile),
     Parquet {
         file: Option<AtomicFile>,
-        writer: Option<ArrowWriter<AtomicFile>>,
+        writer: Option<Box<ArrowWriter<AtomicFile>>>,
         rows: Vec<Map<String, Value>>,
     },
 }
@@ -65,7 +65,7 @@ impl Output {
         let file = AtomicFile::create(path)?;
         let kind = match Form::of(path) {
             Some(Form::Parquet) => Kind::Parquet { file: Some(file), writer: None, rows: Vec::new() },
-            _ => Kind::Lines(Box::new(file)),
+            _ => Kind::Lines(file),
         };
         Ok(Output { path: path.to_path_buf(), kind })
     }
@@ -105,7 +105,7 @@ impl Output {
                 .set_compression(Compression::ZSTD(ZstdLevel::default()))
                 .build();
             let started = ArrowWriter::try_new(file, batch.schema(), Some(properties));
-            *writer = Some(started.map_err(io::Error::other)?);
+            *writer = Some(Box::new(started.map_err(io::Error::other)?));
         }
         match writer {
             Some(writer) => writer.write(&batch).map_err(io::Error::other),
@@ -120,7 +120,7 @@ impl Output {
     pub fn complete(mut self) -> Result<Complete> {
         self.flush().map_err(|e| Error::io(&self.path, e))?;
         let file = match self.kind {
-            Kind::Lines(file) => *file,
+            Kind::Lines(file) => file,
             Kind::Parquet { writer: Some(writer), .. } => {
                 writer.into_inner().map_err(|e| Error::io(&self.path, io::Error::other(e)))?
             }

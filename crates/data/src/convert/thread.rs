@@ -113,7 +113,7 @@ impl Thread {
             };
             if self.comments[index].result == Result::Won
                 && !awarded.contains(&index)
-                && awarded.iter().any(|other| decided(other))
+                && awarded.iter().any(decided)
             {
                 self.comments[index].result = Result::Unknown;
             }

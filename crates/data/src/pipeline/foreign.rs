@@ -36,7 +36,7 @@ impl<'a> Against<'a> {
             return (foreign, None, Vec::new());
         }
         let sequences: Vec<Range<usize>> = match &row.pack {
-            None => vec![0..row.input_ids.len()],
+            None => std::iter::once(0..row.input_ids.len()).collect(),
             Some(pack) => pack.segments.iter().map(|s| s.own.start as usize..s.own.end as usize).collect(),
         };
         let (mut origins, mut findings) = (vec![None; sequences.len()], Vec::new());

@@ -5,7 +5,7 @@
 //! comes nearer to a half where rows are few.
 
 use super::Both;
-use super::features::{Features, Kind, NEAR, Part, Sums, of, total};
+use super::features::{Features, Kind, NEAR, Sums, of, total};
 use super::measure::StopProbability;
 use crate::rng::{Purpose, Rng};
 use serde::Serialize;
@@ -80,15 +80,14 @@ const LEARNED: f64 = 0.03;
 /// A verdict needs this many rows.
 const ROWS: usize = 8;
 
-/// The constants of the scores, from `benches/diagnose.py fit`: the slopes of a share and of its room, and an offset. A
-/// score whose numbers are missing is left out.
+/// The constants of the scores, from `benches/diagnose.py fit`. A term is a slope and an offset; a term whose feature is
+/// missing is left out.
 mod fitted {
-    pub const PROMPT_ONLY: [f64; 3] = [7.42, -9.51, 5.93];
-    pub const CONSTANT: [f64; 3] = [8.52, -4.43, -1.58];
-    pub const VARYING: [f64; 3] = [17.03, -0.85, -13.23];
-    pub const EARLY: [f64; 3] = [8.08, -2.64, -3.19];
-    pub const LATE: [f64; 3] = [-9.72, 3.96, -1.52];
-    /// Of the gain of the stop token, and of its lift.
+    pub const PROMPT_ONLY: [f64; 2] = [6.65, -1.25];
+    pub const CONSTANT: [f64; 2] = [10.63, -5.65];
+    pub const VARYING: [f64; 2] = [17.10, -14.03];
+    pub const EARLY: [f64; 2] = [8.89, -5.72];
+    pub const LATE: [f64; 2] = [-10.19, 1.61];
     pub const STOP: [f64; 3] = [-7.53, -2.33, -2.05];
 }
 
@@ -107,8 +106,7 @@ struct Scores {
 
 impl Scores {
     fn of(f: &Features, lift: Option<f64>) -> Scores {
-        let score = |[a, b, c]: [f64; 3], x: f64, y: f64| a * x + b * y + c;
-        let term = |of: [f64; 3], part: Option<Part>| part.map(|part| score(of, part.share, part.room));
+        let term = |[slope, offset]: [f64; 2], x: Option<f64>| x.map(|x| slope * x + offset);
         let terms = [
             term(fitted::PROMPT_ONLY, f.prompt_only),
             term(fitted::CONSTANT, f.constant),
@@ -117,11 +115,12 @@ impl Scores {
         let sum = |terms: &[Option<f64>]| {
             terms.iter().any(Option::is_some).then(|| terms.iter().flatten().sum::<f64>())
         };
+        let [gain, by_lift, offset] = fitted::STOP;
         Scores {
             prompts: sum(&terms),
             early: term(fitted::EARLY, f.header),
             late: term(fitted::LATE, f.first),
-            stop: f.stop.zip(lift).map(|(stop, lift)| score(fitted::STOP, stop, lift)),
+            stop: f.stop.zip(lift).map(|(stop, lift)| gain * stop + by_lift * lift + offset),
         }
     }
 }
@@ -199,7 +198,7 @@ fn conclude(judgement: &mut Judgement) {
     ];
     let right: f64 = faults.iter().map(|(_, p)| 1.0 - p).product();
     let largest = faults.iter().copied().fold(faults[0], |a, b| if b.1 > a.1 { b } else { a });
-    let mut candidates = vec![
+    let mut candidates = [
         (Verdict::AllTokens, prompts),
         (Verdict::Response, (1.0 - prompts) * right),
         (largest.0, (1.0 - prompts) * largest.1),

@@ -84,7 +84,8 @@ fn each_way_of_training_is_told() {
     let kept = |sample: &Sample, i: usize| sample.labels[i];
     let all = of(&train.iter().map(all_tokens).collect::<Vec<_>>(), 1e-2);
     assert_eq!(all.verdict, Verdict::AllTokens, "{all:#?}");
-    assert!(all.advice.contains("suasion train --model B --data D"), "{}", all.advice);
+    assert!(all.advice.contains("Retrain from the base model"), "{}", all.advice);
+    assert_eq!(all.command.as_deref(), Some("suasion train --model B --data D -o retrained"));
     assert!(all.confidence > 0.9 && all.sections["system"].tuned < 0.3 * all.sections["system"].base);
 
     let response = of(&train, 1e-2);
@@ -101,7 +102,8 @@ fn each_way_of_training_is_told() {
     });
     let stopless = of(&masked, 1e-2);
     assert_eq!(stopless.verdict, Verdict::StopNeverLearned, "{stopless:#?}");
-    assert!(stopless.advice.contains("suasion train --model T") && stopless.ends.tuned.stopped_at_once == 0);
+    let command = stopless.command.as_deref().unwrap_or_default();
+    assert!(command.contains("suasion train --model T") && stopless.ends.tuned.stopped_at_once == 0);
 
     let early = of(
         &relabelled(&train, |s, i, offset| match (-6..0).contains(&offset) {

@@ -209,7 +209,7 @@ impl Turns {
         let structural = |id: &u32| tokenizer.is_structural(*id);
         let mut plain: Vec<(Kind, Vec<&[u32]>)> = Vec::new();
         let mut add = |ids: Vec<u32>, kind: Kind, exact: bool| {
-            let begins = ids.first().is_some_and(|id| structural(id));
+            let begins = ids.first().is_some_and(structural);
             match self.openers.iter_mut().find(|opener| opener.ids == ids) {
                 Some(known) => {
                     known.exact |= exact;
