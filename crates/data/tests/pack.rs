@@ -493,7 +493,8 @@ fn a_label_across_a_boundary_is_p001_and_no_target() {
         "origins": "RRERRE"});
     let outcome = verify(row.clone(), &Policy::default());
     assert_eq!(codes(&outcome), ["P001:e"]);
-    assert!(outcome.findings()[0].message.starts_with("token 3 supervised across the boundary"));
+    let message = &outcome.findings()[0].message;
+    assert!(message.starts_with("token 3 (\"\\u{3}\") supervised across the boundary"), "{message}");
     let targets: Vec<u32> = read(row).targets().map(|(at, ..)| at).collect();
     assert_eq!(targets, [0, 1, 3, 4]);
     // After a shared prompt the first token is a target of the prompt's last row.
