@@ -1,6 +1,6 @@
 //! Corpora of persuasion as rows: who argued with whom, about what, and whether it changed a mind.
 //!
-//! A corpus is read to threads ([`read`]), whose texts are cleaned ([`clean`]); [`rows`] makes a four-section row of
+//! A corpus is read to threads ([`read`]), whose texts are cleaned ([`clean()`]); [`rows`] makes a four-section row of
 //! each reply, and [`pairs`] a pair of each winning reply and a losing one to the same post. What is left out is
 //! counted by reason.
 

@@ -1,6 +1,6 @@
 //! What a checkpoint was trained on: a base model and a tuned one, measured on rows like those of the training.
 //!
-//! [`measure`] takes the nll of every token under each model; [`features`] condenses them; [`verdict`] says whether
+//! [`measure()`] takes the nll of every token under each model; [`features`] condenses them; [`verdict`] says whether
 //! the prompts were learned, whether the stop token was, and whether the mask started where responses start. Its
 //! thresholds were fitted to models that were trained for the purpose (docs/diagnose.md).
 
