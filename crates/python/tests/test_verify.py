@@ -136,7 +136,7 @@ def test_rows_that_cannot_be_looked_at(demo):
     with pytest.raises(suasion.InputError, match="no rows"):
         suasion.verify(3)
     with pytest.raises(suasion.RowError, match="labels"):
-        suasion.verify([{"input_ids": [1, 2]}]).row(0)
+        suasion.verify([{"input_ids": [1, 2], "labels": [1]}]).row(0)
 
 
 class Trainer:
