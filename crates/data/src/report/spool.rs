@@ -71,8 +71,13 @@ impl Findings {
             content,
         };
         let file = self.file.get_mut();
-        let written = serde_json::to_writer(&mut *file, &located).map_err(io::Error::from);
-        written.and_then(|()| file.write_all(b"\n")).map_err(|e| Error::io(std::env::temp_dir(), e))
+        // One write for a finding: the file has no buffer.
+        let line = serde_json::to_vec(&located).map_err(io::Error::from);
+        let written = line.and_then(|mut line| {
+            line.push(b'\n');
+            file.write_all(&line)
+        });
+        written.map_err(|e| Error::io(std::env::temp_dir(), e))
     }
 
     /// Adds the findings of a row.
@@ -87,7 +92,8 @@ impl Findings {
         let mut hash = blake3::Hasher::new();
         match outcome {
             Outcome::Kept(kept) => {
-                kept.sample.input_ids.iter().for_each(|id| _ = hash.update(&id.to_le_bytes()))
+                let bytes: Vec<u8> = kept.sample.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+                hash.update(&bytes);
             }
             _ => found.iter().for_each(|finding| _ = hash.update(finding.message.as_bytes())),
         }
