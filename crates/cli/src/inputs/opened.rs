@@ -121,8 +121,7 @@ impl Opened {
 
     /// What is trained.
     pub fn trainable(&self) -> Trainable {
-        let adapter = self.adapter.as_ref().map(|adapter| Trainable::Adapter(adapter.lora.clone()));
-        adapter.unwrap_or_else(|| self.chosen.clone())
+        Adapter::trainable_or(self.adapter.as_ref(), &self.chosen)
     }
 
     /// The memory of a model with this budget.

@@ -17,6 +17,13 @@ pub struct Adapter {
     pub from: Option<PathBuf>,
 }
 
+impl Adapter {
+    /// What is trained: the adapter where there is one, else what was `chosen`.
+    pub fn trainable_or(adapter: Option<&Adapter>, chosen: &Trainable) -> Trainable {
+        adapter.map_or_else(|| chosen.clone(), |adapter| Trainable::Adapter(adapter.lora.clone()))
+    }
+}
+
 /// What a process has besides a model: its code, its threads, a tokenizer, rows.
 const PROCESS: u64 = 48 << 20;
 
@@ -119,8 +126,7 @@ impl<'a> Start<'a> {
     /// # Errors
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
-        let adapter = self.adapter.map(|adapter| Trainable::Adapter(adapter.lora.clone()));
-        let trainable = adapter.unwrap_or_else(|| self.trainable.clone());
+        let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
         check_memory(self.arch, &planned(self.arch, budget, &trainable, &self.settings)?)?;
         let mut model = Model::with_base(self.arch.clone(), Device::cpu(), budget, &trainable, Base::Mapped)?;
         if budget.train {

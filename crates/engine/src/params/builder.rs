@@ -281,47 +281,42 @@ impl<'a> Builder<'a> {
 
     /// Adds a parameter of the adapter.
     fn add_of_adapter(&mut self, name: String, shape: Vec<usize>, kind: Kind, trained: bool) -> usize {
-        let len = shape.iter().fold(1usize, |len, size| len.saturating_mul(*size));
-        let range = self.len..self.len.saturating_add(len);
-        self.len = range.end;
-        let store = if trained { Store::Trained(self.trained) } else { Store::Frozen };
-        if trained {
-            self.trained = self.trained.saturating_add(len);
-        }
-        let (layout, mapped, of_adapter, copy_of) = (Layout::Same, false, true, None);
-        self.parameters.push(Parameter {
-            name,
-            shape,
-            range,
-            store,
-            layout,
-            kind,
-            mapped,
-            of_adapter,
-            copy_of,
-        });
-        self.parameters.len() - 1
+        self.push(name, shape, kind, trained, false, true)
     }
 
     /// Adds a parameter; its index.
     fn add(&mut self, name: String, shape: Vec<usize>, kind: Kind) -> usize {
-        let len = shape.iter().fold(1usize, |len, size| len.saturating_mul(*size));
         let mapped = self.base == Base::Mapped && !matches!(kind, Kind::Bias | Kind::NormWeight);
+        let trained = match self.trainable {
+            Trainable::All => true,
+            Trainable::Named(names) => names.contains(&name),
+            Trainable::Adapter(_) => false,
+        };
+        self.push(name, shape, kind, trained, mapped, false)
+    }
+
+    /// Gives a parameter its places among the values and the gradients; its index. A mapped one has none among the
+    /// values: its elements are counted from 0.
+    fn push(
+        &mut self,
+        name: String,
+        shape: Vec<usize>,
+        kind: Kind,
+        trained: bool,
+        mapped: bool,
+        of_adapter: bool,
+    ) -> usize {
+        let len = shape.iter().fold(1usize, |len, size| len.saturating_mul(*size));
         let start = if mapped { 0 } else { self.len };
         let range = start..start.saturating_add(len);
         if !mapped {
             self.len = range.end;
         }
-        let chosen = match self.trainable {
-            Trainable::All => true,
-            Trainable::Named(names) => names.contains(&name),
-            Trainable::Adapter(_) => false,
-        };
-        let store = if chosen { Store::Trained(self.trained) } else { Store::Frozen };
-        if chosen {
+        let store = if trained { Store::Trained(self.trained) } else { Store::Frozen };
+        if trained {
             self.trained = self.trained.saturating_add(len);
         }
-        let (layout, of_adapter, copy_of) = (Layout::Same, false, None);
+        let (layout, copy_of) = (Layout::Same, None);
         self.parameters.push(Parameter {
             name,
             shape,
