@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod emulation;
+pub mod golden;
 pub mod threads;
 
 use serde_json::Value;
