@@ -4,14 +4,16 @@
 //! buffers, and never a pointer; lists of rows, positions and targets and attention plans are uploaded once a
 //! step and passed as handles. Whatever safe code passes, an operation either computes or returns an error.
 //!
-//! Two backends exist: [`reference::Reference`], plain loops in f64 that anyone can check by reading, and
-//! [`cpu::Cpu`]. Every kernel test compares the second with the first. [`device::Device`] is one of them,
-//! chosen at run time.
+//! Three backends exist: [`reference::Reference`], plain loops in f64 that anyone can check by reading,
+//! [`cpu::Cpu`] and [`cuda::Cuda`]. Every kernel test compares the others with the first. [`device::Device`] is one
+//! of them, chosen at run time.
 
 mod buffers;
 mod check;
 #[allow(unsafe_code)]
 pub mod cpu;
+#[allow(unsafe_code)]
+pub mod cuda;
 pub mod device;
 mod experts;
 mod plan;

@@ -4,6 +4,7 @@ use super::Budget;
 use super::optimizer::Optimizer;
 use crate::Result;
 use crate::arch::{Architecture, Block};
+use crate::kernels::cuda::OVERHEAD;
 use crate::kernels::{Backend, Buffer, Norm, View};
 use crate::params::{Base, LowSizes, ParameterMap, Trainable};
 
@@ -436,5 +437,29 @@ impl MemoryPlan {
         [self.gradients, self.optimizer, self.activations, self.scratch]
             .into_iter()
             .fold(self.parameters, u64::saturating_add)
+    }
+
+    /// Bytes of a card's memory that the model needs: all of the plan, the largest factors of a matrix product or of
+    /// attention in the card's types, and what the driver and its libraries take.
+    pub fn on_card(&self, a: &Architecture, b: Budget) -> u64 {
+        let rows = b.tokens.max(b.targets) as u64;
+        let (mut factors, mut planes) = (0, 0);
+        let mut product = |outputs: usize, inputs: usize| {
+            let (outputs, inputs) = (outputs as u64, inputs as u64);
+            let of = rows.saturating_mul(outputs.saturating_add(inputs));
+            factors = of.saturating_add(outputs.saturating_mul(inputs)).max(factors);
+        };
+        product(a.vocab_size, a.hidden);
+        for block in &a.blocks {
+            let [q, kv, up] = Architecture::widths(block);
+            [q, kv, up].into_iter().for_each(|outputs| product(outputs, a.hidden));
+            product(a.hidden, block.mlp.intermediate);
+            // Heads are padded to a power of two, at most to twice their size; queries and the gradient of the output.
+            let heads = (2 * q + kv) as u64;
+            planes = rows.saturating_mul(heads.saturating_mul(2)).max(planes);
+        }
+        // Values of bf16; in products of f32 nothing is converted, but attention has three parts.
+        let values = factors.max(planes.saturating_mul(3));
+        [values, values, OVERHEAD].into_iter().fold(self.total(), u64::saturating_add)
     }
 }
