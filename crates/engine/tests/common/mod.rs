@@ -4,6 +4,8 @@
 pub mod card;
 pub mod emulation;
 pub mod golden;
+pub mod emulation;
+pub mod golden;
 pub mod threads;
 
 use serde_json::Value;

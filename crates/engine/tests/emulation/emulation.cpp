@@ -94,6 +94,32 @@ static void* fresh_stack(char* end, void (*entry)()) {
 #error "the emulation switches stacks on x86-64 and aarch64 only"
 #endif
 
+// Kernels that are wrong, for the emulation's own test.
+#ifdef PLANT_FAULTS
+BLOCK_KERNEL fault_half_at_barrier(f32*) {
+    if (threadIdx.x >= 32) __syncthreads();
+}
+
+BLOCK_KERNEL fault_lanes_apart(f32*) {
+    if (threadIdx.x % 2) __syncwarp();
+    else shuffle_xor(1.0f, 1);
+}
+
+BLOCK_KERNEL fault_ended_lanes(f32*) {
+    if (threadIdx.x % 32 < 31) shuffle_xor(1.0f, 1);
+}
+
+KERNEL fault_undeclared_barrier(f32*) { __syncthreads(); }
+
+BLOCK_KERNEL fault_unwritten(f32* y) {
+    SHARED f32 cell;
+    f32 before = cell;
+    __syncthreads();
+    cell = 1;
+    y[blockIdx.x] = before;
+}
+#endif
+
 // The linker sets these around the static shared memory of all kernels.
 extern "C" char __start_block_shared[], __stop_block_shared[];
 
@@ -331,6 +357,10 @@ const std::unordered_map<std::string, Entry>& kernels() {
     static const std::unordered_map<std::string, Entry> all = {
 #define ENTRY(name, waits) {#name, {bind_kernel<&::name>, waits}},
 #include "registry.inc"
+#ifdef PLANT_FAULTS
+        ENTRY(fault_half_at_barrier, true) ENTRY(fault_lanes_apart, true) ENTRY(fault_ended_lanes, true)
+        ENTRY(fault_undeclared_barrier, false) ENTRY(fault_unwritten, true)
+#endif
 #undef ENTRY
     };
     return all;
