@@ -4,8 +4,6 @@
 pub mod card;
 pub mod emulation;
 pub mod golden;
-pub mod emulation;
-pub mod golden;
 pub mod threads;
 
 use serde_json::Value;
