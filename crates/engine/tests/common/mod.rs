@@ -1,6 +1,7 @@
 //! What the engine's tests share: goldens, small models, random numbers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod card;
 pub mod emulation;
 pub mod golden;
 pub mod threads;
