@@ -15,6 +15,7 @@ mod convert;
 mod demo;
 mod evidence;
 mod folders;
+mod fuzzed;
 mod goldens;
 #[cfg(feature = "hub")]
 mod hub;
