@@ -3,7 +3,7 @@
 mod common;
 
 use common::golden::{
-    BATCHES, LOGITS, LOSS, NORM, TRAJECTORY, adamw, adapters, check_each_gradient, check_gradients,
+    BATCHES, LOSS, NORM, TRAJECTORY, adamw, adapters, check_each_gradient, check_gradients, check_logits,
     check_trajectory, for_each, load, peft_golden,
 };
 use common::{floats, golden_batch};
@@ -31,45 +31,7 @@ fn the_reference_equals_pytorch_too() {
 
 #[test]
 fn logits_equal_pytorch_through_the_cache() {
-    for_each(|family, dir, arch, golden| {
-        let bytes = std::fs::read(dir.join("golden_logits.safetensors")).unwrap();
-        let logits = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let mut seen = 0;
-        for (name, tensor) in logits.iter() {
-            let batch_name = BATCHES.iter().find(|b| name.ends_with(**b)).unwrap_or_else(|| panic!("{name}"));
-            let batch = golden_batch(&golden["batches"][*batch_name]);
-            let want: Vec<f32> =
-                tensor.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-            let (length, vocab) = (tensor.shape()[1], tensor.shape()[2]);
-            let mut model = load(arch.clone(), dir, Cpu::new(), &[&batch], false);
-            let mut cache = model.cache(length).unwrap();
-            for (row, segment) in batch.segments.iter().enumerate() {
-                let ids = &batch.ids[segment.own.start as usize..segment.own.end as usize];
-                cache.truncate(0);
-                // A prompt of three tokens at once, then one by one, then the rest in one piece.
-                let mut at = 0;
-                for step in [3, 1, 1, ids.len() - 5] {
-                    let got = model.decode(&mut cache, &ids[at..at + step]).unwrap();
-                    at += step;
-                    // PyTorch's rows are those of the whole sequence, under the rotation of its length.
-                    let ropes = arch.blocks.iter().filter_map(|block| block.attention.rope.as_ref());
-                    if ropes.into_iter().any(|rope| rope.variant(at) != rope.variant(ids.len())) {
-                        continue;
-                    }
-                    let want = &want[(row * length + at - 1) * vocab..][..vocab];
-                    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-                        let diff = (got - want).abs() as f64;
-                        assert!(
-                            diff < LOGITS,
-                            "{family}/{name} row {row} position {at} id {i}: {got}, PyTorch {want}"
-                        );
-                    }
-                    seen += 1;
-                }
-            }
-        }
-        assert!(seen >= 8, "{family}: only {seen} rows of logits compared");
-    });
+    for_each(|family, dir, arch, golden| check_logits(family, dir, &arch, &golden, Cpu::new));
 }
 
 #[test]

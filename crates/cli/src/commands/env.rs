@@ -79,7 +79,9 @@ impl Cuda {
             lines.push(format!("driver for CUDA {driver}, cuBLASLt {cublas}"));
         }
         for card in &self.cards {
-            let free = card.memory_free_bytes.map_or(String::new(), |free| format!(" ({} free)", format::bytes(free)));
+            let free = card
+                .memory_free_bytes
+                .map_or(String::new(), |free| format!(" ({} free)", format::bytes(free)));
             let problem = card.problem.as_ref().map_or(String::new(), |problem| format!(": {problem}"));
             lines.push(format!(
                 "{} {}, compute capability {}, {}{free}{problem}",

@@ -61,7 +61,10 @@ impl Config {
         if config.matmul_precision.is_rounded() && (config.use_cpu || config.device == DeviceName::Cpu) {
             let name = config.matmul_precision.to_json();
             add(
-                format!("matmul_precision={}: products on the CPU are of f32", name.as_str().unwrap_or_default()),
+                format!(
+                    "matmul_precision={}: products on the CPU are of f32",
+                    name.as_str().unwrap_or_default()
+                ),
                 "leave it out, or train on a card with device=cuda",
             );
         }

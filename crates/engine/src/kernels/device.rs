@@ -65,6 +65,7 @@ macro_rules! dispatch {
 impl Backend for Device {
     dispatch! { shared
         allocated() -> u64;
+        logits() -> usize;
         read(from: View, to: &mut [f32]) -> Result<()>;
         read_bytes(from: Bytes, to: &mut [u8]) -> Result<()>;
         sum_squares(x: View) -> Result<f64>;

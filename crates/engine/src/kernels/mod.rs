@@ -34,6 +34,9 @@ pub use view::{Dtype, View};
 use crate::Result;
 use crate::collective::Collective;
 
+/// Elements of logits at once on the CPU (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
+pub(crate) const LOGITS: usize = 8 << 20;
+
 /// Coarse operations over device memory. Matrices are row-major; `x += …` accumulates, `x = …` overwrites,
 /// and `(+)=` does either, by `accumulate`.
 ///
@@ -64,6 +67,10 @@ pub trait Backend {
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer>;
     /// Bytes in buffers that are not freed; tensors in files are not counted.
     fn allocated(&self) -> u64;
+    /// Elements of logits that the head should compute at once: enough to keep a matrix product busy.
+    fn logits(&self) -> usize {
+        LOGITS
+    }
     /// Uploads row, token or position numbers.
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;
     /// Checks and uploads an attention plan.

@@ -125,3 +125,50 @@ pub fn adapters(dir: &Path) -> Vec<AdapterFolder> {
     folders.sort();
     folders.iter().map(|path| AdapterFolder::open(path).unwrap()).collect()
 }
+
+/// Logits of prompts that the cache takes in pieces.
+pub fn check_logits<B: Backend>(
+    family: &str,
+    dir: &Path,
+    arch: &Architecture,
+    golden: &Value,
+    backend: impl Fn() -> B,
+) {
+    let bytes = std::fs::read(dir.join("golden_logits.safetensors")).unwrap();
+    let logits = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut seen = 0;
+    for (name, tensor) in logits.iter() {
+        let batch_name = BATCHES.iter().find(|b| name.ends_with(**b)).unwrap_or_else(|| panic!("{name}"));
+        let batch = golden_batch(&golden["batches"][*batch_name]);
+        let want: Vec<f32> =
+            tensor.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let (length, vocab) = (tensor.shape()[1], tensor.shape()[2]);
+        let mut model = load(arch.clone(), dir, backend(), &[&batch], false);
+        let mut cache = model.cache(length).unwrap();
+        for (row, segment) in batch.segments.iter().enumerate() {
+            let ids = &batch.ids[segment.own.start as usize..segment.own.end as usize];
+            cache.truncate(0);
+            // A prompt of three tokens at once, then one by one, then the rest in one piece.
+            let mut at = 0;
+            for step in [3, 1, 1, ids.len() - 5] {
+                let got = model.decode(&mut cache, &ids[at..at + step]).unwrap();
+                at += step;
+                // PyTorch's rows are those of the whole sequence, under the rotation of its length.
+                let ropes = arch.blocks.iter().filter_map(|block| block.attention.rope.as_ref());
+                if ropes.into_iter().any(|rope| rope.variant(at) != rope.variant(ids.len())) {
+                    continue;
+                }
+                let want = &want[(row * length + at - 1) * vocab..][..vocab];
+                for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                    let diff = (got - want).abs() as f64;
+                    assert!(
+                        diff < LOGITS,
+                        "{family}/{name} row {row} position {at} id {i}: {got}, PyTorch {want}"
+                    );
+                }
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 8, "{family}: only {seen} rows of logits compared");
+}

@@ -2,7 +2,7 @@
 
 use super::driver::Allocation;
 use super::launch::{Size, launch, small};
-use super::{Cuda, DeviceList, DeviceTensor, as_bytes, as_bytes_mut, or_none};
+use super::{Cuda, DeviceList, DeviceTensor, LOGITS, as_bytes, as_bytes_mut, or_none};
 use crate::Result;
 use crate::collective::Collective;
 use crate::dtype::WeightType;
@@ -105,6 +105,10 @@ impl Backend for Cuda {
 
     fn allocated(&self) -> u64 {
         self.memory.sizes(Allocation::bytes, Allocation::bytes)
+    }
+
+    fn logits(&self) -> usize {
+        LOGITS
     }
 
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer> {

@@ -43,6 +43,9 @@ pub enum Precision {
 /// Bytes of a card that the driver, the kernels and cuBLASLt take.
 pub(crate) const OVERHEAD: u64 = (600 << 20) + nvidia::WORKSPACE as u64;
 
+/// Elements of logits at once (512 MiB): a product of a few hundred rows keeps a card busy.
+pub(crate) const LOGITS: usize = 128 << 20;
+
 /// A tensor of a file in the card's memory, in its own type.
 #[derive(Debug)]
 struct DeviceTensor {
