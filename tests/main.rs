@@ -16,6 +16,7 @@ mod demo;
 mod devices;
 mod evidence;
 mod folders;
+mod fuzzed;
 mod goldens;
 #[cfg(feature = "hub")]
 mod hub;

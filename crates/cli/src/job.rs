@@ -187,8 +187,8 @@ impl Job {
     fn files(&self) -> anyhow::Result<ModelFiles> {
         let mut files = ModelFiles::from_dir(&self.folder.path)?;
         if let Some(adapter) = &self.opened.adapter {
-            // The folder of an adapter is no model: transformers finds its base by its name.
-            files.files.retain(|file| file.name != "config.json");
+            // transformers finds the base by its name.
+            files = files.of_adapter();
             let base = std::path::absolute(&self.opened.base)?;
             let named = self.config.model_name_or_path.as_deref();
             let hub = named.filter(|name| !name.exists()).map(|name| name.to_path_buf());

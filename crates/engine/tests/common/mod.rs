@@ -212,6 +212,27 @@ pub fn mean_loss(batch: &Batch, outcomes: &[TargetLoss]) -> f64 {
     sum / batch.weight()
 }
 
+/// The slope of the mean loss along element `i` of a parameter, by differences over two steps.
+pub fn slope<B: Backend>(model: &mut Model<B>, batch: &Batch, name: &str, i: usize) -> f64 {
+    let mut at = |change: f32| {
+        let mut tensor = model.parameter(name).unwrap();
+        let old = tensor.data[i];
+        tensor.data[i] += change;
+        let moved = (tensor.data[i] - old) as f64;
+        model.set_parameter(name, &tensor).unwrap();
+        let losses = model.forward(batch).unwrap();
+        tensor.data[i] = old;
+        model.set_parameter(name, &tensor).unwrap();
+        (mean_loss(batch, &losses), moved)
+    };
+    // Losses are f32: a wide step, with its error of third order extrapolated away.
+    let [narrow, wide] = [4e-3, 8e-3].map(|step| {
+        let ((up, a), (down, b)) = (at(step), at(-step));
+        (up - down) / (a - b)
+    });
+    (4.0 * narrow - wide) / 3.0
+}
+
 /// Largest difference, relative to the norm of the expected values.
 pub fn relative(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
