@@ -5,6 +5,8 @@ mod common;
 
 use common::emulation::{Argument, Emulation, build, declared, library};
 use common::{Random, relative};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 
 /// Schedules of threads: in their order, then one of each kind.
 const SEEDS: [u32; 3] = [0, 1, 2];
@@ -51,6 +53,27 @@ fn every_declared_kernel_can_be_launched_by_name() {
     }
     let error = emulation.launch("none", [1, 1, 1], [32, 1, 1], 0, &mut [], 0).unwrap_err();
     assert_eq!(error, "no kernel none");
+}
+
+/// `kernels.bin` holds the hash of the sources that it was made from. Whether it holds what they compile to is for
+/// `.ci/cuda check` to say, where NVRTC can be had.
+#[test]
+fn the_compiled_kernels_are_of_this_source() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda");
+    let packed = std::fs::read(folder.join("kernels.bin")).unwrap();
+    let names =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> =
+        names.filter(|name| [".cu", ".cuh", ".h"].iter().any(|end| name.ends_with(end))).collect();
+    names.sort();
+    let mut hash = Sha256::new();
+    for name in &names {
+        let text = std::fs::read(folder.join(name)).unwrap();
+        hash.update(format!("{name} {}\n", text.len()));
+        hash.update(text);
+    }
+    assert_eq!(&packed[..8], b"SUASIONK");
+    assert_eq!(packed[8..40], hash.finalize()[..], "the kernels have changed: run .ci/cuda build");
 }
 
 /// Sizes below, at and above those that a thread, a warp and a block take at once.
@@ -339,11 +362,16 @@ fn optimizers_round_parameters_to_bf16() {
     }
 }
 
+/// A library of norms from whose sums a barrier was taken, and of kernels with other faults.
+fn faults() -> Option<PathBuf> {
+    build(|unit| unit == "norms", &["-DPLANT_MISSING_BARRIER", "-DPLANT_FAULTS"])
+}
+
 /// The sum of squares of a row of threads, in a kernel from which a barrier was taken: some schedule must read a sum
 /// before it is written.
 #[test]
 fn a_missing_barrier_is_caught() {
-    let (Some(whole), Some(planted)) = (build(&[]), build(&["-DPLANT_MISSING_BARRIER"])) else { return };
+    let (Some(whole), Some(planted)) = (library(), faults()) else { return };
     let (rows, width) = (3usize, 577usize);
     let (x, w) = (values(rows * width, 1), values(width, 2));
     let expected: Vec<f32> = x
@@ -383,7 +411,7 @@ fn a_missing_barrier_is_caught() {
 /// What the emulation refuses: kernels that would hang or be undefined on a card.
 #[test]
 fn faults_of_kernels_are_errors() {
-    let Some(library) = build(&["-DPLANT_FAULTS"]) else { return };
+    let Some(library) = faults() else { return };
     let emulation = Emulation::load(&library);
     for seed in SEEDS {
         for (name, part) in [

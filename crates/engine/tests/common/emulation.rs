@@ -27,17 +27,16 @@ pub fn declared() -> Vec<(String, bool)> {
     names
 }
 
-/// The library: that of `SUASION_EMULATION`, else one that is compiled once for each state of the source. Where there
-/// is no g++, the running test is recorded as skipped.
+/// The library, compiled once for each state of the source. Where there is no g++, the running test is recorded as
+/// skipped. `SUASION_EMULATION_FLAGS` are further flags: `.ci/sanitize` sets them.
 pub fn library() -> Option<PathBuf> {
-    match std::env::var_os("SUASION_EMULATION") {
-        Some(path) => Some(path.into()),
-        None => build(&[]),
-    }
+    build(|_| true, &[])
 }
 
-/// The library, compiled with further flags.
-pub fn build(flags: &[&str]) -> Option<PathBuf> {
+/// The library of some of the source files, compiled with further flags.
+pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
+    let of_run = std::env::var("SUASION_EMULATION_FLAGS").unwrap_or_default();
+    let flags: Vec<&str> = of_run.split_whitespace().chain(flags.iter().copied()).collect();
     if !Command::new("g++").arg("--version").output().is_ok_and(|output| output.status.success()) {
         suasion_test_support::skipped("no g++ for the emulation of cards");
         return None;
@@ -53,14 +52,23 @@ pub fn build(flags: &[&str]) -> Option<PathBuf> {
         all
     };
     let mut all = files(&kernels());
-    let units = all.iter().filter(|path| path.extension().is_some_and(|e| e == "cu"));
-    let sources: String = units.map(|path| format!("#include \"{}\"\n", path.display())).collect();
-    let entry = |(name, waits): (String, bool)| format!("ENTRY({name}, {waits})\n");
-    let registry: String = declared().into_iter().map(entry).collect();
+    let is_unit = |path: &Path| path.extension().is_some_and(|e| e == "cu");
+    all.retain(|path| !is_unit(path) || wanted(path.file_stem().unwrap().to_str().unwrap()));
     all.extend(files(&emulation));
+    let texts: Vec<String> = all.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let units: Vec<&PathBuf> = all.iter().filter(|path| is_unit(path)).collect();
+    let sources: String = units.iter().map(|path| format!("#include \"{}\"\n", path.display())).collect();
+    let code: String =
+        all.iter().zip(&texts).filter(|(path, _)| is_unit(path)).map(|(_, t)| t.as_str()).collect();
+    // Attention's kernels are defined by a macro.
+    let defined = |name: &str| match name.starts_with("attention_") {
+        true => wanted("attention"),
+        false => code.contains(&format!(" {name}(")),
+    };
+    let entry = |(name, waits): (String, bool)| format!("ENTRY({name}, {waits})\n");
+    let registry: String = declared().into_iter().filter(|(name, _)| defined(name)).map(entry).collect();
     let mut hasher = DefaultHasher::new();
-    flags.hash(&mut hasher);
-    all.iter().for_each(|path| std::fs::read(path).unwrap().hash(&mut hasher));
+    (&flags, &texts, &sources).hash(&mut hasher);
 
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulation-{:016x}", hasher.finish()));
     let library = folder.join("libemulation.so");
@@ -77,7 +85,9 @@ pub fn build(flags: &[&str]) -> Option<PathBuf> {
     let output = Command::new("g++")
         .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing"])
         .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter"])
-        .args(flags)
+        .args(&flags)
+        // A sanitizer that is loaded into this program is no business of the compiler's.
+        .env_remove("LD_PRELOAD")
         .arg("-I")
         .arg(&folder)
         .arg("-I")
