@@ -13,6 +13,7 @@ mod commands;
 mod configuration;
 mod convert;
 mod demo;
+mod devices;
 mod evidence;
 mod folders;
 mod fuzzed;
