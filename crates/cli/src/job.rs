@@ -4,7 +4,7 @@ mod announce;
 mod card;
 mod estimate;
 
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::export;
 use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
@@ -73,9 +73,10 @@ pub struct Job {
 
 impl Job {
     /// Reads everything but the weights, and plans the run.
-    pub fn new(config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
+    pub fn new(mut config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
         // A checkpoint holds every file of its model: the base may be gone.
         let checkpoint = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        config.data.template_date = config.data.template_date.or_else(|| begun_on(checkpoint.as_deref()));
         let on = config.device().card(ui)?;
         let opened = open(&config, checkpoint.as_deref(), ui)?;
         let data = rows::training(&config, ui)?;
@@ -97,6 +98,9 @@ impl Job {
         if !train_rows.samples.is_empty() {
             loading::check_findings(&train_rows, allowed)?;
         }
+        // What is saved with the run and read by a resume, which may be on another day.
+        config.data.template_date = train_rows.summary.pinned(&policy).template_date;
+        let policy = config.policy();
         let mut eval_rows = match &eval_data {
             Some(rows) => Some(loading::load(ui, rows, &folder, &policy, Mode::Train, allowed)?),
             None => None,
@@ -342,6 +346,20 @@ fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<O
         }
     }
     opened.choosing(config)
+}
+
+/// The day that the chat template of a run has written into its rows: with that of its resume they would be other rows.
+fn begun_on(checkpoint: Option<&Path>) -> Option<String> {
+    let saved = checkpoint?.parent()?.join(SAVED_CONFIG);
+    Loaded::over(
+        Config::default(),
+        Some(&saved).filter(|path| path.is_file()).map(PathBuf::as_path),
+        &[],
+        &[],
+    )
+    .config
+    .data
+    .template_date
 }
 
 /// The folder of the run's TensorBoard event files.
