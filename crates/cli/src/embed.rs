@@ -1,7 +1,7 @@
 //! What a program that has the command line inside (the Python package) uses of it besides [`crate::main_from`]: the
 //! same keys, model folders, rows and errors.
 
-use crate::config::{Loaded, Paths};
+use crate::config::{Config, Loaded, Paths};
 use crate::failure::{Failure, Failures, Outcome};
 use crate::inputs::{loading, model, rows};
 use crate::ui::{ColorChoice, Ui};
@@ -72,6 +72,15 @@ pub fn choices(values: &Map<String, Value>, command: &str, place: &str) -> Resul
         allowed: config.allow_findings.0.clone(),
         notes: loaded.notes,
     })
+}
+
+/// Reads and checks a configuration file as `suasion check` does, and prints nothing.
+///
+/// # Errors
+/// Everything that is wrong with it, in one problem.
+pub fn configuration(path: &Path) -> Result<(), Problem> {
+    let loaded = Loaded::over(Config::default(), Some(path), &[], &[]).checked()?;
+    loaded.config.settings().validate(true).map_err(|error| anyhow::Error::from(error).into())
 }
 
 /// The folder of a model, by its path or its hub id, without its weights. Nothing is printed, and the process goes on
