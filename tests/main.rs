@@ -28,3 +28,4 @@ mod runs;
 mod sources;
 mod training;
 mod verify;
+mod vocabulary;

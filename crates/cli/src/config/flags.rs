@@ -113,9 +113,7 @@ impl Key {
             (_, Group::Labels) => COMMANDS.contains(&command),
             // verify --loss measures a model.
             ("verify", Group::Model) => true,
-            ("prepare", Group::Model) => {
-                matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
-            }
+            ("prepare", Group::Model) => !matches!(self.name, "init"),
             ("diagnose", Group::Model) => self.name == "model_name_or_path",
             ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
