@@ -1,7 +1,8 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, LoraInitName, PackingStrategy, Reports};
+use super::choices::{Codes, Init, LoraInitName, MatmulPrecision, PackingStrategy, Reports};
+use super::device::DeviceName;
 use super::value::{Paths, Value};
 use indexmap::IndexMap;
 use serde_json::Value as Json;
@@ -153,6 +154,14 @@ table! {
     resize_vocab: bool = false, eg "true";
     /// Rows of embedding and head are rounded up to a multiple of this.
     resize_to_multiple_of: Option<usize> = None, in Bounds::Within(Range::AtLeast(1.0)), eg "64";
+    /// Where the model runs: the CPU, an NVIDIA card (experimental, see docs/gpu.md), or auto: the first card that can be
+    /// used, else the CPU.
+    device: DeviceName = DeviceName::Cpu, eg "cuda:0";
+    /// What matrix products round their factors to; sums are f32. auto is bf16 on a card and f32 on the CPU, which has
+    /// nothing else.
+    matmul_precision: MatmulPrecision = MatmulPrecision::Auto, eg "f32";
+    /// Run on the CPU even where device is auto: transformers' name for device=cpu.
+    use_cpu: bool = false, eg "true";
 
     Adapter:
     /// Train a low-rank adapter (LoRA) and leave the model as it is.

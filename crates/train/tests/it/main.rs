@@ -7,6 +7,7 @@ mod diagnose;
 mod evaluate;
 mod extras;
 mod fuzz;
+mod fuzzed;
 mod generate;
 mod not_finite;
 mod packing;
