@@ -30,3 +30,4 @@ mod runs;
 mod sources;
 mod training;
 mod verify;
+mod vocabulary;

@@ -22,6 +22,8 @@ pub struct StepOutcome {
     pub mean_token_accuracy: Option<f64>,
     /// Mean entropy in nats of the distributions that they are predicted from.
     pub entropy: Option<f64>,
+    /// Mean load-balancing loss of the micro-batches, which `loss` has a share of; `None` without one.
+    pub aux_loss: Option<f64>,
 }
 
 /// The factor that `torch.nn.utils.clip_grad_norm_` applies: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm`
@@ -56,6 +58,7 @@ pub fn step<B: Backend>(
         tokens: collective.sum(tokens as f64)? as u64,
         mean_token_accuracy: None,
         entropy: None,
+        aux_loss: None,
     };
     if weight <= 0.0 {
         return Ok(outcome);
@@ -74,6 +77,8 @@ pub fn step<B: Backend>(
     let scale = (1.0 / weight) as f32;
     // Every micro-batch of the run, on every rank, has dropout and noise of its own.
     let seed = Rng::new(settings.seed, Purpose::Noise, updates).word();
+    // The mean over the step's micro-batches, as TRL takes it.
+    let passes = collective.sum(batches.len() as f64)?;
     let mut pass = |(n, batch)| {
         let place = (collective.rank() as u64) << 32 | n as u64;
         model.regularise(Regularisation {
@@ -81,14 +86,19 @@ pub fn step<B: Backend>(
             dropout: !settings.disable_dropout,
             noise_alpha: settings.neftune_noise_alpha.unwrap_or(0.0) as f32,
             label_smoothing: settings.label_smoothing_factor as f32,
+            balance: (1.0 / passes) as f32,
         });
         model.accumulate(batch, scale)
     };
     let pending: Vec<_> = batches.iter().enumerate().map(&mut pass).collect();
     let (mut sum, mut broken) = (0.0f64, None);
     let (mut right, mut entropy) = (0u64, 0.0f64);
+    let factor = f64::from(model.architecture().balance);
+    let mut balance = 0.0f64;
     for ((batch, rows), losses) in batches.iter().zip(micro_batches).zip(pending) {
-        let losses = model.read_losses(&losses?)?;
+        let losses = losses?;
+        balance += model.read_balance(&losses)?.unwrap_or(0.0) / passes;
+        let losses = model.read_losses(&losses)?;
         if let (None, Some(bad)) = (&broken, losses.iter().find(|loss| !loss.nll.is_finite())) {
             let targets = rows.iter().flat_map(|row| row.targets().map(move |(at, ..)| (row, at)));
             let of = targets.zip(&losses).filter(|(_, loss)| !loss.nll.is_finite());
@@ -103,7 +113,12 @@ pub fn step<B: Backend>(
         }
     }
     // All ranks learn here whether one of them has a loss that is not finite, and end together.
-    let loss = collective.sum(sum)? / weight;
+    let mut loss = collective.sum(sum)? / weight;
+    if factor != 0.0 {
+        let balance = collective.sum(balance)?;
+        outcome.aux_loss = Some(balance);
+        loss += factor * balance;
+    }
     let count = outcome.targets as f64;
     outcome.mean_token_accuracy = Some(collective.sum(right as f64)? / count);
     outcome.entropy = Some(collective.sum(entropy)? / count);

@@ -1,11 +1,11 @@
 //! The optimizer's step, and what it keeps between steps: in memory and in files.
 
 use super::{Model, part};
+use crate::Result;
 use crate::dtype::WeightType;
 use crate::kernels::{Adafactor, AdamW, Backend, Buffer, ByteBuffer, QUANTISED_BLOCK as BLOCK, Sgd, View};
 use crate::params::{Kind, Layout, Parameter, ParameterMap};
 use crate::weights::{self, Lazy};
-use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -373,16 +373,7 @@ impl<B: Backend> Model<B> {
                 }
             }
         })?;
-        if fitting == all && others == 0 {
-            return Ok(());
-        }
-        Err(Error::Weights {
-            path: path.to_path_buf(),
-            message: format!(
-                "{fitting} of {all} optimizer tensors fit this model, its optimizer and the parameters that it trains"
-            ),
-            help: "resume with the model, the optimizer and the trained parameters that the checkpoint was made with"
-                .into(),
-        })
+        let what = "optimizer tensors fit this model, its optimizer and the parameters that it trains";
+        weights::check_fit(path, what, fitting, all, others)
     }
 }
