@@ -22,6 +22,7 @@ mod newcomer;
 mod packing;
 mod pages;
 mod prepare;
+mod ranks;
 mod readme;
 mod resume;
 mod runs;

@@ -35,17 +35,18 @@ pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
     plan.own() + copies + PROCESS
 }
 
-/// Refuses a model that does not fit into the machine's memory. Linux grants memory that it does not have, and kills the
+/// Refuses a model that does not fit into the machine's memory so many times. Linux grants memory that it does not have, and kills the
 /// process later without a message.
-pub fn check_memory(arch: &Architecture, plan: &MemoryPlan) -> suasion_train::Result<()> {
-    let bytes = needed(arch, plan);
+pub fn check_memory(arch: &Architecture, plan: &MemoryPlan, processes: usize) -> suasion_train::Result<()> {
+    let bytes = needed(arch, plan).saturating_mul(processes as u64);
     match machine::memory().0 {
         Some(total) if bytes > total => Err(suasion_engine::Error::Memory { bytes }.into()),
         _ => Ok(()),
     }
 }
 
-/// What a model takes under these settings, with what their optimizer keeps and the average of the weights.
+/// What a model takes under these settings, with a rank's share of what their optimizer keeps, and the average of the
+/// weights.
 ///
 /// # Errors
 /// A choice of parameters that the model cannot follow.
@@ -54,9 +55,10 @@ pub fn planned(
     budget: Budget,
     trainable: &Trainable,
     settings: &Settings,
+    ranks: usize,
 ) -> suasion_train::Result<MemoryPlan> {
     let plan = MemoryPlan::over(arch, budget, trainable, Base::Mapped)?;
-    let mut plan = plan.under(settings.optimizer(), arch, trainable)?;
+    let mut plan = plan.under(settings.optimizer(), ranks, arch, trainable)?;
     if settings.ema_decay.is_some() {
         plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
     }
@@ -79,6 +81,8 @@ pub struct Start<'a> {
     trainable: Trainable,
     /// How it is trained.
     settings: Settings,
+    /// The ranks that share the optimizer's state, and those of them on this machine.
+    ranks: [usize; 2],
     /// The adapter over it.
     adapter: Option<&'a Adapter>,
     /// The fingerprint of the weights, once they were read.
@@ -105,6 +109,7 @@ impl<'a> Start<'a> {
             seed: 0,
             trainable,
             settings,
+            ranks: [1, 1],
             adapter: None,
             fingerprint: None,
             warned: false,
@@ -114,6 +119,11 @@ impl<'a> Start<'a> {
     /// The same with a choice of what is trained.
     pub fn with_trainable(self, trainable: Trainable) -> Start<'a> {
         Start { trainable, ..self }
+    }
+
+    /// The same for a rank of a run.
+    pub fn for_ranks(self, ranks: usize, local: usize) -> Start<'a> {
+        Start { ranks: [ranks, local], ..self }
     }
 
     /// The same under an adapter.
@@ -127,7 +137,8 @@ impl<'a> Start<'a> {
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
-        check_memory(self.arch, &planned(self.arch, budget, &trainable, &self.settings)?)?;
+        let [ranks, local] = self.ranks;
+        check_memory(self.arch, &planned(self.arch, budget, &trainable, &self.settings, ranks)?, local)?;
         let mut model = Model::with_base(self.arch.clone(), Device::cpu(), budget, &trainable, Base::Mapped)?;
         if budget.train {
             model.choose_optimizer(self.settings.optimizer())?;

@@ -8,6 +8,7 @@ mod evaluate;
 mod extras;
 mod fuzz;
 mod generate;
+mod mesh;
 mod not_finite;
 mod packing;
 mod pytorch;
