@@ -186,6 +186,25 @@ fn an_adapter_stands_for_its_model_everywhere() {
     assert_eq!(dir.read("more/adapter_model.safetensors"), whole);
 }
 
+/// Where the base's stop tokens are named by its config.json alone, a checkpoint of the adapter, which has none, names them
+/// too: they belong to the data's fingerprint.
+#[test]
+fn an_adapter_is_resumed_whose_base_stops_by_its_configuration() {
+    let dir = Dir::new().with_weights().with_rows(6);
+    let mut config = dir.json("model/config.json");
+    config["eos_token_id"] = json!([2, 5]);
+    dir.write("model/config.json", config.to_string());
+    let _ = std::fs::remove_file(dir.path("model/generation_config.json"));
+    let train =
+        ["use_peft=true", "lora_target_modules=all-linear", "max_steps=2", "save_steps=1", "output_dir=out"];
+    dir.train("rows.jsonl").set(&train).ok();
+    let whole = dir.read("out/adapter_model.safetensors");
+    std::fs::remove_dir_all(dir.path("out/checkpoint-2")).unwrap();
+    std::fs::remove_file(dir.path("out/adapter_model.safetensors")).unwrap();
+    dir.suasion(&["train", "--resume", "out"]).ok();
+    assert_eq!(dir.read("out/adapter_model.safetensors"), whole);
+}
+
 #[test]
 fn what_cannot_be_adapted_is_refused_by_name() {
     let dir = Dir::new();

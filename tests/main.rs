@@ -13,8 +13,10 @@ mod commands;
 mod configuration;
 mod convert;
 mod demo;
+mod devices;
 mod evidence;
 mod folders;
+mod fuzzed;
 mod goldens;
 #[cfg(feature = "hub")]
 mod hub;

@@ -23,9 +23,10 @@ use suasion_data::report::format::count;
 use suasion_data::template::TemplateOptions;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
+use suasion_engine::kernels::cuda::found::Card;
 use suasion_engine::params::ParameterMap;
 use suasion_engine::peft::adapter_config;
-use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, Device, MemoryPlan, Model, Trainable};
+use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, MemoryPlan, Model, Trainable};
 use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
@@ -60,6 +61,8 @@ pub struct Job {
     pub eval_rows: Option<RowSet>,
     pub train: Vec<Sample>,
     pub eval: Vec<Sample>,
+    /// The card that it runs on; `None` for the CPU.
+    on: Option<&'static Card>,
     /// How full the packs are that the training rows were put into.
     pub fill: Option<Fill>,
     pub plan: Plan,
@@ -76,6 +79,7 @@ impl Job {
     pub fn new(config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
         // A checkpoint holds every file of its model: the base may be gone.
         let checkpoint = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        let on = config.device().card(ui)?;
         let opened = open(&config, checkpoint.as_deref(), ui)?;
         let data = rows::training(&config, ui)?;
         let settings = config.settings();
@@ -141,6 +145,7 @@ impl Job {
             eval_rows,
             train,
             eval,
+            on,
             fill,
             plan,
             identity,
@@ -185,8 +190,8 @@ impl Job {
     fn files(&self) -> anyhow::Result<ModelFiles> {
         let mut files = ModelFiles::from_dir(&self.folder.path)?;
         if let Some(adapter) = &self.opened.adapter {
-            // The folder of an adapter is no model: transformers finds its base by its name.
-            files.files.retain(|file| file.name != "config.json");
+            // transformers finds the base by its name.
+            files = files.of_adapter();
             let base = std::path::absolute(&self.opened.base)?;
             let named = self.config.model_name_or_path.as_deref();
             let hub = named.filter(|name| !name.exists()).map(|name| name.to_path_buf());
@@ -209,8 +214,9 @@ impl Job {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
                 let team = &self.begin.team;
                 let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
-                check_memory(&self.arch, &plan, team.local)?;
-                Model::with_trainable(self.arch.clone(), Device::cpu(), budget, &trainable)?
+                let device = self.config.device();
+                check_memory(&self.arch, &plan, budget, device, team.local, ui)?;
+                Model::with_trainable(self.arch.clone(), device.open(ui)?, budget, &trainable)?
             }
         };
         let files = self.files()?;
@@ -302,8 +308,10 @@ impl Job {
             from: Some(self.config.output_dir.clone()),
         });
         let dir = if of_run.is_some() { &self.opened.base } else { &self.config.output_dir };
-        let mut from_run =
-            |budget| Start::from_dir(ui, dir, &self.arch).with_adapter(of_run.as_ref()).build(budget);
+        let device = self.config.device();
+        let mut from_run = |budget| {
+            Start::from_dir(ui, dir, &self.arch).on(device).with_adapter(of_run.as_ref()).build(budget)
+        };
         let finished = trained.map(|report| Finished {
             make: &mut from_run,
             targets: report.targets,

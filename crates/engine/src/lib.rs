@@ -33,6 +33,7 @@ pub use batch::{Batch, Segment, Target};
 pub use collective::{Collective, SingleRank};
 pub use dtype::WeightType;
 pub use error::{Error, Result};
+pub use kernels::cuda::{Cuda, Precision};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
 pub use lora::{Lora, LoraInit, Targets};
 pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Optimizer, Rates, Regularisation, Update};

@@ -1,13 +1,14 @@
-//! Each operation of the CPU backend against the reference, and the reference against central differences,
-//! at odd sizes: 1, just below, at and just above the sizes into which kernels cut their work.
+//! Each operation of the CPU backend and of cards (emulated) against the reference, and the reference against central
+//! differences, at odd sizes: 1, just below, at and just above the sizes into which kernels cut their work.
 
 mod common;
 
+use common::card::card;
 use common::{Random, relative};
 use suasion_engine::kernels::{
     Activation, AttentionPlan, AttentionRange, Draw, Dropout, Heads, Indices, Norm, PlanBuffer, Routing, View,
 };
-use suasion_engine::{AdamW, Backend, Cpu, Reference, TargetLoss};
+use suasion_engine::{AdamW, Backend, Cpu, Cuda, Precision, Reference, TargetLoss};
 
 /// f32 sums of up to a few hundred terms.
 const TOLERANCE: f64 = 2e-6;
@@ -46,15 +47,24 @@ fn get<B: Backend>(b: &B, view: View) -> Vec<f32> {
     out
 }
 
-/// Runs `op` on both backends and compares everything it returns.
+/// Runs an operation on every backend and compares everything it returns with the reference. Where there is no
+/// emulation of cards, the card is left out.
 macro_rules! agree {
-    ($what:expr, $op:expr) => {{
-        let (mut cpu, mut reference) = (Cpu::new(), Reference::<f32>::new());
-        let op = $op;
-        let (fast, plain) = (op.0(&mut cpu), op.1(&mut reference));
-        for (i, (fast, plain)) in fast.iter().zip(&plain).enumerate() {
-            let error = relative(fast, plain);
-            assert!(error < TOLERANCE, "{}, result {i}: {error:e}", $what);
+    ($what:expr, $b:ident => $op:expr) => {{
+        let run = |$b: &mut Reference<f32>| $op;
+        let plain: Vec<Vec<f32>> = run(&mut Reference::new());
+        let run = |$b: &mut Cpu| $op;
+        let mut all = vec![("cpu", run(&mut Cpu::new()))];
+        if let Some(mut card) = card(Precision::F32, 1) {
+            let run = |$b: &mut Cuda| $op;
+            all.push(("card", run(&mut card)));
+        }
+        for (backend, results) in all {
+            assert_eq!(results.len(), plain.len());
+            for (i, (got, plain)) in results.iter().zip(&plain).enumerate() {
+                let error = relative(got, plain);
+                assert!(error < TOLERANCE, "{}, result {i} on the {backend}: {error:e}", $what);
+            }
         }
     }};
 }
@@ -83,13 +93,7 @@ fn linear_layers() {
     for s in sizes {
         for (accumulate, bias) in [(false, false), (true, false), (false, true), (true, true)] {
             let what = format!("{s:?}, accumulate {accumulate}, bias {bias}");
-            agree!(
-                what,
-                (
-                    |b: &mut Cpu| run(b, s, accumulate, bias),
-                    |b: &mut Reference<f32>| run(b, s, accumulate, bias)
-                )
-            );
+            agree!(what, b => run(b, s, accumulate, bias));
         }
     }
 }
@@ -147,7 +151,7 @@ fn columns_of_wider_rows() {
     for (i, (wide, own)) in wide.iter().zip(&own).enumerate() {
         assert!(relative(wide, own) < 1e-6, "result {i}");
     }
-    agree!("columns", (|b: &mut Cpu| run(b, true), |b: &mut Reference<f32>| run(b, true)));
+    agree!("columns", b => run(b, true));
 }
 
 const NORMS: [Norm; 3] =
@@ -179,19 +183,10 @@ fn both_norms() {
     for norm in NORMS {
         for (rows, width) in [(1, 3), (1, 31), (2, 32), (63, 33), (64, 5), (65, 64), (130, 257)] {
             let what = format!("{norm:?} [{rows}, {width}]");
-            agree!(
-                what,
-                (
-                    |b: &mut Cpu| norms(b, norm, rows, width)
+            agree!(what, b => norms(b, norm, rows, width)
                         .into_iter()
                         .map(|v| get(b, v))
-                        .collect::<Vec<_>>(),
-                    |b: &mut Reference<f32>| norms(b, norm, rows, width)
-                        .into_iter()
-                        .map(|v| get(b, v))
-                        .collect::<Vec<_>>()
-                )
-            );
+                        .collect::<Vec<_>>());
         }
     }
 }
@@ -208,10 +203,7 @@ fn activations() {
     }
     for f in ACTIVATIONS {
         for (rows, width) in [(1, 1), (3, 31), (64, 33), (65, 128)] {
-            agree!(
-                format!("{f:?} [{rows}, {width}]"),
-                (|b: &mut Cpu| run(b, f, rows, width), |b: &mut Reference<f32>| run(b, f, rows, width))
-            );
+            agree!(format!("{f:?} [{rows}, {width}]"), b => run(b, f, rows, width));
         }
     }
 }
@@ -284,13 +276,7 @@ fn attention_with_segments_and_shared_prefixes() {
                 let dropout = (n % 3 == 2).then_some(DROPOUT);
                 let h = Heads { window, softcap, ..HEADS };
                 let what = format!("trunk {trunk}, branches {branches:?}, every {every}, {h:?}, {dropout:?}");
-                agree!(
-                    what,
-                    (
-                        |b: &mut Cpu| planned_attention(b, h, &plan, dropout, keys),
-                        |b: &mut Reference<f32>| planned_attention(b, h, &plan, dropout, keys)
-                    )
-                );
+                agree!(what, b => planned_attention(b, h, &plan, dropout, keys));
             }
         }
     }
@@ -350,13 +336,7 @@ fn cross_entropy() {
             if vocab == 1 {
                 continue;
             }
-            agree!(
-                format!("[{rows}, {vocab}], {softcap:?}, {smoothing}"),
-                (
-                    |b: &mut Cpu| run(b, rows, vocab, softcap, smoothing),
-                    |b: &mut Reference<f32>| run(b, rows, vocab, softcap, smoothing)
-                )
-            );
+            agree!(format!("[{rows}, {vocab}], {softcap:?}, {smoothing}"), b => run(b, rows, vocab, softcap, smoothing));
         }
     }
 }
@@ -400,10 +380,7 @@ fn rows_and_sums() {
         vec![get(b, y), get(b, table), vec![squares], get(b, x)]
     }
     for width in [1, 31, 33, 20_000] {
-        agree!(
-            format!("width {width}"),
-            (|b: &mut Cpu| run(b, width), |b: &mut Reference<f32>| run(b, width))
-        );
+        agree!(format!("width {width}"), b => run(b, width));
     }
 }
 
@@ -428,10 +405,7 @@ fn columns_are_scaled_and_measured() {
         [n, quotient, dense, dots, fresh].iter().map(|view| get(b, *view)).collect()
     }
     for (rows, width, rank) in [(1, 1, 1), (3, 65, 2), (66, 63, 5), (130, 200, 16)] {
-        agree!(
-            format!("{rows} × {width}, rank {rank}"),
-            (|b: &mut Cpu| run(b, rows, width, rank), |b: &mut Reference<f32>| run(b, rows, width, rank))
-        );
+        agree!(format!("{rows} × {width}, rank {rank}"), b => run(b, rows, width, rank));
     }
 }
 
@@ -471,10 +445,7 @@ fn experts_and_their_routes() {
             if per_row == 1 && normalise {
                 continue;
             }
-            agree!(
-                format!("{rows} rows, {count} experts, {r:?}"),
-                (|b: &mut Cpu| run(b, r, rows, count), |b: &mut Reference<f32>| run(b, r, rows, count))
-            );
+            agree!(format!("{rows} rows, {count} experts, {r:?}"), b => run(b, r, rows, count));
         }
     }
 }
@@ -495,7 +466,7 @@ fn rotation_and_its_inverse() {
         vec![there, get(b, x)]
     }
     for rotated in [10, 6] {
-        agree!("rotate", (|b: &mut Cpu| run(b, rotated), |b: &mut Reference<f32>| run(b, rotated)));
+        agree!("rotate", b => run(b, rotated));
         let (back, start) = (run(&mut Cpu::new(), rotated), values(5 * 40, 1));
         assert!(relative(&back[1], &start) < 1e-6, "the inverse undoes the rotation");
         assert!(relative(&back[0], &start) > 0.1, "the rotation does something");
@@ -527,7 +498,7 @@ fn adamw_steps() {
         }
         [p, m, v].map(|x| get(b, x)).to_vec()
     }
-    agree!("adamw", (|b: &mut Cpu| run(b), |b: &mut Reference<f32>| run(b)));
+    agree!("adamw", b => run(b));
 }
 
 /// Checks `gradient` against central differences of `objective` in f64, at a few places of `x`.

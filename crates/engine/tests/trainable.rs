@@ -4,7 +4,7 @@ mod common;
 
 use common::threads::Threads;
 use common::{
-    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model, model_of, relative, trained_gradients,
+    FAMILIES, Random, STEP, accumulate, architecture, model, model_of, relative, slope, trained_gradients,
 };
 use std::collections::BTreeSet;
 use suasion_engine::rope::Rope;
@@ -201,19 +201,7 @@ fn layers_may_differ() {
     for (name, fast) in &gradients {
         let truth = exact.gradient(name).unwrap().data;
         for i in [0, 1].map(|_| random.below(truth.len())) {
-            let mut at = |change: f32| {
-                let mut tensor = exact.parameter(name).unwrap();
-                let old = tensor.data[i];
-                tensor.data[i] += change;
-                let moved = (tensor.data[i] - old) as f64;
-                exact.set_parameter(name, &tensor).unwrap();
-                let losses = exact.forward(&data).unwrap();
-                tensor.data[i] = old;
-                exact.set_parameter(name, &tensor).unwrap();
-                (mean_loss(&data, &losses), moved)
-            };
-            let ((up, a), (down, b)) = (at(4e-3), at(-4e-3));
-            let slope = (up - down) / (a - b);
+            let slope = slope(&mut exact, &data, name, i);
             for (what, g) in [("f64 reference", truth[i]), ("cpu", fast[i])] {
                 let close = (g as f64 - slope).abs() < 2e-4 + 2e-3 * slope.abs();
                 assert!(close, "{name}[{i}], {what}: {g}, slope {slope}");

@@ -129,6 +129,31 @@ impl ModelFiles {
         files
     }
 
+    /// The files beside an adapter of this model: without `config.json`, since the folder is no model. The ids at which that
+    /// says to stop move to `generation_config.json`, where it names none: tokenizer and labels stay those of the base.
+    pub fn of_adapter(&self) -> ModelFiles {
+        let ids = |name: &str| {
+            let file = self.files.iter().find(|file| file.name == name)?;
+            let config: Value = serde_json::from_slice(&file.bytes).ok()?;
+            let places = [&config["eos_token_id"], &config["text_config"]["eos_token_id"]];
+            places
+                .into_iter()
+                .find(|ids| ids.is_number() || ids.as_array().is_some_and(|ids| !ids.is_empty()))
+                .cloned()
+        };
+        let (own, stops) = (ids("generation_config.json"), ids("config.json"));
+        let mut files = self.clone();
+        files.files.retain(|file| file.name != "config.json");
+        if let (None, Some(stops)) = (own, stops) {
+            let file = files.files.iter().find(|file| file.name == "generation_config.json");
+            let mut config: Map<String, Value> =
+                file.and_then(|file| serde_json::from_slice(&file.bytes).ok()).unwrap_or_default();
+            config.insert("eos_token_id".into(), stops);
+            files.push("generation_config.json", serde_json::to_vec_pretty(&config).unwrap_or_default());
+        }
+        files
+    }
+
     /// Writes the files into a folder.
     pub fn write(&self, dir: &Path) -> Result<()> {
         for file in &self.files {
@@ -203,6 +228,31 @@ mod tests {
         assert_eq!(stopping(None, &[7, 9]), [json!([0, 7, 9]), json!([7, 9])]);
         assert_eq!(stopping(Some("{}"), &[9]), [json!([0, 7, 9]), json!(9)]);
         assert_eq!(stopping(None, &[]), [json!([0, 7])]);
+    }
+
+    #[test]
+    fn an_adapter_stops_where_its_base_does() {
+        let of = |config: &str, generation: Option<&str>| {
+            let mut files = ModelFiles::default();
+            files.push("config.json", config.into());
+            if let Some(text) = generation {
+                files.push("generation_config.json", text.into());
+            }
+            let files = files.of_adapter().files;
+            assert!(files.iter().all(|file| file.name != "config.json"));
+            files.first().map(|file| serde_json::from_slice::<Value>(&file.bytes).unwrap())
+        };
+        assert_eq!(of(r#"{"eos_token_id": 7}"#, None), Some(json!({"eos_token_id": 7})));
+        assert_eq!(
+            of(r#"{"text_config": {"eos_token_id": [7, 8]}}"#, None),
+            Some(json!({"eos_token_id": [7, 8]}))
+        );
+        let generation = Some(r#"{"top_k": 5}"#);
+        assert_eq!(of(r#"{"eos_token_id": 7}"#, generation), Some(json!({"top_k": 5, "eos_token_id": 7})));
+        // Its own go first, as they do in the base's folder.
+        let own = json!({"eos_token_id": [0]});
+        assert_eq!(of(r#"{"eos_token_id": 7}"#, Some(&own.to_string())), Some(own));
+        assert_eq!(of(r#"{"eos_token_id": null}"#, None), None);
     }
 
     /// transformers 5.23 reads the list as it reads the folder.

@@ -4,6 +4,7 @@ use super::ConfigArgs;
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::inputs::opened::Opened;
+use crate::inputs::weights::Start;
 use crate::inputs::{kept, loading, rows};
 use crate::interrupt;
 use crate::paths;
@@ -81,7 +82,8 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
         rows.iter().try_for_each(|row| check_row(arch, row))?;
     }
     let measured = |model: &Opened, name: &str| -> anyhow::Result<Measurement> {
-        measured(ui, model, name, &rows, &settings, config.train.per_device_eval_batch_size)
+        let start = model.start(ui, &Config::default()).on(config.device());
+        measured(ui, start, name, &rows, &settings, config.train.per_device_eval_batch_size)
     };
     let before = measured(&base, "base")?;
     let after = measured(&tuned, "tuned")?;
@@ -112,13 +114,13 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
 /// Measures the model in a folder, and frees it.
 fn measured(
     ui: &Ui,
-    model: &Opened,
+    mut start: Start<'_>,
     name: &str,
     rows: &[Sample],
     settings: &DiagnoseSettings,
     batch: usize,
 ) -> anyhow::Result<Measurement> {
-    let mut model = model.start(ui, &Config::default()).build(budget(rows, batch)?)?;
+    let mut model = start.build(budget(rows, batch)?)?;
     let what = format!("measuring the {name} model");
     let result = measure(&mut model, rows, settings, batch, interrupt::flag(), &mut |done| {
         ui.overwrite(&share_of(&what, done, rows.len() as u64, ui.columns()));

@@ -116,7 +116,9 @@ impl Key {
             ("prepare", Group::Model) => {
                 matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
             }
-            ("diagnose", Group::Model) => self.name == "model_name_or_path",
+            ("diagnose", Group::Model) => {
+                matches!(self.name, "model_name_or_path" | "device" | "matmul_precision" | "use_cpu")
+            }
             ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
             ("eval" | "diagnose", Group::Evaluation) => self.name == "per_device_eval_batch_size",

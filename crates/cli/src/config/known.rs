@@ -93,7 +93,7 @@ known! {
         bnb_4bit_quant_type = "nf4", use_bnb_nested_quant = "false", bnb_4bit_quant_storage = "null",
     }
     "the chat template is the model folder's own chat_template.jinja": { chat_template_path = "null" }
-    "this version computes in f32": {
+    "weights and sums are f32; matmul_precision says what products on a card round to": {
         bf16 = "null" ["false"], fp16 = "false" ["null"], dtype = "float32" ["null", "auto"],
         torch_dtype = "null" ["auto", "float32"], bf16_full_eval = "false", fp16_full_eval = "false",
         tf32 = "null" ["false"],
@@ -152,7 +152,7 @@ known! {
         ddp_broadcast_buffers = "null" always, ddp_static_graph = "null" always, deepspeed = "null",
         fsdp = "null" ["[]", "", "false"], fsdp_config = "null" ["{}"], accelerator_config = "null",
         parallelism_config = "null", save_on_each_node = "false" always, full_determinism = "false" always,
-        use_cpu = "false" always, torch_compile = "false", torch_compile_backend = "null", torch_compile_mode = "null",
+        torch_compile = "false", torch_compile_backend = "null", torch_compile_mode = "null",
         auto_find_batch_size = "false", use_liger_kernel = "false", liger_kernel_config = "null",
         activation_offloading = "false", attn_implementation = "null" ["eager", "sdpa"], ignore_bias_buffers = "false" always,
     }

@@ -1,7 +1,8 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, LoraInitName, PackingStrategy, Reports};
+use super::choices::{Codes, Init, LoraInitName, MatmulPrecision, PackingStrategy, Reports};
+use super::device::DeviceName;
 use super::value::{Paths, Value};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -137,6 +138,14 @@ table! {
     init: Init = Init::Weights, eg "random";
     /// Adapter over the model: a folder in PEFT's layout. train continues it, everything else applies it.
     adapter_name_or_path: Option<PathBuf> = None, eg "runs/adapter";
+    /// Where the model runs: the CPU, an NVIDIA card (experimental, see docs/gpu.md), or auto: the first card that can be
+    /// used, else the CPU.
+    device: DeviceName = DeviceName::Cpu, eg "cuda:0";
+    /// What matrix products round their factors to; sums are f32. auto is bf16 on a card and f32 on the CPU, which has
+    /// nothing else.
+    matmul_precision: MatmulPrecision = MatmulPrecision::Auto, eg "f32";
+    /// Run on the CPU even where device is auto: transformers' name for device=cpu.
+    use_cpu: bool = false, eg "true";
 
     Adapter:
     /// Train a low-rank adapter (LoRA) and leave the model as it is.

@@ -1,13 +1,12 @@
 //! Models with their initial weights.
 
+use super::device::Chosen;
 use crate::config::{Config, Init};
 use crate::machine;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
-use suasion_engine::{
-    ADAPTER_WEIGHTS, Architecture, Base, Budget, Device, Lora, MemoryPlan, Model, Trainable,
-};
+use suasion_engine::{ADAPTER_WEIGHTS, Architecture, Base, Budget, Lora, MemoryPlan, Model, Trainable};
 use suasion_train::Settings;
 
 /// An adapter over a model.
@@ -35,9 +34,24 @@ pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
     plan.own() + copies + PROCESS
 }
 
-/// Refuses a model that does not fit into the machine's memory so many times. Linux grants memory that it does not have, and kills the
-/// process later without a message.
-pub fn check_memory(arch: &Architecture, plan: &MemoryPlan, processes: usize) -> suasion_train::Result<()> {
+/// Refuses a model that does not fit into the memory of its device, where so many processes have it. Linux grants memory that it does not have, and kills
+/// the process later without a message; a card would end the run in its first steps.
+pub fn check_memory(
+    arch: &Architecture,
+    plan: &MemoryPlan,
+    budget: Budget,
+    device: Chosen,
+    processes: usize,
+    ui: &Ui,
+) -> suasion_train::Result<()> {
+    if let Some(card) = device.card(ui)? {
+        let (bytes, free) = (plan.on_card(arch, budget), card.free_memory()?);
+        if bytes > free {
+            let (total, device) = (card.memory, card.name.clone());
+            return Err(suasion_engine::Error::DeviceMemory { bytes, free, total, device }.into());
+        }
+        return Ok(());
+    }
     let bytes = needed(arch, plan).saturating_mul(processes as u64);
     match machine::memory().0 {
         Some(total) if bytes > total => Err(suasion_engine::Error::Memory { bytes }.into()),
@@ -85,6 +99,8 @@ pub struct Start<'a> {
     ranks: [usize; 2],
     /// The adapter over it.
     adapter: Option<&'a Adapter>,
+    /// Where it runs.
+    device: Chosen,
     /// The fingerprint of the weights, once they were read.
     fingerprint: Option<String>,
     /// True once the warning was shown.
@@ -95,7 +111,8 @@ impl<'a> Start<'a> {
     /// The weights that a configuration selects: those in `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
         let settings = config.settings();
-        Start { init: config.init, seed: settings.seed, settings, ..Start::from_dir(ui, dir, arch) }
+        let start = Start::from_dir(ui, dir, arch).on(config.device());
+        Start { init: config.init, seed: settings.seed, settings, ..start }
     }
 
     /// The weights in `dir`: those of a finished run.
@@ -111,9 +128,15 @@ impl<'a> Start<'a> {
             settings,
             ranks: [1, 1],
             adapter: None,
+            device: Chosen::default(),
             fingerprint: None,
             warned: false,
         }
+    }
+
+    /// The same on a device; without this, on the CPU.
+    pub fn on(self, device: Chosen) -> Start<'a> {
+        Start { device, ..self }
     }
 
     /// The same with a choice of what is trained.
@@ -138,8 +161,10 @@ impl<'a> Start<'a> {
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
         let [ranks, local] = self.ranks;
-        check_memory(self.arch, &planned(self.arch, budget, &trainable, &self.settings, ranks)?, local)?;
-        let mut model = Model::with_base(self.arch.clone(), Device::cpu(), budget, &trainable, Base::Mapped)?;
+        let plan = planned(self.arch, budget, &trainable, &self.settings, ranks)?;
+        check_memory(self.arch, &plan, budget, self.device, local, self.ui)?;
+        let device = self.device.open(self.ui)?;
+        let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, Base::Mapped)?;
         if budget.train {
             model.choose_optimizer(self.settings.optimizer())?;
         }

@@ -76,7 +76,7 @@ impl Job {
             loading::print_findings(ui, rows, INDENT);
         }
         let bytes_needed = needed(&self.arch, &self.memory()).saturating_mul(self.begin.team.local as u64);
-        if let (_, Some(available)) = machine::memory()
+        if let (None, (_, Some(available))) = (self.on, machine::memory())
             && bytes_needed > available
         {
             ui.warn(format_args!(
@@ -203,17 +203,25 @@ impl Job {
                 count(plan.warmup_steps, "step"),
             ),
         );
+        if let Some(card) = self.on {
+            line("device", format!("cuda:{}, {} (experimental)", card.number, card.name));
+        }
         let memory = self.memory();
         let each = if plan.ranks > 1 { " on each rank" } else { "" };
-        let mapped = match memory.mapped {
-            0 => String::new(),
-            mapped => format!(" and {} read in the base's files", bytes(mapped)),
+        let mapped = match (memory.mapped, self.on) {
+            (0, _) => String::new(),
+            (mapped, None) => format!(" and {} read in the base's files", bytes(mapped)),
+            (mapped, Some(_)) => format!(" and {} of the base's files", bytes(mapped)),
+        };
+        let total = match self.on {
+            None => memory.total(),
+            Some(_) => memory.on_card(&self.arch, plan.budget),
         };
         line(
             "memory",
             format!(
                 "{} planned{each}: parameters {}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
-                bytes(memory.total()),
+                bytes(total),
                 bytes(memory.parameters),
                 bytes(memory.gradients),
                 bytes(memory.optimizer),
@@ -244,6 +252,7 @@ impl Job {
             "model_type": self.arch.model_type,
             "parameters": self.arch.parameter_count(),
             "trained_parameters": memory.gradients / 4,
+            "device": self.on.map_or("cpu".to_string(), |card| format!("cuda:{}", card.number)),
             "objective": self.identity.objective,
             "rows": { "read": summary.rows, "kept": summary.kept, "cut": summary.cut, "dropped": dropped, "failed": summary.failed },
             "tokens": self.plan.tokens_per_epoch,

@@ -58,7 +58,8 @@ impl Needs {
             checkpoint,
             checkpoints,
             disk: checkpoints * checkpoint + final_model,
-            seconds: speed().ok().map(|speed| work / speed),
+            // A small model says nothing about a card.
+            seconds: job.on.is_none().then(|| speed().ok()).flatten().map(|speed| work / speed),
         }
     }
 }

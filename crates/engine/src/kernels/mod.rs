@@ -4,14 +4,16 @@
 //! buffers, and never a pointer; lists of rows, positions and targets and attention plans are uploaded once a
 //! step and passed as handles. Whatever safe code passes, an operation either computes or returns an error.
 //!
-//! Two backends exist: [`reference::Reference`], plain loops in f64 that anyone can check by reading, and
-//! [`cpu::Cpu`]. Every kernel test compares the second with the first. [`device::Device`] is one of them,
-//! chosen at run time.
+//! Three backends exist: [`reference::Reference`], plain loops in f64 that anyone can check by reading,
+//! [`cpu::Cpu`] and [`cuda::Cuda`]. Every kernel test compares the others with the first. [`device::Device`] is one
+//! of them, chosen at run time.
 
 mod buffers;
 mod check;
 #[allow(unsafe_code)]
 pub mod cpu;
+#[allow(unsafe_code)]
+pub mod cuda;
 pub mod device;
 mod experts;
 mod plan;
@@ -31,6 +33,9 @@ pub use view::{Dtype, View};
 
 use crate::Result;
 use crate::collective::Collective;
+
+/// Elements of logits at once on the CPU (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
+pub(crate) const LOGITS: usize = 8 << 20;
 
 /// Coarse operations over device memory. Matrices are row-major; `x += …` accumulates, `x = …` overwrites,
 /// and `(+)=` does either, by `accumulate`.
@@ -62,6 +67,10 @@ pub trait Backend {
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer>;
     /// Bytes in buffers that are not freed; tensors in files are not counted.
     fn allocated(&self) -> u64;
+    /// Elements of logits that the head should compute at once: enough to keep a matrix product busy.
+    fn logits(&self) -> usize {
+        LOGITS
+    }
     /// Uploads row, token or position numbers.
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;
     /// Checks and uploads an attention plan.

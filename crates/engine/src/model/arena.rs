@@ -4,11 +4,9 @@ use super::Budget;
 use super::optimizer::Optimizer;
 use crate::Result;
 use crate::arch::{Architecture, Block};
-use crate::kernels::{Backend, Buffer, Norm, View};
+use crate::kernels::cuda::{self, OVERHEAD};
+use crate::kernels::{Backend, Buffer, LOGITS, Norm, View};
 use crate::params::{Base, LowSizes, ParameterMap, Trainable};
-
-/// Elements of logits held at once (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
-const LOGITS: usize = 8 << 20;
 
 /// What a layer saves for its backward pass. Widths: `H` hidden, `Q` query, `K` key, `U` up.
 #[derive(Clone, Copy, Debug)]
@@ -186,13 +184,14 @@ impl Arena {
         low: LowSizes,
         backend: &mut impl Backend,
     ) -> Result<Arena> {
-        let memory = backend.allocate(Arena::carve(a, b, low, None).used)?;
-        let arena = Arena::carve(a, b, low, Some(memory.view()));
+        let logits = backend.logits();
+        let memory = backend.allocate(Arena::carve(a, b, low, logits, None).used)?;
+        let arena = Arena::carve(a, b, low, logits, Some(memory.view()));
         Ok(Arena { _memory: Some(memory), ..arena })
     }
 
-    /// Cuts `whole` into the arena's views; plans them where it is `None`.
-    fn carve(a: &Architecture, b: Budget, low: LowSizes, whole: Option<View>) -> Arena {
+    /// Cuts `whole` into the arena's views, with at most `logits` elements of these; plans them where it is `None`.
+    fn carve(a: &Architecture, b: Budget, low: LowSizes, logits: usize, whole: Option<View>) -> Arena {
         let b = Budget { targets: b.targets.max(1), ..b };
         let rows = b.tokens.max(b.targets);
         let hidden = a.hidden;
@@ -223,7 +222,7 @@ impl Arena {
         let has_branch =
             a.blocks.iter().any(|b| b.norms.after_attention.is_some() || b.norms.after_mlp.is_some());
         let has_raw = a.blocks.iter().any(|block| block.attention.qk_norm.is_some());
-        let chunk = (LOGITS / a.vocab_size.max(1)).clamp(16, 512).min(b.targets);
+        let chunk = (logits / a.vocab_size.max(1)).clamp(16, logits >> 14).min(b.targets);
         let head = if low.dora_head { chunk.saturating_mul(a.vocab_size) } else { 0 };
         let wide = rows.saturating_mul(low.dora_width).max(head);
         Arena {
@@ -379,7 +378,7 @@ impl MemoryPlan {
     /// Plans a model of which every parameter is trained, without allocating. Sums that overflow become
     /// `u64::MAX`.
     pub fn of(a: &Architecture, b: Budget) -> MemoryPlan {
-        MemoryPlan::new(a, b, &ParameterMap::of(a))
+        MemoryPlan::new(a, b, &ParameterMap::of(a), LOGITS)
     }
 
     /// Plans a model of which some parameters are trained.
@@ -395,7 +394,7 @@ impl MemoryPlan {
     /// # Errors
     /// As [`MemoryPlan::with`].
     pub fn over(a: &Architecture, b: Budget, trainable: &Trainable, base: Base) -> Result<MemoryPlan> {
-        Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?))
+        Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?, LOGITS))
     }
 
     /// The plan with another optimizer, whose state this many ranks divide among them: what a rank has at most.
@@ -418,8 +417,9 @@ impl MemoryPlan {
         MemoryPlan { optimizer, ..self }
     }
 
-    pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap) -> MemoryPlan {
-        let arena = Arena::carve(a, b, map.low(), None);
+    /// Plans a model whose head has at most `logits` elements at once.
+    pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap, logits: usize) -> MemoryPlan {
+        let arena = Arena::carve(a, b, map.low(), logits, None);
         let bytes = |n: usize| (n as u64).saturating_mul(size_of::<f32>() as u64);
         let trained = if b.train { bytes(map.trained_len()) } else { 0 };
         MemoryPlan {
@@ -442,5 +442,32 @@ impl MemoryPlan {
         [self.gradients, self.optimizer, self.activations, self.scratch]
             .into_iter()
             .fold(self.parameters, u64::saturating_add)
+    }
+
+    /// Bytes of a card's memory that a model of this plan needs: all of it, the larger chunks of logits that a card has,
+    /// the largest factors of a matrix product or of attention in the card's types, and what the driver and its libraries
+    /// take.
+    pub fn on_card(&self, a: &Architecture, b: Budget) -> u64 {
+        let used = |logits| Arena::carve(a, b, LowSizes::default(), logits, None).used as u64;
+        let logits = used(cuda::LOGITS).saturating_sub(used(LOGITS)).saturating_mul(4);
+        let rows = b.tokens.max(b.targets) as u64;
+        let (mut factors, mut planes) = (0, 0);
+        let mut product = |outputs: usize, inputs: usize, most: u64| {
+            let (outputs, inputs) = (outputs as u64, inputs as u64);
+            let of = rows.min(most / outputs.max(1)).saturating_mul(outputs.saturating_add(inputs));
+            factors = of.saturating_add(outputs.saturating_mul(inputs)).max(factors);
+        };
+        product(a.vocab_size, a.hidden, cuda::LOGITS as u64);
+        for block in &a.blocks {
+            let [q, kv, up] = Architecture::widths(block);
+            [q, kv, up].into_iter().for_each(|outputs| product(outputs, a.hidden, u64::MAX));
+            product(a.hidden, block.mlp.intermediate, u64::MAX);
+            // Heads are padded to a power of two, at most to twice their size; queries and the gradient of the output.
+            let heads = (q as u64).saturating_mul(2).saturating_add(kv as u64);
+            planes = rows.saturating_mul(heads.saturating_mul(2)).max(planes);
+        }
+        // Values of bf16; in products of f32 nothing is converted, but attention has three parts.
+        let values = factors.max(planes.saturating_mul(3));
+        [logits, values, values, OVERHEAD].into_iter().fold(self.total(), u64::saturating_add)
     }
 }

@@ -159,7 +159,7 @@ impl<B: Backend> Model<B> {
         }
         arch.check().map_err(|message| Error::Architecture { message })?;
         let map = ParameterMap::over(&arch, trainable, base)?;
-        let plan = MemoryPlan::new(&arch, budget, &map);
+        let plan = MemoryPlan::new(&arch, budget, &map, backend.logits());
         let parameters = backend.allocate(map.len())?;
         let trained = match budget.train {
             true => Some(Trained::allocate(&map, &mut backend)?),

@@ -57,7 +57,9 @@ class VerifyCallback(TrainerCallback):
             self._tokenizer = None
         loader, model = kwargs.get("train_dataloader"), kwargs.get("model")
         rows = getattr(loader, "dataset", None)
-        if self.dataset and rows is not None and hasattr(rows, "__len__"):
+        # Rows that a collator makes tokens of are seen as batches only.
+        tokens = "input_ids" in (getattr(rows, "column_names", None) or ["input_ids"])
+        if self.dataset and tokens and hasattr(rows, "__len__"):
             report = verify(trained_rows(rows), self._tokenizer, ignore=self.ignore, progress=False)
             self._judge(report, "the data set")
         self._left = self.batches

@@ -58,7 +58,7 @@ class Prepared:
         return (self[i] for i in range(len(self)))
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        return self._inner.__arrow_c_stream__(requested_schema)
+        return self._inner.stream().__arrow_c_stream__(requested_schema)
 
     def to_arrow(self) -> pyarrow.Table:
         """The rows as a ``pyarrow.Table`` that shares their memory."""

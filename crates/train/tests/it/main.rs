@@ -7,6 +7,7 @@ mod diagnose;
 mod evaluate;
 mod extras;
 mod fuzz;
+mod fuzzed;
 mod generate;
 mod mesh;
 mod not_finite;

@@ -18,6 +18,7 @@ mod simd;
 
 use super::buffers::Memory;
 use super::experts::Slots;
+use super::shapes::AdamWScalars;
 use super::{
     Activation, Adafactor, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, ByteBuffer, Bytes, Draw,
     Dropout, FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd,
