@@ -14,6 +14,7 @@ use crate::inputs::vocabulary::Vocabulary;
 use crate::inputs::weights::{Adapter, Start, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
+use crate::ranks::Team;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Begin {
     pub extend: bool,
     /// The lock of the output folder, where it is held already.
     pub lock: Option<Lock>,
+    /// The ranks that share the work.
+    pub team: Team,
 }
 
 /// A run that is planned and not started.
@@ -130,7 +133,7 @@ impl Job {
             let (packs, filled) = packer.pack(train);
             (train, fill) = (packs, Some(filled));
         }
-        let plan = Plan::new(&train, &eval, &settings)?;
+        let plan = Plan::of_ranks(&train, &eval, &settings, begin.team.ranks)?;
         plan.check_model(&arch, &train, &eval)?;
         let identity = Identity {
             objective: policy.objective,
@@ -183,12 +186,12 @@ impl Job {
     }
 
     fn memory(&self) -> MemoryPlan {
-        self.opened.memory(self.plan.budget, &self.settings)
+        self.opened.memory(self.plan.budget, &self.settings, self.begin.team.ranks)
     }
 
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
-        self.opened.start(ui, &self.config)
+        self.opened.start(ui, &self.config).for_ranks(self.begin.team.ranks, self.begin.team.local)
     }
 
     /// The files beside the weights that the run writes.
@@ -209,7 +212,7 @@ impl Job {
 
     /// Trains.
     pub fn train(&mut self, ui: &Ui) -> anyhow::Result<Report> {
-        let stop = interrupt::flag();
+        let (stop, team) = (interrupt::flag(), self.begin.team.clone());
         let mut model = match &self.checkpoint {
             // An adapter's base is not in the checkpoint.
             Some(_) if self.opened.adapter.is_some() => self.start(ui).build(self.plan.budget)?,
@@ -217,9 +220,10 @@ impl Job {
             // The checkpoint's weights will replace these, so none are read.
             Some(_) => {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
-                let plan = planned(&self.arch, budget, &trainable, &self.settings)?;
+                let team = &self.begin.team;
+                let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
                 let device = self.config.device();
-                check_memory(&self.arch, &plan, budget, device, ui)?;
+                check_memory(&self.arch, &plan, budget, device, team.local, ui)?;
                 Model::with_trainable(self.arch.clone(), device.open(ui)?, budget, &trainable)?
             }
         };
@@ -241,6 +245,7 @@ impl Job {
             stops: &self.stops,
             decode: self.folder.tokenizer.as_deref().map(|_| &decode as &dyn Fn(&[u32]) -> String),
             tensorboard: events.as_deref(),
+            collective: team.collective(),
             output_dir: &self.config.output_dir,
             resume: self.begin.resume.clone(),
             extend: self.begin.extend,
@@ -250,7 +255,8 @@ impl Job {
         let mut progress = Progress::new(ui);
         let report = suasion_train::train_from(run, self.located.take(), &mut progress, stop)?;
         drop(progress);
-        if !report.interrupted
+        if team.is_first()
+            && !report.interrupted
             && !report.diverged.is_some_and(|divergence| divergence.stopped)
             && let Err(error) = self.export()
         {
