@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::emulation::{Argument, Emulation, build, declared, library};
+use common::emulation::{Argument, Emulation, RACES, build, declared, library, sanitizer};
 use common::{Random, relative};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -427,5 +427,49 @@ fn faults_of_kernels_are_errors() {
         let mut y = vec![0f32; 2];
         launch!(emulation, "fault_unwritten", [2, 1, 1], [32, 1, 1], 0, seed, [&mut y]).unwrap();
         assert!(y.iter().all(|y| y.is_nan()), "{y:?}");
+    }
+}
+
+/// Races are seen in every schedule, the harmless one too: a barrier that was taken away, a shuffle in place of a
+/// barrier, two blocks that write the same element. All other tests look for them in all kernels.
+#[test]
+fn races_are_found_in_any_schedule() {
+    if sanitizer().is_some() {
+        return;
+    }
+    let flags = ["-DPLANT_MISSING_BARRIER", "-DPLANT_FAULTS", RACES];
+    let (Some(planted), Some(whole)) = (build(|unit| unit == "norms", &flags), library()) else { return };
+    let (planted, whole) = (Emulation::load(&planted), Emulation::load(&whole));
+    let (rows, width) = (3u32, 577u32);
+    let (x, w) = (values((rows * width) as usize, 1), values(width as usize, 2));
+    for seed in SEEDS {
+        let run = |emulation: &Emulation| {
+            let (mut y, mut stats) = (vec![0f32; x.len()], vec![0f32; rows as usize]);
+            launch!(
+                emulation,
+                "rms_norm",
+                [rows, 1, 1],
+                [256, 1, 1],
+                0,
+                seed,
+                [&mut y, width, &mut stats, &x, width, &w, NONE, rows, 1u32, width, 1e-6f32, 0f32]
+            )
+        };
+        run(&whole).unwrap();
+        let mut y = vec![0f32; 32];
+        for (error, what) in [
+            (run(&planted).unwrap_err(), "read and write"),
+            (
+                launch!(planted, "fault_shuffle_is_no_barrier", [1, 1, 1], [32, 1, 1], 0, seed, [&mut y])
+                    .unwrap_err(),
+                "read and write",
+            ),
+            (
+                launch!(planted, "fault_two_blocks", [2, 1, 1], [32, 1, 1], 0, seed, [&mut y]).unwrap_err(),
+                "write the same memory",
+            ),
+        ] {
+            assert!(error.contains("a race: threads ") && error.contains(what), "seed {seed}: {error}");
+        }
     }
 }

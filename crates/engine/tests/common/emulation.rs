@@ -27,16 +27,25 @@ pub fn declared() -> Vec<(String, bool)> {
     names
 }
 
-/// The library, compiled once for each state of the source. Where there is no g++, the running test is recorded as
-/// skipped. `SUASION_EMULATION_FLAGS` are further flags: `.ci/sanitize` sets them.
+/// The flag with which a launch fails where two threads race.
+pub const RACES: &str = "-fsanitize=thread";
+
+/// Flags of `.ci/sanitize`, in place of [`RACES`].
+pub fn sanitizer() -> Option<String> {
+    std::env::var("SUASION_EMULATION_FLAGS").ok()
+}
+
+/// The library of all kernels, which looks for races; compiled once for each state of the source. Where there is no
+/// g++, the running test is recorded as skipped.
 pub fn library() -> Option<PathBuf> {
-    build(|_| true, &[])
+    build(|_| true, &[RACES])
 }
 
 /// The library of some of the source files, compiled with further flags.
 pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
-    let of_run = std::env::var("SUASION_EMULATION_FLAGS").unwrap_or_default();
-    let flags: Vec<&str> = of_run.split_whitespace().chain(flags.iter().copied()).collect();
+    let sanitizer = sanitizer();
+    let own = flags.iter().copied().filter(|flag| sanitizer.is_none() || *flag != RACES);
+    let flags: Vec<&str> = own.chain(sanitizer.iter().flat_map(|flags| flags.split_whitespace())).collect();
     if !Command::new("g++").arg("--version").output().is_ok_and(|output| output.status.success()) {
         suasion_test_support::skipped("no g++ for the emulation of cards");
         return None;
@@ -81,25 +90,32 @@ pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
     }
     std::fs::write(folder.join("sources.inc"), sources).unwrap();
     std::fs::write(folder.join("registry.inc"), registry).unwrap();
-    let unfinished = folder.join("unfinished.so");
-    let output = Command::new("g++")
-        .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing"])
-        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter"])
-        .args(&flags)
-        // A sanitizer that is loaded into this program is no business of the compiler's.
-        .env_remove("LD_PRELOAD")
-        .arg("-I")
-        .arg(&folder)
-        .arg("-I")
-        .arg(kernels())
-        .arg("-I")
-        .arg(&emulation)
-        .arg(emulation.join("emulation.cpp"))
-        .arg("-o")
-        .arg(&unfinished)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Accesses to memory are checked in kernels only, and by the emulation itself: no library of the sanitizer is linked.
+    let checks = flags.contains(&RACES);
+    let others: Vec<&str> = flags.iter().copied().filter(|flag| *flag != RACES).collect();
+    let compile = |flags: &[&str], arguments: &[&Path]| {
+        let output = Command::new("g++")
+            .args(["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"])
+            .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter"])
+            .args(flags)
+            .args(checks.then_some("-DCHECKS_RACES=1"))
+            .arg("-I")
+            .arg(&folder)
+            .arg("-I")
+            .arg(kernels())
+            .arg("-I")
+            .arg(&emulation)
+            .args(arguments)
+            // A sanitizer that is loaded into this program is no business of the compiler's.
+            .env_remove("LD_PRELOAD")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (object, unfinished) = (folder.join("kernels.o"), folder.join("unfinished.so"));
+    compile(&flags, &["-c".as_ref(), &emulation.join("kernels.cpp"), "-o".as_ref(), &object]);
+    let scheduler = emulation.join("emulation.cpp");
+    compile(&others, &["-shared".as_ref(), &scheduler, &object, "-o".as_ref(), &unfinished]);
     std::fs::rename(&unfinished, &library).unwrap();
     Some(library)
 }
