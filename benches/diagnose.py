@@ -448,6 +448,8 @@ def table(models):
     models = [m if m["part"] == "held_out" else judged(m, constants) for m in models]
     for part, _ in PARTS:
         rows = [(m, verdict_of(m)) for m in models if m["part"] == part]
+        if not rows:
+            continue
         decided = [r for r in rows if r[1] != "undecided"]
         right = sum(r[1] == "right" for r in rows)
         print(f"\n**{part.replace('_', ' ').capitalize()}**: {len(rows)} models, {right} right, {len(rows) - len(decided)} undecided, "
@@ -465,8 +467,7 @@ def table(models):
             if own:
                 mean = sum(r[0]["confidence"] for r in own) / len(own)
                 print(f"\nConfidence {low} to {min(high, 1.0)}: {len(own)} verdicts, mean confidence {mean:.3f}, "
-                      f"{sum(r[1] == 'right' for r in own) / len(own):.3f} right.", end="")
-        print()
+                      f"{sum(r[1] == 'right' for r in own) / len(own):.3f} right.")
     print("\n| model | part | learning rate | steps | rows | seed | shift | judged on | verdict | confidence | |")
     print("|---|---|---:|---:|---:|---:|---:|---|---|---:|---|")
     for m in models:
