@@ -24,6 +24,7 @@ mod newcomer;
 mod packing;
 mod pages;
 mod prepare;
+mod ranks;
 mod readme;
 mod resume;
 mod runs;

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use suasion_engine::{ADAPTER_WEIGHTS, Backend, Model, WeightType};
+use suasion_engine::{ADAPTER_WEIGHTS, Backend, Collective, Model, WeightType};
 use suasion_files::{NewFolder, Written, remove_folder, sizes};
 
 /// File of the run's state.
@@ -169,9 +169,12 @@ pub(crate) struct Contents<'a> {
     pub trainer_state: &'a Value,
     /// Without what a resume needs, and in the type of the final model (`save_only_model`).
     pub only_model: bool,
+    /// The ranks that have shares of the optimizer's state.
+    pub collective: &'a dyn Collective,
 }
 
-/// Writes `checkpoint-N`, where N is the state's step. `before` is called when it is complete, and has not its name yet.
+/// Writes `checkpoint-N`, where N is the state's step, on the first rank. `before` is called when it is complete, and has
+/// not its name yet.
 pub(crate) fn write<B: Backend>(
     output_dir: &Path,
     model: &Model<B>,
@@ -192,7 +195,7 @@ fn fill<B: Backend>(
     contents: Contents<'_>,
     before: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let Contents { state, files: model_files, metrics, trainer_state, only_model } = contents;
+    let Contents { state, files: model_files, metrics, trainer_state, only_model, collective } = contents;
     let put = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         fs::write(&path, bytes).map_err(|source| Error::io(path, source))
@@ -204,7 +207,7 @@ fn fill<B: Backend>(
     } else {
         // In f32, so that a resume continues exactly.
         model.save_run(dir.path(), true)?;
-        model.save_optimizer(&dir.path().join(OPTIMIZER))?;
+        model.gather_optimizer(&dir.path().join(OPTIMIZER), collective)?;
         model.save_average(&dir.path().join(AVERAGE))?;
     }
     for file in

@@ -272,8 +272,8 @@ settings! {
     per_device_train_batch_size Same: usize = 8, in Range::AtLeast(1.0);
     /// Rows per evaluation batch, or packs of them.
     per_device_eval_batch_size Free: usize = 8, in Range::AtLeast(1.0);
-    /// Micro-batches per step, normalised over all their targets together.
-    gradient_accumulation_steps Same: usize = 1, in Range::AtLeast(1.0);
+    /// Micro-batches per step and rank, normalised over all their targets together.
+    gradient_accumulation_steps Resolved: usize = 1, in Range::AtLeast(1.0);
     /// The highest learning rate of the schedule.
     learning_rate Same: f64 = 2e-5, in Range::AtLeast(0.0);
     /// The optimizer.

@@ -138,9 +138,9 @@ impl Opened {
         Adapter::trainable_or(self.adapter.as_ref(), &self.chosen)
     }
 
-    /// The memory of a model with this budget.
-    pub fn memory(&self, budget: suasion_engine::Budget, settings: &Settings) -> MemoryPlan {
-        let plan = planned(&self.arch, budget, &self.trainable(), settings);
+    /// The memory of a model with this budget, on each of so many ranks.
+    pub fn memory(&self, budget: suasion_engine::Budget, settings: &Settings, ranks: usize) -> MemoryPlan {
+        let plan = planned(&self.arch, budget, &self.trainable(), settings, ranks);
         plan.unwrap_or_else(|_| MemoryPlan::of(&self.arch, budget)).over_files(&self.base)
     }
 

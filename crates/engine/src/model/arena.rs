@@ -425,17 +425,23 @@ impl MemoryPlan {
         Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?, LOGITS))
     }
 
-    /// The plan with another optimizer.
+    /// The plan with another optimizer, whose state this many ranks divide among them: what a rank has at most.
     ///
     /// # Errors
     /// As [`MemoryPlan::with`].
-    pub fn under(self, optimizer: Optimizer, a: &Architecture, trainable: &Trainable) -> Result<MemoryPlan> {
-        Ok(self.optimized(optimizer, &ParameterMap::with(a, trainable)?))
+    pub fn under(
+        self,
+        optimizer: Optimizer,
+        ranks: usize,
+        a: &Architecture,
+        trainable: &Trainable,
+    ) -> Result<MemoryPlan> {
+        Ok(self.optimized(optimizer, ranks, &ParameterMap::with(a, trainable)?))
     }
 
-    pub(super) fn optimized(self, optimizer: Optimizer, map: &ParameterMap) -> MemoryPlan {
+    pub(super) fn optimized(self, optimizer: Optimizer, ranks: usize, map: &ParameterMap) -> MemoryPlan {
         // Without gradients there is nothing to optimise.
-        let optimizer = if self.gradients > 0 { optimizer.bytes(map) } else { 0 };
+        let optimizer = if self.gradients > 0 { optimizer.bytes(map, ranks) } else { 0 };
         MemoryPlan { optimizer, ..self }
     }
 

@@ -1,8 +1,8 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
 //! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
-//! parameters and gradients; `optimizer` steps; `average` and `noise` are training's; `decode` generates with a KV
-//! cache.
+//! parameters and gradients; `optimizer` steps, and `optimizer_files` has its state in files; `average` and `noise` are
+//! training's; `decode` generates with a KV cache.
 
 mod adapter;
 mod arena;
@@ -14,6 +14,7 @@ mod experts;
 mod head;
 mod noise;
 mod optimizer;
+mod optimizer_files;
 mod state;
 
 pub use arena::MemoryPlan;
