@@ -31,3 +31,4 @@ mod runs;
 mod sources;
 mod training;
 mod verify;
+mod vocabulary;

@@ -4,12 +4,13 @@ mod announce;
 mod card;
 mod estimate;
 
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::export;
 use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
+use crate::inputs::vocabulary::Vocabulary;
 use crate::inputs::weights::{Adapter, Start, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -20,7 +21,6 @@ use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::report::format::count;
-use suasion_data::template::TemplateOptions;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::kernels::cuda::found::Card;
@@ -53,6 +53,8 @@ pub struct Job {
     pub begin: Begin,
     /// The checkpoint that the run continues.
     pub checkpoint: Option<PathBuf>,
+    /// The same as it was read and verified.
+    located: Option<checkpoint::Located>,
     /// The model, and the adapter that is trained.
     pub opened: Opened,
     pub folder: Arc<ModelFolder>,
@@ -76,9 +78,11 @@ pub struct Job {
 
 impl Job {
     /// Reads everything but the weights, and plans the run.
-    pub fn new(config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
+    pub fn new(mut config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
         // A checkpoint holds every file of its model: the base may be gone.
-        let checkpoint = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        let located = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        let checkpoint = located.as_ref().map(|located| located.dir.clone());
+        config.data.template_date = config.data.template_date.or_else(|| begun_on(checkpoint.as_deref()));
         let on = config.device().card(ui)?;
         let opened = open(&config, checkpoint.as_deref(), ui)?;
         let data = rows::training(&config, ui)?;
@@ -100,6 +104,9 @@ impl Job {
         if !train_rows.samples.is_empty() {
             loading::check_findings(&train_rows, allowed)?;
         }
+        // What is saved with the run and read by a resume, which may be on another day.
+        config.data.template_date = train_rows.summary.pinned(&policy).template_date;
+        let policy = config.policy();
         let mut eval_rows = match &eval_data {
             Some(rows) => Some(loading::load(ui, rows, &folder, &policy, Mode::Train, allowed)?),
             None => None,
@@ -138,6 +145,7 @@ impl Job {
             settings,
             begin,
             checkpoint,
+            located,
             opened,
             folder,
             arch,
@@ -188,7 +196,7 @@ impl Job {
 
     /// The files beside the weights that the run writes.
     fn files(&self) -> anyhow::Result<ModelFiles> {
-        let mut files = ModelFiles::from_dir(&self.folder.path)?;
+        let mut files = ModelFiles::changed(&self.folder.path, &self.folder.changed)?;
         if let Some(adapter) = &self.opened.adapter {
             // transformers finds the base by its name.
             files = files.of_adapter();
@@ -245,7 +253,7 @@ impl Job {
             lock: self.begin.lock.take(),
         };
         let mut progress = Progress::new(ui);
-        let report = suasion_train::train(run, &mut progress, stop)?;
+        let report = suasion_train::train_from(run, self.located.take(), &mut progress, stop)?;
         drop(progress);
         if team.is_first()
             && !report.interrupted
@@ -260,17 +268,9 @@ impl Job {
 
     /// Writes what a server needs beside the finished model.
     fn export(&self) -> anyhow::Result<()> {
-        let Some(tokenizer) = self.folder.tokenizer.as_deref() else { return Ok(()) };
-        if self.opened.adapter.is_some() {
-            // They are of whole models: what `merge` writes.
-            return Ok(());
-        }
-        let policy = self.config.policy();
-        let stops = self.folder.special(&policy)?.stops;
-        let options = TemplateOptions::of(&policy);
-        let bos = tokenizer.bos().map(|bos| bos.content.as_str());
-        let template = self.folder.template.as_deref();
-        Ok(export::write(&self.config.output_dir, tokenizer, template, &options, &stops, bos)?)
+        let base =
+            self.opened.adapter.as_ref().map(|_| std::path::absolute(&self.opened.base)).transpose()?;
+        export::of_model(&self.config.output_dir, &self.folder, &self.config.policy(), base.as_deref())
     }
 
     /// Trains and measures both objectives from the same start.
@@ -328,13 +328,15 @@ impl Job {
 /// gone; under an adapter the base is needed.
 fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<Opened> {
     let Some(checkpoint) = checkpoint else { return Opened::of(config, ui)?.for_training(config) };
+    // A checkpoint has what was added; the base of an adapter has not.
+    let vocabulary = Vocabulary::of(config, ui)?;
     if !AdapterFolder::is_one(checkpoint) {
-        return Opened::named(Some(checkpoint), None, config.init, ui)?.choosing(config);
+        return Opened::named(Some(checkpoint), None, config.init, &vocabulary, ui)?.choosing(config);
     }
     let model = config.model_name_or_path.as_deref();
     let model =
         model.filter(|model| !AdapterFolder::is_one(model) && (model.is_dir() || !model.is_absolute()));
-    let opened = Opened::named(model, Some(checkpoint), config.init, ui)?;
+    let opened = Opened::named(model, Some(checkpoint), config.init, &vocabulary, ui)?;
     if let (true, Some(adapter)) = (config.use_peft, &opened.adapter) {
         let (was, now) = (adapter_config(&adapter.lora, &opened.arch, "")?, config.lora(&opened.arch)?);
         let now = adapter_config(&now, &opened.arch, "")?;
@@ -348,6 +350,20 @@ fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<O
         }
     }
     opened.choosing(config)
+}
+
+/// The day that the chat template of a run has written into its rows: with that of its resume they would be other rows.
+fn begun_on(checkpoint: Option<&Path>) -> Option<String> {
+    let saved = checkpoint?.parent()?.join(SAVED_CONFIG);
+    Loaded::over(
+        Config::default(),
+        Some(&saved).filter(|path| path.is_file()).map(PathBuf::as_path),
+        &[],
+        &[],
+    )
+    .config
+    .data
+    .template_date
 }
 
 /// The folder of the run's TensorBoard event files.

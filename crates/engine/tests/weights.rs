@@ -340,7 +340,7 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
     refuse("granite", "logits_scaling", json!(0), &["logits_scaling"]);
     refuse("gpt_neox", "hidden_act", json!("silu"), &["hidden_act", "silu", "gelu"]);
     refuse("qwen3_moe", "num_experts_per_tok", json!(8), &["8 of 7 experts"]);
-    refuse("qwen3_moe", "output_router_logits", json!(true), &["output_router_logits", "load-balancing"]);
+    refuse("qwen3_moe", "output_router_logits", json!("on"), &["output_router_logits", "true or false"]);
     refuse("qwen3_moe", "mlp_only_layers", json!("none"), &["mlp_only_layers"]);
     refuse("llama", "quantization_config", json!({"bits": 4}), &["quantization_config"]);
     // What a family does not have is named, but for what decides nothing here.

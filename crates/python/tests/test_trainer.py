@@ -86,6 +86,24 @@ def test_trls_own_preparation_is_verified(model, tmp_path):
     assert all(token.supervised for token in suasion.verify(everything).row(0).tokens)
 
 
+def test_labels_are_held_against_the_rows_of_the_trainer(chat_model, model, tmp_path):
+    turn = lambda role, text: {"role": role, "content": text}  # noqa: E731
+    rows = datasets.Dataset.from_list(
+        [{"messages": [turn("user", f"Say {word}."), turn("assistant", word.title())]} for word in ("yes", "no", "maybe")]
+    )
+    # TRL learns every token of conversations, unless it is told otherwise.
+    found = suasion.VerifyCallback(on_error="warn", source=rows, batches=0)
+    with pytest.warns(UserWarning, match="M008"):
+        trainer(model, rows, tmp_path, [found]).train()
+    (report,) = found.reports
+    assert report.shares["user"]["after"] > 0 and report.counts["M008"] == 3
+    own = suasion.prepare(rows, model)
+    origins = [[token.origin for token in report.row(i).tokens] for i in range(3)]
+    assert [[origin == "response" for origin in row] for row in origins] == [
+        [letter == "R" for letter in row["origins"]] for row in own
+    ]
+
+
 def test_tokenizers_are_taken_as_objects(model, rows):
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     folder, held = suasion.prepare(rows[:20], model), suasion.prepare(rows[:20], tokenizer)

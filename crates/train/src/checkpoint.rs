@@ -97,14 +97,24 @@ pub fn read(dir: &Path) -> Result<RunState> {
     Ok(state)
 }
 
-/// The checkpoint that a resume continues, its state, and why newer ones are not usable. `None` for a new run, and for
+/// A checkpoint whose files are all as they were written.
+#[derive(Debug)]
+pub struct Located {
+    /// Its folder.
+    pub dir: PathBuf,
+    pub(crate) state: RunState,
+    /// Why newer ones are not usable.
+    pub(crate) skipped: Vec<Error>,
+}
+
+/// The checkpoint that a resume continues, read and verified. `None` for a new run, and for
 /// one that was begun and has no checkpoint yet: it starts again.
-pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf, RunState, Vec<Error>)>> {
+pub fn locate(resume: &Resume, output_dir: &Path) -> Result<Option<Located>> {
     let within = match resume {
         Resume::No => return Ok(None),
         Resume::From(dir) if dir.join(STATE).exists() || step_of(dir).is_some() => {
             let state = read(dir).map_err(|error| error.with_older(older(dir)))?;
-            return Ok(Some((dir.clone(), state, Vec::new())));
+            return Ok(Some(Located { dir: dir.clone(), state, skipped: Vec::new() }));
         }
         Resume::From(dir) => dir,
         Resume::Newest => output_dir,
@@ -116,7 +126,7 @@ pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf
     let mut skipped = Vec::new();
     for (_, dir) in all.into_iter().rev() {
         match read(&dir) {
-            Ok(state) => return Ok(Some((dir, state, skipped))),
+            Ok(state) => return Ok(Some(Located { dir, state, skipped })),
             Err(error) => skipped.push(error),
         }
     }
@@ -144,11 +154,6 @@ fn older(dir: &Path) -> Option<PathBuf> {
     let all = list(run).into_iter().filter(before);
     let older = all.filter(|(at, _)| step_of(dir).is_none_or(|step| *at < step));
     older.map(|(_, path)| path).rfind(|path| read(path).is_ok())
-}
-
-/// The checkpoint folder that a resume continues; `None` for a new run, and for one that starts again.
-pub fn locate(resume: &Resume, output_dir: &Path) -> Result<Option<PathBuf>> {
-    Ok(find(resume, output_dir)?.map(|(dir, ..)| dir))
 }
 
 /// The metrics of the steps up to a checkpoint.
@@ -205,7 +210,9 @@ fn fill<B: Backend>(
         model.gather_optimizer(&dir.path().join(OPTIMIZER), collective)?;
         model.save_average(&dir.path().join(AVERAGE))?;
     }
-    for file in &model_files.beside(kind, model.architecture().head.tied).files {
+    for file in
+        &model_files.beside(kind, model.architecture().head.tied, model.architecture().vocab_size).files
+    {
         put(&file.name, &file.bytes)?;
     }
     put(METRICS, metrics.as_bytes())?;

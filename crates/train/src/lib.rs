@@ -66,4 +66,4 @@ pub use run::{Best, Identity, Report, Resume, Run};
 pub use schedule::Scheduler;
 pub use settings::{OnSaveError, Optim, Settings, Strategy};
 pub use token_losses::token_losses;
-pub use trainer::train;
+pub use trainer::{train, train_from};

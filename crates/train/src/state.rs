@@ -109,7 +109,7 @@ pub struct RunState {
     /// For ending the run early.
     #[serde(default)]
     pub patience: Patience,
-    /// For `reduce_lr_on_plateau`.
+    /// For schedules that follow evaluations.
     #[serde(default)]
     pub plateau: PlateauState,
     /// True where a run can be resumed from the checkpoint: it has what AdamW keeps.

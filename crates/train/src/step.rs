@@ -22,6 +22,8 @@ pub struct StepOutcome {
     pub mean_token_accuracy: Option<f64>,
     /// Mean entropy in nats of the distributions that they are predicted from.
     pub entropy: Option<f64>,
+    /// Mean load-balancing loss of the micro-batches, which `loss` has a share of; `None` without one.
+    pub aux_loss: Option<f64>,
 }
 
 /// The factor that `torch.nn.utils.clip_grad_norm_` applies: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm`
@@ -51,9 +53,9 @@ pub fn step<B: Backend>(
     let targets = || batches.iter().flat_map(|batch| &batch.targets);
     let tokens: usize = batches.iter().map(|batch| batch.ids.len()).sum();
     let of_rank = targets().map(|target| f64::from(target.weight)).sum();
-    let mut sums = [of_rank, targets().count() as f64, tokens as f64];
+    let mut sums = [of_rank, targets().count() as f64, tokens as f64, batches.len() as f64];
     collective.sum(&mut sums)?;
-    let weight = sums[0];
+    let [weight, .., passes] = sums;
     let mut outcome = StepOutcome {
         loss: None,
         grad_norm: 0.0,
@@ -61,6 +63,7 @@ pub fn step<B: Backend>(
         tokens: sums[2] as u64,
         mean_token_accuracy: None,
         entropy: None,
+        aux_loss: None,
     };
     if weight <= 0.0 {
         return Ok(outcome);
@@ -86,14 +89,20 @@ pub fn step<B: Backend>(
             dropout: !settings.disable_dropout,
             noise_alpha: settings.neftune_noise_alpha.unwrap_or(0.0) as f32,
             label_smoothing: settings.label_smoothing_factor as f32,
+            // The mean over the step's micro-batches, as TRL takes it.
+            balance: (1.0 / passes) as f32,
         });
         model.accumulate(batch, scale)
     };
     let pending: Vec<_> = batches.iter().enumerate().map(&mut pass).collect();
     let (mut sum, mut broken) = (0.0f64, None);
     let (mut right, mut entropy) = (0u64, 0.0f64);
+    let factor = f64::from(model.architecture().balance);
+    let mut balance = 0.0f64;
     for ((batch, rows), losses) in batches.iter().zip(micro_batches).zip(pending) {
-        let losses = model.read_losses(&losses?)?;
+        let losses = losses?;
+        balance += model.read_balance(&losses)?.unwrap_or(0.0) / passes;
+        let losses = model.read_losses(&losses)?;
         if let (None, Some(bad)) = (&broken, losses.iter().find(|loss| !loss.nll.is_finite())) {
             let targets = rows.iter().flat_map(|row| row.targets().map(move |(at, ..)| (row, at)));
             let of = targets.zip(&losses).filter(|(_, loss)| !loss.nll.is_finite());
@@ -108,9 +117,13 @@ pub fn step<B: Backend>(
         }
     }
     // All ranks learn here whether one of them has a loss that is not finite, and end together.
-    let mut sums = [sum, right as f64, entropy];
+    let mut sums = [sum, right as f64, entropy, balance];
     collective.sum(&mut sums)?;
-    let (loss, count) = (sums[0] / weight, outcome.targets as f64);
+    let (mut loss, count) = (sums[0] / weight, outcome.targets as f64);
+    if factor != 0.0 {
+        outcome.aux_loss = Some(sums[3]);
+        loss += factor * sums[3];
+    }
     outcome.mean_token_accuracy = Some(sums[1] / count);
     outcome.entropy = Some(sums[2] / count);
     if let Some(broken) = broken {

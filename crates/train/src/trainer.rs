@@ -1,6 +1,6 @@
 //! A training run: its steps, its evaluations and checkpoints, and what it leaves in its output folder.
 
-use crate::checkpoint::{self, Contents, METRICS, TRAINER_STATE, is_begun};
+use crate::checkpoint::{self, Contents, Located, METRICS, TRAINER_STATE, is_begun};
 use crate::divergence::Divergence;
 use crate::evaluate::evaluate_over;
 use crate::json::pretty;
@@ -29,8 +29,14 @@ use suasion_files::{NewFolder, remove_folder, write_bytes};
 ///
 /// The ranks of a run all call this with the same inputs, and do the same; the first writes the files, and the stop flag of
 /// one stops all. Where one is lost, the others end with [`Error::Rank`].
-pub fn train<B: Backend>(
+pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
+    train_from(run, None, observer, stop)
+}
+
+/// As [`train`], from the checkpoint that [`checkpoint::locate`] has found for the run, which is not verified again.
+pub fn train_from<B: Backend>(
     mut run: Run<'_, B>,
+    located: Option<Located>,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Report> {
@@ -64,7 +70,11 @@ pub fn train<B: Backend>(
     warnings.extend(run.model.architecture().not_applied.iter().cloned());
     let mut records = Vec::new();
     let mut resumed_from = None;
-    if let Some((dir, saved, skipped)) = checkpoint::find(&run.resume, output_dir)? {
+    let located = match located {
+        None => checkpoint::locate(&run.resume, output_dir)?,
+        located => located,
+    };
+    if let Some(Located { dir, state: saved, skipped }) = located {
         let shift = if run.extend { saved.shift_under(&state) } else { saved.shift };
         if settings.max_steps.is_none() {
             state.total_steps = state.total_steps.saturating_add_signed(shift);
@@ -618,8 +628,12 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         let folder = NewFolder::create(&output_dir.join("model"))?;
         let weights = self.run.model.save_run(folder.path(), false);
         weights.map_err(|error| Error::from(error).renamed(folder.path(), output_dir))?;
-        let (kind, tied) = (self.run.model.weight_type(), self.run.model.architecture().head.tied);
-        self.run.files.beside(kind, tied).stopping_at(self.run.stops).write(folder.path())?;
+        let (kind, arch) = (self.run.model.weight_type(), self.run.model.architecture());
+        self.run
+            .files
+            .beside(kind, arch.head.tied, arch.vocab_size)
+            .stopping_at(self.run.stops)
+            .write(folder.path())?;
         self.own()?;
         folder.move_into(output_dir)?;
         self.log.catch_up()?;

@@ -4,6 +4,7 @@ use super::ConfigArgs;
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::inputs::opened::Opened;
+use crate::inputs::vocabulary::Vocabulary;
 use crate::inputs::weights::Start;
 use crate::inputs::{kept, loading, rows};
 use crate::interrupt;
@@ -56,10 +57,10 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
         );
     }
     config.init = Init::Weights;
-    let base = Opened::of(&config, ui)?;
+    let (base, none) = (Opened::of(&config, ui)?, Vocabulary::default());
     let tuned = match AdapterFolder::is_one(&args.tuned) {
-        true => Opened::named(Some(&base.base), Some(&args.tuned), Init::Weights, ui)?,
-        false => Opened::named(Some(&args.tuned), None, Init::Weights, ui)?,
+        true => Opened::named(Some(&base.base), Some(&args.tuned), Init::Weights, &none, ui)?,
+        false => Opened::named(Some(&args.tuned), None, Init::Weights, &none, ui)?,
     };
     let settings = DiagnoseSettings { rows: args.rows.max(1), ..DiagnoseSettings::default() };
 

@@ -106,6 +106,17 @@ impl Job {
                 thousands(self.arch.parameter_count())
             ),
         );
+        if let Some(added) = self.arch.added {
+            line(
+                "vocabulary",
+                format!(
+                    "{} rows of embedding and head for {} in the files; {} added around their mean",
+                    thousands(self.arch.vocab_size as u64),
+                    thousands(added.base as u64),
+                    thousands((self.arch.vocab_size - added.base) as u64),
+                ),
+            );
+        }
         if let Some(trained) = self.trained() {
             line("trained", format!("{} of these parameters; the others are frozen", thousands(trained)));
         }

@@ -1,6 +1,7 @@
 //! Typed access to the keys of a `config.json`, and the settings that families share.
 
 use crate::arch::{MAX_LAYERS, MAX_SIZE};
+use crate::kernels::Activation;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::cell::RefCell;
@@ -190,6 +191,15 @@ impl<'a> Config<'a> {
                 format!("supported: {}", same.join(", ")),
             )),
         }
+    }
+
+    /// An activation of the GELU kind: exact, or with tanh.
+    pub(super) fn gelu(&self, key: &str, default: &'a str) -> Result<Activation> {
+        let (exact, tanh) =
+            (["gelu", "gelu_python"], ["gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"]);
+        self.activation(key, Some(default), &[&exact[..], &tanh].concat())?;
+        let name = self.get(key).and_then(Value::as_str).unwrap_or(default);
+        Ok(if exact.contains(&name) { Activation::Gelu } else { Activation::GeluTanh })
     }
 
     /// Refuses a flag that is on.

@@ -2,12 +2,12 @@
 
 use super::Model;
 use super::optimizer::{Optimizer, Place, matrix, within};
+use crate::Result;
 use crate::collective::{Collective, SingleRank, to_bytes, to_floats};
 use crate::dtype::WeightType;
 use crate::kernels::{Backend, Buffer, Bytes, QUANTISED_BLOCK as BLOCK, View};
 use crate::params::Parameter;
 use crate::weights::{self, Lazy};
-use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -240,16 +240,7 @@ impl<B: Backend> Model<B> {
                 }
             }
         })?;
-        if fitting == all && others == 0 {
-            return Ok(());
-        }
-        Err(Error::Weights {
-            path: path.to_path_buf(),
-            message: format!(
-                "{fitting} of {all} optimizer tensors fit this model, its optimizer and the parameters that it trains"
-            ),
-            help: "resume with the model, the optimizer and the trained parameters that the checkpoint was made with"
-                .into(),
-        })
+        let what = "optimizer tensors fit this model, its optimizer and the parameters that it trains";
+        weights::check_fit(path, what, fitting, all, others)
     }
 }

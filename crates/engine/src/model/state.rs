@@ -62,6 +62,8 @@ impl<B: Backend> Model<B> {
         };
         let (unknown, stored) = weights::load(dir, &self.arch, own, put)?;
         self.weight_type = stored;
+        let mapped = self.files.iter().flatten().map(|(_, tensor)| tensor.bytes().len() as u64);
+        self.plan.mapped = mapped.sum();
         self.weights_changed();
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {
