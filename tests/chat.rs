@@ -119,6 +119,40 @@ fn conversations_train_and_evaluate() {
     dir.train("out.jsonl").arg("--dry-run").run().error(3, "E-FINGERPRINT", "another chat template");
 }
 
+/// A run over midnight, and a resume on another day.
+#[test]
+fn a_run_keeps_the_day_on_which_it_began() {
+    let dir = Dir::new().with_model();
+    dir.write("model/chat_template.jinja", format!("{{{{ strftime_now('%Y-%m-%d') }}}}{TEMPLATE}"));
+    let row = |i: usize| json!({"messages": [{"role": "user", "content": format!("View {i}?")}, {"role": "assistant", "content": "Yes."}]});
+    dir.write("rows.jsonl", (0..6).map(|i| row(i).to_string() + "\n").collect::<String>());
+    let run = |more: &[&str]| {
+        dir.train("rows.jsonl")
+            .set(&["init=random", "max_steps=2", "save_steps=1", "output_dir=out"])
+            .set(more)
+    };
+    // What the rows say is what the run's configuration says.
+    dir.prepare("rows.jsonl", "x.jsonl").arg("--with-text").ok();
+    run(&[]).ok();
+    let day = &dir.lines("x.jsonl")[0]["text"].as_str().unwrap()[..10].to_string();
+    assert!(dir.text("out/suasion.yaml").contains(&format!("template_date: \"{day}\"\n")), "{day}");
+    // Another day than today's.
+    run(&["template_date=2001-02-03", "overwrite_output_dir=true"]).ok();
+    let whole = dir.read("out/model.safetensors");
+    let unfinished = || {
+        std::fs::remove_dir_all(dir.path("out/checkpoint-2")).unwrap();
+        std::fs::remove_file(dir.path("out/model.safetensors")).unwrap();
+    };
+    unfinished();
+    run(&[]).arg("--resume").ok();
+    assert_eq!(dir.read("out/model.safetensors"), whole);
+    unfinished();
+    dir.suasion(&["train", "--resume", "out"]).ok();
+    assert_eq!(dir.read("out/model.safetensors"), whole);
+    unfinished();
+    run(&["template_date=2001-02-04"]).arg("--resume").run().error(2, "E-RESUME", "trained on other data");
+}
+
 #[test]
 fn a_template_that_uses_todays_date_warns_and_reserved_names_are_refused() {
     let dir = folder();

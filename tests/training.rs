@@ -177,12 +177,19 @@ fn a_finished_model_has_a_modelfile_and_its_prompts() {
     assert_eq!(dir.text("out/Modelfile"), "FROM elsewhere\n");
 }
 
-/// A slice of the campaign of docs/reliability.md: kills and damaged inputs.
+/// A slice of the campaign of docs/reliability.md: kills, damaged inputs of every kind, jumps of the clock.
 #[test]
 fn a_slice_of_the_fault_campaign_finds_nothing() {
     let script = root().join("tests/faults/campaign.py");
     let mut command = Command::new("python3");
-    command.arg(script).args(["--binary", env!("CARGO_BIN_EXE_suasion"), "kills=3", "disks=0", "inputs=42"]);
+    command.arg(script).args([
+        "--binary",
+        env!("CARGO_BIN_EXE_suasion"),
+        "kills=3",
+        "disks=0",
+        "inputs=56",
+        "clocks=2",
+    ]);
     let Ok(ran) = command.output() else {
         suasion_test_support::skipped("no python3");
         return;
@@ -190,5 +197,10 @@ fn a_slice_of_the_fault_campaign_finds_nothing() {
     let out = String::from_utf8_lossy(&ran.stdout);
     assert!(ran.status.success(), "{out}\n{}", String::from_utf8_lossy(&ran.stderr));
     let counts: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
-    assert!(counts["kills"].as_u64() == Some(3) && counts["findings"] == 0, "{counts}");
+    assert!(
+        counts["kills"].as_u64() == Some(3)
+            && counts["clocks"].as_u64() == Some(2)
+            && counts["findings"] == 0,
+        "{counts}"
+    );
 }

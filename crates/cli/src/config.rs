@@ -9,6 +9,7 @@ mod adapter;
 mod bounds;
 mod check;
 mod choices;
+mod device;
 pub mod docs;
 pub mod flags;
 mod known;
@@ -20,7 +21,8 @@ mod table;
 mod tests;
 mod value;
 
-pub use choices::Init;
+pub use choices::{Init, MatmulPrecision};
+pub use device::DeviceName;
 pub use read::{Loaded, suggestion};
 pub use table::{Config, KEYS, Key};
 pub use value::Paths;

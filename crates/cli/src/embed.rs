@@ -1,14 +1,15 @@
 //! What a program that has the command line inside (the Python package) uses of it besides [`crate::main_from`]: the
 //! same keys, model folders, rows and errors.
 
-use crate::config::{Loaded, Paths};
+use crate::config::{Config, Loaded, Paths};
 use crate::failure::{Failure, Failures, Outcome};
-use crate::inputs::{model, rows};
+use crate::inputs::{loading, model, rows, vocabulary};
 use crate::ui::{ColorChoice, Ui};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::Manifest;
-use suasion_data::{ModelFolder, Policy};
+use suasion_data::tokens::Changes;
+use suasion_data::{Code, ModelFolder, Policy};
 
 /// An error as the command line prints it.
 #[derive(Clone, Debug)]
@@ -52,6 +53,8 @@ pub struct Choices {
     pub policy: Policy,
     /// The split to read, where rows are a folder of splits.
     pub split: String,
+    /// Codes whose errors are allowed.
+    pub allowed: Vec<Code>,
     /// Notes for the user: keys that were accepted and change nothing.
     pub notes: Vec<String>,
 }
@@ -64,7 +67,28 @@ pub struct Choices {
 pub fn choices(values: &Map<String, Value>, command: &str, place: &str) -> Result<Choices, Problem> {
     let loaded = Loaded::of_values(values, command, place).checked()?;
     let config = &loaded.config;
-    Ok(Choices { policy: config.policy(), split: config.dataset_train_split.clone(), notes: loaded.notes })
+    // A model is opened before its keys are read.
+    if let Some((key, _)) = config.changed().into_iter().find(|(name, _)| vocabulary::KEYS.contains(name)) {
+        let message = format!("{place}: {key} is a key of the commands and of train()");
+        let help = "for rows alone, add the tokens to the model's folder first: tokenizer.add_tokens(..), \
+                    tokenizer.save_pretrained(..)";
+        return Err(Failure::config(message, help).into());
+    }
+    Ok(Choices {
+        policy: config.policy(),
+        split: config.dataset_train_split.clone(),
+        allowed: config.allow_findings.0.clone(),
+        notes: loaded.notes,
+    })
+}
+
+/// Reads and checks a configuration file as `suasion check` does, and prints nothing.
+///
+/// # Errors
+/// Everything that is wrong with it, in one problem.
+pub fn configuration(path: &Path) -> Result<(), Problem> {
+    let loaded = Loaded::over(Config::default(), Some(path), &[], &[]).checked()?;
+    loaded.config.settings().validate(true).map_err(|error| anyhow::Error::from(error).into())
 }
 
 /// The folder of a model, by its path or its hub id, without its weights. Nothing is printed, and the process goes on
@@ -73,7 +97,12 @@ pub fn choices(values: &Map<String, Value>, command: &str, place: &str) -> Resul
 /// # Errors
 /// As the command line has them: no such folder, no model, a tokenizer that cannot be read.
 pub fn model(name: &Path) -> Result<ModelFolder, Problem> {
-    Ok(model::read(&model::resolve(name, false, &ui())?)?)
+    Ok(model::read(&model::resolve(name, false, &ui())?, &Changes::default())?)
+}
+
+/// What the manifest of prepared rows differs in from what is to use them, a clause for each.
+pub fn differences(manifest: &Manifest, folder: &ModelFolder, policy: &Policy) -> Vec<String> {
+    loading::differences(manifest, folder, policy)
 }
 
 /// Files of rows.

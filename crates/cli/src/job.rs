@@ -4,27 +4,29 @@ mod announce;
 mod card;
 mod estimate;
 
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::export;
 use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
+use crate::inputs::vocabulary::Vocabulary;
 use crate::inputs::weights::{Adapter, Start, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
+use crate::ranks::Team;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::report::format::count;
-use suasion_data::template::TemplateOptions;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
+use suasion_engine::kernels::cuda::found::Card;
 use suasion_engine::params::ParameterMap;
 use suasion_engine::peft::adapter_config;
-use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, Device, MemoryPlan, Model, Trainable};
+use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, MemoryPlan, Model, Trainable};
 use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
@@ -40,6 +42,8 @@ pub struct Begin {
     pub extend: bool,
     /// The lock of the output folder, where it is held already.
     pub lock: Option<Lock>,
+    /// The ranks that share the work.
+    pub team: Team,
 }
 
 /// A run that is planned and not started.
@@ -49,6 +53,8 @@ pub struct Job {
     pub begin: Begin,
     /// The checkpoint that the run continues.
     pub checkpoint: Option<PathBuf>,
+    /// The same as it was read and verified.
+    located: Option<checkpoint::Located>,
     /// The model, and the adapter that is trained.
     pub opened: Opened,
     pub folder: Arc<ModelFolder>,
@@ -57,6 +63,8 @@ pub struct Job {
     pub eval_rows: Option<RowSet>,
     pub train: Vec<Sample>,
     pub eval: Vec<Sample>,
+    /// The card that it runs on; `None` for the CPU.
+    on: Option<&'static Card>,
     /// How full the packs are that the training rows were put into.
     pub fill: Option<Fill>,
     pub plan: Plan,
@@ -70,9 +78,12 @@ pub struct Job {
 
 impl Job {
     /// Reads everything but the weights, and plans the run.
-    pub fn new(config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
+    pub fn new(mut config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
         // A checkpoint holds every file of its model: the base may be gone.
-        let checkpoint = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        let located = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        let checkpoint = located.as_ref().map(|located| located.dir.clone());
+        config.data.template_date = config.data.template_date.or_else(|| begun_on(checkpoint.as_deref()));
+        let on = config.device().card(ui)?;
         let opened = open(&config, checkpoint.as_deref(), ui)?;
         let data = rows::training(&config, ui)?;
         let settings = config.settings();
@@ -93,6 +104,9 @@ impl Job {
         if !train_rows.samples.is_empty() {
             loading::check_findings(&train_rows, allowed)?;
         }
+        // What is saved with the run and read by a resume, which may be on another day.
+        config.data.template_date = train_rows.summary.pinned(&policy).template_date;
+        let policy = config.policy();
         let mut eval_rows = match &eval_data {
             Some(rows) => Some(loading::load(ui, rows, &folder, &policy, Mode::Train, allowed)?),
             None => None,
@@ -119,7 +133,7 @@ impl Job {
             let (packs, filled) = packer.pack(train);
             (train, fill) = (packs, Some(filled));
         }
-        let plan = Plan::new(&train, &eval, &settings)?;
+        let plan = Plan::of_ranks(&train, &eval, &settings, begin.team.ranks)?;
         plan.check_model(&arch, &train, &eval)?;
         let identity = Identity {
             objective: policy.objective,
@@ -131,6 +145,7 @@ impl Job {
             settings,
             begin,
             checkpoint,
+            located,
             opened,
             folder,
             arch,
@@ -138,6 +153,7 @@ impl Job {
             eval_rows,
             train,
             eval,
+            on,
             fill,
             plan,
             identity,
@@ -170,20 +186,20 @@ impl Job {
     }
 
     fn memory(&self) -> MemoryPlan {
-        self.opened.memory(self.plan.budget, &self.settings)
+        self.opened.memory(self.plan.budget, &self.settings, self.begin.team.ranks)
     }
 
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
-        self.opened.start(ui, &self.config)
+        self.opened.start(ui, &self.config).for_ranks(self.begin.team.ranks, self.begin.team.local)
     }
 
     /// The files beside the weights that the run writes.
     fn files(&self) -> anyhow::Result<ModelFiles> {
-        let mut files = ModelFiles::from_dir(&self.folder.path)?;
+        let mut files = ModelFiles::changed(&self.folder.path, &self.folder.changed)?;
         if let Some(adapter) = &self.opened.adapter {
-            // The folder of an adapter is no model: transformers finds its base by its name.
-            files.files.retain(|file| file.name != "config.json");
+            // transformers finds the base by its name.
+            files = files.of_adapter();
             let base = std::path::absolute(&self.opened.base)?;
             let named = self.config.model_name_or_path.as_deref();
             let hub = named.filter(|name| !name.exists()).map(|name| name.to_path_buf());
@@ -196,7 +212,7 @@ impl Job {
 
     /// Trains.
     pub fn train(&mut self, ui: &Ui) -> anyhow::Result<Report> {
-        let stop = interrupt::flag();
+        let (stop, team) = (interrupt::flag(), self.begin.team.clone());
         let mut model = match &self.checkpoint {
             // An adapter's base is not in the checkpoint.
             Some(_) if self.opened.adapter.is_some() => self.start(ui).build(self.plan.budget)?,
@@ -204,8 +220,11 @@ impl Job {
             // The checkpoint's weights will replace these, so none are read.
             Some(_) => {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
-                check_memory(&self.arch, &planned(&self.arch, budget, &trainable, &self.settings)?)?;
-                Model::with_trainable(self.arch.clone(), Device::cpu(), budget, &trainable)?
+                let team = &self.begin.team;
+                let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
+                let device = self.config.device();
+                check_memory(&self.arch, &plan, budget, device, team.local, ui)?;
+                Model::with_trainable(self.arch.clone(), device.open(ui)?, budget, &trainable)?
             }
         };
         let files = self.files()?;
@@ -226,6 +245,7 @@ impl Job {
             stops: &self.stops,
             decode: self.folder.tokenizer.as_deref().map(|_| &decode as &dyn Fn(&[u32]) -> String),
             tensorboard: events.as_deref(),
+            collective: team.collective(),
             output_dir: &self.config.output_dir,
             resume: self.begin.resume.clone(),
             extend: self.begin.extend,
@@ -233,9 +253,10 @@ impl Job {
             lock: self.begin.lock.take(),
         };
         let mut progress = Progress::new(ui);
-        let report = suasion_train::train(run, &mut progress, stop)?;
+        let report = suasion_train::train_from(run, self.located.take(), &mut progress, stop)?;
         drop(progress);
-        if !report.interrupted
+        if team.is_first()
+            && !report.interrupted
             && !report.diverged.is_some_and(|divergence| divergence.stopped)
             && let Err(error) = self.export()
         {
@@ -247,17 +268,9 @@ impl Job {
 
     /// Writes what a server needs beside the finished model.
     fn export(&self) -> anyhow::Result<()> {
-        let Some(tokenizer) = self.folder.tokenizer.as_deref() else { return Ok(()) };
-        if self.opened.adapter.is_some() {
-            // They are of whole models: what `merge` writes.
-            return Ok(());
-        }
-        let policy = self.config.policy();
-        let stops = self.folder.special(&policy)?.stops;
-        let options = TemplateOptions::of(&policy);
-        let bos = tokenizer.bos().map(|bos| bos.content.as_str());
-        let template = self.folder.template.as_deref();
-        Ok(export::write(&self.config.output_dir, tokenizer, template, &options, &stops, bos)?)
+        let base =
+            self.opened.adapter.as_ref().map(|_| std::path::absolute(&self.opened.base)).transpose()?;
+        export::of_model(&self.config.output_dir, &self.folder, &self.config.policy(), base.as_deref())
     }
 
     /// Trains and measures both objectives from the same start.
@@ -295,8 +308,10 @@ impl Job {
             from: Some(self.config.output_dir.clone()),
         });
         let dir = if of_run.is_some() { &self.opened.base } else { &self.config.output_dir };
-        let mut from_run =
-            |budget| Start::from_dir(ui, dir, &self.arch).with_adapter(of_run.as_ref()).build(budget);
+        let device = self.config.device();
+        let mut from_run = |budget| {
+            Start::from_dir(ui, dir, &self.arch).on(device).with_adapter(of_run.as_ref()).build(budget)
+        };
         let finished = trained.map(|report| Finished {
             make: &mut from_run,
             targets: report.targets,
@@ -313,13 +328,15 @@ impl Job {
 /// gone; under an adapter the base is needed.
 fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<Opened> {
     let Some(checkpoint) = checkpoint else { return Opened::of(config, ui)?.for_training(config) };
+    // A checkpoint has what was added; the base of an adapter has not.
+    let vocabulary = Vocabulary::of(config, ui)?;
     if !AdapterFolder::is_one(checkpoint) {
-        return Opened::named(Some(checkpoint), None, config.init, ui)?.choosing(config);
+        return Opened::named(Some(checkpoint), None, config.init, &vocabulary, ui)?.choosing(config);
     }
     let model = config.model_name_or_path.as_deref();
     let model =
         model.filter(|model| !AdapterFolder::is_one(model) && (model.is_dir() || !model.is_absolute()));
-    let opened = Opened::named(model, Some(checkpoint), config.init, ui)?;
+    let opened = Opened::named(model, Some(checkpoint), config.init, &vocabulary, ui)?;
     if let (true, Some(adapter)) = (config.use_peft, &opened.adapter) {
         let (was, now) = (adapter_config(&adapter.lora, &opened.arch, "")?, config.lora(&opened.arch)?);
         let now = adapter_config(&now, &opened.arch, "")?;
@@ -333,6 +350,20 @@ fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<O
         }
     }
     opened.choosing(config)
+}
+
+/// The day that the chat template of a run has written into its rows: with that of its resume they would be other rows.
+fn begun_on(checkpoint: Option<&Path>) -> Option<String> {
+    let saved = checkpoint?.parent()?.join(SAVED_CONFIG);
+    Loaded::over(
+        Config::default(),
+        Some(&saved).filter(|path| path.is_file()).map(PathBuf::as_path),
+        &[],
+        &[],
+    )
+    .config
+    .data
+    .template_date
 }
 
 /// The folder of the run's TensorBoard event files.

@@ -18,6 +18,6 @@ mod view;
 
 pub use gallery::{Chosen, Gallery};
 pub use losses::Losses;
-pub use spool::{Findings, Located, Quotas};
+pub use spool::{Findings, Located, Quotas, content};
 pub use text::{printable, visible};
 pub use view::{RowView, Run, TokenView};

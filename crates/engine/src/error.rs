@@ -67,6 +67,29 @@ pub enum Error {
         /// What is wrong, with the sizes.
         message: String,
     },
+    /// A card that is not there, or does not do what it is asked for.
+    #[error("{message}")]
+    Device {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        help: String,
+    },
+    /// A card does not have the memory that is needed.
+    #[error(
+        "{bytes} bytes of the memory of {device} are needed, and {free} of its {total} are free{}",
+        if bytes <= total { ": other processes use the rest" } else { "" }
+    )]
+    DeviceMemory {
+        /// What is needed at once.
+        bytes: u64,
+        /// What is free.
+        free: u64,
+        /// What the card has.
+        total: u64,
+        /// The card's name.
+        device: String,
+    },
     /// A sum over the ranks of a run failed.
     #[error("{message}")]
     Collective {
@@ -82,7 +105,8 @@ impl Error {
             Error::Io { .. } => "E-IO",
             Error::Config { .. } | Error::Architecture { .. } | Error::Parameter { .. } => "E-MODEL",
             Error::Weights { .. } => "E-WEIGHTS",
-            Error::Memory { .. } => "E-MEMORY",
+            Error::Memory { .. } | Error::DeviceMemory { .. } => "E-MEMORY",
+            Error::Device { .. } => "E-DEVICE",
             Error::Batch { .. } => "E-BATCH",
             Error::Operands { .. } => "E-INTERNAL",
             Error::Collective { .. } => "E-RANK",
@@ -93,6 +117,14 @@ impl Error {
     pub fn help(&self) -> Option<&str> {
         match self {
             Error::Config { help, .. } | Error::Weights { help, .. } => Some(help),
+            Error::Device { help, .. } => Some(help).filter(|help| !help.is_empty()).map(String::as_str),
+            Error::DeviceMemory { bytes, total, .. } if bytes <= total => Some(
+                "`nvidia-smi` lists the processes that use the card; end them, or take another card (device=cuda:1)",
+            ),
+            Error::DeviceMemory { .. } => Some(
+                "a smaller batch or max_length needs less, and so do gradient_checkpointing=true and use_peft=true; \
+                 device=cpu uses the machine's memory",
+            ),
             Error::Memory { .. } => Some(
                 "a smaller model, batch or max_length needs less, and so does gradient_checkpointing=true",
             ),

@@ -28,11 +28,12 @@ pub mod rope;
 mod weights;
 
 pub use abort::on_abort;
-pub use arch::Architecture;
+pub use arch::{AddedRows, Architecture};
 pub use batch::{Batch, Segment, Target};
 pub use collective::{Collective, SingleRank};
 pub use dtype::WeightType;
 pub use error::{Error, Result};
+pub use kernels::cuda::{Cuda, Precision};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
 pub use lora::{Lora, LoraInit, Targets};
 pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Optimizer, Rates, Regularisation, Update};

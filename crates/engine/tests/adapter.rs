@@ -3,7 +3,7 @@
 mod common;
 
 use common::{
-    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, relative, smooth,
+    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, relative, slope, smooth,
     trained_gradients,
 };
 use std::collections::BTreeSet;
@@ -74,23 +74,7 @@ fn gradients_of_an_adapter_are_the_slopes_of_the_loss() {
         let mut random = Random(19);
         for ((name, truth), (_, fast)) in trained_gradients(&exact).iter().zip(&fast) {
             for i in [0, 1].map(|_| random.below(truth.len())) {
-                let mut at = |change: f32| {
-                    let mut tensor = exact.parameter(name).unwrap();
-                    let old = tensor.data[i];
-                    tensor.data[i] += change;
-                    let moved = (tensor.data[i] - old) as f64;
-                    exact.set_parameter(name, &tensor).unwrap();
-                    let losses = exact.forward(&data).unwrap();
-                    tensor.data[i] = old;
-                    exact.set_parameter(name, &tensor).unwrap();
-                    (mean_loss(&data, &losses), moved)
-                };
-                // Losses are f32: a wide step, with its error of third order extrapolated away.
-                let [narrow, wide] = [4e-3, 8e-3].map(|step| {
-                    let ((up, a), (down, b)) = (at(step), at(-step));
-                    (up - down) / (a - b)
-                });
-                let slope = (4.0 * narrow - wide) / 3.0;
+                let slope = slope(&mut exact, &data, name, i);
                 for (what, g) in [("f64 reference", truth[i]), ("cpu", fast[i])] {
                     let close = (g as f64 - slope).abs() < 2e-4 + 2e-3 * slope.abs();
                     assert!(close, "{family} {name}[{i}], {what}: {g}, slope {slope}");

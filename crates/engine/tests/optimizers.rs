@@ -2,13 +2,14 @@
 
 mod common;
 
+use common::card::card;
 use common::{Random, accumulate, architecture, golden_batch, gradients, json, mean_loss, model_of};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use suasion_engine::kernels::{Adafactor, Sgd, View};
 use suasion_engine::{
-    AdamW, Architecture, Backend, Batch, Budget, Cpu, MemoryPlan, Model, Optimizer, Rates, Reference,
-    Regularisation, Trainable, Update,
+    AdamW, Architecture, Backend, Batch, Budget, Cpu, MemoryPlan, Model, Optimizer, Precision, Rates,
+    Reference, Regularisation, Trainable, Update,
 };
 
 fn models() -> PathBuf {
@@ -162,10 +163,11 @@ fn eight_bit_states_are_those_of_bitsandbytes() {
     }
     run(Cpu::new());
     run(Reference::<f32>::new());
+    card(Precision::F32, 1).into_iter().for_each(run);
 }
 
 #[test]
-fn the_cpus_optimizers_equal_the_references() {
+fn optimizers_equal_the_references() {
     fn run<B: Backend>(b: &mut B, rows: usize, width: usize) -> Vec<Vec<f32>> {
         let mut random = Random(7);
         let mut put = |b: &mut B, n: usize| {
@@ -196,11 +198,14 @@ fn the_cpus_optimizers_equal_the_references() {
         values
     }
     for (rows, width) in [(1, 1), (3, 65), (64, 33), (65, 5), (200, 31)] {
-        let (fast, plain) =
-            (run(&mut Cpu::new(), rows, width), run(&mut Reference::<f32>::new(), rows, width));
-        for (i, (fast, plain)) in fast.iter().zip(&plain).enumerate() {
-            let error = common::relative(fast, plain);
-            assert!(error < 5e-6, "{rows} × {width}, result {i}: {error:e}");
+        let plain = run(&mut Reference::<f32>::new(), rows, width);
+        let mut all = vec![("cpu", run(&mut Cpu::new(), rows, width))];
+        all.extend(card(Precision::F32, 1).map(|mut card| ("card", run(&mut card, rows, width))));
+        for (backend, results) in all {
+            for (i, (got, plain)) in results.iter().zip(&plain).enumerate() {
+                let error = common::relative(got, plain);
+                assert!(error < 5e-6, "{rows} × {width}, result {i} on the {backend}: {error:e}");
+            }
         }
     }
 }
@@ -239,7 +244,8 @@ fn states_are_planned_and_go_through_files() {
             model.update(&update(t), &|_| Rates { lr: 1e-2, weight_decay: 0.1 }).unwrap();
         };
         let (mut whole, _) = make();
-        let planned = MemoryPlan::of(&wide(), whole.budget()).under(kind, &wide(), &Trainable::All).unwrap();
+        let planned =
+            MemoryPlan::of(&wide(), whole.budget()).under(kind, 1, &wide(), &Trainable::All).unwrap();
         assert_eq!(whole.plan(), &planned, "{kind:?}");
         bytes.push(planned.optimizer);
         (1..=4).for_each(|t| step(&mut whole, t));

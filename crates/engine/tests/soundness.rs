@@ -2,12 +2,13 @@
 
 mod common;
 
+use common::card::card;
 use common::{Random, model};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use suasion_engine::kernels::{
     Activation, AttentionPlan, AttentionRange, Buffer, Draw, Dropout, Heads, Norm, Routing, TargetLoss, View,
 };
-use suasion_engine::{AdamW, Backend, Cpu, Device, Error, Reference, Result};
+use suasion_engine::{AdamW, Backend, Cpu, Device, Error, Precision, Reference, Result};
 
 /// The message of an operation that must be refused.
 #[track_caller]
@@ -205,6 +206,7 @@ fn operands_of_other_sizes_are_refused() {
     wrong_sizes(&mut Cpu::new());
     wrong_sizes(&mut Reference::<f32>::new());
     wrong_sizes(&mut Device::cpu());
+    card(Precision::F32, 1).iter_mut().for_each(wrong_sizes);
 }
 
 #[test]
@@ -220,6 +222,7 @@ fn a_written_view_must_not_overlap_another() {
     }
     check(&mut Cpu::new());
     check(&mut Reference::<f32>::new());
+    card(Precision::F32, 1).iter_mut().for_each(check);
 }
 
 #[test]
@@ -257,6 +260,9 @@ fn views_of_another_backend_and_of_freed_buffers_are_refused() {
     check(Cpu::new(), Cpu::new());
     check(Reference::<f32>::new(), Reference::<f32>::new());
     check(Device::cpu(), Device::Reference(Reference::new()));
+    if let (Some(a), Some(b)) = (card(Precision::F32, 1), card(Precision::F32, 2)) {
+        check(a, b);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use suasion_cli::embed::{self, Files, Problem};
+use suasion_cli::embed::{self, Files};
 use suasion_data::prepared::Manifest;
 use suasion_data::source::{self, Part};
 use suasion_data::{Error, Result};
@@ -80,7 +80,7 @@ impl Rows {
     }
 
     /// Opens the rows as the library reads them.
-    pub fn open(self) -> Result<source::Source, Problem> {
+    pub fn open(self) -> Result<source::Source> {
         let Rows { kind, name, start, raised } = self;
         Ok(match kind {
             Kind::Files(files) => source::Source::of(&name, files.files)?,

@@ -1,11 +1,11 @@
 //! `suasion.prepare`.
 
+use crate::arrow::Stream;
 use crate::error::raised;
 use crate::folder::{Model, choices};
 use crate::input::Source;
-use crate::{arrow, job};
+use crate::job;
 use pyo3::prelude::*;
-use pyo3::types::PyCapsule;
 use suasion_cli::embed::Problem;
 use suasion_data::prepared::{self, prepare_rows};
 use suasion_data::{Pipeline, source};
@@ -71,14 +71,8 @@ impl Prepared {
         self.0.findings.iter().map(crate::view::finding).collect()
     }
 
-    #[pyo3(signature = (requested_schema=None))]
-    fn __arrow_c_stream__<'py>(
-        &self,
-        py: Python<'py>,
-        requested_schema: Option<Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyCapsule>> {
-        // The protocol lets a producer ignore a request that it does not support.
-        drop(requested_schema);
-        arrow::capsule(py, self.0.schema.clone(), self.0.batches.clone())
+    /// The rows as a stream, which shares their memory.
+    fn stream(&self) -> Stream {
+        Stream { schema: self.0.schema.clone(), batches: self.0.batches.clone() }
     }
 }

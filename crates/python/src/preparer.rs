@@ -1,6 +1,6 @@
 //! `suasion.Preparer`: rows to prepared rows, batch by batch, on the calling thread.
 
-use crate::arrow;
+use crate::arrow::{self, Stream};
 use crate::error::{panicked, raised, wrong};
 use crate::folder::{Model, choices};
 use arrow_array::builder::{Int64Builder, StringBuilder};
@@ -11,7 +11,6 @@ use arrow_array::types::{
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use pyo3::prelude::*;
-use pyo3::types::PyCapsule;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -34,27 +33,6 @@ pub struct Preparer {
     columns: Columns,
     /// The column that identifies rows, and whether it is text.
     id: Option<(String, bool)>,
-}
-
-/// Batches that wait to be fetched.
-#[pyclass(frozen, module = "suasion._suasion")]
-pub struct Stream {
-    schema: SchemaRef,
-    batches: Vec<RecordBatch>,
-}
-
-#[pymethods]
-impl Stream {
-    #[pyo3(signature = (requested_schema=None))]
-    fn __arrow_c_stream__<'py>(
-        &self,
-        py: Python<'py>,
-        requested_schema: Option<Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyCapsule>> {
-        // The protocol lets a producer ignore a request that it does not support.
-        drop(requested_schema);
-        arrow::capsule(py, self.schema.clone(), self.batches.clone())
-    }
 }
 
 #[pymethods]

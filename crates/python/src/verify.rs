@@ -4,40 +4,51 @@ use crate::error::raised;
 use crate::folder::Model;
 use crate::input::Source;
 use crate::job;
-use crate::pipeline::pipeline;
-use crate::view::Row;
+use crate::pipeline::{Looks, looks};
+use crate::view::{Row, row};
 use pyo3::prelude::*;
+use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use suasion_cli::embed::Problem;
 use suasion_data::report::html::{self, Verified};
 use suasion_data::report::terminal::{self, Style};
-use suasion_data::report::{Chosen, Findings, Gallery, sarif};
-use suasion_data::{Error, Finding, ModelFolder, Objective, RowId, Summary};
+use suasion_data::report::{self, Chosen, Findings, Gallery, sarif};
+use suasion_data::{Code, Error, Finding, Level, Pipeline, Reference, RowId, Summary, source};
 
 /// What was found in rows.
 #[pyclass(frozen, module = "suasion._suasion")]
 pub struct Verification {
     name: PathBuf,
     summary: Summary,
-    findings: Vec<Finding>,
-    /// The findings with their places.
-    located: Mutex<Findings>,
+    /// The findings, in the order of the rows.
+    findings: Vec<Noted>,
+    /// Codes whose errors are allowed.
+    allowed: Vec<Code>,
     /// The rows of a page, and what it says of the rest.
     gallery: Gallery,
-    folder: Arc<ModelFolder>,
-    objective: Objective,
+    pipeline: Pipeline,
     prepared: bool,
+}
+
+/// A finding with its place.
+struct Noted {
+    id: RowId,
+    /// The hash of what the row says.
+    content: u64,
+    finding: Finding,
 }
 
 /// The rows that a page shows first.
 const FIRST: u64 = 3;
 
-/// Verifies rows. Returns what was found, and notes on keys that change nothing.
+/// Verifies rows. `source` has the rows that they were made from, twice: they are read once for each boundary. Returns
+/// what was found, and notes for the caller.
 #[pyfunction]
 pub fn verify(
     py: Python<'_>,
     rows: &Source,
+    source: Vec<PyRef<'_, Source>>,
     model: Option<&Model>,
     keys: &str,
     select: Vec<String>,
@@ -46,36 +57,61 @@ pub fn verify(
 ) -> PyResult<(Verification, Vec<String>)> {
     let rows = rows.take(py)?;
     let (name, exceptions) = (rows.name.clone(), rows.raised.clone());
-    let made = pipeline(model, keys, &rows, select, ignore);
-    let (pipeline, notes) = made.map_err(|problem| raised(py, &problem))?;
+    let made = looks(model, keys, &rows, select, ignore);
+    let Looks { mut pipeline, allowed, notes } = made.map_err(|problem| raised(py, &problem))?;
     let prepared = rows.manifest().is_some();
+    let mut again = Vec::with_capacity(source.len());
+    for source in source {
+        let mut rows = source.take(py)?;
+        // What either iterator raises is raised again.
+        rows.raised = exceptions.clone();
+        again.push(rows);
+    }
     let verification = job::run(py, progress, &exceptions, move |watch| {
-        let (folder, objective) = (pipeline.folder.clone(), pipeline.policy.objective);
-        let (mut findings, mut located) = (Vec::new(), Findings::default());
+        if !again.is_empty() {
+            let again = RefCell::new(again);
+            let open = || match again.borrow_mut().pop() {
+                Some(rows) => rows.open(),
+                None => Ok(source::Source::given("source", std::iter::empty())),
+            };
+            let reference = Reference::read_while(&pipeline, open, |progress| watch.goes_on(progress))?;
+            pipeline.reference = Some(Arc::new(reference));
+        }
+        let mut findings = Vec::new();
         let mut gallery = Gallery::new(0..FIRST, None);
         let mut outcomes = pipeline.rows(rows.open()?)?;
         while let Some(outcome) = outcomes.next() {
             let outcome = outcome?;
-            located.add(&outcome)?;
-            findings.extend_from_slice(outcome.findings());
+            if !outcome.findings().is_empty() {
+                let (id, content) = (outcome.id(), report::content(&outcome));
+                let noted = |finding: &Finding| Noted { id: id.clone(), content, finding: finding.clone() };
+                findings.extend(outcome.findings().iter().map(noted));
+            }
             gallery.add(outcome);
             if !watch.goes_on(outcomes.progress()) {
                 let message = "nothing is kept of it".into();
                 return Err(Problem::from(Error::Interrupted { path: name, message }));
             }
         }
-        let (summary, located) = (outcomes.into_summary(), located.into());
-        Ok(Verification { name, summary, findings, located, gallery, folder, objective, prepared })
+        let summary = outcomes.into_summary();
+        Ok(Verification { name, summary, findings, allowed, gallery, pipeline, prepared })
     })?;
     Ok((verification, notes))
 }
 
 #[pymethods]
 impl Verification {
-    /// False where a finding is an error.
+    /// False where a finding is an error that is not allowed.
     #[getter]
     fn ok(&self) -> bool {
-        !self.summary.has_errors()
+        let mut found = self.summary.findings.iter();
+        !found.any(|(code, found)| found.level == Level::Error && !self.allowed.contains(code))
+    }
+
+    /// Codes whose errors are allowed.
+    #[getter]
+    fn allowed(&self) -> Vec<&'static str> {
+        self.allowed.iter().map(|code| code.as_str()).collect()
     }
 
     /// The name of the rows.
@@ -112,7 +148,7 @@ impl Verification {
     /// The findings, as row, code, level and message.
     #[getter]
     fn findings(&self) -> Vec<(u64, &'static str, String, String)> {
-        self.findings.iter().map(crate::view::finding).collect()
+        self.findings.iter().map(|noted| crate::view::finding(&noted.finding)).collect()
     }
 
     /// How often each code was found, by code.
@@ -129,16 +165,24 @@ impl Verification {
 
     /// The findings as SARIF, in JSON.
     fn sarif(&self, py: Python<'_>) -> PyResult<String> {
-        let located = self.located.lock().unwrap_or_else(PoisonError::into_inner);
-        serde_json::to_string_pretty(&sarif::log(&self.summary, &located)).map_err(|error| {
-            let problem = Problem::from(Error::io(std::env::temp_dir(), error.into()));
-            raised(py, &problem)
-        })
+        let mut located = Findings::default();
+        let text =
+            self.findings.iter().try_for_each(|noted| located.push(&noted.id, noted.content, &noted.finding));
+        let text = text.and_then(|()| {
+            let log = serde_json::to_string(&sarif::log(&self.summary, &located));
+            log.map_err(|error| Error::io(std::env::temp_dir(), error.into()))
+        });
+        text.map_err(|error| raised(py, &error.into()))
+    }
+
+    /// Looks at row number `number` of the same rows, as they were looked at.
+    fn look(&self, py: Python<'_>, rows: &Source, number: u64) -> PyResult<Row> {
+        row(py, rows.take(py)?, self.pipeline.clone(), number)
     }
 
     /// A page of what was found, with these rows first.
     fn html(&self, rows: Vec<PyRef<'_, Row>>) -> String {
-        let tokenizer = self.folder.tokenizer.as_deref();
+        let tokenizer = self.pipeline.folder.tokenizer.as_deref();
         let first: Vec<RowId> = rows.iter().map(|row| row.0.id.clone()).collect();
         let asked = rows.iter().map(|row| Chosen { view: row.0.clone(), why: String::new(), asked: true });
         let mut others = self.gallery.chosen(tokenizer);
@@ -149,7 +193,7 @@ impl Verification {
             gallery: &self.gallery,
             rows: asked.chain(others).collect(),
             losses: None,
-            objective: self.objective,
+            objective: self.pipeline.policy.objective,
             // Rows that a program has in memory have no name that a command line could use.
             flags: match self.name.exists() {
                 true => vec!["--data".into(), self.name.display().to_string()],

@@ -2,14 +2,14 @@
 
 use crate::error::raised;
 use crate::folder::Model;
-use crate::input::Source;
+use crate::input::{Rows, Source};
 use crate::job;
-use crate::pipeline::pipeline;
+use crate::pipeline::looks;
 use pyo3::prelude::*;
 use suasion_cli::embed::Problem;
 use suasion_data::report::RowView;
 use suasion_data::report::terminal::{self, Style};
-use suasion_data::{Error, Finding, Outcome};
+use suasion_data::{Error, Finding, Outcome, Pipeline};
 
 /// A row, token by token.
 #[pyclass(frozen, module = "suasion._suasion")]
@@ -76,9 +76,13 @@ pub fn finding(finding: &Finding) -> (u64, &'static str, String, String) {
 #[pyfunction]
 pub fn look(py: Python<'_>, rows: &Source, model: Option<&Model>, keys: &str, number: u64) -> PyResult<Row> {
     let rows = rows.take(py)?;
+    let looks = looks(model, keys, &rows, Vec::new(), Vec::new()).map_err(|problem| raised(py, &problem))?;
+    row(py, rows, looks.pipeline, number)
+}
+
+/// The same with a pipeline that is known.
+pub fn row(py: Python<'_>, rows: Rows, mut pipeline: Pipeline, number: u64) -> PyResult<Row> {
     let (name, exceptions) = (rows.name.clone(), rows.raised.clone());
-    let made = pipeline(model, keys, &rows, Vec::new(), Vec::new());
-    let (mut pipeline, _) = made.map_err(|problem| raised(py, &problem))?;
     pipeline.keep_text = true;
     job::run(py, None, &exceptions, move |_| {
         let mut rows = rows.open()?;

@@ -13,6 +13,8 @@ import threading
 import time
 
 import datasets
+import pandas
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -51,6 +53,9 @@ INPUTS = {
         pa.schema([pa.field(f.name, pa.large_string()) for f in pa.Table.from_pylist(rows).schema])
     ),
     "slices": lambda rows, path: unaligned(pa.Table.from_pylist(rows)),
+    "polars": lambda rows, path: polars.DataFrame(rows),
+    "polars, shuffled and back": lambda rows, path: polars.DataFrame(rows).reverse()[::-1],
+    "pandas": lambda rows, path: pandas.DataFrame(rows),
     "batch": lambda rows, path: pa.RecordBatch.from_pylist(rows),
     "reader": lambda rows, path: pa.Table.from_pylist(rows).to_reader(10),
     "dictionary": lambda rows, path: pa.Table.from_pylist(rows).set_column(
@@ -107,6 +112,14 @@ def test_keys_are_those_of_the_command_line(keys, rows, demo, program, tmp_path)
     written = json.loads((tmp_path / "x.parquet.manifest.json").read_text())
     for name in ("policy", "counts", "tokenizer", "packs"):
         assert made.manifest.get(name) == written.get(name)
+
+
+def test_rows_by_their_places(demo, rows):
+    prepared = suasion.prepare(rows[:5], demo)
+    assert [row["row"] for row in prepared[1:4]] == [1, 2, 3] and prepared[-1] == list(prepared)[4]
+    for index, error in ((5, IndexError), (-6, IndexError), ("1", TypeError)):
+        with pytest.raises(error):
+            prepared[index]
 
 
 def test_packs_and_weights_have_their_columns(demo, rows):
@@ -194,6 +207,27 @@ def test_rows_of_wrong_types(demo, rows):
         suasion.prepare([{"prompt": "a\ud800", "completion": "x"}], demo)
     with pytest.raises(suasion.RowError, match="nothing"):
         suasion.prepare(pa.table({"nothing": [1]}), demo)
+
+
+def test_batches_that_do_not_belong_together(demo, rows):
+    tokens = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    # Each row says what it is: batches of other columns and rows of dictionaries may follow each other.
+    mixed = suasion.prepare(iter([rows[0], tokens, rows[1]]), demo)
+    assert [len(row["input_ids"]) for row in mixed][1] == 3
+    batch, other = pa.RecordBatch.from_pylist(rows[:2]), pa.RecordBatch.from_pylist([tokens])
+    whole = suasion.prepare([*rows[:2], tokens, rows[2]], demo)
+    for x in ([batch, other, rows[2]], (part for part in (batch, other, rows[2]))):
+        assert list(suasion.prepare(x, demo)) == list(whole)
+    prints = {suasion.prepare([first, other], demo).manifest["fingerprint"] for first in (batch, batch.slice(1), other)}
+    assert len(prints) == 3, "what comes before other columns counts"
+    with pytest.raises(suasion.RowError, match="labels"):
+        suasion.prepare(pa.table({"input_ids": [[5, 6]], "labels": ["none"]}), demo)
+    with pytest.raises(suasion.RowError, match="input_ids"):
+        suasion.prepare(pa.table({"input_ids": [[0.5, 6.0]], "labels": [[5, 6]]}), demo)
+    with pytest.raises(suasion.RowError, match="row 1: .*input_ids"):
+        suasion.prepare(pa.table({"input_ids": [[5, 6], None], "labels": [[5, 6], [5, 6]]}), demo)
+    with pytest.raises(suasion.RowError, match="row 0: .*-5"):
+        suasion.prepare(pa.table({"input_ids": [[-5, 6]], "labels": [[5, 6]]}), demo)
 
 
 def test_an_iterators_exception_is_raised_again(demo, rows):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import tempfile
 
 import datasets
 import pyarrow as pa
@@ -83,3 +86,37 @@ def test_what_a_batch_cannot_do_is_refused(demo, table):
         suasion.Preparer(demo)([1, 2])
     with pytest.raises(suasion.ModelError, match="no such folder"):
         suasion.Preparer("/nowhere/at/all")
+
+
+def dies(batch, f):
+    if 90 in batch["n"].to_pylist():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f(batch)
+
+
+def test_workers_that_fail_and_workers_that_are_killed(demo, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    f = suasion.Preparer(demo, id="n")
+    rows = datasets.Dataset(table).with_format("arrow")
+    options = {"batched": True, "batch_size": 40, "remove_columns": table.column_names, "num_proc": 2, "load_from_cache_file": False}
+    with pytest.raises(RuntimeError, match="died"):
+        rows.map(dies, fn_kwargs={"f": f}, **options)
+    texts = table["full_text"].to_pylist()
+    texts[90] = "other"
+    bad = table.set_column(table.schema.get_field_index("full_text"), "full_text", pa.array(texts))
+    with pytest.raises(suasion.RowError, match="batch: row 90: ") as error:
+        datasets.Dataset(bad).with_format("arrow").map(f, **options)
+    assert error.value.tag == "E-ROW" and error.value.help
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("suasion")] == []
+    assert rows.map(f, **options).num_rows == table.num_rows
+
+
+def test_every_type_that_names_rows(demo, table):
+    names = table["n"].to_pylist()
+    for kind in (pa.int8(), pa.uint16(), pa.uint64(), pa.int64()):
+        some = table.slice(0, 100).set_column(table.schema.get_field_index("n"), "n", pa.array(names[:100], kind))
+        assert suasion.Preparer(demo, id="n")(some)["n"].to_pylist() == names[:100]
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        ids = pa.array([str(n) for n in names], pa.string()).cast(kind)
+        made = suasion.Preparer(demo, id="n", id_type="string")(table.set_column(table.schema.get_field_index("n"), "n", ids))
+        assert made["n"].to_pylist() == [str(n) for n in names]

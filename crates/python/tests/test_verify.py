@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import datasets
 import numpy as np
+import polars
 import pyarrow as pa
 import pytest
 import suasion
@@ -29,6 +35,7 @@ def batch(rows):
 INPUTS = {
     "list": lambda rows: rows,
     "table": pa.Table.from_pylist,
+    "polars": polars.DataFrame,
     "dataset": datasets.Dataset.from_list,
     "indexed": lambda rows: datasets.Dataset.from_list(rows[::-1]).select(range(len(rows))[::-1]),
     "iterable": lambda rows: datasets.Dataset.from_list(rows).to_iterable_dataset(),
@@ -139,6 +146,28 @@ def test_rows_that_cannot_be_looked_at(demo):
         suasion.verify([{"input_ids": [1, 2], "labels": [1]}]).row(0)
 
 
+def test_batches_and_conversations_that_are_none():
+    ids = np.array([[5, 6, 7], [5, 6, 7]])
+    for labels in (np.array([[5, 6, 7]]), np.array([0, 1]), 3):
+        with pytest.raises(suasion.InputError, match='"labels" does not have a row for each of the 2 of "input_ids"'):
+            suasion.verify({"input_ids": ids, "labels": labels})
+    with pytest.raises(suasion.InputError, match='without rows of "input_ids": it has labels'):
+        suasion.verify({"labels": ids})
+    with pytest.raises(suasion.InputError, match="a str is no conversation"):
+        suasion.explain("hello", "model")
+    report = suasion.verify([GOOD])
+    for number in (-1, 1):
+        with pytest.raises(IndexError):
+            report.row(number)
+    with pytest.raises(TypeError):
+        report.row("7")
+
+
+def test_a_template_that_does_not_parse(demo):
+    with pytest.raises(suasion.ModelError, match="^template: the chat template does not compile: "):
+        suasion.verify([GOOD], demo, "{% for m in messages %}{{ m.content")
+
+
 class Trainer:
     args = None
 
@@ -179,3 +208,121 @@ def test_what_a_model_gets_is_not_cut():
         report = suasion.verify(x)
         assert (report.summary["cut"], len(report.row(0).tokens) // 1000) == (0, 2)
         assert suasion.verify(x, max_length=1500).summary["cut"] == 1
+
+
+def foreign(rows, model):
+    """Rows as another program leaves them: ids, and labels that teach all after the first quarter."""
+    made = suasion.prepare(rows, model)
+    late = lambda row: [-100] * (len(row["input_ids"]) // 4) + row["input_ids"][len(row["input_ids"]) // 4 :]  # noqa: E731
+    return [{"input_ids": row["input_ids"], "labels": late(row)} for row in made]
+
+
+SOURCES = {
+    "list": lambda rows, path: rows,
+    "iterator": lambda rows, path: iter(rows),
+    "path": lambda rows, path: path,
+    "dataset": lambda rows, path: datasets.Dataset.from_list(rows),
+    "table": lambda rows, path: pa.Table.from_pylist(rows),
+    "another order": lambda rows, path: rows[::-1],
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_labels_are_held_against_the_source(kind, demo, rows, program, tmp_path):
+    rows = rows[:20]
+    source, made = tmp_path / "source.jsonl", tmp_path / "made.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made.write_text("".join(json.dumps(row) + "\n" for row in foreign(rows, demo)))
+    said = json.loads(program("verify", "--data", str(made), "--source", str(source), "--model", demo, "--json").stdout)
+    report = suasion.verify(datasets.Dataset.from_list(foreign(rows, demo)), demo, source=SOURCES[kind](rows, source))
+    assert [f._asdict() for f in report.findings] == said["findings"]
+    assert report.shares["task"]["after"] == said["sections"]["task"]["share_after"]
+    # What each token is, by its source row and not by its label.
+    expected = suasion.prepare(rows, demo)[3]
+    origins = {token.position: token.origin for token in report.row(3).tokens}
+    for position, letter in enumerate(expected["origins"]):
+        assert (origins[position] == "response") == (letter == "R")
+    if kind == "list":
+        assert "M004" not in suasion.verify(foreign(rows, demo), demo).counts
+        assert "M004" in report.counts
+
+
+def test_source_rows_that_cannot_be_read(demo, rows):
+    made = foreign(rows[:5], demo)
+
+    class Gone(Exception):
+        pass
+
+    class Rows:
+        def __iter__(self):
+            yield rows[0]
+            raise Gone("in the source")
+
+    with pytest.raises(Gone, match="in the source"):
+        suasion.verify(made, demo, source=Rows())
+    with pytest.raises(suasion.InputError, match="source: a RecordBatchReader can be read once"):
+        suasion.verify(made, demo, source=pa.Table.from_pylist(rows[:5]).to_reader())
+    with pytest.raises(suasion.InputError, match="int: no rows"):
+        suasion.verify(made, demo, source=3)
+    with pytest.raises(suasion.SourceError, match="no tokenizer"):
+        suasion.verify(made, source=rows[:5])
+
+
+def test_findings_that_are_allowed():
+    report = suasion.verify([GOOD, SHIFTED], allow_findings=["L001"])
+    assert report.ok and report.counts["L001"] == 1 and report.errors == []
+    assert [f.code for f in report.findings if f.level == "error"] == ["L001"]
+    report.raise_for_errors()
+    assert suasion.assert_masked([GOOD, SHIFTED], allow_findings=["L001"]).ok
+    # A code as text is one code, as on the command line.
+    assert suasion.verify([GOOD, SHIFTED], ignore="L001,D001").counts == {}
+    assert suasion.verify([GOOD, GOOD, SHIFTED], select="L").counts == {"L001": 1}
+    with pytest.raises(suasion.InputError, match="ignore: a int, not a code"):
+        suasion.verify([GOOD], ignore=[1])
+
+
+def test_a_row_is_looked_at_as_it_was_verified():
+    report = suasion.verify([GOOD, SHIFTED], ignore=["L001"])
+    assert [f.code for f in report.row(1).findings] == []
+    assert [f.code for f in suasion.verify([GOOD, SHIFTED]).row(1).findings] == ["L001"]
+
+
+def test_a_trainer_whose_collator_makes_the_tokens():
+    with pytest.raises(suasion.InputError, match="no input_ids, but messages: its collator makes tokens"):
+        suasion.verify(Trainer([{"messages": [{"role": "user", "content": "Hi"}]}]))
+
+
+ENDLESS = """
+import sys, suasion
+class Rows:
+    def __iter__(self):
+        print("begun", flush=True)
+        while True:
+            yield {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+class Source:
+    def __iter__(self):
+        print("begun", flush=True)
+        while True:
+            yield {"prompt": "[TASK] Say hello. [RESPONSE]", "completion": " Hello."}
+try:
+    if sys.argv[2] == "rows":
+        suasion.verify(Rows())
+    else:
+        suasion.verify([{"input_ids": [5, 6], "labels": [5, 6]}], sys.argv[1], source=Source())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("which", ["rows", "source"])
+def test_it_can_be_stopped(which, demo, tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, demo, which],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}, cwd=tmp_path,
+    )
+    assert child.stdout.readline() == "begun\n"
+    time.sleep(0.3)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=30)
+    assert (out, child.returncode) == ("interrupted\n", 0)
+    assert list(tmp_path.iterdir()) == []

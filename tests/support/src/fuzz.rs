@@ -3,6 +3,7 @@
 //! A test runs a few hundred inputs, always the same. With `SUASION_FUZZ_SECONDS` it goes on for so long, from a seed
 //! that the clock gives, and prints what it ran; an input that panics is kept in the temporary folder.
 
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -100,11 +101,77 @@ pub fn damaged(input: &[u8], other: &[u8], numbers: &mut Numbers) -> Vec<u8> {
     data
 }
 
-/// Runs `parse` on damaged versions of the inputs. It may return errors of its own, and must not panic.
+/// A parser of foreign bytes: what the tests damage inputs of, and what the fuzzer in `fuzz/` drives.
+pub trait Parser {
+    /// Its name.
+    const NAME: &'static str;
+
+    /// What it reads is of so many kinds; the first byte of an input says which. One kind needs no such byte.
+    const KINDS: usize = 1;
+
+    /// Good inputs, with their kinds.
+    fn seeds() -> Vec<(usize, Vec<u8>)>;
+
+    /// What it needs beside its input, made once.
+    fn new() -> Self;
+
+    /// Reads an input. Errors are fine, panics are not.
+    fn parse(&mut self, kind: usize, bytes: &[u8]);
+}
+
+/// The good inputs of a parser, as [`parse`] takes them.
+pub fn inputs<P: Parser>() -> Vec<Vec<u8>> {
+    let marked = |(kind, bytes): (usize, Vec<u8>)| match P::KINDS {
+        1 => bytes,
+        _ => [&[kind as u8][..], &bytes].concat(),
+    };
+    P::seeds().into_iter().map(marked).collect()
+}
+
+/// Has an input read, after its byte for the kind.
+pub fn parse<P: Parser>(parser: &mut P, bytes: &[u8]) {
+    match (P::KINDS, bytes.split_first()) {
+        (1, _) => parser.parse(0, bytes),
+        (kinds, Some((kind, rest))) => parser.parse(usize::from(*kind) % kinds, rest),
+        (_, None) => {}
+    }
+}
+
+/// Two parsers as one, under the first one's name.
+pub struct Both<A, B>(A, B);
+
+impl<A: Parser, B: Parser> Parser for Both<A, B> {
+    const NAME: &'static str = A::NAME;
+    const KINDS: usize = A::KINDS + B::KINDS;
+
+    fn seeds() -> Vec<(usize, Vec<u8>)> {
+        let second = B::seeds().into_iter().map(|(kind, bytes)| (kind + A::KINDS, bytes));
+        A::seeds().into_iter().chain(second).collect()
+    }
+
+    fn new() -> Self {
+        Both(A::new(), B::new())
+    }
+
+    fn parse(&mut self, kind: usize, bytes: &[u8]) {
+        match kind.checked_sub(A::KINDS) {
+            None => self.0.parse(kind, bytes),
+            Some(kind) => self.1.parse(kind, bytes),
+        }
+    }
+}
+
+/// A result of which only matters that it was reached.
+pub fn reached<T, E: Debug>(result: Result<T, E>) {
+    let _ = format!("{:?}", result.err());
+}
+
+/// Runs a parser on damaged versions of its good inputs.
 ///
 /// # Panics
-/// Where `parse` panics, or takes very long; the input is kept.
-pub fn run(name: &str, inputs: &[Vec<u8>], mut parse: impl FnMut(&[u8])) {
+/// Where it panics, or takes very long; the input is kept.
+pub fn run<P: Parser>() {
+    let (name, inputs, mut parser) = (P::NAME, inputs::<P>(), P::new());
     let seconds = std::env::var("SUASION_FUZZ_SECONDS").ok().and_then(|text| text.parse::<u64>().ok());
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
     let mut numbers = Numbers(seconds.map_or(1, |_| clock()));
@@ -114,7 +181,7 @@ pub fn run(name: &str, inputs: &[Vec<u8>], mut parse: impl FnMut(&[u8])) {
         let (one, other) = (numbers.below(inputs.len()), numbers.below(inputs.len()));
         let data = damaged(&inputs[one], &inputs[other], &mut numbers);
         let began = Instant::now();
-        let panicked = catch_unwind(AssertUnwindSafe(|| parse(&data))).is_err();
+        let panicked = catch_unwind(AssertUnwindSafe(|| parse(&mut parser, &data))).is_err();
         let hung = seconds.is_some() && began.elapsed() > LONG;
         if panicked || hung {
             let path = std::env::temp_dir().join(format!("suasion-fuzz-{name}-{runs}"));

@@ -36,6 +36,11 @@ pub const MODELS: [&str; 20] = [
     "qwen3_moe",
 ];
 
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 /// The folder of the test material: `SUASION_MATERIAL`, else `../shared/material` beside the repository.
 pub fn material_folder() -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/material");

@@ -229,11 +229,12 @@ fn print(counts: &Counts, pairs: bool, ui: &Ui) -> anyhow::Result<()> {
     let mut out = ui.out();
     writeln!(
         out,
-        "{} with {}: {}, {} held out",
+        "{} with {}: {}, {}{} held out",
         count(counts.threads, "thread"),
         count(counts.comments, "comment"),
         count(counts.rows, noun),
-        thousands(counts.held_out)
+        thousands(counts.held_out),
+        if counts.held_out > 0 { " more" } else { "" }
     )?;
     for (reason, n) in &counts.dropped {
         writeln!(out, "{:>9}  left out: {reason}", thousands(*n))?;

@@ -254,7 +254,7 @@ fn sample(job: &Job, ui: &Ui) -> anyhow::Result<SampleReply> {
         reply(&mut model, &mut cache, 0, tokenizer, prompt, &manner, &mut |_| Ok(()))
     };
     let before = say(job.start(ui))?;
-    let after = say(Start::from_dir(ui, &job.config.output_dir, &job.arch))?;
+    let after = say(Start::from_dir(ui, &job.config.output_dir, &job.arch).on(job.config.device()))?;
     if interrupt::raised() {
         return Err(suasion_train::Error::Interrupted.into());
     }

@@ -4,6 +4,8 @@ use super::ConfigArgs;
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::inputs::opened::Opened;
+use crate::inputs::vocabulary::Vocabulary;
+use crate::inputs::weights::Start;
 use crate::inputs::{kept, loading, rows};
 use crate::interrupt;
 use crate::paths;
@@ -55,10 +57,10 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
         );
     }
     config.init = Init::Weights;
-    let base = Opened::of(&config, ui)?;
+    let (base, none) = (Opened::of(&config, ui)?, Vocabulary::default());
     let tuned = match AdapterFolder::is_one(&args.tuned) {
-        true => Opened::named(Some(&base.base), Some(&args.tuned), Init::Weights, ui)?,
-        false => Opened::named(Some(&args.tuned), None, Init::Weights, ui)?,
+        true => Opened::named(Some(&base.base), Some(&args.tuned), Init::Weights, &none, ui)?,
+        false => Opened::named(Some(&args.tuned), None, Init::Weights, &none, ui)?,
     };
     let settings = DiagnoseSettings { rows: args.rows.max(1), ..DiagnoseSettings::default() };
 
@@ -81,7 +83,8 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
         rows.iter().try_for_each(|row| check_row(arch, row))?;
     }
     let measured = |model: &Opened, name: &str| -> anyhow::Result<Measurement> {
-        measured(ui, model, name, &rows, &settings, config.train.per_device_eval_batch_size)
+        let start = model.start(ui, &Config::default()).on(config.device());
+        measured(ui, start, name, &rows, &settings, config.train.per_device_eval_batch_size)
     };
     let before = measured(&base, "base")?;
     let after = measured(&tuned, "tuned")?;
@@ -111,13 +114,13 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
 /// Measures the model in a folder, and frees it.
 fn measured(
     ui: &Ui,
-    model: &Opened,
+    mut start: Start<'_>,
     name: &str,
     rows: &[Sample],
     settings: &DiagnoseSettings,
     batch: usize,
 ) -> anyhow::Result<Measurement> {
-    let mut model = model.start(ui, &Config::default()).build(budget(rows, batch)?)?;
+    let mut model = start.build(budget(rows, batch)?)?;
     let what = format!("measuring the {name} model");
     let result = measure(&mut model, rows, settings, batch, interrupt::flag(), &mut |done| {
         ui.overwrite(&share_of(&what, done, rows.len() as u64, ui.columns()));

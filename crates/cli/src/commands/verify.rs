@@ -6,6 +6,7 @@ use crate::config::Paths;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
 use crate::inputs::rows::DataFiles;
+use crate::inputs::vocabulary::Vocabulary;
 use crate::inputs::{kept, loading, rows};
 use crate::paths;
 use crate::progress::Meter;
@@ -174,10 +175,12 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let source = rows::training(config, ui)?;
     let filter = Filter::new(&args.select, &args.ignore)
         .map_err(|message| Failure::usage(message, "give a code or a prefix: --ignore T001, --select M"))?;
+    let vocabulary = Vocabulary::of(config, ui)?;
     let mut folder = match &config.model_name_or_path {
-        Some(name) => model::open(&model::resolve(name, false, ui)?, ui)?,
+        Some(name) => model::open(&model::resolve(name, false, ui)?, &vocabulary.changes, ui)?,
         None => ModelFolder::default(),
     };
+    vocabulary.grow_folder(&mut folder);
     if let Some(path) = &args.template {
         folder.template = Some(Arc::new(template(path, &folder)?));
     }

@@ -1,6 +1,8 @@
 //! Checks that concern several keys at once.
 
+use super::device::DeviceName;
 use super::table::Config;
+use super::value::Value;
 use crate::failure::Failure;
 use suasion_data::Objective;
 use suasion_data::template::is_reserved;
@@ -49,6 +51,22 @@ impl Config {
         }
         for (message, help) in config.adapter_problems() {
             add(message, help);
+        }
+        if config.use_cpu && matches!(config.device, DeviceName::Cuda(_)) {
+            add(
+                format!("use_cpu=true and device={} contradict each other", config.device),
+                "keep one of them: use_cpu=true is transformers' name for device=cpu",
+            );
+        }
+        if config.matmul_precision.is_rounded() && (config.use_cpu || config.device == DeviceName::Cpu) {
+            let name = config.matmul_precision.to_json();
+            add(
+                format!(
+                    "matmul_precision={}: products on the CPU are of f32",
+                    name.as_str().unwrap_or_default()
+                ),
+                "leave it out, or train on a card with device=cuda",
+            );
         }
         problems
     }

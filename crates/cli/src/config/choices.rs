@@ -18,6 +18,27 @@ pub enum Init {
     Random,
 }
 
+/// Types of the factors of matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatmulPrecision {
+    /// bf16 on a card, f32 on the CPU.
+    Auto,
+    /// Rounded to bf16.
+    Bf16,
+    /// Rounded to 10 bits of fraction.
+    Tf32,
+    /// f32.
+    F32,
+}
+
+impl MatmulPrecision {
+    /// True for what only cards compute.
+    pub fn is_rounded(self) -> bool {
+        matches!(self, MatmulPrecision::Bf16 | MatmulPrecision::Tf32)
+    }
+}
+
 /// How rows are put together into packs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -232,6 +253,7 @@ impl Choice for ContentSpecialTokens {}
 impl Choice for Format {}
 impl Choice for Init {}
 impl Choice for LoraInitName {}
+impl Choice for MatmulPrecision {}
 impl Choice for OnBadRow {}
 impl Choice for Optim {}
 impl Choice for PackingStrategy {}

@@ -114,9 +114,11 @@ impl Key {
             // verify --loss measures a model.
             ("verify", Group::Model) => true,
             ("prepare", Group::Model) => {
-                matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
+                !matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu")
             }
-            ("diagnose", Group::Model) => self.name == "model_name_or_path",
+            ("diagnose", Group::Model) => {
+                matches!(self.name, "model_name_or_path" | "device" | "matmul_precision" | "use_cpu")
+            }
             ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
             ("eval" | "diagnose", Group::Evaluation) => self.name == "per_device_eval_batch_size",

@@ -92,8 +92,7 @@ known! {
     "it belongs to load_in_4bit, which is not supported yet": {
         bnb_4bit_quant_type = "nf4", use_bnb_nested_quant = "false", bnb_4bit_quant_storage = "null",
     }
-    "the chat template is the model folder's own chat_template.jinja": { chat_template_path = "null" }
-    "this version computes in f32": {
+    "weights and sums are f32; matmul_precision says what products on a card round to": {
         bf16 = "null" ["false"], fp16 = "false" ["null"], dtype = "float32" ["null", "auto"],
         torch_dtype = "null" ["auto", "float32"], bf16_full_eval = "false", fp16_full_eval = "false",
         tf32 = "null" ["false"],
@@ -109,7 +108,6 @@ known! {
     "an optimizer is the same for all modules": { optim_target_modules = "null" }
     "the loss is the mean negative log-likelihood of the targets": {
         loss_type = "nll" ["null"], average_tokens_across_devices = "true" always,
-        router_aux_loss_coef = "null",
     }
     "rows are named by their fields": {
         dataset_text_field = "text" ["null"], dataset_kwargs = "null" ["{}"], label_names = "null",
@@ -120,7 +118,6 @@ known! {
     "a model is a folder, or what the hub's cache has as main": { model_revision = "main" ["null"] }
     "a model is built from its folder alone; change its config.json": { model_init_kwargs = "null" ["{}"] }
     "no code from a model folder is ever run": { trust_remote_code = "false" }
-    "stop and padding tokens come from the model folder; see stop_tokens": { eos_token = "null", pad_token = "null" }
     "nothing is ever padded": {
         padding_free = "false" always, pad_to_multiple_of = "auto" always, group_by_length = "false",
     }
@@ -152,7 +149,7 @@ known! {
         ddp_broadcast_buffers = "null" always, ddp_static_graph = "null" always, deepspeed = "null",
         fsdp = "null" ["[]", "", "false"], fsdp_config = "null" ["{}"], accelerator_config = "null",
         parallelism_config = "null", save_on_each_node = "false" always, full_determinism = "false" always,
-        use_cpu = "false" always, torch_compile = "false", torch_compile_backend = "null", torch_compile_mode = "null",
+        torch_compile = "false", torch_compile_backend = "null", torch_compile_mode = "null",
         auto_find_batch_size = "false", use_liger_kernel = "false", liger_kernel_config = "null",
         activation_offloading = "false", attn_implementation = "null" ["eager", "sdpa"], ignore_bias_buffers = "false" always,
     }

@@ -1,13 +1,12 @@
 //! Models with their initial weights.
 
+use super::device::Chosen;
 use crate::config::{Config, Init};
 use crate::machine;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
-use suasion_engine::{
-    ADAPTER_WEIGHTS, Architecture, Base, Budget, Device, Lora, MemoryPlan, Model, Trainable,
-};
+use suasion_engine::{ADAPTER_WEIGHTS, Architecture, Base, Budget, Lora, MemoryPlan, Model, Trainable};
 use suasion_train::Settings;
 
 /// An adapter over a model.
@@ -35,17 +34,33 @@ pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
     plan.own() + copies + PROCESS
 }
 
-/// Refuses a model that does not fit into the machine's memory. Linux grants memory that it does not have, and kills the
-/// process later without a message.
-pub fn check_memory(arch: &Architecture, plan: &MemoryPlan) -> suasion_train::Result<()> {
-    let bytes = needed(arch, plan);
+/// Refuses a model that does not fit into the memory of its device, where so many processes have it. Linux grants memory that it does not have, and kills
+/// the process later without a message; a card would end the run in its first steps.
+pub fn check_memory(
+    arch: &Architecture,
+    plan: &MemoryPlan,
+    budget: Budget,
+    device: Chosen,
+    processes: usize,
+    ui: &Ui,
+) -> suasion_train::Result<()> {
+    if let Some(card) = device.card(ui)? {
+        let (bytes, free) = (plan.on_card(arch, budget), card.free_memory()?);
+        if bytes > free {
+            let (total, device) = (card.memory, card.name.clone());
+            return Err(suasion_engine::Error::DeviceMemory { bytes, free, total, device }.into());
+        }
+        return Ok(());
+    }
+    let bytes = needed(arch, plan).saturating_mul(processes as u64);
     match machine::memory().0 {
         Some(total) if bytes > total => Err(suasion_engine::Error::Memory { bytes }.into()),
         _ => Ok(()),
     }
 }
 
-/// What a model takes under these settings, with what their optimizer keeps and the average of the weights.
+/// What a model takes under these settings, with a rank's share of what their optimizer keeps, and the average of the
+/// weights.
 ///
 /// # Errors
 /// A choice of parameters that the model cannot follow.
@@ -54,9 +69,10 @@ pub fn planned(
     budget: Budget,
     trainable: &Trainable,
     settings: &Settings,
+    ranks: usize,
 ) -> suasion_train::Result<MemoryPlan> {
     let plan = MemoryPlan::over(arch, budget, trainable, Base::Mapped)?;
-    let mut plan = plan.under(settings.optimizer(), arch, trainable)?;
+    let mut plan = plan.under(settings.optimizer(), ranks, arch, trainable)?;
     if settings.ema_decay.is_some() {
         plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
     }
@@ -79,8 +95,12 @@ pub struct Start<'a> {
     trainable: Trainable,
     /// How it is trained.
     settings: Settings,
+    /// The ranks that share the optimizer's state, and those of them on this machine.
+    ranks: [usize; 2],
     /// The adapter over it.
     adapter: Option<&'a Adapter>,
+    /// Where it runs.
+    device: Chosen,
     /// The fingerprint of the weights, once they were read.
     fingerprint: Option<String>,
     /// True once the warning was shown.
@@ -91,7 +111,8 @@ impl<'a> Start<'a> {
     /// The weights that a configuration selects: those in `dir`, or random ones.
     pub fn new(ui: &'a Ui, dir: &'a Path, arch: &'a Architecture, config: &Config) -> Start<'a> {
         let settings = config.settings();
-        Start { init: config.init, seed: settings.seed, settings, ..Start::from_dir(ui, dir, arch) }
+        let start = Start::from_dir(ui, dir, arch).on(config.device());
+        Start { init: config.init, seed: settings.seed, settings, ..start }
     }
 
     /// The weights in `dir`: those of a finished run.
@@ -105,15 +126,27 @@ impl<'a> Start<'a> {
             seed: 0,
             trainable,
             settings,
+            ranks: [1, 1],
             adapter: None,
+            device: Chosen::default(),
             fingerprint: None,
             warned: false,
         }
     }
 
+    /// The same on a device; without this, on the CPU.
+    pub fn on(self, device: Chosen) -> Start<'a> {
+        Start { device, ..self }
+    }
+
     /// The same with a choice of what is trained.
     pub fn with_trainable(self, trainable: Trainable) -> Start<'a> {
         Start { trainable, ..self }
+    }
+
+    /// The same for a rank of a run.
+    pub fn for_ranks(self, ranks: usize, local: usize) -> Start<'a> {
+        Start { ranks: [ranks, local], ..self }
     }
 
     /// The same under an adapter.
@@ -127,8 +160,11 @@ impl<'a> Start<'a> {
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
-        check_memory(self.arch, &planned(self.arch, budget, &trainable, &self.settings)?)?;
-        let mut model = Model::with_base(self.arch.clone(), Device::cpu(), budget, &trainable, Base::Mapped)?;
+        let [ranks, local] = self.ranks;
+        let plan = planned(self.arch, budget, &trainable, &self.settings, ranks)?;
+        check_memory(self.arch, &plan, budget, self.device, local, self.ui)?;
+        let device = self.device.open(self.ui)?;
+        let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, Base::Mapped)?;
         if budget.train {
             model.choose_optimizer(self.settings.optimizer())?;
         }

@@ -3,10 +3,11 @@
 use super::duplicates::hash_ids;
 use super::outcome::Outcome;
 use super::pairing::{Named, Pairing};
+use super::summary::Progress;
 use super::{Mode, Pipeline};
 use crate::policy::{Boundary, Policy, TruncationMode};
 use crate::source::Source;
-use crate::{IGNORE, Origin, Result, Sample, Section};
+use crate::{Error, IGNORE, Origin, Result, Sample, Section};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -54,6 +55,18 @@ impl Reference {
     /// # Errors
     /// Those of `open`, and as [`Pipeline::rows`].
     pub fn read(pipeline: &Pipeline, open: impl Fn() -> Result<Source>) -> Result<Reference> {
+        Reference::read_while(pipeline, open, |_| true)
+    }
+
+    /// The same; `goes_on` is asked between rows.
+    ///
+    /// # Errors
+    /// As [`Reference::read`], and [`Error::Interrupted`] where `goes_on` said no.
+    pub fn read_while(
+        pipeline: &Pipeline,
+        open: impl Fn() -> Result<Source>,
+        goes_on: impl Fn(Progress) -> bool,
+    ) -> Result<Reference> {
         let mut reference = Reference::default();
         let mut variants: Vec<Vec<Row>> = Vec::new();
         for boundary in [Boundary::Split, Boundary::Joint] {
@@ -71,8 +84,13 @@ impl Reference {
                 reference: None,
                 ..pipeline.clone()
             };
-            for outcome in pipeline.rows(open()?)? {
+            let mut outcomes = pipeline.rows(open()?)?;
+            while let Some(outcome) = outcomes.next() {
                 let outcome = outcome?;
+                if !goes_on(outcomes.progress()) {
+                    let path = outcome.id().file.to_path_buf();
+                    return Err(Error::Interrupted { path, message: "nothing is kept of it".into() });
+                }
                 let number = outcome.id().row;
                 let at = usize::try_from(number).unwrap_or(usize::MAX);
                 if variants.len() <= at {

@@ -89,16 +89,7 @@ impl Findings {
         if found.is_empty() {
             return Ok(());
         }
-        let mut hash = blake3::Hasher::new();
-        match outcome {
-            Outcome::Kept(kept) => {
-                let bytes: Vec<u8> = kept.sample.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-                hash.update(&bytes);
-            }
-            _ => found.iter().for_each(|finding| _ = hash.update(finding.message.as_bytes())),
-        }
-        let content =
-            hash.finalize().as_bytes().iter().take(8).fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+        let content = content(outcome);
         found.iter().try_for_each(|finding| self.push(outcome.id(), content, finding))
     }
 
@@ -157,6 +148,19 @@ impl Findings {
         }
         Ok(())
     }
+}
+
+/// A hash of what a row says, for [`Findings::push`]: that of its ids, or of its findings where it has none.
+pub fn content(outcome: &Outcome) -> u64 {
+    let mut hash = blake3::Hasher::new();
+    match outcome {
+        Outcome::Kept(kept) => {
+            let bytes: Vec<u8> = kept.sample.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            hash.update(&bytes);
+        }
+        _ => outcome.findings().iter().for_each(|finding| _ = hash.update(finding.message.as_bytes())),
+    }
+    hash.finalize().as_bytes().iter().take(8).fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }
 
 impl Serialize for Findings {

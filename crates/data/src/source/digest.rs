@@ -5,7 +5,7 @@
 
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, FieldRef};
 use blake3::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ pub(super) struct Digest {
     json: Hasher,
     columns: Vec<(String, Stream)>,
     rows: u64,
+    /// Bytes of columns that are in `json` as their hashes.
+    ended: u64,
 }
 
 /// The values of a column, or of a part of one.
@@ -34,8 +36,11 @@ impl Digest {
 
     pub fn columns(&mut self, batch: &RecordBatch) {
         self.rows += batch.num_rows() as u64;
-        if self.columns.len() != batch.num_columns() {
-            let names = batch.schema_ref().fields().iter().map(|field| field.name().clone());
+        let fields = batch.schema_ref().fields();
+        let same = |((name, _), field): (&(String, Stream), &FieldRef)| name == field.name();
+        if self.columns.len() != fields.len() || !self.columns.iter().zip(fields).all(same) {
+            self.end_columns();
+            let names = fields.iter().map(|field| field.name().clone());
             self.columns = names.map(|name| (name, Stream::default())).collect();
         }
         for ((_, stream), column) in self.columns.iter_mut().zip(batch.columns()) {
@@ -44,15 +49,19 @@ impl Digest {
     }
 
     /// The hash, and the number of bytes that went into it.
-    pub fn finish(self) -> (Hash, u64) {
-        let mut whole = self.json;
-        whole.update(&self.rows.to_le_bytes());
-        let mut bytes = whole.count();
-        for (name, stream) in self.columns {
-            whole.update(name.as_bytes()).update(&[0]);
-            bytes += stream.finish(&mut whole);
+    pub fn finish(mut self) -> (Hash, u64) {
+        self.json.update(&self.rows.to_le_bytes());
+        let bytes = self.json.count();
+        self.end_columns();
+        (self.json.finalize(), bytes + self.ended)
+    }
+
+    /// Batches of other columns follow, or nothing.
+    fn end_columns(&mut self) {
+        for (name, stream) in std::mem::take(&mut self.columns) {
+            self.json.update(name.as_bytes()).update(&[0]);
+            self.ended += stream.finish(&mut self.json);
         }
-        (whole.finalize(), bytes)
     }
 }
 

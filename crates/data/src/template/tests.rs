@@ -28,6 +28,12 @@ fn conversation(turns: usize, text: &str) -> Conversation {
     Conversation { weights: vec![None; turns], messages, ..Conversation::default() }
 }
 
+/// Renders the template, whose turns end with `stop`.
+fn renderer(template: &str, stop: &str) -> ChatRenderer {
+    let template = ChatTemplate::new(template, None, None).unwrap();
+    ChatRenderer::new(template, Policy::default(), &Stops::eos(stop), &TemplateOptions::default())
+}
+
 fn renderings(work: impl FnOnce()) -> usize {
     let before = RENDERINGS.get();
     work();
@@ -36,13 +42,7 @@ fn renderings(work: impl FnOnce()) -> usize {
 
 #[test]
 fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
-    let template = ChatTemplate::new(CHATML, None, None).unwrap();
-    let chats = ChatRenderer::new(
-        template,
-        Policy::default(),
-        &Stops::eos("<|im_end|>"),
-        &TemplateOptions::default(),
-    );
+    let chats = renderer(CHATML, "<|im_end|>");
     // The text, the marks, and what the model is given before each answer.
     let long = conversation(200, "turn");
     assert_eq!(renderings(|| drop(chats.prove(id(), &long).unwrap())), 2 + 100);
@@ -58,9 +58,7 @@ fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
 
 /// The bytes of the messages that are rendered for one conversation of so many turns.
 fn rendered_messages(template: &str, turns: usize) -> usize {
-    let template = ChatTemplate::new(template, None, None).unwrap();
-    let stops = Stops::eos("<|im_end|>");
-    let chats = ChatRenderer::new(template, Policy::default(), &stops, &TemplateOptions::default());
+    let chats = renderer(template, "<|im_end|>");
     let c = conversation(turns, "turn");
     let before = MESSAGES_RENDERED.get();
     let chat = chats.spans(id(), &c).unwrap();
@@ -93,13 +91,7 @@ fn the_work_of_a_conversation_grows_with_its_length() {
 
 #[test]
 fn shapes_are_forgotten_and_made_again() {
-    let template = ChatTemplate::new(CHATML, None, None).unwrap();
-    let chats = ChatRenderer::new(
-        template,
-        Policy::default(),
-        &Stops::eos("<|im_end|>"),
-        &TemplateOptions::default(),
-    );
+    let chats = renderer(CHATML, "<|im_end|>");
     let first = conversation(2, "a");
     let want = chats.spans(id(), &first).unwrap();
     for i in 0..1100 {
@@ -115,9 +107,7 @@ fn shapes_are_forgotten_and_made_again() {
 fn rows_of_a_template_that_inspects_texts_are_proved_on_their_own() {
     let source = "{% for m in messages %}<{{ m.role }}>{% if 'secret' in m.content %}***{{ m.content }}{% else %}\
         {{ m.content }}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
-    let template = ChatTemplate::new(source, None, None).unwrap();
-    let chats =
-        ChatRenderer::new(template, Policy::default(), &Stops::eos("</s>"), &TemplateOptions::default());
+    let chats = renderer(source, "</s>");
     let plain = conversation(2, "text");
     chats.spans(id(), &plain).unwrap();
     // The text, and the prompt of the answer: the template may inspect the texts in that, too.

@@ -2,6 +2,7 @@
 
 use super::plan::AttentionPlan;
 use super::view::{Dtype, View};
+use crate::dtype::WeightType;
 use crate::map::FileTensor;
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -108,7 +109,7 @@ impl Bytes {
 pub struct FileBuffer {
     lease: Lease,
     len: usize,
-    kind: crate::dtype::WeightType,
+    kind: WeightType,
 }
 
 impl FileBuffer {
@@ -236,18 +237,19 @@ impl<T> Store<T> {
     }
 }
 
-/// The memory of a backend on the host: `M` is how it keeps a buffer.
+/// The memory of a backend: `M` is how it keeps a buffer, `F` a tensor of a file, `I` a list of indices, `P` an
+/// attention plan and `B` a buffer of bytes. The defaults are those of backends on the host.
 #[derive(Debug)]
-pub(super) struct Memory<M> {
+pub(super) struct Memory<M, F = FileTensor, I = Arc<[u32]>, P = Arc<AttentionPlan>, B = Vec<u8>> {
     backend: u64,
     buffers: Store<M>,
-    files: Store<FileTensor>,
-    indices: Store<Arc<[u32]>>,
-    plans: Store<Arc<AttentionPlan>>,
-    bytes: Store<Vec<u8>>,
+    files: Store<F>,
+    indices: Store<I>,
+    plans: Store<P>,
+    bytes: Store<B>,
 }
 
-impl<M> Default for Memory<M> {
+impl<M, F, I, P, B> Default for Memory<M, F, I, P, B> {
     fn default() -> Self {
         static BACKENDS: AtomicU64 = AtomicU64::new(0);
         let backend = BACKENDS.fetch_add(1, Ordering::Relaxed);
@@ -263,58 +265,30 @@ impl<M> Default for Memory<M> {
     }
 }
 
-impl<M> Memory<M> {
+impl<M, F, I, P, B> Memory<M, F, I, P, B> {
     /// Adds a buffer whose `len` elements begin at element `start` of `memory`.
     pub(super) fn add_buffer(&mut self, memory: M, start: usize, len: usize) -> Buffer {
         Buffer { lease: self.buffers.add(self.backend, memory), start, len }
     }
 
-    pub(super) fn add_file(&mut self, tensor: FileTensor) -> FileBuffer {
-        let (len, kind) = (tensor.len(), tensor.kind());
-        FileBuffer { lease: self.files.add(self.backend, tensor), len, kind }
+    /// Adds what a backend keeps of a tensor in a file.
+    pub(super) fn keep_file(&mut self, kept: F, len: usize, kind: WeightType) -> FileBuffer {
+        FileBuffer { lease: self.files.add(self.backend, kept), len, kind }
     }
 
-    pub(super) fn add_indices(&mut self, values: &[u32]) -> IndexBuffer {
-        let bound = values.iter().max().map_or(0, |&largest| largest as usize + 1);
-        let lease = self.indices.add(self.backend, values.into());
-        IndexBuffer { lease, len: values.len(), bound }
+    /// Adds what a backend keeps of a list of `len` indices below `bound`.
+    pub(super) fn keep_indices(&mut self, kept: I, len: usize, bound: usize) -> IndexBuffer {
+        IndexBuffer { lease: self.indices.add(self.backend, kept), len, bound }
     }
 
-    pub(super) fn add_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
-        plan.check()?;
-        let (queries, keys) = (plan.rows.len(), plan.keys());
-        Ok(PlanBuffer { lease: self.plans.add(self.backend, Arc::new(plan)), queries, keys })
+    /// Adds what a backend keeps of a checked plan.
+    pub(super) fn keep_plan(&mut self, kept: P, queries: usize, keys: usize) -> PlanBuffer {
+        PlanBuffer { lease: self.plans.add(self.backend, kept), queries, keys }
     }
 
-    /// A buffer of `len` zero bytes.
-    pub(super) fn add_bytes(&mut self, len: usize) -> Result<ByteBuffer> {
-        let mut memory = Vec::new();
-        memory.try_reserve_exact(len).map_err(|_| Error::Memory { bytes: len as u64 })?;
-        memory.resize(len, 0);
-        Ok(ByteBuffer { lease: self.bytes.add(self.backend, memory), len })
-    }
-
-    pub(super) fn bytes(&self, bytes: Bytes) -> Result<&[u8]> {
-        self.own(bytes.backend, "buffer of bytes")?;
-        let buffer = self.bytes.items.get(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))?;
-        Ok(&buffer[bytes.start..bytes.start + bytes.len])
-    }
-
-    pub(super) fn bytes_mut(&mut self, bytes: Bytes) -> Result<&mut [u8]> {
-        self.own(bytes.backend, "buffer of bytes")?;
-        let buffer = self.bytes.items.get_mut(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))?;
-        Ok(&mut buffer[bytes.start..bytes.start + bytes.len])
-    }
-
-    /// Takes a buffer out, to be put back with [`Memory::put_bytes`].
-    pub(super) fn take_bytes(&mut self, bytes: Bytes) -> Result<Vec<u8>> {
-        self.own(bytes.backend, "buffer of bytes")?;
-        let buffer = self.bytes.items.get_mut(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))?;
-        Ok(std::mem::take(buffer))
-    }
-
-    pub(super) fn put_bytes(&mut self, bytes: Bytes, memory: Vec<u8>) {
-        self.bytes.items.insert(bytes.buffer, memory);
+    /// Adds a buffer of `len` bytes.
+    pub(super) fn keep_bytes(&mut self, kept: B, len: usize) -> ByteBuffer {
+        ByteBuffer { lease: self.bytes.add(self.backend, kept), len }
     }
 
     /// Frees what has been released.
@@ -339,7 +313,7 @@ impl<M> Memory<M> {
     }
 
     /// The tensor that a view names a part of; `None` where it is in a buffer.
-    pub(super) fn file(&self, view: View) -> Result<Option<&FileTensor>> {
+    pub(super) fn file(&self, view: View) -> Result<Option<&F>> {
         self.own(view.backend, "view")?;
         if view.dtype() == Dtype::F32 {
             return Ok(None);
@@ -347,15 +321,33 @@ impl<M> Memory<M> {
         self.files.items.get(&view.buffer).map(Some).ok_or_else(|| freed("view"))
     }
 
-    pub(super) fn indices(&self, indices: Indices) -> Result<HostIndices> {
+    /// The list that a run is of, and the run's place in it.
+    pub(super) fn list(&self, indices: Indices) -> Result<(&I, Range<usize>)> {
         self.own(indices.backend, "list of indices")?;
         let list = self.indices.items.get(&indices.list).ok_or_else(|| freed("list of indices"))?;
-        Ok(HostIndices { list: Arc::clone(list), range: indices.start..indices.start + indices.len })
+        Ok((list, indices.start..indices.start + indices.len))
     }
 
-    pub(super) fn plan(&self, plan: &PlanBuffer) -> Result<Arc<AttentionPlan>> {
+    pub(super) fn kept_plan(&self, plan: &PlanBuffer) -> Result<&P> {
         self.own(plan.lease.backend, "attention plan")?;
-        self.plans.items.get(&plan.lease.item).cloned().ok_or_else(|| freed("attention plan"))
+        self.plans.items.get(&plan.lease.item).ok_or_else(|| freed("attention plan"))
+    }
+
+    pub(super) fn kept_bytes(&self, bytes: Bytes) -> Result<&B> {
+        self.own(bytes.backend, "buffer of bytes")?;
+        self.bytes.items.get(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))
+    }
+
+    fn kept_bytes_mut(&mut self, bytes: Bytes) -> Result<&mut B> {
+        self.own(bytes.backend, "buffer of bytes")?;
+        self.bytes.items.get_mut(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))
+    }
+
+    /// Sizes of all buffers that are not freed, then of all buffers of bytes.
+    pub(super) fn sizes(&self, of: impl Fn(&M) -> usize, of_bytes: impl Fn(&B) -> usize) -> u64 {
+        let buffers: usize = self.buffers.items.values().map(of).sum();
+        let bytes: usize = self.bytes.items.values().map(of_bytes).sum();
+        (buffers + bytes) as u64
     }
 
     fn own(&self, backend: u64, what: &str) -> Result<()> {
@@ -367,12 +359,63 @@ impl<M> Memory<M> {
     }
 }
 
+/// Memory on the host.
+impl<M> Memory<M> {
+    pub(super) fn add_file(&mut self, tensor: FileTensor) -> FileBuffer {
+        let (len, kind) = (tensor.len(), tensor.kind());
+        self.keep_file(tensor, len, kind)
+    }
+
+    pub(super) fn add_indices(&mut self, values: &[u32]) -> IndexBuffer {
+        let bound = values.iter().max().map_or(0, |&largest| largest as usize + 1);
+        self.keep_indices(values.into(), values.len(), bound)
+    }
+
+    pub(super) fn add_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
+        plan.check()?;
+        let (queries, keys) = (plan.rows.len(), plan.keys());
+        Ok(self.keep_plan(Arc::new(plan), queries, keys))
+    }
+
+    /// A buffer of `len` zero bytes.
+    pub(super) fn add_bytes(&mut self, len: usize) -> Result<ByteBuffer> {
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(len).map_err(|_| Error::Memory { bytes: len as u64 })?;
+        memory.resize(len, 0);
+        Ok(self.keep_bytes(memory, len))
+    }
+
+    pub(super) fn bytes(&self, bytes: Bytes) -> Result<&[u8]> {
+        Ok(&self.kept_bytes(bytes)?[bytes.range()])
+    }
+
+    pub(super) fn bytes_mut(&mut self, bytes: Bytes) -> Result<&mut [u8]> {
+        Ok(&mut self.kept_bytes_mut(bytes)?[bytes.range()])
+    }
+
+    /// Takes a buffer out, to be put back with [`Memory::put_bytes`].
+    pub(super) fn take_bytes(&mut self, bytes: Bytes) -> Result<Vec<u8>> {
+        self.kept_bytes_mut(bytes).map(std::mem::take)
+    }
+
+    pub(super) fn put_bytes(&mut self, bytes: Bytes, memory: Vec<u8>) {
+        self.bytes.items.insert(bytes.buffer, memory);
+    }
+
+    pub(super) fn indices(&self, indices: Indices) -> Result<HostIndices> {
+        let (list, range) = self.list(indices)?;
+        Ok(HostIndices { list: Arc::clone(list), range })
+    }
+
+    pub(super) fn plan(&self, plan: &PlanBuffer) -> Result<Arc<AttentionPlan>> {
+        self.kept_plan(plan).cloned()
+    }
+}
+
 impl<S> Memory<Vec<S>> {
     /// Bytes of the buffers that are not freed.
     pub(super) fn allocated(&self) -> u64 {
-        let elements: usize = self.buffers.items.values().map(Vec::len).sum();
-        let bytes: usize = self.bytes.items.values().map(Vec::len).sum();
-        (elements * size_of::<S>() + bytes) as u64
+        self.sizes(|buffer| buffer.len() * size_of::<S>(), Vec::len)
     }
 }
 

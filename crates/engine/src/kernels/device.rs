@@ -1,6 +1,7 @@
 //! The backend that a program chooses at run time.
 
 use super::cpu::Cpu;
+use super::cuda::Cuda;
 use super::reference::Reference;
 use super::{
     Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
@@ -14,6 +15,8 @@ use crate::collective::Collective;
 pub enum Device {
     /// All cores of this machine.
     Cpu(Cpu),
+    /// An NVIDIA card.
+    Cuda(Cuda),
     /// Plain loops, for checking the others.
     Reference(Reference<f32>),
 }
@@ -22,6 +25,12 @@ impl Device {
     /// The CPU.
     pub fn cpu() -> Device {
         Device::Cpu(Cpu::new())
+    }
+}
+
+impl From<Cuda> for Device {
+    fn from(cuda: Cuda) -> Device {
+        Device::Cuda(cuda)
     }
 }
 
@@ -37,6 +46,7 @@ macro_rules! dispatch {
         $(fn $name(&mut self, $($arg: $type),*) -> $result {
             match self {
                 Device::Cpu(backend) => backend.$name($($arg),*),
+                Device::Cuda(backend) => backend.$name($($arg),*),
                 Device::Reference(backend) => backend.$name($($arg),*),
             }
         })*
@@ -45,6 +55,7 @@ macro_rules! dispatch {
         $(fn $name(&self, $($arg: $type),*) -> $result {
             match self {
                 Device::Cpu(backend) => backend.$name($($arg),*),
+                Device::Cuda(backend) => backend.$name($($arg),*),
                 Device::Reference(backend) => backend.$name($($arg),*),
             }
         })*
@@ -54,6 +65,7 @@ macro_rules! dispatch {
 impl Backend for Device {
     dispatch! { shared
         allocated() -> u64;
+        logits() -> usize;
         read(from: View, to: &mut [f32]) -> Result<()>;
         read_bytes(from: Bytes, to: &mut [u8]) -> Result<()>;
         sum_squares(x: View) -> Result<f64>;
@@ -120,5 +132,7 @@ impl Backend for Device {
         adafactor(step: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()>;
         sgd(step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
         all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
+        reduce_scatter(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;
+        all_gather(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;
     }
 }

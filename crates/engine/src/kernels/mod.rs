@@ -4,14 +4,16 @@
 //! buffers, and never a pointer; lists of rows, positions and targets and attention plans are uploaded once a
 //! step and passed as handles. Whatever safe code passes, an operation either computes or returns an error.
 //!
-//! Two backends exist: [`reference::Reference`], plain loops in f64 that anyone can check by reading, and
-//! [`cpu::Cpu`]. Every kernel test compares the second with the first. [`device::Device`] is one of them,
-//! chosen at run time.
+//! Three backends exist: [`reference::Reference`], plain loops in f64 that anyone can check by reading,
+//! [`cpu::Cpu`] and [`cuda::Cuda`]. Every kernel test compares the others with the first. [`device::Device`] is one
+//! of them, chosen at run time.
 
 mod buffers;
 mod check;
 #[allow(unsafe_code)]
 pub mod cpu;
+#[allow(unsafe_code)]
+pub mod cuda;
 pub mod device;
 mod experts;
 mod plan;
@@ -31,6 +33,9 @@ pub use view::{Dtype, View};
 
 use crate::Result;
 use crate::collective::Collective;
+
+/// Elements of logits at once on the CPU (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
+pub(crate) const LOGITS: usize = 8 << 20;
 
 /// Coarse operations over device memory. Matrices are row-major; `x += …` accumulates, `x = …` overwrites,
 /// and `(+)=` does either, by `accumulate`.
@@ -62,6 +67,10 @@ pub trait Backend {
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer>;
     /// Bytes in buffers that are not freed; tensors in files are not counted.
     fn allocated(&self) -> u64;
+    /// Elements of logits that the head should compute at once: enough to keep a matrix product busy.
+    fn logits(&self) -> usize {
+        LOGITS
+    }
     /// Uploads row, token or position numbers.
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;
     /// Checks and uploads an attention plan.
@@ -273,4 +282,20 @@ pub trait Backend {
     fn sgd(&mut self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
     /// Replaces `x` by its sum over all ranks.
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()>;
+    /// Replaces this rank's share of `x` by its sum over all ranks; see [`Collective::reduce_scatter`].
+    fn reduce_scatter(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        let mut values = vec![0.0; x.len()];
+        self.read(x, &mut values)?;
+        collective.reduce_scatter(&mut values, cuts)?;
+        self.write(x, &values)
+    }
+    /// Replaces every share of `x` by what its rank has; see [`Collective::all_gather`].
+    fn all_gather(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        let mut values = vec![0.0; x.len()];
+        self.read(x, &mut values)?;
+        collective.all_gather(&mut values, cuts)?;
+        self.write(x, &values)
+    }
 }

@@ -127,6 +127,39 @@ pub struct AdamW {
     pub gradient_scale: f32,
 }
 
+/// The numbers of an AdamW step as kernels of f32 take them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AdamWScalars {
+    pub(super) keep: f32,
+    pub(super) beta1: f32,
+    pub(super) lerp1: f32,
+    pub(super) beta2: f32,
+    pub(super) lerp2: f32,
+    pub(super) root2: f32,
+    pub(super) eps: f32,
+    pub(super) rate: f32,
+    pub(super) scale: f32,
+}
+
+impl AdamW {
+    /// The scalars are f64 until here, as PyTorch's are, and meet the f32 tensors rounded once.
+    pub(super) fn scalars(self) -> AdamWScalars {
+        let correction1 = 1.0 - self.beta1.powi(self.t as i32);
+        let correction2 = 1.0 - self.beta2.powi(self.t as i32);
+        AdamWScalars {
+            keep: (1.0 - self.lr * self.weight_decay) as f32,
+            beta1: self.beta1 as f32,
+            lerp1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            lerp2: (1.0 - self.beta2) as f32,
+            root2: correction2.sqrt() as f32,
+            eps: self.eps as f32,
+            rate: (self.lr / correction1) as f32,
+            scale: self.gradient_scale,
+        }
+    }
+}
+
 /// One step of Adafactor (Shazeer & Stern 2018) with a learning rate from outside, as transformers' Trainer configures it
 /// (`scale_parameter=False, relative_step=False`): no first moment, updates clipped to a root mean square of 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -185,6 +218,11 @@ impl TargetLoss {
     /// Reads a row of a backend's table of losses.
     pub fn from_columns(row: [f32; Self::COLUMNS]) -> TargetLoss {
         TargetLoss { nll: row[0], top1: row[1] != 0.0, entropy: row[2], uniform: row[3] }
+    }
+
+    /// The reverse of [`TargetLoss::from_columns`].
+    pub fn columns(self) -> [f32; Self::COLUMNS] {
+        [self.nll, f32::from(u8::from(self.top1)), self.entropy, self.uniform]
     }
 
     /// The loss when each target is mixed with a share `smoothing` of the uniform distribution: `(1 − smoothing) · nll +

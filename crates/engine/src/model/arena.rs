@@ -2,13 +2,13 @@
 
 use super::Budget;
 use super::optimizer::Optimizer;
-use crate::Result;
 use crate::arch::{Architecture, Block};
-use crate::kernels::{Backend, Buffer, Norm, View};
+use crate::dtype::WeightType;
+use crate::kernels::cuda::{self, OVERHEAD};
+use crate::kernels::{Backend, Buffer, LOGITS, Norm, View};
 use crate::params::{Base, LowSizes, ParameterMap, Trainable};
-
-/// Elements of logits held at once (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
-const LOGITS: usize = 8 << 20;
+use crate::{Result, weights};
+use std::path::Path;
 
 /// What a layer saves for its backward pass. Widths: `H` hidden, `Q` query, `K` key, `U` up.
 #[derive(Clone, Copy, Debug)]
@@ -84,11 +84,27 @@ pub(super) struct Arena {
     wide: [View; 2],
     /// Scratch of adapters with dropout: their inputs, or the gradient of these.
     dropped: View,
+    /// Scratch of the load-balancing loss, where there is one.
+    pub(super) balance: Option<BalanceScratch>,
     /// Scratch of the backward pass.
     back: Option<BackScratch>,
     /// Elements that are saved between forward and backward, and all elements.
     activations: usize,
     used: usize,
+}
+
+/// Scratch of the load-balancing loss.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BalanceScratch {
+    /// How many sequences each row stands for, `[tokens, 1]`.
+    pub(super) rows: View,
+    /// The same by slot, and ones, `[tokens · per_row, 1]`.
+    pub(super) slots: [View; 2],
+    /// Gradients of a row's probabilities, `[1, experts]`.
+    pub(super) factors: View,
+    /// Gradients of logits, `[tokens, experts]`, and a sum for each row.
+    pub(super) terms: [View; 2],
+    pub(super) sums: View,
 }
 
 /// Scratch of the backward pass, as wide as the widest layer needs it.
@@ -186,13 +202,14 @@ impl Arena {
         low: LowSizes,
         backend: &mut impl Backend,
     ) -> Result<Arena> {
-        let memory = backend.allocate(Arena::carve(a, b, low, None).used)?;
-        let arena = Arena::carve(a, b, low, Some(memory.view()));
+        let logits = backend.logits();
+        let memory = backend.allocate(Arena::carve(a, b, low, logits, None).used)?;
+        let arena = Arena::carve(a, b, low, logits, Some(memory.view()));
         Ok(Arena { _memory: Some(memory), ..arena })
     }
 
-    /// Cuts `whole` into the arena's views; plans them where it is `None`.
-    fn carve(a: &Architecture, b: Budget, low: LowSizes, whole: Option<View>) -> Arena {
+    /// Cuts `whole` into the arena's views, with at most `logits` elements of these; plans them where it is `None`.
+    fn carve(a: &Architecture, b: Budget, low: LowSizes, logits: usize, whole: Option<View>) -> Arena {
         let b = Budget { targets: b.targets.max(1), ..b };
         let rows = b.tokens.max(b.targets);
         let hidden = a.hidden;
@@ -202,7 +219,8 @@ impl Arena {
         for (n, block) in a.blocks.iter().enumerate() {
             if each {
                 // The last layer has queries for the targets' rows only.
-                let rows = if n + 1 < a.blocks.len() { b.tokens } else { b.targets };
+                let all = n + 1 < a.blocks.len() || a.balances_last();
+                let rows = if all { b.tokens } else { b.targets };
                 saved.push(cutter.saved(block, hidden, rows, b.tokens));
             } else {
                 cutter.used = 0;
@@ -212,6 +230,7 @@ impl Arena {
         }
         cutter.used = cutter.used.max(furthest);
         let inputs = if b.train { a.blocks.len() } else { a.blocks.len().min(2) };
+        let inputs = inputs + usize::from(b.train && a.balances_last());
         let inputs: Vec<View> = (0..inputs).map(|_| cutter.cut(b.tokens, hidden)).collect();
         let lens = saved.iter().map(Saved::len);
         let saved_len = if each { lens.fold(0, usize::saturating_add) } else { lens.max().unwrap_or(0) };
@@ -223,7 +242,7 @@ impl Arena {
         let has_branch =
             a.blocks.iter().any(|b| b.norms.after_attention.is_some() || b.norms.after_mlp.is_some());
         let has_raw = a.blocks.iter().any(|block| block.attention.qk_norm.is_some());
-        let chunk = (LOGITS / a.vocab_size.max(1)).clamp(16, 512).min(b.targets);
+        let chunk = (logits / a.vocab_size.max(1)).clamp(16, logits >> 14).min(b.targets);
         let head = if low.dora_head { chunk.saturating_mul(a.vocab_size) } else { 0 };
         let wide = rows.saturating_mul(low.dora_width).max(head);
         Arena {
@@ -241,6 +260,13 @@ impl Arena {
             low: [(); 2].map(|()| cutter.cut(rows, low.rank)),
             wide: [(); 2].map(|()| cutter.cut(1, wide)),
             dropped: cutter.cut(rows, low.dropout),
+            balance: a.experts().filter(|_| b.train && a.balance != 0.0).map(|count| BalanceScratch {
+                rows: cutter.cut(b.tokens, 1),
+                slots: [(); 2].map(|()| cutter.cut(b.tokens.saturating_mul(per_row), 1)),
+                factors: cutter.cut(1, count),
+                terms: [(); 2].map(|()| cutter.cut(b.tokens, count)),
+                sums: cutter.cut(b.tokens, 1),
+            }),
             back: b.train.then(|| BackScratch {
                 d_last: cutter.cut(b.targets, hidden),
                 dx: cutter.cut(b.tokens, hidden),
@@ -363,7 +389,8 @@ impl Saved {
 pub struct MemoryPlan {
     /// The weights, of those that are in memory of their own.
     pub parameters: u64,
-    /// Weights that stay in their files and are read there, two bytes each; the system can give their memory back.
+    /// Weights that stay in their files and are read there, two bytes each where the files are not known
+    /// ([`MemoryPlan::over_files`]); the system can give their memory back.
     pub mapped: u64,
     /// Their gradients, of the trained ones.
     pub gradients: u64,
@@ -379,7 +406,7 @@ impl MemoryPlan {
     /// Plans a model of which every parameter is trained, without allocating. Sums that overflow become
     /// `u64::MAX`.
     pub fn of(a: &Architecture, b: Budget) -> MemoryPlan {
-        MemoryPlan::new(a, b, &ParameterMap::of(a))
+        MemoryPlan::new(a, b, &ParameterMap::of(a), LOGITS)
     }
 
     /// Plans a model of which some parameters are trained.
@@ -395,25 +422,32 @@ impl MemoryPlan {
     /// # Errors
     /// As [`MemoryPlan::with`].
     pub fn over(a: &Architecture, b: Budget, trainable: &Trainable, base: Base) -> Result<MemoryPlan> {
-        Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?))
+        Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?, LOGITS))
     }
 
-    /// The plan with another optimizer.
+    /// The plan with another optimizer, whose state this many ranks divide among them: what a rank has at most.
     ///
     /// # Errors
     /// As [`MemoryPlan::with`].
-    pub fn under(self, optimizer: Optimizer, a: &Architecture, trainable: &Trainable) -> Result<MemoryPlan> {
-        Ok(self.optimized(optimizer, &ParameterMap::with(a, trainable)?))
+    pub fn under(
+        self,
+        optimizer: Optimizer,
+        ranks: usize,
+        a: &Architecture,
+        trainable: &Trainable,
+    ) -> Result<MemoryPlan> {
+        Ok(self.optimized(optimizer, ranks, &ParameterMap::with(a, trainable)?))
     }
 
-    pub(super) fn optimized(self, optimizer: Optimizer, map: &ParameterMap) -> MemoryPlan {
+    pub(super) fn optimized(self, optimizer: Optimizer, ranks: usize, map: &ParameterMap) -> MemoryPlan {
         // Without gradients there is nothing to optimise.
-        let optimizer = if self.gradients > 0 { optimizer.bytes(map) } else { 0 };
+        let optimizer = if self.gradients > 0 { optimizer.bytes(map, ranks) } else { 0 };
         MemoryPlan { optimizer, ..self }
     }
 
-    pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap) -> MemoryPlan {
-        let arena = Arena::carve(a, b, map.low(), None);
+    /// Plans a model whose head has at most `logits` elements at once.
+    pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap, logits: usize) -> MemoryPlan {
+        let arena = Arena::carve(a, b, map.low(), logits, None);
         let bytes = |n: usize| (n as u64).saturating_mul(size_of::<f32>() as u64);
         let trained = if b.train { bytes(map.trained_len()) } else { 0 };
         MemoryPlan {
@@ -426,6 +460,13 @@ impl MemoryPlan {
         }
     }
 
+    /// The plan with the base's files in this folder, where they can be read: their weights have two bytes each, or four.
+    #[must_use]
+    pub fn over_files(self, dir: &Path) -> MemoryPlan {
+        let bytes = weights::widest_type(dir).map_or(2, WeightType::bytes) as u64;
+        MemoryPlan { mapped: (self.mapped / 2).saturating_mul(bytes), ..self }
+    }
+
     /// All of it, in bytes.
     pub fn total(&self) -> u64 {
         self.own().saturating_add(self.mapped)
@@ -436,5 +477,32 @@ impl MemoryPlan {
         [self.gradients, self.optimizer, self.activations, self.scratch]
             .into_iter()
             .fold(self.parameters, u64::saturating_add)
+    }
+
+    /// Bytes of a card's memory that a model of this plan needs: all of it, the larger chunks of logits that a card has,
+    /// the largest factors of a matrix product or of attention in the card's types, and what the driver and its libraries
+    /// take.
+    pub fn on_card(&self, a: &Architecture, b: Budget) -> u64 {
+        let used = |logits| Arena::carve(a, b, LowSizes::default(), logits, None).used as u64;
+        let logits = used(cuda::LOGITS).saturating_sub(used(LOGITS)).saturating_mul(4);
+        let rows = b.tokens.max(b.targets) as u64;
+        let (mut factors, mut planes) = (0, 0);
+        let mut product = |outputs: usize, inputs: usize, most: u64| {
+            let (outputs, inputs) = (outputs as u64, inputs as u64);
+            let of = rows.min(most / outputs.max(1)).saturating_mul(outputs.saturating_add(inputs));
+            factors = of.saturating_add(outputs.saturating_mul(inputs)).max(factors);
+        };
+        product(a.vocab_size, a.hidden, cuda::LOGITS as u64);
+        for block in &a.blocks {
+            let [q, kv, up] = Architecture::widths(block);
+            [q, kv, up].into_iter().for_each(|outputs| product(outputs, a.hidden, u64::MAX));
+            product(a.hidden, block.mlp.intermediate, u64::MAX);
+            // Heads are padded to a power of two, at most to twice their size; queries and the gradient of the output.
+            let heads = (q as u64).saturating_mul(2).saturating_add(kv as u64);
+            planes = rows.saturating_mul(heads.saturating_mul(2)).max(planes);
+        }
+        // Values of bf16; in products of f32 nothing is converted, but attention has three parts.
+        let values = factors.max(planes.saturating_mul(3));
+        [logits, values, values, OVERHEAD].into_iter().fold(self.total(), u64::saturating_add)
     }
 }

@@ -1,6 +1,9 @@
 //! What the engine's tests share: goldens, small models, random numbers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod card;
+pub mod emulation;
+pub mod golden;
 pub mod threads;
 
 use serde_json::Value;
@@ -207,6 +210,27 @@ pub fn accumulate<B: Backend>(model: &mut Model<B>, batch: &Batch, scale: f32) -
 pub fn mean_loss(batch: &Batch, outcomes: &[TargetLoss]) -> f64 {
     let sum: f64 = batch.targets.iter().zip(outcomes).map(|(t, o)| t.weight as f64 * o.nll as f64).sum();
     sum / batch.weight()
+}
+
+/// The slope of the mean loss along element `i` of a parameter, by differences over two steps.
+pub fn slope<B: Backend>(model: &mut Model<B>, batch: &Batch, name: &str, i: usize) -> f64 {
+    let mut at = |change: f32| {
+        let mut tensor = model.parameter(name).unwrap();
+        let old = tensor.data[i];
+        tensor.data[i] += change;
+        let moved = (tensor.data[i] - old) as f64;
+        model.set_parameter(name, &tensor).unwrap();
+        let losses = model.forward(batch).unwrap();
+        tensor.data[i] = old;
+        model.set_parameter(name, &tensor).unwrap();
+        (mean_loss(batch, &losses), moved)
+    };
+    // Losses are f32: a wide step, with its error of third order extrapolated away.
+    let [narrow, wide] = [4e-3, 8e-3].map(|step| {
+        let ((up, a), (down, b)) = (at(step), at(-step));
+        (up - down) / (a - b)
+    });
+    (4.0 * narrow - wide) / 3.0
 }
 
 /// Largest difference, relative to the norm of the expected values.

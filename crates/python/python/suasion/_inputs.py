@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import operator
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,9 @@ _ROWS = 256
 
 #: Rows of a `datasets.Dataset` with an index that are gathered at once.
 _GATHERED = 2000
+
+#: Fields of a batch that say what is learned.
+_DECIDE = ("labels", "attention_mask", "completion_mask", "assistant_masks", "weights", "loss_weights")
 
 
 class Input:
@@ -53,6 +57,9 @@ class Input:
 
     def one(self, index: int) -> Source:
         """A source that has row `index`, perhaps after others."""
+        index = operator.index(index)
+        if index < 0:
+            raise IndexError(f"{self.name}: rows are counted from 0, and there is no row {index}")
         if self.total is not None and not 0 <= index < self.total:
             raise IndexError(f"{self.name} has the rows 0 to {self.total - 1}, not {index}")
         if self._one is not None:
@@ -66,8 +73,8 @@ class Input:
         return self._read()
 
 
-def rows_of(x: Any, split: str = "train") -> Input:
-    """The rows of any object that has some."""
+def rows_of(x: Any, split: str = "train", learned: bool = False) -> Input:
+    """The rows of any object that has some. `learned`: those of a data set have their ids as labels."""
     kind = type(x)
     origin = kind.__module__.split(".")[0]
     label = kind.__name__
@@ -78,14 +85,14 @@ def rows_of(x: Any, split: str = "train") -> Input:
         return x
     if origin == "datasets":
         if label == "Dataset":
-            return _dataset(x)
+            return _dataset(x, learned)
         if label in ("DatasetDict", "IterableDatasetDict"):
             names = ", ".join(map(repr, x))
             raise InputError(
                 f"a {label} has several splits: {names}", f"hand over one of them: rows[{next(iter(x), 'train')!r}]", "E-USAGE"
             )
         if label == "IterableDataset":
-            return _iterable(x)
+            return _iterable(x, learned)
     if hasattr(x, "__arrow_c_stream__"):
         return _arrow(x, label)
     if hasattr(x, "__arrow_c_array__"):
@@ -94,6 +101,8 @@ def rows_of(x: Any, split: str = "train") -> Input:
         return _arrow(x.to_reader(), label)
     if isinstance(x, Mapping) or label in ("BatchEncoding", "BatchFeature"):
         return _batch(x, label)
+    if isinstance(x, (list, tuple)) and x and _is_arrow(x[0]):
+        return Input(label, lambda: Source.parts(_packets(iter(x), label), label))
     if isinstance(x, (list, tuple)):
         return Input(
             label,
@@ -132,37 +141,56 @@ def _arrow(x: Any, label: str) -> Input:
     return Input(label, lambda: Source.stream(x, label), total, again=again)
 
 
-def _dataset(x: Any) -> Input:
+def _is_arrow(x: Any) -> bool:
+    return hasattr(x, "__arrow_c_array__") or hasattr(x, "__arrow_c_stream__")
+
+
+def _labelled(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "labels": row["input_ids"]}
+
+
+def _dataset(x: Any, learned: bool) -> Input:
     """A `datasets.Dataset`: its table, through its indices, formatted columns only."""
     columns = x._format_columns
     if x._format_type == "custom":
         # A transform makes what a trainer sees: no table has it.
+        def row(i: int) -> Any:
+            return _labelled(x[i]) if learned else x[i]
+
         return Input(
             "Dataset",
-            lambda: Source.parts(_packets((x[i] for i in range(len(x))), "Dataset"), "Dataset"),
+            lambda: Source.parts(_packets((row(i) for i in range(len(x))), "Dataset"), "Dataset"),
             len(x),
-            lambda i: Source.parts(_packets(iter([x[i]]), "Dataset", i), "Dataset", i),
+            lambda i: Source.parts(_packets(iter([row(i)]), "Dataset", i), "Dataset", i),
         )
     plain = x.with_format("arrow", columns=columns)
 
+    def whole(table: Any) -> Any:
+        return table.append_column("labels", table["input_ids"]) if learned else table
+
     def table(start: int, end: int) -> Any:
-        return plain[start:end]
+        return whole(plain[start:end])
 
     def read() -> Source:
         if x._indices is None:
             # All rows in one stream, without a copy.
-            whole = x.data.table
-            if columns is not None and list(columns) != whole.column_names:
-                whole = whole.select(list(columns))
-            return Source.stream(whole if hasattr(whole, "__arrow_c_stream__") else whole.to_reader(), "Dataset")
+            rows = x.data.table
+            if columns is not None and list(columns) != rows.column_names:
+                rows = rows.select(list(columns))
+            rows = whole(rows)
+            return Source.stream(rows if hasattr(rows, "__arrow_c_stream__") else rows.to_reader(), "Dataset")
         return Source.parts((table(i, i + _GATHERED) for i in range(0, len(x), _GATHERED)), "Dataset")
 
     return Input("Dataset", read, len(x), lambda i: Source.parts(iter([table(i, i + 1)]), "Dataset", i))
 
 
-def _iterable(x: Any) -> Input:
+def _iterable(x: Any, learned: bool) -> Input:
     label = "IterableDataset"
-    return Input(label, lambda: Source.parts(_packets(iter(x), label), label))
+
+    def rows() -> Iterator[Any]:
+        return map(_labelled, x) if learned else iter(x)
+
+    return Input(label, lambda: Source.parts(_packets(rows(), label), label))
 
 
 def _batch(x: Any, label: str) -> Input:
@@ -180,6 +208,13 @@ def _batch(x: Any, label: str) -> Input:
         for name, value in batch.items()
         if isinstance(value, list) and len(value) == len(ids) and all(isinstance(row, list) for row in value)
     }
+    for name in _DECIDE:
+        if name in batch and name not in fields:
+            raise InputError(
+                f'a {label} whose "{name}" does not have a row for each of the {len(ids)} of "input_ids"',
+                "the fields of a batch are arrays of the same rows",
+                "E-USAGE",
+            )
     rows = [{name: value[i] for name, value in fields.items()} for i in range(len(ids))]
     made = Input(
         "batch",
@@ -207,27 +242,34 @@ def _default(value: Any) -> Any:
     return plain
 
 
-def _packets(rows: Iterator[Any], name: str, start: int = 0) -> Iterator[list[bytes]]:
-    """Rows as JSON, some at once."""
+def _packets(rows: Iterable[Any], name: str, start: int = 0) -> Iterator[Any]:
+    """Rows as JSON, some at once, and Arrow data among them as it is."""
     encode = json.JSONEncoder(ensure_ascii=False, default=_default).encode
-    number = start
-    while True:
-        packet = []
-        for row in itertools.islice(rows, _ROWS):
-            if not isinstance(row, Mapping) and hasattr(row, "items"):
+    number, packet = start, list[bytes]()
+    for row in rows:
+        if not isinstance(row, dict):
+            if _is_arrow(row):
+                if packet:
+                    yield packet
+                yield row
+                number, packet = number + len(row), []
+                continue
+            if hasattr(row, "items"):
                 row = dict(row.items())
-            try:
-                text = encode(row if not isinstance(row, Mapping) or isinstance(row, dict) else dict(row))
-            except (TypeError, ValueError, RecursionError) as error:
-                raise RowError(
-                    f"{name}: row {number}: {_culprit(row, error)}",
-                    "a row has text, numbers, booleans, lists, dictionaries and None",
-                    "E-ROW",
-                ) from None
-            packet.append(text.encode("utf-8", "surrogatepass"))
-            number += 1
-        if not packet:
-            return
+        try:
+            text = encode(row)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RowError(
+                f"{name}: row {number}: {_culprit(row, error)}",
+                "a row has text, numbers, booleans, lists, dictionaries and None",
+                "E-ROW",
+            ) from None
+        packet.append(text.encode("utf-8", "surrogatepass"))
+        number += 1
+        if len(packet) == _ROWS:
+            yield packet
+            packet = []
+    if packet:
         yield packet
 
 
@@ -268,6 +310,12 @@ def model_of(x: Any) -> Model:
         return Model(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def template_error(model: Model) -> str | None:
+    """Why a model's chat template cannot be used, without the name of a folder that is gone."""
+    text = model.template_error
+    return None if text is None else re.sub(r"^\S*suasion-tokenizer-\w+/chat_template\.jinja: ", "", text)
 
 
 def keys_of(keys: dict[str, Any]) -> str:

@@ -7,12 +7,12 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from . import _suasion
-from ._errors import FindingsError, InputError
-from ._inputs import Input, keys_of, model_of, rows_of
+from ._errors import FindingsError, InputError, ModelError
+from ._inputs import Input, keys_of, model_of, rows_of, template_error
 from ._progress import progress as _progress
 
 #: Rows that a page shows, unless it is told others.
@@ -131,8 +131,8 @@ class Verification:
         The rows in numbers: rows, kept, tokens, supervised_tokens, targets, ...
     """
 
-    def __init__(self, inner: _suasion.Verification, rows: Input, model: _suasion.Model | None, keys: str) -> None:
-        self._inner, self._rows, self._model, self._keys = inner, rows, model, keys
+    def __init__(self, inner: _suasion.Verification, rows: Input) -> None:
+        self._inner, self._rows = inner, rows
         self.counts: dict[str, int] = dict(inner.counts)
         self.shares: dict[str, dict[str, float]] = {
             name: {"tokens": tokens, "before": before, "after": after}
@@ -142,7 +142,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """False where a finding is an error."""
+        """False where a finding is an error that ``allow_findings`` does not name."""
         return self._inner.ok
 
     @property
@@ -152,8 +152,9 @@ class Verification:
 
     @property
     def errors(self) -> list[Finding]:
-        """The findings of level error."""
-        return [finding for finding in self.findings if finding.level == "error"]
+        """The findings of level error that ``allow_findings`` does not name."""
+        allowed = self._inner.allowed
+        return [finding for finding in self.findings if finding.level == "error" and finding.code not in allowed]
 
     def row(self, number: int) -> Row:
         """A row, token by token.
@@ -163,7 +164,7 @@ class Verification:
         RowError
             Where the row has no tokens: the reason.
         """
-        return Row(_suasion.look(self._rows.one(number), self._model, self._keys, number))
+        return Row(self._inner.look(self._rows.one(number), number))
 
     def rows(self, numbers: Iterable[int] | None = None) -> list[Row]:
         """Some rows that have tokens: those of `numbers`, by default the first with errors, else the first."""
@@ -229,6 +230,7 @@ def verify(
     tokenizer: Any = None,
     template: str | None = None,
     *,
+    source: Any = None,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     progress: bool | None = None,
@@ -247,6 +249,9 @@ def verify(
         masked, turns that are learned. Raw rows need it. A trainer brings its own.
     template : str, optional
         A chat template in place of the tokenizer's.
+    source
+        The rows that tokenised rows were made from, in any form that :func:`prepare` takes and in any order: their
+        labels are derived again, and compared token by token. It needs the tokenizer.
     select, ignore : iterable of str
         Count only findings with these codes or prefixes, or all but these.
     progress : bool, optional
@@ -270,23 +275,60 @@ def verify(
     """
     if tokenizer is None:
         tokenizer = getattr(x, "processing_class", None)
+    split = keys.get("dataset_train_split") or "train"
     if hasattr(x, "train_dataset") and hasattr(x, "args"):
         rows = trained_rows(x.train_dataset)
     else:
-        rows = rows_of(x, keys.get("dataset_train_split") or "train")
+        rows = rows_of(x, split)
     if rows.final:
         keys.setdefault("max_length", None)
     model = None if tokenizer is None else _with_template(tokenizer, template)
+    unusable = None if model is None else template_error(model)
+    if unusable is not None:
+        if template is not None:
+            raise ModelError(f"template: {unusable}", "give a chat template in Jinja", "E-TEMPLATE")
+        warnings.warn(f"the chat template is not used: {unusable}", stacklevel=2)
     if tokenizer is None and template is not None:
         raise InputError("a template without a tokenizer", "give tokenizer=.. too", "E-USAGE")
-    resolved = keys_of(keys)
+    again = [] if source is None else _twice(source, split)
     with _progress("verifying", rows.total, progress) as shown:
-        inner, notes = _suasion.verify(rows.read(), model, resolved, list(select), list(ignore), shown)
+        inner, notes = _suasion.verify(
+            rows.read(), again, model, keys_of(keys), _codes("select", select), _codes("ignore", ignore), shown
+        )
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    if inner.no_turns is not None:
-        warnings.warn(f"the turns of the chat template are not looked for in the ids: {inner.no_turns}", stacklevel=2)
-    return Verification(inner, rows, model, resolved)
+    if inner.no_turns is not None and source is None:
+        warnings.warn(
+            f"the turns of the chat template are not looked for in the ids: {inner.no_turns}; "
+            "source=ROWS compares with the source rows",
+            stacklevel=2,
+        )
+    return Verification(inner, rows)
+
+
+def _codes(name: str, codes: Iterable[str]) -> list[str]:
+    if isinstance(codes, str):
+        # One code would be taken for its letters.
+        codes = codes.split(",")
+    listed = list(codes)
+    for code in listed:
+        if not isinstance(code, str):
+            raise InputError(f"{name}: a {type(code).__name__}, not a code", f'give {name}=["T001"]', "E-USAGE")
+    return listed
+
+
+def _twice(source: Any, split: str) -> list[_suasion.Source]:
+    """Source rows, to be read once for each boundary."""
+    if isinstance(source, Iterator) and not hasattr(source, "__arrow_c_stream__"):
+        source = list(source)
+    rows = rows_of(source, split)
+    if not rows.again:
+        raise InputError(
+            f"source: a {rows.name} can be read once, and source rows are read twice",
+            "hand over a table, a list, a Dataset or a path",
+            "E-USAGE",
+        )
+    return [rows.read(), rows.read()]
 
 
 def _with_template(tokenizer: Any, template: str | None) -> _suasion.Model:
@@ -314,31 +356,18 @@ def trained_rows(dataset: Any) -> Input:
     """The rows that a trainer has, with the labels that its collator gives them."""
     if dataset is None:
         raise InputError("the trainer has no train_dataset", "give it one, or hand over the rows themselves", "E-USAGE")
-    rows = rows_of(dataset)
     columns = set(getattr(dataset, "column_names", None) or [])
-    if "input_ids" in columns and not columns & {"labels", "completion_mask", "assistant_masks"}:
-        # Without labels and masks, collators learn every token.
-        learned = dataset.with_format(None).map(lambda row: {"labels": row["input_ids"]}) if not hasattr(
-            dataset, "__len__"
-        ) else _Learned(dataset)
-        rows = rows_of(learned)
-        rows.name = type(dataset).__name__
+    if columns and "input_ids" not in columns:
+        raise InputError(
+            f"the trainer's rows have no input_ids, but {', '.join(sorted(columns))}: its collator makes tokens of them",
+            "hand over a batch, next(iter(trainer.get_train_dataloader())), or add suasion.VerifyCallback(), which sees them",
+            "E-USAGE",
+        )
+    # Without labels and masks, collators learn every token.
+    learned = bool(columns) and not columns & {"labels", "completion_mask", "assistant_masks"}
+    rows = rows_of(dataset, learned=learned)
     rows.final = True
     return rows
-
-
-class _Learned:
-    """Rows of which every token is learned."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._dataset[index]
-        return {**row, "labels": row["input_ids"]}
 
 
 def assert_masked(
@@ -409,5 +438,11 @@ def explain(messages: Any, tokenizer: Any, **keys: Any) -> Row:
     >>> "".join(token.text for token in row.tokens if token.origin == "response")
     ' Hello.'
     """
+    if not isinstance(messages, (dict, list, tuple)):
+        raise InputError(
+            f"a {type(messages).__name__} is no conversation",
+            'give a list of messages, [{"role": "user", "content": ".."}, ..], or a row as a dictionary',
+            "E-USAGE",
+        )
     row = messages if isinstance(messages, dict) else {"messages": list(messages)}
     return Row(_suasion.look(rows_of([row]).read(), model_of(tokenizer), keys_of(keys), 0))

@@ -18,6 +18,7 @@ mod simd;
 
 use super::buffers::Memory;
 use super::experts::Slots;
+use super::shapes::AdamWScalars;
 use super::{
     Activation, Adafactor, AdamW, AttentionPlan, AttentionRange, Backend, Buffer, ByteBuffer, Bytes, Draw,
     Dropout, FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd,
@@ -651,6 +652,18 @@ impl Backend for Cpu {
         check::element_wise(x)?;
         let ([x], [], _) = self.slices([x], [])?;
         collective.all_reduce(x)
+    }
+
+    fn reduce_scatter(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        let ([x], [], _) = self.slices([x], [])?;
+        collective.reduce_scatter(x, cuts)
+    }
+
+    fn all_gather(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        let ([x], [], _) = self.slices([x], [])?;
+        collective.all_gather(x, cuts)
     }
 }
 

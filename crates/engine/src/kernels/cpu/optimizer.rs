@@ -2,7 +2,7 @@
 
 use super::super::quantised::{self, BLOCK};
 use super::simd::{sum, vectorized};
-use super::{Adafactor, AdamW, PIECE, ROWS, Sgd};
+use super::{Adafactor, AdamW, AdamWScalars, PIECE, ROWS, Sgd};
 use rayon::prelude::*;
 
 /// `Σ x²`: in f64 lanes within a piece, then in the order of the pieces.
@@ -29,47 +29,15 @@ vectorized! {
 /// One step; see [`AdamW`].
 pub(super) fn adamw(s: AdamW, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
     assert!(p.len() == g.len() && p.len() == m.len() && p.len() == v.len());
-    let scalars = Scalars::of(s);
+    let scalars = s.scalars();
     let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
     pieces.zip(m.par_chunks_mut(PIECE)).zip(v.par_chunks_mut(PIECE)).for_each(|(((p, g), m), v)| {
         adamw_piece(p, g, m, v, scalars);
     });
 }
 
-#[derive(Clone, Copy)]
-struct Scalars {
-    keep: f32,
-    beta1: f32,
-    lerp1: f32,
-    beta2: f32,
-    lerp2: f32,
-    root2: f32,
-    eps: f32,
-    rate: f32,
-    scale: f32,
-}
-
-impl Scalars {
-    /// The scalars are f64 until here, as PyTorch's are, and meet the f32 tensors rounded once.
-    fn of(s: AdamW) -> Scalars {
-        let correction1 = 1.0 - s.beta1.powi(s.t as i32);
-        let correction2 = 1.0 - s.beta2.powi(s.t as i32);
-        Scalars {
-            keep: (1.0 - s.lr * s.weight_decay) as f32,
-            beta1: s.beta1 as f32,
-            lerp1: (1.0 - s.beta1) as f32,
-            beta2: s.beta2 as f32,
-            lerp2: (1.0 - s.beta2) as f32,
-            root2: correction2.sqrt() as f32,
-            eps: s.eps as f32,
-            rate: (s.lr / correction1) as f32,
-            scale: s.gradient_scale,
-        }
-    }
-}
-
 vectorized! {
-    fn adamw_piece(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: Scalars) {
+    fn adamw_piece(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: AdamWScalars) {
         for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * s.scale;
             *m += s.lerp1 * (g - *m);
@@ -84,7 +52,7 @@ type Moment<'a> = (&'a mut [u8], &'a mut [f32]);
 
 /// See [`super::Backend::adamw_8bit`]; a block of codes is one piece of work.
 pub(super) fn adamw_8bit(s: AdamW, p: &mut [f32], g: &[f32], m: Moment, v: Moment) {
-    let scalars = Scalars::of(s);
+    let scalars = s.scalars();
     let blocks = p.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK));
     let m = m.0.par_chunks_mut(BLOCK).zip(m.1);
     let v = v.0.par_chunks_mut(BLOCK).zip(v.1);
@@ -92,7 +60,13 @@ pub(super) fn adamw_8bit(s: AdamW, p: &mut [f32], g: &[f32], m: Moment, v: Momen
 }
 
 /// One block: its moments exist in f32 here only.
-fn adamw_block(p: &mut [f32], g: &[f32], m: (&mut [u8], &mut f32), v: (&mut [u8], &mut f32), s: Scalars) {
+fn adamw_block(
+    p: &mut [f32],
+    g: &[f32],
+    m: (&mut [u8], &mut f32),
+    v: (&mut [u8], &mut f32),
+    s: AdamWScalars,
+) {
     let (signed, unsigned) = (quantised::values(true), quantised::values(false));
     let ((m_codes, m_scale), (v_codes, v_scale)) = (m, v);
     let (mut first, mut second) = ([0f32; BLOCK], [0f32; BLOCK]);

@@ -1,0 +1,117 @@
+#!/bin/bash
+# What a card shows that an emulation cannot, in one script of at most 25 minutes for a borrowed card.
+#
+#     benches/gpu.sh build     anywhere with Rust: builds the tests and the timed program into target/gpu
+#     benches/gpu.sh           on the machine with the card, which needs neither Rust nor a network: the checks, then
+#                              speed and memory, against PyTorch where SUASION_PEERS_PYTHON (default: python3) has it
+#     benches/gpu.sh checks | speed     one half of it
+#
+# Raw results go to ${OUT:-benches/results}/gpu-<card>.jsonl and .log; the end says what failed. The exit code is that of
+# the checks.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+root=$PWD
+built=$root/target/gpu
+python=${SUASION_PEERS_PYTHON:-python3}
+deadline=$((SECONDS + ${LIMIT:-1500}))
+tests="kernels optimizers soundness cuda"
+
+if [ "${1:-}" = build ]; then
+    rm -rf "$built"
+    mkdir -p "$built"
+    # Test programs look for the goldens beside the source that they were compiled from.
+    echo "$root" >"$built/root"
+    cargo build --release -p suasion-engine --example card || exit 1
+    cp target/release/examples/card "$built/"
+    for test in $tests; do
+        program=$(cargo test --release -p suasion-engine --test "$test" --no-run --message-format=json |
+            "$python" -c 'import json, sys
+for line in sys.stdin:
+    entry = json.loads(line)
+    if entry.get("executable") and entry["target"]["kind"] == ["test"]: print(entry["executable"])') || exit 1
+        cp "$program" "$built/test-$test"
+    done
+    strip "$built"/* 2>/dev/null
+    ls -l "$built"
+    exit 0
+fi
+
+[ -x "$built/card" ] || { echo "build it first, where Rust is: benches/gpu.sh build"; exit 2; }
+source_root=$(cat "$built/root")
+if [ "$source_root" != "$root" ] && [ ! -e "$source_root" ]; then
+    mkdir -p "$(dirname "$source_root")" && ln -s "$root" "$source_root" || exit 2
+fi
+card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr ' /' '--')
+out=${OUT:-$root/benches/results}
+mkdir -p "$out"
+results=$out/gpu-${card:-unknown}.jsonl
+log=$out/gpu-${card:-unknown}.log
+failed=0
+
+# Runs a command within what is left of the time, at most $1 seconds.
+within() {
+    local most=$1 left=$((deadline - SECONDS))
+    shift
+    [ "$left" -gt 5 ] || { echo "no time left for: $*" | tee -a "$log"; return 1; }
+    timeout "$((left < most ? left : most))" "$@"
+}
+
+{
+    date -u
+    nvidia-smi
+} >>"$log" 2>&1
+
+if [ "${1:-all}" != speed ]; then
+    # Operations against the reference, optimizers, refusals; goldens of every family, layouts of products, the same
+    # bytes twice, dropout, bases in files, memory.
+    for test in $tests; do
+        echo "== $test"
+        if ! SUASION_CARD=${SUASION_CARD:-0} within 300 "$built/test-$test" --test-threads=1 >>"$log" 2>&1; then
+            failed=1
+            echo "failed: $test"
+            grep -E "^test .*FAILED|panicked at" -A3 "$log" | tail -20
+        fi
+    done
+    if command -v compute-sanitizer >/dev/null; then
+        echo "== races and wrong addresses, by compute-sanitizer"
+        for tool in memcheck racecheck; do
+            SUASION_CARD=${SUASION_CARD:-0} within 200 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+                "$built/test-cuda" --test-threads=1 bytes_do_not >>"$log" 2>&1 || { failed=1; echo "failed: $tool"; }
+        done
+    fi
+    echo "== determinism of whole steps"
+    for _ in 1 2; do within 60 "$built/card" tiny full-20 8 4; done 2>>"$log" |
+        "$python" -c 'import json, sys
+runs = [json.loads(line)["losses"] for line in sys.stdin]
+sys.exit(len(runs) != 2 or runs[0] != runs[1])' || { failed=1; echo "failed: two runs differ"; }
+    [ "$failed" = 0 ] && echo "all checks passed"
+fi
+
+if [ "${1:-all}" != checks ]; then
+    echo "== speed and memory"
+    ours() { within 150 "$built/card" "$@" 2>>"$log" | tee -a "$results" || echo "failed: suasion $*" | tee -a "$log"; }
+    theirs() {
+        "$python" -c "import torch, transformers; assert torch.cuda.is_available()" 2>/dev/null || return 0
+        within 200 "$python" benches/gpu_torch.py "$@" 2>>"$log" | tee -a "$results"
+        [ "${PIPESTATUS[0]}" = 0 ] || echo "failed: PyTorch $*" | tee -a "$log"
+    }
+    for of in "qwen2.5-0.5b full-all 16" "qwen2.5-0.5b full-20 16" "qwen2.5-1.5b full-all 8" "qwen2.5-1.5b full-20 8" \
+        "qwen3-8b lora-all 4" "qwen3-8b lora-20 4"; do
+        # shellcheck disable=SC2086
+        { ours $of; theirs eager $of; theirs compile $of; }
+        "$python" -c "import liger_kernel" 2>/dev/null && theirs liger $of
+    done
+    ours qwen2.5-0.5b full-shared 16
+    ours qwen2.5-1.5b full-shared 8
+    ours qwen3-8b lora-shared 8
+    "$python" - "$results" <<'TABLE'
+import json, sys
+print(f"{'':34} {'tokens/s':>10} {'GiB':>6} {'planned':>8}")
+for line in open(sys.argv[1]):
+    run = json.loads(line)
+    plan = run.get("planned_bytes")
+    print(f"{run['impl'][:20]:20} {run['shape'][:12]:12} {run['mode']:11} {run['tokens_per_second']:10.0f}"
+          f" {run['used_bytes'] / 2**30:6.1f} {plan / 2**30 if plan else float('nan'):8.1f}")
+TABLE
+fi
+exit "$failed"

@@ -1,0 +1,181 @@
+//! The card of tests: kernels run on the CPU by an emulation of CUDA, and matrix products are plain loops.
+
+use super::driver::{Driver, Factor, Factors, Product};
+use crate::{Error, Result};
+use half::bf16;
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+type Launch =
+    unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *mut *mut c_void, u32) -> c_int;
+type LaunchError = unsafe extern "C" fn() -> *const c_char;
+
+/// The emulation, a library made from the kernels' sources.
+#[derive(Debug)]
+pub(super) struct Emulated {
+    launch: Launch,
+    error: LaunchError,
+    /// Keeps the two functions.
+    _library: libloading::Library,
+    /// The order in which threads of a block run follows from it; every launch has another.
+    seed: AtomicU32,
+    sizes: Mutex<HashMap<u64, usize>>,
+    /// Bytes that there are.
+    limit: usize,
+}
+
+impl Emulated {
+    /// Loads the library.
+    ///
+    /// # Safety
+    /// The file is the emulation that `tests/emulation` builds.
+    pub(super) unsafe fn load(path: &Path, seed: u32, limit: usize) -> Result<Emulated> {
+        let failed = |e: libloading::Error| Error::Device {
+            message: format!("{}: {e}", path.display()),
+            help: "build the emulation of crates/engine/tests/emulation".into(),
+        };
+        // SAFETY: by the caller, whose promise covers the types of both functions.
+        unsafe {
+            let library = libloading::Library::new(path).map_err(failed)?;
+            Ok(Emulated {
+                launch: *library.get::<Launch>(b"launch").map_err(failed)?,
+                error: *library.get::<LaunchError>(b"launch_error").map_err(failed)?,
+                _library: library,
+                seed: AtomicU32::new(seed),
+                sizes: Mutex::default(),
+                limit,
+            })
+        }
+    }
+}
+
+fn layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes, 256).ok()
+}
+
+/// Element `(i, j)` of a factor.
+///
+/// # Safety
+/// It is in memory.
+unsafe fn element(f: &Factor, factors: Factors, i: usize, j: usize) -> f64 {
+    let at = if f.transposed { j * f.stride + i } else { i * f.stride + j };
+    // SAFETY: by the caller.
+    unsafe {
+        match factors {
+            Factors::Bf16 => bf16::from_bits((f.address as *const u16).add(at).read()).to_f64(),
+            Factors::Tf32 => tf32((f.address as *const f32).add(at).read()),
+            Factors::F32 => f64::from((f.address as *const f32).add(at).read()),
+        }
+    }
+}
+
+/// The nearest number of 10 bits of fraction.
+fn tf32(x: f32) -> f64 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0xfff + ((bits >> 13) & 1)) & !0x1fff;
+    f64::from(if x.is_finite() { f32::from_bits(rounded) } else { x })
+}
+
+impl Driver for Emulated {
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        let used: usize = sizes.values().sum();
+        let (free, total) = ((self.limit - used) as u64, self.limit as u64);
+        let refused = || Error::DeviceMemory { bytes: bytes as u64, free, total, device: "emulation".into() };
+        let layout = layout(bytes).filter(|_| bytes as u64 <= free).ok_or_else(refused)?;
+        // SAFETY: callers ask for at least one byte.
+        let start = unsafe { alloc(layout) };
+        if start.is_null() {
+            return Err(refused());
+        }
+        // What is not written must not matter: NaN in f32 and in bf16.
+        // SAFETY: just allocated.
+        unsafe { start.write_bytes(0xff, bytes) };
+        sizes.insert(start as u64, bytes);
+        Ok(start as u64)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        let bytes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        if let Some(layout) = bytes.and_then(layout) {
+            // SAFETY: allocated above with this layout, and in the list until now.
+            unsafe { dealloc(address as *mut u8, layout) };
+        }
+    }
+
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: by the caller.
+        unsafe { (address as *mut u8).write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        // SAFETY: by the caller; the host's slice is not in an allocation.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from as *const u8, to.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: by the caller.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static CStr,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        let seed = self.seed.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: by the caller, and by that of `load`.
+        unsafe {
+            let rc = (self.launch)(
+                kernel.as_ptr(),
+                grid.as_ptr(),
+                block.as_ptr(),
+                shared,
+                arguments.as_mut_ptr(),
+                seed,
+            );
+            if rc == 0 {
+                return Ok(());
+            }
+            let message = CStr::from_ptr((self.error)()).to_string_lossy().into_owned();
+            Err(Error::Device { message, help: String::new() })
+        }
+    }
+
+    unsafe fn matmul(&self, p: &Product) -> Result<()> {
+        for i in 0..p.m {
+            for j in 0..p.n {
+                // SAFETY: by the caller.
+                unsafe {
+                    let term = |l| element(&p.a, p.factors, i, l) * element(&p.b, p.factors, l, j);
+                    let sum: f64 = (0..p.k).map(term).sum();
+                    let bias = p.bias.map_or(0.0, |bias| f64::from((bias as *const f32).add(j).read()));
+                    let c = (p.c as *mut f32).add(i * p.c_stride + j);
+                    let old = if p.accumulate { f64::from(c.read()) } else { 0.0 };
+                    c.write((sum + bias + old) as f32);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        Ok(())
+    }
+}

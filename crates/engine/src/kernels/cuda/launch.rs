@@ -1,0 +1,163 @@
+//! Arguments and sizes of launches; `kernels.h` says which a kernel has.
+
+use super::driver::Driver;
+use crate::{Error, Result};
+use std::ffi::{CStr, c_void};
+
+/// The arguments of a kernel, each in words of its own.
+#[derive(Debug, Default)]
+pub(super) struct Arguments {
+    words: Vec<u64>,
+    starts: Vec<usize>,
+}
+
+/// A value that a kernel takes.
+pub(super) trait Argument {
+    fn put(self, words: &mut Vec<u64>);
+}
+
+/// An address, or a number of 64 bits.
+impl Argument for u64 {
+    fn put(self, words: &mut Vec<u64>) {
+        words.push(self);
+    }
+}
+
+impl Argument for u32 {
+    fn put(self, words: &mut Vec<u64>) {
+        words.push(u64::from(self));
+    }
+}
+
+impl Argument for bool {
+    fn put(self, words: &mut Vec<u64>) {
+        u32::from(self).put(words);
+    }
+}
+
+impl Argument for f32 {
+    fn put(self, words: &mut Vec<u64>) {
+        self.to_bits().put(words);
+    }
+}
+
+impl Argument for f64 {
+    fn put(self, words: &mut Vec<u64>) {
+        words.push(self.to_bits());
+    }
+}
+
+/// A structure of eight words.
+impl Argument for [u64; 8] {
+    fn put(self, words: &mut Vec<u64>) {
+        words.extend(self);
+    }
+}
+
+impl Arguments {
+    pub(super) fn add(mut self, argument: impl Argument) -> Arguments {
+        self.starts.push(self.words.len());
+        argument.put(&mut self.words);
+        self
+    }
+
+    /// Launches a kernel with them.
+    ///
+    /// # Safety
+    /// They are those of the kernel, whose addresses have the elements that it touches.
+    pub(super) unsafe fn launch(
+        mut self,
+        driver: &dyn Driver,
+        kernel: &'static CStr,
+        size: Size,
+    ) -> Result<()> {
+        let words = self.words.as_mut_ptr();
+        // SAFETY: every start is inside the words.
+        let at = |start: &usize| unsafe { words.add(*start) }.cast::<c_void>();
+        let mut pointers: Vec<*mut c_void> = self.starts.iter().map(at).collect();
+        // SAFETY: by the caller.
+        unsafe { driver.launch(kernel, size.grid, size.block, size.shared, &mut pointers) }
+    }
+}
+
+/// Grid, block, and bytes of shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub(super) grid: [u32; 3],
+    pub(super) block: [u32; 3],
+    pub(super) shared: u32,
+}
+
+/// `ceil(n / by)`, at most `most`.
+fn pieces(n: usize, by: usize, most: usize) -> u32 {
+    n.div_ceil(by).min(most) as u32
+}
+
+impl Size {
+    pub(super) fn new(grid: [u32; 3], block: [u32; 3]) -> Size {
+        Size { grid, block, shared: 0 }
+    }
+
+    /// A row of blocks.
+    pub(super) fn blocks(grid: u32, block: u32) -> Size {
+        Size::new([grid, 1, 1], [block, 1, 1])
+    }
+
+    pub(super) fn with_shared(self, bytes: u32) -> Size {
+        Size { shared: bytes, ..self }
+    }
+
+    /// `E` of kernels.h.
+    pub(super) fn elements(n: usize) -> Size {
+        Size::blocks(pieces(n, 1024, 65536), 256)
+    }
+
+    /// `R` of kernels.h.
+    pub(super) fn matrix(rows: usize, width: usize) -> Size {
+        Size::new([pieces(width, 128, 256), pieces(rows, 8, 65535), 1], [32, 8, 1])
+    }
+
+    /// `W` of kernels.h.
+    pub(super) fn rows(rows: usize) -> Size {
+        Size::new([pieces(rows, 8, 65536), 1, 1], [32, 8, 1])
+    }
+
+    /// `C` of kernels.h, with the rows of a chunk and the number of chunks.
+    pub(super) fn columns(rows: usize, width: usize) -> (Size, usize, usize) {
+        let chunk = rows.div_ceil(128).max(64);
+        let chunks = rows.div_ceil(chunk);
+        (Size::new([pieces(width, 32, usize::MAX), chunks as u32, 1], [32, 8, 1]), chunk, chunks)
+    }
+
+    /// `F` of kernels.h.
+    pub(super) fn partials(width: usize) -> Size {
+        Size::new([pieces(width, 32, usize::MAX), 1, 1], [32, 8, 1])
+    }
+
+    /// As [`Size::rows`], for grids with another maximum.
+    pub(super) fn of(n: usize, by: usize, most: usize, block: [u32; 3]) -> Size {
+        Size::new([pieces(n, by, most), 1, 1], block)
+    }
+}
+
+/// A size as kernels take it.
+///
+/// # Errors
+/// [`Error::Operands`] for one of more than 32 bits.
+pub(super) fn small(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::Operands {
+        operation: "launch",
+        message: format!("{n} rows or columns are more than a kernel takes"),
+    })
+}
+
+/// Launches a kernel with arguments.
+macro_rules! launch {
+    ($cuda:expr, $kernel:literal, $size:expr, [$($argument:expr),* $(,)?]) => {{
+        let arguments = $crate::kernels::cuda::launch::Arguments::default()$(.add($argument))*;
+        // SAFETY: the arguments are those that `kernels.h` gives the kernel. Addresses are of views that lie inside
+        // their memory and whose sizes `check` has compared, or of work space that is made for the launch.
+        unsafe { arguments.launch(&*$cuda.driver, $kernel, $size) }
+    }};
+}
+pub(super) use launch;

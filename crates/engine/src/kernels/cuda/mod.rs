@@ -1,0 +1,182 @@
+//! NVIDIA's cards, found at run time: neither the build nor the user needs a CUDA toolkit.
+//!
+//! Kernels are CUDA C of our own (`*.cu`), compiled ahead and embedded; matrix products are cuBLASLt's. [`Cuda`] speaks
+//! to a small seam (`driver`), which a card implements, and an emulation on the CPU for tests. Everything is asked for
+//! in one order and nothing waits but reading: a pass is as long as the card's work.
+//!
+//! Determinism: sums are of pieces that follow from the shapes alone and are combined in a fixed order; cuBLASLt's
+//! algorithms and work space are fixed by shape. The same card, driver and library give the same bytes.
+
+mod attention;
+mod backend;
+mod driver;
+mod emulated;
+pub mod found;
+mod images;
+mod launch;
+mod nvidia;
+mod optimizers;
+mod products;
+mod tiles;
+
+use super::buffers::Memory;
+use super::{Bytes, Dtype, Indices, View, check};
+use crate::{Error, Result};
+use attention::Plan;
+use driver::{Allocation, Driver};
+use found::Card;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Types of the factors of matrix products and of attention; all sums, and all else, are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Rounded to bf16.
+    #[default]
+    Bf16,
+    /// Matrix products of TF32 (10 bits of fraction); attention of f32.
+    Tf32,
+    /// f32.
+    F32,
+}
+
+/// Bytes of a card that the driver, the kernels and cuBLASLt take.
+pub(crate) const OVERHEAD: u64 = (600 << 20) + nvidia::WORKSPACE as u64;
+
+/// Elements of logits at once (512 MiB): a product of a few hundred rows keeps a card busy.
+pub(crate) const LOGITS: usize = 128 << 20;
+
+/// A tensor of a file in the card's memory, in its own type.
+#[derive(Debug)]
+struct DeviceTensor {
+    memory: Allocation,
+    size: usize,
+}
+
+/// A list in the card's memory, and where the host has it.
+#[derive(Debug)]
+struct DeviceList {
+    memory: Allocation,
+    len: usize,
+}
+
+/// One card.
+#[derive(Debug)]
+pub struct Cuda {
+    // Freed before the driver that it is of.
+    memory: Memory<Allocation, DeviceTensor, DeviceList, Plan, Allocation>,
+    /// The values of the codes of optimizer states of one byte, once they are needed.
+    codes: Option<[Allocation; 2]>,
+    driver: Arc<dyn Driver>,
+    precision: Precision,
+}
+
+impl Cuda {
+    /// Opens a card.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where it cannot be opened, with the remedy.
+    pub fn open(card: &Card, precision: Precision) -> Result<Cuda> {
+        let image = images::of(card.compute).ok_or_else(|| Error::Device {
+            message: format!("there are no kernels for {}", card.name),
+            help: "use a later card, or device=cpu".into(),
+        })?;
+        let driver = nvidia::Nvidia::open(card.number, &card.name, &image.unpack()?)?;
+        Ok(Cuda::over(Arc::new(driver), precision))
+    }
+
+    /// A card that is emulated on the CPU, with `memory` bytes; `seed` decides in what order threads run.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a library that does not load.
+    ///
+    /// # Safety
+    /// `library` is the emulation that is built from these kernels (`tests/emulation`).
+    #[doc(hidden)]
+    pub unsafe fn emulated(library: &Path, precision: Precision, seed: u32, memory: usize) -> Result<Cuda> {
+        // SAFETY: by the caller.
+        let driver = unsafe { emulated::Emulated::load(library, seed, memory)? };
+        Ok(Cuda::over(Arc::new(driver), precision))
+    }
+
+    fn over(driver: Arc<dyn Driver>, precision: Precision) -> Cuda {
+        Cuda { memory: Memory::default(), codes: None, driver, precision }
+    }
+
+    /// The address of a view's first element; 0 for a view without elements.
+    fn address(&self, view: View) -> Result<u64> {
+        if view.extent() == 0 {
+            return Ok(0);
+        }
+        let (memory, size) = match view.dtype() {
+            Dtype::F32 => (self.memory.buffer(view)?, 4),
+            Dtype::File(_) => match self.memory.file(view)? {
+                Some(tensor) => (&tensor.memory, tensor.size),
+                None => unreachable!("a view of a file has its type"),
+            },
+        };
+        let len = memory.bytes() / size;
+        let inside = view.start <= len && view.extent() <= len - view.start;
+        assert!(inside, "views are cut from buffers: {view:?}");
+        Ok(memory.address() + (view.start * size) as u64)
+    }
+
+    /// The addresses of views: those to write, those to read.
+    ///
+    /// # Errors
+    /// When a view to write overlaps another one, is of another backend or of freed memory.
+    fn addresses<const O: usize, const I: usize>(
+        &self,
+        outs: [View; O],
+        ins: [View; I],
+    ) -> Result<([u64; O], [u64; I])> {
+        check::apart(&outs, &ins)?;
+        let (mut out, mut read) = ([0; O], [0; I]);
+        for (to, view) in out.iter_mut().zip(outs).chain(read.iter_mut().zip(ins)) {
+            *to = self.address(view)?;
+        }
+        Ok((out, read))
+    }
+
+    /// The address of a run of indices.
+    fn list(&self, indices: Indices) -> Result<u64> {
+        let (list, range) = self.memory.list(indices)?;
+        assert!(range.end <= list.len, "runs are cut from lists: {indices:?}");
+        Ok(list.memory.address() + 4 * range.start as u64)
+    }
+
+    /// The address of a run of bytes.
+    fn bytes(&self, bytes: Bytes) -> Result<u64> {
+        let range = bytes.range();
+        let memory = self.memory.kept_bytes(bytes)?;
+        assert!(range.end <= memory.bytes(), "runs are cut from buffers: {bytes:?}");
+        Ok(memory.address() + range.start as u64)
+    }
+
+    /// Fills a contiguous view with zeros.
+    fn zero(&self, view: View) -> Result<()> {
+        assert!(view.is_contiguous(), "{view:?}");
+        if view.len() == 0 {
+            return Ok(());
+        }
+        // SAFETY: `address` checks that the view is inside its memory.
+        unsafe { self.driver.zero(self.address(view)?, 4 * view.len()) }
+    }
+}
+
+/// The bytes of f32 values.
+fn as_bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: every f32 is four bytes, of any value.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The bytes of f32 values, to be overwritten.
+fn as_bytes_mut(values: &mut [f32]) -> &mut [u8] {
+    // SAFETY: as above; every four bytes are an f32.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+/// The view of an absent operand, whose address is 0.
+fn or_none(view: Option<View>) -> View {
+    view.unwrap_or(View::planned(0, 0))
+}

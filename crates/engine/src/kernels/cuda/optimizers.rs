@@ -1,0 +1,153 @@
+//! Optimizers, and the norm that clipping needs.
+
+use super::driver::Allocation;
+use super::launch::{Size, launch, small};
+use super::{Cuda, as_bytes, or_none};
+use crate::Result;
+use crate::kernels::quantised::{self, BLOCK};
+use crate::kernels::{Adafactor, AdamW, Bytes, Sgd, View};
+
+impl Cuda {
+    /// `Σ x²`; waits.
+    pub(super) fn squares(&self, x: View) -> Result<f64> {
+        crate::kernels::check::element_wise(x)?;
+        let from = self.address(x)?;
+        let n = x.len();
+        if n == 0 {
+            return Ok(0.0);
+        }
+        let size = Size::of(n, 4096, 1024, [256, 1, 1]);
+        let count = size.grid[0];
+        let memory = Allocation::new(&self.driver, 8 * (count as usize + 1))?;
+        let (out, partial) = (memory.address(), memory.address() + 8);
+        launch!(self, c"sum_squares", size, [partial, from, n as u64])?;
+        launch!(self, c"sum_f64", Size::blocks(1, 256), [out, partial, count])?;
+        let mut bytes = [0; 8];
+        memory.read(0, &mut bytes)?;
+        Ok(f64::from_ne_bytes(bytes))
+    }
+
+    pub(super) fn step_adamw(&self, step: AdamW, p: View, g: View, m: View, v: View) -> Result<()> {
+        let ([p_at, m, v], [g]) = self.addresses([p, m, v], [g])?;
+        let (s, n) = (step.scalars(), p.len());
+        match n {
+            0 => Ok(()),
+            _ => launch!(
+                self,
+                c"adamw",
+                Size::elements(n),
+                [
+                    p_at, 0u64, g, m, v, n as u64, s.keep, s.lerp1, s.beta2, s.lerp2, s.root2, s.eps, s.rate,
+                    s.scale
+                ]
+            ),
+        }
+    }
+
+    pub(super) fn step_adamw_8bit(
+        &mut self,
+        step: AdamW,
+        p: View,
+        g: View,
+        codes: [Bytes; 2],
+        scales: [View; 2],
+    ) -> Result<()> {
+        let ([p_at, m_scales, v_scales], [g]) = self.addresses([p, scales[0], scales[1]], [g])?;
+        let (m_codes, v_codes) = (self.bytes(codes[0])?, self.bytes(codes[1])?);
+        let values = |signed| Allocation::of(&self.driver, as_bytes(quantised::values(signed)));
+        let known = match self.codes.take() {
+            Some(known) => known,
+            None => [values(true)?, values(false)?],
+        };
+        let [signed, unsigned] = self.codes.insert(known).each_ref().map(Allocation::address);
+        let (s, n) = (step.scalars(), p.len());
+        if n == 0 {
+            return Ok(());
+        }
+        launch!(
+            self,
+            c"adamw_8bit",
+            Size::of(n, BLOCK, 65536, [256, 1, 1]),
+            [
+                p_at, 0u64, g, m_codes, m_scales, v_codes, v_scales, n as u64, signed, unsigned, s.keep,
+                s.beta1, s.lerp1, s.beta2, s.lerp2, s.root2, s.eps, s.rate, s.scale
+            ]
+        )
+    }
+
+    pub(super) fn step_adafactor(
+        &self,
+        step: Adafactor,
+        p: View,
+        g: View,
+        rows: View,
+        columns: View,
+    ) -> Result<()> {
+        let ([p_at, rows, columns], [g]) = self.addresses([p, rows, columns], [g])?;
+        let (tall, wide) = (p.rows(), p.width());
+        let (height, width, scale) = (small(tall)?, small(wide)?, step.gradient_scale);
+        let beta2 = step.beta2() as f32;
+        let (by_columns, chunk, chunks) = Size::columns(tall, wide);
+        let sums = self.floats(chunks * wide)?;
+        let numbers = Allocation::new(&self.driver, 8 * (256 + 2))?;
+        let (scalars, partial) = (numbers.address(), numbers.address() + 16);
+        let (chunk, chunks) = (small(chunk)?, small(chunks)?);
+        launch!(self, c"adafactor_rows", Size::rows(tall), [rows, g, height, width, beta2, scale])?;
+        launch!(self, c"adafactor_columns", by_columns, [sums.address(), g, height, width, chunk, scale])?;
+        launch!(
+            self,
+            c"adafactor_blend",
+            Size::partials(wide),
+            [columns, sums.address(), chunks, height, width, beta2]
+        )?;
+        launch!(self, c"adafactor_mean", Size::blocks(1, 256), [scalars, rows, height])?;
+        let size = Size::of(tall, 8, 256, [32, 8, 1]);
+        launch!(
+            self,
+            c"adafactor_squares",
+            size,
+            [partial, g, rows, columns, scalars, height, width, scale]
+        )?;
+        launch!(self, c"sum_f64", Size::blocks(1, 256), [scalars + 8, partial, size.grid[0]])?;
+        let keep = (1.0 - step.lr * step.weight_decay) as f32;
+        launch!(
+            self,
+            c"adafactor_apply",
+            Size::matrix(tall, wide),
+            [p_at, 0u64, g, rows, columns, scalars, height, width, keep, step.lr, scale]
+        )
+    }
+
+    pub(super) fn step_adafactor_vector(&self, step: Adafactor, p: View, g: View, v: View) -> Result<()> {
+        let ([p_at, v], [g]) = self.addresses([p, v], [g])?;
+        let n = p.len();
+        let numbers = Allocation::new(&self.driver, 8 * (256 + 2))?;
+        let (scalars, partial) = (numbers.address(), numbers.address() + 16);
+        let size = Size::of(n, 1024, 256, [256, 1, 1]);
+        let (beta2, scale) = (step.beta2() as f32, step.gradient_scale);
+        launch!(self, c"adafactor_vector", size, [partial, v, g, n as u64, beta2, scale])?;
+        launch!(self, c"sum_f64", Size::blocks(1, 256), [scalars + 8, partial, size.grid[0]])?;
+        let keep = (1.0 - step.lr * step.weight_decay) as f32;
+        launch!(
+            self,
+            c"adafactor_vector_apply",
+            Size::elements(n),
+            [p_at, 0u64, g, v, scalars, n as u64, keep, step.lr, scale]
+        )
+    }
+
+    pub(super) fn step_sgd(&self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()> {
+        let ([p_at, m], [g]) = self.addresses([p, or_none(m)], [g])?;
+        let n = p.len();
+        if n == 0 {
+            return Ok(());
+        }
+        let (rate, momentum, decay) = (step.lr as f32, step.momentum as f32, step.weight_decay as f32);
+        launch!(
+            self,
+            c"sgd",
+            Size::elements(n),
+            [p_at, 0u64, g, m, n as u64, rate, momentum, decay, step.gradient_scale]
+        )
+    }
+}

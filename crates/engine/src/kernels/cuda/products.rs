@@ -1,0 +1,121 @@
+//! Matrix products: factors in the types that the card multiplies.
+
+use super::driver::{Allocation, Factor, Factors, Product};
+use super::launch::{Arguments, Size, small};
+use super::{Cuda, Precision};
+use crate::Result;
+use crate::dtype::WeightType;
+use crate::kernels::{Dtype, View};
+
+/// Elements to which rows of converted factors are padded: 16 bytes of bf16, which tensor cores load at once.
+const PAD: usize = 8;
+
+/// A factor, and the memory that it was converted to.
+struct Held {
+    factor: Factor,
+    _memory: Option<Allocation>,
+}
+
+impl Held {
+    fn t(self) -> Held {
+        Held { factor: Factor { transposed: !self.factor.transposed, ..self.factor }, ..self }
+    }
+}
+
+impl Cuda {
+    /// `c (+)= a · b + bias`, of matrices as views name them; `turned` tells which of the factors is transposed first.
+    ///
+    /// What is in a buffer or in f32 is rounded to the card's type on the way; what a file has in bf16 is used where
+    /// it lies.
+    pub(super) fn product(
+        &self,
+        c: View,
+        accumulate: bool,
+        a: (View, bool),
+        b: (View, bool),
+        bias: Option<View>,
+    ) -> Result<()> {
+        let (m, n) = (c.rows(), c.width());
+        let k = if a.1 { a.0.rows() } else { a.0.width() };
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        let to = self.address(c)?;
+        if k == 0 {
+            return self.empty_product(c, accumulate, bias);
+        }
+        let held = |(view, turned): (View, bool)| {
+            let held = self.factor(view)?;
+            Ok::<_, crate::Error>(if turned { held.t() } else { held })
+        };
+        let (a, b) = (held(a)?, held(b)?);
+        let bias = bias.map(|bias| self.address(bias)).transpose()?;
+        let factors = match self.precision {
+            Precision::Bf16 => Factors::Bf16,
+            Precision::Tf32 => Factors::Tf32,
+            Precision::F32 => Factors::F32,
+        };
+        let product = Product {
+            m,
+            n,
+            k,
+            factors,
+            a: a.factor,
+            b: b.factor,
+            c: to,
+            c_stride: if m > 1 { c.stride() } else { n },
+            accumulate,
+            bias,
+        };
+        // SAFETY: views are inside their buffers, `check` has compared the sizes, and the results overlap no factor.
+        unsafe { self.driver.matmul(&product) }
+    }
+
+    /// The sum of no terms.
+    fn empty_product(&self, c: View, accumulate: bool, bias: Option<View>) -> Result<()> {
+        let (to, rows, width) = (self.address(c)?, small(c.rows())?, small(c.width())?);
+        let size = Size::matrix(c.rows(), c.width());
+        if !accumulate {
+            for row in 0..c.rows() {
+                self.zero(c.row_range(row..row + 1))?;
+            }
+        }
+        let Some(bias) = bias else { return Ok(()) };
+        let arguments = Arguments::default().add(to).add(small(c.stride())?).add(self.address(bias)?);
+        // SAFETY: `check` has compared the sizes.
+        unsafe { arguments.add(rows).add(width).launch(&*self.driver, c"add_row", size) }
+    }
+
+    /// A matrix as a factor.
+    fn factor(&self, view: View) -> Result<Held> {
+        let from = self.address(view)?;
+        // As it lies: a transposed matrix of a file is the other one there.
+        let transposed = view.column() != 1;
+        let (rows, width, stride) = match transposed {
+            true => (view.width(), view.rows(), view.column()),
+            false => (view.rows(), view.width(), view.stride()),
+        };
+        let stride = if rows > 1 { stride } else { width };
+        let kind = match view.dtype() {
+            Dtype::F32 => WeightType::F32,
+            Dtype::File(kind) => kind,
+        };
+        let as_it_lies = Held { factor: Factor { address: from, stride, transposed }, _memory: None };
+        let (kernel, bytes, pad) = match (self.precision, kind) {
+            (Precision::Bf16, WeightType::BF16) => return Ok(as_it_lies),
+            (Precision::Bf16, WeightType::F32) => (c"f32_to_bf16", 2, PAD),
+            (Precision::Bf16, WeightType::F16) => (c"f16_to_bf16", 2, PAD),
+            (_, WeightType::F32) => return Ok(as_it_lies),
+            (_, WeightType::BF16) => (c"bf16_to_f32", 4, 1),
+            (_, WeightType::F16) => (c"f16_to_f32", 4, 1),
+        };
+        let padded = width.next_multiple_of(pad);
+        let memory = Allocation::new(&self.driver, rows.saturating_mul(padded).saturating_mul(bytes))?;
+        let address = memory.address();
+        let arguments = Arguments::default().add(address).add(small(padded)?).add(from).add(small(stride)?);
+        let size = Size::matrix(rows, padded);
+        // SAFETY: the view is inside its memory, and `memory` has a row of `padded` for each of its rows.
+        unsafe { arguments.add(small(rows)?).add(small(width)?).launch(&*self.driver, kernel, size)? };
+        Ok(Held { factor: Factor { address, stride: padded, transposed }, _memory: Some(memory) })
+    }
+}

@@ -1,0 +1,2 @@
+#![no_main]
+suasion_fuzz::target!(suasion_fuzz::data::Stages);
