@@ -173,6 +173,11 @@ fn an_adapter_stands_for_its_model_everywhere() {
     };
     let merge = dir.suasion(&["merge", "--adapter", "out", "-o", "merged"]);
     merge.ok();
+    let modelfile = dir.text("merged/Modelfile");
+    assert!(
+        modelfile.contains("PARAMETER stop \"<|endoftext|>\"") && !dir.exists("out/Modelfile"),
+        "{modelfile}"
+    );
     let over_base = reply(&["--adapter", "out", "-M", "model"]);
     assert_eq!(reply(&["-M", "out"]), over_base);
     assert_eq!(reply(&["-M", "merged"]), over_base);

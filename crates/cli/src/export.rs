@@ -5,6 +5,7 @@ use std::path::Path;
 use suasion_data::example::Conversation;
 use suasion_data::template::{ChatTemplate, TemplateOptions};
 use suasion_data::tokens::Tokenizer;
+use suasion_data::{ModelFolder, Policy};
 use suasion_files::write_bytes;
 
 /// Names of the files.
@@ -14,11 +15,19 @@ const PROMPTS: &str = "prompt_check.json";
 /// The first line of a Modelfile of ours.
 const SIGNATURE: &str = "# Written by suasion.";
 
-/// Writes both files into the folder of a finished model. A Modelfile that somebody else wrote stays.
+/// Writes both files into the folder of a model with this tokenizer and template; nothing where it has no tokenizer. A
+/// Modelfile that somebody else wrote stays.
 ///
 /// # Errors
-/// Where a file cannot be written.
-pub fn write(
+/// Where a file cannot be written, or a stop token of the policy is not in the vocabulary.
+pub fn beside(dir: &Path, folder: &ModelFolder, policy: &Policy) -> anyhow::Result<()> {
+    let Some(tokenizer) = folder.tokenizer.as_deref() else { return Ok(()) };
+    let stops = folder.special(policy)?.stops;
+    let bos = tokenizer.bos().map(|bos| bos.content.as_str());
+    Ok(write(dir, tokenizer, folder.template.as_deref(), &TemplateOptions::of(policy), &stops, bos)?)
+}
+
+fn write(
     dir: &Path,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,

@@ -19,7 +19,6 @@ use std::sync::Arc;
 use suasion_data::pack::{Fill, Packer};
 use suasion_data::prepared;
 use suasion_data::report::format::count;
-use suasion_data::template::TemplateOptions;
 use suasion_data::tokens::Tokenizer;
 use suasion_data::{MASKING_VERSION, Mode, ModelFolder, Sample};
 use suasion_engine::kernels::cuda::found::Card;
@@ -258,17 +257,11 @@ impl Job {
 
     /// Writes what a server needs beside the finished model.
     fn export(&self) -> anyhow::Result<()> {
-        let Some(tokenizer) = self.folder.tokenizer.as_deref() else { return Ok(()) };
-        if self.opened.adapter.is_some() {
-            // They are of whole models: what `merge` writes.
-            return Ok(());
+        // A merged model has them; an adapter is no model.
+        match &self.opened.adapter {
+            Some(_) => Ok(()),
+            None => export::beside(&self.config.output_dir, &self.folder, &self.config.policy()),
         }
-        let policy = self.config.policy();
-        let stops = self.folder.special(&policy)?.stops;
-        let options = TemplateOptions::of(&policy);
-        let bos = tokenizer.bos().map(|bos| bos.content.as_str());
-        let template = self.folder.template.as_deref();
-        Ok(export::write(&self.config.output_dir, tokenizer, template, &options, &stops, bos)?)
     }
 
     /// Trains and measures both objectives from the same start.

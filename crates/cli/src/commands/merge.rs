@@ -1,12 +1,14 @@
 //! `suasion merge`: a model with an adapter added to its weights.
 
 use crate::config::{Config, Init};
+use crate::export;
 use crate::failure::{Exit, Failure};
 use crate::inputs::opened::Opened;
 use crate::paths;
 use crate::ui::Ui;
 use clap::ValueEnum;
 use std::path::PathBuf;
+use suasion_data::Policy;
 use suasion_data::report::format::thousands;
 use suasion_engine::{Budget, WeightType};
 use suasion_files::NewFolder;
@@ -73,6 +75,7 @@ pub fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     let tied = opened.arch.head.tied && !untied;
     files.beside(kind, tied).write(folder.path())?;
+    export::beside(folder.path(), &opened.folder, &Policy::default())?;
     folder.commit()?;
     ui.note(format_args!(
         "wrote {}: {} parameters in {}",
