@@ -1,7 +1,7 @@
 #!/bin/bash
 # What a card shows that an emulation cannot, in one script of at most 25 minutes for a borrowed card.
 #
-#     benches/gpu.sh build     anywhere with Rust: builds the tests and the timed program into target/gpu (about 40 MB)
+#     benches/gpu.sh build     anywhere with Rust: builds the tests and the timed program into target/gpu
 #     benches/gpu.sh           on the machine with the card, which needs neither Rust nor a network: the checks, then
 #                              speed and memory, against PyTorch where SUASION_PEERS_PYTHON (default: python3) has it
 #     benches/gpu.sh checks | speed     one half of it
@@ -23,8 +23,6 @@ if [ "${1:-}" = build ]; then
     echo "$root" >"$built/root"
     cargo build --release -p suasion-engine --example card || exit 1
     cp target/release/examples/card "$built/"
-    cargo build --release -p suasion --bin suasion || exit 1
-    cp target/release/suasion "$built/"
     for test in $tests; do
         program=$(cargo test --release -p suasion-engine --test "$test" --no-run --message-format=json |
             "$python" -c 'import json, sys
@@ -43,7 +41,6 @@ source_root=$(cat "$built/root")
 if [ "$source_root" != "$root" ] && [ ! -e "$source_root" ]; then
     mkdir -p "$(dirname "$source_root")" && ln -s "$root" "$source_root" || exit 2
 fi
-"$built/suasion" env || exit 2
 card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr ' /' '--')
 out=${OUT:-$root/benches/results}
 mkdir -p "$out"
@@ -62,12 +59,11 @@ within() {
 {
     date -u
     nvidia-smi
-    "$built/suasion" env
 } >>"$log" 2>&1
 
 if [ "${1:-all}" != speed ]; then
     # Operations against the reference, optimizers, refusals; goldens of every family, layouts of products, the same
-    # bytes twice, dropout, bases in files, memory. Once more with cuBLAS's and the driver's own checks of arguments.
+    # bytes twice, dropout, bases in files, memory.
     for test in $tests; do
         echo "== $test"
         if ! SUASION_CARD=${SUASION_CARD:-0} within 300 "$built/test-$test" --test-threads=1 >>"$log" 2>&1; then

@@ -46,7 +46,7 @@ def prepare(args: argparse.Namespace) -> None:
         ours, theirs = [], []
         for _ in range(args.rounds):
             start = time.perf_counter()
-            subprocess.run([*command, "--rebuild", "--max_length", "1024"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, "--rebuild", "--max_length", "1024"], check=True, capture_output=True)
             theirs.append(time.perf_counter() - start - idle)
             start = time.perf_counter()
             prepared = suasion.prepare(table, args.model, max_length=1024, progress=False)

@@ -46,6 +46,34 @@ def read(folder, adapter, merged, data):
     return {"adapter": mean(model, rows(data)), "merged": mean(base(merged), rows(data))}
 
 
+def loss(folder, data):
+    """The loss of a model, or of an adapter that names its base, as transformers and PEFT load it; and the ids of the second row
+    by its own tokenizer."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    own = AutoPeftModelForCausalLM if os.path.exists(os.path.join(folder, "adapter_config.json")) else AutoModelForCausalLM
+    model = own.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "Three?"}, {"role": "assistant", "content": "<thought>Four."}]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    return {"loss": mean(model, rows(data)), "ids": ids}
+
+
+def logits(folder, adapter, data):
+    """Logits of the first two rows: of a model, of an adapter over it, and of both merged."""
+
+    def of(model):
+        ids = [torch.tensor([row["input_ids"]]) for row in rows(data)[:2]]
+        with torch.no_grad():
+            return [model.eval()(input_ids=row, use_cache=False).logits[0].tolist() for row in ids]
+
+    if not adapter:
+        return {"model": of(base(folder))}
+    model = PeftModel.from_pretrained(base(folder), adapter)
+    return {"adapter": of(model), "merged": of(model.merge_and_unload())}
+
+
 def begin(folder, adapter, settings):
     """A new adapter of PEFT."""
     torch.manual_seed(7)
@@ -110,5 +138,5 @@ def train(folder, adapter, data, trainer, settings, out):
     }
 
 
-TASKS = {"read": read, "begin": begin, "train": train}
+TASKS = {"loss": loss, "logits": logits, "read": read, "begin": begin, "train": train}
 print("RESULT " + json.dumps(TASKS[sys.argv[1]](*sys.argv[2:])))

@@ -3,11 +3,12 @@
 
 use crate::config::{Config, Loaded, Paths};
 use crate::failure::{Failure, Failures, Outcome};
-use crate::inputs::{loading, model, rows};
+use crate::inputs::{loading, model, rows, vocabulary};
 use crate::ui::{ColorChoice, Ui};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use suasion_data::prepared::Manifest;
+use suasion_data::tokens::Changes;
 use suasion_data::{Code, ModelFolder, Policy};
 
 /// An error as the command line prints it.
@@ -66,6 +67,13 @@ pub struct Choices {
 pub fn choices(values: &Map<String, Value>, command: &str, place: &str) -> Result<Choices, Problem> {
     let loaded = Loaded::of_values(values, command, place).checked()?;
     let config = &loaded.config;
+    // A model is opened before its keys are read.
+    if let Some((key, _)) = config.changed().into_iter().find(|(name, _)| vocabulary::KEYS.contains(name)) {
+        let message = format!("{place}: {key} is a key of the commands and of train()");
+        let help = "for rows alone, add the tokens to the model's folder first: tokenizer.add_tokens(..), \
+                    tokenizer.save_pretrained(..)";
+        return Err(Failure::config(message, help).into());
+    }
     Ok(Choices {
         policy: config.policy(),
         split: config.dataset_train_split.clone(),
@@ -89,7 +97,7 @@ pub fn configuration(path: &Path) -> Result<(), Problem> {
 /// # Errors
 /// As the command line has them: no such folder, no model, a tokenizer that cannot be read.
 pub fn model(name: &Path) -> Result<ModelFolder, Problem> {
-    Ok(model::read(&model::resolve(name, false, &ui())?)?)
+    Ok(model::read(&model::resolve(name, false, &ui())?, &Changes::default())?)
 }
 
 /// What the manifest of prepared rows differs in from what is to use them, a clause for each.

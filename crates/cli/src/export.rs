@@ -15,18 +15,28 @@ const PROMPTS: &str = "prompt_check.json";
 /// The first line of a Modelfile of ours.
 const SIGNATURE: &str = "# Written by suasion.";
 
-/// Writes both files into the folder of a model with this tokenizer and template; nothing where it has no tokenizer. A
-/// Modelfile that somebody else wrote stays.
+/// Writes what a server needs beside the model, or the adapter over `base`, that a run or a merge has left in `dir`; nothing
+/// without a tokenizer.
 ///
 /// # Errors
-/// Where a file cannot be written, or a stop token of the policy is not in the vocabulary.
-pub fn beside(dir: &Path, folder: &ModelFolder, policy: &Policy) -> anyhow::Result<()> {
+/// Where a file cannot be written, or a stop token of the policy is unknown.
+pub fn of_model(
+    dir: &Path,
+    folder: &ModelFolder,
+    policy: &Policy,
+    base: Option<&Path>,
+) -> anyhow::Result<()> {
     let Some(tokenizer) = folder.tokenizer.as_deref() else { return Ok(()) };
-    let stops = folder.special(policy)?.stops;
+    let (options, stops) = (TemplateOptions::of(policy), folder.special(policy)?.stops);
     let bos = tokenizer.bos().map(|bos| bos.content.as_str());
-    Ok(write(dir, tokenizer, folder.template.as_deref(), &TemplateOptions::of(policy), &stops, bos)?)
+    Ok(write(dir, tokenizer, folder.template.as_deref(), &options, &stops, bos, base)?)
 }
 
+/// Writes both files into the folder of a finished model, or of an adapter over the model in `base`. A Modelfile that
+/// somebody else wrote stays.
+///
+/// # Errors
+/// Where a file cannot be written.
 fn write(
     dir: &Path,
     tokenizer: &Tokenizer,
@@ -34,12 +44,13 @@ fn write(
     options: &TemplateOptions,
     stops: &[u32],
     bos: Option<&str>,
+    base: Option<&Path>,
 ) -> suasion_files::Result<()> {
     let place = dir.join(MODELFILE);
     let ours = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(SIGNATURE));
     if !place.exists() || ours(&place) {
         let stops: Vec<String> = stops.iter().map(|id| tokenizer.decode(&[*id], false)).collect();
-        write_bytes(&place, modelfile(template, options, &stops, bos).as_bytes())?;
+        write_bytes(&place, modelfile(template, options, &stops, bos, base).as_bytes())?;
     }
     let Some(template) = template else { return Ok(()) };
     let prompts: Vec<Value> = EXAMPLES
@@ -81,8 +92,19 @@ fn modelfile(
     options: &TemplateOptions,
     stops: &[String],
     bos: Option<&str>,
+    base: Option<&Path>,
 ) -> String {
-    let mut text = format!("{SIGNATURE} Use it with: ollama create NAME -f {MODELFILE}\nFROM .\n");
+    let mut text = format!("{SIGNATURE} Use it with: ollama create NAME -f {MODELFILE}\n");
+    match base {
+        None => text.push_str("FROM .\n"),
+        Some(base) => {
+            text.push_str(
+                "# Ollama takes adapters of Llama, Mistral and Gemma without DoRA and modules to save; for others: suasion \
+                 merge.\n",
+            );
+            text.push_str(&format!("FROM {}\nADAPTER .\n", Value::from(base.display().to_string())));
+        }
+    }
     match template.map(|template| Parts::of(template, options).map(|parts| parts.go(bos))) {
         None => text.push_str("TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n"),
         Some(Some(go)) => {

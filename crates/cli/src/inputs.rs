@@ -8,4 +8,5 @@ pub mod loading;
 pub mod model;
 pub mod opened;
 pub mod rows;
+pub mod vocabulary;
 pub mod weights;

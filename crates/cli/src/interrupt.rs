@@ -8,6 +8,9 @@ pub const INTERRUPTED: u8 = 130;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// True where another process prints what the first Ctrl-C does.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
 /// True while the process waits for a person, with nothing to stop.
 static IDLE: AtomicBool = AtomicBool::new(false);
 
@@ -20,12 +23,25 @@ pub fn flag() -> &'static AtomicBool {
             let _ = writeln!(std::io::stderr());
             std::process::exit(i32::from(INTERRUPTED));
         }
+        if SILENT.load(Ordering::SeqCst) {
+            return;
+        }
         let _ = writeln!(
             std::io::stderr(),
             "\nstopping at the next point that can be resumed; press Ctrl-C again to quit at once"
         );
     });
     &STOP
+}
+
+/// Stops the run as Ctrl-C does; to do it again changes nothing.
+pub fn stop() {
+    STOP.store(true, Ordering::SeqCst);
+}
+
+/// Prints nothing on Ctrl-C.
+pub fn silence() {
+    SILENT.store(true, Ordering::SeqCst);
 }
 
 /// Runs `wait`, during which the first Ctrl-C ends the process.

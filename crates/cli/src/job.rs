@@ -10,9 +10,11 @@ use crate::failure::Failure;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
+use crate::inputs::vocabulary::Vocabulary;
 use crate::inputs::weights::{Adapter, Start, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
+use crate::ranks::Team;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +42,8 @@ pub struct Begin {
     pub extend: bool,
     /// The lock of the output folder, where it is held already.
     pub lock: Option<Lock>,
+    /// The ranks that share the work.
+    pub team: Team,
 }
 
 /// A run that is planned and not started.
@@ -49,6 +53,8 @@ pub struct Job {
     pub begin: Begin,
     /// The checkpoint that the run continues.
     pub checkpoint: Option<PathBuf>,
+    /// The same as it was read and verified.
+    located: Option<checkpoint::Located>,
     /// The model, and the adapter that is trained.
     pub opened: Opened,
     pub folder: Arc<ModelFolder>,
@@ -74,7 +80,8 @@ impl Job {
     /// Reads everything but the weights, and plans the run.
     pub fn new(mut config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
         // A checkpoint holds every file of its model: the base may be gone.
-        let checkpoint = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        let located = checkpoint::locate(&begin.resume, &config.output_dir)?;
+        let checkpoint = located.as_ref().map(|located| located.dir.clone());
         config.data.template_date = config.data.template_date.or_else(|| begun_on(checkpoint.as_deref()));
         let on = config.device().card(ui)?;
         let opened = open(&config, checkpoint.as_deref(), ui)?;
@@ -126,7 +133,7 @@ impl Job {
             let (packs, filled) = packer.pack(train);
             (train, fill) = (packs, Some(filled));
         }
-        let plan = Plan::new(&train, &eval, &settings)?;
+        let plan = Plan::of_ranks(&train, &eval, &settings, begin.team.ranks)?;
         plan.check_model(&arch, &train, &eval)?;
         let identity = Identity {
             objective: policy.objective,
@@ -138,6 +145,7 @@ impl Job {
             settings,
             begin,
             checkpoint,
+            located,
             opened,
             folder,
             arch,
@@ -178,17 +186,17 @@ impl Job {
     }
 
     fn memory(&self) -> MemoryPlan {
-        self.opened.memory(self.plan.budget, &self.settings)
+        self.opened.memory(self.plan.budget, &self.settings, self.begin.team.ranks)
     }
 
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
-        self.opened.start(ui, &self.config)
+        self.opened.start(ui, &self.config).for_ranks(self.begin.team.ranks, self.begin.team.local)
     }
 
     /// The files beside the weights that the run writes.
     fn files(&self) -> anyhow::Result<ModelFiles> {
-        let mut files = ModelFiles::from_dir(&self.folder.path)?;
+        let mut files = ModelFiles::changed(&self.folder.path, &self.folder.changed)?;
         if let Some(adapter) = &self.opened.adapter {
             // transformers finds the base by its name.
             files = files.of_adapter();
@@ -204,7 +212,7 @@ impl Job {
 
     /// Trains.
     pub fn train(&mut self, ui: &Ui) -> anyhow::Result<Report> {
-        let stop = interrupt::flag();
+        let (stop, team) = (interrupt::flag(), self.begin.team.clone());
         let mut model = match &self.checkpoint {
             // An adapter's base is not in the checkpoint.
             Some(_) if self.opened.adapter.is_some() => self.start(ui).build(self.plan.budget)?,
@@ -212,9 +220,10 @@ impl Job {
             // The checkpoint's weights will replace these, so none are read.
             Some(_) => {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
-                let plan = planned(&self.arch, budget, &trainable, &self.settings)?;
+                let team = &self.begin.team;
+                let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
                 let device = self.config.device();
-                check_memory(&self.arch, &plan, budget, device, ui)?;
+                check_memory(&self.arch, &plan, budget, device, team.local, ui)?;
                 Model::with_trainable(self.arch.clone(), device.open(ui)?, budget, &trainable)?
             }
         };
@@ -236,6 +245,7 @@ impl Job {
             stops: &self.stops,
             decode: self.folder.tokenizer.as_deref().map(|_| &decode as &dyn Fn(&[u32]) -> String),
             tensorboard: events.as_deref(),
+            collective: team.collective(),
             output_dir: &self.config.output_dir,
             resume: self.begin.resume.clone(),
             extend: self.begin.extend,
@@ -243,9 +253,10 @@ impl Job {
             lock: self.begin.lock.take(),
         };
         let mut progress = Progress::new(ui);
-        let report = suasion_train::train(run, &mut progress, stop)?;
+        let report = suasion_train::train_from(run, self.located.take(), &mut progress, stop)?;
         drop(progress);
-        if !report.interrupted
+        if team.is_first()
+            && !report.interrupted
             && !report.diverged.is_some_and(|divergence| divergence.stopped)
             && let Err(error) = self.export()
         {
@@ -257,11 +268,9 @@ impl Job {
 
     /// Writes what a server needs beside the finished model.
     fn export(&self) -> anyhow::Result<()> {
-        // A merged model has them; an adapter is no model.
-        match &self.opened.adapter {
-            Some(_) => Ok(()),
-            None => export::beside(&self.config.output_dir, &self.folder, &self.config.policy()),
-        }
+        let base =
+            self.opened.adapter.as_ref().map(|_| std::path::absolute(&self.opened.base)).transpose()?;
+        export::of_model(&self.config.output_dir, &self.folder, &self.config.policy(), base.as_deref())
     }
 
     /// Trains and measures both objectives from the same start.
@@ -319,13 +328,15 @@ impl Job {
 /// gone; under an adapter the base is needed.
 fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<Opened> {
     let Some(checkpoint) = checkpoint else { return Opened::of(config, ui)?.for_training(config) };
+    // A checkpoint has what was added; the base of an adapter has not.
+    let vocabulary = Vocabulary::of(config, ui)?;
     if !AdapterFolder::is_one(checkpoint) {
-        return Opened::named(Some(checkpoint), None, config.init, ui)?.choosing(config);
+        return Opened::named(Some(checkpoint), None, config.init, &vocabulary, ui)?.choosing(config);
     }
     let model = config.model_name_or_path.as_deref();
     let model =
         model.filter(|model| !AdapterFolder::is_one(model) && (model.is_dir() || !model.is_absolute()));
-    let opened = Opened::named(model, Some(checkpoint), config.init, ui)?;
+    let opened = Opened::named(model, Some(checkpoint), config.init, &vocabulary, ui)?;
     if let (true, Some(adapter)) = (config.use_peft, &opened.adapter) {
         let (was, now) = (adapter_config(&adapter.lora, &opened.arch, "")?, config.lora(&opened.arch)?);
         let now = adapter_config(&now, &opened.arch, "")?;

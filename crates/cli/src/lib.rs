@@ -18,6 +18,7 @@ mod limits;
 mod machine;
 mod paths;
 mod progress;
+mod ranks;
 mod reply;
 mod tables;
 mod ui;
@@ -29,6 +30,7 @@ use commands::{
 };
 use config::flags;
 use failure::Exit;
+use ranks::Role;
 use std::ffi::OsString;
 use std::io::Write;
 use std::num::NonZeroUsize;
@@ -64,7 +66,7 @@ struct Cli {
 enum Command {
     /// Train a model on rows, with evaluation, checkpoints and a report
     #[command(
-        after_help = "Examples:\n  suasion train --data rows.jsonl --model MODEL -o out\n  suasion train run.yaml --learning_rate 1e-4 --dry-run\n  suasion train --resume out"
+        after_help = "Examples:\n  suasion train --data rows.jsonl --model MODEL -o out\n  suasion train run.yaml --learning_rate 1e-4 --dry-run\n  suasion train run.yaml --ranks 2\n  suasion train --resume out"
     )]
     Train(train::TrainArgs),
     /// Render, tokenise, label and truncate rows, and write them as training data
@@ -150,10 +152,19 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
         Err(error) => return usage(&error),
     };
     let ui = Ui::new(cli.json, cli.quiet, cli.color);
-    machine::start_threads(cli.threads, &ui);
+    let role = match &cli.command {
+        Command::Train(args) => Role::of(args.ranks, args.demo),
+        _ => Ok(Role::Alone),
+    };
+    let role = match role {
+        Ok(role) => role,
+        Err(error) => return ui.report(&error) as u8,
+    };
+    let ui = ui.of_rank(role.rank());
+    machine::start_threads(cli.threads, role.threads(), &ui);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match &cli.command {
         Command::Train(args) if args.demo => demo::run(args, &ui),
-        Command::Train(args) => train::run(args, &ui),
+        Command::Train(args) => train::run(args, &role, &ui),
         Command::Prepare(args) => prepare::run(args, &ui),
         Command::Verify(args) => verify::run(args, &ui),
         Command::Eval(args) => eval::run(args, &ui),

@@ -73,18 +73,18 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// Starts the pool that all work runs on, with at most one thread per core: more are slower, and results are
-/// the same for any number.
-pub fn start_threads(flag: Option<NonZeroUsize>, ui: &Ui) {
+/// Starts the pool that all work runs on, with `usual` threads where nothing else is said, and at most one per core: more
+/// are slower, and results are the same for any number.
+pub fn start_threads(flag: Option<NonZeroUsize>, usual: usize, ui: &Ui) {
     let variable = std::env::var("RAYON_NUM_THREADS").ok().filter(|text| !text.trim().is_empty());
-    let threads = match threads(flag, variable.as_deref(), cores()) {
+    let threads = match threads(flag, variable.as_deref(), usual, cores()) {
         Ok((threads, note)) => {
             note.iter().for_each(|note| ui.log(format_args!("note: {note}")));
             threads
         }
         Err(warning) => {
             ui.warn(warning);
-            cores()
+            usual
         }
     };
     // Fails only where a pool exists, and nothing has run yet.
@@ -96,17 +96,18 @@ pub fn start_threads(flag: Option<NonZeroUsize>, ui: &Ui) {
 fn threads(
     flag: Option<NonZeroUsize>,
     variable: Option<&str>,
+    usual: usize,
     cores: usize,
 ) -> Result<(usize, Option<String>), String> {
     let (name, wanted) = match (flag, variable) {
         (Some(wanted), _) => ("--threads", wanted.get()),
-        (None, None) => return Ok((cores, None)),
+        (None, None) => return Ok((usual, None)),
         (None, Some(text)) => match text.trim().parse() {
             // The default, by rayon's rule.
-            Ok(0) => return Ok((cores, None)),
+            Ok(0) => return Ok((usual, None)),
             Ok(wanted) => ("RAYON_NUM_THREADS", wanted),
             Err(_) => {
-                return Err(format!("RAYON_NUM_THREADS={text} is not a number; using all {cores} cores"));
+                return Err(format!("RAYON_NUM_THREADS={text} is not a number; using {usual} threads"));
             }
         },
     };
@@ -121,9 +122,11 @@ mod tests {
 
     #[test]
     fn threads_are_at_most_the_cores() {
-        let of = |flag, variable, cores| threads(NonZeroUsize::new(flag), variable, cores);
+        let of = |flag, variable, cores| threads(NonZeroUsize::new(flag), variable, cores, cores);
         assert_eq!(of(0, None, 4), Ok((4, None)));
         assert_eq!(of(3, Some("64"), 4), Ok((3, None)));
+        // A rank's share of them, where nothing is said.
+        assert_eq!(threads(None, None, 2, 4), Ok((2, None)));
         assert_eq!(of(0, Some("4"), 4), Ok((4, None)));
         assert_eq!(of(0, Some("0"), 4), Ok((4, None)));
         let (threads, note) = of(1_000_000, None, 2).unwrap();

@@ -36,6 +36,8 @@ pub struct Ui {
     pub width: usize,
     /// Stderr is a terminal: progress may overwrite its line.
     pub live: bool,
+    /// The number of this rank, where it is not the first, which prints for all: errors alone are printed, with it.
+    pub rank: Option<usize>,
 }
 
 impl Ui {
@@ -61,6 +63,15 @@ impl Ui {
             color_err: allowed(io::stderr().is_terminal()),
             width: width.unwrap_or(80).max(20),
             live: io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|v| v != "dumb"),
+            rank: None,
+        }
+    }
+
+    /// The same for a rank of a run.
+    pub fn of_rank(self, rank: Option<usize>) -> Ui {
+        match rank {
+            None | Some(0) => self,
+            Some(_) => Ui { quiet: true, live: false, rank, ..self },
         }
     }
 
@@ -122,11 +133,17 @@ impl Ui {
 
     /// Prints a warning, also when quiet.
     pub fn warn(&self, message: impl Display) {
+        if self.rank.is_some() {
+            return;
+        }
         self.say("warning", "33", 0, &message.to_string());
     }
 
     /// Prints a finding, `indent` columns in: errors and warnings by their names, also when quiet.
     pub fn finding(&self, level: Level, indent: usize, text: impl Display) {
+        if self.rank.is_some() {
+            return;
+        }
         let (label, sgr) = match level {
             Level::Error => ("error", "1;31"),
             Level::Warning => ("warning", "33"),
@@ -175,8 +192,10 @@ impl Ui {
     }
 
     fn print_error(&self, tag: &str, error: impl Display, help: Option<&str>) {
-        self.say(&format!("error[{tag}]"), "1;31", 0, &error.to_string());
-        if let Some(help) = help {
+        let rank = self.rank.map(|rank| format!("[rank {rank}] ")).unwrap_or_default();
+        self.say(&format!("{rank}error[{tag}]"), "1;31", 0, &error.to_string());
+        // The first rank says what to do, unless it is the one that is lost.
+        if let Some(help) = help.filter(|_| self.rank.is_none() || tag == "E-RANK") {
             self.say("help", "1;36", 0, help);
         }
     }

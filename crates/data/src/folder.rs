@@ -2,7 +2,7 @@
 
 use crate::render::Stops;
 use crate::template::ChatTemplate;
-use crate::tokens::{Special, Tokenizer};
+use crate::tokens::{Changes, Special, Tokenizer};
 use crate::{Error, Policy, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ use std::sync::Arc;
 pub struct ModelFolder {
     /// Where it was opened; empty for one that was put together in memory.
     pub path: PathBuf,
+    /// Files that are others than those in the folder, by their names: those of [`ModelFolder::open_with`].
+    pub changed: Vec<(String, Vec<u8>)>,
     /// The tokenizer; `None` where the folder has no `tokenizer.json`.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// The chat template, where there is one that can be used.
@@ -42,7 +44,16 @@ impl ModelFolder {
     /// # Errors
     /// [`Error::Io`] and [`Error::Tokenizer`] where the tokenizer is there and cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<ModelFolder> {
+        ModelFolder::open_with(path, &Changes::default())
+    }
+
+    /// As [`ModelFolder::open`], with changes of the tokenizer. Nothing is written to the folder.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`] and [`Changes::of`].
+    pub fn open_with(path: impl AsRef<Path>, changes: &Changes) -> Result<ModelFolder> {
         let path = path.as_ref();
+        let files = changes.of(path)?;
         let config = std::fs::read(path.join("config.json")).ok();
         let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         // A multimodal model has its language model inside.
@@ -54,10 +65,14 @@ impl ModelFolder {
             ..ModelFolder::default()
         };
         if path.join("tokenizer.json").exists() {
-            let tokenizer = Tokenizer::from_dir(path)?;
+            let tokenizer = Tokenizer::of(&files)?;
             let text = |token: Option<&crate::tokens::SpecialToken>| token.map(|t| t.content.clone());
             let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
-            match ChatTemplate::from_dir(path, bos.as_deref(), eos.as_deref()) {
+            let template = match &changes.template {
+                Some(source) => ChatTemplate::new(source, bos.as_deref(), eos.as_deref()).map(Some),
+                None => ChatTemplate::from_dir(path, bos.as_deref(), eos.as_deref()),
+            };
+            match template {
                 Ok(template) => {
                     folder.template =
                         template.map(|template| Arc::new(template.with_tokens(tokenizer.named_tokens())));
@@ -66,6 +81,7 @@ impl ModelFolder {
             }
             folder.tokenizer = Some(Arc::new(tokenizer));
         }
+        folder.changed = files.changed().to_vec();
         Ok(folder)
     }
 

@@ -7,6 +7,7 @@
 mod duplicates;
 mod foreign;
 mod outcome;
+mod pairing;
 mod reference;
 mod row;
 mod run;
@@ -14,6 +15,7 @@ mod summary;
 
 pub(crate) use duplicates::Duplicates;
 pub use outcome::{Cut, DropReason, Kept, Outcome};
+pub use pairing::Pairing;
 pub use reference::Reference;
 pub use row::RowProcessor;
 pub(crate) use run::{Chunks, Done};

@@ -28,6 +28,7 @@ mod turns;
 mod vanished;
 mod watch;
 
+pub(crate) use compiled::Sources;
 pub use compiled::{ChatTemplate, TemplateError};
 pub use options::{TemplateOptions, is_reserved};
 pub use proof::Chat;

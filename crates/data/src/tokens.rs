@@ -14,11 +14,13 @@ mod added;
 mod alphabet;
 mod bpe;
 mod cache;
+mod changes;
 mod decode;
 mod direct;
 mod encode;
 #[cfg(test)]
 mod equality;
+mod files;
 mod model;
 mod pretokenise;
 mod raw;
@@ -27,7 +29,9 @@ mod special;
 mod stages;
 mod tokenizer;
 
+pub use changes::Changes;
 pub use decode::DecodeStream;
 pub use encode::{Encoded, Straddle, Tokens};
+pub use files::FolderFiles;
 pub use special::Special;
 pub use tokenizer::{SpecialToken, Tokenizer};

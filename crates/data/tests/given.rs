@@ -101,6 +101,13 @@ fn the_hash_is_of_what_rows_say() {
         assert_ne!(hash(vec![batch.slice(0, 9)]), whole);
         assert_ne!(hash(vec![batch.slice(3, 7), batch.slice(0, 3)]), whole);
     }
+    // Batches of other columns after each other: all of them count, in their order.
+    let (text, ids) = (batch(0).project(&[0]).unwrap(), batch(0).project(&[1]).unwrap());
+    let divided = hash(vec![text.clone(), ids.slice(0, 4), ids.slice(4, 6)]);
+    assert_eq!(hash(vec![text.slice(0, 1), text.slice(1, 9), ids.clone()]), divided);
+    for other in [vec![ids.clone(), text.clone()], vec![text.slice(0, 9), ids.clone()], vec![ids]] {
+        assert_ne!(hash(other), divided);
+    }
     // Another name, and another null.
     let renamed = RecordBatch::try_from_iter([
         ("text", batch(0).column(0).clone()),

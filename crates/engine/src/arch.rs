@@ -25,9 +25,22 @@ pub struct Architecture {
     pub names: Names,
     /// Initialisation of a model without weights.
     pub init: Init,
+    /// Factor of the load-balancing loss of experts, which training adds to its loss; 0 leaves it out.
+    pub balance: f32,
+    /// Rows of embedding and head that files of its weights do not have yet.
+    pub added: Option<AddedRows>,
     /// Settings of `config.json` that have no effect here (RoPE settings beside others that have precedence), as
     /// sentences.
     pub not_applied: Vec<String>,
+}
+
+/// Rows of embedding and head for tokens that were added to a vocabulary ([`Architecture::grow`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddedRows {
+    /// Rows that the files of the base have.
+    pub base: usize,
+    /// What the others are drawn from, where they are not in the files.
+    pub seed: u64,
 }
 
 /// The token embedding, and what is added to it.
@@ -234,6 +247,27 @@ impl Architecture {
     /// Positions that cannot be exceeded: those of a learned table.
     pub fn position_limit(&self) -> Option<usize> {
         self.embedding.positions
+    }
+
+    /// Gives embedding and head more rows. Those that the weights' files lack are drawn from the multivariate normal
+    /// distribution of the rows that they have: their mean, and 1e-9 of their covariance, as
+    /// `resize_token_embeddings` of transformers does (Hewitt 2021). Nothing happens where there are as many already.
+    pub fn grow(&mut self, vocab_size: usize, seed: u64) {
+        if vocab_size > self.vocab_size {
+            let base = self.added.map_or(self.vocab_size, |added| added.base);
+            self.added = Some(AddedRows { base, seed });
+            self.vocab_size = vocab_size;
+        }
+    }
+
+    /// The experts of a layer, in a model that has some: as many in each.
+    pub fn experts(&self) -> Option<usize> {
+        self.blocks.iter().find_map(|block| Some(block.mlp.experts?.count))
+    }
+
+    /// True where all rows choose experts in the last layer, and not only those that the loss needs.
+    pub(crate) fn balances_last(&self) -> bool {
+        self.balance != 0.0 && self.blocks.last().is_some_and(|block| block.mlp.experts.is_some())
     }
 
     /// True where training drops something.

@@ -88,6 +88,24 @@ impl Batch {
         self.targets.iter().map(|t| t.weight as f64).sum()
     }
 
+    /// How many sequences each token belongs to: more than one for a shared prefix.
+    pub(crate) fn sequences(&self) -> Vec<f32> {
+        let mut counts = vec![0f32; self.ids.len()];
+        let meet = |a: &Range<u32>, b: &Range<u32>| a.start < b.end && b.start < a.end;
+        for last in &self.segments {
+            if self.segments.iter().any(|other| meet(&other.prefix, &last.own)) {
+                continue;
+            }
+            let mut rows = Some(last.own.clone());
+            while let Some(own) = rows.take().filter(|rows| !rows.is_empty()) {
+                counts[own.start as usize..own.end as usize].iter_mut().for_each(|count| *count += 1.0);
+                let of = self.segments.iter().find(|segment| meet(&segment.own, &own));
+                rows = of.map(|segment| segment.prefix.clone());
+            }
+        }
+        counts
+    }
+
     /// Refuses ids, positions, segments and targets that are out of range.
     pub(crate) fn check(&self, vocab: usize, positions: Option<usize>) -> Result<()> {
         let fail = |message| Err(Error::Batch { message });

@@ -5,6 +5,7 @@ use crate::lora::LoraInit;
 use crate::params::{Kind, Parameter};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use rayon::prelude::*;
 
 /// The initial values of a parameter, in the engine's layout.
 ///
@@ -45,6 +46,43 @@ pub(crate) fn adapter(p: &Parameter, index: usize, init: LoraInit, seed: u64) ->
         }
         _ => vec![0.0; p.range.len()],
     }
+}
+
+/// Rows that are added to an embedding or a head of `hidden` columns, whose `old` rows there are: normal with the mean
+/// of these and 1e-9 of their covariance. A row is `mean + √(1e-9/n) · Σ z_i (w_i − mean)` with `z` standard normal,
+/// which has that distribution without the covariance being computed, and a stream of random numbers of its own. With
+/// no more rows than columns the covariance is singular, and transformers takes the mean.
+pub(crate) fn added_rows(old: &[f32], hidden: usize, rows: usize, index: usize, seed: u64) -> Vec<f32> {
+    let count = old.len() / hidden.max(1);
+    let sums = |factor: &mut dyn FnMut() -> f64| {
+        let (mut sum, mut total) = (vec![0f64; hidden], 0f64);
+        for row in old.chunks_exact(hidden) {
+            let factor = factor();
+            total += factor;
+            sum.iter_mut().zip(row).for_each(|(sum, w)| *sum += factor * f64::from(*w));
+        }
+        (sum, total)
+    };
+    let mut mean = sums(&mut || 1.0).0;
+    mean.iter_mut().for_each(|sum| *sum /= count.max(1) as f64);
+    let deviation = if count > hidden { (1e-9 / count as f64).sqrt() } else { 0.0 };
+    let added = |row: usize| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // Apart from the streams of random weights, whose numbers are those of parameters.
+        rng.set_stream((index as u64 + 1) << 40 | row as u64);
+        let mut spare = None;
+        let mut draw = || {
+            spare.take().unwrap_or_else(|| {
+                let (a, b) = normals(&mut rng);
+                spare = Some(b);
+                a
+            })
+        };
+        let (sum, total) = if deviation > 0.0 { sums(&mut draw) } else { (vec![0.0; hidden], 0.0) };
+        let of = |(sum, mean): (f64, &f64)| (mean + deviation * (sum - total * mean)) as f32;
+        sum.into_iter().zip(&mean).map(of).collect::<Vec<f32>>()
+    };
+    (0..rows).into_par_iter().flat_map_iter(added).collect()
 }
 
 fn normal(len: usize, std: f64, rng: &mut impl Rng) -> Vec<f32> {

@@ -28,7 +28,7 @@ pub mod rope;
 mod weights;
 
 pub use abort::on_abort;
-pub use arch::Architecture;
+pub use arch::{AddedRows, Architecture};
 pub use batch::{Batch, Segment, Target};
 pub use collective::{Collective, SingleRank};
 pub use dtype::WeightType;

@@ -378,7 +378,10 @@ impl ParameterMap {
                     ));
                 }
             }
-            Trainable::Adapter(lora) => map.check_adapter(lora)?,
+            Trainable::Adapter(lora) => {
+                map.check_adapter(lora)?;
+                map.check_added_rows(a)?;
+            }
             Trainable::All => {}
         }
         if map.trained == 0 {
@@ -439,6 +442,25 @@ impl ParameterMap {
             );
         }
         Ok(())
+    }
+
+    /// Refuses an adapter over added rows of embedding and head that it does not hold: they are in no file of the base.
+    fn check_added_rows(&self, a: &Architecture) -> Result<()> {
+        let head = self.head.parts.iter().map(|part| &part.weight);
+        let held = |slot: &Slot| self.parameters[slot.parameter].of_adapter;
+        match a.added {
+            Some(added) if ![&self.embedding].into_iter().chain(head).all(held) => Err(Error::Parameter {
+                message: format!(
+                    "the model has {} rows of embedding and head for {} in the base's files, and an adapter must hold \
+                     and train them itself: lora_modules_to_save: [{}, {}]",
+                    a.vocab_size,
+                    added.base,
+                    a.names.embedding.rsplit('.').next().unwrap_or(a.names.embedding),
+                    module_name(a.names.head),
+                ),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The layers that may have an adapter, in the order of the model, with the inputs of each; the head is the last.

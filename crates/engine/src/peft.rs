@@ -94,7 +94,7 @@ impl AdapterFolder {
             .collect();
         let saved = Lora { save: lora.save.clone(), ..Lora::default() };
         let saved = crate::lora::Rules::of(&saved)?;
-        weights::names(&self.path.join(ADAPTER_WEIGHTS), |name| {
+        weights::shapes(&self.path.join(ADAPTER_WEIGHTS), |name, _| {
             let Some(name) = name.strip_prefix(PREFIX) else { return };
             let name = name.replace(".base_layer.", ".");
             let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
@@ -108,6 +108,25 @@ impl AdapterFolder {
             }
         })?;
         Ok(lora)
+    }
+}
+
+impl AdapterFolder {
+    /// Rows of the embedding or the head that the adapter holds, where it holds one: as many tokens has its vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for a file that is damaged.
+    pub fn vocabulary(&self, arch: &Architecture) -> Result<Option<usize>> {
+        let names =
+            [arch.names.embedding, module_name(arch.names.head)].map(|name| format!("{PREFIX}{name}.weight"));
+        let mut rows = None;
+        weights::shapes(&self.path.join(ADAPTER_WEIGHTS), |name, shape| {
+            let name = name.replace(".base_layer.", ".");
+            if let (true, [count, _]) = (names.contains(&name), shape) {
+                rows = rows.max(Some(*count));
+            }
+        })?;
+        Ok(rows)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::arch::Architecture;
 use crate::dtype::WeightType;
 use crate::map::{FileTensor, Map};
 use crate::params::Parameter;
-use crate::{Error, Result};
+use crate::{Error, Result, init};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::borrow::Cow;
@@ -216,7 +216,7 @@ pub(crate) fn load<'a>(
             continue;
         };
         let Some((path, tensor)) = tensors.remove(name) else { continue };
-        if tensor.shape() != p.shape {
+        if tensor.shape() != p.shape && !lacks_rows(arch, p, tensor.shape()) {
             return Err(Error::Weights {
                 path: path.to_path_buf(),
                 message: format!(
@@ -257,7 +257,7 @@ pub(crate) fn load<'a>(
         if let Some(i) = values.iter().position(|x| !x.is_finite()) {
             return Err(damaged(i, values[i]));
         }
-        put(p, Source::Values(&from_file(p, &values)))?;
+        put(p, Source::Values(&with_added_rows(arch, p, from_file(p, &values))))?;
     }
     if let Some(first) = missing.first() {
         let named = files.index.as_ref().and_then(|(_, map)| map.get(*first));
@@ -285,6 +285,31 @@ pub(crate) fn load<'a>(
     };
     let copies = strays.into_iter().map(|(name, path)| format!("the copy of {name} in {}", path.display()));
     Ok((tensors.into_keys().chain(copies).collect(), stored))
+}
+
+/// Which of embedding (0) and head (1) a parameter is.
+fn vocabulary(arch: &Architecture, p: &Parameter) -> Option<usize> {
+    [arch.names.embedding, arch.names.head].iter().position(|module| p.name == weight(module))
+}
+
+/// True where a file has the rows of the base only, and the architecture has added others.
+fn lacks_rows(arch: &Architecture, p: &Parameter, shape: &[usize]) -> bool {
+    let base = arch.added.is_some_and(|added| shape == [added.base, arch.hidden]);
+    base && vocabulary(arch, p).is_some()
+}
+
+/// The values of a parameter with the rows that its file lacks ([`Architecture::grow`]).
+pub(crate) fn with_added_rows<'a>(
+    arch: &Architecture,
+    p: &Parameter,
+    values: Cow<'a, [f32]>,
+) -> Cow<'a, [f32]> {
+    let lacking = p.range.len().saturating_sub(values.len()) / arch.hidden.max(1);
+    let (Some(added), Some(index), 1..) = (arch.added, vocabulary(arch, p), lacking) else { return values };
+    let mut values = values.into_owned();
+    let rows = init::added_rows(&values, arch.hidden, lacking, index, added.seed);
+    values.extend(rows);
+    values.into()
 }
 
 fn weight(module: &str) -> String {
@@ -498,12 +523,37 @@ pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, &[usize], Vec<f32>) ->
     Ok(())
 }
 
-/// The names of the tensors in a file.
+/// Refuses a file of a checkpoint of which `fitting` tensors have a place in the model, `others` have none, and which should
+/// have `wanted` of them; `what` they are.
+pub(crate) fn check_fit(path: &Path, what: &str, fitting: usize, wanted: usize, others: usize) -> Result<()> {
+    if fitting == wanted && others == 0 {
+        return Ok(());
+    }
+    Err(Error::Weights {
+        path: path.to_path_buf(),
+        message: format!("{fitting} of {wanted} {what}"),
+        help: "resume with the model, the optimizer and the trained parameters that the checkpoint was made with"
+            .into(),
+    })
+}
+
+/// The widest type of the tensors in a folder's files.
+///
+/// # Errors
+/// As [`Files::open`].
+pub(crate) fn widest_type(dir: &Path) -> Result<WeightType> {
+    let files = Files::open(dir)?;
+    let tensors = files.tensors()?;
+    let types = tensors.all.values().map(|(_, tensor)| WeightType::of(tensor.dtype()));
+    Ok(types.max_by_key(|kind| kind.bytes()).unwrap_or_default())
+}
+
+/// The names and shapes of the tensors in a file.
 ///
 /// # Errors
 /// A file that is missing, truncated or hostile.
-pub(crate) fn names(path: &Path, mut see: impl FnMut(&str)) -> Result<()> {
+pub(crate) fn shapes(path: &Path, mut see: impl FnMut(&str, &[usize])) -> Result<()> {
     let map = Map::open(path)?;
-    parse(path, &map)?.names().into_iter().for_each(&mut see);
+    parse(path, &map)?.iter().for_each(|(name, tensor)| see(name, tensor.shape()));
     Ok(())
 }

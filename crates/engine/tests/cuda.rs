@@ -9,8 +9,7 @@ use common::golden::{
     adapters, check_gradients, check_logits, check_trajectory, for_each, load, peft_golden,
 };
 use common::{
-    FAMILIES, accumulate, architecture, floats, golden_batch, mean_loss, model_of, relative,
-    trained_gradients,
+    accumulate, architecture, floats, golden_batch, mean_loss, model_of, relative, trained_gradients,
 };
 use std::path::Path;
 use suasion_engine::{
@@ -141,7 +140,7 @@ fn bytes_do_not_depend_on_the_order_of_threads() {
 /// Rows of several packs, and a base in its file in each type, as on the CPU.
 #[test]
 fn a_base_in_its_file_computes_what_the_cpu_does() {
-    for family in FAMILIES {
+    for family in ["llama", "gpt2", "phi3", "gemma2", "qwen3_moe"] {
         let arch = architecture(family);
         let mut plain = model_of(arch.clone(), Cpu::new(), false, &Trainable::All);
         for kind in [WeightType::F32, WeightType::BF16, WeightType::F16] {

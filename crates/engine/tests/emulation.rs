@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::emulation::{Argument, Emulation, build, declared, library};
+use common::emulation::{Argument, Emulation, RACES, build, declared, library, sanitizer};
 use common::{Random, relative};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 
 /// Schedules of threads: in their order, then one of each kind.
 const SEEDS: [u32; 3] = [0, 1, 2];
@@ -51,6 +53,27 @@ fn every_declared_kernel_can_be_launched_by_name() {
     }
     let error = emulation.launch("none", [1, 1, 1], [32, 1, 1], 0, &mut [], 0).unwrap_err();
     assert_eq!(error, "no kernel none");
+}
+
+/// `kernels.bin` holds the hash of the sources that it was made from. Whether it holds what they compile to is for
+/// `.ci/cuda check` to say, where NVRTC can be had.
+#[test]
+fn the_compiled_kernels_are_of_this_source() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda");
+    let packed = std::fs::read(folder.join("kernels.bin")).unwrap();
+    let names =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> =
+        names.filter(|name| [".cu", ".cuh", ".h"].iter().any(|end| name.ends_with(end))).collect();
+    names.sort();
+    let mut hash = Sha256::new();
+    for name in &names {
+        let text = std::fs::read(folder.join(name)).unwrap();
+        hash.update(format!("{name} {}\n", text.len()));
+        hash.update(text);
+    }
+    assert_eq!(&packed[..8], b"SUASIONK");
+    assert_eq!(packed[8..40], hash.finalize()[..], "the kernels have changed: run .ci/cuda build");
 }
 
 /// Sizes below, at and above those that a thread, a warp and a block take at once.
@@ -339,11 +362,16 @@ fn optimizers_round_parameters_to_bf16() {
     }
 }
 
+/// A library of norms from whose sums a barrier was taken, and of kernels with other faults.
+fn faults() -> Option<PathBuf> {
+    build(|unit| unit == "norms", &["-DPLANT_MISSING_BARRIER", "-DPLANT_FAULTS"])
+}
+
 /// The sum of squares of a row of threads, in a kernel from which a barrier was taken: some schedule must read a sum
 /// before it is written.
 #[test]
 fn a_missing_barrier_is_caught() {
-    let (Some(whole), Some(planted)) = (build(&[]), build(&["-DPLANT_MISSING_BARRIER"])) else { return };
+    let (Some(whole), Some(planted)) = (library(), faults()) else { return };
     let (rows, width) = (3usize, 577usize);
     let (x, w) = (values(rows * width, 1), values(width, 2));
     let expected: Vec<f32> = x
@@ -383,7 +411,7 @@ fn a_missing_barrier_is_caught() {
 /// What the emulation refuses: kernels that would hang or be undefined on a card.
 #[test]
 fn faults_of_kernels_are_errors() {
-    let Some(library) = build(&["-DPLANT_FAULTS"]) else { return };
+    let Some(library) = faults() else { return };
     let emulation = Emulation::load(&library);
     for seed in SEEDS {
         for (name, part) in [
@@ -399,5 +427,49 @@ fn faults_of_kernels_are_errors() {
         let mut y = vec![0f32; 2];
         launch!(emulation, "fault_unwritten", [2, 1, 1], [32, 1, 1], 0, seed, [&mut y]).unwrap();
         assert!(y.iter().all(|y| y.is_nan()), "{y:?}");
+    }
+}
+
+/// Races are seen in every schedule, the harmless one too: a barrier that was taken away, a shuffle in place of a
+/// barrier, two blocks that write the same element. All other tests look for them in all kernels.
+#[test]
+fn races_are_found_in_any_schedule() {
+    if sanitizer().is_some() {
+        return;
+    }
+    let flags = ["-DPLANT_MISSING_BARRIER", "-DPLANT_FAULTS", RACES];
+    let (Some(planted), Some(whole)) = (build(|unit| unit == "norms", &flags), library()) else { return };
+    let (planted, whole) = (Emulation::load(&planted), Emulation::load(&whole));
+    let (rows, width) = (3u32, 577u32);
+    let (x, w) = (values((rows * width) as usize, 1), values(width as usize, 2));
+    for seed in SEEDS {
+        let run = |emulation: &Emulation| {
+            let (mut y, mut stats) = (vec![0f32; x.len()], vec![0f32; rows as usize]);
+            launch!(
+                emulation,
+                "rms_norm",
+                [rows, 1, 1],
+                [256, 1, 1],
+                0,
+                seed,
+                [&mut y, width, &mut stats, &x, width, &w, NONE, rows, 1u32, width, 1e-6f32, 0f32]
+            )
+        };
+        run(&whole).unwrap();
+        let mut y = vec![0f32; 32];
+        for (error, what) in [
+            (run(&planted).unwrap_err(), "read and write"),
+            (
+                launch!(planted, "fault_shuffle_is_no_barrier", [1, 1, 1], [32, 1, 1], 0, seed, [&mut y])
+                    .unwrap_err(),
+                "read and write",
+            ),
+            (
+                launch!(planted, "fault_two_blocks", [2, 1, 1], [32, 1, 1], 0, seed, [&mut y]).unwrap_err(),
+                "write the same memory",
+            ),
+        ] {
+            assert!(error.contains("a race: threads ") && error.contains(what), "seed {seed}: {error}");
+        }
     }
 }

@@ -1,12 +1,14 @@
-//! Each operation of the CPU backend and of cards (emulated) against the reference, and the reference against central
-//! differences, at odd sizes: 1, just below, at and just above the sizes into which kernels cut their work.
+//! Each operation of the CPU backend and of the CUDA backend on an emulated card against the reference, and the
+//! reference against central differences, at odd sizes: 1, just below, at and just above the sizes into which kernels
+//! cut their work.
 
 mod common;
 
-use common::card::card;
 use common::{Random, relative};
+use std::sync::atomic::{AtomicU32, Ordering};
 use suasion_engine::kernels::{
-    Activation, AttentionPlan, AttentionRange, Draw, Dropout, Heads, Indices, Norm, PlanBuffer, Routing, View,
+    Activation, Adafactor, AttentionPlan, AttentionRange, Draw, Dropout, Heads, Indices, Norm, PlanBuffer,
+    Routing, Sgd, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Cuda, Precision, Reference, TargetLoss};
 
@@ -47,24 +49,37 @@ fn get<B: Backend>(b: &B, view: View) -> Vec<f32> {
     out
 }
 
-/// Runs an operation on every backend and compares everything it returns with the reference. Where there is no
-/// emulation of cards, the card is left out.
+/// The card of a test, whose threads run in another order each time where it is emulated; `None` where it cannot be.
+fn card(precision: Precision) -> Option<Cuda> {
+    static SEED: AtomicU32 = AtomicU32::new(0);
+    common::card::card(precision, SEED.fetch_add(1, Ordering::Relaxed) % 8)
+}
+
+fn compare(what: &str, backend: &str, fast: &[Vec<f32>], plain: &[Vec<f32>], tolerance: f64) {
+    assert_eq!(fast.len(), plain.len());
+    for (i, (fast, plain)) in fast.iter().zip(plain).enumerate() {
+        let error = relative(fast, plain);
+        assert!(error < tolerance, "{what}, result {i} on the {backend}: {error:e}");
+    }
+}
+
+/// Runs an operation on the CPU, on the emulated card and on the reference, and compares everything it returns.
 macro_rules! agree {
-    ($what:expr, $b:ident => $op:expr) => {{
-        let run = |$b: &mut Reference<f32>| $op;
-        let plain: Vec<Vec<f32>> = run(&mut Reference::new());
-        let run = |$b: &mut Cpu| $op;
-        let mut all = vec![("cpu", run(&mut Cpu::new()))];
-        if let Some(mut card) = card(Precision::F32, 1) {
-            let run = |$b: &mut Cuda| $op;
-            all.push(("card", run(&mut card)));
-        }
-        for (backend, results) in all {
-            assert_eq!(results.len(), plain.len());
-            for (i, (got, plain)) in results.iter().zip(&plain).enumerate() {
-                let error = relative(got, plain);
-                assert!(error < TOLERANCE, "{}, result {i} on the {backend}: {error:e}", $what);
-            }
+    ($what:expr, $b:ident => $run:expr) => {{
+        let what = $what;
+        let plain = {
+            let $b = &mut Reference::<f32>::new();
+            $run
+        };
+        let fast = {
+            let $b = &mut Cpu::new();
+            $run
+        };
+        compare(&what, "CPU", &fast, &plain, TOLERANCE);
+        if let Some(mut card) = card(Precision::F32) {
+            let $b = &mut card;
+            let of_card = $run;
+            compare(&what, "card", &of_card, &plain, TOLERANCE);
         }
     }};
 }
@@ -151,7 +166,7 @@ fn columns_of_wider_rows() {
     for (i, (wide, own)) in wide.iter().zip(&own).enumerate() {
         assert!(relative(wide, own) < 1e-6, "result {i}");
     }
-    agree!("columns", b => run(b, true));
+    agree!("columns".to_string(), b => run(b, true));
 }
 
 const NORMS: [Norm; 3] =
@@ -279,6 +294,54 @@ fn attention_with_segments_and_shared_prefixes() {
                 agree!(what, b => planned_attention(b, h, &plan, dropout, keys));
             }
         }
+    }
+}
+
+/// Heads of every size that a card's kernels are made for, in both precisions. Results are the same bytes whatever
+/// the order of the threads.
+#[test]
+fn attention_on_cards_by_size_of_a_head() {
+    let (plan, keys) = attention_plan(66, [20, 35], 1);
+    let cases = [
+        (None, None, None),
+        (Some(50), Some(1.5), None),
+        (Some(17), None, Some(DROPOUT)),
+        (None, Some(2.0), Some(DROPOUT)),
+    ];
+    for (size, head_dim) in [7, 32, 33, 64, 80, 128, 200, 256].into_iter().enumerate() {
+        // Every case meets both kernels of each size.
+        for n in [size % 2, size % 2 + 2] {
+            let (window, softcap, dropout) = cases[n];
+            let (heads, kv_heads) = if n % 2 == 0 { (2, 1) } else { (2, 2) };
+            let h =
+                Heads { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), softcap, window };
+            let plain = planned_attention(&mut Reference::<f32>::new(), h, &plan, dropout, keys);
+            for (precision, tolerance) in [(Precision::F32, TOLERANCE), (Precision::Bf16, 6e-3)] {
+                let Some(mut first) = card(precision) else { return };
+                let of_card = planned_attention(&mut first, h, &plan, dropout, keys);
+                compare(&format!("{h:?}, {dropout:?}, {precision:?}"), "card", &of_card, &plain, tolerance);
+                let Some(mut second) = card(precision) else { return };
+                assert_eq!(planned_attention(&mut second, h, &plan, dropout, keys), of_card);
+            }
+        }
+    }
+}
+
+/// The same elements are dropped on every device, and the same noise is added.
+#[test]
+fn random_numbers_are_those_of_the_cpu() {
+    fn run<B: Backend>(b: &mut B, rows: usize, width: usize) -> [Vec<f32>; 2] {
+        let (x, y, sizes) = (put(b, rows, width, 1), put(b, rows, width, 2), put(b, rows, 1, 3));
+        b.dropout(x, DROPOUT).unwrap();
+        b.add_noise(y, sizes, Draw { key: u64::MAX - 5, site: 77 }).unwrap();
+        [get(b, x), get(b, y)]
+    }
+    for (rows, width) in [(1, 1), (3, 31), (9, 33), (17, 128), (2, 1030)] {
+        let Some(mut card) = card(Precision::Bf16) else { return };
+        let ([dropped, noisy], [expected, noise]) =
+            (run(&mut card, rows, width), run(&mut Cpu::new(), rows, width));
+        assert_eq!(dropped, expected, "[{rows}, {width}]");
+        assert!(relative(&noisy, &noise) < 1e-7, "[{rows}, {width}]");
     }
 }
 
@@ -466,7 +529,7 @@ fn rotation_and_its_inverse() {
         vec![there, get(b, x)]
     }
     for rotated in [10, 6] {
-        agree!("rotate", b => run(b, rotated));
+        agree!("rotate".to_string(), b => run(b, rotated));
         let (back, start) = (run(&mut Cpu::new(), rotated), values(5 * 40, 1));
         assert!(relative(&back[1], &start) < 1e-6, "the inverse undoes the rotation");
         assert!(relative(&back[0], &start) > 0.1, "the rotation does something");
@@ -498,7 +561,77 @@ fn adamw_steps() {
         }
         [p, m, v].map(|x| get(b, x)).to_vec()
     }
-    agree!("adamw", b => run(b));
+    agree!("adamw".to_string(), b => run(b));
+}
+
+#[test]
+fn adafactor_and_gradient_descent() {
+    fn run<B: Backend>(b: &mut B, rows: usize, width: usize) -> Vec<Vec<f32>> {
+        let n = rows * width;
+        let (g, p, vector, plain, heavy) = (
+            put(b, rows, width, 1),
+            put(b, rows, width, 2),
+            put(b, 1, n, 3),
+            put(b, 1, n, 4),
+            put(b, 1, n, 5),
+        );
+        let (of_rows, of_columns, of_all, m) =
+            (space(b, 1, rows), space(b, 1, width), space(b, 1, n), space(b, 1, n));
+        for t in 1..4 {
+            let step = Adafactor { t, lr: 0.01, weight_decay: 0.1, gradient_scale: 0.5 };
+            b.adafactor(step, p, g, of_rows, Some(of_columns)).unwrap();
+            b.adafactor(step, vector, g, of_all, None).unwrap();
+            let step = Sgd { lr: 0.01, momentum: 0.9, weight_decay: 0.1, gradient_scale: 0.5 };
+            b.sgd(step, heavy, g, Some(m)).unwrap();
+            b.sgd(Sgd { momentum: 0.0, ..step }, plain, g, None).unwrap();
+        }
+        [p, of_rows, of_columns, vector, of_all, heavy, m, plain].map(|x| get(b, x)).to_vec()
+    }
+    for (rows, width) in [(1, 1), (3, 33), (130, 65), (2, 1030)] {
+        agree!(format!("[{rows}, {width}]"), b => run(b, rows, width));
+    }
+}
+
+/// Moments in one byte: parameters agree, and so do codes, but where a value lies in the middle of two.
+#[test]
+fn adamw_with_moments_of_a_byte() {
+    fn run<B: Backend>(b: &mut B, n: usize) -> (Vec<Vec<f32>>, [Vec<u8>; 2]) {
+        let (p, g, blocks) = (put(b, 1, n, 1), put(b, 1, n, 2), n.div_ceil(256));
+        let scales = [space(b, 1, blocks), space(b, 1, blocks)];
+        let buffers = [b.allocate_bytes(n).unwrap(), b.allocate_bytes(n).unwrap()];
+        let codes = [buffers[0].view(), buffers[1].view()];
+        let step = AdamW {
+            t: 1,
+            lr: 0.01,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decay_all: false,
+            gradient_scale: 0.5,
+        };
+        b.adamw_8bit(step, p, g, codes, scales).unwrap();
+        b.adamw_8bit(AdamW { t: 2, ..step }, p, g, codes, scales).unwrap();
+        let values = [p, scales[0], scales[1]].map(|x| get(b, x)).to_vec();
+        (
+            values,
+            codes.map(|codes| {
+                let mut bytes = vec![0; n];
+                b.read_bytes(codes, &mut bytes).unwrap();
+                bytes
+            }),
+        )
+    }
+    for n in [1, 255, 256, 257, 5000] {
+        let Some(mut card) = card(Precision::Bf16) else { return };
+        let ((values, codes), (expected, expected_codes)) =
+            (run(&mut card, n), run(&mut Reference::<f32>::new(), n));
+        compare(&format!("{n} elements"), "card", &values, &expected, 1e-5);
+        for (codes, expected) in codes.iter().zip(&expected_codes) {
+            let different = codes.iter().zip(expected).filter(|(a, b)| a != b).count();
+            assert!(different * 500 <= n, "{different} of {n} codes differ");
+        }
+    }
 }
 
 /// Checks `gradient` against central differences of `objective` in f64, at a few places of `x`.

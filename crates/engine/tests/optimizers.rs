@@ -244,7 +244,8 @@ fn states_are_planned_and_go_through_files() {
             model.update(&update(t), &|_| Rates { lr: 1e-2, weight_decay: 0.1 }).unwrap();
         };
         let (mut whole, _) = make();
-        let planned = MemoryPlan::of(&wide(), whole.budget()).under(kind, &wide(), &Trainable::All).unwrap();
+        let planned =
+            MemoryPlan::of(&wide(), whole.budget()).under(kind, 1, &wide(), &Trainable::All).unwrap();
         assert_eq!(whole.plan(), &planned, "{kind:?}");
         bytes.push(planned.optimizer);
         (1..=4).for_each(|t| step(&mut whole, t));

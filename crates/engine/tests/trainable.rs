@@ -7,7 +7,6 @@ use common::{
     FAMILIES, Random, STEP, accumulate, architecture, model, model_of, relative, slope, trained_gradients,
 };
 use std::collections::BTreeSet;
-use std::sync::{Barrier, Mutex};
 use suasion_engine::rope::Rope;
 use suasion_engine::{
     AdamW, Architecture, Backend, Batch, Budget, Cpu, Device, MemoryPlan, Model, Reference, Trainable,
@@ -254,21 +253,13 @@ fn the_gradients_of_ranks_are_summed() {
         let new = || model_of(architecture("qwen3"), Cpu::new(), false, &trainable);
         let mut one = new();
         batches.iter().for_each(|batch| drop(accumulate(&mut one, batch, scale)));
-        let (barrier, values) = (Barrier::new(3), Mutex::new(vec![Vec::new(); 3]));
-        let ranks = std::thread::scope(|scope| {
-            let spawn = |(rank, batch)| {
-                let (barrier, values, new) = (&barrier, &values, &new);
-                scope.spawn(move || {
-                    let mut model = new();
-                    accumulate(&mut model, batch, scale);
-                    model.all_reduce(&Threads { rank, barrier, values }).unwrap();
-                    let (norm, gradients) = (model.gradient_norm().unwrap(), trained_gradients(&model));
-                    model.adamw(&STEP).unwrap();
-                    (norm, gradients, weights(&model))
-                })
-            };
-            let handles: Vec<_> = batches.iter().enumerate().map(spawn).collect();
-            handles.into_iter().map(|handle| handle.join().unwrap()).collect::<Vec<_>>()
+        let ranks = Threads::run(3, |rank, collective| {
+            let mut model = new();
+            accumulate(&mut model, &batches[rank], scale);
+            model.all_reduce(collective).unwrap();
+            let (norm, gradients) = (model.gradient_norm().unwrap(), trained_gradients(&model));
+            model.adamw(&STEP).unwrap();
+            (norm, gradients, weights(&model))
         });
         let norm = one.gradient_norm().unwrap();
         assert!(ranks.iter().all(|rank| *rank == ranks[0]), "all ranks end with the same bits");

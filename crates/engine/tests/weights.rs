@@ -305,6 +305,16 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
         json!("mamba"),
         &["\"mamba\" is not supported", "llama, qwen2, qwen3, gpt2"],
     );
+    // A family that is not there: what the engine lacks for it.
+    let other = json!({
+        "model_type": "cohere", "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "layer_norm_eps": 1e-5, "logit_scale": 0.0625, "use_qk_norm": true, "use_cache": true,
+    });
+    let error = Architecture::from_json(&other, Path::new("c")).unwrap_err().to_string();
+    let fields =
+        "\"cohere\" is not supported: the engine has no field for layer_norm_eps, logit_scale, use_qk_norm";
+    assert!(error.ends_with(fields), "{error}");
+    refuse("llama", "model_type", json!("bloom"), &["it may compute something else"]);
     refuse("llama", "model_type", json!(null), &["\"model_type\" must be a string", "null"]);
     refuse(
         "llama",
@@ -340,7 +350,7 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
     refuse("granite", "logits_scaling", json!(0), &["logits_scaling"]);
     refuse("gpt_neox", "hidden_act", json!("silu"), &["hidden_act", "silu", "gelu"]);
     refuse("qwen3_moe", "num_experts_per_tok", json!(8), &["8 of 7 experts"]);
-    refuse("qwen3_moe", "output_router_logits", json!(true), &["output_router_logits", "load-balancing"]);
+    refuse("qwen3_moe", "output_router_logits", json!("on"), &["output_router_logits", "true or false"]);
     refuse("qwen3_moe", "mlp_only_layers", json!("none"), &["mlp_only_layers"]);
     refuse("llama", "quantization_config", json!({"bits": 4}), &["quantization_config"]);
     // What a family does not have is named, but for what decides nothing here.

@@ -114,6 +114,14 @@ def test_keys_are_those_of_the_command_line(keys, rows, demo, program, tmp_path)
         assert made.manifest.get(name) == written.get(name)
 
 
+def test_rows_by_their_places(demo, rows):
+    prepared = suasion.prepare(rows[:5], demo)
+    assert [row["row"] for row in prepared[1:4]] == [1, 2, 3] and prepared[-1] == list(prepared)[4]
+    for index, error in ((5, IndexError), (-6, IndexError), ("1", TypeError)):
+        with pytest.raises(error):
+            prepared[index]
+
+
 def test_packs_and_weights_have_their_columns(demo, rows):
     weighted = suasion.prepare(rows, demo, prompt_loss_weight=0.5)
     assert weighted.column_names[-1] == "weights"

@@ -86,6 +86,36 @@ def test_trls_own_preparation_is_verified(model, tmp_path):
     assert all(token.supervised for token in suasion.verify(everything).row(0).tokens)
 
 
+def test_what_the_callback_cannot_see_is_said(model, rows, tmp_path):
+    prepared = suasion.prepare(rows[:8], model).to_datasets()
+    # A loss of one's own takes the labels out before the model sees them.
+    run = trainer(model, prepared, tmp_path, [suasion.VerifyCallback(dataset=False, source=rows)])
+    run.compute_loss = lambda model, inputs, **kwargs: model(input_ids=inputs["input_ids"]).logits.sum() * 0
+    with pytest.warns(UserWarning) as warned:
+        run.train()
+    texts = [str(warning.message) for warning in warned]
+    assert any("source is not used" in text for text in texts)
+    assert any("no batch with labels reached the model" in text for text in texts)
+
+
+def test_labels_are_held_against_the_rows_of_the_trainer(chat_model, model, tmp_path):
+    turn = lambda role, text: {"role": role, "content": text}  # noqa: E731
+    rows = datasets.Dataset.from_list(
+        [{"messages": [turn("user", f"Say {word}."), turn("assistant", word.title())]} for word in ("yes", "no", "maybe")]
+    )
+    # TRL learns every token of conversations, unless it is told otherwise.
+    found = suasion.VerifyCallback(on_error="warn", source=rows, batches=0)
+    with pytest.warns(UserWarning, match="M008"):
+        trainer(model, rows, tmp_path, [found]).train()
+    (report,) = found.reports
+    assert report.shares["user"]["after"] > 0 and report.counts["M008"] == 3
+    own = suasion.prepare(rows, model)
+    origins = [[token.origin for token in report.row(i).tokens] for i in range(3)]
+    assert [[origin == "response" for origin in row] for row in origins] == [
+        [letter == "R" for letter in row["origins"]] for row in own
+    ]
+
+
 def test_tokenizers_are_taken_as_objects(model, rows):
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     folder, held = suasion.prepare(rows[:20], model), suasion.prepare(rows[:20], tokenizer)

@@ -146,6 +146,28 @@ def test_rows_that_cannot_be_looked_at(demo):
         suasion.verify([{"input_ids": [1, 2], "labels": [1]}]).row(0)
 
 
+def test_batches_and_conversations_that_are_none():
+    ids = np.array([[5, 6, 7], [5, 6, 7]])
+    for labels in (np.array([[5, 6, 7]]), np.array([0, 1]), 3):
+        with pytest.raises(suasion.InputError, match='"labels" does not have a row for each of the 2 of "input_ids"'):
+            suasion.verify({"input_ids": ids, "labels": labels})
+    with pytest.raises(suasion.InputError, match='without rows of "input_ids": it has labels'):
+        suasion.verify({"labels": ids})
+    with pytest.raises(suasion.InputError, match="a str is no conversation"):
+        suasion.explain("hello", "model")
+    report = suasion.verify([GOOD])
+    for number in (-1, 1):
+        with pytest.raises(IndexError):
+            report.row(number)
+    with pytest.raises(TypeError):
+        report.row("7")
+
+
+def test_a_template_that_does_not_parse(demo):
+    with pytest.raises(suasion.ModelError, match="^template: the chat template does not compile: "):
+        suasion.verify([GOOD], demo, "{% for m in messages %}{{ m.content")
+
+
 class Trainer:
     args = None
 

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use suasion_engine::{ADAPTER_WEIGHTS, Backend, Model, WeightType};
+use suasion_engine::{ADAPTER_WEIGHTS, Backend, Collective, Model, WeightType};
 use suasion_files::{NewFolder, Written, remove_folder, sizes};
 
 /// File of the run's state.
@@ -97,14 +97,24 @@ pub fn read(dir: &Path) -> Result<RunState> {
     Ok(state)
 }
 
-/// The checkpoint that a resume continues, its state, and why newer ones are not usable. `None` for a new run, and for
+/// A checkpoint whose files are all as they were written.
+#[derive(Debug)]
+pub struct Located {
+    /// Its folder.
+    pub dir: PathBuf,
+    pub(crate) state: RunState,
+    /// Why newer ones are not usable.
+    pub(crate) skipped: Vec<Error>,
+}
+
+/// The checkpoint that a resume continues, read and verified. `None` for a new run, and for
 /// one that was begun and has no checkpoint yet: it starts again.
-pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf, RunState, Vec<Error>)>> {
+pub fn locate(resume: &Resume, output_dir: &Path) -> Result<Option<Located>> {
     let within = match resume {
         Resume::No => return Ok(None),
         Resume::From(dir) if dir.join(STATE).exists() || step_of(dir).is_some() => {
             let state = read(dir).map_err(|error| error.with_older(older(dir)))?;
-            return Ok(Some((dir.clone(), state, Vec::new())));
+            return Ok(Some(Located { dir: dir.clone(), state, skipped: Vec::new() }));
         }
         Resume::From(dir) => dir,
         Resume::Newest => output_dir,
@@ -116,7 +126,7 @@ pub(crate) fn find(resume: &Resume, output_dir: &Path) -> Result<Option<(PathBuf
     let mut skipped = Vec::new();
     for (_, dir) in all.into_iter().rev() {
         match read(&dir) {
-            Ok(state) => return Ok(Some((dir, state, skipped))),
+            Ok(state) => return Ok(Some(Located { dir, state, skipped })),
             Err(error) => skipped.push(error),
         }
     }
@@ -146,11 +156,6 @@ fn older(dir: &Path) -> Option<PathBuf> {
     older.map(|(_, path)| path).rfind(|path| read(path).is_ok())
 }
 
-/// The checkpoint folder that a resume continues; `None` for a new run, and for one that starts again.
-pub fn locate(resume: &Resume, output_dir: &Path) -> Result<Option<PathBuf>> {
-    Ok(find(resume, output_dir)?.map(|(dir, ..)| dir))
-}
-
 /// The metrics of the steps up to a checkpoint.
 pub(crate) fn records(dir: &Path) -> Result<Vec<Record>> {
     metrics::read(&dir.join(METRICS))
@@ -164,9 +169,12 @@ pub(crate) struct Contents<'a> {
     pub trainer_state: &'a Value,
     /// Without what a resume needs, and in the type of the final model (`save_only_model`).
     pub only_model: bool,
+    /// The ranks that have shares of the optimizer's state.
+    pub collective: &'a dyn Collective,
 }
 
-/// Writes `checkpoint-N`, where N is the state's step. `before` is called when it is complete, and has not its name yet.
+/// Writes `checkpoint-N`, where N is the state's step, on the first rank. `before` is called when it is complete, and has
+/// not its name yet.
 pub(crate) fn write<B: Backend>(
     output_dir: &Path,
     model: &Model<B>,
@@ -187,7 +195,7 @@ fn fill<B: Backend>(
     contents: Contents<'_>,
     before: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let Contents { state, files: model_files, metrics, trainer_state, only_model } = contents;
+    let Contents { state, files: model_files, metrics, trainer_state, only_model, collective } = contents;
     let put = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         fs::write(&path, bytes).map_err(|source| Error::io(path, source))
@@ -199,10 +207,12 @@ fn fill<B: Backend>(
     } else {
         // In f32, so that a resume continues exactly.
         model.save_run(dir.path(), true)?;
-        model.save_optimizer(&dir.path().join(OPTIMIZER))?;
+        model.gather_optimizer(&dir.path().join(OPTIMIZER), collective)?;
         model.save_average(&dir.path().join(AVERAGE))?;
     }
-    for file in &model_files.beside(kind, model.architecture().head.tied).files {
+    for file in
+        &model_files.beside(kind, model.architecture().head.tied, model.architecture().vocab_size).files
+    {
         put(&file.name, &file.bytes)?;
     }
     put(METRICS, metrics.as_bytes())?;

@@ -17,7 +17,7 @@ use crate::probe::{Probe, ProbeSettings, Reproduction};
 use crate::state::Progress;
 use crate::statistics::{ConfidenceInterval, bootstrap, quantile};
 use crate::steps::Steps;
-use crate::{Error, Evaluation, Plan, Result, Scheduler, Settings, evaluate, prompt_ids};
+use crate::{Error, Evaluation, Plan, Result, Settings, evaluate, prompt_ids};
 use indexmap::IndexMap;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -157,7 +157,7 @@ pub fn compare_with<B: Backend>(
         Err(Error::setting(key, value, problem, "leave it out"))
     };
     let (kind, patience) = (settings.train.lr_scheduler_type, settings.train.early_stopping_patience);
-    if kind == Scheduler::ReduceLrOnPlateau {
+    if kind.follows_evaluations() {
         return refused("lr_scheduler_type", kind.to_string());
     }
     if let Some(patience) = patience {

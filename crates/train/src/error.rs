@@ -158,6 +158,26 @@ pub enum Error {
         /// The newest checkpoint of the run, written before this step.
         checkpoint: Option<PathBuf>,
     },
+    /// The ranks of a run did not find each other, or one of them was lost.
+    #[error("{message}")]
+    Rank {
+        /// What happened, with the rank.
+        message: String,
+        /// What to do.
+        help: String,
+    },
+    /// The ranks of a run do not have the same.
+    #[error("rank {rank} and rank 0 differ in {what}: {theirs} and {first}")]
+    RankMismatch {
+        /// What differs.
+        what: String,
+        /// The rank.
+        rank: usize,
+        /// What it has.
+        theirs: String,
+        /// What rank 0 has.
+        first: String,
+    },
     /// A prompt without a token has no distribution of next tokens.
     #[error("the prompt is empty: there is no token to continue from")]
     EmptyPrompt,
@@ -267,6 +287,15 @@ fn unusable(skipped: &[Error]) -> String {
     if reasons.is_empty() { String::new() } else { format!("; unusable: {}", reasons.join(", ")) }
 }
 
+/// What to do after the loss of a rank, where this is the newest checkpoint.
+pub fn after_loss(newest: Option<&Path>) -> String {
+    let again = "start all ranks again, with --resume; the number of ranks may be another";
+    match newest {
+        Some(path) => format!("the newest checkpoint is whole: {}; {again}", path.display()),
+        None => "no checkpoint had been written: start all ranks again".into(),
+    }
+}
+
 fn objective(objective: Objective) -> &'static str {
     match objective {
         Objective::ResponseOnly => "responses only (response_only)",
@@ -306,10 +335,15 @@ impl Error {
         self
     }
 
-    /// Adds to [`Error::NonFinite`] the newest checkpoint of the run.
+    /// Adds to [`Error::NonFinite`] and to the loss of a rank the newest checkpoint of the run.
     pub(crate) fn after_checkpoint(mut self, newest: Option<&Path>) -> Error {
-        if let Error::NonFinite { checkpoint, .. } = &mut self {
-            *checkpoint = newest.map(Path::to_path_buf);
+        match &mut self {
+            Error::NonFinite { checkpoint, .. } => *checkpoint = newest.map(Path::to_path_buf),
+            Error::Engine(suasion_engine::Error::Collective { message }) => {
+                let help = after_loss(newest);
+                return Error::Rank { message: std::mem::take(message), help };
+            }
+            _ => {}
         }
         self
     }
@@ -354,6 +388,7 @@ impl Error {
                 "E-RESUME"
             }
             Error::NonFinite { .. } => "E-NAN",
+            Error::Rank { .. } | Error::RankMismatch { .. } => "E-RANK",
             Error::EmptyPrompt | Error::PromptVocabulary { .. } | Error::PromptTooLong { .. } => "E-GENERATE",
             Error::Interrupted => "E-INTERRUPTED",
         }
@@ -369,6 +404,7 @@ impl Error {
                 | Error::Foreign { .. }
                 | Error::ReplacesInput { .. }
                 | Error::NoCheckpoint { .. }
+                | Error::RankMismatch { .. }
                 | Error::ResumeObjective { .. }
                 | Error::ResumeData { .. }
                 | Error::ResumeSettings { .. }
@@ -452,6 +488,10 @@ impl Error {
                     }
                 };
                 return Some(format!("{kept}{advice}"));
+            }
+            Error::Rank { help, .. } => help,
+            Error::RankMismatch { .. } => {
+                "start all ranks with the same program, configuration, data and model; each rank reads its own copies"
             }
             Error::EmptyPrompt => "give a prompt of at least one token, or a tokenizer that adds a BOS",
             Error::PromptVocabulary { .. } => "tokenise the prompt with this model's tokenizer",

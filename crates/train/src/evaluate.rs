@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::{Origin, Sample};
-use suasion_engine::{Backend, Model, TargetLoss};
+use suasion_engine::{Backend, Collective, Model, SingleRank, TargetLoss};
 
 /// The result of [`evaluate`]; it serialises to the object that `suasion eval --json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,17 +158,34 @@ pub fn evaluate<B: Backend>(
     stop: Option<&AtomicBool>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Evaluation> {
+    evaluate_over(model, samples, batch_size, &SingleRank, stop, progress)
+}
+
+/// As [`evaluate()`], by the ranks of a run, which all have the model and the rows: each computes every `ranks`-th batch,
+/// and all get the result, whose figures are those of one rank to the bit. Where one is stopped, all are.
+///
+/// # Errors
+/// As [`evaluate()`], and where a rank is lost.
+pub fn evaluate_over<B: Backend>(
+    model: &mut Model<B>,
+    samples: &[Sample],
+    batch_size: usize,
+    collective: &dyn Collective,
+    stop: Option<&AtomicBool>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Evaluation> {
     let (mut all, mut first, mut end) = (Sum::default(), Sum::default(), Sum::default());
     let (mut sections, mut places) = ([Sum::default(); SECTIONS.len()], [Sum::default(); STARTS.len()]);
     let mut per_row = Vec::new();
     let mut first_row = 0;
-    for (chunk, rows) in samples.chunks(batch_size.max(1)).enumerate() {
-        if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-            return Err(Error::Interrupted);
+    let chunks = || samples.chunks(batch_size.max(1));
+    let mut computed = Vec::new().into_iter();
+    for (chunk, rows) in chunks().enumerate() {
+        if chunk.is_multiple_of(collective.ranks()) {
+            let own = chunks().nth(chunk + collective.rank());
+            computed = forward(model, own, collective, stop)?.into_iter();
         }
-        check_size("per_device_eval_batch_size", rows.iter().map(used).sum())?;
-        let batch = eval_batch(rows);
-        let outcomes = if batch.targets.is_empty() { Vec::new() } else { model.forward(&batch)? };
+        let outcomes = computed.next().unwrap_or_default();
         let mut outcomes = outcomes.iter();
         let mut broken = Vec::new();
         let mut value = 0.0;
@@ -253,6 +270,35 @@ pub fn evaluate<B: Backend>(
         positions: places.iter().enumerate().filter_map(bucket).collect(),
         per_row,
     })
+}
+
+/// The losses of each rank's rows, in the order of the ranks.
+fn forward<B: Backend>(
+    model: &mut Model<B>,
+    own: Option<&[Sample]>,
+    collective: &dyn Collective,
+    stop: Option<&AtomicBool>,
+) -> Result<Vec<Vec<TargetLoss>>> {
+    let stopped = stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+    let rows = if stopped { &[] } else { own.unwrap_or_default() };
+    check_size("per_device_eval_batch_size", rows.iter().map(used).sum())?;
+    let batch = eval_batch(rows);
+    let outcomes = if batch.targets.is_empty() { Vec::new() } else { model.forward(&batch)? };
+    if collective.ranks() == 1 {
+        return if stopped { Err(Error::Interrupted) } else { Ok(vec![outcomes]) };
+    }
+    let mut message = vec![u8::from(stopped)];
+    message.extend(outcomes.iter().flat_map(|loss| loss.columns()).flat_map(f32::to_le_bytes));
+    let all = collective.exchange(&message)?;
+    if all.iter().any(|message| message.first() != Some(&0)) {
+        return Err(Error::Interrupted);
+    }
+    let losses = |message: &Vec<u8>| -> Vec<TargetLoss> {
+        let values: Vec<f32> =
+            message[1..].as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        values.as_chunks().0.iter().map(|row| TargetLoss::from_columns(*row)).collect()
+    };
+    Ok(all.iter().map(losses).collect())
 }
 
 impl Evaluation {

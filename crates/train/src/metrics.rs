@@ -33,6 +33,9 @@ pub struct StepRecord {
     pub mean_token_accuracy: Option<f64>,
     /// Mean entropy in nats of the distributions that they are predicted from.
     pub entropy: Option<f64>,
+    /// Load-balancing loss of experts, which `loss` has a share of; missing where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aux_loss: Option<f64>,
 }
 
 /// An evaluation during training.

@@ -46,6 +46,11 @@ impl ModelFiles {
 
     /// Reads the files of a model folder; missing ones are left out.
     pub fn from_dir(dir: &Path) -> Result<ModelFiles> {
+        ModelFiles::changed(dir, &[])
+    }
+
+    /// As [`ModelFiles::from_dir`], some of them with other contents, by their names.
+    pub fn changed(dir: &Path, changed: &[(String, Vec<u8>)]) -> Result<ModelFiles> {
         let mut files = ModelFiles::default();
         for name in ModelFiles::NAMES {
             let path = dir.join(name);
@@ -55,7 +60,11 @@ impl ModelFiles {
                 Err(source) => return Err(Error::io(path, source)),
             }
         }
-        files.take_templates(&dir.join(TEMPLATES))?;
+        changed.iter().for_each(|(name, bytes)| files.push(name, bytes.clone()));
+        // Another template than the folder's takes the place of all of them.
+        if !changed.iter().any(|(name, _)| name == "chat_template.jinja") {
+            files.take_templates(&dir.join(TEMPLATES))?;
+        }
         Ok(files)
     }
 
@@ -98,12 +107,12 @@ impl ModelFiles {
         self.files.push(OutputFile { name: name.to_string(), bytes });
     }
 
-    /// The files as they are beside weights of this type: where `config.json` says otherwise of the type or of a head
-    /// that is not tied, it is corrected.
-    pub fn beside(&self, kind: WeightType, tied: bool) -> ModelFiles {
+    /// The files as they are beside weights of this type: where `config.json` says otherwise of the type, of a head that is
+    /// not tied, or of the rows of embedding and head, it is corrected.
+    pub fn beside(&self, kind: WeightType, tied: bool, rows: usize) -> ModelFiles {
         let mut files = self.clone();
         for file in files.files.iter_mut().filter(|file| file.name == "config.json") {
-            if let Some(bytes) = corrected(&file.bytes, kind, tied) {
+            if let Some(bytes) = corrected(&file.bytes, kind, tied, rows) {
                 file.bytes = bytes;
             }
         }
@@ -164,7 +173,7 @@ impl ModelFiles {
 }
 
 /// A configuration that agrees with the weights; `None` where it does already.
-fn corrected(bytes: &[u8], kind: WeightType, tied: bool) -> Option<Vec<u8>> {
+fn corrected(bytes: &[u8], kind: WeightType, tied: bool, rows: usize) -> Option<Vec<u8>> {
     let Ok(Value::Object(mut config)) = serde_json::from_slice(bytes) else { return None };
     let mut changed = false;
     for key in ["dtype", "torch_dtype"] {
@@ -174,6 +183,12 @@ fn corrected(bytes: &[u8], kind: WeightType, tied: bool) -> Option<Vec<u8>> {
             *value = Value::from(kind.name());
             changed = true;
         }
+    }
+    if let Some(value) = config.get_mut("vocab_size")
+        && *value != rows
+    {
+        *value = rows.into();
+        changed = true;
     }
     // Families differ in what a missing key means.
     let says_tied = config.get("tie_word_embeddings").is_none_or(|value| value == true);
@@ -290,14 +305,15 @@ mod tests {
 
     #[test]
     fn the_configuration_agrees_with_the_weights() {
-        let beside = |config: &str, kind, tied| {
+        let grown = |config: &str, kind, tied, rows| {
             let mut files = ModelFiles::default();
             files.push("config.json", config.as_bytes().to_vec());
             files.push("tokenizer.json", b"{\"dtype\": 1}".to_vec());
-            let files = files.beside(kind, tied).files;
+            let files = files.beside(kind, tied, rows).files;
             assert_eq!(files[1].bytes, b"{\"dtype\": 1}");
             String::from_utf8(files[0].bytes.clone()).unwrap()
         };
+        let beside = |config: &str, kind, tied| grown(config, kind, tied, 8);
         let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
         let tied = r#"{"torch_dtype": "bfloat16", "tie_word_embeddings": true}"#;
         // What agrees keeps its bytes.
@@ -307,6 +323,8 @@ mod tests {
         assert_eq!(beside(own_head, WeightType::F32, false), own_head);
         let expected = r#"{"torch_dtype": "float32", "tie_word_embeddings": false}"#;
         assert_eq!(read(&beside(tied, WeightType::F32, false)), read(expected));
+        let rows = grown(r#"{"vocab_size": 8, "dtype": "float32"}"#, WeightType::F32, true, 11);
+        assert_eq!(read(&rows), read(r#"{"vocab_size": 11, "dtype": "float32"}"#));
         // GPT-2's heads are tied where the key is missing.
         let named = beside(r#"{"dtype": "float32"}"#, WeightType::F16, false);
         assert_eq!(read(&named), read(r#"{"dtype": "float16", "tie_word_embeddings": false}"#));

@@ -93,6 +93,8 @@ pub struct StepEvent {
     pub mean_token_accuracy: Option<f64>,
     /// Mean entropy in nats of the distributions that they are predicted from.
     pub entropy: Option<f64>,
+    /// Load-balancing loss of experts, which `loss` has a share of.
+    pub aux_loss: Option<f64>,
     /// Targets of the step.
     pub targets: u64,
     /// Tokens of the step.

@@ -21,6 +21,8 @@ pub struct Plan {
     pub packs: Option<u64>,
     /// Rows to evaluate on, those in packs included.
     pub eval_rows: u64,
+    /// Ranks that share the work.
+    pub ranks: u64,
     /// Passes over the training rows.
     pub epochs: f64,
     /// Optimizer steps in a pass.
@@ -47,12 +49,20 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a run.
+    /// Plans a run of one rank.
+    ///
+    /// # Errors
+    /// As [`Plan::of_ranks`].
+    pub fn new(train: &[Sample], eval: &[Sample], settings: &Settings) -> Result<Plan> {
+        Plan::of_ranks(train, eval, settings, 1)
+    }
+
+    /// Plans a run of this many ranks.
     ///
     /// # Errors
     /// [`Error::NoTargets`] without a training target, [`Error::BatchTooLarge`] for a batch that cannot be
     /// indexed.
-    pub fn new(train: &[Sample], eval: &[Sample], settings: &Settings) -> Result<Plan> {
+    pub fn of_ranks(train: &[Sample], eval: &[Sample], settings: &Settings, ranks: usize) -> Result<Plan> {
         let sizes: Vec<(usize, usize)> = train
             .iter()
             .map(|sample| match sample.targets().count() {
@@ -65,7 +75,7 @@ impl Plan {
         if targets == 0 {
             return Err(Error::NoTargets { rows: train.len(), what: "training rows" });
         }
-        let mut sampler = Sampler::new(train.len(), settings);
+        let mut sampler = Sampler::of_ranks(train.len(), settings, ranks);
         let total_steps = sampler.total_steps(settings);
         let (batch_tokens, batch_targets) = largest_micro_batch(&sizes, &mut sampler, settings, total_steps);
         check_size("per_device_train_batch_size", batch_tokens)?;
@@ -95,6 +105,7 @@ impl Plan {
             rows: rows(train),
             packs: train.iter().any(|sample| sample.pack.is_some()).then_some(train.len() as u64),
             eval_rows: rows(eval),
+            ranks: ranks as u64,
             epochs: match settings.max_steps {
                 Some(_) => sampler.epoch(total_steps),
                 None => settings.num_train_epochs,
@@ -164,7 +175,7 @@ fn largest_micro_batch(
     // In file order every epoch is the same.
     let steps =
         if settings.shuffle_dataset { total_steps } else { total_steps.min(sampler.steps_per_epoch()) };
-    let rows = steps.saturating_mul(settings.gradient_accumulation_steps.saturating_mul(batch) as u64);
+    let rows = steps.saturating_mul(sampler.rows_per_step());
     if rows > EXACT_ROWS {
         let longest = |pick: fn(&(usize, usize)) -> usize| {
             let mut all: Vec<usize> = sizes.iter().map(pick).collect();

@@ -7,7 +7,7 @@ use crate::{EvalRecord, Evaluation, Plan, Settings, StepRecord};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use suasion_data::{Objective, Sample};
-use suasion_engine::{Backend, Model};
+use suasion_engine::{Backend, Collective, Model};
 use suasion_files::Lock;
 
 /// The objective and the data of a run. Every checkpoint records them, and a run resumes only with the same.
@@ -58,6 +58,8 @@ pub struct Run<'a, B: Backend> {
     pub extra: &'a [OutputFile],
     /// The folder that gets a TensorBoard event file.
     pub tensorboard: Option<&'a Path>,
+    /// The ranks of the run, all of which have the same inputs. The first writes the files.
+    pub collective: &'a dyn Collective,
     /// The output folder.
     pub output_dir: &'a Path,
     /// Whether it continues another run.

@@ -37,18 +37,25 @@ pub enum Scheduler {
     CosineWarmupWithMinLr,
     /// Warm-up, a constant rate, and a decay.
     WarmupStableDecay,
+    /// More after evaluations that improve one after the other, less after those that do not (transformers' `GreedyLR`).
+    Greedy,
 }
 
 impl Scheduler {
     /// True where the learning rates depend on the steps of the whole run.
     pub fn depends_on_total(self) -> bool {
         let free = [Scheduler::Constant, Scheduler::ConstantWithWarmup, Scheduler::InverseSqrt];
-        !free.contains(&self) && self != Scheduler::ReduceLrOnPlateau
+        !free.contains(&self) && !self.follows_evaluations()
+    }
+
+    /// True where evaluations decide the learning rates.
+    pub fn follows_evaluations(self) -> bool {
+        matches!(self, Scheduler::ReduceLrOnPlateau | Scheduler::Greedy)
     }
 
     /// True where there is a warm-up. As in transformers, the others ignore its settings.
     pub fn warms_up(self) -> bool {
-        !matches!(self, Scheduler::Constant | Scheduler::ReduceLrOnPlateau)
+        self != Scheduler::Constant && !self.follows_evaluations()
     }
 }
 
@@ -104,6 +111,7 @@ enum Curve {
         cycles: f64,
     },
     Plateau(Plateau),
+    Greedy(Greedy),
 }
 
 /// How a rate rises or falls in `warmup_stable_decay`.
@@ -260,8 +268,49 @@ impl Default for Plateau {
     }
 }
 
-/// What `reduce_lr_on_plateau` has seen of a run's evaluations. Part of a checkpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The arguments of transformers' `GreedyLR`, as far as they decide rates.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Greedy {
+    mode: Mode,
+    factor: f64,
+    patience: u64,
+    threshold: f64,
+    threshold_mode: ThresholdMode,
+    cooldown: u64,
+    warmup: u64,
+    min_lr: f64,
+    max_lr: f64,
+    eps: f64,
+    /// The metrics are averaged over the last `window_size`.
+    smooth: bool,
+    window_size: usize,
+    /// Reductions at the lowest rate until everything begins anew.
+    reset_start: i64,
+}
+
+impl Default for Greedy {
+    fn default() -> Greedy {
+        Greedy {
+            mode: Mode::Min,
+            factor: 0.95,
+            patience: 10,
+            threshold: 1e-6,
+            threshold_mode: ThresholdMode::Abs,
+            cooldown: 0,
+            warmup: 0,
+            min_lr: 1e-3,
+            max_lr: 1.0,
+            eps: 1e-8,
+            smooth: false,
+            window_size: 50,
+            reset_start: 500,
+        }
+    }
+}
+
+/// What `reduce_lr_on_plateau` or `greedy` has seen of a run's evaluations. Part of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlateauState {
     /// The learning rate; `None` before the first evaluation.
     pub learning_rate: Option<f64>,
@@ -271,6 +320,81 @@ pub struct PlateauState {
     pub bad: u64,
     /// Evaluations until they count again.
     pub cooldown: u64,
+    /// Of `greedy`: evaluations with an improvement in a row.
+    #[serde(default)]
+    pub good: u64,
+    /// Of `greedy`: evaluations until they count again after the rate has risen.
+    #[serde(default)]
+    pub warmup: u64,
+    /// Of `greedy`: reductions at the lowest rate; the next begins at the settings' number again.
+    #[serde(default)]
+    pub at_lowest: i64,
+    /// Of `greedy`: the metrics in the average, and their sum.
+    #[serde(default)]
+    pub window: Vec<f64>,
+    /// See `window`.
+    #[serde(default)]
+    pub sum: f64,
+}
+
+/// True where a metric is better than the best one by the threshold.
+fn is_better(metric: f64, best: f64, mode: Mode, threshold: f64, kind: ThresholdMode) -> bool {
+    match (mode, kind) {
+        (Mode::Min, ThresholdMode::Rel) => metric < best * (1.0 - threshold),
+        (Mode::Min, ThresholdMode::Abs) => metric < best - threshold,
+        (Mode::Max, ThresholdMode::Rel) => metric > best * (threshold + 1.0),
+        (Mode::Max, ThresholdMode::Abs) => metric > best + threshold,
+    }
+}
+
+impl Greedy {
+    /// The rate after an evaluation (`GreedyLR.step`); `initial` is the one that a reset returns to.
+    fn evaluated(&self, state: &mut PlateauState, metric: f64, initial: f64) -> f64 {
+        let mut metric = metric;
+        if self.smooth {
+            state.window.push(metric);
+            state.sum += metric;
+            if state.window.len() > self.window_size {
+                state.sum -= state.window.remove(0);
+            }
+            metric = state.sum / state.window.len() as f64;
+        }
+        let mut rate = state.learning_rate.unwrap_or(initial);
+        let better = |best: f64| is_better(metric, best, self.mode, self.threshold, self.threshold_mode);
+        let waiting = [&mut state.cooldown, &mut state.warmup].into_iter().find(|count| **count > 0);
+        if let Some(count) = waiting {
+            *count -= 1;
+            (state.bad, state.good) = (0, 0);
+        } else {
+            if state.best.is_none_or(better) {
+                (state.best, state.bad, state.good) = (Some(metric), 0, state.good + 1);
+            } else {
+                (state.bad, state.good) = (state.bad + 1, 0);
+            }
+            if state.good > self.patience {
+                let risen = (rate / self.factor).min(self.max_lr);
+                if risen - rate > self.eps {
+                    rate = risen;
+                }
+                (state.warmup, state.good, state.at_lowest) = (self.warmup, 0, 0);
+            } else if state.bad > self.patience {
+                let reduced = (rate * self.factor).max(self.min_lr);
+                if rate - reduced > self.eps {
+                    rate = reduced;
+                }
+                if rate <= self.min_lr {
+                    state.at_lowest += 1;
+                    if self.reset_start - state.at_lowest <= 0 {
+                        *state = PlateauState::default();
+                        rate = initial;
+                    }
+                }
+                (state.cooldown, state.bad) = (self.cooldown, 0);
+            }
+        }
+        state.learning_rate = Some(rate);
+        rate
+    }
 }
 
 impl Curve {
@@ -373,6 +497,20 @@ impl Curve {
                 }
                 Curve::Plateau(plateau)
             }
+            Scheduler::Greedy => {
+                // What transformers prints with it, the run's metrics have anyway.
+                let kwargs: Kwargs =
+                    kwargs.clone().into_iter().filter(|(name, _)| name != "verbose").collect();
+                let greedy: Greedy = args(kind, &kwargs)?;
+                if greedy.factor >= 1.0 {
+                    return Err(refused(
+                        "factor",
+                        format!("is {}, which is not below 1", greedy.factor),
+                        "give 0.95, say",
+                    ));
+                }
+                Curve::Greedy(greedy)
+            }
         })
     }
 }
@@ -422,20 +560,19 @@ impl Schedule {
     }
 
     /// The learning rate of the step after `done` finished ones. The first step's is `rate(0)`, which is 0
-    /// with most kinds of warm-up, as in the Trainer. Of `reduce_lr_on_plateau` it is the highest rate.
+    /// with most kinds of warm-up, as in the Trainer. Where evaluations decide it is the one to begin with.
     pub fn rate(&self, done: u64) -> f64 {
         self.learning_rate * self.multiplier(done)
     }
 
-    /// The learning rate after an evaluation, where the schedule depends on them (`reduce_lr_on_plateau`).
+    /// The learning rate after an evaluation, where the schedule depends on them (`reduce_lr_on_plateau`, `greedy`).
     pub fn evaluated(&self, state: &mut PlateauState, metric: f64) -> Option<f64> {
-        let Curve::Plateau(p) = self.curve else { return None };
-        let better = |best: f64| match (p.mode, p.threshold_mode) {
-            (Mode::Min, ThresholdMode::Rel) => metric < best * (1.0 - p.threshold),
-            (Mode::Min, ThresholdMode::Abs) => metric < best - p.threshold,
-            (Mode::Max, ThresholdMode::Rel) => metric > best * (p.threshold + 1.0),
-            (Mode::Max, ThresholdMode::Abs) => metric > best + p.threshold,
+        let p = match self.curve {
+            Curve::Plateau(p) => p,
+            Curve::Greedy(greedy) => return Some(greedy.evaluated(state, metric, self.learning_rate)),
+            _ => return None,
         };
+        let better = |best: f64| is_better(metric, best, p.mode, p.threshold, p.threshold_mode);
         if state.best.is_none_or(better) {
             (state.best, state.bad) = (Some(metric), 0);
         } else {
@@ -461,7 +598,7 @@ impl Schedule {
         let warming = done < self.warmup_steps;
         let rest = (total - warmup).max(1.0);
         match self.curve {
-            Curve::Constant | Curve::Plateau(_) => 1.0,
+            Curve::Constant | Curve::Plateau(_) | Curve::Greedy(_) => 1.0,
             Curve::CosineWarmup { warmup_from: None, .. } if warming => (step + 1.0) / warmup.max(1.0),
             Curve::CosineWarmup { warmup_from: Some(from), .. } if warming => {
                 from + (1.0 - from) * step / (warmup - 1.0).max(1.0)

@@ -272,8 +272,8 @@ settings! {
     per_device_train_batch_size Same: usize = 8, in Range::AtLeast(1.0);
     /// Rows per evaluation batch, or packs of them.
     per_device_eval_batch_size Free: usize = 8, in Range::AtLeast(1.0);
-    /// Micro-batches per step, normalised over all their targets together.
-    gradient_accumulation_steps Same: usize = 1, in Range::AtLeast(1.0);
+    /// Micro-batches per step and rank, normalised over all their targets together.
+    gradient_accumulation_steps Resolved: usize = 1, in Range::AtLeast(1.0);
     /// The highest learning rate of the schedule.
     learning_rate Same: f64 = 2e-5, in Range::AtLeast(0.0);
     /// The optimizer.
@@ -357,6 +357,8 @@ settings! {
     neftune_noise_alpha Same: Option<f64> = None, in Range::AtLeast(0.0);
     /// Share of the uniform distribution in each target.
     label_smoothing_factor Same: f64 = 0.0, in Range::FromTo(0.0, 1.0);
+    /// Factor of the load-balancing loss of experts; `None`: what the model's `config.json` says.
+    router_aux_loss_coef Same: Option<f64> = None, in Range::AtLeast(0.0);
     /// Train without the model's dropout.
     disable_dropout Same: bool = false;
     /// Recompute activations in the backward pass instead of keeping them. The result is the same to the bit.
@@ -514,7 +516,7 @@ impl Settings {
             (
                 "lr_scheduler_type",
                 Some(self.lr_scheduler_type)
-                    .filter(|kind| *kind == Scheduler::ReduceLrOnPlateau)
+                    .filter(|kind| kind.follows_evaluations())
                     .map(|kind| kind.to_string()),
             ),
         ];

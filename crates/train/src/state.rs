@@ -86,6 +86,9 @@ pub struct RunState {
     pub position: (u64, u64),
     /// The resolved seed of the rows' order.
     pub data_seed: u64,
+    /// Ranks that shared the work.
+    #[serde(default = "one")]
+    pub ranks: usize,
     /// The settings.
     pub settings: Settings,
     /// What the final weights are written in, as `config.json` names it; those of a checkpoint are f32.
@@ -106,7 +109,7 @@ pub struct RunState {
     /// For ending the run early.
     #[serde(default)]
     pub patience: Patience,
-    /// For `reduce_lr_on_plateau`.
+    /// For schedules that follow evaluations.
     #[serde(default)]
     pub plateau: PlateauState,
     /// True where a run can be resumed from the checkpoint: it has what AdamW keeps.
@@ -122,6 +125,10 @@ pub struct RunState {
     pub files: BTreeMap<String, Written>,
     /// blake3 of this state with this field empty.
     pub checksum: String,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Checkpoints without the field are.
@@ -150,6 +157,7 @@ impl RunState {
             shift: 0,
             position: (0, 0),
             data_seed: settings.data_seed(),
+            ranks: plan.ranks as usize,
             settings: settings.clone(),
             weight_type: weights.name().into(),
             base: None,
@@ -218,6 +226,9 @@ impl RunState {
         for key in KEYS.iter().filter(|key| key.on_resume == OnResume::Same) {
             same(key.name, key.value(&self.settings), key.value(&now.settings));
         }
+        if self.micro_batches() != now.micro_batches() {
+            same("gradient_accumulation_steps", self.accumulation(), now.accumulation());
+        }
         same("data_seed", self.data_seed.to_string(), now.data_seed.to_string());
         let scheduler = self.settings.lr_scheduler_type;
         if scheduler.warms_up() {
@@ -238,10 +249,23 @@ impl RunState {
         }
     }
 
-    /// The shift with which a run of these rows and settings goes on where this state's run was in its data.
-    pub(crate) fn shift_under(&self, rows: u64, settings: &Settings) -> i64 {
-        let sampler = |rows: u64, settings: &Settings| Sampler::new(rows as usize, settings);
-        let (was, now) = (sampler(self.rows, &self.settings), sampler(rows, settings));
+    /// Micro-batches in a step, of all ranks.
+    fn micro_batches(&self) -> usize {
+        self.settings.gradient_accumulation_steps.saturating_mul(self.ranks)
+    }
+
+    fn accumulation(&self) -> String {
+        let each = self.settings.gradient_accumulation_steps;
+        match self.ranks {
+            1 => each.to_string(),
+            ranks => format!("{each} on each of {ranks} ranks"),
+        }
+    }
+
+    /// The shift with which a run of another state's rows and settings goes on where this one's was in its data.
+    pub(crate) fn shift_under(&self, now: &RunState) -> i64 {
+        let sampler = |of: &RunState| Sampler::of_ranks(of.rows as usize, &of.settings, of.ranks);
+        let (was, now) = (sampler(self), sampler(now));
         if was.steps_per_epoch() == now.steps_per_epoch() {
             return self.shift;
         }

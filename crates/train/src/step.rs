@@ -22,6 +22,8 @@ pub struct StepOutcome {
     pub mean_token_accuracy: Option<f64>,
     /// Mean entropy in nats of the distributions that they are predicted from.
     pub entropy: Option<f64>,
+    /// Mean load-balancing loss of the micro-batches, which `loss` has a share of; `None` without one.
+    pub aux_loss: Option<f64>,
 }
 
 /// The factor that `torch.nn.utils.clip_grad_norm_` applies: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm`
@@ -32,7 +34,9 @@ pub fn clip_coefficient(max_norm: f64, norm: f64) -> f64 {
 
 /// One step over its micro-batches. The gradient is that of `Σ w·nll / Σ w` over all of them and over all ranks of
 /// `collective`: never a mean of means. Every rank takes the step with its own micro-batches and ends with the same
-/// weights; the outcome is the whole step's.
+/// weights; the outcome is the whole step's. Micro-batch `n` of rank `r` is number `n · ranks + r` of the step
+/// ([`crate::sampler::Sampler::dealt`]), and has the dropout of that number whichever rank computes it. The model shares its optimizer
+/// with these ranks ([`Model::share_optimizer`]).
 ///
 /// `updates` is the number of updates made before (AdamW's bias correction counts updates, not steps). Where the
 /// weights sum to zero nothing changes and `loss` is `None`. Where a target's loss or the gradient's norm is not
@@ -47,15 +51,19 @@ pub fn step<B: Backend>(
 ) -> Result<StepOutcome> {
     let batches: Vec<Batch> = micro_batches.iter().map(|rows| train_batch(rows.iter().copied())).collect();
     let targets = || batches.iter().flat_map(|batch| &batch.targets);
-    let weight = collective.sum(targets().map(|target| f64::from(target.weight)).sum())?;
     let tokens: usize = batches.iter().map(|batch| batch.ids.len()).sum();
+    let of_rank = targets().map(|target| f64::from(target.weight)).sum();
+    let mut sums = [of_rank, targets().count() as f64, tokens as f64, batches.len() as f64];
+    collective.sum(&mut sums)?;
+    let [weight, .., passes] = sums;
     let mut outcome = StepOutcome {
         loss: None,
         grad_norm: 0.0,
-        targets: collective.sum(targets().count() as f64)? as u64,
-        tokens: collective.sum(tokens as f64)? as u64,
+        targets: sums[1] as u64,
+        tokens: sums[2] as u64,
         mean_token_accuracy: None,
         entropy: None,
+        aux_loss: None,
     };
     if weight <= 0.0 {
         return Ok(outcome);
@@ -72,23 +80,29 @@ pub fn step<B: Backend>(
     model.choose_optimizer(settings.optimizer())?;
     model.zero_gradients();
     let scale = (1.0 / weight) as f32;
-    // Every micro-batch of the run, on every rank, has dropout and noise of its own.
+    // Every micro-batch of the run has dropout and noise of its own.
     let seed = Rng::new(settings.seed, Purpose::Noise, updates).word();
     let mut pass = |(n, batch)| {
-        let place = (collective.rank() as u64) << 32 | n as u64;
+        let place = (n * collective.ranks() + collective.rank()) as u64;
         model.regularise(Regularisation {
             seed: Some(seed.wrapping_add(place)),
             dropout: !settings.disable_dropout,
             noise_alpha: settings.neftune_noise_alpha.unwrap_or(0.0) as f32,
             label_smoothing: settings.label_smoothing_factor as f32,
+            // The mean over the step's micro-batches, as TRL takes it.
+            balance: (1.0 / passes) as f32,
         });
         model.accumulate(batch, scale)
     };
     let pending: Vec<_> = batches.iter().enumerate().map(&mut pass).collect();
     let (mut sum, mut broken) = (0.0f64, None);
     let (mut right, mut entropy) = (0u64, 0.0f64);
+    let factor = f64::from(model.architecture().balance);
+    let mut balance = 0.0f64;
     for ((batch, rows), losses) in batches.iter().zip(micro_batches).zip(pending) {
-        let losses = model.read_losses(&losses?)?;
+        let losses = losses?;
+        balance += model.read_balance(&losses)?.unwrap_or(0.0) / passes;
+        let losses = model.read_losses(&losses)?;
         if let (None, Some(bad)) = (&broken, losses.iter().find(|loss| !loss.nll.is_finite())) {
             let targets = rows.iter().flat_map(|row| row.targets().map(move |(at, ..)| (row, at)));
             let of = targets.zip(&losses).filter(|(_, loss)| !loss.nll.is_finite());
@@ -103,21 +117,27 @@ pub fn step<B: Backend>(
         }
     }
     // All ranks learn here whether one of them has a loss that is not finite, and end together.
-    let loss = collective.sum(sum)? / weight;
-    let count = outcome.targets as f64;
-    outcome.mean_token_accuracy = Some(collective.sum(right as f64)? / count);
-    outcome.entropy = Some(collective.sum(entropy)? / count);
+    let mut sums = [sum, right as f64, entropy, balance];
+    collective.sum(&mut sums)?;
+    let (mut loss, count) = (sums[0] / weight, outcome.targets as f64);
+    if factor != 0.0 {
+        outcome.aux_loss = Some(sums[3]);
+        loss += factor * sums[3];
+    }
+    outcome.mean_token_accuracy = Some(sums[1] / count);
+    outcome.entropy = Some(sums[2] / count);
     if let Some(broken) = broken {
         return Err(broken);
     }
     if loss.is_finite() {
-        model.all_reduce(collective)?;
-        outcome.grad_norm = model.gradient_norm()?;
+        outcome.grad_norm = model.reduce_gradients(collective)?;
     }
     for (what, value) in [("the loss", loss), ("the gradient norm", outcome.grad_norm)] {
         if !value.is_finite() {
-            let rows = micro_batches.iter().flatten().flat_map(|row| row_ids(row)).collect();
-            return Err(non_finite(what, value, rows));
+            let own = || micro_batches.iter().flatten().flat_map(|row| row_ids(row)).collect();
+            // The rank whose rows it comes from has named them above.
+            let elsewhere = what == "the loss" && collective.ranks() > 1;
+            return Err(non_finite(what, value, if elsewhere { Vec::new() } else { own() }));
         }
     }
     let update = Update {
@@ -146,6 +166,7 @@ pub fn step<B: Backend>(
             }),
         }
     })?;
+    model.exchange_parameters(collective)?;
     if let Some(decay) = settings.ema_decay {
         model.update_average(decay)?;
     }

@@ -10,7 +10,7 @@ use crate::step::step;
 use crate::{Result, Settings};
 use std::time::Instant;
 use suasion_data::Sample;
-use suasion_engine::{Backend, Model, SingleRank};
+use suasion_engine::{Backend, Collective, Model, SingleRank};
 
 /// The training loop that [`crate::train`] and [`crate::compare()`] share. Each decides what happens between two
 /// steps.
@@ -24,6 +24,7 @@ pub(crate) struct Steps<'a> {
     total_steps: u64,
     rows: &'a [Sample],
     settings: &'a Settings,
+    collective: &'a dyn Collective,
     pace: Pace,
 }
 
@@ -37,26 +38,28 @@ struct Pace {
 }
 
 impl<'a> Steps<'a> {
-    /// The steps over these rows.
+    /// The steps over these rows, of one rank.
     pub(crate) fn new(rows: &'a [Sample], settings: &'a Settings, total_steps: u64) -> Result<Steps<'a>> {
-        Steps::shifted(rows, settings, total_steps, 0)
+        Steps::shifted(rows, settings, total_steps, 0, &SingleRank)
     }
 
-    /// The same, `shift` steps ahead of their places in data and schedule.
+    /// The same, `shift` steps ahead of their places in data and schedule, of several ranks.
     pub(crate) fn shifted(
         rows: &'a [Sample],
         settings: &'a Settings,
         total_steps: u64,
         shift: i64,
+        collective: &'a dyn Collective,
     ) -> Result<Steps<'a>> {
         Ok(Steps {
-            sampler: Sampler::new(rows.len(), settings),
+            sampler: Sampler::of_ranks(rows.len(), settings, collective.ranks()),
             schedule: settings.schedule(total_steps.saturating_add_signed(-shift))?,
             rate: None,
             shift,
             total_steps,
             rows,
             settings,
+            collective,
             pace: Pace::default(),
         })
     }
@@ -91,15 +94,14 @@ impl<'a> Steps<'a> {
         let number = progress.step + 1;
         let place = self.place(progress.step);
         let learning_rate = self.rate.unwrap_or_else(|| self.schedule.rate(place));
-        let micro_batches: Vec<Vec<&Sample>> = self
-            .sampler
-            .step(place)
+        let (rank, ranks) = (self.collective.rank(), self.collective.ranks());
+        let micro_batches: Vec<Vec<&Sample>> = Sampler::dealt(self.sampler.step(place), rank, ranks)
             .iter()
             .map(|indices| indices.iter().map(|&row| &self.rows[row]).collect())
             .collect();
         let started = Instant::now();
         let outcome =
-            step(model, &micro_batches, self.settings, learning_rate, progress.updates, &SingleRank)
+            step(model, &micro_batches, self.settings, learning_rate, progress.updates, self.collective)
                 .map_err(|error| error.at_step(number))?;
         let seconds = started.elapsed().as_secs_f64();
 
@@ -129,6 +131,7 @@ impl<'a> Steps<'a> {
             grad_norm: outcome.grad_norm,
             mean_token_accuracy: outcome.mean_token_accuracy,
             entropy: outcome.entropy,
+            aux_loss: outcome.aux_loss,
             targets: outcome.targets,
             tokens: outcome.tokens,
             seconds,
@@ -154,6 +157,7 @@ impl<'a> Steps<'a> {
             grad_norm: event.grad_norm,
             mean_token_accuracy: event.mean_token_accuracy,
             entropy: event.entropy,
+            aux_loss: event.aux_loss,
             targets: event.targets,
             tokens: event.tokens,
             tokens_per_second: per_second(tokens, seconds),

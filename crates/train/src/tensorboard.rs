@@ -50,6 +50,7 @@ impl Events {
                     ("train/grad_norm", Some(step.grad_norm)),
                     ("train/mean_token_accuracy", step.mean_token_accuracy),
                     ("train/entropy", step.entropy),
+                    ("train/aux_loss", step.aux_loss),
                     ("train/epoch", Some(step.epoch)),
                     ("train/tokens_per_second", Some(step.tokens_per_second)),
                     ("train/peak_memory_bytes", step.peak_memory_bytes.map(|bytes| bytes as f64)),

@@ -1,7 +1,8 @@
 //! A training run: its steps, its evaluations and checkpoints, and what it leaves in its output folder.
 
-use crate::checkpoint::{self, Contents, METRICS, TRAINER_STATE, is_begun};
+use crate::checkpoint::{self, Contents, Located, METRICS, TRAINER_STATE, is_begun};
 use crate::divergence::Divergence;
+use crate::evaluate::evaluate_over;
 use crate::json::pretty;
 use crate::memory::peak_memory_bytes;
 use crate::metrics::{EvalRecord, Log, Record, SampleRecord};
@@ -12,7 +13,7 @@ use crate::state::RunState;
 use crate::steps::Steps;
 use crate::tensorboard::Events;
 use crate::trainer_state::trainer_state;
-use crate::{Error, Evaluation, OnSaveError, Plan, Result, Settings, Strategy, report, samples};
+use crate::{Error, Evaluation, OnSaveError, Plan, Result, Settings, Strategy, ranks, report, samples};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,26 +26,37 @@ use suasion_files::{NewFolder, remove_folder, write_bytes};
 /// `stop` may be raised at any time (Ctrl-C): the current step is finished, a checkpoint is written, and the
 /// report has `interrupted` set. A loss or gradient norm that is not finite stops the run before the weights
 /// change, and with `stop_on_divergence` a loss that stays high ends it ([`Report::diverged`]).
-pub fn train<B: Backend>(
+///
+/// The ranks of a run all call this with the same inputs, and do the same; the first writes the files, and the stop flag of
+/// one stops all. Where one is lost, the others end with [`Error::Rank`].
+pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
+    train_from(run, None, observer, stop)
+}
+
+/// As [`train`], from the checkpoint that [`checkpoint::locate`] has found for the run, which is not verified again.
+pub fn train_from<B: Backend>(
     mut run: Run<'_, B>,
+    located: Option<Located>,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Report> {
-    let Run { train, eval, settings, identity, card, output_dir, .. } = run;
+    let Run { train, eval, settings, identity, card, output_dir, collective, .. } = run;
+    let first = collective.rank() == 0;
     settings.validate(!eval.is_empty())?;
-    let mut plan = Plan::new(train, eval, settings)?;
+    let mut plan = Plan::of_ranks(train, eval, settings, collective.ranks())?;
     plan.check_model(run.model.architecture(), train, eval)?;
     check_choice(settings, run.model)?;
-    check_output_dir(output_dir, &run.resume, run.overwrite)?;
     let _lock = match run.lock.take() {
-        Some(lock) => lock,
-        None => {
+        _ if !first => None,
+        held => {
+            check_output_dir(output_dir, &run.resume, run.overwrite)?;
             std::fs::create_dir_all(output_dir).map_err(|source| Error::io(output_dir, source))?;
-            lock(output_dir)?
+            Some(held.map_or_else(|| lock(output_dir), Ok)?)
         }
     };
 
     run.model.choose_optimizer(settings.optimizer())?;
+    run.model.share_optimizer(collective)?;
     let mut state = RunState::new(settings, identity, &plan, run.model.weight_type());
     state.base = run.model.base().map(str::to_string);
     let mut warnings = plan.warnings.clone();
@@ -58,8 +70,12 @@ pub fn train<B: Backend>(
     warnings.extend(run.model.architecture().not_applied.iter().cloned());
     let mut records = Vec::new();
     let mut resumed_from = None;
-    if let Some((dir, saved, skipped)) = checkpoint::find(&run.resume, output_dir)? {
-        let shift = if run.extend { saved.shift_under(state.rows, settings) } else { saved.shift };
+    let located = match located {
+        None => checkpoint::locate(&run.resume, output_dir)?,
+        located => located,
+    };
+    if let Some(Located { dir, state: saved, skipped }) = located {
+        let shift = if run.extend { saved.shift_under(&state) } else { saved.shift };
         if settings.max_steps.is_none() {
             state.total_steps = state.total_steps.saturating_add_signed(shift);
             plan.total_steps = state.total_steps;
@@ -83,6 +99,7 @@ pub fn train<B: Backend>(
             data_fingerprint: state.data_fingerprint,
             masking_version: state.masking_version,
             rows: state.rows,
+            ranks: state.ranks,
             data_seed: state.data_seed,
             shift,
             ..saved
@@ -96,7 +113,10 @@ pub fn train<B: Backend>(
         ));
     }
 
-    prepare(output_dir)?;
+    ranks::agree(&run, &state).map_err(|error| error.after_checkpoint(resumed_from.as_deref()))?;
+    if first {
+        prepare(output_dir)?;
+    }
     let log = Log::new(output_dir.join(METRICS), records);
     let parameters = run.model.architecture().parameter_count();
     observer.event(&Event::Plan {
@@ -111,8 +131,9 @@ pub fn train<B: Backend>(
     }
     // An earlier run stays as it is until this one has something to put in its place.
     let waits = run.overwrite && resumed_from.is_none() && is_begun(output_dir);
-    let events = run.tensorboard.map(|dir| Events::new(dir.to_path_buf(), state.progress.step));
-    let mut steps = Steps::shifted(train, settings, plan.total_steps, state.shift)?;
+    let events =
+        run.tensorboard.filter(|_| first).map(|dir| Events::new(dir.to_path_buf(), state.progress.step));
+    let mut steps = Steps::shifted(train, settings, plan.total_steps, state.shift, collective)?;
     steps.rate = state.plateau.learning_rate;
     let mut trainer = Trainer {
         steps,
@@ -136,9 +157,14 @@ pub fn train<B: Backend>(
     }
     let (report, observer) = trainer.run()?;
     if !report.interrupted {
-        report::write_report(output_dir, &report, settings, identity, card, &[], None)?;
+        if first {
+            report::write_report(output_dir, &report, settings, identity, card, &[], None)?;
+        }
         observer.event(&Event::Done(&report));
     }
+    // The others end when the first has written everything.
+    let met = collective.sum(&mut [0.0]);
+    met.map_err(|error| Error::from(error).after_checkpoint(report.checkpoint.as_deref()))?;
     Ok(report)
 }
 
@@ -163,6 +189,9 @@ fn check_choice<B: Backend>(settings: &Settings, model: &Model<B>) -> Result<()>
     let help = "make the model with Model::with_trainable and Settings::choose";
     Err(Error::setting(key, value, "is not what this model was made to train", help))
 }
+
+/// What the first rank says to the others when a checkpoint is written.
+const WRITTEN: &[u8] = b"written";
 
 struct Trainer<'a, 'o, B: Backend> {
     run: Run<'a, B>,
@@ -191,31 +220,50 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     /// Does what is due after the steps so far, then takes the next step, and so on. What is due depends on the
     /// state alone, so a resumed run does exactly what the interrupted one left undone.
     fn run(mut self) -> Result<(Report, &'o mut dyn Observer)> {
-        let report = loop {
+        let report = self.to_the_end().map_err(|error| error.after_checkpoint(self.newest.as_deref()))?;
+        Ok((report, self.observer))
+    }
+
+    fn to_the_end(&mut self) -> Result<Report> {
+        loop {
             if self.evaluation_due() && !self.evaluate()? {
-                break self.interrupted()?;
+                return self.interrupted();
             }
             if self.saving_due() {
                 self.try_to_save()?;
             }
             if self.is_over() {
-                break self.finish()?;
+                return self.finish();
             }
-            if self.stop.load(Ordering::Relaxed) {
-                break self.interrupted()?;
+            if self.stopped()? {
+                return self.interrupted();
             }
             self.take_step()?;
             if let Some(divergence) = self.divergence().filter(|_| self.run.settings.stop_on_divergence) {
-                break self.diverged(divergence)?;
+                return self.diverged(divergence);
             }
-        };
-        Ok((report, self.observer))
+        }
+    }
+
+    /// True on the rank that writes the files.
+    fn writes(&self) -> bool {
+        self.run.collective.rank() == 0
+    }
+
+    /// True on all ranks where the stop flag of one was raised.
+    fn stopped(&self) -> Result<bool> {
+        let mut raised = [f64::from(u8::from(self.stop.load(Ordering::Relaxed)))];
+        self.run.collective.sum(&mut raised)?;
+        if raised[0] > 0.0 {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        Ok(raised[0] > 0.0)
     }
 
     /// Makes the folder this run's: removes the files of an earlier run, if it may be overwritten, and writes the first
     /// ones of this.
     fn own(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.owner, true) {
+        if !self.writes() || std::mem::replace(&mut self.owner, true) {
             return Ok(());
         }
         own(&self.run, &mut self.log, self.newest.is_none())
@@ -327,7 +375,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     /// Makes the output folder again where somebody has removed it.
     fn restore_folder(&mut self) -> Result<()> {
         let dir = self.run.output_dir;
-        if !self.owner || dir.is_dir() {
+        if !self.owner || !self.writes() || dir.is_dir() {
             return Ok(());
         }
         std::fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))?;
@@ -337,10 +385,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     }
 
     fn take_step(&mut self) -> Result<()> {
-        let event = self
-            .steps
-            .take(self.run.model, &mut self.state.progress)
-            .map_err(|error| error.after_checkpoint(self.newest.as_deref()))?;
+        let event = self.steps.take(self.run.model, &mut self.state.progress)?;
         self.last_loss = event.loss;
         if let Some(loss) = event.loss {
             self.state.watch.see(loss);
@@ -399,22 +444,31 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     /// Evaluates the weights at hand; `None` if the stop flag ended it.
     fn measure(&mut self) -> Result<Option<(Evaluation, Vec<SampleRecord>)>> {
         let (step, rows) = (self.step(), self.run.eval.len() as u64);
-        let Run { model, eval, settings, stops, decode, .. } = &mut self.run;
+        let Run { model, eval, settings, stops, decode, collective, .. } = &mut self.run;
         let observer = &mut *self.observer;
         observer.event(&Event::EvalStart { step, rows });
         let mut progress = |done| observer.event(&Event::EvalProgress { done, rows });
         let size = settings.per_device_eval_batch_size;
-        let evaluation = match crate::evaluate(model, eval, size, Some(self.stop), &mut progress) {
+        let stop = Some(self.stop);
+        let evaluation = match evaluate_over(model, eval, size, *collective, stop, &mut progress) {
             Ok(evaluation) => evaluation,
-            Err(Error::Interrupted) => return Ok(None),
+            Err(Error::Interrupted) => {
+                self.stop.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
             // The step before the evaluation left weights whose loss is not finite.
-            Err(error) => return Err(error.at_step(step).after_checkpoint(self.newest.as_deref())),
+            Err(error) => return Err(error.at_step(step)),
         };
-        let replies = match settings.num_samples {
-            0 => Some(Vec::new()),
-            _ => samples::replies(model, eval, settings, stops, *decode, self.stop)?,
+        if settings.num_samples == 0 {
+            return Ok(Some((evaluation, Vec::new())));
+        }
+        // The first rank writes them.
+        let replies = match collective.rank() {
+            0 => samples::replies(model, eval, settings, stops, *decode, self.stop)?,
+            _ => Some(Vec::new()),
         };
-        Ok(replies.map(|replies| (evaluation, replies)))
+        // The others learn whether it was stopped meanwhile.
+        if self.stopped()? { Ok(None) } else { Ok(replies.map(|replies| (evaluation, replies))) }
     }
 
     fn best_checkpoint(&self) -> Option<PathBuf> {
@@ -426,8 +480,9 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         trainer_state(&self.state, &self.log.records, &self.steps, self.parameters, best)
     }
 
-    /// Writes the checkpoint of this step, then removes those that it replaces.
-    fn save(&mut self, only_model: bool) -> Result<PathBuf> {
+    /// Writes the checkpoint of this step, then removes those that it replaces. `None` on the other ranks where the first
+    /// could not write it; what becomes of that is for the first to decide.
+    fn save(&mut self, only_model: bool) -> Result<Option<PathBuf>> {
         self.restore_folder()?;
         let (step, output_dir) = (self.step(), self.run.output_dir);
         // One that only the best evaluation asked for goes with the next of this kind.
@@ -436,13 +491,19 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             let asked = self.run.settings.load_best_model_at_end;
             self.state.best_only = Some(step).filter(|_| asked && !self.scheduled());
         }
-        let path = match self.write_checkpoint(only_model) {
-            Ok(path) => path,
-            Err(error) => {
+        let written = self.write_checkpoint(only_model);
+        let path = match written {
+            Ok(Some(path)) => path,
+            not_written => {
                 self.state.best_only = former.or(self.state.best_only);
-                return Err(error);
+                return not_written;
             }
         };
+        self.saved = Some(step);
+        self.newest = Some(path.clone());
+        if !self.writes() {
+            return Ok(Some(path));
+        }
         let mut removed = Vec::new();
         if let Some(former) = former.filter(|former| *former != step) {
             let former = checkpoint::path_of(output_dir, former);
@@ -460,10 +521,27 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             )?);
         }
         self.observer.event(&Event::Checkpoint { step, path: &path, removed: &removed });
-        Ok(path)
+        Ok(Some(path))
     }
 
-    fn write_checkpoint(&mut self, only_model: bool) -> Result<PathBuf> {
+    /// Writes the checkpoint on the first rank; the others give what they have of the optimizer's state, and learn whether
+    /// it was written.
+    fn write_checkpoint(&mut self, only_model: bool) -> Result<Option<PathBuf>> {
+        let (step, output_dir, collective) = (self.step(), self.run.output_dir, self.run.collective);
+        if !self.writes() {
+            self.state.resumable = !only_model;
+            let written = self.run.model.serve_optimizer(0, collective)? == WRITTEN;
+            return Ok(written.then(|| checkpoint::path_of(output_dir, step)));
+        }
+        let written = self.write_files(only_model);
+        let said: &[u8] = if written.is_ok() { WRITTEN } else { b"failed" };
+        let told = (1..collective.ranks()).try_for_each(|rank| collective.send(rank, said));
+        let path = written?;
+        told?;
+        Ok(Some(path))
+    }
+
+    fn write_files(&mut self, only_model: bool) -> Result<PathBuf> {
         let (step, output_dir) = (self.step(), self.run.output_dir);
         self.state.position = self.steps.position(step);
         // The checkpoint about to be written does not exist yet and may be the best one.
@@ -478,6 +556,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
             metrics: &metrics,
             trainer_state: &trainer_state,
             only_model,
+            collective: self.run.collective,
         };
         // What holds the model alone holds the weights that the run is for.
         if only_model {
@@ -490,10 +569,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         if only_model {
             self.run.model.exchange_average()?;
         }
-        let path = written?;
-        self.saved = Some(step);
-        self.newest = Some(path.clone());
-        Ok(path)
+        written
     }
 
     fn interrupted(&mut self) -> Result<Report> {
@@ -501,7 +577,14 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         // One of the model alone cannot be resumed.
         let path = match (&self.newest, self.saved == Some(step) && self.state.resumable) {
             (Some(path), true) => path.clone(),
-            _ => self.save(false)?,
+            _ => match self.save(false)? {
+                Some(path) => path,
+                // The first rank ends with its error.
+                None => {
+                    self.run.collective.sum(&mut [0.0])?;
+                    return Err(Error::Interrupted);
+                }
+            },
         };
         self.write_trainer_state()?;
         self.observer.event(&Event::Interrupted { step, checkpoint: &path });
@@ -510,12 +593,18 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     }
 
     fn write_trainer_state(&self) -> Result<()> {
+        if !self.writes() {
+            return Ok(());
+        }
         let value = self.trainer_state(self.best_checkpoint().as_deref());
         Ok(write_bytes(self.run.output_dir.join(TRAINER_STATE), &pretty(&value))?)
     }
 
     /// The final model and its files.
     fn finish(&mut self) -> Result<Report> {
+        if !self.writes() {
+            return Ok(self.report(false, self.step(), self.state.latest.clone()));
+        }
         self.restore_folder()?;
         let output_dir = self.run.output_dir;
         let (mut final_step, mut after) = (self.step(), self.state.latest.clone());
@@ -545,8 +634,12 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         let folder = NewFolder::create(&output_dir.join("model"))?;
         let weights = self.run.model.save_run(folder.path(), false);
         weights.map_err(|error| Error::from(error).renamed(folder.path(), output_dir))?;
-        let (kind, tied) = (self.run.model.weight_type(), self.run.model.architecture().head.tied);
-        self.run.files.beside(kind, tied).stopping_at(self.run.stops).write(folder.path())?;
+        let (kind, arch) = (self.run.model.weight_type(), self.run.model.architecture());
+        self.run
+            .files
+            .beside(kind, arch.head.tied, arch.vocab_size)
+            .stopping_at(self.run.stops)
+            .write(folder.path())?;
         self.own()?;
         folder.move_into(output_dir)?;
         self.log.catch_up()?;

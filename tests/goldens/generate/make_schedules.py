@@ -36,6 +36,11 @@ CASES = [
 ]
 PLATEAUS = [{}, {"patience": 0}, {"patience": 1, "cooldown": 2, "factor": 0.5, "min_lr": 4e-5}]
 PLATEAUS += [{"mode": "max", "patience": 0, "threshold": 0.05, "threshold_mode": "abs"}, {"patience": 1, "eps": 2e-4}]
+# A lowest rate of 1e-3, transformers' own, is above this rate: the rate can then only rise.
+GREEDY = [{"min_lr": 1e-5}, {"min_lr": 1e-5, "patience": 1, "factor": 0.5}, {"patience": 0, "min_lr": 1e-6, "max_lr": 5e-4}]
+GREEDY += [{"patience": 1, "cooldown": 2, "warmup": 3, "min_lr": 0.0, "smooth": True, "window_size": 4}]
+GREEDY += [{"mode": "max", "patience": 0, "threshold": 0.01, "threshold_mode": "rel", "min_lr": 1e-5}]
+GREEDY += [{"patience": 0, "factor": 0.1, "min_lr": 2e-4, "reset_start": 3}, {}]
 LEARNING_RATE = 3e-4
 
 
@@ -54,9 +59,9 @@ def rates(kind, kwargs, warmup, total):
     return out
 
 
-def plateau(kwargs, metrics):
+def by_metrics(kind, kwargs, metrics):
     adamw = optimizer()
-    scheduler = get_scheduler("reduce_lr_on_plateau", adamw, scheduler_specific_kwargs=kwargs)
+    scheduler = get_scheduler(kind, adamw, scheduler_specific_kwargs=kwargs)
     out = []
     for metric in metrics:
         scheduler.step(metric)
@@ -98,7 +103,11 @@ def generate(root):
             {"type": kind, "kwargs": kwargs, "warmup": warmup, "lrs": rates(kind, kwargs, warmup, total)}
             for kind, kwargs, warmup, total in CASES
         ],
-        "plateaus": [{"kwargs": kwargs, "metrics": losses, "lrs": plateau(kwargs, losses)} for kwargs in PLATEAUS],
+        "plateaus": [
+            {"type": kind, "kwargs": kwargs, "metrics": losses, "lrs": by_metrics(kind, kwargs, losses)}
+            for kind, cases in (("reduce_lr_on_plateau", PLATEAUS), ("greedy", GREEDY))
+            for kwargs in cases
+        ],
         "early_stopping": [{**dict(zip(keys, case)), "ends": ends(*case)} for case in cases],
     }
     write_json(root / "goldens/schedules.json", golden)

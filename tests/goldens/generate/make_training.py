@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import SEED, write_json
-from make_models import MODELS, batches, build, file_tensors, gradients, rows_alone, summed_loss, targets
+from make_models import MODELS, batches, build, file_tensors, gradients, norm, rows_alone, summary, summed_loss, targets
 
 # Each dropout by itself, so that one in the wrong place shows.
 DROPOUTS = {
@@ -165,9 +165,68 @@ def adamw_8bit(n=1400, steps=4):
     return settings, signed, unsigned, gradients, after, (state1, state2, absmax1, absmax2)
 
 
+def balanced(name, batch, coefficient=0.5, steps=5):
+    """The loss with the load-balancing loss of experts, its gradients, and steps of AdamW on one batch."""
+    model = build(*MODELS[name])
+    batch = batches()[batch]
+    model.config.output_router_logits = True
+
+    def loss():
+        outputs = model(**{k: v for k, v in batch.items() if k != "labels"}, output_router_logits=True, use_cache=False)
+        logits = outputs.logits[:, :-1].flatten(0, 1)
+        nll = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), reduction="sum")
+        return nll / targets(batch) + coefficient * outputs.aux_loss, outputs.aux_loss
+
+    value, aux = loss()
+    value.backward()
+    generator = torch.Generator().manual_seed(SEED)
+    grads = gradients(model)
+    golden = {
+        "coefficient": coefficient,
+        "loss": value.item(),
+        "aux_loss": aux.item(),
+        "grad_norm_total": norm(grads),
+        "grads": {name: summary(grad, generator) for name, grad in grads.items()},
+        "losses": [],
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        value, _ = loss()
+        golden["losses"].append(value.item())
+        value.backward()
+        optimizer.step()
+    return golden
+
+
+def resized(name, rows=5, many=4000):
+    """What `resize_token_embeddings` gives new rows: the mean of the others and the deviation around it, the loss of batch
+    `a` with a few more rows, and the norms of the gradients."""
+    model = build(*MODELS[name])
+    old = {"embedding": model.get_input_embeddings().weight.detach().clone()}
+    if not model.config.tie_word_embeddings:
+        old["head"] = model.get_output_embeddings().weight.detach().clone()
+    torch.manual_seed(SEED)
+    model.resize_token_embeddings(len(old["embedding"]) + many)
+    new = {"embedding": model.get_input_embeddings().weight, "head": model.get_output_embeddings().weight}
+    spread = {
+        key: {"mean": weight.mean(0).tolist(), "std": new[key][len(weight) :].detach().double().std(0).tolist()}
+        for key, weight in old.items()
+    }
+    model = build(*MODELS[name])
+    model.resize_token_embeddings(len(old["embedding"]) + rows)
+    batch = batches()["a"]
+    loss = summed_loss(model, batch)[0] / targets(batch)
+    loss.backward()
+    grads = {name: float(grad.double().norm()) for name, grad in gradients(model).items()}
+    return {"rows": rows, "loss": loss.item(), "grad_norms": grads, **spread}
+
+
 def generate(root):
     torch.set_num_threads(1)
     golden = {
+        "balance": {"qwen3_moe": {batch: balanced("qwen3_moe", batch) for batch in ("a", "padded")}},
+        "resized": {name: resized(name) for name in ("llama", "llama_tied", "gpt2")},
         "dropout": {name: {key: dropout(name, key) for key in keys} for name, keys in DROPOUTS.items()},
         "neftune": {name: neftune(name) for name in ("llama", "gpt2", "gemma2", "granite")},
         "label_smoothing": {name: label_smoothing(name) for name in ("llama", "gemma2")},

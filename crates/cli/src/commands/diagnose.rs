@@ -4,6 +4,7 @@ use super::ConfigArgs;
 use crate::config::{Config, Init};
 use crate::failure::{Exit, Failure};
 use crate::inputs::opened::Opened;
+use crate::inputs::vocabulary::Vocabulary;
 use crate::inputs::weights::Start;
 use crate::inputs::{kept, loading, rows};
 use crate::interrupt;
@@ -14,7 +15,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::{count, loss, percent, thousands};
-use suasion_data::report::page::{now, shell_word};
+use suasion_data::report::page::shell_word;
 use suasion_data::report::visible;
 use suasion_data::{Mode, Sample};
 use suasion_engine::AdapterFolder;
@@ -56,10 +57,10 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
         );
     }
     config.init = Init::Weights;
-    let base = Opened::of(&config, ui)?;
+    let (base, none) = (Opened::of(&config, ui)?, Vocabulary::default());
     let tuned = match AdapterFolder::is_one(&args.tuned) {
-        true => Opened::named(Some(&base.base), Some(&args.tuned), Init::Weights, ui)?,
-        false => Opened::named(Some(&args.tuned), None, Init::Weights, ui)?,
+        true => Opened::named(Some(&base.base), Some(&args.tuned), Init::Weights, &none, ui)?,
+        false => Opened::named(Some(&args.tuned), None, Init::Weights, &none, ui)?,
     };
     let settings = DiagnoseSettings { rows: args.rows.max(1), ..DiagnoseSettings::default() };
 
@@ -94,8 +95,7 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     let diagnosis = diagnose(&data.samples, &rows, before, after, &names);
     if let Some(html) = &args.html {
-        let facts = [format!("suasion {}", env!("CARGO_PKG_VERSION")), now()];
-        let page = report::diagnosis::page(&diagnosis, &names, &facts);
+        let page = report::diagnosis::page(&diagnosis, &names);
         suasion_files::write_bytes(html, page.as_bytes()).map_err(suasion_data::Error::from)?;
     }
     if ui.json {

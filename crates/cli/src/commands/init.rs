@@ -5,6 +5,7 @@ use crate::config::{Config, Init, KEYS, Key, Loaded};
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
 use crate::inputs::rows::{self, DataFiles};
+use crate::inputs::vocabulary::Vocabulary;
 use crate::paths;
 use crate::progress::Meter;
 use crate::tables;
@@ -77,7 +78,10 @@ pub fn run(args: &InitArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     let mut loaded = args.config.load(ui)?;
     let source = rows::training(&loaded.config, ui)?;
-    let folder = Arc::new(model::open(&model::named(&loaded.config, false, ui)?, ui)?);
+    let vocabulary = Vocabulary::of(&loaded.config, ui)?;
+    let mut folder = model::open(&model::named(&loaded.config, false, ui)?, &vocabulary.changes, ui)?;
+    vocabulary.grow_folder(&mut folder);
+    let folder = Arc::new(folder);
     let held_out = rows::evaluation(&loaded.config, ui)?;
     if loaded.config.data.columns.is_empty() && !loaded.places.contains_key("format") {
         loaded.config.data.columns = columns(&source, &folder)?;

@@ -4,6 +4,7 @@ use crate::config::{Config, Init};
 use crate::export;
 use crate::failure::{Exit, Failure};
 use crate::inputs::opened::Opened;
+use crate::inputs::vocabulary::Vocabulary;
 use crate::paths;
 use crate::ui::Ui;
 use clap::ValueEnum;
@@ -49,7 +50,13 @@ pub fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<Exit> {
         )
         .into());
     }
-    let opened = Opened::named(args.model.as_deref(), args.adapter.as_deref(), Init::Weights, ui)?;
+    let opened = Opened::named(
+        args.model.as_deref(),
+        args.adapter.as_deref(),
+        Init::Weights,
+        &Vocabulary::default(),
+        ui,
+    )?;
     if opened.adapter.is_none() {
         return Err(Failure::usage(
             "no adapter is named",
@@ -74,8 +81,8 @@ pub fn run(args: &MergeArgs, ui: &Ui) -> anyhow::Result<Exit> {
         files.push(&file.name, file.bytes);
     }
     let tied = opened.arch.head.tied && !untied;
-    files.beside(kind, tied).write(folder.path())?;
-    export::beside(folder.path(), &opened.folder, &Policy::default())?;
+    files.beside(kind, tied, opened.arch.vocab_size).write(folder.path())?;
+    export::of_model(folder.path(), &opened.folder, &Policy::default(), None)?;
     folder.commit()?;
     ui.note(format_args!(
         "wrote {}: {} parameters in {}",

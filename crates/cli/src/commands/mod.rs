@@ -11,6 +11,7 @@ pub mod env;
 pub mod eval;
 pub mod generate;
 pub mod init;
+pub mod launch;
 pub mod man;
 pub mod merge;
 pub mod pairs;

@@ -3,6 +3,7 @@
 use super::ConfigArgs;
 use crate::failure::{Exit, Failure};
 use crate::inputs::model;
+use crate::inputs::vocabulary::Vocabulary;
 use crate::inputs::{kept, loading, rows};
 use crate::interrupt;
 use crate::paths;
@@ -61,7 +62,9 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     if loaded.places.contains_key("shuffle_dataset") && config.train.shuffle_dataset {
         ui.log("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
     }
-    let folder = model::open(&model, ui)?;
+    let vocabulary = Vocabulary::of(config, ui)?;
+    let mut folder = model::open(&model, &vocabulary.changes, ui)?;
+    vocabulary.grow_folder(&mut folder);
     let policy = config.policy();
     if policy.packing && args.with_text {
         return Err(Failure::usage(

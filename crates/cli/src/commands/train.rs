@@ -1,11 +1,14 @@
 //! `suasion train`: prints the plan, trains, and prints the result.
 
-use super::ConfigArgs;
-use crate::config::Loaded;
+use super::{ConfigArgs, launch};
+use crate::config::{DeviceName, Loaded};
 use crate::failure::{Exit, Failure};
+use crate::interrupt;
 use crate::job::{Begin, Job};
 use crate::paths;
+use crate::ranks::{LAUNCHED, Role, Team};
 use crate::ui::Ui;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use suasion_train::{Resume, SAVED_CONFIG};
 
@@ -24,22 +27,54 @@ pub struct TrainArgs {
     /// an exact continuation
     #[arg(long, requires = "resume")]
     pub extend: bool,
+    /// Share the work among N processes of this machine, each with its share of the threads; torchrun and srun start ranks
+    /// on several machines (docs/ranks.md)
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<NonZeroUsize>,
     /// Print the plan, with the disk and time that it needs, and stop; nothing is written
     #[arg(long)]
     pub dry_run: bool,
 }
 
 /// Runs the command.
-pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
+pub fn run(args: &TrainArgs, role: &Role, ui: &Ui) -> anyhow::Result<Exit> {
+    match role {
+        Role::Launcher(ranks) if !args.dry_run => launch::run(*ranks),
+        Role::Rank(place) if !args.dry_run => {
+            // Of several, one tells what Ctrl-C does.
+            if place.rank > 0 || std::env::var_os(LAUNCHED).is_some() {
+                interrupt::silence();
+            }
+            let team = Team::meet(place, ui)?;
+            let result = train(args, team.clone(), ui);
+            team.leave(&result);
+            result
+        }
+        // Of ranks that plan, one prints.
+        Role::Rank(place) if place.rank > 0 => Ok(Exit::Done),
+        role => train(args, Team::planned(role), ui),
+    }
+}
+
+fn train(args: &TrainArgs, team: Team, ui: &Ui) -> anyhow::Result<Exit> {
     let (loaded, resume) = load(args, ui)?;
+    let on_cards = !loaded.config.use_cpu && loaded.config.device != DeviceName::Cpu;
+    if team.ranks > 1 && on_cards {
+        let message = format!("device={}: ranks train on CPUs only", loaded.config.device);
+        return Err(Failure::config(message, "set device=cpu, or train in one process").into());
+    }
     let (output_dir, overwrite) = (&loaded.config.output_dir, loaded.config.overwrite_output_dir);
     // Before anything is read: what another process is writing there may be gone the next moment.
-    let lock = match output_dir.is_dir() && !args.dry_run {
+    team.writes_to(output_dir);
+    let lock = match output_dir.is_dir() && !args.dry_run && team.is_first() {
         true => Some(suasion_train::lock(output_dir)?),
         false => None,
     };
-    suasion_train::check_output_dir(output_dir, &resume, overwrite)?;
-    let mut job = Job::new(loaded.config, Begin { resume, extend: args.extend, lock }, ui)?;
+    if team.is_first() {
+        suasion_train::check_output_dir(output_dir, &resume, overwrite)?;
+    }
+    let first = team.is_first();
+    let mut job = Job::new(loaded.config, Begin { resume, extend: args.extend, lock, team }, ui)?;
     job.check_inputs()?;
     if args.dry_run {
         job.print(ui)?;
@@ -47,7 +82,9 @@ pub fn run(args: &TrainArgs, ui: &Ui) -> anyhow::Result<Exit> {
     }
     job.announce(ui);
     let report = job.train(ui)?;
-    job.farewell(&report, ui)?;
+    if first {
+        job.farewell(&report, ui)?;
+    }
     Ok(Exit::Done)
 }
 

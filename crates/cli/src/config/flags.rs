@@ -114,7 +114,7 @@ impl Key {
             // verify --loss measures a model.
             ("verify", Group::Model) => true,
             ("prepare", Group::Model) => {
-                matches!(self.name, "model_name_or_path" | "adapter_name_or_path")
+                !matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu")
             }
             ("diagnose", Group::Model) => {
                 matches!(self.name, "model_name_or_path" | "device" | "matmul_precision" | "use_cpu")

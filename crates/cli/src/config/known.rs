@@ -92,7 +92,6 @@ known! {
     "it belongs to load_in_4bit, which is not supported yet": {
         bnb_4bit_quant_type = "nf4", use_bnb_nested_quant = "false", bnb_4bit_quant_storage = "null",
     }
-    "the chat template is the model folder's own chat_template.jinja": { chat_template_path = "null" }
     "weights and sums are f32; matmul_precision says what products on a card round to": {
         bf16 = "null" ["false"], fp16 = "false" ["null"], dtype = "float32" ["null", "auto"],
         torch_dtype = "null" ["auto", "float32"], bf16_full_eval = "false", fp16_full_eval = "false",
@@ -109,7 +108,6 @@ known! {
     "an optimizer is the same for all modules": { optim_target_modules = "null" }
     "the loss is the mean negative log-likelihood of the targets": {
         loss_type = "nll" ["null"], average_tokens_across_devices = "true" always,
-        router_aux_loss_coef = "null",
     }
     "rows are named by their fields": {
         dataset_text_field = "text" ["null"], dataset_kwargs = "null" ["{}"], label_names = "null",
@@ -120,7 +118,6 @@ known! {
     "a model is a folder, or what the hub's cache has as main": { model_revision = "main" ["null"] }
     "a model is built from its folder alone; change its config.json": { model_init_kwargs = "null" ["{}"] }
     "no code from a model folder is ever run": { trust_remote_code = "false" }
-    "stop and padding tokens come from the model folder; see stop_tokens": { eos_token = "null", pad_token = "null" }
     "nothing is ever padded": {
         padding_free = "false" always, pad_to_multiple_of = "auto" always, group_by_length = "false",
     }

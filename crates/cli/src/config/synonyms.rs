@@ -115,7 +115,9 @@ synonyms! {
         peft_use_dora = use_dora;
         flash_attention = attn_implementation;
         wandb_project = report_to;
-        special_tokens = eos_token;
+        tokens = add_tokens;
+        special_tokens = eos_token, Values::Differ("eos_token and pad_token are keys, and others belong in add_special_tokens");
+        resize_token_embeddings_to_32x = resize_to_multiple_of, Values::Differ("give the number");
         dataset_processes = dataset_num_proc;
     }
     "LLaMA-Factory": {
@@ -123,7 +125,8 @@ synonyms! {
         dataset = dataset_name, Values::Differ("name files, folders or hub ids, one or a list");
         eval_dataset = eval_dataset_name, Values::Differ("name files, folders or hub ids, one or a list");
         val_size = eval_fraction, Values::Differ("give a share of the rows, below 1");
-        template = chat_template_path;
+        template = chat_template_path, Values::Differ("name a file in Jinja, or a model whose template it is");
+        new_special_tokens = add_special_tokens;
         train_on_prompt = completion_only_loss, Values::Opposite;
         mask_history = supervise, Values::Differ("mask_history: true is supervise: last");
         neat_packing = packing;

@@ -4,6 +4,7 @@ use super::bounds::Bounds;
 use super::choices::{Codes, Init, LoraInitName, MatmulPrecision, PackingStrategy, Reports};
 use super::device::DeviceName;
 use super::value::{Paths, Value};
+use indexmap::IndexMap;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -138,6 +139,21 @@ table! {
     init: Init = Init::Weights, eg "random";
     /// Adapter over the model: a folder in PEFT's layout. train continues it, everything else applies it.
     adapter_name_or_path: Option<PathBuf> = None, eg "runs/adapter";
+    /// Chat template: a file in Jinja; or another model's folder or hub id, of which the added tokens and the EOS are
+    /// taken too.
+    chat_template_path: Option<PathBuf> = None, eg "chatml.jinja";
+    /// Tokens to add to the vocabulary. Embedding and head get rows for them, drawn around the mean of the others.
+    add_tokens: Vec<String> = Vec::new(), eg "[<thought>, </thought>]";
+    /// Special tokens to add, which structure a text and are left out of decoded text.
+    add_special_tokens: Vec<String> = Vec::new(), eg "[<|im_start|>, <|im_end|>]";
+    /// The token that ends a text, instead of the model folder's.
+    eos_token: Option<String> = None, eg "<|im_end|>";
+    /// The padding token for programs that use the model; nothing is padded here.
+    pad_token: Option<String> = None, eg "<|pad|>";
+    /// Give embedding and head more rows where the folder's tokenizer has more tokens than the model has rows.
+    resize_vocab: bool = false, eg "true";
+    /// Rows of embedding and head are rounded up to a multiple of this.
+    resize_to_multiple_of: Option<usize> = None, in Bounds::Within(Range::AtLeast(1.0)), eg "64";
     /// Where the model runs: the CPU, an NVIDIA card (experimental, see docs/gpu.md), or auto: the first card that can be
     /// used, else the CPU.
     device: DeviceName = DeviceName::Cpu, eg "cuda:0";
@@ -169,10 +185,10 @@ table! {
     lora_layers_to_transform: Vec<usize> = Vec::new(), eg "[0, 1]";
     /// Names of the lists of layers that lora_layers_to_transform counts in.
     lora_layers_pattern: Vec<String> = Vec::new(), eg "layers";
-    /// Ranks of some modules, by a regular expression of the end of their names.
-    lora_rank_pattern: BTreeMap<String, usize> = BTreeMap::new(), eg "{down_proj: 32}";
+    /// Ranks of some modules, by a regular expression of the end of their names; of several that match, the first counts.
+    lora_rank_pattern: IndexMap<String, usize> = IndexMap::new(), eg "{down_proj: 32}";
     /// Alphas of some modules, likewise.
-    lora_alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(), eg "{down_proj: 64}";
+    lora_alpha_pattern: IndexMap<String, f64> = IndexMap::new(), eg "{down_proj: 64}";
     /// How the adapter's matrices begin: true (A uniform, B zero), gaussian (A normal, B zero) or false (both uniform).
     lora_init: LoraInitName = LoraInitName::True, eg "gaussian";
 
@@ -246,6 +262,9 @@ table! {
     neftune_noise_alpha: Option<f64> => train.neftune_noise_alpha, eg "5";
     /// Mix each target with this share of the uniform distribution over the vocabulary; evaluation does not.
     label_smoothing_factor: f64 => train.label_smoothing_factor, eg "0.1";
+    /// Factor of the load-balancing loss of a mixture of experts; 0 leaves it out. null: router_aux_loss_coef of the
+    /// model's config.json, where output_router_logits is true there.
+    router_aux_loss_coef: Option<f64> => train.router_aux_loss_coef, eg "0.001";
     /// Train without the dropout that the model's config.json has (attn_pdrop, attention_dropout, hidden_dropout).
     disable_dropout: bool => train.disable_dropout, eg "true";
     /// Highest learning rate.

@@ -1,6 +1,7 @@
 //! Types of configuration values: how each is read from YAML, TOML or `--set`, and printed.
 
 use crate::paths::expanded;
+use indexmap::IndexMap;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -453,7 +454,9 @@ impl Value for Json {
     }
 }
 
-impl<T: Value> Value for BTreeMap<String, T> {
+/// Mappings: sorted, or in the order in which they were written.
+macro_rules! mapping {
+    ($($map:ident),*) => { $(impl<T: Value> Value for $map<String, T> {
     fn expected() -> String {
         format!("a mapping from names to {}", T::expected())
     }
@@ -464,7 +467,7 @@ impl<T: Value> Value for BTreeMap<String, T> {
 
     fn from_json(json: &Json) -> Option<Self> {
         match json {
-            Json::Null => Some(BTreeMap::new()),
+            Json::Null => Some($map::new()),
             Json::Object(map) => map.iter().map(|(k, v)| Some((k.clone(), T::from_json(v)?))).collect(),
             _ => None,
         }
@@ -483,7 +486,10 @@ impl<T: Value> Value for BTreeMap<String, T> {
             None => Err(T::expected()),
         })
     }
+})* };
 }
+
+mapping!(BTreeMap, IndexMap);
 
 #[cfg(test)]
 mod tests {

@@ -7,20 +7,19 @@ use crate::paths;
 use crate::ui::Ui;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use suasion_data::ModelFolder;
 use suasion_data::template::RenderingWatch;
-use suasion_data::tokens::Tokenizer;
+use suasion_data::tokens::{Changes, Tokenizer};
 use suasion_engine::{AdapterFolder, Architecture};
 use suasion_train::{ModelFiles, TEMPLATES};
 
-/// Opens a folder. A chat template that cannot be used is a warning: rows of plain text need none.
+/// Opens a folder, with changes of its tokenizer. A chat template that cannot be used is a warning: rows of plain text need none.
 ///
 /// # Errors
 /// Where its tokenizer cannot be read.
-pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
-    let folder = read(dir)?;
+pub fn open(dir: &Path, changes: &Changes, ui: &Ui) -> anyhow::Result<ModelFolder> {
+    let folder = read(dir, changes)?;
     if let Some(error) = &folder.template_error {
         ui.warn(format_args!("the chat template is not used: {error}"));
     }
@@ -34,7 +33,7 @@ pub fn open(dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn read(dir: &Path) -> anyhow::Result<ModelFolder> {
+pub fn read(dir: &Path, changes: &Changes) -> anyhow::Result<ModelFolder> {
     if !["config.json", "tokenizer.json"].iter().any(|name| dir.join(name).exists()) {
         return Err(Failure::run_time(
             "E-MODEL",
@@ -46,20 +45,20 @@ pub fn read(dir: &Path) -> anyhow::Result<ModelFolder> {
         )
         .into());
     }
-    Ok(ModelFolder::open(dir)?)
+    Ok(ModelFolder::open_with(dir, changes)?)
 }
 
 /// Opens a folder with its architecture. With [`Init::Weights`], a head of its own in the weights is the model's, and a
 /// warning where config.json says otherwise.
 ///
 /// # Errors
-/// As [`open`]; where config.json describes no model that the engine has; and where the tokenizer can produce
-/// ids that the model has no embedding for, because it belongs to another model.
+/// As [`open`]; where config.json describes no model that the engine has.
 pub fn with_architecture(
     dir: &Path,
     init: Init,
+    changes: &Changes,
     ui: &Ui,
-) -> anyhow::Result<(Arc<ModelFolder>, Architecture)> {
+) -> anyhow::Result<(ModelFolder, Architecture)> {
     let mut arch = Architecture::from_dir(dir)?;
     // What is wrong with the weights is reported where they are loaded: a resume needs none of these.
     if init == Init::Weights
@@ -70,32 +69,17 @@ pub fn with_architecture(
             ui.warn(format_args!("{sentence}"));
         }
     }
-    let mut folder = open(dir, ui)?;
-    folder.vocab_size = Some(arch.vocab_size);
-    match &folder.tokenizer {
-        Some(tokenizer) if tokenizer.vocab_size() > arch.vocab_size => Err(Failure::run_time(
-            "E-VOCAB",
-            format!(
-                "{}: the tokenizer's ids go up to {}, and config.json has vocab_size {}",
-                dir.display(),
-                tokenizer.vocab_size() - 1,
-                arch.vocab_size
-            ),
-            "use the tokenizer of this model, or resize the model's embeddings",
-        )
-        .into()),
-        _ => Ok((Arc::new(folder), arch)),
-    }
+    Ok((open(dir, changes, ui)?, arch))
 }
 
 /// The tokenizer and the chat template of `dir` for the model that `base` is of.
 ///
 /// # Errors
 /// As [`open`].
-pub fn beside(dir: &Path, base: &ModelFolder, ui: &Ui) -> anyhow::Result<Arc<ModelFolder>> {
-    let mut folder = open(dir, ui)?;
+pub fn beside(dir: &Path, base: &ModelFolder, changes: &Changes, ui: &Ui) -> anyhow::Result<ModelFolder> {
+    let mut folder = open(dir, changes, ui)?;
     (folder.vocab_size, folder.positions) = (base.vocab_size, base.positions);
-    Ok(Arc::new(folder))
+    Ok(folder)
 }
 
 /// The tokenizer of a folder, for commands that read and write text.

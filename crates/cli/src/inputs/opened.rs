@@ -1,6 +1,7 @@
 //! A model as a user names it: its folder, and the adapter over it.
 
 use super::model;
+use super::vocabulary::Vocabulary;
 use super::weights::{Adapter, Start, planned};
 use crate::config::{Config, Init};
 use crate::failure::Failure;
@@ -29,15 +30,11 @@ impl Opened {
     /// # Errors
     /// As [`Opened::named`]; [`Failure`] where no model is named.
     pub fn of(config: &Config, ui: &Ui) -> anyhow::Result<Opened> {
-        Opened::named(
-            config.model_name_or_path.as_deref(),
-            config.adapter_name_or_path.as_deref(),
-            config.init,
-            ui,
-        )
+        let (model, adapter) = (config.model_name_or_path.as_deref(), config.adapter_name_or_path.as_deref());
+        Opened::named(model, adapter, config.init, &Vocabulary::of(config, ui)?, ui)
     }
 
-    /// A model by its folder or hub id, and an adapter over it. A model that is an adapter's folder stands for the adapter
+    /// A model by its folder or hub id, and an adapter over it, with what is changed in its vocabulary. A model that is an adapter's folder stands for the adapter
     /// over its base; an adapter without a model is over its base.
     ///
     /// # Errors
@@ -46,6 +43,7 @@ impl Opened {
         model: Option<&Path>,
         adapter: Option<&Path>,
         init: Init,
+        vocabulary: &Vocabulary,
         ui: &Ui,
     ) -> anyhow::Result<Opened> {
         let adapter = match adapter.or(model.filter(|model| AdapterFolder::is_one(model))) {
@@ -67,15 +65,21 @@ impl Opened {
         if adapter.is_some() && init == Init::Random {
             return Err(random_base().into());
         }
-        let (folder, arch) = model::with_architecture(&base, init, ui)?;
+        let (mut folder, mut arch) = model::with_architecture(&base, init, &vocabulary.changes, ui)?;
         let chosen = Trainable::All;
-        let Some(adapter) = adapter else { return Ok(Opened { folder, arch, base, adapter: None, chosen }) };
-        let lora = adapter.lora_for(&arch)?;
-        let folder = match adapter.path.join("tokenizer.json").is_file() {
-            true => model::beside(&adapter.path, &folder, ui)?,
-            false => folder,
+        // Rows that an adapter brings need no others.
+        let held = adapter.as_ref().map(|adapter| adapter.vocabulary(&arch)).transpose()?.flatten();
+        arch.grow(held.unwrap_or(0), 0);
+        vocabulary.grow(&mut arch, &mut folder)?;
+        let Some(adapter) = adapter else {
+            return Ok(Opened { folder: Arc::new(folder), arch, base, adapter: None, chosen });
         };
-        Ok(Opened { folder, arch, base, adapter: Some(Adapter { lora, from: Some(adapter.path) }), chosen })
+        let lora = adapter.lora_for(&arch)?;
+        if adapter.path.join("tokenizer.json").is_file() {
+            folder = model::beside(&adapter.path, &folder, &vocabulary.changes, ui)?;
+        }
+        let adapter = Some(Adapter { lora, from: Some(adapter.path) });
+        Ok(Opened { folder: Arc::new(folder), arch, base, adapter, chosen })
     }
 
     /// The same with the adapter that a run trains: the one that is opened, or a new one where the configuration asks for
@@ -103,6 +107,16 @@ impl Opened {
     /// Patterns that match nothing, and a choice under an adapter.
     pub fn choosing(mut self, config: &Config) -> anyhow::Result<Opened> {
         let settings = config.settings();
+        if let Some(factor) = settings.router_aux_loss_coef {
+            if factor != 0.0 && self.arch.experts().is_none() {
+                return Err(Failure::config(
+                    format!("router_aux_loss_coef={factor}: a {} model has no experts", self.arch.model_type),
+                    "leave it out",
+                )
+                .into());
+            }
+            self.arch.balance = factor as f32;
+        }
         let keys = [("trainable", &settings.trainable), ("freeze", &settings.freeze)];
         let given = keys.into_iter().find(|(_, patterns)| !patterns.0.is_empty());
         match (&self.adapter, given) {
@@ -124,10 +138,10 @@ impl Opened {
         Adapter::trainable_or(self.adapter.as_ref(), &self.chosen)
     }
 
-    /// The memory of a model with this budget.
-    pub fn memory(&self, budget: suasion_engine::Budget, settings: &Settings) -> MemoryPlan {
-        let plan = planned(&self.arch, budget, &self.trainable(), settings);
-        plan.unwrap_or_else(|_| MemoryPlan::of(&self.arch, budget))
+    /// The memory of a model with this budget, on each of so many ranks.
+    pub fn memory(&self, budget: suasion_engine::Budget, settings: &Settings, ranks: usize) -> MemoryPlan {
+        let plan = planned(&self.arch, budget, &self.trainable(), settings, ranks);
+        plan.unwrap_or_else(|_| MemoryPlan::of(&self.arch, budget)).over_files(&self.base)
     }
 
     /// Its weights.

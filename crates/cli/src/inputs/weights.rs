@@ -34,13 +34,14 @@ pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
     plan.own() + copies + PROCESS
 }
 
-/// Refuses a model that does not fit into the memory of its device. Linux grants memory that it does not have, and kills
+/// Refuses a model that does not fit into the memory of its device, where so many processes have it. Linux grants memory that it does not have, and kills
 /// the process later without a message; a card would end the run in its first steps.
 pub fn check_memory(
     arch: &Architecture,
     plan: &MemoryPlan,
     budget: Budget,
     device: Chosen,
+    processes: usize,
     ui: &Ui,
 ) -> suasion_train::Result<()> {
     if let Some(card) = device.card(ui)? {
@@ -51,14 +52,15 @@ pub fn check_memory(
         }
         return Ok(());
     }
-    let bytes = needed(arch, plan);
+    let bytes = needed(arch, plan).saturating_mul(processes as u64);
     match machine::memory().0 {
         Some(total) if bytes > total => Err(suasion_engine::Error::Memory { bytes }.into()),
         _ => Ok(()),
     }
 }
 
-/// What a model takes under these settings, with what their optimizer keeps and the average of the weights.
+/// What a model takes under these settings, with a rank's share of what their optimizer keeps, and the average of the
+/// weights.
 ///
 /// # Errors
 /// A choice of parameters that the model cannot follow.
@@ -67,9 +69,10 @@ pub fn planned(
     budget: Budget,
     trainable: &Trainable,
     settings: &Settings,
+    ranks: usize,
 ) -> suasion_train::Result<MemoryPlan> {
     let plan = MemoryPlan::over(arch, budget, trainable, Base::Mapped)?;
-    let mut plan = plan.under(settings.optimizer(), arch, trainable)?;
+    let mut plan = plan.under(settings.optimizer(), ranks, arch, trainable)?;
     if settings.ema_decay.is_some() {
         plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
     }
@@ -92,6 +95,8 @@ pub struct Start<'a> {
     trainable: Trainable,
     /// How it is trained.
     settings: Settings,
+    /// The ranks that share the optimizer's state, and those of them on this machine.
+    ranks: [usize; 2],
     /// The adapter over it.
     adapter: Option<&'a Adapter>,
     /// Where it runs.
@@ -121,6 +126,7 @@ impl<'a> Start<'a> {
             seed: 0,
             trainable,
             settings,
+            ranks: [1, 1],
             adapter: None,
             device: Chosen::default(),
             fingerprint: None,
@@ -138,6 +144,11 @@ impl<'a> Start<'a> {
         Start { trainable, ..self }
     }
 
+    /// The same for a rank of a run.
+    pub fn for_ranks(self, ranks: usize, local: usize) -> Start<'a> {
+        Start { ranks: [ranks, local], ..self }
+    }
+
     /// The same under an adapter.
     pub fn with_adapter(self, adapter: Option<&'a Adapter>) -> Start<'a> {
         Start { adapter, ..self }
@@ -149,8 +160,9 @@ impl<'a> Start<'a> {
     /// Where the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
-        let plan = planned(self.arch, budget, &trainable, &self.settings)?;
-        check_memory(self.arch, &plan, budget, self.device, self.ui)?;
+        let [ranks, local] = self.ranks;
+        let plan = planned(self.arch, budget, &trainable, &self.settings, ranks)?;
+        check_memory(self.arch, &plan, budget, self.device, local, self.ui)?;
         let device = self.device.open(self.ui)?;
         let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, Base::Mapped)?;
         if budget.train {

@@ -75,13 +75,13 @@ impl Job {
         for rows in std::iter::once(&self.train_rows).chain(&self.eval_rows) {
             loading::print_findings(ui, rows, INDENT);
         }
-        let memory = self.memory();
+        let bytes_needed = needed(&self.arch, &self.memory()).saturating_mul(self.begin.team.local as u64);
         if let (None, (_, Some(available))) = (self.on, machine::memory())
-            && needed(&self.arch, &memory) > available
+            && bytes_needed > available
         {
             ui.warn(format_args!(
                 "{} are needed and {} are available: lower per_device_train_batch_size or max_length, or set gradient_checkpointing",
-                bytes(needed(&self.arch, &memory)),
+                bytes(bytes_needed),
                 bytes(available)
             ));
         }
@@ -106,6 +106,17 @@ impl Job {
                 thousands(self.arch.parameter_count())
             ),
         );
+        if let Some(added) = self.arch.added {
+            line(
+                "vocabulary",
+                format!(
+                    "{} rows of embedding and head for {} in the files; {} added around their mean",
+                    thousands(self.arch.vocab_size as u64),
+                    thousands(added.base as u64),
+                    thousands((self.arch.vocab_size - added.base) as u64),
+                ),
+            );
+        }
         if let Some(trained) = self.trained() {
             line("trained", format!("{} of these parameters; the others are frozen", thousands(trained)));
         }
@@ -186,10 +197,14 @@ impl Job {
             1 => String::new(),
             n => format!(" × {n} micro-batches"),
         };
+        let ranks = match plan.ranks {
+            1 => String::new(),
+            n => format!(" × {n} ranks"),
+        };
         line(
             "steps",
             format!(
-                "{} ({:.2} epochs of {}; {} {unit}{accumulation} a step); learning rate {:e}, {}, {} of warm-up",
+                "{} ({:.2} epochs of {}; {} {unit}{accumulation}{ranks} a step); learning rate {:e}, {}, {} of warm-up",
                 thousands(plan.total_steps),
                 plan.epochs,
                 thousands(plan.steps_per_epoch),
@@ -203,6 +218,7 @@ impl Job {
             line("device", format!("cuda:{}, {} (experimental)", card.number, card.name));
         }
         let memory = self.memory();
+        let each = if plan.ranks > 1 { " on each rank" } else { "" };
         let mapped = match (memory.mapped, self.on) {
             (0, _) => String::new(),
             (mapped, None) => format!(" and {} read in the base's files", bytes(mapped)),
@@ -215,7 +231,7 @@ impl Job {
         line(
             "memory",
             format!(
-                "{} planned: parameters {}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
+                "{} planned{each}: parameters {}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
                 bytes(total),
                 bytes(memory.parameters),
                 bytes(memory.gradients),

@@ -30,7 +30,8 @@ impl Needs {
         let parameters = if is_adapter { job.memory().gradients / 4 } else { job.arch.parameter_count() };
         let final_model = parameters * if is_adapter { 4 } else { weight_bytes(&job.folder.path) };
         // Weights in f32, and what the optimizer keeps.
-        let whole = 4 * parameters + job.memory().optimizer;
+        let optimizer = job.opened.memory(job.plan.budget, &job.settings, 1).optimizer;
+        let whole = 4 * parameters + optimizer;
         let checkpoint = if job.settings.save_only_model { final_model } else { whole };
         let (steps, settings) = (job.plan.total_steps, &job.settings);
         let written = match settings.save_strategy {
@@ -50,7 +51,9 @@ impl Needs {
         let (tokens, targets) = (job.plan.tokens_per_epoch as f64, job.plan.targets_per_epoch as f64);
         // The weights of an adapter's base have no gradient, which is a third of the work.
         let share = if is_adapter { 2.0 / 3.0 } else { 1.0 };
-        let work = share * passes * operations(&job.arch, tokens, targets);
+        // The speed is of this process, which is one of the ranks unless it starts them.
+        let ranks = if job.begin.team.local < job.plan.ranks as usize { job.plan.ranks as f64 } else { 1.0 };
+        let work = share * passes * operations(&job.arch, tokens, targets) / ranks;
         Needs {
             checkpoint,
             checkpoints,

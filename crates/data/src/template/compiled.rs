@@ -95,14 +95,18 @@ pub struct ChatTemplate {
     active: Arc<Active>,
 }
 
-impl ChatTemplate {
-    /// Loads the template of a model folder, and the one for rows with tools where there is one of its own. `None` if the
-    /// folder has none.
-    ///
-    /// As in transformers: `chat_template.jinja` and `additional_chat_templates/tool_use.jinja`, else `chat_template` in
-    /// `tokenizer_config.json`, which is a template or a list of named ones (`default`, `tool_use`). The processors of
-    /// multimodal models have theirs in `chat_template.json`, which comes last.
-    pub fn from_dir(dir: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Option<ChatTemplate>> {
+/// The templates of a folder as texts.
+pub(crate) struct Sources {
+    /// The file of the first.
+    pub(crate) path: PathBuf,
+    pub(crate) default: String,
+    /// The one for rows with tools, where it is another.
+    pub(crate) tool_use: Option<String>,
+}
+
+impl Sources {
+    /// Reads them as [`ChatTemplate::from_dir`] says.
+    pub(crate) fn of(dir: &Path) -> Result<Option<Sources>> {
         let read = |path: &Path| match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(text)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -112,7 +116,7 @@ impl ChatTemplate {
         let path = dir.join("chat_template.jinja");
         let (default, tool_use) = (read(&path)?, more("tool_use.jinja")?);
         if let Some(source) = default.map_or_else(|| more("default.jinja"), |source| Ok(Some(source)))? {
-            return Self::compile(&path, &source, tool_use.as_deref(), bos, eos).map(Some);
+            return Ok(Some(Sources { path, default: source, tool_use }));
         }
         for name in ["tokenizer_config.json", "chat_template.json"] {
             let path = dir.join(name);
@@ -122,7 +126,8 @@ impl ChatTemplate {
             match config.get("chat_template") {
                 None | Some(Value::Null) => {}
                 Some(Value::String(source)) => {
-                    return Self::compile(&path, source, tool_use.as_deref(), bos, eos).map(Some);
+                    let default = source.clone();
+                    return Ok(Some(Sources { path, default, tool_use }));
                 }
                 Some(Value::Array(list)) => {
                     let named = |name: &str| {
@@ -131,8 +136,8 @@ impl ChatTemplate {
                     };
                     let default = named("default")
                         .ok_or_else(|| broken("chat_template is a list without \"default\"".into()))?;
-                    let tool_use = tool_use.as_deref().or_else(|| named("tool_use"));
-                    return Self::compile(&path, default, tool_use, bos, eos).map(Some);
+                    let tool_use = tool_use.or_else(|| named("tool_use").map(str::to_string));
+                    return Ok(Some(Sources { default: default.to_string(), tool_use, path: path.clone() }));
                 }
                 Some(_) => return Err(broken("chat_template is neither a string nor a list".into())),
             }
@@ -144,6 +149,19 @@ impl ChatTemplate {
                 message: "no such file, and there is a template for rows with tools; add the one for all other rows".into(),
             }),
         }
+    }
+}
+
+impl ChatTemplate {
+    /// Loads the template of a model folder, and the one for rows with tools where there is one of its own. `None` if the
+    /// folder has none.
+    ///
+    /// As in transformers: `chat_template.jinja` and `additional_chat_templates/tool_use.jinja`, else `chat_template` in
+    /// `tokenizer_config.json`, which is a template or a list of named ones (`default`, `tool_use`). The processors of
+    /// multimodal models have theirs in `chat_template.json`, which comes last.
+    pub fn from_dir(dir: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Option<ChatTemplate>> {
+        let Some(Sources { path, default, tool_use }) = Sources::of(dir)? else { return Ok(None) };
+        Self::compile(&path, &default, tool_use.as_deref(), bos, eos).map(Some)
     }
 
     /// Compiles a template from its source.

@@ -1,5 +1,6 @@
 //! The special tokens of a tokenizer, which several files of a model folder declare.
 
+use super::files::{FolderFiles, not_json};
 use super::model::Inner;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -52,15 +53,15 @@ pub(super) struct DeclaredToken {
 impl Settings {
     /// Reads `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and `config.json`
     /// of a folder. Each may be missing.
-    pub fn from_dir(dir: &Path) -> Result<Settings> {
-        let path = dir.join("tokenizer_config.json");
-        let mut settings = match read_json(&path)? {
+    pub fn of(files: &FolderFiles) -> Result<Settings> {
+        let path = files.path("tokenizer_config.json");
+        let mut settings = match files.json("tokenizer_config.json")? {
             Some(config) => Settings::from_config(&config, &path)?,
             None => Settings { path, ..Settings::default() },
         };
         // As transformers 5 reads them: without an `added_tokens_decoder` the older files count, and the map wins.
         let old = !settings.has_decoder;
-        if let Some(map) = read_json(&dir.join("special_tokens_map.json"))? {
+        if let Some(map) = files.json("special_tokens_map.json")? {
             for (name, token) in special_tokens(&map) {
                 match settings.named.entry(name) {
                     Entry::Vacant(free) => {
@@ -77,8 +78,8 @@ impl Settings {
             }
         }
         settings.resolve();
-        let path = dir.join("added_tokens.json");
-        if let Some(Value::Object(tokens)) = read_json(&path)?.filter(|_| old) {
+        let path = files.path("added_tokens.json");
+        if let Some(Value::Object(tokens)) = files.json("added_tokens.json")?.filter(|_| old) {
             for (content, id) in tokens {
                 let number = token_ids(&id).first().copied().ok_or_else(|| Error::Tokenizer {
                     path: path.clone(),
@@ -95,7 +96,7 @@ impl Settings {
             settings.path = path;
         }
         for name in ["generation_config.json", "config.json"] {
-            if let Some(config) = read_json(&dir.join(name))? {
+            if let Some(config) = files.json(name)? {
                 // A multimodal configuration has that of its language model inside.
                 settings.eos_ids = [&config, &config["text_config"]]
                     .map(|config| token_ids(&config["eos_token_id"]))
@@ -186,22 +187,6 @@ fn token_ids(value: &Value) -> Vec<u32> {
     match value {
         Value::Array(values) => values.iter().filter_map(id).collect(),
         value => id(value).into_iter().collect(),
-    }
-}
-
-/// The JSON of a file; `None` if it does not exist.
-fn read_json(path: &Path) -> Result<Option<Value>> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| not_json(path, &error)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(path, error)),
-    }
-}
-
-fn not_json(path: &Path, error: &serde_json::Error) -> Error {
-    Error::Tokenizer {
-        path: path.to_path_buf(),
-        message: format!("not valid JSON ({error}); copy the file again from where the model came"),
     }
 }
 

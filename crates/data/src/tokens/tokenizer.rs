@@ -1,6 +1,7 @@
 //! Loading a tokenizer; its vocabulary and special tokens.
 
 use super::alphabet::{Alphabet, readable};
+use super::files::FolderFiles;
 use super::model;
 use super::raw::RawTokens;
 use super::settings::{Settings, declare_added_tokens, post_processor_ends};
@@ -56,20 +57,24 @@ impl Tokenizer {
     /// Truncation, padding and BPE dropout of `tokenizer.json` are switched off: the policy truncates and
     /// pads, and the ids of a row are never random.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
-        let path = dir.join("tokenizer.json");
-        let json = match std::fs::read(&path) {
-            Ok(json) => json,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::Tokenizer {
-                    path,
-                    message: "no such file; a model folder needs the fast tokenizer's file (for an old model, \
-                              save it with transformers: AutoTokenizer.from_pretrained(..).save_pretrained(..))"
-                        .to_string(),
-                });
-            }
-            Err(error) => return Err(Error::io(path, error)),
+        Tokenizer::of(&FolderFiles::of(dir))
+    }
+
+    /// As [`Tokenizer::from_dir`], of files that may be changed.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where there is none, or where it cannot be used.
+    pub(crate) fn of(files: &FolderFiles) -> Result<Tokenizer> {
+        let path = files.path("tokenizer.json");
+        let Some(json) = files.read("tokenizer.json")? else {
+            return Err(Error::Tokenizer {
+                path,
+                message: "no such file; a model folder needs the fast tokenizer's file (for an old model, \
+                          save it with transformers: AutoTokenizer.from_pretrained(..).save_pretrained(..))"
+                    .to_string(),
+            });
         };
-        Tokenizer::new(&json, Settings::from_dir(dir)?, path)
+        Tokenizer::new(&json, Settings::of(files)?, path)
     }
 
     /// Loads a tokenizer from the text of a `tokenizer.json` and, optionally, of a `tokenizer_config.json`.
@@ -173,6 +178,13 @@ impl Tokenizer {
     /// The texts of the special tokens that the files of the folder name, by these names (`pad_token`, `image_token`).
     pub fn named_tokens(&self) -> &BTreeMap<String, String> {
         &self.named
+    }
+
+    /// The added tokens in the order of their ids: text, and whether it is a special token.
+    pub fn added_tokens(&self) -> Vec<(&str, bool)> {
+        let mut all: Vec<_> = self.stages.added.iter().collect();
+        all.sort_by_key(|(id, _)| **id);
+        all.into_iter().map(|(_, token)| (token.content.as_str(), token.special)).collect()
     }
 
     /// The id of a token of the vocabulary, by its exact text.

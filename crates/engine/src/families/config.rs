@@ -1,6 +1,7 @@
 //! Typed access to the keys of a `config.json`, and the settings that families share.
 
 use crate::arch::{MAX_LAYERS, MAX_SIZE};
+use crate::kernels::Activation;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::cell::RefCell;
@@ -23,6 +24,11 @@ pub(super) struct Config<'a> {
 impl<'a> Config<'a> {
     pub(super) fn new(json: &'a Value, path: &'a Path) -> Config<'a> {
         Config { json, path, within: String::new(), read: Rc::default() }
+    }
+
+    /// The same file, of which nothing has been read.
+    pub(super) fn afresh(&self) -> Config<'a> {
+        Config::new(self.json, self.path)
     }
 
     /// An object without keys.
@@ -56,8 +62,15 @@ impl<'a> Config<'a> {
         ))
     }
 
-    /// Sentences about keys that no setting of the family has, and that are known to matter elsewhere only.
+    /// Sentences about keys that no setting of the family has.
     pub(super) fn not_read(&self) -> Vec<String> {
+        let sentence =
+            |name| format!("config.json: \"{name}\" is not a setting of this family and is not used");
+        self.unread().into_iter().map(sentence).collect()
+    }
+
+    /// Keys that have not been read, without those that are known to matter elsewhere only.
+    pub(super) fn unread(&self) -> Vec<String> {
         let read = self.read.borrow();
         let mut unread = Vec::new();
         let mut objects = vec![(String::new(), self.json)];
@@ -67,9 +80,7 @@ impl<'a> Config<'a> {
                 if read.contains(&name) {
                     objects.push((format!("{name}."), value));
                 } else if !value.is_null() && !INERT.contains(&key.as_str()) {
-                    unread.push(format!(
-                        "config.json: \"{name}\" is not a setting of this family and is not used"
-                    ));
+                    unread.push(name);
                 }
             }
         }
@@ -190,6 +201,15 @@ impl<'a> Config<'a> {
                 format!("supported: {}", same.join(", ")),
             )),
         }
+    }
+
+    /// An activation of the GELU kind: exact, or with tanh.
+    pub(super) fn gelu(&self, key: &str, default: &'a str) -> Result<Activation> {
+        let (exact, tanh) =
+            (["gelu", "gelu_python"], ["gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"]);
+        self.activation(key, Some(default), &[&exact[..], &tanh].concat())?;
+        let name = self.get(key).and_then(Value::as_str).unwrap_or(default);
+        Ok(if exact.contains(&name) { Activation::Gelu } else { Activation::GeluTanh })
     }
 
     /// Refuses a flag that is on.

@@ -99,7 +99,11 @@ fn gemma(
         block.norms = Norms { attention: norm, after_attention: norm, mlp: norm, after_mlp: norm };
         let heads = &mut block.attention.heads;
         heads.scale = (1.0 / f64::from(c.factor("query_pre_attn_scalar", 256.0)?).sqrt()) as f32;
-        heads.softcap = c.limit("attn_logit_softcapping", score_cap)?;
+        // transformers' Gemma 3 has the key and caps no scores.
+        heads.softcap = match score_cap {
+            Some(cap) => c.limit("attn_logit_softcapping", Some(cap))?,
+            None => None,
+        };
     }
     Ok(arch)
 }

@@ -3,7 +3,7 @@
 use super::config::Config;
 use crate::Result;
 use crate::arch::{Architecture, Attention, Block, Embedding, Head, Init, Mlp, Names, Norms};
-use crate::kernels::{Activation, Heads, Norm};
+use crate::kernels::{Heads, Norm};
 
 const NAMES: Names = Names {
     embedding: "transformer.wte",
@@ -27,10 +27,9 @@ const NAMES: Names = Names {
 };
 
 pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
-    c.activation("activation_function", Some("gelu_new"), &["gelu_new", "gelu_pytorch_tanh"])?;
-    for key in ["scale_attn_by_inverse_layer_idx", "add_cross_attention"] {
-        c.refuse_flag(key, "the GPT-2 models have it off")?;
-    }
+    let activation = c.gelu("activation_function", "gelu_new")?;
+    c.refuse_flag("add_cross_attention", "there is no encoder here")?;
+    let by_layer = c.flag_or("scale_attn_by_inverse_layer_idx", false)?;
     let (hidden, heads) = (c.size("n_embd")?, c.size("n_head")?);
     let head_dim = hidden / heads;
     if head_dim * heads != hidden {
@@ -57,7 +56,7 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
         },
         mlp: Mlp {
             intermediate: c.size_or("n_inner", Some(4 * hidden))?,
-            activation: Activation::GeluTanh,
+            activation,
             bias: true,
             experts: None,
         },
@@ -65,6 +64,10 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
         residual_dropout: c.dropout("resid_pdrop", 0.1)?,
         parallel: false,
     };
+    let mut blocks = vec![block; layers];
+    for (n, block) in blocks.iter_mut().enumerate().filter(|_| by_layer) {
+        block.attention.heads.scale /= (n + 1) as f32;
+    }
     Ok(Architecture {
         model_type: c.text("model_type")?.to_string(),
         vocab_size: c.size("vocab_size")?,
@@ -76,10 +79,12 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
             noise_scale: 1.0,
             dropout: c.dropout("embd_pdrop", 0.1)?,
         },
-        blocks: vec![block; layers],
+        blocks,
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", true)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std / (2.0 * layers as f64).sqrt(), padding_row: None },
+        balance: 0.0,
+        added: None,
         not_applied: Vec::new(),
     })
 }

@@ -4,7 +4,7 @@ use super::config::Config;
 use super::rope::Rotary;
 use crate::Result;
 use crate::arch::{Architecture, Attention, Block, Embedding, Head, Init, Mlp, Names, Norms};
-use crate::kernels::{Activation, Heads, Norm};
+use crate::kernels::{Heads, Norm};
 
 const NAMES: Names = Names {
     embedding: "gpt_neox.embed_in",
@@ -28,11 +28,7 @@ const NAMES: Names = Names {
 };
 
 pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
-    let activation = match c.get("hidden_act").and_then(|name| name.as_str()) {
-        Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh") => Activation::GeluTanh,
-        _ => Activation::Gelu,
-    };
-    c.activation("hidden_act", Some("gelu"), &["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"])?;
+    let activation = c.gelu("hidden_act", "gelu")?;
     let (hidden, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     let head_dim = hidden / heads;
     if head_dim * heads != hidden {
@@ -74,6 +70,8 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", false)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std, padding_row: None },
+        balance: 0.0,
+        added: None,
         not_applied: c.overridden()?.into_iter().collect(),
     })
 }

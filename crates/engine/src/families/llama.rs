@@ -165,6 +165,8 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
         head: Head { norm, tied: c.flag_or("tie_word_embeddings", v.tied)?, scale: 1.0, softcap: None },
         names: NAMES,
         init: Init { std, residual_std: std, padding_row: c.padding_row()? },
+        balance: 0.0,
+        added: None,
         not_applied: c.overridden()?.into_iter().collect(),
     })
 }

@@ -31,13 +31,11 @@ const NAMES: Names = Names { router: "mlp.gate", expert: "mlp.experts.{}", ..lla
 
 /// Qwen3-MoE: experts on every `decoder_sparse_step`th layer that `mlp_only_layers` does not list.
 pub(super) fn qwen3_moe(c: &Config) -> Result<Architecture> {
-    c.refuse_flag(
-        "output_router_logits",
-        "the load-balancing loss that it adds is not computed; set it to false to train without that loss",
-    )?;
-    // Its factor.
-    c.number_or("router_aux_loss_coef", 0.0, -1e9..=1e9)?;
     let mut arch = decoder(c, variant(c, 4)?)?;
+    let balance = c.number_or("router_aux_loss_coef", 0.001, 0.0..=1e6)?;
+    if c.flag_or("output_router_logits", false)? {
+        arch.balance = balance as f32;
+    }
     arch.names = NAMES;
     let window = c.optional_size("sliding_window", Some(4096))?;
     let used = c.flag_or("use_sliding_window", false)?;

@@ -66,6 +66,14 @@ pub(super) fn element_wise(x: View) -> Result<()> {
     contiguous("fill or scale", &[x])
 }
 
+/// The shares of the ranks are the elements of `x`, one after the other.
+pub(super) fn shares(x: View, cuts: &[usize], ranks: usize) -> Result<()> {
+    let fits = cuts.len() == ranks + 1 && cuts.is_sorted();
+    let whole = cuts.first() == Some(&0) && cuts.last() == Some(&x.len());
+    rule!("shares of ranks", fits && whole, "cuts {cuts:?} of {} elements for {ranks} ranks", x.len());
+    element_wise(x)
+}
+
 /// `short[i]` belongs to `long[rows[i]]`.
 pub(super) fn gather(short: View, long: View, rows: Indices) -> Result<()> {
     let operation = "gather";

@@ -132,5 +132,7 @@ impl Backend for Device {
         adafactor(step: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()>;
         sgd(step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
         all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
+        reduce_scatter(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;
+        all_gather(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;
     }
 }

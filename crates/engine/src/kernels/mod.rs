@@ -282,4 +282,20 @@ pub trait Backend {
     fn sgd(&mut self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
     /// Replaces `x` by its sum over all ranks.
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()>;
+    /// Replaces this rank's share of `x` by its sum over all ranks; see [`Collective::reduce_scatter`].
+    fn reduce_scatter(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        let mut values = vec![0.0; x.len()];
+        self.read(x, &mut values)?;
+        collective.reduce_scatter(&mut values, cuts)?;
+        self.write(x, &values)
+    }
+    /// Replaces every share of `x` by what its rank has; see [`Collective::all_gather`].
+    fn all_gather(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        let mut values = vec![0.0; x.len()];
+        self.read(x, &mut values)?;
+        collective.all_gather(&mut values, cuts)?;
+        self.write(x, &values)
+    }
 }

@@ -220,6 +220,11 @@ impl TargetLoss {
         TargetLoss { nll: row[0], top1: row[1] != 0.0, entropy: row[2], uniform: row[3] }
     }
 
+    /// The reverse of [`TargetLoss::from_columns`].
+    pub fn columns(self) -> [f32; Self::COLUMNS] {
+        [self.nll, f32::from(u8::from(self.top1)), self.entropy, self.uniform]
+    }
+
     /// The loss when each target is mixed with a share `smoothing` of the uniform distribution: `(1 − smoothing) · nll +
     /// smoothing · uniform` (Szegedy et al. 2016; transformers' `LabelSmoother`).
     pub fn smoothed(self, smoothing: f64) -> f64 {

@@ -457,7 +457,8 @@ impl<B: Backend> Model<B> {
         let p = &self.map.parameters[parameter];
         if let Some((_, tensor)) = &self.files[parameter] {
             let values = tensor.values();
-            return Ok(weights::from_file(p, &values).into_owned());
+            let values = weights::from_file(p, &values);
+            return Ok(weights::with_added_rows(&self.arch, p, values).into_owned());
         }
         if p.mapped {
             return Err(Error::Parameter { message: format!("\"{}\" is not loaded", p.name) });

@@ -2,11 +2,13 @@
 
 use super::Budget;
 use super::optimizer::Optimizer;
-use crate::Result;
 use crate::arch::{Architecture, Block};
+use crate::dtype::WeightType;
 use crate::kernels::cuda::{self, OVERHEAD};
 use crate::kernels::{Backend, Buffer, LOGITS, Norm, View};
 use crate::params::{Base, LowSizes, ParameterMap, Trainable};
+use crate::{Result, weights};
+use std::path::Path;
 
 /// What a layer saves for its backward pass. Widths: `H` hidden, `Q` query, `K` key, `U` up.
 #[derive(Clone, Copy, Debug)]
@@ -82,11 +84,27 @@ pub(super) struct Arena {
     wide: [View; 2],
     /// Scratch of adapters with dropout: their inputs, or the gradient of these.
     dropped: View,
+    /// Scratch of the load-balancing loss, where there is one.
+    pub(super) balance: Option<BalanceScratch>,
     /// Scratch of the backward pass.
     back: Option<BackScratch>,
     /// Elements that are saved between forward and backward, and all elements.
     activations: usize,
     used: usize,
+}
+
+/// Scratch of the load-balancing loss.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BalanceScratch {
+    /// How many sequences each row stands for, `[tokens, 1]`.
+    pub(super) rows: View,
+    /// The same by slot, and ones, `[tokens · per_row, 1]`.
+    pub(super) slots: [View; 2],
+    /// Gradients of a row's probabilities, `[1, experts]`.
+    pub(super) factors: View,
+    /// Gradients of logits, `[tokens, experts]`, and a sum for each row.
+    pub(super) terms: [View; 2],
+    pub(super) sums: View,
 }
 
 /// Scratch of the backward pass, as wide as the widest layer needs it.
@@ -201,7 +219,8 @@ impl Arena {
         for (n, block) in a.blocks.iter().enumerate() {
             if each {
                 // The last layer has queries for the targets' rows only.
-                let rows = if n + 1 < a.blocks.len() { b.tokens } else { b.targets };
+                let all = n + 1 < a.blocks.len() || a.balances_last();
+                let rows = if all { b.tokens } else { b.targets };
                 saved.push(cutter.saved(block, hidden, rows, b.tokens));
             } else {
                 cutter.used = 0;
@@ -211,6 +230,7 @@ impl Arena {
         }
         cutter.used = cutter.used.max(furthest);
         let inputs = if b.train { a.blocks.len() } else { a.blocks.len().min(2) };
+        let inputs = inputs + usize::from(b.train && a.balances_last());
         let inputs: Vec<View> = (0..inputs).map(|_| cutter.cut(b.tokens, hidden)).collect();
         let lens = saved.iter().map(Saved::len);
         let saved_len = if each { lens.fold(0, usize::saturating_add) } else { lens.max().unwrap_or(0) };
@@ -240,6 +260,13 @@ impl Arena {
             low: [(); 2].map(|()| cutter.cut(rows, low.rank)),
             wide: [(); 2].map(|()| cutter.cut(1, wide)),
             dropped: cutter.cut(rows, low.dropout),
+            balance: a.experts().filter(|_| b.train && a.balance != 0.0).map(|count| BalanceScratch {
+                rows: cutter.cut(b.tokens, 1),
+                slots: [(); 2].map(|()| cutter.cut(b.tokens.saturating_mul(per_row), 1)),
+                factors: cutter.cut(1, count),
+                terms: [(); 2].map(|()| cutter.cut(b.tokens, count)),
+                sums: cutter.cut(b.tokens, 1),
+            }),
             back: b.train.then(|| BackScratch {
                 d_last: cutter.cut(b.targets, hidden),
                 dx: cutter.cut(b.tokens, hidden),
@@ -362,7 +389,8 @@ impl Saved {
 pub struct MemoryPlan {
     /// The weights, of those that are in memory of their own.
     pub parameters: u64,
-    /// Weights that stay in their files and are read there, two bytes each; the system can give their memory back.
+    /// Weights that stay in their files and are read there, two bytes each where the files are not known
+    /// ([`MemoryPlan::over_files`]); the system can give their memory back.
     pub mapped: u64,
     /// Their gradients, of the trained ones.
     pub gradients: u64,
@@ -397,17 +425,23 @@ impl MemoryPlan {
         Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?, LOGITS))
     }
 
-    /// The plan with another optimizer.
+    /// The plan with another optimizer, whose state this many ranks divide among them: what a rank has at most.
     ///
     /// # Errors
     /// As [`MemoryPlan::with`].
-    pub fn under(self, optimizer: Optimizer, a: &Architecture, trainable: &Trainable) -> Result<MemoryPlan> {
-        Ok(self.optimized(optimizer, &ParameterMap::with(a, trainable)?))
+    pub fn under(
+        self,
+        optimizer: Optimizer,
+        ranks: usize,
+        a: &Architecture,
+        trainable: &Trainable,
+    ) -> Result<MemoryPlan> {
+        Ok(self.optimized(optimizer, ranks, &ParameterMap::with(a, trainable)?))
     }
 
-    pub(super) fn optimized(self, optimizer: Optimizer, map: &ParameterMap) -> MemoryPlan {
+    pub(super) fn optimized(self, optimizer: Optimizer, ranks: usize, map: &ParameterMap) -> MemoryPlan {
         // Without gradients there is nothing to optimise.
-        let optimizer = if self.gradients > 0 { optimizer.bytes(map) } else { 0 };
+        let optimizer = if self.gradients > 0 { optimizer.bytes(map, ranks) } else { 0 };
         MemoryPlan { optimizer, ..self }
     }
 
@@ -424,6 +458,13 @@ impl MemoryPlan {
             activations: bytes(arena.activations),
             scratch: bytes(arena.used.saturating_sub(arena.activations)),
         }
+    }
+
+    /// The plan with the base's files in this folder, where they can be read: their weights have two bytes each, or four.
+    #[must_use]
+    pub fn over_files(self, dir: &Path) -> MemoryPlan {
+        let bytes = weights::widest_type(dir).map_or(2, WeightType::bytes) as u64;
+        MemoryPlan { mapped: (self.mapped / 2).saturating_mul(bytes), ..self }
     }
 
     /// All of it, in bytes.

@@ -1,10 +1,10 @@
 //! An exponential moving average of the trained parameters (Polyak & Juditsky 1992).
 
 use super::{Model, part};
+use crate::Result;
 use crate::dtype::WeightType;
 use crate::kernels::{Backend, Buffer};
 use crate::weights::{self, Lazy};
-use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -87,17 +87,8 @@ impl<B: Backend> Model<B> {
             fitting += 1;
             backend.write(part(average, &range), &weights::from_file(p, &values))
         })?;
-        let wanted = map.trained().count();
-        if fitting == wanted && others == 0 {
-            return Ok(());
-        }
-        Err(Error::Weights {
-            path: path.to_path_buf(),
-            message: format!(
-                "{fitting} of {wanted} averages fit this model and the parameters that it trains"
-            ),
-            help: "resume with the model and the trained parameters that the checkpoint was made with".into(),
-        })
+        let what = "averages fit this model and the parameters that it trains";
+        weights::check_fit(path, what, fitting, map.trained().count(), others)
     }
 
     /// The average's memory, allocated where there is none.

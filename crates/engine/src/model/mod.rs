@@ -1,18 +1,20 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
 //! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
-//! parameters and gradients; `optimizer` steps; `average` and `noise` are training's; `decode` generates with a KV
-//! cache.
+//! parameters and gradients; `optimizer` steps, and `optimizer_files` has its state in files; `average` and `noise` are
+//! training's; `decode` generates with a KV cache.
 
 mod adapter;
 mod arena;
 mod average;
+mod balance;
 mod block;
 mod decode;
 mod experts;
 mod head;
 mod noise;
 mod optimizer;
+mod optimizer_files;
 mod state;
 
 pub use arena::MemoryPlan;
@@ -76,6 +78,8 @@ pub struct Model<B: Backend = Device> {
     /// What training passes add, and what the current pass does.
     regularisation: Regularisation,
     pass: Option<Regularisation>,
+    /// The load-balancing loss of the current pass.
+    balance: Option<balance::Balance>,
     /// An average of the trained parameters.
     average: Option<Buffer>,
 }
@@ -115,6 +119,8 @@ pub struct Losses {
     table: Option<Buffer>,
     /// The target of each row.
     order: Vec<usize>,
+    /// The load-balancing loss.
+    balance: Option<balance::Balance>,
 }
 
 impl<B: Backend> Model<B> {
@@ -200,6 +206,7 @@ impl<B: Backend> Model<B> {
             routes,
             regularisation: Regularisation::default(),
             pass: None,
+            balance: None,
             average: None,
         })
     }
@@ -272,7 +279,7 @@ impl<B: Backend> Model<B> {
     /// again (norms, activations, the inverse of rotations) is not saved.
     fn run(&mut self, batch: &Batch, scale: Option<f32>) -> Result<Losses> {
         if batch.targets.is_empty() {
-            return Ok(Losses { table: None, order: Vec::new() });
+            return Ok(Losses { table: None, order: Vec::new(), balance: None });
         }
         // Targets in the order of their rows, which is the order in which attention takes its queries.
         let mut order: Vec<usize> = (0..batch.targets.len()).collect();
@@ -310,14 +317,28 @@ impl<B: Backend> Model<B> {
         self.refresh_dora()?;
         let noise = self.noise_sizes(batch)?;
         self.embed(ids.view(), positions.view(), noise.as_ref().map(Buffer::view))?;
+        self.balance_begin(batch)?;
         let layers = self.arch.blocks.len();
-        let rows_of = |n: usize| if n + 1 < layers { &full } else { &last };
+        // The load-balancing loss is over all rows.
+        let whole = self.balance.is_some() && self.arch.balances_last();
+        let rows_of = |n: usize| if n + 1 < layers || whole { &full } else { &last };
         for n in 0..layers {
             self.block_forward(n, rows_of(n), self.own_keys(n, rows_of(n)), self.output(n, rows_of(n)))?;
+            self.balance_add(n, batch.tokens())?;
+        }
+        if whole {
+            let out = self.output(layers - 1, &full);
+            self.backend.gather(self.arena.last.top(rows.len()), out, query_rows.view())?;
         }
 
         let table = self.head(batch, &order, scale)?;
         if scale.is_some() {
+            self.balance_factors()?;
+            if let (true, Some((d_last, dx, _))) = (whole, self.arena.stream()) {
+                let dx = dx.top(batch.tokens());
+                self.backend.fill(dx, 0.0)?;
+                self.backend.scatter_add(dx, d_last.top(rows.len()), query_rows.view())?;
+            }
             let lowest = self.map.lowest_trained();
             for n in (lowest..layers).rev() {
                 let rows = rows_of(n);
@@ -329,7 +350,7 @@ impl<B: Backend> Model<B> {
             }
             self.embed_backward(ids.view(), positions.view())?;
         }
-        Ok(Losses { table: Some(table), order })
+        Ok(Losses { table: Some(table), order, balance: self.balance.take() })
     }
 
     /// Refuses a batch that does not fit, and makes the rotation tables fit one that does.

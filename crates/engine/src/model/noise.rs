@@ -5,8 +5,9 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::kernels::{Backend, Buffer, Draw, Dropout, View};
 
-/// What training adds to a model's passes and to its loss. The default adds nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What training adds to a model's passes and to its loss. The default adds the load-balancing loss of experts, where the
+/// architecture has a factor for it, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Regularisation {
     /// What random numbers are drawn from: a number that no other micro-batch of the run has. `None` draws none, so
     /// nothing is dropped and no noise is added.
@@ -19,6 +20,14 @@ pub struct Regularisation {
     pub noise_alpha: f32,
     /// Share of the uniform distribution in each target ([`TargetLoss::smoothed`](crate::TargetLoss::smoothed)).
     pub label_smoothing: f32,
+    /// Share of this pass in the step's load-balancing loss ([`Architecture::balance`](crate::Architecture)).
+    pub balance: f32,
+}
+
+impl Default for Regularisation {
+    fn default() -> Regularisation {
+        Regularisation { seed: None, dropout: false, noise_alpha: 0.0, label_smoothing: 0.0, balance: 1.0 }
+    }
 }
 
 /// An operation that draws random numbers, in a pass. Two with the same number would draw the same.

@@ -1,6 +1,6 @@
 //! Parameters and gradients, in and out.
 
-use super::optimizer::{Optimizer, State};
+use super::optimizer::{Optimizer, Share, State};
 use super::{Model, part};
 use crate::collective::Collective;
 use crate::dtype::WeightType;
@@ -27,7 +27,7 @@ pub(super) struct Trained {
 impl Trained {
     pub(super) fn allocate(map: &ParameterMap, backend: &mut impl Backend) -> Result<Trained> {
         let gradients = backend.allocate(map.trained_len())?;
-        let optimizer = State::allocate(Optimizer::default(), map, backend)?;
+        let optimizer = State::allocate(Optimizer::default(), Share { rank: 0, ranks: 1 }, map, backend)?;
         Ok(Trained { gradients, optimizer, written: vec![false; map.slots()] })
     }
 }
@@ -62,6 +62,8 @@ impl<B: Backend> Model<B> {
         };
         let (unknown, stored) = weights::load(dir, &self.arch, own, put)?;
         self.weight_type = stored;
+        let mapped = self.files.iter().flatten().map(|(_, tensor)| tensor.bytes().len() as u64);
+        self.plan.mapped = mapped.sum();
         self.weights_changed();
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {
@@ -141,6 +143,49 @@ impl<B: Backend> Model<B> {
         self.backend.all_reduce(gradients, collective)?;
         // Ranks without a target take part, and have a gradient now.
         self.trained_mut()?.written.fill(true);
+        Ok(())
+    }
+
+    /// Replaces the gradients of this rank's share by their sums over all ranks, and returns the L2 norm over all
+    /// shares. Where there is one rank, that of the gradients as they are.
+    ///
+    /// # Errors
+    /// As [`Model::all_reduce`]; [`Error::Operands`] where the model does not share its optimizer with these ranks
+    /// ([`Model::share_optimizer`]).
+    pub fn reduce_gradients(&mut self, collective: &dyn Collective) -> Result<f64> {
+        if collective.ranks() == 1 {
+            return self.gradient_norm();
+        }
+        let gradients = self.settled()?;
+        let state = &self.trained()?.optimizer;
+        let (cuts, own) = (state.cuts.clone(), state.own());
+        self.backend.reduce_scatter(gradients, &cuts, collective)?;
+        let mut squares = [self.backend.sum_squares(part(gradients, &own))?];
+        collective.sum(&mut squares)?;
+        Ok(squares[0].sqrt())
+    }
+
+    /// Gives every rank the parameters that the others have updated. The gradients are forgotten: theirs is the memory
+    /// that parameters pass through.
+    ///
+    /// # Errors
+    /// As [`Model::reduce_gradients`].
+    pub fn exchange_parameters(&mut self, collective: &dyn Collective) -> Result<()> {
+        if collective.ranks() == 1 {
+            return Ok(());
+        }
+        let map = std::sync::Arc::clone(&self.map);
+        let gradients = self.settled()?;
+        let cuts = self.trained()?.optimizer.cuts.clone();
+        for (p, range) in map.trained() {
+            self.backend.copy(part(gradients, &range), part(self.parameters.view(), &p.range))?;
+        }
+        self.backend.all_gather(gradients, &cuts, collective)?;
+        for (p, range) in map.trained() {
+            self.backend.copy(part(self.parameters.view(), &p.range), part(gradients, &range))?;
+        }
+        self.zero_gradients();
+        self.weights_changed();
         Ok(())
     }
 

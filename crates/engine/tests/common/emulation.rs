@@ -27,17 +27,25 @@ pub fn declared() -> Vec<(String, bool)> {
     names
 }
 
-/// The library: that of `SUASION_EMULATION`, else one that is compiled once for each state of the source. Where there
-/// is no g++, the running test is recorded as skipped.
-pub fn library() -> Option<PathBuf> {
-    match std::env::var_os("SUASION_EMULATION") {
-        Some(path) => Some(path.into()),
-        None => build(&[]),
-    }
+/// The flag with which a launch fails where two threads race.
+pub const RACES: &str = "-fsanitize=thread";
+
+/// Flags of `.ci/sanitize`, in place of [`RACES`].
+pub fn sanitizer() -> Option<String> {
+    std::env::var("SUASION_EMULATION_FLAGS").ok()
 }
 
-/// The library, compiled with further flags.
-pub fn build(flags: &[&str]) -> Option<PathBuf> {
+/// The library of all kernels, which looks for races; compiled once for each state of the source. Where there is no
+/// g++, the running test is recorded as skipped.
+pub fn library() -> Option<PathBuf> {
+    build(|_| true, &[RACES])
+}
+
+/// The library of some of the source files, compiled with further flags.
+pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
+    let sanitizer = sanitizer();
+    let own = flags.iter().copied().filter(|flag| sanitizer.is_none() || *flag != RACES);
+    let flags: Vec<&str> = own.chain(sanitizer.iter().flat_map(|flags| flags.split_whitespace())).collect();
     if !Command::new("g++").arg("--version").output().is_ok_and(|output| output.status.success()) {
         suasion_test_support::skipped("no g++ for the emulation of cards");
         return None;
@@ -53,14 +61,23 @@ pub fn build(flags: &[&str]) -> Option<PathBuf> {
         all
     };
     let mut all = files(&kernels());
-    let units = all.iter().filter(|path| path.extension().is_some_and(|e| e == "cu"));
-    let sources: String = units.map(|path| format!("#include \"{}\"\n", path.display())).collect();
-    let entry = |(name, waits): (String, bool)| format!("ENTRY({name}, {waits})\n");
-    let registry: String = declared().into_iter().map(entry).collect();
+    let is_unit = |path: &Path| path.extension().is_some_and(|e| e == "cu");
+    all.retain(|path| !is_unit(path) || wanted(path.file_stem().unwrap().to_str().unwrap()));
     all.extend(files(&emulation));
+    let texts: Vec<String> = all.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let units: Vec<&PathBuf> = all.iter().filter(|path| is_unit(path)).collect();
+    let sources: String = units.iter().map(|path| format!("#include \"{}\"\n", path.display())).collect();
+    let code: String =
+        all.iter().zip(&texts).filter(|(path, _)| is_unit(path)).map(|(_, t)| t.as_str()).collect();
+    // Attention's kernels are defined by a macro.
+    let defined = |name: &str| match name.starts_with("attention_") {
+        true => wanted("attention"),
+        false => code.contains(&format!(" {name}(")),
+    };
+    let entry = |(name, waits): (String, bool)| format!("ENTRY({name}, {waits})\n");
+    let registry: String = declared().into_iter().filter(|(name, _)| defined(name)).map(entry).collect();
     let mut hasher = DefaultHasher::new();
-    flags.hash(&mut hasher);
-    all.iter().for_each(|path| std::fs::read(path).unwrap().hash(&mut hasher));
+    (&flags, &texts, &sources).hash(&mut hasher);
 
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulation-{:016x}", hasher.finish()));
     let library = folder.join("libemulation.so");
@@ -73,23 +90,32 @@ pub fn build(flags: &[&str]) -> Option<PathBuf> {
     }
     std::fs::write(folder.join("sources.inc"), sources).unwrap();
     std::fs::write(folder.join("registry.inc"), registry).unwrap();
-    let unfinished = folder.join("unfinished.so");
-    let output = Command::new("g++")
-        .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing"])
-        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter"])
-        .args(flags)
-        .arg("-I")
-        .arg(&folder)
-        .arg("-I")
-        .arg(kernels())
-        .arg("-I")
-        .arg(&emulation)
-        .arg(emulation.join("emulation.cpp"))
-        .arg("-o")
-        .arg(&unfinished)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Accesses to memory are checked in kernels only, and by the emulation itself: no library of the sanitizer is linked.
+    let checks = flags.contains(&RACES);
+    let others: Vec<&str> = flags.iter().copied().filter(|flag| *flag != RACES).collect();
+    let compile = |flags: &[&str], arguments: &[&Path]| {
+        let output = Command::new("g++")
+            .args(["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"])
+            .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter"])
+            .args(flags)
+            .args(checks.then_some("-DCHECKS_RACES=1"))
+            .arg("-I")
+            .arg(&folder)
+            .arg("-I")
+            .arg(kernels())
+            .arg("-I")
+            .arg(&emulation)
+            .args(arguments)
+            // A sanitizer that is loaded into this program is no business of the compiler's.
+            .env_remove("LD_PRELOAD")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (object, unfinished) = (folder.join("kernels.o"), folder.join("unfinished.so"));
+    compile(&flags, &["-c".as_ref(), &emulation.join("kernels.cpp"), "-o".as_ref(), &object]);
+    let scheduler = emulation.join("emulation.cpp");
+    compile(&others, &["-shared".as_ref(), &scheduler, &object, "-o".as_ref(), &unfinished]);
     std::fs::rename(&unfinished, &library).unwrap();
     Some(library)
 }

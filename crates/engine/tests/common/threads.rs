@@ -1,43 +1,59 @@
 //! Ranks for tests, those of suasion-train too.
 
-use std::sync::{Barrier, Mutex};
-use suasion_engine::{Collective, Result};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use suasion_engine::{Collective, Error, Result};
 
-/// Ranks that are threads of one process.
-pub struct Threads<'a> {
-    pub rank: usize,
-    pub barrier: &'a Barrier,
-    /// What each rank gave to the exchange at hand.
-    pub values: &'a Mutex<Vec<Vec<f64>>>,
+/// A rank that is a thread of this process.
+pub struct Threads {
+    rank: usize,
+    /// By rank, its own too.
+    to: Vec<Sender<Vec<u8>>>,
+    from: Vec<Receiver<Vec<u8>>>,
 }
 
-impl Threads<'_> {
-    /// The sums over all ranks, in their order.
-    fn exchange(&self, own: Vec<f64>) -> Vec<f64> {
-        self.values.lock().unwrap()[self.rank] = own;
-        self.barrier.wait();
-        let all = self.values.lock().unwrap().clone();
-        self.barrier.wait();
-        (0..all[0].len()).map(|i| all.iter().map(|values| values[i]).sum()).collect()
+impl Threads {
+    /// So many ranks.
+    fn all(ranks: usize) -> Vec<Threads> {
+        let mut channels: Vec<Vec<_>> =
+            (0..ranks).map(|_| (0..ranks).map(|_| Some(channel())).collect()).collect();
+        let mut all: Vec<Threads> =
+            (0..ranks).map(|rank| Threads { rank, to: Vec::new(), from: Vec::new() }).collect();
+        for (from, row) in channels.iter_mut().enumerate() {
+            for (to, channel) in row.iter_mut().enumerate() {
+                let (sender, receiver) = channel.take().unwrap();
+                all[from].to.push(sender);
+                all[to].from.push(receiver);
+            }
+        }
+        all
+    }
+
+    /// Runs each rank on a thread; the results in their order.
+    pub fn run<T: Send>(ranks: usize, run: impl Fn(usize, &dyn Collective) -> T + Sync) -> Vec<T> {
+        std::thread::scope(|scope| {
+            let run = &run;
+            let spawn = |rank: Threads| scope.spawn(move || run(rank.rank, &rank));
+            let handles: Vec<_> = Threads::all(ranks).into_iter().map(spawn).collect();
+            handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+        })
     }
 }
 
-impl Collective for Threads<'_> {
+impl Collective for Threads {
     fn ranks(&self) -> usize {
-        self.values.lock().unwrap().len()
+        self.to.len()
     }
 
     fn rank(&self) -> usize {
         self.rank
     }
 
-    fn sum(&self, value: f64) -> Result<f64> {
-        Ok(self.exchange(vec![value])[0])
+    fn send(&self, to: usize, message: &[u8]) -> Result<()> {
+        let lost = |_| Error::Collective { message: format!("rank {to} was lost") };
+        self.to[to].send(message.to_vec()).map_err(lost)
     }
 
-    fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
-        let sums = self.exchange(values.iter().map(|x| f64::from(*x)).collect());
-        values.iter_mut().zip(sums).for_each(|(x, sum)| *x = sum as f32);
-        Ok(())
+    fn receive(&self, from: usize) -> Result<Vec<u8>> {
+        self.from[from].recv().map_err(|_| Error::Collective { message: format!("rank {from} was lost") })
     }
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "races.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -94,30 +95,8 @@ static void* fresh_stack(char* end, void (*entry)()) {
 #error "the emulation switches stacks on x86-64 and aarch64 only"
 #endif
 
-// Kernels that are wrong, for the emulation's own test.
 #ifdef PLANT_FAULTS
-BLOCK_KERNEL fault_half_at_barrier(f32*) {
-    if (threadIdx.x >= 32) __syncthreads();
-}
-
-BLOCK_KERNEL fault_lanes_apart(f32*) {
-    if (threadIdx.x % 2) __syncwarp();
-    else shuffle_xor(1.0f, 1);
-}
-
-BLOCK_KERNEL fault_ended_lanes(f32*) {
-    if (threadIdx.x % 32 < 31) shuffle_xor(1.0f, 1);
-}
-
-KERNEL fault_undeclared_barrier(f32*) { __syncthreads(); }
-
-BLOCK_KERNEL fault_unwritten(f32* y) {
-    SHARED f32 cell;
-    f32 before = cell;
-    __syncthreads();
-    cell = 1;
-    y[blockIdx.x] = before;
-}
+#include "faults.h"
 #endif
 
 // The linker sets these around the static shared memory of all kernels.
@@ -131,6 +110,8 @@ void* dynamic_shared;
 
 namespace {
 
+u32 dynamic_bytes;
+
 constexpr size_t STACK = 128 << 10;
 
 struct Copy {
@@ -141,7 +122,7 @@ struct Copy {
 
 struct Fiber : Thread {
     void* stack_pointer = nullptr;
-    std::unique_ptr<char[]> stack;
+    char* stack = nullptr;
     u32 number = 0;
     bool done = false;
     std::vector<std::vector<Copy>> groups;
@@ -179,6 +160,12 @@ u32 random_below(u32 n) {
     return (u32)((random_state >> 32) * n >> 32);
 }
 
+// The stacks of all threads that a block can have.
+char* stacks() {
+    static std::unique_ptr<char[]> all(new char[1024 * STACK]);
+    return all.get();
+}
+
 Fiber& self() { return *(Fiber*)current; }
 
 // Back to the scheduler.
@@ -197,7 +184,7 @@ void leave(bool for_good) {
 void enter(Fiber& fiber) {
     current = &fiber;
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.get(), STACK);
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, STACK);
 #endif
     emulation_switch(&scheduler, fiber.stack_pointer);
 #if defined(__SANITIZE_ADDRESS__)
@@ -221,12 +208,12 @@ void fail(std::string message) {
 }
 
 void start(Fiber& fiber) {
-    if (!fiber.stack) fiber.stack.reset(new char[STACK]);
+    if (!fiber.stack) fiber.stack = stacks() + (&fiber - fibers.data()) * STACK;
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(fiber.stack.get(), STACK);
+    __asan_unpoison_memory_region(fiber.stack, STACK);
     fiber.fake_stack = nullptr;
 #endif
-    char* end = fiber.stack.get() + STACK;
+    char* end = fiber.stack + STACK;
     fiber.stack_pointer = fresh_stack((char*)((uintptr_t)end & ~(uintptr_t)15), fiber_entry);
     fiber.done = false;
     fiber.groups.assign(1, {});
@@ -287,6 +274,22 @@ void run_threads(const std::function<void()>& kernel, u32 seed) {
 
 bool block_kernel;
 
+Races races;
+
+// An access of the thread that runs. Stacks and fibers are the emulation's.
+void touched(const void* at, u32 bytes, bool writes) {
+    if (!CHECKS_RACES || !current || (size_t)((const char*)at - stacks()) < 1024 * STACK) return;
+    if ((size_t)((const char*)at - (const char*)fibers.data()) < fibers.size() * sizeof(Fiber)) return;
+    u32 block = (block_index.z * grid_size.y + block_index.y) * grid_size.x + block_index.x;
+    u32 thread = (current->index.z * block_size.y + current->index.y) * block_size.x + current->index.x;
+    // Shared memory is another one in each block. Addresses have fewer than 48 bits.
+    bool shared = (at >= __start_block_shared && at < __stop_block_shared) ||
+                  (at >= dynamic_shared && at < (char*)dynamic_shared + dynamic_bytes);
+    uint64_t place = (uintptr_t)at + (shared ? (block + 1ull) << 48 : 0);
+    if (!races.access(place, bytes, writes, block, thread)) return;
+    fail(races.description());
+}
+
 }  // namespace
 
 void block_barrier() {
@@ -295,6 +298,7 @@ void block_barrier() {
     if (at_barrier.size() == threads) {
         ready.insert(ready.end(), at_barrier.begin(), at_barrier.end());
         at_barrier.clear();
+        races.block_epoch++;
     }
     leave(false);
 }
@@ -313,6 +317,12 @@ void meet(Collective f, void* operand) {
         if (lane != fiber.lane) ready.push_back(fiber.number / 32 * 32 + lane);
 }
 
+void warp_barrier() {
+    meet([](void**) { races.warp_epochs[self().number / 32]++; }, nullptr);
+}
+
+void reads(const void* at, u32 bytes) { touched(at, bytes, false); }
+
 void begin_copy(void* to, const void* from, bool zeros) {
     if ((uintptr_t)to % 16 || (uintptr_t)from % 16) fail("an asynchronous copy to or from an odd address");
     self().groups.back().push_back({to, from, zeros});
@@ -325,6 +335,8 @@ void wait_groups(u32 left) {
     // The last group is still open.
     while (groups.size() > left + 1) {
         for (const Copy& copy : groups.front()) {
+            touched(copy.to, 16, true);
+            if (!copy.zeros) touched(copy.from, 16, false);
             if (copy.zeros) memset(copy.to, 0, 16);
             else memcpy(copy.to, copy.from, 16);
         }
@@ -360,6 +372,7 @@ const std::unordered_map<std::string, Entry>& kernels() {
 #ifdef PLANT_FAULTS
         ENTRY(fault_half_at_barrier, true) ENTRY(fault_lanes_apart, true) ENTRY(fault_ended_lanes, true)
         ENTRY(fault_undeclared_barrier, false) ENTRY(fault_unwritten, true)
+        ENTRY(fault_shuffle_is_no_barrier, true) ENTRY(fault_two_blocks, false)
 #endif
 #undef ENTRY
     };
@@ -389,10 +402,11 @@ extern "C" __attribute__((visibility("default"))) int launch(const char* name, c
                1;
     if (shared_bytes > 99 << 10) return last_error = std::string(name) + ": too much shared memory", 1;
     threads = (u32)count;
-    if (fibers.size() < threads) fibers.resize(threads);
+    if (fibers.empty()) fibers.resize(1024);
     random_state = seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
     block_kernel = found->second.waits;
     failure.clear();
+    races.clear();
     auto kernel = found->second.bind(arguments);
     if (block_kernel) body = kernel;
     std::vector<u64> order(blocks);
@@ -402,7 +416,9 @@ extern "C" __attribute__((visibility("default"))) int launch(const char* name, c
     void* memory = nullptr;
     if (shared_bytes && posix_memalign(&memory, 128, shared_bytes)) return last_error = "out of memory", 1;
     dynamic_shared = memory;
+    dynamic_bytes = shared_bytes;
     for (u64 i : order) {
+        races.new_block();
         block_index = {(u32)(i % grid[0]), (u32)(i / grid[0] % grid[1]), (u32)(i / grid[0] / grid[1])};
         if (block_kernel) {
             poison(__start_block_shared, __stop_block_shared);
@@ -414,13 +430,31 @@ extern "C" __attribute__((visibility("default"))) int launch(const char* name, c
         if (!failure.empty()) break;
     }
     free(memory);
+    current = nullptr;
     if (failure.empty()) return 0;
     last_error = std::string(name) + ": " + failure;
     return 1;
 }
 
+#if CHECKS_RACES
+// What the compiler calls with -fsanitize=thread.
+#define ACCESSES(bytes)                                                                                                \
+    extern "C" void __tsan_read##bytes(void* at) { emulation::touched(at, bytes, false); }                             \
+    extern "C" void __tsan_write##bytes(void* at) { emulation::touched(at, bytes, true); }                             \
+    extern "C" void __tsan_unaligned_read##bytes(void* at) { emulation::touched(at, bytes, false); }                   \
+    extern "C" void __tsan_unaligned_write##bytes(void* at) { emulation::touched(at, bytes, true); }
+ACCESSES(1)
+ACCESSES(2)
+ACCESSES(4)
+ACCESSES(8)
+ACCESSES(16)
+extern "C" void __tsan_read_range(void* at, size_t bytes) { emulation::touched(at, (u32)bytes, false); }
+extern "C" void __tsan_write_range(void* at, size_t bytes) { emulation::touched(at, (u32)bytes, true); }
+extern "C" void __tsan_init() {}
+extern "C" void __tsan_func_entry(void*) {}
+extern "C" void __tsan_func_exit() {}
+#endif
+
 extern "C" __attribute__((visibility("default"))) const char* launch_error() {
     return emulation::last_error.c_str();
 }
-
-#include "sources.inc"

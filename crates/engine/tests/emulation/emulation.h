@@ -3,7 +3,9 @@
 // A thread of CUDA is a fiber, and blocks run one after the other. A fiber runs until it waits: for its block at
 // __syncthreads, for its warp at a shuffle or a tensor-core operation. Who runs next follows from the seed of the
 // launch, so each seed is another schedule. Shared memory holds NaNs before a block starts. Where threads wait for
-// others that never come, or the lanes of a warp meet in different operations, the launch fails with a message.
+// others that never come, or the lanes of a warp meet in different operations, the launch fails with a message. With
+// -fsanitize=thread it also fails where two threads touch the same memory without a barrier between them, whatever the
+// schedule; races.h says how.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -25,6 +27,8 @@ typedef unsigned long long u64;
 #define SHARED static __attribute__((section("block_shared")))
 #define DYNAMIC_SHARED(type, name) type* name = (type*)emulation::dynamic_shared
 #define BOUNDS(threads, blocks)
+// A function of the emulation, whose own memory is no kernel's.
+#define UNCHECKED __attribute__((no_sanitize("thread")))
 #define __restrict__
 
 struct dim3 {
@@ -52,6 +56,10 @@ void meet(Collective f, void* operand);
 void begin_copy(void* to, const void* from, bool zeros);
 void end_group();
 void wait_groups(u32 left);
+// Waits for the warp, and orders its memory.
+void warp_barrier();
+// The thread reads memory in a way that the compiler does not see.
+void reads(const void* at, u32 bytes);
 
 template <class T> struct Exchange {
     T value;
@@ -80,7 +88,7 @@ template <class T> T exchange(T value, u32 lane) {
 #define gridDim emulation::grid_size
 
 DEVICE void __syncthreads() { emulation::block_barrier(); }
-DEVICE void __syncwarp() { emulation::meet([](void**) {}, nullptr); }
+DEVICE void __syncwarp() { emulation::warp_barrier(); }
 DEVICE int __popc(u32 x) { return __builtin_popcount(x); }
 
 template <class T> DEVICE T shuffle_xor(T x, int mask) {
@@ -159,7 +167,7 @@ struct Product {
 };
 
 // The sum of a product is taken in f32 in the order of k. Real tensor cores keep other bits of the intermediate sums.
-DEVICE void multiply(void** operands) {
+UNCHECKED DEVICE void multiply(void** operands) {
     static f32 a[16][16], b[16][8];
     auto half = [](u32 pair, int high) { return of_bits(high ? pair & 0xffff0000 : pair << 16); };
     for (int lane = 0; lane < 32; lane++) {
@@ -192,7 +200,7 @@ struct Matrices {
     const u16* row;
 };
 
-template <bool TRANSPOSED> DEVICE void distribute(void** operands) {
+template <bool TRANSPOSED> UNCHECKED DEVICE void distribute(void** operands) {
     for (int lane = 0; lane < 32; lane++)
         for (int m = 0; m < 4; m++) {
             u32 pair = 0;
@@ -206,11 +214,13 @@ template <bool TRANSPOSED> DEVICE void distribute(void** operands) {
 
 DEVICE void load_matrices(u32 (&r)[4], const void* row) {
     Matrices mine = {r, (const u16*)row};
+    emulation::reads(row, 16);
     emulation::meet(distribute<false>, &mine);
 }
 
 DEVICE void load_transposed(u32 (&r)[4], const void* row) {
     Matrices mine = {r, (const u16*)row};
+    emulation::reads(row, 16);
     emulation::meet(distribute<true>, &mine);
 }
 

@@ -28,6 +28,8 @@ class VerifyCallback(TrainerCallback):
         Codes or prefixes of findings that may be there.
     dataset : bool
         Whether the whole data set is looked at. A streaming data set never is.
+    source
+        The rows that the data set was made from, as in :func:`suasion.verify`: the whole data set is held against them.
 
     Attributes
     ----------
@@ -36,11 +38,18 @@ class VerifyCallback(TrainerCallback):
     """
 
     def __init__(
-        self, on_error: str = "raise", *, batches: int = 2, ignore: Iterable[str] = (), dataset: bool = True
+        self,
+        on_error: str = "raise",
+        *,
+        batches: int = 2,
+        ignore: Iterable[str] = (),
+        dataset: bool = True,
+        source: Any = None,
     ) -> None:
         if on_error not in ("raise", "warn"):
             raise InputError(f"on_error={on_error!r}: expected raise or warn", 'give on_error="raise" or "warn"', "E-USAGE")
         self.on_error, self.batches, self.ignore, self.dataset = on_error, batches, tuple(ignore), dataset
+        self.source = source
         self.reports: list[Verification] = []
         self._left = batches
         self._hook: Any = None
@@ -60,13 +69,19 @@ class VerifyCallback(TrainerCallback):
         # Rows that a collator makes tokens of are seen as batches only.
         tokens = "input_ids" in (getattr(rows, "column_names", None) or ["input_ids"])
         if self.dataset and tokens and hasattr(rows, "__len__"):
-            report = verify(trained_rows(rows), self._tokenizer, ignore=self.ignore, progress=False)
+            report = verify(
+                trained_rows(rows), self._tokenizer, source=self.source, ignore=self.ignore, progress=False
+            )
             self._judge(report, "the data set")
+        elif self.source is not None:
+            warnings.warn("VerifyCallback: source is not used, since the whole data set is not looked at", stacklevel=2)
         self._left = self.batches
         if model is not None and self._left > 0:
             self._hook = model.register_forward_pre_hook(self._seen, with_kwargs=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._hook is not None and self._left == self.batches:
+            warnings.warn("VerifyCallback: no batch with labels reached the model, so none was looked at", stacklevel=2)
         self._remove()
 
     def _remove(self) -> None:

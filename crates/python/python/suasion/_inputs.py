@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +21,9 @@ _ROWS = 256
 
 #: Rows of a `datasets.Dataset` with an index that are gathered at once.
 _GATHERED = 2000
+
+#: Fields of a batch that say what is learned.
+_DECIDE = ("labels", "attention_mask", "completion_mask", "assistant_masks", "weights", "loss_weights")
 
 
 class Input:
@@ -52,6 +57,9 @@ class Input:
 
     def one(self, index: int) -> Source:
         """A source that has row `index`, perhaps after others."""
+        index = operator.index(index)
+        if index < 0:
+            raise IndexError(f"{self.name}: rows are counted from 0, and there is no row {index}")
         if self.total is not None and not 0 <= index < self.total:
             raise IndexError(f"{self.name} has the rows 0 to {self.total - 1}, not {index}")
         if self._one is not None:
@@ -200,6 +208,13 @@ def _batch(x: Any, label: str) -> Input:
         for name, value in batch.items()
         if isinstance(value, list) and len(value) == len(ids) and all(isinstance(row, list) for row in value)
     }
+    for name in _DECIDE:
+        if name in batch and name not in fields:
+            raise InputError(
+                f'a {label} whose "{name}" does not have a row for each of the {len(ids)} of "input_ids"',
+                "the fields of a batch are arrays of the same rows",
+                "E-USAGE",
+            )
     rows = [{name: value[i] for name, value in fields.items()} for i in range(len(ids))]
     made = Input(
         "batch",
@@ -295,6 +310,12 @@ def model_of(x: Any) -> Model:
         return Model(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def template_error(model: Model) -> str | None:
+    """Why a model's chat template cannot be used, without the name of a folder that is gone."""
+    text = model.template_error
+    return None if text is None else re.sub(r"^\S*suasion-tokenizer-\w+/chat_template\.jinja: ", "", text)
 
 
 def keys_of(keys: dict[str, Any]) -> str:

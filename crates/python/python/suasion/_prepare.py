@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from . import _suasion
-from ._inputs import keys_of, model_of, rows_of
+from ._inputs import keys_of, model_of, rows_of, template_error
 from ._progress import progress as _progress
 from ._verify import Finding
 
@@ -46,7 +47,16 @@ class Prepared:
     def __len__(self) -> int:
         return len(self._inner)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = operator.index(index)
         at = index + len(self) if index < 0 else index
         row = self._inner.row(at) if at >= 0 else None
         if row is None:
@@ -143,8 +153,9 @@ def prepare(
         inner, notes = _suasion.prepare(source.read(), folder, keys_of(keys), with_text, shown)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    if folder.template_error is not None:
-        warnings.warn(f"the chat template is not used: {folder.template_error}", stacklevel=2)
+    unusable = template_error(folder)
+    if unusable is not None:
+        warnings.warn(f"the chat template is not used: {unusable}", stacklevel=2)
     prepared = Prepared(inner)
     date = prepared.manifest["policy"].get("template_date")
     if date is not None and keys.get("template_date") is None:

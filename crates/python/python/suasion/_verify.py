@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from . import _suasion
-from ._errors import FindingsError, InputError
-from ._inputs import Input, keys_of, model_of, rows_of
+from ._errors import FindingsError, InputError, ModelError
+from ._inputs import Input, keys_of, model_of, rows_of, template_error
 from ._progress import progress as _progress
 
 #: Rows that a page shows, unless it is told others.
@@ -283,6 +283,11 @@ def verify(
     if rows.final:
         keys.setdefault("max_length", None)
     model = None if tokenizer is None else _with_template(tokenizer, template)
+    unusable = None if model is None else template_error(model)
+    if unusable is not None:
+        if template is not None:
+            raise ModelError(f"template: {unusable}", "give a chat template in Jinja", "E-TEMPLATE")
+        warnings.warn(f"the chat template is not used: {unusable}", stacklevel=2)
     if tokenizer is None and template is not None:
         raise InputError("a template without a tokenizer", "give tokenizer=.. too", "E-USAGE")
     again = [] if source is None else _twice(source, split)
@@ -433,5 +438,11 @@ def explain(messages: Any, tokenizer: Any, **keys: Any) -> Row:
     >>> "".join(token.text for token in row.tokens if token.origin == "response")
     ' Hello.'
     """
+    if not isinstance(messages, (dict, list, tuple)):
+        raise InputError(
+            f"a {type(messages).__name__} is no conversation",
+            'give a list of messages, [{"role": "user", "content": ".."}, ..], or a row as a dictionary',
+            "E-USAGE",
+        )
     row = messages if isinstance(messages, dict) else {"messages": list(messages)}
     return Row(_suasion.look(rows_of([row]).read(), model_of(tokenizer), keys_of(keys), 0))

@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_data::{IGNORE, Objective, Origin, RowId, Sample, Section};
-use suasion_engine::{Architecture, Budget, Device, Model};
+use suasion_engine::{Architecture, Budget, Collective, Device, Model, SingleRank};
 use suasion_train::{
     DataCard, Event, Identity, ModelFiles, Observer, Plan, Report, Result, Resume, Run, Settings,
 };
@@ -156,6 +156,7 @@ pub struct Job<'a> {
     pub resume: Resume,
     pub overwrite: bool,
     pub extend: bool,
+    pub collective: &'a dyn Collective,
     /// Beside `config.json` in every checkpoint.
     pub more_files: Vec<(&'a str, Vec<u8>)>,
     pub listener: Listener<'a>,
@@ -175,6 +176,7 @@ impl<'a> Job<'a> {
             resume: Resume::No,
             overwrite: false,
             extend: false,
+            collective: &SingleRank,
             more_files: Vec::new(),
             listener: Listener::default(),
             stop: &NEVER,
@@ -198,7 +200,8 @@ impl<'a> Job<'a> {
 
     /// The model of [`model`], with the budget of the run's plan.
     pub fn model(&self) -> Result<Model> {
-        Ok(model(Plan::new(self.train, self.eval, &self.settings)?.budget))
+        let ranks = self.collective.ranks();
+        Ok(model(Plan::of_ranks(self.train, self.eval, &self.settings, ranks)?.budget))
     }
 
     pub fn run(&mut self) -> Result<Report> {
@@ -229,6 +232,7 @@ impl<'a> Job<'a> {
             stops: &[],
             decode: None,
             tensorboard: None,
+            collective: self.collective,
             output_dir: self.dir,
             resume: self.resume.clone(),
             extend: self.extend,

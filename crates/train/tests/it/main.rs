@@ -9,6 +9,7 @@ mod extras;
 mod fuzz;
 mod fuzzed;
 mod generate;
+mod mesh;
 mod not_finite;
 mod packing;
 mod pytorch;

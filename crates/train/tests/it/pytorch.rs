@@ -4,7 +4,7 @@ use crate::common::*;
 use serde_json::Value;
 use std::path::Path;
 use suasion_data::{Origin, Sample};
-use suasion_engine::{Architecture, Device, Model};
+use suasion_engine::{Architecture, Device, Model, SingleRank};
 use suasion_train::{DataCard, ModelFiles, Plan, Resume, Run, Scheduler, Settings, Silent, Strategy};
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -52,6 +52,7 @@ fn compare(dir: &Path, rows: &[Sample], settings: Settings, losses: &[f64], norm
         stops: &[],
         decode: None,
         tensorboard: None,
+        collective: &SingleRank,
         output_dir: &out.path().join("run"),
         resume: Resume::No,
         extend: false,

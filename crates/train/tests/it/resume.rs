@@ -212,6 +212,8 @@ fn every_setting_that_the_steps_depend_on_is_refused_by_name() {
     let keys: Vec<&str> =
         KEYS.iter().filter(|key| key.on_resume == OnResume::Same).map(|key| key.name).collect();
     assert_eq!(keys.len(), 22, "{keys:?}");
+    // Compared with the number of ranks: see `ranks`.
+    let keys = [&keys[..], &["gradient_accumulation_steps"]].concat();
     // The values of the first are those of a schedule: see below. The others change the model: see `extras`.
     let elsewhere = ["lr_scheduler_kwargs", "trainable", "freeze"];
     for key in keys.into_iter().filter(|key| !elsewhere.contains(key)) {

@@ -68,7 +68,7 @@ fn choices_are_printed_under_their_names_in_a_configuration() {
         "constant",
         "constant_with_warmup",
     ]);
-    check::<Scheduler>(&["inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr"]);
+    check::<Scheduler>(&["inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "greedy"]);
     check::<Scheduler>(&["cosine_warmup_with_min_lr", "warmup_stable_decay"]);
 }
 

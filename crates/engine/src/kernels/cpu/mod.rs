@@ -653,6 +653,18 @@ impl Backend for Cpu {
         let ([x], [], _) = self.slices([x], [])?;
         collective.all_reduce(x)
     }
+
+    fn reduce_scatter(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        let ([x], [], _) = self.slices([x], [])?;
+        collective.reduce_scatter(x, cuts)
+    }
+
+    fn all_gather(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        let ([x], [], _) = self.slices([x], [])?;
+        collective.all_gather(x, cuts)
+    }
 }
 
 /// Work space that tasks borrow and give back, so that a step allocates nothing after the first.

@@ -458,7 +458,8 @@ DEVICE void attention_dkv(f32* dkv, const u16* q, const u16* kv, const u16* d_o,
             // The places of the block's keys, and the queries that see one of them.
             int place = (int)(entry[2] + skipped), last = place + (int)count - 1;
             u32 query = first_from(range, rows, place);
-            u32 end = shape.window ? first_from(range, rows, last + (int)shape.window) : range.queries;
+            bool ends = shape.window && shape.window <= 0x7fffffffu - (u32)last;
+            u32 end = ends ? first_from(range, rows, last + (int)shape.window) : range.queries;
             for (; query < end; query += N) {
                 u32 queries = smaller((u32)N, end - query), first_query = range.first_query + query;
                 auto row = [&](u32 i) { return i < queries ? (long long)(first_query + i) : -1ll; };
@@ -521,7 +522,8 @@ DEVICE void attention_dkv(f32* dkv, const u16* q, const u16* kv, const u16* d_o,
             return i < count ? dkv + ((u64)(first + i) * heads + column) * shape.head_dim : nullptr;
         };
     };
-    // Copies that no tile has waited for: a thread must not end with copies under way.
+    // Where no query sees the keys, nothing has waited for their copies: a thread must not end before them.
+    copies_end();
     copies_wait<0>();
     write_rows<D>(out, shape.head_dim, row_at(values));
     if constexpr (!V::SPLIT) write_rows<D>(out_keys, shape.head_dim, row_at(false));

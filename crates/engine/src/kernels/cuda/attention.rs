@@ -135,7 +135,8 @@ fn pair(low: u32, high: u32) -> u64 {
 
 /// `AttentionShape` of the kernels.
 fn shape(h: Heads, dropout: Option<Dropout>, queries: usize, keys: usize) -> Result<[u64; 8]> {
-    let window = h.window.map_or(0, |window| window.min(u32::MAX as usize) as u32);
+    // One that reaches over all keys is none; kernels add it to places of keys, as numbers of 31 bits.
+    let window = h.window.filter(|window| *window < keys).map_or(Ok(0), small)?;
     // A rate of 0 drops nothing.
     let dropout = dropout.filter(|dropout| dropout.limit() > 0);
     let (key, limit) = dropout.map_or((0, 0), |d| (d.draw.key, d.limit()));
@@ -161,7 +162,7 @@ impl Cuda {
     pub(super) fn plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
         plan.check()?;
         let (queries, keys) = (plan.rows.len(), plan.keys());
-        small(queries.max(keys))?;
+        small(queries.max(keys).saturating_mul(2))?;
         let lists = Tiles::of(&plan);
         let put = |values: &[u32]| Allocation::of(&self.driver, &bytes(values));
         let kept = Plan {

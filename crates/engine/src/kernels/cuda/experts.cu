@@ -30,6 +30,8 @@ BLOCK_KERNEL route_choose(f32* probabilities, u32* chosen, f32* chosen_weights, 
                 u32 e = shuffle_xor(expert, mask);
                 if (x > best || (x == best && e < expert)) best = x, expert = e;
             }
+            // In a row of NaNs none is the likeliest: the first ones are taken, and the NaN goes on.
+            if (expert == ~0u) expert = k, best = of_bits(0x7fc00000u);
             last = best, last_expert = expert;
             taken += best;
             if (lane == 0) chosen[r * per_row + k] = expert, chosen_weights[r * per_row + k] = best;

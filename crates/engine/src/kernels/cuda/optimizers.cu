@@ -55,7 +55,6 @@ DEVICE u8 nearest(const f32* values, f32 x) {
 #pragma unroll
     for (u32 half = 128; half; half /= 2)
         if (values[above + half - 1] < x) above += half;
-    if (above == 255 && values[255] < x) above = 255;
     u32 below = above ? above - 1 : 0;
     return (u8)(fabsf(x - values[below]) <= fabsf(values[above] - x) ? below : above);
 }

@@ -1,32 +1,34 @@
 // Rows chosen by number, positions and random numbers.
 #include "common.cuh"
 
-template <class T> DEVICE void gather(f32* y, const T* x, u32 row, u32 column, const u32* rows, u32 count, u32 width,
-                                      f32 (*value)(T)) {
+// Elements of a row next to each other are read four at a time.
+template <class T, class V> DEVICE void gather(f32* y, const T* x, u32 row, u32 column, const u32* rows, u32 count,
+                                               u32 width, V value) {
     each_in_rows(count, width, [&](u64 i, u64 j, u64 left) {
         const T* from = x + (u64)rows[i] * row;
         Four a;
+        if (column == 1) {
+            auto four = load(from + j, left);
 #pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? value(from[(j + k) * column]) : 0.0f;
+            for (u32 k = 0; k < 4; k++) a.v[k] = value(four.v[k]);
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? value(from[(j + k) * column]) : 0.0f;
+        }
         store(y + i * width + j, left, a);
     });
 }
 
 KERNEL gather_f32(f32* y, const f32* x, u32 row, u32 column, const u32* rows, u32 count, u32 width) {
-    if (column == 1)
-        each_in_rows(count, width, [&](u64 i, u64 j, u64 left) {
-            store(y + i * width + j, left, load(x + (u64)rows[i] * row + j, left));
-        });
-    else
-        gather<f32>(y, x, row, column, rows, count, width, [](f32 x) { return x; });
+    gather(y, x, row, column, rows, count, width, [](f32 x) { return x; });
 }
 
 KERNEL gather_bf16(f32* y, const u16* x, u32 row, u32 column, const u32* rows, u32 count, u32 width) {
-    gather<u16>(y, x, row, column, rows, count, width, [](u16 x) { return from_bf16(x); });
+    gather(y, x, row, column, rows, count, width, [](u16 x) { return from_bf16(x); });
 }
 
 KERNEL gather_f16(f32* y, const u16* x, u32 row, u32 column, const u32* rows, u32 count, u32 width) {
-    gather<u16>(y, x, row, column, rows, count, width, [](u16 x) { return from_f16(x); });
+    gather(y, x, row, column, rows, count, width, [](u16 x) { return from_f16(x); });
 }
 
 BLOCK_KERNEL scatter_links(u32* links, const u32* rows, u32 count) {

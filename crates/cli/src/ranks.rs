@@ -1,0 +1,189 @@
+//! This process's place among the ranks of a run: its connections, its threads, and what ends it.
+
+use crate::failure::{Exit, Failure};
+use crate::interrupt;
+use crate::machine;
+use crate::ui::Ui;
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use suasion_engine::{Collective, SingleRank};
+use suasion_train::checkpoint;
+use suasion_train::error::after_loss;
+use suasion_train::ranks::{Mesh, Patience, Place};
+
+/// Says that `suasion train --ranks` has started this process, and holds its stdin open.
+pub const LAUNCHED: &str = "SUASION_LAUNCHED";
+
+/// Seconds to wait for all ranks at the start.
+const TIMEOUT: &str = "SUASION_RANK_TIMEOUT";
+
+/// How long after the loss of a rank this one may take to end by itself.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What a process is to a run.
+pub enum Role {
+    /// All of it.
+    Alone,
+    /// It starts so many processes on this machine.
+    Launcher(NonZeroUsize),
+    /// One of several.
+    Rank(Place),
+}
+
+impl Role {
+    /// The role that `--ranks` and the environment give this process.
+    ///
+    /// # Errors
+    /// Where they contradict each other.
+    pub fn of(ranks: Option<NonZeroUsize>, demo: bool) -> anyhow::Result<Role> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let place = Place::of(&variable)?;
+        if demo && (place.is_some() || ranks.is_some()) {
+            let help = "unset RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_NTASKS";
+            return Err(Failure::usage("--demo runs in one process, not over ranks", help).into());
+        }
+        let launched = variable(LAUNCHED).is_some();
+        match (place, ranks) {
+            (Some(place), ranks) if ranks.is_none() || launched => Ok(Role::Rank(place)),
+            (Some(place), _) => {
+                let message =
+                    format!("--ranks: this process is rank {} of {} already", place.rank, place.ranks);
+                Err(Failure::usage(
+                    message,
+                    "leave --ranks out under torchrun and srun, which start the ranks",
+                )
+                .into())
+            }
+            (None, Some(ranks)) if ranks.get() > 1 => Ok(Role::Launcher(ranks)),
+            (None, _) => Ok(Role::Alone),
+        }
+    }
+
+    /// The threads of this process where nothing else says it: its share of the machine's.
+    pub fn threads(&self) -> usize {
+        let cores = machine::cores();
+        match self {
+            Role::Rank(Place { processors: Some(own), .. }) => (*own).clamp(1, cores),
+            Role::Rank(Place { local: Some(local), .. }) => (cores / local.max(&1)).max(1),
+            _ => cores,
+        }
+    }
+
+    /// The number of this rank, where there are several.
+    pub fn rank(&self) -> Option<usize> {
+        match self {
+            Role::Rank(place) => Some(place.rank),
+            _ => None,
+        }
+    }
+}
+
+/// The ranks of a run, as one of them sees them.
+#[derive(Clone)]
+pub struct Team {
+    /// How many there are.
+    pub ranks: usize,
+    /// How many of them are on this machine.
+    pub local: usize,
+    mesh: Option<Arc<Mesh>>,
+    /// The output folder, for the message that names the newest checkpoint.
+    output: Arc<Mutex<Option<PathBuf>>>,
+}
+
+impl Default for Team {
+    fn default() -> Team {
+        Team { ranks: 1, local: 1, mesh: None, output: Arc::default() }
+    }
+}
+
+impl Team {
+    /// The ranks of a role that are only planned: nobody is waited for.
+    pub fn planned(role: &Role) -> Team {
+        let (ranks, local) = match role {
+            Role::Alone => (1, 1),
+            Role::Launcher(ranks) => (ranks.get(), ranks.get()),
+            Role::Rank(place) => (place.ranks, place.local.unwrap_or(1)),
+        };
+        Team { ranks, local, ..Team::default() }
+    }
+
+    /// Meets the other ranks.
+    ///
+    /// # Errors
+    /// Where they do not come, or are others.
+    pub fn meet(place: &Place, ui: &Ui) -> anyhow::Result<Team> {
+        if std::env::var_os(LAUNCHED).is_some() {
+            end_with_launcher();
+        }
+        let mut patience = Patience::default();
+        if let Ok(text) = std::env::var(TIMEOUT) {
+            let Some(seconds) = text.trim().parse().ok().filter(|seconds| *seconds > 0) else {
+                let message = format!("{TIMEOUT}: {text} is no number of seconds");
+                return Err(Failure::usage(message, "give a whole number: SUASION_RANK_TIMEOUT=600").into());
+            };
+            patience.start = Duration::from_secs(seconds);
+        }
+        let output: Arc<Mutex<Option<PathBuf>>> = Arc::default();
+        let (of_hook, ui) = (Arc::clone(&output), ui.clone());
+        let on_loss = move |message: &str| {
+            let (message, output, ui) = (message.to_string(), Arc::clone(&of_hook), ui.clone());
+            // The main thread may be in a step of minutes. Files are complete or temporary at any time.
+            std::thread::spawn(move || {
+                std::thread::sleep(GRACE);
+                let newest = output.lock().ok().and_then(|dir| newest(dir.as_deref()?));
+                let help = after_loss(newest.as_deref());
+                let exit = ui.report(&Failure::run_time("E-RANK", message, help).into());
+                std::process::exit(exit as i32);
+            });
+        };
+        let mesh = Mesh::connect(place, patience, interrupt::flag(), Box::new(on_loss))?;
+        let local = place.local.unwrap_or(1);
+        Ok(Team { ranks: place.ranks, local, mesh: Some(Arc::new(mesh)), output })
+    }
+
+    /// The folder that the run writes to.
+    pub fn writes_to(&self, dir: &Path) {
+        if let Ok(mut output) = self.output.lock() {
+            *output = Some(dir.to_path_buf());
+        }
+    }
+
+    /// True on the rank that writes and prints.
+    pub fn is_first(&self) -> bool {
+        self.collective().rank() == 0
+    }
+
+    /// The ranks, for the run.
+    pub fn collective(&self) -> &dyn Collective {
+        match &self.mesh {
+            Some(mesh) => &**mesh,
+            None => &SingleRank,
+        }
+    }
+
+    /// Leaves the other ranks: after its part is done, or with what has failed.
+    pub fn leave(&self, result: &anyhow::Result<Exit>) {
+        match (&self.mesh, result) {
+            (None, _) => {}
+            (Some(mesh), Ok(Exit::Done)) => mesh.finish(),
+            (Some(mesh), Ok(_)) => mesh.fail("its checks failed"),
+            (Some(mesh), Err(error)) => mesh.fail(&error.to_string()),
+        }
+    }
+}
+
+fn newest(dir: &Path) -> Option<PathBuf> {
+    checkpoint::list(dir).into_iter().map(|(_, path)| path).rfind(|path| checkpoint::read(path).is_ok())
+}
+
+/// Stops the run where its launcher closes this process's stdin: it was stopped, or is gone.
+fn end_with_launcher() {
+    std::thread::spawn(|| {
+        let mut rest = Vec::new();
+        let _ = std::io::stdin().lock().read_to_end(&mut rest);
+        interrupt::stop();
+    });
+}
