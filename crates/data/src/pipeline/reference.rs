@@ -3,7 +3,8 @@
 use super::duplicates::hash_ids;
 use super::outcome::Outcome;
 use super::pairing::{Named, Pairing};
-use super::{Mode, Pipeline, Progress};
+use super::summary::Progress;
+use super::{Mode, Pipeline};
 use crate::policy::{Boundary, Policy, TruncationMode};
 use crate::source::Source;
 use crate::{Error, IGNORE, Origin, Result, Sample, Section};
