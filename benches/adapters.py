@@ -2,7 +2,7 @@
 """LoRA over a mapped bf16 base: the memory of a step over a model of Qwen2.5-1.5B's shape, and the speed beside PEFT.
 
     benches/adapters.py memory [--limit-gib 8] [--steps 2]   trains under a limit on anonymous memory, and prints the peaks
-    benches/adapters.py speed  [--rounds 2] [--steps 3]      eight layers of the same model as bf16 and f32 files, against PEFT
+    benches/adapters.py speed  [--rounds 2] [--steps 3]      six layers of the same model as bf16 and f32 files, against PEFT
                                                              with PyTorch in f32 and bf16; and where the time goes, with perf
     benches/adapters.py all                                  both: some six minutes on two idle cores
 
@@ -53,7 +53,7 @@ CONFIG = {
 }
 
 
-SMALL = {**CONFIG, "num_hidden_layers": 8, "vocab_size": 32768}
+SMALL = {**CONFIG, "num_hidden_layers": 6, "vocab_size": 32768}
 
 
 def tensors(config):
@@ -252,12 +252,13 @@ def where(args, rows, out):
     report = ["perf", "report", "-i", str(record), "--stdio", "--no-children", "-F", "overhead,symbol"]
     text = subprocess.run(report, capture_output=True, text=True).stdout
     shares = {}
-    for percent, name in re.findall(r"^\s*([\d.]+)%\s+\[\S\]\s+(.*)$", text, re.M):
+    for percent, place, name in re.findall(r"^\s*([\d.]+)%\s+\[(\S)\]\s+(.*)$", text, re.M):
+        # gemm copies panels of its operands side by side before it multiplies them.
         kinds = {
-            "widening the base": ("from_bf16", "from_f16", "from_f32", "widen"), "products": ("gemm", "x86_64"),
-            "packing of products": ("pack",), "page faults and the kernel": ("[k]",),
+            "widening the base": "files::from_", "products": "microkernel", "packing of products": "vectorize::imp",
         }  # fmt: skip
-        kind = next((kind for kind, words in kinds.items() if any(word in name for word in words)), "the rest")
+        kind = next((kind for kind, word in kinds.items() if word in name), "the rest")
+        kind = "the kernel: page faults, reading" if place == "k" else kind
         shares[kind] = shares.get(kind, 0) + float(percent)
     keep(bench="adapter speed", side="shares", percent={kind: round(share, 1) for kind, share in shares.items()})
     print("\n".join(line for line in text.splitlines() if line.strip() and not line.startswith("#"))[:1500])

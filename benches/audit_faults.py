@@ -1,14 +1,14 @@
 """Plants each fault that an audit must find into correct rows of tokens, and counts what `suasion verify` finds.
 
-    peers/bin/python benches/audit_faults.py SUASION [--rows 10000] [--templates chatml headers phi] [--results FILE]
+    peers/bin/python benches/audit_faults.py SUASION [--rows 10000] [--templates chatml headers phi] [--formats jsonl ..] [--results FILE]
+    peers/bin/python benches/audit_faults.py --table --results FILE
 
 The rows are conversations made here, rendered and tokenised by `suasion prepare` with templates and tokenizers of
 tests/goldens. Each fault goes into one row, and into all rows, in each storage format: JSON Lines, Parquet, Arrow (IPC)
-and a folder of `datasets.save_to_disk`. It must be found in its row and nowhere else. It ends with 1 where one is not.
+and a folder of `datasets.save_to_disk`. It must be found in its row and nowhere else. It ends with 1 where one is not. A run that was stopped goes on where FILE ends.
 """
 
 import argparse
-import copy
 import json
 import pathlib
 import shutil
@@ -194,6 +194,22 @@ def write(folder, form, rows):
     return path
 
 
+def copied(row):
+    return {key: list(value) if isinstance(value, list) else value for key, value in row.items()}
+
+
+def table(results):
+    """The results as Markdown: how many faults were found in their one row and in all rows, and rows with a false finding."""
+    print("| template | rows, tokens | format | faults | found in one row | found in all rows | false findings | in the clean rows |")
+    print("|---|---|---|---|---|---|---|---|")
+    for clean in (line for line in results if "clean" in line):
+        own = [line for line in results if "fault" in line and all(line[k] == clean[k] for k in ("template", "format", "rows"))]
+        found = [sum(line[where][0] == line[where][1] for line in own) for where in ("one", "all")]
+        false = sum(line[where][2] for line in own for where in ("one", "all"))
+        print(f"| {clean['template']} | {clean['rows']:,}, {clean['tokens']:,} | {clean['format']} | {len(own)} | {found[0]} | {found[1]} | "
+              f"{false} | {len(clean['clean'])} |")
+
+
 def verify(suasion, folder, path):
     start = time.time()
     ran = subprocess.run([suasion, "verify", "-M", folder, "-D", path, "--json"], capture_output=True, text=True)
@@ -204,14 +220,26 @@ def verify(suasion, folder, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suasion")
+    parser.add_argument("suasion", nargs="?")
+    parser.add_argument("--table", action="store_true", help="print FILE as Markdown and run nothing")
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--templates", nargs="+", default=list(MODELS))
     parser.add_argument("--formats", nargs="+", default=["jsonl", "parquet", "arrow", "saved"])
     parser.add_argument("--results", type=pathlib.Path)
     args = parser.parse_args()
+    results = [json.loads(line) for line in args.results.open()] if args.results and args.results.exists() else []
+    if args.table:
+        return table(results)
     datasets.disable_progress_bars()
-    wrong, results = 0, []
+
+    def keep(line):
+        results.append(line)
+        if args.results:
+            with args.results.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+
+    done = {(line["template"], line["format"], line.get("fault")) for line in results if line["rows"] == args.rows}
+    wrong = 0
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
         for name in args.templates:
@@ -226,19 +254,23 @@ def main():
                 row["attention_mask"] = [1] * len(row["input_ids"])
             assert len(clean) == args.rows
             for form in args.formats:
-                found, seconds = verify(args.suasion, folder, write(scratch, form, clean))
-                counts = {code: n for code, n in found["counts"].items() if code != "D001"}
-                print(f"{name} {form}: clean: {counts or 'nothing'}, {found['tokens']:,} tokens, {seconds:.2f} s", flush=True)
-                wrong += bool(counts)
+                if (name, form, None) not in done:
+                    found, seconds = verify(args.suasion, folder, write(scratch, form, clean))
+                    counts = {code: n for code, n in found["counts"].items() if code != "D001"}
+                    print(f"{name} {form}: clean: {counts or 'nothing'}, {found['tokens']:,} tokens, {seconds:.2f} s", flush=True)
+                    wrong += bool(counts)
+                    keep({"template": name, "format": form, "rows": len(clean), "tokens": found["tokens"], "clean": counts})
                 for what, code, plant in FAULTS:
                     if plant is two_bos and special["bos"] != clean[0]["input_ids"][0]:
+                        continue
+                    if (name, form, what) in done:
                         continue
                     line = {"template": name, "format": form, "fault": what, "code": code, "rows": len(clean)}
                     for where in ("one", "all"):
                         at = [len(clean) // 2] if where == "one" else range(len(clean))
                         rows = list(clean)
                         for i in at:
-                            rows[i] = copy.deepcopy(clean[i])
+                            rows[i] = copied(clean[i])
                             plant(rows[i], clean[(i + 1) % len(clean)], special)
                         found, _ = verify(args.suasion, folder, write(scratch, form, rows))
                         hit = {f["row"] for f in found["findings"] if f["code"] == code}
@@ -246,11 +278,9 @@ def main():
                         line[where] = [len(hit & set(at)), len(at), len(false)]
                     ok = all(line[where][0] == line[where][1] and not line[where][2] for where in ("one", "all"))
                     wrong += not ok
-                    results.append(line)
+                    keep(line)
                     print(f"{name} {form} {code} {what}: one {line['one']}, all {line['all']}{'' if ok else '  WRONG'}", flush=True)
-    if args.results:
-        args.results.write_text("".join(json.dumps(line) + "\n" for line in results))
-    print(f"{len(results)} faults, {wrong} wrong")
+    print(f"{sum('fault' in line for line in results)} faults, {wrong} wrong in this run")
     sys.exit(bool(wrong))
 
 

@@ -4,13 +4,15 @@
     benches/tutorial.py --material ../shared/material/datasets --work /tmp/tutorial [--binary target/release/suasion]
 
 Needs `pip install tokenizers`, and the corpora under the names in the material: cmv_threads.jsonl, p4g_messages.jsonl,
-ukp_convarg_pairs.jsonl. Prints each command with what it prints and how long it took; some twelve minutes on two cores.
+ukp_convarg_pairs.jsonl. Prints each command with what it prints and how long it took.
 The figures are appended to benches/results/tutorial.jsonl. No text of the corpora is kept outside the work folder.
 """
 
 import argparse
 import json
+import os
 import pathlib
+import resource
 import shlex
 import shutil
 import subprocess
@@ -105,6 +107,11 @@ def commands(material):
     ]
 
 
+def cpu():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--material", required=True, type=pathlib.Path)
@@ -116,15 +123,13 @@ def main():
     if args.from_step == 0:
         shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True, exist_ok=True)
-    import os
-
     os.chdir(args.work)
     results = ROOT / "benches/results/tutorial.jsonl"
     began = time.monotonic()
     for step, command in enumerate(commands(material)):
         if step < args.from_step:
             continue
-        started = time.monotonic()
+        started, used = time.monotonic(), cpu()
         if callable(command):
             command()
             continue
@@ -140,13 +145,13 @@ def main():
             reply = json.loads(ran.stdout.splitlines()[0])
             print({key: value for key, value in reply.items() if key not in ("text", "prompt", "ids")})
         seconds = time.monotonic() - started
-        print(f"# exit {ran.returncode} after {seconds:.1f} s", flush=True)
+        print(f"# exit {ran.returncode} after {seconds:.1f} s, {cpu() - used:.1f} s of CPU time", flush=True)
         if ran.returncode != 0:
             sys.exit(1)
         with open(results, "a") as out:
-            line = {"step": step, "command": command.replace(str(material), "MATERIAL"), "seconds": round(seconds, 1)}
+            line = {"step": step, "command": command.replace(str(material), "MATERIAL"), "seconds": round(seconds, 1), "cpu": round(cpu() - used, 1)}
             out.write(json.dumps(line) + "\n")
-    print(f"\n{time.monotonic() - began:.0f} s in all")
+    print(f"\n{time.monotonic() - began:.0f} s in all, {cpu():.0f} s of CPU time")
 
 
 main()

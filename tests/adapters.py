@@ -60,6 +60,20 @@ def loss(folder, data):
     return {"loss": mean(model, rows(data)), "ids": ids}
 
 
+def logits(folder, adapter, data):
+    """Logits of the first two rows: of a model, of an adapter over it, and of both merged."""
+
+    def of(model):
+        ids = [torch.tensor([row["input_ids"]]) for row in rows(data)[:2]]
+        with torch.no_grad():
+            return [model.eval()(input_ids=row, use_cache=False).logits[0].tolist() for row in ids]
+
+    if not adapter:
+        return {"model": of(base(folder))}
+    model = PeftModel.from_pretrained(base(folder), adapter)
+    return {"adapter": of(model), "merged": of(model.merge_and_unload())}
+
+
 def begin(folder, adapter, settings):
     """A new adapter of PEFT."""
     torch.manual_seed(7)
@@ -124,5 +138,5 @@ def train(folder, adapter, data, trainer, settings, out):
     }
 
 
-TASKS = {"loss": loss, "read": read, "begin": begin, "train": train}
+TASKS = {"loss": loss, "logits": logits, "read": read, "begin": begin, "train": train}
 print("RESULT " + json.dumps(TASKS[sys.argv[1]](*sys.argv[2:])))

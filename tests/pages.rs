@@ -42,7 +42,7 @@ fn browser() -> Option<std::path::PathBuf> {
 #[test]
 fn pages_are_safe_and_readable_in_a_browser() {
     let Some(python) = browser() else { return };
-    let dir = Dir::new().with_model();
+    let dir = Dir::new().with_weights();
     let mut rows: Vec<String> = Vec::new();
     for (i, text) in HOSTILE.iter().enumerate() {
         let prompt = format!("[SYSTEM] {text}\n[CONTEXT] {i}\n[TASK] {text}\n[RESPONSE]");
@@ -88,12 +88,28 @@ fn pages_are_safe_and_readable_in_a_browser() {
     dir.suasion(&["verify", "-M", "model", "-D", good_name, "--html", "good.html"]).run();
     let out = "out\" onmouseover=\"window.pwned=21";
     dir.train(good_name)
-        .args(&["--init=random", "-o", out, "--max_steps=40", "--eval_fraction=0.2", "--eval_strategy=steps"])
+        .args(&["-o", out, "--max_steps=40", "--eval_fraction=0.2", "--eval_strategy=steps"])
         .args(&["--eval_steps=10", "--logging_steps=1"])
         .ok();
     std::fs::copy(dir.path(out).join("report.html"), dir.path("run.html")).unwrap();
 
-    let pages = ["bad.html", "good.html", "run.html"].map(|name| dir.path(name));
+    // What the checkpoint was trained on, and a comparison.
+    dir.suasion(&[
+        "diagnose",
+        "--base",
+        "model",
+        "--tuned",
+        out,
+        "-D",
+        good_name,
+        "--html",
+        "diagnosis.html",
+    ])
+    .ok();
+    dir.suasion(&["compare", "-M", "model", "-D", good_name, "--max_steps=4", "-o", "comparison.json"]).ok();
+
+    let pages =
+        ["bad.html", "good.html", "run.html", "diagnosis.html", "comparison.html"].map(|name| dir.path(name));
     let ran = Command::new(python).arg(root().join("tests/pages.py")).args(&pages).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success(), "{out}\n{err}");

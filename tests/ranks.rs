@@ -7,12 +7,14 @@ use std::net::TcpListener;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-const QUICK: [&str; 5] = [
-    "init=random",
+// With a large epsilon AdamW does not divide what is nearly zero by what is nearly zero.
+const QUICK: [&str; 6] = [
+    "adam_epsilon=1e-4",
     "learning_rate=1e-2",
     "per_device_train_batch_size=2",
     "logging_steps=1",
     "eval_fraction=0.2",
+    "init=random",
 ];
 
 /// `suasion train` with rank's variables, as torchrun sets them.
@@ -131,7 +133,7 @@ fn adapters_are_trained_over_ranks() {
     let dir = Dir::new().with_weights().with_rows(13);
     let train = |out: &str, more: &[&str]| {
         let sets = ["max_steps=4", "use_peft=true", "lora_r=4", "lora_dropout=0.1", "save_steps=2"];
-        dir.train("rows.jsonl").set(&QUICK[1..]).set(&sets).args(&["-o", out]).args(more).ok()
+        dir.train("rows.jsonl").set(&QUICK[..5]).set(&sets).args(&["-o", out]).args(more).ok()
     };
     train("one", &["--gradient_accumulation_steps", "3"]);
     train("three", &["--ranks", "3", "--threads", "1"]);
@@ -210,7 +212,7 @@ fn ranks_started_by_hand_are_compared() {
 
 /// A run that goes on until something ends it, once it has written a checkpoint.
 fn endless(dir: &Dir, out: &str, ranks: &str) -> (Child, Vec<u32>) {
-    let sets = ["max_steps=1000000", "save_steps=4", "save_total_limit=2"];
+    let sets = ["max_steps=50000", "save_steps=4", "save_total_limit=2"];
     let run = dir.train("rows.jsonl").set(&QUICK).set(&sets).args(&["-o", out, "--ranks", ranks]).spawn();
     wait_for("a checkpoint", || {
         let mut entries = std::fs::read_dir(dir.path(out)).into_iter().flatten().flatten();

@@ -329,6 +329,71 @@ fn source_rows_say_which_tokens_are_whose() {
     );
 }
 
+/// Rows of tokens whose ids name their source rows, in another order and each without its last token, so that only the id
+/// says which is whose.
+#[test]
+fn ids_pair_rows_with_their_source_rows() {
+    let dir = Dir::new().with_model().with_rows(4);
+    let numbered = |names: [serde_json::Value; 4]| {
+        let rows = dir.lines("rows.jsonl").into_iter().zip(names);
+        rows.map(|(mut row, name)| {
+            row["id"] = name;
+            format!("{row}\n")
+        })
+        .collect::<String>()
+    };
+    let mut rows = foreign_rows(&dir);
+    for (row, name) in rows.iter_mut().zip(["a", "7", "c", "d"]) {
+        row["id"] = name.into();
+        for key in ["input_ids", "labels"] {
+            row[key].as_array_mut().unwrap().pop();
+        }
+    }
+    rows.swap(0, 3);
+    rows[2]["id"] = "zz".into();
+    let lines = |rows: &[serde_json::Value]| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
+    // A number in one file and a text in the other are one id.
+    dir.write("source.jsonl", numbered(["a".into(), 7.into(), "c".into(), "d".into()]));
+    dir.write("foreign.jsonl", lines(&rows));
+    let found = |args: &[&str]| {
+        let json = dir.verify("foreign.jsonl").args(&["--source", "source.jsonl", "--json"]).args(args);
+        let json = json.run().code(1).json();
+        let found = json["findings"].as_array().unwrap().iter().filter(|f| f["code"] == "L002");
+        found.map(|f| format!("{} {}", f["row"], f["message"].as_str().unwrap())).collect::<Vec<_>>()
+    };
+    for args in [&[][..], &["--id", "id"]] {
+        let [first, second, third, last] = found(args).try_into().unwrap();
+        assert!(
+            first.starts_with("0 the row is the first ")
+                && first.contains("source row 3 (of the same \"id\")"),
+            "{first}"
+        );
+        assert!(second.contains("source row 1 (of the same \"id\") gives: it was cut"), "{second}");
+        assert_eq!(third, "2 no source row has the \"id\" \"zz\"");
+        assert!(last.contains("source row 0 (of the same \"id\")"), "{last}");
+    }
+    let by_order = found(&["--by-order"]);
+    assert!(
+        by_order[0].contains(", and source row 0 has ") && by_order[2].contains("source row 2 gives"),
+        "{by_order:?}"
+    );
+
+    let refused = |args: &[&str], text: &str| {
+        let ran = dir.verify("foreign.jsonl").args(&["--source", "source.jsonl"]).args(args).run();
+        ran.error(3, "E-ROW", text).says("--by-order");
+    };
+    refused(&["--id", "uid"], "the row has no \"uid\"");
+    dir.write("source.jsonl", numbered(["a".into(), 7.into(), "a".into(), "d".into()]));
+    refused(&[], "source.jsonl:3: its \"id\" is \"a\", as that of row 0");
+    dir.write("source.jsonl", numbered(["a".into(), serde_json::Value::Null, "c".into(), "d".into()]));
+    refused(&[], "source.jsonl:2: its \"id\" is null");
+    dir.write("source.jsonl", numbered(["a".into(), 7.into(), "c".into(), "d".into()]));
+    rows[1]["id"] = "a".into();
+    dir.write("foreign.jsonl", lines(&rows));
+    refused(&[], "foreign.jsonl:4: its \"id\" is \"a\", as that of row 1");
+    dir.verify("foreign.jsonl").args(&["--id", "id"]).run().error(2, "E-USAGE", "--source");
+}
+
 #[test]
 fn a_template_needs_a_tokenizer_and_must_be_one() {
     let dir = Dir::new().with_model();

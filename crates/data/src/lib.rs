@@ -30,7 +30,7 @@ pub use guard::hush_guarded_panics;
 pub use id::RowId;
 pub use origin::{Origin, Section};
 pub use pipeline::{
-    CodeCount, Cut, DropReason, Kept, Mode, Outcome, Pipeline, Progress, ROWS_LISTED, Reference,
+    CodeCount, Cut, DropReason, Kept, Mode, Outcome, Pairing, Pipeline, Progress, ROWS_LISTED, Reference,
     RowProcessor, Rows, SECTION_ORDER, SectionStats, Summary,
 };
 pub use policy::{

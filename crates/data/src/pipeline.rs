@@ -7,6 +7,7 @@
 mod duplicates;
 mod foreign;
 mod outcome;
+mod pairing;
 mod reference;
 mod row;
 mod run;
@@ -14,11 +15,12 @@ mod summary;
 
 pub(crate) use duplicates::Duplicates;
 pub use outcome::{Cut, DropReason, Kept, Outcome};
+pub use pairing::Pairing;
 pub use reference::Reference;
 pub use row::RowProcessor;
+pub use run::Rows;
 pub(crate) use run::{Chunks, Done};
-pub use run::{Progress, Rows};
-pub use summary::{CodeCount, ROWS_LISTED, SECTION_ORDER, SectionStats, Summary};
+pub use summary::{CodeCount, Progress, ROWS_LISTED, SECTION_ORDER, SectionStats, Summary};
 
 use crate::audit::Filter;
 use crate::source::Source;

@@ -145,7 +145,7 @@ fn untold(pipeline: &Pipeline, row: &Value) -> Option<String> {
 #[test]
 fn correct_rows_of_every_template_have_no_error() {
     let (mut unknown, mut wrong) = (Vec::new(), Vec::new());
-    let (mut checked, mut templates, mut quiet) = (0, 0, 0);
+    let (mut checked, mut templates, mut quiet, mut others) = (0, 0, 0, 0);
     for folder in goldens() {
         let rows = rows(&folder, folder.expect(20, 12));
         let meta = folder.json("goldens/template_meta.json");
@@ -156,10 +156,10 @@ fn correct_rows_of_every_template_have_no_error() {
                 let clean = samples(&case.pipeline(Mode::Prepare, boundary), &rows);
                 let verify = case.pipeline(Mode::Verify, Boundary::Split);
                 let Some(first) = clean.first() else { continue };
-                if let Some(why) = untold(&verify, &foreign(first)) {
-                    unknown.push(format!("{name}: {why}"));
-                    break;
-                }
+                // Where the turns cannot be told, the labels alone say that nothing is wrong.
+                let told = untold(&verify, &foreign(first))
+                    .map(|why| unknown.push(format!("{name}: {why}")))
+                    .is_none();
                 let processor = verify.processor().unwrap();
                 for sample in &clean {
                     let outcome = processor.row(fields(&foreign(sample))).unwrap();
@@ -169,13 +169,17 @@ fn correct_rows_of_every_template_have_no_error() {
                         let text = case.folder.tokenizer.as_ref().unwrap().decode(&sample.input_ids, false);
                         wrong.push(format!("{name} {boundary:?}: {errors:?}\n{text}"));
                     }
-                    quiet += usize::from(kept.findings.is_empty());
-                    checked += 1;
+                    quiet += usize::from(told && kept.findings.is_empty());
+                    checked += usize::from(told);
+                    others += usize::from(!told);
                 }
             }
         }
     }
-    println!("{checked} rows of {templates} templates, {quiet} without any finding; not told: {unknown:#?}");
+    unknown.dedup();
+    println!(
+        "{checked} rows of {templates} templates, {quiet} without any finding; {others} rows of those that are not told: {unknown:#?}"
+    );
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
     assert!(checked > 1000 && quiet * 10 > checked * 7, "{quiet} of {checked}");
     assert!(unknown.len() * 6 < templates, "{unknown:#?}");

@@ -305,6 +305,16 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
         json!("mamba"),
         &["\"mamba\" is not supported", "llama, qwen2, qwen3, gpt2"],
     );
+    // A family that is not there: what the engine lacks for it.
+    let other = json!({
+        "model_type": "cohere", "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "layer_norm_eps": 1e-5, "logit_scale": 0.0625, "use_qk_norm": true, "use_cache": true,
+    });
+    let error = Architecture::from_json(&other, Path::new("c")).unwrap_err().to_string();
+    let fields =
+        "\"cohere\" is not supported: the engine has no field for layer_norm_eps, logit_scale, use_qk_norm";
+    assert!(error.ends_with(fields), "{error}");
+    refuse("llama", "model_type", json!("bloom"), &["it may compute something else"]);
     refuse("llama", "model_type", json!(null), &["\"model_type\" must be a string", "null"]);
     refuse(
         "llama",

@@ -86,6 +86,18 @@ def test_trls_own_preparation_is_verified(model, tmp_path):
     assert all(token.supervised for token in suasion.verify(everything).row(0).tokens)
 
 
+def test_what_the_callback_cannot_see_is_said(model, rows, tmp_path):
+    prepared = suasion.prepare(rows[:8], model).to_datasets()
+    # A loss of one's own takes the labels out before the model sees them.
+    run = trainer(model, prepared, tmp_path, [suasion.VerifyCallback(dataset=False, source=rows)])
+    run.compute_loss = lambda model, inputs, **kwargs: model(input_ids=inputs["input_ids"]).logits.sum() * 0
+    with pytest.warns(UserWarning) as warned:
+        run.train()
+    texts = [str(warning.message) for warning in warned]
+    assert any("source is not used" in text for text in texts)
+    assert any("no batch with labels reached the model" in text for text in texts)
+
+
 def test_labels_are_held_against_the_rows_of_the_trainer(chat_model, model, tmp_path):
     turn = lambda role, text: {"role": role, "content": text}  # noqa: E731
     rows = datasets.Dataset.from_list(

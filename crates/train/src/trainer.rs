@@ -254,9 +254,6 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     fn stopped(&self) -> Result<bool> {
         let mut raised = [f64::from(u8::from(self.stop.load(Ordering::Relaxed)))];
         self.run.collective.sum(&mut raised)?;
-        if raised[0] > 0.0 {
-            self.stop.store(true, Ordering::Relaxed);
-        }
         Ok(raised[0] > 0.0)
     }
 
@@ -452,10 +449,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         let stop = Some(self.stop);
         let evaluation = match evaluate_over(model, eval, size, *collective, stop, &mut progress) {
             Ok(evaluation) => evaluation,
-            Err(Error::Interrupted) => {
-                self.stop.store(true, Ordering::Relaxed);
-                return Ok(None);
-            }
+            Err(Error::Interrupted) => return Ok(None),
             // The step before the evaluation left weights whose loss is not finite.
             Err(error) => return Err(error.at_step(step)),
         };

@@ -67,6 +67,12 @@ CASES = {
         "llama",
         dict(config=dict(rope_scaling={k: v for k, v in LLAMA3.items() if not k.startswith("original")})),
     ),
+    # Activations and scores.
+    "GPT-2 with the exact GELU": ("gpt2", dict(config=dict(activation_function="gelu"))),
+    "GPT-2 with scores divided by the layer's number": ("gpt2", dict(config=dict(scale_attn_by_inverse_layer_idx=True))),
+    "GPT-2 with scores as they are": ("gpt2", dict(config=dict(scale_attn_weights=False))),
+    "Gemma 3 with a cap on scores, which it does not apply": ("gemma3", dict(config=dict(attn_logit_softcapping=0.5))),
+    "Gemma 3 with a cap on logits": ("gemma3", dict(config=dict(final_logit_softcapping=2.0))),
     # Keys that are missing.
     "Llama without keys that have defaults": ("llama", dict(remove=DEFAULTS + ["tie_word_embeddings"])),
     "Llama without an epsilon": ("llama", dict(remove=["rms_norm_eps"])),

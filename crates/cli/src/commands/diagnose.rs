@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::{count, loss, percent, thousands};
-use suasion_data::report::page::{now, shell_word};
+use suasion_data::report::page::shell_word;
 use suasion_data::report::visible;
 use suasion_data::{Mode, Sample};
 use suasion_engine::AdapterFolder;
@@ -95,8 +95,7 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     let diagnosis = diagnose(&data.samples, &rows, before, after, &names);
     if let Some(html) = &args.html {
-        let facts = [format!("suasion {}", env!("CARGO_PKG_VERSION")), now()];
-        let page = report::diagnosis::page(&diagnosis, &names, &facts);
+        let page = report::diagnosis::page(&diagnosis, &names);
         suasion_files::write_bytes(html, page.as_bytes()).map_err(suasion_data::Error::from)?;
     }
     if ui.json {

@@ -82,6 +82,10 @@ fn train(args: &TrainArgs, team: Team, ui: &Ui) -> anyhow::Result<Exit> {
     }
     job.announce(ui);
     let report = job.train(ui)?;
+    if report.interrupted {
+        // By another rank's Ctrl-C, it may be: all end alike.
+        interrupt::stop();
+    }
     if first {
         job.farewell(&report, ui)?;
     }

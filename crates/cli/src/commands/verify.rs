@@ -23,7 +23,7 @@ use suasion_data::report::{self, Gallery, RowView};
 use suasion_data::source::Row;
 use suasion_data::template::ChatTemplate;
 use suasion_data::tokens::SpecialToken;
-use suasion_data::{Error, Level, Mode, ModelFolder, Outcome, Pipeline, Reference};
+use suasion_data::{Error, Level, Mode, ModelFolder, Outcome, Pairing, Pipeline, Reference};
 
 /// Flags of the command.
 #[derive(clap::Args, Debug)]
@@ -58,6 +58,12 @@ pub struct VerifyArgs {
     /// Source rows of rows of tokens: their labels are derived again, and compared token by token
     #[arg(long, value_name = "ROWS", value_parser = paths::parser())]
     source: Vec<PathBuf>,
+    /// Column of ids that rows of tokens and their source rows share, by which they are paired; `id` and the like are found
+    #[arg(long, value_name = "COLUMN", requires = "source")]
+    id: Option<String>,
+    /// Pair rows of tokens with source rows by their order, whatever ids they have
+    #[arg(long, requires = "source", conflicts_with = "id")]
+    by_order: bool,
     /// List at most N findings, errors first; every row is checked and counted
     #[arg(long, value_name = "N")]
     max_findings: Option<u64>,
@@ -134,6 +140,34 @@ fn maker(source: &DataFiles) -> anyhow::Result<Option<Maker>> {
     Ok(row.fields.contains_key("input_ids").then(|| Maker::of(&columns)))
 }
 
+/// Which source row each row was made of, by the column of ids that is named, else by a usual one that both have; `None`
+/// where rows are paired by their order.
+fn pairing(
+    args: &VerifyArgs,
+    rows: &DataFiles,
+    source: &DataFiles,
+    ui: &Ui,
+) -> anyhow::Result<Option<Pairing>> {
+    let stored = |data: &DataFiles| data.files.iter().all(|file| file.is_file());
+    let again = stored(rows) && stored(source);
+    if let Some(column) = args.id.as_ref().filter(|_| !again) {
+        return Err(Failure::usage(
+            format!("--id {column}: a pipe cannot be read again"),
+            "write the rows to a file, whose ids are read first",
+        )
+        .into());
+    }
+    let column = match &args.id {
+        Some(column) => Some(column.as_str()),
+        None if args.by_order || !again => None,
+        None => Pairing::usual_column(rows.open()?, source.open()?)?,
+    };
+    let Some(column) = column else { return Ok(None) };
+    let pairing = Pairing::by(column, rows.open()?, source.open()?)?;
+    ui.log(format_args!("rows are paired with source rows by {column:?}"));
+    Ok(Some(pairing))
+}
+
 /// Runs the command.
 pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let loaded = args.config.load(ui)?;
@@ -177,7 +211,11 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     };
     if !args.source.is_empty() {
         let rows = rows::resolve(&Paths(args.source.clone()), &config.dataset_train_split, ui)?;
-        pipeline.reference = Some(Arc::new(Reference::read(&pipeline, || rows.open())?));
+        let reference = Reference::read(&pipeline, || rows.open())?;
+        pipeline.reference = Some(Arc::new(match pairing(args, &source, &rows, ui)? {
+            Some(pairing) => reference.paired(pairing),
+            None => reference,
+        }));
     }
     let tokenizer = pipeline.folder.tokenizer.as_deref();
 

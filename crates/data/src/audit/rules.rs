@@ -7,7 +7,7 @@ use super::mask::{
     answer_in_part, double_bos, everything_supervised, no_stop, no_target, padding_supervised,
     prompt_supervised, scaffold_supervised, stop_masked,
 };
-use super::packs::{sees_across, target_across_boundary};
+use super::packs::{self, sees_across};
 use super::subject::{Found, Subject};
 use crate::{Code, Finding};
 
@@ -381,13 +381,16 @@ pub const RULES: &[Rule] = &[
               sees those before it. With the tokenizer and the chat template this is found where a row begins a \
               conversation anew: with a second BOS where the template writes none between turns, or with the system \
               message that it began with. A row or a sequence that begins inside a message was cut by its packer; that \
-              is a warning.",
+              is a warning.\n\n\
+              Positions that start again under an `attention_mask` that is 1 throughout, on the padding too, as \
+              LLaMA-Factory packs without `neat_packing`, are a warning: some attention kernels follow positions, others \
+              the mask.",
         help: "write the length of each sequence as seq_lengths; set the label of its first token to -100",
         example: rows(
             r#"{"input_ids": [1, 8, 2, 1, 9, 2], "labels": [-100, 8, 2, 1, 9, 2], "seq_lengths": [3, 3]}"#,
         ),
         refuses: false,
-        check: Check::RowAndPack(sees_across, target_across_boundary),
+        check: Check::RowAndPack(sees_across, packs::pack),
     },
 ];
 

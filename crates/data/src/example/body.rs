@@ -125,6 +125,8 @@ pub struct Tokenised {
     /// For a pack, its boundaries (from `seq_lengths`, `position_ids`, or an `attention_mask` that numbers
     /// its sequences).
     pub pack: Option<Pack>,
+    /// Where padding begins that its `attention_mask` counts as tokens; `attention` is false there.
+    pub counted_padding: Option<usize>,
     /// Why its boundaries are impossible (P001); such a row cannot become a sample.
     pub broken: Option<String>,
 }

@@ -95,6 +95,31 @@ pub(super) fn boundaries(id: &RowId, n: usize, given: &Given<'_>) -> Result<Opti
     Ok(Some(pack))
 }
 
+/// Where padding begins that no mask tells: the last tokens, all of one id, whose positions are 0 each (LLaMA-Factory's packs)
+/// or count from 0 (axolotl's). Such tokens may be a sequence of its own where they are learned, unless several are at
+/// position 0.
+pub(super) fn counted_padding(
+    ids: &[u32],
+    given: &Given<'_>,
+    learned: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let (Some(positions), None, None) = (&given.positions, &given.lengths, &given.numbers) else {
+        return None;
+    };
+    let last = ids.len().checked_sub(1)?;
+    if given.attention.is_some_and(|attention| !attention[last]) {
+        return None;
+    }
+    let zeros = (0..ids.len()).rev().take_while(|&i| positions[i] == 0 && ids[i] == ids[last]).count();
+    let start = match zeros {
+        0 => positions.iter().rposition(|&position| position == 0)?,
+        _ => ids.len() - zeros,
+    };
+    let one_id = ids[start..].iter().all(|&id| id == ids[last]);
+    // A row that is one sequence begins at position 0 too.
+    (start > 0 && one_id && (zeros > 1 || !(start..ids.len()).any(learned))).then_some(start)
+}
+
 /// Lengths that cover all `n` tokens; padding at the end belongs to the last sequence.
 fn with_padding(lengths: &[u32], n: usize, real: impl Fn(usize) -> bool) -> Result<Vec<u32>, String> {
     let sum: usize = lengths.iter().map(|&length| length as usize).sum();

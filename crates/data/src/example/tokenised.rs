@@ -189,9 +189,18 @@ impl Reader<'_> {
             };
             given.prefixes = Some(list.iter().enumerate().map(range).collect::<Result<_>>()?);
         }
+        let padding = fields::unmasked(&row.input_ids, &given, row.labels.as_deref(), row.mask.as_deref());
+        let masked = padding.map(|start| (0..n).map(|i| i < start).collect::<Vec<bool>>());
+        if masked.is_some() {
+            given.attention = masked.as_deref();
+        }
+        row.counted_padding = padding.filter(|_| row.attention.is_some());
         match boundaries::boundaries(self.id, n, &given) {
             Ok(pack) => row.pack = pack,
             Err(why) => row.broken = Some(why),
+        }
+        if masked.is_some() {
+            row.attention = masked;
         }
         Ok(())
     }

@@ -53,7 +53,8 @@ impl<'a> Against<'a> {
             let mut part = found.as_ref().map(|found| found.part.clone()).unwrap_or_default();
             origins[nth] = found.map(|found| found.origins);
             if let Some(reference) = self.reference {
-                let (own, finding) = self.by_source(reference, id, row, tokens.clone());
+                let sequence = row.pack.is_some().then_some(nth);
+                let (own, finding) = self.by_source(reference, id, row, tokens.clone(), sequence);
                 if let Some(own) = own {
                     (origins[nth], part.known) = (Some(own), true);
                     foreign.expected = true;
@@ -102,11 +103,11 @@ impl<'a> Against<'a> {
         id: &RowId,
         row: &Tokenised,
         tokens: Range<usize>,
+        sequence: Option<usize>,
     ) -> (Option<Vec<Origin>>, Option<Finding>) {
         let real = |i: &usize| row.attention.as_ref().is_none_or(|attention| attention[*i]);
         let places: Vec<usize> = tokens.clone().filter(real).collect();
         let ids: Vec<u32> = places.iter().map(|&i| row.input_ids[i]).collect();
-        let number = row.pack.is_none().then_some(id.row);
         let spread = |own: Vec<Origin>| {
             let mut all = vec![Origin::Padding; tokens.len()];
             places.iter().zip(own).for_each(|(&i, origin)| all[i - tokens.start] = origin);
@@ -116,11 +117,12 @@ impl<'a> Against<'a> {
             self.tokenizer.map_or_else(|| id.to_string(), |t| format!("{id} {:?}", t.token_text(id)))
         };
         let finding = |message: String| Some(Finding::new(id.row, Code::L002, message));
-        match reference.of(&ids, number) {
+        let by = reference.column().map_or(String::new(), |column| format!(" (of the same {column:?})"));
+        match reference.of(&ids, id.row, sequence) {
             Match::Same(own) => (Some(spread(own)), None),
             Match::Cut(own, number, whole) => {
                 let message = format!(
-                    "the row is the first {} of the {whole} tokens that source row {number} gives: it was cut",
+                    "the row is the first {} of the {whole} tokens that source row {number}{by} gives: it was cut",
                     ids.len()
                 );
                 (Some(spread(own)), finding(message))
@@ -128,8 +130,12 @@ impl<'a> Against<'a> {
             Match::Differs { number, at, theirs } => {
                 let ours = theirs.map_or("ends there".to_string(), |id| format!("has {}", text(id)));
                 let message =
-                    format!("token {} is {}, and source row {number} {ours}", places[at], text(ids[at]));
+                    format!("token {} is {}, and source row {number}{by} {ours}", places[at], text(ids[at]));
                 (None, finding(message))
+            }
+            Match::NoId(own) => {
+                let column = reference.column().unwrap_or_default();
+                (None, finding(format!("no source row has the {column:?} {own:?}")))
             }
             Match::None => (None, finding("no source row has these tokens".into())),
         }

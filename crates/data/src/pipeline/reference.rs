@@ -2,7 +2,9 @@
 
 use super::duplicates::hash_ids;
 use super::outcome::Outcome;
-use super::{Mode, Pipeline, Progress};
+use super::pairing::{Named, Pairing};
+use super::summary::Progress;
+use super::{Mode, Pipeline};
 use crate::policy::{Boundary, Policy, TruncationMode};
 use crate::source::Source;
 use crate::{Error, IGNORE, Origin, Result, Sample, Section};
@@ -18,6 +20,8 @@ pub struct Reference {
     by_ids: HashMap<u64, usize>,
     /// For each row of the source, its places in `rows`.
     by_order: Vec<Range<usize>>,
+    /// Which source row each row was made of, where ids say it.
+    pairing: Option<Pairing>,
 }
 
 /// A source row under one boundary.
@@ -40,6 +44,8 @@ pub(super) enum Match {
     Differs { number: u64, at: usize, theirs: Option<u32> },
     /// There is no source row.
     None,
+    /// There is none with this id.
+    NoId(String),
 }
 
 impl Reference {
@@ -108,13 +114,39 @@ impl Reference {
         Ok(reference)
     }
 
-    /// What the source says of these ids, which are row `number` where they are a whole row.
-    pub(super) fn of(&self, ids: &[u32], number: Option<u64>) -> Match {
-        let same = self.by_ids.get(&hash_ids(ids)).map(|&at| &self.rows[at]);
-        if let Some(row) = same.filter(|row| *row.ids == *ids) {
-            return Match::Same(row.origins(ids.len()));
-        }
-        let place = number.and_then(|n| self.by_order.get(usize::try_from(n).ok()?));
+    /// The same with rows paired by their ids: each is held against the source row of its id, and no other.
+    #[must_use]
+    pub fn paired(self, pairing: Pairing) -> Reference {
+        Reference { pairing: Some(pairing), ..self }
+    }
+
+    /// The column by which rows are paired with source rows.
+    pub(super) fn column(&self) -> Option<&str> {
+        self.pairing.as_ref().map(Pairing::column)
+    }
+
+    /// What the source says of these ids, which are row `number`, or a sequence of it.
+    pub(super) fn of(&self, ids: &[u32], number: u64, sequence: Option<usize>) -> Match {
+        let named = self.pairing.as_ref().and_then(|pairing| pairing.named(number, sequence));
+        let place = |n: u64| self.by_order.get(usize::try_from(n).ok()?);
+        let place = match named {
+            Some(Named::Nothing(id)) => return Match::NoId(id.to_string()),
+            Some(Named::Row(own)) => {
+                let own = place(*own);
+                let rows = own.map(|range| &self.rows[range.clone()]).unwrap_or_default();
+                if let Some(row) = rows.iter().find(|row| *row.ids == *ids) {
+                    return Match::Same(row.origins(ids.len()));
+                }
+                own
+            }
+            None => {
+                let same = self.by_ids.get(&hash_ids(ids)).map(|&at| &self.rows[at]);
+                if let Some(row) = same.filter(|row| *row.ids == *ids) {
+                    return Match::Same(row.origins(ids.len()));
+                }
+                sequence.is_none().then(|| place(number)).flatten()
+            }
+        };
         let common = |row: &&Row| row.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
         let Some(row) = place.and_then(|range| self.rows[range.clone()].iter().max_by_key(common)) else {
             return Match::None;

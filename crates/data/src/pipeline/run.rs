@@ -3,7 +3,7 @@
 use super::duplicates::{Duplicates, Seen};
 use super::outcome::Outcome;
 use super::row::RowProcessor;
-use super::summary::Summary;
+use super::summary::{Progress, Summary};
 use super::{Mode, Pipeline};
 use crate::BAD_ROWS_LISTED;
 use crate::example;
@@ -27,20 +27,6 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// How long a thread of the pool sleeps where there is nothing to do but wait.
 const IDLE: Duration = Duration::from_millis(1);
-
-/// How far a run is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// Rows processed.
-    pub rows: u64,
-    /// Bytes of the source read, as stored.
-    pub bytes: u64,
-    /// The source's size in bytes, as stored.
-    pub size: u64,
-    /// Tokens of kept rows.
-    pub tokens: u64,
-}
 
 /// The outcomes of a source's rows, in source order ([`Pipeline::rows`]).
 pub struct Rows {

@@ -8,6 +8,20 @@ use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// How far a run is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Rows processed.
+    pub rows: u64,
+    /// Bytes of the source read, as stored.
+    pub bytes: u64,
+    /// The source's size in bytes, as stored.
+    pub size: u64,
+    /// Tokens of kept rows.
+    pub tokens: u64,
+}
+
 /// Row numbers kept per code in a [`Summary`].
 pub const ROWS_LISTED: usize = 10;
 

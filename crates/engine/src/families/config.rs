@@ -26,6 +26,11 @@ impl<'a> Config<'a> {
         Config { json, path, within: String::new(), read: Rc::default() }
     }
 
+    /// The same file, of which nothing has been read.
+    pub(super) fn afresh(&self) -> Config<'a> {
+        Config::new(self.json, self.path)
+    }
+
     /// An object without keys.
     pub(super) fn nothing(&self) -> Config<'a> {
         Config { json: &Value::Null, ..self.clone() }
@@ -57,8 +62,15 @@ impl<'a> Config<'a> {
         ))
     }
 
-    /// Sentences about keys that no setting of the family has, and that are known to matter elsewhere only.
+    /// Sentences about keys that no setting of the family has.
     pub(super) fn not_read(&self) -> Vec<String> {
+        let sentence =
+            |name| format!("config.json: \"{name}\" is not a setting of this family and is not used");
+        self.unread().into_iter().map(sentence).collect()
+    }
+
+    /// Keys that have not been read, without those that are known to matter elsewhere only.
+    pub(super) fn unread(&self) -> Vec<String> {
         let read = self.read.borrow();
         let mut unread = Vec::new();
         let mut objects = vec![(String::new(), self.json)];
@@ -68,9 +80,7 @@ impl<'a> Config<'a> {
                 if read.contains(&name) {
                     objects.push((format!("{name}."), value));
                 } else if !value.is_null() && !INERT.contains(&key.as_str()) {
-                    unread.push(format!(
-                        "config.json: \"{name}\" is not a setting of this family and is not used"
-                    ));
+                    unread.push(name);
                 }
             }
         }

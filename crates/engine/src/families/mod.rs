@@ -39,6 +39,20 @@ const FAMILIES: &[(&str, Read)] = &[
     ("gemma3_text", gemma::gemma3),
 ];
 
+/// What the engine lacks for a configuration of another family: the settings that it would have as one of the Llama
+/// kind, of which most families are, and that nothing stands for.
+fn missing(config: &Config) -> String {
+    let as_llama = config.afresh();
+    match llama::llama(&as_llama) {
+        Ok(_) => match &as_llama.unread()[..] {
+            [] => "its config.json has settings of Llama alone, but it may compute something else".into(),
+            keys => format!("the engine has no field for {}", keys.join(", ")),
+        },
+        Err(Error::Config { message, .. }) => format!("read as a Llama model, {message}"),
+        Err(error) => error.to_string(),
+    }
+}
+
 impl Architecture {
     /// Reads `dir/config.json`.
     ///
@@ -65,7 +79,7 @@ impl Architecture {
         let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == family) else {
             let supported = FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
             return Err(config.refuse(
-                format!("model_type \"{family}\" is not supported"),
+                format!("model_type \"{family}\" is not supported: {}", missing(&config)),
                 format!("supported families: {supported}"),
             ));
         };

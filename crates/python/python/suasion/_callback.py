@@ -73,11 +73,15 @@ class VerifyCallback(TrainerCallback):
                 trained_rows(rows), self._tokenizer, source=self.source, ignore=self.ignore, progress=False
             )
             self._judge(report, "the data set")
+        elif self.source is not None:
+            warnings.warn("VerifyCallback: source is not used, since the whole data set is not looked at", stacklevel=2)
         self._left = self.batches
         if model is not None and self._left > 0:
             self._hook = model.register_forward_pre_hook(self._seen, with_kwargs=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._hook is not None and self._left == self.batches:
+            warnings.warn("VerifyCallback: no batch with labels reached the model, so none was looked at", stacklevel=2)
         self._remove()
 
     def _remove(self) -> None:

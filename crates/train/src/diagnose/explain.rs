@@ -31,11 +31,11 @@ pub(super) fn explain(d: &mut Diagnosis, names: &Names) {
             "The model was trained on its responses, but never on its stop token.".into()
         }
         Verdict::StartsEarly => format!(
-            "The model was trained on its responses and on about {} before each of them: the mask ends early.",
+            "The model was trained on its responses and on about {} before each of them: its labels start too early.",
             count(d.answers.early_by.unwrap_or(1) as u64, "prompt token")
         ),
         Verdict::StartsLate => format!(
-            "The model was trained on its responses without about {} of each: the mask ends late.",
+            "The model was trained on its responses without about {} of each: its labels start too late.",
             count(d.answers.late_by.unwrap_or(1) as u64, "first token")
         ),
         Verdict::Undecided => match d.answers.cause {
@@ -73,7 +73,7 @@ fn reasons(d: &Diagnosis) -> Vec<String> {
     tell("The first token of responses", d.first_token.as_ref());
     if d.answers.starts_early.is_none() {
         lines.push(
-            "No header stands before responses, so whether the mask ends a few tokens early cannot be told; it would do \
+            "No header stands before responses, so whether labels start a few tokens early cannot be told; it would do \
              little."
                 .into(),
         );

@@ -1,13 +1,13 @@
 //! The page that `suasion diagnose --html` writes.
 
 use crate::diagnose::{Diagnosis, Fall, Names, Verdict};
-use suasion_data::report::format::{count, loss, loss_difference, percent, thousands};
+use suasion_data::report::format::{count, loss, percent, thousands};
 use suasion_data::report::page::{
     self, Cell, Html, Line, LineChart, Page, Step, Stroke, Table, Tone, details, paragraph,
 };
 
-/// The whole page. `facts` are put at its foot.
-pub fn page(diagnosis: &Diagnosis, names: &Names, facts: &[String]) -> String {
+/// The whole page.
+pub fn page(diagnosis: &Diagnosis, names: &Names) -> String {
     let d = diagnosis;
     let mut page = Page::new("suasion diagnose", &format!("{} → {}", names.base, names.tuned));
     let tone = match d.verdict {
@@ -33,21 +33,14 @@ pub fn page(diagnosis: &Diagnosis, names: &Names, facts: &[String]) -> String {
     page.section("recall", "Reciting the prompt", &recall(d));
     page.section("answers", "How sure each answer is", &answers(d));
     page.fact(format!("{} with {}", count(d.rows, "row"), count(d.prompts, "distinct prompt")));
-    facts.iter().for_each(|fact| page.fact(fact.as_str()));
     page.finish()
 }
 
-const HEADS: [&str; 6] = ["", "tokens", "base", "tuned", "fall", "share"];
+const HEADS: [&str; 5] = ["", "tokens", "base", "tuned", "fall"];
 
 fn falls<'a>(caption: &str, rows: impl Iterator<Item = (String, &'a Fall)>) -> Html {
     let row = |(name, fall): (String, &Fall)| {
-        let numbers = [
-            thousands(fall.tokens),
-            loss(fall.base),
-            loss(fall.tuned),
-            loss_difference(fall.gain()),
-            share(fall),
-        ];
+        let numbers = [thousands(fall.tokens), loss(fall.base), loss(fall.tuned), share(fall)];
         std::iter::once(Cell::Head(name)).chain(numbers.map(Cell::Number)).collect()
     };
     let rows: Vec<Vec<Cell>> = rows.map(row).collect();
@@ -169,8 +162,8 @@ fn answers(d: &Diagnosis) -> Html {
     let answers = &d.answers;
     let rows = [
         ("prompts learned", answers.prompts_learned),
-        ("mask ends early, within the prompt", answers.starts_early),
-        ("mask ends late, within the response", answers.starts_late),
+        ("labels start early, within the prompt", answers.starts_early),
+        ("labels start late, within the response", answers.starts_late),
         ("stop token masked", answers.stop_masked),
     ];
     let row = |(name, p): (&str, Option<f64>)| {

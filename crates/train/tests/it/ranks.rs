@@ -102,6 +102,8 @@ fn job<'a>(
         save_strategy: Strategy::Steps,
         save_steps: 2.into(),
         num_samples: 1,
+        // AdamW does not divide what is nearly zero by what is nearly zero.
+        adam_epsilon: 1e-4,
         sample_max_new_tokens: 3,
         ..quick()
     };
@@ -278,8 +280,9 @@ fn ranks_that_differ_are_refused_by_name() {
 #[test]
 fn a_checkpoint_that_cannot_be_written_does_not_part_the_ranks() {
     let dir = tempfile::tempdir().unwrap();
-    // A file where the checkpoint of step 4 belongs.
-    let block = |path: &Path| Some((3, path.join("checkpoint-4")));
+    // A file of the temporary folder's name.
+    let name = format!(".suasion-tmp-checkpoint-4.{}.new", std::process::id());
+    let block = |path: &Path| Some((3, path.join(&name)));
     let path = dir.path().join("goes on");
     for report in over(2, &path, &|job| {
         if job.collective.rank() == 0 {
@@ -288,7 +291,7 @@ fn a_checkpoint_that_cannot_be_written_does_not_part_the_ranks() {
     }) {
         assert_eq!(report.unwrap().0.step, 9);
     }
-    assert_eq!(checkpoints(&path), [0, 2, 6, 8, 9]);
+    assert_eq!(checkpoints(&path), [2, 6, 8, 9]);
     let path = dir.path().join("ends");
     let errors: Vec<String> = over(2, &path, &|job| {
         job.settings.on_save_error = suasion_train::OnSaveError::Stop;

@@ -2,9 +2,9 @@
 
 use super::both;
 use crate::example::body::Tokenised;
-use crate::example::boundaries::{Given, boundaries};
+use crate::example::boundaries::{Given, boundaries, counted_padding};
 use crate::example::masks::looks_like_mask;
-use crate::{Origin, RowId};
+use crate::{IGNORE, Origin, RowId};
 use std::ops::Range;
 
 /// The fields that are read of a tokenised row.
@@ -123,7 +123,7 @@ impl Fields {
         {
             return None;
         }
-        let given = Given {
+        let mut given = Given {
             rows: self.rows,
             lengths: self.seq_lengths,
             positions: self.position_ids,
@@ -131,10 +131,18 @@ impl Fields {
             numbers,
             attention: attention.as_deref(),
         };
+        let labels = self.labels.as_deref();
+        let padding = unmasked(&input_ids, &given, labels, mask.as_deref());
+        let counted_padding = padding.filter(|_| attention.is_some());
+        let masked = padding.map(|start| (0..n).map(|i| i < start).collect::<Vec<bool>>());
+        if masked.is_some() {
+            given.attention = masked.as_deref();
+        }
         let (pack, broken) = match boundaries(id, n, &given) {
             Ok(pack) => (pack, None),
             Err(why) => (None, Some(why)),
         };
+        let attention = masked.or(attention);
         Some(Tokenised {
             input_ids,
             labels: self.labels,
@@ -145,9 +153,23 @@ impl Fields {
             origins: self.origins,
             text: self.text,
             pack,
+            counted_padding,
             broken,
         })
     }
+}
+
+/// [`counted_padding`] of a row with these labels or this mask.
+pub fn unmasked(
+    ids: &[u32],
+    given: &Given<'_>,
+    labels: Option<&[i32]>,
+    mask: Option<&[bool]>,
+) -> Option<usize> {
+    counted_padding(ids, given, |i| match (labels, mask) {
+        (Some(labels), _) => labels[i] != IGNORE,
+        (None, mask) => mask.is_none_or(|mask| mask[i]),
+    })
 }
 
 /// Origins from their letters; `None` if a letter is unknown.
