@@ -161,7 +161,9 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
         Err(error) => return ui.report(&error) as u8,
     };
     let ui = ui.of_rank(role.rank());
-    machine::start_threads(cli.threads, role.threads(), &ui);
+    if let Err(refused) = machine::start_threads(cli.threads, role.threads(), &ui) {
+        return ui.report(&refused.into()) as u8;
+    }
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match &cli.command {
         Command::Train(args) if args.demo => demo::run(args, &ui),
         Command::Train(args) => train::run(args, &role, &ui),

@@ -1,5 +1,6 @@
 //! What this machine has, instruction sets and memory, and the threads that use it.
 
+use crate::failure::Failure;
 use crate::ui::Ui;
 use std::num::NonZeroUsize;
 use suasion_data::report::format::{bytes, count};
@@ -75,7 +76,10 @@ pub fn cores() -> usize {
 
 /// Starts the pool that all work runs on, with `usual` threads where nothing else is said, and at most one per core: more
 /// are slower, and results are the same for any number.
-pub fn start_threads(flag: Option<NonZeroUsize>, usual: usize, ui: &Ui) {
+///
+/// # Errors
+/// E-MEMORY where the system refuses the threads.
+pub fn start_threads(flag: Option<NonZeroUsize>, usual: usize, ui: &Ui) -> Result<(), Failure> {
     let variable = std::env::var("RAYON_NUM_THREADS").ok().filter(|text| !text.trim().is_empty());
     let threads = match threads(flag, variable.as_deref(), usual, cores()) {
         Ok((threads, note)) => {
@@ -87,8 +91,16 @@ pub fn start_threads(flag: Option<NonZeroUsize>, usual: usize, ui: &Ui) {
             usual
         }
     };
-    // Fails only where a pool exists, and nothing has run yet.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    // Without a reason from the system it fails only where a pool exists.
+    let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    match started.as_ref().err().and_then(std::error::Error::source) {
+        None => Ok(()),
+        Some(refused) => Err(Failure::run_time(
+            "E-MEMORY",
+            format!("{threads} threads do not start: {refused}"),
+            "use fewer --threads, or raise the limits of the process (ulimit -v, ulimit -u)",
+        )),
+    }
 }
 
 /// The number of threads, with a note where it is not the one that was given; the error is a value that is not

@@ -314,3 +314,24 @@ fn gradients_under_dropout_are_the_slopes_of_the_loss() {
         }
     }
 }
+
+/// A base of f32 takes twice the bytes of one of bf16.
+#[test]
+fn the_plan_counts_a_mapped_base_by_the_type_of_its_files() {
+    let (dir, budget) =
+        (tempfile::tempdir().unwrap(), Budget { tokens: 4, targets: 4, train: true, recompute: false });
+    let mut base = common::model("llama", Cpu::new(), false);
+    let targets = Targets::Names(vec!["q_proj".into()]);
+    let lora = Trainable::Adapter(Lora { rank: 2, targets, ..Lora::default() });
+    let arch = common::architecture("llama");
+    let planned = MemoryPlan::over(&arch, budget, &lora, Base::Mapped).unwrap();
+    for (kind, bytes) in [(WeightType::F32, 4), (WeightType::BF16, 2)] {
+        base.set_weight_type(kind);
+        base.save_weights(dir.path()).unwrap();
+        let plan = planned.over_files(dir.path());
+        assert_eq!(plan.mapped, planned.mapped / 2 * bytes, "{kind:?}");
+        let mut model = Model::with_base(arch.clone(), Cpu::new(), budget, &lora, Base::Mapped).unwrap();
+        model.load_weights(dir.path()).unwrap();
+        assert_eq!(model.plan().mapped, plan.mapped, "{kind:?}");
+    }
+}

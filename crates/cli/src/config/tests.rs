@@ -346,11 +346,7 @@ fn valid(schema: &serde_json::Value, value: &serde_json::Value) -> bool {
         }),
         "items" => value.as_array().is_none_or(|items| items.iter().all(|item| valid(operand, item))),
         "pattern" => value.as_str().is_none_or(|text| {
-            text.len() == 10
-                && text
-                    .chars()
-                    .enumerate()
-                    .all(|(i, c)| if i == 4 || i == 7 { c == '-' } else { c.is_ascii_digit() })
+            fancy_regex::Regex::new(operand.as_str().unwrap()).unwrap().is_match(text).unwrap()
         }),
         "additionalProperties" => value.as_object().is_none_or(|map| {
             map.iter().all(|(name, value)| {

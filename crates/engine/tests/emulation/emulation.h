@@ -25,6 +25,7 @@ typedef unsigned long long u64;
 #define DEVICE_METHOD inline
 // One block runs at a time, so that a static is the block's. The section lets the emulation find them all.
 #define SHARED static __attribute__((section("block_shared")))
+#define TABLE static const
 #define DYNAMIC_SHARED(type, name) type* name = (type*)emulation::dynamic_shared
 #define BOUNDS(threads, blocks)
 // A function of the emulation, whose own memory is no kernel's.

@@ -54,45 +54,42 @@ KERNEL f16_to_bf16(u16* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u
 }
 
 // The values of NF4 (Dettmers et al. 2023), as bitsandbytes has them.
-DEVICE f32 nf4_value(u32 code) {
-    const f32 values[16] = {-1.0f,
-                            -0.6961928009986877f,
-                            -0.5250730514526367f,
-                            -0.39491748809814453f,
-                            -0.28444138169288635f,
-                            -0.18477343022823334f,
-                            -0.09105003625154495f,
-                            0.0f,
-                            0.07958029955625534f,
-                            0.16093020141124725f,
-                            0.24611230194568634f,
-                            0.33791524171829224f,
-                            0.44070982933044434f,
-                            0.5626170039176941f,
-                            0.7229568362236023f,
-                            1.0f};
-    return values[code];
+TABLE f32 NF4[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
+};
+
+// The table in shared memory, where every thread can look up another entry at once.
+DEVICE void load_nf4(f32* table) {
+    if (threadIdx.x < 16) table[threadIdx.x] = NF4[threadIdx.x];
+    __syncthreads();
 }
 
-DEVICE f32 nf4_element(const u8* codes, const f32* scales, u64 i, u32 block) {
+DEVICE f32 nf4_element(const f32* table, const u8* codes, const f32* scales, u64 i, u32 block) {
     u8 pair = codes[i / 2];
-    return nf4_value(i % 2 ? pair & 15 : pair >> 4) * scales[i / block];
+    return table[i % 2 ? pair & 15 : pair >> 4] * scales[i / block];
 }
 
-KERNEL nf4_to_bf16(u16* y, const u8* codes, const f32* scales, u64 n, u32 block) {
+BLOCK_KERNEL nf4_to_bf16(u16* y, const u8* codes, const f32* scales, u64 n, u32 block) {
+    SHARED f32 table[16];
+    load_nf4(table);
     each_four(n, [&](u64 i, u64 left) {
         FourHalves a;
 #pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? to_bf16(nf4_element(codes, scales, i + k, block)) : 0;
+        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? to_bf16(nf4_element(table, codes, scales, i + k, block)) : 0;
         store(y + i, left, a);
     });
 }
 
-KERNEL nf4_to_f32(f32* y, const u8* codes, const f32* scales, u64 n, u32 block) {
+BLOCK_KERNEL nf4_to_f32(f32* y, const u8* codes, const f32* scales, u64 n, u32 block) {
+    SHARED f32 table[16];
+    load_nf4(table);
     each_four(n, [&](u64 i, u64 left) {
         Four a;
 #pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? nf4_element(codes, scales, i + k, block) : 0.0f;
+        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? nf4_element(table, codes, scales, i + k, block) : 0.0f;
         store(y + i, left, a);
     });
 }
@@ -140,7 +137,7 @@ DEVICE u32 nf4_code(f32 x) {
     u32 code = 0;
 #pragma unroll
     for (u32 k = 1; k < 16; k++)
-        if (x > 0.5f * (nf4_value(k - 1) + nf4_value(k))) code = k;
+        if (x > 0.5f * (NF4[k - 1] + NF4[k])) code = k;
     return code;
 }
 

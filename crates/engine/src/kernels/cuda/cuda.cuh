@@ -16,6 +16,8 @@ typedef unsigned long long u64;
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_METHOD __device__ __forceinline__
 #define SHARED __shared__
+// A table of the device's.
+#define TABLE static __device__ const
 #define BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 // The shared memory whose size a launch gives.
 #define DYNAMIC_SHARED(type, name)                                \

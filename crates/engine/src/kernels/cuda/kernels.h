@@ -183,8 +183,8 @@ KERNEL f16_to_f32(f32* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u3
 KERNEL f16_to_bf16(u16* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width);
 // bitsandbytes' blocks: element i is values[code] · scales[i / block]. Two NF4 codes share a byte, the first in the
 // high half; NF4's 16 values are in the kernel. E.
-KERNEL nf4_to_bf16(u16* y, const u8* codes, const f32* scales, u64 n, u32 block);
-KERNEL nf4_to_f32(f32* y, const u8* codes, const f32* scales, u64 n, u32 block);
+BLOCK_KERNEL nf4_to_bf16(u16* y, const u8* codes, const f32* scales, u64 n, u32 block);
+BLOCK_KERNEL nf4_to_f32(f32* y, const u8* codes, const f32* scales, u64 n, u32 block);
 KERNEL int8_to_bf16(u16* y, const u8* codes, const f32* values, const f32* scales, u64 n, u32 block);
 KERNEL int8_to_f32(f32* y, const u8* codes, const f32* values, const f32* scales, u64 n, u32 block);
 // LLM.int8: q[i, j] · scales[i] / 127. R.
