@@ -108,11 +108,11 @@ impl Mesh {
     pub fn connect(place: &Place, patience: Patience, stop: &AtomicBool, on_loss: OnLoss) -> Result<Mesh> {
         let meeting = Meeting { place, until: Instant::now() + patience.start, patience, stop };
         let streams = if place.rank == 0 { meeting.receive_all()? } else { meeting.come()? };
-        let empty = || place.ranks;
+        let ranks = place.ranks;
         let state = State {
-            arrived: (0..empty()).map(|_| VecDeque::new()).collect(),
-            done: vec![false; empty()],
-            ended: vec![false; empty()],
+            arrived: (0..ranks).map(|_| VecDeque::new()).collect(),
+            done: vec![false; ranks],
+            ended: vec![false; ranks],
             ..State::default()
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), on_loss });
