@@ -100,8 +100,8 @@ fn conversions_round_to_the_nearest_even() {
         f32::MAX,
         f32::INFINITY,
         f32::NEG_INFINITY,
-        1.00390625,
-        1.01171875,
+        1.0 + 1.0 / 256.0,
+        1.0 + 3.0 / 256.0,
         f32::NAN,
     ];
     for seed in SEEDS {
@@ -191,7 +191,9 @@ fn blocks_of_quantised_weights() {
             let (grid, block) = of_rows(scales.len());
             launch!(emulation, "f32_to_nf4", grid, block, 0, seed, [&mut codes, &mut scales, &x, n as u64])
                 .unwrap();
-            let code = |i: usize| usize::from(if i % 2 == 0 { codes[i / 2] >> 4 } else { codes[i / 2] & 15 });
+            let code = |i: usize| {
+                usize::from(if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 })
+            };
             for (i, &value) in x.iter().enumerate() {
                 let of_block = &x[i / 64 * 64..n.min(i / 64 * 64 + 64)];
                 let largest = of_block.iter().fold(0f32, |largest, x| largest.max(x.abs()));

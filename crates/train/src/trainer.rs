@@ -220,11 +220,11 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     /// Does what is due after the steps so far, then takes the next step, and so on. What is due depends on the
     /// state alone, so a resumed run does exactly what the interrupted one left undone.
     fn run(mut self) -> Result<(Report, &'o mut dyn Observer)> {
-        let report = self.to_the_end().map_err(|error| error.after_checkpoint(self.newest.as_deref()))?;
+        let report = self.run_to_end().map_err(|error| error.after_checkpoint(self.newest.as_deref()))?;
         Ok((report, self.observer))
     }
 
-    fn to_the_end(&mut self) -> Result<Report> {
+    fn run_to_end(&mut self) -> Result<Report> {
         loop {
             if self.evaluation_due() && !self.evaluate()? {
                 return self.interrupted();

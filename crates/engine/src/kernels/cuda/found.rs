@@ -100,7 +100,7 @@ impl Found {
         let card = self.cards.get(number).ok_or_else(|| {
             let names: Vec<String> =
                 self.cards.iter().map(|card| format!("cuda:{} is {}", card.number, card.name)).collect();
-            Problem::new(format!("there is no card cuda:{number}"), format!("{}", names.join(", ")))
+            Problem::new(format!("there is no card cuda:{number}"), names.join(", "))
         })?;
         match &card.problem {
             Some(problem) => Err(problem.clone().into()),
