@@ -1,6 +1,6 @@
 //! The ranks of a run: processes that share its work, on one machine or on several.
 //!
-//! [`place`] reads which rank a process is, as torchrun and Slurm say it; [`mesh`] connects the ranks by TCP, and [`wire`] is what
+//! [`place`] reads which rank a process is, as torchrun and Slurm say it; [`mesh`] connects the ranks by TCP, and `wire` is what
 //! they say to each other. [`crate::train`] takes any [`Collective`](suasion_engine::Collective).
 
 pub mod mesh;

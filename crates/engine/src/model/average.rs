@@ -13,7 +13,7 @@ impl<B: Backend> Model<B> {
     /// becomes the weights, as PyTorch's `AveragedModel` does.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is not enough; [`Error::Batch`] when the model does not train.
+    /// [`crate::Error::Memory`] where there is not enough; [`crate::Error::Batch`] when the model does not train.
     pub fn update_average(&mut self, decay: f64) -> Result<()> {
         let share = match self.average {
             Some(_) => 1.0 - decay,
@@ -53,7 +53,7 @@ impl<B: Backend> Model<B> {
     /// Writes the average, exactly.
     ///
     /// # Errors
-    /// [`Error::Io`] with the file.
+    /// [`crate::Error::Io`] with the file.
     pub fn save_average(&self, path: &Path) -> Result<()> {
         let Some(average) = self.average.as_ref().map(Buffer::view) else { return Ok(()) };
         let tensors: Vec<Lazy> = self
@@ -72,7 +72,7 @@ impl<B: Backend> Model<B> {
     /// Reads an average back.
     ///
     /// # Errors
-    /// [`Error::Weights`] when the file is damaged, or belongs to another model or another choice of trained parameters.
+    /// [`crate::Error::Weights`] when the file is damaged, or belongs to another model or another choice of trained parameters.
     pub fn load_average(&mut self, path: &Path) -> Result<()> {
         let map = Arc::clone(&self.map);
         let average = self.need_average()?;

@@ -208,7 +208,7 @@ impl<B: Backend> Model<B> {
     /// Chooses the optimizer, and forgets what the one before has kept.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is not enough; [`Error::Batch`] when the model does not train.
+    /// [`crate::Error::Memory`] where there is not enough; [`crate::Error::Batch`] when the model does not train.
     pub fn choose_optimizer(&mut self, kind: Optimizer) -> Result<()> {
         let share = self.trained()?.optimizer.share;
         self.keep(kind, share)
@@ -238,7 +238,7 @@ impl<B: Backend> Model<B> {
     /// Where ranks share the optimizer, [`Model::exchange_parameters`] follows.
     ///
     /// # Errors
-    /// [`Error::Batch`] when the model does not train.
+    /// [`crate::Error::Batch`] when the model does not train.
     pub fn update(&mut self, update: &Update, rates: &dyn Fn(&Parameter) -> Rates) -> Result<()> {
         let g = self.settled()?;
         let map = Arc::clone(&self.map);
@@ -327,7 +327,7 @@ impl<B: Backend> Model<B> {
     /// One step of AdamW with the gradients at hand.
     ///
     /// # Errors
-    /// [`Error::Batch`] when the model does not train.
+    /// [`crate::Error::Batch`] when the model does not train.
     pub fn adamw(&mut self, step: &AdamW) -> Result<()> {
         let AdamW { t, lr, beta1, beta2, eps, gradient_scale, .. } = *step;
         let decay = |p: &Parameter| step.decay_all || p.kind.decays();

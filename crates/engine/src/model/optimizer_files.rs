@@ -154,7 +154,7 @@ impl<B: Backend> Model<B> {
     /// Writes what the optimizer keeps of the trained parameters, exactly.
     ///
     /// # Errors
-    /// [`Error::Io`] with the file; [`Error::Batch`] when the model does not train.
+    /// [`crate::Error::Io`] with the file; [`crate::Error::Batch`] when the model does not train.
     pub fn save_optimizer(&self, path: &Path) -> Result<()> {
         self.gather_optimizer(path, &SingleRank)
     }
@@ -163,7 +163,7 @@ impl<B: Backend> Model<B> {
     /// fetched when it is written. The file does not depend on the number of ranks.
     ///
     /// # Errors
-    /// As [`Model::save_optimizer`], and [`Error::Collective`] where a rank is lost.
+    /// As [`Model::save_optimizer`], and [`crate::Error::Collective`] where a rank is lost.
     pub fn gather_optimizer(&self, path: &Path, collective: &dyn Collective) -> Result<()> {
         let kept = self.kept()?;
         let tensors: Vec<Lazy> = kept
@@ -186,7 +186,7 @@ impl<B: Backend> Model<B> {
     /// Gives a rank that writes the optimizer's state what it asks for, until it sends anything else: its last message.
     ///
     /// # Errors
-    /// [`Error::Collective`] where a rank is lost; [`Error::Batch`] when the model does not train.
+    /// [`crate::Error::Collective`] where a rank is lost; [`crate::Error::Batch`] when the model does not train.
     pub fn serve_optimizer(&self, to: usize, collective: &dyn Collective) -> Result<Vec<u8>> {
         let kept = self.kept()?;
         loop {
@@ -202,7 +202,7 @@ impl<B: Backend> Model<B> {
     /// Reads what the optimizer keeps of the trained parameters back; of ranks that share it, each its own.
     ///
     /// # Errors
-    /// [`Error::Weights`] when the file is damaged, or belongs to another model, another optimizer or another choice of
+    /// [`crate::Error::Weights`] when the file is damaged, or belongs to another model, another optimizer or another choice of
     /// trained parameters.
     pub fn load_optimizer(&mut self, path: &Path) -> Result<()> {
         let (map, state) = (Arc::clone(&self.map), &self.trained()?.optimizer);
