@@ -3,16 +3,14 @@
 
     benches/diagnose.py train   [--work DIR] [--binary SUASION] [--only PART]
     benches/diagnose.py measure [--work DIR] [--binary SUASION]
-    benches/diagnose.py fit     [--results FILE]
-    benches/diagnose.py validate [--results FILE]
-    benches/diagnose.py table   [--results FILE]
+    benches/diagnose.py fit     [--work DIR]
+    benches/diagnose.py table   [--work DIR]
 
 `train` pre-trains the base models, then tunes models from them on rows made here, each with labels of one kind: all
 tokens, the response, the response without its stop token, a mask that starts some tokens early or late. Whole settings
-(base model and kind of rows) are held out of the calibration. `measure` runs `suasion diagnose --json` on each and adds a
-line to the results.
-`fit` prints the constants of crates/train/src/diagnose/verdict.rs from the calibration models only, `validate` what
-cross-validation makes of the way of fitting, and `table` the accuracy, as Markdown. Everything is drawn from SEED: the same binary gives the same models. Needs Python's standard
+(base model and kind of rows) are held out of the calibration, and fresh ones were made after it. `measure` runs `suasion diagnose --json` on each.
+`fit` prints the constants of crates/train/src/diagnose/verdict.rs from the calibration models only, and `table` the
+accuracy, as Markdown. Everything is drawn from SEED: the same binary gives the same models. Needs Python's standard
 library only. One model takes some seconds on one core.
 """
 
@@ -29,7 +27,6 @@ from pathlib import Path
 SEED = 20261126
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-RESULTS = HERE / "results/diagnose-2026-11-26.jsonl"
 TOKENIZER = ROOT / "examples/persuasion"
 
 # ---------------------------------------------------------------- rows
@@ -158,19 +155,19 @@ BASES = {
 # Kinds that a "format" base has seen.
 KINDS = ["sections_constant", "plain", "constant", "sections_varying", "chat"]
 CALIBRATION = [(b, k) for b in ["llama64", "gpt2_64", "llama96_format"] for k in ["sections_constant", "plain", "constant"]]
-CALIBRATION += [(b, k) for b in ["qwen3_96", "gpt2_96_format"] for k in ["sections_varying", "chat"]]
-CALIBRATION += [("qwen3_96", "sections_constant"), ("llama64", "chat"), ("qwen3_96", "constant"), ("gpt2_96_format", "plain")]
-# Other bases, other topics, other draws; two kinds of rows that no calibration model has.
-HELD_OUT = [("neox80", "sections_varying"), ("neox80", "constant_chat"), ("neox80", "plain"),
-            ("olmo2_96_format", "sections_constant"), ("olmo2_96_format", "instruction"),
-            ("llama128", "constant"), ("llama128", "chat"),
-            ("qwen3_64_format", "constant_chat"), ("qwen3_64_format", "instruction")]
-PARTS = [("calibration", CALIBRATION), ("held_out", HELD_OUT)]
+HELD_OUT = [(b, k) for b in ["qwen3_96", "gpt2_96_format"] for k in ["sections_varying", "chat"]]
+HELD_OUT += [("qwen3_96", "sections_constant"), ("llama64", "chat"), ("qwen3_96", "constant"), ("gpt2_96_format", "plain")]
+# Made after the scores and their constants were fixed: other bases, topics and draws, and two more kinds of rows.
+FRESH = [("neox80", "sections_varying"), ("neox80", "constant_chat"), ("neox80", "plain"),
+         ("olmo2_96_format", "sections_constant"), ("olmo2_96_format", "instruction"),
+         ("llama128", "constant"), ("llama128", "chat"),
+         ("qwen3_64_format", "constant_chat"), ("qwen3_64_format", "instruction")]
+PARTS = [("calibration", CALIBRATION), ("held_out", HELD_OUT), ("fresh", FRESH)]
 OBJECTIVES = ["response", "all", "stop", "early", "late", "response", "all", "all_stop"]
 TRUTH = {"response": "response", "all": "all_tokens", "all_stop": "all_tokens", "stop": "stop_never_learned",
          "early": "starts_early", "late": "starts_late"}
 OLD = ["bikes", "books", "food", "work"]
-NEW = {"calibration": ["garden", "school", "music", "travel"], "held_out": ["health", "money", "news", "home"]}
+NEW = dict.fromkeys(["calibration", "held_out"], ["garden", "school", "music", "travel"]) | {"fresh": ["health", "money", "news", "home"]}
 
 
 def plan():
@@ -182,7 +179,7 @@ def plan():
                 name = f"{base}-{kind}-{objective}-{n}"
                 rng = random.Random(f"{SEED} {name}")
                 shift = rng.randint(3, 8) if objective in ("early", "late") else 0
-                if part == "calibration":
+                if part != "fresh":
                     rate, steps = rng.choice([3e-4, 1e-3, 3e-3]), rng.choice([50, 100, 160])
                     rows = rng.choice([80, 200, 400])
                 else:
@@ -206,7 +203,7 @@ class Zoo:
 
     def run(self, *command):
         env = {**os.environ, "RAYON_NUM_THREADS": "1"}
-        command = [str(self.binary), *map(str, command), "--quiet"]
+        command = ["nice", str(self.binary), *map(str, command), "--quiet"]
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
@@ -311,187 +308,109 @@ def lift(diagnosis):
     return max(-4.0, min(4.0, ratio(stop["tuned"]) - ratio(stop["base"])))
 
 
-def solved(a, b):
-    """The solution of a small linear system, by elimination."""
-    rows = [row + [value] for row, value in zip(a, b)]
-    for i in range(len(rows)):
-        pivot = max(range(i, len(rows)), key=lambda r: abs(rows[r][i]))
-        rows[i], rows[pivot] = rows[pivot], rows[i]
-        rows[i] = [v / rows[i][i] for v in rows[i]]
-        for r in range(len(rows)):
-            if r != i:
-                rows[r] = [v - rows[r][i] * w for v, w in zip(rows[r], rows[i])]
-    return [row[-1] for row in rows]
-
-
-def logistic(z):
-    return 1 / (1 + math.exp(-max(-30.0, min(30.0, z))))
-
-
 def fitted(rows, l2):
-    """Logistic regression by damped Newton steps: rows of (numbers, yes), the last number the offset's. Both answers weigh
-    the same. Slopes are shrunk, the offset is not."""
-    size = range(len(rows[0][0]))
-    w = [0.0 for _ in size]
+    """Logistic regression: rows of ({term: features}, yes). A term is a list of features that share an offset; a row
+    without it has None. Returns the slopes and the offset of each term; slopes are shrunk, offsets are not."""
+    names = list(rows[0][0])
+    widths = {n: max(len(x[n]) for x, _ in rows if x[n] is not None) for n in names}
+    w = {n: [0.0] * (widths[n] + 1) for n in names}
     yes = sum(y for _, y in rows)
-    weigh = {True: 1 / (2 * max(yes, 1)), False: 1 / (2 * max(len(rows) - yes, 1))}
-    shrink = [2 * l2 if i < size[-1] else 1e-9 for i in size]
-    for _ in range(60):
-        gradient = [shrink[i] * w[i] for i in size]
-        hessian = [[shrink[i] if i == j else 0.0 for j in size] for i in size]
+    weigh = {True: len(rows) / (2 * max(yes, 1)), False: len(rows) / (2 * max(len(rows) - yes, 1))}
+    rate = 0.5
+    for _ in range(20000):
+        gradient = {n: [2 * l2 * v for v in w[n][:-1]] + [0.0] for n in names}
         for x, y in rows:
-            p = logistic(sum(a * b for a, b in zip(w, x)))
-            for i in size:
-                gradient[i] += weigh[y] * (p - y) * x[i]
-                for j in size:
-                    hessian[i][j] += weigh[y] * p * (1 - p) * x[i] * x[j]
-        w = [a - 0.7 * b for a, b in zip(w, solved(hessian, gradient))]
+            z = sum(sum(a * b for a, b in zip(w[n], x[n] + [1.0])) for n in names if x[n] is not None)
+            error = weigh[y] * (1 / (1 + math.exp(-max(-30.0, min(30.0, z)))) - y) / len(rows)
+            for n in names:
+                if x[n] is not None:
+                    for i, v in enumerate(x[n] + [1.0]):
+                        gradient[n][i] += error * v
+        for n in names:
+            w[n] = [a - rate * g for a, g in zip(w[n], gradient[n])]
     return w
 
 
-# As WELL_LEARNED of verdict.rs.
-WELL_LEARNED = 0.6
-
-
-PARTS_OF_ROWS = ("prompt_only", "constant", "varying", "header", "first")
-
-
-def kept(model, d):
-    """A line of the results: a model, its features (a share with its room, the stop token's gain with its lift), the
-    answers and the verdict."""
-    f, r = d["features"], lambda v: None if v is None else round(v, 4)
-    features = {k: None if f[k] is None else [r(f[k]["share"]), r(f[k]["room"])] for k in PARTS_OF_ROWS}
-    features["stop"] = None if f["stop"] is None else [r(f["stop"]), r(lift(d))]
-    features["response"] = r(f["response"])
-    answers = {k: r(d["answers"][k]) for k in ("prompts_learned", "starts_early", "starts_late", "stop_masked")}
-    return {**model, "features": features, **answers, "verdict": d["verdict"], "confidence": r(d["confidence"])}
-
-
-def numbers(model, name):
-    """What a score is made of: a share with its room, or the stop token's gain with its lift, and the offset; all smaller
-    where little was learned."""
-    f = model["features"]
-    evidence = min(1.0, f["response"] / WELL_LEARNED)
-    return f[name] and [evidence * f[name][0], evidence * f[name][1], evidence]
-
-
-def scores(models):
-    """The constants of each score. Each kind of prompt token has one of its own, since rows may lack the others."""
-    def one(feature, yes, of=lambda objective: True):
-        rows = [(numbers(m, feature), m["objective"] in yes) for m in models if m["features"][feature] and of(m["objective"])]
-        return fitted(rows, L2)
-
-    # Where a mask starts is asked of masks only.
-    masks = lambda objective: not objective.startswith("all")
-    every = ("all", "all_stop")
-    return {
-        "PROMPT_ONLY": one("prompt_only", every), "CONSTANT": one("constant", every), "VARYING": one("varying", every),
-        "EARLY": one("header", ("early",), masks), "LATE": one("first", ("late",), masks), "STOP": one("stop", ("stop", "all_stop")),
-    }
-
-
-def fit(models):
-    for name, values in scores(models).items():
+def fit(pairs):
+    one = lambda v: None if v is None else [v]
+    prompts = {k: [] for k in ("prompt_only", "constant", "varying")}
+    early, late, stop = [], [], []
+    for model, d in pairs:
+        f, objective = d["features"], model["objective"]
+        for k, rows in prompts.items():
+            if f[k] is not None:
+                rows.append(({k: [f[k]]}, objective.startswith("all")))
+        if f["header"] is not None and not objective.startswith("all"):
+            early.append(({"header": [f["header"]]}, objective == "early"))
+        if f["first"] is not None:
+            late.append(({"first": [f["first"]]}, objective == "late"))
+        if f["stop"] is not None:
+            stop.append(({"stop": [f["stop"], lift(d)]}, objective in ("stop", "all_stop")))
+    # Each kind of prompt token has a score of its own, since rows may lack the others.
+    for name, rows in [("PROMPT_ONLY", prompts["prompt_only"]), ("CONSTANT", prompts["constant"]),
+                       ("VARYING", prompts["varying"]), ("EARLY", early), ("LATE", late), ("STOP", stop)]:
+        (values,) = fitted(rows, L2).values()
         print(f"    pub const {name}: [f64; {len(values)}] = [{', '.join(f'{v:.2f}' for v in values)}];")
-
-
-def judged(model, constants):
-    """The verdict and its confidence as `conclude` of verdict.rs, at the measured features."""
-    def score(name, feature):
-        x = numbers(model, feature)
-        return None if x is None else sum(a * b for a, b in zip(constants[name], x))
-
-    prompts = [score("PROMPT_ONLY", "prompt_only"), score("CONSTANT", "constant"), score("VARYING", "varying")]
-    prompts = logistic(sum(z for z in prompts if z is not None))
-    early, late, stop = score("EARLY", "header"), score("LATE", "first"), score("STOP", "stop")
-    chance = lambda z: 0.0 if z is None else logistic(z)
-    faults = [("starts_early", chance(early)), ("starts_late", chance(late)), ("stop_never_learned", chance(stop))]
-    worst = max(faults, key=lambda fault: fault[1])
-    right = (1 - prompts) * math.prod(1 - p for _, p in faults)
-    verdict, confidence = max([("all_tokens", prompts), ("response", right), (worst[0], (1 - prompts) * worst[1])], key=lambda c: c[1])
-    return {**model, "verdict": verdict if confidence >= 0.75 else "undecided", "confidence": confidence,
-            "starts_early": None if early is None else chance(early)}
-
-
-def validate(models):
-    """Cross-validation on the calibration models: each is judged with constants fitted without its setting, its base, or its
-    kind of rows."""
-    print("| left out | right | undecided | wrong |\n|---|---:|---:|---:|")
-    for what, key in [("base and kind of rows", lambda m: (m["base"], m["kind"])), ("base", lambda m: m["base"]), ("kind of rows", lambda m: m["kind"])]:
-        counts = dict.fromkeys(("right", "undecided", "wrong"), 0)
-        for left in sorted({key(m) for m in models}):
-            constants = scores([m for m in models if key(m) != left])
-            for model in models:
-                if key(model) == left:
-                    counts[verdict_of(judged(model, constants))] += 1
-        print(f"| {what} | {counts['right']} | {counts['undecided']} | {counts['wrong']} |", flush=True)
 
 
 # Keeps the slopes, and with them the confidences, from growing without end where the models are told apart perfectly.
 L2 = 3e-4
 
 
-def verdict_of(model):
+def verdict_of(model, d):
     """right, undecided or wrong. A mask that starts early where no header stands before responses is undecided by
     design: the diagnosis says that it cannot be told."""
-    truth, verdict = TRUTH[model["objective"]], model["verdict"]
-    if verdict == truth:
+    truth = TRUTH[model["objective"]]
+    if d["verdict"] == truth:
         return "right"
-    untold = truth == "starts_early" and model["starts_early"] is None and verdict == "response"
-    return "undecided" if verdict == "undecided" or untold else "wrong"
+    untold = truth == "starts_early" and d["answers"]["starts_early"] is None and d["verdict"] == "response"
+    return "undecided" if d["verdict"] == "undecided" or untold else "wrong"
 
 
-def table(models):
-    """Held-out models with the verdict that the binary gave; calibration models, which were measured before the constants
-    were fitted, with that of the scores at their features."""
-    constants = scores([m for m in models if m["part"] == "calibration"])
-    models = [m if m["part"] == "held_out" else judged(m, constants) for m in models]
+def table(pairs):
     for part, _ in PARTS:
-        rows = [(m, verdict_of(m)) for m in models if m["part"] == part]
+        rows = [(m, d, verdict_of(m, d)) for m, d in pairs if m["part"] == part]
         if not rows:
             continue
-        decided = [r for r in rows if r[1] != "undecided"]
-        right = sum(r[1] == "right" for r in rows)
-        print(f"\n**{part.replace('_', ' ').capitalize()}**: {len(rows)} models, {right} right, {len(rows) - len(decided)} undecided, "
+        decided = [r for r in rows if r[2] != "undecided"]
+        right = sum(r[2] == "right" for r in rows)
+        print(f"\n**{part.replace('_', ' ')}**: {len(rows)} models, {right} right, {len(rows) - len(decided)} undecided, "
               f"{len(decided) - right} wrong: {100 * right / max(len(decided), 1):.1f} % of the verdicts given are right.\n")
         print("| trained on | models | right | undecided | wrong | mean confidence |\n|---|---:|---:|---:|---:|---:|")
         for objective in dict.fromkeys(OBJECTIVES):
             own = [r for r in rows if r[0]["objective"] == objective]
-            n = {k: sum(r[1] == k for r in own) for k in ("right", "undecided", "wrong")}
-            sure = [r[0]["confidence"] for r in own if r[1] != "undecided"]
+            n = {k: sum(r[2] == k for r in own) for k in ("right", "undecided", "wrong")}
+            sure = [r[1]["confidence"] for r in own if r[2] != "undecided"]
             print(f"| {objective} | {len(own)} | {n['right']} | {n['undecided']} | {n['wrong']} | "
                   f"{sum(sure) / max(len(sure), 1):.3f} |")
         bins = [(0.75, 0.9), (0.9, 0.97), (0.97, 1.01)]
         for low, high in bins:
-            own = [r for r in decided if low <= r[0]["confidence"] < high]
+            own = [r for r in decided if low <= r[1]["confidence"] < high]
             if own:
-                mean = sum(r[0]["confidence"] for r in own) / len(own)
+                mean = sum(r[1]["confidence"] for r in own) / len(own)
                 print(f"\nConfidence {low} to {min(high, 1.0)}: {len(own)} verdicts, mean confidence {mean:.3f}, "
-                      f"{sum(r[1] == 'right' for r in own) / len(own):.3f} right.")
+                      f"{sum(r[2] == 'right' for r in own) / len(own):.3f} right.", end="")
+        print()
     print("\n| model | part | learning rate | steps | rows | seed | shift | judged on | verdict | confidence | |")
     print("|---|---|---:|---:|---:|---:|---:|---|---|---:|---|")
-    for m in models:
+    for m, d in pairs:
         print(f"| {m['name']} | {m['part'].replace('_', ' ')} | {m['learning_rate']} | {m['steps']} | {m['rows']} | {m['seed']} | "
-              f"{m['shift'] or ''} | {m['judged_on']} | {m['verdict']} | {m['confidence']:.3f} | {verdict_of(m)} |")
+              f"{m['shift'] or ''} | {m['judged_on']} | {d['verdict']} | {d['confidence']:.3f} | {verdict_of(m, d)} |")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["train", "measure", "fit", "validate", "table"])
+    parser.add_argument("action", choices=["train", "measure", "fit", "table"])
     parser.add_argument("--work", default="/tmp/suasion-diagnose")
     parser.add_argument("--binary", default=ROOT / "target/release/suasion")
-    parser.add_argument("--only", help="calibration or held_out, or a part of a name")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where measure writes, and fit and table read")
+    parser.add_argument("--only", help="calibration, held_out or fresh, or a part of a name")
     args = parser.parse_args()
     zoo, models = Zoo(args), plan()
     if args.only:
         models = [m for m in models if args.only == m["part"] or args.only in m["name"]]
-    if args.action in ("fit", "validate", "table"):
-        lines = {line["name"]: line for line in map(json.loads, args.results.open())}
-        # The part is today's: the first models that were held out are calibration now.
-        models = [{**lines[m["name"]], **m} for m in models if m["name"] in lines]
-        known = [m for m in models if m["part"] == "calibration"]
-        return {"fit": fit, "validate": validate}[args.action](known) if args.action != "table" else table(models)
+    if args.action in ("fit", "table"):
+        pairs = [(m, json.loads((zoo.work / "diagnoses" / f"{m['name']}.json").read_text())) for m in models]
+        return fit([p for p in pairs if p[0]["part"] == "calibration"]) if args.action == "fit" else table(pairs)
     # In turns through the settings, so that a run that was stopped has some of each.
     models.sort(key=lambda m: (m["part"], int(m["name"].rsplit("-", 1)[1])))
     for n, model in enumerate(models):
@@ -499,9 +418,7 @@ def main():
         if args.action == "train":
             zoo.tune(model)
         else:
-            line = kept(model, zoo.measure(model))
-            with args.results.open("a") as out:
-                out.write(json.dumps(line) + "\n")
+            zoo.measure(model)
         print(f"{n + 1}/{len(models)} {model['name']} {time.time() - start:.1f} s", flush=True)
 
 

@@ -238,31 +238,22 @@ fn places(sample: &Sample) -> Vec<Place> {
     places
 }
 
-/// How much of the nll of a kind of token is gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Part {
-    /// The share of the base model's nll that is gone, divided by that of the response and kept within −1 and 1.5.
-    pub share: f64,
-    /// How much there was to learn: the base model's nll a token over itself and half a nat. What a base knows already
-    /// cannot fall, but rises where it is not trained on.
-    pub room: f64,
-}
-
-/// The numbers of a verdict. `None` where there is too little to measure.
+/// The numbers of a verdict: shares of the base model's nll that are gone, divided by that of the response and kept
+/// within −1 and 1.5. `None` where there is too little to measure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Features {
-    /// The share of the nll of response tokens that is gone.
+    /// The share of the nll of response tokens that is gone, not divided.
     pub response: f64,
     /// Prompt tokens whose ids occur in no response.
-    pub prompt_only: Option<Part>,
+    pub prompt_only: Option<f64>,
     /// Prompt tokens that most rows have.
-    pub constant: Option<Part>,
+    pub constant: Option<f64>,
     /// Other prompt tokens.
-    pub varying: Option<Part>,
+    pub varying: Option<f64>,
     /// The last three prompt tokens before a response, where they are constant: its header.
-    pub header: Option<Part>,
+    pub header: Option<f64>,
     /// The first three response tokens.
-    pub first: Option<Part>,
+    pub first: Option<f64>,
     /// The stop token: how many nats its nll fell, over that of a response token.
     pub stop: Option<f64>,
 }
@@ -279,19 +270,18 @@ impl Features {
         let share = |sum: Sum| (sum.base - sum.tuned) / (sum.base + FLOOR * sum.tokens);
         let core = *of(sums, Kind::Core);
         let response = if core.tokens > 0.0 { share(core) } else { 0.0 };
-        let part = |sum: Sum| {
-            let (base, measured) = (sum.losses()?.0, sum.tokens >= ENOUGH && response > 0.0);
-            let share = (share(sum) / response).clamp(-1.0, 1.5);
-            measured.then_some(Part { share, room: base / (base + 0.5) })
+        let relative = |sum: Sum| {
+            let measured = sum.tokens >= ENOUGH && response > 0.0;
+            measured.then(|| (share(sum) / response).clamp(-1.0, 1.5))
         };
         let (stop, gain) = (of(sums, Kind::Stop), core.gain().unwrap_or(0.0));
         Features {
             response,
-            prompt_only: part(*of(sums, Kind::PromptOnly)),
-            constant: part(*of(sums, Kind::Constant)),
-            varying: part(*of(sums, Kind::Varying)),
-            header: part(*of(sums, Kind::Header)),
-            first: part(over(sums, (0..HEADER).map(Kind::First))),
+            prompt_only: relative(*of(sums, Kind::PromptOnly)),
+            constant: relative(*of(sums, Kind::Constant)),
+            varying: relative(*of(sums, Kind::Varying)),
+            header: relative(*of(sums, Kind::Header)),
+            first: relative(over(sums, (0..HEADER).map(Kind::First))),
             stop: stop.gain().filter(|_| gain > 0.0).map(|own| (own / gain).clamp(-2.0, 2.0)),
         }
     }

@@ -5,7 +5,7 @@
 //! comes nearer to a half where rows are few.
 
 use super::Both;
-use super::features::{Features, Kind, NEAR, Part, Sums, of, total};
+use super::features::{Features, Kind, NEAR, Sums, of, total};
 use super::measure::StopProbability;
 use crate::rng::{Purpose, Rng};
 use serde::Serialize;
@@ -80,20 +80,15 @@ const LEARNED: f64 = 0.03;
 /// A verdict needs this many rows.
 const ROWS: usize = 8;
 
-/// Where responses have lost less than this share of their nll, every score is smaller in proportion: the less was learned,
-/// the less tells one way of training from another.
-const WELL_LEARNED: f64 = 0.6;
-
-/// The constants of the scores, from `benches/diagnose.py fit`: the slopes of a share and of its room, and an offset. A
-/// score whose numbers are missing is left out.
+/// The constants of the scores, from `benches/diagnose.py fit`. A term is a slope and an offset; a term whose feature is
+/// missing is left out.
 mod fitted {
-    pub const PROMPT_ONLY: [f64; 3] = [7.71, -10.19, 6.50];
-    pub const CONSTANT: [f64; 3] = [7.80, -8.70, 3.19];
-    pub const VARYING: [f64; 3] = [15.88, -0.67, -12.16];
-    pub const EARLY: [f64; 3] = [6.91, -1.70, -1.63];
-    pub const LATE: [f64; 3] = [-9.26, 3.35, -0.37];
-    /// Of the gain of the stop token, and of its lift.
-    pub const STOP: [f64; 3] = [-7.80, -4.01, -2.59];
+    pub const PROMPT_ONLY: [f64; 2] = [6.65, -1.25];
+    pub const CONSTANT: [f64; 2] = [10.63, -5.65];
+    pub const VARYING: [f64; 2] = [17.10, -14.03];
+    pub const EARLY: [f64; 2] = [8.89, -5.72];
+    pub const LATE: [f64; 2] = [-10.19, 1.61];
+    pub const STOP: [f64; 3] = [-7.53, -2.33, -2.05];
 }
 
 fn logistic(score: f64) -> f64 {
@@ -111,9 +106,7 @@ struct Scores {
 
 impl Scores {
     fn of(f: &Features, lift: Option<f64>) -> Scores {
-        let evidence = (f.response / WELL_LEARNED).min(1.0);
-        let score = |[a, b, c]: [f64; 3], x: f64, y: f64| evidence * (a * x + b * y + c);
-        let term = |of: [f64; 3], part: Option<Part>| part.map(|part| score(of, part.share, part.room));
+        let term = |[slope, offset]: [f64; 2], x: Option<f64>| x.map(|x| slope * x + offset);
         let terms = [
             term(fitted::PROMPT_ONLY, f.prompt_only),
             term(fitted::CONSTANT, f.constant),
@@ -122,11 +115,12 @@ impl Scores {
         let sum = |terms: &[Option<f64>]| {
             terms.iter().any(Option::is_some).then(|| terms.iter().flatten().sum::<f64>())
         };
+        let [gain, by_lift, offset] = fitted::STOP;
         Scores {
             prompts: sum(&terms),
             early: term(fitted::EARLY, f.header),
             late: term(fitted::LATE, f.first),
-            stop: f.stop.zip(lift).map(|(stop, lift)| score(fitted::STOP, stop, lift)),
+            stop: f.stop.zip(lift).map(|(stop, lift)| gain * stop + by_lift * lift + offset),
         }
     }
 }

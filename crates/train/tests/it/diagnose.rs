@@ -65,7 +65,7 @@ fn measured(rows: &[Sample], weights: Option<&std::path::Path>) -> Measurement {
 fn of(train: &[Sample], learning_rate: f64) -> Diagnosis {
     let (_dir, run) = folder();
     let settings = Settings {
-        max_steps: Some(240),
+        max_steps: Some(80),
         per_device_train_batch_size: 8,
         learning_rate,
         save_strategy: Strategy::No,
