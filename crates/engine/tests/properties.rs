@@ -235,20 +235,7 @@ fn gradients_are_the_slopes_of_the_loss() {
         for ((name, exact), (_, fast)) in exact.iter().zip(&fast) {
             for _ in 0..2 {
                 let i = random.below(exact.len());
-                let mut at = |change: f32| {
-                    let mut tensor = model.parameter(name).unwrap();
-                    let old = tensor.data[i];
-                    tensor.data[i] += change;
-                    let moved = (tensor.data[i] - old) as f64;
-                    model.set_parameter(name, &tensor).unwrap();
-                    let outcomes = model.forward(&batch).unwrap();
-                    tensor.data[i] = old;
-                    model.set_parameter(name, &tensor).unwrap();
-                    (mean_loss(&batch, &outcomes), moved)
-                };
-                // Outcomes are f32 (1e-7 of a loss of 10): a wide step, and its error of third order.
-                let ((up, a), (down, b)) = (at(4e-3), at(-4e-3));
-                let slope = (up - down) / (a - b);
+                let slope = common::slope(&mut model, &batch, name, i);
                 for (what, g) in [("f64 reference", exact[i]), ("cpu", fast[i])] {
                     let g = g as f64;
                     assert!(

@@ -404,6 +404,10 @@ impl Curve {
             let value = format!("{name} of {kind}");
             Error::setting("lr_scheduler_kwargs", value, problem, help)
         };
+        let shrinks = |factor: f64, help: &str| match factor >= 1.0 {
+            true => Err(refused("factor", format!("is {factor}, which is not below 1"), help)),
+            false => Ok(()),
+        };
         // `min_lr` is a learning rate, `min_lr_rate` a share of the highest.
         let floor = |rate: Option<f64>, share: Option<f64>| match (rate, share) {
             (Some(_), Some(_)) => Err(refused(
@@ -488,13 +492,7 @@ impl Curve {
             }
             Scheduler::ReduceLrOnPlateau => {
                 let plateau: Plateau = args(kind, kwargs)?;
-                if plateau.factor >= 1.0 {
-                    return Err(refused(
-                        "factor",
-                        format!("is {}, which is not below 1", plateau.factor),
-                        "give 0.1, say",
-                    ));
-                }
+                shrinks(plateau.factor, "give 0.1, say")?;
                 Curve::Plateau(plateau)
             }
             Scheduler::Greedy => {
@@ -502,13 +500,7 @@ impl Curve {
                 let kwargs: Kwargs =
                     kwargs.clone().into_iter().filter(|(name, _)| name != "verbose").collect();
                 let greedy: Greedy = args(kind, &kwargs)?;
-                if greedy.factor >= 1.0 {
-                    return Err(refused(
-                        "factor",
-                        format!("is {}, which is not below 1", greedy.factor),
-                        "give 0.95, say",
-                    ));
-                }
+                shrinks(greedy.factor, "give 0.95, say")?;
                 Curve::Greedy(greedy)
             }
         })

@@ -79,9 +79,7 @@ pub fn run(args: &InitArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut loaded = args.config.load(ui)?;
     let source = rows::training(&loaded.config, ui)?;
     let vocabulary = Vocabulary::of(&loaded.config, ui)?;
-    let mut folder = model::open(&model::named(&loaded.config, false, ui)?, &vocabulary.changes, ui)?;
-    vocabulary.grow_folder(&mut folder);
-    let folder = Arc::new(folder);
+    let folder = Arc::new(vocabulary.open(&model::named(&loaded.config, false, ui)?, ui)?);
     let held_out = rows::evaluation(&loaded.config, ui)?;
     if loaded.config.data.columns.is_empty() && !loaded.places.contains_key("format") {
         loaded.config.data.columns = columns(&source, &folder)?;

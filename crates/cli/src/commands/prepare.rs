@@ -62,9 +62,7 @@ pub fn run(args: &PrepareArgs, ui: &Ui) -> anyhow::Result<Exit> {
     if loaded.places.contains_key("shuffle_dataset") && config.train.shuffle_dataset {
         ui.log("note: shuffle_dataset is for training; prepared rows stay in the order of their source");
     }
-    let vocabulary = Vocabulary::of(config, ui)?;
-    let mut folder = model::open(&model, &vocabulary.changes, ui)?;
-    vocabulary.grow_folder(&mut folder);
+    let folder = Vocabulary::of(config, ui)?.open(&model, ui)?;
     let policy = config.policy();
     if policy.packing && args.with_text {
         return Err(Failure::usage(

@@ -177,10 +177,9 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
         .map_err(|message| Failure::usage(message, "give a code or a prefix: --ignore T001, --select M"))?;
     let vocabulary = Vocabulary::of(config, ui)?;
     let mut folder = match &config.model_name_or_path {
-        Some(name) => model::open(&model::resolve(name, false, ui)?, &vocabulary.changes, ui)?,
+        Some(name) => vocabulary.open(&model::resolve(name, false, ui)?, ui)?,
         None => ModelFolder::default(),
     };
-    vocabulary.grow_folder(&mut folder);
     if let Some(path) = &args.template {
         folder.template = Some(Arc::new(template(path, &folder)?));
     }

@@ -4,6 +4,7 @@ use super::hub::Access;
 use super::model;
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::ui::Ui;
 use std::path::Path;
 use suasion_data::ModelFolder;
 use suasion_data::tokens::Changes;
@@ -72,11 +73,16 @@ impl Vocabulary {
         Ok(self.multiple.map_or(wanted, |multiple| wanted.next_multiple_of(multiple)))
     }
 
-    /// Gives a folder that was opened without its architecture the number of its embeddings.
-    pub fn grow_folder(&self, folder: &mut ModelFolder) {
+    /// Opens a folder without its architecture, with the changes and the number of embeddings after them.
+    ///
+    /// # Errors
+    /// As [`model::open`].
+    pub fn open(&self, dir: &Path, ui: &Ui) -> anyhow::Result<ModelFolder> {
+        let mut folder = model::open(dir, &self.changes, ui)?;
         let tokens = folder.tokenizer.as_ref().map_or(0, |tokenizer| tokenizer.vocab_size());
         // Without permission ids beyond the rows are errors of theirs.
         folder.vocab_size = folder.vocab_size.map(|rows| self.rows(rows, tokens).unwrap_or(rows));
+        Ok(folder)
     }
 
     /// Gives a model and its folder as many rows as the tokenizer needs.
