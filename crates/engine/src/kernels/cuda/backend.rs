@@ -1,12 +1,11 @@
 //! The operations, by our kernels.
 
-use super::driver::Allocation;
+use super::allocation::{Allocation, Work};
 use super::launch::{Size, launch, small};
 use super::{Cuda, DeviceList, DeviceTensor, LOGITS, as_bytes, as_bytes_mut, or_none};
 use crate::Result;
 use crate::collective::Collective;
 use crate::dtype::WeightType;
-use crate::kernels::experts;
 use crate::kernels::{
     Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout, Dtype,
     FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View, check,
@@ -39,7 +38,7 @@ impl Cuda {
     fn sum_partials(
         &self,
         out: u64,
-        partial: &Allocation,
+        partial: &Work,
         chunks: usize,
         width: usize,
         divisors: u64,
@@ -56,16 +55,8 @@ impl Cuda {
     }
 
     /// Work space of `n` f32 values.
-    pub(super) fn floats(&self, n: usize) -> Result<Allocation> {
-        Allocation::new(&self.driver, n.saturating_mul(4))
-    }
-
-    /// The numbers of a list, read back.
-    fn read_list(&self, indices: Indices) -> Result<Vec<u32>> {
-        let (list, range) = self.memory.list(indices)?;
-        let mut bytes = vec![0; 4 * range.len()];
-        list.memory.read(4 * range.start, &mut bytes)?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_ne_bytes(*b)).collect())
+    pub(super) fn floats(&self, n: usize) -> Result<Work> {
+        self.work(n.saturating_mul(4))
     }
 
     /// A list whose numbers only the card knows; they are below `bound`.
@@ -120,6 +111,15 @@ impl Backend for Cuda {
 
     fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
         self.plan(plan)
+    }
+
+    fn begin_pass(&mut self, kind: &[u64]) -> Result<()> {
+        self.memory.collect();
+        self.driver.begin_pass(kind)
+    }
+
+    fn end_pass(&mut self) -> Result<()> {
+        self.driver.end_pass()
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -339,7 +339,7 @@ impl Backend for Cuda {
         };
         let (w_partial, b_partial) = (partial(to_w)?, partial(to_b)?);
         let sums = w_partial.is_some() as u32 + b_partial.is_some() as u32;
-        let start = |partial: &Option<Allocation>| partial.as_ref().map_or(0, Allocation::address);
+        let start = |partial: &Option<Work>| partial.as_ref().map_or(0, Work::address);
         let (w_at, b_at) = (start(&w_partial), start(&b_partial));
         let layer = matches!(norm, Norm::Layer { .. });
         launch!(
@@ -634,7 +634,8 @@ impl Backend for Cuda {
         let new = |len: usize| Allocation::zeros(&self.driver, 4 * len);
         let (slot_rows, offsets) = (new(slots)?, new(wide + 1)?);
         if slots > 0 {
-            let (chosen, chosen_weights, counts) = (new(slots)?, self.floats(slots)?, new(wide)?);
+            let (chosen, chosen_weights, counts) =
+                (self.floats(slots)?, self.floats(slots)?, self.floats(wide)?);
             launch!(
                 self,
                 c"route_choose",
@@ -692,15 +693,12 @@ impl Backend for Cuda {
         )
     }
 
-    /// Waits: how many rows each expert got decides the sizes of the products.
     fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
-        let offsets = self.read_list(offsets)?;
-        experts::linear(self, &offsets, y, x, w)
+        Cuda::grouped_linear(self, y, x, w, offsets)
     }
 
     fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
-        let offsets = self.read_list(offsets)?;
-        experts::linear_dx(self, &offsets, dx, dy, w)
+        self.grouped_dx(dx, dy, w, offsets)
     }
 
     fn grouped_linear_dw(
@@ -712,8 +710,7 @@ impl Backend for Cuda {
         x: View,
         offsets: Indices,
     ) -> Result<()> {
-        let offsets = self.read_list(offsets)?;
-        experts::linear_dw(self, &offsets, dw, first, accumulate, dy, x)
+        self.grouped_dw(dw, first, accumulate, dy, x, offsets)
     }
 
     fn cross_entropy(

@@ -7,26 +7,39 @@
 //! Determinism: sums are of pieces that follow from the shapes alone and are combined in a fixed order; cuBLASLt's
 //! algorithms and work space are fixed by shape. The same card, driver and library give the same bytes.
 
+mod allocation;
 mod attention;
 mod backend;
 mod driver;
+mod dry;
 mod emulated;
 pub mod found;
+mod graphs;
+mod grouped;
 mod images;
 mod launch;
 mod nvidia;
 mod optimizers;
 mod products;
+mod region;
+mod staging;
+mod stream;
 mod tiles;
 
 use super::buffers::Memory;
 use super::{Bytes, Dtype, Indices, View, check};
 use crate::{Error, Result};
+use allocation::{Allocation, Work};
 use attention::Plan;
-use driver::{Allocation, Driver};
+use driver::Driver;
+#[doc(hidden)]
+pub use emulated::Fault;
 use found::Card;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use stream::Stream;
+pub use stream::Usage;
 
 /// Types of the factors of matrix products and of attention; all sums, and all else, are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +80,9 @@ pub struct Cuda {
     memory: Memory<Allocation, DeviceTensor, DeviceList, Plan, Allocation>,
     /// The values of the codes of optimizer states of one byte, once they are needed.
     codes: Option<[Allocation; 2]>,
-    driver: Arc<dyn Driver>,
+    /// Where experts' weights lie, by the words of the tables.
+    tables: HashMap<Vec<u64>, Allocation>,
+    driver: Arc<Stream>,
     precision: Precision,
 }
 
@@ -82,7 +97,7 @@ impl Cuda {
             help: "use a later card, or device=cpu".into(),
         })?;
         let driver = nvidia::Nvidia::open(card.number, &card.name, &image.unpack()?)?;
-        Ok(Cuda::over(Arc::new(driver), precision))
+        Ok(Cuda::over(Box::new(driver), precision))
     }
 
     /// A card that is emulated on the CPU, with `memory` bytes; `seed` decides in what order threads run.
@@ -93,14 +108,44 @@ impl Cuda {
     /// # Safety
     /// `library` is the emulation that is built from these kernels (`tests/emulation`).
     #[doc(hidden)]
-    pub unsafe fn emulated(library: &Path, precision: Precision, seed: u32, memory: usize) -> Result<Cuda> {
+    pub unsafe fn emulated(
+        library: &Path,
+        precision: Precision,
+        seed: u32,
+        memory: usize,
+        fault: Fault,
+    ) -> Result<Cuda> {
         // SAFETY: by the caller.
-        let driver = unsafe { emulated::Emulated::load(library, seed, memory)? };
-        Ok(Cuda::over(Arc::new(driver), precision))
+        let driver = unsafe { emulated::Emulated::load(library, seed, memory, fault)? };
+        Ok(Cuda::over(Box::new(driver), precision))
     }
 
-    fn over(driver: Arc<dyn Driver>, precision: Precision) -> Cuda {
-        Cuda { memory: Memory::default(), codes: None, driver, precision }
+    /// A card that computes nothing and has no memory: what a model asks of it is what it would ask of a real one
+    /// ([`Cuda::usage`]).
+    pub(crate) fn dry(precision: Precision) -> Cuda {
+        Cuda::over(Box::new(dry::Dry::new()), precision)
+    }
+
+    fn over(driver: Box<dyn Driver>, precision: Precision) -> Cuda {
+        let driver = Arc::new(Stream::new(driver));
+        Cuda { memory: Memory::default(), codes: None, tables: HashMap::new(), driver, precision }
+    }
+
+    /// The same, with passes as CUDA graphs where their sizes repeat (as a new one has it), or without.
+    #[must_use]
+    pub fn with_graphs(self, graphs: bool) -> Cuda {
+        self.driver.use_graphs(graphs);
+        self
+    }
+
+    /// What was asked of the card so far.
+    pub fn usage(&self) -> Usage {
+        self.driver.usage()
+    }
+
+    /// Work space of an operation.
+    fn work(&self, bytes: usize) -> Result<Work> {
+        Work::new(&self.driver, bytes)
     }
 
     /// The address of a view's first element; 0 for a view without elements.

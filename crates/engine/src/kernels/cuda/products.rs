@@ -1,6 +1,7 @@
 //! Matrix products: factors in the types that the card multiplies.
 
-use super::driver::{Allocation, Factor, Factors, Product};
+use super::allocation::Work;
+use super::driver::{Factor, Factors, Product};
 use super::launch::{Arguments, Size, small};
 use super::{Cuda, Precision};
 use crate::Result;
@@ -13,7 +14,7 @@ const PAD: usize = 8;
 /// A factor, and the memory that it was converted to.
 struct Held {
     factor: Factor,
-    _memory: Option<Allocation>,
+    _memory: Option<Work>,
 }
 
 impl Held {
@@ -83,7 +84,7 @@ impl Cuda {
         let Some(bias) = bias else { return Ok(()) };
         let arguments = Arguments::default().add(to).add(small(c.stride())?).add(self.address(bias)?);
         // SAFETY: `check` has compared the sizes.
-        unsafe { arguments.add(rows).add(width).launch(&*self.driver, c"add_row", size) }
+        unsafe { arguments.add(rows).add(width).launch(&self.driver, c"add_row", size) }
     }
 
     /// A matrix as a factor.
@@ -110,12 +111,12 @@ impl Cuda {
             (_, WeightType::F16) => (c"f16_to_f32", 4, 1),
         };
         let padded = width.next_multiple_of(pad);
-        let memory = Allocation::new(&self.driver, rows.saturating_mul(padded).saturating_mul(bytes))?;
+        let memory = self.work(rows.saturating_mul(padded).saturating_mul(bytes))?;
         let address = memory.address();
         let arguments = Arguments::default().add(address).add(small(padded)?).add(from).add(small(stride)?);
         let size = Size::matrix(rows, padded);
         // SAFETY: the view is inside its memory, and `memory` has a row of `padded` for each of its rows.
-        unsafe { arguments.add(small(rows)?).add(small(width)?).launch(&*self.driver, kernel, size)? };
+        unsafe { arguments.add(small(rows)?).add(small(width)?).launch(&self.driver, kernel, size)? };
         Ok(Held { factor: Factor { address, stride: padded, transposed }, _memory: Some(memory) })
     }
 }
