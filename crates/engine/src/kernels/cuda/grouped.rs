@@ -2,11 +2,11 @@
 
 use super::allocation::Allocation;
 use super::launch::{Size, launch, pair, small};
-use super::{Cuda, Precision};
+use super::{Cuda, Precision, lies_as};
 use crate::Result;
 use crate::dtype::WeightType;
 use crate::kernels::check::{self, rule};
-use crate::kernels::{Dtype, Indices, View, experts};
+use crate::kernels::{Indices, View, experts};
 
 /// Rows and columns of a tile.
 const SIDE: usize = 64;
@@ -36,10 +36,10 @@ impl Cuda {
         let mut words = Vec::with_capacity(experts * pieces * WORDS);
         for of_expert in &of_experts {
             for (rows, view) in of_expert {
-                let kind = match view.dtype() {
-                    Dtype::F32 | Dtype::File(WeightType::F32) => 0,
-                    Dtype::File(WeightType::BF16) => 1,
-                    Dtype::File(WeightType::F16) => 2,
+                let kind = match lies_as(*view) {
+                    WeightType::F32 => 0,
+                    WeightType::BF16 => 1,
+                    WeightType::F16 => 2,
                 };
                 rule!("experts", view.column() == 1, "weights that lie as their transpose");
                 words.push(self.address(*view)?);
@@ -97,9 +97,6 @@ impl Cuda {
     ) -> Result<()> {
         let (experts, pieces, list) =
             (small(offsets.len() - 1)?, small(weights.pieces)?, self.list(offsets)?);
-        if size.grid.contains(&0) {
-            return Ok(());
-        }
         launch!(self, kernel, size, [to, from, weights.address, pieces, list, experts, outputs, inputs])
     }
 
@@ -119,9 +116,6 @@ impl Cuda {
         rule!("experts", fits, "{dw:?} from row {first} of {experts} experts of {outputs} by {x:?}");
         let ([to], [dy_at, x_at]) = self.addresses([dw], [dy, x])?;
         let list = self.list(offsets)?;
-        if dw.len() == 0 {
-            return Ok(());
-        }
         // Those whose outputs the rows reach.
         let reached = (first + rows).div_ceil(outputs) - first / outputs;
         let size = self.tiles([x.width().div_ceil(SIDE), outputs.min(rows).div_ceil(SIDE), reached])?;
