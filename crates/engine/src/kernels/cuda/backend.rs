@@ -59,9 +59,15 @@ impl Cuda {
         self.work(n.saturating_mul(4))
     }
 
-    /// A list whose numbers only the card knows; they are below `bound`.
-    fn keep_list(&mut self, memory: Allocation, len: usize, bound: usize) -> IndexBuffer {
-        self.memory.keep_indices(DeviceList { memory, len }, len, bound)
+    /// A list; its numbers are below `bound`.
+    fn keep_list(
+        &mut self,
+        memory: Allocation,
+        len: usize,
+        bound: usize,
+        slots: Option<usize>,
+    ) -> IndexBuffer {
+        self.memory.keep_indices(DeviceList { memory, len, slots }, len, bound)
     }
 }
 
@@ -106,7 +112,7 @@ impl Backend for Cuda {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
         let memory = Allocation::of(&self.driver, &bytes)?;
         let bound = values.iter().max().map_or(0, |&largest| largest as usize + 1);
-        Ok(self.keep_list(memory, values.len(), bound))
+        Ok(self.keep_list(memory, values.len(), bound, None))
     }
 
     fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
@@ -579,8 +585,8 @@ impl Backend for Cuda {
                 per_row
             ]
         )?;
-        let rows = self.keep_list(slot_rows, slots, rows);
-        let offsets = self.keep_list(offsets, wide + 1, slots + 1);
+        let rows = self.keep_list(slot_rows, slots, rows, None);
+        let offsets = self.keep_list(offsets, wide + 1, slots + 1, Some(slots));
         Ok(Routes { rows, offsets })
     }
 

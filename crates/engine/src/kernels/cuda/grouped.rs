@@ -29,6 +29,14 @@ impl Cuda {
         Ok(Size::new([small(x)?, small(y)?, small(z)?], [128, 1, 1]).with_shared(8192 * parts))
     }
 
+    /// The address of offsets. Only the card knows them, so that nobody could look whether others are in order.
+    fn offsets(&self, offsets: Indices, slots: usize) -> Result<u64> {
+        let (list, range) = self.memory.list(offsets)?;
+        let fits = list.slots == Some(slots) && range == (0..list.len);
+        rule!("experts", fits, "a list that is not the offsets of {slots} slots, as `route` returns them");
+        self.list(offsets)
+    }
+
     /// The table of the experts' weights, which is uploaded once for the same views.
     fn weights(&mut self, w: &[View], experts: usize, outputs: usize) -> Result<Weights> {
         let of_experts = experts::of_experts(w, experts, outputs)?;
@@ -58,7 +66,7 @@ impl Cuda {
 
     pub(super) fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
         check::grouped(y, x, offsets)?;
-        let experts = offsets.len() - 1;
+        let (list, experts) = (self.offsets(offsets, x.rows())?, offsets.len() - 1);
         let weights = self.weights(w, experts, y.width())?;
         let ([to], [from]) = self.addresses([y], [x])?;
         check::apart(&[y], w)?;
@@ -68,12 +76,12 @@ impl Cuda {
             Precision::Bf16 => c"grouped_linear_bf16",
             _ => c"grouped_linear_f32",
         };
-        self.grouped(kernel, size, [to, from], weights, offsets, [outputs, inputs])
+        self.grouped(kernel, size, [to, from, list], weights, experts, [outputs, inputs])
     }
 
     pub(super) fn grouped_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
         check::grouped(dx, dy, offsets)?;
-        let experts = offsets.len() - 1;
+        let (list, experts) = (self.offsets(offsets, dy.rows())?, offsets.len() - 1);
         let weights = self.weights(w, experts, dy.width())?;
         let ([to], [from]) = self.addresses([dx], [dy])?;
         check::apart(&[dx], w)?;
@@ -83,16 +91,16 @@ impl Cuda {
             Precision::Bf16 => c"grouped_dx_bf16",
             _ => c"grouped_dx_f32",
         };
-        self.grouped(kernel, size, [to, from], weights, offsets, [outputs, inputs])
+        self.grouped(kernel, size, [to, from, list], weights, experts, [outputs, inputs])
     }
 
     fn grouped(
         &self,
         kernel: &'static std::ffi::CStr,
         size: Size,
-        [to, from]: [u64; 2],
+        [to, from, list]: [u64; 3],
         weights: Weights,
-        offsets: Indices,
+        experts: usize,
         [outputs, inputs]: [u32; 2],
     ) -> Result<()> {
         let (experts, pieces, list) =
@@ -115,7 +123,7 @@ impl Cuda {
         let fits = dw.width() == x.width() && first.saturating_add(rows) <= experts.saturating_mul(outputs);
         rule!("experts", fits, "{dw:?} from row {first} of {experts} experts of {outputs} by {x:?}");
         let ([to], [dy_at, x_at]) = self.addresses([dw], [dy, x])?;
-        let list = self.list(offsets)?;
+        let list = self.offsets(offsets, dy.rows())?;
         // Those whose outputs the rows reach.
         let reached = (first + rows).div_ceil(outputs) - first / outputs;
         let size = self.tiles([x.width().div_ceil(SIDE), outputs.min(rows).div_ceil(SIDE), reached])?;

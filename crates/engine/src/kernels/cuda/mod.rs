@@ -72,6 +72,8 @@ struct DeviceTensor {
 struct DeviceList {
     memory: Allocation,
     len: usize,
+    /// It has the offsets of so many slots, as the card itself has found them.
+    slots: Option<usize>,
 }
 
 /// One card.
