@@ -10,8 +10,7 @@ use suasion_engine::{Cuda, Device, Precision};
 #[derive(Clone, Copy, Debug)]
 pub struct Chosen {
     name: DeviceName,
-    /// Types of the factors of products on a card.
-    pub precision: Precision,
+    precision: Precision,
     /// A card runs passes as CUDA graphs.
     pub graphs: bool,
 }
@@ -42,6 +41,11 @@ pub fn found() -> &'static Found {
 }
 
 impl Chosen {
+    /// How exactly a card multiplies.
+    pub fn precision(self) -> Precision {
+        self.precision
+    }
+
     /// The card to use; `None` for the CPU, with a note where there is no card for `auto`.
     ///
     /// # Errors

@@ -51,7 +51,7 @@ pub fn card_run<'a>(
         average: settings.ema_decay.is_some(),
         passes: settings.gradient_accumulation_steps,
         graphs: device.graphs,
-        ..CardRun::new(trainable, Base::Mapped, device.precision)
+        ..CardRun::new(trainable, Base::Mapped, device.precision())
     }
 }
 

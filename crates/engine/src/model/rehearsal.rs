@@ -115,12 +115,16 @@ impl Model<Cuda> {
         let Some(most) = self.map.parameters.iter().filter(mapped).map(|p| len(&p.shape)).max() else {
             return Ok(());
         };
-        let map = Arc::new(Map::nothing(most)?);
-        for n in 0..self.map.parameters.len() {
+        let (map, reads) = (Arc::new(Map::nothing(most)?), self.map.read_by_products());
+        for (n, read) in reads.into_iter().enumerate() {
             let p = &self.map.parameters[n];
             let tensor = FileTensor::new(Arc::clone(&map), 0..len(&p.shape), kind).filter(|_| p.mapped);
             if let Some(tensor) = tensor {
-                self.files[n] = Some((self.backend.map(tensor.clone())?, tensor));
+                let buffer = self.backend.map(tensor.clone())?;
+                if let Some(alone) = read {
+                    self.backend.keep_factor(buffer.view(), alone)?;
+                }
+                self.files[n] = Some((buffer, tensor));
             }
         }
         Ok(())

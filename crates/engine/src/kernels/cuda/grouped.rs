@@ -44,13 +44,17 @@ impl Cuda {
         let mut words = Vec::with_capacity(experts * pieces * WORDS);
         for of_expert in &of_experts {
             for (rows, view) in of_expert {
-                let kind = match lies_as(*view) {
+                rule!("experts", view.column() == 1, "weights that lie as their transpose");
+                let (address, kind) = match self.copy_of(*view)? {
+                    Some(copy) => (copy, WeightType::BF16),
+                    None => (self.source(*view)?, lies_as(*view)),
+                };
+                let kind = match kind {
                     WeightType::F32 => 0,
                     WeightType::BF16 => 1,
                     WeightType::F16 => 2,
                 };
-                rule!("experts", view.column() == 1, "weights that lie as their transpose");
-                words.push(self.address(*view)?);
+                words.push(address);
                 words.push(pair(small(rows.start)?, small(rows.end)?));
                 words.push(pair(small(view.stride())?, kind));
             }
@@ -103,8 +107,7 @@ impl Cuda {
         experts: usize,
         [outputs, inputs]: [u32; 2],
     ) -> Result<()> {
-        let (experts, pieces, list) =
-            (small(offsets.len() - 1)?, small(weights.pieces)?, self.list(offsets)?);
+        let (experts, pieces) = (small(experts)?, small(weights.pieces)?);
         launch!(self, kernel, size, [to, from, weights.address, pieces, list, experts, outputs, inputs])
     }
 
