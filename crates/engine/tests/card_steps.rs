@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::card::{emulated, faulty};
+use common::card::{MEMORY, card, faulty};
 use common::golden::for_each;
 use common::{Random, model_of};
 use std::path::Path;
@@ -12,8 +12,6 @@ use suasion_engine::{
     Architecture, Backend, Base, Batch, Budget, CardRun, Cuda, Lora, Model, Optimizer, Precision, Rates,
     Regularisation, TargetLoss, Targets, Trainable, Update,
 };
-
-const MEMORY: usize = 1 << 30;
 
 /// Rows of these lengths, of which the last tokens are targets.
 fn rows(lengths: &[usize], targets: usize, seed: u64) -> Batch {
@@ -65,8 +63,8 @@ fn check_peak(arch: &Architecture, batches: &[Batch], run: CardRun, recompute: b
     let most = |of: fn(&Batch) -> usize| batches.iter().map(of).max().unwrap();
     let (tokens, targets) = (most(Batch::tokens), most(|batch| batch.targets.len()));
     let budget = Budget { tokens, targets, train: true, recompute };
-    let Some(card) = emulated(run.precision, 1, MEMORY) else { return };
-    let card = card.with_graphs(run.graphs);
+    let Some(device) = card(run.precision, 1) else { return };
+    let card = device.with_graphs(run.graphs);
     let mut model = Model::with_base(arch.clone(), card, budget, run.trainable, run.base).unwrap();
     model.choose_optimizer(run.optimizer).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -119,7 +117,7 @@ fn config_with_dropout(family: &str) -> Architecture {
 #[test]
 fn nothing_waits_and_nothing_is_allocated() {
     for family in common::FAMILIES {
-        let Some(card) = emulated(Precision::Bf16, 2, MEMORY) else { return };
+        let Some(card) = card(Precision::Bf16, 2) else { return };
         let mut model = model_of(config_with_dropout(family), card, false, &Trainable::All);
         let batches = [rows(&[5, 3], 2, 1), rows(&[5, 3], 2, 2)];
         let mut before = model.backend().usage();
@@ -166,7 +164,7 @@ fn graphs_compute_the_same_bytes() {
         [("gemma2", Precision::F32, false), ("qwen3_moe", Precision::Bf16, true)]
     {
         let run = |graphs: bool, seed: u32| {
-            Some(bits(emulated(precision, seed, MEMORY)?.with_graphs(graphs), family, recompute))
+            Some(bits(card(precision, seed)?.with_graphs(graphs), family, recompute))
         };
         let Some((losses, weights, usage)) = run(false, 3) else { return };
         assert_eq!((usage.replays, usage.changes), (0, 0));

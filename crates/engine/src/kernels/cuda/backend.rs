@@ -122,7 +122,9 @@ impl Backend for Cuda {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
         let memory = Allocation::of(&self.driver, &bytes)?;
         let bound = values.iter().max().map_or(0, |&largest| largest as usize + 1);
-        Ok(self.keep_list(memory, values.len(), bound, None))
+        let are_offsets = values.first() == Some(&0) && values.is_sorted();
+        let slots = values.last().filter(|_| are_offsets).map(|last| *last as usize);
+        Ok(self.keep_list(memory, values.len(), bound, slots))
     }
 
     fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {

@@ -29,11 +29,11 @@ impl Cuda {
         Ok(Size::new([small(x)?, small(y)?, small(z)?], [128, 1, 1]).with_shared(8192 * parts))
     }
 
-    /// The address of offsets. Only the card knows them, so that nobody could look whether others are in order.
+    /// The address of offsets that are in order. Only the card knows those that it has found itself.
     fn offsets(&self, offsets: Indices, slots: usize) -> Result<u64> {
         let (list, range) = self.memory.list(offsets)?;
         let fits = list.slots == Some(slots) && range == (0..list.len);
-        rule!("experts", fits, "a list that is not the offsets of {slots} slots, as `route` returns them");
+        rule!("experts", fits, "a list that is not the offsets of {slots} slots");
         self.list(offsets)
     }
 

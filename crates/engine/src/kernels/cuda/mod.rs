@@ -89,7 +89,7 @@ struct DeviceTensor {
 struct DeviceList {
     memory: Allocation,
     len: usize,
-    /// It has the offsets of so many slots, as the card itself has found them.
+    /// It can be the offsets of so many slots, in order.
     slots: Option<usize>,
 }
 
