@@ -226,7 +226,7 @@ impl Job {
         };
         let total = match self.on {
             None => memory.total(),
-            Some(_) => memory.on_card(&self.arch, plan.budget),
+            Some(_) => memory.on_card(&self.arch, plan.budget).saturating_add(self.device.overhead()),
         };
         line(
             "memory",
