@@ -77,6 +77,11 @@ fn note_cpu(ui: &Ui, why: &dyn std::fmt::Display) {
 }
 
 impl Chosen {
+    /// How exactly a card multiplies.
+    pub fn precision(self) -> Precision {
+        self.precision
+    }
+
     /// The card to use; `None` for the CPU, with a note where there is no card for `auto`.
     ///
     /// # Errors

@@ -45,7 +45,7 @@ pub fn check_memory(
     ui: &Ui,
 ) -> suasion_train::Result<()> {
     if let Some(card) = device.card(ui)? {
-        let bytes = plan.on_card(arch, budget).saturating_add(device.overhead());
+        let bytes = plan.on_card(arch, budget, device.precision()).saturating_add(device.overhead());
         let free = card.free_memory()?;
         if bytes > free {
             let (total, device) = (card.memory, card.name.clone());

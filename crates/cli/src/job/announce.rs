@@ -224,14 +224,21 @@ impl Job {
             (mapped, None) => format!(" and {} read in the base's files", bytes(mapped)),
             (mapped, Some(_)) => format!(" and {} of the base's files", bytes(mapped)),
         };
+        let copies = match memory.copies {
+            0 => String::new(),
+            copies => format!(" (and {} of bf16 copies)", bytes(copies)),
+        };
         let total = match self.on {
             None => memory.total(),
-            Some(_) => memory.on_card(&self.arch, plan.budget).saturating_add(self.device.overhead()),
+            Some(_) => {
+                let card = memory.on_card(&self.arch, plan.budget, self.device.precision());
+                card.saturating_add(self.device.overhead())
+            }
         };
         line(
             "memory",
             format!(
-                "{} planned{each}: parameters {}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
+                "{} planned{each}: parameters {}{copies}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
                 bytes(total),
                 bytes(memory.parameters),
                 bytes(memory.gradients),
@@ -275,7 +282,7 @@ impl Job {
                 "packs": fill.packs, "capacity": fill.capacity, "fill": fill.rate(),
             })),
             "memory_bytes": {
-                "total": memory.total(), "parameters": memory.parameters, "mapped": memory.mapped, "gradients": memory.gradients,
+                "total": memory.total(), "parameters": memory.parameters, "copies": memory.copies, "mapped": memory.mapped, "gradients": memory.gradients,
                 "optimizer": memory.optimizer, "activations": memory.activations, "scratch": memory.scratch,
             },
             "disk_bytes": {

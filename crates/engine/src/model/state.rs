@@ -1,5 +1,6 @@
 //! Parameters and gradients, in and out.
 
+use super::arena::held_bytes;
 use super::optimizer::{Optimizer, Share, State};
 use super::{Model, part};
 use crate::collective::Collective;
@@ -50,20 +51,26 @@ impl<B: Backend> Model<B> {
     pub fn load_weights(&mut self, dir: &Path) -> Result<Vec<String>> {
         let (backend, parameters, files) = (&mut self.backend, self.parameters.view(), &mut self.files);
         let own = self.map.parameters.iter().filter(|p| !p.of_adapter);
+        let (reads, mut mapped) = (self.map.read_by_products(), 0);
         let put = |p: &Parameter, source: Source| match source {
             Source::Values(values) => backend.write(part(parameters, &p.range), values),
             Source::File(tensor) => {
                 let place = self.map.parameters.iter().position(|of| std::ptr::eq(of, p));
-                if let Some(file) = place.and_then(|place| files.get_mut(place)) {
-                    *file = Some((backend.map(tensor.clone())?, tensor));
+                if let Some((place, file)) = place.and_then(|place| Some((place, files.get_mut(place)?))) {
+                    let buffer = backend.map(tensor.clone())?;
+                    let kind = tensor.kind();
+                    mapped += tensor.len() * held_bytes(kind, reads[place], backend.copy_bytes(kind));
+                    if let Some(alone) = reads[place] {
+                        backend.keep_factor(buffer.view(), alone)?;
+                    }
+                    *file = Some((buffer, tensor));
                 }
                 Ok(())
             }
         };
         let (unknown, stored) = weights::load(dir, &self.arch, own, put)?;
         self.weight_type = stored;
-        let mapped = self.files.iter().flatten().map(|(_, tensor)| tensor.bytes().len() as u64);
-        self.plan.mapped = mapped.sum();
+        self.plan.mapped = mapped as u64;
         self.weights_changed();
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {

@@ -1,5 +1,6 @@
 //! The operations, by our kernels.
 
+use super::copies::DeviceBuffer;
 use super::driver::{Allocation, Move};
 use super::launch::{Size, launch, small};
 use super::{Cuda, DeviceList, DeviceTensor, LOGITS, as_bytes, as_bytes_mut, lies_as, or_none};
@@ -78,7 +79,7 @@ impl Backend for Cuda {
     fn allocate(&mut self, len: usize) -> Result<Buffer> {
         self.memory.collect();
         let memory = Allocation::zeros(&self.driver, len.saturating_mul(4))?;
-        Ok(self.memory.add_buffer(memory, 0, len))
+        Ok(self.memory.add_buffer(DeviceBuffer::new(memory), 0, len))
     }
 
     fn allocate_bytes(&mut self, len: usize) -> Result<ByteBuffer> {
@@ -99,16 +100,25 @@ impl Backend for Cuda {
 
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
         let (len, kind) = (tensor.len(), tensor.kind());
-        let memory = Allocation::of(&self.driver, tensor.bytes())?;
-        Ok(self.memory.keep_file(DeviceTensor { memory, size: kind.bytes() }, len, kind))
+        let memory = Some(Allocation::of(&self.driver, tensor.bytes())?);
+        let tensor = DeviceTensor { memory, size: kind.bytes(), copy: None };
+        Ok(self.memory.keep_file(tensor, len, kind))
     }
 
     fn allocated(&self) -> u64 {
-        self.memory.sizes(Allocation::bytes, Allocation::bytes)
+        self.memory.sizes(DeviceBuffer::bytes, Allocation::bytes)
     }
 
     fn logits(&self) -> usize {
         LOGITS
+    }
+
+    fn keep_factor(&mut self, w: View, alone: bool) -> Result<()> {
+        self.keep(w, alone)
+    }
+
+    fn copy_bytes(&self, kind: WeightType) -> usize {
+        if self.keeps_copies { self.precision.copy_bytes(kind) } else { 0 }
     }
 
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer> {
@@ -129,10 +139,10 @@ impl Backend for Cuda {
 
     fn write(&mut self, to: View, from: &[f32]) -> Result<()> {
         check::transfer(to, from.len())?;
-        self.address(to)?;
+        self.source(to)?;
         match from.is_empty() {
             true => Ok(()),
-            false => self.memory.buffer(to)?.write(4 * to.start, as_bytes(from)),
+            false => self.memory.buffer(to)?.write(to.start, as_bytes(from)),
         }
     }
 
@@ -140,7 +150,7 @@ impl Backend for Cuda {
         check::transfer(from, to.len())?;
         match to.is_empty() {
             true => Ok(()),
-            false => self.memory.buffer(from)?.read(4 * from.start, as_bytes_mut(to)),
+            false => self.memory.buffer(from)?.read(from.start, as_bytes_mut(to)),
         }
     }
 

@@ -25,13 +25,13 @@ impl Cuda {
             return Ok(());
         }
         self.join_ranks(collective)?;
-        let start = self.address(x)?;
+        let start = self.target(x)?;
         let share = |(root, cut): (usize, &[usize])| {
             let count = cut[1] - cut[0];
             (count > 0).then_some(Call { what, root, address: start + 4 * cut[0] as u64, count })
         };
         let calls: Vec<Call> = cuts.windows(2).enumerate().filter_map(share).collect();
-        // SAFETY: `address` checks that the view is inside its memory, and the caller that shares are inside the view; memory
+        // SAFETY: `target` checks that the view is inside its memory, and the caller that shares are inside the view; memory
         // is freed in the order of the stream.
         unsafe { self.driver.exchange(&calls) }
     }
