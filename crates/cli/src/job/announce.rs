@@ -230,7 +230,10 @@ impl Job {
         };
         let total = match self.on {
             None => memory.total(),
-            Some(_) => memory.on_card(&self.arch, plan.budget, config.device().precision()),
+            Some(_) => {
+                let needed = memory.on_card(&self.arch, plan.budget, config.device().precision());
+                needed.saturating_add(self.device.overhead())
+            }
         };
         line(
             "memory",

@@ -15,9 +15,11 @@ mod emulated;
 pub mod found;
 mod images;
 mod launch;
+pub mod nccl;
 mod nvidia;
 mod optimizers;
 mod products;
+mod ranks;
 mod tiles;
 
 use super::buffers::Memory;

@@ -1,13 +1,15 @@
 //! A card: NVIDIA's driver and cuBLASLt, which are looked up at run time.
 
-use super::driver::{Driver, Factor, Factors, Product};
+use super::driver::{Call, Driver, Factor, Factors, Product};
 use super::found;
+use super::nccl::{Communicator, Nccl, Stream};
+use crate::collective::Collective;
 use crate::{Error, Result};
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{result as cu, sys};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Work space of cuBLASLt. Its algorithms are chosen for this size, so the size is part of what decides bytes.
 pub(super) const WORKSPACE: usize = 32 << 20;
@@ -24,6 +26,8 @@ pub(super) struct Nvidia {
     module: sys::CUmodule,
     functions: Mutex<HashMap<&'static CStr, Function>>,
     products: Mutex<Products>,
+    /// What connects it with the cards of other ranks.
+    ranks: OnceLock<Communicator>,
 }
 
 // SAFETY: the driver's handles may be used from any thread once its context is current there, which every method sees
@@ -92,6 +96,7 @@ impl Nvidia {
                 module,
                 functions: Mutex::default(),
                 products: Mutex::new(products),
+                ranks: OnceLock::new(),
             })
         }
     }
@@ -128,6 +133,8 @@ impl Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
+        // It uses the stream.
+        drop(self.ranks.take());
         let products = self.products.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nothing uses the handles after this; failures leave them to the end of the process.
         unsafe {
@@ -260,7 +267,26 @@ impl Driver for Nvidia {
     fn synchronise(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failure("cuStreamSynchronize", e))
+        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failure("cuStreamSynchronize", e))?;
+        self.ranks.get().map_or(Ok(()), Communicator::settled)
+    }
+
+    fn join(&self, collective: &dyn Collective) -> Result<()> {
+        if let Some(ranks) = self.ranks.get() {
+            return ranks.is_of(collective);
+        }
+        let nccl = Nccl::found()?;
+        self.enter()?;
+        // SAFETY: the context is current, and the stream lives as long as `self`.
+        let ranks = unsafe { Communicator::join(nccl, Stream(self.stream.cast()), collective)? };
+        let _ = self.ranks.set(ranks);
+        Ok(())
+    }
+
+    unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: by the caller.
+        self.ranks.get().map_or(Ok(()), |ranks| unsafe { ranks.run(calls) })
     }
 }
 
