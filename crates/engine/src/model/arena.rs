@@ -392,6 +392,8 @@ pub struct MemoryPlan {
     /// Weights that stay in their files and are read there, two bytes each where the files are not known
     /// ([`MemoryPlan::over_files`]); the system can give their memory back.
     pub mapped: u64,
+    /// Weights in 4 or 8 bits.
+    pub packed: u64,
     /// Their gradients, of the trained ones.
     pub gradients: u64,
     /// What the optimizer keeps of the trained ones, and their average.
@@ -453,6 +455,7 @@ impl MemoryPlan {
         MemoryPlan {
             parameters: bytes(map.len().saturating_add(map.low().dora.saturating_mul(2))),
             mapped: (map.mapped_len() as u64).saturating_mul(2),
+            packed: map.packed_bytes() as u64,
             gradients: trained,
             optimizer: trained.saturating_mul(2),
             activations: bytes(arena.activations),
@@ -474,7 +477,7 @@ impl MemoryPlan {
 
     /// All that the process itself must hold, in bytes: without what is mapped.
     pub fn own(&self) -> u64 {
-        [self.gradients, self.optimizer, self.activations, self.scratch]
+        [self.packed, self.gradients, self.optimizer, self.activations, self.scratch]
             .into_iter()
             .fold(self.parameters, u64::saturating_add)
     }

@@ -5,7 +5,7 @@ use super::{Model, part};
 use crate::collective::Collective;
 use crate::dtype::WeightType;
 use crate::init;
-use crate::kernels::{Backend, Buffer, View};
+use crate::kernels::{Backend, Buffer, Dtype, View};
 use crate::params::{Layout, Parameter, ParameterMap, Slot};
 use crate::peft::ADAPTER_WEIGHTS;
 use crate::weights::{self, Lazy, Source, Tensor};
@@ -52,18 +52,25 @@ impl<B: Backend> Model<B> {
         let own = self.map.parameters.iter().filter(|p| !p.of_adapter);
         let put = |p: &Parameter, source: Source| match source {
             Source::Values(values) => backend.write(part(parameters, &p.range), values),
-            Source::File(tensor) => {
+            Source::File { used, stored } => {
                 let place = self.map.parameters.iter().position(|of| std::ptr::eq(of, p));
                 if let Some(file) = place.and_then(|place| files.get_mut(place)) {
-                    *file = Some((backend.map(tensor.clone())?, tensor));
+                    *file = Some((backend.map(used)?, stored));
                 }
                 Ok(())
             }
         };
         let (unknown, stored) = weights::load(dir, &self.arch, own, put)?;
         self.weight_type = stored;
-        let mapped = self.files.iter().flatten().map(|(_, tensor)| tensor.bytes().len() as u64);
-        self.plan.mapped = mapped.sum();
+        (self.plan.mapped, self.plan.packed) = (0, 0);
+        for ((buffer, tensor), p) in
+            self.files.iter().zip(&self.map.parameters).filter_map(|(file, p)| Some((file.as_ref()?, p)))
+        {
+            match buffer.view().dtype() {
+                Dtype::Packed(packing) => self.plan.packed += packing.bytes(p.rows(), p.width()) as u64,
+                Dtype::F32 | Dtype::File(_) => self.plan.mapped += tensor.size(),
+            }
+        }
         self.weights_changed();
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {
@@ -363,6 +370,10 @@ impl<B: Backend> Model<B> {
         let whole = |rows: usize, width: usize| file.view().matrix(rows, width);
         match p.layout {
             Layout::Same => vec![(0..rows, whole(p.shape[0], width).row_range(first..first + rows))],
+            // Packed matrices are in the engine's layout.
+            Layout::Transposed if matches!(file.view().dtype(), Dtype::Packed(_)) => {
+                vec![(0..rows, whole(p.shape[1], width).row_range(first..first + rows))]
+            }
             Layout::Transposed => {
                 vec![(0..rows, whole(width, p.shape[1]).transposed().row_range(first..first + rows))]
             }

@@ -16,6 +16,7 @@ mod images;
 mod launch;
 mod nvidia;
 mod optimizers;
+mod packed;
 mod products;
 mod tiles;
 
@@ -25,6 +26,7 @@ use crate::{Error, Result};
 use attention::Plan;
 use driver::{Allocation, Driver};
 use found::Card;
+use packed::DevicePacked;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,11 +48,12 @@ pub(crate) const OVERHEAD: u64 = (600 << 20) + nvidia::WORKSPACE as u64;
 /// Elements of logits at once (512 MiB): a product of a few hundred rows keeps a card busy.
 pub(crate) const LOGITS: usize = 128 << 20;
 
-/// A tensor of a file in the card's memory, in its own type.
+/// A tensor in the card's memory that is only read: of a file in its own type, or packed.
 #[derive(Debug)]
 struct DeviceTensor {
     memory: Allocation,
     size: usize,
+    packed: Option<DevicePacked>,
 }
 
 /// A list in the card's memory, and where the host has it.
@@ -65,7 +68,7 @@ struct DeviceList {
 pub struct Cuda {
     // Freed before the driver that it is of.
     memory: Memory<Allocation, DeviceTensor, DeviceList, Plan, Allocation>,
-    /// The values of the codes of optimizer states of one byte, once they are needed.
+    /// The values of the codes of one byte (optimizer states, nested scales), once they are needed.
     codes: Option<[Allocation; 2]>,
     driver: Arc<dyn Driver>,
     precision: Precision,
@@ -110,7 +113,7 @@ impl Cuda {
         }
         let (memory, size) = match view.dtype() {
             Dtype::F32 => (self.memory.buffer(view)?, 4),
-            Dtype::File(_) => match self.memory.file(view)? {
+            Dtype::File(_) | Dtype::Packed(_) => match self.memory.file(view)? {
                 Some(tensor) => (&tensor.memory, tensor.size),
                 None => unreachable!("a view of a file has its type"),
             },

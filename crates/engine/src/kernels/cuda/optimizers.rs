@@ -44,6 +44,16 @@ impl Cuda {
         }
     }
 
+    /// The values of codes of one byte on the card: the signed ones, and the others.
+    pub(super) fn code_values(&mut self) -> Result<[u64; 2]> {
+        let values = |signed| Allocation::of(&self.driver, as_bytes(quantised::values(signed)));
+        let known = match self.codes.take() {
+            Some(known) => known,
+            None => [values(true)?, values(false)?],
+        };
+        Ok(self.codes.insert(known).each_ref().map(Allocation::address))
+    }
+
     pub(super) fn step_adamw_8bit(
         &mut self,
         step: AdamW,
@@ -54,12 +64,7 @@ impl Cuda {
     ) -> Result<()> {
         let ([p_at, m_scales, v_scales], [g]) = self.addresses([p, scales[0], scales[1]], [g])?;
         let (m_codes, v_codes) = (self.bytes(codes[0])?, self.bytes(codes[1])?);
-        let values = |signed| Allocation::of(&self.driver, as_bytes(quantised::values(signed)));
-        let known = match self.codes.take() {
-            Some(known) => known,
-            None => [values(true)?, values(false)?],
-        };
-        let [signed, unsigned] = self.codes.insert(known).each_ref().map(Allocation::address);
+        let [signed, unsigned] = self.code_values()?;
         let (s, n) = (step.scalars(), p.len());
         if n == 0 {
             return Ok(());

@@ -88,6 +88,11 @@ impl Cuda {
 
     /// A matrix as a factor.
     fn factor(&self, view: View) -> Result<Held> {
+        if let Dtype::Packed(_) = view.dtype() {
+            let (address, memory) = self.unpacked(view, self.precision == Precision::Bf16)?;
+            let factor = Factor { address, stride: view.width(), transposed: false };
+            return Ok(Held { factor, _memory: Some(memory) });
+        }
         let from = self.address(view)?;
         // As it lies: a transposed matrix of a file is the other one there.
         let transposed = view.column() != 1;
@@ -97,7 +102,7 @@ impl Cuda {
         };
         let stride = if rows > 1 { stride } else { width };
         let kind = match view.dtype() {
-            Dtype::F32 => WeightType::F32,
+            Dtype::F32 | Dtype::Packed(_) => WeightType::F32,
             Dtype::File(kind) => kind,
         };
         let as_it_lies = Held { factor: Factor { address: from, stride, transposed }, _memory: None };
