@@ -1,8 +1,10 @@
-//! Calls into libraries that may panic on malformed input.
+//! Calls that may fail in other ways than by an error: libraries that panic on malformed input, threads that do not start.
 
 use std::cell::Cell;
 use std::fmt::Display;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::thread::{Builder, JoinHandle};
 
 thread_local! {
     /// How many guarded calls this thread is in.
@@ -34,4 +36,16 @@ pub fn hush_guarded_panics() {
             before(panic);
         }
     }));
+}
+
+/// Starts a thread.
+///
+/// # Errors
+/// [`io::ErrorKind::OutOfMemory`] where the system refuses it: for want of memory, or for a limit of the process.
+pub fn start_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let refused =
+        |error| io::Error::new(io::ErrorKind::OutOfMemory, format!("a thread does not start: {error}"));
+    Builder::new().spawn(work).map_err(refused)
 }

@@ -26,7 +26,7 @@ pub mod tokens;
 pub use error::{BAD_ROWS_LISTED, Error, Result};
 pub use finding::{Code, Finding, Level};
 pub use folder::ModelFolder;
-pub use guard::hush_guarded_panics;
+pub use guard::{hush_guarded_panics, start_thread};
 pub use id::RowId;
 pub use origin::{Origin, Section};
 pub use pipeline::{

@@ -23,6 +23,7 @@ mod given;
 mod hash;
 mod json;
 mod lenient;
+mod lists;
 mod parquet;
 mod raw;
 mod record;
@@ -197,6 +198,11 @@ impl Source {
             columns.file.project(&projection);
         }
         self.projection = Some(projection);
+    }
+
+    /// The name of the source in errors.
+    pub(crate) fn name(&self) -> &Arc<Path> {
+        &self.name
     }
 
     /// Total size of all files in bytes, as stored.

@@ -210,6 +210,51 @@ fn operands_of_other_sizes_are_refused() {
 }
 
 #[test]
+fn operands_without_rows_compute_nothing() {
+    fn check<B: Backend>(b: &mut B) {
+        let (wide, vector) = (b.allocate(64).unwrap(), b.allocate(4).unwrap());
+        let none = |width: usize| wide.matrix(0, width);
+        let v = vector.view();
+        let ids = b.upload_indices(&[]).unwrap();
+        let rms = Norm::Rms { eps: 1e-5, offset: 0.0 };
+        let value = |b: &B| {
+            let mut values = [0.0; 4];
+            b.read(v, &mut values).unwrap();
+            values
+        };
+        for (accumulate, left) in [(true, 3.0), (false, 0.0)] {
+            b.fill(v, 3.0).unwrap();
+            b.linear_db(v, accumulate, none(4)).unwrap();
+            assert_eq!(value(b), [left; 4], "a sum of no rows");
+            b.fill(v, 3.0).unwrap();
+            let divisors = b.allocate(4).unwrap();
+            b.fill(divisors.view(), 2.0).unwrap();
+            b.column_dots(v, accumulate, none(4), none(4), divisors.view()).unwrap();
+            assert_eq!(value(b), [left; 4], "dots of no rows");
+        }
+        b.fill(v, 3.0).unwrap();
+        let stats = wide.view().part(0, 0);
+        b.norm_backward(rms, none(4), Some(v), None, none(4), stats, none(4), wide.view().part(8, 4))
+            .unwrap();
+        b.norm(rms, none(4), stats, none(4), v, None).unwrap();
+        b.linear(none(4), false, none(4), wide.matrix(4, 4), None).unwrap();
+        b.activate(Activation::SwiGlu, none(4), none(8)).unwrap();
+        b.gather(none(4), wide.matrix(4, 4), ids.view()).unwrap();
+        b.scatter_add(wide.matrix(4, 4), none(4), ids.view()).unwrap();
+        b.fill(stats, 1.0).unwrap();
+        b.copy(none(4), none(4)).unwrap();
+        assert_eq!(value(b), [3.0; 4]);
+        assert_eq!(b.sum_squares(stats).unwrap(), 0.0);
+        let routes = b.route(Routing { per_row: 2, normalise: true }, none(4), stats).unwrap();
+        assert_eq!((routes.rows().len(), routes.offsets().len()), (0, 5));
+        b.grouped_linear(none(1), none(4), &[wide.matrix(4, 4)], routes.offsets()).unwrap();
+    }
+    check(&mut Cpu::new());
+    check(&mut Reference::<f32>::new());
+    card(Precision::F32, 1).iter_mut().for_each(check);
+}
+
+#[test]
 fn a_written_view_must_not_overlap_another() {
     fn check<B: Backend>(b: &mut B) {
         let buffer = b.allocate(20).unwrap();

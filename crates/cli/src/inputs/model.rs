@@ -17,14 +17,14 @@ use suasion_train::{ModelFiles, TEMPLATES};
 /// Opens a folder, with changes of its tokenizer. A chat template that cannot be used is a warning: rows of plain text need none.
 ///
 /// # Errors
-/// Where its tokenizer cannot be read.
+/// Where its tokenizer cannot be read, or the system refuses the thread that watches the template.
 pub fn open(dir: &Path, changes: &Changes, ui: &Ui) -> anyhow::Result<ModelFolder> {
     let folder = read(dir, changes)?;
     if let Some(error) = &folder.template_error {
         ui.warn(format_args!("the chat template is not used: {error}"));
     }
     if let Some(template) = &folder.template {
-        watch(template.watch());
+        watch(template.watch())?;
     }
     Ok(folder)
 }
@@ -104,8 +104,8 @@ const LONGEST_RENDERING: Duration = Duration::from_secs(5);
 const LOOKS: u32 = 10;
 
 /// Ends the process where a rendering of a template does not end and its fuel does not stop it.
-fn watch(mut watch: RenderingWatch) {
-    std::thread::spawn(move || {
+fn watch(mut watch: RenderingWatch) -> std::io::Result<()> {
+    suasion_data::start_thread(move || {
         // Looks are counted instead of seconds: the whole process may have been stopped in between.
         while watch.look() < LOOKS {
             std::thread::sleep(LONGEST_RENDERING / LOOKS);
@@ -120,7 +120,8 @@ fn watch(mut watch: RenderingWatch) {
             LONGEST_RENDERING.as_secs()
         );
         std::process::exit(Exit::RunTime as i32);
-    });
+    })
+    .map(drop)
 }
 
 /// The folder of the model that a configuration names; with `weights`, its weights are there too.

@@ -7,6 +7,7 @@ use super::summary::{Progress, Summary};
 use super::{Mode, Pipeline};
 use crate::BAD_ROWS_LISTED;
 use crate::example;
+use crate::guard::start_thread;
 use crate::policy::OnBadRow;
 use crate::source::{RawRow, Source, SourceHash};
 use crate::{Code, Error, Finding, Result};
@@ -20,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Rows in one chunk, which is one thread's task: enough that handing it over costs nothing.
-const CHUNK_ROWS: usize = 64;
+const CHUNK_ROWS: usize = 128;
 
 /// Bytes in one chunk, unless one row has more.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -123,7 +124,8 @@ impl<T: Send + 'static> Chunks<T> {
         }
         let (bytes_read, size) = (source.bytes_read(), source.size());
         let (sender, receiver) = mpsc::sync_channel(2);
-        let reader = std::thread::spawn(move || read_chunks(source, &sender));
+        let name = source.name().clone();
+        let reader = start_thread(move || read_chunks(source, &sender)).map_err(|e| Error::io(name, e))?;
         Ok(Chunks {
             processor,
             work: Arc::new(work),

@@ -4,8 +4,9 @@
 //! are independent of each other, so each thread decodes some of them, all in batches of the same rows.
 
 use super::arrow_json::never_fails;
-use crate::guard::guard;
-use arrow_array::RecordBatch;
+use super::lists::lists;
+use crate::guard::{guard, start_thread};
+use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::Schema;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -13,6 +14,7 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
@@ -45,14 +47,14 @@ pub(super) struct Parquet {
 
 /// The running decoders of a file.
 struct Decoding {
-    decoders: Vec<Decoder>,
-    /// Of each column to read: its decoder, and its place among that decoder's columns.
-    places: Vec<(usize, usize)>,
+    decoder: Decoder,
+    /// Of each column to read, its place among those of the decoder.
+    places: Vec<usize>,
     schema: Arc<Schema>,
 }
 
 /// The next batch of some columns, `None` after the last.
-type Decoder = Box<dyn FnMut() -> Result<Option<RecordBatch>, String> + Send>;
+type Decoder = Box<dyn FnMut() -> Result<Option<Vec<ArrayRef>>, String> + Send>;
 
 impl Parquet {
     pub fn open(path: &Arc<Path>, file: &File, size: u64) -> Result<Parquet, String> {
@@ -72,8 +74,12 @@ impl Parquet {
             let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
             let wanted = projection(&names);
             // Columns with values that have no JSON form are read too, so that their rows fail as they would
-            // without a projection.
+            // without a projection; and one column at least, for the number of rows.
+            let first = self.columns.first().copied();
             self.columns.retain(|&i| wanted[i] || !never_fails(&fields[i]));
+            if self.columns.is_empty() {
+                self.columns.extend(first);
+            }
         }
     }
 
@@ -99,22 +105,52 @@ impl Parquet {
 
     /// Starts to decode the columns on up to `threads` threads.
     fn decode(&self, threads: usize) -> Result<Decoding, String> {
+        let (mut decoders, mut order) = (Vec::new(), Vec::with_capacity(self.columns.len()));
         let groups = self.share(threads);
-        let mut decoders: Vec<Decoder> = Vec::with_capacity(groups.len());
         for group in &groups {
-            let mut reader = self.reader(group)?;
-            let next = move || guard(|| reader.next().transpose());
-            decoders.push(if groups.len() == 1 { Box::new(next) } else { ahead(next) });
+            let decoder = self.decoder(group, &mut order)?;
+            decoders.push(match groups.len() {
+                1 => decoder,
+                _ => match ahead(decoder) {
+                    Ok(decoder) => decoder,
+                    // Without another thread this one decodes.
+                    Err(_) => return self.decode(1),
+                },
+            });
         }
-        let place = |column: &usize| {
-            groups
-                .iter()
-                .enumerate()
-                .find_map(|(d, group)| Some((d, group.iter().position(|c| c == column)?)))
-        };
+        let place = |column| order.iter().position(|other| other == column);
         let places = self.columns.iter().filter_map(place).collect();
         let schema = self.metadata.schema().project(&self.columns).map_err(|e| e.to_string())?;
-        Ok(Decoding { decoders, places, schema: Arc::new(schema) })
+        Ok(Decoding { decoder: together(decoders), places, schema: Arc::new(schema) })
+    }
+
+    /// A decoder of some columns, whose order is added to `order`: lists of integers, then all others.
+    fn decoder(&self, columns: &[usize], order: &mut Vec<usize>) -> Result<Decoder, String> {
+        let (mut decoders, mut others) = (Vec::<Decoder>::new(), Vec::new());
+        let metadata = self.metadata.metadata();
+        let rows = batch_rows(metadata);
+        for &column in columns {
+            let Some(mut lists) =
+                lists(self.open_again()?, metadata, column, self.metadata.schema().field(column))
+            else {
+                others.push(column);
+                continue;
+            };
+            decoders.push(Box::new(move || {
+                let next = guard(|| lists(rows))?;
+                Ok((!next.is_empty()).then(|| vec![next]))
+            }));
+            order.push(column);
+        }
+        if !others.is_empty() {
+            let mut reader = self.reader(&others)?;
+            decoders.push(Box::new(move || {
+                let next = guard(|| reader.next().transpose())?;
+                Ok(next.map(|batch| batch.columns().to_vec()))
+            }));
+            order.extend(others);
+        }
+        Ok(together(decoders))
     }
 
     /// The columns in groups of similar size, one for each thread; each group in the order of the file.
@@ -141,38 +177,46 @@ impl Parquet {
         groups
     }
 
-    /// A reader of some columns. It opens the file anew: clones of a file have one position.
+    /// The general reader of some columns.
     fn reader(&self, columns: &[usize]) -> Result<ParquetRecordBatchReader, String> {
-        let file = File::open(&self.path).map_err(|e| e.to_string())?;
         let mask = ProjectionMask::roots(self.metadata.parquet_schema(), columns.iter().copied());
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone());
+        let metadata = self.metadata.clone();
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.open_again()?, metadata);
         let batch = batch_rows(self.metadata.metadata());
         guard(|| builder.with_batch_size(batch).with_projection(mask).build())
+    }
+
+    /// The file, for a decoder of its own: clones of an open file have one position.
+    fn open_again(&self) -> Result<File, String> {
+        File::open(&self.path).map_err(|e| e.to_string())
     }
 }
 
 impl Decoding {
     fn next(&mut self) -> Result<Option<RecordBatch>, String> {
-        // Of several errors the one of the first decoder counts, whichever came first.
-        let parts: Vec<Option<RecordBatch>> =
-            self.decoders.iter_mut().map(|next| next()).collect::<Result<_, _>>()?;
-        let parts: Vec<RecordBatch> = match parts.iter().filter(|part| part.is_some()).count() {
-            0 => return Ok(None),
-            n if n == parts.len() => parts.into_iter().flatten().collect(),
-            _ => return Err("its columns have different numbers of rows".into()),
-        };
-        if let [whole] = parts.as_slice() {
-            return Ok(Some(whole.clone()));
-        }
-        let columns = self.places.iter().map(|&(part, place)| parts[part].column(place).clone()).collect();
+        let Some(columns) = (self.decoder)()? else { return Ok(None) };
+        let columns = self.places.iter().map(|&place| columns[place].clone()).collect();
         RecordBatch::try_new(self.schema.clone(), columns).map(Some).map_err(|e| e.to_string())
     }
 }
 
+/// The columns of several decoders, one after the other.
+fn together(mut decoders: Vec<Decoder>) -> Decoder {
+    Box::new(move || {
+        // Of several errors the one of the first decoder counts, whichever came first.
+        let parts: Vec<_> = decoders.iter_mut().map(|next| next()).collect::<Result<_, _>>()?;
+        match parts.iter().flatten().count() {
+            0 => Ok(None),
+            n if n == parts.len() => Ok(Some(parts.into_iter().flatten().flatten().collect())),
+            _ => Err("its columns have different numbers of rows".into()),
+        }
+    })
+}
+
 /// Runs a decoder on a thread of its own. The thread ends after the last batch, an error, or when the file is dropped.
-fn ahead(mut next: impl FnMut() -> Result<Option<RecordBatch>, String> + Send + 'static) -> Decoder {
+fn ahead(mut next: Decoder) -> io::Result<Decoder> {
     let (sender, receiver) = mpsc::sync_channel(AHEAD);
-    std::thread::spawn(move || {
+    start_thread(move || {
         loop {
             let batch = next();
             let last = !matches!(batch, Ok(Some(_)));
@@ -180,8 +224,8 @@ fn ahead(mut next: impl FnMut() -> Result<Option<RecordBatch>, String> + Send + 
                 return;
             }
         }
-    });
-    Box::new(move || receiver.recv().unwrap_or(Ok(None)))
+    })?;
+    Ok(Box::new(move || receiver.recv().unwrap_or(Ok(None))))
 }
 
 /// Checks the offsets of the column chunks against the size of the file: the reader panics on negative ones.
@@ -218,7 +262,8 @@ pub(super) fn rows_of(row_bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow_array::{ArrayRef, Int64Array, StringArray};
+    use arrow_array::types::Int32Type;
+    use arrow_array::{Int64Array, ListArray, StringArray};
     use parquet::arrow::ArrowWriter;
 
     #[test]
@@ -228,7 +273,9 @@ mod tests {
         let numbers =
             |step: i64| Arc::new(Int64Array::from_iter((0..2000).map(|i| Some(i * step)))) as ArrayRef;
         let text = Arc::new(StringArray::from_iter_values((0..2000).map(|i| "x".repeat(i % 7)))) as ArrayRef;
-        let columns = [("a", numbers(1)), ("b", text), ("c", numbers(3)), ("d", numbers(5))];
+        let lists = (0..2000).map(|i| Some((0..i % 5).map(Some)));
+        let lists = Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists)) as ArrayRef;
+        let columns = [("a", numbers(1)), ("b", text), ("c", lists), ("d", numbers(5))];
         let written = RecordBatch::try_from_iter(columns).unwrap();
         let file = File::create(&path).unwrap();
         let mut writer = ArrowWriter::try_new(file, written.schema(), None).unwrap();
@@ -242,8 +289,7 @@ mod tests {
                 let mut parquet = Parquet::open(&path, &file, size).unwrap();
                 parquet.columns.retain(|column| kept.contains(column));
                 parquet.decoding = Some(parquet.decode(threads).unwrap());
-                let decoders = parquet.decoding.as_ref().map_or(0, |decoding| decoding.decoders.len());
-                assert_eq!(decoders, threads.min(kept.len()));
+                assert_eq!(parquet.share(threads).len(), threads.min(kept.len()));
                 let mut from = 0;
                 while let Some(batch) = parquet.next().unwrap() {
                     assert_eq!(batch, expected.slice(from, batch.num_rows()), "{threads} threads");

@@ -180,14 +180,12 @@ impl Cuda {
     fn split(&self, v: Variant, x: View, heads: usize, head_dim: usize) -> Result<Allocation> {
         let n = x.rows().saturating_mul(heads).saturating_mul(v.padded);
         let planes = Allocation::new(&self.driver, n.saturating_mul(2 * v.parts))?;
-        if n > 0 {
-            let arguments =
-                Arguments::default().add(planes.address()).add(self.address(x)?).add(small(x.rows())?);
-            let arguments = arguments.add(small(heads)?).add(small(head_dim)?).add(small(v.padded)?);
-            // SAFETY: `check` has compared the sizes, and `planes` was made for them.
-            unsafe {
-                arguments.add(v.parts as u32).launch(&*self.driver, c"attention_split", Size::elements(n))?;
-            }
+        let arguments =
+            Arguments::default().add(planes.address()).add(self.address(x)?).add(small(x.rows())?);
+        let arguments = arguments.add(small(heads)?).add(small(head_dim)?).add(small(v.padded)?);
+        // SAFETY: `check` has compared the sizes, and `planes` was made for them.
+        unsafe {
+            arguments.add(v.parts as u32).launch(&*self.driver, c"attention_split", Size::elements(n))?;
         }
         Ok(planes)
     }
@@ -203,9 +201,6 @@ impl Cuda {
         check::apart(&[o, lse], &[q, kv])?;
         let (v, lists) = (Variant::of(self.precision, h.head_dim)?, self.memory.kept_plan(plan)?);
         let shape = shape(h, dropout, q.rows(), kv.rows())?;
-        if lists.tile_count == 0 {
-            return Ok(());
-        }
         let (q, kv) =
             (self.split(v, q, h.heads, h.head_dim)?, self.split(v, kv, 2 * h.kv_heads, h.head_dim)?);
         let arguments = Arguments::default().add(self.address(o)?).add(self.address(lse)?);
@@ -228,9 +223,6 @@ impl Cuda {
         let (v, lists) = (Variant::of(self.precision, h.head_dim)?, self.memory.kept_plan(plan)?);
         let shape = shape(h, dropout, q.rows(), kv.rows())?;
         self.zero(dkv.row_range(plan.keys()..dkv.rows()))?;
-        if lists.tile_count == 0 {
-            return Ok(());
-        }
         let queries = q.rows();
         let delta = Allocation::new(&self.driver, queries.saturating_mul(h.heads).saturating_mul(4))?;
         let arguments =
@@ -251,9 +243,6 @@ impl Cuda {
         let for_queries = arguments(self.address(dq)?, lse).add(lists.tiles.address()).add(shape);
         // SAFETY: as in the forward pass.
         unsafe { for_queries.launch(&*self.driver, v.names[1], size)? };
-        if lists.key_tile_count == 0 {
-            return Ok(());
-        }
         let halves = if v.padded == 256 { 2 } else { 1 };
         let size = v.size([lists.key_tile_count, h.kv_heads, halves], shared)?;
         let for_keys = arguments(self.address(dkv)?, lse).add(lists.key_tiles.address());

@@ -3,7 +3,7 @@
 use super::driver::Allocation;
 use super::launch::{Size, launch, small};
 use super::packed::DevicePacked;
-use super::{Cuda, DeviceList, DeviceTensor, LOGITS, as_bytes, as_bytes_mut, or_none};
+use super::{Cuda, DeviceList, DeviceTensor, LOGITS, as_bytes, as_bytes_mut, lies_as, or_none};
 use crate::Result;
 use crate::collective::Collective;
 use crate::dtype::WeightType;
@@ -160,19 +160,15 @@ impl Backend for Cuda {
     fn fill(&mut self, x: View, value: f32) -> Result<()> {
         check::element_wise(x)?;
         let ([to], []) = self.addresses([x], [])?;
-        match x.len() {
-            0 => Ok(()),
-            n => launch!(self, c"fill", Size::elements(n), [to, n as u64, value]),
-        }
+        let n = x.len();
+        launch!(self, c"fill", Size::elements(n), [to, n as u64, value])
     }
 
     fn scale(&mut self, x: View, factor: f32) -> Result<()> {
         check::element_wise(x)?;
         let ([to], []) = self.addresses([x], [])?;
-        match x.len() {
-            0 => Ok(()),
-            n => launch!(self, c"scale", Size::elements(n), [to, n as u64, factor]),
-        }
+        let n = x.len();
+        launch!(self, c"scale", Size::elements(n), [to, n as u64, factor])
     }
 
     fn copy(&mut self, y: View, x: View) -> Result<()> {
@@ -199,60 +195,42 @@ impl Backend for Cuda {
     fn blend(&mut self, y: View, x: View, share: f32) -> Result<()> {
         check::add(y, x)?;
         let ([to], [from]) = self.addresses([y], [x])?;
-        match x.len() {
-            0 => Ok(()),
-            n => launch!(self, c"blend", Size::elements(n), [to, from, n as u64, share]),
-        }
+        let n = x.len();
+        launch!(self, c"blend", Size::elements(n), [to, from, n as u64, share])
     }
 
     fn swap(&mut self, x: View, y: View) -> Result<()> {
         check::add(y, x)?;
         let ([a, b], []) = self.addresses([x, y], [])?;
-        match x.len() {
-            0 => Ok(()),
-            n => launch!(self, c"swap", Size::elements(n), [a, b, n as u64]),
-        }
+        let n = x.len();
+        launch!(self, c"swap", Size::elements(n), [a, b, n as u64])
     }
 
     fn add(&mut self, y: View, x: View) -> Result<()> {
         check::add(y, x)?;
         let ([to], [from]) = self.addresses([y], [x])?;
-        match x.len() {
-            0 => Ok(()),
-            n => launch!(self, c"add", Size::elements(n), [to, from, n as u64]),
-        }
+        let n = x.len();
+        launch!(self, c"add", Size::elements(n), [to, from, n as u64])
     }
 
     fn gather(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
         check::gather(y, x, rows)?;
         let ([to], [from]) = self.addresses([y], [x])?;
         let list = self.list(rows)?;
-        if y.len() == 0 {
-            return Ok(());
-        }
         let (row, column, size) = (small(x.stride())?, small(x.column())?, Size::matrix(y.rows(), y.width()));
         let (count, width) = (small(y.rows())?, small(y.width())?);
-        match x.dtype() {
-            Dtype::F32 | Dtype::File(WeightType::F32) => {
-                launch!(self, c"gather_f32", size, [to, from, row, column, list, count, width])
-            }
-            Dtype::File(WeightType::BF16) => {
-                launch!(self, c"gather_bf16", size, [to, from, row, column, list, count, width])
-            }
-            Dtype::File(WeightType::F16) => {
-                launch!(self, c"gather_f16", size, [to, from, row, column, list, count, width])
-            }
-            Dtype::Packed(_) => unreachable!("`check` refuses a packed table"),
-        }
+        let kernel = match lies_as(x) {
+            WeightType::F32 => c"gather_f32",
+            WeightType::BF16 => c"gather_bf16",
+            WeightType::F16 => c"gather_f16",
+        };
+        launch!(self, kernel, size, [to, from, row, column, list, count, width])
     }
 
     fn scatter_add(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
         check::gather(x, y, rows)?;
         let ([to], [from]) = self.addresses([y], [x])?;
         let list = self.list(rows)?;
-        if x.len() == 0 {
-            return Ok(());
-        }
         let (n, wide) = (x.rows(), x.width());
         let (count, width) = (small(n)?, small(wide)?);
         let links = self.floats(n)?;
@@ -275,9 +253,6 @@ impl Backend for Cuda {
         check::norm(norm, y, stats, x, w, b)?;
         let ([to, stats], [from, weights, bias]) = self.addresses([y, stats], [x, w, or_none(b)])?;
         let groups = Groups::of(x, w);
-        if groups.count == 0 {
-            return Ok(());
-        }
         let (y_stride, x_stride) = (small(y.stride())?, small(x.stride())?);
         let (count, per_row, width) = (small(groups.count)?, small(groups.per_row)?, small(groups.width)?);
         match norm {
@@ -308,9 +283,6 @@ impl Backend for Cuda {
         check::norm(norm, y, stats, x, w, b)?;
         let ([to], [stats, from, weights, bias]) = self.addresses([y], [stats, x, w, or_none(b)])?;
         let groups = Groups::of(x, w);
-        if groups.count == 0 {
-            return Ok(());
-        }
         let (y_stride, x_stride) = (small(y.stride())?, small(x.stride())?);
         let (count, per_row, width) = (small(groups.count)?, small(groups.per_row)?, small(groups.width)?);
         let layer = matches!(norm, Norm::Layer { .. });
@@ -337,9 +309,6 @@ impl Backend for Cuda {
         let (outs, ins) = ([dx, or_none(dw), or_none(db)], [dy, stats, x, w]);
         let ([to, to_w, to_b], [from, stats, input, weights]) = self.addresses(outs, ins)?;
         let groups = Groups::of(x, w);
-        if groups.count == 0 {
-            return Ok(());
-        }
         let (dx_stride, dy_stride, x_stride) = (small(dx.stride())?, small(dy.stride())?, small(x.stride())?);
         let (count, per_row, width) = (small(groups.count)?, small(groups.per_row)?, small(groups.width)?);
         let size = match groups.width <= 512 {
@@ -408,12 +377,6 @@ impl Backend for Cuda {
         check::sum_rows(db, dy)?;
         let ([to], [from]) = self.addresses([db], [dy])?;
         let (rows, width) = (dy.rows(), dy.width());
-        if width == 0 {
-            return Ok(());
-        }
-        if rows == 0 {
-            return if accumulate { Ok(()) } else { self.zero(db) };
-        }
         let (size, chunk, chunks) = Size::columns(rows, width);
         let partial = self.floats(chunks * width)?;
         let (stride, r, c, per) = (small(dy.stride())?, small(rows)?, small(width)?, small(chunk)?);
@@ -434,35 +397,19 @@ impl Backend for Cuda {
         let (row, column) = (small(row)?, small(w.column())?);
         let (outputs, inputs, rank) = (small(w.rows())?, small(w.width())?, small(a.rows())?);
         let size = Size::of(w.rows(), 8, usize::MAX, [256, 1, 1]).with_shared(8 * rank * 4);
-        match w.dtype() {
-            Dtype::F32 | Dtype::Packed(_) | Dtype::File(WeightType::F32) => launch!(
-                self,
-                c"row_norms_f32",
-                size,
-                [to, weights, row, column, b, low, outputs, inputs, rank, scale]
-            ),
-            Dtype::File(WeightType::BF16) => launch!(
-                self,
-                c"row_norms_bf16",
-                size,
-                [to, weights, row, column, b, low, outputs, inputs, rank, scale]
-            ),
-            Dtype::File(WeightType::F16) => launch!(
-                self,
-                c"row_norms_f16",
-                size,
-                [to, weights, row, column, b, low, outputs, inputs, rank, scale]
-            ),
-        }
+        let kernel = match lies_as(w) {
+            WeightType::F32 => c"row_norms_f32",
+            WeightType::BF16 => c"row_norms_bf16",
+            WeightType::F16 => c"row_norms_f16",
+        };
+        launch!(self, kernel, size, [to, weights, row, column, b, low, outputs, inputs, rank, scale])
     }
 
     fn divide(&mut self, y: View, a: View, b: View) -> Result<()> {
         check::divide(y, a, b)?;
         let ([to], [a, b]) = self.addresses([y], [a, b])?;
-        match y.len() {
-            0 => Ok(()),
-            n => launch!(self, c"divide", Size::elements(n), [to, a, b, n as u64]),
-        }
+        let n = y.len();
+        launch!(self, c"divide", Size::elements(n), [to, a, b, n as u64])
     }
 
     fn scale_columns(
@@ -475,9 +422,6 @@ impl Backend for Cuda {
     ) -> Result<()> {
         check::scale_columns(y, x, factors, bias)?;
         let ([to], [from, factors, bias]) = self.addresses([y], [x, factors, or_none(bias)])?;
-        if x.len() == 0 {
-            return Ok(());
-        }
         let (y_stride, x_stride) = (small(y.stride())?, small(x.stride())?);
         let (rows, width) = (small(x.rows())?, small(x.width())?);
         launch!(
@@ -492,9 +436,6 @@ impl Backend for Cuda {
         check::column_dots(out, a, b, divisors)?;
         let ([to], [left, right, divisors]) = self.addresses([out], [a, b, divisors])?;
         let (rows, width) = (a.rows(), a.width());
-        if rows == 0 {
-            return if accumulate { Ok(()) } else { self.zero(out) };
-        }
         let (size, chunk, chunks) = Size::columns(rows, width);
         let partial = self.floats(chunks * width)?;
         let (a_stride, b_stride) = (small(a.stride())?, small(b.stride())?);
@@ -515,7 +456,7 @@ impl Backend for Cuda {
         let ([to], [angles]) = self.addresses([x], [table])?;
         let list = self.list(positions)?;
         let half = small(table.width() / 2)?;
-        if x.len() == 0 || half == 0 {
+        if half == 0 {
             return Ok(());
         }
         let (stride, rows, heads) = (small(x.stride())?, small(x.rows())?, small(x.width() / head_dim)?);
@@ -530,9 +471,6 @@ impl Backend for Cuda {
     fn dropout(&mut self, x: View, dropout: Dropout) -> Result<()> {
         check::dropout(x, dropout)?;
         let ([to], []) = self.addresses([x], [])?;
-        if x.len() == 0 {
-            return Ok(());
-        }
         let (rows, width) = (small(x.rows())?, small(x.width())?);
         let Draw { key, site } = dropout.draw;
         launch!(
@@ -546,9 +484,6 @@ impl Backend for Cuda {
     fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()> {
         check::each_row(x, sizes)?;
         let ([to], [sizes]) = self.addresses([x], [sizes])?;
-        if x.len() == 0 {
-            return Ok(());
-        }
         let (rows, width) = (small(x.rows())?, small(x.width())?);
         launch!(
             self,
@@ -593,45 +528,34 @@ impl Backend for Cuda {
     fn activate(&mut self, f: Activation, a: View, up: View) -> Result<()> {
         check::activate(f, a, up)?;
         let ([to], [from]) = self.addresses([a], [up])?;
-        if a.len() == 0 {
-            return Ok(());
-        }
         let (size, rows, width) = (Size::matrix(a.rows(), a.width()), small(a.rows())?, small(a.width())?);
-        match f {
-            Activation::SwiGlu => launch!(self, c"swiglu", size, [to, from, rows, width]),
-            Activation::GeGluTanh => launch!(self, c"geglu_tanh", size, [to, from, rows, width]),
-            Activation::GeluTanh => launch!(self, c"gelu_tanh", size, [to, from, rows, width]),
-            Activation::Gelu => launch!(self, c"gelu", size, [to, from, rows, width]),
-        }
+        let kernel = match f {
+            Activation::SwiGlu => c"swiglu",
+            Activation::GeGluTanh => c"geglu_tanh",
+            Activation::GeluTanh => c"gelu_tanh",
+            Activation::Gelu => c"gelu",
+        };
+        launch!(self, kernel, size, [to, from, rows, width])
     }
 
     fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View) -> Result<()> {
         check::activate(f, da, up)?;
         check::activate(f, da, dup)?;
         let ([to], [da_at, from]) = self.addresses([dup], [da, up])?;
-        if da.len() == 0 {
-            return Ok(());
-        }
         let (size, rows, width) =
             (Size::matrix(da.rows(), da.width()), small(da.rows())?, small(da.width())?);
-        match f {
-            Activation::SwiGlu => launch!(self, c"swiglu_backward", size, [to, da_at, from, rows, width]),
-            Activation::GeGluTanh => {
-                launch!(self, c"geglu_tanh_backward", size, [to, da_at, from, rows, width])
-            }
-            Activation::GeluTanh => {
-                launch!(self, c"gelu_tanh_backward", size, [to, da_at, from, rows, width])
-            }
-            Activation::Gelu => launch!(self, c"gelu_backward", size, [to, da_at, from, rows, width]),
-        }
+        let kernel = match f {
+            Activation::SwiGlu => c"swiglu_backward",
+            Activation::GeGluTanh => c"geglu_tanh_backward",
+            Activation::GeluTanh => c"gelu_tanh_backward",
+            Activation::Gelu => c"gelu_backward",
+        };
+        launch!(self, kernel, size, [to, da_at, from, rows, width])
     }
 
     fn scale_rows(&mut self, x: View, factors: View) -> Result<()> {
         check::each_row(x, factors)?;
         let ([to], [factors]) = self.addresses([x], [factors])?;
-        if x.len() == 0 {
-            return Ok(());
-        }
         let (rows, width) = (small(x.rows())?, small(x.width())?);
         launch!(self, c"scale_rows", Size::matrix(x.rows(), x.width()), [to, factors, rows, width])
     }
@@ -639,9 +563,6 @@ impl Backend for Cuda {
     fn row_dots(&mut self, out: View, a: View, b: View) -> Result<()> {
         check::row_dots(out, a, b)?;
         let ([to], [left, right]) = self.addresses([out], [a, b])?;
-        if a.len() == 0 {
-            return Ok(());
-        }
         let (rows, width) = (small(a.rows())?, small(a.width())?);
         launch!(self, c"row_dots", Size::rows(a.rows()), [to, left, right, rows, width])
     }
@@ -654,37 +575,30 @@ impl Backend for Cuda {
         let (n, experts, per_row) = (small(slots)?, small(wide)?, small(r.per_row)?);
         let new = |len: usize| Allocation::zeros(&self.driver, 4 * len);
         let (slot_rows, offsets) = (new(slots)?, new(wide + 1)?);
-        if slots > 0 {
-            let (chosen, chosen_weights, counts) = (new(slots)?, self.floats(slots)?, new(wide)?);
-            launch!(
-                self,
-                c"route_choose",
-                Size::rows(rows),
-                [x, chosen.address(), chosen_weights.address(), small(rows)?, experts, per_row, r.normalise]
-            )?;
-            launch!(
-                self,
-                c"route_count",
-                Size::blocks(experts, 256),
-                [counts.address(), chosen.address(), n]
-            )?;
-            launch!(
-                self,
-                c"route_place",
-                Size::blocks(experts, 256),
-                [
-                    slot_rows.address(),
-                    offsets.address(),
-                    to,
-                    chosen.address(),
-                    chosen_weights.address(),
-                    counts.address(),
-                    n,
-                    experts,
-                    per_row
-                ]
-            )?;
-        }
+        let (chosen, chosen_weights, counts) = (new(slots)?, self.floats(slots)?, new(wide)?);
+        launch!(
+            self,
+            c"route_choose",
+            Size::rows(rows),
+            [x, chosen.address(), chosen_weights.address(), small(rows)?, experts, per_row, r.normalise]
+        )?;
+        launch!(self, c"route_count", Size::blocks(experts, 256), [counts.address(), chosen.address(), n])?;
+        launch!(
+            self,
+            c"route_place",
+            Size::blocks(experts, 256),
+            [
+                slot_rows.address(),
+                offsets.address(),
+                to,
+                chosen.address(),
+                chosen_weights.address(),
+                counts.address(),
+                n,
+                experts,
+                per_row
+            ]
+        )?;
         let rows = self.keep_list(slot_rows, slots, rows);
         let offsets = self.keep_list(offsets, wide + 1, slots + 1);
         Ok(Routes { rows, offsets })
@@ -701,9 +615,6 @@ impl Backend for Cuda {
         check::route_backward(r, d_logits, probabilities, d_weights, routes)?;
         let ([to], [p, d]) = self.addresses([d_logits], [probabilities, d_weights])?;
         let (slot_rows, offsets) = (self.list(routes.rows())?, self.list(routes.offsets())?);
-        if d_logits.len() == 0 {
-            return Ok(());
-        }
         let (rows, experts) = (small(d_logits.rows())?, small(d_logits.width())?);
         launch!(
             self,
@@ -749,9 +660,6 @@ impl Backend for Cuda {
         check::cross_entropy(losses, logits, ids, weights, smoothing)?;
         let ([to, x], [weights]) = self.addresses([losses, logits], [or_none(weights)])?;
         let list = self.list(ids)?;
-        if logits.rows() == 0 {
-            return Ok(());
-        }
         let (rows, vocab) = (small(logits.rows())?, small(logits.width())?);
         launch!(
             self,

@@ -61,7 +61,7 @@ impl Arguments {
         self
     }
 
-    /// Launches a kernel with them.
+    /// Launches a kernel with them. A grid without blocks has nothing to do: operands may be empty.
     ///
     /// # Safety
     /// They are those of the kernel, whose addresses have the elements that it touches.
@@ -71,6 +71,9 @@ impl Arguments {
         kernel: &'static CStr,
         size: Size,
     ) -> Result<()> {
+        if size.grid.contains(&0) {
+            return Ok(());
+        }
         let words = self.words.as_mut_ptr();
         // SAFETY: every start is inside the words.
         let at = |start: &usize| unsafe { words.add(*start) }.cast::<c_void>();
@@ -153,7 +156,7 @@ pub(super) fn small(n: usize) -> Result<u32> {
 
 /// Launches a kernel with arguments.
 macro_rules! launch {
-    ($cuda:expr, $kernel:literal, $size:expr, [$($argument:expr),* $(,)?]) => {{
+    ($cuda:expr, $kernel:expr, $size:expr, [$($argument:expr),* $(,)?]) => {{
         let arguments = $crate::kernels::cuda::launch::Arguments::default()$(.add($argument))*;
         // SAFETY: the arguments are those that `kernels.h` gives the kernel. Addresses are of views that lie inside
         // their memory and whose sizes `check` has compared, or of work space that is made for the launch.

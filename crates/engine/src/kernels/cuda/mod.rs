@@ -22,6 +22,7 @@ mod tiles;
 
 use super::buffers::Memory;
 use super::{Bytes, Dtype, Indices, View, check};
+use crate::dtype::WeightType;
 use crate::{Error, Result};
 use attention::Plan;
 use driver::{Allocation, Driver};
@@ -177,6 +178,14 @@ fn as_bytes(values: &[f32]) -> &[u8] {
 fn as_bytes_mut(values: &mut [f32]) -> &mut [u8] {
     // SAFETY: as above; every four bytes are an f32.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+/// The type of a view's elements as they lie in memory; of a packed matrix, the one that it is unpacked to.
+fn lies_as(view: View) -> WeightType {
+    match view.dtype() {
+        Dtype::F32 | Dtype::Packed(_) => WeightType::F32,
+        Dtype::File(kind) => kind,
+    }
 }
 
 /// The view of an absent operand, whose address is 0.

@@ -13,9 +13,6 @@ impl Cuda {
         crate::kernels::check::element_wise(x)?;
         let from = self.address(x)?;
         let n = x.len();
-        if n == 0 {
-            return Ok(0.0);
-        }
         let size = Size::of(n, 4096, 1024, [256, 1, 1]);
         let count = size.grid[0];
         let memory = Allocation::new(&self.driver, 8 * (count as usize + 1))?;
@@ -30,18 +27,15 @@ impl Cuda {
     pub(super) fn step_adamw(&self, step: AdamW, p: View, g: View, m: View, v: View) -> Result<()> {
         let ([p_at, m, v], [g]) = self.addresses([p, m, v], [g])?;
         let (s, n) = (step.scalars(), p.len());
-        match n {
-            0 => Ok(()),
-            _ => launch!(
-                self,
-                c"adamw",
-                Size::elements(n),
-                [
-                    p_at, 0u64, g, m, v, n as u64, s.keep, s.lerp1, s.beta2, s.lerp2, s.root2, s.eps, s.rate,
-                    s.scale
-                ]
-            ),
-        }
+        launch!(
+            self,
+            c"adamw",
+            Size::elements(n),
+            [
+                p_at, 0u64, g, m, v, n as u64, s.keep, s.lerp1, s.beta2, s.lerp2, s.root2, s.eps, s.rate,
+                s.scale
+            ]
+        )
     }
 
     /// The values of codes of one byte on the card: the signed ones, and the others.
@@ -66,9 +60,6 @@ impl Cuda {
         let (m_codes, v_codes) = (self.bytes(codes[0])?, self.bytes(codes[1])?);
         let [signed, unsigned] = self.code_values()?;
         let (s, n) = (step.scalars(), p.len());
-        if n == 0 {
-            return Ok(());
-        }
         launch!(
             self,
             c"adamw_8bit",
@@ -144,9 +135,6 @@ impl Cuda {
     pub(super) fn step_sgd(&self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()> {
         let ([p_at, m], [g]) = self.addresses([p, or_none(m)], [g])?;
         let n = p.len();
-        if n == 0 {
-            return Ok(());
-        }
         let (rate, momentum, decay) = (step.lr as f32, step.momentum as f32, step.weight_decay as f32);
         launch!(
             self,

@@ -2,7 +2,7 @@
 
 use super::driver::{Allocation, Factor, Factors, Product};
 use super::launch::{Arguments, Size, small};
-use super::{Cuda, Precision};
+use super::{Cuda, Precision, lies_as};
 use crate::Result;
 use crate::dtype::WeightType;
 use crate::kernels::{Dtype, View};
@@ -101,12 +101,8 @@ impl Cuda {
             false => (view.rows(), view.width(), view.stride()),
         };
         let stride = if rows > 1 { stride } else { width };
-        let kind = match view.dtype() {
-            Dtype::F32 | Dtype::Packed(_) => WeightType::F32,
-            Dtype::File(kind) => kind,
-        };
         let as_it_lies = Held { factor: Factor { address: from, stride, transposed }, _memory: None };
-        let (kernel, bytes, pad) = match (self.precision, kind) {
+        let (kernel, bytes, pad) = match (self.precision, lies_as(view)) {
             (Precision::Bf16, WeightType::BF16) => return Ok(as_it_lies),
             (Precision::Bf16, WeightType::F32) => (c"f32_to_bf16", 2, PAD),
             (Precision::Bf16, WeightType::F16) => (c"f16_to_bf16", 2, PAD),
