@@ -224,6 +224,10 @@ impl Job {
             (mapped, None) => format!(" and {} read in the base's files", bytes(mapped)),
             (mapped, Some(_)) => format!(" and {} of the base's files", bytes(mapped)),
         };
+        let packed = match (memory.packed, self.arch.packed.or(settings.packing())) {
+            (packed, Some(packing)) => format!(", {} in {} bits", bytes(packed), packing.bits()),
+            _ => String::new(),
+        };
         let total = match self.on {
             None => memory.total(),
             Some(_) => memory.on_card(&self.arch, plan.budget),
@@ -231,7 +235,7 @@ impl Job {
         line(
             "memory",
             format!(
-                "{} planned{each}: parameters {}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
+                "{} planned{each}: parameters {}{packed}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
                 bytes(total),
                 bytes(memory.parameters),
                 bytes(memory.gradients),
@@ -275,7 +279,7 @@ impl Job {
                 "packs": fill.packs, "capacity": fill.capacity, "fill": fill.rate(),
             })),
             "memory_bytes": {
-                "total": memory.total(), "parameters": memory.parameters, "mapped": memory.mapped, "gradients": memory.gradients,
+                "total": memory.total(), "parameters": memory.parameters, "packed": memory.packed, "mapped": memory.mapped, "gradients": memory.gradients,
                 "optimizer": memory.optimizer, "activations": memory.activations, "scratch": memory.scratch,
             },
             "disk_bytes": {
