@@ -456,13 +456,13 @@ impl ParameterMap {
         if let Some(end) = lora.save.iter().find(|end| !saved(end)) {
             return fail(format!("modules_to_save: no module of this model is named \"{end}\""));
         }
-        let packed = |p: &&Parameter| p.copy_of.is_some_and(|of| self.parameters[of].packing.is_some());
-        if let Some(copy) = self.parameters.iter().find(packed) {
+        let copied = self.parameters.iter().filter_map(|p| p.copy_of).map(|of| &self.parameters[of]);
+        if let Some((p, packing)) = copied.filter_map(|p| Some((p, p.packing?))).next() {
             return fail(format!(
                 "modules_to_save names {}, which is in {} bits and cannot be trained whole; give it an adapter \
                  (target_modules), or load the base in its own type",
-                copy.module(),
-                copy.copy_of.and_then(|of| self.parameters[of].packing).map_or(0, Packing::bits)
+                p.module(),
+                packing.bits()
             ));
         }
         let adapted = self.parameters.iter().any(|p| p.of_adapter && p.copy_of.is_none());
