@@ -321,7 +321,8 @@ impl Job {
         let dir = if of_run.is_some() { &self.opened.base } else { &self.config.output_dir };
         let device = self.config.device();
         let mut from_run = |budget| {
-            Start::from_dir(ui, dir, &self.arch).on(device).with_adapter(of_run.as_ref()).build(budget)
+            let start = Start::from_dir(ui, dir, &self.arch).on(device).with_settings(settings.train.clone());
+            start.with_adapter(of_run.as_ref()).build(budget)
         };
         let finished = trained.map(|report| Finished {
             make: &mut from_run,

@@ -114,7 +114,8 @@ impl Key {
             // verify --loss measures a model.
             ("verify", Group::Model) => true,
             ("prepare", Group::Model) => {
-                !matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu")
+                let of_weights = self.name.contains("load_in") || self.name.contains("bnb");
+                !of_weights && !matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu")
             }
             ("diagnose", Group::Model) => {
                 matches!(self.name, "model_name_or_path" | "device" | "matmul_precision" | "use_cpu")

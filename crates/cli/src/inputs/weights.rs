@@ -6,7 +6,9 @@ use crate::machine;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
-use suasion_engine::{ADAPTER_WEIGHTS, Architecture, Base, Budget, Lora, MemoryPlan, Model, Trainable};
+use suasion_engine::{
+    ADAPTER_WEIGHTS, Architecture, Base, Budget, Lora, MemoryPlan, Model, Packing, Trainable,
+};
 use suasion_train::Settings;
 
 /// An adapter over a model.
@@ -72,12 +74,37 @@ pub fn planned(
     settings: &Settings,
     ranks: usize,
 ) -> suasion_train::Result<MemoryPlan> {
-    let plan = MemoryPlan::over(arch, budget, trainable, Base::Mapped)?;
+    let plan = MemoryPlan::over(arch, budget, trainable, base(arch, settings.packing())?)?;
     let mut plan = plan.under(settings.optimizer(), ranks, arch, trainable)?;
     if settings.ema_decay.is_some() {
         plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
     }
     Ok(plan)
+}
+
+/// Where the weights of a base are: in its files, or packed.
+///
+/// # Errors
+/// Where the base's files are packed in another way than is asked for.
+pub fn base(arch: &Architecture, wanted: Option<Packing>) -> suasion_train::Result<Base> {
+    let (Some(stored), Some(wanted)) = (arch.packed, wanted) else {
+        return Ok(arch.packed.or(wanted).map_or(Base::Mapped, Base::Packed));
+    };
+    let plainer = (stored, wanted) == (Packing::Nf4 { nested: true }, Packing::Nf4 { nested: false });
+    if stored == wanted || plainer {
+        return Ok(Base::Packed(stored));
+    }
+    let key = match wanted {
+        Packing::Int8 => "load_in_8bit",
+        Packing::Nf4 { nested: true } if stored.bits() == 4 => "use_bnb_nested_quant",
+        Packing::Nf4 { .. } => "load_in_4bit",
+    };
+    let message = format!(
+        "{key}=true: the base's files are in {} bits already (quantization_config of its config.json); leave it out, or \
+         take the original checkpoint",
+        stored.bits()
+    );
+    Err(suasion_engine::Error::Parameter { message }.into())
 }
 
 /// Builds models with the same initial weights.
@@ -145,6 +172,11 @@ impl<'a> Start<'a> {
         Start { trainable, ..self }
     }
 
+    /// The same with the settings of a run, which say how the base of an adapter is packed.
+    pub fn with_settings(self, settings: Settings) -> Start<'a> {
+        Start { settings, ..self }
+    }
+
     /// The same for a rank of a run.
     pub fn for_ranks(self, ranks: usize, local: usize) -> Start<'a> {
         Start { ranks: [ranks, local], ..self }
@@ -165,7 +197,8 @@ impl<'a> Start<'a> {
         let plan = planned(self.arch, budget, &trainable, &self.settings, ranks)?;
         check_memory(self.arch, &plan, budget, self.device, local, self.ui)?;
         let device = self.device.open(self.ui)?;
-        let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, Base::Mapped)?;
+        let base = base(self.arch, self.settings.packing())?;
+        let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, base)?;
         if budget.train {
             model.choose_optimizer(self.settings.optimizer())?;
         }

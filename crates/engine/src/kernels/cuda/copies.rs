@@ -137,11 +137,12 @@ impl Cuda {
         if self.precision != Precision::Bf16 || !self.keeps_copies {
             return Ok(None);
         }
-        Ok(match view.dtype() {
-            Dtype::F32 => Some(WeightType::F32),
-            Dtype::File(kind) => Some(kind),
-        }
-        .filter(|kind| self.precision.copy_bytes(*kind) > 0))
+        let kind = match view.dtype() {
+            Dtype::F32 => WeightType::F32,
+            Dtype::File(kind) => kind,
+            Dtype::Packed(_) => return Ok(None),
+        };
+        Ok(Some(kind).filter(|kind| self.precision.copy_bytes(*kind) > 0))
     }
 
     /// `to[n] = from[n]`, rounded to bf16.

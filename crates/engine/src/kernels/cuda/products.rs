@@ -5,7 +5,7 @@ use super::launch::{Arguments, Size, small};
 use super::{Cuda, Precision, lies_as};
 use crate::Result;
 use crate::dtype::WeightType;
-use crate::kernels::View;
+use crate::kernels::{Dtype, View};
 
 /// Elements to which rows of converted factors are padded: 16 bytes of bf16, which tensor cores load at once.
 const PAD: usize = 8;
@@ -89,6 +89,11 @@ impl Cuda {
 
     /// A matrix as a factor.
     fn factor(&self, view: View) -> Result<Held> {
+        if let Dtype::Packed(_) = view.dtype() {
+            let (address, memory) = self.unpacked(view, self.precision == Precision::Bf16)?;
+            let factor = Factor { address, stride: view.width(), transposed: false };
+            return Ok(Held { factor, _memory: Some(memory) });
+        }
         // As it lies: a transposed matrix of a file is the other one there.
         let transposed = view.column() != 1;
         let (rows, width, stride) = match transposed {
