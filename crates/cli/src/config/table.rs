@@ -135,7 +135,7 @@ table! {
     Model:
     /// Folder of the model in the Hugging Face layout, or a hub id.
     model_name_or_path: Option<PathBuf> = None, eg "models/Qwen3-0.6B";
-    /// Initial weights: those of the model's folder, or random ones for its config.json.
+    /// Initial weights: those of the model's folder, or random ones for its config.json, whose dtype the final model has.
     init: Init = Init::Weights, eg "random";
     /// Adapter over the model: a folder in PEFT's layout. train continues it, everything else applies it.
     adapter_name_or_path: Option<PathBuf> = None, eg "runs/adapter";

@@ -6,7 +6,9 @@ use crate::machine;
 use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
-use suasion_engine::{ADAPTER_WEIGHTS, Architecture, Base, Budget, Lora, MemoryPlan, Model, Trainable};
+use suasion_engine::{
+    ADAPTER_WEIGHTS, Architecture, Base, Budget, Lora, MemoryPlan, Model, Trainable, WeightType,
+};
 use suasion_train::Settings;
 
 /// An adapter over a model.
@@ -77,6 +79,14 @@ pub fn planned(
         plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
     }
     Ok(plan)
+}
+
+/// The type of weights that a folder's config.json names.
+pub fn named_type(folder: &Path) -> Option<WeightType> {
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+    let name = ["dtype", "torch_dtype"].into_iter().find_map(|key| config[key].as_str());
+    name.and_then(WeightType::named)
 }
 
 /// Builds models with the same initial weights.
@@ -169,7 +179,11 @@ impl<'a> Start<'a> {
             model.choose_optimizer(self.settings.optimizer())?;
         }
         match self.init {
-            Init::Random => model.init_random(self.seed)?,
+            Init::Random => {
+                model.init_random(self.seed)?;
+                // As `from_config` of transformers makes them.
+                model.set_weight_type(named_type(self.dir).unwrap_or_default());
+            }
             Init::Weights => {
                 let unused = model.load_weights(self.dir)?;
                 if !unused.is_empty() && !std::mem::replace(&mut self.warned, true) {

@@ -82,6 +82,19 @@ pub trait Backend {
         let _ = (w, alone);
         Ok(())
     }
+    /// Tells that several products take `x`, or parts of it, one after the other: a device that rounds factors does it once,
+    /// until `x` is written or released.
+    ///
+    /// # Errors
+    /// As [`Backend::read`].
+    fn share_factor(&mut self, x: View) -> Result<()> {
+        let _ = x;
+        Ok(())
+    }
+    /// Ends what [`Backend::share_factor`] began.
+    fn release_factor(&mut self, x: View) {
+        let _ = x;
+    }
     /// Bytes that an element of a copy takes that [`Backend::keep_factor`] keeps of this type; 0 where it keeps none.
     fn copy_bytes(&self, kind: WeightType) -> usize {
         let _ = kind;

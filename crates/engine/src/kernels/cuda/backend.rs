@@ -117,6 +117,14 @@ impl Backend for Cuda {
         self.keep(w, alone)
     }
 
+    fn share_factor(&mut self, x: View) -> Result<()> {
+        self.share(x)
+    }
+
+    fn release_factor(&mut self, x: View) {
+        self.release(x);
+    }
+
     fn copy_bytes(&self, kind: WeightType) -> usize {
         if self.keeps_copies { self.precision.copy_bytes(kind) } else { 0 }
     }
@@ -139,7 +147,7 @@ impl Backend for Cuda {
 
     fn write(&mut self, to: View, from: &[f32]) -> Result<()> {
         check::transfer(to, from.len())?;
-        self.source(to)?;
+        self.target(to)?;
         match from.is_empty() {
             true => Ok(()),
             false => self.memory.buffer(to)?.write(to.start, as_bytes(from)),

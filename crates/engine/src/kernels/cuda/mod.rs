@@ -25,12 +25,12 @@ use super::{Bytes, Dtype, Indices, View, check};
 use crate::dtype::WeightType;
 use crate::{Error, Result};
 use attention::Plan;
-use copies::{DeviceBuffer, elements};
+use copies::{DeviceBuffer, Shared, elements};
 use driver::{Allocation, Driver};
 use found::Card;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Types of the factors of matrix products and of attention; all sums, and all else, are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +89,8 @@ pub struct Cuda {
     precision: Precision,
     /// Weights have copies that products take ([`Backend::keep_factor`](super::Backend::keep_factor)).
     keeps_copies: bool,
+    /// Activations that several products take.
+    shared: Mutex<Vec<Shared>>,
     /// Elements that were rounded for products.
     rounded: Arc<AtomicU64>,
 }
@@ -123,7 +125,15 @@ impl Cuda {
 
     fn over(driver: Arc<dyn Driver>, precision: Precision) -> Cuda {
         let (keeps_copies, rounded) = (true, Arc::default());
-        Cuda { memory: Memory::default(), codes: None, driver, precision, keeps_copies, rounded }
+        Cuda {
+            memory: Memory::default(),
+            codes: None,
+            driver,
+            precision,
+            keeps_copies,
+            shared: Mutex::default(),
+            rounded,
+        }
     }
 
     /// The same card, which keeps no copies of weights and rounds them for each product.
@@ -170,6 +180,7 @@ impl Cuda {
         let address = self.source(view)?;
         if view.extent() > 0 {
             self.memory.buffer(view)?.written(&elements(view));
+            self.forget(view);
         }
         Ok(address)
     }

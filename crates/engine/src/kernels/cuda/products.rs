@@ -1,14 +1,12 @@
 //! Matrix products: factors in the types that the card multiplies.
 
+use super::copies::PAD;
 use super::driver::{Allocation, Factor, Factors, Product};
 use super::launch::{Arguments, Size, small};
 use super::{Cuda, Precision, lies_as};
 use crate::Result;
 use crate::dtype::WeightType;
 use crate::kernels::View;
-
-/// Elements to which rows of converted factors are padded: 16 bytes of bf16, which tensor cores load at once.
-const PAD: usize = 8;
 
 /// A factor, and the memory that it was converted to.
 struct Held {
@@ -99,6 +97,9 @@ impl Cuda {
         let as_it_lies = |address| Held { factor: Factor { address, stride, transposed }, _memory: None };
         if let Some(copy) = self.copy_of(view)? {
             return Ok(as_it_lies(copy));
+        }
+        if let Some((address, stride)) = self.shared_copy(view)? {
+            return Ok(Held { factor: Factor { address, stride, transposed }, _memory: None });
         }
         let from = self.source(view)?;
         let (kernel, bytes, pad) = match (self.precision, lies_as(view)) {
