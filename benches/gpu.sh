@@ -14,7 +14,7 @@ root=$PWD
 built=$root/target/gpu
 python=${SUASION_PEERS_PYTHON:-python3}
 deadline=$((SECONDS + ${LIMIT:-1500}))
-tests="kernels optimizers soundness cuda"
+tests="kernels optimizers soundness cuda card_steps"
 
 if [ "${1:-}" = build ]; then
     rm -rf "$built"
@@ -104,14 +104,18 @@ if [ "${1:-all}" != checks ]; then
     ours qwen2.5-0.5b full-shared 16
     ours qwen2.5-1.5b full-shared 8
     ours qwen3-8b lora-shared 8
+    # What the host takes of a short step: with graphs, and without.
+    ours qwen2.5-0.5b full-all 1 20
+    SUASION_NO_GRAPHS=1 ours qwen2.5-0.5b full-all 1 20
     "$python" - "$results" <<'TABLE'
 import json, sys
-print(f"{'':34} {'tokens/s':>10} {'GiB':>6} {'planned':>8}")
+# GiB: all that the driver counts. Peak and planned: what was allocated at most, and what was planned of it.
+print(f"{'':34} {'tokens/s':>10} {'GiB':>6} {'peak':>8} {'planned':>8} graphs")
+gib = lambda bytes: bytes / 2**30 if bytes else float("nan")
 for line in open(sys.argv[1]):
     run = json.loads(line)
-    plan = run.get("planned_bytes")
     print(f"{run['impl'][:20]:20} {run['shape'][:12]:12} {run['mode']:11} {run['tokens_per_second']:10.0f}"
-          f" {run['used_bytes'] / 2**30:6.1f} {plan / 2**30 if plan else float('nan'):8.1f}")
+          f" {gib(run['used_bytes']):6.1f} {gib(run.get('peak_bytes')):8.2f} {gib(run.get('planned_bytes')):8.2f} {run.get('graphs', '')}")
 TABLE
 fi
 exit "$failed"

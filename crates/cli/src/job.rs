@@ -11,7 +11,7 @@ use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
 use crate::inputs::vocabulary::Vocabulary;
-use crate::inputs::weights::{Adapter, Start, check_memory, planned};
+use crate::inputs::weights::{Adapter, Start, card_run, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ranks::Team;
@@ -193,6 +193,13 @@ impl Job {
         }
     }
 
+    /// Bytes that the run needs of a card, by what is trained.
+    fn memory_on_card(&self) -> suasion_engine::Result<u64> {
+        let (trainable, ranks) = (self.opened.trainable(), self.begin.team.ranks);
+        let run = card_run(&trainable, &self.opened.base, &self.settings, ranks, self.config.device());
+        run.needed(&self.arch, self.plan.budget)
+    }
+
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
         self.opened.start(ui, &self.config).for_ranks(self.begin.team.ranks, self.begin.team.local)
@@ -227,7 +234,8 @@ impl Job {
                 let team = &self.begin.team;
                 let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
                 let device = self.config.device();
-                check_memory(&self.arch, &plan, budget, device, team.local, ui)?;
+                let run = card_run(&trainable, &self.opened.base, &self.settings, team.ranks, device);
+                check_memory(&self.arch, &plan, &run, budget, device, team.local, ui)?;
                 Model::with_trainable(self.arch.clone(), device.open(ui)?, budget, &trainable)?
             }
         };

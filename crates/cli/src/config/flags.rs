@@ -114,10 +114,13 @@ impl Key {
             // verify --loss measures a model.
             ("verify", Group::Model) => true,
             ("prepare", Group::Model) => {
-                !matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu")
+                !matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu" | "cuda_graphs")
             }
             ("diagnose", Group::Model) => {
-                matches!(self.name, "model_name_or_path" | "device" | "matmul_precision" | "use_cpu")
+                matches!(
+                    self.name,
+                    "model_name_or_path" | "device" | "matmul_precision" | "use_cpu" | "cuda_graphs"
+                )
             }
             ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",

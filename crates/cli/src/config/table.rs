@@ -162,6 +162,8 @@ table! {
     matmul_precision: MatmulPrecision = MatmulPrecision::Auto, eg "f32";
     /// Run on the CPU even where device is auto: transformers' name for device=cpu.
     use_cpu: bool = false, eg "true";
+    /// A card replays passes whose sizes were seen before as CUDA graphs: the same numbers, with less work for the host.
+    cuda_graphs: bool = true, eg "false";
 
     Adapter:
     /// Train a low-rank adapter (LoRA) and leave the model as it is.

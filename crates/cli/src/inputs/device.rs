@@ -7,10 +7,18 @@ use suasion_engine::kernels::cuda::found::{Card, Found};
 use suasion_engine::{Cuda, Device, Precision};
 
 /// Where models run, and how exactly.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Chosen {
     name: DeviceName,
     precision: Precision,
+    /// A card runs passes as CUDA graphs.
+    pub graphs: bool,
+}
+
+impl Default for Chosen {
+    fn default() -> Chosen {
+        Chosen { name: DeviceName::default(), precision: Precision::default(), graphs: true }
+    }
 }
 
 impl Config {
@@ -22,7 +30,7 @@ impl Config {
             MatmulPrecision::Tf32 => Precision::Tf32,
             MatmulPrecision::F32 => Precision::F32,
         };
-        Chosen { name, precision }
+        Chosen { name, precision, graphs: self.cuda_graphs }
     }
 }
 
@@ -66,7 +74,7 @@ impl Chosen {
     pub fn open(self, ui: &Ui) -> suasion_engine::Result<Device> {
         Ok(match self.card(ui)? {
             None => Device::cpu(),
-            Some(card) => Cuda::open(card, self.precision)?.into(),
+            Some(card) => Cuda::open(card, self.precision)?.with_graphs(self.graphs).into(),
         })
     }
 }

@@ -7,7 +7,7 @@ use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
 use suasion_engine::{
-    ADAPTER_WEIGHTS, Architecture, Base, Budget, Lora, MemoryPlan, Model, Trainable, WeightType,
+    ADAPTER_WEIGHTS, Architecture, Base, Budget, CardRun, Lora, MemoryPlan, Model, Trainable, WeightType,
 };
 use suasion_train::Settings;
 
@@ -36,18 +36,38 @@ pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
     plan.own() + copies + PROCESS
 }
 
+/// A run on a card under these settings.
+pub fn card_run<'a>(
+    trainable: &'a Trainable,
+    files: &'a Path,
+    settings: &Settings,
+    ranks: usize,
+    device: Chosen,
+) -> CardRun<'a> {
+    CardRun {
+        files,
+        optimizer: settings.optimizer(),
+        ranks,
+        average: settings.ema_decay.is_some(),
+        passes: settings.gradient_accumulation_steps,
+        graphs: device.graphs,
+        ..CardRun::new(trainable, Base::Mapped, device.precision())
+    }
+}
+
 /// Refuses a model that does not fit into the memory of its device, where so many processes have it. Linux grants memory that it does not have, and kills
 /// the process later without a message; a card would end the run in its first steps.
 pub fn check_memory(
     arch: &Architecture,
     plan: &MemoryPlan,
+    run: &CardRun<'_>,
     budget: Budget,
     device: Chosen,
     processes: usize,
     ui: &Ui,
 ) -> suasion_train::Result<()> {
     if let Some(card) = device.card(ui)? {
-        let (bytes, free) = (plan.on_card(arch, budget, device.precision()), card.free_memory()?);
+        let (bytes, free) = (run.needed(arch, budget)?, card.free_memory()?);
         if bytes > free {
             let (total, device) = (card.memory, card.name.clone());
             return Err(suasion_engine::Error::DeviceMemory { bytes, free, total, device }.into());
@@ -172,7 +192,8 @@ impl<'a> Start<'a> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
         let [ranks, local] = self.ranks;
         let plan = planned(self.arch, budget, &trainable, &self.settings, ranks)?;
-        check_memory(self.arch, &plan, budget, self.device, local, self.ui)?;
+        let run = card_run(&trainable, self.dir, &self.settings, ranks, self.device);
+        check_memory(self.arch, &plan, &run, budget, self.device, local, self.ui)?;
         let device = self.device.open(self.ui)?;
         let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, Base::Mapped)?;
         if budget.train {

@@ -230,7 +230,7 @@ impl Job {
         };
         let total = match self.on {
             None => memory.total(),
-            Some(_) => memory.on_card(&self.arch, plan.budget, config.device().precision()),
+            Some(_) => self.memory_on_card().unwrap_or_else(|_| memory.total()),
         };
         line(
             "memory",

@@ -83,6 +83,8 @@ impl Backend for Device {
         release_factor(x: View) -> ();
         upload_indices(values: &[u32]) -> Result<IndexBuffer>;
         upload_plan(plan: AttentionPlan) -> Result<PlanBuffer>;
+        begin_pass(kind: &[u64]) -> Result<()>;
+        end_pass() -> Result<()>;
         sync() -> Result<()>;
         write(to: View, from: &[f32]) -> Result<()>;
         fill(x: View, value: f32) -> Result<()>;

@@ -104,6 +104,21 @@ pub trait Backend {
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;
     /// Checks and uploads an attention plan.
     fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer>;
+    /// Begins a pass, of a kind: the operations of passes of one kind are the same but for their numbers, so that a device
+    /// can replay them. Small buffers that are allocated until its end are found in the same place in the next one.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn begin_pass(&mut self, _kind: &[u64]) -> Result<()> {
+        Ok(())
+    }
+    /// Ends a pass.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn end_pass(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Waits until every operation has ended and frees the memory of dropped handles.
     fn sync(&mut self) -> Result<()>;
     /// Host to device; lengths are equal.

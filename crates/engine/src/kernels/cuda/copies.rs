@@ -6,7 +6,7 @@
 //! Nothing can read an old copy: what writes to a buffer has its address from [`Cuda::target`], which marks the copies of
 //! what is written as old.
 
-use super::driver::Allocation;
+use super::allocation::{Allocation, Work};
 use super::launch::{Size, launch, small};
 use super::{Cuda, Precision};
 use crate::Result;
@@ -106,7 +106,7 @@ pub(super) struct Run {
 #[derive(Debug)]
 pub(super) struct Shared {
     view: View,
-    copy: Option<(Allocation, usize)>,
+    copy: Option<(Work, usize)>,
 }
 
 impl Shared {
@@ -163,9 +163,9 @@ impl Cuda {
     }
 
     /// The rows of a matrix in a buffer, rounded, and the distance between them.
-    fn rounded_rows(&self, x: View) -> Result<(Allocation, usize)> {
+    fn rounded_rows(&self, x: View) -> Result<(Work, usize)> {
         let (from, stride) = (self.source(x)?, x.width().next_multiple_of(PAD));
-        let memory = Allocation::new(&self.driver, x.rows().saturating_mul(stride).saturating_mul(2))?;
+        let memory = self.work(x.rows().saturating_mul(stride).saturating_mul(2))?;
         self.count_rounded(x.len());
         let (to, y_stride, x_stride) = (memory.address(), small(stride)?, small(x.stride())?);
         let (size, rows, width) = (Size::matrix(x.rows(), stride), small(x.rows())?, small(x.width())?);
@@ -258,6 +258,14 @@ impl Cuda {
         if copy.old.swap(false, Ordering::Relaxed) {
             let from = buffer.address(copy.elements.start);
             self.round(WeightType::F32, copy.memory.address(), from, copy.elements.len())?;
+        }
+        Ok(())
+    }
+
+    /// Makes all copies again that are old: passes that find none old ask for the same commands.
+    pub(super) fn renew_all(&self) -> Result<()> {
+        for buffer in self.memory.each_buffer() {
+            buffer.copies.iter().try_for_each(|copy| self.renew(buffer, copy))?;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Matrix products: factors in the types that the card multiplies.
 
+use super::allocation::Work;
 use super::copies::PAD;
-use super::driver::{Allocation, Factor, Factors, Product};
+use super::driver::{Factor, Factors, Product};
 use super::launch::{Arguments, Size, small};
 use super::{Cuda, Precision, lies_as};
 use crate::Result;
@@ -11,7 +12,7 @@ use crate::kernels::View;
 /// A factor, and the memory that it was converted to.
 struct Held {
     factor: Factor,
-    _memory: Option<Allocation>,
+    _memory: Option<Work>,
 }
 
 impl Held {
@@ -82,7 +83,7 @@ impl Cuda {
         let Some(bias) = bias else { return Ok(()) };
         let arguments = Arguments::default().add(to).add(small(c.stride())?).add(self.source(bias)?);
         // SAFETY: `check` has compared the sizes.
-        unsafe { arguments.add(rows).add(width).launch(&*self.driver, c"add_row", size) }
+        unsafe { arguments.add(rows).add(width).launch(&self.driver, c"add_row", size) }
     }
 
     /// A matrix as a factor.
@@ -114,12 +115,12 @@ impl Cuda {
             self.count_rounded(rows * width);
         }
         let padded = width.next_multiple_of(pad);
-        let memory = Allocation::new(&self.driver, rows.saturating_mul(padded).saturating_mul(bytes))?;
+        let memory = self.work(rows.saturating_mul(padded).saturating_mul(bytes))?;
         let address = memory.address();
         let arguments = Arguments::default().add(address).add(small(padded)?).add(from).add(small(stride)?);
         let size = Size::matrix(rows, padded);
         // SAFETY: the view is inside its memory, and `memory` has a row of `padded` for each of its rows.
-        unsafe { arguments.add(small(rows)?).add(small(width)?).launch(&*self.driver, kernel, size)? };
+        unsafe { arguments.add(small(rows)?).add(small(width)?).launch(&self.driver, kernel, size)? };
         Ok(Held { factor: Factor { address, stride: padded, transposed }, _memory: Some(memory) })
     }
 }
