@@ -30,7 +30,7 @@ mod weights;
 pub use abort::on_abort;
 pub use arch::{AddedRows, Architecture};
 pub use batch::{Batch, Prepared, Segment, Target};
-pub use collective::{Collective, SingleRank};
+pub use collective::{Collective, SingleRank, Watch};
 pub use dtype::WeightType;
 pub use error::{Error, Result};
 pub use kernels::cuda::{Cuda, Precision};

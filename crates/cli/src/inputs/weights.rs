@@ -67,7 +67,8 @@ pub fn check_memory(
     ui: &Ui,
 ) -> suasion_train::Result<()> {
     if let Some(card) = device.card(ui)? {
-        let (bytes, free) = (run.needed(arch, budget)?, card.free_memory()?);
+        let bytes = run.needed(arch, budget)?.saturating_add(device.overhead());
+        let free = card.free_memory()?;
         if bytes > free {
             let (total, device) = (card.memory, card.name.clone());
             return Err(suasion_engine::Error::DeviceMemory { bytes, free, total, device }.into());

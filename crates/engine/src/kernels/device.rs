@@ -138,6 +138,7 @@ impl Backend for Device {
         adamw_8bit(step: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()>;
         adafactor(step: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()>;
         sgd(step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
+        join(collective: &dyn Collective) -> Result<()>;
         all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
         reduce_scatter(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;
         all_gather(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;

@@ -324,6 +324,14 @@ pub trait Backend {
     ) -> Result<()>;
     /// One step for parameters `p`, with the last direction in `m` where there is momentum.
     fn sgd(&mut self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
+    /// Connects the devices of all ranks, where they have a transport of their own. All ranks call it before the first of
+    /// the operations below.
+    ///
+    /// # Errors
+    /// A failure of the device, or of a rank.
+    fn join(&mut self, _: &dyn Collective) -> Result<()> {
+        Ok(())
+    }
     /// Replaces `x` by its sum over all ranks.
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()>;
     /// Replaces this rank's share of `x` by its sum over all ranks; see [`Collective::reduce_scatter`].

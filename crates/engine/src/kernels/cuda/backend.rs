@@ -2,6 +2,7 @@
 
 use super::allocation::{Allocation, Work};
 use super::copies::DeviceBuffer;
+use super::driver::Move;
 use super::launch::{Size, launch, small};
 use super::{Cuda, DeviceList, DeviceTensor, LOGITS, as_bytes, as_bytes_mut, lies_as, or_none};
 use crate::Result;
@@ -713,11 +714,22 @@ impl Backend for Cuda {
         self.step_sgd(step, p, g, m)
     }
 
+    fn join(&mut self, collective: &dyn Collective) -> Result<()> {
+        self.join_ranks(collective)
+    }
+
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()> {
         check::element_wise(x)?;
-        let mut values = vec![0.0; x.len()];
-        self.read(x.part(0, x.len()), &mut values)?;
-        collective.all_reduce(&mut values)?;
-        self.write(x.part(0, x.len()), &values)
+        self.sum_over_ranks(x, collective)
+    }
+
+    fn reduce_scatter(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        self.exchange_shares(Move::Sum, x, cuts, collective)
+    }
+
+    fn all_gather(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        self.exchange_shares(Move::Copy, x, cuts, collective)
     }
 }

@@ -5,6 +5,7 @@
 //! NVIDIA's libraries.
 
 use crate::Result;
+use crate::collective::Collective;
 use std::ffi::{CStr, c_void};
 
 /// A card, or its emulation. All operations are done in the order of the calls, as in one stream; only
@@ -50,6 +51,34 @@ pub(super) trait Driver: std::fmt::Debug + Send + Sync {
     unsafe fn replay(&self, graph: u64) -> Result<()>;
     /// Frees a graph, when its replays are done.
     unsafe fn forget(&self, graph: u64);
+    /// Meets the cards of the other ranks, unless it has; all ranks call it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where they do not find each other, [`crate::Error::Collective`] where a rank is lost.
+    fn join(&self, collective: &dyn Collective) -> Result<()>;
+    /// Asks for sums and copies over the ranks that were met. All ranks ask for the same. Where one is lost, the next wait
+    /// fails.
+    unsafe fn exchange(&self, calls: &[Call]) -> Result<()>;
+}
+
+/// What happens to a range of f32 values that all ranks have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Move {
+    /// One rank gets their sum over all ranks; the others keep theirs.
+    Sum,
+    /// All ranks get those of one.
+    Copy,
+}
+
+/// One of several sums or copies over ranks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    pub(super) what: Move,
+    /// The rank that gets the sum, or gives its values.
+    pub(super) root: usize,
+    pub(super) address: u64,
+    /// Values; not 0.
+    pub(super) count: usize,
 }
 
 /// What runs on a card without the host.

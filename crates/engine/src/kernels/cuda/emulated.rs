@@ -1,17 +1,26 @@
 //! The card of tests: kernels run on the CPU by an emulation of CUDA, and matrix products are plain loops.
 
-use super::driver::{Command, Driver, Factor, Factors, Launch, Product};
+use super::driver::{Call, Command, Driver, Factor, Factors, Launch, Product};
+use super::nccl::{Communicator, Nccl, Stream};
+use crate::collective::Collective;
 use crate::{Error, Result};
 use half::bf16;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 type LaunchFunction =
     unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *mut *mut c_void, u32) -> c_int;
 type LaunchError = unsafe extern "C" fn() -> *const c_char;
+type NewStream = unsafe extern "C" fn(u32, Owns, *const c_void) -> *mut c_void;
+type OfStream = unsafe extern "C" fn(*mut c_void);
+/// Says whether memory is live.
+type Owns = extern "C" fn(*const c_void, u64, usize) -> c_int;
+
+/// Sizes of allocations, by address.
+type Sizes = Mutex<HashMap<u64, usize>>;
 
 /// A fault of the card's, for tests that must notice it.
 #[doc(hidden)]
@@ -31,8 +40,14 @@ pub enum Fault {
 pub(super) struct Emulated {
     launch: LaunchFunction,
     error: LaunchError,
-    /// Keeps the two functions.
-    _library: libloading::Library,
+    /// What connects it with the cards of other ranks. Before the stream that it uses.
+    ranks: OnceLock<Communicator>,
+    /// What the emulated NCCL does, it does later; everything else waits for it, as in one stream.
+    stream: OnceLock<Later>,
+    path: PathBuf,
+    /// Keeps the functions.
+    library: libloading::Library,
+    sizes: Box<Sizes>,
     /// Bytes that there are.
     limit: usize,
     fault: Fault,
@@ -45,7 +60,6 @@ struct State {
     seed: u32,
     /// When tasks run.
     random: u64,
-    sizes: HashMap<u64, usize>,
     used: usize,
     queue: VecDeque<Task>,
     /// Events that the stream has not come to: how often each is in the queue.
@@ -86,13 +100,16 @@ impl Emulated {
             Ok(Emulated {
                 launch: *library.get::<LaunchFunction>(b"launch").map_err(failed)?,
                 error: *library.get::<LaunchError>(b"launch_error").map_err(failed)?,
-                _library: library,
+                ranks: OnceLock::new(),
+                stream: OnceLock::new(),
+                path: path.to_path_buf(),
+                library,
+                sizes: Box::default(),
                 limit,
                 fault,
                 state: Mutex::new(State {
                     seed,
                     random: u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
-                    sizes: HashMap::new(),
                     used: 0,
                     queue: VecDeque::new(),
                     marks: HashMap::new(),
@@ -135,6 +152,7 @@ impl Emulated {
     /// Does the task that was asked for first.
     fn next(&self, state: &mut State) {
         let Some(task) = state.queue.pop_front() else { return };
+        self.settle();
         // SAFETY: by the callers who asked for it.
         let done = unsafe {
             match task {
@@ -147,6 +165,7 @@ impl Emulated {
                     Ok(())
                 }
                 Task::Free { address, bytes } => {
+                    self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
                     if let Some(layout) = layout(bytes) {
                         dealloc(address as *mut u8, layout);
                     }
@@ -234,6 +253,42 @@ unsafe fn multiply(p: &Product) {
     }
 }
 
+/// A stream of the emulated NCCL.
+#[derive(Debug)]
+struct Later {
+    stream: Stream,
+    wait: OfStream,
+    free: OfStream,
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        // SAFETY: made by `nccl_stream`, and forgotten here.
+        unsafe { (self.free)(self.stream.0) };
+    }
+}
+
+/// Whether a range is inside one of the allocations in `sizes`.
+extern "C" fn owns(sizes: *const c_void, address: u64, bytes: usize) -> c_int {
+    // SAFETY: `Emulated::join` passes its own list, which lives longer than the stream that asks.
+    let sizes = unsafe { &*sizes.cast::<Sizes>() };
+    let sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
+    let inside = |(start, size): (&u64, &usize)| {
+        address.checked_sub(*start).is_some_and(|at| at as usize <= *size && bytes <= *size - at as usize)
+    };
+    sizes.iter().any(inside).into()
+}
+
+impl Emulated {
+    /// Waits for what NCCL was asked for.
+    fn settle(&self) {
+        if let Some(later) = self.stream.get() {
+            // SAFETY: the stream lives as long as `later`.
+            unsafe { (later.wait)(later.stream.0) };
+        }
+    }
+}
+
 fn layout(bytes: usize) -> Option<Layout> {
     Layout::from_size_align(bytes, 256).ok()
 }
@@ -277,17 +332,14 @@ impl Driver for Emulated {
         // SAFETY: just allocated.
         unsafe { start.write_bytes(0xff, bytes) };
         state.used += bytes;
-        state.sizes.insert(start as u64, bytes);
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(start as u64, bytes);
         Ok(start as u64)
     }
 
     unsafe fn free(&self, address: u64) {
-        let bytes = {
-            let mut state = self.state();
-            let Some(bytes) = state.sizes.remove(&address) else { return };
-            state.used -= bytes;
-            bytes
-        };
+        let known = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(&address).copied();
+        let Some(bytes) = known else { return };
+        self.state().used -= bytes;
         if let Err(error) = self.ask([Task::Free { address, bytes }]) {
             self.state().failed = Some(error);
         }
@@ -327,7 +379,7 @@ impl Driver for Emulated {
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        self.all(&mut self.state())?;
+        self.synchronise()?;
         // SAFETY: by the caller; the host's slice is not in an allocation.
         unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from as *const u8, to.len()) };
         Ok(())
@@ -350,7 +402,9 @@ impl Driver for Emulated {
     }
 
     fn synchronise(&self) -> Result<()> {
-        self.all(&mut self.state())
+        self.all(&mut self.state())?;
+        self.settle();
+        self.ranks.get().map_or(Ok(()), Communicator::settled)
     }
 
     unsafe fn graph(&self, commands: &[Command]) -> Result<u64> {
@@ -381,5 +435,31 @@ impl Driver for Emulated {
 
     unsafe fn forget(&self, graph: u64) {
         self.state().graphs.remove(&graph);
+    }
+
+    fn join(&self, collective: &dyn Collective) -> Result<()> {
+        if let Some(ranks) = self.ranks.get() {
+            return ranks.is_of(collective);
+        }
+        let seed = self.state().seed;
+        let failed = |e: libloading::Error| Error::Device { message: e.to_string(), help: String::new() };
+        // SAFETY: by the caller of `load`, whose promise covers these functions; the list of sizes has a place of its own,
+        // which lives longer than the stream.
+        unsafe {
+            let new = *self.library.get::<NewStream>(b"nccl_stream").map_err(failed)?;
+            let wait = *self.library.get::<OfStream>(b"nccl_stream_wait").map_err(failed)?;
+            let free = *self.library.get::<OfStream>(b"nccl_stream_free").map_err(failed)?;
+            let stream = Stream(new(seed, owns, (&raw const *self.sizes).cast()));
+            let stream = self.stream.get_or_init(|| Later { stream, wait, free }).stream;
+            let _ = self.ranks.set(Communicator::join(Nccl::load(&self.path)?, stream, collective)?);
+        }
+        Ok(())
+    }
+
+    unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
+        // Ranks wait for each other: what was asked for before must not wait for this rank's next call.
+        self.all(&mut self.state())?;
+        // SAFETY: by the caller.
+        self.ranks.get().map_or(Ok(()), |ranks| unsafe { ranks.run(calls) })
     }
 }

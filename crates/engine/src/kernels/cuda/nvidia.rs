@@ -1,14 +1,16 @@
 //! A card: NVIDIA's driver and cuBLASLt, which are looked up at run time.
 
-use super::driver::{Command, Driver, Factor, Factors, Launch, Product};
+use super::driver::{Call, Command, Driver, Factor, Factors, Launch, Product};
 use super::found::{self, failure};
 use super::graphs::{Captures, Graphs};
+use super::nccl::{Communicator, Nccl, Stream};
+use crate::collective::Collective;
 use crate::{Error, Result};
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{result as cu, sys};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Work space of cuBLASLt. Its algorithms are chosen for this size, so the size is part of what decides bytes.
 pub(super) const WORKSPACE: usize = 32 << 20;
@@ -28,6 +30,8 @@ pub(super) struct Nvidia {
     /// By their numbers.
     events: Mutex<HashMap<usize, sys::CUevent>>,
     graphs: Mutex<Graphs>,
+    /// What connects it with the cards of other ranks.
+    ranks: OnceLock<Communicator>,
 }
 
 // SAFETY: the driver's handles may be used from any thread once its context is current there, which every method sees
@@ -98,6 +102,7 @@ impl Nvidia {
                 products: Mutex::new(products),
                 events: Mutex::default(),
                 graphs: Mutex::default(),
+                ranks: OnceLock::new(),
             })
         }
     }
@@ -148,6 +153,8 @@ impl Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
+        // It uses the stream.
+        drop(self.ranks.take());
         let products = self.products.get_mut().unwrap_or_else(PoisonError::into_inner);
         let events = self.events.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nothing uses the handles after this; failures leave them to the end of the process.
@@ -331,7 +338,26 @@ impl Driver for Nvidia {
     fn synchronise(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failure("cuStreamSynchronize", e))
+        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failure("cuStreamSynchronize", e))?;
+        self.ranks.get().map_or(Ok(()), Communicator::settled)
+    }
+
+    fn join(&self, collective: &dyn Collective) -> Result<()> {
+        if let Some(ranks) = self.ranks.get() {
+            return ranks.is_of(collective);
+        }
+        let nccl = Nccl::found()?;
+        self.enter()?;
+        // SAFETY: the context is current, and the stream lives as long as `self`.
+        let ranks = unsafe { Communicator::join(nccl, Stream(self.stream.cast()), collective)? };
+        let _ = self.ranks.set(ranks);
+        Ok(())
+    }
+
+    unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: by the caller.
+        self.ranks.get().map_or(Ok(()), |ranks| unsafe { ranks.run(calls) })
     }
 
     unsafe fn graph(&self, commands: &[Command]) -> Result<u64> {

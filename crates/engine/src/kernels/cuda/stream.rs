@@ -5,10 +5,11 @@
 //! changed since (a learning rate, a key of dropout, an address) is changed in the graph, and the graph runs: no list of
 //! such arguments is kept that could be incomplete. Nothing is made of a pass that is seen once only.
 
-use super::driver::{Command, Driver, Launch, Product};
+use super::driver::{Call, Command, Driver, Launch, Product};
 use super::region::{ALIGNMENT, Region};
 use super::staging::Staging;
 use crate::Result;
+use crate::collective::Collective;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -219,6 +220,22 @@ impl Stream {
         state.flush(&*self.driver)?;
         state.usage.waits += 1;
         self.driver.synchronise()
+    }
+
+    /// Meets the cards of the other ranks, unless it has.
+    pub(super) fn join(&self, collective: &dyn Collective) -> Result<()> {
+        self.state().flush(&*self.driver)?;
+        self.driver.join(collective)
+    }
+
+    /// Asks for sums and copies over the ranks that were met.
+    ///
+    /// # Safety
+    /// As [`Driver::exchange`].
+    pub(super) unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
+        self.state().flush(&*self.driver)?;
+        // SAFETY: by the caller.
+        unsafe { self.driver.exchange(calls) }
     }
 
     /// # Safety
