@@ -12,7 +12,7 @@ use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
 use crate::inputs::vocabulary::Vocabulary;
-use crate::inputs::weights::{Adapter, Start, check_memory, planned};
+use crate::inputs::weights::{Adapter, Start, card_run, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ranks::Team;
@@ -198,6 +198,13 @@ impl Job {
         }
     }
 
+    /// Bytes that the run needs of a card, by what is trained.
+    fn memory_on_card(&self) -> suasion_train::Result<u64> {
+        let (trainable, ranks) = (self.opened.trainable(), self.begin.team.ranks);
+        let run = card_run(&self.arch, &trainable, &self.opened.base, &self.settings, ranks, self.device)?;
+        Ok(run.needed(&self.arch, self.plan.budget)?.saturating_add(self.device.overhead()))
+    }
+
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
         self.opened
@@ -234,7 +241,15 @@ impl Job {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
                 let team = &self.begin.team;
                 let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
-                check_memory(&self.arch, &plan, budget, self.device, team.local, ui)?;
+                let run = card_run(
+                    &self.arch,
+                    &trainable,
+                    &self.opened.base,
+                    &self.settings,
+                    team.ranks,
+                    self.device,
+                )?;
+                check_memory(&self.arch, &plan, &run, budget, self.device, team.local, ui)?;
                 Model::with_trainable(self.arch.clone(), self.device.open(ui)?, budget, &trainable)?
             }
         };

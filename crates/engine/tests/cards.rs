@@ -148,11 +148,11 @@ fn batch(seed: u64) -> Batch {
 #[test]
 fn ranks_on_cards_take_the_steps_of_one_card() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(card) = cards(3) else { return };
+    let Some(first) = cards(2) else { return };
     for kind in [Optimizer::AdamW, Optimizer::Adafactor] {
         let own = |rank: usize, t: u64| if rank == 0 { vec![batch(t)] } else { vec![Batch::default()] };
         let (half, whole) = (dir.path().join("half"), dir.path().join("whole"));
-        let mut one = rank_of(card(0, 5), kind, &SingleRank);
+        let mut one = rank_of(first(0, 5), kind, &SingleRank);
         step(&mut one, 1, &own(0, 1), &SingleRank);
         one.save_optimizer(&half).unwrap();
         let halfway = weights(&one);
@@ -160,6 +160,7 @@ fn ranks_on_cards_take_the_steps_of_one_card() {
         one.save_optimizer(&whole).unwrap();
         let want = weights(&one);
         for ranks in [2, 3] {
+            let Some(card) = cards(ranks) else { return };
             let path = dir.path().join(format!("of {ranks}"));
             let got = Threads::run(ranks, |rank, collective| {
                 let mut model = rank_of(card(rank, 9), kind, collective);

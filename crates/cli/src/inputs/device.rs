@@ -11,12 +11,20 @@ use suasion_engine::{Cuda, Device, Precision};
 use suasion_train::ranks::cards::{self, Seat};
 
 /// Where models run, and how exactly.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Chosen {
     name: DeviceName,
     precision: Precision,
     /// It is one of several, which exchange gradients.
     of_ranks: bool,
+    /// A card runs passes as CUDA graphs.
+    pub graphs: bool,
+}
+
+impl Default for Chosen {
+    fn default() -> Chosen {
+        Chosen { name: DeviceName::default(), precision: Precision::default(), of_ranks: false, graphs: true }
+    }
 }
 
 impl Config {
@@ -28,7 +36,7 @@ impl Config {
             MatmulPrecision::Tf32 => Precision::Tf32,
             MatmulPrecision::F32 => Precision::F32,
         };
-        Chosen { name, precision, of_ranks: false }
+        Chosen { name, precision, of_ranks: false, graphs: self.cuda_graphs }
     }
 
     /// The same for a rank of a run: of cards, the one of its number on its machine.
@@ -128,7 +136,7 @@ impl Chosen {
     pub fn open(self, ui: &Ui) -> suasion_engine::Result<Device> {
         Ok(match self.card(ui)? {
             None => Device::cpu(),
-            Some(card) => Cuda::open(card, self.precision)?.into(),
+            Some(card) => Cuda::open(card, self.precision)?.with_graphs(self.graphs).into(),
         })
     }
 }

@@ -234,10 +234,7 @@ impl Job {
         };
         let total = match self.on {
             None => memory.total(),
-            Some(_) => {
-                let needed = memory.on_card(&self.arch, plan.budget, config.device().precision());
-                needed.saturating_add(self.device.overhead())
-            }
+            Some(_) => self.memory_on_card().unwrap_or_else(|_| memory.total()),
         };
         line(
             "memory",

@@ -85,6 +85,19 @@ pub trait Backend {
         let _ = (w, alone);
         Ok(())
     }
+    /// Tells that several products take `x`, or parts of it, one after the other: a device that rounds factors does it once,
+    /// until `x` is written or released.
+    ///
+    /// # Errors
+    /// As [`Backend::read`].
+    fn share_factor(&mut self, x: View) -> Result<()> {
+        let _ = x;
+        Ok(())
+    }
+    /// Ends what [`Backend::share_factor`] began.
+    fn release_factor(&mut self, x: View) {
+        let _ = x;
+    }
     /// Bytes that an element of a copy takes that [`Backend::keep_factor`] keeps of this type; 0 where it keeps none.
     fn copy_bytes(&self, kind: WeightType) -> usize {
         let _ = kind;
@@ -94,6 +107,21 @@ pub trait Backend {
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;
     /// Checks and uploads an attention plan.
     fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer>;
+    /// Begins a pass, of a kind: the operations of passes of one kind are the same but for their numbers, so that a device
+    /// can replay them. Small buffers that are allocated until its end are found in the same place in the next one.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn begin_pass(&mut self, _kind: &[u64]) -> Result<()> {
+        Ok(())
+    }
+    /// Ends a pass.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn end_pass(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Waits until every operation has ended and frees the memory of dropped handles.
     fn sync(&mut self) -> Result<()>;
     /// Host to device; lengths are equal.

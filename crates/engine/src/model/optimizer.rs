@@ -226,7 +226,7 @@ impl<B: Backend> Model<B> {
         self.keep(kind, Share { rank: collective.rank(), ranks: collective.ranks() })
     }
 
-    fn keep(&mut self, kind: Optimizer, share: Share) -> Result<()> {
+    pub(super) fn keep(&mut self, kind: Optimizer, share: Share) -> Result<()> {
         let map = Arc::clone(&self.map);
         let kept = &self.trained()?.optimizer;
         if kept.kind != kind || kept.share != share {

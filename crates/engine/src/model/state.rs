@@ -31,6 +31,11 @@ impl Trained {
         let optimizer = State::allocate(Optimizer::default(), Share { rank: 0, ranks: 1 }, map, backend)?;
         Ok(Trained { gradients, optimizer, written: vec![false; map.slots()] })
     }
+
+    /// True where no gradient holds anything.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.written.contains(&true)
+    }
 }
 
 /// Some outputs of a layer that one product computes.

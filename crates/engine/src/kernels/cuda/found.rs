@@ -270,6 +270,17 @@ pub(super) fn cublas(name: &str, error: CublasError) -> Error {
     Problem::new(message, help).into()
 }
 
+/// A call of the driver that failed.
+pub(super) fn failure(call: &str, error: cu::DriverError) -> Error {
+    let text = error.error_string().map_or_else(|_| "unknown".into(), |text| text.to_string_lossy());
+    Error::Device {
+        message: format!("the NVIDIA driver's {call} failed: {text} ({:?})", error.0),
+        help: "an earlier operation may be the cause; `nvidia-smi` and the system's log (`dmesg`) say whether the card \
+               is well, and device=cpu trains without it"
+            .into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
