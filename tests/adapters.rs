@@ -5,16 +5,16 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use suasion_engine::{ADAPTER_WEIGHTS, AdapterFolder, Architecture, Base, Budget, Cpu, Model, Trainable};
 
-fn model(name: &str) -> PathBuf {
+pub fn model(name: &str) -> PathBuf {
     root().join("tests/goldens/models").join(name)
 }
 
-fn golden(name: &str, file: &str) -> Value {
+pub fn golden(name: &str, file: &str) -> Value {
     serde_json::from_slice(&std::fs::read(model(name).join(file)).unwrap()).unwrap()
 }
 
 /// The rows of a golden batch without their padding.
-fn write_rows(dir: &Dir, name: &str, batches: &[&str]) {
+pub fn write_rows(dir: &Dir, name: &str, batches: &[&str]) {
     let golden = golden(name, "golden.json");
     let mut text = String::new();
     for batch in batches.iter().map(|batch| &golden["batches"][batch]) {
@@ -28,7 +28,7 @@ fn write_rows(dir: &Dir, name: &str, batches: &[&str]) {
     dir.write("rows.jsonl", text);
 }
 
-const RUN: [&str; 8] = [
+pub const RUN: [&str; 8] = [
     "shuffle_dataset=false",
     "max_length=null",
     "learning_rate=1e-2",
@@ -40,7 +40,7 @@ const RUN: [&str; 8] = [
 ];
 
 /// The loss of a model on the rows.
-fn loss(dir: &Dir, args: &[&str], base: Option<&Path>) -> f64 {
+pub fn loss(dir: &Dir, args: &[&str], base: Option<&Path>) -> f64 {
     let mut command = dir.suasion(&["eval", "-D", "rows.jsonl", "--json", "--quiet"]);
     if let Some(base) = base {
         command = command.arg("-M").arg(base);

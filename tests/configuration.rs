@@ -46,7 +46,7 @@ fn toml_is_read_like_yaml() {
 fn unsupported_keys_of_trl_are_refused_by_name() {
     let dir = Dir::new();
     for (assignment, name) in [
-        ("load_in_4bit=true", "load_in_4bit"),
+        ("bnb_4bit_quant_type=fp4", "bnb_4bit_quant_type"),
         ("bf16=true", "bf16"),
         ("loss_type=dft", "loss_type"),
         ("deepspeed=ds.json", "deepspeed"),

@@ -24,6 +24,7 @@ mod newcomer;
 mod packing;
 mod pages;
 mod prepare;
+mod quantised;
 mod ranks;
 mod readme;
 mod resume;

@@ -199,9 +199,9 @@ impl Job {
     }
 
     /// Bytes that the run needs of a card, by what is trained.
-    fn memory_on_card(&self) -> suasion_engine::Result<u64> {
+    fn memory_on_card(&self) -> suasion_train::Result<u64> {
         let (trainable, ranks) = (self.opened.trainable(), self.begin.team.ranks);
-        let run = card_run(&trainable, &self.opened.base, &self.settings, ranks, self.device);
+        let run = card_run(&self.arch, &trainable, &self.opened.base, &self.settings, ranks, self.device)?;
         Ok(run.needed(&self.arch, self.plan.budget)?.saturating_add(self.device.overhead()))
     }
 
@@ -241,7 +241,14 @@ impl Job {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
                 let team = &self.begin.team;
                 let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
-                let run = card_run(&trainable, &self.opened.base, &self.settings, team.ranks, self.device);
+                let run = card_run(
+                    &self.arch,
+                    &trainable,
+                    &self.opened.base,
+                    &self.settings,
+                    team.ranks,
+                    self.device,
+                )?;
                 check_memory(&self.arch, &plan, &run, budget, self.device, team.local, ui)?;
                 Model::with_trainable(self.arch.clone(), self.device.open(ui)?, budget, &trainable)?
             }
@@ -329,7 +336,8 @@ impl Job {
         let dir = if of_run.is_some() { &self.opened.base } else { &self.config.output_dir };
         let device = self.config.device();
         let mut from_run = |budget| {
-            Start::from_dir(ui, dir, &self.arch).on(device).with_adapter(of_run.as_ref()).build(budget)
+            let start = Start::from_dir(ui, dir, &self.arch).on(device).with_settings(settings.train.clone());
+            start.with_adapter(of_run.as_ref()).build(budget)
         };
         let finished = trained.map(|report| Finished {
             make: &mut from_run,

@@ -1,5 +1,6 @@
 //! A model as a value: what the forward pass must know, layer by layer.
 
+use crate::dtype::Packing;
 use crate::kernels::{Activation, Heads, Norm, Routing};
 use crate::rope::Rope;
 
@@ -29,6 +30,8 @@ pub struct Architecture {
     pub balance: f32,
     /// Rows of embedding and head that files of its weights do not have yet.
     pub added: Option<AddedRows>,
+    /// How the files have the matrices of linear layers packed (`quantization_config`).
+    pub packed: Option<Packing>,
     /// Settings of `config.json` that have no effect here (RoPE settings beside others that have precedence), as
     /// sentences.
     pub not_applied: Vec<String>,

@@ -87,6 +87,46 @@ impl WeightType {
     }
 }
 
+/// How the matrix of a linear layer that is only read is packed into fewer bits, as bitsandbytes does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// 4 bits (Dettmers et al. 2023): an element is the nearest of 16 values, times the largest magnitude of its block of
+    /// 64.
+    Nf4 {
+        /// These magnitudes are packed themselves, into 8 bits.
+        nested: bool,
+    },
+    /// 8 bits: an element is a whole number of 127ths of the largest magnitude of its row, in f16.
+    Int8,
+}
+
+impl Packing {
+    /// Elements that share a magnitude of NF4.
+    pub(crate) const BLOCK: usize = 64;
+
+    /// Bits of an element.
+    pub fn bits(self) -> usize {
+        match self {
+            Packing::Nf4 { .. } => 4,
+            Packing::Int8 => 8,
+        }
+    }
+
+    /// Bytes of a matrix: codes and scales.
+    pub(crate) fn bytes(self, rows: usize, width: usize) -> usize {
+        let elements = rows.saturating_mul(width);
+        let blocks = elements.div_ceil(Packing::BLOCK);
+        match self {
+            Packing::Nf4 { nested: false } => elements.div_ceil(2).saturating_add(blocks.saturating_mul(4)),
+            Packing::Nf4 { nested: true } => {
+                let nested = blocks.saturating_add(blocks.div_ceil(256).saturating_mul(4));
+                elements.div_ceil(2).saturating_add(nested)
+            }
+            Packing::Int8 => elements.saturating_add(rows.saturating_mul(4)),
+        }
+    }
+}
+
 fn narrow<T: Copy>(
     values: &[f32],
     round: fn(f32) -> T,

@@ -31,7 +31,7 @@ pub use abort::on_abort;
 pub use arch::{AddedRows, Architecture};
 pub use batch::{Batch, Prepared, Segment, Target};
 pub use collective::{Collective, SingleRank, Watch};
-pub use dtype::WeightType;
+pub use dtype::{Packing, WeightType};
 pub use error::{Error, Result};
 pub use kernels::cuda::{Cuda, Precision};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};

@@ -11,6 +11,7 @@
 mod builder;
 
 use crate::arch::Architecture;
+use crate::dtype::Packing;
 use crate::lora::{Lora, Module, Rules, Targets};
 use crate::{Error, Result};
 use builder::Builder;
@@ -33,8 +34,10 @@ pub struct Parameter {
     pub layout: Layout,
     /// Its role, which decides initialisation and weight decay.
     pub kind: Kind,
-    /// It is read where it lies in its file.
+    /// It is only read: where it lies in its file, or packed.
     pub mapped: bool,
+    /// How it is packed into fewer bits, then in the engine's layout but for rows by head.
+    pub packing: Option<Packing>,
     /// It is of an adapter, and not of the model itself.
     pub of_adapter: bool,
     /// The parameter of the model whose place it takes.
@@ -42,6 +45,16 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    /// Rows and columns of a matrix in the engine's layout.
+    pub(crate) fn rows(&self) -> usize {
+        self.shape.get(usize::from(self.layout == Layout::Transposed)).copied().unwrap_or(1)
+    }
+
+    /// As [`Parameter::rows`].
+    pub(crate) fn width(&self) -> usize {
+        self.shape.get(usize::from(self.layout != Layout::Transposed)).copied().unwrap_or(1)
+    }
+
     /// Name of the module that it belongs to.
     pub(crate) fn module(&self) -> &str {
         self.name.rsplit_once('.').map_or(&self.name, |(module, _)| module)
@@ -56,6 +69,9 @@ pub enum Base {
     Resident,
     /// Matrices in their files, in the type that they have there; vectors in a buffer, in f32.
     Mapped,
+    /// As [`Base::Mapped`], and the linear layers of the blocks packed into fewer bits. Not experts and their router,
+    /// which transformers has as parameters and bitsandbytes leaves as they are, and not the head.
+    Packed(Packing),
 }
 
 /// How a file's tensor differs from the engine's.
@@ -359,14 +375,20 @@ impl ParameterMap {
         ParameterMap::over(a, trainable, Base::Resident)
     }
 
-    /// As [`ParameterMap::with`]; under an adapter, the base's parameters are where `base` says.
+    /// As [`ParameterMap::with`]; under an adapter, the base's parameters are where `base` says. Without one, only a
+    /// packed model is not resident, which cannot be trained.
     ///
     /// # Errors
     /// As [`ParameterMap::with`].
     pub fn over(a: &Architecture, trainable: &Trainable, base: Base) -> Result<ParameterMap> {
         let fail = |message: String| Err(Error::Parameter { message });
-        let (rules, base) = match trainable {
-            Trainable::Adapter(lora) => (Some(Rules::of(lora)?), base),
+        let base = match (a.packed, base) {
+            (Some(packing), _) => Base::Packed(packing),
+            (None, base) => base,
+        };
+        let (rules, base) = match (trainable, base) {
+            (Trainable::Adapter(lora), _) => (Some(Rules::of(lora)?), base),
+            (_, Base::Packed(_)) => (None, base),
             _ => (None, Base::Resident),
         };
         let map = Builder::new(a, trainable, base, rules).finish();
@@ -433,6 +455,15 @@ impl ParameterMap {
         };
         if let Some(end) = lora.save.iter().find(|end| !saved(end)) {
             return fail(format!("modules_to_save: no module of this model is named \"{end}\""));
+        }
+        let copied = self.parameters.iter().filter_map(|p| p.copy_of).map(|of| &self.parameters[of]);
+        if let Some((p, packing)) = copied.filter_map(|p| Some((p, p.packing?))).next() {
+            return fail(format!(
+                "modules_to_save names {}, which is in {} bits and cannot be trained whole; give it an adapter \
+                 (target_modules), or load the base in its own type",
+                p.module(),
+                packing.bits()
+            ));
         }
         let adapted = self.parameters.iter().any(|p| p.of_adapter && p.copy_of.is_none());
         if !adapted {
@@ -527,6 +558,12 @@ impl ParameterMap {
             }
         }
         ranges
+    }
+
+    /// Bytes of the packed parameters.
+    pub(crate) fn packed_bytes(&self) -> usize {
+        let bytes = |p: &Parameter| p.packing.map(|packing| packing.bytes(p.rows(), p.width()));
+        self.parameters.iter().filter_map(bytes).fold(0, usize::saturating_add)
     }
 
     /// Number of slots.

@@ -2,7 +2,8 @@
 
 use crate::arch::Architecture;
 use crate::dtype::WeightType;
-use crate::map::{FileTensor, Map};
+use crate::kernels::FileTensor;
+use crate::map::Map;
 use crate::params::Parameter;
 use crate::{Error, Result, init};
 use safetensors::tensor::TensorView;
@@ -10,8 +11,13 @@ use safetensors::{Dtype, SafeTensors};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+mod packed;
+
+pub(crate) use packed::from_tensor;
 
 /// Files above this size are cut into shards, as transformers does.
 const SHARD_BYTES: usize = 5_000_000_000;
@@ -78,10 +84,16 @@ impl Files {
 
     /// A tensor of one of these files as a tensor that stays there.
     fn in_file(&self, path: &Path, tensor: &TensorView) -> Option<FileTensor> {
+        let (map, bytes) = self.bytes(path, tensor.data())?;
+        FileTensor::new(map, bytes, WeightType::of(tensor.dtype()))
+    }
+
+    /// The map that some bytes of a file are in, and where.
+    fn bytes(&self, path: &Path, bytes: &[u8]) -> Option<(Arc<Map>, Range<usize>)> {
         let (_, map) = self.maps.iter().find(|(of, _)| of == path)?;
-        let start = (tensor.data().as_ptr() as usize).checked_sub(map.as_ptr() as usize)?;
-        let kind = WeightType::of(tensor.dtype());
-        FileTensor::new(Arc::clone(map), start..start.checked_add(tensor.data().len())?, kind)
+        let start = (bytes.as_ptr() as usize).checked_sub(map.as_ptr() as usize)?;
+        let end = start.checked_add(bytes.len()).filter(|end| *end <= map.len())?;
+        Some((Arc::clone(map), start..end))
     }
 
     /// All tensors by their names in the files, with the file of each; and the copies that stand in other files than
@@ -169,8 +181,13 @@ fn aliases(name: &str) -> impl Iterator<Item = &str> {
 pub(crate) enum Source<'a> {
     /// Its values, in the engine's layout.
     Values(&'a [f32]),
-    /// A tensor that stays in its file, in the layout that it has there.
-    File(FileTensor),
+    /// A tensor that is only read.
+    File {
+        /// What products read: the tensor where it lies, in the layout that it has there, or packed.
+        used: FileTensor,
+        /// What its file has.
+        stored: FileTensor,
+    },
 }
 
 /// Reads every parameter from `dir` and hands it to `put`.
@@ -216,6 +233,13 @@ pub(crate) fn load<'a>(
             continue;
         };
         let Some((path, tensor)) = tensors.remove(name) else { continue };
+        if p.packing.is_some() && arch.packed.is_some() && packed::is_packed(&tensor) {
+            let used = packed::stored(&files, p, name, (path, &tensor), &mut tensors)?;
+            put(p, Source::File { stored: used.clone(), used })?;
+            continue;
+        }
+        // Before the shape, which is another one where the type is.
+        floats(path, name, tensor.dtype(), &[])?;
         if tensor.shape() != p.shape && !lacks_rows(arch, p, tensor.shape()) {
             return Err(Error::Weights {
                 path: path.to_path_buf(),
@@ -245,12 +269,17 @@ pub(crate) fn load<'a>(
                     return Err(damaged(n * PIECE + i, values[i]));
                 }
             }
-            let tensor = files.in_file(path, &tensor).ok_or_else(|| Error::Weights {
+            let stored = files.in_file(path, &tensor).ok_or_else(|| Error::Weights {
                 path: path.to_path_buf(),
                 message: format!("tensor \"{name}\" does not lie in the file as its header says"),
                 help: "download or copy the file again".into(),
             })?;
-            put(p, Source::File(tensor))?;
+            let used = match p.packing {
+                // In a folder that has others packed, one that is not was left as it is on purpose.
+                Some(packing) if arch.packed.is_none() => packed::pack(path, p, packing, &tensor)?,
+                _ => stored.clone(),
+            };
+            put(p, Source::File { used, stored })?;
             continue;
         }
         let values = floats(path, name, tensor.dtype(), tensor.data())?;
@@ -544,7 +573,8 @@ pub(crate) fn check_fit(path: &Path, what: &str, fitting: usize, wanted: usize, 
 pub(crate) fn widest_type(dir: &Path) -> Result<WeightType> {
     let files = Files::open(dir)?;
     let tensors = files.tensors()?;
-    let types = tensors.all.values().map(|(_, tensor)| WeightType::of(tensor.dtype()));
+    let plain = tensors.all.values().filter(|(_, tensor)| !packed::is_packed(tensor));
+    let types = plain.map(|(_, tensor)| WeightType::of(tensor.dtype()));
     Ok(types.max_by_key(|kind| kind.bytes()).unwrap_or_default())
 }
 

@@ -108,7 +108,7 @@ impl ModelFiles {
     }
 
     /// The files as they are beside weights of this type: where `config.json` says otherwise of the type, of a head that is
-    /// not tied, or of the rows of embedding and head, it is corrected.
+    /// not tied, of the rows of embedding and head, or of weights that were packed, it is corrected.
     pub fn beside(&self, kind: WeightType, tied: bool, rows: usize) -> ModelFiles {
         let mut files = self.clone();
         for file in files.files.iter_mut().filter(|file| file.name == "config.json") {
@@ -190,6 +190,8 @@ fn corrected(bytes: &[u8], kind: WeightType, tied: bool, rows: usize) -> Option<
         *value = rows.into();
         changed = true;
     }
+    // Weights are never written packed.
+    changed |= config.shift_remove("quantization_config").is_some();
     // Families differ in what a missing key means.
     let says_tied = config.get("tie_word_embeddings").is_none_or(|value| value == true);
     if !tied && says_tied {

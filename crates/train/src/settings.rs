@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
-use suasion_engine::{Optimizer, Trainable};
+use suasion_engine::{Optimizer, Packing, Trainable};
 
 /// What happens where a checkpoint or a line of metrics cannot be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -357,6 +357,12 @@ settings! {
     neftune_noise_alpha Same: Option<f64> = None, in Range::AtLeast(0.0);
     /// Share of the uniform distribution in each target.
     label_smoothing_factor Same: f64 = 0.0, in Range::FromTo(0.0, 1.0);
+    /// Pack the linear layers of the base under an adapter into 8 bits.
+    load_in_8bit Same: bool = false;
+    /// Pack the linear layers of the base under an adapter into 4 bits.
+    load_in_4bit Same: bool = false;
+    /// Pack the scales of these 4 bits too.
+    use_bnb_nested_quant Same: bool = false;
     /// Factor of the load-balancing loss of experts; `None`: what the model's `config.json` says.
     router_aux_loss_coef Same: Option<f64> = None, in Range::AtLeast(0.0);
     /// Train without the model's dropout.
@@ -385,6 +391,12 @@ impl Settings {
     /// [`Error::Setting`] for a pattern that matches nothing, and where nothing is left to train.
     pub fn choose(&self, names: &[String]) -> Result<Trainable> {
         groups::choose(&self.trainable, &self.freeze, &self.param_groups, names)
+    }
+
+    /// How the base under an adapter is packed.
+    pub fn packing(&self) -> Option<Packing> {
+        let four = self.load_in_4bit.then_some(Packing::Nf4 { nested: self.use_bnb_nested_quant });
+        four.or(self.load_in_8bit.then_some(Packing::Int8))
     }
 
     /// The momentum of `sgd`.

@@ -1,6 +1,6 @@
 """Makes everything under tests/goldens that is not written by hand. See README.md.
 
-usage: python tests/goldens/generate [--check] [PART ...]     PART = rows, models, folders, trainer, training, ranks,
+usage: python tests/goldens/generate [--check] [PART ...]     PART = rows, models, quantised, folders, trainer, training, ranks,
 schedules, generation, tokenizers, templates, trl, packers
 
 --check makes the parts in a temporary folder and compares: texts exactly, floats to 1e-5.
@@ -18,7 +18,7 @@ from pathlib import Path
 import common  # sets the environment before anything of Hugging Face's is imported
 
 # In the order in which they are made: each reads what those before it wrote.
-PARTS = ["rows", "models", "folders", "trainer", "training", "ranks", "schedules", "generation", "tokenizers", "templates", "trl", "packers"]
+PARTS = ["rows", "models", "quantised", "folders", "trainer", "training", "ranks", "schedules", "generation", "tokenizers", "templates", "trl", "packers"]
 
 
 def same(a, b):

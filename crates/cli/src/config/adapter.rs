@@ -1,7 +1,9 @@
 //! The keys of adapters as the engine takes them.
 
-use super::choices::LoraInitName;
+use super::choices::{ComputeDtype, Init, LoraInitName, MatmulPrecision};
+use super::device::DeviceName;
 use super::table::{Config, Group, KEYS};
+use super::value::Value;
 use crate::failure::Failure;
 use suasion_engine::{Architecture, Lora, LoraInit, Targets};
 
@@ -47,6 +49,53 @@ impl Config {
             },
             ..Lora::default()
         })
+    }
+
+    /// Keys of a packed base that contradict each other, or what is computed.
+    pub(super) fn packing_problems(&self) -> Vec<(String, &'static str)> {
+        let (four, eight) = (self.train.load_in_4bit, self.train.load_in_8bit);
+        let mut problems = Vec::new();
+        if four && eight {
+            problems.push((
+                "load_in_4bit=true and load_in_8bit=true contradict each other".into(),
+                "keep one of them",
+            ));
+        }
+        if (four || eight) && self.init == Init::Random {
+            let key = if four { "load_in_4bit" } else { "load_in_8bit" };
+            problems
+                .push((format!("{key}=true with init=random: it is files that are packed"), "leave it out"));
+        }
+        let given = [
+            ("use_bnb_nested_quant=true".to_string(), self.train.use_bnb_nested_quant),
+            ("bnb_4bit_compute_dtype".to_string(), self.bnb_4bit_compute_dtype.is_some()),
+        ];
+        for (key, _) in given.into_iter().filter(|(_, given)| *given && !four) {
+            problems.push((
+                format!("{key} has no effect without load_in_4bit=true"),
+                "set it, or leave this out",
+            ));
+        }
+        if let Some(dtype) = self.bnb_4bit_compute_dtype {
+            let cpu = self.use_cpu || self.device == DeviceName::Cpu;
+            let rounded = matches!(self.matmul_precision, MatmulPrecision::Auto | MatmulPrecision::Bf16);
+            let computed = if !cpu && rounded { ComputeDtype::Bfloat16 } else { ComputeDtype::Float32 };
+            if dtype != computed {
+                let name = |dtype: ComputeDtype| dtype.to_json().as_str().unwrap_or_default().to_string();
+                let (on, help) = match cpu {
+                    true => ("the CPU", "leave it out, or train on a card with device=cuda"),
+                    false => {
+                        ("this card", "leave it out; matmul_precision says what products on a card round to")
+                    }
+                };
+                let (dtype, computed) = (name(dtype), name(computed));
+                problems.push((
+                    format!("bnb_4bit_compute_dtype={dtype}: products on {on} are of {computed}"),
+                    help,
+                ));
+            }
+        }
+        problems
     }
 
     /// Keys of a new adapter that would have no effect.

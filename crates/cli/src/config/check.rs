@@ -49,7 +49,7 @@ impl Config {
                 "leave completion_only_loss out: prompts are learned only where it is false",
             );
         }
-        for (message, help) in config.adapter_problems() {
+        for (message, help) in config.packing_problems().into_iter().chain(config.adapter_problems()) {
             add(message, help);
         }
         if config.use_cpu && matches!(config.device, DeviceName::Cuda(_)) {

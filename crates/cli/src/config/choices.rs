@@ -39,6 +39,18 @@ impl MatmulPrecision {
     }
 }
 
+/// transformers' `bnb_4bit_compute_dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeDtype {
+    /// 32 bits.
+    Float32,
+    /// The upper half of these.
+    Bfloat16,
+    /// 16 bits of IEEE 754.
+    Float16,
+}
+
 /// How rows are put together into packs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -250,6 +262,7 @@ pub trait Choice: Serialize + DeserializeOwned {}
 
 impl Choice for Boundary {}
 impl Choice for ContentSpecialTokens {}
+impl Choice for ComputeDtype {}
 impl Choice for Format {}
 impl Choice for Init {}
 impl Choice for LoraInitName {}

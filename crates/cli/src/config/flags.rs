@@ -114,7 +114,10 @@ impl Key {
             // verify --loss measures a model.
             ("verify", Group::Model) => true,
             ("prepare", Group::Model) => {
-                !matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu" | "cuda_graphs")
+                let of_weights = self.name.contains("load_in") || self.name.contains("bnb");
+                let of_device =
+                    matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu" | "cuda_graphs");
+                !of_weights && !of_device
             }
             ("diagnose", Group::Model) => {
                 matches!(

@@ -86,12 +86,8 @@ known! {
     "an adapter is of a language model": { lora_task_type = "CAUSAL_LM" }
     "the model's biases stay as they are under an adapter": { lora_bias = "none" ["null", "false"] }
     "adapters are of modules; name them in lora_target_modules": { lora_target_parameters = "null" ["[]"] }
-    "the base of an adapter is read in its own type, and quantised ones are not computed": {
-        load_in_8bit = "false", load_in_4bit = "false",
-    }
-    "it belongs to load_in_4bit, which is not supported yet": {
-        bnb_4bit_quant_type = "nf4", use_bnb_nested_quant = "false", bnb_4bit_quant_storage = "null",
-    }
+    "load_in_4bit is NF4, which is nearer to weights than fp4 in as many bits": { bnb_4bit_quant_type = "nf4" }
+    "it says how PyTorch keeps the bytes, which are the same": { bnb_4bit_quant_storage = "null" always }
     "weights and sums are f32; matmul_precision says what products on a card round to": {
         bf16 = "null" ["false"], fp16 = "false" ["null"], dtype = "float32" ["null", "auto"],
         torch_dtype = "null" ["auto", "float32"], bf16_full_eval = "false", fp16_full_eval = "false",

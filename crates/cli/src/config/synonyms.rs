@@ -134,7 +134,8 @@ synonyms! {
         lora_rank = lora_r;
         lora_target = lora_target_modules;
         additional_target = lora_modules_to_save;
-        quantization_bit = load_in_4bit;
+        quantization_bit = load_in_4bit, Values::Differ("4 is load_in_4bit: true, 8 is load_in_8bit: true");
+        double_quantization = use_bnb_nested_quant;
         flash_attn = attn_implementation;
         enable_liger_kernel = use_liger_kernel;
         preprocessing_num_workers = dataset_num_proc;
@@ -156,6 +157,9 @@ synonyms! {
         fine_tune_type = use_peft;
         lora_parameters = lora_r;
         lr_schedule = lr_scheduler_type, SCHEDULE;
+    }
+    "transformers": {
+        bnb_4bit_use_double_quant = use_bnb_nested_quant;
     }
     "older TRL": {
         max_seq_length = max_length;

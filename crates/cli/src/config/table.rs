@@ -1,7 +1,7 @@
 //! The table of keys: type, default, bounds and meaning of each in one line.
 
 use super::bounds::Bounds;
-use super::choices::{Codes, Init, LoraInitName, MatmulPrecision, PackingStrategy, Reports};
+use super::choices::{Codes, ComputeDtype, Init, LoraInitName, MatmulPrecision, PackingStrategy, Reports};
 use super::device::DeviceName;
 use super::value::{Paths, Value};
 use indexmap::IndexMap;
@@ -135,7 +135,7 @@ table! {
     Model:
     /// Folder of the model in the Hugging Face layout, or a hub id.
     model_name_or_path: Option<PathBuf> = None, eg "models/Qwen3-0.6B";
-    /// Initial weights: those of the model's folder, or random ones for its config.json.
+    /// Initial weights: those of the model's folder, or random ones for its config.json, whose dtype the final model has.
     init: Init = Init::Weights, eg "random";
     /// Adapter over the model: a folder in PEFT's layout. train continues it, everything else applies it.
     adapter_name_or_path: Option<PathBuf> = None, eg "runs/adapter";
@@ -164,6 +164,15 @@ table! {
     use_cpu: bool = false, eg "true";
     /// A card replays passes whose sizes were seen before as CUDA graphs: the same numbers, with less work for the host.
     cuda_graphs: bool = true, eg "false";
+    /// Pack the linear layers of an adapter's base into 8 bits when it is loaded: the codes of bitsandbytes' LLM.int8, with
+    /// activations as they are.
+    load_in_8bit: bool => train.load_in_8bit, eg "true";
+    /// Pack them into 4 bits: bitsandbytes' NF4 in blocks of 64.
+    load_in_4bit: bool => train.load_in_4bit, eg "true";
+    /// Pack the scales of these 4 bits too (transformers' bnb_4bit_use_double_quant).
+    use_bnb_nested_quant: bool => train.use_bnb_nested_quant, eg "true";
+    /// What products with these 4 bits are of; null: what the device computes in, which is all that it may be.
+    bnb_4bit_compute_dtype: Option<ComputeDtype> = None, eg "float32";
 
     Adapter:
     /// Train a low-rank adapter (LoRA) and leave the model as it is.

@@ -65,7 +65,7 @@ fn wrong_values_list_what_is_accepted() {
 #[test]
 fn known_keys_are_refused_by_name_and_accepted_where_inert() {
     assert!(set(&["packing=false", "bf16=false", "use_peft=false", "report_to=none"]).is_ok());
-    for key in ["bf16=true", "load_in_4bit=true", "lora_bias=all", "torch_compile=true"] {
+    for key in ["bf16=true", "bnb_4bit_quant_type=fp4", "lora_bias=all", "torch_compile=true"] {
         let error = set(&[key]).unwrap_err();
         let name = key.split('=').next().unwrap();
         assert!(error.contains(&format!("{name} is not supported")), "{error}");

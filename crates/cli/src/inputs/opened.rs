@@ -2,7 +2,7 @@
 
 use super::model;
 use super::vocabulary::Vocabulary;
-use super::weights::{Adapter, Start, planned};
+use super::weights::{self, Adapter, Start, planned};
 use crate::config::{Config, Init};
 use crate::failure::Failure;
 use crate::ui::Ui;
@@ -97,7 +97,16 @@ impl Opened {
         }
         self = self.choosing(config)?;
         // Found to be impossible before rows are read.
-        suasion_engine::params::ParameterMap::over(&self.arch, &self.trainable(), Base::Mapped)?;
+        let packing = config.settings().packing();
+        let base = weights::base(&self.arch, packing)?;
+        if let (Base::Packed(packing), None) = (base, &self.adapter) {
+            return Err(Failure::config(
+                format!("the base is in {} bits, which cannot be trained", packing.bits()),
+                "train an adapter over it with use_peft=true, or load the original weights in their own type",
+            )
+            .into());
+        }
+        suasion_engine::params::ParameterMap::over(&self.arch, &self.trainable(), base)?;
         Ok(self)
     }
 

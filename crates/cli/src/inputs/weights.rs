@@ -7,7 +7,8 @@ use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
 use suasion_engine::{
-    ADAPTER_WEIGHTS, Architecture, Base, Budget, CardRun, Lora, MemoryPlan, Model, Trainable,
+    ADAPTER_WEIGHTS, Architecture, Base, Budget, CardRun, Lora, MemoryPlan, Model, Packing, Trainable,
+    WeightType,
 };
 use suasion_train::Settings;
 
@@ -38,21 +39,22 @@ pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
 
 /// A run on a card under these settings.
 pub fn card_run<'a>(
+    arch: &Architecture,
     trainable: &'a Trainable,
     files: &'a Path,
     settings: &Settings,
     ranks: usize,
     device: Chosen,
-) -> CardRun<'a> {
-    CardRun {
+) -> suasion_train::Result<CardRun<'a>> {
+    Ok(CardRun {
         files,
         optimizer: settings.optimizer(),
         ranks,
         average: settings.ema_decay.is_some(),
         passes: settings.gradient_accumulation_steps,
         graphs: device.graphs,
-        ..CardRun::new(trainable, Base::Mapped, device.precision())
-    }
+        ..CardRun::new(trainable, base(arch, settings.packing())?, device.precision())
+    })
 }
 
 /// Refuses a model that does not fit into the memory of its device, where so many processes have it. Linux grants memory that it does not have, and kills
@@ -94,12 +96,45 @@ pub fn planned(
     settings: &Settings,
     ranks: usize,
 ) -> suasion_train::Result<MemoryPlan> {
-    let plan = MemoryPlan::over(arch, budget, trainable, Base::Mapped)?;
+    let plan = MemoryPlan::over(arch, budget, trainable, base(arch, settings.packing())?)?;
     let mut plan = plan.under(settings.optimizer(), ranks, arch, trainable)?;
     if settings.ema_decay.is_some() {
         plan.optimizer = plan.optimizer.saturating_add(plan.gradients);
     }
     Ok(plan)
+}
+
+/// Where the weights of a base are: in its files, or packed.
+///
+/// # Errors
+/// Where the base's files are packed in another way than is asked for.
+pub fn base(arch: &Architecture, wanted: Option<Packing>) -> suasion_train::Result<Base> {
+    let (Some(stored), Some(wanted)) = (arch.packed, wanted) else {
+        return Ok(arch.packed.or(wanted).map_or(Base::Mapped, Base::Packed));
+    };
+    let plainer = (stored, wanted) == (Packing::Nf4 { nested: true }, Packing::Nf4 { nested: false });
+    if stored == wanted || plainer {
+        return Ok(Base::Packed(stored));
+    }
+    let key = match wanted {
+        Packing::Int8 => "load_in_8bit",
+        Packing::Nf4 { nested: true } if stored.bits() == 4 => "use_bnb_nested_quant",
+        Packing::Nf4 { .. } => "load_in_4bit",
+    };
+    let message = format!(
+        "{key}=true: the base's files are in {} bits already (quantization_config of its config.json); leave it out, or \
+         take the original checkpoint",
+        stored.bits()
+    );
+    Err(suasion_engine::Error::Parameter { message }.into())
+}
+
+/// The type of weights that a folder's config.json names.
+pub fn named_type(folder: &Path) -> Option<WeightType> {
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+    let name = ["dtype", "torch_dtype"].into_iter().find_map(|key| config[key].as_str());
+    name.and_then(WeightType::named)
 }
 
 /// Builds models with the same initial weights.
@@ -167,6 +202,11 @@ impl<'a> Start<'a> {
         Start { trainable, ..self }
     }
 
+    /// The same with the settings of a run, which say how the base of an adapter is packed.
+    pub fn with_settings(self, settings: Settings) -> Start<'a> {
+        Start { settings, ..self }
+    }
+
     /// The same for a rank of a run.
     pub fn for_ranks(self, ranks: usize, local: usize) -> Start<'a> {
         Start { ranks: [ranks, local], ..self }
@@ -185,15 +225,20 @@ impl<'a> Start<'a> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
         let [ranks, local] = self.ranks;
         let plan = planned(self.arch, budget, &trainable, &self.settings, ranks)?;
-        let run = card_run(&trainable, self.dir, &self.settings, ranks, self.device);
+        let run = card_run(self.arch, &trainable, self.dir, &self.settings, ranks, self.device)?;
         check_memory(self.arch, &plan, &run, budget, self.device, local, self.ui)?;
         let device = self.device.open(self.ui)?;
-        let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, Base::Mapped)?;
+        let base = base(self.arch, self.settings.packing())?;
+        let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, base)?;
         if budget.train {
             model.choose_optimizer(self.settings.optimizer())?;
         }
         match self.init {
-            Init::Random => model.init_random(self.seed)?,
+            Init::Random => {
+                model.init_random(self.seed)?;
+                // As `from_config` of transformers makes them.
+                model.set_weight_type(named_type(self.dir).unwrap_or_default());
+            }
             Init::Weights => {
                 let unused = model.load_weights(self.dir)?;
                 if !unused.is_empty() && !std::mem::replace(&mut self.warned, true) {

@@ -228,6 +228,10 @@ impl Job {
             0 => String::new(),
             copies => format!(" (and {} of bf16 copies)", bytes(copies)),
         };
+        let packed = match (memory.packed, self.arch.packed.or(settings.packing())) {
+            (packed, Some(packing)) => format!(", {} in {} bits", bytes(packed), packing.bits()),
+            _ => String::new(),
+        };
         let total = match self.on {
             None => memory.total(),
             Some(_) => self.memory_on_card().unwrap_or_else(|_| memory.total()),
@@ -235,7 +239,7 @@ impl Job {
         line(
             "memory",
             format!(
-                "{} planned{each}: parameters {}{copies}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
+                "{} planned{each}: parameters {}{copies}{packed}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
                 bytes(total),
                 bytes(memory.parameters),
                 bytes(memory.gradients),
@@ -279,7 +283,8 @@ impl Job {
                 "packs": fill.packs, "capacity": fill.capacity, "fill": fill.rate(),
             })),
             "memory_bytes": {
-                "total": memory.total(), "parameters": memory.parameters, "copies": memory.copies, "mapped": memory.mapped, "gradients": memory.gradients,
+                "total": memory.total(), "parameters": memory.parameters, "copies": memory.copies, "packed": memory.packed,
+                "mapped": memory.mapped, "gradients": memory.gradients,
                 "optimizer": memory.optimizer, "activations": memory.activations, "scratch": memory.scratch,
             },
             "disk_bytes": {

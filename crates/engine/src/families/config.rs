@@ -55,11 +55,16 @@ impl<'a> Config<'a> {
             return Ok(None);
         };
         // One sentence for all of its keys.
-        let keys = new.json.as_object().into_iter().flat_map(|map| map.keys());
-        self.read.borrow_mut().extend(keys.map(|key| format!("{}{key}", new.within)));
+        new.read_all();
         Ok(Some(
             "rope_parameters is not applied: rope_scaling stands beside it and has precedence".to_string(),
         ))
+    }
+
+    /// Takes all keys of an object for read.
+    pub(super) fn read_all(&self) {
+        let keys = self.json.as_object().into_iter().flat_map(|map| map.keys());
+        self.read.borrow_mut().extend(keys.map(|key| format!("{}{key}", self.within)));
     }
 
     /// Sentences about keys that no setting of the family has.

@@ -85,6 +85,7 @@ pub(super) fn gpt2(c: &Config) -> Result<Architecture> {
         init: Init { std, residual_std: std / (2.0 * layers as f64).sqrt(), padding_row: None },
         balance: 0.0,
         added: None,
+        packed: None,
         not_applied: Vec::new(),
     })
 }

@@ -72,6 +72,7 @@ pub(super) fn gpt_neox(c: &Config) -> Result<Architecture> {
         init: Init { std, residual_std: std, padding_row: None },
         balance: 0.0,
         added: None,
+        packed: None,
         not_applied: c.overridden()?.into_iter().collect(),
     })
 }

@@ -167,6 +167,7 @@ pub(super) fn decoder(c: &Config, v: Variant) -> Result<Architecture> {
         init: Init { std, residual_std: std, padding_row: c.padding_row()? },
         balance: 0.0,
         added: None,
+        packed: None,
         not_applied: c.overridden()?.into_iter().collect(),
     })
 }

@@ -8,6 +8,7 @@ mod granite;
 mod llama;
 mod mistral;
 mod olmo2;
+mod packed;
 mod phi3;
 mod qwen3;
 mod rope;
@@ -84,12 +85,7 @@ impl Architecture {
             ));
         };
         let mut arch = read(&config)?;
-        if config.has("quantization_config") {
-            return Err(config.refuse(
-                "quantization_config is not supported: quantised weights cannot be trained".into(),
-                "use the original checkpoint".into(),
-            ));
-        }
+        arch.packed = packed::packing(&config)?;
         arch.not_applied.extend(config.not_read());
         let help = "shapes in config.json contradict each other; copy it from the model's repository again";
         arch.check().map_err(|message| config.refuse(message, help.into()))?;

@@ -1,9 +1,8 @@
 //! Ownership of device memory: handles that free what they name when they are dropped.
 
 use super::plan::AttentionPlan;
+use super::stored::FileTensor;
 use super::view::{Dtype, View};
-use crate::dtype::WeightType;
-use crate::map::FileTensor;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -104,18 +103,18 @@ impl Bytes {
     }
 }
 
-/// A tensor in a file that a backend reads, forgotten when it is dropped.
+/// A tensor that a backend only reads, forgotten when it is dropped.
 #[derive(Debug)]
 pub struct FileBuffer {
     lease: Lease,
     len: usize,
-    kind: WeightType,
+    dtype: Dtype,
 }
 
 impl FileBuffer {
     /// All its elements, as one row.
     pub fn view(&self) -> View {
-        View::of_file(self.lease.backend, self.lease.item, self.len, self.kind)
+        View::of_file(self.lease.backend, self.lease.item, self.len, self.dtype)
     }
 }
 
@@ -271,9 +270,9 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         Buffer { lease: self.buffers.add(self.backend, memory), start, len }
     }
 
-    /// Adds what a backend keeps of a tensor in a file.
-    pub(super) fn keep_file(&mut self, kept: F, len: usize, kind: WeightType) -> FileBuffer {
-        FileBuffer { lease: self.files.add(self.backend, kept), len, kind }
+    /// Adds what a backend keeps of a tensor that is only read.
+    pub(super) fn keep_file(&mut self, kept: F, len: usize, dtype: Dtype) -> FileBuffer {
+        FileBuffer { lease: self.files.add(self.backend, kept), len, dtype }
     }
 
     /// Adds what a backend keeps of a list of `len` indices below `bound`.
@@ -304,6 +303,13 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         self.own(view.backend, "view")?;
         in_buffer(view)?;
         self.buffers.items.get(&view.buffer).ok_or_else(|| freed("view"))
+    }
+
+    /// All buffers that are not freed, the oldest first.
+    pub(super) fn each_buffer(&self) -> impl Iterator<Item = &M> {
+        let mut all: Vec<(&u64, &M)> = self.buffers.items.iter().collect();
+        all.sort_by_key(|(number, _)| **number);
+        all.into_iter().map(|(_, buffer)| buffer)
     }
 
     pub(super) fn buffer_mut(&mut self, view: View) -> Result<&mut M> {
@@ -348,11 +354,17 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         self.bytes.items.get_mut(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))
     }
 
-    /// Sizes of all buffers that are not freed, then of all buffers of bytes.
-    pub(super) fn sizes(&self, of: impl Fn(&M) -> usize, of_bytes: impl Fn(&B) -> usize) -> u64 {
+    /// Sizes of all buffers that are not freed, of all buffers of bytes, and of tensors that are only read.
+    pub(super) fn sizes(
+        &self,
+        of: impl Fn(&M) -> usize,
+        of_bytes: impl Fn(&B) -> usize,
+        of_files: impl Fn(&F) -> usize,
+    ) -> u64 {
         let buffers: usize = self.buffers.items.values().map(of).sum();
         let bytes: usize = self.bytes.items.values().map(of_bytes).sum();
-        (buffers + bytes) as u64
+        let files: usize = self.files.items.values().map(of_files).sum();
+        (buffers + bytes + files) as u64
     }
 
     fn own(&self, backend: u64, what: &str) -> Result<()> {
@@ -367,8 +379,8 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
 /// Memory on the host.
 impl<M> Memory<M> {
     pub(super) fn add_file(&mut self, tensor: FileTensor) -> FileBuffer {
-        let (len, kind) = (tensor.len(), tensor.kind());
-        self.keep_file(tensor, len, kind)
+        let (len, dtype) = (tensor.len(), tensor.dtype());
+        self.keep_file(tensor, len, dtype)
     }
 
     pub(super) fn add_indices(&mut self, values: &[u32]) -> IndexBuffer {
@@ -418,9 +430,13 @@ impl<M> Memory<M> {
 }
 
 impl<S> Memory<Vec<S>> {
-    /// Bytes of the buffers that are not freed.
+    /// Bytes of the buffers and packed matrices that are not freed.
     pub(super) fn allocated(&self) -> u64 {
-        self.sizes(|buffer| buffer.len() * size_of::<S>(), Vec::len)
+        let held = |tensor: &FileTensor| match tensor.dtype() {
+            Dtype::Packed(_) => tensor.size() as usize,
+            Dtype::F32 | Dtype::File(_) => 0,
+        };
+        self.sizes(|buffer| buffer.len() * size_of::<S>(), Vec::len, held)
     }
 }
 
@@ -441,7 +457,7 @@ impl std::ops::Deref for HostIndices {
 fn in_buffer(view: View) -> Result<()> {
     match view.dtype() {
         Dtype::F32 => Ok(()),
-        Dtype::File(_) => {
+        Dtype::File(_) | Dtype::Packed(_) => {
             let message = "a tensor in a file, which this operation does not read".into();
             Err(Error::Operands { operation: "memory", message })
         }

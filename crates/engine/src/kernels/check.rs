@@ -89,6 +89,7 @@ pub(super) fn gather(short: View, long: View, rows: Indices) -> Result<()> {
     match long.dtype() {
         Dtype::F32 => contiguous(operation, &[short, long]),
         Dtype::File(_) => contiguous(operation, &[short]).and(rows_in_file(operation, long)),
+        Dtype::Packed(_) => packed(operation, false),
     }
 }
 
@@ -104,7 +105,14 @@ fn weights(operation: &'static str, w: View) -> Result<()> {
     match w.dtype() {
         Dtype::F32 => contiguous(operation, &[w]),
         Dtype::File(_) => rows_in_file(operation, w),
+        Dtype::Packed(_) => packed(operation, w.is_contiguous()),
     }
+}
+
+/// Whole rows of a packed matrix, where the operation reads one.
+fn packed(operation: &'static str, holds: bool) -> Result<()> {
+    rule!(operation, holds, "a packed matrix, or a part of one that is not whole rows");
+    Ok(())
 }
 
 pub(super) fn norm(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {

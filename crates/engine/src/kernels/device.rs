@@ -79,6 +79,8 @@ impl Backend for Device {
         write_bytes(to: Bytes, from: &[u8]) -> Result<()>;
         map(tensor: FileTensor) -> Result<FileBuffer>;
         keep_factor(w: View, alone: bool) -> Result<()>;
+        share_factor(x: View) -> Result<()>;
+        release_factor(x: View) -> ();
         upload_indices(values: &[u32]) -> Result<IndexBuffer>;
         upload_plan(plan: AttentionPlan) -> Result<PlanBuffer>;
         begin_pass(kind: &[u64]) -> Result<()>;

@@ -16,19 +16,22 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 mod experts;
+mod packed;
 mod plan;
 mod quantised;
 mod random;
 pub mod reference;
 mod shapes;
+mod stored;
 mod view;
 
-pub use crate::map::FileTensor;
 pub use buffers::{Buffer, ByteBuffer, Bytes, FileBuffer, IndexBuffer, Indices, PlanBuffer, Routes};
+pub(crate) use packed::{Codes, NF4, Packed, Scales};
 pub use plan::{AttentionPlan, AttentionRange};
 pub use quantised::BLOCK as QUANTISED_BLOCK;
 pub use random::{Draw, Dropout};
 pub use shapes::{Activation, Adafactor, AdamW, Heads, Norm, Routing, Sgd, TargetLoss};
+pub use stored::FileTensor;
 pub use view::{Dtype, View};
 
 use crate::Result;
@@ -61,12 +64,12 @@ pub trait Backend {
     fn write_bytes(&mut self, to: Bytes, from: &[u8]) -> Result<()>;
     /// Device to host, after every operation before it; lengths are equal.
     fn read_bytes(&self, from: Bytes, to: &mut [u8]) -> Result<()>;
-    /// Lets operations read a tensor where it lies in a file; see [`Dtype::File`].
+    /// Lets operations read a tensor where it lies in a file, or is packed; see [`Dtype`].
     ///
     /// # Errors
     /// A failure of the device.
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer>;
-    /// Bytes in buffers that are not freed; tensors in files are not counted.
+    /// Bytes in buffers that are not freed, and in packed matrices; tensors in files are not counted.
     fn allocated(&self) -> u64;
     /// Elements of logits that the head should compute at once: enough to keep a matrix product busy.
     fn logits(&self) -> usize {
@@ -81,6 +84,19 @@ pub trait Backend {
     fn keep_factor(&mut self, w: View, alone: bool) -> Result<()> {
         let _ = (w, alone);
         Ok(())
+    }
+    /// Tells that several products take `x`, or parts of it, one after the other: a device that rounds factors does it once,
+    /// until `x` is written or released.
+    ///
+    /// # Errors
+    /// As [`Backend::read`].
+    fn share_factor(&mut self, x: View) -> Result<()> {
+        let _ = x;
+        Ok(())
+    }
+    /// Ends what [`Backend::share_factor`] began.
+    fn release_factor(&mut self, x: View) {
+        let _ = x;
     }
     /// Bytes that an element of a copy takes that [`Backend::keep_factor`] keeps of this type; 0 where it keeps none.
     fn copy_bytes(&self, kind: WeightType) -> usize {

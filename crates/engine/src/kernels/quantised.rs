@@ -21,10 +21,10 @@ fn dynamic_map(signed: bool) -> [f32; 256] {
     for i in 0..7 {
         let intervals = if signed { 1usize << i } else { 2 << i };
         let step = (1.0f32 - 0.1) / intervals as f32;
-        // torch.linspace counts from the nearer end.
+        // torch.linspace counts from the nearer end, and rounds once.
         let boundary = |n: usize| match n < intervals.div_ceil(2) {
-            true => 0.1 + step * n as f32,
-            false => 1.0 - step * (intervals - n) as f32,
+            true => step.mul_add(n as f32, 0.1),
+            false => (-step).mul_add((intervals - n) as f32, 1.0),
         };
         let power = 10f64.powi(i - 6) as f32;
         for n in 0..intervals {

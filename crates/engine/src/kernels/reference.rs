@@ -7,6 +7,7 @@
 
 use super::buffers::Memory;
 use super::experts::Slots;
+use super::stored::Elements;
 use super::{
     Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
     FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View, check,
@@ -59,8 +60,16 @@ impl<S: Scalar> Reference<S> {
     /// [`Error::Operands`] for a view of another backend or of freed memory.
     pub fn get(&self, x: View) -> Result<Vec<f64>> {
         if let Some(tensor) = self.memory.file(x)? {
-            let (bytes, kind) = (tensor.bytes(), tensor.kind());
-            return Ok((0..x.len()).map(|i| kind.element(bytes, place(x, i))).collect());
+            return Ok(match tensor.elements() {
+                Elements::Plain(bytes, kind) => {
+                    (0..x.len()).map(|i| kind.element(bytes, place(x, i))).collect()
+                }
+                Elements::Packed(packed) => {
+                    let mut values = vec![0.0; x.extent()];
+                    packed.run(x.start, &mut values);
+                    (0..x.len()).map(|i| f64::from(values[place(x, i) - x.start])).collect()
+                }
+            });
         }
         let buffer = self.memory.buffer(x)?;
         Ok((0..x.len()).map(|i| buffer[place(x, i)].to_f64()).collect())

@@ -1,6 +1,6 @@
 //! Names of ranges of device memory.
 
-use crate::dtype::WeightType;
+use crate::dtype::{Packing, WeightType};
 use std::ops::Range;
 
 /// Type of a view's elements, and where they are.
@@ -12,6 +12,9 @@ pub enum Dtype {
     /// [`super::Backend::linear`], `linear_dx`, `grouped_linear`, `grouped_linear_dx` and `row_norms`, and the table of
     /// `gather`; every other operation refuses it.
     File(WeightType),
+    /// A matrix packed into fewer bits, likewise. It may be the weights of [`super::Backend::linear`], `linear_dx` and
+    /// `row_norms`.
+    Packed(Packing),
 }
 
 /// A row-major matrix in a buffer of a backend: `rows` rows of `width` elements whose starts are `stride`
@@ -41,9 +44,9 @@ impl View {
         View { backend, buffer, start, rows: 1, width: len, stride: len, column: 1, dtype: Dtype::F32 }
     }
 
-    /// All `len` elements of a tensor in a file, as one row.
-    pub(super) fn of_file(backend: u64, file: u64, len: usize, kind: WeightType) -> View {
-        View { dtype: Dtype::File(kind), ..View::of_buffer(backend, file, 0, len) }
+    /// All `len` elements of a tensor that is only read, as one row.
+    pub(super) fn of_file(backend: u64, file: u64, len: usize, dtype: Dtype) -> View {
+        View { dtype, ..View::of_buffer(backend, file, 0, len) }
     }
 
     /// A matrix without memory, for planning: its sizes may be more than any machine has.
@@ -158,11 +161,14 @@ impl View {
         View { rows: self.width, width: self.rows, stride: self.column, column: self.stride, ..self }
     }
 
+    /// True where both are in one buffer.
+    pub(super) fn shares_buffer(self, other: View) -> bool {
+        self.backend == other.backend && self.dtype == other.dtype && self.buffer == other.buffer
+    }
+
     /// True when the elements between the views' first and last ones meet.
     pub(super) fn overlaps(self, other: View) -> bool {
-        self.backend == other.backend
-            && self.dtype == other.dtype
-            && self.buffer == other.buffer
+        self.shares_buffer(other)
             && self.start < other.start.saturating_add(other.extent())
             && other.start < self.start.saturating_add(self.extent())
     }

@@ -456,9 +456,8 @@ impl<B: Backend> Model<B> {
     pub(super) fn values(&self, parameter: usize) -> Result<Vec<f32>> {
         let p = &self.map.parameters[parameter];
         if let Some((_, tensor)) = &self.files[parameter] {
-            let values = tensor.values();
-            let values = weights::from_file(p, &values);
-            return Ok(weights::with_added_rows(&self.arch, p, values).into_owned());
+            let values = weights::from_tensor(p, tensor);
+            return Ok(weights::with_added_rows(&self.arch, p, values.into()).into_owned());
         }
         if p.mapped {
             return Err(Error::Parameter { message: format!("\"{}\" is not loaded", p.name) });

@@ -394,6 +394,8 @@ pub struct MemoryPlan {
     /// Weights that stay in their files and are read there, two bytes each where the files are not known
     /// ([`MemoryPlan::over_files`]); the system can give their memory back. On a card, what it holds of them.
     pub mapped: u64,
+    /// Weights in 4 or 8 bits.
+    pub packed: u64,
     /// Their gradients, of the trained ones.
     pub gradients: u64,
     /// What the optimizer keeps of the trained ones, and their average.
@@ -475,7 +477,9 @@ impl MemoryPlan {
         let bytes = |n: usize| (n as u64).saturating_mul(size_of::<f32>() as u64);
         let trained = if b.train { bytes(map.trained_len()) } else { 0 };
         let mut mapped = [0usize; 3];
-        for (p, read) in map.parameters.iter().zip(map.read_by_products()).filter(|(p, _)| p.mapped) {
+        for (p, read) in
+            map.parameters.iter().zip(map.read_by_products()).filter(|(p, _)| p.mapped && p.packing.is_none())
+        {
             let class = read.map_or(2, |alone| usize::from(!alone));
             mapped[class] = mapped[class].saturating_add(p.range.len());
         }
@@ -484,6 +488,7 @@ impl MemoryPlan {
             parameters: bytes(map.len().saturating_add(map.low().dora.saturating_mul(2))),
             copies: 0,
             mapped: 0,
+            packed: map.packed_bytes() as u64,
             gradients: trained,
             optimizer: trained.saturating_mul(2),
             activations: bytes(arena.activations),
@@ -517,7 +522,7 @@ impl MemoryPlan {
 
     /// All that the process itself must hold, in bytes: without what is mapped.
     pub fn own(&self) -> u64 {
-        [self.copies, self.gradients, self.optimizer, self.activations, self.scratch]
+        [self.copies, self.packed, self.gradients, self.optimizer, self.activations, self.scratch]
             .into_iter()
             .fold(self.parameters, u64::saturating_add)
     }

@@ -61,7 +61,7 @@ pub struct Model<B: Backend = Device> {
     budget: Budget,
     plan: MemoryPlan,
     parameters: Buffer,
-    /// The parameters that stay in their files, by their number.
+    /// The parameters that are only read, by their number: what products read, and what their files have.
     files: Vec<Option<(FileBuffer, FileTensor)>>,
     /// The adapter, and the fingerprint of the base under it.
     lora: Option<Lora>,
@@ -167,6 +167,14 @@ impl<B: Backend> Model<B> {
         }
         arch.check().map_err(|message| Error::Architecture { message })?;
         let map = ParameterMap::over(&arch, trainable, base)?;
+        if let Some(p) = map.trained().map(|(p, _)| p).find(|p| p.packing.is_some() && budget.train) {
+            return Err(Error::Parameter {
+                message: format!(
+                    "\"{}\" is packed into few bits and cannot be trained; train an adapter over it",
+                    p.name
+                ),
+            });
+        }
         let plan =
             MemoryPlan::new(&arch, budget, &map, backend.logits()).copied(|kind| backend.copy_bytes(kind));
         let parameters = backend.allocate(map.len())?;

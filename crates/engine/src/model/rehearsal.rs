@@ -7,7 +7,7 @@ use crate::arch::Architecture;
 use crate::batch::{Batch, Target};
 use crate::dtype::WeightType;
 use crate::kernels::cuda::OVERHEAD;
-use crate::kernels::{Backend, FileTensor, TargetLoss};
+use crate::kernels::{Backend, FileTensor, Packed, TargetLoss};
 use crate::map::Map;
 use crate::params::{Base, Trainable};
 use crate::{Cuda, Precision, weights};
@@ -110,18 +110,19 @@ fn largest(arch: &Architecture, budget: Budget) -> Batch {
 impl Model<Cuda> {
     /// Maps tensors without content in place of those that stay in files.
     fn map_nothing(&mut self, kind: WeightType) -> Result<()> {
-        let mapped = |p: &&crate::params::Parameter| p.mapped;
+        let mapped = |p: &&crate::params::Parameter| p.mapped && p.packing.is_none();
         let len = |shape: &[usize]| shape.iter().product::<usize>() * kind.bytes();
-        let Some(most) = self.map.parameters.iter().filter(mapped).map(|p| len(&p.shape)).max() else {
-            return Ok(());
-        };
-        let (map, reads) = (Arc::new(Map::nothing(most)?), self.map.read_by_products());
+        let most = self.map.parameters.iter().filter(mapped).map(|p| len(&p.shape)).max();
+        let (map, reads) = (Arc::new(Map::nothing(most.unwrap_or(1))?), self.map.read_by_products());
         for (n, read) in reads.into_iter().enumerate() {
             let p = &self.map.parameters[n];
-            let tensor = FileTensor::new(Arc::clone(&map), 0..len(&p.shape), kind).filter(|_| p.mapped);
-            if let Some(tensor) = tensor {
+            let tensor = match p.packing {
+                Some(packing) => Some(FileTensor::packed(Packed::zeros(packing, (p.rows(), p.width())))),
+                None => FileTensor::new(Arc::clone(&map), 0..len(&p.shape), kind),
+            };
+            if let Some(tensor) = tensor.filter(|_| p.mapped) {
                 let buffer = self.backend.map(tensor.clone())?;
-                if let Some(alone) = read {
+                if let Some(alone) = read.filter(|_| p.packing.is_none()) {
                     self.backend.keep_factor(buffer.view(), alone)?;
                 }
                 self.files[n] = Some((buffer, tensor));

@@ -6,7 +6,7 @@ use super::{Model, part};
 use crate::collective::Collective;
 use crate::dtype::WeightType;
 use crate::init;
-use crate::kernels::{Backend, Buffer, View};
+use crate::kernels::{Backend, Buffer, Dtype, View};
 use crate::params::{Layout, Parameter, ParameterMap, Slot};
 use crate::peft::ADAPTER_WEIGHTS;
 use crate::weights::{self, Lazy, Source, Tensor};
@@ -56,26 +56,32 @@ impl<B: Backend> Model<B> {
     pub fn load_weights(&mut self, dir: &Path) -> Result<Vec<String>> {
         let (backend, parameters, files) = (&mut self.backend, self.parameters.view(), &mut self.files);
         let own = self.map.parameters.iter().filter(|p| !p.of_adapter);
-        let (reads, mut mapped) = (self.map.read_by_products(), 0);
+        let reads = self.map.read_by_products();
+        let (mut mapped, mut packed) = (0, 0);
         let put = |p: &Parameter, source: Source| match source {
             Source::Values(values) => backend.write(part(parameters, &p.range), values),
-            Source::File(tensor) => {
+            Source::File { used, stored } => {
                 let place = self.map.parameters.iter().position(|of| std::ptr::eq(of, p));
                 if let Some((place, file)) = place.and_then(|place| Some((place, files.get_mut(place)?))) {
-                    let buffer = backend.map(tensor.clone())?;
-                    let kind = tensor.kind();
-                    mapped += tensor.len() * held_bytes(kind, reads[place], backend.copy_bytes(kind));
-                    if let Some(alone) = reads[place] {
-                        backend.keep_factor(buffer.view(), alone)?;
+                    let buffer = backend.map(used)?;
+                    match buffer.view().dtype() {
+                        Dtype::Packed(packing) => packed += packing.bytes(p.rows(), p.width()),
+                        Dtype::F32 => {}
+                        Dtype::File(kind) => {
+                            mapped += stored.len() * held_bytes(kind, reads[place], backend.copy_bytes(kind));
+                            if let Some(alone) = reads[place] {
+                                backend.keep_factor(buffer.view(), alone)?;
+                            }
+                        }
                     }
-                    *file = Some((buffer, tensor));
+                    *file = Some((buffer, stored));
                 }
                 Ok(())
             }
         };
         let (unknown, stored) = weights::load(dir, &self.arch, own, put)?;
         self.weight_type = stored;
-        self.plan.mapped = mapped as u64;
+        (self.plan.mapped, self.plan.packed) = (mapped as u64, packed as u64);
         self.weights_changed();
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {
@@ -375,6 +381,10 @@ impl<B: Backend> Model<B> {
         let whole = |rows: usize, width: usize| file.view().matrix(rows, width);
         match p.layout {
             Layout::Same => vec![(0..rows, whole(p.shape[0], width).row_range(first..first + rows))],
+            // Packed matrices are in the engine's layout.
+            Layout::Transposed if matches!(file.view().dtype(), Dtype::Packed(_)) => {
+                vec![(0..rows, whole(p.shape[1], width).row_range(first..first + rows))]
+            }
             Layout::Transposed => {
                 vec![(0..rows, whole(width, p.shape[1]).transposed().row_range(first..first + rows))]
             }

@@ -159,6 +159,15 @@ impl<'a> Builder<'a> {
         let downs = each(names.down).map(|down| name(&down)).collect();
         let down = self.tensors(downs, &vec![hidden; count], mlp.intermediate, mlp.bias, Kind::Residual);
         let down = self.linear(&down, 0..hidden.saturating_mul(count));
+        if let Base::Packed(packing) = self.base {
+            // As in `BlockSlots::linears`.
+            let mlp = [&up, &down].into_iter().filter(|_| router.is_none());
+            for linear in [&q_linear, &kv_linear, &out].into_iter().chain(mlp) {
+                for part in &linear.parts {
+                    self.parameters[part.weight.parameter].packing = Some(packing);
+                }
+            }
+        }
         let after_mlp = norms.after_mlp.map(|norm| self.norm(name(names.after_mlp), hidden, norm));
         BlockSlots {
             attention_norm,
@@ -286,7 +295,7 @@ impl<'a> Builder<'a> {
 
     /// Adds a parameter; its index.
     fn add(&mut self, name: String, shape: Vec<usize>, kind: Kind) -> usize {
-        let mapped = self.base == Base::Mapped && !matches!(kind, Kind::Bias | Kind::NormWeight);
+        let mapped = self.base != Base::Resident && !matches!(kind, Kind::Bias | Kind::NormWeight);
         let trained = match self.trainable {
             Trainable::All => true,
             Trainable::Named(names) => names.contains(&name),
@@ -325,6 +334,7 @@ impl<'a> Builder<'a> {
             layout,
             kind,
             mapped,
+            packing: None,
             of_adapter,
             copy_of,
         });

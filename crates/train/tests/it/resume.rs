@@ -211,7 +211,7 @@ fn settings_that_change_the_result_are_refused_by_name() {
 fn every_setting_that_the_steps_depend_on_is_refused_by_name() {
     let keys: Vec<&str> =
         KEYS.iter().filter(|key| key.on_resume == OnResume::Same).map(|key| key.name).collect();
-    assert_eq!(keys.len(), 22, "{keys:?}");
+    assert_eq!(keys.len(), 25, "{keys:?}");
     // Compared with the number of ranks: see `ranks`.
     let keys = [&keys[..], &["gradient_accumulation_steps"]].concat();
     // The values of the first are those of a schedule: see below. The others change the model: see `extras`.

@@ -1,8 +1,9 @@
-//! Matrices in mapped files: read in their own type, and widened to f32 where they are needed.
+//! Matrices in mapped files or packed: read as they are stored, and widened to f32 where they are needed.
 
 use super::simd::vectorized;
 use super::{FileTensor, ROWS, View};
 use crate::dtype::WeightType;
+use crate::kernels::stored::Elements;
 use rayon::prelude::*;
 
 /// A matrix in a file: element `(i, j)` is element `start + i·row + j·column` of the tensor, and one of the two
@@ -30,12 +31,16 @@ impl FileMatrix {
 
     /// Widens the elements from `start` of the tensor on.
     fn run(&self, start: usize, to: &mut [f32]) {
-        let size = self.tensor.kind().bytes();
-        let bytes = &self.tensor.bytes()[start * size..][..to.len() * size];
-        match self.tensor.kind() {
-            WeightType::F32 => from_f32(to, bytes),
-            WeightType::BF16 => from_bf16(to, bytes),
-            WeightType::F16 => from_f16(to, bytes),
+        match self.tensor.elements() {
+            Elements::Packed(packed) => packed.run(start, to),
+            Elements::Plain(bytes, kind) => {
+                let bytes = &bytes[start * kind.bytes()..][..to.len() * kind.bytes()];
+                match kind {
+                    WeightType::F32 => from_f32(to, bytes),
+                    WeightType::BF16 => from_bf16(to, bytes),
+                    WeightType::F16 => from_f16(to, bytes),
+                }
+            }
         }
     }
 

@@ -4,12 +4,14 @@ use super::allocation::{Allocation, Work};
 use super::copies::DeviceBuffer;
 use super::driver::Move;
 use super::launch::{Size, launch, small};
+use super::packed::DevicePacked;
 use super::{Cuda, DeviceList, DeviceTensor, LOGITS, as_bytes, as_bytes_mut, lies_as, or_none};
 use crate::Result;
 use crate::collective::Collective;
 use crate::dtype::WeightType;
+use crate::kernels::stored::Elements;
 use crate::kernels::{
-    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
+    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout, Dtype,
     FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View, check,
 };
 
@@ -97,14 +99,24 @@ impl Backend for Cuda {
     }
 
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
-        let (len, kind) = (tensor.len(), tensor.kind());
-        let memory = Some(Allocation::of(&self.driver, tensor.bytes())?);
-        let tensor = DeviceTensor { memory, size: kind.bytes(), copy: None };
-        Ok(self.memory.keep_file(tensor, len, kind))
+        let (len, dtype) = (tensor.len(), tensor.dtype());
+        let kept = match tensor.elements() {
+            Elements::Plain(bytes, kind) => {
+                let memory = Some(Allocation::of(&self.driver, bytes)?);
+                DeviceTensor { memory, size: kind.bytes(), copy: None, packed: None }
+            }
+            Elements::Packed(packed) => {
+                let packed = Some(self.upload_packed(packed)?);
+                DeviceTensor { memory: None, size: 1, copy: None, packed }
+            }
+        };
+        Ok(self.memory.keep_file(kept, len, dtype))
     }
 
     fn allocated(&self) -> u64 {
-        self.memory.sizes(DeviceBuffer::bytes, Allocation::bytes)
+        self.memory.sizes(DeviceBuffer::bytes, Allocation::bytes, |tensor| {
+            tensor.packed.as_ref().map_or(0, DevicePacked::bytes)
+        })
     }
 
     fn logits(&self) -> usize {
@@ -113,6 +125,14 @@ impl Backend for Cuda {
 
     fn keep_factor(&mut self, w: View, alone: bool) -> Result<()> {
         self.keep(w, alone)
+    }
+
+    fn share_factor(&mut self, x: View) -> Result<()> {
+        self.share(x)
+    }
+
+    fn release_factor(&mut self, x: View) {
+        self.release(x);
     }
 
     fn copy_bytes(&self, kind: WeightType) -> usize {
@@ -134,6 +154,7 @@ impl Backend for Cuda {
 
     fn begin_pass(&mut self, kind: &[u64]) -> Result<()> {
         self.memory.collect();
+        self.renew_all()?;
         self.driver.begin_pass(kind)
     }
 
@@ -148,7 +169,7 @@ impl Backend for Cuda {
 
     fn write(&mut self, to: View, from: &[f32]) -> Result<()> {
         check::transfer(to, from.len())?;
-        self.source(to)?;
+        self.target(to)?;
         match from.is_empty() {
             true => Ok(()),
             false => self.memory.buffer(to)?.write(to.start, as_bytes(from)),
@@ -392,8 +413,15 @@ impl Backend for Cuda {
 
     fn row_norms(&mut self, n: View, w: View, b: View, a: View, scale: f32) -> Result<()> {
         check::row_norms(n, w, b, a)?;
-        let ([to], [weights, b, low]) = self.addresses([n], [w, b, a])?;
-        let (row, column) = (small(w.stride())?, small(w.column())?);
+        check::apart(&[n], &[w, b, a])?;
+        let unpacked = match w.dtype() {
+            Dtype::Packed(_) => Some(self.unpacked(w, false)?),
+            Dtype::F32 | Dtype::File(_) => None,
+        };
+        let weights = unpacked.as_ref().map_or_else(|| self.source(w), |(at, _)| Ok(*at))?;
+        let ([to], [b, low]) = self.addresses([n], [b, a])?;
+        let row = if unpacked.is_some() { w.width() } else { w.stride() };
+        let (row, column) = (small(row)?, small(w.column())?);
         let (outputs, inputs, rank) = (small(w.rows())?, small(w.width())?, small(a.rows())?);
         let size = Size::of(w.rows(), 8, usize::MAX, [256, 1, 1]).with_shared(8 * rank * 4);
         let kernel = match lies_as(w) {

@@ -22,6 +22,7 @@ mod launch;
 pub mod nccl;
 mod nvidia;
 mod optimizers;
+mod packed;
 mod products;
 mod ranks;
 mod region;
@@ -35,15 +36,16 @@ use crate::dtype::WeightType;
 use crate::{Error, Result};
 use allocation::{Allocation, Work};
 use attention::Plan;
-use copies::{DeviceBuffer, elements};
+use copies::{DeviceBuffer, Shared, elements};
 use driver::Driver;
 #[doc(hidden)]
 pub use emulated::Fault;
 use found::Card;
+use packed::DevicePacked;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use stream::Stream;
 pub use stream::Usage;
 
@@ -76,7 +78,7 @@ pub(crate) const OVERHEAD: u64 = (600 << 20) + nvidia::WORKSPACE as u64;
 /// Elements of logits at once (512 MiB): a product of a few hundred rows keeps a card busy.
 pub(crate) const LOGITS: usize = 128 << 20;
 
-/// A tensor of a file in the card's memory.
+/// A tensor in the card's memory that is only read: of a file, or packed.
 #[derive(Debug)]
 struct DeviceTensor {
     /// Its values in its own type; `None` where products alone read it, and take the copy.
@@ -84,6 +86,7 @@ struct DeviceTensor {
     size: usize,
     /// Its values in bf16, where products take these.
     copy: Option<Allocation>,
+    packed: Option<DevicePacked>,
 }
 
 /// A list in the card's memory, and where the host has it.
@@ -100,7 +103,7 @@ struct DeviceList {
 pub struct Cuda {
     // Freed before the driver that it is of.
     memory: Memory<DeviceBuffer, DeviceTensor, DeviceList, Plan, Allocation>,
-    /// The values of the codes of optimizer states of one byte, once they are needed.
+    /// The values of the codes of one byte (optimizer states, nested scales), once they are needed.
     codes: Option<[Allocation; 2]>,
     /// Where experts' weights lie, by the words of the tables.
     tables: HashMap<Vec<u64>, Allocation>,
@@ -108,6 +111,8 @@ pub struct Cuda {
     precision: Precision,
     /// Weights have copies that products take ([`Backend::keep_factor`](super::Backend::keep_factor)).
     keeps_copies: bool,
+    /// Activations that several products take.
+    shared: Mutex<Vec<Shared>>,
     /// Elements that were rounded for products.
     rounded: Arc<AtomicU64>,
 }
@@ -160,6 +165,7 @@ impl Cuda {
             driver: Arc::new(Stream::new(driver)),
             precision,
             keeps_copies: true,
+            shared: Mutex::default(),
             rounded: Arc::default(),
         }
     }
@@ -208,7 +214,7 @@ impl Cuda {
                 let buffer = self.memory.buffer(view)?;
                 (buffer.address(view.start), buffer.len())
             }
-            Dtype::File(_) => match self.memory.file(view)? {
+            Dtype::File(_) | Dtype::Packed(_) => match self.memory.file(view)? {
                 Some(DeviceTensor { memory: Some(memory), size, .. }) => {
                     (memory.address() + (view.start * size) as u64, memory.bytes() / size)
                 }
@@ -225,6 +231,7 @@ impl Cuda {
         let address = self.source(view)?;
         if view.extent() > 0 {
             self.memory.buffer(view)?.written(&elements(view));
+            self.forget(view);
         }
         Ok(address)
     }
@@ -287,10 +294,10 @@ fn as_bytes_mut(values: &mut [f32]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
-/// The type of a view's elements as they lie in memory.
+/// The type of a view's elements as they lie in memory; of a packed matrix, the one that it is unpacked to.
 fn lies_as(view: View) -> WeightType {
     match view.dtype() {
-        Dtype::F32 => WeightType::F32,
+        Dtype::F32 | Dtype::Packed(_) => WeightType::F32,
         Dtype::File(kind) => kind,
     }
 }

@@ -47,6 +47,16 @@ impl Cuda {
         Ok(())
     }
 
+    /// The values of codes of one byte on the card: the signed ones, and the others.
+    pub(super) fn code_values(&mut self) -> Result<[u64; 2]> {
+        let values = |signed| Allocation::of(&self.driver, as_bytes(quantised::values(signed)));
+        let known = match self.codes.take() {
+            Some(known) => known,
+            None => [values(true)?, values(false)?],
+        };
+        Ok(self.codes.insert(known).each_ref().map(Allocation::address))
+    }
+
     pub(super) fn step_adamw_8bit(
         &mut self,
         step: AdamW,
@@ -59,12 +69,7 @@ impl Cuda {
         let (copy, n) = (self.copy_of_all(p)?, p.len());
         let ([m_scales, v_scales], [p, g]) = self.addresses(scales, [p, g])?;
         let (m_codes, v_codes) = (self.bytes(codes[0])?, self.bytes(codes[1])?);
-        let values = |signed| Allocation::of(&self.driver, as_bytes(quantised::values(signed)));
-        let known = match self.codes.take() {
-            Some(known) => known,
-            None => [values(true)?, values(false)?],
-        };
-        let [signed, unsigned] = self.codes.insert(known).each_ref().map(Allocation::address);
+        let [signed, unsigned] = self.code_values()?;
         let s = step.scalars();
         launch!(
             self,

@@ -1,15 +1,13 @@
 //! Matrix products: factors in the types that the card multiplies.
 
 use super::allocation::Work;
+use super::copies::PAD;
 use super::driver::{Factor, Factors, Product};
 use super::launch::{Arguments, Size, small};
 use super::{Cuda, Precision, lies_as};
 use crate::Result;
 use crate::dtype::WeightType;
-use crate::kernels::View;
-
-/// Elements to which rows of converted factors are padded: 16 bytes of bf16, which tensor cores load at once.
-const PAD: usize = 8;
+use crate::kernels::{Dtype, View};
 
 /// A factor, and the memory that it was converted to.
 struct Held {
@@ -90,6 +88,11 @@ impl Cuda {
 
     /// A matrix as a factor.
     fn factor(&self, view: View) -> Result<Held> {
+        if let Dtype::Packed(_) = view.dtype() {
+            let (address, memory) = self.unpacked(view, self.precision == Precision::Bf16)?;
+            let factor = Factor { address, stride: view.width(), transposed: false };
+            return Ok(Held { factor, _memory: Some(memory) });
+        }
         // As it lies: a transposed matrix of a file is the other one there.
         let transposed = view.column() != 1;
         let (rows, width, stride) = match transposed {
@@ -100,6 +103,9 @@ impl Cuda {
         let as_it_lies = |address| Held { factor: Factor { address, stride, transposed }, _memory: None };
         if let Some(copy) = self.copy_of(view)? {
             return Ok(as_it_lies(copy));
+        }
+        if let Some((address, stride)) = self.shared_copy(view)? {
+            return Ok(Held { factor: Factor { address, stride, transposed }, _memory: None });
         }
         let from = self.source(view)?;
         let (kernel, bytes, pad) = match (self.precision, lies_as(view)) {
