@@ -11,6 +11,7 @@ mod allocation;
 mod attention;
 mod backend;
 mod copies;
+mod cublaslt;
 mod driver;
 mod dry;
 mod emulated;
@@ -73,7 +74,7 @@ impl Precision {
 }
 
 /// Bytes of a card that the driver, the kernels and cuBLASLt take.
-pub(crate) const OVERHEAD: u64 = (600 << 20) + nvidia::WORKSPACE as u64;
+pub(crate) const OVERHEAD: u64 = (600 << 20) + cublaslt::WORKSPACE as u64;
 
 /// Elements of logits at once (512 MiB): a product of a few hundred rows keeps a card busy.
 pub(crate) const LOGITS: usize = 128 << 20;
