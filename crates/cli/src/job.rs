@@ -186,7 +186,11 @@ impl Job {
     }
 
     fn memory(&self) -> MemoryPlan {
-        self.opened.memory(self.plan.budget, &self.settings, self.begin.team.ranks)
+        let memory = self.opened.memory(self.plan.budget, &self.settings, self.begin.team.ranks);
+        match self.on {
+            None => memory,
+            Some(_) => memory.in_precision(self.config.device().precision()),
+        }
     }
 
     /// The weights that the run starts from.

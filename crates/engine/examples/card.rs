@@ -186,7 +186,7 @@ fn main() -> Result<(), Error> {
             "impl": format!("suasion {precision:?}"), "card": card.name, "shape": name, "mode": mode, "tokens": batch.tokens(),
             "targets": batch.targets.len(), "recompute": recompute, "seconds": seconds, "median": median,
             "tokens_per_second": batch.tokens() as f64 / median, "losses": losses,
-            "used_bytes": used, "planned_bytes": planned.on_card(&arch, budget),
+            "used_bytes": used, "planned_bytes": planned.on_card(&arch, budget, precision),
         })
     );
     Ok(())

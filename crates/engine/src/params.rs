@@ -521,16 +521,49 @@ impl ParameterMap {
         self.head.parts.iter().any(|part| part.weight.index == self.embedding.index)
     }
 
-    /// Elements of the parameters that stay in their files.
-    pub(crate) fn mapped_len(&self) -> usize {
-        let mapped = self.parameters.iter().filter(|p| p.mapped && p.packing.is_none());
-        mapped.map(|p| p.range.len()).fold(0, usize::saturating_add)
-    }
-
     /// Bytes of the packed parameters.
     pub(crate) fn packed_bytes(&self) -> usize {
         let bytes = |p: &Parameter| p.packing.map(|packing| packing.bytes(p.rows(), p.width()));
         self.parameters.iter().filter_map(bytes).fold(0, usize::saturating_add)
+    }
+
+    /// Of each parameter, by its number: `None` where no product reads it, else whether no other operation does.
+    pub(crate) fn read_by_products(&self) -> Vec<Option<bool>> {
+        let mut reads = vec![None; self.parameters.len()];
+        let linears = self.blocks.iter().flat_map(BlockSlots::all_linears).chain([&self.head]);
+        for part in linears.flat_map(|linear| &linear.parts) {
+            let read = &mut reads[part.weight.parameter];
+            // DoRA measures the rows of its weights.
+            *read = Some(*read != Some(false) && !part.is_dora());
+            for slot in part.adapter.iter().flat_map(|adapter| [&adapter.a, &adapter.b]) {
+                reads[slot.parameter] = Some(!part.is_dora());
+            }
+        }
+        for table in [Some(&self.embedding), self.positions.as_ref()].into_iter().flatten() {
+            reads[table.parameter] = reads[table.parameter].map(|_| false);
+        }
+        reads
+    }
+
+    /// Ranges of the buffer of parameters that together have every matrix that products read, with the vectors between
+    /// them.
+    pub(crate) fn factors(&self) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        // Where the run ends, vectors included, that another matrix may follow.
+        let mut end = None;
+        for (p, read) in self.parameters.iter().zip(self.read_by_products()).filter(|(p, _)| !p.mapped) {
+            let follows = end == Some(p.range.start);
+            if read.is_some() {
+                match ranges.last_mut().filter(|_| follows) {
+                    Some(last) => last.end = p.range.end,
+                    None => ranges.push(p.range.clone()),
+                }
+                end = Some(p.range.end);
+            } else if follows && matches!(p.kind, Kind::Bias | Kind::NormWeight | Kind::Magnitude) {
+                end = Some(p.range.end);
+            }
+        }
+        ranges
     }
 
     /// Number of slots.
@@ -589,11 +622,15 @@ impl BlockSlots {
         [&self.q, &self.kv, &self.out].into_iter().chain(mlp)
     }
 
+    /// All layers, those of experts too.
+    fn all_linears(&self) -> impl Iterator<Item = &Linear> {
+        [&self.q, &self.kv, &self.out, &self.up, &self.down].into_iter().chain(&self.router)
+    }
+
     fn slots(&self) -> impl Iterator<Item = &Slot> {
         let norms = [&self.attention_norm, &self.after_attention, &self.mlp_norm, &self.after_mlp];
         let norms = norms.into_iter().flatten().chain(self.qk_norm.iter().flatten());
-        let linears = [&self.q, &self.kv, &self.out, &self.up, &self.down].into_iter().chain(&self.router);
-        norms.flat_map(NormSlots::slots).chain(linears.flat_map(Linear::slots))
+        norms.flat_map(NormSlots::slots).chain(self.all_linears().flat_map(Linear::slots))
     }
 }
 

@@ -224,7 +224,7 @@ fn memory_is_planned_and_given_back() {
     let model: Model<Cuda> = Model::new(arch.clone(), cuda, budget).unwrap();
     assert_eq!(model.allocated(), model.plan().own(), "the buffers are those of the plan");
     let plan = MemoryPlan::of(&arch, budget);
-    assert!(plan.on_card(&arch, budget) > plan.total());
+    assert!(plan.on_card(&arch, budget, Precision::Bf16) > plan.total());
 
     let Some(small) = emulated(Precision::Bf16, 1, 1 << 16) else { return };
     let error = Model::new(arch.clone(), small, budget).unwrap_err();

@@ -383,7 +383,7 @@ fn an_8b_model_fits_into_16_gb() {
     let linears = 36 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 12288) as u64;
     assert_eq!(four.packed, linears / 2 + linears / 64 + linears / 64 / 256 * 4);
     assert_eq!(four.mapped, 2 * 2 * 151936 * 4096);
-    let on_card = |plan: MemoryPlan| plan.on_card(&arch, budget);
+    let on_card = |plan: MemoryPlan| plan.on_card(&arch, budget, Precision::Bf16);
     println!("4 bits: {} on a card, {four:?}", on_card(four));
     assert!(on_card(four) < 16_000_000_000, "{}", on_card(four));
     assert!(on_card(eight) < 16_000_000_000, "{}", on_card(eight));

@@ -33,6 +33,11 @@ pub fn found() -> &'static Found {
 }
 
 impl Chosen {
+    /// How exactly a card multiplies.
+    pub fn precision(self) -> Precision {
+        self.precision
+    }
+
     /// The card to use; `None` for the CPU, with a note where there is no card for `auto`.
     ///
     /// # Errors

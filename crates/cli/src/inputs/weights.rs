@@ -47,7 +47,7 @@ pub fn check_memory(
     ui: &Ui,
 ) -> suasion_train::Result<()> {
     if let Some(card) = device.card(ui)? {
-        let (bytes, free) = (plan.on_card(arch, budget), card.free_memory()?);
+        let (bytes, free) = (plan.on_card(arch, budget, device.precision()), card.free_memory()?);
         if bytes > free {
             let (total, device) = (card.memory, card.name.clone());
             return Err(suasion_engine::Error::DeviceMemory { bytes, free, total, device }.into());

@@ -228,14 +228,18 @@ impl Job {
             (packed, Some(packing)) => format!(", {} in {} bits", bytes(packed), packing.bits()),
             _ => String::new(),
         };
+        let copies = match memory.copies {
+            0 => String::new(),
+            copies => format!(" (and {} of bf16 copies)", bytes(copies)),
+        };
         let total = match self.on {
             None => memory.total(),
-            Some(_) => memory.on_card(&self.arch, plan.budget),
+            Some(_) => memory.on_card(&self.arch, plan.budget, config.device().precision()),
         };
         line(
             "memory",
             format!(
-                "{} planned{each}: parameters {}{packed}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
+                "{} planned{each}: parameters {}{copies}{packed}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
                 bytes(total),
                 bytes(memory.parameters),
                 bytes(memory.gradients),
@@ -279,7 +283,7 @@ impl Job {
                 "packs": fill.packs, "capacity": fill.capacity, "fill": fill.rate(),
             })),
             "memory_bytes": {
-                "total": memory.total(), "parameters": memory.parameters, "packed": memory.packed, "mapped": memory.mapped, "gradients": memory.gradients,
+                "total": memory.total(), "parameters": memory.parameters, "copies": memory.copies, "packed": memory.packed, "mapped": memory.mapped, "gradients": memory.gradients,
                 "optimizer": memory.optimizer, "activations": memory.activations, "scratch": memory.scratch,
             },
             "disk_bytes": {

@@ -320,6 +320,11 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         self.files.items.get(&view.buffer).map(Some).ok_or_else(|| freed("view"))
     }
 
+    pub(super) fn file_mut(&mut self, view: View) -> Result<Option<&mut F>> {
+        self.file(view)?;
+        Ok(self.files.items.get_mut(&view.buffer).filter(|_| view.dtype() != Dtype::F32))
+    }
+
     /// The list that a run is of, and the run's place in it.
     pub(super) fn list(&self, indices: Indices) -> Result<(&I, Range<usize>)> {
         self.own(indices.backend, "list of indices")?;

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::Result;
 use crate::collective::Collective;
+use crate::dtype::WeightType;
 
 /// One of the backends. The choice is looked at once per operation, never per element.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ impl Backend for Device {
     dispatch! { shared
         allocated() -> u64;
         logits() -> usize;
+        copy_bytes(kind: WeightType) -> usize;
         read(from: View, to: &mut [f32]) -> Result<()>;
         read_bytes(from: Bytes, to: &mut [u8]) -> Result<()>;
         sum_squares(x: View) -> Result<f64>;
@@ -76,6 +78,7 @@ impl Backend for Device {
         allocate_bytes(len: usize) -> Result<ByteBuffer>;
         write_bytes(to: Bytes, from: &[u8]) -> Result<()>;
         map(tensor: FileTensor) -> Result<FileBuffer>;
+        keep_factor(w: View, alone: bool) -> Result<()>;
         upload_indices(values: &[u32]) -> Result<IndexBuffer>;
         upload_plan(plan: AttentionPlan) -> Result<PlanBuffer>;
         sync() -> Result<()>;

@@ -36,6 +36,7 @@ pub use view::{Dtype, View};
 
 use crate::Result;
 use crate::collective::Collective;
+use crate::dtype::WeightType;
 
 /// Elements of logits at once on the CPU (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
 pub(crate) const LOGITS: usize = 8 << 20;
@@ -73,6 +74,21 @@ pub trait Backend {
     /// Elements of logits that the head should compute at once: enough to keep a matrix product busy.
     fn logits(&self) -> usize {
         LOGITS
+    }
+    /// Tells that products take `w`, or rows of it, as their weights again and again. Devices whose products take another
+    /// type then keep a copy in that type, which always has the present values. `w` is a range of a buffer, of which none
+    /// is kept yet, or a tensor in a file; with `alone`, no other operation reads that tensor.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] where there is not enough.
+    fn keep_factor(&mut self, w: View, alone: bool) -> Result<()> {
+        let _ = (w, alone);
+        Ok(())
+    }
+    /// Bytes that an element of a copy takes that [`Backend::keep_factor`] keeps of this type; 0 where it keeps none.
+    fn copy_bytes(&self, kind: WeightType) -> usize {
+        let _ = kind;
+        0
     }
     /// Uploads row, token or position numbers.
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;

@@ -4,7 +4,7 @@ use super::Budget;
 use super::optimizer::Optimizer;
 use crate::arch::{Architecture, Block};
 use crate::dtype::WeightType;
-use crate::kernels::cuda::{self, OVERHEAD};
+use crate::kernels::cuda::{self, OVERHEAD, Precision};
 use crate::kernels::{Backend, Buffer, LOGITS, Norm, View};
 use crate::params::{Base, LowSizes, ParameterMap, Trainable};
 use crate::{Result, weights};
@@ -389,8 +389,10 @@ impl Saved {
 pub struct MemoryPlan {
     /// The weights, of those that are in memory of their own.
     pub parameters: u64,
+    /// Copies of the weights that products read, of a device whose products take another type.
+    pub copies: u64,
     /// Weights that stay in their files and are read there, two bytes each where the files are not known
-    /// ([`MemoryPlan::over_files`]); the system can give their memory back.
+    /// ([`MemoryPlan::over_files`]); the system can give their memory back. On a card, what it holds of them.
     pub mapped: u64,
     /// Weights in 4 or 8 bits.
     pub packed: u64,
@@ -402,6 +404,28 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// What is used within an operation, logits included.
     pub scratch: u64,
+    factors: Factors,
+}
+
+/// Elements of the weights that products read, by what a device that copies them holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Factors {
+    /// In memory of their own.
+    resident: usize,
+    /// In files: those that nothing else reads, those that other operations read too, and all others.
+    mapped: [usize; 3],
+    /// The type of the files.
+    kind: WeightType,
+}
+
+/// Bytes that a device holds of an element of a file: `alone` as in [`ParameterMap::read_by_products`], `copy` those of a
+/// copy for products.
+pub(super) fn held_bytes(kind: WeightType, alone: Option<bool>, copy: usize) -> usize {
+    match alone {
+        Some(true) if copy > 0 => copy,
+        Some(_) => kind.bytes() + copy,
+        None => kind.bytes(),
+    }
 }
 
 impl MemoryPlan {
@@ -452,22 +476,43 @@ impl MemoryPlan {
         let arena = Arena::carve(a, b, map.low(), logits, None);
         let bytes = |n: usize| (n as u64).saturating_mul(size_of::<f32>() as u64);
         let trained = if b.train { bytes(map.trained_len()) } else { 0 };
-        MemoryPlan {
+        let mut mapped = [0usize; 3];
+        for (p, read) in
+            map.parameters.iter().zip(map.read_by_products()).filter(|(p, _)| p.mapped && p.packing.is_none())
+        {
+            let class = read.map_or(2, |alone| usize::from(!alone));
+            mapped[class] = mapped[class].saturating_add(p.range.len());
+        }
+        let resident = map.factors().iter().map(|range| range.len()).fold(0, usize::saturating_add);
+        let plan = MemoryPlan {
             parameters: bytes(map.len().saturating_add(map.low().dora.saturating_mul(2))),
-            mapped: (map.mapped_len() as u64).saturating_mul(2),
+            copies: 0,
+            mapped: 0,
             packed: map.packed_bytes() as u64,
             gradients: trained,
             optimizer: trained.saturating_mul(2),
             activations: bytes(arena.activations),
             scratch: bytes(arena.used.saturating_sub(arena.activations)),
-        }
+            factors: Factors { resident, mapped, kind: WeightType::BF16 },
+        };
+        plan.copied(|_| 0)
+    }
+
+    /// The plan on a device that keeps copies for products of so many bytes an element, by the type of weights.
+    pub(super) fn copied(self, copy: impl Fn(WeightType) -> usize) -> MemoryPlan {
+        let Factors { resident, mapped, kind } = self.factors;
+        let times = |n: usize, bytes: usize| (n as u64).saturating_mul(bytes as u64);
+        let held = mapped.iter().zip([Some(true), Some(false), None]);
+        let held = held.map(|(n, alone)| times(*n, held_bytes(kind, alone, copy(kind))));
+        let mapped = held.fold(0, u64::saturating_add);
+        MemoryPlan { copies: times(resident, copy(WeightType::F32)), mapped, ..self }
     }
 
     /// The plan with the base's files in this folder, where they can be read: their weights have two bytes each, or four.
     #[must_use]
     pub fn over_files(self, dir: &Path) -> MemoryPlan {
-        let bytes = weights::widest_type(dir).map_or(2, WeightType::bytes) as u64;
-        MemoryPlan { mapped: (self.mapped / 2).saturating_mul(bytes), ..self }
+        let kind = weights::widest_type(dir).unwrap_or(WeightType::BF16);
+        MemoryPlan { factors: Factors { kind, ..self.factors }, ..self }.copied(|_| 0)
     }
 
     /// All of it, in bytes.
@@ -477,15 +522,21 @@ impl MemoryPlan {
 
     /// All that the process itself must hold, in bytes: without what is mapped.
     pub fn own(&self) -> u64 {
-        [self.packed, self.gradients, self.optimizer, self.activations, self.scratch]
+        [self.copies, self.packed, self.gradients, self.optimizer, self.activations, self.scratch]
             .into_iter()
             .fold(self.parameters, u64::saturating_add)
     }
 
-    /// Bytes of a card's memory that a model of this plan needs: all of it, the larger chunks of logits that a card has,
-    /// the largest factors of a matrix product or of attention in the card's types, and what the driver and its libraries
-    /// take.
-    pub fn on_card(&self, a: &Architecture, b: Budget) -> u64 {
+    /// The plan on a card with products in this precision: with the copies of weights that it keeps.
+    #[must_use]
+    pub fn in_precision(self, precision: Precision) -> MemoryPlan {
+        self.copied(|kind| precision.copy_bytes(kind))
+    }
+
+    /// Bytes of a card's memory that a model of this plan needs: all of it, with the copies that products in this precision
+    /// take ([`MemoryPlan::in_precision`]), the larger chunks of logits that a card has, the largest factors of a matrix
+    /// product or of attention in the card's types, and what the driver and its libraries take.
+    pub fn on_card(&self, a: &Architecture, b: Budget, precision: Precision) -> u64 {
         let used = |logits| Arena::carve(a, b, LowSizes::default(), logits, None).used as u64;
         let logits = used(cuda::LOGITS).saturating_sub(used(LOGITS)).saturating_mul(4);
         let rows = b.tokens.max(b.targets) as u64;
@@ -493,7 +544,9 @@ impl MemoryPlan {
         let mut product = |outputs: usize, inputs: usize, most: u64| {
             let (outputs, inputs) = (outputs as u64, inputs as u64);
             let of = rows.min(most / outputs.max(1)).saturating_mul(outputs.saturating_add(inputs));
-            factors = of.saturating_add(outputs.saturating_mul(inputs)).max(factors);
+            // In bf16 the weights have their copies.
+            let weights = if precision == Precision::Bf16 { 0 } else { outputs.saturating_mul(inputs) };
+            factors = of.saturating_add(weights).max(factors);
         };
         product(a.vocab_size, a.hidden, cuda::LOGITS as u64);
         for block in &a.blocks {
@@ -506,6 +559,7 @@ impl MemoryPlan {
         }
         // Values of bf16; in products of f32 nothing is converted, but attention has three parts.
         let values = factors.max(planes.saturating_mul(3));
-        [logits, values, values, OVERHEAD].into_iter().fold(self.total(), u64::saturating_add)
+        let total = self.in_precision(precision).total();
+        [logits, values, values, OVERHEAD].into_iter().fold(total, u64::saturating_add)
     }
 }

@@ -172,8 +172,12 @@ impl<B: Backend> Model<B> {
                 ),
             });
         }
-        let plan = MemoryPlan::new(&arch, budget, &map, backend.logits());
+        let plan =
+            MemoryPlan::new(&arch, budget, &map, backend.logits()).copied(|kind| backend.copy_bytes(kind));
         let parameters = backend.allocate(map.len())?;
+        for range in map.factors() {
+            backend.keep_factor(part(parameters.view(), &range), false)?;
+        }
         let trained = match budget.train {
             true => Some(Trained::allocate(&map, &mut backend)?),
             false => None,

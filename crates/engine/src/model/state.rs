@@ -1,5 +1,6 @@
 //! Parameters and gradients, in and out.
 
+use super::arena::held_bytes;
 use super::optimizer::{Optimizer, Share, State};
 use super::{Model, part};
 use crate::collective::Collective;
@@ -50,27 +51,32 @@ impl<B: Backend> Model<B> {
     pub fn load_weights(&mut self, dir: &Path) -> Result<Vec<String>> {
         let (backend, parameters, files) = (&mut self.backend, self.parameters.view(), &mut self.files);
         let own = self.map.parameters.iter().filter(|p| !p.of_adapter);
+        let (reads, mut mapped, mut packed) = (self.map.read_by_products(), 0, 0);
         let put = |p: &Parameter, source: Source| match source {
             Source::Values(values) => backend.write(part(parameters, &p.range), values),
             Source::File { used, stored } => {
                 let place = self.map.parameters.iter().position(|of| std::ptr::eq(of, p));
-                if let Some(file) = place.and_then(|place| files.get_mut(place)) {
-                    *file = Some((backend.map(used)?, stored));
+                if let Some((place, file)) = place.and_then(|place| Some((place, files.get_mut(place)?))) {
+                    let buffer = backend.map(used)?;
+                    match buffer.view().dtype() {
+                        Dtype::Packed(packing) => packed += packing.bytes(p.rows(), p.width()),
+                        Dtype::F32 => {}
+                        Dtype::File(kind) => {
+                            let copy = backend.copy_bytes(kind);
+                            mapped += stored.len() * held_bytes(kind, reads[place], copy);
+                            if let Some(alone) = reads[place] {
+                                backend.keep_factor(buffer.view(), alone)?;
+                            }
+                        }
+                    }
+                    *file = Some((buffer, stored));
                 }
                 Ok(())
             }
         };
         let (unknown, stored) = weights::load(dir, &self.arch, own, put)?;
         self.weight_type = stored;
-        (self.plan.mapped, self.plan.packed) = (0, 0);
-        for ((buffer, tensor), p) in
-            self.files.iter().zip(&self.map.parameters).filter_map(|(file, p)| Some((file.as_ref()?, p)))
-        {
-            match buffer.view().dtype() {
-                Dtype::Packed(packing) => self.plan.packed += packing.bytes(p.rows(), p.width()) as u64,
-                Dtype::F32 | Dtype::File(_) => self.plan.mapped += tensor.size(),
-            }
-        }
+        (self.plan.mapped, self.plan.packed) = (mapped as u64, packed as u64);
         self.weights_changed();
         // Published files carry buffers beside parameters, and the head of a tied model.
         let expected = |name: &str| {

@@ -180,8 +180,7 @@ impl Cuda {
     fn split(&self, v: Variant, x: View, heads: usize, head_dim: usize) -> Result<Allocation> {
         let n = x.rows().saturating_mul(heads).saturating_mul(v.padded);
         let planes = Allocation::new(&self.driver, n.saturating_mul(2 * v.parts))?;
-        let arguments =
-            Arguments::default().add(planes.address()).add(self.address(x)?).add(small(x.rows())?);
+        let arguments = Arguments::default().add(planes.address()).add(self.source(x)?).add(small(x.rows())?);
         let arguments = arguments.add(small(heads)?).add(small(head_dim)?).add(small(v.padded)?);
         // SAFETY: `check` has compared the sizes, and `planes` was made for them.
         unsafe {
@@ -203,7 +202,7 @@ impl Cuda {
         let shape = shape(h, dropout, q.rows(), kv.rows())?;
         let (q, kv) =
             (self.split(v, q, h.heads, h.head_dim)?, self.split(v, kv, 2 * h.kv_heads, h.head_dim)?);
-        let arguments = Arguments::default().add(self.address(o)?).add(self.address(lse)?);
+        let arguments = Arguments::default().add(self.target(o)?).add(self.target(lse)?);
         let arguments = arguments.add(q.address()).add(kv.address());
         let arguments = arguments.add(lists.rows.address()).add(lists.tiles.address()).add(shape);
         let size = v.size([lists.tile_count, h.heads, 1], v.rows + 2 * v.forward)?;
@@ -225,8 +224,7 @@ impl Cuda {
         self.zero(dkv.row_range(plan.keys()..dkv.rows()))?;
         let queries = q.rows();
         let delta = Allocation::new(&self.driver, queries.saturating_mul(h.heads).saturating_mul(4))?;
-        let arguments =
-            Arguments::default().add(delta.address()).add(self.address(o)?).add(self.address(d_o)?);
+        let arguments = Arguments::default().add(delta.address()).add(self.source(o)?).add(self.source(d_o)?);
         let arguments = arguments.add(small(queries)?).add(small(h.heads)?).add(small(h.head_dim)?);
         // SAFETY: `check` has compared the sizes.
         unsafe { arguments.launch(&*self.driver, c"attention_delta", Size::rows(queries * h.heads))? };
@@ -238,14 +236,14 @@ impl Cuda {
             let planes = Arguments::default().add(to).add(q.address()).add(kv.address()).add(d_o.address());
             planes.add(lse).add(delta.address()).add(lists.rows.address())
         };
-        let lse = self.address(lse)?;
+        let lse = self.source(lse)?;
         let size = v.size([lists.tile_count, h.heads, 1], shared)?;
-        let for_queries = arguments(self.address(dq)?, lse).add(lists.tiles.address()).add(shape);
+        let for_queries = arguments(self.target(dq)?, lse).add(lists.tiles.address()).add(shape);
         // SAFETY: as in the forward pass.
         unsafe { for_queries.launch(&*self.driver, v.names[1], size)? };
         let halves = if v.padded == 256 { 2 } else { 1 };
         let size = v.size([lists.key_tile_count, h.kv_heads, halves], shared)?;
-        let for_keys = arguments(self.address(dkv)?, lse).add(lists.key_tiles.address());
+        let for_keys = arguments(self.target(dkv)?, lse).add(lists.key_tiles.address());
         // SAFETY: as in the forward pass.
         unsafe { for_keys.add(lists.entries.address()).add(shape).launch(&*self.driver, v.names[2], size) }
     }

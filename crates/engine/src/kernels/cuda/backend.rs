@@ -1,5 +1,6 @@
 //! The operations, by our kernels.
 
+use super::copies::DeviceBuffer;
 use super::driver::Allocation;
 use super::launch::{Size, launch, small};
 use super::packed::DevicePacked;
@@ -80,7 +81,7 @@ impl Backend for Cuda {
     fn allocate(&mut self, len: usize) -> Result<Buffer> {
         self.memory.collect();
         let memory = Allocation::zeros(&self.driver, len.saturating_mul(4))?;
-        Ok(self.memory.add_buffer(memory, 0, len))
+        Ok(self.memory.add_buffer(DeviceBuffer::new(memory), 0, len))
     }
 
     fn allocate_bytes(&mut self, len: usize) -> Result<ByteBuffer> {
@@ -101,27 +102,35 @@ impl Backend for Cuda {
 
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
         let (len, dtype) = (tensor.len(), tensor.dtype());
-        let kept = match tensor.elements() {
+        let tensor = match tensor.elements() {
             Elements::Plain(bytes, kind) => {
-                let memory = Allocation::of(&self.driver, bytes)?;
-                DeviceTensor { memory, size: kind.bytes(), packed: None }
+                let memory = Some(Allocation::of(&self.driver, bytes)?);
+                DeviceTensor { memory, size: kind.bytes(), copy: None, packed: None }
             }
             Elements::Packed(packed) => {
-                let (packed, memory) = (self.upload_packed(packed)?, Allocation::new(&self.driver, 0)?);
-                DeviceTensor { memory, size: 1, packed: Some(packed) }
+                let packed = Some(self.upload_packed(packed)?);
+                DeviceTensor { memory: None, size: 1, copy: None, packed }
             }
         };
-        Ok(self.memory.keep_file(kept, len, dtype))
+        Ok(self.memory.keep_file(tensor, len, dtype))
     }
 
     fn allocated(&self) -> u64 {
-        self.memory.sizes(Allocation::bytes, Allocation::bytes, |tensor| {
+        self.memory.sizes(DeviceBuffer::bytes, Allocation::bytes, |tensor| {
             tensor.packed.as_ref().map_or(0, DevicePacked::bytes)
         })
     }
 
     fn logits(&self) -> usize {
         LOGITS
+    }
+
+    fn keep_factor(&mut self, w: View, alone: bool) -> Result<()> {
+        self.keep(w, alone)
+    }
+
+    fn copy_bytes(&self, kind: WeightType) -> usize {
+        if self.keeps_copies { self.precision.copy_bytes(kind) } else { 0 }
     }
 
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer> {
@@ -142,10 +151,10 @@ impl Backend for Cuda {
 
     fn write(&mut self, to: View, from: &[f32]) -> Result<()> {
         check::transfer(to, from.len())?;
-        self.address(to)?;
+        self.source(to)?;
         match from.is_empty() {
             true => Ok(()),
-            false => self.memory.buffer(to)?.write(4 * to.start, as_bytes(from)),
+            false => self.memory.buffer(to)?.write(to.start, as_bytes(from)),
         }
     }
 
@@ -153,7 +162,7 @@ impl Backend for Cuda {
         check::transfer(from, to.len())?;
         match to.is_empty() {
             true => Ok(()),
-            false => self.memory.buffer(from)?.read(4 * from.start, as_bytes_mut(to)),
+            false => self.memory.buffer(from)?.read(from.start, as_bytes_mut(to)),
         }
     }
 
@@ -391,7 +400,7 @@ impl Backend for Cuda {
             Dtype::Packed(_) => Some(self.unpacked(w, false)?),
             Dtype::F32 | Dtype::File(_) => None,
         };
-        let weights = unpacked.as_ref().map_or_else(|| self.address(w), |(at, _)| Ok(*at))?;
+        let weights = unpacked.as_ref().map_or_else(|| self.source(w), |(at, _)| Ok(*at))?;
         let ([to], [b, low]) = self.addresses([n], [b, a])?;
         let row = if unpacked.is_some() { w.width() } else { w.stride() };
         let (row, column) = (small(row)?, small(w.column())?);

@@ -9,6 +9,7 @@
 
 mod attention;
 mod backend;
+mod copies;
 mod driver;
 mod emulated;
 pub mod found;
@@ -25,11 +26,13 @@ use super::{Bytes, Dtype, Indices, View, check};
 use crate::dtype::WeightType;
 use crate::{Error, Result};
 use attention::Plan;
+use copies::{DeviceBuffer, elements};
 use driver::{Allocation, Driver};
 use found::Card;
 use packed::DevicePacked;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Types of the factors of matrix products and of attention; all sums, and all else, are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +46,17 @@ pub enum Precision {
     F32,
 }
 
+impl Precision {
+    /// Bytes of an element of a copy that a card keeps of weights of this type, in the type that products take; 0 where
+    /// none is kept.
+    pub(crate) fn copy_bytes(self, kind: WeightType) -> usize {
+        match (self, kind) {
+            (Precision::Bf16, WeightType::F32 | WeightType::F16) => 2,
+            _ => 0,
+        }
+    }
+}
+
 /// Bytes of a card that the driver, the kernels and cuBLASLt take.
 pub(crate) const OVERHEAD: u64 = (600 << 20) + nvidia::WORKSPACE as u64;
 
@@ -52,8 +66,12 @@ pub(crate) const LOGITS: usize = 128 << 20;
 /// A tensor in the card's memory that is only read: of a file in its own type, or packed.
 #[derive(Debug)]
 struct DeviceTensor {
-    memory: Allocation,
+    /// Its values in its own type; `None` where products alone read it, and take the copy, and where it is packed.
+    memory: Option<Allocation>,
     size: usize,
+    /// Its values in bf16, where products take these.
+    copy: Option<Allocation>,
+    /// Its codes and scales, of a packed matrix.
     packed: Option<DevicePacked>,
 }
 
@@ -68,11 +86,15 @@ struct DeviceList {
 #[derive(Debug)]
 pub struct Cuda {
     // Freed before the driver that it is of.
-    memory: Memory<Allocation, DeviceTensor, DeviceList, Plan, Allocation>,
+    memory: Memory<DeviceBuffer, DeviceTensor, DeviceList, Plan, Allocation>,
     /// The values of the codes of one byte (optimizer states, nested scales), once they are needed.
     codes: Option<[Allocation; 2]>,
     driver: Arc<dyn Driver>,
     precision: Precision,
+    /// Weights have copies that products take ([`Backend::keep_factor`](super::Backend::keep_factor)).
+    keeps_copies: bool,
+    /// Elements that were rounded for products.
+    rounded: Arc<AtomicU64>,
 }
 
 impl Cuda {
@@ -104,25 +126,56 @@ impl Cuda {
     }
 
     fn over(driver: Arc<dyn Driver>, precision: Precision) -> Cuda {
-        Cuda { memory: Memory::default(), codes: None, driver, precision }
+        let (keeps_copies, rounded) = (true, Arc::default());
+        Cuda { memory: Memory::default(), codes: None, driver, precision, keeps_copies, rounded }
     }
 
-    /// The address of a view's first element; 0 for a view without elements.
-    fn address(&self, view: View) -> Result<u64> {
+    /// The same card, which keeps no copies of weights and rounds them for each product.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_copies(self) -> Cuda {
+        Cuda { keeps_copies: false, ..self }
+    }
+
+    /// How many elements were rounded so that products could take them.
+    #[doc(hidden)]
+    pub fn rounded(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.rounded)
+    }
+
+    fn count_rounded(&self, n: usize) {
+        self.rounded.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    /// The address of a view's first element, for reading; 0 for a view without elements.
+    fn source(&self, view: View) -> Result<u64> {
         if view.extent() == 0 {
             return Ok(0);
         }
-        let (memory, size) = match view.dtype() {
-            Dtype::F32 => (self.memory.buffer(view)?, 4),
+        let (address, len) = match view.dtype() {
+            Dtype::F32 => {
+                let buffer = self.memory.buffer(view)?;
+                (buffer.address(view.start), buffer.len())
+            }
             Dtype::File(_) | Dtype::Packed(_) => match self.memory.file(view)? {
-                Some(tensor) => (&tensor.memory, tensor.size),
+                Some(DeviceTensor { memory: Some(memory), size, .. }) => {
+                    (memory.address() + (view.start * size) as u64, memory.bytes() / size)
+                }
+                Some(_) => return Err(only_products()),
                 None => unreachable!("a view of a file has its type"),
             },
         };
-        let len = memory.bytes() / size;
-        let inside = view.start <= len && view.extent() <= len - view.start;
-        assert!(inside, "views are cut from buffers: {view:?}");
-        Ok(memory.address() + (view.start * size) as u64)
+        assert!(elements(view).end <= len, "views are cut from buffers: {view:?}");
+        Ok(address)
+    }
+
+    /// The same for writing: copies of what is there are old from now on.
+    fn target(&self, view: View) -> Result<u64> {
+        let address = self.source(view)?;
+        if view.extent() > 0 {
+            self.memory.buffer(view)?.written(&elements(view));
+        }
+        Ok(address)
     }
 
     /// The addresses of views: those to write, those to read.
@@ -136,8 +189,11 @@ impl Cuda {
     ) -> Result<([u64; O], [u64; I])> {
         check::apart(&outs, &ins)?;
         let (mut out, mut read) = ([0; O], [0; I]);
-        for (to, view) in out.iter_mut().zip(outs).chain(read.iter_mut().zip(ins)) {
-            *to = self.address(view)?;
+        for (to, view) in out.iter_mut().zip(outs) {
+            *to = self.target(view)?;
+        }
+        for (to, view) in read.iter_mut().zip(ins) {
+            *to = self.source(view)?;
         }
         Ok((out, read))
     }
@@ -163,8 +219,8 @@ impl Cuda {
         if view.len() == 0 {
             return Ok(());
         }
-        // SAFETY: `address` checks that the view is inside its memory.
-        unsafe { self.driver.zero(self.address(view)?, 4 * view.len()) }
+        // SAFETY: `target` checks that the view is inside its memory.
+        unsafe { self.driver.zero(self.target(view)?, 4 * view.len()) }
     }
 }
 
@@ -186,6 +242,11 @@ fn lies_as(view: View) -> WeightType {
         Dtype::F32 | Dtype::Packed(_) => WeightType::F32,
         Dtype::File(kind) => kind,
     }
+}
+
+fn only_products() -> Error {
+    let message = "a tensor of which only products have the values".into();
+    Error::Operands { operation: "memory", message }
 }
 
 /// The view of an absent operand, whose address is 0.

@@ -1,17 +1,18 @@
 //! Optimizers, and the norm that clipping needs.
 
+use super::copies::Run;
 use super::driver::Allocation;
 use super::launch::{Size, launch, small};
 use super::{Cuda, as_bytes, or_none};
 use crate::Result;
 use crate::kernels::quantised::{self, BLOCK};
-use crate::kernels::{Adafactor, AdamW, Bytes, Sgd, View};
+use crate::kernels::{Adafactor, AdamW, Bytes, Sgd, View, check};
 
 impl Cuda {
     /// `Σ x²`; waits.
     pub(super) fn squares(&self, x: View) -> Result<f64> {
-        crate::kernels::check::element_wise(x)?;
-        let from = self.address(x)?;
+        check::element_wise(x)?;
+        let from = self.source(x)?;
         let n = x.len();
         let size = Size::of(n, 4096, 1024, [256, 1, 1]);
         let count = size.grid[0];
@@ -25,17 +26,24 @@ impl Cuda {
     }
 
     pub(super) fn step_adamw(&self, step: AdamW, p: View, g: View, m: View, v: View) -> Result<()> {
-        let ([p_at, m, v], [g]) = self.addresses([p, m, v], [g])?;
-        let (s, n) = (step.scalars(), p.len());
-        launch!(
-            self,
-            c"adamw",
-            Size::elements(n),
-            [
-                p_at, 0u64, g, m, v, n as u64, s.keep, s.lerp1, s.beta2, s.lerp2, s.root2, s.eps, s.rate,
-                s.scale
-            ]
-        )
+        check::apart(&[p, m, v], &[g])?;
+        let runs = self.runs(p)?;
+        let ([m, v], [p, g]) = self.addresses([m, v], [p, g])?;
+        let s = step.scalars();
+        for Run { first, len, copy } in runs {
+            let [p, g, m, v] = [p, g, m, v].map(|at| at + 4 * first as u64);
+            let size = Size::elements(len);
+            launch!(
+                self,
+                c"adamw",
+                size,
+                [
+                    p, copy, g, m, v, len as u64, s.keep, s.lerp1, s.beta2, s.lerp2, s.root2, s.eps, s.rate,
+                    s.scale
+                ]
+            )?;
+        }
+        Ok(())
     }
 
     /// The values of codes of one byte on the card: the signed ones, and the others.
@@ -56,16 +64,18 @@ impl Cuda {
         codes: [Bytes; 2],
         scales: [View; 2],
     ) -> Result<()> {
-        let ([p_at, m_scales, v_scales], [g]) = self.addresses([p, scales[0], scales[1]], [g])?;
+        check::apart(&[p, scales[0], scales[1]], &[g])?;
+        let (copy, n) = (self.copy_of_all(p)?, p.len());
+        let ([m_scales, v_scales], [p, g]) = self.addresses(scales, [p, g])?;
         let (m_codes, v_codes) = (self.bytes(codes[0])?, self.bytes(codes[1])?);
         let [signed, unsigned] = self.code_values()?;
-        let (s, n) = (step.scalars(), p.len());
+        let s = step.scalars();
         launch!(
             self,
             c"adamw_8bit",
             Size::of(n, BLOCK, 65536, [256, 1, 1]),
             [
-                p_at, 0u64, g, m_codes, m_scales, v_codes, v_scales, n as u64, signed, unsigned, s.keep,
+                p, copy, g, m_codes, m_scales, v_codes, v_scales, n as u64, signed, unsigned, s.keep,
                 s.beta1, s.lerp1, s.beta2, s.lerp2, s.root2, s.eps, s.rate, s.scale
             ]
         )
@@ -79,8 +89,9 @@ impl Cuda {
         rows: View,
         columns: View,
     ) -> Result<()> {
-        let ([p_at, rows, columns], [g]) = self.addresses([p, rows, columns], [g])?;
-        let (tall, wide) = (p.rows(), p.width());
+        check::apart(&[p, rows, columns], &[g])?;
+        let (copy, tall, wide) = (self.copy_of_all(p)?, p.rows(), p.width());
+        let ([rows, columns], [p, g]) = self.addresses([rows, columns], [p, g])?;
         let (height, width, scale) = (small(tall)?, small(wide)?, step.gradient_scale);
         let beta2 = step.beta2() as f32;
         let (by_columns, chunk, chunks) = Size::columns(tall, wide);
@@ -110,13 +121,14 @@ impl Cuda {
             self,
             c"adafactor_apply",
             Size::matrix(tall, wide),
-            [p_at, 0u64, g, rows, columns, scalars, height, width, keep, step.lr, scale]
+            [p, copy, g, rows, columns, scalars, height, width, keep, step.lr, scale]
         )
     }
 
     pub(super) fn step_adafactor_vector(&self, step: Adafactor, p: View, g: View, v: View) -> Result<()> {
-        let ([p_at, v], [g]) = self.addresses([p, v], [g])?;
-        let n = p.len();
+        check::apart(&[p, v], &[g])?;
+        let (copy, n) = (self.copy_of_all(p)?, p.len());
+        let ([v], [p, g]) = self.addresses([v], [p, g])?;
         let numbers = Allocation::new(&self.driver, 8 * (256 + 2))?;
         let (scalars, partial) = (numbers.address(), numbers.address() + 16);
         let size = Size::of(n, 1024, 256, [256, 1, 1]);
@@ -128,19 +140,24 @@ impl Cuda {
             self,
             c"adafactor_vector_apply",
             Size::elements(n),
-            [p_at, 0u64, g, v, scalars, n as u64, keep, step.lr, scale]
+            [p, copy, g, v, scalars, n as u64, keep, step.lr, scale]
         )
     }
 
     pub(super) fn step_sgd(&self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()> {
-        let ([p_at, m], [g]) = self.addresses([p, or_none(m)], [g])?;
-        let n = p.len();
+        check::apart(&[p, or_none(m)], &[g])?;
+        let runs = self.runs(p)?;
+        let ([m], [p, g]) = self.addresses([or_none(m)], [p, g])?;
         let (rate, momentum, decay) = (step.lr as f32, step.momentum as f32, step.weight_decay as f32);
-        launch!(
-            self,
-            c"sgd",
-            Size::elements(n),
-            [p_at, 0u64, g, m, n as u64, rate, momentum, decay, step.gradient_scale]
-        )
+        for Run { first, len, copy } in runs {
+            let at = |start: u64| if start == 0 { 0 } else { start + 4 * first as u64 };
+            launch!(
+                self,
+                c"sgd",
+                Size::elements(len),
+                [at(p), copy, at(g), at(m), len as u64, rate, momentum, decay, step.gradient_scale]
+            )?;
+        }
+        Ok(())
     }
 }

@@ -25,8 +25,8 @@ impl Held {
 impl Cuda {
     /// `c (+)= a · b + bias`, of matrices as views name them; `turned` tells which of the factors is transposed first.
     ///
-    /// What is in a buffer or in f32 is rounded to the card's type on the way; what a file has in bf16 is used where
-    /// it lies.
+    /// What is in f32 is rounded to the card's type on the way, but for weights that have a copy; what a file has in bf16
+    /// is used where it lies.
     pub(super) fn product(
         &self,
         c: View,
@@ -40,7 +40,6 @@ impl Cuda {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let to = self.address(c)?;
         if k == 0 {
             return self.empty_product(c, accumulate, bias);
         }
@@ -49,7 +48,9 @@ impl Cuda {
             Ok::<_, crate::Error>(if turned { held.t() } else { held })
         };
         let (a, b) = (held(a)?, held(b)?);
-        let bias = bias.map(|bias| self.address(bias)).transpose()?;
+        let bias = bias.map(|bias| self.source(bias)).transpose()?;
+        // After the factors: their copies may be made again, and be old again because of `c`.
+        let to = self.target(c)?;
         let factors = match self.precision {
             Precision::Bf16 => Factors::Bf16,
             Precision::Tf32 => Factors::Tf32,
@@ -73,7 +74,7 @@ impl Cuda {
 
     /// The sum of no terms.
     fn empty_product(&self, c: View, accumulate: bool, bias: Option<View>) -> Result<()> {
-        let (to, rows, width) = (self.address(c)?, small(c.rows())?, small(c.width())?);
+        let (to, rows, width) = (self.target(c)?, small(c.rows())?, small(c.width())?);
         let size = Size::matrix(c.rows(), c.width());
         if !accumulate {
             for row in 0..c.rows() {
@@ -81,7 +82,7 @@ impl Cuda {
             }
         }
         let Some(bias) = bias else { return Ok(()) };
-        let arguments = Arguments::default().add(to).add(small(c.stride())?).add(self.address(bias)?);
+        let arguments = Arguments::default().add(to).add(small(c.stride())?).add(self.source(bias)?);
         // SAFETY: `check` has compared the sizes.
         unsafe { arguments.add(rows).add(width).launch(&*self.driver, c"add_row", size) }
     }
@@ -93,7 +94,6 @@ impl Cuda {
             let factor = Factor { address, stride: view.width(), transposed: false };
             return Ok(Held { factor, _memory: Some(memory) });
         }
-        let from = self.address(view)?;
         // As it lies: a transposed matrix of a file is the other one there.
         let transposed = view.column() != 1;
         let (rows, width, stride) = match transposed {
@@ -101,15 +101,22 @@ impl Cuda {
             false => (view.rows(), view.width(), view.stride()),
         };
         let stride = if rows > 1 { stride } else { width };
-        let as_it_lies = Held { factor: Factor { address: from, stride, transposed }, _memory: None };
+        let as_it_lies = |address| Held { factor: Factor { address, stride, transposed }, _memory: None };
+        if let Some(copy) = self.copy_of(view)? {
+            return Ok(as_it_lies(copy));
+        }
+        let from = self.source(view)?;
         let (kernel, bytes, pad) = match (self.precision, lies_as(view)) {
-            (Precision::Bf16, WeightType::BF16) => return Ok(as_it_lies),
+            (Precision::Bf16, WeightType::BF16) => return Ok(as_it_lies(from)),
             (Precision::Bf16, WeightType::F32) => (c"f32_to_bf16", 2, PAD),
             (Precision::Bf16, WeightType::F16) => (c"f16_to_bf16", 2, PAD),
-            (_, WeightType::F32) => return Ok(as_it_lies),
+            (_, WeightType::F32) => return Ok(as_it_lies(from)),
             (_, WeightType::BF16) => (c"bf16_to_f32", 4, 1),
             (_, WeightType::F16) => (c"f16_to_f32", 4, 1),
         };
+        if bytes == 2 {
+            self.count_rounded(rows * width);
+        }
         let padded = width.next_multiple_of(pad);
         let memory = Allocation::new(&self.driver, rows.saturating_mul(padded).saturating_mul(bytes))?;
         let address = memory.address();

@@ -1,0 +1,217 @@
+//! Copies of weights in the type that products multiply (bf16). A copy is made once. Optimizers write it with the
+//! weights themselves; after any other write it is made again before a product reads it.
+//!
+//! Nothing can read an old copy: what writes to a buffer has its address from [`Cuda::target`], or writes through
+//! [`DeviceBuffer::write`], and both mark the copies of what is written as old.
+
+use super::driver::Allocation;
+use super::launch::{Size, launch, small};
+use super::{Cuda, Precision};
+use crate::Result;
+use crate::dtype::WeightType;
+use crate::kernels::check::rule;
+use crate::kernels::{Dtype, View};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Elements that are rounded as one row of a matrix.
+const ROW: usize = 1 << 15;
+
+/// A buffer of f32 values, and copies of parts of it.
+#[derive(Debug)]
+pub(super) struct DeviceBuffer {
+    memory: Allocation,
+    copies: Vec<Copy>,
+}
+
+/// A copy of some elements of a buffer.
+#[derive(Debug)]
+struct Copy {
+    elements: Range<usize>,
+    memory: Allocation,
+    /// The elements were written since it was made.
+    old: AtomicBool,
+}
+
+impl Copy {
+    fn meets(&self, elements: &Range<usize>) -> bool {
+        self.elements.start < elements.end && elements.start < self.elements.end
+    }
+
+    /// The address of the copy of an element.
+    fn at(&self, element: usize) -> u64 {
+        self.memory.address() + 2 * (element - self.elements.start) as u64
+    }
+}
+
+impl DeviceBuffer {
+    pub(super) fn new(memory: Allocation) -> DeviceBuffer {
+        DeviceBuffer { memory, copies: Vec::new() }
+    }
+
+    /// Bytes of it and of its copies.
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.bytes() + self.copies.iter().map(|copy| copy.memory.bytes()).sum::<usize>()
+    }
+
+    /// Elements.
+    pub(super) fn len(&self) -> usize {
+        self.memory.bytes() / 4
+    }
+
+    /// The address of an element, for reading; [`Cuda::target`] has that for writing.
+    pub(super) fn address(&self, element: usize) -> u64 {
+        self.memory.address() + 4 * element as u64
+    }
+
+    /// Reads bytes from an element on; waits.
+    pub(super) fn read(&self, element: usize, to: &mut [u8]) -> Result<()> {
+        self.memory.read(4 * element, to)
+    }
+
+    /// Writes bytes from an element on.
+    pub(super) fn write(&self, element: usize, from: &[u8]) -> Result<()> {
+        self.written(&(element..element + from.len().div_ceil(4)));
+        self.memory.write(4 * element, from)
+    }
+
+    /// Marks the copies of these elements as old.
+    pub(super) fn written(&self, elements: &Range<usize>) {
+        for copy in self.copies.iter().filter(|copy| copy.meets(elements)) {
+            copy.old.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Elements of a view between its first and its last, in its buffer.
+pub(super) fn elements(view: View) -> Range<usize> {
+    view.start..view.start.saturating_add(view.extent())
+}
+
+/// Some parameters that one launch updates.
+pub(super) struct Run {
+    /// The first, counted from that of the view.
+    pub(super) first: usize,
+    pub(super) len: usize,
+    /// Where the kernel writes their copy; 0 where they have none.
+    pub(super) copy: u64,
+}
+
+impl Cuda {
+    /// See [`crate::kernels::Backend::keep_factor`].
+    pub(super) fn keep(&mut self, w: View, alone: bool) -> Result<()> {
+        let Some(kind) = self.rounded_type(w)? else { return Ok(()) };
+        if w.dtype() != Dtype::F32 {
+            return self.keep_of_file(w, kind, alone);
+        }
+        let of = elements(w);
+        let buffer = self.memory.buffer(w)?;
+        let fits = w.is_contiguous() && of.end <= buffer.len();
+        rule!("keep factor", fits && !of.is_empty(), "no range of a buffer: {w:?}");
+        rule!("keep factor", !buffer.copies.iter().any(|copy| copy.meets(&of)), "kept already: {w:?}");
+        let memory = Allocation::new(&self.driver, 2 * of.len())?;
+        let copy = Copy { elements: of, memory, old: AtomicBool::new(true) };
+        self.memory.buffer_mut(w)?.copies.push(copy);
+        Ok(())
+    }
+
+    /// Rounds a tensor of a file; where nothing but products reads it, its own values are freed.
+    fn keep_of_file(&mut self, w: View, kind: WeightType, alone: bool) -> Result<()> {
+        let Some(values) = self.memory.file(w)?.and_then(|tensor| tensor.memory.as_ref()) else {
+            return Ok(());
+        };
+        let len = values.bytes() / kind.bytes();
+        let copy = Allocation::new(&self.driver, 2 * len)?;
+        self.round(kind, copy.address(), values.address(), len)?;
+        if let Some(tensor) = self.memory.file_mut(w)? {
+            tensor.copy = Some(copy);
+            if alone {
+                tensor.memory = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// The type of a view's elements, where products take them rounded.
+    fn rounded_type(&self, view: View) -> Result<Option<WeightType>> {
+        if self.precision != Precision::Bf16 || !self.keeps_copies {
+            return Ok(None);
+        }
+        Ok(match view.dtype() {
+            Dtype::F32 => Some(WeightType::F32),
+            Dtype::File(kind) => Some(kind),
+            // What is unpacked for a product is in its type.
+            Dtype::Packed(_) => None,
+        }
+        .filter(|kind| self.precision.copy_bytes(*kind) > 0))
+    }
+
+    /// `to[n] = from[n]`, rounded to bf16.
+    fn round(&self, kind: WeightType, to: u64, from: u64, n: usize) -> Result<()> {
+        let kernel = match kind {
+            WeightType::F32 => c"f32_to_bf16",
+            WeightType::F16 => c"f16_to_bf16",
+            WeightType::BF16 => unreachable!("bf16 is not rounded"),
+        };
+        self.count_rounded(n);
+        let (rows, rest) = (n / ROW, n % ROW);
+        for (first, rows, width) in [(0, rows, ROW), (rows * ROW, 1, rest)] {
+            let (to, from) = (to + 2 * first as u64, from + (kind.bytes() * first) as u64);
+            let size = Size::matrix(rows, width);
+            let (rows, width) = (small(rows)?, small(width)?);
+            launch!(self, kernel, size, [to, width, from, width, rows, width])?;
+        }
+        Ok(())
+    }
+
+    /// The address of the copy of a factor's elements, as it is now; `None` where there is none.
+    pub(super) fn copy_of(&self, view: View) -> Result<Option<u64>> {
+        if view.dtype() != Dtype::F32 {
+            let copy = self.memory.file(view)?.and_then(|tensor| tensor.copy.as_ref());
+            let Some(copy) = copy else { return Ok(None) };
+            let of = elements(view);
+            assert!(of.end <= copy.bytes() / 2, "views are cut from tensors: {view:?}");
+            return Ok(Some(copy.address() + 2 * of.start as u64));
+        }
+        let (buffer, of) = (self.memory.buffer(view)?, elements(view));
+        let around = |copy: &&Copy| copy.elements.start <= of.start && of.end <= copy.elements.end;
+        let Some(copy) = buffer.copies.iter().find(around) else { return Ok(None) };
+        self.renew(buffer, copy)?;
+        Ok(Some(copy.at(of.start)))
+    }
+
+    /// Makes a copy again, if what it is of was written.
+    fn renew(&self, buffer: &DeviceBuffer, copy: &Copy) -> Result<()> {
+        if copy.old.swap(false, Ordering::Relaxed) {
+            let from = buffer.address(copy.elements.start);
+            self.round(WeightType::F32, copy.memory.address(), from, copy.elements.len())?;
+        }
+        Ok(())
+    }
+
+    /// The runs in which an optimizer updates parameters, element by element, together with their copies.
+    pub(super) fn runs(&self, p: View) -> Result<Vec<Run>> {
+        let (buffer, of) = (self.memory.buffer(p)?, elements(p));
+        let mut met: Vec<&Copy> = buffer.copies.iter().filter(|copy| copy.meets(&of)).collect();
+        met.sort_by_key(|copy| copy.elements.start);
+        let (mut runs, mut at) = (Vec::new(), of.start);
+        let run = |from: usize, to: usize, copy| Run { first: from - of.start, len: to - from, copy };
+        for copy in met {
+            self.renew(buffer, copy)?;
+            let (start, end) = (copy.elements.start.max(of.start), copy.elements.end.min(of.end));
+            runs.extend((at < start).then(|| run(at, start, 0)));
+            runs.push(run(start, end, copy.at(start)));
+            at = end;
+        }
+        runs.extend((at < of.end).then(|| run(at, of.end, 0)));
+        Ok(runs)
+    }
+
+    /// Where an optimizer that updates parameters as a whole writes their copy; 0 where they have none, or one of a part.
+    pub(super) fn copy_of_all(&self, p: View) -> Result<u64> {
+        match self.runs(p)?[..] {
+            [Run { copy, .. }] => Ok(copy),
+            _ => self.target(p).map(|_| 0),
+        }
+    }
+}
