@@ -375,7 +375,7 @@ fn an_8b_model_fits_into_16_gb() {
     });
     let arch = Architecture::from_json(&config, Path::new("config.json")).unwrap();
     assert_eq!(arch.parameter_count(), 8_190_735_360);
-    let lora = Trainable::Adapter(Lora { targets: Targets::AllLinear, ..Lora::default() });
+    let lora = Trainable::Adapter(Lora { targets: Targets::AllLinear, rank: 16, ..Lora::default() });
     let budget = Budget { tokens: 1024, targets: 1024, train: true, recompute: true };
     let plan = |base| MemoryPlan::over(&arch, budget, &lora, base).unwrap();
     let [four, eight, plain] =

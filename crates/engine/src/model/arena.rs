@@ -541,18 +541,25 @@ impl MemoryPlan {
         let logits = used(cuda::LOGITS).saturating_sub(used(LOGITS)).saturating_mul(4);
         let rows = b.tokens.max(b.targets) as u64;
         let (mut factors, mut planes) = (0, 0);
-        let mut product = |outputs: usize, inputs: usize, most: u64| {
+        let mut product = |outputs: usize, inputs: usize, most: u64, packed: bool| {
             let (outputs, inputs) = (outputs as u64, inputs as u64);
             let of = rows.min(most / outputs.max(1)).saturating_mul(outputs.saturating_add(inputs));
-            // In bf16 the weights have their copies.
-            let weights = if precision == Precision::Bf16 { 0 } else { outputs.saturating_mul(inputs) };
+            let elements = outputs.saturating_mul(inputs);
+            let weights = match (packed, precision) {
+                // Unpacked, with the scales of its blocks twice.
+                (true, _) => elements.saturating_add(elements / 16),
+                // In bf16 the weights have their copies.
+                (false, Precision::Bf16) => 0,
+                (false, _) => elements,
+            };
             factors = of.saturating_add(weights).max(factors);
         };
-        product(a.vocab_size, a.hidden, cuda::LOGITS as u64);
+        product(a.vocab_size, a.hidden, cuda::LOGITS as u64, false);
+        let packed = self.packed > 0;
         for block in &a.blocks {
             let [q, kv, up] = Architecture::widths(block);
-            [q, kv, up].into_iter().for_each(|outputs| product(outputs, a.hidden, u64::MAX));
-            product(a.hidden, block.mlp.intermediate, u64::MAX);
+            [q, kv, up].into_iter().for_each(|outputs| product(outputs, a.hidden, u64::MAX, packed));
+            product(a.hidden, block.mlp.intermediate, u64::MAX, packed);
             // Heads are padded to a power of two, at most to twice their size; queries and the gradient of the output.
             let heads = (q as u64).saturating_mul(2).saturating_add(kv as u64);
             planes = rows.saturating_mul(heads.saturating_mul(2)).max(planes);
