@@ -23,6 +23,10 @@ fn real() -> Option<Vec<usize>> {
 
 /// A card for each of so many ranks: a way to open it. `None` where there is no g++, or not as many cards.
 fn cards(ranks: usize) -> Option<impl Fn(usize, u32) -> Cuda + Sync> {
+    cards_in(Precision::F32, ranks)
+}
+
+fn cards_in(precision: Precision, ranks: usize) -> Option<impl Fn(usize, u32) -> Cuda + Sync> {
     let numbers = real();
     match &numbers {
         Some(numbers) if numbers.len() < ranks => {
@@ -30,14 +34,14 @@ fn cards(ranks: usize) -> Option<impl Fn(usize, u32) -> Cuda + Sync> {
             return None;
         }
         Some(_) => {}
-        None => drop(common::card::emulated(Precision::F32, 0, MEMORY)?),
+        None => drop(common::card::emulated(precision, 0, MEMORY)?),
     }
     Some(move |rank: usize, seed: u32| match &numbers {
         Some(numbers) => {
             let found = Found::look();
-            Cuda::open(found.card(Some(numbers[rank])).unwrap(), Precision::F32).unwrap()
+            Cuda::open(found.card(Some(numbers[rank])).unwrap(), precision).unwrap()
         }
-        None => common::card::emulated(Precision::F32, seed + rank as u32, MEMORY).unwrap(),
+        None => common::card::emulated(precision, seed + rank as u32, MEMORY).unwrap(),
     })
 }
 
@@ -144,12 +148,17 @@ fn batch(seed: u64) -> Batch {
 }
 
 /// Where one rank has all targets, sums are of one term and zeros: ranks on cards take the steps of one card to the bit, keep
-/// the same state of the optimizer, and go on with what another number of ranks has written.
+/// the same state of the optimizer, and go on with what another number of ranks has written. In bf16 the copies of weights that
+/// products read are those of what the other ranks have updated.
 #[test]
 fn ranks_on_cards_take_the_steps_of_one_card() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(first) = cards(2) else { return };
-    for kind in [Optimizer::AdamW, Optimizer::Adafactor] {
+    for (kind, precision) in [
+        (Optimizer::AdamW, Precision::F32),
+        (Optimizer::AdamW, Precision::Bf16),
+        (Optimizer::Adafactor, Precision::F32),
+    ] {
+        let Some(first) = cards_in(precision, 2) else { return };
         let own = |rank: usize, t: u64| if rank == 0 { vec![batch(t)] } else { vec![Batch::default()] };
         let (half, whole) = (dir.path().join("half"), dir.path().join("whole"));
         let mut one = rank_of(first(0, 5), kind, &SingleRank);
@@ -160,7 +169,7 @@ fn ranks_on_cards_take_the_steps_of_one_card() {
         one.save_optimizer(&whole).unwrap();
         let want = weights(&one);
         for ranks in [2, 3] {
-            let Some(card) = cards(ranks) else { return };
+            let Some(card) = cards_in(precision, ranks) else { continue };
             let path = dir.path().join(format!("of {ranks}"));
             let got = Threads::run(ranks, |rank, collective| {
                 let mut model = rank_of(card(rank, 9), kind, collective);
@@ -366,6 +375,48 @@ fn ranks_that_ask_for_different_things_are_caught() {
         &|card, rank, x, collective| card.all_gather(x, &[[0, 0, 64], [0, 32, 64]][rank], collective),
         "rank 1 has a group of 2 calls, and rank 0 of 1",
     );
+}
+
+/// A rank that NCCL has no place for.
+struct Misplaced(Arc<Board>);
+
+impl Collective for Misplaced {
+    fn ranks(&self) -> usize {
+        2
+    }
+
+    fn rank(&self) -> usize {
+        7
+    }
+
+    fn send(&self, _: usize, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn receive(&self, _: usize) -> Result<Vec<u8>> {
+        let version = [2u32, 20, 5].map(u32::to_le_bytes).concat();
+        Ok([version, vec![1; 128]].concat())
+    }
+
+    fn watch(&self) -> Option<Arc<dyn Watch>> {
+        Some(self.0.clone())
+    }
+}
+
+#[test]
+fn what_nccl_says_of_cards_that_do_not_meet_is_said() {
+    if real().is_some() {
+        return suasion_test_support::skipped("its version is not NCCL's");
+    }
+    let Some(card) = cards(2) else { return };
+    let board = Arc::new(Board::default());
+    let error = card(0, 4).join(&Misplaced(board.clone())).unwrap_err();
+    let text =
+        "rank 7: NCCL's ncclCommInitRankConfig failed: invalid usage: rank 7 of 2 does not belong to this id";
+    assert_eq!(error.to_string(), format!("the cards of the ranks do not find each other: {text}"));
+    assert!(error.tag() == "E-DEVICE" && error.help().unwrap().contains("NCCL_DEBUG=INFO"));
+    // The others learn why when this rank leaves.
+    assert_eq!(board.failure().as_deref(), Some(text));
 }
 
 /// Three ranks that never speak.

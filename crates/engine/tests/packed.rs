@@ -375,7 +375,7 @@ fn an_8b_model_fits_into_16_gb() {
     });
     let arch = Architecture::from_json(&config, Path::new("config.json")).unwrap();
     assert_eq!(arch.parameter_count(), 8_190_735_360);
-    let lora = Trainable::Adapter(Lora { targets: Targets::AllLinear, ..Lora::default() });
+    let lora = Trainable::Adapter(Lora { targets: Targets::AllLinear, rank: 16, ..Lora::default() });
     let budget = Budget { tokens: 1024, targets: 1024, train: true, recompute: true };
     let four = MemoryPlan::over(&arch, budget, &lora, Base::Packed(KINDS[1].1)).unwrap();
     let linears = 36 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 12288) as u64;

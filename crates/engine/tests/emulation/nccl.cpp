@@ -312,7 +312,8 @@ EXPORT int ncclCommFinalize(void* comm) {
     return IN_PROGRESS;
 }
 
-EXPORT int ncclCommDestroy(void*) { return SUCCESS; }
+// What is still waited for ends, so that the stream can be freed.
+EXPORT int ncclCommDestroy(void* comm) { return ncclCommAbort(comm); }
 
 EXPORT const char* ncclGetErrorString(int code) {
     switch (code) {

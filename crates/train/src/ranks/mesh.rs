@@ -91,8 +91,8 @@ impl Mesh {
     /// rank is lost: the caller may be computing, and learns of it at its next call only.
     ///
     /// # Errors
-    /// [`Error::Rank`] where ranks do not come in time, or the port is taken; [`Error::RankMismatch`] for other versions
-    /// and numbers of ranks; [`Error::Interrupted`].
+    /// [`crate::Error::Rank`] where ranks do not come in time, or the port is taken; [`crate::Error::RankMismatch`] for other versions
+    /// and numbers of ranks; [`crate::Error::Interrupted`].
     pub fn connect(place: &Place, patience: Patience, stop: &AtomicBool, on_loss: OnLoss) -> Result<Mesh> {
         let meeting = Meeting::new(place, patience, stop);
         let streams = meeting.hold()?;

@@ -297,6 +297,14 @@ struct State {
     closing: bool,
 }
 
+/// Why NCCL did not do what it was asked for.
+enum End {
+    /// The run has failed elsewhere.
+    Lost(String),
+    /// NCCL has failed here.
+    Failed(String),
+}
+
 impl Communicator {
     /// Meets the other ranks. `stream` is the one that everything is done on.
     ///
@@ -359,12 +367,12 @@ impl Communicator {
             state: Mutex::new(State { comm: Handle(comm), failure: None, since: None, closing: false }),
             changed: Condvar::new(),
         };
-        shared.finish(&mut shared.lock(), "ncclCommInitRankConfig", code, START).map_err(|message| {
-            match shared.watch.as_ref().and_then(|watch| watch.failure()) {
-                Some(message) => Error::Collective { message },
-                None => unmet(message),
-            }
-        })?;
+        shared.finish(&mut shared.lock(), "ncclCommInitRankConfig", code, START).map_err(
+            |end| match end {
+                End::Lost(message) => Error::Collective { message },
+                End::Failed(message) => unmet(message),
+            },
+        )?;
         let shared = Arc::new(shared);
         let of_thread = Arc::clone(&shared);
         let beside = thread::Builder::new().name("beside NCCL".into()).spawn(move || of_thread.stand_by());
@@ -420,7 +428,7 @@ impl Communicator {
         };
         state.since.get_or_insert_with(Instant::now);
         let done = self.shared.finish(&mut state, what, code, MOST);
-        done.map_err(|message| Error::Collective { message })
+        done.map_err(|(End::Lost(message) | End::Failed(message))| Error::Collective { message })
     }
 
     /// Says whether what the stream has done is whole; called when the stream has done everything. What was aborted ends
@@ -456,29 +464,36 @@ impl Shared {
     }
 
     /// Waits until NCCL has done what a call has begun: the host's part of it. Aborts where it fails, or the run does.
-    fn finish(&self, state: &mut State, call: &str, code: Code, most: Duration) -> Result<(), String> {
+    fn finish(&self, state: &mut State, call: &str, code: Code, most: Duration) -> Result<(), End> {
         let (mut code, started) = (code, Instant::now());
         loop {
-            let message = match code {
+            let end = match code {
                 SUCCESS => return Ok(()),
                 IN_PROGRESS => match self.watch.as_ref().and_then(|watch| watch.failure()) {
-                    Some(message) => message,
+                    Some(message) => End::Lost(message),
                     None if started.elapsed() < most => {
                         thread::sleep(PAUSE);
                         // SAFETY: the communicator is live, and locked.
                         code = unsafe { self.nccl.state(state.comm.0) };
                         continue;
                     }
-                    None => format!(
-                        "rank {}: NCCL's {call} has not ended within {} seconds",
-                        self.rank,
-                        most.as_secs()
-                    ),
+                    None => {
+                        let seconds = most.as_secs();
+                        End::Failed(format!(
+                            "rank {}: NCCL's {call} has not ended within {seconds} seconds",
+                            self.rank
+                        ))
+                    }
                 },
-                code => format!("rank {}: {}", self.rank, self.nccl.failure(call, state.comm.0, code)),
+                code => End::Failed(format!(
+                    "rank {}: {}",
+                    self.rank,
+                    self.nccl.failure(call, state.comm.0, code)
+                )),
             };
+            let (End::Lost(message) | End::Failed(message)) = &end;
             self.abort(state, message.clone());
-            return Err(message);
+            return Err(end);
         }
     }
 
