@@ -43,6 +43,52 @@ fn a_machine_without_a_card_says_what_is_missing() {
     dir.suasion(&args).run().error(3, "E-DEVICE", &problem);
 }
 
+/// What `env` and ranks on cards say of NCCL: NVIDIA's own, one that is too old, and none.
+#[test]
+fn nccl_is_found_or_missed_by_name() {
+    let dir = Dir::new().with_model().with_rows(4);
+    let env = |folder: &str| {
+        let ran = dir.suasion(&["env", "--json"]).env("LD_LIBRARY_PATH", folder).ok();
+        let cuda = &ran.json()["cuda"];
+        (cuda["nccl"].clone(), cuda["nccl_problem"].as_str().unwrap_or_default().to_string())
+    };
+    if let (nccl, problem) = env("")
+        && nccl.is_null()
+    {
+        assert_eq!(problem, "NCCL is missing: libnccl.so.2 was not found");
+    }
+    let source = "int ncclGetVersion(int* v) { *v = VERSION; return 0; }";
+    std::fs::write(dir.path("nccl.c"), source).unwrap();
+    let compiled = |version: &str| {
+        std::fs::create_dir_all(dir.path(version)).unwrap();
+        let command = format!("cc -shared -fPIC -DVERSION={version} nccl.c -o {version}/libnccl.so.2");
+        dir.sh(&command).ok();
+        env(dir.path(version).to_str().unwrap())
+    };
+    let (nccl, problem) = compiled("21003");
+    assert!(
+        nccl.is_null() && problem == "NCCL 2.10.3 is too old: ranks on cards need 2.14 or later",
+        "{problem}"
+    );
+    let (nccl, problem) = compiled("22005");
+    let text = "libnccl.so.2 is no NCCL that can be used: ";
+    assert!(nccl.is_null() && problem.starts_with(text) && problem.contains("ncclGetUniqueId"), "{problem}");
+    let Some(python) = suasion_test_support::peers_python() else { return };
+    let site = python.parent().unwrap().join("../lib");
+    let folder = std::fs::read_dir(site)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path().join("site-packages/nvidia/nccl/lib"));
+    let Some(folder) = folder.into_iter().find(|folder| folder.join("libnccl.so.2").exists()) else {
+        return suasion_test_support::skipped("no NCCL beside PyTorch");
+    };
+    let (nccl, problem) = env(folder.to_str().unwrap());
+    assert!(
+        nccl.as_str().is_some_and(|version| version.starts_with("2.")) && problem.is_empty(),
+        "{nccl} {problem}"
+    );
+}
+
 #[test]
 fn devices_that_do_not_exist_or_contradict_are_refused() {
     let dir = Dir::new().with_model().with_rows(4);

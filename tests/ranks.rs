@@ -156,12 +156,54 @@ fn what_contradicts_itself_is_refused() {
         "E-RANK",
         "rank 0 has waited 1 seconds for rank 1",
     );
+    // No card is that of all ranks; and the kind of device is compared before anything is read.
+    train().args(&["--ranks", "2", "--dry-run", "--device", "cuda:1"]).run().error(
+        2,
+        "E-CONFIG",
+        "device=cuda:1 is one card, and 2 ranks need one each",
+    );
     // Of a configuration that is wrong, the first rank says what; and nobody waits.
     let started = Instant::now();
     let ran = train().args(&["--ranks", "2", "--set", "learning_rate=-1"]).run();
     assert!(ran.stderr.contains("learning_rate"), "{}", ran.stderr);
     assert!(ran.code == Some(2) && started.elapsed() < Duration::from_secs(30));
     assert!(!dir.exists("out"));
+}
+
+/// Commands that do not share their work: the first of the ranks that torchrun starts does it, the others end at once and say
+/// why. Tasks of Slurm may have been given different rows: one that would be ignored is refused.
+#[test]
+fn other_commands_are_left_to_the_first_rank() {
+    let dir = Dir::new().with_model().with_rows(6);
+    dir.train("rows.jsonl").set(&QUICK[5..]).set(&["max_steps=1", "output_dir=out"]).ok();
+    let commands: [&[&str]; 6] = [
+        &["eval", "--model", "out", "--data", "rows.jsonl"],
+        &["compare", "--model", "model", "--data", "rows.jsonl", "--set", "init=random", "--max_steps", "1"],
+        &["prepare", "--model", "model", "--data", "rows.jsonl", "-o", "prepared.jsonl"],
+        &["verify", "--model", "model", "--data", "rows.jsonl"],
+        &["generate", "--model", "out", "--data", "rows.jsonl", "--rows", "1"],
+        &["diagnose", "--base", "out", "--tuned", "out", "--data", "rows.jsonl"],
+    ];
+    let torch = |command: &[&str], rank: &str| {
+        dir.suasion(command).env("RANK", rank).env("WORLD_SIZE", "2").env("LOCAL_RANK", rank)
+    };
+    for command in commands {
+        let name = command[0];
+        let ran = torch(command, "1")
+            .ok()
+            .says(&format!("{name} runs in one process: rank 1 of 2 leaves it to rank 0"));
+        assert_eq!(ran.stdout, "");
+        assert!(!dir.exists("prepared.jsonl") && !dir.exists("suasion-out"), "{name}");
+        let task = dir.suasion(command).env("SLURM_PROCID", "1").env("SLURM_NTASKS", "2").run();
+        let task = task.error(2, "E-USAGE", &format!("{name} runs in one process, and this is task 1 of 2"));
+        task.says(&format!("srun --ntasks 1 suasion {name}"));
+    }
+    torch(commands[2], "0").ok();
+    assert!(dir.exists("prepared.jsonl"));
+    // As in the script of a job of Slurm's, outside of srun.
+    dir.suasion(commands[3]).env("SLURM_PROCID", "0").env("SLURM_NTASKS", "2").ok();
+    // Each machine says what it has.
+    assert!(torch(&["env"], "1").ok().stdout.contains("suasion"));
 }
 
 #[test]

@@ -49,6 +49,43 @@ fn a_configuration_of_a_schedule_and_of_shares_runs() {
     refused("save_strategy=no", "load_best_model_at_end");
 }
 
+/// As `AutoModelForCausalLM.from_config` of transformers 5 makes them, and `save_pretrained` writes them.
+#[test]
+fn a_model_from_random_weights_has_the_dtype_of_config_json() {
+    let dir = Dir::new().with_model().with_rows(2);
+    let config = dir.json("model/config.json");
+    for (key, name, stored) in
+        [("dtype", None, "F32"), ("dtype", Some("bfloat16"), "BF16"), ("torch_dtype", Some("float16"), "F16")]
+    {
+        let mut config = config.clone();
+        config.as_object_mut().unwrap().remove("dtype");
+        if let Some(name) = name {
+            config[key] = name.into();
+        }
+        dir.write("model/config.json", config.to_string());
+        let out = format!("output_dir={stored}");
+        dir.train("rows.jsonl")
+            .set(&["init=random", "max_steps=1", "save_steps=1", &out])
+            .arg("--quiet")
+            .ok();
+        let types = |file: &str| {
+            let bytes = dir.read(&format!("{stored}/{file}"));
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+            let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+            let mut types: Vec<String> = tensors.map(|(_, t)| t["dtype"].as_str().unwrap().into()).collect();
+            types.dedup();
+            types
+        };
+        assert_eq!(types("model.safetensors"), [stored]);
+        assert_eq!(types("checkpoint-1/model.safetensors"), ["F32"]);
+        if let Some(name) = name {
+            assert_eq!(dir.json(&format!("{stored}/config.json"))[key], name);
+            assert_eq!(dir.json(&format!("{stored}/checkpoint-1/config.json"))[key], "float32");
+        }
+    }
+}
+
 /// TensorBoard's own reader, where it is installed.
 #[test]
 fn tensorboard_opens_the_event_files() {

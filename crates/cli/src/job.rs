@@ -7,11 +7,12 @@ mod estimate;
 use crate::config::{Config, Loaded};
 use crate::export;
 use crate::failure::Failure;
+use crate::inputs::device::Chosen;
 use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
 use crate::inputs::vocabulary::Vocabulary;
-use crate::inputs::weights::{Adapter, Start, check_memory, planned};
+use crate::inputs::weights::{Adapter, Start, card_run, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ranks::Team;
@@ -63,6 +64,8 @@ pub struct Job {
     pub eval_rows: Option<RowSet>,
     pub train: Vec<Sample>,
     pub eval: Vec<Sample>,
+    /// Where it runs.
+    device: Chosen,
     /// The card that it runs on; `None` for the CPU.
     on: Option<&'static Card>,
     /// How full the packs are that the training rows were put into.
@@ -83,7 +86,8 @@ impl Job {
         let located = checkpoint::locate(&begin.resume, &config.output_dir)?;
         let checkpoint = located.as_ref().map(|located| located.dir.clone());
         config.data.template_date = config.data.template_date.or_else(|| begun_on(checkpoint.as_deref()));
-        let on = config.device().card(ui)?;
+        let device = config.device_of(&begin.team, ui)?;
+        let on = device.card(ui)?;
         let opened = open(&config, checkpoint.as_deref(), ui)?;
         let data = rows::training(&config, ui)?;
         let settings = config.settings();
@@ -153,6 +157,7 @@ impl Job {
             eval_rows,
             train,
             eval,
+            device,
             on,
             fill,
             plan,
@@ -193,9 +198,19 @@ impl Job {
         }
     }
 
+    /// Bytes that the run needs of a card, by what is trained.
+    fn memory_on_card(&self) -> suasion_train::Result<u64> {
+        let (trainable, ranks) = (self.opened.trainable(), self.begin.team.ranks);
+        let run = card_run(&self.arch, &trainable, &self.opened.base, &self.settings, ranks, self.device)?;
+        Ok(run.needed(&self.arch, self.plan.budget)?.saturating_add(self.device.overhead()))
+    }
+
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
-        self.opened.start(ui, &self.config).for_ranks(self.begin.team.ranks, self.begin.team.local)
+        self.opened
+            .start(ui, &self.config)
+            .on(self.device)
+            .for_ranks(self.begin.team.ranks, self.begin.team.local)
     }
 
     /// The files beside the weights that the run writes.
@@ -226,9 +241,16 @@ impl Job {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
                 let team = &self.begin.team;
                 let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
-                let device = self.config.device();
-                check_memory(&self.arch, &plan, budget, device, team.local, ui)?;
-                Model::with_trainable(self.arch.clone(), device.open(ui)?, budget, &trainable)?
+                let run = card_run(
+                    &self.arch,
+                    &trainable,
+                    &self.opened.base,
+                    &self.settings,
+                    team.ranks,
+                    self.device,
+                )?;
+                check_memory(&self.arch, &plan, &run, budget, self.device, team.local, ui)?;
+                Model::with_trainable(self.arch.clone(), self.device.open(ui)?, budget, &trainable)?
             }
         };
         let files = self.files()?;

@@ -146,15 +146,25 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
     limits::watch();
     let mut command = command();
     let args = flags::respelled(&command, args.into_iter().collect());
-    let cli = match command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches))
-    {
-        Ok(cli) => cli,
+    let parsed = command.try_get_matches_from_mut(args).and_then(|matches| {
+        Ok((Cli::from_arg_matches(&matches)?, matches.subcommand_name().unwrap_or_default().to_string()))
+    });
+    let (cli, name) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return usage(&error),
     };
     let ui = Ui::new(cli.json, cli.quiet, cli.color);
     let role = match &cli.command {
         Command::Train(args) => Role::of(args.ranks, args.demo),
-        _ => Ok(Role::Alone),
+        // Of each machine.
+        Command::Env => Ok(Role::Alone),
+        _ => match ranks::leave_to_first(&name) {
+            Ok(Some(note)) => {
+                ui.log(note);
+                return Exit::Done as u8;
+            }
+            other => other.map(|_| Role::Alone),
+        },
     };
     let role = match role {
         Ok(role) => role,

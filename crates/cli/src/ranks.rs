@@ -12,6 +12,7 @@ use std::time::Duration;
 use suasion_engine::{Collective, SingleRank};
 use suasion_train::checkpoint;
 use suasion_train::error::after_loss;
+use suasion_train::ranks::place::Numbered;
 use suasion_train::ranks::{Mesh, Patience, Place};
 
 /// Says that `suasion train --ranks` has started this process, and holds its stdin open.
@@ -88,6 +89,10 @@ pub struct Team {
     pub ranks: usize,
     /// How many of them are on this machine.
     pub local: usize,
+    /// The number of this one among those on this machine, where that is known.
+    pub local_rank: Option<usize>,
+    /// A launcher of another kind has started them, which may have given each a card.
+    pub may_have_card: bool,
     mesh: Option<Arc<Mesh>>,
     /// The output folder, for the message that names the newest checkpoint.
     output: Arc<Mutex<Option<PathBuf>>>,
@@ -95,19 +100,33 @@ pub struct Team {
 
 impl Default for Team {
     fn default() -> Team {
-        Team { ranks: 1, local: 1, mesh: None, output: Arc::default() }
+        Team {
+            ranks: 1,
+            local: 1,
+            local_rank: None,
+            may_have_card: false,
+            mesh: None,
+            output: Arc::default(),
+        }
     }
 }
 
 impl Team {
     /// The ranks of a role that are only planned: nobody is waited for.
     pub fn planned(role: &Role) -> Team {
-        let (ranks, local) = match role {
-            Role::Alone => (1, 1),
-            Role::Launcher(ranks) => (ranks.get(), ranks.get()),
-            Role::Rank(place) => (place.ranks, place.local.unwrap_or(1)),
-        };
-        Team { ranks, local, ..Team::default() }
+        match role {
+            Role::Alone => Team::default(),
+            Role::Launcher(ranks) => {
+                Team { ranks: ranks.get(), local: ranks.get(), local_rank: Some(0), ..Team::default() }
+            }
+            Role::Rank(place) => Team::at(place),
+        }
+    }
+
+    fn at(place: &Place) -> Team {
+        let may_have_card = std::env::var_os(LAUNCHED).is_none();
+        let (ranks, local, local_rank) = (place.ranks, place.local.unwrap_or(1), place.local_rank);
+        Team { ranks, local, local_rank, may_have_card, ..Team::default() }
     }
 
     /// Meets the other ranks.
@@ -133,15 +152,14 @@ impl Team {
             // The main thread may be in a step of minutes. Files are complete or temporary at any time.
             std::thread::spawn(move || {
                 std::thread::sleep(GRACE);
-                let newest = output.lock().ok().and_then(|dir| newest(dir.as_deref()?));
+                let newest = output.lock().ok().and_then(|dir| checkpoint::newest(dir.as_deref()?));
                 let help = after_loss(newest.as_deref());
                 let exit = ui.report(&Failure::run_time("E-RANK", message, help).into());
                 std::process::exit(exit as i32);
             });
         };
         let mesh = Mesh::connect(place, patience, interrupt::flag(), Box::new(on_loss))?;
-        let local = place.local.unwrap_or(1);
-        Ok(Team { ranks: place.ranks, local, mesh: Some(Arc::new(mesh)), output })
+        Ok(Team { mesh: Some(Arc::new(mesh)), output, ..Team::at(place) })
     }
 
     /// The folder that the run writes to.
@@ -175,8 +193,30 @@ impl Team {
     }
 }
 
-fn newest(dir: &Path) -> Option<PathBuf> {
-    checkpoint::list(dir).into_iter().map(|(_, path)| path).rfind(|path| checkpoint::read(path).is_ok())
+/// Where this process is one of several and `command` does not share its work, the first does it all. Of the ranks that torchrun
+/// starts, the others have nothing to do: what they say. Tasks of Slurm may have been given different work each.
+///
+/// # Errors
+/// For another task of Slurm than the first.
+pub fn leave_to_first(command: &str) -> anyhow::Result<Option<String>> {
+    let variable = |name: &str| std::env::var(name).ok();
+    // What contradicts itself is an error of `train` only.
+    let Ok(Some(Numbered { rank: rank @ 1.., ranks, slurm })) = Numbered::of(&variable) else {
+        return Ok(None);
+    };
+    if slurm {
+        let message =
+            format!("{command} runs in one process, and this is task {rank} of {ranks} (SLURM_PROCID)");
+        let help = format!(
+            "only train shares its work; `srun --ntasks 1 suasion {command}` starts one process, and where each task has work of \
+             its own, `env -u SLURM_PROCID suasion {command}` does it"
+        );
+        return Err(Failure::usage(message, help).into());
+    }
+    Ok(Some(format!(
+        "note: {command} runs in one process: rank {rank} of {ranks} leaves it to rank 0 (where each rank has work of its own, unset \
+         RANK and WORLD_SIZE)"
+    )))
 }
 
 /// Stops the run where its launcher closes this process's stdin: it was stopped, or is gone.

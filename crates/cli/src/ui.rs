@@ -95,8 +95,8 @@ impl Ui {
             text = wrap_after(label.len() + colon.len(), indent, &text, self.columns());
         }
         let label = if label.is_empty() { String::new() } else { self.paint_err(sgr, label) };
-        // A closed stderr must not stop a training run.
-        let _ = writeln!(io::stderr(), "{label}{colon}{text}");
+        // In one piece: ranks share a terminal. A closed stderr must not stop a training run.
+        let _ = io::stderr().write_all(format!("{label}{colon}{text}\n").as_bytes());
     }
 
     /// Columns of the terminal that stderr is, but for the last, where some terminals wrap; 79 where it is none.

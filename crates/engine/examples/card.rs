@@ -7,7 +7,9 @@
 //!   ROWS    sequences of 1024 tokens in a step
 //!   FOLDER  where a base for lora is written (default: the system's folder for temporary files)
 //!
-//! `SUASION_PRECISION` is bf16 (default), tf32 or f32.
+//! `SUASION_PRECISION` is bf16 (default), tf32 or f32; `SUASION_RECOMPUTE` computes layers again, and
+//! `SUASION_NO_GRAPHS` runs passes without CUDA graphs. `used_bytes` is what the driver reports, with what it takes for itself;
+//! `peak_bytes` is what was allocated, and `planned_bytes` what was planned of that.
 
 use serde_json::{Value, json};
 use std::io::Write;
@@ -16,7 +18,7 @@ use std::time::Instant;
 use suasion_engine::kernels::cuda::found::Found;
 use suasion_engine::params::ParameterMap;
 use suasion_engine::{
-    AdamW, Architecture, Base, Batch, Budget, Cuda, Lora, MemoryPlan, Model, Precision, Targets, Trainable,
+    AdamW, Architecture, Base, Batch, Budget, CardRun, Cuda, Lora, Model, Precision, Targets, Trainable,
 };
 
 type Error = Box<dyn std::error::Error>;
@@ -133,12 +135,16 @@ fn main() -> Result<(), Error> {
     let before = card.free_memory()?;
     let recompute = std::env::var_os("SUASION_RECOMPUTE").is_some();
     let budget = Budget { tokens: batch.tokens(), targets: batch.targets.len(), train: true, recompute };
-    let cuda = Cuda::open(card, precision)?;
+    let graphs = std::env::var_os("SUASION_NO_GRAPHS").is_none();
+    let cuda = Cuda::open(card, precision)?.with_graphs(graphs);
+    fn of(trainable: &Trainable, precision: Precision, graphs: bool) -> CardRun<'_> {
+        CardRun { graphs, ..CardRun::new(trainable, Base::Mapped, precision) }
+    }
     let (mut model, planned) = match way {
         "full" => {
             let mut model = Model::new(arch.clone(), cuda, budget)?;
             model.init_random(0)?;
-            (model, MemoryPlan::of(&arch, budget))
+            (model, of(&Trainable::All, precision, graphs).memory(&arch, budget)?)
         }
         "lora" => {
             let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -150,7 +156,7 @@ fn main() -> Result<(), Error> {
             std::fs::remove_dir_all(&dir)?;
             loaded?;
             model.init_adapter(0)?;
-            (model, MemoryPlan::over(&arch, budget, &lora, Base::Mapped)?)
+            (model, of(&lora, precision, graphs).memory(&arch, budget)?)
         }
         _ => return Err(format!("no mode {way}-").into()),
     };
@@ -178,6 +184,7 @@ fn main() -> Result<(), Error> {
         }
     }
     let used = before.saturating_sub(card.free_memory()?);
+    let usage = model.backend().usage();
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
     println!(
@@ -186,7 +193,8 @@ fn main() -> Result<(), Error> {
             "impl": format!("suasion {precision:?}"), "card": card.name, "shape": name, "mode": mode, "tokens": batch.tokens(),
             "targets": batch.targets.len(), "recompute": recompute, "seconds": seconds, "median": median,
             "tokens_per_second": batch.tokens() as f64 / median, "losses": losses,
-            "used_bytes": used, "planned_bytes": planned.on_card(&arch, budget, precision),
+            "graphs": graphs, "replays": usage.replays, "changes": usage.changes, "waits": usage.waits,
+            "used_bytes": used, "peak_bytes": usage.peak, "planned_bytes": planned,
         })
     );
     Ok(())

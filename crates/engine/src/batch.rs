@@ -3,6 +3,7 @@
 
 use crate::kernels::{AttentionPlan, AttentionRange};
 use crate::{Error, Result};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// One term of the loss: `weight · nll(id | hidden row)`.
@@ -194,6 +195,37 @@ impl Batch {
             first = end;
         }
         AttentionPlan { rows: rows.to_vec(), ranges, groups }
+    }
+}
+
+/// A batch with what a pass needs to know of it: another thread can find it out while the device computes.
+#[derive(Clone, Debug)]
+pub struct Prepared<'a> {
+    pub(crate) batch: Cow<'a, Batch>,
+    /// Targets in the order of their rows, which is the order in which attention takes its queries.
+    pub(crate) order: Vec<usize>,
+    /// The rows of the targets in this order, and their positions.
+    pub(crate) rows: Vec<u32>,
+    pub(crate) row_positions: Vec<u32>,
+    /// Attention with a query for every row, and for the targets' rows.
+    pub(crate) plans: [AttentionPlan; 2],
+}
+
+impl<'a> Prepared<'a> {
+    /// Prepares a batch. Whether a model takes it is seen when it is run.
+    pub fn new(batch: Cow<'a, Batch>) -> Prepared<'a> {
+        let mut order: Vec<usize> = (0..batch.targets.len()).collect();
+        order.sort_by_key(|&i| batch.targets[i].row);
+        let rows: Vec<u32> = order.iter().map(|&i| batch.targets[i].row).collect();
+        let position = |row: &u32| batch.positions.get(*row as usize).copied().unwrap_or(0);
+        let row_positions = rows.iter().map(position).collect();
+        let plans = [batch.attention(), batch.attention_for(&rows)];
+        Prepared { batch, order, rows, row_positions, plans }
+    }
+
+    /// The batch.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
     }
 }
 

@@ -2,9 +2,19 @@
 
 use crate::{Error, Result};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Elements that are on their way at once: what a rank must hold beside its own values.
 const BLOCK: usize = 1 << 20;
+
+/// How a run over ranks stands, for threads that wait for other ranks elsewhere than in a [`Collective`]'s calls.
+pub trait Watch: Send + Sync {
+    /// What has ended the run.
+    fn failure(&self) -> Option<String>;
+
+    /// Ends the run: the calls of this rank fail from now on, and the others learn why when it leaves.
+    fn fail(&self, message: &str);
+}
 
 /// The ranks of a run. Every rank calls the same methods in the same order, and each call waits for the ranks
 /// that it needs.
@@ -30,6 +40,11 @@ pub trait Collective {
     /// # Errors
     /// As [`Collective::send`].
     fn receive(&self, from: usize) -> Result<Vec<u8>>;
+
+    /// Whether the run has failed, for other threads; `None` where only the calls know.
+    fn watch(&self) -> Option<Arc<dyn Watch>> {
+        None
+    }
 
     /// The messages of all ranks, in their order, this rank's own among them.
     ///

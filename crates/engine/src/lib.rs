@@ -29,14 +29,16 @@ mod weights;
 
 pub use abort::on_abort;
 pub use arch::{AddedRows, Architecture};
-pub use batch::{Batch, Segment, Target};
-pub use collective::{Collective, SingleRank};
+pub use batch::{Batch, Prepared, Segment, Target};
+pub use collective::{Collective, SingleRank, Watch};
 pub use dtype::{Packing, WeightType};
 pub use error::{Error, Result};
 pub use kernels::cuda::{Cuda, Precision};
 pub use kernels::{AdamW, Backend, TargetLoss, cpu::Cpu, device::Device, reference::Reference};
 pub use lora::{Lora, LoraInit, Targets};
-pub use model::{Budget, KvCache, Losses, MemoryPlan, Model, Optimizer, Rates, Regularisation, Update};
+pub use model::{
+    Budget, CardRun, KvCache, Losses, MemoryPlan, Model, Optimizer, Rates, Regularisation, Update,
+};
 pub use params::{Base, Trainable};
 pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder};
 pub use weights::Tensor;

@@ -521,12 +521,6 @@ impl ParameterMap {
         self.head.parts.iter().any(|part| part.weight.index == self.embedding.index)
     }
 
-    /// Bytes of the packed parameters.
-    pub(crate) fn packed_bytes(&self) -> usize {
-        let bytes = |p: &Parameter| p.packing.map(|packing| packing.bytes(p.rows(), p.width()));
-        self.parameters.iter().filter_map(bytes).fold(0, usize::saturating_add)
-    }
-
     /// Of each parameter, by its number: `None` where no product reads it, else whether no other operation does.
     pub(crate) fn read_by_products(&self) -> Vec<Option<bool>> {
         let mut reads = vec![None; self.parameters.len()];
@@ -564,6 +558,12 @@ impl ParameterMap {
             }
         }
         ranges
+    }
+
+    /// Bytes of the packed parameters.
+    pub(crate) fn packed_bytes(&self) -> usize {
+        let bytes = |p: &Parameter| p.packing.map(|packing| packing.bytes(p.rows(), p.width()));
+        self.parameters.iter().filter_map(bytes).fold(0, usize::saturating_add)
     }
 
     /// Number of slots.

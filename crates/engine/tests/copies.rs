@@ -14,8 +14,7 @@ use suasion_engine::kernels::{
 };
 use suasion_engine::{
     ADAPTER_WEIGHTS, AdapterFolder, Architecture, Backend, Base, Batch, Budget, Collective, Cuda, Device,
-    Lora, MemoryPlan, Model, Optimizer, Precision, Rates, Reference, SingleRank, Targets, Trainable, Update,
-    WeightType,
+    Lora, MemoryPlan, Model, Optimizer, Precision, Rates, SingleRank, Targets, Trainable, Update, WeightType,
 };
 
 /// A card, and the buffers of an operation.
@@ -57,6 +56,17 @@ fn product(b: &mut Cuda, w: View) -> Vec<u32> {
     let w = w.matrix(w.len() / 32, 32);
     b.linear(y.matrix(3, w.rows()), false, x.matrix(3, 32), w, None).unwrap();
     let mut values = vec![0.0; y.view().len()];
+    b.read(y.view(), &mut values).unwrap();
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+/// What `x[32, 32]` is as the input of a product.
+fn product_of(b: &mut Cuda, x: View) -> Vec<u32> {
+    let (w, y) = (b.allocate(3 * 32).unwrap(), b.allocate(3 * 32).unwrap());
+    let values: Vec<f32> = (0..3 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
+    b.write(w.view(), &values).unwrap();
+    b.linear(y.matrix(32, 3), false, x, w.matrix(3, 32), None).unwrap();
+    let mut values = vec![0.0; 3 * 32];
     b.read(y.view(), &mut values).unwrap();
     values.into_iter().map(f32::to_bits).collect()
 }
@@ -276,6 +286,16 @@ fn a_product_reads_what_was_written_last() {
             assert!(after == product(&mut o.b, plain.view()), "{name} at {start}: an old copy was read");
             // A result of a few elements may lie before what has a copy.
             assert!(start != 100 || before != after, "{name} wrote nothing");
+            // The same in an activation that products share.
+            let shared = o.m(1, 1104).part(40, 1024).matrix(32, 32);
+            let whole = o.held[o.held.len() - 1].view();
+            o.b.share_factor(shared).unwrap();
+            let before = product_of(&mut o.b, shared);
+            operation(&mut o, whole.part(start, ROWS * WIDTH).matrix(ROWS, WIDTH));
+            let after = product_of(&mut o.b, shared);
+            o.b.release_factor(shared);
+            assert!(after == product_of(&mut o.b, shared), "{name} at {start}: an old activation was read");
+            assert!(start != 100 || before != after, "{name} wrote nothing");
         }
     }
 }
@@ -302,8 +322,11 @@ fn sums_over_ranks_and_products_into_weights_are_seen() {
         let part = |at: usize, rows: usize| w.part(at, 16 * rows).matrix(rows, 16);
         b.linear(part(0, 8), true, part(256, 8), part(512, 16), None).unwrap();
     });
+    if common::card::real().is_some() {
+        return suasion_test_support::skipped("ranks need a card each: tests/cards.rs");
+    }
     for (n, name) in ["all-reduce", "reduce-scatter", "all-gather"].into_iter().enumerate() {
-        fn sum<B: Backend>(n: usize, b: &mut B, x: View, collective: &dyn Collective) {
+        let sum = |b: &mut Cuda, x: View, collective: &dyn Collective| {
             let cuts = [0, 400, 1024];
             match n {
                 0 => b.all_reduce(x, collective),
@@ -311,17 +334,17 @@ fn sums_over_ranks_and_products_into_weights_are_seen() {
                 _ => b.all_gather(x, &cuts, collective),
             }
             .unwrap();
-        }
-        Threads::run(2, |rank, collective| match rank {
-            0 if card(Precision::Bf16, 1).is_some() => check(name, &|b, w| sum(n, b, w, collective)),
-            0 => {}
-            _ if card(Precision::Bf16, 1).is_some() => {
-                let mut b = Reference::<f32>::new();
-                let x = b.allocate(1024).unwrap();
-                b.fill(x.view(), 0.5).unwrap();
-                sum(n, &mut b, x.view(), collective);
+        };
+        Threads::run(2, |rank, collective| {
+            if rank == 0 {
+                return check(name, &|b, w| sum(b, w, collective));
             }
-            _ => {}
+            let Some(mut b) = card(Precision::Bf16, 2) else { return };
+            let x = b.allocate(1024).unwrap();
+            b.fill(x.view(), 0.5).unwrap();
+            sum(&mut b, x.view(), collective);
+            // Its part is done when its card has done it.
+            b.sync().unwrap();
         });
     }
 }
@@ -421,6 +444,10 @@ fn whatever_happens_to_weights_computes_the_same_bytes() {
             (1..=2).for_each(|t| step(&mut model, t, &SingleRank));
             bits(&model)
         });
+        // A real card is one; ranks on several are in tests/cards.rs.
+        if common::card::real().is_some() {
+            continue;
+        }
         Threads::run(2, |rank, collective| {
             both(&format!("{what}, rank {rank} of 2"), |card| {
                 let mut model = model_of(arch.clone(), card, false, &Trainable::All);
@@ -498,12 +525,32 @@ fn no_pass_rounds_a_weight() {
         let weights: usize =
             names.iter().filter(|n| products(n)).map(|n| model.parameter(n).unwrap().data.len()).sum();
         // Each is a factor of a product forward and of one backward; of experts those that have rows.
-        match family {
-            "qwen3_moe" => assert!(converted - each <= 2 * weights as u64 && converted > each),
-            _ => assert_eq!(converted - each, 2 * weights as u64, "{family}"),
+        if family != "qwen3_moe" {
+            assert!(converted - each > 2 * weights as u64, "{family}");
+        }
+        if family == "llama" {
+            assert_eq!(each, activations(&architecture(family), &rows(1)));
         }
         assert!(copied >= weights as u64 && (copied as usize) < weights + weights / 5, "{family}");
     }
+}
+
+/// Elements of activations and their gradients that products of a pass take, each counted once where several take it.
+fn activations(arch: &Architecture, batch: &Batch) -> u64 {
+    let (tokens, targets) = (batch.tokens(), batch.targets.len());
+    let mut sum = 0;
+    for (n, block) in arch.blocks.iter().enumerate() {
+        let (hidden, inner, heads) = (arch.hidden, block.mlp.intermediate, block.attention.heads);
+        let (q, kv, up) = (heads.query_width(), heads.kv_width(), 2 * inner);
+        // The last layer has queries of the targets only, whose normalised rows are gathered.
+        let last = n + 1 == arch.blocks.len();
+        let (queries, gathered) = if last { (targets, 2 * targets * hidden) } else { (tokens, 0) };
+        let forward = tokens * hidden + queries * (q + hidden + inner);
+        let of_mlp = hidden + inner + up + hidden;
+        let of_attention = hidden + q + q;
+        sum += forward + queries * (of_mlp + of_attention) + tokens * (kv + hidden) + gathered;
+    }
+    (sum + targets * (arch.hidden + arch.vocab_size + arch.hidden)) as u64
 }
 
 /// Of a base in f32 or f16 a card holds what products read in bf16 only, and what other operations read as it is.

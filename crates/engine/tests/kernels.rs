@@ -473,8 +473,13 @@ fn columns_are_scaled_and_measured() {
 }
 
 /// Routing and the linear layers of experts; some experts get no row.
-fn experts<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<View> {
-    let (inputs, outputs, slots) = (5, 3, rows * r.per_row);
+fn experts<B: Backend>(
+    b: &mut B,
+    r: Routing,
+    [rows, count]: [usize; 2],
+    [inputs, outputs]: [usize; 2],
+) -> Vec<View> {
+    let slots = rows * r.per_row;
     let (p, weights) = (put(b, rows, count, 1), space(b, rows, r.per_row));
     let routes = b.route(r, p, weights).unwrap();
     let (x, w) = (put(b, slots, inputs, 2), put(b, count * outputs, inputs, 3));
@@ -482,10 +487,14 @@ fn experts<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<
     let (dx, dw) = (space(b, slots, inputs), put(b, count * outputs, inputs, 5));
     // The gradient of some rows alone: the end of one expert's, and the start of the next one's.
     let part = space(b, outputs + 1, inputs);
-    b.grouped_linear(y, x, &[w], routes.offsets()).unwrap();
-    b.grouped_linear_dx(dx, dy, &[w], routes.offsets()).unwrap();
+    // The same weights as several views, which end within an expert.
+    let cut = (count * outputs).min(outputs + 2);
+    let pieces = [w.row_range(0..cut), w.row_range(cut..count * outputs)];
+    let cuts = if rows % 2 == 0 { &pieces[..] } else { &[w] };
+    b.grouped_linear(y, x, cuts, routes.offsets()).unwrap();
+    b.grouped_linear_dx(dx, dy, cuts, routes.offsets()).unwrap();
     b.grouped_linear_dw(dw, 0, true, dy, x, routes.offsets()).unwrap();
-    b.grouped_linear_dw(part, 2, false, dy, x, routes.offsets()).unwrap();
+    b.grouped_linear_dw(part, outputs - 1, false, dy, x, routes.offsets()).unwrap();
     let (d_weights, d_logits) = (put(b, rows, r.per_row, 6), space(b, rows, count));
     b.route_backward(r, d_logits, p, d_weights, &routes).unwrap();
     let dots = space(b, slots, 1);
@@ -498,17 +507,25 @@ fn experts<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<
 
 #[test]
 fn experts_and_their_routes() {
-    for (rows, count, per_row) in [(1, 2, 1), (3, 4, 2), (65, 7, 3), (130, 4, 4), (2, 33, 1)] {
+    for ([rows, count, per_row], sides) in [
+        ([1, 2, 1], [5, 3]),
+        ([3, 4, 2], [5, 3]),
+        ([65, 7, 3], [5, 3]),
+        ([130, 4, 4], [5, 3]),
+        ([2, 33, 1], [5, 3]),
+        ([2, 65, 2], [33, 2]),
+        ([80, 2, 1], [35, 66]),
+    ] {
         for normalise in [false, true] {
             let r = Routing { per_row, normalise };
-            fn run<B: Backend>(b: &mut B, r: Routing, rows: usize, count: usize) -> Vec<Vec<f32>> {
-                experts(b, r, rows, count).into_iter().map(|view| get(b, view)).collect()
+            fn run<B: Backend>(b: &mut B, r: Routing, rows: [usize; 2], sides: [usize; 2]) -> Vec<Vec<f32>> {
+                experts(b, r, rows, sides).into_iter().map(|view| get(b, view)).collect()
             }
             // The one weight of a row is constantly 1 where it is normalised: no gradient to compare.
             if per_row == 1 && normalise {
                 continue;
             }
-            agree!(format!("{rows} rows, {count} experts, {r:?}"), b => run(b, r, rows, count));
+            agree!(format!("{rows} rows, {count} experts, {r:?}"), b => run(b, r, [rows, count], sides));
         }
     }
 }

@@ -147,13 +147,20 @@ pub(crate) fn is_finished(dir: &Path) -> bool {
         .any(|name| dir.join(name).is_file())
 }
 
+/// The newest checkpoint of an output folder that can be used.
+pub fn newest(output_dir: &Path) -> Option<PathBuf> {
+    newest_before(output_dir, u64::MAX)
+}
+
+fn newest_before(output_dir: &Path, step: u64) -> Option<PathBuf> {
+    let before = list(output_dir).into_iter().filter(|(at, _)| *at < step);
+    before.map(|(_, path)| path).rfind(|path| read(path).is_ok())
+}
+
 /// The newest usable checkpoint before this one.
 fn older(dir: &Path) -> Option<PathBuf> {
     let run = dir.parent().filter(|run| !run.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let before = |(_, path): &(u64, PathBuf)| path.file_name() != dir.file_name();
-    let all = list(run).into_iter().filter(before);
-    let older = all.filter(|(at, _)| step_of(dir).is_none_or(|step| *at < step));
-    older.map(|(_, path)| path).rfind(|path| read(path).is_ok())
+    newest_before(run, step_of(dir).unwrap_or(u64::MAX))
 }
 
 /// The metrics of the steps up to a checkpoint.

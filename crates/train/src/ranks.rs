@@ -1,13 +1,17 @@
 //! The ranks of a run: processes that share its work, on one machine or on several.
 //!
-//! [`place`] reads which rank a process is, as torchrun and Slurm say it; [`mesh`] connects the ranks by TCP, and `wire` is what
-//! they say to each other. [`crate::train`] takes any [`Collective`](suasion_engine::Collective).
+//! [`place`] reads which rank a process is, as torchrun and Slurm say it; [`meeting`] is how the ranks find each other, [`mesh`]
+//! connects them by TCP, and `wire` is what they say to each other. [`cards`] looks that each has a card of its own.
+//! [`crate::train`] takes any [`Collective`](suasion_engine::Collective).
 
+pub mod cards;
+pub mod meeting;
 pub mod mesh;
 pub mod place;
 mod wire;
 
-pub use mesh::{Mesh, Patience};
+pub use meeting::Patience;
+pub use mesh::Mesh;
 pub use place::Place;
 
 use crate::run::Run;

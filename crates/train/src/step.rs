@@ -4,8 +4,9 @@ use crate::batches::{row_at, row_ids, train_batch};
 use crate::groups::ParamGroup;
 use crate::rng::{Purpose, Rng};
 use crate::{Error, Result, Settings};
+use std::borrow::Cow;
 use suasion_data::Sample;
-use suasion_engine::{Backend, Batch, Collective, Model, Rates, Regularisation, Update};
+use suasion_engine::{Backend, Collective, Model, Prepared, Rates, Regularisation, Update};
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +33,20 @@ pub fn clip_coefficient(max_norm: f64, norm: f64) -> f64 {
     if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
 }
 
+/// The micro-batches of a step as the engine takes them.
+#[derive(Clone, Debug)]
+pub(crate) struct MicroBatches<'a> {
+    rows: Vec<Vec<&'a Sample>>,
+    batches: Vec<Prepared<'static>>,
+}
+
+impl<'a> MicroBatches<'a> {
+    pub(crate) fn new(rows: Vec<Vec<&'a Sample>>) -> MicroBatches<'a> {
+        let batch = |rows: &Vec<&Sample>| Prepared::new(Cow::Owned(train_batch(rows.iter().copied())));
+        MicroBatches { batches: rows.iter().map(batch).collect(), rows }
+    }
+}
+
 /// One step over its micro-batches. The gradient is that of `Σ w·nll / Σ w` over all of them and over all ranks of
 /// `collective`: never a mean of means. Every rank takes the step with its own micro-batches and ends with the same
 /// weights; the outcome is the whole step's. Micro-batch `n` of rank `r` is number `n · ranks + r` of the step
@@ -49,9 +64,22 @@ pub fn step<B: Backend>(
     updates: u64,
     collective: &dyn Collective,
 ) -> Result<StepOutcome> {
-    let batches: Vec<Batch> = micro_batches.iter().map(|rows| train_batch(rows.iter().copied())).collect();
-    let targets = || batches.iter().flat_map(|batch| &batch.targets);
-    let tokens: usize = batches.iter().map(|batch| batch.ids.len()).sum();
+    let micro_batches = MicroBatches::new(micro_batches.to_vec());
+    step_of(model, &micro_batches, settings, learning_rate, updates, collective)
+}
+
+/// As [`step`], over micro-batches that are prepared.
+pub(crate) fn step_of<B: Backend>(
+    model: &mut Model<B>,
+    micro_batches: &MicroBatches<'_>,
+    settings: &Settings,
+    learning_rate: f64,
+    updates: u64,
+    collective: &dyn Collective,
+) -> Result<StepOutcome> {
+    let MicroBatches { rows: micro_batches, batches } = micro_batches;
+    let targets = || batches.iter().flat_map(|batch| &batch.batch().targets);
+    let tokens: usize = batches.iter().map(|batch| batch.batch().tokens()).sum();
     let of_rank = targets().map(|target| f64::from(target.weight)).sum();
     let mut sums = [of_rank, targets().count() as f64, tokens as f64, batches.len() as f64];
     collective.sum(&mut sums)?;
@@ -92,7 +120,7 @@ pub fn step<B: Backend>(
             // The mean over the step's micro-batches, as TRL takes it.
             balance: (1.0 / passes) as f32,
         });
-        model.accumulate(batch, scale)
+        model.accumulate_prepared(batch, scale)
     };
     let pending: Vec<_> = batches.iter().enumerate().map(&mut pass).collect();
     let (mut sum, mut broken) = (0.0f64, None);
@@ -110,7 +138,7 @@ pub fn step<B: Backend>(
             of.dedup();
             broken = Some(non_finite("the loss", f64::from(bad.nll), of));
         }
-        for (loss, target) in losses.iter().zip(&batch.targets) {
+        for (loss, target) in losses.iter().zip(&batch.batch().targets) {
             sum += f64::from(target.weight) * loss.smoothed(settings.label_smoothing_factor);
             right += u64::from(loss.top1);
             entropy += f64::from(loss.entropy);

@@ -6,8 +6,9 @@ use crate::observer::StepEvent;
 use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::state::Progress;
-use crate::step::step;
+use crate::step::{MicroBatches, step_of};
 use crate::{Result, Settings};
+use std::panic::resume_unwind;
 use std::time::Instant;
 use suasion_data::Sample;
 use suasion_engine::{Backend, Collective, Model, SingleRank};
@@ -25,6 +26,8 @@ pub(crate) struct Steps<'a> {
     rows: &'a [Sample],
     settings: &'a Settings,
     collective: &'a dyn Collective,
+    /// The micro-batches of the next step, and its place, where they were prepared.
+    ahead: Option<(u64, MicroBatches<'a>)>,
     pace: Pace,
 }
 
@@ -60,6 +63,7 @@ impl<'a> Steps<'a> {
             rows,
             settings,
             collective,
+            ahead: None,
             pace: Pace::default(),
         })
     }
@@ -95,14 +99,27 @@ impl<'a> Steps<'a> {
         let place = self.place(progress.step);
         let learning_rate = self.rate.unwrap_or_else(|| self.schedule.rate(place));
         let (rank, ranks) = (self.collective.rank(), self.collective.ranks());
-        let micro_batches: Vec<Vec<&Sample>> = Sampler::dealt(self.sampler.step(place), rank, ranks)
-            .iter()
-            .map(|indices| indices.iter().map(|&row| &self.rows[row]).collect())
-            .collect();
+        let (rows, settings, collective, updates) =
+            (self.rows, self.settings, self.collective, progress.updates);
+        let prepare = |sampler: &mut Sampler, place: u64| {
+            let indices = Sampler::dealt(sampler.step(place), rank, ranks);
+            let of = |indices: &Vec<usize>| indices.iter().map(|&row| &rows[row]).collect();
+            MicroBatches::new(indices.iter().map(of).collect())
+        };
         let started = Instant::now();
-        let outcome =
-            step(model, &micro_batches, self.settings, learning_rate, progress.updates, self.collective)
-                .map_err(|error| error.at_step(number))?;
+        let micro_batches = match self.ahead.take() {
+            Some((of, ready)) if of == place => ready,
+            _ => prepare(&mut self.sampler, place),
+        };
+        let (sampler, last) = (&mut self.sampler, number >= self.total_steps);
+        // The next step's batches are prepared while the device computes this one.
+        let (outcome, ahead) = std::thread::scope(|scope| {
+            let ahead = (!last).then(|| scope.spawn(|| (place + 1, prepare(sampler, place + 1))));
+            let outcome = step_of(model, &micro_batches, settings, learning_rate, updates, collective);
+            (outcome, ahead.map(|ahead| ahead.join().unwrap_or_else(|panic| resume_unwind(panic))))
+        });
+        self.ahead = ahead;
+        let outcome = outcome.map_err(|error| error.at_step(number))?;
         let seconds = started.elapsed().as_secs_f64();
 
         progress.step = number;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use std::io::Write;
 use suasion_data::report::format;
 use suasion_engine::kernels::cuda::found::Card;
+use suasion_engine::kernels::cuda::nccl;
 
 #[derive(Serialize)]
 struct Env {
@@ -28,6 +29,10 @@ struct Cuda {
     /// The newest CUDA version that the driver supports.
     driver: Option<String>,
     cublas: bool,
+    /// The version of NCCL, which ranks on cards need.
+    nccl: Option<String>,
+    /// Why there is none.
+    nccl_problem: Option<String>,
     cards: Vec<Shown>,
     /// Why `device=cuda` is refused, and what to do about it.
     problem: Option<String>,
@@ -62,7 +67,10 @@ impl Cuda {
             }
         };
         let error = found.card(None).err();
+        let nccl = nccl::version();
         Cuda {
+            nccl: nccl.as_ref().ok().map(|[major, minor, patch]| format!("{major}.{minor}.{patch}")),
+            nccl_problem: nccl.err().map(|problem| problem.message),
             driver: found.driver.map(version),
             cublas: found.cublas,
             cards: found.cards.iter().map(shown).collect(),
@@ -93,6 +101,13 @@ impl Cuda {
         }
         lines.extend(self.problem.iter().map(|problem| format!("not usable: {problem}")));
         lines.extend(self.help.iter().map(|help| format!("help: {help}")));
+        match (&self.nccl, &self.nccl_problem) {
+            (Some(version), _) => lines.push(format!("NCCL {version}, for ranks on cards")),
+            (None, Some(problem)) if self.driver.is_some() => {
+                lines.push(format!("no ranks on cards: {problem}"))
+            }
+            _ => {}
+        }
         lines
     }
 }

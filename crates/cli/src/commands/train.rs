@@ -1,7 +1,7 @@
 //! `suasion train`: prints the plan, trains, and prints the result.
 
 use super::{ConfigArgs, launch};
-use crate::config::{DeviceName, Loaded};
+use crate::config::Loaded;
 use crate::failure::{Exit, Failure};
 use crate::interrupt;
 use crate::job::{Begin, Job};
@@ -58,11 +58,7 @@ pub fn run(args: &TrainArgs, role: &Role, ui: &Ui) -> anyhow::Result<Exit> {
 
 fn train(args: &TrainArgs, team: Team, ui: &Ui) -> anyhow::Result<Exit> {
     let (loaded, resume) = load(args, ui)?;
-    let on_cards = !loaded.config.use_cpu && loaded.config.device != DeviceName::Cpu;
-    if team.ranks > 1 && on_cards {
-        let message = format!("device={}: ranks train on CPUs only", loaded.config.device);
-        return Err(Failure::config(message, "set device=cpu, or train in one process").into());
-    }
+    loaded.config.device_of(&team, ui)?.agree(&team, ui)?;
     let (output_dir, overwrite) = (&loaded.config.output_dir, loaded.config.overwrite_output_dir);
     // Before anything is read: what another process is writing there may be gone the next moment.
     team.writes_to(output_dir);

@@ -115,10 +115,15 @@ impl Key {
             ("verify", Group::Model) => true,
             ("prepare", Group::Model) => {
                 let of_weights = self.name.contains("load_in") || self.name.contains("bnb");
-                !of_weights && !matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu")
+                let of_device =
+                    matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu" | "cuda_graphs");
+                !of_weights && !of_device
             }
             ("diagnose", Group::Model) => {
-                matches!(self.name, "model_name_or_path" | "device" | "matmul_precision" | "use_cpu")
+                matches!(
+                    self.name,
+                    "model_name_or_path" | "device" | "matmul_precision" | "use_cpu" | "cuda_graphs"
+                )
             }
             ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",

@@ -135,7 +135,7 @@ table! {
     Model:
     /// Folder of the model in the Hugging Face layout, or a hub id.
     model_name_or_path: Option<PathBuf> = None, eg "models/Qwen3-0.6B";
-    /// Initial weights: those of the model's folder, or random ones for its config.json.
+    /// Initial weights: those of the model's folder, or random ones for its config.json, whose dtype the final model has.
     init: Init = Init::Weights, eg "random";
     /// Adapter over the model: a folder in PEFT's layout. train continues it, everything else applies it.
     adapter_name_or_path: Option<PathBuf> = None, eg "runs/adapter";
@@ -162,6 +162,8 @@ table! {
     matmul_precision: MatmulPrecision = MatmulPrecision::Auto, eg "f32";
     /// Run on the CPU even where device is auto: transformers' name for device=cpu.
     use_cpu: bool = false, eg "true";
+    /// A card replays passes whose sizes were seen before as CUDA graphs: the same numbers, with less work for the host.
+    cuda_graphs: bool = true, eg "false";
     /// Pack the linear layers of an adapter's base into 8 bits when it is loaded: the codes of bitsandbytes' LLM.int8, with
     /// activations as they are.
     load_in_8bit: bool => train.load_in_8bit, eg "true";

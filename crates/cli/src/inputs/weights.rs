@@ -7,7 +7,8 @@ use crate::ui::Ui;
 use std::path::{Path, PathBuf};
 use suasion_data::report::format::count;
 use suasion_engine::{
-    ADAPTER_WEIGHTS, Architecture, Base, Budget, Lora, MemoryPlan, Model, Packing, Trainable,
+    ADAPTER_WEIGHTS, Architecture, Base, Budget, CardRun, Lora, MemoryPlan, Model, Packing, Trainable,
+    WeightType,
 };
 use suasion_train::Settings;
 
@@ -36,18 +37,40 @@ pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
     plan.own() + copies + PROCESS
 }
 
+/// A run on a card under these settings.
+pub fn card_run<'a>(
+    arch: &Architecture,
+    trainable: &'a Trainable,
+    files: &'a Path,
+    settings: &Settings,
+    ranks: usize,
+    device: Chosen,
+) -> suasion_train::Result<CardRun<'a>> {
+    Ok(CardRun {
+        files,
+        optimizer: settings.optimizer(),
+        ranks,
+        average: settings.ema_decay.is_some(),
+        passes: settings.gradient_accumulation_steps,
+        graphs: device.graphs,
+        ..CardRun::new(trainable, base(arch, settings.packing())?, device.precision())
+    })
+}
+
 /// Refuses a model that does not fit into the memory of its device, where so many processes have it. Linux grants memory that it does not have, and kills
 /// the process later without a message; a card would end the run in its first steps.
 pub fn check_memory(
     arch: &Architecture,
     plan: &MemoryPlan,
+    run: &CardRun<'_>,
     budget: Budget,
     device: Chosen,
     processes: usize,
     ui: &Ui,
 ) -> suasion_train::Result<()> {
     if let Some(card) = device.card(ui)? {
-        let (bytes, free) = (plan.on_card(arch, budget, device.precision()), card.free_memory()?);
+        let bytes = run.needed(arch, budget)?.saturating_add(device.overhead());
+        let free = card.free_memory()?;
         if bytes > free {
             let (total, device) = (card.memory, card.name.clone());
             return Err(suasion_engine::Error::DeviceMemory { bytes, free, total, device }.into());
@@ -104,6 +127,14 @@ pub fn base(arch: &Architecture, wanted: Option<Packing>) -> suasion_train::Resu
         stored.bits()
     );
     Err(suasion_engine::Error::Parameter { message }.into())
+}
+
+/// The type of weights that a folder's config.json names.
+pub fn named_type(folder: &Path) -> Option<WeightType> {
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+    let name = ["dtype", "torch_dtype"].into_iter().find_map(|key| config[key].as_str());
+    name.and_then(WeightType::named)
 }
 
 /// Builds models with the same initial weights.
@@ -194,7 +225,8 @@ impl<'a> Start<'a> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
         let [ranks, local] = self.ranks;
         let plan = planned(self.arch, budget, &trainable, &self.settings, ranks)?;
-        check_memory(self.arch, &plan, budget, self.device, local, self.ui)?;
+        let run = card_run(self.arch, &trainable, self.dir, &self.settings, ranks, self.device)?;
+        check_memory(self.arch, &plan, &run, budget, self.device, local, self.ui)?;
         let device = self.device.open(self.ui)?;
         let base = base(self.arch, self.settings.packing())?;
         let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, base)?;
@@ -202,7 +234,11 @@ impl<'a> Start<'a> {
             model.choose_optimizer(self.settings.optimizer())?;
         }
         match self.init {
-            Init::Random => model.init_random(self.seed)?,
+            Init::Random => {
+                model.init_random(self.seed)?;
+                // As `from_config` of transformers makes them.
+                model.set_weight_type(named_type(self.dir).unwrap_or_default());
+            }
             Init::Weights => {
                 let unused = model.load_weights(self.dir)?;
                 if !unused.is_empty() && !std::mem::replace(&mut self.warned, true) {

@@ -224,17 +224,17 @@ impl Job {
             (mapped, None) => format!(" and {} read in the base's files", bytes(mapped)),
             (mapped, Some(_)) => format!(" and {} of the base's files", bytes(mapped)),
         };
-        let packed = match (memory.packed, self.arch.packed.or(settings.packing())) {
-            (packed, Some(packing)) => format!(", {} in {} bits", bytes(packed), packing.bits()),
-            _ => String::new(),
-        };
         let copies = match memory.copies {
             0 => String::new(),
             copies => format!(" (and {} of bf16 copies)", bytes(copies)),
         };
+        let packed = match (memory.packed, self.arch.packed.or(settings.packing())) {
+            (packed, Some(packing)) => format!(", {} in {} bits", bytes(packed), packing.bits()),
+            _ => String::new(),
+        };
         let total = match self.on {
             None => memory.total(),
-            Some(_) => memory.on_card(&self.arch, plan.budget, config.device().precision()),
+            Some(_) => self.memory_on_card().unwrap_or_else(|_| memory.total()),
         };
         line(
             "memory",
@@ -283,7 +283,8 @@ impl Job {
                 "packs": fill.packs, "capacity": fill.capacity, "fill": fill.rate(),
             })),
             "memory_bytes": {
-                "total": memory.total(), "parameters": memory.parameters, "copies": memory.copies, "packed": memory.packed, "mapped": memory.mapped, "gradients": memory.gradients,
+                "total": memory.total(), "parameters": memory.parameters, "copies": memory.copies, "packed": memory.packed,
+                "mapped": memory.mapped, "gradients": memory.gradients,
                 "optimizer": memory.optimizer, "activations": memory.activations, "scratch": memory.scratch,
             },
             "disk_bytes": {

@@ -1,7 +1,8 @@
 //! What a run needs of disk and time, before it begins.
 
 use super::Job;
-use serde_json::{Value, json};
+use crate::inputs::weights::named_type;
+use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
 use suasion_engine::{Architecture, Batch, Budget, Device, Model, WeightType};
@@ -66,10 +67,7 @@ impl Needs {
 
 /// Bytes of a weight of the final model, whose type is that of its base.
 fn weight_bytes(folder: &Path) -> u64 {
-    let config = std::fs::read(folder.join("config.json")).ok();
-    let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-    let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| config[key].as_str());
-    match named.and_then(WeightType::named) {
+    match named_type(folder) {
         Some(WeightType::BF16 | WeightType::F16) => 2,
         _ => 4,
     }

@@ -305,6 +305,13 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         self.buffers.items.get(&view.buffer).ok_or_else(|| freed("view"))
     }
 
+    /// All buffers that are not freed, the oldest first.
+    pub(super) fn each_buffer(&self) -> impl Iterator<Item = &M> {
+        let mut all: Vec<(&u64, &M)> = self.buffers.items.iter().collect();
+        all.sort_by_key(|(number, _)| **number);
+        all.into_iter().map(|(_, buffer)| buffer)
+    }
+
     pub(super) fn buffer_mut(&mut self, view: View) -> Result<&mut M> {
         self.own(view.backend, "view")?;
         in_buffer(view)?;

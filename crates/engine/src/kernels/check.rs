@@ -296,6 +296,16 @@ pub(super) fn route_backward(
     Ok(())
 }
 
+/// Slots before and after a linear layer that differs by expert.
+pub(super) fn grouped(y: View, x: View, offsets: Indices) -> Result<()> {
+    let operation = "experts";
+    rule!(operation, y.rows() == x.rows(), "{} and {} slots", y.rows(), x.rows());
+    rule!(operation, y.width() > 0 && x.width() > 0, "layers without inputs or outputs");
+    let fits = offsets.len() > 0 && offsets.bound() <= x.rows() + 1;
+    rule!(operation, fits, "{} offsets below {} of {} slots", offsets.len(), offsets.bound(), x.rows());
+    contiguous(operation, &[y, x])
+}
+
 /// A factor or result for each row.
 pub(super) fn each_row(x: View, of_rows: View) -> Result<()> {
     vector("rows", "the vector", of_rows, x.rows())?;

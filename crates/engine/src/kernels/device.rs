@@ -79,8 +79,12 @@ impl Backend for Device {
         write_bytes(to: Bytes, from: &[u8]) -> Result<()>;
         map(tensor: FileTensor) -> Result<FileBuffer>;
         keep_factor(w: View, alone: bool) -> Result<()>;
+        share_factor(x: View) -> Result<()>;
+        release_factor(x: View) -> ();
         upload_indices(values: &[u32]) -> Result<IndexBuffer>;
         upload_plan(plan: AttentionPlan) -> Result<PlanBuffer>;
+        begin_pass(kind: &[u64]) -> Result<()>;
+        end_pass() -> Result<()>;
         sync() -> Result<()>;
         write(to: View, from: &[f32]) -> Result<()>;
         fill(x: View, value: f32) -> Result<()>;
@@ -134,6 +138,7 @@ impl Backend for Device {
         adamw_8bit(step: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()>;
         adafactor(step: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()>;
         sgd(step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
+        join(collective: &dyn Collective) -> Result<()>;
         all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
         reduce_scatter(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;
         all_gather(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;

@@ -72,7 +72,11 @@ fn runs(offsets: &[u32], slots: usize) -> Result<impl Iterator<Item = (usize, st
 
 /// The weights of each expert: of `w`, whose views hold the experts' outputs one after the other, those of `outputs`
 /// rows each, with their columns among these.
-fn of_experts(w: &[View], experts: usize, outputs: usize) -> Result<Vec<Vec<(Range<usize>, View)>>> {
+pub(super) fn of_experts(
+    w: &[View],
+    experts: usize,
+    outputs: usize,
+) -> Result<Vec<Vec<(Range<usize>, View)>>> {
     let rows = w.iter().fold(0usize, |rows, w| rows.saturating_add(w.rows()));
     rule!(
         "experts",

@@ -85,6 +85,19 @@ pub trait Backend {
         let _ = (w, alone);
         Ok(())
     }
+    /// Tells that several products take `x`, or parts of it, one after the other: a device that rounds factors does it once,
+    /// until `x` is written or released.
+    ///
+    /// # Errors
+    /// As [`Backend::read`].
+    fn share_factor(&mut self, x: View) -> Result<()> {
+        let _ = x;
+        Ok(())
+    }
+    /// Ends what [`Backend::share_factor`] began.
+    fn release_factor(&mut self, x: View) {
+        let _ = x;
+    }
     /// Bytes that an element of a copy takes that [`Backend::keep_factor`] keeps of this type; 0 where it keeps none.
     fn copy_bytes(&self, kind: WeightType) -> usize {
         let _ = kind;
@@ -94,6 +107,21 @@ pub trait Backend {
     fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer>;
     /// Checks and uploads an attention plan.
     fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer>;
+    /// Begins a pass, of a kind: the operations of passes of one kind are the same but for their numbers, so that a device
+    /// can replay them. Small buffers that are allocated until its end are found in the same place in the next one.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn begin_pass(&mut self, _kind: &[u64]) -> Result<()> {
+        Ok(())
+    }
+    /// Ends a pass.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    fn end_pass(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Waits until every operation has ended and frees the memory of dropped handles.
     fn sync(&mut self) -> Result<()>;
     /// Host to device; lengths are equal.
@@ -299,6 +327,14 @@ pub trait Backend {
     ) -> Result<()>;
     /// One step for parameters `p`, with the last direction in `m` where there is momentum.
     fn sgd(&mut self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
+    /// Connects the devices of all ranks, where they have a transport of their own. All ranks call it before the first of
+    /// the operations below.
+    ///
+    /// # Errors
+    /// A failure of the device, or of a rank.
+    fn join(&mut self, _: &dyn Collective) -> Result<()> {
+        Ok(())
+    }
     /// Replaces `x` by its sum over all ranks.
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()>;
     /// Replaces this rank's share of `x` by its sum over all ranks; see [`Collective::reduce_scatter`].

@@ -134,6 +134,20 @@ impl Packed {
         Ok(Packed { rows, width, codes: Codes::Held(codes), scales })
     }
 
+    /// A matrix of zeros.
+    pub(crate) fn zeros(packing: Packing, (rows, width): (usize, usize)) -> Packed {
+        let blocks = (rows * width).div_ceil(BLOCK);
+        let (codes, scales) = match packing {
+            Packing::Nf4 { nested: false } => ((rows * width).div_ceil(2), Scales::Blocks(vec![0.0; blocks])),
+            Packing::Nf4 { nested: true } => {
+                let scales = vec![0.0; blocks.div_ceil(quantised::BLOCK)];
+                ((rows * width).div_ceil(2), Scales::Nested { codes: vec![0; blocks], scales, offset: 0.0 })
+            }
+            Packing::Int8 => (rows * width, Scales::Rows(vec![0.0; rows])),
+        };
+        Packed { rows, width, codes: Codes::Held(vec![0; codes]), scales }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.rows * self.width
     }

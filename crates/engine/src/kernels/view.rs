@@ -161,11 +161,14 @@ impl View {
         View { rows: self.width, width: self.rows, stride: self.column, column: self.stride, ..self }
     }
 
+    /// True where both are in one buffer.
+    pub(super) fn shares_buffer(self, other: View) -> bool {
+        self.backend == other.backend && self.dtype == other.dtype && self.buffer == other.buffer
+    }
+
     /// True when the elements between the views' first and last ones meet.
     pub(super) fn overlaps(self, other: View) -> bool {
-        self.backend == other.backend
-            && self.dtype == other.dtype
-            && self.buffer == other.buffer
+        self.shares_buffer(other)
             && self.start < other.start.saturating_add(other.extent())
             && other.start < self.start.saturating_add(self.extent())
     }

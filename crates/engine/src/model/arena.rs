@@ -4,7 +4,7 @@ use super::Budget;
 use super::optimizer::Optimizer;
 use crate::arch::{Architecture, Block};
 use crate::dtype::WeightType;
-use crate::kernels::cuda::{self, OVERHEAD, Precision};
+use crate::kernels::cuda::Precision;
 use crate::kernels::{Backend, Buffer, LOGITS, Norm, View};
 use crate::params::{Base, LowSizes, ParameterMap, Trainable};
 use crate::{Result, weights};
@@ -531,42 +531,5 @@ impl MemoryPlan {
     #[must_use]
     pub fn in_precision(self, precision: Precision) -> MemoryPlan {
         self.copied(|kind| precision.copy_bytes(kind))
-    }
-
-    /// Bytes of a card's memory that a model of this plan needs: all of it, with the copies that products in this precision
-    /// take ([`MemoryPlan::in_precision`]), the larger chunks of logits that a card has, the largest factors of a matrix
-    /// product or of attention in the card's types, and what the driver and its libraries take.
-    pub fn on_card(&self, a: &Architecture, b: Budget, precision: Precision) -> u64 {
-        let used = |logits| Arena::carve(a, b, LowSizes::default(), logits, None).used as u64;
-        let logits = used(cuda::LOGITS).saturating_sub(used(LOGITS)).saturating_mul(4);
-        let rows = b.tokens.max(b.targets) as u64;
-        let (mut factors, mut planes) = (0, 0);
-        let mut product = |outputs: usize, inputs: usize, most: u64, packed: bool| {
-            let (outputs, inputs) = (outputs as u64, inputs as u64);
-            let of = rows.min(most / outputs.max(1)).saturating_mul(outputs.saturating_add(inputs));
-            let elements = outputs.saturating_mul(inputs);
-            let weights = match (packed, precision) {
-                // Unpacked, with the scales of its blocks twice.
-                (true, _) => elements.saturating_add(elements / 16),
-                // In bf16 the weights have their copies.
-                (false, Precision::Bf16) => 0,
-                (false, _) => elements,
-            };
-            factors = of.saturating_add(weights).max(factors);
-        };
-        product(a.vocab_size, a.hidden, cuda::LOGITS as u64, false);
-        let packed = self.packed > 0;
-        for block in &a.blocks {
-            let [q, kv, up] = Architecture::widths(block);
-            [q, kv, up].into_iter().for_each(|outputs| product(outputs, a.hidden, u64::MAX, packed));
-            product(a.hidden, block.mlp.intermediate, u64::MAX, packed);
-            // Heads are padded to a power of two, at most to twice their size; queries and the gradient of the output.
-            let heads = (q as u64).saturating_mul(2).saturating_add(kv as u64);
-            planes = rows.saturating_mul(heads.saturating_mul(2)).max(planes);
-        }
-        // Values of bf16; in products of f32 nothing is converted, but attention has three parts.
-        let values = factors.max(planes.saturating_mul(3));
-        let total = self.in_precision(precision).total();
-        [logits, values, values, OVERHEAD].into_iter().fold(total, u64::saturating_add)
     }
 }

@@ -96,9 +96,11 @@ impl<B: Backend> Model<B> {
         let x = self.arena.input(n, all);
         let (norm, slots) = (block.norms.attention, &at.attention_norm);
         let h = self.norm_before(norm, slots, self.arena.h.top(all), saved.attention_stats, x)?;
-        self.linear(keys.new, false, h, &at.kv)?;
-        let query_h = self.query_h(h, rows)?;
-        self.linear(saved.raw.map_or(saved.q, |raw| raw.q), false, query_h, &at.q)?;
+        self.sharing(&[h], |model| {
+            model.linear(keys.new, false, h, &at.kv)?;
+            let query_h = model.query_h(h, rows)?;
+            model.linear(saved.raw.map_or(saved.q, |raw| raw.q), false, query_h, &at.q)
+        })?;
         self.qk_norm(block, at, saved, keys.new)?;
         self.rotate(n, saved.q, keys.new, rows, false)?;
         for (row, place) in keys.places.iter().enumerate() {
@@ -149,8 +151,7 @@ impl<B: Backend> Model<B> {
         if block.parallel {
             // Before the MLP adds to `d`, which it shares with the attention.
             let dy = self.join_backward(d, back, after_attention)?;
-            self.linear_dw(&at.out, dy, saved.o)?;
-            self.linear_dx(d_o, false, dy, &at.out)?;
+            self.linear_backward(&at.out, d_o, false, dy, saved.o)?;
         }
 
         // MLP.
@@ -163,21 +164,18 @@ impl<B: Backend> Model<B> {
             let inner = self.arena.inner(block, queries);
             self.backend.activate(block.mlp.activation, inner, saved.up)?;
             let dy = self.join_backward(d, back, after_mlp)?;
-            self.linear_dw(&at.down, dy, inner)?;
-            // The inside is no longer needed: its gradient takes its place.
-            self.linear_dx(inner, false, dy, &at.down)?;
+            // The inside is no longer needed afterwards: its gradient takes its place.
+            self.linear_backward(&at.down, inner, false, dy, inner)?;
             self.backend.activate_backward(block.mlp.activation, back.dup, inner, saved.up)?;
             let h = self.norm_before_again(norm, slots, h, saved.mlp_stats, saved.middle)?;
-            self.linear_dw(&at.up, back.dup, h)?;
-            self.linear_dx(dh, false, back.dup, &at.up)?;
+            self.linear_backward(&at.up, dh, false, back.dup, h)?;
         }
         self.norm_before_backward(norm, slots, d, dh, saved.mlp_stats, saved.middle)?;
 
         // Attention.
         if !block.parallel {
             let dy = self.join_backward(d, back, after_attention)?;
-            self.linear_dw(&at.out, dy, saved.o)?;
-            self.linear_dx(d_o, false, dy, &at.out)?;
+            self.linear_backward(&at.out, d_o, false, dy, saved.o)?;
         }
         let heads = block.attention.heads;
         let (o, lse, q, kv) = (saved.o, saved.lse, saved.q, saved.kv);
@@ -190,22 +188,20 @@ impl<B: Backend> Model<B> {
         let (x, h) = (self.arena.input(n, all), self.arena.h.top(all));
         let (norm, slots) = (block.norms.attention, &at.attention_norm);
         let h = self.norm_before_again(norm, slots, h, saved.attention_stats, x)?;
-        self.linear_dw(&at.kv, dkv, h)?;
         let dh = back.dh.top(all);
-        self.linear_dx(dh, false, dkv, &at.kv)?;
-        let query_h = self.query_h(h, rows)?;
-        self.linear_dw(&at.q, dq, query_h)?;
-        match rows.query_rows {
-            None => self.linear_dx(dh, true, dq, &at.q)?,
-            Some(query_rows) => {
-                // From the query rows back to all rows; the others' residual gradient starts at zero.
-                let d_queries = self.arena.query_h.top(queries);
-                self.linear_dx(d_queries, false, dq, &at.q)?;
-                self.backend.scatter_add(dh, d_queries, query_rows)?;
-                self.backend.fill(dx, 0.0)?;
-                self.backend.scatter_add(dx, d, query_rows)?;
-            }
-        }
+        self.sharing(&[h], |model| {
+            model.linear_backward(&at.kv, dh, false, dkv, h)?;
+            let query_h = model.query_h(h, rows)?;
+            let Some(query_rows) = rows.query_rows else {
+                return model.linear_backward(&at.q, dh, true, dq, h);
+            };
+            // From the query rows back to all rows; the others' residual gradient starts at zero. The gradient takes the
+            // place of the normalised rows.
+            model.linear_backward(&at.q, query_h, false, dq, query_h)?;
+            model.backend.scatter_add(dh, query_h, query_rows)?;
+            model.backend.fill(dx, 0.0)?;
+            model.backend.scatter_add(dx, d, query_rows)
+        })?;
         self.norm_before_backward(norm, slots, dx, dh, saved.attention_stats, x)
     }
 
@@ -395,14 +391,42 @@ impl<B: Backend> Model<B> {
 
     /// `y (+)= x · wᵀ + b`.
     pub(super) fn linear(&mut self, y: View, accumulate: bool, x: View, at: &Linear) -> Result<()> {
-        for piece in self.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
-            self.backend.linear(y.columns(piece.outputs), accumulate, x, piece.weight, piece.bias)?;
+        self.sharing(&[x], |model| {
+            for piece in model.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
+                model.backend.linear(y.columns(piece.outputs), accumulate, x, piece.weight, piece.bias)?;
+            }
+            model.adapters_forward(at, y, accumulate, x)
+        })
+    }
+
+    /// The gradients of a layer's weights, biases and adapters, then `dx (+)= dy · w`. `dx` may be `x`.
+    pub(super) fn linear_backward(
+        &mut self,
+        at: &Linear,
+        dx: View,
+        accumulate: bool,
+        dy: View,
+        x: View,
+    ) -> Result<()> {
+        self.sharing(&[dy, x], |model| {
+            model.linear_dw(at, dy, x)?;
+            model.linear_dx(dx, accumulate, dy, at)
+        })
+    }
+
+    /// Runs operations of which several take these factors.
+    fn sharing(&mut self, factors: &[View], run: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
+        for factor in factors {
+            result = result.and_then(|()| self.backend.share_factor(*factor));
         }
-        self.adapters_forward(at, y, accumulate, x)
+        result = result.and_then(|()| run(self));
+        factors.iter().for_each(|factor| self.backend.release_factor(*factor));
+        result
     }
 
     /// `dx (+)= dy · w`.
-    pub(super) fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
+    fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, at: &Linear) -> Result<()> {
         let mut accumulate = accumulate;
         for piece in self.pieces(at.parts.iter().filter(|part| !part.is_dora())) {
             self.backend.linear_dx(dx, accumulate, dy.columns(piece.outputs), piece.weight)?;
@@ -451,7 +475,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// The gradients of a layer's weights, biases and adapters, of those that are trained.
-    pub(super) fn linear_dw(&mut self, at: &Linear, dy: View, x: View) -> Result<()> {
+    fn linear_dw(&mut self, at: &Linear, dy: View, x: View) -> Result<()> {
         for (outputs, slots) in at.trained(|part| part.bias.as_ref()) {
             if let Some((db, accumulate)) = self.gradient_of(&slots) {
                 self.backend.linear_db(db, accumulate, dy.columns(outputs))?;

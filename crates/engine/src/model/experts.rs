@@ -81,8 +81,7 @@ impl<B: Backend> Model<B> {
         let dh = back.dh.top(h.rows());
         self.backend.route_backward(experts.routing, d_logits, probabilities, d_weights, &routes)?;
         self.balance_backward(d_logits, probabilities)?;
-        self.linear_dw(router, d_logits, h)?;
-        self.linear_dx(dh, false, d_logits, router)?;
+        self.linear_backward(router, dh, false, d_logits, h)?;
         self.backend.scatter_add(dh, dx, rows)
     }
 

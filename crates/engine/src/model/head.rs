@@ -84,8 +84,7 @@ impl<B: Backend> Model<B> {
                 if at.scale != 1.0 {
                     self.backend.scale(logits, at.scale)?;
                 }
-                self.linear_dw(&map.head, logits, h)?;
-                self.linear_dx(dh.row_range(rows), false, logits, &map.head)?;
+                self.linear_backward(&map.head, dh.row_range(rows), false, logits, h)?;
             }
         }
         if let (Some(_), Some((d_last, _, dh))) = (scale, self.arena.stream()) {

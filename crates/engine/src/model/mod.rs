@@ -2,7 +2,7 @@
 //!
 //! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
 //! parameters and gradients; `optimizer` steps, and `optimizer_files` has its state in files; `average` and `noise` are
-//! training's; `decode` generates with a KV cache.
+//! training's; `decode` generates with a KV cache; `rehearsal` finds what a card must hold.
 
 mod adapter;
 mod arena;
@@ -15,15 +15,17 @@ mod head;
 mod noise;
 mod optimizer;
 mod optimizer_files;
+mod rehearsal;
 mod state;
 
 pub use arena::MemoryPlan;
 pub use decode::KvCache;
 pub use noise::Regularisation;
 pub use optimizer::{Optimizer, Rates, Update};
+pub use rehearsal::CardRun;
 
 use crate::arch::Architecture;
-use crate::batch::Batch;
+use crate::batch::{Batch, Prepared};
 use crate::dtype::WeightType;
 use crate::kernels::device::Device;
 use crate::kernels::{Backend, Buffer, FileBuffer, FileTensor, IndexBuffer, Routes, TargetLoss, View};
@@ -34,6 +36,7 @@ use crate::{Error, Result};
 use arena::Arena;
 use block::Rows;
 use state::Trained;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// What the arena is planned for: the most that one batch may hold.
@@ -243,13 +246,18 @@ impl<B: Backend> Model<B> {
         self.backend.allocated()
     }
 
+    /// The device that it is on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
     /// The losses of a batch, in the order of its targets.
     ///
     /// # Errors
     /// [`Error::Batch`] when the batch does not fit the model or its budget.
     pub fn forward(&mut self, batch: &Batch) -> Result<Vec<TargetLoss>> {
         self.admit(batch)?;
-        let losses = self.run(batch, None)?;
+        let losses = self.run(&Prepared::new(Cow::Borrowed(batch)), None)?;
         self.read_losses(&losses)
     }
 
@@ -262,6 +270,15 @@ impl<B: Backend> Model<B> {
     /// [`Error::Batch`] when the batch does not fit the model or its budget, or the model does not train.
     pub fn accumulate(&mut self, batch: &Batch, scale: f32) -> Result<Losses> {
         self.admit(batch)?;
+        self.accumulate_prepared(&Prepared::new(Cow::Borrowed(batch)), scale)
+    }
+
+    /// As [`Model::accumulate`].
+    ///
+    /// # Errors
+    /// As [`Model::accumulate`].
+    pub fn accumulate_prepared(&mut self, batch: &Prepared<'_>, scale: f32) -> Result<Losses> {
+        self.admit(batch.batch())?;
         self.trained()?;
         self.pass = Some(self.regularisation);
         let losses = self.run(batch, Some(scale));
@@ -285,24 +302,31 @@ impl<B: Backend> Model<B> {
     }
 
     /// Runs a checked batch; with `scale`, its backward pass too.
+    fn run(&mut self, prepared: &Prepared<'_>, scale: Option<f32>) -> Result<Losses> {
+        let batch = prepared.batch();
+        if batch.targets.is_empty() {
+            return Ok(Losses { table: None, order: Vec::new(), balance: None });
+        }
+        let first = self.trained.as_ref().is_none_or(Trained::is_empty);
+        let sizes = [batch.tokens() as u64, batch.targets.len() as u64];
+        self.backend.begin_pass(&[u64::from(scale.is_some()), u64::from(first), sizes[0], sizes[1]])?;
+        let losses = self.whole_pass(prepared, scale);
+        let ended = self.backend.end_pass();
+        losses.and_then(|losses| ended.map(|()| losses))
+    }
+
+    /// The operations of a pass.
     ///
     /// Two facts shape the pass. The loss is a list of targets, so in the last layer only the targets' rows
     /// have queries, an MLP and a head; all rows have keys and values there. And what is cheap to compute
     /// again (norms, activations, the inverse of rotations) is not saved.
-    fn run(&mut self, batch: &Batch, scale: Option<f32>) -> Result<Losses> {
-        if batch.targets.is_empty() {
-            return Ok(Losses { table: None, order: Vec::new(), balance: None });
-        }
-        // Targets in the order of their rows, which is the order in which attention takes its queries.
-        let mut order: Vec<usize> = (0..batch.targets.len()).collect();
-        order.sort_by_key(|&i| batch.targets[i].row);
-        let rows: Vec<u32> = order.iter().map(|&i| batch.targets[i].row).collect();
-        let row_positions: Vec<u32> = rows.iter().map(|&r| batch.positions[r as usize]).collect();
-        let all_plan = self.backend.upload_plan(batch.attention())?;
-        let query_plan = self.backend.upload_plan(batch.attention_for(&rows))?;
+    fn whole_pass(&mut self, prepared: &Prepared<'_>, scale: Option<f32>) -> Result<Losses> {
+        let Prepared { order, rows, row_positions, plans: [all_plan, query_plan], .. } = prepared;
+        let batch = prepared.batch();
+        let all_plan = self.backend.upload_plan(all_plan.clone())?;
+        let query_plan = self.backend.upload_plan(query_plan.clone())?;
         let [ids, positions, query_rows, query_positions] =
-            [&batch.ids, &batch.positions, &rows, &row_positions]
-                .map(|list| self.backend.upload_indices(list));
+            [&batch.ids, &batch.positions, rows, row_positions].map(|list| self.backend.upload_indices(list));
         let (ids, positions) = (ids?, positions?);
         let (query_rows, query_positions) = (query_rows?, query_positions?);
         let lengths = match self.ropes.iter().any(|rope| rope.rope.beyond.is_some()) {
@@ -310,7 +334,7 @@ impl<B: Backend> Model<B> {
                 .lengths(|a, b| self.ropes.iter().all(|rope| rope.rope.variant(a) == rope.rope.variant(b)))?,
             false => Vec::new(),
         };
-        let rope_rows = self.rope_rows(&batch.positions, &lengths, &rows)?;
+        let rope_rows = self.rope_rows(&batch.positions, &lengths, rows)?;
         let full = Rows {
             rope_rows: &rope_rows,
             positions: positions.view(),
@@ -343,7 +367,7 @@ impl<B: Backend> Model<B> {
             self.backend.gather(self.arena.last.top(rows.len()), out, query_rows.view())?;
         }
 
-        let table = self.head(batch, &order, scale)?;
+        let table = self.head(batch, order, scale)?;
         if scale.is_some() {
             self.balance_factors()?;
             if let (true, Some((d_last, dx, _))) = (whole, self.arena.stream()) {
@@ -362,7 +386,7 @@ impl<B: Backend> Model<B> {
             }
             self.embed_backward(ids.view(), positions.view())?;
         }
-        Ok(Losses { table: Some(table), order, balance: self.balance.take() })
+        Ok(Losses { table: Some(table), order: order.clone(), balance: self.balance.take() })
     }
 
     /// Refuses a batch that does not fit, and makes the rotation tables fit one that does.

@@ -215,16 +215,18 @@ impl<B: Backend> Model<B> {
     }
 
     /// Keeps the optimizer's state of this rank's share of the trained parameters only, and forgets what was kept under
-    /// another share. [`Model::update`] then changes that share; see [`Model::reduce_gradients`].
+    /// another share. [`Model::update`] then changes that share; see [`Model::reduce_gradients`]. Connects the devices of the
+    /// ranks, where these have a transport of their own; all ranks call it.
     ///
     /// # Errors
-    /// As [`Model::choose_optimizer`].
+    /// As [`Model::choose_optimizer`]; [`crate::Error::Device`] and [`crate::Error::Collective`] where devices do not meet.
     pub fn share_optimizer(&mut self, collective: &dyn Collective) -> Result<()> {
+        self.backend.join(collective)?;
         let kind = self.trained()?.optimizer.kind;
         self.keep(kind, Share { rank: collective.rank(), ranks: collective.ranks() })
     }
 
-    fn keep(&mut self, kind: Optimizer, share: Share) -> Result<()> {
+    pub(super) fn keep(&mut self, kind: Optimizer, share: Share) -> Result<()> {
         let map = Arc::clone(&self.map);
         let kept = &self.trained()?.optimizer;
         if kept.kind != kind || kept.share != share {

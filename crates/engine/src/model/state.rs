@@ -31,6 +31,11 @@ impl Trained {
         let optimizer = State::allocate(Optimizer::default(), Share { rank: 0, ranks: 1 }, map, backend)?;
         Ok(Trained { gradients, optimizer, written: vec![false; map.slots()] })
     }
+
+    /// True where no gradient holds anything.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.written.contains(&true)
+    }
 }
 
 /// Some outputs of a layer that one product computes.
@@ -51,7 +56,8 @@ impl<B: Backend> Model<B> {
     pub fn load_weights(&mut self, dir: &Path) -> Result<Vec<String>> {
         let (backend, parameters, files) = (&mut self.backend, self.parameters.view(), &mut self.files);
         let own = self.map.parameters.iter().filter(|p| !p.of_adapter);
-        let (reads, mut mapped, mut packed) = (self.map.read_by_products(), 0, 0);
+        let reads = self.map.read_by_products();
+        let (mut mapped, mut packed) = (0, 0);
         let put = |p: &Parameter, source: Source| match source {
             Source::Values(values) => backend.write(part(parameters, &p.range), values),
             Source::File { used, stored } => {
@@ -62,8 +68,7 @@ impl<B: Backend> Model<B> {
                         Dtype::Packed(packing) => packed += packing.bytes(p.rows(), p.width()),
                         Dtype::F32 => {}
                         Dtype::File(kind) => {
-                            let copy = backend.copy_bytes(kind);
-                            mapped += stored.len() * held_bytes(kind, reads[place], copy);
+                            mapped += stored.len() * held_bytes(kind, reads[place], backend.copy_bytes(kind));
                             if let Some(alone) = reads[place] {
                                 backend.keep_factor(buffer.view(), alone)?;
                             }

@@ -4,6 +4,7 @@
 use super::emulation;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use suasion_engine::kernels::cuda::Fault;
 use suasion_engine::kernels::cuda::found::Found;
 use suasion_engine::{Cuda, Precision};
 
@@ -26,8 +27,13 @@ pub fn card(precision: Precision, seed: u32) -> Option<Cuda> {
 
 /// An emulated card with `memory` bytes.
 pub fn emulated(precision: Precision, seed: u32, memory: usize) -> Option<Cuda> {
+    faulty(precision, seed, memory, Fault::None)
+}
+
+/// The same with a fault.
+pub fn faulty(precision: Precision, seed: u32, memory: usize, fault: Fault) -> Option<Cuda> {
     static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
     let library = LIBRARY.get_or_init(emulation::library).as_ref()?;
     // SAFETY: the library is the emulation of the repository's kernels.
-    Some(unsafe { Cuda::emulated(library, precision, seed, memory) }.unwrap())
+    Some(unsafe { Cuda::emulated(library, precision, seed, memory, fault) }.unwrap())
 }

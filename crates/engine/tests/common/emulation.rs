@@ -7,7 +7,7 @@ use std::process::Command;
 
 /// The folder of the kernels' source.
 fn kernels() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda")
+    suasion_test_support::repository().join("crates/engine/src/kernels/cuda")
 }
 
 /// Names of the kernels that `kernels.h` declares, and whether their threads wait for each other.
@@ -50,7 +50,7 @@ pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
         suasion_test_support::skipped("no g++ for the emulation of cards");
         return None;
     }
-    let emulation = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulation");
+    let emulation = suasion_test_support::repository().join("crates/engine/tests/emulation");
     let files = |folder: &Path| {
         let all = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         let is_source = |path: &PathBuf| {
@@ -114,8 +114,11 @@ pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
     };
     let (object, unfinished) = (folder.join("kernels.o"), folder.join("unfinished.so"));
     compile(&flags, &["-c".as_ref(), &emulation.join("kernels.cpp"), "-o".as_ref(), &object]);
-    let scheduler = emulation.join("emulation.cpp");
-    compile(&others, &["-shared".as_ref(), &scheduler, &object, "-o".as_ref(), &unfinished]);
+    let [scheduler, nccl] = ["emulation.cpp", "nccl.cpp"].map(|name| emulation.join(name));
+    compile(
+        &[&others[..], &["-pthread"]].concat(),
+        &["-shared".as_ref(), &scheduler, &nccl, &object, "-o".as_ref(), &unfinished],
+    );
     std::fs::rename(&unfinished, &library).unwrap();
     Some(library)
 }

@@ -14,6 +14,8 @@ pub struct Place {
     pub ranks: usize,
     /// How many of them are on this machine, where that is known.
     pub local: Option<usize>,
+    /// Its number among those on this machine, where that is known.
+    pub local_rank: Option<usize>,
     /// Processors that are its own, where that is known.
     pub processors: Option<usize>,
     /// The host of the first rank.
@@ -29,41 +31,75 @@ pub const OWN_PORT: &str = "SUASION_MASTER_PORT";
 /// The variable of the token.
 pub const TOKEN: &str = "SUASION_RUN_TOKEN";
 
-impl Place {
-    /// Reads the variables of torchrun (`RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`), or those of a
-    /// Slurm task. `None` where the process is a run of its own.
+/// Which of how many processes a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbered {
+    /// Its number, from 0.
+    pub rank: usize,
+    /// How many there are, at least two.
+    pub ranks: usize,
+    /// They are tasks of Slurm, which may have different work.
+    pub slurm: bool,
+}
+
+impl Numbered {
+    /// Reads `RANK` and `WORLD_SIZE`, or a Slurm task's numbers. `None` where there is one process.
     ///
     /// # Errors
     /// [`Error::Setting`] for variables that are missing or contradict each other.
-    pub fn of(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Place>> {
-        let get = |name: &str| variable(name).map(|value| value.trim().to_string()).filter(|v| !v.is_empty());
-        let number = |name: &'static str| -> Result<Option<usize>> {
-            let Some(text) = get(name) else { return Ok(None) };
-            let help = "torchrun and Slurm set it; for one process, unset it";
-            text.parse().map(Some).map_err(|_| Error::setting(name, &text, "is no whole number", help))
-        };
-        let by_torch = (number("RANK")?, number("WORLD_SIZE")?);
+    pub fn of(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Numbered>> {
+        let number = |name: &'static str| whole(variable, name);
         let slurm_ranks = match number("SLURM_STEP_NUM_TASKS")? {
             Some(ranks) => Some(ranks),
             None => number("SLURM_NTASKS")?,
         };
-        let (names, rank, ranks, slurm) = match by_torch {
-            (Some(rank), Some(ranks)) => (("RANK", "WORLD_SIZE"), rank, ranks, false),
+        let (rank, ranks, slurm) = match (number("RANK")?, number("WORLD_SIZE")?) {
+            (Some(rank), Some(ranks)) => (rank, ranks, false),
             (Some(rank), None) => return Err(missing("WORLD_SIZE", "RANK", rank)),
             // Some containers and schedulers set it everywhere.
             (None, Some(ranks)) if ranks > 1 => return Err(missing("RANK", "WORLD_SIZE", ranks)),
             (None, _) => match (number("SLURM_PROCID")?, slurm_ranks) {
-                (Some(rank), Some(ranks)) => (("SLURM_PROCID", "SLURM_NTASKS"), rank, ranks, true),
+                (Some(rank), Some(ranks)) => (rank, ranks, true),
                 _ => return Ok(None),
             },
         };
         if rank >= ranks {
-            let problem = format!("is not below {}={ranks}", names.1);
-            return Err(Error::setting(names.0, rank, problem, "ranks are numbered from 0"));
+            let (own, all) = Numbered::names(slurm);
+            let problem = format!("is not below {all}={ranks}");
+            return Err(Error::setting(own, rank, problem, "ranks are numbered from 0"));
         }
-        if ranks == 1 {
-            return Ok(None);
-        }
+        Ok((ranks > 1).then_some(Numbered { rank, ranks, slurm }))
+    }
+
+    /// The variables of the two numbers.
+    fn names(slurm: bool) -> (&'static str, &'static str) {
+        if slurm { ("SLURM_PROCID", "SLURM_NTASKS") } else { ("RANK", "WORLD_SIZE") }
+    }
+}
+
+/// A variable that says something.
+fn plain(variable: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String> {
+    variable(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty())
+}
+
+/// A variable with a whole number.
+fn whole(variable: &dyn Fn(&str) -> Option<String>, name: &'static str) -> Result<Option<usize>> {
+    let Some(text) = plain(variable, name) else { return Ok(None) };
+    let help = "torchrun and Slurm set it; for one process, unset it";
+    text.parse().map(Some).map_err(|_| Error::setting(name, &text, "is no whole number", help))
+}
+
+impl Place {
+    /// Reads the variables of torchrun (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`), or
+    /// those of a Slurm task. `None` where the process is a run of its own.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for variables that are missing or contradict each other.
+    pub fn of(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Place>> {
+        let get = |name: &str| plain(variable, name);
+        let number = |name: &'static str| whole(variable, name);
+        let Some(Numbered { rank, ranks, slurm }) = Numbered::of(variable)? else { return Ok(None) };
+        let names = Numbered::names(slurm);
         let host = match get("MASTER_ADDR") {
             Some(host) => host,
             None if slurm => match ["SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"]
@@ -100,8 +136,13 @@ impl Place {
             None if slurm => tasks_here(&get),
             None => None,
         };
+        let local_rank = match number("LOCAL_RANK")? {
+            None if slurm => number("SLURM_LOCALID")?,
+            number => number,
+        };
         let token = [get(TOKEN), get("TORCHELASTIC_RUN_ID"), job].into_iter().flatten().next();
-        Ok(Some(Place { rank, ranks, local, processors, host, port, token: token.unwrap_or_default() }))
+        let token = token.unwrap_or_default();
+        Ok(Some(Place { rank, ranks, local, local_rank, processors, host, port, token }))
     }
 }
 
@@ -148,7 +189,9 @@ mod tests {
         let torch = [
             ("RANK", "1"),
             ("WORLD_SIZE", "4"),
+            ("LOCAL_RANK", "1"),
             ("LOCAL_WORLD_SIZE", "2"),
+            ("SLURM_LOCALID", "0"),
             ("MASTER_ADDR", "node7"),
             ("MASTER_PORT", "29400"),
             ("TORCHELASTIC_RUN_ID", "abc"),
@@ -159,6 +202,7 @@ mod tests {
             rank: 1,
             ranks: 4,
             local: Some(2),
+            local_rank: Some(1),
             processors: None,
             host: "node7".into(),
             port: 29400,
@@ -174,13 +218,14 @@ mod tests {
 
         let slurm = [
             ("SLURM_PROCID", "3"),
+            ("SLURM_LOCALID", "1"),
             ("SLURM_NTASKS", "6"),
             ("SLURM_NODELIST", "gpu[03-04,9],login"),
             ("SLURM_JOB_ID", "1234567"),
             ("SLURM_TASKS_PER_NODE", "2(x3)"),
         ];
         let got = place(&slurm).unwrap().unwrap();
-        assert_eq!((got.rank, got.ranks, got.local), (3, 6, Some(2)));
+        assert_eq!((got.rank, got.ranks, got.local, got.local_rank), (3, 6, Some(2), Some(1)));
         assert_eq!((got.host.as_str(), got.port, got.token.as_str()), ("gpu03", 19567, "1234567"));
 
         for one in [&[][..], &[("WORLD_SIZE", "1")], &[("RANK", "0"), ("WORLD_SIZE", "1")]] {

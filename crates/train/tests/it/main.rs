@@ -1,6 +1,7 @@
 //! Tests of training against what others computed and against its own promises.
 
 mod best;
+mod cards;
 mod common;
 mod compare;
 mod diagnose;

@@ -15,7 +15,7 @@ fn port() -> u16 {
 
 fn place(rank: usize, ranks: usize, port: u16) -> Place {
     let (host, token) = ("127.0.0.1".into(), "this run".into());
-    Place { rank, ranks, local: Some(ranks), processors: None, host, port, token }
+    Place { rank, ranks, local: Some(ranks), local_rank: Some(rank), processors: None, host, port, token }
 }
 
 fn patience(start: u64) -> Patience {
@@ -30,7 +30,7 @@ fn connect(place: &Place, patience: Patience) -> Result<Mesh> {
 }
 
 /// Runs so many ranks, each on a thread.
-fn team<T: Send>(ranks: usize, run: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
+pub fn team<T: Send>(ranks: usize, run: impl Fn(Mesh) -> T + Sync) -> Vec<T> {
     let (port, run) = (port(), &run);
     std::thread::scope(|scope| {
         // The last comes first, and waits for the first.

@@ -6,7 +6,7 @@
 //
 // A warp has 16 rows: queries in the forward pass and for dq, keys for dk and dv. Tiles of the other side pass by.
 // The backward pass has two kernels, so that each gradient is summed by one warp, in a fixed order.
-#include "common.cuh"
+#include "tiles.cuh"
 
 #define LOG2E 1.4426950408889634f
 
@@ -45,25 +45,6 @@ BLOCK_KERNEL attention_delta(f32* delta, const f32* o, const f32* d_o, u32 queri
     });
 }
 
-// Where 8 columns of a row lie in a tile. Rows are rotated against each other, so that eight rows of a matrix lie in
-// different banks.
-template <int D> DEVICE u32 in_tile(u32 row, u32 chunk) {
-    u32 turn = D == 32 ? row / 2 % 4 : row % 8;
-    return row * D + (chunk ^ turn) * 8;
-}
-
-// The address that a lane gives for four matrices whose rows begin at `tile`: row `row` of 16 and one of two
-// neighbouring chunks, of which the first is at(chunk). Few registers: the rest is known when this is compiled.
-template <int D> struct LaneAddress {
-    const u16* row;
-    u32 turn;
-
-    DEVICE_METHOD LaneAddress(const u16* tile, u32 in_rows, u32 second)
-        : row(tile + in_rows * D), turn((second ^ (D == 32 ? in_rows / 2 % 4 : in_rows % 8)) * 8) {}
-
-    DEVICE_METHOD const u16* at(u32 rows, u32 chunk) const { return row + rows * D + (chunk & ~7u) * 8 + ((chunk & 7) * 8 ^ turn); }
-};
-
 // Begins to load a tile. row_of(i) is the number of the source's row, or below 0 for a row of zeros; rows are
 // `stride` apart and parts `plane`.
 template <int D, int PARTS, int ROWS, int THREADS, class F>
@@ -77,18 +58,6 @@ DEVICE void load_tile(u16* tile, const u16* from, u64 plane, u32 stride, F row_o
         for (int part = 0; part < PARTS; part++)
             copy_async(tile + part * ROWS * D + in_tile<D>(row, chunk), at + part * plane, source < 0);
     }
-}
-
-// c += a · b, smallest terms first. b0 and b1 are of columns 0 to 7, b2 and b3 of columns 8 to 15.
-template <int PARTS> DEVICE void multiply_parts(f32 (&c0)[4], f32 (&c1)[4], const u32 (&a)[PARTS][4],
-                                                const u32 (&b)[PARTS][4]) {
-#pragma unroll
-    for (int order = PARTS - 1; order >= 0; order--)
-#pragma unroll
-        for (int i = 0; i <= order; i++) {
-            mma(c0, a[i], b[order - i][0], b[order - i][1]);
-            mma(c1, a[i], b[order - i][2], b[order - i][3]);
-        }
 }
 
 // c[16, N] = the rows of `a` from `first` on · the rows of `b`, transposed.

@@ -1,7 +1,7 @@
 //! Attention: the lists that its kernels read, and their launches.
 
-use super::driver::Allocation;
-use super::launch::{Arguments, Size, small};
+use super::allocation::{Allocation, Work};
+use super::launch::{Arguments, Size, pair, small};
 use super::tiles::Tiles;
 use super::{Cuda, Precision};
 use crate::kernels::{AttentionPlan, Dropout, Heads, PlanBuffer, View, check};
@@ -128,11 +128,6 @@ impl Variant {
     }
 }
 
-/// Bits of two numbers of 32 bits, the first in the lower half.
-fn pair(low: u32, high: u32) -> u64 {
-    u64::from(low) | u64::from(high) << 32
-}
-
 /// `AttentionShape` of the kernels.
 fn shape(h: Heads, dropout: Option<Dropout>, queries: usize, keys: usize) -> Result<[u64; 8]> {
     // One that reaches over all keys is none; kernels add it to places of keys, as numbers of 31 bits.
@@ -177,14 +172,14 @@ impl Cuda {
     }
 
     /// The parts in bf16 of `x[rows, heads · head_dim]`.
-    fn split(&self, v: Variant, x: View, heads: usize, head_dim: usize) -> Result<Allocation> {
+    fn split(&self, v: Variant, x: View, heads: usize, head_dim: usize) -> Result<Work> {
         let n = x.rows().saturating_mul(heads).saturating_mul(v.padded);
-        let planes = Allocation::new(&self.driver, n.saturating_mul(2 * v.parts))?;
+        let planes = self.work(n.saturating_mul(2 * v.parts))?;
         let arguments = Arguments::default().add(planes.address()).add(self.source(x)?).add(small(x.rows())?);
         let arguments = arguments.add(small(heads)?).add(small(head_dim)?).add(small(v.padded)?);
         // SAFETY: `check` has compared the sizes, and `planes` was made for them.
         unsafe {
-            arguments.add(v.parts as u32).launch(&*self.driver, c"attention_split", Size::elements(n))?;
+            arguments.add(v.parts as u32).launch(&self.driver, c"attention_split", Size::elements(n))?;
         }
         Ok(planes)
     }
@@ -207,7 +202,7 @@ impl Cuda {
         let arguments = arguments.add(lists.rows.address()).add(lists.tiles.address()).add(shape);
         let size = v.size([lists.tile_count, h.heads, 1], v.rows + 2 * v.forward)?;
         // SAFETY: `check` has compared the sizes with the plan's, and the lists are those of the plan.
-        unsafe { arguments.launch(&*self.driver, v.names[0], size) }
+        unsafe { arguments.launch(&self.driver, v.names[0], size) }
     }
 
     pub(super) fn attend_backward(
@@ -223,11 +218,11 @@ impl Cuda {
         let shape = shape(h, dropout, q.rows(), kv.rows())?;
         self.zero(dkv.row_range(plan.keys()..dkv.rows()))?;
         let queries = q.rows();
-        let delta = Allocation::new(&self.driver, queries.saturating_mul(h.heads).saturating_mul(4))?;
+        let delta = self.work(queries.saturating_mul(h.heads).saturating_mul(4))?;
         let arguments = Arguments::default().add(delta.address()).add(self.source(o)?).add(self.source(d_o)?);
         let arguments = arguments.add(small(queries)?).add(small(h.heads)?).add(small(h.head_dim)?);
         // SAFETY: `check` has compared the sizes.
-        unsafe { arguments.launch(&*self.driver, c"attention_delta", Size::rows(queries * h.heads))? };
+        unsafe { arguments.launch(&self.driver, c"attention_delta", Size::rows(queries * h.heads))? };
         let q = self.split(v, q, h.heads, h.head_dim)?;
         let kv = self.split(v, kv, 2 * h.kv_heads, h.head_dim)?;
         let d_o = self.split(v, d_o, h.heads, h.head_dim)?;
@@ -240,11 +235,11 @@ impl Cuda {
         let size = v.size([lists.tile_count, h.heads, 1], shared)?;
         let for_queries = arguments(self.target(dq)?, lse).add(lists.tiles.address()).add(shape);
         // SAFETY: as in the forward pass.
-        unsafe { for_queries.launch(&*self.driver, v.names[1], size)? };
+        unsafe { for_queries.launch(&self.driver, v.names[1], size)? };
         let halves = if v.padded == 256 { 2 } else { 1 };
         let size = v.size([lists.key_tile_count, h.kv_heads, halves], shared)?;
         let for_keys = arguments(self.target(dkv)?, lse).add(lists.key_tiles.address());
         // SAFETY: as in the forward pass.
-        unsafe { for_keys.add(lists.entries.address()).add(shape).launch(&*self.driver, v.names[2], size) }
+        unsafe { for_keys.add(lists.entries.address()).add(shape).launch(&self.driver, v.names[2], size) }
     }
 }

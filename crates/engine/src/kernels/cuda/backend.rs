@@ -1,14 +1,14 @@
 //! The operations, by our kernels.
 
+use super::allocation::{Allocation, Work};
 use super::copies::DeviceBuffer;
-use super::driver::Allocation;
+use super::driver::Move;
 use super::launch::{Size, launch, small};
 use super::packed::DevicePacked;
 use super::{Cuda, DeviceList, DeviceTensor, LOGITS, as_bytes, as_bytes_mut, lies_as, or_none};
 use crate::Result;
 use crate::collective::Collective;
 use crate::dtype::WeightType;
-use crate::kernels::experts;
 use crate::kernels::stored::Elements;
 use crate::kernels::{
     Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout, Dtype,
@@ -42,7 +42,7 @@ impl Cuda {
     fn sum_partials(
         &self,
         out: u64,
-        partial: &Allocation,
+        partial: &Work,
         chunks: usize,
         width: usize,
         divisors: u64,
@@ -59,21 +59,19 @@ impl Cuda {
     }
 
     /// Work space of `n` f32 values.
-    pub(super) fn floats(&self, n: usize) -> Result<Allocation> {
-        Allocation::new(&self.driver, n.saturating_mul(4))
+    pub(super) fn floats(&self, n: usize) -> Result<Work> {
+        self.work(n.saturating_mul(4))
     }
 
-    /// The numbers of a list, read back.
-    fn read_list(&self, indices: Indices) -> Result<Vec<u32>> {
-        let (list, range) = self.memory.list(indices)?;
-        let mut bytes = vec![0; 4 * range.len()];
-        list.memory.read(4 * range.start, &mut bytes)?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_ne_bytes(*b)).collect())
-    }
-
-    /// A list whose numbers only the card knows; they are below `bound`.
-    fn keep_list(&mut self, memory: Allocation, len: usize, bound: usize) -> IndexBuffer {
-        self.memory.keep_indices(DeviceList { memory, len }, len, bound)
+    /// A list; its numbers are below `bound`.
+    fn keep_list(
+        &mut self,
+        memory: Allocation,
+        len: usize,
+        bound: usize,
+        slots: Option<usize>,
+    ) -> IndexBuffer {
+        self.memory.keep_indices(DeviceList { memory, len, slots }, len, bound)
     }
 }
 
@@ -102,7 +100,7 @@ impl Backend for Cuda {
 
     fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
         let (len, dtype) = (tensor.len(), tensor.dtype());
-        let tensor = match tensor.elements() {
+        let kept = match tensor.elements() {
             Elements::Plain(bytes, kind) => {
                 let memory = Some(Allocation::of(&self.driver, bytes)?);
                 DeviceTensor { memory, size: kind.bytes(), copy: None, packed: None }
@@ -112,7 +110,7 @@ impl Backend for Cuda {
                 DeviceTensor { memory: None, size: 1, copy: None, packed }
             }
         };
-        Ok(self.memory.keep_file(tensor, len, dtype))
+        Ok(self.memory.keep_file(kept, len, dtype))
     }
 
     fn allocated(&self) -> u64 {
@@ -129,6 +127,14 @@ impl Backend for Cuda {
         self.keep(w, alone)
     }
 
+    fn share_factor(&mut self, x: View) -> Result<()> {
+        self.share(x)
+    }
+
+    fn release_factor(&mut self, x: View) {
+        self.release(x);
+    }
+
     fn copy_bytes(&self, kind: WeightType) -> usize {
         if self.keeps_copies { self.precision.copy_bytes(kind) } else { 0 }
     }
@@ -137,11 +143,23 @@ impl Backend for Cuda {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
         let memory = Allocation::of(&self.driver, &bytes)?;
         let bound = values.iter().max().map_or(0, |&largest| largest as usize + 1);
-        Ok(self.keep_list(memory, values.len(), bound))
+        let are_offsets = values.first() == Some(&0) && values.is_sorted();
+        let slots = values.last().filter(|_| are_offsets).map(|last| *last as usize);
+        Ok(self.keep_list(memory, values.len(), bound, slots))
     }
 
     fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
         self.plan(plan)
+    }
+
+    fn begin_pass(&mut self, kind: &[u64]) -> Result<()> {
+        self.memory.collect();
+        self.renew_all()?;
+        self.driver.begin_pass(kind)
+    }
+
+    fn end_pass(&mut self) -> Result<()> {
+        self.driver.end_pass()
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -151,7 +169,7 @@ impl Backend for Cuda {
 
     fn write(&mut self, to: View, from: &[f32]) -> Result<()> {
         check::transfer(to, from.len())?;
-        self.source(to)?;
+        self.target(to)?;
         match from.is_empty() {
             true => Ok(()),
             false => self.memory.buffer(to)?.write(to.start, as_bytes(from)),
@@ -331,7 +349,7 @@ impl Backend for Cuda {
         };
         let (w_partial, b_partial) = (partial(to_w)?, partial(to_b)?);
         let sums = w_partial.is_some() as u32 + b_partial.is_some() as u32;
-        let start = |partial: &Option<Allocation>| partial.as_ref().map_or(0, Allocation::address);
+        let start = |partial: &Option<Work>| partial.as_ref().map_or(0, Work::address);
         let (w_at, b_at) = (start(&w_partial), start(&b_partial));
         let layer = matches!(norm, Norm::Layer { .. });
         launch!(
@@ -584,7 +602,7 @@ impl Backend for Cuda {
         let (n, experts, per_row) = (small(slots)?, small(wide)?, small(r.per_row)?);
         let new = |len: usize| Allocation::zeros(&self.driver, 4 * len);
         let (slot_rows, offsets) = (new(slots)?, new(wide + 1)?);
-        let (chosen, chosen_weights, counts) = (new(slots)?, self.floats(slots)?, new(wide)?);
+        let (chosen, chosen_weights, counts) = (self.floats(slots)?, self.floats(slots)?, self.floats(wide)?);
         launch!(
             self,
             c"route_choose",
@@ -608,8 +626,8 @@ impl Backend for Cuda {
                 per_row
             ]
         )?;
-        let rows = self.keep_list(slot_rows, slots, rows);
-        let offsets = self.keep_list(offsets, wide + 1, slots + 1);
+        let rows = self.keep_list(slot_rows, slots, rows, None);
+        let offsets = self.keep_list(offsets, wide + 1, slots + 1, Some(slots));
         Ok(Routes { rows, offsets })
     }
 
@@ -633,15 +651,12 @@ impl Backend for Cuda {
         )
     }
 
-    /// Waits: how many rows each expert got decides the sizes of the products.
     fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
-        let offsets = self.read_list(offsets)?;
-        experts::linear(self, &offsets, y, x, w)
+        Cuda::grouped_linear(self, y, x, w, offsets)
     }
 
     fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
-        let offsets = self.read_list(offsets)?;
-        experts::linear_dx(self, &offsets, dx, dy, w)
+        self.grouped_dx(dx, dy, w, offsets)
     }
 
     fn grouped_linear_dw(
@@ -653,8 +668,7 @@ impl Backend for Cuda {
         x: View,
         offsets: Indices,
     ) -> Result<()> {
-        let offsets = self.read_list(offsets)?;
-        experts::linear_dw(self, &offsets, dw, first, accumulate, dy, x)
+        self.grouped_dw(dw, first, accumulate, dy, x, offsets)
     }
 
     fn cross_entropy(
@@ -719,11 +733,22 @@ impl Backend for Cuda {
         self.step_sgd(step, p, g, m)
     }
 
+    fn join(&mut self, collective: &dyn Collective) -> Result<()> {
+        self.join_ranks(collective)
+    }
+
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()> {
         check::element_wise(x)?;
-        let mut values = vec![0.0; x.len()];
-        self.read(x.part(0, x.len()), &mut values)?;
-        collective.all_reduce(&mut values)?;
-        self.write(x.part(0, x.len()), &values)
+        self.sum_over_ranks(x, collective)
+    }
+
+    fn reduce_scatter(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        self.exchange_shares(Move::Sum, x, cuts, collective)
+    }
+
+    fn all_gather(&mut self, x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()> {
+        check::shares(x, cuts, collective.ranks())?;
+        self.exchange_shares(Move::Copy, x, cuts, collective)
     }
 }

@@ -1,10 +1,12 @@
 //! Copies of weights in the type that products multiply (bf16). A copy is made once. Optimizers write it with the
 //! weights themselves; after any other write it is made again before a product reads it.
 //!
-//! Nothing can read an old copy: what writes to a buffer has its address from [`Cuda::target`], or writes through
-//! [`DeviceBuffer::write`], and both mark the copies of what is written as old.
+//! Activations that several products take one after the other have a copy until they are written or released.
+//!
+//! Nothing can read an old copy: what writes to a buffer has its address from [`Cuda::target`], which marks the copies of
+//! what is written as old.
 
-use super::driver::Allocation;
+use super::allocation::{Allocation, Work};
 use super::launch::{Size, launch, small};
 use super::{Cuda, Precision};
 use crate::Result;
@@ -13,6 +15,10 @@ use crate::kernels::check::rule;
 use crate::kernels::{Dtype, View};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{MutexGuard, PoisonError};
+
+/// Elements to which rows of converted factors are padded: 16 bytes of bf16, which tensor cores load at once.
+pub(super) const PAD: usize = 8;
 
 /// Elements that are rounded as one row of a matrix.
 const ROW: usize = 1 << 15;
@@ -69,9 +75,8 @@ impl DeviceBuffer {
         self.memory.read(4 * element, to)
     }
 
-    /// Writes bytes from an element on.
+    /// Writes bytes from an element on, which the caller has the place of from [`Cuda::target`].
     pub(super) fn write(&self, element: usize, from: &[u8]) -> Result<()> {
-        self.written(&(element..element + from.len().div_ceil(4)));
         self.memory.write(4 * element, from)
     }
 
@@ -97,7 +102,77 @@ pub(super) struct Run {
     pub(super) copy: u64,
 }
 
+/// An activation that several products take, and its copy once one has.
+#[derive(Debug)]
+pub(super) struct Shared {
+    view: View,
+    copy: Option<(Work, usize)>,
+}
+
+impl Shared {
+    /// The row and the column of it at which a view begins that lies in it, row by row.
+    fn place(&self, view: View) -> Option<[usize; 2]> {
+        let (of, stride) = (self.view, self.view.stride().max(1));
+        let at = view.start.checked_sub(of.start)?;
+        let [row, column] = [at / stride, at % stride];
+        let aligned = view.rows() <= 1 || view.stride() == of.stride();
+        let inside = row + view.rows() <= of.rows() && column + view.width() <= of.width();
+        (view.shares_buffer(of) && aligned && inside && view.column() == 1).then_some([row, column])
+    }
+}
+
 impl Cuda {
+    /// See [`crate::kernels::Backend::share_factor`].
+    pub(super) fn share(&mut self, x: View) -> Result<()> {
+        if self.rounded_type(x)? == Some(WeightType::F32) && x.column() == 1 {
+            self.shared_factors().push(Shared { view: x, copy: None });
+        }
+        Ok(())
+    }
+
+    /// See [`crate::kernels::Backend::release_factor`].
+    pub(super) fn release(&mut self, x: View) {
+        let mut shared = self.shared_factors();
+        if let Some(place) = shared.iter().rposition(|shared| shared.view == x) {
+            shared.remove(place);
+        }
+    }
+
+    pub(super) fn shared_factors(&self) -> MutexGuard<'_, Vec<Shared>> {
+        // A list of copies is whole whatever panicked while it was locked.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets copies of activations that are written.
+    pub(super) fn forget(&self, written: View) {
+        for shared in self.shared_factors().iter_mut().filter(|shared| shared.view.overlaps(written)) {
+            shared.copy = None;
+        }
+    }
+
+    /// The copy of a factor that is in a shared activation: its address, and the distance of its rows.
+    pub(super) fn shared_copy(&self, view: View) -> Result<Option<(u64, usize)>> {
+        let mut all = self.shared_factors();
+        let found = all.iter_mut().find_map(|shared| Some((shared.place(view)?, shared)));
+        let Some(([row, column], shared)) = found else { return Ok(None) };
+        let (memory, stride) = match &mut shared.copy {
+            Some(known) => known,
+            none => none.insert(self.rounded_rows(shared.view)?),
+        };
+        Ok(Some((memory.address() + 2 * (row * *stride + column) as u64, *stride)))
+    }
+
+    /// The rows of a matrix in a buffer, rounded, and the distance between them.
+    fn rounded_rows(&self, x: View) -> Result<(Work, usize)> {
+        let (from, stride) = (self.source(x)?, x.width().next_multiple_of(PAD));
+        let memory = self.work(x.rows().saturating_mul(stride).saturating_mul(2))?;
+        self.count_rounded(x.len());
+        let (to, y_stride, x_stride) = (memory.address(), small(stride)?, small(x.stride())?);
+        let (size, rows, width) = (Size::matrix(x.rows(), stride), small(x.rows())?, small(x.width())?);
+        launch!(self, c"f32_to_bf16", size, [to, y_stride, from, x_stride, rows, width])?;
+        Ok((memory, stride))
+    }
+
     /// See [`crate::kernels::Backend::keep_factor`].
     pub(super) fn keep(&mut self, w: View, alone: bool) -> Result<()> {
         let Some(kind) = self.rounded_type(w)? else { return Ok(()) };
@@ -137,13 +212,12 @@ impl Cuda {
         if self.precision != Precision::Bf16 || !self.keeps_copies {
             return Ok(None);
         }
-        Ok(match view.dtype() {
-            Dtype::F32 => Some(WeightType::F32),
-            Dtype::File(kind) => Some(kind),
-            // What is unpacked for a product is in its type.
-            Dtype::Packed(_) => None,
-        }
-        .filter(|kind| self.precision.copy_bytes(*kind) > 0))
+        let kind = match view.dtype() {
+            Dtype::F32 => WeightType::F32,
+            Dtype::File(kind) => kind,
+            Dtype::Packed(_) => return Ok(None),
+        };
+        Ok(Some(kind).filter(|kind| self.precision.copy_bytes(*kind) > 0))
     }
 
     /// `to[n] = from[n]`, rounded to bf16.
@@ -189,8 +263,17 @@ impl Cuda {
         Ok(())
     }
 
+    /// Makes all copies again that are old: passes that find none old ask for the same commands.
+    pub(super) fn renew_all(&self) -> Result<()> {
+        for buffer in self.memory.each_buffer() {
+            buffer.copies.iter().try_for_each(|copy| self.renew(buffer, copy))?;
+        }
+        Ok(())
+    }
+
     /// The runs in which an optimizer updates parameters, element by element, together with their copies.
     pub(super) fn runs(&self, p: View) -> Result<Vec<Run>> {
+        self.forget(p);
         let (buffer, of) = (self.memory.buffer(p)?, elements(p));
         let mut met: Vec<&Copy> = buffer.copies.iter().filter(|copy| copy.meets(&of)).collect();
         met.sort_by_key(|copy| copy.elements.start);

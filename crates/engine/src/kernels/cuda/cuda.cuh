@@ -111,6 +111,14 @@ struct AttentionShape {
 };
 static_assert(sizeof(AttentionShape) == 64, "as Rust lays it out");
 
+// Some outputs of an expert, and where their weights lie: rows `stride` apart, of f32 (kind 0), bf16 (1) or f16 (2).
+struct GroupedPiece {
+    u64 address;
+    u32 start, end;
+    u32 stride, kind;
+};
+static_assert(sizeof(GroupedPiece) == 24, "as Rust lays it out");
+
 #define INFINITY_F32 (of_bits(0x7f800000u))
 
 DEVICE f32 from_bf16(u16 x) { return of_bits((u32)x << 16); }

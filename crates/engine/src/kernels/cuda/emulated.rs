@@ -1,39 +1,95 @@
 //! The card of tests: kernels run on the CPU by an emulation of CUDA, and matrix products are plain loops.
 
-use super::driver::{Driver, Factor, Factors, Product};
+use super::driver::{Call, Command, Driver, Factor, Factors, Launch, Product};
+use super::nccl::{Communicator, Nccl, Stream};
+use crate::collective::Collective;
 use crate::{Error, Result};
 use half::bf16;
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-type Launch =
+type LaunchFunction =
     unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *mut *mut c_void, u32) -> c_int;
 type LaunchError = unsafe extern "C" fn() -> *const c_char;
+type NewStream = unsafe extern "C" fn(u32, Owns, *const c_void) -> *mut c_void;
+type OfStream = unsafe extern "C" fn(*mut c_void);
+/// Says whether memory is live.
+type Owns = extern "C" fn(*const c_void, u64, usize) -> c_int;
 
-/// The emulation, a library made from the kernels' sources.
+/// Sizes of allocations, by address.
+type Sizes = Mutex<HashMap<u64, usize>>;
+
+/// A fault of the card's, for tests that must notice it.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fault {
+    #[default]
+    None,
+    /// Page-locked memory is written while uploads from it wait.
+    WaitsForNoEvent,
+    /// Graphs keep the arguments that they were made with.
+    ChangesNoGraph,
+}
+
+/// The emulation, a library made from the kernels' sources. As on a card, what is asked for is done later: at which of the
+/// following calls, its seed decides.
 #[derive(Debug)]
 pub(super) struct Emulated {
-    launch: Launch,
+    launch: LaunchFunction,
     error: LaunchError,
-    /// Keeps the two functions.
-    _library: libloading::Library,
-    /// The order in which threads of a block run follows from it; every launch has another.
-    seed: AtomicU32,
-    sizes: Mutex<HashMap<u64, usize>>,
+    /// What connects it with the cards of other ranks. Before the stream that it uses.
+    ranks: OnceLock<Communicator>,
+    /// What the emulated NCCL does, it does later; everything else waits for it, as in one stream.
+    stream: OnceLock<Later>,
+    path: PathBuf,
+    /// Keeps the functions.
+    library: libloading::Library,
+    sizes: Box<Sizes>,
     /// Bytes that there are.
     limit: usize,
+    fault: Fault,
+    state: Mutex<State>,
 }
+
+#[derive(Debug)]
+struct State {
+    /// The order in which threads of a block run follows from it; every launch has another.
+    seed: u32,
+    /// When tasks run.
+    random: u64,
+    used: usize,
+    queue: VecDeque<Task>,
+    /// Events that the stream has not come to: how often each is in the queue.
+    marks: HashMap<usize, usize>,
+    graphs: HashMap<u64, Vec<Command>>,
+    next_graph: u64,
+    /// What the next call reports.
+    failed: Option<Error>,
+}
+
+#[derive(Debug)]
+enum Task {
+    Run(Command),
+    Upload { to: u64, from: *const u8, bytes: usize },
+    Free { address: u64, bytes: usize },
+    Mark(usize),
+}
+
+// SAFETY: what a task reads and writes is there until it has run, by the promises of `Driver`.
+unsafe impl Send for Task {}
+
+/// Tasks that wait at most.
+const WAITING: usize = 64;
 
 impl Emulated {
     /// Loads the library.
     ///
     /// # Safety
     /// The file is the emulation that `tests/emulation` builds.
-    pub(super) unsafe fn load(path: &Path, seed: u32, limit: usize) -> Result<Emulated> {
+    pub(super) unsafe fn load(path: &Path, seed: u32, limit: usize, fault: Fault) -> Result<Emulated> {
         let failed = |e: libloading::Error| Error::Device {
             message: format!("{}: {e}", path.display()),
             help: "build the emulation of crates/engine/tests/emulation".into(),
@@ -42,13 +98,193 @@ impl Emulated {
         unsafe {
             let library = libloading::Library::new(path).map_err(failed)?;
             Ok(Emulated {
-                launch: *library.get::<Launch>(b"launch").map_err(failed)?,
+                launch: *library.get::<LaunchFunction>(b"launch").map_err(failed)?,
                 error: *library.get::<LaunchError>(b"launch_error").map_err(failed)?,
-                _library: library,
-                seed: AtomicU32::new(seed),
-                sizes: Mutex::default(),
+                ranks: OnceLock::new(),
+                stream: OnceLock::new(),
+                path: path.to_path_buf(),
+                library,
+                sizes: Box::default(),
                 limit,
+                fault,
+                state: Mutex::new(State {
+                    seed,
+                    random: u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+                    used: 0,
+                    queue: VecDeque::new(),
+                    marks: HashMap::new(),
+                    graphs: HashMap::new(),
+                    next_graph: 0,
+                    failed: None,
+                }),
             })
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for tasks, and does as many as the seed decides.
+    fn ask(&self, tasks: impl IntoIterator<Item = Task>) -> Result<()> {
+        let state = &mut *self.state();
+        for task in tasks {
+            if let Task::Mark(event) = task {
+                *state.marks.entry(event).or_default() += 1;
+            }
+            state.queue.push_back(task);
+            state.random ^= state.random << 13;
+            state.random ^= state.random >> 7;
+            state.random ^= state.random << 17;
+            // Mostly nothing, so that what waits becomes much.
+            let most = if state.random.is_multiple_of(8) {
+                (state.random >> 32) as usize % WAITING
+            } else {
+                WAITING
+            };
+            while state.queue.len() > most {
+                self.next(state);
+            }
+        }
+        state.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Does the task that was asked for first.
+    fn next(&self, state: &mut State) {
+        let Some(task) = state.queue.pop_front() else { return };
+        self.settle();
+        // SAFETY: by the callers who asked for it.
+        let done = unsafe {
+            match task {
+                Task::Run(command) => {
+                    state.seed = state.seed.wrapping_add(1);
+                    self.run(&command, state.seed)
+                }
+                Task::Upload { to, from, bytes } => {
+                    (to as *mut u8).copy_from_nonoverlapping(from, bytes);
+                    Ok(())
+                }
+                Task::Free { address, bytes } => {
+                    self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+                    if let Some(layout) = layout(bytes) {
+                        dealloc(address as *mut u8, layout);
+                    }
+                    Ok(())
+                }
+                Task::Mark(event) => {
+                    if let Some(count) = state.marks.get_mut(&event) {
+                        *count -= 1;
+                    }
+                    Ok(())
+                }
+            }
+        };
+        if let (Err(error), None) = (done, &state.failed) {
+            state.failed = Some(error);
+        }
+    }
+
+    fn all(&self, state: &mut State) -> Result<()> {
+        while !state.queue.is_empty() {
+            self.next(state);
+        }
+        state.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// # Safety
+    /// As the methods of [`Driver`], and of `load`.
+    unsafe fn run(&self, command: &Command, seed: u32) -> Result<()> {
+        // SAFETY: by the caller.
+        unsafe {
+            match command {
+                Command::Zero { address, bytes } => (*address as *mut u8).write_bytes(0, *bytes),
+                Command::Copy { to, from, bytes } => {
+                    (*to as *mut u8).copy_from_nonoverlapping(*from as *const u8, *bytes);
+                }
+                Command::Product(product) => multiply(product),
+                Command::Launch(launch) => {
+                    let mut arguments = launch.arguments();
+                    let rc = (self.launch)(
+                        launch.kernel.as_ptr(),
+                        launch.grid.as_ptr(),
+                        launch.block.as_ptr(),
+                        launch.shared,
+                        arguments.as_mut_ptr(),
+                        seed,
+                    );
+                    if rc != 0 {
+                        let message = CStr::from_ptr((self.error)()).to_string_lossy().into_owned();
+                        return Err(Error::Device { message, help: String::new() });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        let mut state = self.state();
+        let done = self.all(&mut state);
+        if !std::thread::panicking() {
+            assert!(done.is_ok(), "{done:?}");
+        }
+    }
+}
+
+/// A product, by plain loops.
+///
+/// # Safety
+/// As [`Driver::matmul`].
+unsafe fn multiply(p: &Product) {
+    for i in 0..p.m {
+        for j in 0..p.n {
+            // SAFETY: by the caller.
+            unsafe {
+                let term = |l| element(&p.a, p.factors, i, l) * element(&p.b, p.factors, l, j);
+                let sum: f64 = (0..p.k).map(term).sum();
+                let bias = p.bias.map_or(0.0, |bias| f64::from((bias as *const f32).add(j).read()));
+                let c = (p.c as *mut f32).add(i * p.c_stride + j);
+                let old = if p.accumulate { f64::from(c.read()) } else { 0.0 };
+                c.write((sum + bias + old) as f32);
+            }
+        }
+    }
+}
+
+/// A stream of the emulated NCCL.
+#[derive(Debug)]
+struct Later {
+    stream: Stream,
+    wait: OfStream,
+    free: OfStream,
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        // SAFETY: made by `nccl_stream`, and forgotten here.
+        unsafe { (self.free)(self.stream.0) };
+    }
+}
+
+/// Whether a range is inside one of the allocations in `sizes`.
+extern "C" fn owns(sizes: *const c_void, address: u64, bytes: usize) -> c_int {
+    // SAFETY: `Emulated::join` passes its own list, which lives longer than the stream that asks.
+    let sizes = unsafe { &*sizes.cast::<Sizes>() };
+    let sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
+    let inside = |(start, size): (&u64, &usize)| {
+        address.checked_sub(*start).is_some_and(|at| at as usize <= *size && bytes <= *size - at as usize)
+    };
+    sizes.iter().any(inside).into()
+}
+
+impl Emulated {
+    /// Waits for what NCCL was asked for.
+    fn settle(&self) {
+        if let Some(later) = self.stream.get() {
+            // SAFETY: the stream lives as long as `later`.
+            unsafe { (later.wait)(later.stream.0) };
         }
     }
 }
@@ -82,9 +318,9 @@ fn tf32(x: f32) -> f64 {
 
 impl Driver for Emulated {
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-        let used: usize = sizes.values().sum();
-        let (free, total) = ((self.limit - used) as u64, self.limit as u64);
+        let mut state = self.state();
+        // What is freed can be allocated again at once, as from a card's pool.
+        let (free, total) = ((self.limit - state.used) as u64, self.limit as u64);
         let refused = || Error::DeviceMemory { bytes: bytes as u64, free, total, device: "emulation".into() };
         let layout = layout(bytes).filter(|_| bytes as u64 <= free).ok_or_else(refused)?;
         // SAFETY: callers ask for at least one byte.
@@ -95,87 +331,135 @@ impl Driver for Emulated {
         // What is not written must not matter: NaN in f32 and in bf16.
         // SAFETY: just allocated.
         unsafe { start.write_bytes(0xff, bytes) };
-        sizes.insert(start as u64, bytes);
+        state.used += bytes;
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(start as u64, bytes);
         Ok(start as u64)
     }
 
     unsafe fn free(&self, address: u64) {
-        let bytes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
-        if let Some(layout) = bytes.and_then(layout) {
-            // SAFETY: allocated above with this layout, and in the list until now.
-            unsafe { dealloc(address as *mut u8, layout) };
+        let known = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(&address).copied();
+        let Some(bytes) = known else { return };
+        self.state().used -= bytes;
+        if let Err(error) = self.ask([Task::Free { address, bytes }]) {
+            self.state().failed = Some(error);
         }
     }
 
-    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        // SAFETY: by the caller.
-        unsafe { (address as *mut u8).write_bytes(0, bytes) };
-        Ok(())
+    fn page_locked(&self, bytes: usize) -> Result<Option<*mut u8>> {
+        let layout = layout(bytes).ok_or(Error::Memory { bytes: bytes as u64 })?;
+        // SAFETY: callers ask for at least one byte.
+        let start = unsafe { alloc(layout) };
+        if start.is_null() { Err(Error::Memory { bytes: bytes as u64 }) } else { Ok(Some(start)) }
     }
 
-    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
-        // SAFETY: by the caller; the host's slice is not in an allocation.
-        unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
-        Ok(())
+    unsafe fn free_page_locked(&self, memory: *mut u8, bytes: usize) {
+        if let Some(layout) = layout(bytes) {
+            // SAFETY: by the caller; allocated above with this layout.
+            unsafe { dealloc(memory, layout) };
+        }
+    }
+
+    unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Result<()> {
+        self.ask([Task::Upload { to, from, bytes }])
+    }
+
+    fn record(&self, event: usize) -> Result<()> {
+        self.ask([Task::Mark(event)])
+    }
+
+    fn wait(&self, event: usize) -> Result<()> {
+        let mut state = self.state();
+        if self.fault == Fault::WaitsForNoEvent {
+            return Ok(());
+        }
+        while state.marks.get(&event).is_some_and(|count| *count > 0) {
+            self.next(&mut state);
+        }
+        state.failed.take().map_or(Ok(()), Err)
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        // SAFETY: as above.
+        self.synchronise()?;
+        // SAFETY: by the caller; the host's slice is not in an allocation.
         unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from as *const u8, to.len()) };
         Ok(())
     }
 
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        self.ask([Task::Run(Command::Zero { address, bytes })])
+    }
+
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        // SAFETY: by the caller.
-        unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
-        Ok(())
+        self.ask([Task::Run(Command::Copy { to, from, bytes })])
     }
 
-    unsafe fn launch(
-        &self,
-        kernel: &'static CStr,
-        grid: [u32; 3],
-        block: [u32; 3],
-        shared: u32,
-        arguments: &mut [*mut c_void],
-    ) -> Result<()> {
-        let seed = self.seed.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: by the caller, and by that of `load`.
-        unsafe {
-            let rc = (self.launch)(
-                kernel.as_ptr(),
-                grid.as_ptr(),
-                block.as_ptr(),
-                shared,
-                arguments.as_mut_ptr(),
-                seed,
-            );
-            if rc == 0 {
-                return Ok(());
-            }
-            let message = CStr::from_ptr((self.error)()).to_string_lossy().into_owned();
-            Err(Error::Device { message, help: String::new() })
-        }
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        self.ask([Task::Run(Command::Launch(launch.clone()))])
     }
 
-    unsafe fn matmul(&self, p: &Product) -> Result<()> {
-        for i in 0..p.m {
-            for j in 0..p.n {
-                // SAFETY: by the caller.
-                unsafe {
-                    let term = |l| element(&p.a, p.factors, i, l) * element(&p.b, p.factors, l, j);
-                    let sum: f64 = (0..p.k).map(term).sum();
-                    let bias = p.bias.map_or(0.0, |bias| f64::from((bias as *const f32).add(j).read()));
-                    let c = (p.c as *mut f32).add(i * p.c_stride + j);
-                    let old = if p.accumulate { f64::from(c.read()) } else { 0.0 };
-                    c.write((sum + bias + old) as f32);
-                }
-            }
-        }
-        Ok(())
+    unsafe fn matmul(&self, product: &Product) -> Result<()> {
+        self.ask([Task::Run(Command::Product(*product))])
     }
 
     fn synchronise(&self) -> Result<()> {
+        self.all(&mut self.state())?;
+        self.settle();
+        self.ranks.get().map_or(Ok(()), Communicator::settled)
+    }
+
+    unsafe fn graph(&self, commands: &[Command]) -> Result<u64> {
+        let mut state = self.state();
+        let graph = state.next_graph;
+        state.next_graph += 1;
+        state.graphs.insert(graph, commands.to_vec());
+        Ok(graph)
+    }
+
+    unsafe fn change(&self, graph: u64, place: usize, command: &Command) -> Result<()> {
+        let mut state = self.state();
+        let changed = state.graphs.get_mut(&graph).and_then(|commands| commands.get_mut(place));
+        let changed = changed.filter(|old| old.is_like(command)).ok_or_else(|| Error::Device {
+            message: format!("command {place} of graph {graph} cannot become {command:?}"),
+            help: String::new(),
+        })?;
+        if self.fault != Fault::ChangesNoGraph {
+            *changed = command.clone();
+        }
         Ok(())
+    }
+
+    unsafe fn replay(&self, graph: u64) -> Result<()> {
+        let commands = self.state().graphs.get(&graph).cloned().unwrap_or_default();
+        self.ask(commands.into_iter().map(Task::Run))
+    }
+
+    unsafe fn forget(&self, graph: u64) {
+        self.state().graphs.remove(&graph);
+    }
+
+    fn join(&self, collective: &dyn Collective) -> Result<()> {
+        if let Some(ranks) = self.ranks.get() {
+            return ranks.is_of(collective);
+        }
+        let seed = self.state().seed;
+        let failed = |e: libloading::Error| Error::Device { message: e.to_string(), help: String::new() };
+        // SAFETY: by the caller of `load`, whose promise covers these functions; the list of sizes has a place of its own,
+        // which lives longer than the stream.
+        unsafe {
+            let new = *self.library.get::<NewStream>(b"nccl_stream").map_err(failed)?;
+            let wait = *self.library.get::<OfStream>(b"nccl_stream_wait").map_err(failed)?;
+            let free = *self.library.get::<OfStream>(b"nccl_stream_free").map_err(failed)?;
+            let stream = Stream(new(seed, owns, (&raw const *self.sizes).cast()));
+            let stream = self.stream.get_or_init(|| Later { stream, wait, free }).stream;
+            let _ = self.ranks.set(Communicator::join(Nccl::load(&self.path)?, stream, collective)?);
+        }
+        Ok(())
+    }
+
+    unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
+        // Ranks wait for each other: what was asked for before must not wait for this rank's next call.
+        self.all(&mut self.state())?;
+        // SAFETY: by the caller.
+        self.ranks.get().map_or(Ok(()), |ranks| unsafe { ranks.run(calls) })
     }
 }

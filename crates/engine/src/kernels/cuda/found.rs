@@ -16,7 +16,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(message: impl Into<String>, help: impl Into<String>) -> Problem {
+    pub(super) fn new(message: impl Into<String>, help: impl Into<String>) -> Problem {
         Problem { message: message.into(), help: help.into() }
     }
 }
@@ -38,6 +38,8 @@ pub struct Card {
     pub compute: (u32, u32),
     /// Bytes of its memory.
     pub memory: u64,
+    /// The number that no other card has, on any machine.
+    pub uuid: [u8; 16],
     /// Why it cannot be used.
     pub problem: Option<Problem>,
 }
@@ -162,7 +164,7 @@ impl Found {
 }
 
 /// False in a static binary, whose C library cannot load others.
-fn can_load() -> bool {
+pub(super) fn can_load() -> bool {
     !cfg!(all(target_os = "linux", target_feature = "crt-static"))
 }
 
@@ -203,6 +205,7 @@ fn look_at(number: i32) -> Result<Card, cu::DriverError> {
     let pools = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)?;
     // SAFETY: as above.
     let memory = unsafe { cu::device::total_mem(device)? } as u64;
+    let uuid = cu::device::get_uuid(device)?.bytes.map(|byte| byte as u8);
     let compute = (major.unsigned_abs(), minor.unsigned_abs());
     Ok(Card {
         number: number.unsigned_abs() as usize,
@@ -210,6 +213,7 @@ fn look_at(number: i32) -> Result<Card, cu::DriverError> {
         name,
         compute,
         memory,
+        uuid,
     })
 }
 
@@ -266,6 +270,17 @@ pub(super) fn cublas(name: &str, error: CublasError) -> Error {
     Problem::new(message, help).into()
 }
 
+/// A call of the driver that failed.
+pub(super) fn failure(call: &str, error: cu::DriverError) -> Error {
+    let text = error.error_string().map_or_else(|_| "unknown".into(), |text| text.to_string_lossy());
+    Error::Device {
+        message: format!("the NVIDIA driver's {call} failed: {text} ({:?})", error.0),
+        help: "an earlier operation may be the cause; `nvidia-smi` and the system's log (`dmesg`) say whether the card \
+               is well, and device=cpu trains without it"
+            .into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,7 +309,7 @@ mod tests {
         let card = |number: usize, compute, pools| {
             let name = format!("card {number}");
             let problem = unfit(&name, compute, pools);
-            Card { number, name, compute, memory: 1 << 34, problem }
+            Card { number, name, compute, memory: 1 << 34, uuid: [number as u8; 16], problem }
         };
         let cards = vec![card(0, (7, 5), true), card(1, (9, 0), true), card(2, (8, 6), false)];
         let found = Found { driver: Some(images::DRIVER), cublas: true, cards, problem: None };

@@ -207,3 +207,24 @@ BLOCK_KERNEL route_place(u32* slot_rows, u32* offsets, f32* weights, const u32* 
 // d_logits from the gradient of the slots' weights. W.
 BLOCK_KERNEL route_backward(f32* d_logits, const f32* probabilities, const f32* d_weights, const u32* slot_rows,
                             const u32* offsets, u32 rows, u32 experts, u32 normalise);
+
+// ---- grouped.cu. Linear layers that differ by expert: the slots of expert e are rows offsets[e] to offsets[e + 1].
+// Offsets are at most `slots`; where they do not ascend an expert has no slot. Tiles are 64 × 64, of bf16 or, for f32, of
+// three parts. Block 128, shared 8192 · parts bytes.
+// weights[experts][pieces] are runs of an expert's outputs: a GroupedPiece each, ends ascending, the last one `outputs`.
+// y[slots, outputs] = x[slots, inputs] · w[expert]ᵀ. Grid (ceil(slots / 64) + experts, ceil(outputs / 64)).
+BLOCK_KERNEL grouped_linear_bf16(f32* y, const f32* x, const GroupedPiece* weights, u32 pieces, const u32* offsets,
+                                 u32 experts, u32 outputs, u32 inputs);
+BLOCK_KERNEL grouped_linear_f32(f32* y, const f32* x, const GroupedPiece* weights, u32 pieces, const u32* offsets,
+                                u32 experts, u32 outputs, u32 inputs);
+// dx[slots, inputs] = dy[slots, outputs] · w[expert]. Grid (ceil(slots / 64) + experts, ceil(inputs / 64)).
+BLOCK_KERNEL grouped_dx_bf16(f32* dx, const f32* dy, const GroupedPiece* weights, u32 pieces, const u32* offsets,
+                             u32 experts, u32 outputs, u32 inputs);
+BLOCK_KERNEL grouped_dx_f32(f32* dx, const f32* dy, const GroupedPiece* weights, u32 pieces, const u32* offsets,
+                            u32 experts, u32 outputs, u32 inputs);
+// dw[rows, inputs] (+)= dyᵀ · x, of rows `first` to `first + rows` of the weights of all experts. Grid
+// (ceil(inputs / 64), ceil(min(outputs, rows) / 64), experts that the rows reach).
+BLOCK_KERNEL grouped_dw_bf16(f32* dw, u32 first, u32 rows, u32 accumulate, const f32* dy, const f32* x,
+                             const u32* offsets, u32 experts, u32 outputs, u32 inputs);
+BLOCK_KERNEL grouped_dw_f32(f32* dw, u32 first, u32 rows, u32 accumulate, const f32* dy, const f32* x,
+                            const u32* offsets, u32 experts, u32 outputs, u32 inputs);

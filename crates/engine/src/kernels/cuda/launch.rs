@@ -1,8 +1,8 @@
 //! Arguments and sizes of launches; `kernels.h` says which a kernel has.
 
-use super::driver::Driver;
+use super::stream::Stream;
 use crate::{Error, Result};
-use std::ffi::{CStr, c_void};
+use std::ffi::CStr;
 
 /// The arguments of a kernel, each in words of its own.
 #[derive(Debug, Default)]
@@ -65,21 +65,12 @@ impl Arguments {
     ///
     /// # Safety
     /// They are those of the kernel, whose addresses have the elements that it touches.
-    pub(super) unsafe fn launch(
-        mut self,
-        driver: &dyn Driver,
-        kernel: &'static CStr,
-        size: Size,
-    ) -> Result<()> {
+    pub(super) unsafe fn launch(self, stream: &Stream, kernel: &'static CStr, size: Size) -> Result<()> {
         if size.grid.contains(&0) {
             return Ok(());
         }
-        let words = self.words.as_mut_ptr();
-        // SAFETY: every start is inside the words.
-        let at = |start: &usize| unsafe { words.add(*start) }.cast::<c_void>();
-        let mut pointers: Vec<*mut c_void> = self.starts.iter().map(at).collect();
         // SAFETY: by the caller.
-        unsafe { driver.launch(kernel, size.grid, size.block, size.shared, &mut pointers) }
+        unsafe { stream.launch(kernel, [size.grid, size.block], size.shared, (self.words, self.starts)) }
     }
 }
 
@@ -143,6 +134,11 @@ impl Size {
     }
 }
 
+/// Bits of two numbers of 32 bits, the first in the lower half.
+pub(super) fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
 /// A size as kernels take it.
 ///
 /// # Errors
@@ -160,7 +156,7 @@ macro_rules! launch {
         let arguments = $crate::kernels::cuda::launch::Arguments::default()$(.add($argument))*;
         // SAFETY: the arguments are those that `kernels.h` gives the kernel. Addresses are of views that lie inside
         // their memory and whose sizes `check` has compared, or of work space that is made for the launch.
-        unsafe { arguments.launch(&*$cuda.driver, $kernel, $size) }
+        unsafe { arguments.launch(&$cuda.driver, $kernel, $size) }
     }};
 }
 pub(super) use launch;

@@ -7,32 +7,47 @@
 //! Determinism: sums are of pieces that follow from the shapes alone and are combined in a fixed order; cuBLASLt's
 //! algorithms and work space are fixed by shape. The same card, driver and library give the same bytes.
 
+mod allocation;
 mod attention;
 mod backend;
 mod copies;
 mod driver;
+mod dry;
 mod emulated;
 pub mod found;
+mod graphs;
+mod grouped;
 mod images;
 mod launch;
+pub mod nccl;
 mod nvidia;
 mod optimizers;
 mod packed;
 mod products;
+mod ranks;
+mod region;
+mod staging;
+mod stream;
 mod tiles;
 
 use super::buffers::Memory;
 use super::{Bytes, Dtype, Indices, View, check};
 use crate::dtype::WeightType;
 use crate::{Error, Result};
+use allocation::{Allocation, Work};
 use attention::Plan;
-use copies::{DeviceBuffer, elements};
-use driver::{Allocation, Driver};
+use copies::{DeviceBuffer, Shared, elements};
+use driver::Driver;
+#[doc(hidden)]
+pub use emulated::Fault;
 use found::Card;
 use packed::DevicePacked;
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use stream::Stream;
+pub use stream::Usage;
 
 /// Types of the factors of matrix products and of attention; all sums, and all else, are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,15 +78,14 @@ pub(crate) const OVERHEAD: u64 = (600 << 20) + nvidia::WORKSPACE as u64;
 /// Elements of logits at once (512 MiB): a product of a few hundred rows keeps a card busy.
 pub(crate) const LOGITS: usize = 128 << 20;
 
-/// A tensor in the card's memory that is only read: of a file in its own type, or packed.
+/// A tensor in the card's memory that is only read: of a file, or packed.
 #[derive(Debug)]
 struct DeviceTensor {
-    /// Its values in its own type; `None` where products alone read it, and take the copy, and where it is packed.
+    /// Its values in its own type; `None` where products alone read it, and take the copy.
     memory: Option<Allocation>,
     size: usize,
     /// Its values in bf16, where products take these.
     copy: Option<Allocation>,
-    /// Its codes and scales, of a packed matrix.
     packed: Option<DevicePacked>,
 }
 
@@ -80,6 +94,8 @@ struct DeviceTensor {
 struct DeviceList {
     memory: Allocation,
     len: usize,
+    /// It can be the offsets of so many slots, in order.
+    slots: Option<usize>,
 }
 
 /// One card.
@@ -89,10 +105,14 @@ pub struct Cuda {
     memory: Memory<DeviceBuffer, DeviceTensor, DeviceList, Plan, Allocation>,
     /// The values of the codes of one byte (optimizer states, nested scales), once they are needed.
     codes: Option<[Allocation; 2]>,
-    driver: Arc<dyn Driver>,
+    /// Where experts' weights lie, by the words of the tables.
+    tables: HashMap<Vec<u64>, Allocation>,
+    driver: Arc<Stream>,
     precision: Precision,
     /// Weights have copies that products take ([`Backend::keep_factor`](super::Backend::keep_factor)).
     keeps_copies: bool,
+    /// Activations that several products take.
+    shared: Mutex<Vec<Shared>>,
     /// Elements that were rounded for products.
     rounded: Arc<AtomicU64>,
 }
@@ -108,7 +128,7 @@ impl Cuda {
             help: "use a later card, or device=cpu".into(),
         })?;
         let driver = nvidia::Nvidia::open(card.number, &card.name, &image.unpack()?)?;
-        Ok(Cuda::over(Arc::new(driver), precision))
+        Ok(Cuda::over(Box::new(driver), precision))
     }
 
     /// A card that is emulated on the CPU, with `memory` bytes; `seed` decides in what order threads run.
@@ -119,15 +139,52 @@ impl Cuda {
     /// # Safety
     /// `library` is the emulation that is built from these kernels (`tests/emulation`).
     #[doc(hidden)]
-    pub unsafe fn emulated(library: &Path, precision: Precision, seed: u32, memory: usize) -> Result<Cuda> {
+    pub unsafe fn emulated(
+        library: &Path,
+        precision: Precision,
+        seed: u32,
+        memory: usize,
+        fault: Fault,
+    ) -> Result<Cuda> {
         // SAFETY: by the caller.
-        let driver = unsafe { emulated::Emulated::load(library, seed, memory)? };
-        Ok(Cuda::over(Arc::new(driver), precision))
+        let driver = unsafe { emulated::Emulated::load(library, seed, memory, fault)? };
+        Ok(Cuda::over(Box::new(driver), precision))
     }
 
-    fn over(driver: Arc<dyn Driver>, precision: Precision) -> Cuda {
-        let (keeps_copies, rounded) = (true, Arc::default());
-        Cuda { memory: Memory::default(), codes: None, driver, precision, keeps_copies, rounded }
+    /// A card that computes nothing and has no memory: what a model asks of it is what it would ask of a real one
+    /// ([`Cuda::usage`]).
+    pub(crate) fn dry(precision: Precision) -> Cuda {
+        Cuda::over(Box::new(dry::Dry::new()), precision)
+    }
+
+    fn over(driver: Box<dyn Driver>, precision: Precision) -> Cuda {
+        Cuda {
+            memory: Memory::default(),
+            codes: None,
+            tables: HashMap::new(),
+            driver: Arc::new(Stream::new(driver)),
+            precision,
+            keeps_copies: true,
+            shared: Mutex::default(),
+            rounded: Arc::default(),
+        }
+    }
+
+    /// The same, with passes as CUDA graphs where their sizes repeat (as a new one has it), or without.
+    #[must_use]
+    pub fn with_graphs(self, graphs: bool) -> Cuda {
+        self.driver.use_graphs(graphs);
+        self
+    }
+
+    /// What was asked of the card so far.
+    pub fn usage(&self) -> Usage {
+        self.driver.usage()
+    }
+
+    /// Work space of an operation.
+    fn work(&self, bytes: usize) -> Result<Work> {
+        Work::new(&self.driver, bytes)
     }
 
     /// The same card, which keeps no copies of weights and rounds them for each product.
@@ -174,6 +231,7 @@ impl Cuda {
         let address = self.source(view)?;
         if view.extent() > 0 {
             self.memory.buffer(view)?.written(&elements(view));
+            self.forget(view);
         }
         Ok(address)
     }

@@ -1,13 +1,16 @@
 //! A card: NVIDIA's driver and cuBLASLt, which are looked up at run time.
 
-use super::driver::{Driver, Factor, Factors, Product};
-use super::found;
+use super::driver::{Call, Command, Driver, Factor, Factors, Launch, Product};
+use super::found::{self, failure};
+use super::graphs::{Captures, Graphs};
+use super::nccl::{Communicator, Nccl, Stream};
+use crate::collective::Collective;
 use crate::{Error, Result};
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{result as cu, sys};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Work space of cuBLASLt. Its algorithms are chosen for this size, so the size is part of what decides bytes.
 pub(super) const WORKSPACE: usize = 32 << 20;
@@ -24,6 +27,11 @@ pub(super) struct Nvidia {
     module: sys::CUmodule,
     functions: Mutex<HashMap<&'static CStr, Function>>,
     products: Mutex<Products>,
+    /// By their numbers.
+    events: Mutex<HashMap<usize, sys::CUevent>>,
+    graphs: Mutex<Graphs>,
+    /// What connects it with the cards of other ranks.
+    ranks: OnceLock<Communicator>,
 }
 
 // SAFETY: the driver's handles may be used from any thread once its context is current there, which every method sees
@@ -92,7 +100,24 @@ impl Nvidia {
                 module,
                 functions: Mutex::default(),
                 products: Mutex::new(products),
+                events: Mutex::default(),
+                graphs: Mutex::default(),
+                ranks: OnceLock::new(),
             })
+        }
+    }
+
+    /// An event by its number.
+    fn event(&self, number: usize) -> Result<sys::CUevent> {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        match events.get(&number) {
+            Some(known) => Ok(*known),
+            None => {
+                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+                let new = cu::event::create(flags).map_err(|e| failure("cuEventCreate", e))?;
+                events.insert(number, new);
+                Ok(new)
+            }
         }
     }
 
@@ -128,11 +153,17 @@ impl Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
+        // It uses the stream.
+        drop(self.ranks.take());
         let products = self.products.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let events = self.events.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nothing uses the handles after this; failures leave them to the end of the process.
         unsafe {
             let _ = cu::ctx::set_current(self.context);
             let _ = cu::stream::synchronize(self.stream);
+            for event in events.values() {
+                let _ = cu::event::destroy(*event);
+            }
             let _ = lt::destroy_handle(products.handle);
             let _ = cu::free_async(products.workspace, self.stream);
             let _ = cu::stream::destroy(self.stream);
@@ -160,23 +191,47 @@ unsafe fn keep_freed_memory(device: sys::CUdevice) -> Result<()> {
     }
 }
 
-/// A call of the driver that failed.
-fn failure(call: &str, error: cu::DriverError) -> Error {
-    let text = error.error_string().map_or_else(|_| "unknown".into(), |text| text.to_string_lossy());
-    Error::Device {
-        message: format!("the NVIDIA driver's {call} failed: {text} ({:?})", error.0),
-        help: "an earlier operation may be the cause; `nvidia-smi` and the system's log (`dmesg`) say whether the card \
-               is well, and device=cpu trains without it"
-            .into(),
-    }
-}
-
 fn product_failure(call: &str, error: lt::CublasError) -> Error {
     Error::Device {
         message: format!("cuBLASLt's {call} failed: {:?}", error.0),
         help: "the library and the driver may not fit each other: install the cuBLAS of the CUDA version that `suasion \
                env` shows for the driver"
             .into(),
+    }
+}
+
+impl Captures for Nvidia {
+    fn node(&self, launch: &Launch, arguments: &mut [*mut c_void]) -> Result<sys::CUDA_KERNEL_NODE_PARAMS> {
+        let ([x, y, z], [bx, by, bz]) = (launch.grid, launch.block);
+        Ok(sys::CUDA_KERNEL_NODE_PARAMS {
+            func: self.function(launch.kernel, launch.shared)?,
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: bx,
+            blockDimY: by,
+            blockDimZ: bz,
+            sharedMemBytes: launch.shared,
+            kernelParams: arguments.as_mut_ptr(),
+            extra: std::ptr::null_mut(),
+            kern: std::ptr::null_mut(),
+            ctx: std::ptr::null_mut(),
+        })
+    }
+
+    unsafe fn captured(&self, command: &Command) -> Result<sys::CUgraph> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `self`; the rest is by the caller.
+        unsafe {
+            cu::stream::begin_capture(self.stream, mode).map_err(|e| failure("cuStreamBeginCapture", e))?;
+            let asked = command.run(self);
+            let graph = cu::stream::end_capture(self.stream).map_err(|e| failure("cuStreamEndCapture", e));
+            asked.and(graph)
+        }
+    }
+
+    fn stream(&self) -> sys::CUstream {
+        self.stream
     }
 }
 
@@ -210,10 +265,39 @@ impl Driver for Nvidia {
             .map_err(|e| failure("cuMemsetD8Async", e))
     }
 
-    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+    fn page_locked(&self, bytes: usize) -> Result<Option<*mut u8>> {
         self.enter()?;
-        // SAFETY: by the caller. From memory that is not page-locked the driver copies to its own before it returns.
-        unsafe { cu::memcpy_htod_async(to, from, self.stream) }.map_err(|e| failure("cuMemcpyHtoDAsync", e))
+        // SAFETY: the memory is written before it is read.
+        let memory = unsafe { cu::malloc_host(bytes, 0) }.map_err(|e| failure("cuMemHostAlloc", e))?;
+        Ok(Some(memory.cast()))
+    }
+
+    unsafe fn free_page_locked(&self, memory: *mut u8, _: usize) {
+        if self.enter().is_ok() {
+            // SAFETY: by the caller.
+            let _ = unsafe { cu::free_host(memory.cast()) };
+        }
+    }
+
+    unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: by the caller.
+        unsafe {
+            let from = std::slice::from_raw_parts(from, bytes);
+            cu::memcpy_htod_async(to, from, self.stream).map_err(|e| failure("cuMemcpyHtoDAsync", e))
+        }
+    }
+
+    fn record(&self, event: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: event and stream live as long as `self`.
+        unsafe { cu::event::record(self.event(event)?, self.stream) }.map_err(|e| failure("cuEventRecord", e))
+    }
+
+    fn wait(&self, event: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the event lives as long as `self`.
+        unsafe { cu::event::synchronize(self.event(event)?) }.map_err(|e| failure("cuEventSynchronize", e))
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
@@ -232,22 +316,16 @@ impl Driver for Nvidia {
             .map_err(|e| failure("cuMemcpyDtoDAsync", e))
     }
 
-    unsafe fn launch(
-        &self,
-        kernel: &'static CStr,
-        grid: [u32; 3],
-        block: [u32; 3],
-        shared: u32,
-        arguments: &mut [*mut c_void],
-    ) -> Result<()> {
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         self.enter()?;
-        let function = self.function(kernel, shared)?;
-        let ([gx, gy, gz], [bx, by, bz]) = (grid, block);
+        let function = self.function(launch.kernel, launch.shared)?;
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        let (grid, block) = ((gx, gy, gz), (bx, by, bz));
         // SAFETY: by the caller.
         let done = unsafe {
-            cu::launch_kernel(function, (gx, gy, gz), (bx, by, bz), shared, self.stream, arguments)
+            cu::launch_kernel(function, grid, block, launch.shared, self.stream, &mut launch.arguments())
         };
-        done.map_err(|e| failure(&format!("launch of {}", kernel.to_string_lossy()), e))
+        done.map_err(|e| failure(&format!("launch of {}", launch.kernel.to_string_lossy()), e))
     }
 
     unsafe fn matmul(&self, p: &Product) -> Result<()> {
@@ -260,7 +338,54 @@ impl Driver for Nvidia {
     fn synchronise(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failure("cuStreamSynchronize", e))
+        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failure("cuStreamSynchronize", e))?;
+        self.ranks.get().map_or(Ok(()), Communicator::settled)
+    }
+
+    fn join(&self, collective: &dyn Collective) -> Result<()> {
+        if let Some(ranks) = self.ranks.get() {
+            return ranks.is_of(collective);
+        }
+        let nccl = Nccl::found()?;
+        self.enter()?;
+        // SAFETY: the context is current, and the stream lives as long as `self`.
+        let ranks = unsafe { Communicator::join(nccl, Stream(self.stream.cast()), collective)? };
+        let _ = self.ranks.set(ranks);
+        Ok(())
+    }
+
+    unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: by the caller.
+        self.ranks.get().map_or(Ok(()), |ranks| unsafe { ranks.run(calls) })
+    }
+
+    unsafe fn graph(&self, commands: &[Command]) -> Result<u64> {
+        self.enter()?;
+        let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: by the caller.
+        unsafe { graphs.make(self, commands) }
+    }
+
+    unsafe fn change(&self, graph: u64, place: usize, command: &Command) -> Result<()> {
+        self.enter()?;
+        let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: by the caller.
+        unsafe { graphs.change(self, graph, place, command) }
+    }
+
+    unsafe fn replay(&self, graph: u64) -> Result<()> {
+        self.enter()?;
+        let graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: by the caller.
+        unsafe { graphs.replay(self, graph) }
+    }
+
+    unsafe fn forget(&self, graph: u64) {
+        if self.enter().is_ok() {
+            let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+            graphs.forget(graph);
+        }
     }
 }
 

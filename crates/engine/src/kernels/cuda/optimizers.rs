@@ -1,7 +1,7 @@
 //! Optimizers, and the norm that clipping needs.
 
+use super::allocation::Allocation;
 use super::copies::Run;
-use super::driver::Allocation;
 use super::launch::{Size, launch, small};
 use super::{Cuda, as_bytes, or_none};
 use crate::Result;
@@ -16,12 +16,13 @@ impl Cuda {
         let n = x.len();
         let size = Size::of(n, 4096, 1024, [256, 1, 1]);
         let count = size.grid[0];
-        let memory = Allocation::new(&self.driver, 8 * (count as usize + 1))?;
+        let memory = self.work(8 * (count as usize + 1))?;
         let (out, partial) = (memory.address(), memory.address() + 8);
         launch!(self, c"sum_squares", size, [partial, from, n as u64])?;
         launch!(self, c"sum_f64", Size::blocks(1, 256), [out, partial, count])?;
         let mut bytes = [0; 8];
-        memory.read(0, &mut bytes)?;
+        // SAFETY: it has these bytes.
+        unsafe { memory.read(&mut bytes)? };
         Ok(f64::from_ne_bytes(bytes))
     }
 
@@ -96,7 +97,7 @@ impl Cuda {
         let beta2 = step.beta2() as f32;
         let (by_columns, chunk, chunks) = Size::columns(tall, wide);
         let sums = self.floats(chunks * wide)?;
-        let numbers = Allocation::new(&self.driver, 8 * (256 + 2))?;
+        let numbers = self.work(8 * (256 + 2))?;
         let (scalars, partial) = (numbers.address(), numbers.address() + 16);
         let (chunk, chunks) = (small(chunk)?, small(chunks)?);
         launch!(self, c"adafactor_rows", Size::rows(tall), [rows, g, height, width, beta2, scale])?;
@@ -129,7 +130,7 @@ impl Cuda {
         check::apart(&[p, v], &[g])?;
         let (copy, n) = (self.copy_of_all(p)?, p.len());
         let ([v], [p, g]) = self.addresses([v], [p, g])?;
-        let numbers = Allocation::new(&self.driver, 8 * (256 + 2))?;
+        let numbers = self.work(8 * (256 + 2))?;
         let (scalars, partial) = (numbers.address(), numbers.address() + 16);
         let size = Size::of(n, 1024, 256, [256, 1, 1]);
         let (beta2, scale) = (step.beta2() as f32, step.gradient_scale);

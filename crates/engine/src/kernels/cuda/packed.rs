@@ -1,6 +1,6 @@
 //! Matrices in 4 or 8 bits: in the card's memory as they are packed, and unpacked one at a time for a product.
 
-use super::driver::Allocation;
+use super::allocation::{Allocation, Work};
 use super::launch::{Size, launch, small};
 use super::{Cuda, as_bytes};
 use crate::dtype::Packing;
@@ -55,12 +55,12 @@ impl Cuda {
     }
 
     /// The values of whole rows of a packed matrix, in bf16 or f32: where they begin, and the memory that they are in.
-    pub(super) fn unpacked(&self, view: View, bf16: bool) -> Result<(u64, Allocation)> {
+    pub(super) fn unpacked(&self, view: View, bf16: bool) -> Result<(u64, Work)> {
         let Some(packed) = self.memory.file(view)?.and_then(|tensor| tensor.packed.as_ref()) else {
             unreachable!("a view of a packed matrix has its type");
         };
         let size = if bf16 { 2 } else { 4 };
-        let memory = |n: usize| Allocation::new(&self.driver, n.saturating_mul(size));
+        let memory = |n: usize| self.work(n.saturating_mul(size));
         let (start, len) = (view.start, view.len());
         let run = match &packed.scales {
             DeviceScales::Rows(scales) => {
@@ -121,7 +121,7 @@ impl Cuda {
         offset: f32,
         first: usize,
         blocks: usize,
-    ) -> Result<Allocation> {
+    ) -> Result<Work> {
         let values = self.codes.as_ref().map(|[signed, _]| signed.address());
         let values = values.ok_or_else(|| Error::Operands {
             operation: "unpack",

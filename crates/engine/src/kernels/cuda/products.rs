@@ -1,19 +1,18 @@
 //! Matrix products: factors in the types that the card multiplies.
 
-use super::driver::{Allocation, Factor, Factors, Product};
+use super::allocation::Work;
+use super::copies::PAD;
+use super::driver::{Factor, Factors, Product};
 use super::launch::{Arguments, Size, small};
 use super::{Cuda, Precision, lies_as};
 use crate::Result;
 use crate::dtype::WeightType;
 use crate::kernels::{Dtype, View};
 
-/// Elements to which rows of converted factors are padded: 16 bytes of bf16, which tensor cores load at once.
-const PAD: usize = 8;
-
 /// A factor, and the memory that it was converted to.
 struct Held {
     factor: Factor,
-    _memory: Option<Allocation>,
+    _memory: Option<Work>,
 }
 
 impl Held {
@@ -84,7 +83,7 @@ impl Cuda {
         let Some(bias) = bias else { return Ok(()) };
         let arguments = Arguments::default().add(to).add(small(c.stride())?).add(self.source(bias)?);
         // SAFETY: `check` has compared the sizes.
-        unsafe { arguments.add(rows).add(width).launch(&*self.driver, c"add_row", size) }
+        unsafe { arguments.add(rows).add(width).launch(&self.driver, c"add_row", size) }
     }
 
     /// A matrix as a factor.
@@ -105,6 +104,9 @@ impl Cuda {
         if let Some(copy) = self.copy_of(view)? {
             return Ok(as_it_lies(copy));
         }
+        if let Some((address, stride)) = self.shared_copy(view)? {
+            return Ok(Held { factor: Factor { address, stride, transposed }, _memory: None });
+        }
         let from = self.source(view)?;
         let (kernel, bytes, pad) = match (self.precision, lies_as(view)) {
             (Precision::Bf16, WeightType::BF16) => return Ok(as_it_lies(from)),
@@ -118,12 +120,12 @@ impl Cuda {
             self.count_rounded(rows * width);
         }
         let padded = width.next_multiple_of(pad);
-        let memory = Allocation::new(&self.driver, rows.saturating_mul(padded).saturating_mul(bytes))?;
+        let memory = self.work(rows.saturating_mul(padded).saturating_mul(bytes))?;
         let address = memory.address();
         let arguments = Arguments::default().add(address).add(small(padded)?).add(from).add(small(stride)?);
         let size = Size::matrix(rows, padded);
         // SAFETY: the view is inside its memory, and `memory` has a row of `padded` for each of its rows.
-        unsafe { arguments.add(small(rows)?).add(small(width)?).launch(&*self.driver, kernel, size)? };
+        unsafe { arguments.add(small(rows)?).add(small(width)?).launch(&self.driver, kernel, size)? };
         Ok(Held { factor: Factor { address, stride: padded, transposed }, _memory: Some(memory) })
     }
 }

@@ -1,0 +1,617 @@
+//! NCCL, found at run time: sums and copies between the cards of ranks.
+//!
+//! cudarc has bindings too, but does not look for `libnccl.so.2`, the only name that NVIDIA's packages and wheels install, and
+//! ends the process where a function is missing. What is needed is a dozen functions.
+//!
+//! Communicators do not block (NCCL 2.14 and later): whoever waits looks at the run meanwhile, and a thread beside it aborts
+//! what the card is waiting for where another rank is lost. All calls are `ncclReduce` and `ncclBroadcast`, one for each
+//! rank's share in a group: shares may have different sizes, nothing is copied, and both have one algorithm, the ring, whose
+//! order of sums follows from the cards and how they are connected.
+
+use super::driver::{Call, Move};
+use super::found::{Problem, can_load};
+use crate::collective::{Collective, Watch};
+use crate::{Error, Result};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The names of the library.
+const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+/// The oldest version, whose communicators need not block.
+const OLDEST: (u32, u32) = (2, 14);
+
+/// How long the cards of all ranks may take to find each other: as ranks wait for each other at the start.
+const START: Duration = Duration::from_secs(300);
+/// How long a sum may take, with all that was asked for before it: as ranks wait for a message.
+const MOST: Duration = Duration::from_secs(1800);
+/// How long the end of a run waits for the others.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Between two looks at what NCCL is doing.
+const PAUSE: Duration = Duration::from_micros(200);
+/// Between two looks of the thread beside.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Bytes of a card that NCCL's buffers take: in each of at most 32 channels 9.2 MiB (4 for the protocol of large messages, 4.7
+/// for LL128, 0.5 for LL) for either neighbour of the ring.
+pub const OVERHEAD: u64 = 590 << 20;
+
+type Code = c_int;
+const SUCCESS: Code = 0;
+const IN_PROGRESS: Code = 7;
+/// `ncclFloat32` and `ncclSum`.
+const FLOAT: c_int = 7;
+const SUM: c_int = 0;
+
+/// `ncclUniqueId`: by it ranks find each other.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Id([u8; 128]);
+
+/// `ncclConfig_t` of version 2.14, which later ones read as such.
+#[repr(C)]
+struct Config {
+    size: usize,
+    magic: c_uint,
+    version: c_uint,
+    blocking: c_int,
+    /// Not of 2.14, where it is padding.
+    cga_cluster_size: c_int,
+}
+
+/// A communicator of NCCL's; null once it was aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Handle(*mut c_void);
+
+// SAFETY: NCCL's functions may be called from any thread, one at a time, which the mutex around the handle sees to.
+unsafe impl Send for Handle {}
+
+/// A stream of the driver's, which lives as long as the driver that owns the communicator.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stream(pub(super) *mut c_void);
+
+// SAFETY: it is only passed on.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+/// Declares the functions of the library and looks them up.
+macro_rules! functions {
+    ($($name:ident = $symbol:literal: fn($($type:ty),*) -> $result:ty;)*) => {
+        /// The functions of the library.
+        pub(super) struct Nccl {
+            version: [u32; 3],
+            $($name: unsafe extern "C" fn($($type),*) -> $result,)*
+            /// Keeps the functions.
+            _library: libloading::Library,
+        }
+
+        impl Nccl {
+            /// # Safety
+            /// The file is NCCL, or has functions of its names and types.
+            unsafe fn look_up(library: libloading::Library) -> Result<Nccl, libloading::Error> {
+                // SAFETY: by the caller; types are those of `nccl.h`.
+                unsafe {
+                    $(let $name = *library.get(concat!($symbol, "\0").as_bytes())?;)*
+                    Ok(Nccl { version: [0; 3], $($name,)* _library: library })
+                }
+            }
+        }
+    };
+}
+
+functions! {
+    get_unique_id = "ncclGetUniqueId": fn(*mut Id) -> Code;
+    init = "ncclCommInitRankConfig": fn(*mut *mut c_void, c_int, Id, c_int, *mut Config) -> Code;
+    async_error = "ncclCommGetAsyncError": fn(*mut c_void, *mut Code) -> Code;
+    abort = "ncclCommAbort": fn(*mut c_void) -> Code;
+    finalize = "ncclCommFinalize": fn(*mut c_void) -> Code;
+    destroy = "ncclCommDestroy": fn(*mut c_void) -> Code;
+    error_string = "ncclGetErrorString": fn(Code) -> *const c_char;
+    last_error = "ncclGetLastError": fn(*mut c_void) -> *const c_char;
+    group_start = "ncclGroupStart": fn() -> Code;
+    group_end = "ncclGroupEnd": fn() -> Code;
+    reduce = "ncclReduce": fn(*const c_void, *mut c_void, usize, c_int, c_int, c_int, *mut c_void, *mut c_void) -> Code;
+    broadcast = "ncclBroadcast": fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, *mut c_void) -> Code;
+}
+
+impl std::fmt::Debug for Nccl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nccl").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+/// The library of this machine; looked for once.
+fn found() -> &'static Result<Arc<Nccl>, Problem> {
+    static FOUND: OnceLock<Result<Arc<Nccl>, Problem>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let mut said = String::new();
+        for name in NAMES {
+            if !can_load() {
+                break;
+            }
+            // SAFETY: a library of this name is NCCL.
+            match unsafe { Nccl::open(Path::new(name)) } {
+                Ok(nccl) => return Ok(Arc::new(nccl)),
+                Err(Absent::NotLoaded(error)) => said = error,
+                Err(Absent::Unfit(problem)) => return Err(problem),
+            }
+        }
+        // Where the file is there and another that it needs is not.
+        let why = if said.starts_with("libnccl.so") || said.is_empty() { String::new() } else { format!(" ({said})") };
+        Err(Problem::new(
+            format!("NCCL is missing: libnccl.so.2 was not found{why}"),
+            "ranks on cards exchange gradients by it: install it with CUDA (package libnccl2), or by `pip install \
+             nvidia-nccl-cu12` (for CUDA 13 nvidia-nccl-cu13) with the folder of its libnccl.so.2 in LD_LIBRARY_PATH",
+        ))
+    })
+}
+
+/// The version of NCCL that ranks on cards of this machine use.
+///
+/// # Errors
+/// Why there is none, with the remedy.
+pub fn version() -> Result<[u32; 3], Problem> {
+    found().as_ref().map(|nccl| nccl.version).map_err(Clone::clone)
+}
+
+/// What the system says of a library.
+fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Why a library is not used.
+enum Absent {
+    NotLoaded(String),
+    Unfit(Problem),
+}
+
+impl Nccl {
+    /// The library of this machine.
+    pub(super) fn found() -> Result<Arc<Nccl>> {
+        Ok(found().clone()?)
+    }
+
+    /// A library of tests.
+    ///
+    /// # Safety
+    /// The file has functions of NCCL's names and types.
+    pub(super) unsafe fn load(path: &Path) -> Result<Arc<Nccl>> {
+        // SAFETY: by the caller.
+        match unsafe { Nccl::open(path) } {
+            Ok(nccl) => Ok(Arc::new(nccl)),
+            Err(Absent::Unfit(problem)) => Err(problem.into()),
+            Err(Absent::NotLoaded(message)) => Err(Error::Device { message, help: String::new() }),
+        }
+    }
+
+    /// # Safety
+    /// As [`Nccl::load`].
+    unsafe fn open(path: &Path) -> Result<Nccl, Absent> {
+        // SAFETY: loading the library runs its initialisers, as any program that uses NCCL does.
+        let library = unsafe { libloading::Library::new(path) }.map_err(|e| Absent::NotLoaded(reason(&e)))?;
+        let mut number = 0;
+        // SAFETY: the function has been there in all versions; it writes one number.
+        let known = unsafe {
+            library
+                .get::<unsafe extern "C" fn(*mut c_int) -> Code>(b"ncclGetVersion\0")
+                .map(|f| f(&mut number))
+        };
+        let version = parse_version(number);
+        if known.is_ok() && (version[0], version[1]) < OLDEST {
+            return Err(Absent::Unfit(old(version)));
+        }
+        // SAFETY: by the caller.
+        let nccl = unsafe { Nccl::look_up(library) }.map_err(|error| {
+            let message = format!("{} is no NCCL that can be used: {}", path.display(), reason(&error));
+            Absent::Unfit(Problem::new(
+                message,
+                "install a newer NCCL, as for the CUDA version that `suasion env` shows",
+            ))
+        })?;
+        Ok(Nccl { version, ..nccl })
+    }
+
+    /// What NCCL says of a failed call.
+    fn failure(&self, call: &str, comm: *mut c_void, code: Code) -> String {
+        // SAFETY: both return strings of the library's own, or null.
+        let [what, more] = unsafe { [(self.error_string)(code), (self.last_error)(comm)] }.map(|text| {
+            // SAFETY: as above.
+            let text =
+                (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
+            text.unwrap_or_default()
+        });
+        let what = what.split(" (run with").next().unwrap_or(&what);
+        match more.trim() {
+            "" => format!("NCCL's {call} failed: {what}"),
+            more => format!("NCCL's {call} failed: {what}: {more}"),
+        }
+    }
+
+    /// The state of what a communicator was last asked for.
+    ///
+    /// # Safety
+    /// `comm` is one, and no other thread uses it.
+    unsafe fn state(&self, comm: *mut c_void) -> Code {
+        let mut state = SUCCESS;
+        // SAFETY: by the caller.
+        match unsafe { (self.async_error)(comm, &mut state) } {
+            SUCCESS => state,
+            failed => failed,
+        }
+    }
+}
+
+/// `22005` is 2.20.5.
+fn parse_version(number: c_int) -> [u32; 3] {
+    let n = number.unsigned_abs();
+    // As NCCL_VERSION in nccl.h: until 2.8 a digit less.
+    if n < 10_000 { [n / 1000, n / 100 % 10, n % 100] } else { [n / 10_000, n / 100 % 100, n % 100] }
+}
+
+fn shown([major, minor, patch]: [u32; 3]) -> String {
+    format!("{major}.{minor}.{patch}")
+}
+
+fn old(version: [u32; 3]) -> Problem {
+    Problem::new(
+        format!("NCCL {} is too old: ranks on cards need {}.{} or later", shown(version), OLDEST.0, OLDEST.1),
+        "install a newer one: with CUDA (package libnccl2), or by `pip install nvidia-nccl-cu12` with the folder of its \
+         libnccl.so.2 first in LD_LIBRARY_PATH",
+    )
+}
+
+/// A rank's end of what connects the cards of all ranks.
+#[derive(Debug)]
+pub(super) struct Communicator {
+    shared: Arc<Shared>,
+    stream: Stream,
+    rank: usize,
+    ranks: usize,
+    beside: Option<JoinHandle<()>>,
+}
+
+/// What a communicator and the thread beside it share.
+struct Shared {
+    nccl: Arc<Nccl>,
+    rank: usize,
+    watch: Option<Arc<dyn Watch>>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("nccl", &self.nccl).field("rank", &self.rank).finish_non_exhaustive()
+    }
+}
+
+struct State {
+    comm: Handle,
+    /// What has ended it.
+    failure: Option<String>,
+    /// Since when the card may be waiting for other ranks.
+    since: Option<Instant>,
+    closing: bool,
+}
+
+/// Why NCCL did not do what it was asked for.
+enum End {
+    /// The run has failed elsewhere.
+    Lost(String),
+    /// NCCL has failed here.
+    Failed(String),
+}
+
+impl Communicator {
+    /// Meets the other ranks. `stream` is the one that everything is done on.
+    ///
+    /// # Safety
+    /// The card's context is current, and the stream lives as long as the communicator.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the versions differ or the cards do not find each other; [`Error::Collective`] where a rank is
+    /// lost.
+    pub(super) unsafe fn join(
+        nccl: Arc<Nccl>,
+        stream: Stream,
+        collective: &dyn Collective,
+    ) -> Result<Communicator> {
+        let (rank, ranks) = (collective.rank(), collective.ranks());
+        let mut hello = nccl.version.map(u32::to_le_bytes).concat();
+        if rank == 0 {
+            let mut id = Id([0; 128]);
+            // SAFETY: it writes an id.
+            let code = unsafe { (nccl.get_unique_id)(&mut id) };
+            if code != SUCCESS {
+                return Err(unmet(nccl.failure("ncclGetUniqueId", std::ptr::null_mut(), code)));
+            }
+            hello.extend(id.0);
+        }
+        let all = collective.exchange(&hello)?;
+        for (other, theirs) in all.iter().enumerate() {
+            // Patches of one version speak to each other.
+            if theirs.get(..8) != all[0].get(..8) {
+                let of = |hello: &[u8]| {
+                    let words: Vec<u32> =
+                        hello.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+                    <[u32; 3]>::try_from(words.get(..3).unwrap_or_default()).map_or("another".into(), shown)
+                };
+                return Err(Error::Device {
+                    message: format!("rank {other} has NCCL {}, and rank 0 {}", of(theirs), of(&all[0])),
+                    help: "install the same version of NCCL for all ranks".into(),
+                });
+            }
+        }
+        let id = all[0].get(12..).and_then(|id| id.try_into().ok()).ok_or_else(|| Error::Collective {
+            message: "rank 0 sent no id of NCCL's: the ranks are not in step".into(),
+        })?;
+        let mut config = Config {
+            size: size_of::<Config>(),
+            magic: 0xcafe_beef,
+            version: 21400,
+            blocking: 0,
+            cga_cluster_size: c_int::MIN,
+        };
+        let mut comm = std::ptr::null_mut();
+        let (number, count) =
+            (c_int::try_from(rank).unwrap_or(c_int::MAX), c_int::try_from(ranks).unwrap_or(c_int::MAX));
+        // SAFETY: the id is NCCL's; the others outlive the call.
+        let code = unsafe { (nccl.init)(&mut comm, count, Id(id), number, &mut config) };
+        let shared = Shared {
+            nccl,
+            rank,
+            watch: collective.watch(),
+            state: Mutex::new(State { comm: Handle(comm), failure: None, since: None, closing: false }),
+            changed: Condvar::new(),
+        };
+        shared.finish(&mut shared.lock(), "ncclCommInitRankConfig", code, START).map_err(
+            |end| match end {
+                End::Lost(message) => Error::Collective { message },
+                End::Failed(message) => unmet(message),
+            },
+        )?;
+        let shared = Arc::new(shared);
+        let of_thread = Arc::clone(&shared);
+        let beside = thread::Builder::new().name("beside NCCL".into()).spawn(move || of_thread.stand_by());
+        let beside = beside.map_err(|error| unmet(format!("no thread can be started: {error}")))?;
+        Ok(Communicator { shared, stream, rank, ranks, beside: Some(beside) })
+    }
+
+    /// Refuses other ranks than those that it connects.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub(super) fn is_of(&self, collective: &dyn Collective) -> Result<()> {
+        let (was, is) = ((self.rank, self.ranks), (collective.rank(), collective.ranks()));
+        let message =
+            || format!("the card is that of rank {} of {}, not of rank {} of {}", was.0, was.1, is.0, is.1);
+        if was == is { Ok(()) } else { Err(Error::Collective { message: message() }) }
+    }
+
+    /// Asks for calls, as one group, behind all that the stream was asked for. All ranks ask for the same.
+    ///
+    /// # Safety
+    /// Their memory is live until the stream has done them.
+    ///
+    /// # Errors
+    /// [`Error::Collective`] where a rank is lost.
+    pub(super) unsafe fn run(&self, calls: &[Call]) -> Result<()> {
+        let Shared { nccl, .. } = &*self.shared;
+        let mut state = self.shared.lock();
+        check(&state)?;
+        let Handle(comm) = state.comm;
+        // SAFETY: the communicator is live, and locked; memory is by the caller.
+        let (what, code) = unsafe {
+            let mut failed = ("ncclGroupStart", (nccl.group_start)());
+            for call in calls {
+                let (at, root) = (call.address as *mut c_void, call.root as c_int);
+                let (what, code) = match call.what {
+                    Move::Sum => {
+                        let code = (nccl.reduce)(at, at, call.count, FLOAT, SUM, root, comm, self.stream.0);
+                        ("ncclReduce", code)
+                    }
+                    Move::Copy => {
+                        let code = (nccl.broadcast)(at, at, call.count, FLOAT, root, comm, self.stream.0);
+                        ("ncclBroadcast", code)
+                    }
+                };
+                if ![SUCCESS, IN_PROGRESS].contains(&code) && failed.1 == SUCCESS {
+                    failed = (what, code);
+                }
+            }
+            // It ends what was begun, whatever has happened.
+            let end = (nccl.group_end)();
+            if failed.1 == SUCCESS { ("ncclGroupEnd", end) } else { failed }
+        };
+        state.since.get_or_insert_with(Instant::now);
+        let done = self.shared.finish(&mut state, what, code, MOST);
+        done.map_err(|(End::Lost(message) | End::Failed(message))| Error::Collective { message })
+    }
+
+    /// Says whether what the stream has done is whole; called when the stream has done everything. What was aborted ends
+    /// too, and leaves anything in memory.
+    ///
+    /// # Errors
+    /// [`Error::Collective`] where it was aborted.
+    pub(super) fn settled(&self) -> Result<()> {
+        let mut state = self.shared.lock();
+        state.since = None;
+        check(&state)
+    }
+}
+
+/// Refuses to go on after a failure.
+fn check(state: &State) -> Result<()> {
+    state.failure.clone().map_or(Ok(()), |message| Err(Error::Collective { message }))
+}
+
+/// Cards that do not find each other.
+fn unmet(message: String) -> Error {
+    Error::Device {
+        message: format!("the cards of the ranks do not find each other: {message}"),
+        help: "NCCL_DEBUG=INFO shows what NCCL tries; between machines NCCL_SOCKET_IFNAME names the network to use; \
+               `suasion env` shows the versions of driver and NCCL"
+            .into(),
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until NCCL has done what a call has begun: the host's part of it. Aborts where it fails, or the run does.
+    fn finish(&self, state: &mut State, call: &str, code: Code, most: Duration) -> Result<(), End> {
+        let (mut code, started) = (code, Instant::now());
+        loop {
+            let end = match code {
+                SUCCESS => return Ok(()),
+                IN_PROGRESS => match self.watch.as_ref().and_then(|watch| watch.failure()) {
+                    Some(message) => End::Lost(message),
+                    None if started.elapsed() < most => {
+                        thread::sleep(PAUSE);
+                        // SAFETY: the communicator is live, and locked.
+                        code = unsafe { self.nccl.state(state.comm.0) };
+                        continue;
+                    }
+                    None => {
+                        let seconds = most.as_secs();
+                        End::Failed(format!(
+                            "rank {}: NCCL's {call} has not ended within {seconds} seconds",
+                            self.rank
+                        ))
+                    }
+                },
+                code => End::Failed(format!(
+                    "rank {}: {}",
+                    self.rank,
+                    self.nccl.failure(call, state.comm.0, code)
+                )),
+            };
+            let (End::Lost(message) | End::Failed(message)) = &end;
+            self.abort(state, message.clone());
+            return Err(end);
+        }
+    }
+
+    /// Ends the run, and what the card is waiting for.
+    fn abort(&self, state: &mut State, message: String) {
+        if let Some(watch) = self.watch.as_ref().filter(|_| !state.closing) {
+            watch.fail(&message);
+        }
+        state.failure.get_or_insert(message);
+        let Handle(comm) = std::mem::replace(&mut state.comm, Handle(std::ptr::null_mut()));
+        if !comm.is_null() {
+            // SAFETY: the communicator is live, locked, and forgotten here.
+            let _ = unsafe { (self.nccl.abort)(comm) };
+        }
+    }
+
+    /// Looks now and then whether NCCL or the run has failed, until the communicator is dropped.
+    fn stand_by(&self) {
+        let mut state = self.lock();
+        while !state.closing && state.failure.is_none() {
+            // SAFETY: without a failure the communicator is live; it is locked.
+            let code = unsafe { self.nccl.state(state.comm.0) };
+            let lost = self.watch.as_ref().and_then(|watch| watch.failure());
+            let own = if ![SUCCESS, IN_PROGRESS].contains(&code) {
+                Some(self.nccl.failure("exchange between cards", state.comm.0, code))
+            } else if state.since.is_some_and(|since| since.elapsed() > MOST) {
+                Some(format!("its card has waited {} seconds for those of other ranks", MOST.as_secs()))
+            } else {
+                None
+            };
+            let own = own.map(|message| format!("rank {}: {message}", self.rank));
+            if let Some(message) = lost.or(own) {
+                self.abort(&mut state, message);
+            }
+            state = match self.changed.wait_timeout(state, LOOK) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+}
+
+impl Drop for Communicator {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.changed.notify_all();
+        if let Some(beside) = self.beside.take() {
+            let _ = beside.join();
+        }
+        let mut state = self.shared.lock();
+        let Handle(comm) = state.comm;
+        if comm.is_null() {
+            return;
+        }
+        // SAFETY: the communicator is live, and no other thread is left that knows it.
+        let code = unsafe { (self.shared.nccl.finalize)(comm) };
+        // Where the others do not come to the end, it is aborted.
+        if self.shared.finish(&mut state, "ncclCommFinalize", code, FAREWELL).is_ok() {
+            // SAFETY: as above.
+            let _ = unsafe { (self.shared.nccl.destroy)(comm) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_those_of_the_header() {
+        for (number, version) in
+            [(2708, [2, 7, 8]), (21003, [2, 10, 3]), (22005, [2, 20, 5]), (23007, [2, 30, 7])]
+        {
+            assert_eq!(parse_version(number), version);
+        }
+        let problem = old([2, 10, 3]);
+        assert_eq!(problem.message, "NCCL 2.10.3 is too old: ranks on cards need 2.14 or later");
+        assert!(problem.help.contains("nvidia-nccl-cu12"));
+    }
+
+    /// NVIDIA's own library, as far as it goes without a card.
+    #[test]
+    fn the_real_library_is_read_and_says_what_it_lacks() {
+        let Some(python) = suasion_test_support::peers_python() else { return };
+        let folders = std::fs::read_dir(python.parent().unwrap().join("../lib")).unwrap().flatten();
+        let path =
+            |folder: &std::fs::DirEntry| folder.path().join("site-packages/nvidia/nccl/lib/libnccl.so.2");
+        let Some(path) = folders.map(|folder| path(&folder)).find(|path| path.exists()) else {
+            return suasion_test_support::skipped("no NCCL beside PyTorch");
+        };
+        // SAFETY: it is NCCL.
+        let nccl = unsafe { Nccl::load(&path) }.unwrap();
+        assert!(nccl.version >= [2, 14, 0], "{nccl:?}");
+        let mut ids = [Id([0; 128]); 2];
+        // SAFETY: ids are written.
+        assert!(ids.iter_mut().all(|id| unsafe { (nccl.get_unique_id)(id) } == SUCCESS));
+        assert_ne!(ids[0].0, ids[1].0);
+        assert!(
+            nccl.failure("ncclReduce", std::ptr::null_mut(), 4)
+                .starts_with("NCCL's ncclReduce failed: invalid argument")
+        );
+        if crate::kernels::cuda::found::Found::look().driver.is_some() {
+            return suasion_test_support::skipped("there is a card");
+        }
+        // SAFETY: without a card no stream is used.
+        let met = unsafe { Communicator::join(nccl, Stream(std::ptr::null_mut()), &crate::SingleRank) };
+        let error = met.unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("do not find each other: rank 0: NCCL's ncclCommInitRankConfig failed"),
+            "{message}"
+        );
+        assert!(message.contains("CUDA driver"), "{message}");
+        assert!(error.help().unwrap().contains("NCCL_DEBUG=INFO"));
+    }
+
+    #[test]
+    fn the_configuration_is_that_of_nccl_2_14() {
+        assert_eq!((size_of::<Config>(), std::mem::offset_of!(Config, blocking)), (24, 16));
+    }
+}
