@@ -11,7 +11,7 @@ import argparse
 import os
 import pathlib
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 # Runs before the page: records what the page must not do.
 WATCH = """
@@ -188,7 +188,7 @@ def clicks(page, where):
     assert page.evaluate(ground) == light, f"{where}: the theme does not change back"
     if command := page.query_selector(".command"):
         command.query_selector("button").click()
-        page.wait_for_function("document.querySelector('.command button').textContent !== 'Copy'")
+        expect(page.locator(".command button").first).not_to_have_text("Copy")
         copied = page.evaluate("navigator.clipboard.readText()")
         assert copied == command.query_selector("code").text_content(), f"{where}: copied {copied!r}"
     rows = page.locator("details.row")
