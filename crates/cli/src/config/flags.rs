@@ -102,6 +102,7 @@ impl Key {
     /// True where a command uses the key.
     pub fn used_by(&self, command: &str) -> bool {
         let held_out = matches!(self.name, "eval_dataset_name" | "eval_fraction" | "dataset_test_split");
+        let of_device = matches!(self.name, "device" | "matmul_precision" | "use_cpu" | "cuda_graphs");
         match (command, self.group) {
             ("train" | "check" | "init", _) => true,
             ("chat", Group::Rows) => false,
@@ -115,16 +116,9 @@ impl Key {
             ("verify", Group::Model) => true,
             ("prepare", Group::Model) => {
                 let of_weights = self.name.contains("load_in") || self.name.contains("bnb");
-                let of_device =
-                    matches!(self.name, "init" | "device" | "matmul_precision" | "use_cpu" | "cuda_graphs");
-                !of_weights && !of_device
+                !of_device && !of_weights && self.name != "init"
             }
-            ("diagnose", Group::Model) => {
-                matches!(
-                    self.name,
-                    "model_name_or_path" | "device" | "matmul_precision" | "use_cpu" | "cuda_graphs"
-                )
-            }
+            ("diagnose", Group::Model) => of_device || self.name == "model_name_or_path",
             ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
             ("eval" | "diagnose", Group::Evaluation) => self.name == "per_device_eval_batch_size",
