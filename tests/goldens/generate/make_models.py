@@ -446,8 +446,9 @@ def one_pass(model, batch, row_by_row=False):
     return result, logits.detach()
 
 
-def adamw_5(model, batch, lr):
-    """Five AdamW steps on one batch, decay on everything that is trained, no clipping; the sixth loss is afterwards."""
+def five_steps(model, batch, lr):
+    """Losses and norms of gradients of five AdamW steps on one batch, decay on everything that is trained, no clipping;
+    the sixth loss is afterwards."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     losses, norms = [], []
@@ -460,6 +461,12 @@ def adamw_5(model, batch, lr):
             norms.append(norm(gradients(model)))
             optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return losses, norms
+
+
+def adamw_5(model, batch, lr):
+    """[`five_steps`], and what is trained after them."""
+    losses, norms = five_steps(model, batch, lr)
     names = {n for n, p in model.named_parameters() if p.requires_grad}
     final = file_tensors({n: p for n, p in model.named_parameters() if n in names})
     return {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from common import SEED, write_json, write_text
-from make_models import batches, gradients, norm, one_pass, summary, summed_loss, targets
+from make_models import batches, five_steps, gradients, one_pass, summary, summed_loss, targets
 
 # An adapter for each way in which files have linear layers, and DoRA, which needs the rows' lengths.
 CASES = ["llama/lora_all_linear", "llama/dora", "qwen2/lora", "gpt2/lora", "phi3/lora_all_linear", "gpt_neox/dora"]
@@ -77,18 +77,8 @@ def adapted(folder, adapter, kind):
     return PeftModel.from_pretrained(quantised(folder, kind), folder / adapter, is_trainable=True)
 
 
-def five_steps(model, batch, lr=5e-3):
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-    losses, norms = [], []
-    for step in range(6):
-        optimizer.zero_grad(set_to_none=True)
-        loss = summed_loss(model, batch)[0] / targets(batch)
-        losses.append(loss.item())
-        if step < 5:
-            loss.backward()
-            norms.append(norm(gradients(model)))
-            optimizer.step()
+def steps(model, batch, lr=5e-3):
+    losses, norms = five_steps(model, batch, lr)
     return {"optimizer": f"AdamW lr={lr} decay=0.01 on all that is trained", "losses": losses, "grad_norms": norms}
 
 
@@ -103,7 +93,7 @@ def case(root, name, kind, batch):
     with torch.no_grad():
         base = quantised(folder, kind)
         loss = float(summed_loss(base, batch)[0]) / targets(batch)
-    return {"fp32": {"a": {**fp32, "grads": grads}}, "adamw_5": five_steps(adapted(folder, adapter, kind), batch), "base_loss": loss}
+    return {"fp32": {"a": {**fp32, "grads": grads}}, "adamw_5": steps(adapted(folder, adapter, kind), batch), "base_loss": loss}
 
 
 def saved(root, family, kind, settings):
