@@ -23,6 +23,7 @@ mod reader;
 mod tokenised;
 mod unknown;
 
+pub(crate) use body::pick;
 pub use body::{Alpaca, Body, TextPiece, Tokenised};
 pub use chat::{Conversation, Detail};
 pub use columns::COLUMNS;

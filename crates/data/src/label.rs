@@ -2,7 +2,7 @@
 
 pub mod truncate;
 
-use crate::example::Tokenised;
+use crate::example::{Tokenised, pick};
 use crate::policy::{Objective, Policy};
 use crate::sample::column;
 use crate::tokens::{Special, Tokens};
@@ -33,7 +33,37 @@ fn finish(
     Sample { id, input_ids, labels, origins, weights: column(weights), pack: None }
 }
 
-/// The sample of a row that came as tokens.
+/// What a row that came as tokens said of them, apart from what is in its sample.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Given {
+    /// Its labels, where [`Objective::AllTokens`] overrides them.
+    pub overridden: Option<Vec<i32>>,
+    /// `completion_mask` and `assistant_masks`: true on the response, which is what both mark.
+    pub mask: Option<Vec<bool>>,
+    /// True where it has an `attention_mask`.
+    pub attention: bool,
+    /// True where it has loss weights.
+    pub weights: bool,
+    /// True where it names its origins.
+    pub origins: bool,
+    /// Where padding begins that its `attention_mask` counts as tokens.
+    pub counted_padding: Option<usize>,
+}
+
+impl Given {
+    /// What the row said that consists of these tokens of a pack.
+    pub(crate) fn part(&self, tokens: &[usize]) -> Given {
+        Given {
+            overridden: self.overridden.as_ref().map(|labels| pick(labels, tokens)),
+            mask: self.mask.as_ref().map(|mask| pick(mask, tokens)),
+            counted_padding: None,
+            ..*self
+        }
+    }
+}
+
+/// The sample of a row that came as tokens, and what else the row said.
 ///
 /// Labels are taken as they are, wrong ones too: audits report them. Without labels the mask decides, and the policy's
 /// section weights apply to what it masks.
@@ -43,59 +73,60 @@ fn finish(
 /// is prompt of the section Other. Padding is what `attention_mask` masks.
 ///
 /// In a pack each sequence is a row of its own. Labels that follow from a mask are confined to it ([`confine`]).
-pub fn label_tokenised(id: RowId, row: &Tokenised, special: &Special, policy: &Policy) -> Sample {
-    let n = row.input_ids.len();
-    let origins = row.origins.clone().unwrap_or_else(|| origins(row, special));
-    let pack = row.pack.clone().map(Box::new);
-    if policy.objective == Objective::AllTokens {
-        let mut sample = finish(id, row.input_ids.clone(), origins, vec![0.0; n], policy);
-        // As in TRL, `assistant_masks` applies whatever the objective, unless the row has labels.
-        if let Some(mask) = row.assistant.as_ref().filter(|_| row.labels.is_none()) {
-            let mut weights: Vec<f32> =
-                sample.labels.iter().map(|l| f32::from(u8::from(*l != IGNORE))).collect();
-            for (i, _) in mask.iter().enumerate().filter(|(_, bit)| !**bit) {
-                (sample.labels[i], weights[i]) = (IGNORE, 0.0);
+pub fn label_tokenised(id: RowId, mut row: Tokenised, special: &Special, policy: &Policy) -> (Sample, Given) {
+    let mut given = Given {
+        overridden: None,
+        mask: None,
+        attention: row.attention.is_some(),
+        weights: row.weights.is_some(),
+        origins: row.origins.is_some(),
+        counted_padding: row.counted_padding,
+    };
+    let origins = row.origins.take().unwrap_or_else(|| origins(&row, special));
+    let Tokenised { input_ids, labels, mask, assistant, weights, pack, .. } = row;
+    let pack = pack.map(Box::new);
+    let sample = match (labels, weights) {
+        (labels, _) if policy.objective == Objective::AllTokens => {
+            let weights = vec![0.0; input_ids.len()];
+            let mut sample = finish(id, input_ids, origins, weights, policy);
+            // As in TRL, `assistant_masks` applies whatever the objective, unless the row has labels.
+            if let Some(mask) = assistant.filter(|_| labels.is_none()) {
+                let mut weights: Vec<f32> =
+                    sample.labels.iter().map(|l| f32::from(u8::from(*l != IGNORE))).collect();
+                for (i, _) in mask.iter().enumerate().filter(|(_, bit)| !**bit) {
+                    (sample.labels[i], weights[i]) = (IGNORE, 0.0);
+                }
+                sample.weights = column(weights);
             }
-            sample.weights = column(weights);
+            given.overridden = labels;
+            confine(Sample { pack, ..sample })
         }
-        return confine(Sample { pack, ..sample });
-    }
-    let given = |i: usize| row.weights.as_ref().map(|w| w[i]);
-    match (&row.labels, &row.mask) {
         // Without weights each label weighs 1.
-        (Some(labels), _) if row.weights.is_none() => Sample {
-            id,
-            input_ids: row.input_ids.clone(),
-            labels: labels.clone(),
-            origins,
-            weights: None,
-            pack,
-        },
-        (Some(labels), _) => {
-            let weights: Vec<f32> = labels
-                .iter()
-                .enumerate()
-                .map(|(i, &l)| if l == IGNORE { 0.0 } else { given(i).unwrap_or(1.0) })
-                .collect();
-            let labels =
-                labels.iter().zip(&weights).map(|(&l, &w)| if w == 0.0 { IGNORE } else { l }).collect();
-            Sample { id, input_ids: row.input_ids.clone(), labels, origins, weights: column(weights), pack }
-        }
-        (None, mask) => {
-            let weights = (0..n)
-                .map(|i| match origins[i] {
-                    _ if mask.as_ref().is_some_and(|m| m[i]) => given(i).unwrap_or(1.0),
-                    Origin::Prompt { section, .. } => given(i).unwrap_or(policy.section_weight(section)),
-                    _ => 0.0,
-                })
-                .collect();
-            let sample = finish(id, row.input_ids.clone(), origins, weights, policy);
-            match row.weights {
-                None => confine(Sample { pack, ..sample }),
-                Some(_) => Sample { pack, ..sample },
+        (Some(labels), None) => Sample { id, input_ids, labels, origins, weights: None, pack },
+        (Some(mut labels), Some(mut weights)) => {
+            for (label, weight) in labels.iter_mut().zip(&mut weights) {
+                if *label == IGNORE || *weight == 0.0 {
+                    (*label, *weight) = (IGNORE, 0.0);
+                }
             }
+            Sample { id, input_ids, labels, origins, weights: column(weights), pack }
         }
-    }
+        (None, weights) => {
+            let weight = |(i, origin): (usize, &Origin)| {
+                let given = weights.as_ref().map(|weights| weights[i]);
+                match origin {
+                    _ if mask.as_ref().is_some_and(|mask| mask[i]) => given.unwrap_or(1.0),
+                    Origin::Prompt { section, .. } => given.unwrap_or(policy.section_weight(*section)),
+                    _ => 0.0,
+                }
+            };
+            let of_labels = origins.iter().enumerate().map(weight).collect();
+            let sample = Sample { pack, ..finish(id, input_ids, origins, of_labels, policy) };
+            if weights.is_none() { confine(sample) } else { sample }
+        }
+    };
+    given.mask = mask;
+    (sample, given)
 }
 
 /// Turns labels that were decided token by token into those of a pack's rows: the first token of a row has none, and the

@@ -122,7 +122,25 @@ impl Pipeline {
     /// where the source cannot be read on; and under `on_bad_row = error`, but not in [`Mode::Verify`],
     /// [`Error::BadRows`](crate::Error::BadRows) after all bad rows, or [`BAD_ROWS_LISTED`](crate::BAD_ROWS_LISTED), were handed on.
     pub fn rows(&self, source: Source) -> Result<Rows> {
-        Ok(Rows::new(Chunks::new(self, source, Duplicates::default(), |_| ())?))
+        self.rows_in_brief(source, |_| true)
+    }
+
+    /// [`Pipeline::rows`] for a caller that looks at the findings of all rows and at the tokens of few: a kept row has its
+    /// tokens, text and cuts only if `whole` is true for its number. The summary counts all of them. The memory of a row's
+    /// tokens is used again for the next, which takes less time than to hand it to another thread.
+    ///
+    /// # Errors
+    /// As [`Pipeline::rows`].
+    pub fn rows_in_brief(
+        &self,
+        source: Source,
+        whole: impl Fn(u64) -> bool + Send + Sync + 'static,
+    ) -> Result<Rows> {
+        let brief = move |outcome: &mut Outcome| match outcome {
+            Outcome::Kept(kept) if !whole(kept.sample.id.row) => kept.forget_tokens(),
+            _ => {}
+        };
+        Ok(Rows::new(Chunks::new(self, source, Duplicates::default(), brief)?))
     }
 
     /// The samples of a file, and the file in numbers.

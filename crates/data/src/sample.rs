@@ -5,6 +5,7 @@ mod segments;
 pub use segments::{Pack, Segment};
 
 use crate::{IGNORE, Origin, RowId};
+use std::ops::Range;
 
 /// A row or a pack of rows, ready for training. All vectors have one entry per token.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +22,15 @@ pub struct Sample {
     pub weights: Option<Vec<f32>>,
     /// The boundaries of a pack; `None` for a single row.
     pub pack: Option<Box<Pack>>,
+}
+
+/// A run of tokens of one origin.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub origin: Origin,
+    pub tokens: Range<usize>,
+    /// How many of them are supervised.
+    pub supervised: usize,
 }
 
 impl Sample {
@@ -57,6 +67,22 @@ impl Sample {
         let packed = self.pack.iter().flat_map(|pack| pack.segments.iter().cloned());
         let whole = self.pack.is_none().then(|| Segment::whole(0..self.len() as u32));
         packed.chain(whole)
+    }
+
+    /// Its runs of tokens of one origin, in order; none crosses a boundary of a pack.
+    pub(crate) fn runs(&self) -> Vec<Run> {
+        let mut runs = Vec::new();
+        for segment in self.segments() {
+            let (mut start, end) = (segment.own.start as usize, segment.own.end as usize);
+            while start < end {
+                let tokens = start..start + run_of(&self.origins[start..end]);
+                let learned = |label: &&i32| **label != IGNORE;
+                let supervised = self.labels[tokens.clone()].iter().filter(learned).count();
+                start = tokens.end;
+                runs.push(Run { origin: self.origins[tokens.start], tokens, supervised });
+            }
+        }
+        runs
     }
 
     /// Number of rows: 1, or those of a pack.
@@ -104,6 +130,15 @@ impl Sample {
         };
         pack.rows.iter().zip(pack.row_tokens()).map(row).collect()
     }
+}
+
+/// How many values at the start of a list are the same.
+pub(crate) fn run_of<T: Copy + PartialEq>(values: &[T]) -> usize {
+    let Some(&first) = values.first() else { return 0 };
+    // Runs are long: blocks without a branch inside become vector instructions.
+    let same = |block: &&[T]| block.iter().fold(true, |same, value| same & (*value == first));
+    let whole = values.chunks(32).take_while(same).map(<[T]>::len).sum::<usize>();
+    whole + values[whole..].iter().take_while(|value| **value == first).count()
 }
 
 /// A weight column, where some weight is neither 0 nor 1.

@@ -21,6 +21,7 @@ mod delimited;
 mod digest;
 mod given;
 mod hash;
+mod hybrid;
 mod json;
 mod lenient;
 mod lists;

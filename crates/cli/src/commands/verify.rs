@@ -231,7 +231,10 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
     let mut firsts = Firsts::default();
     let mut reasons = Reasons::default();
     let mut meter = Meter::new(ui, &source.name);
-    let mut outcomes = pipeline.rows(source.open()?)?;
+    // The summary in the terminal needs the tokens of the rows that are shown; a page and a list of findings, those of all.
+    let (of_all, shown_rows) = (gallery.is_some() || format != OutputFormat::Text, asked.clone());
+    let mut outcomes =
+        pipeline.rows_in_brief(source.open()?, move |row| of_all || shown_rows.contains(&row))?;
     while let Some(outcome) = outcomes.next() {
         meter.show(outcomes.progress());
         let outcome = outcome?;

@@ -1,8 +1,9 @@
 //! M001 to M009: tokens that are supervised and should not be, or the reverse.
 
 use super::labels::wrong_labels;
-use super::subject::{Found, Run, Subject};
-use crate::example::Tokenised;
+use super::subject::{Found, Subject};
+use crate::label::Given;
+use crate::sample::Run;
 use crate::{IGNORE, Level, Origin, Section};
 use std::ops::Range;
 
@@ -95,7 +96,7 @@ fn unstopped_runs(s: &Subject<'_>) -> Vec<usize> {
 /// M004: a prompt token is supervised though no weight asks for it. Needs a row that says where its prompt is, apart
 /// from its labels.
 pub(super) fn prompt_supervised(s: &Subject<'_>) -> Vec<Found> {
-    let judged = |given: &Tokenised| given.weights.is_none() && (s.known() || given.mask.is_some());
+    let judged = |given: &Given| !given.weights && (s.known() || given.mask.is_some());
     if s.all_tokens() || !s.given.is_none_or(judged) || (s.found() && s.all_supervised()) {
         return Vec::new();
     }
@@ -118,7 +119,7 @@ pub(super) fn prompt_supervised(s: &Subject<'_>) -> Vec<Found> {
 /// M005: padding is supervised. Padding is what the attention mask or the origins say, else the pad ids at the end.
 pub(super) fn padding_supervised(s: &Subject<'_>) -> Vec<Found> {
     let end = s.content_end();
-    let labels = s.given.and_then(|given| given.labels.as_ref());
+    let labels = s.given.and_then(|given| given.overridden.as_ref());
     let wrong = if s.all_tokens() || end < s.n() {
         // AllTokens overrides the row's labels, but not those of padding.
         let learned = |i: usize| {
@@ -170,7 +171,7 @@ pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
 /// M008: the labels of a row that came as tokens equal its ids, whether it gave labels or a mask. A prepared row whose
 /// origins are all response is what it says.
 pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
-    if s.given.is_none_or(|given| given.weights.is_some()) {
+    if s.given.is_none_or(|given| given.weights) {
         return Vec::new();
     }
     let only_response = || s.runs.iter().all(|r| r.origin.supervised() || r.origin == Origin::Padding);
@@ -218,7 +219,7 @@ const SLIP: usize = 32;
 
 /// M010: an answer of which some tokens are learned and others are not. The answers must be known apart from the labels.
 pub(super) fn answer_in_part(s: &Subject<'_>) -> Vec<Found> {
-    let judged = |given: &Tokenised| given.weights.is_none() && given.origins.is_none();
+    let judged = |given: &Given| !given.weights && !given.origins;
     if s.all_tokens() || !s.found() || !s.given.is_some_and(judged) {
         return Vec::new();
     }

@@ -1,8 +1,9 @@
 //! What checks look at, and what they find.
 
 use super::foreign::{Foreign, Part};
-use crate::example::Tokenised;
+use crate::label::Given;
 use crate::policy::{Objective, Policy};
+use crate::sample::Run;
 use crate::tokens::Special;
 use crate::{IGNORE, Level, Origin, Sample};
 use std::ops::Range;
@@ -12,8 +13,8 @@ use std::ops::Range;
 pub struct Subject<'a> {
     /// Its ids, labels, origins and weights.
     pub sample: &'a Sample,
-    /// For rows that came as tokens, the row's own fields; `None` for rows that were made from text here.
-    pub given: Option<&'a Tokenised>,
+    /// For rows that came as tokens, what else the row said; `None` for rows that were made from text here.
+    pub given: Option<&'a Given>,
     /// The tokenizer's special ids; empty without a tokenizer.
     pub special: &'a Special,
     /// The policy that the row's labels must follow.
@@ -27,16 +28,7 @@ pub struct Subject<'a> {
     pub(super) sequence: usize,
     /// Its runs of tokens of one origin, in order. Most rules concern few of them, so that few tokens are looked at one
     /// by one.
-    pub(super) runs: Vec<Run>,
-}
-
-/// A run of tokens of one origin.
-#[derive(Clone, Debug)]
-pub(super) struct Run {
-    pub origin: Origin,
-    pub tokens: Range<usize>,
-    /// How many of them are supervised.
-    pub supervised: usize,
+    pub(crate) runs: Vec<Run>,
 }
 
 /// What a check has found.
@@ -79,20 +71,12 @@ impl<'a> Subject<'a> {
     /// A row that is to be checked, of a model of unknown positions.
     pub fn new(
         sample: &'a Sample,
-        given: Option<&'a Tokenised>,
+        given: Option<&'a Given>,
         special: &'a Special,
         policy: &'a Policy,
     ) -> Subject<'a> {
-        let mut end = 0;
-        let run = |origins: &[Origin]| {
-            let tokens = end..end + origins.len();
-            end = tokens.end;
-            let supervised = sample.labels[tokens.clone()].iter().filter(|label| **label != IGNORE).count();
-            Run { origin: origins[0], tokens, supervised }
-        };
-        let runs = sample.origins.chunk_by(|a, b| a == b).map(run).collect();
         let foreign = Foreign::default();
-        Subject { sample, given, special, policy, positions: None, foreign, sequence: 0, runs }
+        Subject { sample, given, special, policy, positions: None, foreign, sequence: 0, runs: sample.runs() }
     }
 
     /// The same row with what is known of it apart from its own fields.
@@ -161,7 +145,7 @@ impl<'a> Subject<'a> {
 
     /// True where the row came as tokens and names the origin of each.
     pub(super) fn origins_are_given(&self) -> bool {
-        self.given.is_some_and(|given| given.origins.is_some())
+        self.given.is_some_and(|given| given.origins)
     }
 
     /// The supervised tokens of these origins.
@@ -192,7 +176,7 @@ impl<'a> Subject<'a> {
     pub(super) fn content_end(&self) -> usize {
         let ids = &self.sample.input_ids;
         let (Some(pad), Some(given)) = (self.special.pad, self.given) else { return ids.len() };
-        if given.attention.is_some() || given.origins.is_some() {
+        if given.attention || given.origins {
             return ids.len();
         }
         let start = ids.iter().rposition(|&id| id != pad).map_or(0, |i| i + 1);

@@ -134,9 +134,6 @@ pub struct Tokenised {
 impl Tokenised {
     /// The row that consists of these tokens of a pack.
     pub(crate) fn part(&self, tokens: &[usize]) -> Tokenised {
-        fn pick<T: Copy>(values: &[T], tokens: &[usize]) -> Vec<T> {
-            tokens.iter().map(|&i| values[i]).collect()
-        }
         Tokenised {
             input_ids: pick(&self.input_ids, tokens),
             labels: self.labels.as_ref().map(|v| pick(v, tokens)),
@@ -148,4 +145,9 @@ impl Tokenised {
             ..Tokenised::default()
         }
     }
+}
+
+/// The values of these tokens.
+pub(crate) fn pick<T: Copy>(values: &[T], tokens: &[usize]) -> Vec<T> {
+    tokens.iter().map(|&i| values[i]).collect()
 }

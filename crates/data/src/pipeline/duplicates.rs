@@ -1,7 +1,7 @@
 //! Which row was the first with these tokens, in bounded memory.
 
 use std::collections::HashMap;
-use std::hash::Hasher;
+use std::hash::{BuildHasherDefault, Hasher};
 use twox_hash::XxHash3_64;
 
 /// Rows that are remembered at most. They fill a table of 2^23 places, 142 MB.
@@ -14,8 +14,26 @@ const CAPACITY: usize = 7_340_032;
 #[derive(Debug)]
 pub struct Duplicates {
     /// The first row with each hash. Among [`CAPACITY`] rows two different ones agree with a chance of 1.5e-6.
-    first: HashMap<u64, u64>,
+    first: HashMap<u64, u64, BuildHasherDefault<AsItIs>>,
     capacity: usize,
+}
+
+/// The hash of a key that is a hash.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash << 8 | u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// What is known of a row's tokens.
@@ -37,7 +55,7 @@ impl Default for Duplicates {
 
 impl Duplicates {
     fn with_capacity(capacity: usize) -> Duplicates {
-        Duplicates { first: HashMap::new(), capacity }
+        Duplicates { first: HashMap::default(), capacity }
     }
 
     /// Looks the hash of a row's tokens up, and remembers `row` where it is new.

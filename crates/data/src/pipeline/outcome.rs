@@ -21,6 +21,16 @@ pub struct Kept {
     pub bytes: Option<Vec<Range<u32>>>,
 }
 
+impl Kept {
+    /// Frees all that it holds of its tokens.
+    pub(super) fn forget_tokens(&mut self) {
+        let Sample { input_ids, labels, origins, weights, pack, .. } = &mut self.sample;
+        (*input_ids, *labels, *origins) = (Vec::new(), Vec::new(), Vec::new());
+        (*weights, *pack) = (None, None);
+        (self.cuts, self.text, self.bytes) = (Vec::new(), None, None);
+    }
+}
+
 /// A run of tokens that truncation cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -2,7 +2,7 @@
 
 use super::duplicates::{Duplicates, Seen};
 use super::outcome::Outcome;
-use super::row::RowProcessor;
+use super::row::{Processed, RowProcessor};
 use super::summary::{Progress, Summary};
 use super::{Mode, Pipeline};
 use crate::BAD_ROWS_LISTED;
@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Rows in one chunk, which is one thread's task: enough that handing it over costs nothing.
-const CHUNK_ROWS: usize = 64;
+const CHUNK_ROWS: usize = 256;
 
 /// Bytes in one chunk, unless one row has more.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -93,7 +93,7 @@ type Sent<T> = Result<Result<Chunk<T>>, Box<dyn Any + Send>>;
 /// The outcomes of a source's rows, chunk by chunk. Where chunks end depends on the rows alone.
 pub(crate) struct Chunks<T> {
     processor: Arc<RowProcessor>,
-    work: Arc<dyn Fn(&Outcome) -> T + Send + Sync>,
+    work: Arc<dyn Fn(&mut Outcome) -> T + Send + Sync>,
     /// The thread that reads, and what it has read; `None` after the end.
     reader: Option<(mpsc::Receiver<Vec<RawRow>>, JoinHandle<Result<Option<SourceHash>>>)>,
     /// Chunks in the pool. Each result has a channel of its own; the channels are in source order.
@@ -109,12 +109,13 @@ pub(crate) struct Chunks<T> {
 
 impl<T: Send + 'static> Chunks<T> {
     /// Starts to read what is left of a source; `seen` are the rows before it. `work` makes something of each outcome on
-    /// the thread that made it (the bytes to write, say), before anything is known of other rows.
+    /// the thread that made it (the bytes to write, say), before anything is known of other rows, and may free what is no
+    /// longer needed of it.
     pub fn new(
         pipeline: &Pipeline,
         mut source: Source,
         seen: Duplicates,
-        work: impl Fn(&Outcome) -> T + Send + Sync + 'static,
+        work: impl Fn(&mut Outcome) -> T + Send + Sync + 'static,
     ) -> Result<Chunks<T>> {
         let processor = Arc::new(pipeline.processor()?);
         if let Some(projection) = example::projection(pipeline.policy.format, pipeline.keep_text)
@@ -259,12 +260,16 @@ impl<T: Send + 'static> Iterator for Chunks<T> {
 }
 
 /// Processes a chunk of rows, in order.
-fn chunk<T>(processor: &RowProcessor, rows: Vec<RawRow>, work: &dyn Fn(&Outcome) -> T) -> Result<Chunk<T>> {
+fn chunk<T>(
+    processor: &RowProcessor,
+    rows: Vec<RawRow>,
+    work: &dyn Fn(&mut Outcome) -> T,
+) -> Result<Chunk<T>> {
     let mut chunk = Chunk { rows: Vec::with_capacity(rows.len()), summary: Summary::default() };
     for raw in rows {
-        let (outcome, hash) = processor.outcome(raw)?;
-        chunk.summary.add(&outcome);
-        let made = work(&outcome);
+        let Processed { mut outcome, hash, runs } = processor.process(raw)?;
+        chunk.summary.add_with(&outcome, &runs);
+        let made = work(&mut outcome);
         chunk.rows.push(Done { outcome, hash, made });
     }
     Ok(chunk)

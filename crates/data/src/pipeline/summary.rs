@@ -2,6 +2,7 @@
 
 use super::outcome::{DropReason, Outcome};
 use crate::policy::Policy;
+use crate::sample::Run;
 use crate::source::SourceHash;
 use crate::{Code, Finding, IGNORE, Level, Origin, Sample};
 use serde::de::{Deserializer, Error as _};
@@ -155,6 +156,15 @@ impl Summary {
 
     /// Adds one outcome.
     pub fn add(&mut self, outcome: &Outcome) {
+        let runs = match outcome {
+            Outcome::Kept(kept) => kept.sample.runs(),
+            _ => Vec::new(),
+        };
+        self.add_with(outcome, &runs);
+    }
+
+    /// Adds one outcome, whose sample has these runs.
+    pub(super) fn add_with(&mut self, outcome: &Outcome, runs: &[Run]) {
         self.rows += 1;
         outcome.findings().iter().for_each(|finding| self.add_finding(finding));
         match outcome {
@@ -163,7 +173,7 @@ impl Summary {
             Outcome::Kept(kept) => {
                 self.kept += 1;
                 self.cut += u64::from(!kept.cuts.is_empty());
-                self.add_sample(&kept.sample);
+                self.add_sample(&kept.sample, runs);
             }
         }
     }
@@ -232,12 +242,12 @@ impl Summary {
         let mut summary = Summary::default();
         for sample in samples {
             summary.kept += 1;
-            summary.add_sample(sample);
+            summary.add_sample(sample, &sample.runs());
         }
         summary
     }
 
-    fn add_sample(&mut self, sample: &Sample) {
+    fn add_sample(&mut self, sample: &Sample, runs: &[Run]) {
         let n = sample.len() as u64;
         self.tokens += n;
         self.longest = self.longest.max(n);
@@ -246,40 +256,38 @@ impl Summary {
             self.packed_rows += sample.rows() as u64;
         }
         let mut targets = 0;
+        let mut runs = runs.iter().peekable();
         for segment in sample.segments() {
-            let (mut at, stop) = (segment.own.start as usize, segment.own.end as usize);
-            while at < stop {
-                // Tokens of one origin come in runs: one look-up for each.
-                let origin = sample.origins[at];
-                let end = at + sample.origins[at..stop].iter().take_while(|o| **o == origin).count();
-                let stats = self.sections.entry(origin.name()).or_default();
-                let first = at + usize::from(segment.predictor(at as u32).is_none());
+            while let Some(Run { origin, tokens, supervised }) =
+                runs.next_if(|run| run.tokens.end <= segment.own.end as usize)
+            {
+                let first = tokens.start + usize::from(segment.predictor(tokens.start as u32).is_none());
                 let learned = |i: &usize| sample.labels[*i] != IGNORE;
-                let supervised = (at..end).filter(learned).count() as u64;
+                let supervised = *supervised as u64;
                 let mut weights = 0.0;
                 match &sample.weights {
                     // Each label weighs 1, but for one on a token without a predictor.
                     None => {
-                        let predicted = supervised - (at..first).filter(learned).count() as u64;
+                        let predicted = supervised - (tokens.start..first).filter(learned).count() as u64;
                         targets += predicted;
                         weights = predicted as f64;
                     }
                     Some(given) => {
-                        for i in (first..end).filter(learned) {
+                        for i in (first..tokens.end).filter(learned) {
                             targets += u64::from(given[i] != 0.0);
                             weights += f64::from(given[i]);
                         }
                     }
                 }
-                stats.tokens += (end - at) as u64;
+                let stats = self.sections.entry(origin.name()).or_default();
+                stats.tokens += tokens.len() as u64;
                 stats.supervised += supervised;
                 stats.weight_after += weights;
                 self.supervised_tokens += supervised;
-                if origin != Origin::Padding {
+                if *origin != Origin::Padding {
                     // A shared token would be learned in each of its rows.
-                    stats.targets_before += u64::from(segment.copies()) * (end - first) as u64;
+                    stats.targets_before += u64::from(segment.copies()) * (tokens.end - first) as u64;
                 }
-                at = end;
             }
         }
         self.targets += targets;

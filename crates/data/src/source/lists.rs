@@ -1,15 +1,16 @@
 //! Columns of lists of integers in a Parquet file: token ids and labels, which are nearly all of a prepared file.
 //!
-//! The general reader assembles nested columns of any kind, a value at a time. Here a column has one level of lists: where
-//! all values are present, which is usual, its lists begin where the repetition level is 0. Levels are explained at
-//! <https://parquet.apache.org/docs/file-format/nestedencoding/>.
+//! The general reader assembles nested columns of any kind, a value at a time. Here a column has one level of lists: a list
+//! begins where the repetition level is 0, and where all values are present, which is usual, they are copied as they are.
+//! Levels are explained at <https://parquet.apache.org/docs/file-format/nestedencoding/>.
 
-use arrow_array::types::{ArrowPrimitiveType, Int32Type, Int64Type};
-use arrow_array::{ArrayRef, GenericListArray, OffsetSizeTrait, PrimitiveArray};
-use arrow_buffer::{NullBuffer, OffsetBuffer};
+use super::hybrid::Hybrid;
+use arrow_array::{Array, ArrayRef, GenericListArray, Int32Array, Int64Array, OffsetSizeTrait};
+use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow_schema::{DataType, Field, FieldRef};
-use parquet::column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader};
-use parquet::data_type as stored;
+use memchr::memchr_iter;
+use parquet::basic::{Encoding, Type};
+use parquet::column::page::{Page, PageReader};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::serialized_reader::SerializedPageReader;
@@ -19,7 +20,11 @@ use std::sync::Arc;
 /// Reads the next lists of a column: as many as asked for, fewer at the end.
 pub(super) type Lists = Box<dyn FnMut(usize) -> Result<ArrayRef> + Send>;
 
-/// Reads the column with an index, of an Arrow type; `None` where it has another form.
+/// Levels that are decoded at once.
+const BLOCK: usize = 1 << 12;
+
+/// Reads the column with an index, of an Arrow type; `None` where it has another form or another encoding. Numbers of 64
+/// bits come as numbers of 32 in batches where all of them fit, as labels do.
 pub(super) fn lists(
     file: File,
     metadata: &Arc<ParquetMetaData>,
@@ -30,140 +35,405 @@ pub(super) fn lists(
     let mut leaves = (0..schema.num_columns()).filter(|&leaf| schema.get_column_root_idx(leaf) == column);
     let (Some(leaf), None) = (leaves.next(), leaves.next()) else { return None };
     let (DataType::List(item) | DataType::LargeList(item)) = field.data_type() else { return None };
-    let large = matches!(field.data_type(), DataType::LargeList(_));
-    // The levels of a list that may be null, its repetition, and values that may be null.
-    let levels = i16::from(field.is_nullable()) + 1 + i16::from(item.is_nullable());
-    let stored = schema.column(leaf);
-    if stored.max_rep_level() != 1 || stored.max_def_level() != levels {
+    let bytes = match (item.data_type(), schema.column(leaf).physical_type()) {
+        (DataType::Int32, Type::INT32) => 4,
+        (DataType::Int64, Type::INT64) => 8,
+        _ => return None,
+    };
+    let held = u8::from(field.is_nullable()) + 1;
+    let whole = held + u8::from(item.is_nullable());
+    let known = |encoding| {
+        matches!(encoding, Encoding::PLAIN | Encoding::RLE)
+            || matches!(encoding, Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY)
+    };
+    if schema.column(leaf).max_rep_level() != 1
+        || schema.column(leaf).max_def_level() != i16::from(whole)
+        || !metadata.row_groups().iter().all(|group| group.column(leaf).encodings().all(known))
+    {
         return None;
     }
-    let place = Place { file: Arc::new(file), metadata: metadata.clone(), leaf, item: item.clone() };
-    let nullable = field.is_nullable();
-    Some(match (item.data_type(), stored.physical_type(), large) {
-        (DataType::Int32, parquet::basic::Type::INT32, false) => {
-            place.read::<stored::Int32Type, Int32Type, i32>(nullable)
-        }
-        (DataType::Int32, parquet::basic::Type::INT32, true) => {
-            place.read::<stored::Int32Type, Int32Type, i64>(nullable)
-        }
-        (DataType::Int64, parquet::basic::Type::INT64, false) => {
-            place.read::<stored::Int64Type, Int64Type, i32>(nullable)
-        }
-        (DataType::Int64, parquet::basic::Type::INT64, true) => {
-            place.read::<stored::Int64Type, Int64Type, i64>(nullable)
-        }
-        _ => return None,
+    let (file, metadata, item) = (Arc::new(file), metadata.clone(), item.clone());
+    let column = Column { file, metadata, leaf, item, bytes, nullable: field.is_nullable(), held, whole };
+    Some(match field.data_type() {
+        DataType::List(_) => column.read::<i32>(),
+        _ => column.read::<i64>(),
     })
 }
 
-/// Where a column is.
-struct Place {
+/// A column of a file.
+struct Column {
     file: Arc<File>,
     metadata: Arc<ParquetMetaData>,
     /// The index of its only leaf.
     leaf: usize,
     /// The field of the items.
     item: FieldRef,
+    /// The size of a number as it is stored.
+    bytes: usize,
+    /// True where a list may be null.
+    nullable: bool,
+    /// A definition level from here on is an item of a list; the one below is an empty list.
+    held: u8,
+    /// The definition level of an item that is not null.
+    whole: u8,
 }
 
-impl Place {
-    fn read<S, A, O>(self, nullable: bool) -> Lists
-    where
-        S: stored::DataType<T = A::Native>,
-        A: ArrowPrimitiveType,
-        O: OffsetSizeTrait,
-    {
-        let (mut group, mut column) = (0, None::<ColumnReaderImpl<S>>);
-        let (mut definitions, mut repetitions) = (Vec::new(), Vec::new());
+impl Column {
+    fn read<O: OffsetSizeTrait>(self) -> Lists {
+        let mut levels = Levels::new(self);
         let mut expected = 0;
         Box::new(move |rows| {
-            definitions.clear();
-            repetitions.clear();
-            let (mut values, mut read) = (Vec::with_capacity(expected), 0);
-            while read < rows && group < self.metadata.num_row_groups() {
-                let open = match &mut column {
-                    Some(open) => open,
-                    None => column.insert(self.open::<S>(group)?),
-                };
-                let levels = (Some(&mut definitions), Some(&mut repetitions));
-                let (more, ..) = open.read_records(rows - read, levels.0, levels.1, &mut values)?;
-                read += more;
-                if read < rows {
-                    (group, column) = (group + 1, None);
-                }
-            }
-            expected = values.len();
-            let levels = Levels { definitions: &definitions, repetitions: &repetitions };
-            levels.assemble::<A, O>(values, &self.item, nullable)
+            let mut batch = Batch { numbers: Numbers::with_capacity(expected), ..Batch::default() };
+            while levels.fill()? && levels.take(rows, &mut batch)? {}
+            expected = batch.numbers.len();
+            batch.array::<O>(&levels.column.item)
         })
     }
 
-    fn open<S: stored::DataType>(&self, group: usize) -> Result<ColumnReaderImpl<S>> {
+    /// The pages of a row group.
+    fn pages(&self, group: usize) -> Result<SerializedPageReader<File>> {
         let group = self.metadata.row_group(group);
-        let rows =
-            usize::try_from(group.num_rows()).map_err(|_| ParquetError::General("negative rows".into()))?;
-        let column = group.column(self.leaf);
-        let pages = SerializedPageReader::new(self.file.clone(), column, rows, None)?;
-        Ok(get_typed_column_reader(get_column_reader(column.column_descr_ptr(), Box::new(pages))))
+        let rows = usize::try_from(group.num_rows()).map_err(|_| fault("negative rows"))?;
+        SerializedPageReader::new(self.file.clone(), group.column(self.leaf), rows, None)
     }
 }
 
-/// The levels of some rows.
-struct Levels<'a> {
-    definitions: &'a [i16],
-    repetitions: &'a [i16],
+/// The lists that were read for a batch.
+#[derive(Default)]
+struct Batch {
+    /// Where each list begins.
+    starts: Vec<usize>,
+    lists: Present,
+    numbers: Numbers,
+    items: Present,
 }
 
-impl Levels<'_> {
-    fn assemble<A: ArrowPrimitiveType, O: OffsetSizeTrait>(
-        &self,
-        values: Vec<A::Native>,
-        item: &FieldRef,
-        nullable: bool,
-    ) -> Result<ArrayRef> {
-        if self.repetitions.first().is_some_and(|level| *level != 0) {
-            return Err(ParquetError::General("a row group begins within a list".into()));
-        }
-        // A definition level from `held` on is an item of a list; the one below is an empty list.
-        let held = i16::from(nullable) + 1;
-        let whole = held + i16::from(item.is_nullable());
-        let mut offsets: Vec<usize> = Vec::with_capacity(self.repetitions.len() / 16 + 1);
-        let (values, valid) = if self.definitions.iter().fold(true, |all, level| all & (*level == whole)) {
-            let starts = self.repetitions.iter().enumerate().filter(|(_, level)| **level == 0);
-            offsets.extend(starts.map(|(i, _)| i));
-            offsets.push(values.len());
-            (PrimitiveArray::<A>::new(values.into(), None), None)
-        } else {
-            let (mut items, mut valid) = (Vec::with_capacity(self.definitions.len()), Vec::new());
-            let mut values = values.into_iter();
-            for (definition, repetition) in self.definitions.iter().zip(self.repetitions) {
-                if *repetition == 0 {
-                    offsets.push(items.len());
-                    valid.push(*definition >= i16::from(nullable));
-                }
-                if *definition >= held {
-                    items.push(if *definition == whole { values.next() } else { None });
-                }
-            }
-            offsets.push(items.len());
-            (PrimitiveArray::<A>::from_iter(items), Some(NullBuffer::from(valid)))
+/// A flag for each of some values; none as long as all are there.
+#[derive(Default)]
+struct Present(Vec<bool>);
+
+impl Present {
+    /// The value with this index, and none before it that is not noted, is null.
+    fn null(&mut self, index: usize) {
+        self.0.resize(index, true);
+        self.0.push(false);
+    }
+
+    fn nulls(mut self, n: usize) -> Option<NullBuffer> {
+        (!self.0.is_empty()).then(|| {
+            self.0.resize(n, true);
+            NullBuffer::from(self.0)
+        })
+    }
+}
+
+impl Batch {
+    fn array<O: OffsetSizeTrait>(self, item: &Field) -> Result<ArrayRef> {
+        let Batch { mut starts, lists, numbers, items } = self;
+        let (rows, n) = (starts.len(), numbers.len());
+        starts.push(n);
+        let offsets: Option<Vec<O>> = starts.into_iter().map(O::from_usize).collect();
+        let offsets = offsets.ok_or_else(|| fault("a list is too long for its type"))?;
+        let nulls = items.nulls(n);
+        let items: ArrayRef = match numbers {
+            Numbers::Narrow(numbers) => Arc::new(Int32Array::new(numbers.into(), nulls)),
+            Numbers::Wide(numbers) => Arc::new(Int64Array::new(numbers.into(), nulls)),
         };
-        let offsets: Option<Vec<O>> = offsets.into_iter().map(O::from_usize).collect();
-        let offsets =
-            offsets.ok_or_else(|| ParquetError::General("a list is too long for its type".into()))?;
-        let valid = valid.filter(|_| nullable);
-        let lists = GenericListArray::try_new(
-            item.clone(),
-            OffsetBuffer::new(offsets.into()),
-            Arc::new(values),
-            valid,
-        )?;
+        let item = Arc::new(item.clone().with_data_type(items.data_type().clone()));
+        let lists =
+            GenericListArray::try_new(item, OffsetBuffer::new(offsets.into()), items, lists.nulls(rows))?;
         Ok(Arc::new(lists))
     }
 }
 
+/// Numbers, of 32 bits as long as all of them fit.
+enum Numbers {
+    Narrow(Vec<i32>),
+    Wide(Vec<i64>),
+}
+
+impl Default for Numbers {
+    fn default() -> Numbers {
+        Numbers::with_capacity(0)
+    }
+}
+
+impl Numbers {
+    fn with_capacity(n: usize) -> Numbers {
+        Numbers::Narrow(Vec::with_capacity(n))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Numbers::Narrow(numbers) => numbers.len(),
+            Numbers::Wide(numbers) => numbers.len(),
+        }
+    }
+
+    fn get(&self, i: usize) -> Option<i64> {
+        match self {
+            Numbers::Narrow(numbers) => numbers.get(i).copied().map(i64::from),
+            Numbers::Wide(numbers) => numbers.get(i).copied(),
+        }
+    }
+
+    /// Adds a number `count` times.
+    fn add(&mut self, number: i64, count: usize) {
+        match (&mut *self, i32::try_from(number)) {
+            (Numbers::Narrow(numbers), Ok(number)) => numbers.resize(numbers.len() + count, number),
+            (Numbers::Wide(numbers), _) => numbers.resize(numbers.len() + count, number),
+            (Numbers::Narrow(_), Err(_)) => {
+                self.widen();
+                self.add(number, count);
+            }
+        }
+    }
+
+    /// Adds numbers as they are stored, of so many bytes each.
+    fn extend(&mut self, stored: &[u8], bytes: usize) {
+        let small = || stored.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes));
+        let large = || stored.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+        match self {
+            Numbers::Narrow(numbers) if bytes == 4 => numbers.extend(small()),
+            Numbers::Wide(numbers) if bytes == 4 => numbers.extend(small().map(i64::from)),
+            Numbers::Wide(numbers) => numbers.extend(large()),
+            Numbers::Narrow(numbers) => {
+                // Moved up by 2^31, a number that fits has no high bits. A loop without a branch, so that the compiler
+                // makes vector instructions of it.
+                let high = |number: i64| number.wrapping_sub(i64::from(i32::MIN)) as u64 >> 32;
+                if large().fold(0, |bits, number| bits | high(number)) == 0 {
+                    numbers.extend(large().map(|number| number as i32));
+                } else {
+                    self.widen();
+                    self.extend(stored, bytes);
+                }
+            }
+        }
+    }
+
+    fn widen(&mut self) {
+        if let Numbers::Narrow(numbers) = self {
+            *self = Numbers::Wide(numbers.iter().map(|&number| i64::from(number)).collect());
+        }
+    }
+}
+
+/// The levels and values of a column, from page to page.
+struct Levels {
+    column: Column,
+    /// The row group that comes next, and the pages of the one before it.
+    group: usize,
+    pages: Option<SerializedPageReader<File>>,
+    dictionary: Numbers,
+    /// What is left of the current page.
+    page: Option<Data>,
+    /// True before the first level of a row group.
+    first: bool,
+    /// A block of levels, how many of them were taken, and where lists begin that were not taken.
+    repetitions: Vec<u8>,
+    definitions: Vec<u8>,
+    taken: usize,
+    starts: std::vec::IntoIter<usize>,
+}
+
+/// A page of data.
+struct Data {
+    /// Number of levels that were not decoded.
+    left: usize,
+    repetitions: Hybrid,
+    definitions: Hybrid,
+    values: Values,
+}
+
+enum Values {
+    /// Numbers one after the other, and the place of the next.
+    Plain(Buffer, usize),
+    /// Their places in the dictionary.
+    Indexes(Hybrid),
+}
+
+impl Levels {
+    fn new(column: Column) -> Levels {
+        Levels {
+            column,
+            group: 0,
+            pages: None,
+            dictionary: Numbers::default(),
+            page: None,
+            first: true,
+            repetitions: Vec::new(),
+            definitions: Vec::new(),
+            taken: 0,
+            starts: Vec::new().into_iter(),
+        }
+    }
+
+    /// Decodes the next block, if all of this one was taken; false at the end of the file.
+    fn fill(&mut self) -> Result<bool> {
+        if self.taken < self.definitions.len() {
+            return Ok(true);
+        }
+        while self.page.as_ref().is_none_or(|page| page.left == 0) {
+            if !self.turn()? {
+                return Ok(false);
+            }
+        }
+        let Some(page) = &mut self.page else { return Ok(false) };
+        let n = page.left.min(BLOCK);
+        page.left -= n;
+        self.taken = 0;
+        for (levels, from) in
+            [(&mut self.repetitions, &mut page.repetitions), (&mut self.definitions, &mut page.definitions)]
+        {
+            levels.clear();
+            from.take(n, |level, count| levels.resize(levels.len() + count, level as u8))?;
+        }
+        if std::mem::take(&mut self.first) && self.repetitions[0] != 0 {
+            return Err(fault("a row group begins within a list"));
+        }
+        self.starts = memchr_iter(0, &self.repetitions).collect::<Vec<_>>().into_iter();
+        Ok(true)
+    }
+
+    /// Goes to the next page; false at the end of the file.
+    fn turn(&mut self) -> Result<bool> {
+        let Some(pages) = &mut self.pages else {
+            if self.group == self.column.metadata.num_row_groups() {
+                return Ok(false);
+            }
+            self.pages = Some(self.column.pages(self.group)?);
+            self.group += 1;
+            self.first = true;
+            self.dictionary = Numbers::default();
+            return Ok(true);
+        };
+        match pages.get_next_page()? {
+            None => self.pages = None,
+            Some(Page::DictionaryPage { buf, .. }) => self.dictionary.extend(&buf, self.column.bytes),
+            Some(page) => self.page = Some(Data::of(&page, self.column.whole)?),
+        }
+        Ok(true)
+    }
+
+    /// Moves lists of this block into a batch, until it has `rows` of them. True where the last of them may go on in the
+    /// next block.
+    fn take(&mut self, rows: usize, batch: &mut Batch) -> Result<bool> {
+        let begun = self.starts.len().min(rows - batch.starts.len());
+        let range = self.taken..self.starts.as_slice().get(begun).copied().unwrap_or(self.definitions.len());
+        let Some(page) = self.page.as_mut().filter(|_| !range.is_empty()) else { return Ok(false) };
+        let definitions = &self.definitions[range.clone()];
+        let whole = |level: &&u8| **level == self.column.whole;
+        let there = definitions.iter().filter(whole).count();
+        let starts = self.starts.by_ref().take(begun);
+        let mut take = |out: &mut Numbers| page.values.take(there, self.column.bytes, &self.dictionary, out);
+        if there == definitions.len() {
+            batch.starts.extend(starts.map(|start| batch.numbers.len() + start - range.start));
+            take(&mut batch.numbers)?;
+        } else {
+            let mut numbers = Numbers::with_capacity(there);
+            take(&mut numbers)?;
+            let mut numbers = (0..there).filter_map(|i| numbers.get(i));
+            let mut starts = starts.peekable();
+            for (i, level) in range.clone().zip(definitions) {
+                if starts.next_if_eq(&i).is_some() {
+                    if *level < u8::from(self.column.nullable) {
+                        batch.lists.null(batch.starts.len());
+                    }
+                    batch.starts.push(batch.numbers.len());
+                }
+                if *level == self.column.whole {
+                    batch.numbers.add(numbers.next().unwrap_or_default(), 1);
+                } else if *level >= self.column.held {
+                    batch.items.null(batch.numbers.len());
+                    batch.numbers.add(0, 1);
+                }
+            }
+        }
+        self.taken = range.end;
+        Ok(self.taken == self.definitions.len())
+    }
+}
+
+impl Data {
+    /// Opens a page of data; definition levels are at most `whole`.
+    fn of(page: &Page, whole: u8) -> Result<Data> {
+        let buffer = Buffer::from(page.buffer().clone());
+        let (repetitions, definitions, at) = match page {
+            Page::DataPageV2 { rep_levels_byte_len, def_levels_byte_len, .. } => {
+                let end = *rep_levels_byte_len as usize;
+                let last = end + *def_levels_byte_len as usize;
+                (0..end, end..last, last)
+            }
+            Page::DataPage {
+                def_level_encoding: Encoding::RLE, rep_level_encoding: Encoding::RLE, ..
+            } => {
+                // The levels have their length in bytes before them.
+                let levels = |at: usize| {
+                    let bytes = buffer.get(at..)?.first_chunk()?;
+                    Some(at + 4..at + 4 + u32::from_le_bytes(*bytes) as usize)
+                };
+                let repetitions = levels(0).ok_or_else(ends)?;
+                let definitions = levels(repetitions.end).ok_or_else(ends)?;
+                let at = definitions.end;
+                (repetitions, definitions, at)
+            }
+            _ => return Err(fault("a page has levels of another encoding")),
+        };
+        let part = |range: std::ops::Range<usize>| match buffer.get(range.clone()) {
+            Some(_) => Ok(buffer.slice_with_length(range.start, range.len())),
+            None => Err(ends()),
+        };
+        let values = part(at..buffer.len().max(at))?;
+        let values = match page.encoding() {
+            Encoding::PLAIN => Values::Plain(values, 0),
+            Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY => {
+                let width = *values.first().ok_or_else(ends)?;
+                Values::Indexes(Hybrid::new(values.slice(1), u32::from(width))?)
+            }
+            _ => return Err(fault("a page has values of another encoding")),
+        };
+        Ok(Data {
+            left: page.num_values() as usize,
+            repetitions: Hybrid::new(part(repetitions)?, 1)?,
+            definitions: Hybrid::new(part(definitions)?, u8::BITS - whole.leading_zeros())?,
+            values,
+        })
+    }
+}
+
+impl Values {
+    /// Adds the next `n` numbers, which are stored in so many bytes each.
+    fn take(&mut self, n: usize, bytes: usize, dictionary: &Numbers, out: &mut Numbers) -> Result<()> {
+        match self {
+            Values::Plain(stored, at) => {
+                let range = *at..*at + n * bytes;
+                *at = range.end;
+                out.extend(stored.get(range).ok_or_else(ends)?, bytes);
+                Ok(())
+            }
+            Values::Indexes(indexes) => {
+                let mut known = true;
+                indexes.take(n, |index, count| match dictionary.get(index as usize) {
+                    Some(number) => out.add(number, count),
+                    None => known = false,
+                })?;
+                known.then_some(()).ok_or_else(|| fault("a value is not in its dictionary"))
+            }
+        }
+    }
+}
+
+fn fault(what: &str) -> ParquetError {
+    ParquetError::General(what.into())
+}
+
+fn ends() -> ParquetError {
+    fault("a page ends early")
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::arrow_json::fields;
     use super::*;
     use arrow_array::builder::{GenericListBuilder, PrimitiveBuilder};
     use arrow_array::{Array, RecordBatch};
@@ -214,7 +484,7 @@ mod tests {
 
     #[test]
     fn lists_are_those_of_the_general_reader() {
-        let mut random = Random(0);
+        let (mut random, mut narrowed, mut compared) = (Random(0), false, 0);
         for i in 0..120 {
             let null = [0, 0, 4][i % 3];
             let (field, written) = match i % 4 {
@@ -241,11 +511,26 @@ mod tests {
             let general = ParquetRecordBatchReaderBuilder::try_new(file.try_clone().unwrap()).unwrap();
             let batches: Vec<RecordBatch> =
                 general.with_batch_size(batch).build().unwrap().collect::<Result<_, _>>().unwrap();
-            let mut next = lists(file, metadata.metadata(), 0, metadata.schema().field(0)).unwrap();
+            // Version 2 packs differences where it has no dictionary, which is left to the general reader.
+            let Some(mut next) = lists(file, metadata.metadata(), 0, metadata.schema().field(0)) else {
+                continue;
+            };
+            compared += 1;
             for expected in batches {
-                assert_eq!(&next(batch).unwrap(), expected.column(0), "column {i}");
+                let read = next(batch).unwrap();
+                let narrow = read.data_type() != expected.column(0).data_type();
+                narrowed |= narrow;
+                if !narrow {
+                    assert_eq!(&read, expected.column(0), "column {i}");
+                }
+                let field = field.clone().with_data_type(read.data_type().clone());
+                let read = RecordBatch::try_new(Arc::new(Schema::new(vec![field])), vec![read]).unwrap();
+                for row in 0..expected.num_rows() {
+                    assert_eq!(fields(&read, row), fields(&expected, row), "column {i}");
+                }
             }
             assert!(next(batch).unwrap().is_empty());
         }
+        assert!(narrowed && compared > 60, "{compared}");
     }
 }

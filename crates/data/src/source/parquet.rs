@@ -7,7 +7,7 @@ use super::arrow_json::never_fails;
 use super::lists::lists;
 use crate::guard::{guard, start_thread};
 use arrow_array::{ArrayRef, RecordBatch};
-use arrow_schema::Schema;
+use arrow_schema::{Field, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
@@ -195,8 +195,15 @@ impl Parquet {
 impl Decoding {
     fn next(&mut self) -> Result<Option<RecordBatch>, String> {
         let Some(columns) = (self.decoder)()? else { return Ok(None) };
-        let columns = self.places.iter().map(|&place| columns[place].clone()).collect();
-        RecordBatch::try_new(self.schema.clone(), columns).map(Some).map_err(|e| e.to_string())
+        let columns: Vec<ArrayRef> = self.places.iter().map(|&place| columns[place].clone()).collect();
+        // Lists may come with narrower numbers than the file declares.
+        let kind = |(field, column): (&Arc<Field>, &ArrayRef)| match field.data_type() == column.data_type() {
+            true => field.clone(),
+            false => Arc::new(field.as_ref().clone().with_data_type(column.data_type().clone())),
+        };
+        let fields: Vec<Arc<Field>> = self.schema.fields().iter().zip(&columns).map(kind).collect();
+        let schema = Schema::new_with_metadata(fields, self.schema.metadata().clone());
+        RecordBatch::try_new(Arc::new(schema), columns).map(Some).map_err(|e| e.to_string())
     }
 }
 

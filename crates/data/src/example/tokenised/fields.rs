@@ -4,6 +4,7 @@ use super::both;
 use crate::example::body::Tokenised;
 use crate::example::boundaries::{Given, boundaries, counted_padding};
 use crate::example::masks::looks_like_mask;
+use crate::sample::run_of;
 use crate::{IGNORE, Origin, RowId};
 use std::ops::Range;
 
@@ -176,8 +177,8 @@ pub fn unmasked(
 pub fn origins(letters: &str) -> Option<Vec<Origin>> {
     let mut origins = Vec::with_capacity(letters.len());
     // A row consists of few runs of equal letters.
-    for run in letters.as_bytes().chunk_by(|a, b| a == b) {
-        origins.resize(origins.len() + run.len(), Origin::from_letter(char::from(run[0]))?);
+    while let rest @ [letter, ..] = &letters.as_bytes()[origins.len()..] {
+        origins.resize(origins.len() + run_of(rest), Origin::from_letter(char::from(*letter))?);
     }
     Some(origins)
 }
