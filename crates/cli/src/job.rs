@@ -12,7 +12,7 @@ use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
 use crate::inputs::vocabulary::Vocabulary;
-use crate::inputs::weights::{Adapter, Start, card_run, check_memory, planned};
+use crate::inputs::weights::{Adapter, Start, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ranks::Team;
@@ -68,6 +68,8 @@ pub struct Job {
     device: Chosen,
     /// The card that it runs on; `None` for the CPU.
     on: Option<&'static Card>,
+    /// Bytes that it needs of the card.
+    on_card: Option<u64>,
     /// How full the packs are that the training rows were put into.
     pub fill: Option<Fill>,
     pub plan: Plan,
@@ -144,7 +146,7 @@ impl Job {
             data_fingerprint: fingerprint(&train_rows, &config, folder.tokenizer.as_deref()),
             masking_version: MASKING_VERSION,
         };
-        Ok(Job {
+        let mut job = Job {
             config,
             settings,
             begin,
@@ -159,13 +161,16 @@ impl Job {
             eval,
             device,
             on,
+            on_card: None,
             fill,
             plan,
             identity,
             card,
             stops,
             read,
-        })
+        };
+        job.on_card = job.start(ui).card_memory(job.plan.budget)?;
+        Ok(job)
     }
 
     /// Refuses an output_dir in which a new run would replace what it reads.
@@ -198,13 +203,6 @@ impl Job {
         }
     }
 
-    /// Bytes that the run needs of a card, by what is trained.
-    fn memory_on_card(&self) -> suasion_train::Result<u64> {
-        let (trainable, ranks) = (self.opened.trainable(), self.begin.team.ranks);
-        let run = card_run(&self.arch, &trainable, &self.opened.base, &self.settings, ranks, self.device)?;
-        Ok(run.needed(&self.arch, self.plan.budget)?.saturating_add(self.device.overhead()))
-    }
-
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
         self.opened
@@ -233,25 +231,15 @@ impl Job {
     pub fn train(&mut self, ui: &Ui) -> anyhow::Result<Report> {
         let (stop, team) = (interrupt::flag(), self.begin.team.clone());
         let mut model = match &self.checkpoint {
-            // An adapter's base is not in the checkpoint.
-            Some(_) if self.opened.adapter.is_some() => self.start(ui).build(self.plan.budget)?,
-            None => self.start(ui).build(self.plan.budget)?,
-            // The checkpoint's weights will replace these, so none are read.
-            Some(_) => {
+            // The checkpoint's weights will replace these, so none are read. An adapter's base is not in it.
+            Some(_) if self.opened.adapter.is_none() => {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
                 let team = &self.begin.team;
                 let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
-                let run = card_run(
-                    &self.arch,
-                    &trainable,
-                    &self.opened.base,
-                    &self.settings,
-                    team.ranks,
-                    self.device,
-                )?;
-                check_memory(&self.arch, &plan, &run, budget, self.device, team.local, ui)?;
+                check_memory(&self.arch, &plan, self.on_card, self.device, team.local, ui)?;
                 Model::with_trainable(self.arch.clone(), self.device.open(ui)?, budget, &trainable)?
             }
+            _ => self.start(ui).needing(self.on_card).build(self.plan.budget)?,
         };
         let files = self.files()?;
         let saved = self.config.anywhere().to_yaml();

@@ -232,15 +232,11 @@ impl Job {
             (packed, Some(packing)) => format!(", {} in {} bits", bytes(packed), packing.bits()),
             _ => String::new(),
         };
-        let total = match self.on {
-            None => memory.total(),
-            Some(_) => self.memory_on_card().unwrap_or_else(|_| memory.total()),
-        };
         line(
             "memory",
             format!(
                 "{} planned{each}: parameters {}{copies}{packed}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
-                bytes(total),
+                bytes(self.on_card.unwrap_or_else(|| memory.total())),
                 bytes(memory.parameters),
                 bytes(memory.gradients),
                 bytes(memory.optimizer),
