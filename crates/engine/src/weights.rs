@@ -415,7 +415,7 @@ pub(crate) fn from_file<'a>(p: &Parameter, values: &'a [f32]) -> Cow<'a, [f32]> 
     p.layout.of_file(values, &p.shape)
 }
 
-/// Reads a flat file written by [`write`]: name, shape and values.
+/// Reads a flat file written by [`write()`]: name, shape and values.
 ///
 /// # Errors
 /// As [`load`].
