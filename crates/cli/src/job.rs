@@ -31,7 +31,7 @@ use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, MemoryPlan, Mo
 use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
-use suasion_train::compare::{CompareSettings, Comparison, Finished, compare_with};
+use suasion_train::compare::{CompareSettings, Comparison, Finished, compare};
 use suasion_train::{EVENTS, Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
 
 /// How a run begins.
@@ -347,7 +347,7 @@ impl Job {
         });
         let (train, eval) = (&self.train, &self.eval);
         let mut progress = Progress::new(ui);
-        Ok(compare_with(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
+        Ok(compare(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
     }
 }
 

@@ -125,22 +125,11 @@ pub fn all_tokens(sample: &Sample) -> Sample {
 /// same number of steps; only the labels differ.
 ///
 /// `make` returns a model with the same starting weights each time. `train` and `held_out` are labelled for
-/// responses only; the labels for all tokens are derived from them.
+/// responses only; the labels for all tokens are derived from them. `finished` is the model of the responses, where
+/// it has been trained before.
 ///
 /// Fails with [`Error::Interrupted`] when `stop` is raised.
 pub fn compare<B: Backend>(
-    make: &mut dyn FnMut(Budget) -> Result<Model<B>>,
-    train: &[Sample],
-    held_out: &[Sample],
-    settings: &CompareSettings,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<Comparison> {
-    compare_with(make, None, train, held_out, settings, observer, stop)
-}
-
-/// As [`compare`], where the model of the responses may have been trained before.
-pub fn compare_with<B: Backend>(
     make: &mut dyn FnMut(Budget) -> Result<Model<B>>,
     mut finished: Option<Finished<'_, B>>,
     train: &[Sample],
