@@ -7,8 +7,9 @@ use crate::ui::Ui;
 use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
+use suasion_data::start_thread;
 use suasion_engine::{Collective, SingleRank};
 use suasion_train::checkpoint;
 use suasion_train::error::after_loss;
@@ -135,7 +136,7 @@ impl Team {
     /// Where they do not come, or are others.
     pub fn meet(place: &Place, ui: &Ui) -> anyhow::Result<Team> {
         if std::env::var_os(LAUNCHED).is_some() {
-            end_with_launcher();
+            end_with_launcher()?;
         }
         let mut patience = Patience::default();
         if let Ok(text) = std::env::var(TIMEOUT) {
@@ -146,18 +147,19 @@ impl Team {
             patience.start = Duration::from_secs(seconds);
         }
         let output: Arc<Mutex<Option<PathBuf>>> = Arc::default();
-        let (of_hook, ui) = (Arc::clone(&output), ui.clone());
-        let on_loss = move |message: &str| {
-            let (message, output, ui) = (message.to_string(), Arc::clone(&of_hook), ui.clone());
+        let (of_thread, ui) = (Arc::clone(&output), ui.clone());
+        // Started now: when a rank is lost, the system may refuse a thread.
+        let (lost, losses) = mpsc::channel::<String>();
+        start_thread(move || {
+            let Ok(message) = losses.recv() else { return };
             // The main thread may be in a step of minutes. Files are complete or temporary at any time.
-            std::thread::spawn(move || {
-                std::thread::sleep(GRACE);
-                let newest = output.lock().ok().and_then(|dir| checkpoint::newest(dir.as_deref()?));
-                let help = after_loss(newest.as_deref());
-                let exit = ui.report(&Failure::run_time("E-RANK", message, help).into());
-                std::process::exit(exit as i32);
-            });
-        };
+            std::thread::sleep(GRACE);
+            let newest = of_thread.lock().ok().and_then(|dir| checkpoint::newest(dir.as_deref()?));
+            let help = after_loss(newest.as_deref());
+            let exit = ui.report(&Failure::run_time("E-RANK", message, help).into());
+            std::process::exit(exit as i32);
+        })?;
+        let on_loss = move |message: &str| drop(lost.send(message.to_string()));
         let mesh = Mesh::connect(place, patience, interrupt::flag(), Box::new(on_loss))?;
         Ok(Team { mesh: Some(Arc::new(mesh)), output, ..Team::at(place) })
     }
@@ -220,10 +222,11 @@ pub fn leave_to_first(command: &str) -> anyhow::Result<Option<String>> {
 }
 
 /// Stops the run where its launcher closes this process's stdin: it was stopped, or is gone.
-fn end_with_launcher() {
-    std::thread::spawn(|| {
+fn end_with_launcher() -> std::io::Result<()> {
+    let wait = || {
         let mut rest = Vec::new();
         let _ = std::io::stdin().lock().read_to_end(&mut rest);
         interrupt::stop();
-    });
+    };
+    start_thread(wait).map(drop)
 }

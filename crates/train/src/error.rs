@@ -15,6 +15,9 @@ pub enum Error {
         /// The underlying I/O error.
         source: std::io::Error,
     },
+    /// The system refused a thread.
+    #[error("{0}")]
+    Thread(#[source] std::io::Error),
     /// An error of the engine.
     #[error(transparent)]
     Engine(#[from] suasion_engine::Error),
@@ -375,6 +378,7 @@ impl Error {
     pub fn tag(&self) -> &'static str {
         match self {
             Error::Io { .. } => "E-IO",
+            Error::Thread(_) => "E-MEMORY",
             Error::Engine(error) => error.tag(),
             Error::Setting { .. } | Error::BatchTooLarge { .. } => "E-CONFIG",
             Error::NoTargets { .. } => "E-DATA",
@@ -489,6 +493,7 @@ impl Error {
                 };
                 return Some(format!("{kept}{advice}"));
             }
+            Error::Thread(_) => "raise the limits of the process (ulimit -u, ulimit -v)",
             Error::Rank { help, .. } => help,
             Error::RankMismatch { .. } => {
                 "start all ranks with the same program, configuration, data and model; each rank reads its own copies"

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+use suasion_data::start_thread;
 
 /// How long ranks wait for each other.
 #[derive(Clone, Copy, Debug)]
@@ -199,11 +200,12 @@ impl<'a> Meeting<'a> {
                 Ok((mut stream, _)) => {
                     let greeted = greeted.clone();
                     // A connection that says nothing keeps nobody waiting.
-                    thread::spawn(move || {
+                    start_thread(move || {
                         let set = stream.set_nonblocking(false).and(stream.set_read_timeout(Some(GREETING)));
                         let hello = set.and_then(|()| wire::hear::<Hello>(&mut stream));
                         let _ = greeted.send((hello, stream));
-                    });
+                    })
+                    .map_err(Error::Thread)?;
                 }
                 Err(error) if is_timeout(&error) => thread::sleep(PAUSE),
                 // One that is gone again.

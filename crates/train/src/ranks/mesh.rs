@@ -6,7 +6,7 @@
 use super::meeting::{Meeting, PAUSE, Patience, connection};
 use super::place::Place;
 use super::wire::{self, Frame};
-use crate::Result;
+use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
+use suasion_data::start_thread;
 use suasion_engine::{Collective, Watch};
 
 /// How long the end of a run waits for the others to take note.
@@ -110,8 +111,7 @@ impl Mesh {
                 peers.push(None);
                 continue;
             };
-            let peer = Peer::start(rank, stream, &shared, patience);
-            peers.push(Some(peer.map_err(|error| connection(format!("rank {rank}"), &error))?));
+            peers.push(Some(Peer::start(rank, stream, &shared, patience)?));
         }
         Ok(Mesh { rank: place.rank, peers, shared, patience })
     }
@@ -243,12 +243,16 @@ impl Collective for Mesh {
 
 impl Peer {
     /// Starts the threads of a connection.
-    fn start(rank: usize, stream: TcpStream, shared: &Arc<Shared>, patience: Patience) -> io::Result<Peer> {
-        stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience.silence))?;
-        stream.set_write_timeout(Some(patience.silence))?;
-        let (mut from, writer) = (stream.try_clone()?, Arc::new(Mutex::new(stream.try_clone()?)));
+    fn start(rank: usize, stream: TcpStream, shared: &Arc<Shared>, patience: Patience) -> Result<Peer> {
+        let prepare = || {
+            stream.set_nonblocking(false)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(patience.silence))?;
+            stream.set_write_timeout(Some(patience.silence))?;
+            io::Result::Ok((stream.try_clone()?, stream.try_clone()?))
+        };
+        let (mut from, writer) = prepare().map_err(|error| connection(format!("rank {rank}"), &error))?;
+        let writer = Arc::new(Mutex::new(writer));
         let of_reader = Arc::clone(shared);
         let read = move || {
             let failure = loop {
@@ -270,7 +274,7 @@ impl Peer {
                 of_reader.fail(text);
             }
         };
-        thread::Builder::new().name(format!("from rank {rank}")).spawn(read)?;
+        start_thread(read).map_err(Error::Thread)?;
         let (of_beat, to) = (Arc::clone(shared), Arc::clone(&writer));
         let beat = move || {
             let pause = patience.silence / 15;
@@ -287,7 +291,7 @@ impl Peer {
                 }
             }
         };
-        thread::Builder::new().name(format!("to rank {rank}")).spawn(beat)?;
+        start_thread(beat).map_err(Error::Thread)?;
         Ok(Peer { writer, stream })
     }
 }
