@@ -16,20 +16,20 @@ use suasion_train::error::after_loss;
 use suasion_train::ranks::place::Numbered;
 use suasion_train::ranks::{Mesh, Patience, Place};
 
-/// Says that `suasion train --ranks` has started this process, and holds its stdin open.
+/// Set if `suasion train --ranks` has started this process and holds its stdin open.
 pub const LAUNCHED: &str = "SUASION_LAUNCHED";
 
 /// Seconds to wait for all ranks at the start.
 const TIMEOUT: &str = "SUASION_RANK_TIMEOUT";
 
-/// How long after the loss of a rank this one may take to end by itself.
+/// How long after the loss of a rank this one may take to end on its own.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What a process is to a run.
+/// The role of a process in a run.
 pub enum Role {
-    /// All of it.
+    /// The only process.
     Alone,
-    /// It starts so many processes on this machine.
+    /// It starts this many processes on this machine.
     Launcher(NonZeroUsize),
     /// One of several.
     Rank(Place),
@@ -39,7 +39,7 @@ impl Role {
     /// The role that `--ranks` and the environment give this process.
     ///
     /// # Errors
-    /// Where they contradict each other.
+    /// If they contradict each other.
     pub fn of(ranks: Option<NonZeroUsize>, demo: bool) -> anyhow::Result<Role> {
         let variable = |name: &str| std::env::var(name).ok();
         let place = Place::of(&variable)?;
@@ -64,7 +64,7 @@ impl Role {
         }
     }
 
-    /// The threads of this process where nothing else says it: its share of the machine's.
+    /// The default number of threads of this process: its share of the machine's.
     pub fn threads(&self) -> usize {
         let cores = machine::cores();
         match self {
@@ -83,7 +83,7 @@ impl Role {
     }
 }
 
-/// The ranks of a run, as one of them sees them.
+/// The ranks of a run, from the view of one of them.
 #[derive(Clone)]
 pub struct Team {
     /// How many there are.
@@ -92,7 +92,7 @@ pub struct Team {
     pub local: usize,
     /// The number of this one among those on this machine, where that is known.
     pub local_rank: Option<usize>,
-    /// A launcher of another kind has started them, which may have given each a card.
+    /// Another kind of launcher has started them and may have assigned each a card.
     pub may_have_card: bool,
     mesh: Option<Arc<Mesh>>,
     /// The output folder, for the message that names the newest checkpoint.
@@ -113,7 +113,7 @@ impl Default for Team {
 }
 
 impl Team {
-    /// The ranks of a role that are only planned: nobody is waited for.
+    /// The ranks of a role that is only planned: no other rank is waited for.
     pub fn planned(role: &Role) -> Team {
         match role {
             Role::Alone => Team::default(),
@@ -133,7 +133,7 @@ impl Team {
     /// Meets the other ranks.
     ///
     /// # Errors
-    /// Where they do not come, or are others.
+    /// If they do not connect, or belong to another run.
     pub fn meet(place: &Place, ui: &Ui) -> anyhow::Result<Team> {
         if std::env::var_os(LAUNCHED).is_some() {
             end_with_launcher()?;
@@ -152,7 +152,7 @@ impl Team {
         let (lost, losses) = mpsc::channel::<String>();
         start_thread(move || {
             let Ok(message) = losses.recv() else { return };
-            // The main thread may be in a step of minutes. Files are complete or temporary at any time.
+            // The main thread may be in a step of minutes. Files are always either complete or temporary.
             std::thread::sleep(GRACE);
             let newest = of_thread.lock().ok().and_then(|dir| checkpoint::newest(dir.as_deref()?));
             let help = after_loss(newest.as_deref());
@@ -184,7 +184,7 @@ impl Team {
         }
     }
 
-    /// Leaves the other ranks: after its part is done, or with what has failed.
+    /// Leaves the other ranks: after its part is done, or with its error.
     pub fn leave(&self, result: &anyhow::Result<Exit>) {
         match (&self.mesh, result) {
             (None, _) => {}
@@ -195,14 +195,14 @@ impl Team {
     }
 }
 
-/// Where this process is one of several and `command` does not share its work, the first does it all. Of the ranks that torchrun
-/// starts, the others have nothing to do: what they say. Tasks of Slurm may have been given different work each.
+/// The note of a rank that does not run `command`, which does not share its work: only the first rank does. `None` if this process runs
+/// it. Slurm tasks may have different work each, so they are refused.
 ///
 /// # Errors
 /// For another task of Slurm than the first.
 pub fn leave_to_first(command: &str) -> anyhow::Result<Option<String>> {
     let variable = |name: &str| std::env::var(name).ok();
-    // What contradicts itself is an error of `train` only.
+    // Contradictory variables are an error of `train` only.
     let Ok(Some(Numbered { rank: rank @ 1.., ranks, slurm })) = Numbered::of(&variable) else {
         return Ok(None);
     };
@@ -221,7 +221,7 @@ pub fn leave_to_first(command: &str) -> anyhow::Result<Option<String>> {
     )))
 }
 
-/// Stops the run where its launcher closes this process's stdin: it was stopped, or is gone.
+/// Stops the run when its launcher closes this process's stdin: it was stopped, or has ended.
 fn end_with_launcher() -> std::io::Result<()> {
     let wait = || {
         let mut rest = Vec::new();

@@ -3,8 +3,12 @@
 
 mod common;
 
-use common::{BOS, CHATML, EOS, codes, kept, run_chats};
+use common::{
+    BOS, CHATML, EOS, Scratch, byte_tokenizer, codes, kept, outcomes, pipeline_of, run_chats, with_template,
+};
 use serde_json::{Value, json};
+use std::sync::Arc;
+use suasion_data::template::ChatTemplate;
 use suasion_data::{IGNORE, Kept, Origin, Outcome, Policy, Section, Supervise};
 
 fn text(ids: &[u32]) -> String {

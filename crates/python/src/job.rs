@@ -1,4 +1,4 @@
-//! Work without the interpreter's lock, on threads of its own; the calling thread waits for it, looks for signals and
+//! Work on separate threads, without the interpreter's lock; the calling thread waits for it, checks for signals and
 //! shows progress.
 
 use crate::error::{panicked, raised};
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use suasion_cli::embed::Problem;
 use suasion_data::{Progress, start_thread};
 
-/// How often the waiting thread looks for signals.
+/// How often the waiting thread checks for signals.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long it waits for work that was told to stop.
+/// How long it waits for work that is stopping.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How far the work is, and whether it is to stop.
@@ -30,7 +30,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Notes how far the work is; false where it is to stop.
+    /// Notes how far the work is; false if it is to stop.
     pub fn goes_on(&self, progress: Progress) -> bool {
         self.rows.store(progress.rows, Ordering::Relaxed);
         self.tokens.store(progress.tokens, Ordering::Relaxed);

@@ -309,7 +309,7 @@ pub(crate) fn ratio(clusters: &[(f64, f64)]) -> (f64, Option<f64>) {
     (mean, (clusters.len() > 1).then(|| (count / (count - 1.0) * squares).sqrt() / targets))
 }
 
-/// Below so many prompts no verdict is given: the standard error is itself too uncertain.
+/// With fewer prompts no verdict is given: the standard error is itself too uncertain.
 const FEW: u64 = 8;
 
 /// The results in sentences.

@@ -156,7 +156,7 @@ pub enum Error {
         what: &'static str,
         /// Its value (NaN or an infinity).
         value: f64,
-        /// The rows that it comes from: those whose own loss is not finite, or else all rows of the step.
+        /// The rows that cause it: those whose own loss is not finite, or else all rows of the step.
         rows: Vec<RowId>,
         /// The newest checkpoint of the run, written before this step.
         checkpoint: Option<PathBuf>,
@@ -369,7 +369,7 @@ impl Error {
         self
     }
 
-    /// True where a file could not be written or read.
+    /// True if a file could not be written or read.
     pub(crate) fn is_io(&self) -> bool {
         matches!(self, Error::Io { .. } | Error::Engine(suasion_engine::Error::Io { .. }))
     }

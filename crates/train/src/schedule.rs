@@ -68,24 +68,24 @@ pub enum Scheduler {
 }
 
 impl Scheduler {
-    /// True where the learning rates depend on the steps of the whole run.
+    /// True if the learning rates depend on the steps of the whole run.
     pub fn depends_on_total(self) -> bool {
         let free = [Scheduler::Constant, Scheduler::ConstantWithWarmup, Scheduler::InverseSqrt];
         !free.contains(&self) && !self.follows_evaluations()
     }
 
-    /// True where evaluations decide the learning rates.
+    /// True if evaluations decide the learning rates.
     pub fn follows_evaluations(self) -> bool {
         matches!(self, Scheduler::ReduceLrOnPlateau | Scheduler::Greedy)
     }
 
-    /// True where there is a warm-up. As in transformers, the others ignore its settings.
+    /// True if there is a warm-up. As in transformers, the others ignore its settings.
     pub fn warms_up(self) -> bool {
         self != Scheduler::Constant && !self.follows_evaluations()
     }
 }
 
-// Serde writes a unit variant's name to a formatter, so each name stands once.
+// Serde writes a unit variant's name to a formatter, so each name is written only once.
 impl fmt::Display for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
@@ -105,7 +105,7 @@ impl Schedule {
     /// The schedule of a run of `total_steps`, with a highest rate and a warm-up.
     ///
     /// # Errors
-    /// Where the arguments (`lr_scheduler_kwargs`) do not fit the kind.
+    /// If the arguments (`lr_scheduler_kwargs`) do not fit the kind.
     pub fn new(
         kind: Scheduler,
         kwargs: &Kwargs,

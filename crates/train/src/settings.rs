@@ -17,10 +17,10 @@ use suasion_engine::{Optimizer, Packing, Trainable};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnSaveError {
-    /// A warning; the run goes on, and its next checkpoint tries again.
+    /// Warn and continue; the next checkpoint tries again.
     #[default]
     Continue,
-    /// The run ends.
+    /// End the run.
     Stop,
 }
 
@@ -48,7 +48,7 @@ pub enum Strategy {
     /// Never.
     #[default]
     No,
-    /// Every so many steps.
+    /// Every given number of steps.
     Steps,
     /// At the end of every epoch.
     Epoch,
@@ -56,7 +56,7 @@ pub enum Strategy {
     Best,
 }
 
-// Serde writes a unit variant's name to a formatter, so each name stands once.
+// Serde writes a unit variant's name to a formatter, so each name is written only once.
 impl fmt::Display for OnSaveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
@@ -200,7 +200,7 @@ settings! {
     seed Same: u64 = 42;
     /// Seed of the rows' order; `None` takes `seed`.
     data_seed Resolved: Option<u64> = None;
-    /// Shuffle the rows anew for each epoch; otherwise file order.
+    /// Shuffle the rows for each epoch; otherwise file order.
     shuffle_dataset Same: bool = true;
     /// Noise on the embeddings in training: up to `alpha / √(length · hidden size)`.
     neftune_noise_alpha Same: Option<f64> = None, in Range::AtLeast(0.0);
@@ -220,7 +220,7 @@ settings! {
     gradient_checkpointing Free: bool = false;
 }
 
-/// Groups of parameters, in the order in which they are asked.
+/// Groups of parameters; the first that matches a parameter applies.
 pub type ParamGroups = Vec<ParamGroup>;
 
 impl Settings {
@@ -272,7 +272,7 @@ impl Settings {
     /// The schedule of a run of `total_steps`.
     ///
     /// # Errors
-    /// Where `lr_scheduler_kwargs` does not fit `lr_scheduler_type`.
+    /// If `lr_scheduler_kwargs` does not fit `lr_scheduler_type`.
     pub fn schedule(&self, total_steps: u64) -> Result<Schedule> {
         let (kind, kwargs) = (self.lr_scheduler_type, &self.lr_scheduler_kwargs);
         Schedule::new(kind, kwargs, self.learning_rate, self.warmup(total_steps), total_steps)
@@ -289,7 +289,7 @@ impl Settings {
         name.strip_prefix("eval_").unwrap_or(name)
     }
 
-    /// True where a value of [`Settings::metric`] is better than another. What ends in `loss` should be low, as in the
+    /// True if a value of [`Settings::metric`] is better than another. What ends in `loss` should be low, as in the
     /// Trainer, and so should the perplexity.
     pub fn is_better(&self, value: f64, than: f64) -> bool {
         let low = self.metric().ends_with("loss") || self.metric() == "perplexity";

@@ -26,8 +26,8 @@ use suasion_engine::{Backend, Model, Trainable, WeightType};
 /// report has `interrupted` set. A loss or gradient norm that is not finite stops the run before the weights
 /// change, and with `stop_on_divergence` a loss that stays high ends it ([`Report::diverged`]).
 ///
-/// The ranks of a run all call this with the same inputs, and do the same; the first writes the files, and the stop flag of
-/// one stops all. Where one is lost, the others end with [`Error::Rank`].
+/// All ranks of a run call this with the same inputs and do the same; the first writes the files, and the stop flag of
+/// one stops all. If one is lost, the others end with [`Error::Rank`].
 pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
     train_from(run, None, observer, stop)
 }
@@ -128,7 +128,7 @@ pub fn train_from<B: Backend>(
     for warning in &warnings {
         observer.event(&Event::Warning(warning));
     }
-    // An earlier run stays as it is until this one has something to put in its place.
+    // An earlier run is kept until this one has something to replace it with.
     let waits = run.overwrite && resumed_from.is_none() && is_begun(output_dir);
     let events =
         run.tensorboard.filter(|_| first).map(|dir| Events::new(dir.to_path_buf(), state.progress.step));
@@ -161,13 +161,13 @@ pub fn train_from<B: Backend>(
         }
         observer.event(&Event::Done(&report));
     }
-    // The others end when the first has written everything.
+    // The other ranks wait until the first has written everything.
     let met = collective.sum(&mut [0.0]);
     met.map_err(|error| Error::from(error).after_checkpoint(report.checkpoint.as_deref()))?;
     Ok(report)
 }
 
-/// Reads the average of a checkpoint's weights; false where it has none.
+/// Reads the average of a checkpoint's weights; false if it has none.
 fn load_average<B: Backend>(model: &mut Model<B>, dir: &Path) -> Result<bool> {
     let path = dir.join(checkpoint::AVERAGE);
     let exists = path.exists();
@@ -177,7 +177,7 @@ fn load_average<B: Backend>(model: &mut Model<B>, dir: &Path) -> Result<bool> {
     Ok(exists)
 }
 
-/// Refuses a model that trains other parameters than the settings say.
+/// Refuses a model that trains other parameters than the settings choose.
 fn check_choice<B: Backend>(settings: &Settings, model: &Model<B>) -> Result<()> {
     let Trainable::Named(chosen) = settings.choose(&model.parameter_names())? else { return Ok(()) };
     if model.trained_names().into_iter().collect::<BTreeSet<_>>() == chosen {
@@ -213,8 +213,8 @@ struct Trainer<'a, 'o, B: Backend> {
 }
 
 impl<'o, B: Backend> Trainer<'_, 'o, B> {
-    /// Does what is due after the steps so far, then takes the next step, and so on. What is due depends on the
-    /// state alone, so a resumed run does exactly what the interrupted one left undone.
+    /// Alternates between what is due after the steps so far and the next step. What is due depends on the
+    /// state alone, so a resumed run does exactly what the interrupted one had left to do.
     fn run(mut self) -> Result<(Report, &'o mut dyn Observer)> {
         let report = self.run_to_end().map_err(|error| error.after_checkpoint(self.newest.as_deref()))?;
         Ok((report, self.observer))
@@ -258,7 +258,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         self.state.progress.step
     }
 
-    /// True where evaluations have stopped to improve.
+    /// True if evaluations have stopped improving.
     fn stopped_early(&self) -> bool {
         let patience = self.run.settings.early_stopping_patience;
         patience.is_some_and(|patience| self.state.patience.bad >= patience)
@@ -287,12 +287,12 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         due && !self.run.eval.is_empty() && self.state.evaluated != Some(step)
     }
 
-    /// True where this step's evaluation is the best so far.
+    /// True if this step's evaluation is the best so far.
     fn is_best(&self) -> bool {
         self.state.best.is_some_and(|(best, _)| best == self.step())
     }
 
-    /// True where `save_strategy` writes a checkpoint after this step.
+    /// True if `save_strategy` writes a checkpoint after this step.
     fn scheduled(&self) -> bool {
         let (step, settings) = (self.step(), self.run.settings);
         let due = match settings.save_strategy {
@@ -369,7 +369,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         Ok(true)
     }
 
-    /// Evaluates the weights at hand; `None` if the stop flag ended it.
+    /// Evaluates the current weights; `None` if the stop flag ended it.
     fn measure(&mut self) -> Result<Option<(Evaluation, Vec<SampleRecord>)>> {
         let (step, rows) = (self.step(), self.run.eval.len() as u64);
         let Run { model, eval, settings, stops, decode, collective, .. } = &mut self.run;
@@ -396,7 +396,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         if self.stopped()? { Ok(None) } else { Ok(replies.map(|replies| (evaluation, replies))) }
     }
 
-    /// Whether the run has diverged so far that it is ended.
+    /// The divergence that ends the run, if there is one.
     fn divergence(&self) -> Option<Divergence> {
         self.state.watch.stops(self.step(), self.last_loss)
     }

@@ -135,7 +135,7 @@ fn measured(
     Ok(result?)
 }
 
-/// A path as a word of a shell's command line.
+/// A path, quoted for a shell.
 fn named(path: Option<&Path>) -> String {
     shell_word(&path.map_or("MODEL".into(), |path| path.display().to_string()))
 }

@@ -1,6 +1,6 @@
 //! Flags of keys: every key is a flag of the commands that use it (`--learning_rate 1e-4`).
 //!
-//! The flags come from the table. What else people type where a key is meant (`--learning-rate`, keys of other
+//! The flags come from the table. Other spellings of keys (`--learning-rate`, keys of other
 //! trainers, keys of TRL that are not supported, `--loss_weights.system`) is respelled before clap reads it, so
 //! that it gets the answer that it would get in a file.
 
@@ -14,7 +14,7 @@ use std::ffi::{OsStr, OsString};
 pub const COMMANDS: [&str; 10] =
     ["train", "prepare", "verify", "eval", "compare", "diagnose", "generate", "chat", "check", "init"];
 
-/// The hidden flag that carries `name=value` for a name that is not a flag of its own.
+/// The hidden flag that carries `name=value` for a name that is not itself a flag.
 const TYPED: &str = "key";
 
 /// A key as it was given on the command line.
@@ -99,7 +99,7 @@ impl Key {
         }
     }
 
-    /// True where a command uses the key.
+    /// True if a command uses the key.
     pub fn used_by(&self, command: &str) -> bool {
         let held_out = matches!(self.name, "eval_dataset_name" | "eval_fraction" | "dataset_test_split");
         let of_device = matches!(self.name, "device" | "matmul_precision" | "use_cpu" | "cuda_graphs");

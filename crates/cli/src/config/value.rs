@@ -23,7 +23,7 @@ pub trait Value: Sized {
     /// A JSON Schema of the values, as a file should have them; more spellings are read.
     fn schema() -> Json;
 
-    /// Reads a parsed value; `None` where it is not of this type.
+    /// Reads a parsed value; `None` if it is not of this type.
     fn from_json(json: &Json) -> Option<Self>;
 
     /// Reads the text after `--set key=`. Keys of type text take it verbatim, so that
@@ -36,7 +36,7 @@ pub trait Value: Sized {
     /// The value as it is printed and saved; reads back to the same value.
     fn to_json(&self) -> Json;
 
-    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` where the type is not a mapping.
+    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` if the type is not a mapping.
     fn set_entry(&mut self, _entry: &str, _text: &str) -> Option<Result<(), String>> {
         None
     }

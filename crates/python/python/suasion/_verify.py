@@ -189,7 +189,7 @@ class Verification:
         return log
 
     def to_html(self, rows: Iterable[int] | None = None) -> str:
-        """A page of its own with the summary and some rows, by default those of :meth:`rows`."""
+        """A self-contained page with the summary and some rows, by default those of :meth:`rows`."""
         return self._inner.html([row._inner for row in self.rows(rows)])
 
     def raise_for_errors(self) -> None:

@@ -15,7 +15,7 @@ pub struct Names {
     pub data: String,
 }
 
-/// An answer this sure is told beside a verdict about something else.
+/// An answer this certain is reported even if the verdict is about something else.
 const SURE: f64 = 0.99;
 
 /// Fills the sentences of a diagnosis.

@@ -50,7 +50,7 @@ fn falls<'a>(caption: &str, rows: impl Iterator<Item = (String, &'a Fall)>) -> H
     Table { caption: caption.into(), heads: HEADS.to_vec(), rows }.html()
 }
 
-/// The part of the base model's nll that is gone.
+/// The share by which the base model's nll fell.
 fn share(fall: &Fall) -> String {
     let share = fall.gain() / fall.base.max(1e-9);
     match share {

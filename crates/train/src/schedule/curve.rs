@@ -98,7 +98,7 @@ impl Curve {
         let floor = |rate: Option<f64>, share: Option<f64>| match (rate, share) {
             (Some(_), Some(_)) => Err(refused(
                 "min_lr",
-                "is given beside min_lr_rate, which says the same in another way".into(),
+                "is given beside min_lr_rate, which sets the same floor".into(),
                 "keep one of them",
             )),
             (Some(rate), None) if rate < 0.0 || peak == 0.0 => Err(refused(

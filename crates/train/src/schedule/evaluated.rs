@@ -77,7 +77,7 @@ pub struct PlateauState {
     pub sum: f64,
 }
 
-/// True where a metric is better than the best one by the threshold.
+/// True if a metric is better than the best one by the threshold.
 fn is_better(metric: f64, best: f64, mode: Mode, threshold: f64, kind: ThresholdMode) -> bool {
     match (mode, kind) {
         (Mode::Min, ThresholdMode::Rel) => metric < best * (1.0 - threshold),

@@ -1,4 +1,4 @@
-//! What a line of the table of settings says of its setting: its range, and what a resume compares.
+//! What the table of settings states about each: its range, and what a resume compares.
 
 use super::{OnSaveError, Optim, ParamGroups, Settings, Strategy};
 use crate::groups::Patterns;

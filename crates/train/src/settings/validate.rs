@@ -26,7 +26,7 @@ impl Settings {
         if self.learning_rate == 0.0 && self.param_groups.iter().any(|group| group.learning_rate > Some(0.0))
         {
             let problem = "has no schedule that a group of param_groups could follow";
-            let help = "set it to that of the most parameters, and freeze those that shall not change";
+            let help = "set it to the rate of most parameters, and freeze those that must not change";
             return Err(Error::setting("learning_rate", self.learning_rate, problem, help));
         }
         for group in &self.param_groups {

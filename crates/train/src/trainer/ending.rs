@@ -14,7 +14,7 @@ use suasion_files::{NewFolder, write_bytes};
 impl<B: Backend> Trainer<'_, '_, B> {
     pub(super) fn interrupted(&mut self) -> Result<Report> {
         let step = self.step();
-        // One of the model alone cannot be resumed.
+        // A checkpoint of the model alone cannot be resumed.
         let path = match (&self.newest, self.saved == Some(step) && self.state.resumable) {
             (Some(path), true) => path.clone(),
             _ => match self.save(false)? {

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use suasion_engine::Backend;
 use suasion_files::{remove_folder, write_bytes};
 
-/// What the first rank says to the others when a checkpoint is written.
+/// What the first rank sends to the others when a checkpoint is written.
 const WRITTEN: &[u8] = b"written";
 
 impl<B: Backend> Trainer<'_, '_, B> {
-    /// Makes the folder this run's: removes the files of an earlier run, if it may be overwritten, and writes the first
-    /// ones of this.
+    /// Takes over the folder: removes the files of an earlier run, if it may be overwritten, and writes the first
+    /// files of this one.
     pub(super) fn own(&mut self) -> Result<()> {
         if !self.writes() || std::mem::replace(&mut self.owner, true) {
             return Ok(());
@@ -25,7 +25,7 @@ impl<B: Backend> Trainer<'_, '_, B> {
         own(&self.run, &mut self.log, self.newest.is_none())
     }
 
-    /// Saves. Where that fails, and `on_save_error` lets it, the run goes on.
+    /// Saves a checkpoint. If that fails and `on_save_error` allows it, the run continues.
     pub(super) fn try_to_save(&mut self) -> Result<()> {
         let error = match self.save(self.run.settings.save_only_model) {
             Ok(_) => return Ok(()),
@@ -43,12 +43,12 @@ impl<B: Backend> Trainer<'_, '_, B> {
         Ok(())
     }
 
-    /// Adds a line to the metrics. Where that fails, and `on_save_error` lets it, the line waits for the next.
+    /// Adds a line to the metrics. If that fails and `on_save_error` allows it, the line is written with the next one.
     pub(super) fn note(&mut self, record: Record) -> Result<()> {
         let mut written = Ok(());
         if let Some(events) = &mut self.events {
             events.push(&record);
-            // Not before an earlier run's are removed.
+            // Not before those of an earlier run are removed.
             if self.owner {
                 written = events.flush();
             }
@@ -69,7 +69,7 @@ impl<B: Backend> Trainer<'_, '_, B> {
         }
     }
 
-    /// Makes the output folder again where somebody has removed it.
+    /// Recreates the output folder if it was removed.
     pub(super) fn restore_folder(&mut self) -> Result<()> {
         let dir = self.run.output_dir;
         if !self.owner || !self.writes() || dir.is_dir() {
@@ -90,12 +90,12 @@ impl<B: Backend> Trainer<'_, '_, B> {
         trainer_state(&self.state, &self.log.records, &self.steps, self.parameters, best)
     }
 
-    /// Writes the checkpoint of this step, then removes those that it replaces. `None` on the other ranks where the first
-    /// could not write it; what becomes of that is for the first to decide.
+    /// Writes the checkpoint of this step, then removes those that it replaces. `None` on the other ranks if the first
+    /// could not write it; the first rank decides how to proceed.
     pub(super) fn save(&mut self, only_model: bool) -> Result<Option<PathBuf>> {
         self.restore_folder()?;
         let (step, output_dir) = (self.step(), self.run.output_dir);
-        // One that only the best evaluation asked for goes with the next of this kind.
+        // A checkpoint that was kept only as the best is removed with the next best one.
         let former = self.state.best_only.filter(|_| self.is_best());
         if self.is_best() {
             let asked = self.run.settings.load_best_model_at_end;
@@ -134,7 +134,7 @@ impl<B: Backend> Trainer<'_, '_, B> {
         Ok(Some(path))
     }
 
-    /// Writes the checkpoint on the first rank; the others give what they have of the optimizer's state, and learn whether
+    /// Writes the checkpoint on the first rank; the others send their share of the optimizer's state, and learn whether
     /// it was written.
     pub(super) fn write_checkpoint(&mut self, only_model: bool) -> Result<Option<PathBuf>> {
         let (step, output_dir, collective) = (self.step(), self.run.output_dir, self.run.collective);
@@ -144,10 +144,10 @@ impl<B: Backend> Trainer<'_, '_, B> {
             return Ok(written.then(|| checkpoint::path_of(output_dir, step)));
         }
         let written = self.write_files(only_model);
-        let said: &[u8] = if written.is_ok() { WRITTEN } else { b"failed" };
-        let told = (1..collective.ranks()).try_for_each(|rank| collective.send(rank, said));
+        let message: &[u8] = if written.is_ok() { WRITTEN } else { b"failed" };
+        let sent = (1..collective.ranks()).try_for_each(|rank| collective.send(rank, message));
         let path = written?;
-        told?;
+        sent?;
         Ok(Some(path))
     }
 
@@ -168,7 +168,7 @@ impl<B: Backend> Trainer<'_, '_, B> {
             only_model,
             collective: self.run.collective,
         };
-        // What holds the model alone holds the weights that the run is for.
+        // A checkpoint of the model alone holds the averaged weights, if there are any.
         if only_model {
             self.run.model.exchange_average()?;
         }
