@@ -3,9 +3,7 @@
 
 mod common;
 
-use common::{
-    BOS, CHATML, EOS, Scratch, byte_tokenizer, codes, kept, outcomes, pipeline_of, run_chats, with_template,
-};
+use common::{BOS, CHATML, EOS, Scratch, byte_tokenizer, codes, kept, pipeline_of, run_chats, with_template};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use suasion_data::template::ChatTemplate;

@@ -213,13 +213,6 @@ impl Random {
     }
 }
 
-fn nfc(text: &str) -> String {
-    use tokenizers::{NormalizedString, Normalizer};
-    let mut normalized = NormalizedString::from(text);
-    tokenizers::normalizers::NFC.normalize(&mut normalized).unwrap();
-    normalized.get().to_string()
-}
-
 /// Real text, cut anywhere.
 #[test]
 fn split_holds_on_real_text() {

@@ -55,3 +55,10 @@ fn ids_of(encoded: &Encoded, origin: Origin) -> Vec<u32> {
     let tokens = &encoded.tokens;
     (0..tokens.len()).filter(|&i| tokens.origins[i] == origin).map(|i| tokens.ids[i]).collect()
 }
+
+fn nfc(text: &str) -> String {
+    use tokenizers::{NormalizedString, Normalizer};
+    let mut normalized = NormalizedString::from(text);
+    tokenizers::normalizers::NFC.normalize(&mut normalized).unwrap();
+    normalized.get().to_string()
+}

@@ -85,7 +85,7 @@ impl Pair {
         encoded
     }
 
-    fn normalized(&self, text: &str) -> String {
+    pub fn normalized(&self, text: &str) -> String {
         use tokenizers::{NormalizedString, Normalizer};
         let mut normalized = NormalizedString::from(text);
         if let Some(normalizer) = self.library.get_normalizer() {
