@@ -103,6 +103,7 @@ impl Key {
     pub fn used_by(&self, command: &str) -> bool {
         let held_out = matches!(self.name, "eval_dataset_name" | "eval_fraction" | "dataset_test_split");
         let of_device = matches!(self.name, "device" | "matmul_precision" | "use_cpu" | "cuda_graphs");
+        let of_packing = self.name.contains("load_in") || self.name.contains("bnb");
         match (command, self.group) {
             ("train" | "check" | "init", _) => true,
             ("chat", Group::Rows) => false,
@@ -114,11 +115,8 @@ impl Key {
             (_, Group::Labels) => COMMANDS.contains(&command),
             // verify --loss measures a model.
             ("verify", Group::Model) => true,
-            ("prepare", Group::Model) => {
-                let of_weights = self.name.contains("load_in") || self.name.contains("bnb");
-                !of_device && !of_weights && self.name != "init"
-            }
-            ("diagnose", Group::Model) => of_device || self.name == "model_name_or_path",
+            ("prepare", Group::Model) => !of_device && !of_packing && self.name != "init",
+            ("diagnose", Group::Model) => of_device || of_packing || self.name == "model_name_or_path",
             ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
             ("eval" | "diagnose", Group::Evaluation) => self.name == "per_device_eval_batch_size",
