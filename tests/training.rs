@@ -43,7 +43,7 @@ fn a_configuration_of_a_schedule_and_of_shares_runs() {
     };
     refused("lr_scheduler_kwargs={power: 2}", "unknown field `power`");
     refused("lr_scheduler_type=warmup_stable_decay", "lr_scheduler_kwargs");
-    refused("metric_for_best_model=bleu", "metric_for_best_model: bleu is no metric");
+    refused("metric_for_best_model=bleu", "metric_for_best_model: bleu is not a metric");
     refused("save_steps=1.5", "save_steps");
     refused("report_to=tensorbord", "report_to");
     refused("save_strategy=no", "load_best_model_at_end");

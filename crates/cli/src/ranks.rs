@@ -141,7 +141,7 @@ impl Team {
         let mut patience = Patience::default();
         if let Ok(text) = std::env::var(TIMEOUT) {
             let Some(seconds) = text.trim().parse().ok().filter(|seconds| *seconds > 0) else {
-                let message = format!("{TIMEOUT}: {text} is no number of seconds");
+                let message = format!("{TIMEOUT}: {text} is not a number of seconds");
                 return Err(Failure::usage(message, "give a whole number: SUASION_RANK_TIMEOUT=600").into());
             };
             patience.start = Duration::from_secs(seconds);

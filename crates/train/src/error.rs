@@ -237,7 +237,7 @@ pub enum CheckpointFault {
     #[error("it holds the model alone (save_only_model), and no run can be resumed from it")]
     ModelOnly,
     /// One of the files that its state names is not in the folder by its name.
-    #[error("its state names {0:?}, which is no file of the folder")]
+    #[error("its state names {0:?}, which is not a file of the folder")]
     Outside(String),
     /// One of its files is missing.
     #[error("{0} is missing")]

@@ -52,7 +52,7 @@ impl Loaded {
             match find(head) {
                 Some(key) if matches!(key.name, "dataset_name" | "model_name_or_path") => {
                     loaded.errors.push(Failure::config(
-                        format!("{place}: {name} is no keyword here"),
+                        format!("{place}: {name} is not a keyword here"),
                         "rows and model are arguments of their own",
                     ));
                 }

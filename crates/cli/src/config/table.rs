@@ -175,7 +175,7 @@ table! {
     bnb_4bit_compute_dtype: Option<ComputeDtype> = None, eg "float32";
 
     Adapter:
-    /// Train a low-rank adapter (LoRA) and leave the model as it is.
+    /// Train a low-rank adapter (LoRA) and leave the model unchanged.
     use_peft: bool = false, eg "true";
     /// Rank of the adapter's matrices.
     lora_r: usize = 16, in Bounds::Within(Range::AtLeast(1.0)), eg "8";
@@ -362,7 +362,7 @@ table! {
     save_total_limit: Option<usize> => train.save_total_limit, eg "3";
     /// Checkpoints hold the model alone; a run cannot be resumed from them.
     save_only_model: bool => train.save_only_model, eg "true";
-    /// What happens where a checkpoint cannot be written (a full disk): a warning, or the end of the run.
+    /// What happens if a checkpoint cannot be written (a full disk): a warning, or the end of the run.
     on_save_error: OnSaveError => train.on_save_error, eg "stop";
     /// End with the weights of the best evaluation, which get a checkpoint in any case.
     load_best_model_at_end: bool => train.load_best_model_at_end, eg "true";

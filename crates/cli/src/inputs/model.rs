@@ -38,7 +38,7 @@ pub fn read(dir: &Path, changes: &Changes) -> anyhow::Result<ModelFolder> {
         return Err(Failure::run_time(
             "E-MODEL",
             format!(
-                "{}: the folder has neither config.json nor tokenizer.json: it is no model",
+                "{}: the folder has neither config.json nor tokenizer.json: it is not a model",
                 dir.display()
             ),
             "name the folder in the Hugging Face layout that holds them",
@@ -155,7 +155,7 @@ pub fn adapter(path: &Path) -> anyhow::Result<AdapterFolder> {
     if !AdapterFolder::is_one(path) {
         return Err(Failure::run_time(
             "E-MODEL",
-            format!("{}: no adapter_config.json in it, so it is no adapter", path.display()),
+            format!("{}: no adapter_config.json in it, so it is not an adapter", path.display()),
             "name the folder that PEFT's save_pretrained or `suasion train --use_peft` has written",
         )
         .into());

@@ -86,7 +86,7 @@ fn plain(variable: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String
 fn whole(variable: &dyn Fn(&str) -> Option<String>, name: &'static str) -> Result<Option<usize>> {
     let Some(text) = plain(variable, name) else { return Ok(None) };
     let help = "torchrun and Slurm set it; for one process, unset it";
-    text.parse().map(Some).map_err(|_| Error::setting(name, &text, "is no whole number", help))
+    text.parse().map(Some).map_err(|_| Error::setting(name, &text, "is not a whole number", help))
 }
 
 impl Place {
@@ -116,7 +116,7 @@ impl Place {
             match number(name)?.map(u16::try_from) {
                 None => Ok(None),
                 Some(Ok(port)) if port > 0 => Ok(Some(port)),
-                _ => Err(Error::setting(name, get(name).unwrap_or_default(), "is no port", help)),
+                _ => Err(Error::setting(name, get(name).unwrap_or_default(), "is not a port", help)),
             }
         };
         let job = get("SLURM_JOB_ID").filter(|_| slurm);
@@ -253,8 +253,8 @@ mod tests {
         refused(&[("WORLD_SIZE", "2")], "RANK: nothing is set, but WORLD_SIZE=2 is");
         refused(&[("RANK", "0"), ("WORLD_SIZE", "2")], "MASTER_ADDR: nothing is set, but RANK=0 is");
         refused(&[("RANK", "2"), ("WORLD_SIZE", "2")], "RANK: 2 is not below WORLD_SIZE=2");
-        refused(&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK: x is no whole number");
+        refused(&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK: x is not a whole number");
         let port = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "70000")];
-        refused(&port, "MASTER_PORT: 70000 is no port");
+        refused(&port, "MASTER_PORT: 70000 is not a port");
     }
 }

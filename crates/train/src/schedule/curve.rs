@@ -143,7 +143,7 @@ impl Curve {
                 if let Some(scale) = timescale.filter(|scale| *scale <= 0.0) {
                     return Err(refused(
                         "timescale",
-                        format!("is {scale}, which is no number of steps"),
+                        format!("is {scale}, which is not a number of steps"),
                         "give at least 1",
                     ));
                 }

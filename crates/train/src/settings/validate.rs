@@ -18,7 +18,7 @@ impl Settings {
         if let Some(text) = &self.optim_args
             && (self.optim != Optim::Sgd || momentum(text).is_none())
         {
-            let problem = format!("is no argument of {}", self.optim);
+            let problem = format!("is not an argument of {}", self.optim);
             let help = "sgd takes momentum=0.9, at least 0 and below 1; adam_beta1, adam_beta2, adam_epsilon and \
                         weight_decay are keys of their own";
             return Err(Error::setting("optim_args", text, problem, help));
@@ -77,7 +77,7 @@ impl Settings {
             return Err(Error::setting(
                 "metric_for_best_model",
                 self.metric(),
-                "is no metric of an evaluation",
+                "is not a metric of an evaluation",
                 format!("use one of {}, or SECTION_loss, such as response_loss", METRICS.join(", ")),
             ));
         }
