@@ -26,7 +26,7 @@ impl Adapter {
     }
 }
 
-/// What a process has besides a model: its code, its threads, a tokenizer, rows.
+/// Memory of a process besides a model: its code, its threads, a tokenizer, rows.
 const PROCESS: u64 = 48 << 20;
 
 /// Bytes that a process needs with a model of this plan: while a tensor is read or written it is there twice more, in
@@ -86,7 +86,7 @@ pub fn planned(
 /// Where the weights of a base are: in its files, or packed.
 ///
 /// # Errors
-/// Where the base's files are packed in another way than is asked for.
+/// If the base's files are packed in another way than requested.
 pub fn base(arch: &Architecture, wanted: Option<Packing>) -> suasion_train::Result<Base> {
     let (Some(stored), Some(wanted)) = (arch.packed, wanted) else {
         return Ok(arch.packed.or(wanted).map_or(Base::Mapped, Base::Packed));
@@ -184,7 +184,7 @@ impl<'a> Start<'a> {
         Start { trainable, ..self }
     }
 
-    /// The same with the settings of a run, which say how the base of an adapter is packed.
+    /// The same with the settings of a run, which determine how the base of an adapter is packed.
     pub fn with_settings(self, settings: Settings) -> Start<'a> {
         Start { settings, ..self }
     }
@@ -230,7 +230,7 @@ impl<'a> Start<'a> {
     /// A model with these weights; the same at every call. The base of an adapter stays in its files.
     ///
     /// # Errors
-    /// Where the model does not fit into the machine's memory, or its weights cannot be read.
+    /// If the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
         let [ranks, local] = self.ranks;
