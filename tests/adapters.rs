@@ -365,11 +365,9 @@ fn the_first_pattern_that_matches_gives_the_rank() {
             .set(&settings)
             .set(&[&format!("lora_rank_pattern={pattern}"), "overwrite_output_dir=true"])
             .ok();
-        let bytes = dir.read("out/adapter_model.safetensors");
-        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let header = suasion_test_support::tensors(&dir.path("out/adapter_model.safetensors"));
         ["0.self_attn.q_proj", "1.self_attn.q_proj", "1.self_attn.v_proj"].map(|module| {
-            header[format!("base_model.model.model.layers.{module}.lora_A.weight")]["shape"][0]
+            header[&format!("base_model.model.model.layers.{module}.lora_A.weight")]["shape"][0]
                 .as_u64()
                 .unwrap()
         })

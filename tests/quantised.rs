@@ -31,6 +31,16 @@ fn a_base_in_few_bits_under_an_adapter() {
         near(with(&[]), want["base_loss"].as_f64().unwrap(), "the base alone");
         let plain = loss(&dir, &["--adapter", adapter], Some(&base));
         assert!((plain - theirs).abs() > 1e-4, "{kind}: nothing was packed");
+        // `diagnose` measures both models over the packed base.
+        let of_eval = |args: &[&str]| {
+            let eval = dir.suasion(&["eval", "-D", "rows.jsonl", "--json", "--quiet", "-M"]).arg(&base);
+            eval.args(args).args(keys).ok().json()["sections"]["response"]["loss"].as_f64().unwrap()
+        };
+        let diagnose = ["diagnose", "-D", "rows.jsonl", "--tuned", adapter, "--json", "--quiet", "--base"];
+        let diagnosed = dir.suasion(&diagnose).arg(&base).args(keys).ok().json();
+        let response = &diagnosed["sections"]["response"];
+        near(response["base"].as_f64().unwrap(), of_eval(&[]), "the base of a diagnosis");
+        near(response["tuned"].as_f64().unwrap(), of_eval(&["--adapter", adapter]), "the adapter of one");
 
         let train = |args: &[&str]| {
             let train = dir.suasion(&["train", "-D", "rows.jsonl", "--adapter", adapter, "-M"]).arg(&base);
@@ -151,8 +161,10 @@ fn keys_that_cannot_be_honoured_are_refused_by_name() {
     train.run().code(3).says("layers.0.mlp.down_proj, which is in 4 bits and cannot be trained whole");
 
     let mut config = dir.json("model/config.json");
-    config["quantization_config"] = json!({"quant_method": "gptq", "bits": 4});
-    dir.write("model/config.json", config.to_string());
-    let train = dir.train("rows.jsonl").set(&["max_steps=1", "output_dir=out"]).set(&peft);
-    train.run().code(3).says("gptq").says("load_in_4bit=true");
+    for method in ["gptq", "awq"] {
+        config["quantization_config"] = json!({"quant_method": method, "bits": 4});
+        dir.write("model/config.json", config.to_string());
+        let train = dir.train("rows.jsonl").set(&["max_steps=1", "output_dir=out"]).set(&peft);
+        train.run().code(3).says(method).says("load_in_4bit=true");
+    }
 }

@@ -43,7 +43,7 @@ fn a_configuration_of_a_schedule_and_of_shares_runs() {
     };
     refused("lr_scheduler_kwargs={power: 2}", "unknown field `power`");
     refused("lr_scheduler_type=warmup_stable_decay", "lr_scheduler_kwargs");
-    refused("metric_for_best_model=bleu", "metric_for_best_model: bleu is no metric");
+    refused("metric_for_best_model=bleu", "metric_for_best_model: bleu is not a metric");
     refused("save_steps=1.5", "save_steps");
     refused("report_to=tensorbord", "report_to");
     refused("save_strategy=no", "load_best_model_at_end");
@@ -68,15 +68,7 @@ fn a_model_from_random_weights_has_the_dtype_of_config_json() {
             .set(&["init=random", "max_steps=1", "save_steps=1", &out])
             .arg("--quiet")
             .ok();
-        let types = |file: &str| {
-            let bytes = dir.read(&format!("{stored}/{file}"));
-            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-            let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-            let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
-            let mut types: Vec<String> = tensors.map(|(_, t)| t["dtype"].as_str().unwrap().into()).collect();
-            types.dedup();
-            types
-        };
+        let types = |file: &str| suasion_test_support::tensor_types(&dir.path(&format!("{stored}/{file}")));
         assert_eq!(types("model.safetensors"), [stored]);
         assert_eq!(types("checkpoint-1/model.safetensors"), ["F32"]);
         if let Some(name) = name {

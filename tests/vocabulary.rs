@@ -30,11 +30,8 @@ fn folder() -> Dir {
 
 /// The shape of the embedding in a file.
 fn table(dir: &Dir, file: &str) -> [u64; 2] {
-    let bytes = dir.read(file);
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-    let (_, tensor) =
-        header.as_object().unwrap().iter().find(|(name, _)| name.contains("embed_tokens")).unwrap();
+    let tensors = suasion_test_support::tensors(&dir.path(file));
+    let (_, tensor) = tensors.iter().find(|(name, _)| name.contains("embed_tokens")).unwrap();
     [0, 1].map(|i| tensor["shape"][i].as_u64().unwrap())
 }
 

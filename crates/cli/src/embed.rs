@@ -1,4 +1,4 @@
-//! What a program that has the command line inside (the Python package) uses of it besides [`crate::main_from`]: the
+//! What a program that embeds the command line (the Python package) uses besides [`crate::main_from`]: the
 //! same keys, model folders, rows and errors.
 
 use crate::config::{Config, Loaded, Paths};
@@ -91,8 +91,8 @@ pub fn configuration(path: &Path) -> Result<(), Problem> {
     loaded.config.settings().validate(true).map_err(|error| anyhow::Error::from(error).into())
 }
 
-/// The folder of a model, by its path or its hub id, without its weights. Nothing is printed, and the process goes on
-/// whatever its template does.
+/// The folder of a model, by its path or its hub id, without its weights. Nothing is printed, and the process survives
+/// whatever the template does.
 ///
 /// # Errors
 /// As the command line has them: no such folder, no model, a tokenizer that cannot be read.
@@ -100,7 +100,7 @@ pub fn model(name: &Path) -> Result<ModelFolder, Problem> {
     Ok(model::read(&model::resolve(name, false, &ui())?, &Changes::default())?)
 }
 
-/// What the manifest of prepared rows differs in from what is to use them, a clause for each.
+/// The differences between the manifest of prepared rows and their intended use, a clause for each.
 pub fn differences(manifest: &Manifest, folder: &ModelFolder, policy: &Policy) -> Vec<String> {
     loading::differences(manifest, folder, policy)
 }
@@ -126,7 +126,7 @@ pub fn rows(name: &Path, split: &str) -> Result<Files, Problem> {
     Ok(Files { name: found.name, files: found.files, manifest })
 }
 
-/// Warnings go to stderr, all else nowhere.
+/// Warnings go to stderr, everything else is dropped.
 fn ui() -> Ui {
     Ui::new(false, true, ColorChoice::Never)
 }

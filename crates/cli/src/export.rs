@@ -15,11 +15,11 @@ const PROMPTS: &str = "prompt_check.json";
 /// The first line of a Modelfile of ours.
 const SIGNATURE: &str = "# Written by suasion.";
 
-/// Writes what a server needs beside the model, or the adapter over `base`, that a run or a merge has left in `dir`; nothing
+/// Writes what a server needs beside the model, or the adapter over `base`, in the output folder `dir`; nothing
 /// without a tokenizer.
 ///
 /// # Errors
-/// Where a file cannot be written, or a stop token of the policy is unknown.
+/// If a file cannot be written, or a stop token of the policy is unknown.
 pub fn of_model(
     dir: &Path,
     folder: &ModelFolder,
@@ -33,10 +33,10 @@ pub fn of_model(
 }
 
 /// Writes both files into the folder of a finished model, or of an adapter over the model in `base`. A Modelfile that
-/// somebody else wrote stays.
+/// the user wrote is kept.
 ///
 /// # Errors
-/// Where a file cannot be written.
+/// If a file cannot be written.
 fn write(
     dir: &Path,
     tokenizer: &Tokenizer,
@@ -144,8 +144,8 @@ struct Parts {
 }
 
 impl Parts {
-    /// The parts, read off renderings of marked contents; `None` where these parts do not give what the template
-    /// renders.
+    /// The parts, derived from renderings of marked contents; `None` if the parts do not reproduce the template's
+    /// renderings.
     fn of(template: &ChatTemplate, options: &TemplateOptions) -> Option<Parts> {
         if template.writes_date() {
             return None;
@@ -276,7 +276,7 @@ mod tests {
         for source in [counted, "{{ messages[-1]['content'] }}"] {
             assert_eq!(parts(source), None, "{source}");
         }
-        // It happens to be text around fixed places: then it is one.
+        // Whatever renders as fixed text around contents is accepted.
         if let Some(found) = parts(inside) {
             let template = ChatTemplate::new(inside, None, None).unwrap();
             for turns in EXAMPLES {

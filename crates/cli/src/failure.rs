@@ -70,7 +70,7 @@ impl std::error::Error for Failure {}
 pub struct Failures(pub Vec<Failure>);
 
 impl Failures {
-    /// `Ok` where there are none; one alone is a [`Failure`].
+    /// `Ok` if there are none; one alone is a [`Failure`].
     pub fn none(mut failures: Vec<Failure>) -> anyhow::Result<()> {
         match failures.len() {
             0 => Ok(()),
@@ -92,7 +92,7 @@ impl std::error::Error for Failures {}
 /// The code of an error of files.
 const IO: &str = "E-IO";
 
-/// What goes with an error's message, whichever crate it comes from.
+/// What accompanies an error's message, whichever crate it comes from.
 pub struct Outcome {
     /// The code in `error[..]`.
     pub tag: &'static str,
@@ -137,7 +137,7 @@ impl Outcome {
     }
 }
 
-/// The path that an error says does not exist.
+/// The path that does not exist, according to an error.
 fn missing_path(error: &anyhow::Error) -> Option<&Path> {
     let (path, source) = error.chain().find_map(|cause| {
         if let Some(suasion_data::Error::Io { path, source, .. }) = cause.downcast_ref() {
@@ -153,7 +153,7 @@ fn missing_path(error: &anyhow::Error) -> Option<&Path> {
     (source.kind() == io::ErrorKind::NotFound).then_some(path.as_path())
 }
 
-/// Help for an error that brings none of its own.
+/// Help for an error without its own.
 fn general_help(tag: &str, io: Option<io::ErrorKind>) -> Option<&'static str> {
     use io::ErrorKind::*;
     match (tag, io) {

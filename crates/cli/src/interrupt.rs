@@ -8,10 +8,10 @@ pub const INTERRUPTED: u8 = 130;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// True where another process prints what the first Ctrl-C does.
+/// True if another process prints the message of the first Ctrl-C.
 static SILENT: AtomicBool = AtomicBool::new(false);
 
-/// True while the process waits for a person, with nothing to stop.
+/// True while the process waits for user input, with nothing to stop.
 static IDLE: AtomicBool = AtomicBool::new(false);
 
 /// The cancellation flag that a run polls. From the first call on, Ctrl-C and SIGTERM (which cluster
@@ -34,7 +34,7 @@ pub fn flag() -> &'static AtomicBool {
     &STOP
 }
 
-/// Stops the run as Ctrl-C does; to do it again changes nothing.
+/// Stops the run as Ctrl-C does; repeated calls have no effect.
 pub fn stop() {
     STOP.store(true, Ordering::SeqCst);
 }
@@ -52,7 +52,7 @@ pub fn idle<T>(wait: impl FnOnce() -> T) -> T {
     result
 }
 
-/// True where Ctrl-C was pressed.
+/// True if Ctrl-C was pressed.
 pub fn raised() -> bool {
     STOP.load(Ordering::SeqCst)
 }

@@ -12,7 +12,7 @@ use crate::inputs::loading::{self, RowSet};
 use crate::inputs::opened::Opened;
 use crate::inputs::rows;
 use crate::inputs::vocabulary::Vocabulary;
-use crate::inputs::weights::{Adapter, Start, card_run, check_memory, planned};
+use crate::inputs::weights::{Adapter, Start, check_memory, planned};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::ranks::Team;
@@ -31,7 +31,7 @@ use suasion_engine::{ADAPTER_CONFIG, AdapterFolder, Architecture, MemoryPlan, Mo
 use suasion_files::Lock;
 use suasion_train::DataCard;
 use suasion_train::checkpoint::{self, SAVED_CONFIG};
-use suasion_train::compare::{CompareSettings, Comparison, Finished, compare_with};
+use suasion_train::compare::{CompareSettings, Comparison, Finished, compare};
 use suasion_train::{EVENTS, Identity, ModelFiles, OutputFile, Plan, Report, Resume, Run};
 
 /// How a run begins.
@@ -39,7 +39,7 @@ use suasion_train::{EVENTS, Identity, ModelFiles, OutputFile, Plan, Report, Resu
 pub struct Begin {
     /// Whether it continues another.
     pub resume: Resume,
-    /// Whether it goes on where that is no exact continuation.
+    /// Whether it continues even if not exactly.
     pub extend: bool,
     /// The lock of the output folder, where it is held already.
     pub lock: Option<Lock>,
@@ -54,7 +54,7 @@ pub struct Job {
     pub begin: Begin,
     /// The checkpoint that the run continues.
     pub checkpoint: Option<PathBuf>,
-    /// The same as it was read and verified.
+    /// The same, as read and verified.
     located: Option<checkpoint::Located>,
     /// The model, and the adapter that is trained.
     pub opened: Opened,
@@ -68,12 +68,14 @@ pub struct Job {
     device: Chosen,
     /// The card that it runs on; `None` for the CPU.
     on: Option<&'static Card>,
+    /// Bytes that it needs of the card.
+    on_card: Option<u64>,
     /// How full the packs are that the training rows were put into.
     pub fill: Option<Fill>,
     pub plan: Plan,
     pub identity: Identity,
     pub card: DataCard,
-    /// The ids that the training rows teach to stop at.
+    /// The stop ids that the training rows train.
     pub stops: Vec<u32>,
     /// Files that are read: rows, and one of the model.
     read: Vec<PathBuf>,
@@ -82,7 +84,7 @@ pub struct Job {
 impl Job {
     /// Reads everything but the weights, and plans the run.
     pub fn new(mut config: Config, begin: Begin, ui: &Ui) -> anyhow::Result<Job> {
-        // A checkpoint holds every file of its model: the base may be gone.
+        // A checkpoint holds every file of its model: the base may have been deleted.
         let located = checkpoint::locate(&begin.resume, &config.output_dir)?;
         let checkpoint = located.as_ref().map(|located| located.dir.clone());
         config.data.template_date = config.data.template_date.or_else(|| begun_on(checkpoint.as_deref()));
@@ -104,11 +106,11 @@ impl Job {
         }
         let allowed = &config.allow_findings.0;
         let mut train_rows = loading::load(ui, &data, &folder, &policy, Mode::Train, allowed)?;
-        // Where no row is left, the plan says so.
+        // If no row is left, the plan reports it.
         if !train_rows.samples.is_empty() {
             loading::check_findings(&train_rows, allowed)?;
         }
-        // What is saved with the run and read by a resume, which may be on another day.
+        // Saved with the run and read by a resume, which may be on another day.
         config.data.template_date = train_rows.summary.pinned(&policy).template_date;
         let policy = config.policy();
         let mut eval_rows = match &eval_data {
@@ -144,7 +146,7 @@ impl Job {
             data_fingerprint: fingerprint(&train_rows, &config, folder.tokenizer.as_deref()),
             masking_version: MASKING_VERSION,
         };
-        Ok(Job {
+        let mut job = Job {
             config,
             settings,
             begin,
@@ -159,13 +161,16 @@ impl Job {
             eval,
             device,
             on,
+            on_card: None,
             fill,
             plan,
             identity,
             card,
             stops,
             read,
-        })
+        };
+        job.on_card = job.start(ui).card_memory(job.plan.budget)?;
+        Ok(job)
     }
 
     /// Refuses an output_dir in which a new run would replace what it reads.
@@ -198,13 +203,6 @@ impl Job {
         }
     }
 
-    /// Bytes that the run needs of a card, by what is trained.
-    fn memory_on_card(&self) -> suasion_train::Result<u64> {
-        let (trainable, ranks) = (self.opened.trainable(), self.begin.team.ranks);
-        let run = card_run(&self.arch, &trainable, &self.opened.base, &self.settings, ranks, self.device)?;
-        Ok(run.needed(&self.arch, self.plan.budget)?.saturating_add(self.device.overhead()))
-    }
-
     /// The weights that the run starts from.
     pub fn start<'a>(&'a self, ui: &'a Ui) -> Start<'a> {
         self.opened
@@ -233,25 +231,15 @@ impl Job {
     pub fn train(&mut self, ui: &Ui) -> anyhow::Result<Report> {
         let (stop, team) = (interrupt::flag(), self.begin.team.clone());
         let mut model = match &self.checkpoint {
-            // An adapter's base is not in the checkpoint.
-            Some(_) if self.opened.adapter.is_some() => self.start(ui).build(self.plan.budget)?,
-            None => self.start(ui).build(self.plan.budget)?,
-            // The checkpoint's weights will replace these, so none are read.
-            Some(_) => {
+            // The checkpoint's weights will replace these, so none are read. An adapter's base is not in it.
+            Some(_) if self.opened.adapter.is_none() => {
                 let (trainable, budget) = (self.opened.trainable(), self.plan.budget);
                 let team = &self.begin.team;
                 let plan = planned(&self.arch, budget, &trainable, &self.settings, team.ranks)?;
-                let run = card_run(
-                    &self.arch,
-                    &trainable,
-                    &self.opened.base,
-                    &self.settings,
-                    team.ranks,
-                    self.device,
-                )?;
-                check_memory(&self.arch, &plan, &run, budget, self.device, team.local, ui)?;
+                check_memory(&self.arch, &plan, self.on_card, self.device, team.local, ui)?;
                 Model::with_trainable(self.arch.clone(), self.device.open(ui)?, budget, &trainable)?
             }
+            _ => self.start(ui).needing(self.on_card).build(self.plan.budget)?,
         };
         let files = self.files()?;
         let saved = self.config.anywhere().to_yaml();
@@ -286,7 +274,7 @@ impl Job {
             && !report.diverged.is_some_and(|divergence| divergence.stopped)
             && let Err(error) = self.export()
         {
-            // The model is there, and needs none of it.
+            // The model is complete without it.
             ui.warn(error);
         }
         Ok(report)
@@ -315,7 +303,7 @@ impl Job {
         self.compared(self.opened.start(ui, &config), &settings, None, ui)
     }
 
-    /// As [`Job::compare`], where [`Job::train`] has trained the model of the responses.
+    /// As [`Job::compare`], reusing the model of the responses that [`Job::train`] has trained.
     pub fn compare_with(&self, trained: Option<&Report>, ui: &Ui) -> anyhow::Result<Comparison> {
         self.compared(self.start(ui), &self.settings, trained, ui)
     }
@@ -347,15 +335,15 @@ impl Job {
         });
         let (train, eval) = (&self.train, &self.eval);
         let mut progress = Progress::new(ui);
-        Ok(compare_with(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
+        Ok(compare(&mut make, finished, train, eval, &settings, &mut progress, interrupt::flag())?)
     }
 }
 
-/// The model that a run trains, with its adapter. A checkpoint holds every file of its model, so that the base may be
-/// gone; under an adapter the base is needed.
+/// The model that a run trains, with its adapter. A checkpoint holds every file of its model, so the base may have been
+/// deleted; under an adapter the base is needed.
 fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<Opened> {
     let Some(checkpoint) = checkpoint else { return Opened::of(config, ui)?.for_training(config) };
-    // A checkpoint has what was added; the base of an adapter has not.
+    // A checkpoint has the added tokens; the base of an adapter does not.
     let vocabulary = Vocabulary::of(config, ui)?;
     if !AdapterFolder::is_one(checkpoint) {
         return Opened::named(Some(checkpoint), None, config.init, &vocabulary, ui)?.choosing(config);
@@ -379,7 +367,7 @@ fn open(config: &Config, checkpoint: Option<&Path>, ui: &Ui) -> anyhow::Result<O
     opened.choosing(config)
 }
 
-/// The day that the chat template of a run has written into its rows: with that of its resume they would be other rows.
+/// The day that the chat template of a run has written into its rows; the day of a resume would give other rows.
 fn begun_on(checkpoint: Option<&Path>) -> Option<String> {
     let saved = checkpoint?.parent()?.join(SAVED_CONFIG);
     Loaded::over(

@@ -192,7 +192,7 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Completions(args) => completions::run(args, &ui),
         Command::Man(args) => man::run(args, &ui),
     }));
-    // What has panicked has said so.
+    // The panic has been printed.
     let Ok(result) = result else { return ui.report(&failure::panicked().into()) as u8 };
     match result {
         // An interrupted run ends without an error and has not finished.
@@ -208,14 +208,14 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-/// True where the stop flag is the reason. An error on the way to a stop (a full disk) is reported like any
+/// True if the stop flag is the reason. An error on the way to a stop (a full disk) is reported like any
 /// other.
 fn is_interruption(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(suasion_train::Error::Interrupted))
         || matches!(error.downcast_ref(), Some(suasion_data::Error::Interrupted { .. }))
 }
 
-/// A flag that clap does not know because only other commands use the key.
+/// A flag that clap does not accept because only other commands use the key.
 fn key_of_another_command(error: &clap::Error) -> Option<failure::Failure> {
     use clap::error::{ContextKind, ContextValue};
     let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return None };

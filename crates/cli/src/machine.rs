@@ -1,4 +1,4 @@
-//! What this machine has, instruction sets and memory, and the threads that use it.
+//! The instruction sets, memory and threads of this machine.
 
 use crate::failure::Failure;
 use crate::ui::Ui;
@@ -58,7 +58,7 @@ fn limits() -> impl Iterator<Item = u64> {
     group.chain(space)
 }
 
-/// This machine in a few words: system, processor, cores, memory.
+/// A short description of this machine: system, processor, cores, memory.
 pub fn sentence() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -74,7 +74,7 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// Starts the pool that all work runs on, with `usual` threads where nothing else is said, and at most one per core: more
+/// Starts the pool that all work runs on, with `usual` threads by default, and at most one per core: more
 /// are slower, and results are the same for any number.
 ///
 /// # Errors
@@ -91,7 +91,7 @@ pub fn start_threads(flag: Option<NonZeroUsize>, usual: usize, ui: &Ui) -> Resul
             usual
         }
     };
-    // Without a reason from the system it fails only where a pool exists.
+    // It also fails, without a reason from the system, if the pool already exists.
     let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     match started.as_ref().err().and_then(std::error::Error::source) {
         None => Ok(()),
@@ -103,7 +103,7 @@ pub fn start_threads(flag: Option<NonZeroUsize>, usual: usize, ui: &Ui) -> Resul
     }
 }
 
-/// The number of threads, with a note where it is not the one that was given; the error is a value that is not
+/// The number of threads, with a note if it differs from the one given; the error is for a value that is not
 /// a number.
 fn threads(
     flag: Option<NonZeroUsize>,
@@ -137,7 +137,7 @@ mod tests {
         let of = |flag, variable, cores| threads(NonZeroUsize::new(flag), variable, cores, cores);
         assert_eq!(of(0, None, 4), Ok((4, None)));
         assert_eq!(of(3, Some("64"), 4), Ok((3, None)));
-        // A rank's share of them, where nothing is said.
+        // By default a rank's share of them.
         assert_eq!(threads(None, None, 2, 4), Ok((2, None)));
         assert_eq!(of(0, Some("4"), 4), Ok((4, None)));
         assert_eq!(of(0, Some("0"), 4), Ok((4, None)));

@@ -23,7 +23,7 @@ fn expanded_in(path: PathBuf, home: Option<PathBuf>) -> PathBuf {
     }
 }
 
-/// What a path that does not exist was probably meant to be: the name beside it that is most like it, whatever its
+/// What a path that does not exist was probably meant to be: the most similar name in its folder, whatever its
 /// extension.
 pub fn near(path: &Path) -> Option<PathBuf> {
     let stem = |name: &str| name.split('.').next().unwrap_or(name).to_lowercase();
@@ -38,7 +38,7 @@ pub fn near(path: &Path) -> Option<PathBuf> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .map(|other| (likeness(&other), other))
         .max_by(|(a, _), (b, _)| (a.0 + a.1).total_cmp(&(b.0 + b.1)))?;
-    // Below, it is another name: `test.jsonl` is not `rows.jsonl`.
+    // Below this similarity it is a different name: `test.jsonl` is not `rows.jsonl`.
     (best.0.0 >= 0.7).then(|| folder.unwrap_or(Path::new("")).join(best.1))
 }
 

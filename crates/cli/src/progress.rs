@@ -48,7 +48,7 @@ impl<'a> Progress<'a> {
         Progress { ui, prefix, last: None, live_line: false, smooth: None, curve, every: 1 }
     }
 
-    /// A line that stays.
+    /// A line that is not overwritten.
     fn line(&mut self, text: &str) {
         self.clear();
         self.ui.log(format_args!("{}{text}", self.prefix));

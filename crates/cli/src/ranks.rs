@@ -7,28 +7,29 @@ use crate::ui::Ui;
 use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
+use suasion_data::start_thread;
 use suasion_engine::{Collective, SingleRank};
 use suasion_train::checkpoint;
 use suasion_train::error::after_loss;
 use suasion_train::ranks::place::Numbered;
 use suasion_train::ranks::{Mesh, Patience, Place};
 
-/// Says that `suasion train --ranks` has started this process, and holds its stdin open.
+/// Set if `suasion train --ranks` has started this process and holds its stdin open.
 pub const LAUNCHED: &str = "SUASION_LAUNCHED";
 
 /// Seconds to wait for all ranks at the start.
 const TIMEOUT: &str = "SUASION_RANK_TIMEOUT";
 
-/// How long after the loss of a rank this one may take to end by itself.
+/// How long after the loss of a rank this one may take to end on its own.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What a process is to a run.
+/// The role of a process in a run.
 pub enum Role {
-    /// All of it.
+    /// The only process.
     Alone,
-    /// It starts so many processes on this machine.
+    /// It starts this many processes on this machine.
     Launcher(NonZeroUsize),
     /// One of several.
     Rank(Place),
@@ -38,7 +39,7 @@ impl Role {
     /// The role that `--ranks` and the environment give this process.
     ///
     /// # Errors
-    /// Where they contradict each other.
+    /// If they contradict each other.
     pub fn of(ranks: Option<NonZeroUsize>, demo: bool) -> anyhow::Result<Role> {
         let variable = |name: &str| std::env::var(name).ok();
         let place = Place::of(&variable)?;
@@ -63,7 +64,7 @@ impl Role {
         }
     }
 
-    /// The threads of this process where nothing else says it: its share of the machine's.
+    /// The default number of threads of this process: its share of the machine's.
     pub fn threads(&self) -> usize {
         let cores = machine::cores();
         match self {
@@ -82,7 +83,7 @@ impl Role {
     }
 }
 
-/// The ranks of a run, as one of them sees them.
+/// The ranks of a run, from the view of one of them.
 #[derive(Clone)]
 pub struct Team {
     /// How many there are.
@@ -91,7 +92,7 @@ pub struct Team {
     pub local: usize,
     /// The number of this one among those on this machine, where that is known.
     pub local_rank: Option<usize>,
-    /// A launcher of another kind has started them, which may have given each a card.
+    /// Another kind of launcher has started them and may have assigned each a card.
     pub may_have_card: bool,
     mesh: Option<Arc<Mesh>>,
     /// The output folder, for the message that names the newest checkpoint.
@@ -112,7 +113,7 @@ impl Default for Team {
 }
 
 impl Team {
-    /// The ranks of a role that are only planned: nobody is waited for.
+    /// The ranks of a role that is only planned: no other rank is waited for.
     pub fn planned(role: &Role) -> Team {
         match role {
             Role::Alone => Team::default(),
@@ -132,32 +133,33 @@ impl Team {
     /// Meets the other ranks.
     ///
     /// # Errors
-    /// Where they do not come, or are others.
+    /// If they do not connect, or belong to another run.
     pub fn meet(place: &Place, ui: &Ui) -> anyhow::Result<Team> {
         if std::env::var_os(LAUNCHED).is_some() {
-            end_with_launcher();
+            end_with_launcher()?;
         }
         let mut patience = Patience::default();
         if let Ok(text) = std::env::var(TIMEOUT) {
             let Some(seconds) = text.trim().parse().ok().filter(|seconds| *seconds > 0) else {
-                let message = format!("{TIMEOUT}: {text} is no number of seconds");
+                let message = format!("{TIMEOUT}: {text} is not a number of seconds");
                 return Err(Failure::usage(message, "give a whole number: SUASION_RANK_TIMEOUT=600").into());
             };
             patience.start = Duration::from_secs(seconds);
         }
         let output: Arc<Mutex<Option<PathBuf>>> = Arc::default();
-        let (of_hook, ui) = (Arc::clone(&output), ui.clone());
-        let on_loss = move |message: &str| {
-            let (message, output, ui) = (message.to_string(), Arc::clone(&of_hook), ui.clone());
-            // The main thread may be in a step of minutes. Files are complete or temporary at any time.
-            std::thread::spawn(move || {
-                std::thread::sleep(GRACE);
-                let newest = output.lock().ok().and_then(|dir| checkpoint::newest(dir.as_deref()?));
-                let help = after_loss(newest.as_deref());
-                let exit = ui.report(&Failure::run_time("E-RANK", message, help).into());
-                std::process::exit(exit as i32);
-            });
-        };
+        let (of_thread, ui) = (Arc::clone(&output), ui.clone());
+        // Started now: when a rank is lost, the system may refuse a thread.
+        let (lost, losses) = mpsc::channel::<String>();
+        start_thread(move || {
+            let Ok(message) = losses.recv() else { return };
+            // The main thread may be in a step of minutes. Files are always either complete or temporary.
+            std::thread::sleep(GRACE);
+            let newest = of_thread.lock().ok().and_then(|dir| checkpoint::newest(dir.as_deref()?));
+            let help = after_loss(newest.as_deref());
+            let exit = ui.report(&Failure::run_time("E-RANK", message, help).into());
+            std::process::exit(exit as i32);
+        })?;
+        let on_loss = move |message: &str| drop(lost.send(message.to_string()));
         let mesh = Mesh::connect(place, patience, interrupt::flag(), Box::new(on_loss))?;
         Ok(Team { mesh: Some(Arc::new(mesh)), output, ..Team::at(place) })
     }
@@ -182,7 +184,7 @@ impl Team {
         }
     }
 
-    /// Leaves the other ranks: after its part is done, or with what has failed.
+    /// Leaves the other ranks: after its part is done, or with its error.
     pub fn leave(&self, result: &anyhow::Result<Exit>) {
         match (&self.mesh, result) {
             (None, _) => {}
@@ -193,14 +195,14 @@ impl Team {
     }
 }
 
-/// Where this process is one of several and `command` does not share its work, the first does it all. Of the ranks that torchrun
-/// starts, the others have nothing to do: what they say. Tasks of Slurm may have been given different work each.
+/// The note of a rank that does not run `command`, which does not share its work: only the first rank does. `None` if this process runs
+/// it. Slurm tasks may have different work each, so they are refused.
 ///
 /// # Errors
 /// For another task of Slurm than the first.
 pub fn leave_to_first(command: &str) -> anyhow::Result<Option<String>> {
     let variable = |name: &str| std::env::var(name).ok();
-    // What contradicts itself is an error of `train` only.
+    // Contradictory variables are an error of `train` only.
     let Ok(Some(Numbered { rank: rank @ 1.., ranks, slurm })) = Numbered::of(&variable) else {
         return Ok(None);
     };
@@ -219,11 +221,12 @@ pub fn leave_to_first(command: &str) -> anyhow::Result<Option<String>> {
     )))
 }
 
-/// Stops the run where its launcher closes this process's stdin: it was stopped, or is gone.
-fn end_with_launcher() {
-    std::thread::spawn(|| {
+/// Stops the run when its launcher closes this process's stdin: it was stopped, or has ended.
+fn end_with_launcher() -> std::io::Result<()> {
+    let wait = || {
         let mut rest = Vec::new();
         let _ = std::io::stdin().lock().read_to_end(&mut rest);
         interrupt::stop();
-    });
+    };
+    start_thread(wait).map(drop)
 }

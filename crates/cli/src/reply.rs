@@ -1,4 +1,4 @@
-//! Replies of a model, generated token by token, and the flags that say how.
+//! Replies of a model, generated token by token, and their flags.
 
 use crate::failure::Failure;
 use crate::interrupt;
@@ -13,7 +13,7 @@ use suasion_engine::{KvCache, Model};
 use suasion_train::Sampling;
 use suasion_train::generate::{Stopped, generate_after};
 
-/// How tokens are chosen. What no flag says is as `generation_config.json` has it.
+/// How tokens are chosen. Flags override `generation_config.json`.
 #[derive(clap::Args, Debug)]
 pub struct SamplingArgs {
     /// The longest reply, in tokens (256, or as generation_config.json has it)
@@ -145,7 +145,7 @@ pub struct Reply {
 /// Why a reply ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// As the library says.
+    /// The engine's reason.
     By(Stopped),
     /// By one of the texts that end replies.
     StopString,
@@ -183,7 +183,7 @@ pub struct Speech<'a> {
     /// With special tokens, for the texts that end replies; begins with the end of the prompt, as in transformers.
     raw: Option<(DecodeStream<'a>, String)>,
     stop_strings: &'a [String],
-    /// True once one of them has come.
+    /// True once one of them has occurred.
     ended: bool,
 }
 
@@ -199,7 +199,7 @@ impl<'a> Speech<'a> {
         Speech { stream, text: String::new(), raw, stop_strings, ended: false }
     }
 
-    /// Takes a token; the text that it completes.
+    /// Adds a token and returns the text that it completes.
     pub fn take(&mut self, id: u32) -> Option<String> {
         if let Some((stream, text)) = &mut self.raw
             && let Some(new) = stream.push(id)
@@ -217,7 +217,7 @@ impl<'a> Speech<'a> {
         new
     }
 
-    /// True once one of the texts that end replies has come.
+    /// True once one of the texts that end replies has occurred.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
@@ -243,7 +243,7 @@ impl<'a> Speech<'a> {
 /// prompt are in the cache.
 ///
 /// # Errors
-/// Where the model cannot continue the prompt, or `piece` fails.
+/// If the model cannot continue the prompt, or `piece` fails.
 pub fn reply(
     model: &mut Model,
     cache: &mut KvCache,

@@ -41,7 +41,7 @@ pub struct Ui {
 }
 
 impl Ui {
-    /// The flags, the environment and what the streams are.
+    /// From the flags, the environment and the kinds of the streams.
     pub fn new(json: bool, quiet: bool, choice: ColorChoice) -> Ui {
         let allowed = |terminal: bool| match choice {
             ColorChoice::Always => true,
@@ -99,13 +99,13 @@ impl Ui {
         let _ = io::stderr().write_all(format!("{label}{colon}{text}\n").as_bytes());
     }
 
-    /// Columns of the terminal that stderr is, but for the last, where some terminals wrap; 79 where it is none.
+    /// Columns of the terminal on stderr without the last, at which some terminals wrap; 79 if it is not a terminal.
     pub fn columns(&self) -> usize {
         let size = terminal_size::terminal_size_of(io::stderr());
         size.map_or(80, |(width, _)| usize::from(width.0)).max(20) - 1
     }
 
-    /// Logs a line about what stands on stdout above it, with an empty line between the two on a terminal.
+    /// Logs a line about the output above it on stdout, with an empty line between the two on a terminal.
     pub fn note(&self, line: impl Display) {
         let gap = if self.live { "\n" } else { "" };
         self.log(format_args!("{gap}{line}"));
@@ -194,7 +194,7 @@ impl Ui {
     fn print_error(&self, tag: &str, error: impl Display, help: Option<&str>) {
         let rank = self.rank.map(|rank| format!("[rank {rank}] ")).unwrap_or_default();
         self.say(&format!("{rank}error[{tag}]"), "1;31", 0, &error.to_string());
-        // The first rank says what to do, unless it is the one that is lost.
+        // The first rank prints the help, unless it is the one that is lost.
         if let Some(help) = help.filter(|_| self.rank.is_none() || tag == "E-RANK") {
             self.say("help", "1;36", 0, help);
         }
@@ -217,7 +217,7 @@ impl<W: Write> Write for Controls<W> {
             if !lead && byte != 0x7F && byte != 0xC2 {
                 continue;
             }
-            // What precedes this byte, without a lead byte that waits for it.
+            // The bytes before this one, without a pending lead byte.
             self.out.write_all(&bytes[plain..i])?;
             plain = i + 1;
             match (lead, byte) {
@@ -236,19 +236,19 @@ impl<W: Write> Write for Controls<W> {
     }
 }
 
-/// Prose in lines of at most `width` columns, broken at spaces; its own line ends stay. A word that is wider than
-/// a line stays whole, but for scripts that are written without spaces.
+/// Text in lines of at most `width` columns, broken at spaces; its own line ends are kept. A word that is wider than
+/// a line is kept whole, except in scripts written without spaces.
 pub fn wrap(text: &str, width: usize) -> String {
     wrap_after(0, 0, text, width)
 }
 
-/// As [`wrap`], where `first` columns of the first line are taken, and lines that are broken go on `indent`
+/// As [`wrap`], if `first` columns of the first line are taken, and continuation lines start `indent`
 /// columns in.
 fn wrap_after(first: usize, indent: usize, text: &str, width: usize) -> String {
     let wide = |text: &str| text.chars().any(|c| c.width() == Some(2));
     let line = |(number, line): (usize, &str)| {
         let taken = " ".repeat(if number == 0 { first } else { 0 });
-        // What a line starts with: an indentation of its own stays with its continuation.
+        // The indentation of a line is kept in its continuation.
         let own = line.len() - line.trim_start_matches(' ').len();
         let hang = " ".repeat(indent.max(own).min(width / 2));
         let options = textwrap::Options::new(width)

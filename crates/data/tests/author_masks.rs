@@ -3,24 +3,9 @@
 
 mod common;
 
-use common::{BOS, EOS, Scratch, byte_tokenizer, kept, outcomes, pipeline_of, with_template};
+use common::{BOS, CHATML, EOS, kept, run_chats};
 use serde_json::{Value, json};
-use std::sync::Arc;
-use suasion_data::template::ChatTemplate;
 use suasion_data::{IGNORE, Kept, Objective, Outcome, Policy, Supervise};
-
-const CHATML: &str = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<|end|>' + '\n' }}{% endfor %}\
-    {% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
-
-fn run(template: &str, rows: &[Value], policy: &Policy) -> Vec<Outcome> {
-    let template: Arc<ChatTemplate> =
-        ChatTemplate::new(template, Some("<|bos|>"), Some("<|end|>")).unwrap().into();
-    let scratch = Scratch::new();
-    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    let path = scratch.file("rows.jsonl", lines);
-    let policy = Policy { on_bad_row: suasion_data::OnBadRow::Skip, ..policy.clone() };
-    outcomes(&with_template(&pipeline_of(Some(&byte_tokenizer(false)), &policy), &template), &path).0
-}
 
 /// The learned text, `|` between runs and `*w` after a run of weight w.
 fn learned(kept: &Kept) -> String {
@@ -50,7 +35,7 @@ fn learned(kept: &Kept) -> String {
 
 /// What is learned of one conversation: its two answers say "one" and "two".
 fn of(template: &str, row: Value, policy: &Policy) -> String {
-    match &run(template, &[row], policy)[0] {
+    match &run_chats(template, &[row], policy)[0] {
         Outcome::Kept(kept) => learned(kept),
         Outcome::Dropped { .. } => "nothing".into(),
         Outcome::Failed { error, .. } => format!("{error}"),
@@ -312,7 +297,7 @@ fn tokens_are_learned_where_both_masks_say_so() {
     let row = json!({"input_ids": [1, 2, 3, 4, 5, 6], "completion_mask": [0, 0, 1, 1, 1, 1],
         "assistant_masks": [0, 1, 0, 1, 1, 0]});
     let labels = |row: &Value, policy: &Policy| {
-        kept(&run(CHATML, std::slice::from_ref(row), policy), 0).sample.labels.clone()
+        kept(&run_chats(CHATML, std::slice::from_ref(row), policy), 0).sample.labels.clone()
     };
     assert_eq!(labels(&row, &Policy::default()), [IGNORE, IGNORE, IGNORE, 4, 5, IGNORE]);
     // completion_only_loss=false: the completion's mask does not apply, the assistant's does.
@@ -324,7 +309,7 @@ fn tokens_are_learned_where_both_masks_say_so() {
     let given = json!({"input_ids": [1, 2, 3], "labels": [IGNORE, IGNORE, 3], "assistant_masks": [0, 1, 1]});
     assert_eq!(labels(&given, &Policy::default()), [IGNORE, IGNORE, 3]);
     let unknown = json!({"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1], "my_mask": [0, 0, 1]});
-    let all = run(
+    let all = run_chats(
         CHATML,
         &[
             unknown,

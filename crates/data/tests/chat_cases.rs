@@ -3,26 +3,11 @@
 
 mod common;
 
-use common::{BOS, EOS, Scratch, byte_tokenizer, codes, kept, outcomes, pipeline_of, with_template};
+use common::{BOS, CHATML, EOS, Scratch, byte_tokenizer, codes, kept, pipeline_of, run_chats, with_template};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use suasion_data::template::ChatTemplate;
 use suasion_data::{IGNORE, Kept, Origin, Outcome, Policy, Section, Supervise};
-
-const CHATML: &str = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<|end|>' + '\n' }}{% endfor %}\
-    {% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
-
-/// The outcomes of rows under a template whose stop token is `<|end|>`.
-fn run(template: &str, rows: &[Value], policy: &Policy) -> Vec<Outcome> {
-    let tokenizer = byte_tokenizer(false);
-    let template: Arc<ChatTemplate> =
-        ChatTemplate::new(template, Some("<|bos|>"), Some("<|end|>")).unwrap().into();
-    let scratch = Scratch::new();
-    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    let path = scratch.file("rows.jsonl", lines);
-    let policy = Policy { on_bad_row: suasion_data::OnBadRow::Skip, ..policy.clone() };
-    outcomes(&with_template(&pipeline_of(Some(&tokenizer), &policy), &template), &path).0
-}
 
 fn text(ids: &[u32]) -> String {
     let mut bytes = Vec::new();
@@ -57,12 +42,12 @@ fn chat(messages: Value) -> Value {
 
 /// What is learned of one conversation under ChatML, and what is found.
 fn chatml(messages: Value) -> (Vec<String>, Vec<String>) {
-    let all = run(CHATML, &[chat(messages)], &Policy::default());
+    let all = run_chats(CHATML, &[chat(messages)], &Policy::default());
     (learned(kept(&all, 0)), codes(&all[0]))
 }
 
 fn error(template: &str, row: Value) -> String {
-    match &run(template, &[row], &Policy::default())[0] {
+    match &run_chats(template, &[row], &Policy::default())[0] {
         Outcome::Failed { error, .. } => error.to_string(),
         other => panic!("{other:?}"),
     }
@@ -84,7 +69,7 @@ fn an_assistant_that_repeats_the_user_word_for_word() {
     let words = "the same words, both times";
     let turns = json!([{"role": "user", "content": words}, {"role": "assistant", "content": words},
         {"role": "user", "content": words}, {"role": "assistant", "content": words}]);
-    let all = run(CHATML, &[chat(turns)], &Policy::default());
+    let all = run_chats(CHATML, &[chat(turns)], &Policy::default());
     let kept = kept(&all, 0);
     assert_eq!(learned(kept), [format!("{words}<|end|>"), format!("{words}<|end|>")]);
     let header = "[user]the same words, both times<|end|>\n[assistant]".len() - "<|end|>".len() + 1;
@@ -111,7 +96,7 @@ fn a_span_at_token_zero() {
     let bare = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}";
     let row = chat(json!([{"role": "assistant", "content": "one"}, {"role": "user", "content": "two"},
         {"role": "assistant", "content": "three"}]));
-    let all = run(bare, &[row], &Policy::default());
+    let all = run_chats(bare, &[row], &Policy::default());
     let kept = kept(&all, 0);
     assert_eq!(kept.sample.origins[0], Origin::Response { turn: 0 });
     assert_eq!(learned(kept), ["one<|end|>", "three<|end|>"]);
@@ -125,7 +110,7 @@ fn tool_and_system_turns_between_answers() {
         {"role": "assistant", "content": "A"}, {"role": "tool", "content": "T"},
         {"role": "assistant", "content": "B"}, {"role": "system", "content": "S2"},
         {"role": "user", "content": "V"}, {"role": "assistant", "content": "C"}]));
-    let all = run(CHATML, &[row], &Policy::default());
+    let all = run_chats(CHATML, &[row], &Policy::default());
     assert_eq!(learned(kept(&all, 0)), ["A<|end|>", "B<|end|>", "C<|end|>"]);
     let sections: Vec<Section> = kept(&all, 0)
         .sample
@@ -160,7 +145,7 @@ fn the_stop_token_of_the_next_message_is_the_answers_own() {
     // As GLM's: what ends a turn is the header of the next one.
     let glm = "{% for m in messages %}{% if m.role == 'assistant' %}<a>{{ m.content }}{% else %}<|end|>{{ m.role }}:\
         {{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}";
-    let row = |messages| run(glm, &[chat(messages)], &Policy::default());
+    let row = |messages| run_chats(glm, &[chat(messages)], &Policy::default());
     let all = row(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
         {"role": "tool", "content": "t"}, {"role": "assistant", "content": "b"},
         {"role": "user", "content": "thanks"}]));
@@ -176,7 +161,7 @@ fn the_stop_token_of_the_next_message_is_the_answers_own() {
     let row =
         chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": true},
         {"role": "user", "content": "r"}, {"role": "assistant", "content": "b", "train": false}]));
-    let all = run(glm, &[row], &policy);
+    let all = run_chats(glm, &[row], &policy);
     assert_eq!(learned(kept(&all, 0)), ["a<|end|>"]);
     assert_eq!(codes(&all[0]), [""; 0]);
 }
@@ -204,7 +189,7 @@ fn calls_in_all_their_spellings() {
             json!({"role": "assistant", "content": "", "function_call": {"name": "get", "arguments": arguments}}),
         ),
     ];
-    let all = run(TOOLS, &rows, &Policy::default());
+    let all = run_chats(TOOLS, &rows, &Policy::default());
     for (i, outcome) in all.iter().enumerate() {
         let call = "<call>get {\"city\": \"Paris \\\"P\\\"\", \"days\": [1, 2]}</call><|end|>";
         assert_eq!(learned(kept(&all, i)), [call, "Rain.<|end|>"], "{i}");
@@ -213,7 +198,7 @@ fn calls_in_all_their_spellings() {
     // A column that another row fills is null here.
     let none = chat(json!([{"role": "user", "content": "q", "tool_calls": null, "name": null},
         {"role": "assistant", "content": "a", "tool_calls": null, "reasoning_content": null}]));
-    let all = run(TOOLS, &[none], &Policy::default());
+    let all = run_chats(TOOLS, &[none], &Policy::default());
     assert_eq!(learned(kept(&all, 0)), ["a<|end|>"]);
 }
 
@@ -238,13 +223,13 @@ fn weights_of_messages() {
         turns([false.into(), true.into()]),
         turns([true.into(), true.into()]),
     ];
-    let all = run(CHATML, &rows, &policy);
+    let all = run_chats(CHATML, &rows, &policy);
     // One shape but for the weights: they are not mixed up.
     let got: Vec<_> = (0..3).map(|i| learned(kept(&all, i))).collect();
     assert_eq!(got, [vec!["a<|end|>"], vec!["b<|end|>"], vec!["a<|end|>", "b<|end|>"]]);
     let half =
         chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5}]));
-    let all = run(CHATML, &[half], &Policy::default());
+    let all = run_chats(CHATML, &[half], &Policy::default());
     let kept = kept(&all, 0);
     let weights: Vec<f32> = kept.sample.weights.clone().unwrap().into_iter().filter(|w| *w > 0.0).collect();
     assert_eq!(weights, [0.5, 0.5]);
@@ -271,7 +256,7 @@ fn thoughts_that_the_template_drops_writes_or_opens() {
         turns("<think>first</think>a", answer("<think>hm</think>b")),
         turns("a", thought),
     ];
-    let all = run(THINKS, &rows, &Policy::default());
+    let all = run_chats(THINKS, &rows, &Policy::default());
     // What the template writes after the generation prompt the model has to write, too.
     assert_eq!(learned(kept(&all, 0)), ["a<|end|>", "<think></think>b<|end|>"]);
     assert_eq!(learned(kept(&all, 1)), ["a<|end|>", "<think>hm</think>b<|end|>"]);
@@ -297,7 +282,7 @@ fn a_prompt_that_opens_a_thought_which_the_history_does_not_have() {
     ] {
         let row = chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "one"},
             {"role": "user", "content": "r"}, {"role": "assistant", "content": said}]));
-        let all = run(opens, &[row], &Policy::default());
+        let all = run_chats(opens, &[row], &Policy::default());
         assert_eq!(learned(kept(&all, 0)), ["one<|end|>".to_string(), format!("{learns}<|end|>")]);
         assert_eq!(codes(&all[0]), [found]);
         let alone = chat(
@@ -305,7 +290,7 @@ fn a_prompt_that_opens_a_thought_which_the_history_does_not_have() {
         );
         let given = said.starts_with("<think>\n");
         assert_eq!(
-            codes(&run(opens, &[alone], &Policy::default())[0]),
+            codes(&run_chats(opens, &[alone], &Policy::default())[0]),
             if given { vec![] } else { vec![found] }
         );
     }
@@ -321,7 +306,7 @@ fn white_space_of_the_header_is_not_the_answers() {
         )
         .replace(" .", ".");
         let row = chat(json!([{"role": "user", "content": "\nq"}, {"role": "assistant", "content": "\na"}]));
-        let all = run(&template, &[row], &Policy::default());
+        let all = run_chats(&template, &[row], &Policy::default());
         assert_eq!(learned(kept(&all, 0)), ["a<|end|>"], "{trim}");
         assert_eq!(codes(&all[0]), ["C001:w"], "{trim}");
     }
@@ -344,7 +329,7 @@ fn templates_that_refuse_say_why() {
     assert!(message.contains("System role not supported"), "{message}");
     // The same rows in between do not change what becomes of the others.
     let good = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
-    let all = run(
+    let all = run_chats(
         no_system,
         &[
             chat(good.clone()),
@@ -380,7 +365,7 @@ fn generation_blocks_wherever_they_stand() {
              {block}{{% else %}}{{{{ m.content }}}}{{% endif %}}{{% endfor %}}{{% endfor %}}"
         );
         for template in [macros, nested] {
-            let all = run(&template, &rows, &Policy::default());
+            let all = run_chats(&template, &rows, &Policy::default());
             assert_eq!(learned(kept(&all, 0)), ["a<|end|>", " b\n<|end|>"], "{template}");
             assert_eq!(codes(&all[0]), [""; 0], "{template}");
         }
@@ -388,7 +373,7 @@ fn generation_blocks_wherever_they_stand() {
     // What the author marks beyond the stop token is learned and told, once.
     let wide = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>\
         {{ '\n' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
-    let all = run(
+    let all = run_chats(
         wide,
         &[chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]))],
         &Policy::default(),
@@ -407,12 +392,12 @@ fn a_block_of_its_own_for_the_last_eos_is_the_last_answers() {
             {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]))
     };
     let last = Policy { supervise: Supervise::Last, ..Policy::default() };
-    let all = run(template, &[row("a")], &last);
+    let all = run_chats(template, &[row("a")], &last);
     assert_eq!(learned(kept(&all, 0)), ["b;<|end|>"]);
     // Whose the block of an empty answer is, nothing says; where all weigh the same nobody need know.
-    let all = run(template, &[row("")], &Policy::default());
+    let all = run_chats(template, &[row("")], &Policy::default());
     assert_eq!(learned(kept(&all, 0)), [";", "b;<|end|>"]);
-    let all = run(template, &[row("")], &last);
+    let all = run_chats(template, &[row("")], &last);
     assert_eq!(learned(kept(&all, 0)), ["b;<|end|>"]);
     let weighed =
         chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5},
@@ -429,8 +414,11 @@ fn a_row_sets_variables_and_nothing_else() {
         json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
             "chat_template_kwargs": kwargs})
     };
-    let all =
-        run(template, &[row(json!({"persona": "P", "documents": [{"text": "D"}]}))], &Policy::default());
+    let all = run_chats(
+        template,
+        &[row(json!({"persona": "P", "documents": [{"text": "D"}]}))],
+        &Policy::default(),
+    );
     assert_eq!(text(&kept(&all, 0).sample.input_ids), "PD[user]q<|end|>[assistant]a<|end|>");
     for name in ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"] {
         let mut kwargs = json!({"persona": "P"});
@@ -486,8 +474,8 @@ fn an_answer_that_is_taken_apart_is_an_error() {
 /// Two rows of one shape, of which the template treats the second in another way because of its words: the plain words
 /// come first, so that the shape is known when the others come.
 fn of_one_shape(template: &str, plain: Value, other: Value) -> Vec<Outcome> {
-    let all = run(template, &[plain.clone(), other.clone()], &Policy::default());
-    let alone = run(template, &[other], &Policy::default());
+    let all = run_chats(template, &[plain.clone(), other.clone()], &Policy::default());
+    let alone = run_chats(template, &[other], &Policy::default());
     let said = |outcome: &Outcome| match outcome {
         Outcome::Kept(kept) => Ok(learned(kept)),
         Outcome::Failed { error, .. } => Err(error.to_string().split_once("message").unwrap().1.to_string()),
@@ -563,7 +551,7 @@ fn a_stop_token_that_the_user_types_ends_no_answer() {
     }
     // Where the rendering up to the answer is a prefix of the whole, it ends there at the latest.
     let template = template.replace("{{ eos_token }}", "");
-    let all = run(&template, &[row("/b <|end|> c")], &Policy::default());
+    let all = run_chats(&template, &[row("/b <|end|> c")], &Policy::default());
     assert_eq!(learned(kept(&all, 0)), ["one\n", "two"]);
     assert!(codes(&all[0]).contains(&"M002:e".to_string()), "{:?}", codes(&all[0]));
 }
@@ -588,7 +576,7 @@ fn a_call_without_a_stop_token_is_learned_whole() {
         {"role": "user", "content": "Where?"},
         {"role": "assistant", "content": "", "tool_calls": [call]}
     ]));
-    let all = run(template, &[row], &Policy::default());
+    let all = run_chats(template, &[row], &Policy::default());
     let want = "<call>find<k>city</k><v>Bonn</v><k>n</k><v>10</v></call>";
     assert_eq!(learned(kept(&all, 0)), [want]);
     assert_eq!(codes(&all[0]), ["M002:e"]);

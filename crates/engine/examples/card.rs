@@ -167,16 +167,8 @@ fn main() -> Result<(), Error> {
         model.zero_gradients();
         let pending = model.accumulate(&batch, scale)?;
         let norm = model.gradient_norm()?;
-        model.adamw(&AdamW {
-            t: t + 1,
-            lr: 1e-4,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            decay_all: false,
-            gradient_scale: (1.0 / (norm + 1e-6)).min(1.0) as f32,
-        })?;
+        let gradient_scale = (1.0 / (norm + 1e-6)).min(1.0) as f32;
+        model.adamw(&AdamW { t: t + 1, lr: 1e-4, decay_all: false, gradient_scale, ..AdamW::default() })?;
         let outcomes = model.read_losses(&pending)?;
         losses.push(outcomes.iter().map(|o| f64::from(o.nll)).sum::<f64>() / outcomes.len() as f64);
         if t >= 2 {

@@ -45,16 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let losses = model.accumulate(&batch, scale)?;
         let outcomes = model.read_losses(&losses)?;
         let computed = start.elapsed().as_secs_f64();
-        model.adamw(&AdamW {
-            t: t + 1,
-            lr: 1e-4,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            decay_all: true,
-            gradient_scale: 1.0,
-        })?;
+        model.adamw(&AdamW { t: t + 1, lr: 1e-4, ..AdamW::default() })?;
         if t > 0 {
             forward.push(computed);
             total.push(start.elapsed().as_secs_f64());

@@ -9,13 +9,16 @@
 //! ([`Base::Mapped`]): then they are in no buffer.
 
 mod builder;
+mod layout;
+mod slots;
 
 use crate::arch::Architecture;
 use crate::dtype::Packing;
 use crate::lora::{Lora, Module, Rules, Targets};
 use crate::{Error, Result};
 use builder::Builder;
-use std::borrow::Cow;
+pub use layout::Layout;
+pub use slots::{Adapter, BlockSlots, Linear, NormSlots, Part, Slot};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -74,58 +77,6 @@ pub enum Base {
     Packed(Packing),
 }
 
-/// How a file's tensor differs from the engine's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Layout {
-    /// Not at all.
-    #[default]
-    Same,
-    /// The file has its transpose (Conv1D keeps `[inputs, outputs]`).
-    Transposed,
-    /// The file has its rows as `[heads, 3, head_dim]`, the engine as `[3, heads, head_dim]`.
-    ByHead {
-        /// Heads.
-        heads: usize,
-    },
-}
-
-impl Layout {
-    /// Values in the layout of a file of this shape, in the engine's.
-    pub(crate) fn of_file<'a>(self, values: &'a [f32], shape: &[usize]) -> Cow<'a, [f32]> {
-        match self {
-            Layout::Same => values.into(),
-            Layout::Transposed => transpose(values, shape[0], shape[1]).into(),
-            Layout::ByHead { heads } => swap(values, heads, 3).into(),
-        }
-    }
-
-    /// The reverse of [`Layout::of_file`].
-    pub(crate) fn to_file(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
-        match self {
-            Layout::Same => values,
-            Layout::Transposed => transpose(&values, shape[1], shape[0]),
-            Layout::ByHead { heads } => swap(&values, 3, heads),
-        }
-    }
-}
-
-/// `[rows, columns]` → `[columns, rows]`.
-fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
-    for (i, row) in x.chunks(columns).enumerate() {
-        for (j, v) in row.iter().enumerate() {
-            y[j * rows + i] = *v;
-        }
-    }
-    y
-}
-
-/// `[a, b, …]` → `[b, a, …]`.
-fn swap(x: &[f32], a: usize, b: usize) -> Vec<f32> {
-    let run = x.len() / (a * b);
-    (0..a * b).flat_map(|i| &x[(i % a * b + i / a) * run..][..run]).copied().collect()
-}
-
 /// Whether a parameter is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
@@ -175,154 +126,6 @@ pub enum Trainable {
     Named(BTreeSet<String>),
     /// Those of a low-rank adapter, which is added to the model; its own are frozen.
     Adapter(Lora),
-}
-
-/// A matrix or vector that an operation reads as a whole: a parameter, or the part of a fused one.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Slot {
-    /// Its place among the model's slots.
-    pub index: usize,
-    /// The parameter that it is a part of.
-    pub parameter: usize,
-    /// Where it is in the buffer of parameters; of a mapped one, its elements in the engine's layout.
-    pub range: Range<usize>,
-    /// Rows and columns; a vector is one row.
-    pub shape: [usize; 2],
-    /// Whether it is trained, and then where its gradient is.
-    pub store: Store,
-}
-
-impl Slot {
-    /// Where its gradient is in the flat buffer of gradients, if it is trained.
-    pub fn gradient(&self) -> Option<Range<usize>> {
-        match self.store {
-            Store::Frozen => None,
-            Store::Trained(start) => Some(start..start + self.range.len()),
-        }
-    }
-}
-
-/// A norm.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NormSlots {
-    /// Weight.
-    pub weight: Slot,
-    /// Bias.
-    pub bias: Option<Slot>,
-}
-
-/// A linear layer: one product for all its parts, whose outputs are adjacent.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Linear {
-    /// Columns of its input.
-    pub inputs: usize,
-    /// Its parts, in the order of their outputs.
-    pub parts: Vec<Part>,
-}
-
-/// Some outputs of a linear layer, as a file names them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Part {
-    /// Name of the module in files, without `.weight`.
-    pub name: String,
-    /// Its outputs among the layer's.
-    pub outputs: Range<usize>,
-    /// `[outputs, inputs]`.
-    pub weight: Slot,
-    /// `[outputs]`.
-    pub bias: Option<Slot>,
-    /// What is added to its product.
-    pub adapter: Option<Adapter>,
-}
-
-/// The adapter of a part. Parts of one file tensor share `a`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Adapter {
-    /// `[rank, inputs]`.
-    pub a: Slot,
-    /// `[outputs, rank]`.
-    pub b: Slot,
-    /// Factor on the product.
-    pub scale: f32,
-    /// DoRA: the lengths of the rows of the weights, and where what they are divided by is among that of all layers.
-    pub magnitude: Option<(Slot, usize)>,
-    /// Number of the module among those with an adapter, which its dropout is drawn from.
-    pub module: usize,
-}
-
-impl Adapter {
-    fn slots(&self) -> impl Iterator<Item = &Slot> {
-        [&self.a, &self.b].into_iter().chain(self.magnitude.as_ref().map(|(slot, _)| slot))
-    }
-}
-
-impl Part {
-    /// True where an adapter scales the outputs.
-    pub(crate) fn is_dora(&self) -> bool {
-        self.adapter.as_ref().is_some_and(|adapter| adapter.magnitude.is_some())
-    }
-}
-
-impl Linear {
-    fn slots(&self) -> impl Iterator<Item = &Slot> {
-        let own = self.parts.iter().flat_map(|part| [&part.weight].into_iter().chain(&part.bias));
-        own.chain(self.parts.iter().filter_map(|part| part.adapter.as_ref()).flat_map(Adapter::slots))
-    }
-
-    /// Columns of its output.
-    pub fn outputs(&self) -> usize {
-        self.parts.last().map_or(0, |part| part.outputs.end)
-    }
-
-    /// Runs of adjacent outputs of which `slot` (weight or bias) is trained and whose gradients are adjacent
-    /// too: the outputs, and the slots.
-    pub(crate) fn trained<'a>(
-        &'a self,
-        slot: impl Fn(&'a Part) -> Option<&'a Slot>,
-    ) -> Vec<(Range<usize>, Vec<&'a Slot>)> {
-        let mut runs: Vec<(Range<usize>, Vec<&Slot>)> = Vec::new();
-        for part in &self.parts {
-            let Some((slot, gradient)) = slot(part).and_then(|s| Some((s, s.gradient()?))) else { continue };
-            let follows = |slots: &[&Slot]| {
-                slots.last().and_then(|s| s.gradient()).is_some_and(|before| before.end == gradient.start)
-            };
-            match runs.last_mut() {
-                Some((outputs, slots)) if outputs.end == part.outputs.start && follows(slots) => {
-                    outputs.end = part.outputs.end;
-                    slots.push(slot);
-                }
-                _ => runs.push((part.outputs.clone(), vec![slot])),
-            }
-        }
-        runs
-    }
-}
-
-/// Parameters of one block.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BlockSlots {
-    /// Norm before the attention.
-    pub attention_norm: Option<NormSlots>,
-    /// Queries.
-    pub q: Linear,
-    /// Keys, then values.
-    pub kv: Linear,
-    /// Norms of queries and of keys.
-    pub qk_norm: Option<[NormSlots; 2]>,
-    /// The attention's output.
-    pub out: Linear,
-    /// Norm after the attention.
-    pub after_attention: Option<NormSlots>,
-    /// Norm before the MLP.
-    pub mlp_norm: Option<NormSlots>,
-    /// The logits of experts, where the layer has them.
-    pub router: Option<Linear>,
-    /// Gate and up, or up alone; of all experts, one after the other.
-    pub up: Linear,
-    /// Down; of all experts, one after the other.
-    pub down: Linear,
-    /// Norm after the MLP.
-    pub after_mlp: Option<NormSlots>,
 }
 
 /// The map of the flat buffers.
@@ -607,31 +410,6 @@ impl ParameterMap {
 /// The name of a module in transformers' memory, by its name in files.
 pub(crate) fn module_name(name: &str) -> &str {
     if name == "embed_out" { "lm_head" } else { name }
-}
-
-impl NormSlots {
-    fn slots(&self) -> impl Iterator<Item = &Slot> {
-        [&self.weight].into_iter().chain(&self.bias)
-    }
-}
-
-impl BlockSlots {
-    /// The layers that may have an adapter: not those of experts, which transformers keeps in one tensor.
-    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> + Clone {
-        let mlp = [&self.up, &self.down].into_iter().filter(|_| self.router.is_none());
-        [&self.q, &self.kv, &self.out].into_iter().chain(mlp)
-    }
-
-    /// All layers, those of experts too.
-    fn all_linears(&self) -> impl Iterator<Item = &Linear> {
-        [&self.q, &self.kv, &self.out, &self.up, &self.down].into_iter().chain(&self.router)
-    }
-
-    fn slots(&self) -> impl Iterator<Item = &Slot> {
-        let norms = [&self.attention_norm, &self.after_attention, &self.mlp_norm, &self.after_mlp];
-        let norms = norms.into_iter().flatten().chain(self.qk_norm.iter().flatten());
-        norms.flat_map(NormSlots::slots).chain(self.all_linears().flat_map(Linear::slots))
-    }
 }
 
 impl Architecture {

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, relative, slope, smooth,
-    trained_gradients,
+    FAMILIES, Random, STEP, accumulate, architecture, mean_loss, model_of, move_adapter, relative, saved_as,
+    slope, smooth, trained_gradients,
 };
 use std::collections::BTreeSet;
 use suasion_engine::{
@@ -210,9 +210,7 @@ fn a_base_in_its_file_computes_what_one_in_memory_does() {
         let arch = architecture(family);
         let mut plain = model_of(arch.clone(), Cpu::new(), false, &Trainable::All);
         for kind in [WeightType::F32, WeightType::BF16, WeightType::F16] {
-            let dir = tempfile::tempdir().unwrap();
-            plain.set_weight_type(kind);
-            plain.save_weights(dir.path()).unwrap();
+            let dir = saved_as(&mut plain, kind);
             // Elements need not be aligned: the header of this file ends at an odd place.
             let path = dir.path().join("model.safetensors");
             let bytes = std::fs::read(&path).unwrap();
@@ -232,12 +230,7 @@ fn a_base_in_its_file_computes_what_one_in_memory_does() {
                         Model::with_base(arch.clone(), Device::cpu(), budget, &trainable, base).unwrap();
                     model.load_weights(dir.path()).unwrap();
                     model.init_adapter(4).unwrap();
-                    for name in model.trained_names().into_iter().filter(|n| n.contains("lora_B")) {
-                        let mut tensor = model.parameter(&name).unwrap();
-                        let mut random = Random(6);
-                        tensor.data.iter_mut().for_each(|x| *x = 0.1 * random.normal() as f32);
-                        model.set_parameter(&name, &tensor).unwrap();
-                    }
+                    move_adapter(&mut model);
                     let losses = accumulate(&mut model, &data, 1.0 / data.weight() as f32);
                     (mean_loss(&data, &losses), trained_gradients(&model), model)
                 };

@@ -70,18 +70,7 @@ fn loss_gradients_and_steps_are_those_of_transformers() {
             model.zero_gradients();
             let (loss, _) = accumulate(&mut model, &batch);
             assert!((loss - want).abs() < 5e-4, "{name} step {t}: {loss}, PyTorch {want}");
-            let (t, eps) = (t as u64 + 1, 1e-8);
-            let step = AdamW {
-                t,
-                lr: 1e-3,
-                beta1: 0.9,
-                beta2: 0.999,
-                eps,
-                weight_decay: 0.01,
-                decay_all: true,
-                gradient_scale: 1.0,
-            };
-            model.adamw(&step).unwrap();
+            model.adamw(&AdamW { t: t as u64 + 1, ..AdamW::default() }).unwrap();
         }
         // A model that is asked for no such loss has none, and neither has a pass that only measures.
         let losses = model.forward(&batch).unwrap();

@@ -105,6 +105,8 @@ fn wide(family: &str) -> Architecture {
 
 fn config_with_dropout(family: &str) -> Architecture {
     let mut arch = common::architecture(family);
+    // Two layers are of every kind that the family has.
+    arch.blocks.truncate(2);
     arch.embedding.dropout = 0.1;
     for block in &mut arch.blocks {
         (block.attention.dropout, block.residual_dropout) = (0.1, 0.1);
@@ -215,7 +217,7 @@ fn the_plan_is_the_peak() {
     for (family, run, recompute, passes) in [
         ("llama", bf16, true, 1),
         ("llama", CardRun { trainable: &adapter, ..f32 }, false, 4),
-        ("qwen3_moe", CardRun { trainable: &adapter, ..bf16 }, true, 4),
+        ("qwen3_moe", CardRun { trainable: &adapter, ..bf16 }, true, 1),
         ("qwen3_moe", f32, false, 2),
     ] {
         let batches: Vec<Batch> = (0..passes).map(|seed| rows(&[12, 9, 3], 3, seed)).collect();

@@ -9,7 +9,8 @@ use common::golden::{
     adapters, check_gradients, check_logits, check_trajectory, for_each, load, peft_golden,
 };
 use common::{
-    accumulate, architecture, floats, golden_batch, mean_loss, model_of, relative, trained_gradients,
+    accumulate, architecture, floats, golden_batch, mean_loss, model_of, relative, saved_as,
+    trained_gradients,
 };
 use std::path::Path;
 use suasion_engine::{
@@ -144,9 +145,7 @@ fn a_base_in_its_file_computes_what_the_cpu_does() {
         let arch = architecture(family);
         let mut plain = model_of(arch.clone(), Cpu::new(), false, &Trainable::All);
         for kind in [WeightType::F32, WeightType::BF16, WeightType::F16] {
-            let dir = tempfile::tempdir().unwrap();
-            plain.set_weight_type(kind);
-            plain.save_weights(dir.path()).unwrap();
+            let dir = saved_as(&mut plain, kind);
             let trainable = Trainable::Adapter(Lora { dora: kind == WeightType::BF16, ..lora(family) });
             let budget = Budget { tokens: 128, targets: 128, train: true, recompute: false };
             let run = |device: Device| {

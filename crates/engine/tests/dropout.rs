@@ -7,7 +7,7 @@ use common::{
 };
 use serde_json::{Value, json};
 use std::path::Path;
-use suasion_engine::kernels::{AttentionPlan, AttentionRange, Draw, Dropout, Heads, View};
+use suasion_engine::kernels::{Attention, AttentionPlan, AttentionRange, Draw, Dropout, Heads, View};
 use suasion_engine::{
     Architecture, Backend, Batch, Budget, Cpu, Model, Reference, Regularisation, Trainable,
 };
@@ -100,7 +100,8 @@ fn attention_has_the_mean_and_the_variance_of_dropped_probabilities() {
     let (mut sums, mut squares) = ([0f64; 8], [0f64; 8]);
     for key in 0..draws {
         let dropout = Dropout { draw: Draw { key, site: 2 }, rate: rate as f32 };
-        b.attention(h, &plan, Some(dropout), views[0], views[1], views[2], views[3]).unwrap();
+        let a = Attention { heads: h, plan: &plan, dropout: Some(dropout) };
+        b.attention(a, views[0], views[1], views[2], views[3]).unwrap();
         let mut out = [0f32; 8];
         b.read(o.view(), &mut out).unwrap();
         for (i, x) in out.iter().enumerate() {

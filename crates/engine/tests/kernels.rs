@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::{Random, relative};
+use common::{Random, STEP, relative};
 use std::sync::atomic::{AtomicU32, Ordering};
 use suasion_engine::kernels::{
-    Activation, Adafactor, AttentionPlan, AttentionRange, Draw, Dropout, Heads, Indices, Norm, PlanBuffer,
-    Routing, Sgd, View,
+    Activation, Adafactor, Attention, AttentionPlan, AttentionRange, Draw, Dropout, Heads, Indices, Norm,
+    PlanBuffer, Routing, Sgd, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Cuda, Precision, Reference, TargetLoss};
 
@@ -145,7 +145,7 @@ fn columns_of_wider_rows() {
         let norm = Norm::Layer { eps: 1e-5 };
         let (w, bias, stats) = (put(b, 1, 4, 7), put(b, 1, 4, 8), space(b, rows, 6));
         b.norm(norm, d, stats, x, w, Some(bias)).unwrap();
-        b.norm_recompute(norm, d, stats, x, w, Some(bias)).unwrap();
+        b.norm_again(norm, d, stats, x, w, Some(bias)).unwrap();
         let (dx, dnw, dnb) = (space(b, rows, inputs), space(b, 1, 4), space(b, 1, 4));
         b.norm_backward(norm, x, Some(dnw), Some(dnb), d, stats, dx, w).unwrap();
         if wide {
@@ -181,7 +181,7 @@ fn norms<B: Backend>(b: &mut B, norm: Norm, rows: usize, width: usize) -> Vec<Vi
     let (y, again) = (space(b, rows, width), space(b, rows, width));
     let stats = space(b, rows, norm.statistics());
     b.norm(norm, y, stats, x, w, bias).unwrap();
-    b.norm_recompute(norm, again, stats, x, w, bias).unwrap();
+    b.norm_again(norm, again, stats, x, w, bias).unwrap();
     assert_eq!(get(b, y), get(b, again));
     let (dy, dx, dw, db) =
         (put(b, rows, width, 4), put(b, rows, width, 5), put(b, 1, width, 6), put(b, 1, width, 7));
@@ -259,8 +259,9 @@ fn attention<B: Backend>(
     let (q, kv) = (put(b, queries, wide, 1), put(b, keys, kv_wide, 2));
     let (o, lse) = (space(b, queries, wide), space(b, queries, h.heads));
     let (do_, dq, dkv) = (put(b, queries, wide, 3), space(b, queries, wide), put(b, keys, kv_wide, 4));
-    b.attention(h, plan, dropout, o, lse, q, kv).unwrap();
-    b.attention_backward(h, plan, dropout, dq, dkv, do_, o, lse, q, kv).unwrap();
+    let a = Attention { heads: h, plan, dropout };
+    b.attention(a, o, lse, q, kv).unwrap();
+    b.attention_backward(a, dq, dkv, do_, o, lse, q, kv).unwrap();
     vec![o, lse, dq, dkv, q, kv, do_]
 }
 
@@ -564,17 +565,7 @@ fn adamw_steps() {
         let (p, g) = (put(b, 1, n, 1), put(b, 1, n, 2));
         let (m, v) = (space(b, 1, n), space(b, 1, n));
         for t in 1..4 {
-            let step = AdamW {
-                t,
-                lr: 0.01,
-                beta1: 0.9,
-                beta2: 0.99,
-                eps: 1e-8,
-                weight_decay: 0.1,
-                decay_all: false,
-                gradient_scale: 0.5,
-            };
-            b.adamw(step, p, g, m, v).unwrap();
+            b.adamw(AdamW { t, gradient_scale: 0.5, ..STEP }, p, g, m, v).unwrap();
         }
         [p, m, v].map(|x| get(b, x)).to_vec()
     }
@@ -617,16 +608,7 @@ fn adamw_with_moments_of_a_byte() {
         let scales = [space(b, 1, blocks), space(b, 1, blocks)];
         let buffers = [b.allocate_bytes(n).unwrap(), b.allocate_bytes(n).unwrap()];
         let codes = [buffers[0].view(), buffers[1].view()];
-        let step = AdamW {
-            t: 1,
-            lr: 0.01,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            decay_all: false,
-            gradient_scale: 0.5,
-        };
+        let step = AdamW { gradient_scale: 0.5, ..STEP };
         b.adamw_8bit(step, p, g, codes, scales).unwrap();
         b.adamw_8bit(AdamW { t: 2, ..step }, p, g, codes, scales).unwrap();
         let values = [p, scales[0], scales[1]].map(|x| get(b, x)).to_vec();
@@ -742,7 +724,7 @@ fn the_references_gradients_are_slopes() {
         let weights = b.get(do_).unwrap();
         for (operand, gradient) in [(q, dq), (kv, dkv)] {
             slopes(b, operand, gradient, |b| {
-                b.attention(h, &plan, dropout, o, lse, q, kv).unwrap();
+                b.attention(Attention { heads: h, plan: &plan, dropout }, o, lse, q, kv).unwrap();
                 dot(&b.get(o).unwrap(), &weights)
             });
         }

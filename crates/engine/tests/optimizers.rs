@@ -3,7 +3,9 @@
 mod common;
 
 use common::card::card;
-use common::{Random, accumulate, architecture, golden_batch, gradients, json, mean_loss, model_of};
+use common::{
+    OPTIMIZERS, Random, accumulate, architecture, golden_batch, gradients, json, mean_loss, model_of,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use suasion_engine::kernels::{Adafactor, Sgd, View};
@@ -122,16 +124,7 @@ fn eight_bit_states_are_those_of_bitsandbytes() {
         b.write(p.view(), &golden["start"]).unwrap();
         for step in 0..4 {
             b.write(g.view(), &golden[&format!("gradient_{step}")]).unwrap();
-            let adamw = AdamW {
-                t: step + 1,
-                lr: 0.01,
-                beta1: 0.9,
-                beta2: 0.95,
-                eps: 1e-8,
-                weight_decay: 0.1,
-                decay_all: true,
-                gradient_scale: 1.0,
-            };
+            let adamw = AdamW { t: step + 1, lr: 0.01, beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
             b.adamw_8bit(
                 adamw,
                 p.view(),
@@ -213,13 +206,6 @@ fn optimizers_equal_the_references() {
 /// Each kind keeps what its plan says, continues from its file to the same bits, and refuses another's.
 #[test]
 fn states_are_planned_and_go_through_files() {
-    let kinds = [
-        Optimizer::AdamW,
-        Optimizer::AdamW8bit,
-        Optimizer::Adafactor,
-        Optimizer::Sgd { momentum: true },
-        Optimizer::Sgd { momentum: false },
-    ];
     // Matrices large enough for 8-bit states.
     let wide = || {
         let mut arch = architecture("qwen2");
@@ -228,7 +214,7 @@ fn states_are_planned_and_go_through_files() {
     };
     let dir = tempfile::tempdir().unwrap();
     let mut bytes = Vec::new();
-    for kind in kinds {
+    for kind in OPTIMIZERS {
         let make = || {
             let mut model = model_of(wide(), Cpu::new(), false, &Trainable::All);
             let before = model.allocated();
@@ -262,7 +248,7 @@ fn states_are_planned_and_go_through_files() {
         for name in whole.parameter_names() {
             assert_eq!(whole.parameter(&name).unwrap(), second.parameter(&name).unwrap(), "{kind:?} {name}");
         }
-        for other in kinds.into_iter().filter(|other| *other != kind) {
+        for other in OPTIMIZERS.into_iter().filter(|other| *other != kind) {
             second.choose_optimizer(other).unwrap();
             // Without momentum nothing is kept, and nothing is wanted.
             assert!(second.load_optimizer(&path).is_err(), "{kind:?} as {other:?}");

@@ -5,8 +5,8 @@ mod common;
 use common::card::card;
 use common::golden::{LOSS, NORM, check_trajectory};
 use common::{
-    Random, accumulate, architecture, floats, golden_batch, json, mean_loss, model_of, relative,
-    trained_gradients,
+    Random, accumulate, architecture, floats, golden_batch, json, mean_loss, model_of, move_adapter,
+    relative, saved_as, trained_gradients,
 };
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -280,22 +280,13 @@ fn pass<B: Backend>(
     let mut model = Model::with_base(architecture(family), backend, budget, &trainable, base).unwrap();
     model.load_weights(dir).unwrap();
     model.init_adapter(4).unwrap();
-    for name in model.trained_names().into_iter().filter(|n| n.contains("lora_B")) {
-        let mut tensor = model.parameter(&name).unwrap();
-        let mut random = Random(6);
-        tensor.data.iter_mut().for_each(|x| *x = 0.1 * random.normal() as f32);
-        model.set_parameter(&name, &tensor).unwrap();
-    }
+    move_adapter(&mut model);
     let losses = accumulate(&mut model, &batch(), 0.1);
     (mean_loss(&batch(), &losses), trained_gradients(&model), model)
 }
 
 fn in_bf16(family: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let mut plain = model_of(architecture(family), Cpu::new(), false, &Trainable::All);
-    plain.set_weight_type(WeightType::BF16);
-    plain.save_weights(dir.path()).unwrap();
-    dir
+    saved_as(&mut model_of(architecture(family), Cpu::new(), false, &Trainable::All), WeightType::BF16)
 }
 
 /// Every way in which files have layers, experts that stay as they are, and sizes that no block fits.

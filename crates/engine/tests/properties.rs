@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{FAMILIES, Random, gradients, mean_loss, model, relative};
+use common::{FAMILIES, Random, STEP, gradients, mean_loss, model, relative};
 use suasion_engine::{AdamW, Architecture, Backend, Batch, Cpu, Model, Reference, Target, Trainable};
 
 /// Rows of odd lengths, the last third of each supervised, with odd weights.
@@ -187,18 +187,7 @@ fn the_number_of_threads_changes_no_bit() {
             pool.install(|| {
                 let mut model = model(family, Cpu::new(), false);
                 let result = step(&mut model, &[pack(&rows(8))]);
-                let (beta1, beta2, eps) = (0.9, 0.99, 1e-8);
-                let update = AdamW {
-                    t: 1,
-                    lr: 1e-2,
-                    beta1,
-                    beta2,
-                    eps,
-                    weight_decay: 0.1,
-                    decay_all: false,
-                    gradient_scale: 0.3,
-                };
-                model.adamw(&update).unwrap();
+                model.adamw(&AdamW { gradient_scale: 0.3, ..STEP }).unwrap();
                 let names = model.parameter_names();
                 let weights: Vec<_> = names.iter().map(|n| model.parameter(n).unwrap().data).collect();
                 (result, model.gradient_norm().unwrap().to_bits(), weights)

@@ -6,7 +6,8 @@ use common::card::card;
 use common::{Random, model};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use suasion_engine::kernels::{
-    Activation, AttentionPlan, AttentionRange, Buffer, Draw, Dropout, Heads, Norm, Routing, TargetLoss, View,
+    Activation, Attention, AttentionPlan, AttentionRange, Buffer, Draw, Dropout, Heads, Norm, Routing,
+    TargetLoss, View,
 };
 use suasion_engine::{AdamW, Backend, Cpu, Device, Error, Precision, Reference, Result};
 
@@ -94,7 +95,7 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
         refused(b.copy(y, other));
         refused(b.add(y, other));
         refused(b.norm(rms, y, stats, other, w, None));
-        refused(b.norm_recompute(rms, other, stats, x, w, None));
+        refused(b.norm_again(rms, other, stats, x, w, None));
         refused(b.norm_backward(rms, other, Some(v), None, z, stats, x, w));
         refused(b.norm_backward(rms, y, Some(v), None, other, stats, x, w));
         refused(b.norm_backward(rms, y, Some(v), None, z, stats, other, w));
@@ -109,7 +110,7 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     }
     for stats in [stats5, m_like(stats, 4)] {
         refused(b.norm(rms, y, stats, x, w, None));
-        refused(b.norm_recompute(rms, y, stats, x, w, None));
+        refused(b.norm_again(rms, y, stats, x, w, None));
         refused(b.norm_backward(rms, y, Some(v), None, z, stats, x, w));
     }
     refused(b.norm(Norm::Layer { eps: 1e-5 }, y, stats, x, w, Some(v)));
@@ -142,16 +143,7 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     refused(b.cross_entropy(losses, x, large, None, None, 0.0));
     refused(b.cross_entropy(losses, x, rows, None, None, 1.5));
     refused(b.cross_entropy(losses, x, rows, Some(w), None, 0.0));
-    let step = AdamW {
-        t: 1,
-        lr: 1.0,
-        beta1: 0.9,
-        beta2: 0.9,
-        eps: 1.0,
-        weight_decay: 0.0,
-        decay_all: true,
-        gradient_scale: 1.0,
-    };
+    let step = AdamW::default();
     let (p, g, m1) = (x.part(0, 24), y.part(0, 24), z.part(0, 24));
     refused(b.adamw(step, p, g, m1, narrow));
     refused(b.adamw(step, p, narrow, m1, table.part(0, 24)));
@@ -172,19 +164,21 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
         (Heads { heads: 3, kv_heads: 2, ..heads }, &good, o, lse, q, kv),
         (Heads { head_dim: 1 << 63, ..heads }, &good, o, lse, q, kv),
     ] {
-        refused(b.attention(h, plan, None, o, lse, q, kv));
-        refused(b.attention_backward(h, plan, None, dq, dkv, do_, o, lse, q, kv));
+        let a = Attention { heads: h, plan, dropout: None };
+        refused(b.attention(a, o, lse, q, kv));
+        refused(b.attention_backward(a, dq, dkv, do_, o, lse, q, kv));
     }
-    b.attention(heads, &good, None, o, lse, q, kv).unwrap();
+    let a = Attention { heads, plan: &good, dropout: None };
+    b.attention(a, o, lse, q, kv).unwrap();
     for rate in [-0.1, 1.1, f32::NAN] {
         let dropout = Dropout { draw: Draw { key: 1, site: 1 }, rate };
-        refused(b.attention(heads, &good, Some(dropout), o, lse, q, kv));
+        refused(b.attention(Attention { dropout: Some(dropout), ..a }, o, lse, q, kv));
         refused(b.dropout(x, dropout));
     }
     refused(b.add_noise(x, table.part(0, 3), Draw { key: 1, site: 1 }));
-    refused(b.attention_backward(heads, &good, None, x, dkv, do_, o, lse, q, kv));
-    refused(b.attention_backward(heads, &good, None, dq, kv_short, do_, o, lse, q, kv));
-    refused(b.attention_backward(heads, &good, None, dq, dkv, x, o, lse, q, kv));
+    refused(b.attention_backward(a, x, dkv, do_, o, lse, q, kv));
+    refused(b.attention_backward(a, dq, kv_short, do_, o, lse, q, kv));
+    refused(b.attention_backward(a, dq, dkv, x, o, lse, q, kv));
     refused(b.write(x, &[0.0; 23]));
     refused(b.read(x, &mut [0.0; 25]));
     // Empty operands: nothing to compute, and nothing that divides by their width.

@@ -80,16 +80,7 @@ fn the_optimizer_survives_a_round_trip() {
         let mut a = model(family, Device::cpu(), false);
         let mut batch = suasion_engine::Batch::default();
         batch.push(&[1, 2, 3, 4], [(1, 3, 1.0), (2, 4, 1.0)]);
-        let step = suasion_engine::AdamW {
-            t: 1,
-            lr: 0.01,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.0,
-            decay_all: false,
-            gradient_scale: 1.0,
-        };
+        let step = suasion_engine::AdamW { weight_decay: 0.0, ..common::STEP };
         common::accumulate(&mut a, &batch, 0.5);
         a.adamw(&step).unwrap();
         let dir = folder();

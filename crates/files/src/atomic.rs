@@ -37,7 +37,7 @@ impl Written {
     /// Length and hash of an existing file.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If it cannot be read.
     pub fn of(path: &Path) -> Result<Written> {
         let mut hasher = blake3::Hasher::new();
         let bytes = File::open(path).and_then(|mut file| io::copy(&mut file, &mut hasher));
@@ -84,7 +84,7 @@ impl Complete {
     /// Renames the file to its target.
     ///
     /// # Errors
-    /// Where the rename fails; then the temporary file is removed.
+    /// If the rename fails; then the temporary file is removed.
     pub fn publish(self) -> Result<Written> {
         let Complete { target, file, written } = self;
         file.persist(&target).map_err(|e| Error::new(&target, e.error))?;
@@ -97,7 +97,7 @@ impl AtomicFile {
     /// Starts a file.
     ///
     /// # Errors
-    /// Where its folder does not exist or cannot be written to, or the name is a folder's.
+    /// If its folder does not exist or cannot be written to, or the name is a folder's.
     pub fn create(path: impl AsRef<Path>) -> Result<AtomicFile> {
         let target = path.as_ref().to_path_buf();
         let file = temporary(&target)?;
@@ -118,7 +118,7 @@ impl AtomicFile {
     /// Syncs the file and renames it to its target.
     ///
     /// # Errors
-    /// Where writing, syncing or renaming fails (a full disk, say); then nothing is left behind.
+    /// If writing, syncing or renaming fails (a full disk, say); then nothing is left behind.
     pub fn commit(self) -> Result<Written> {
         self.complete()?.publish()
     }
@@ -202,7 +202,7 @@ pub fn write_at(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> Resu
         std::fs::create_dir_all(&folder)?;
         let temporary = folder.join("file");
         fill(&temporary)?;
-        // `fill` may have written a file that is private to the user, and through a handle of its own.
+        // `fill` may have created a file that only the user can read, and through its own handle.
         std::fs::set_permissions(&temporary, permissions)?;
         File::options().write(true).open(&temporary)?.sync_all()?;
         std::fs::rename(&temporary, path)

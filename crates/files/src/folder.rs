@@ -19,7 +19,7 @@ impl NewFolder {
     /// Starts a folder that will be `target`.
     ///
     /// # Errors
-    /// Where the temporary folder beside it cannot be created.
+    /// If the temporary folder beside it cannot be created.
     pub fn create(target: &Path) -> Result<NewFolder> {
         // Not `tempfile`: its folders are private to the user, and this one is renamed into place.
         let temporary = beside(target, "new");
@@ -36,7 +36,7 @@ impl NewFolder {
     /// Syncs every file and renames the folder to its target, which it replaces.
     ///
     /// # Errors
-    /// Where a sync or a rename fails; then the temporary folder is removed.
+    /// If a sync or a rename fails; then the temporary folder is removed.
     pub fn commit(mut self) -> Result<()> {
         for (name, _) in sizes(&self.temporary)? {
             let path = self.temporary.join(name);
@@ -64,7 +64,7 @@ impl NewFolder {
     /// Moves every file to the folder `into` instead, each under its own name, synced. What has the name there is replaced.
     ///
     /// # Errors
-    /// Where a sync or a rename fails; files that were moved before stay moved.
+    /// If a sync or a rename fails; files that were moved before stay moved.
     pub fn move_into(self, into: &Path) -> Result<()> {
         for (name, _) in sizes(&self.temporary)? {
             let (path, target) = (self.temporary.join(&name), into.join(&name));
@@ -89,11 +89,11 @@ pub(crate) fn beside(target: &Path, kind: &str) -> PathBuf {
     target.with_file_name(format!("{TEMPORARY}{name}.{}.{kind}", std::process::id()))
 }
 
-/// Removes a folder and everything in it. Its name is gone at once: a process that is killed meanwhile leaves a
+/// Removes a folder and everything in it. Its name disappears at once: a process that is killed meanwhile leaves a
 /// temporary name, and never a folder that lacks files.
 ///
 /// # Errors
-/// Where it cannot be renamed or removed.
+/// If it cannot be renamed or removed.
 pub fn remove_folder(folder: &Path) -> Result<()> {
     let old = beside(folder, "old");
     let _ = fs::remove_dir_all(&old);
@@ -104,7 +104,7 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
 /// that does. Nothing is left behind.
 ///
 /// # Errors
-/// Where they cannot, or something on the way is a file.
+/// If they cannot, or something on the way is a file.
 pub fn can_write(folder: &Path) -> Result<()> {
     let absolute = std::path::absolute(folder).map_err(|e| Error::new(folder, e))?;
     let place = absolute.ancestors().find(|place| place.exists()).unwrap_or(&absolute);
@@ -128,7 +128,7 @@ pub fn sync_folder(path: &Path) {
 /// Names and sizes in bytes of the plain files of a folder, sorted by name.
 ///
 /// # Errors
-/// Where the folder cannot be listed.
+/// If the folder cannot be listed.
 pub fn sizes(folder: &Path) -> Result<Vec<(String, u64)>> {
     let list = || -> io::Result<Vec<(String, u64)>> {
         let mut files = Vec::new();

@@ -34,7 +34,7 @@ pub struct Error {
 
 impl Error {
     fn new(path: &Path, source: io::Error) -> Error {
-        // An error of tempfile ends with the temporary name, which is nobody's business.
+        // An error of tempfile ends with the temporary name, which is of no use to the user.
         let text = source.to_string();
         let source = match text.split_once(" at path \"") {
             Some((plain, _)) => io::Error::new(source.kind(), plain.to_string()),

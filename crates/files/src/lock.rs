@@ -5,7 +5,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-/// Name of the file that stands for the lock of a folder.
+/// Name of the lock file of a folder.
 pub const LOCK: &str = ".suasion-lock";
 
 /// The lock of an output: one process at a time holds it.
@@ -50,7 +50,7 @@ impl Lock {
     /// As [`Lock::folder`].
     pub fn name(output: &Path) -> Result<Lock, LockError> {
         let name = output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        // Not the ending of the output: it is no file of rows.
+        // Without the output's extension: it is not a file of rows.
         Lock::take(output.with_file_name(format!("{LOCK}-{name}.lock")), output)
     }
 
@@ -96,7 +96,7 @@ impl Drop for Lock {
     }
 }
 
-/// True where `file` is what `path` names.
+/// True if `file` is what `path` names.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -125,7 +125,7 @@ mod tests {
         assert!(Lock::name(&dir.path().join("x.jsonl")).is_err());
         drop((lock, name));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        // What a killed process left is no lock.
+        // A file that a killed process left is not a lock.
         std::fs::write(dir.path().join(LOCK), "1\n").unwrap();
         Lock::folder(dir.path()).unwrap();
     }

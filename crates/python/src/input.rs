@@ -11,7 +11,7 @@ use suasion_data::prepared::Manifest;
 use suasion_data::source::{self, Part};
 use suasion_data::{Error, Result};
 
-/// The exception of an iterator, which is raised again where its rows were asked for.
+/// The exception of an iterator, re-raised to the caller that requested its rows.
 pub type Raised = Arc<Mutex<Option<PyErr>>>;
 
 /// Rows to read once.
@@ -37,7 +37,7 @@ enum Kind {
 
 #[pymethods]
 impl Source {
-    /// The rows that a name stands for, as on the command line.
+    /// The rows of a name, as on the command line.
     #[staticmethod]
     fn path(py: Python<'_>, name: PathBuf, split: &str) -> PyResult<Source> {
         let files = py.detach(|| embed::rows(&name, split)).map_err(|problem| raised(py, &problem))?;

@@ -1,4 +1,4 @@
-//! Work without the interpreter's lock, on threads of its own; the calling thread waits for it, looks for signals and
+//! Work on separate threads, without the interpreter's lock; the calling thread waits for it, checks for signals and
 //! shows progress.
 
 use crate::error::{panicked, raised};
@@ -11,12 +11,12 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use suasion_cli::embed::Problem;
-use suasion_data::Progress;
+use suasion_data::{Progress, start_thread};
 
-/// How often the waiting thread looks for signals.
+/// How often the waiting thread checks for signals.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long it waits for work that was told to stop.
+/// How long it waits for work that is stopping.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How far the work is, and whether it is to stop.
@@ -30,7 +30,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Notes how far the work is; false where it is to stop.
+    /// Notes how far the work is; false if it is to stop.
     pub fn goes_on(&self, progress: Progress) -> bool {
         self.rows.store(progress.rows, Ordering::Relaxed);
         self.tokens.store(progress.tokens, Ordering::Relaxed);
@@ -38,6 +38,12 @@ impl Watch {
         self.size.store(progress.size, Ordering::Relaxed);
         !self.stop.load(Ordering::Relaxed)
     }
+}
+
+/// The system refused threads.
+fn refused(message: String) -> Problem {
+    let help = "set RAYON_NUM_THREADS to a smaller number, or raise the limits of the process (ulimit -u, ulimit -v)";
+    Problem { tag: "E-MEMORY", message, help: Some(help.into()) }
 }
 
 /// The threads of a forked child, which has none of its parent's; `None` in the process that worked first, whose threads
@@ -57,11 +63,8 @@ fn pool() -> Result<Option<Arc<ThreadPool>>, Problem> {
         _ => {}
     }
     let threads = ThreadPoolBuilder::new().thread_name(|i| format!("suasion-{i}")).build();
-    let threads = Arc::new(threads.map_err(|error| Problem {
-        tag: "E-IO",
-        message: format!("the system gives no threads: {error}"),
-        help: Some("set RAYON_NUM_THREADS to a smaller number".into()),
-    })?);
+    let threads = threads.map_err(|error| refused(format!("the threads do not start: {error}")))?;
+    let threads = Arc::new(threads);
     // A pool of the parent cannot be ended here.
     std::mem::forget(pool.replace((process, threads.clone())));
     Ok(Some(threads))
@@ -79,13 +82,14 @@ pub fn run<T: Send + 'static>(
     let watch = Arc::new(Watch::default());
     let (sender, mut receiver) = mpsc::channel();
     let watched = watch.clone();
-    std::thread::spawn(move || {
+    let started = start_thread(move || {
         let result = catch_unwind(AssertUnwindSafe(|| match pool {
             Some(pool) => pool.install(|| work(&watched)),
             None => work(&watched),
         }));
         let _ = sender.send(result.unwrap_or_else(|panic| Err(panicked(&*panic))));
     });
+    started.map_err(|error| raised(py, &refused(error.to_string())))?;
     let mut interrupt: Option<(PyErr, Instant)> = None;
     loop {
         let received;

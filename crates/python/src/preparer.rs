@@ -28,7 +28,7 @@ const NAME: &str = "batch";
 pub struct Preparer {
     processor: RowProcessor,
     skips: bool,
-    /// Without the column of rows' numbers, which a batch does not know.
+    /// Without the column of row numbers, which a batch does not have.
     schema: SchemaRef,
     columns: Columns,
     /// The column that identifies rows, and whether it is text.

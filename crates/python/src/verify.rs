@@ -25,7 +25,7 @@ pub struct Verification {
     findings: Vec<Noted>,
     /// Codes whose errors are allowed.
     allowed: Vec<Code>,
-    /// The rows of a page, and what it says of the rest.
+    /// The rows of a page, and its line about the rest.
     gallery: Gallery,
     pipeline: Pipeline,
     prepared: bool,
@@ -34,7 +34,7 @@ pub struct Verification {
 /// A finding with its place.
 struct Noted {
     id: RowId,
-    /// The hash of what the row says.
+    /// The hash of the row's content.
     content: u64,
     finding: Finding,
 }
@@ -101,7 +101,7 @@ pub fn verify(
 
 #[pymethods]
 impl Verification {
-    /// False where a finding is an error that is not allowed.
+    /// False if a finding is an error that is not allowed.
     #[getter]
     fn ok(&self) -> bool {
         let mut found = self.summary.findings.iter();

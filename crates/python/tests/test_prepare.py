@@ -172,7 +172,7 @@ def test_errors_have_the_text_of_the_command_line(rows, demo, program, tmp_path)
         ({"max_lenght": 5}, 'unknown key "max_lenght"', 'did you mean "max_length"?'),
         ({"max_length": "long"}, "max_length: expected", "for example max_length: 2048"),
         ({"learning_rate": 1e-4}, "learning_rate is not used here", "train"),
-        ({"dataset_name": "x"}, "dataset_name is no keyword here", "arguments of their own"),
+        ({"dataset_name": "x"}, "dataset_name is not a keyword here", "arguments of their own"),
         ({"share_prefix": True}, "share_prefix=true without packing=true", "set packing=true"),
         ({"packing_strategy": "wrapped"}, "packing_strategy", "bfd"),
     ],

@@ -82,7 +82,7 @@ def test_what_a_batch_cannot_do_is_refused(demo, table):
         suasion.Preparer(demo, id="view")(table)
     with pytest.raises(suasion.InputError, match="is the name of a prepared column"):
         suasion.Preparer(demo, id="labels")
-    with pytest.raises(suasion.InputError, match="is no batch"):
+    with pytest.raises(suasion.InputError, match="is not a batch"):
         suasion.Preparer(demo)([1, 2])
     with pytest.raises(suasion.ModelError, match="no such folder"):
         suasion.Preparer("/nowhere/at/all")

@@ -153,7 +153,7 @@ def test_batches_and_conversations_that_are_none():
             suasion.verify({"input_ids": ids, "labels": labels})
     with pytest.raises(suasion.InputError, match='without rows of "input_ids": it has labels'):
         suasion.verify({"labels": ids})
-    with pytest.raises(suasion.InputError, match="a str is no conversation"):
+    with pytest.raises(suasion.InputError, match="a str is not a conversation"):
         suasion.explain("hello", "model")
     report = suasion.verify([GOOD])
     for number in (-1, 1):

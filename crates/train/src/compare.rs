@@ -125,22 +125,11 @@ pub fn all_tokens(sample: &Sample) -> Sample {
 /// same number of steps; only the labels differ.
 ///
 /// `make` returns a model with the same starting weights each time. `train` and `held_out` are labelled for
-/// responses only; the labels for all tokens are derived from them.
+/// responses only; the labels for all tokens are derived from them. `finished` is the model of the responses, where
+/// it has been trained before.
 ///
 /// Fails with [`Error::Interrupted`] when `stop` is raised.
 pub fn compare<B: Backend>(
-    make: &mut dyn FnMut(Budget) -> Result<Model<B>>,
-    train: &[Sample],
-    held_out: &[Sample],
-    settings: &CompareSettings,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<Comparison> {
-    compare_with(make, None, train, held_out, settings, observer, stop)
-}
-
-/// As [`compare`], where the model of the responses may have been trained before.
-pub fn compare_with<B: Backend>(
     make: &mut dyn FnMut(Budget) -> Result<Model<B>>,
     mut finished: Option<Finished<'_, B>>,
     train: &[Sample],
@@ -320,7 +309,7 @@ pub(crate) fn ratio(clusters: &[(f64, f64)]) -> (f64, Option<f64>) {
     (mean, (clusters.len() > 1).then(|| (count / (count - 1.0) * squares).sqrt() / targets))
 }
 
-/// Below so many prompts no verdict is given: the standard error is itself too uncertain.
+/// With fewer prompts no verdict is given: the standard error is itself too uncertain.
 const FEW: u64 = 8;
 
 /// The results in sentences.

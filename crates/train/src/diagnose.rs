@@ -30,9 +30,9 @@ pub struct DiagnoseSettings {
     pub rows: usize,
     /// Rows whose prompts are recited (16).
     pub recited: usize,
-    /// Rows after whose response the models go on (16).
+    /// Rows after whose response the models generate further (16).
     pub continued: usize,
-    /// Tokens that they go on for (16).
+    /// Tokens that they generate there (16).
     pub new_tokens: usize,
 }
 
@@ -55,9 +55,9 @@ pub struct Diagnosis {
     pub reasons: Vec<String>,
     /// Whether to train again, and why.
     pub advice: String,
-    /// The command that does what the advice says, where there is one.
+    /// The command that follows the advice, if there is one.
     pub command: Option<String>,
-    /// The answers behind the verdict, as probabilities of yes.
+    /// The answers that the verdict is based on, as probabilities of yes.
     pub answers: Judgement,
     /// Rows measured.
     pub rows: u64,

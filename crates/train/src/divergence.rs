@@ -13,7 +13,7 @@ pub const STEPS: u64 = 20;
 /// High losses in a row with which a run that ends is reported as diverged.
 const AT_THE_END: u64 = 3;
 
-/// What is known of a run's losses so far. Part of a checkpoint, so that a resume sees what the run saw.
+/// The statistics of a run's losses so far. Part of a checkpoint, so that a resumed run has them too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Watch {
     /// The loss of the first step that has one.
@@ -31,7 +31,7 @@ pub struct Divergence {
     pub steps: u64,
     /// The loss of the first step.
     pub first: f64,
-    /// What a high loss is above.
+    /// The threshold of a high loss.
     pub limit: f64,
     /// The loss of the last step, or of the evaluation after it.
     pub loss: f64,
@@ -53,18 +53,18 @@ impl fmt::Display for Divergence {
 }
 
 impl Watch {
-    /// Takes in the loss of a step.
+    /// Records the loss of a step.
     pub(crate) fn see(&mut self, loss: f64) {
         let first = *self.first.get_or_insert(loss);
         if loss > limit(first) { self.high += 1 } else { self.high = 0 }
     }
 
-    /// Where a run has diverged so far that it is ended.
+    /// The divergence for which a run is ended, if any.
     pub(crate) fn stops(&self, step: u64, loss: Option<f64>) -> Option<Divergence> {
         self.after(STEPS, step, loss).map(|divergence| Divergence { stopped: true, ..divergence })
     }
 
-    /// Where a run that ends after `step` has diverged: by its last losses, or by the held-out losses before and after.
+    /// The divergence of a run that ends after `step`: by its last losses, or by the held-out losses before and after.
     pub(crate) fn at_end(
         &self,
         step: u64,

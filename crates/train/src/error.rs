@@ -15,6 +15,9 @@ pub enum Error {
         /// The underlying I/O error.
         source: std::io::Error,
     },
+    /// The system refused a thread.
+    #[error("{0}")]
+    Thread(#[source] std::io::Error),
     /// An error of the engine.
     #[error(transparent)]
     Engine(#[from] suasion_engine::Error),
@@ -153,7 +156,7 @@ pub enum Error {
         what: &'static str,
         /// Its value (NaN or an infinity).
         value: f64,
-        /// The rows that it comes from: those whose own loss is not finite, or else all rows of the step.
+        /// The rows that cause it: those whose own loss is not finite, or else all rows of the step.
         rows: Vec<RowId>,
         /// The newest checkpoint of the run, written before this step.
         checkpoint: Option<PathBuf>,
@@ -234,7 +237,7 @@ pub enum CheckpointFault {
     #[error("it holds the model alone (save_only_model), and no run can be resumed from it")]
     ModelOnly,
     /// One of the files that its state names is not in the folder by its name.
-    #[error("its state names {0:?}, which is no file of the folder")]
+    #[error("its state names {0:?}, which is not a file of the folder")]
     Outside(String),
     /// One of its files is missing.
     #[error("{0} is missing")]
@@ -366,7 +369,7 @@ impl Error {
         self
     }
 
-    /// True where a file could not be written or read.
+    /// True if a file could not be written or read.
     pub(crate) fn is_io(&self) -> bool {
         matches!(self, Error::Io { .. } | Error::Engine(suasion_engine::Error::Io { .. }))
     }
@@ -375,6 +378,7 @@ impl Error {
     pub fn tag(&self) -> &'static str {
         match self {
             Error::Io { .. } => "E-IO",
+            Error::Thread(_) => "E-MEMORY",
             Error::Engine(error) => error.tag(),
             Error::Setting { .. } | Error::BatchTooLarge { .. } => "E-CONFIG",
             Error::NoTargets { .. } => "E-DATA",
@@ -489,6 +493,7 @@ impl Error {
                 };
                 return Some(format!("{kept}{advice}"));
             }
+            Error::Thread(_) => "raise the limits of the process (ulimit -u, ulimit -v)",
             Error::Rank { help, .. } => help,
             Error::RankMismatch { .. } => {
                 "start all ranks with the same program, configuration, data and model; each rank reads its own copies"

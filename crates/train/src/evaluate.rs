@@ -314,7 +314,7 @@ impl Evaluation {
         }
     }
 
-    /// The loss over several sections together; `None` where none of them occurs.
+    /// The loss over several sections together; `None` if none of them occurs.
     pub fn over(&self, names: &[&str]) -> Option<SectionLoss> {
         let found: Vec<&SectionLoss> = names.iter().filter_map(|name| self.sections.get(*name)).collect();
         let targets: u64 = found.iter().map(|section| section.targets).sum();

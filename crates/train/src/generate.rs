@@ -83,7 +83,7 @@ pub fn generate_with<B: Backend>(
 }
 
 /// As [`generate_with`], for a cache whose first `known` tokens are the first of `prompt`: a conversation grows
-/// by a turn, and what came before is not computed again. At least one token of the prompt is.
+/// by a turn, and the earlier part is not recomputed. At least one token of the prompt is.
 pub fn generate_after<B: Backend>(
     model: &mut Model<B>,
     cache: &mut KvCache,
@@ -105,7 +105,7 @@ pub fn generate_after<B: Backend>(
 pub struct Request<'a> {
     /// Its tokens.
     pub prompt: &'a [u32],
-    /// Which of the seed's random streams its samples come from. With one for each row, no row depends on others.
+    /// Which of the seed's random streams its samples are drawn from. With one per row, no row depends on others.
     pub stream: u64,
 }
 
@@ -192,7 +192,7 @@ impl Row {
         })
     }
 
-    /// Takes the next token; false where it is the last.
+    /// Takes the next token; false if it is the last.
     fn take(
         &mut self,
         cache: &KvCache,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use suasion_engine::Trainable;
 
-/// Patterns of names of parameters. Each matches a run of whole parts of a name, which dots separate: `norm`,
+/// Patterns of parameter names. Each matches consecutive whole parts of a dotted name: `norm`,
 /// `layers.0`, `mlp.*_proj`, `layers.[0-3].self_attn`. `*` and `?` also match dots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "OneOrMore", into = "Vec<String>")]

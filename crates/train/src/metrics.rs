@@ -33,7 +33,7 @@ pub struct StepRecord {
     pub mean_token_accuracy: Option<f64>,
     /// Mean entropy in nats of the distributions that they are predicted from.
     pub entropy: Option<f64>,
-    /// Load-balancing loss of experts, which `loss` has a share of; missing where there is none.
+    /// Load-balancing loss of experts, which `loss` includes with its factor; missing without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aux_loss: Option<f64>,
 }
@@ -124,7 +124,7 @@ impl Log {
     }
 
     /// Starts the file with the lines so far. Lines that a killed run wrote after its last checkpoint are dropped,
-    /// because these steps are computed again.
+    /// because these steps are recomputed.
     pub(crate) fn start(&mut self) -> Result<()> {
         let path = &self.path;
         suasion_files::write_bytes(path, self.text().as_bytes())?;
@@ -135,7 +135,7 @@ impl Log {
     }
 
     /// Adds a line, to the records in any case, and to the file if it has been started. After a failure the next line
-    /// writes the file anew.
+    /// rewrites the file.
     pub(crate) fn push(&mut self, record: Record) -> Result<()> {
         let text = line(&record);
         self.records.push(record);
@@ -150,7 +150,7 @@ impl Log {
         written
     }
 
-    /// Writes the file anew where it lacks lines.
+    /// Rewrites the file if it lacks lines.
     pub(crate) fn catch_up(&mut self) -> Result<()> {
         if self.behind { self.start() } else { Ok(()) }
     }

@@ -107,7 +107,7 @@ impl ModelFiles {
         self.files.push(OutputFile { name: name.to_string(), bytes });
     }
 
-    /// The files as they are beside weights of this type: where `config.json` says otherwise of the type, of a head that is
+    /// The files as they are beside weights of this type: if `config.json` states another type, of a head that is
     /// not tied, of the rows of embedding and head, or of weights that were packed, it is corrected.
     pub fn beside(&self, kind: WeightType, tied: bool, rows: usize) -> ModelFiles {
         let mut files = self.clone();
@@ -119,9 +119,9 @@ impl ModelFiles {
         files
     }
 
-    /// The files of a model that has learned to stop at these ids: `eos_token_id` in `config.json` and
-    /// `generation_config.json` names them after those that it names already. A file that names none gets its ids, and
-    /// `generation_config.json` is added where it is missing and there is something to say.
+    /// The files of a model that has learned to stop at these ids: they are appended to `eos_token_id` in `config.json` and
+    /// `generation_config.json`. A file that names none gets them, and
+    /// `generation_config.json` is added if it is missing and needed.
     pub fn stopping_at(&self, stops: &[u32]) -> ModelFiles {
         let mut files = self.clone();
         let of = |name: &str| self.files.iter().find(|file| file.name == name);
@@ -138,8 +138,8 @@ impl ModelFiles {
         files
     }
 
-    /// The files beside an adapter of this model: without `config.json`, since the folder is no model. The ids at which that
-    /// says to stop move to `generation_config.json`, where it names none: tokenizer and labels stay those of the base.
+    /// The files beside an adapter of this model: without `config.json`, since the folder is not a model. Its stop ids
+    /// move to `generation_config.json` if that names none: tokenizer and labels stay those of the base.
     pub fn of_adapter(&self) -> ModelFiles {
         let ids = |name: &str| {
             let file = self.files.iter().find(|file| file.name == name)?;
@@ -172,7 +172,7 @@ impl ModelFiles {
     }
 }
 
-/// A configuration that agrees with the weights; `None` where it does already.
+/// A configuration that agrees with the weights; `None` if it already does.
 fn corrected(bytes: &[u8], kind: WeightType, tied: bool, rows: usize) -> Option<Vec<u8>> {
     let Ok(Value::Object(mut config)) = serde_json::from_slice(bytes) else { return None };
     let mut changed = false;
@@ -201,7 +201,7 @@ fn corrected(bytes: &[u8], kind: WeightType, tied: bool, rows: usize) -> Option<
     changed.then(|| serde_json::to_vec_pretty(&config).expect("it was JSON")) // keys keep their order
 }
 
-/// A configuration whose `eos_token_id` names these ids too; `None` where it does already.
+/// A configuration whose `eos_token_id` includes these ids; `None` if it already does.
 fn naming(bytes: &[u8], stops: &[u32]) -> Option<Vec<u8>> {
     let Ok(Value::Object(mut config)) = serde_json::from_slice(bytes) else { return None };
     let mut ids: Vec<Value> = match config.get("eos_token_id") {
@@ -240,7 +240,7 @@ mod tests {
             files.iter().map(|file| read(file)["eos_token_id"].clone()).collect::<Vec<_>>()
         };
         assert_eq!(stopping(Some(r#"{"eos_token_id": 0}"#), &[9]), [json!([0, 7, 9]), json!([0, 9])]);
-        // What is named already is not named twice, nor is a file changed that says nothing else.
+        // Ids that are already named are not added again, and a file without a change is left alone.
         assert_eq!(stopping(Some(r#"{"eos_token_id": 7}"#), &[7]), [json!([0, 7]), json!(7)]);
         assert_eq!(stopping(None, &[7, 9]), [json!([0, 7, 9]), json!([7, 9])]);
         assert_eq!(stopping(Some("{}"), &[9]), [json!([0, 7, 9]), json!(9)]);

@@ -93,7 +93,7 @@ pub struct StepEvent {
     pub mean_token_accuracy: Option<f64>,
     /// Mean entropy in nats of the distributions that they are predicted from.
     pub entropy: Option<f64>,
-    /// Load-balancing loss of experts, which `loss` has a share of.
+    /// Load-balancing loss of experts, which `loss` includes with its factor.
     pub aux_loss: Option<f64>,
     /// Targets of the step.
     pub targets: u64,

@@ -11,8 +11,7 @@ use std::path::{Path, PathBuf};
 use suasion_engine::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use suasion_files::{LOCK, Lock, TEMPORARY, can_write, remove_folder, remove_leftovers};
 
-/// The folder in an output folder in which event files of TensorBoard are, in a folder for each run, unless another
-/// place is named.
+/// The default folder of TensorBoard event files in an output folder; each run has its own folder in it.
 pub const EVENTS: &str = "runs";
 
 /// Locks the output folder for this process. The folder must exist.
@@ -44,7 +43,7 @@ pub fn check_output_dir(dir: &Path, resume: &Resume, overwrite: bool) -> Result<
         return if names.is_empty() { Ok(()) } else { Err(Error::OutputNotEmpty { dir: dir.to_path_buf() }) };
     }
     let foreign = |name: &String| {
-        // A checkpoint would be replaced as a whole.
+        // A checkpoint folder would be replaced entirely.
         let place = dir.join(name);
         let other =
             checkpoint::step_of(&place).is_some() && !place.join(STATE).is_file() && !is_empty(&place);
@@ -56,7 +55,7 @@ pub fn check_output_dir(dir: &Path, resume: &Resume, overwrite: bool) -> Result<
     }
 }
 
-/// The names in a folder, sorted, without locks and leftovers; none where there is no folder.
+/// The names in a folder, sorted, without locks and leftovers; none if there is no folder.
 fn names(dir: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -69,7 +68,7 @@ fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// True for the names of files that a run writes beside its model card, whose name others use too.
+/// True for the names of files that a run writes, except the model card's, which other programs use too.
 fn is_written(name: &str) -> bool {
     let shard = |name: &str| {
         let parts = name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
@@ -86,7 +85,7 @@ fn is_empty(dir: &Path) -> bool {
     fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// True where a run that writes to `dir` would replace or remove `file`.
+/// True if a run that writes to `dir` would replace or remove `file`.
 pub fn replaces(dir: &Path, file: &Path) -> bool {
     let (Ok(dir), Ok(file)) = (dir.canonicalize(), file.canonicalize()) else { return false };
     let Ok(inside) = file.strip_prefix(&dir) else { return false };
@@ -105,7 +104,7 @@ pub(crate) fn prepare(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the files of an earlier run, so that none of them is taken for this run's. Other files stay.
+/// Removes the files of an earlier run, so that none is mistaken for this run's. Other files stay.
 pub(crate) fn clear(dir: &Path) -> Result<()> {
     if !is_begun(dir) {
         return Ok(());
@@ -115,7 +114,7 @@ pub(crate) fn clear(dir: &Path) -> Result<()> {
         remove_folder(&checkpoint)?;
     }
     tensorboard::remove(&dir.join(EVENTS))?;
-    // The configuration last: the folder is a run's until nothing else of it is left.
+    // The configuration last: the folder counts as a run's until nothing else of it is left.
     let mut names: Vec<String> = names(dir)?.into_iter().filter(|name| is_written(name)).collect();
     names.sort_by_key(|name| name == SAVED_CONFIG);
     for name in names {

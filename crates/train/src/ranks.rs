@@ -1,7 +1,7 @@
 //! The ranks of a run: processes that share its work, on one machine or on several.
 //!
-//! [`place`] reads which rank a process is, as torchrun and Slurm say it; [`meeting`] is how the ranks find each other, [`mesh`]
-//! connects them by TCP, and `wire` is what they say to each other. [`cards`] looks that each has a card of its own.
+//! [`place`] reads a process's rank from the variables of torchrun and Slurm; [`meeting`] lets the ranks find each other, [`mesh`]
+//! connects them by TCP, and `wire` is their protocol. [`cards`] checks that each has its own card.
 //! [`crate::train`] takes any [`Collective`](suasion_engine::Collective).
 
 pub mod cards;
@@ -22,7 +22,7 @@ use suasion_data::Sample;
 use suasion_engine::{Backend, Model};
 use suasion_files::Written;
 
-/// Refuses ranks that do not have the same settings, data, weights and checkpoint, by the name of what differs.
+/// Refuses ranks with different settings, data, weights or checkpoints; the error names what differs.
 pub(crate) fn agree<B: Backend>(run: &Run<'_, B>, state: &RunState) -> Result<()> {
     let collective = run.collective;
     if collective.ranks() == 1 {
@@ -62,7 +62,7 @@ pub(crate) fn agree<B: Backend>(run: &Run<'_, B>, state: &RunState) -> Result<()
     Ok(())
 }
 
-/// As much of a value as a message shows.
+/// The part of a value that a message shows.
 fn short(value: &str) -> String {
     match value.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &value[..end]),

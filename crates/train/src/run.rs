@@ -50,7 +50,7 @@ pub struct Run<'a, B: Backend> {
     pub card: &'a DataCard,
     /// Configuration and tokenizer files for every checkpoint and the final model.
     pub files: &'a ModelFiles,
-    /// The ids that the rows teach to stop at; the final model's files name them.
+    /// The stop ids that the rows train; the final model's files name them.
     pub stops: &'a [u32],
     /// Turns ids into text, for samples during training; ids are shown where there is no tokenizer.
     pub decode: Option<&'a dyn Fn(&[u32]) -> String>,
@@ -64,13 +64,13 @@ pub struct Run<'a, B: Backend> {
     pub output_dir: &'a Path,
     /// Whether it continues another run.
     pub resume: Resume,
-    /// Allow a resume with other data and settings, except the objective: what is then no exact continuation is a
+    /// Allow a resume with other data and settings, except the objective: whatever makes it not an exact continuation is a
     /// warning.
     pub extend: bool,
-    /// Allow an output folder that is not empty. An earlier run's files are removed when this one has something to put
-    /// in their place; other files stay.
+    /// Allow an output folder that is not empty. An earlier run's files are removed once this one has
+    /// something to replace them with; other files stay.
     pub overwrite: bool,
-    /// The lock of the output folder ([`crate::lock`]); `None` takes it.
+    /// The lock of the output folder ([`crate::lock`]); `None` acquires it.
     pub lock: Option<Lock>,
 }
 
@@ -108,7 +108,7 @@ pub struct Report {
     pub after: Option<Evaluation>,
     /// The best evaluation.
     pub best: Option<Best>,
-    /// True if evaluations stopped to improve and ended the run (`early_stopping_patience`).
+    /// True if evaluations stopped improving and ended the run (`early_stopping_patience`).
     pub stopped_early: bool,
     /// The step whose weights are the final model: the last, or the best with `load_best_model_at_end`.
     pub final_step: u64,
@@ -128,7 +128,7 @@ pub struct Report {
     pub seconds: f64,
     /// Peak memory of the process.
     pub peak_memory_bytes: Option<u64>,
-    /// Where the run has diverged.
+    /// The divergence, if there was one.
     pub diverged: Option<Divergence>,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,

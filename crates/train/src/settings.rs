@@ -1,12 +1,15 @@
 //! The settings of a run, under TRL's and transformers' names.
 
-use crate::evaluate::{METRICS, is_metric};
+mod keys;
+mod validate;
+
+use crate::Result;
 use crate::groups::{self, ParamGroup, Patterns};
 use crate::interval::Interval;
 use crate::schedule::{Kwargs, Schedule, Scheduler};
-use crate::{Error, Result};
+use keys::Shown;
+pub use keys::{Key, OnResume, Range};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::fmt;
 use suasion_engine::{Optimizer, Packing, Trainable};
 
@@ -14,10 +17,10 @@ use suasion_engine::{Optimizer, Packing, Trainable};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnSaveError {
-    /// A warning; the run goes on, and its next checkpoint tries again.
+    /// Warn and continue; the next checkpoint tries again.
     #[default]
     Continue,
-    /// The run ends.
+    /// End the run.
     Stop,
 }
 
@@ -45,7 +48,7 @@ pub enum Strategy {
     /// Never.
     #[default]
     No,
-    /// Every so many steps.
+    /// Every given number of steps.
     Steps,
     /// At the end of every epoch.
     Epoch,
@@ -53,7 +56,7 @@ pub enum Strategy {
     Best,
 }
 
-// Serde writes a unit variant's name to a formatter, so each name stands once.
+// Serde writes a unit variant's name to a formatter, so each name is written only once.
 impl fmt::Display for OnSaveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
@@ -69,160 +72,6 @@ impl fmt::Display for Optim {
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
-    }
-}
-
-/// A setting of the table.
-pub struct Key {
-    /// Its name.
-    pub name: &'static str,
-    /// What a resume compares.
-    pub on_resume: OnResume,
-    /// The numbers that it may be; `None` if every value of its type can work.
-    pub range: Option<Range>,
-    value: fn(&Settings) -> String,
-    number: fn(&Settings) -> Option<f64>,
-}
-
-/// The numbers that a setting may have.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Range {
-    /// From here on.
-    AtLeast(f64),
-    /// From the first to below the second.
-    FromBelow(f64, f64),
-    /// From the first to the second.
-    FromTo(f64, f64),
-    /// Above the first and up to the second.
-    AboveTo(f64, f64),
-    /// Whole numbers up to this, and shares below 1.
-    WholeOrShare(f64),
-    /// As [`Range::WholeOrShare`], without 0.
-    StepsOrShare(f64),
-}
-
-impl Range {
-    /// True for a number within. NaN and the infinities are in no range.
-    pub fn holds(self, number: f64) -> bool {
-        number.is_finite()
-            && match self {
-                Range::AtLeast(low) => number >= low,
-                Range::FromBelow(low, high) => (low..high).contains(&number),
-                Range::FromTo(low, high) => (low..=high).contains(&number),
-                Range::AboveTo(low, high) => number > low && number <= high,
-                Range::WholeOrShare(high) => {
-                    (0.0..1.0).contains(&number) || ((1.0..=high).contains(&number) && number.fract() == 0.0)
-                }
-                Range::StepsOrShare(high) => number != 0.0 && Range::WholeOrShare(high).holds(number),
-            }
-    }
-}
-
-impl fmt::Display for Range {
-    /// A phrase that follows "must be": `at least 1`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Range::AtLeast(low) => write!(f, "at least {low}"),
-            Range::FromBelow(low, high) => write!(f, "at least {low} and below {high}"),
-            Range::FromTo(low, high) => write!(f, "between {low} and {high}"),
-            Range::AboveTo(low, high) => write!(f, "above {low} and at most {high:e}"),
-            Range::WholeOrShare(_) => f.write_str("at least 0, and whole or below 1"),
-            Range::StepsOrShare(_) => f.write_str("at least 1 and whole, or a share of the steps below 1"),
-        }
-    }
-}
-
-/// Whether a resume may change a setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnResume {
-    /// The steps depend on it: it must be the checkpoint's.
-    Same,
-    /// What it resolves to is compared instead (`data_seed`, the steps of the run and of the warm-up).
-    Resolved,
-    /// No step depends on it.
-    Free,
-}
-
-impl Key {
-    /// The value as a configuration has it.
-    pub fn value(&self, settings: &Settings) -> String {
-        (self.value)(settings)
-    }
-}
-
-/// A type of a setting.
-trait Shown {
-    /// The text of the value in a configuration.
-    fn shown(&self) -> String;
-
-    /// The value where it is a number, for its range.
-    fn number(&self) -> Option<f64>;
-}
-
-macro_rules! shown {
-    ($($type:ty: $format:literal $(as $number:ty)?),*) => { $(impl Shown for $type {
-        fn shown(&self) -> String {
-            format!($format, self)
-        }
-
-        fn number(&self) -> Option<f64> {
-            None$(.or(Some(*self as $number)))?
-        }
-    })* };
-}
-
-shown!(bool: "{}", u64: "{}" as f64, usize: "{}" as f64, f64: "{:?}" as f64, Scheduler: "{}", Strategy: "{}");
-shown!(OnSaveError: "{}", String: "{}");
-
-impl Shown for Interval {
-    fn shown(&self) -> String {
-        self.to_string()
-    }
-
-    fn number(&self) -> Option<f64> {
-        Some(self.0)
-    }
-}
-
-impl Shown for Kwargs {
-    fn shown(&self) -> String {
-        Value::Object(self.clone().into_iter().collect()).to_string()
-    }
-
-    fn number(&self) -> Option<f64> {
-        None
-    }
-}
-
-shown!(Optim: "{}");
-
-impl Shown for Patterns {
-    fn shown(&self) -> String {
-        serde_json::json!(self).to_string()
-    }
-
-    fn number(&self) -> Option<f64> {
-        None
-    }
-}
-
-impl Shown for ParamGroups {
-    fn shown(&self) -> String {
-        serde_json::json!(self).to_string()
-    }
-
-    fn number(&self) -> Option<f64> {
-        None
-    }
-}
-
-impl<T: Shown> Shown for Option<T> {
-    fn shown(&self) -> String {
-        self.as_ref().map_or("null".into(), T::shown)
-    }
-
-    fn number(&self) -> Option<f64> {
-        self.as_ref().and_then(T::number)
     }
 }
 
@@ -351,7 +200,7 @@ settings! {
     seed Same: u64 = 42;
     /// Seed of the rows' order; `None` takes `seed`.
     data_seed Resolved: Option<u64> = None;
-    /// Shuffle the rows anew for each epoch; otherwise file order.
+    /// Shuffle the rows for each epoch; otherwise file order.
     shuffle_dataset Same: bool = true;
     /// Noise on the embeddings in training: up to `alpha / √(length · hidden size)`.
     neftune_noise_alpha Same: Option<f64> = None, in Range::AtLeast(0.0);
@@ -371,7 +220,7 @@ settings! {
     gradient_checkpointing Free: bool = false;
 }
 
-/// Groups of parameters, in the order in which they are asked.
+/// Groups of parameters; the first that matches a parameter applies.
 pub type ParamGroups = Vec<ParamGroup>;
 
 impl Settings {
@@ -423,7 +272,7 @@ impl Settings {
     /// The schedule of a run of `total_steps`.
     ///
     /// # Errors
-    /// Where `lr_scheduler_kwargs` does not fit `lr_scheduler_type`.
+    /// If `lr_scheduler_kwargs` does not fit `lr_scheduler_type`.
     pub fn schedule(&self, total_steps: u64) -> Result<Schedule> {
         let (kind, kwargs) = (self.lr_scheduler_type, &self.lr_scheduler_kwargs);
         Schedule::new(kind, kwargs, self.learning_rate, self.warmup(total_steps), total_steps)
@@ -440,105 +289,11 @@ impl Settings {
         name.strip_prefix("eval_").unwrap_or(name)
     }
 
-    /// True where a value of [`Settings::metric`] is better than another. What ends in `loss` should be low, as in the
+    /// True if a value of [`Settings::metric`] is better than another. What ends in `loss` should be low, as in the
     /// Trainer, and so should the perplexity.
     pub fn is_better(&self, value: f64, than: f64) -> bool {
         let low = self.metric().ends_with("loss") || self.metric() == "perplexity";
         if self.greater_is_better.unwrap_or(!low) { value > than } else { value < than }
-    }
-
-    /// Refuses values, and combinations of values, that cannot work. `has_eval`: the run has rows to evaluate
-    /// on.
-    pub fn validate(&self, has_eval: bool) -> Result<()> {
-        for key in KEYS {
-            if let (Some(range), Some(number)) = (key.range, (key.number)(self))
-                && !range.holds(number)
-            {
-                return Err(Error::out_of_bounds(key.name, key.value(self), &range.to_string()));
-            }
-        }
-        if let Some(text) = &self.optim_args
-            && (self.optim != Optim::Sgd || momentum(text).is_none())
-        {
-            let problem = format!("is no argument of {}", self.optim);
-            let help = "sgd takes momentum=0.9, at least 0 and below 1; adam_beta1, adam_beta2, adam_epsilon and \
-                        weight_decay are keys of their own";
-            return Err(Error::setting("optim_args", text, problem, help));
-        }
-        if self.learning_rate == 0.0 && self.param_groups.iter().any(|group| group.learning_rate > Some(0.0))
-        {
-            let problem = "has no schedule that a group of param_groups could follow";
-            let help = "set it to that of the most parameters, and freeze those that shall not change";
-            return Err(Error::setting("learning_rate", self.learning_rate, problem, help));
-        }
-        for group in &self.param_groups {
-            let rates = [group.learning_rate, group.weight_decay];
-            if rates.iter().flatten().any(|rate| !(rate.is_finite() && *rate >= 0.0)) || rates == [None, None]
-            {
-                let help = "each group needs match and learning_rate or weight_decay, both at least 0";
-                let shown = serde_json::json!(group);
-                return Err(Error::setting("param_groups", shown, "is not possible", help));
-            }
-        }
-        self.schedule(1)?;
-        let Settings { eval_strategy, save_strategy, .. } = *self;
-        if eval_strategy == Strategy::Best {
-            let problem = "applies to checkpoints only";
-            return Err(Error::setting("eval_strategy", eval_strategy, problem, "use no, steps or epoch"));
-        }
-        if eval_strategy != Strategy::No && !has_eval {
-            let problem = "needs rows to evaluate on, and there are none";
-            return Err(Error::setting(
-                "eval_strategy",
-                eval_strategy,
-                problem,
-                "name a held-out split, or use no",
-            ));
-        }
-        if save_strategy == Strategy::Best && eval_strategy == Strategy::No {
-            let problem = "needs evaluations during training";
-            return Err(Error::setting(
-                "save_strategy",
-                save_strategy,
-                problem,
-                "set eval_strategy to steps or epoch",
-            ));
-        }
-        if self.load_best_model_at_end && [eval_strategy, save_strategy].contains(&Strategy::No) {
-            return Err(Error::setting(
-                "load_best_model_at_end",
-                true,
-                format!(
-                    "needs evaluations and checkpoints, but eval_strategy is {eval_strategy} and save_strategy is \
-                     {save_strategy}"
-                ),
-                "set both to steps or epoch, or save_strategy to best; they need not be the same",
-            ));
-        }
-        if !is_metric(self.metric()) {
-            return Err(Error::setting(
-                "metric_for_best_model",
-                self.metric(),
-                "is no metric of an evaluation",
-                format!("use one of {}, or SECTION_loss, such as response_loss", METRICS.join(", ")),
-            ));
-        }
-        let needs_evaluations = [
-            ("early_stopping_patience", self.early_stopping_patience.map(|n| n.to_string())),
-            (
-                "lr_scheduler_type",
-                Some(self.lr_scheduler_type)
-                    .filter(|kind| kind.follows_evaluations())
-                    .map(|kind| kind.to_string()),
-            ),
-        ];
-        for (key, value) in needs_evaluations {
-            if let (Some(value), Strategy::No) = (value, eval_strategy) {
-                let help = "set eval_strategy to steps or epoch, and name rows to evaluate on";
-                return Err(Error::setting(key, value, "needs evaluations during training", help));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -79,8 +79,8 @@ pub struct RunState {
     pub warmup_steps: u64,
     /// Training rows, or packs of them: the samples of an epoch.
     pub rows: u64,
-    /// What the number of a step is ahead of its place in data and schedule. It is not 0 where a run was extended under
-    /// another batch size or with other data, and goes on where it was in the data.
+    /// The offset between the number of a step and its position in data and schedule. It is not 0 where a run was extended under
+    /// another batch size or with other data, and continues at the same position in the data.
     pub shift: i64,
     /// The epoch (from 0) and the next micro-batch in it. Informative: both follow from `step`.
     pub position: (u64, u64),
@@ -99,7 +99,7 @@ pub struct RunState {
     pub base: Option<String>,
     /// The step of the latest evaluation.
     pub evaluated: Option<u64>,
-    /// The losses so far, for telling a divergence.
+    /// The losses so far, for detecting a divergence.
     pub watch: Watch,
     /// Step and metric of the best evaluation.
     pub best: Option<(u64, f64)>,
@@ -112,7 +112,7 @@ pub struct RunState {
     /// For schedules that follow evaluations.
     #[serde(default)]
     pub plateau: PlateauState,
-    /// True where a run can be resumed from the checkpoint: it has what AdamW keeps.
+    /// True if a run can be resumed from the checkpoint: it has what AdamW keeps.
     #[serde(default = "resumable")]
     pub resumable: bool,
     /// The evaluation before the first step.
@@ -262,7 +262,7 @@ impl RunState {
         }
     }
 
-    /// The shift with which a run of another state's rows and settings goes on where this one's was in its data.
+    /// The shift with which a run with another state's rows and settings continues at this one's position in the data.
     pub(crate) fn shift_under(&self, now: &RunState) -> i64 {
         let sampler = |of: &RunState| Sampler::of_ranks(of.rows as usize, &of.settings, of.ranks);
         let (was, now) = (sampler(self), sampler(now));

@@ -13,7 +13,7 @@ pub struct ConfidenceInterval {
 }
 
 impl ConfidenceInterval {
-    /// True where a value lies outside.
+    /// True if a value lies outside.
     pub fn excludes(&self, value: f64) -> bool {
         value < self.low || value > self.high
     }
@@ -66,7 +66,7 @@ pub fn quantile(freedom: f64) -> f64 {
 const SAMPLES: usize = 4000;
 
 /// The percentile interval of a statistic over clusters that are drawn with replacement (Efron 1979): `statistic` gets
-/// how often each cluster was drawn, and returns `None` where it has no value. `None` below two clusters.
+/// how often each cluster was drawn, and returns `None` if it has no value. `None` below two clusters.
 ///
 /// The draws depend on `seed` alone.
 pub fn bootstrap(

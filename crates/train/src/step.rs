@@ -11,7 +11,7 @@ use suasion_engine::{Backend, Collective, Model, Prepared, Rates, Regularisation
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutcome {
-    /// `Σ w·nll / Σ w` over the step's targets (smoothed, with `label_smoothing_factor`), before its update; `None` where the weights sum to zero.
+    /// `Σ w·nll / Σ w` over the step's targets (smoothed, with `label_smoothing_factor`), before its update; `None` if the weights sum to zero.
     pub loss: Option<f64>,
     /// L2 norm of the gradient, before clipping.
     pub grad_norm: f64,
@@ -23,7 +23,7 @@ pub struct StepOutcome {
     pub mean_token_accuracy: Option<f64>,
     /// Mean entropy in nats of the distributions that they are predicted from.
     pub entropy: Option<f64>,
-    /// Mean load-balancing loss of the micro-batches, which `loss` has a share of; `None` without one.
+    /// Mean load-balancing loss of the micro-batches, which `loss` includes with its factor; `None` without one.
     pub aux_loss: Option<f64>,
 }
 
@@ -108,7 +108,7 @@ pub(crate) fn step_of<B: Backend>(
     model.choose_optimizer(settings.optimizer())?;
     model.zero_gradients();
     let scale = (1.0 / weight) as f32;
-    // Every micro-batch of the run has dropout and noise of its own.
+    // Every micro-batch of the run has its own dropout and noise.
     let seed = Rng::new(settings.seed, Purpose::Noise, updates).word();
     let mut pass = |(n, batch)| {
         let place = (n * collective.ranks() + collective.rank()) as u64;
@@ -163,7 +163,7 @@ pub(crate) fn step_of<B: Backend>(
     for (what, value) in [("the loss", loss), ("the gradient norm", outcome.grad_norm)] {
         if !value.is_finite() {
             let own = || micro_batches.iter().flatten().flat_map(|row| row_ids(row)).collect();
-            // The rank whose rows it comes from has named them above.
+            // The rank whose rows cause it has named them above.
             let elsewhere = what == "the loss" && collective.ranks() > 1;
             return Err(non_finite(what, value, if elsewhere { Vec::new() } else { own() }));
         }

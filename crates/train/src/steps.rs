@@ -13,20 +13,20 @@ use std::time::Instant;
 use suasion_data::Sample;
 use suasion_engine::{Backend, Collective, Model, SingleRank};
 
-/// The training loop that [`crate::train`] and [`crate::compare()`] share. Each decides what happens between two
+/// The training loop shared by [`crate::train`] and [`crate::compare()`], which decide what happens between two
 /// steps.
 pub(crate) struct Steps<'a> {
     pub(crate) sampler: Sampler,
     pub(crate) schedule: Schedule,
     /// The learning rate, where evaluations decide it.
     pub(crate) rate: Option<f64>,
-    /// What the number of a step is ahead of its place in data and schedule ([`crate::state::RunState::shift`]).
+    /// The offset between the number of a step and its position in data and schedule ([`crate::state::RunState::shift`]).
     shift: i64,
     total_steps: u64,
     rows: &'a [Sample],
     settings: &'a Settings,
     collective: &'a dyn Collective,
-    /// The micro-batches of the next step, and its place, where they were prepared.
+    /// The micro-batches of the next step and its position, if they were prepared.
     ahead: Option<(u64, MicroBatches<'a>)>,
     pace: Pace,
 }
@@ -46,7 +46,7 @@ impl<'a> Steps<'a> {
         Steps::shifted(rows, settings, total_steps, 0, &SingleRank)
     }
 
-    /// The same, `shift` steps ahead of their places in data and schedule, of several ranks.
+    /// The same over several ranks, `shift` steps ahead of their position in data and schedule.
     pub(crate) fn shifted(
         rows: &'a [Sample],
         settings: &'a Settings,
@@ -68,7 +68,7 @@ impl<'a> Steps<'a> {
         })
     }
 
-    /// The place of a step in data and schedule.
+    /// The position of a step in data and schedule.
     fn place(&self, step: u64) -> u64 {
         step.saturating_add_signed(-self.shift)
     }
@@ -83,7 +83,7 @@ impl<'a> Steps<'a> {
         self.sampler.position(self.place(step))
     }
 
-    /// True where an epoch ends with the last of `step` steps.
+    /// True if an epoch ends with the last of `step` steps.
     pub(crate) fn epoch_ends(&self, step: u64) -> bool {
         let place = self.place(step);
         place > 0 && place.is_multiple_of(self.sampler.steps_per_epoch())

@@ -1,7 +1,7 @@
 //! TensorBoard's event files: records of TFRecord, each an `Event` protocol buffer.
 //!
 //! Only what scalars and texts need is written by hand: five fields of `event.proto` and `summary.proto`. The crates for
-//! it bring the whole of TensorFlow's definitions, or are no longer kept.
+//! it bring all of TensorFlow's definitions, or are no longer maintained.
 
 use crate::metrics::Record;
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// A file in `dir` for a run that begins or goes on after `step` steps.
+    /// A file in `dir` for a run that starts or resumes after `step` steps.
     pub(crate) fn new(dir: PathBuf, step: u64) -> Events {
         let mut events = Events { dir, file: None, pending: Vec::new() };
         let mut version = Message::default();

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use suasion_data::Sample;
 use suasion_engine::{Backend, Model};
 
-/// The nll in nats of each token of a sample, supervised or not; `None` where no token precedes it, and for padding. The
+/// The nll in nats of each token of a sample, supervised or not; `None` if no token precedes it, and for padding. The
 /// model's budget must hold [`crate::plan::eval_budget`] of one sample.
 ///
 /// # Errors

@@ -1,24 +1,23 @@
 //! A training run: its steps, its evaluations and checkpoints, and what it leaves in its output folder.
 
-use crate::checkpoint::{self, Contents, Located, METRICS, TRAINER_STATE, is_begun};
+mod ending;
+mod saving;
+
+use crate::checkpoint::{self, Located, METRICS, is_begun};
 use crate::divergence::Divergence;
 use crate::evaluate::evaluate_over;
-use crate::json::pretty;
-use crate::memory::peak_memory_bytes;
 use crate::metrics::{EvalRecord, Log, Record, SampleRecord};
 use crate::observer::{Event, Observer};
-use crate::output_dir::{check_output_dir, clear, lock, prepare};
-use crate::run::{Best, Report, Resume, Run};
+use crate::output_dir::{check_output_dir, lock, prepare};
+use crate::run::{Report, Resume, Run};
 use crate::state::RunState;
 use crate::steps::Steps;
 use crate::tensorboard::Events;
-use crate::trainer_state::trainer_state;
-use crate::{Error, Evaluation, OnSaveError, Plan, Result, Settings, Strategy, ranks, report, samples};
+use crate::{Error, Evaluation, Plan, Result, Settings, Strategy, ranks, report, samples};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use suasion_engine::{Backend, Model, Trainable, WeightType};
-use suasion_files::{NewFolder, remove_folder, write_bytes};
 
 /// Trains a model. The output folder then holds the model with its files, the checkpoints, `metrics.jsonl`,
 /// `trainer_state.json`, `README.md` and `report.html`. No other process can write to it meanwhile.
@@ -27,8 +26,8 @@ use suasion_files::{NewFolder, remove_folder, write_bytes};
 /// report has `interrupted` set. A loss or gradient norm that is not finite stops the run before the weights
 /// change, and with `stop_on_divergence` a loss that stays high ends it ([`Report::diverged`]).
 ///
-/// The ranks of a run all call this with the same inputs, and do the same; the first writes the files, and the stop flag of
-/// one stops all. Where one is lost, the others end with [`Error::Rank`].
+/// All ranks of a run call this with the same inputs and do the same; the first writes the files, and the stop flag of
+/// one stops all. If one is lost, the others end with [`Error::Rank`].
 pub fn train<B: Backend>(run: Run<'_, B>, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
     train_from(run, None, observer, stop)
 }
@@ -129,7 +128,7 @@ pub fn train_from<B: Backend>(
     for warning in &warnings {
         observer.event(&Event::Warning(warning));
     }
-    // An earlier run stays as it is until this one has something to put in its place.
+    // An earlier run is kept until this one has something to replace it with.
     let waits = run.overwrite && resumed_from.is_none() && is_begun(output_dir);
     let events =
         run.tensorboard.filter(|_| first).map(|dir| Events::new(dir.to_path_buf(), state.progress.step));
@@ -162,13 +161,13 @@ pub fn train_from<B: Backend>(
         }
         observer.event(&Event::Done(&report));
     }
-    // The others end when the first has written everything.
+    // The other ranks wait until the first has written everything.
     let met = collective.sum(&mut [0.0]);
     met.map_err(|error| Error::from(error).after_checkpoint(report.checkpoint.as_deref()))?;
     Ok(report)
 }
 
-/// Reads the average of a checkpoint's weights; false where it has none.
+/// Reads the average of a checkpoint's weights; false if it has none.
 fn load_average<B: Backend>(model: &mut Model<B>, dir: &Path) -> Result<bool> {
     let path = dir.join(checkpoint::AVERAGE);
     let exists = path.exists();
@@ -178,7 +177,7 @@ fn load_average<B: Backend>(model: &mut Model<B>, dir: &Path) -> Result<bool> {
     Ok(exists)
 }
 
-/// Refuses a model that trains other parameters than the settings say.
+/// Refuses a model that trains other parameters than the settings choose.
 fn check_choice<B: Backend>(settings: &Settings, model: &Model<B>) -> Result<()> {
     let Trainable::Named(chosen) = settings.choose(&model.parameter_names())? else { return Ok(()) };
     if model.trained_names().into_iter().collect::<BTreeSet<_>>() == chosen {
@@ -189,9 +188,6 @@ fn check_choice<B: Backend>(settings: &Settings, model: &Model<B>) -> Result<()>
     let help = "make the model with Model::with_trainable and Settings::choose";
     Err(Error::setting(key, value, "is not what this model was made to train", help))
 }
-
-/// What the first rank says to the others when a checkpoint is written.
-const WRITTEN: &[u8] = b"written";
 
 struct Trainer<'a, 'o, B: Backend> {
     run: Run<'a, B>,
@@ -217,8 +213,8 @@ struct Trainer<'a, 'o, B: Backend> {
 }
 
 impl<'o, B: Backend> Trainer<'_, 'o, B> {
-    /// Does what is due after the steps so far, then takes the next step, and so on. What is due depends on the
-    /// state alone, so a resumed run does exactly what the interrupted one left undone.
+    /// Alternates between what is due after the steps so far and the next step. What is due depends on the
+    /// state alone, so a resumed run does exactly what the interrupted one had left to do.
     fn run(mut self) -> Result<(Report, &'o mut dyn Observer)> {
         let report = self.run_to_end().map_err(|error| error.after_checkpoint(self.newest.as_deref()))?;
         Ok((report, self.observer))
@@ -257,21 +253,12 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         Ok(raised[0] > 0.0)
     }
 
-    /// Makes the folder this run's: removes the files of an earlier run, if it may be overwritten, and writes the first
-    /// ones of this.
-    fn own(&mut self) -> Result<()> {
-        if !self.writes() || std::mem::replace(&mut self.owner, true) {
-            return Ok(());
-        }
-        own(&self.run, &mut self.log, self.newest.is_none())
-    }
-
     /// Steps finished.
     fn step(&self) -> u64 {
         self.state.progress.step
     }
 
-    /// True where evaluations have stopped to improve.
+    /// True if evaluations have stopped improving.
     fn stopped_early(&self) -> bool {
         let patience = self.run.settings.early_stopping_patience;
         patience.is_some_and(|patience| self.state.patience.bad >= patience)
@@ -300,12 +287,12 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         due && !self.run.eval.is_empty() && self.state.evaluated != Some(step)
     }
 
-    /// True where this step's evaluation is the best so far.
+    /// True if this step's evaluation is the best so far.
     fn is_best(&self) -> bool {
         self.state.best.is_some_and(|(best, _)| best == self.step())
     }
 
-    /// True where `save_strategy` writes a checkpoint after this step.
+    /// True if `save_strategy` writes a checkpoint after this step.
     fn scheduled(&self) -> bool {
         let (step, settings) = (self.step(), self.run.settings);
         let due = match settings.save_strategy {
@@ -323,62 +310,6 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
     fn saving_due(&self) -> bool {
         let best = self.run.settings.load_best_model_at_end && self.is_best();
         (self.scheduled() || best) && self.saved != Some(self.step())
-    }
-
-    /// Saves. Where that fails, and `on_save_error` lets it, the run goes on.
-    fn try_to_save(&mut self) -> Result<()> {
-        let error = match self.save(self.run.settings.save_only_model) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.is_io() && self.run.settings.on_save_error == OnSaveError::Continue => error,
-            Err(error) => return Err(error),
-        };
-        let kept = match &self.newest {
-            Some(path) => format!("the newest checkpoint is {}", path.display()),
-            None => "there is no checkpoint yet".into(),
-        };
-        self.warn(format!(
-            "the checkpoint of step {} could not be written: {error}; {kept}, and the run goes on (on_save_error)",
-            self.step()
-        ));
-        Ok(())
-    }
-
-    /// Adds a line to the metrics. Where that fails, and `on_save_error` lets it, the line waits for the next.
-    fn note(&mut self, record: Record) -> Result<()> {
-        let mut written = Ok(());
-        if let Some(events) = &mut self.events {
-            events.push(&record);
-            // Not before an earlier run's are removed.
-            if self.owner {
-                written = events.flush();
-            }
-        }
-        match self.log.push(record).and(written) {
-            Err(error) if error.is_io() && self.run.settings.on_save_error == OnSaveError::Continue => {
-                if !std::mem::replace(&mut self.unwritten, true) {
-                    self.warn(format!(
-                        "{error}: the run goes on, and writes these lines later (on_save_error)"
-                    ));
-                }
-                Ok(())
-            }
-            pushed => {
-                self.unwritten = false;
-                pushed
-            }
-        }
-    }
-
-    /// Makes the output folder again where somebody has removed it.
-    fn restore_folder(&mut self) -> Result<()> {
-        let dir = self.run.output_dir;
-        if !self.owner || !self.writes() || dir.is_dir() {
-            return Ok(());
-        }
-        std::fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))?;
-        (self.newest, self.saved, self.state.best_only) = (None, None, None);
-        self.warn(format!("{}: the folder was removed during the run; it is made again", dir.display()));
-        own(&self.run, &mut self.log, false)
     }
 
     fn take_step(&mut self) -> Result<()> {
@@ -438,7 +369,7 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         Ok(true)
     }
 
-    /// Evaluates the weights at hand; `None` if the stop flag ended it.
+    /// Evaluates the current weights; `None` if the stop flag ended it.
     fn measure(&mut self) -> Result<Option<(Evaluation, Vec<SampleRecord>)>> {
         let (step, rows) = (self.step(), self.run.eval.len() as u64);
         let Run { model, eval, settings, stops, decode, collective, .. } = &mut self.run;
@@ -465,254 +396,13 @@ impl<'o, B: Backend> Trainer<'_, 'o, B> {
         if self.stopped()? { Ok(None) } else { Ok(replies.map(|replies| (evaluation, replies))) }
     }
 
-    fn best_checkpoint(&self) -> Option<PathBuf> {
-        let path = checkpoint::path_of(self.run.output_dir, self.state.best?.0);
-        path.join(checkpoint::STATE).exists().then_some(path)
-    }
-
-    fn trainer_state(&self, best: Option<&Path>) -> serde_json::Value {
-        trainer_state(&self.state, &self.log.records, &self.steps, self.parameters, best)
-    }
-
-    /// Writes the checkpoint of this step, then removes those that it replaces. `None` on the other ranks where the first
-    /// could not write it; what becomes of that is for the first to decide.
-    fn save(&mut self, only_model: bool) -> Result<Option<PathBuf>> {
-        self.restore_folder()?;
-        let (step, output_dir) = (self.step(), self.run.output_dir);
-        // One that only the best evaluation asked for goes with the next of this kind.
-        let former = self.state.best_only.filter(|_| self.is_best());
-        if self.is_best() {
-            let asked = self.run.settings.load_best_model_at_end;
-            self.state.best_only = Some(step).filter(|_| asked && !self.scheduled());
-        }
-        let written = self.write_checkpoint(only_model);
-        let path = match written {
-            Ok(Some(path)) => path,
-            not_written => {
-                self.state.best_only = former.or(self.state.best_only);
-                return not_written;
-            }
-        };
-        self.saved = Some(step);
-        self.newest = Some(path.clone());
-        if !self.writes() {
-            return Ok(Some(path));
-        }
-        let mut removed = Vec::new();
-        if let Some(former) = former.filter(|former| *former != step) {
-            let former = checkpoint::path_of(output_dir, former);
-            if former.join(checkpoint::STATE).exists() {
-                remove_folder(&former)?;
-                removed.push(former);
-            }
-        }
-        if let Some(limit) = self.run.settings.save_total_limit {
-            removed.extend(checkpoint::prune(
-                output_dir,
-                limit,
-                step,
-                self.state.best.map(|(step, _)| step),
-            )?);
-        }
-        self.observer.event(&Event::Checkpoint { step, path: &path, removed: &removed });
-        Ok(Some(path))
-    }
-
-    /// Writes the checkpoint on the first rank; the others give what they have of the optimizer's state, and learn whether
-    /// it was written.
-    fn write_checkpoint(&mut self, only_model: bool) -> Result<Option<PathBuf>> {
-        let (step, output_dir, collective) = (self.step(), self.run.output_dir, self.run.collective);
-        if !self.writes() {
-            self.state.resumable = !only_model;
-            let written = self.run.model.serve_optimizer(0, collective)? == WRITTEN;
-            return Ok(written.then(|| checkpoint::path_of(output_dir, step)));
-        }
-        let written = self.write_files(only_model);
-        let said: &[u8] = if written.is_ok() { WRITTEN } else { b"failed" };
-        let told = (1..collective.ranks()).try_for_each(|rank| collective.send(rank, said));
-        let path = written?;
-        told?;
-        Ok(Some(path))
-    }
-
-    fn write_files(&mut self, only_model: bool) -> Result<PathBuf> {
-        let (step, output_dir) = (self.step(), self.run.output_dir);
-        self.state.position = self.steps.position(step);
-        // The checkpoint about to be written does not exist yet and may be the best one.
-        let best = match self.state.best {
-            Some((best, _)) if best == step => Some(checkpoint::path_of(output_dir, step)),
-            _ => self.best_checkpoint(),
-        };
-        let (trainer_state, metrics) = (self.trainer_state(best.as_deref()), self.log.text());
-        let contents = Contents {
-            state: &mut self.state,
-            files: self.run.files,
-            metrics: &metrics,
-            trainer_state: &trainer_state,
-            only_model,
-            collective: self.run.collective,
-        };
-        // What holds the model alone holds the weights that the run is for.
-        if only_model {
-            self.run.model.exchange_average()?;
-        }
-        let (log, first) = (&mut self.log, self.newest.is_none());
-        let (run, owner) = (&self.run, &mut self.owner);
-        let before = || if std::mem::replace(owner, true) { Ok(()) } else { own(run, log, first) };
-        let written = checkpoint::write(output_dir, run.model, contents, before);
-        if only_model {
-            self.run.model.exchange_average()?;
-        }
-        written
-    }
-
-    fn interrupted(&mut self) -> Result<Report> {
-        let step = self.step();
-        // One of the model alone cannot be resumed.
-        let path = match (&self.newest, self.saved == Some(step) && self.state.resumable) {
-            (Some(path), true) => path.clone(),
-            _ => match self.save(false)? {
-                Some(path) => path,
-                // The first rank ends with its error.
-                None => {
-                    self.run.collective.sum(&mut [0.0])?;
-                    return Err(Error::Interrupted);
-                }
-            },
-        };
-        self.write_trainer_state()?;
-        self.observer.event(&Event::Interrupted { step, checkpoint: &path });
-        let after = self.state.latest.clone().filter(|_| self.state.evaluated == Some(step));
-        Ok(self.report(true, step, after))
-    }
-
-    fn write_trainer_state(&self) -> Result<()> {
-        if !self.writes() {
-            return Ok(());
-        }
-        let value = self.trainer_state(self.best_checkpoint().as_deref());
-        Ok(write_bytes(self.run.output_dir.join(TRAINER_STATE), &pretty(&value))?)
-    }
-
-    /// The final model and its files.
-    fn finish(&mut self) -> Result<Report> {
-        if !self.writes() {
-            return Ok(self.report(false, self.step(), self.state.latest.clone()));
-        }
-        self.restore_folder()?;
-        let output_dir = self.run.output_dir;
-        let (mut final_step, mut after) = (self.step(), self.state.latest.clone());
-        let mut averaged = self.run.model.has_average();
-        if let (true, Some((best, _))) = (self.run.settings.load_best_model_at_end, self.state.best)
-            && best != final_step
-        {
-            match self.best_checkpoint() {
-                Some(path) => {
-                    let kind = self.run.model.weight_type();
-                    self.run.model.load_run(&path)?;
-                    self.run.model.set_weight_type(kind);
-                    averaged = load_average(self.run.model, &path)?;
-                    (final_step, after) = (best, self.state.best_evaluation.clone());
-                }
-                None => self.warn(format!(
-                    "the best evaluation was after step {best}, but {} has no checkpoint of it: the final model is \
-                     that of the last step",
-                    output_dir.display()
-                )),
-            }
-        }
-        if averaged {
-            self.run.model.exchange_average()?;
-        }
-        // Complete before the first of its files gets its name.
-        let folder = NewFolder::create(&output_dir.join("model"))?;
-        let weights = self.run.model.save_run(folder.path(), false);
-        weights.map_err(|error| Error::from(error).renamed(folder.path(), output_dir))?;
-        let (kind, arch) = (self.run.model.weight_type(), self.run.model.architecture());
-        self.run
-            .files
-            .beside(kind, arch.head.tied, arch.vocab_size)
-            .stopping_at(self.run.stops)
-            .write(folder.path())?;
-        self.own()?;
-        folder.move_into(output_dir)?;
-        self.log.catch_up()?;
-        if let Some(events) = &mut self.events {
-            events.flush()?;
-        }
-        self.write_trainer_state()?;
-        let held_out = self.state.before.as_ref().zip(self.state.latest.as_ref());
-        let losses = held_out.map(|(before, after)| (before.loss, after.loss));
-        let found = self.state.watch.at_end(self.step(), self.last_loss, losses);
-        if let Some(divergence) = &found {
-            self.warn(divergence.to_string());
-        }
-        Ok(Report { diverged: found, ..self.report(false, final_step, after) })
-    }
-
-    /// Whether the run has diverged so far that it is ended.
+    /// The divergence that ends the run, if there is one.
     fn divergence(&self) -> Option<Divergence> {
         self.state.watch.stops(self.step(), self.last_loss)
-    }
-
-    /// Ends the run without a final model.
-    fn diverged(&mut self, divergence: Divergence) -> Result<Report> {
-        self.own()?;
-        self.write_trainer_state()?;
-        self.warn(divergence.to_string());
-        let step = self.step();
-        let after = self.state.latest.clone().filter(|_| self.state.evaluated == Some(step));
-        Ok(Report { diverged: Some(divergence), ..self.report(false, step, after) })
-    }
-
-    fn report(&self, interrupted: bool, final_step: u64, after: Option<Evaluation>) -> Report {
-        let (state, progress) = (&self.state, &self.state.progress);
-        let best = state.best.zip(state.best_evaluation.as_ref()).map(|((step, metric), evaluation)| Best {
-            step,
-            loss: evaluation.loss,
-            metric,
-            checkpoint: self.best_checkpoint(),
-        });
-        Report {
-            interrupted,
-            step: progress.step,
-            total_steps: state.total_steps,
-            epoch: self.steps.epoch(progress.step),
-            parameters: self.parameters,
-            plan: self.plan.clone(),
-            before: state.before.clone(),
-            after,
-            best,
-            stopped_early: self.stopped_early(),
-            final_step,
-            steps: self.log.steps().cloned().collect(),
-            evals: self.log.evals().cloned().collect(),
-            tokens: progress.tokens,
-            targets: progress.targets,
-            skipped_steps: progress.skipped_steps,
-            train_loss: (progress.updates > 0).then(|| progress.loss_sum / progress.updates as f64),
-            seconds: progress.seconds,
-            peak_memory_bytes: peak_memory_bytes(),
-            diverged: None,
-            checkpoint: self.newest.clone().filter(|path| path.exists()),
-            output_dir: self.run.output_dir.to_path_buf(),
-            warnings: self.warnings.clone(),
-        }
     }
 
     fn warn(&mut self, message: String) {
         self.observer.event(&Event::Warning(&message));
         self.warnings.push(message);
     }
-}
-
-/// See [`Trainer::own`].
-fn own<B: Backend>(run: &Run<'_, B>, log: &mut Log, new: bool) -> Result<()> {
-    if run.overwrite && new {
-        clear(run.output_dir)?;
-    }
-    for file in run.extra {
-        write_bytes(run.output_dir.join(&file.name), &file.bytes)?;
-    }
-    log.start()
 }

@@ -27,6 +27,18 @@ LLAMA = dict(
     eos_token_id=2,
     tie_word_embeddings=False,
 )
+NEOX = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+)
 PLAIN_ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
 FULL_THEN_SLIDING = ["sliding_attention", "full_attention"]
 
@@ -179,37 +191,19 @@ MODELS = {
     "gpt_neox": (
         "gpt_neox",
         dict(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            bos_token_id=1,
-            eos_token_id=2,
+            NEOX,
             use_parallel_residual=True,
             attention_bias=True,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
             rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=0.5),
         ),
     ),
     "gpt_neox_serial": (
         "gpt_neox",
         dict(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            bos_token_id=1,
-            eos_token_id=2,
+            NEOX,
             use_parallel_residual=False,
             attention_bias=False,
             hidden_act="gelu_new",
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
             rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=0.25),
         ),
     ),

@@ -67,6 +67,23 @@ pub fn peers_python() -> Option<PathBuf> {
     python
 }
 
+/// The tensors of a safetensors file by name, each with its `dtype` and `shape`.
+pub fn tensors(path: &Path) -> serde_json::Map<String, serde_json::Value> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Map<_, _> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    header.remove("__metadata__");
+    header
+}
+
+/// The data types of a safetensors file, in the order of its tensors, repetitions left out.
+pub fn tensor_types(path: &Path) -> Vec<String> {
+    let header = tensors(path);
+    let mut types: Vec<String> = header.values().map(|t| t["dtype"].as_str().unwrap().into()).collect();
+    types.dedup();
+    types
+}
+
 /// Records that the running test is skipped: a line that starts with `skipped: ` on stderr, and the test's
 /// name and the reason, separated by a tab, as a line of the file that `SUASION_SKIPPED` names.
 pub fn skipped(reason: impl Display) {

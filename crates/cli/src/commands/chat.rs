@@ -44,7 +44,7 @@ pub struct ChatArgs {
     sampling: SamplingArgs,
 }
 
-/// What a person can type besides messages.
+/// What a user can type besides messages.
 const HELP: &str = "/reset begins a new conversation, /exit or Ctrl-D ends the chat, Ctrl-C stops";
 
 /// Tokens of a prompt that are computed at once, and by which the cache grows.

@@ -53,7 +53,7 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<Exit> {
         )
         .into());
     }
-    // The page stands beside the JSON.
+    // The page is written beside the JSON.
     let page = output.with_extension("html");
     if page == output {
         return Err(Failure::usage(

@@ -11,8 +11,8 @@ pub struct CompletionsArgs {
     pub shell: clap_complete::Shell,
 }
 
-/// Bash takes `key=value` for three words, and puts a space after a completed word. The generated function is given one
-/// word, and what it finds is cut to what bash replaces.
+/// Bash treats `key=value` as three words, and puts a space after a completed word. The generated function gets one
+/// word, and its results are cut to the part that bash replaces.
 const BASH: &str = r#"
 _suasion_assignments() {
     local at=0 n=$COMP_CWORD
@@ -49,7 +49,7 @@ _suasion_assignments() {
 }
 "#;
 
-/// The generated script, with what it lacks for the words after `--set`. Fish needs nothing.
+/// The generated script, with additions for the words after `--set`. Fish needs none.
 fn with_assignments(shell: clap_complete::Shell, script: String) -> String {
     match shell {
         clap_complete::Shell::Bash => {

@@ -1,7 +1,7 @@
 //! `suasion diagnose`: what a checkpoint was trained on, from the checkpoint, its base and rows.
 
 use super::ConfigArgs;
-use crate::config::{Config, Init};
+use crate::config::Init;
 use crate::failure::{Exit, Failure};
 use crate::inputs::opened::Opened;
 use crate::inputs::vocabulary::Vocabulary;
@@ -83,8 +83,14 @@ pub fn run(args: &DiagnoseArgs, ui: &Ui) -> anyhow::Result<Exit> {
         rows.iter().try_for_each(|row| check_row(arch, row))?;
     }
     let measured = |model: &Opened, name: &str| -> anyhow::Result<Measurement> {
-        let start = model.start(ui, &Config::default()).on(config.device());
-        measured(ui, start, name, &rows, &settings, config.train.per_device_eval_batch_size)
+        measured(
+            ui,
+            model.start(ui, &config),
+            name,
+            &rows,
+            &settings,
+            config.train.per_device_eval_batch_size,
+        )
     };
     let before = measured(&base, "base")?;
     let after = measured(&tuned, "tuned")?;
@@ -129,7 +135,7 @@ fn measured(
     Ok(result?)
 }
 
-/// A path as a word of a shell's command line.
+/// A path, quoted for a shell.
 fn named(path: Option<&Path>) -> String {
     shell_word(&path.map_or("MODEL".into(), |path| path.display().to_string()))
 }

@@ -69,7 +69,7 @@ impl Cuda {
         let error = found.card(None).err();
         let nccl = nccl::version();
         Cuda {
-            nccl: nccl.as_ref().ok().map(|[major, minor, patch]| format!("{major}.{minor}.{patch}")),
+            nccl: nccl.as_ref().ok().map(ToString::to_string),
             nccl_problem: nccl.err().map(|problem| problem.message),
             driver: found.driver.map(version),
             cublas: found.cublas,

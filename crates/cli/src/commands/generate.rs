@@ -131,7 +131,7 @@ struct Printer<'a, W: Write> {
     tokenizer: &'a Tokenizer,
     prompts: &'a [Prompt],
     manner: &'a Manner,
-    /// Print tokens as they come.
+    /// Print tokens as they are generated.
     live: bool,
     /// The replies under way, by prompt.
     speeches: HashMap<usize, Speech<'a>>,

@@ -60,7 +60,7 @@ struct Found {
     /// Lengths of the rows in tokens, ascending.
     lengths: Vec<usize>,
     summary: Summary,
-    /// True where the source has more rows.
+    /// True if the source has more rows.
     more: bool,
     /// The date that the chat template wrote.
     template_date: Option<String>,
@@ -102,7 +102,7 @@ pub fn run(args: &InitArgs, ui: &Ui) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What the fields of the first row are called, where that is no known format: under a chat template, a pair of texts
+/// The mapping of the first row's fields, if it has no known format: under a chat template, a pair of texts
 /// is an instruction with its output.
 fn columns(source: &DataFiles, folder: &ModelFolder) -> anyhow::Result<BTreeMap<String, String>> {
     let first = source.open()?.next_row()?.and_then(|raw| Row::parse(raw).ok());
@@ -126,7 +126,7 @@ fn columns(source: &DataFiles, folder: &ModelFolder) -> anyhow::Result<BTreeMap<
 /// Looks at the first rows of a source, whole.
 ///
 /// # Errors
-/// Where none of them can become a sample: the reason of the first.
+/// If none of them can become a sample: the reason of the first.
 fn look(source: &DataFiles, folder: &Arc<ModelFolder>, config: &Config, ui: &Ui) -> anyhow::Result<Found> {
     let mut found = Found::default();
     let mut raws = source.open()?;

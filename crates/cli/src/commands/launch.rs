@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long the others may take to end after one has failed; they end by themselves.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Runs the command that this process was given as so many ranks.
+/// Runs this process's command as `ranks` processes.
 pub fn run(ranks: NonZeroUsize) -> anyhow::Result<Exit> {
     let stop = interrupt::flag();
     let program = std::env::current_exe()?;
@@ -49,7 +49,7 @@ pub fn run(ranks: NonZeroUsize) -> anyhow::Result<Exit> {
         let any = children.0.iter().any(|(_, ended)| ended.is_some_and(|status| !status.success()));
         if any && failed.is_none() {
             failed = Some(Instant::now());
-            // Those that wait for it have nobody to wait for.
+            // The others would wait for it in vain.
             children.stop();
         }
         if failed.is_some_and(|since| since.elapsed() > GRACE) {
@@ -62,7 +62,7 @@ pub fn run(ranks: NonZeroUsize) -> anyhow::Result<Exit> {
         return Err(Failure::run_time(
             "E-RANK",
             format!("rank {rank} was ended from outside: {}", ended[rank]),
-            "SIGKILL is often the system's answer to too little memory; the messages above say where the run goes on from",
+            "SIGKILL often means that the system ran out of memory; the messages above name the checkpoint to resume from",
         )
         .into());
     }
@@ -103,7 +103,7 @@ impl Children {
 }
 
 impl Drop for Children {
-    /// None is left behind where this process ends with an error.
+    /// No process is left running if this one ends with an error.
     fn drop(&mut self) {
         for (child, ended) in &mut self.0 {
             if ended.is_none() {

@@ -59,7 +59,7 @@ impl ConfigArgs {
         Ok(loaded)
     }
 
-    /// The words that repeat these arguments, for a command that a page shows.
+    /// These arguments as shell words, for a command that a page shows.
     pub fn words(&self) -> Vec<String> {
         let path = |path: &PathBuf| path.display().to_string();
         let mut words: Vec<String> = self.config.iter().map(path).collect();
@@ -90,7 +90,7 @@ impl ConfigArgs {
         }
         let (model, adapter) = (&mut loaded.config.model_name_or_path, &loaded.config.adapter_name_or_path);
         if model.is_none() {
-            // An adapter's folder stands for the adapter over its base.
+            // An adapter's folder means the adapter over its base.
             model.clone_from(adapter);
         }
         if !self.data.is_empty() {

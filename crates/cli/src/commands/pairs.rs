@@ -23,7 +23,7 @@ pub fn run(config: &Config, files: &DataFiles, ui: &Ui) -> anyhow::Result<Exit> 
     let (folder, arch) = (&opened.folder, &opened.arch);
     let policy = Policy { format: Format::Preference, packing: false, ..config.policy() };
     let batch = config.train.per_device_eval_batch_size;
-    // Duplicates and the like are findings about training rows: a prompt stands in many pairs.
+    // Duplicates and similar findings are about training rows: here a prompt occurs in many pairs.
     let side = |policy: &Policy| loading::load(ui, files, folder, policy, Mode::Prepare, &[]);
     let won = side(&policy)?;
     let lost = side(&swapped(&policy))?;

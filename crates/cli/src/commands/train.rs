@@ -60,7 +60,7 @@ fn train(args: &TrainArgs, team: Team, ui: &Ui) -> anyhow::Result<Exit> {
     let (loaded, resume) = load(args, ui)?;
     loaded.config.device_of(&team, ui)?.agree(&team, ui)?;
     let (output_dir, overwrite) = (&loaded.config.output_dir, loaded.config.overwrite_output_dir);
-    // Before anything is read: what another process is writing there may be gone the next moment.
+    // Before anything is read: another process may be replacing the files there.
     team.writes_to(output_dir);
     let lock = match output_dir.is_dir() && !args.dry_run && team.is_first() {
         true => Some(suasion_train::lock(output_dir)?),
@@ -108,7 +108,7 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
     // `--resume run.yaml`: the parser took the CONFIG for the optional DIR.
     if config.is_none() && named.as_ref().is_some_and(|path| path.is_file()) {
         config = named.take();
-        // The configuration that a run saved stands for the run.
+        // The saved configuration of a run means the run.
         let run = config.as_ref().filter(|path| path.ends_with(SAVED_CONFIG)).and_then(|path| path.parent());
         if let Some(run) = run {
             named = Some(if run.as_os_str().is_empty() { ".".into() } else { run.to_path_buf() });
@@ -141,7 +141,7 @@ fn load(args: &TrainArgs, ui: &Ui) -> anyhow::Result<(Loaded, Resume)> {
         .into());
     }
     if let Some(dir) = &run_dir {
-        // The saved configuration names the folder in which the run was started, which may be gone or another's by now.
+        // The saved configuration names the folder in which the run was started, which may have been deleted or reused since.
         let place = loaded.places.get("output_dir").cloned();
         if place.as_ref().is_none_or(|place| !place.starts_with("--set") && !place.starts_with("--output")) {
             if let Some(place) = place.filter(|_| !saved && loaded.config.output_dir != *dir) {

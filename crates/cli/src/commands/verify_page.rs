@@ -22,18 +22,18 @@ pub struct Parts<'a> {
     /// The rows kept for the page.
     pub gallery: &'a Gallery,
     pub tokenizer: Option<&'a Tokenizer>,
-    /// The words that name data, model and configuration.
+    /// The arguments that name data, model and configuration.
     pub words: Vec<String>,
-    /// True where the rows were prepared by suasion.
+    /// True if the rows were prepared by suasion.
     pub prepared: bool,
-    /// True where the model's loss is asked for.
+    /// True if the model's loss is requested.
     pub loss: bool,
 }
 
 /// The page.
 ///
 /// # Errors
-/// Where the loss is asked for, and the model cannot give it.
+/// If the loss is requested and the model cannot compute it.
 pub fn page(parts: Parts<'_>, config: &Config, ui: &Ui) -> anyhow::Result<String> {
     let Parts { name, summary, gallery, tokenizer, words: flags, prepared, loss } = parts;
     let mut rows = gallery.chosen(tokenizer);

@@ -11,7 +11,7 @@ impl Config {
     /// The new adapter of a run over a model.
     ///
     /// # Errors
-    /// Where no modules are named, and PEFT has no choice for the model's family.
+    /// If no modules are named, and PEFT has no choice for the model's family.
     pub fn lora(&self, arch: &Architecture) -> Result<Lora, Failure> {
         let targets = match &self.lora_target_modules[..] {
             [] => Targets::of_family(&arch.model_type).ok_or_else(|| {

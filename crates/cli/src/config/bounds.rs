@@ -49,7 +49,7 @@ impl Bounds {
         format!("{}, {bounds}{null}", of_type.trim_end_matches(NOT_NEGATIVE))
     }
 
-    /// True where a value, as it is printed, is within.
+    /// True if a value, as it is printed, is within.
     pub fn holds(self, value: &Json) -> bool {
         match (self, value.as_str(), value.as_f64()) {
             (Bounds::Date, Some(text), _) => text

@@ -77,7 +77,7 @@ pub enum LoraInitName {
 pub struct Codes(pub Vec<Code>);
 
 impl Codes {
-    /// Those that can be allowed: nothing can be learned from a row that is no sample.
+    /// Those that can be allowed: a row that is not a sample cannot be trained on.
     fn all() -> impl Iterator<Item = Code> {
         Code::ALL.iter().copied().filter(|code| *code != Code::Row)
     }
@@ -204,7 +204,7 @@ impl Reports {
         "wandb",
     ];
 
-    /// True where TensorBoard gets an event file. wandb's own program uploads these.
+    /// True if TensorBoard gets an event file. wandb's own program uploads these.
     pub fn tensorboard(&self) -> bool {
         self.0.iter().any(|name| ["tensorboard", "all", "wandb"].contains(&name.as_str()))
     }

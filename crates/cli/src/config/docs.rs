@@ -1,4 +1,4 @@
-//! What there is to know about the keys, from the table: `check --explain`, docs/configuration.md, and the JSON
+//! Documentation of the keys, from the table: `check --explain`, docs/configuration.md, and the JSON
 //! Schema.
 
 use super::table::{Config, Group, KEYS, Key, find};

@@ -1,6 +1,6 @@
 //! Flags of keys: every key is a flag of the commands that use it (`--learning_rate 1e-4`).
 //!
-//! The flags come from the table. What else people type where a key is meant (`--learning-rate`, keys of other
+//! The flags come from the table. Other spellings of keys (`--learning-rate`, keys of other
 //! trainers, keys of TRL that are not supported, `--loss_weights.system`) is respelled before clap reads it, so
 //! that it gets the answer that it would get in a file.
 
@@ -14,7 +14,7 @@ use std::ffi::{OsStr, OsString};
 pub const COMMANDS: [&str; 10] =
     ["train", "prepare", "verify", "eval", "compare", "diagnose", "generate", "chat", "check", "init"];
 
-/// The hidden flag that carries `name=value` for a name that is not a flag of its own.
+/// The hidden flag that carries `name=value` for a name that is not itself a flag.
 const TYPED: &str = "key";
 
 /// A key as it was given on the command line.
@@ -99,10 +99,11 @@ impl Key {
         }
     }
 
-    /// True where a command uses the key.
+    /// True if a command uses the key.
     pub fn used_by(&self, command: &str) -> bool {
         let held_out = matches!(self.name, "eval_dataset_name" | "eval_fraction" | "dataset_test_split");
         let of_device = matches!(self.name, "device" | "matmul_precision" | "use_cpu" | "cuda_graphs");
+        let of_packing = self.name.contains("load_in") || self.name.contains("bnb");
         match (command, self.group) {
             ("train" | "check" | "init", _) => true,
             ("chat", Group::Rows) => false,
@@ -114,11 +115,8 @@ impl Key {
             (_, Group::Labels) => COMMANDS.contains(&command),
             // verify --loss measures a model.
             ("verify", Group::Model) => true,
-            ("prepare", Group::Model) => {
-                let of_weights = self.name.contains("load_in") || self.name.contains("bnb");
-                !of_device && !of_weights && self.name != "init"
-            }
-            ("diagnose", Group::Model) => of_device || self.name == "model_name_or_path",
+            ("prepare", Group::Model) => !of_device && !of_packing && self.name != "init",
+            ("diagnose", Group::Model) => of_device || of_packing || self.name == "model_name_or_path",
             ("prepare" | "verify" | "diagnose", Group::Rows) => !held_out,
             ("eval", Group::Rows) => self.name != "eval_fraction",
             ("eval" | "diagnose", Group::Evaluation) => self.name == "per_device_eval_batch_size",

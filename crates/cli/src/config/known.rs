@@ -3,7 +3,7 @@
 
 use serde_json::Value as Json;
 
-/// The values besides TRL's default at which an unsupported key changes nothing.
+/// The values, besides TRL's default, at which an unsupported key has no effect.
 pub enum Inert {
     /// At these, written as YAML (a missing value counts as null).
     At(&'static [&'static str]),
@@ -29,7 +29,7 @@ impl Known {
         same(self.default, value)
     }
 
-    /// True where the value changes nothing.
+    /// True if the value changes nothing.
     pub fn is_inert(&self, value: &Json) -> bool {
         self.is_default(value)
             || match self.inert {
@@ -38,7 +38,7 @@ impl Known {
             }
     }
 
-    /// The values that change nothing, written as YAML; `None` where all do.
+    /// The values that change nothing, written as YAML; `None` if all do.
     pub fn inert_values(&self) -> Option<Vec<&'static str>> {
         match self.inert {
             Inert::At(values) => Some(std::iter::once(self.default).chain(values.iter().copied()).collect()),

@@ -52,7 +52,7 @@ impl Loaded {
             match find(head) {
                 Some(key) if matches!(key.name, "dataset_name" | "model_name_or_path") => {
                     loaded.errors.push(Failure::config(
-                        format!("{place}: {name} is no keyword here"),
+                        format!("{place}: {name} is not a keyword here"),
                         "rows and model are arguments of their own",
                     ));
                 }
@@ -69,7 +69,7 @@ impl Loaded {
     /// Everything that is wrong: keys that could not be read, and what the others contradict.
     pub fn problems(&mut self) -> Vec<Failure> {
         let mut problems = std::mem::take(&mut self.errors);
-        // A key that could not be read has its default, which says nothing about what was meant.
+        // A key that could not be read has its default, which is not what was meant.
         let of_read_keys = |problem: &Failure| {
             !KEYS.iter().any(|key| {
                 problem.message.contains(key.name)
@@ -145,7 +145,7 @@ impl Loaded {
     /// One key of a file.
     fn take(&mut self, name: &str, value: &Json, place: &str) {
         let done = match (name.split_once('.'), find(name), value) {
-            // TRL's null, which stands for its default.
+            // TRL's null, which means its default.
             (_, Some(key), Json::Null) if key.name == "output_dir" => Ok(()),
             (_, Some(key), Json::Object(entries)) => self.entries(key, entries, place),
             (_, Some(key), _) => match (key.set_json)(&mut self.config, value) {
@@ -290,7 +290,7 @@ impl Loaded {
     }
 }
 
-/// Help for a name that is no key.
+/// Help for an unknown key.
 pub fn suggestion(name: &str) -> String {
     let listed = "`suasion check --explain` lists every key";
     match nearest(name) {
@@ -307,7 +307,7 @@ fn nearest(name: &str) -> Option<&'static str> {
         .chain(known::KNOWN.iter().map(|key| key.name))
         .map(|candidate| (strsim::normalized_damerau_levenshtein(&lower, candidate), candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        // Below, it is another word: `batch` is not `debug`.
+        // Below this similarity it is a different word: `batch` is not `debug`.
         .filter(|(likeness, _)| *likeness >= 0.65)
         .map(|(_, candidate)| candidate)
 }

@@ -1,5 +1,5 @@
 //! What other trainers call our keys. Such a name is answered with ours, and never taken for it: some of them
-//! differ in meaning, and a run should say what it does in one language.
+//! differ in meaning, and a configuration should use one vocabulary.
 
 use super::known;
 use super::table;

@@ -56,7 +56,7 @@ pub struct Key {
     pub set_json: fn(&mut Config, &Json) -> Result<(), String>,
     /// Sets it to the text after `key=`; the error is the text.
     pub set_text: fn(&mut Config, &str) -> Result<(), String>,
-    /// Sets one entry of a mapping; `None` where the key is not a mapping. The error is what is expected.
+    /// Sets one entry of a mapping; `None` if the key is not a mapping. The error is what is expected.
     pub set_entry: fn(&mut Config, &str, &str) -> Option<Result<(), String>>,
 }
 
@@ -150,7 +150,7 @@ table! {
     eos_token: Option<String> = None, eg "<|im_end|>";
     /// The padding token for programs that use the model; nothing is padded here.
     pad_token: Option<String> = None, eg "<|pad|>";
-    /// Give embedding and head more rows where the folder's tokenizer has more tokens than the model has rows.
+    /// Give embedding and head more rows if the folder's tokenizer has more tokens than the model has rows.
     resize_vocab: bool = false, eg "true";
     /// Rows of embedding and head are rounded up to a multiple of this.
     resize_to_multiple_of: Option<usize> = None, in Bounds::Within(Range::AtLeast(1.0)), eg "64";
@@ -160,9 +160,9 @@ table! {
     /// What matrix products round their factors to; sums are f32. auto is bf16 on a card and f32 on the CPU, which has
     /// nothing else.
     matmul_precision: MatmulPrecision = MatmulPrecision::Auto, eg "f32";
-    /// Run on the CPU even where device is auto: transformers' name for device=cpu.
+    /// Run on the CPU even if device is auto: transformers' name for device=cpu.
     use_cpu: bool = false, eg "true";
-    /// A card replays passes whose sizes were seen before as CUDA graphs: the same numbers, with less work for the host.
+    /// On a card, replay passes of repeated sizes as CUDA graphs: the same numbers with less work for the host.
     cuda_graphs: bool = true, eg "false";
     /// Pack the linear layers of an adapter's base into 8 bits when it is loaded: the codes of bitsandbytes' LLM.int8, with
     /// activations as they are.
@@ -175,7 +175,7 @@ table! {
     bnb_4bit_compute_dtype: Option<ComputeDtype> = None, eg "float32";
 
     Adapter:
-    /// Train a low-rank adapter (LoRA) and leave the model as it is.
+    /// Train a low-rank adapter (LoRA) and leave the model unchanged.
     use_peft: bool = false, eg "true";
     /// Rank of the adapter's matrices.
     lora_r: usize = 16, in Bounds::Within(Range::AtLeast(1.0)), eg "8";
@@ -186,38 +186,38 @@ table! {
     /// Modules with an adapter: names, or what they end in; all-linear; or one regular expression of whole names. Empty:
     /// PEFT's choice for the model's family.
     lora_target_modules: Vec<String> = Vec::new(), eg "all-linear";
-    /// Modules that are trained as a whole, in a copy that is saved with the adapter.
+    /// Modules that are trained fully, in a copy that is saved with the adapter.
     lora_modules_to_save: Vec<String> = Vec::new(), eg "[lm_head, embed_tokens]";
     /// Scale by lora_alpha / √lora_r instead.
     use_rslora: bool = false, eg "true";
-    /// Weight-decomposed adapters (DoRA): a trained length for each row of the weights.
+    /// Weight-decomposed adapters (DoRA): a trained magnitude for each row of the weights.
     use_dora: bool = false, eg "true";
     /// Numbers of the layers that have adapters; empty: all.
     lora_layers_to_transform: Vec<usize> = Vec::new(), eg "[0, 1]";
-    /// Names of the lists of layers that lora_layers_to_transform counts in.
+    /// Names of the lists of layers that the numbers of lora_layers_to_transform refer to.
     lora_layers_pattern: Vec<String> = Vec::new(), eg "layers";
-    /// Ranks of some modules, by a regular expression of the end of their names; of several that match, the first counts.
+    /// Ranks of some modules, by a regular expression of the end of their names; the first that matches applies.
     lora_rank_pattern: IndexMap<String, usize> = IndexMap::new(), eg "{down_proj: 32}";
     /// Alphas of some modules, likewise.
     lora_alpha_pattern: IndexMap<String, f64> = IndexMap::new(), eg "{down_proj: 64}";
-    /// How the adapter's matrices begin: true (A uniform, B zero), gaussian (A normal, B zero) or false (both uniform).
+    /// Initial values of the adapter's matrices: true (A uniform, B zero), gaussian (A normal, B zero) or false (both uniform).
     lora_init: LoraInitName = LoraInitName::True, eg "gaussian";
 
     Rows:
     /// Rows to train on: a file, a glob, a folder of splits, a hub id, or a list of them.
     dataset_name: Option<Paths> = None, eg "rows.jsonl";
-    /// Split to train on, where dataset_name is a folder.
+    /// Split to train on, if dataset_name is a folder.
     dataset_train_split: String = "train".into(), eg "train_sft";
-    /// Split to evaluate on, where dataset_name is a folder; null: the first of test, validation, valid,
+    /// Split to evaluate on, if dataset_name is a folder; null: the first of test, validation, valid,
     /// eval, dev.
     dataset_test_split: Option<String> = None, eg "test_sft";
     /// Rows to evaluate on, in the same forms.
     eval_dataset_name: Option<Paths> = None, eg "held_out.jsonl";
-    /// Share of the training rows to hold out for evaluation, where no rows to evaluate on are named.
+    /// Share of the training rows to hold out for evaluation, if no rows to evaluate on are named.
     eval_fraction: f64 = 0.0, in Bounds::Within(Range::FromBelow(0.0, 1.0)), eg "0.05";
-    /// Format of the rows; auto finds it for each row.
+    /// Format of the rows; auto detects it for each row.
     format: Format => data.format, eg "messages";
-    /// Where the rows have what formats name otherwise, by our name; also lists and nested names.
+    /// Names of the rows' fields where they differ from the formats', by our name; paths into objects and lists work too.
     columns: BTreeMap<String, String> => data.columns, eg "{prompt: question, completion: data.answer}";
     /// What happens to a row that cannot become a sample.
     on_bad_row: OnBadRow => data.on_bad_row, eg "skip";
@@ -227,7 +227,7 @@ table! {
     Labels:
     /// Learn from responses only; false: from every token, prompts included.
     completion_only_loss: Objective => data.objective, eg "false";
-    /// TRL's key for conversations; here assistant turns are always what is learned of them.
+    /// TRL's key for conversations; here their assistant turns are always what is learned.
     assistant_only_loss: Option<bool> = None, eg "true";
     /// Which assistant turns of a conversation are learned.
     supervise: Supervise => data.supervise, eg "last";
@@ -235,7 +235,7 @@ table! {
     template_date: Option<String> => data.template_date, in Bounds::Date, eg "2026-01-31";
     /// Variables for the chat template, by name.
     template_kwargs: BTreeMap<String, Json> => data.template_kwargs, eg "{enable_thinking: false}";
-    /// Tokenise prompt and response apart (split), or as one text (joint).
+    /// Tokenise prompt and response separately (split), or as one text (joint).
     boundary: Boundary => data.boundary, eg "joint";
     /// Longest row in tokens; null for no limit.
     max_length: Option<usize> => data.max_length, in Bounds::Within(Range::AtLeast(2.0)), eg "2048";
@@ -261,7 +261,7 @@ table! {
     stop_tokens: Vec<String> => data.stop_tokens, eg "[<|im_end|>]";
 
     Training:
-    /// Shuffle the rows for each epoch; false takes them in file order, again and again.
+    /// Shuffle the rows for each epoch; false uses file order in every epoch.
     shuffle_dataset: bool => train.shuffle_dataset, eg "false";
     /// Rows per micro-batch, or packs of them.
     per_device_train_batch_size: usize => train.per_device_train_batch_size, eg "4";
@@ -274,7 +274,7 @@ table! {
     /// Mix each target with this share of the uniform distribution over the vocabulary; evaluation does not.
     label_smoothing_factor: f64 => train.label_smoothing_factor, eg "0.1";
     /// Factor of the load-balancing loss of a mixture of experts; 0 leaves it out. null: router_aux_loss_coef of the
-    /// model's config.json, where output_router_logits is true there.
+    /// model's config.json, if output_router_logits is true there.
     router_aux_loss_coef: Option<f64> => train.router_aux_loss_coef, eg "0.001";
     /// Train without the dropout that the model's config.json has (attn_pdrop, attention_dropout, hidden_dropout).
     disable_dropout: bool => train.disable_dropout, eg "true";
@@ -287,9 +287,9 @@ table! {
     optim_args: Option<String> => train.optim_args, eg "momentum=0.9";
     /// Keep a moving average of the weights with this decay, evaluate it, and end with it; null keeps none.
     ema_decay: Option<f64> => train.ema_decay, eg "0.999";
-    /// Parameters with a learning rate or a weight decay of their own, by patterns of their names.
+    /// Parameters with a separate learning rate or weight decay, by patterns of their names.
     param_groups: Vec<ParamGroup> => train.param_groups, eg "[{match: embed_tokens, learning_rate: 1e-5}, {match: mlp, weight_decay: 0.1}]";
-    /// Train only the parameters that these patterns match, of which each matches whole parts of a name; none: all.
+    /// Train only the parameters that these patterns match; a pattern matches whole parts of a name; empty: all.
     trainable: Patterns => train.trainable, eg "[layers.1, norm]";
     /// Do not train the parameters that these patterns match.
     freeze: Patterns => train.freeze, eg "[embed_tokens, \"layers.[0-3]\"]";
@@ -311,11 +311,11 @@ table! {
     lr_scheduler_type: Scheduler => train.lr_scheduler_type, eg "cosine";
     /// Arguments of the schedule, under transformers' names (num_cycles, min_lr, num_decay_steps, power, patience).
     lr_scheduler_kwargs: BTreeMap<String, Json> => train.lr_scheduler_kwargs, eg "{min_lr: 1e-6}";
-    /// Share of the steps that warm up; used where warmup_steps is 0.
+    /// Share of the steps that warm up; used if warmup_steps is 0.
     warmup_ratio: f64 => train.warmup_ratio, eg "0.03";
     /// Number of warm-up steps; below 1, a share of the steps.
     warmup_steps: f64 => train.warmup_steps, eg "100";
-    /// Stop where the loss has been above twice that of the first step, and above 4 nats, for 20 steps in a row.
+    /// Stop if the loss has been above twice that of the first step, and above 4 nats, for 20 steps in a row.
     stop_on_divergence: bool => train.stop_on_divergence, eg "false";
 
     Evaluation:
@@ -330,9 +330,9 @@ table! {
     /// Metric of the best evaluation: loss, perplexity, mean_token_accuracy, entropy, or a section's
     /// (response_loss); null: loss.
     metric_for_best_model: Option<String> => train.metric_for_best_model, eg "mean_token_accuracy";
-    /// Whether more of metric_for_best_model is better; null: unless its name ends in loss, or is perplexity.
+    /// Whether a higher metric_for_best_model is better; null: unless its name ends in loss, or is perplexity.
     greater_is_better: Option<bool> => train.greater_is_better, eg "true";
-    /// End the run after so many evaluations in a row that are not better; null: never.
+    /// End the run after this many evaluations in a row without improvement; null: never.
     early_stopping_patience: Option<u64> => train.early_stopping_patience, eg "3";
     /// By how much an evaluation must be better to count for early_stopping_patience.
     early_stopping_threshold: f64 => train.early_stopping_threshold, eg "0.001";
@@ -346,7 +346,7 @@ table! {
     output_dir: PathBuf = PathBuf::from("trainer_output"), eg "out";
     /// Write into an output_dir that is not empty.
     overwrite_output_dir: bool = false, eg "true";
-    /// Where metrics go beside metrics.jsonl: tensorboard, none, or all. Services get nothing, and a note says what to do.
+    /// Where metrics go besides metrics.jsonl: tensorboard, none, or all. Online services are not supported; a note says what to do.
     report_to: Reports = Reports::default(), eg "none";
     /// Folder of the TensorBoard event files; null: runs/NAME in output_dir, after run_name.
     logging_dir: Option<PathBuf> = None, eg "logs/first";
@@ -362,7 +362,7 @@ table! {
     save_total_limit: Option<usize> => train.save_total_limit, eg "3";
     /// Checkpoints hold the model alone; a run cannot be resumed from them.
     save_only_model: bool => train.save_only_model, eg "true";
-    /// What happens where a checkpoint cannot be written (a full disk): a warning, or the end of the run.
+    /// What happens if a checkpoint cannot be written (a full disk): a warning, or the end of the run.
     on_save_error: OnSaveError => train.on_save_error, eg "stop";
     /// End with the weights of the best evaluation, which get a checkpoint in any case.
     load_best_model_at_end: bool => train.load_best_model_at_end, eg "true";

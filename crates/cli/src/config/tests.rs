@@ -396,7 +396,7 @@ fn the_schema_accepts_sample_configurations_and_refuses_wrong_ones() {
     ] {
         assert!(!accepts(wrong), "{wrong}");
     }
-    // TRL's defaults, but for the null that stands for one.
+    // TRL's defaults, except for the null that means one.
     assert!(accepts(&TRL.replace("output_dir: null\n", "")));
 }
 

@@ -23,7 +23,7 @@ pub trait Value: Sized {
     /// A JSON Schema of the values, as a file should have them; more spellings are read.
     fn schema() -> Json;
 
-    /// Reads a parsed value; `None` where it is not of this type.
+    /// Reads a parsed value; `None` if it is not of this type.
     fn from_json(json: &Json) -> Option<Self>;
 
     /// Reads the text after `--set key=`. Keys of type text take it verbatim, so that
@@ -36,7 +36,7 @@ pub trait Value: Sized {
     /// The value as it is printed and saved; reads back to the same value.
     fn to_json(&self) -> Json;
 
-    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` where the type is not a mapping.
+    /// Sets one entry of a mapping (`loss_weights.system=0.1`); `None` if the type is not a mapping.
     fn set_entry(&mut self, _entry: &str, _text: &str) -> Option<Result<(), String>> {
         None
     }
@@ -68,27 +68,13 @@ fn is_null(text: &str) -> bool {
     matches!(text.trim(), "" | "null" | "Null" | "NULL" | "~" | "None" | "none")
 }
 
-impl Value for bool {
-    fn expected() -> String {
-        "true or false".into()
-    }
-
-    fn schema() -> Json {
-        json!({ "type": "boolean" })
-    }
-
-    fn from_json(json: &Json) -> Option<bool> {
-        match json {
-            Json::Bool(flag) => Some(*flag),
-            // A quoted or Python-style truth value.
-            Json::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
-            Json::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
-            _ => None,
-        }
-    }
-
-    fn to_json(&self) -> Json {
-        Json::Bool(*self)
+/// A quoted or Python-style truth value is one too.
+fn truth(json: &Json) -> Option<bool> {
+    match json {
+        Json::Bool(flag) => Some(*flag),
+        Json::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Json::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
     }
 }
 
@@ -111,137 +97,51 @@ fn whole(json: &Json) -> Option<i64> {
     }
 }
 
-impl Value for f64 {
-    fn expected() -> String {
-        "a number".into()
-    }
+/// Types of one scalar: what is expected, the schema, how it is read, and how it is written.
+macro_rules! scalars {
+    ($($type:ty: $expected:expr, $schema:expr, |$json:ident| $read:expr, |$value:ident| $written:expr;)*) => { $(
+        impl Value for $type {
+            fn expected() -> String {
+                $expected.into()
+            }
 
-    fn schema() -> Json {
-        json!({ "type": "number" })
-    }
+            fn schema() -> Json {
+                $schema
+            }
 
-    fn from_json(json: &Json) -> Option<f64> {
-        number(json)
-    }
+            fn from_json($json: &Json) -> Option<$type> {
+                $read
+            }
 
-    fn to_json(&self) -> Json {
-        Json::from(*self)
-    }
-}
-
-impl Value for Interval {
-    fn expected() -> String {
-        f64::expected()
-    }
-
-    fn schema() -> Json {
-        f64::schema()
-    }
-
-    fn from_json(json: &Json) -> Option<Interval> {
-        number(json).map(Interval)
-    }
-
-    fn to_json(&self) -> Json {
-        json!(self)
-    }
-}
-
-impl Value for f32 {
-    fn expected() -> String {
-        f64::expected()
-    }
-
-    fn schema() -> Json {
-        f64::schema()
-    }
-
-    fn from_json(json: &Json) -> Option<f32> {
-        number(json).map(|number| number as f32).filter(|number| number.is_finite())
-    }
-
-    fn to_json(&self) -> Json {
-        // The shortest decimal that reads back: 0.1, not 0.10000000149011612.
-        format!("{self:?}").parse().map_or(Json::Null, Json::Number)
-    }
-}
-
-/// `completion_only_loss`: true learns from responses, false from all tokens; null is true, the default.
-impl Value for Objective {
-    fn expected() -> String {
-        Option::<bool>::expected()
-    }
-
-    fn schema() -> Json {
-        Option::<bool>::schema()
-    }
-
-    fn from_json(json: &Json) -> Option<Objective> {
-        let only = Option::<bool>::from_json(json)?;
-        Some(if only.unwrap_or(true) { Objective::ResponseOnly } else { Objective::AllTokens })
-    }
-
-    fn to_json(&self) -> Json {
-        Json::Bool(*self == Objective::ResponseOnly)
-    }
-}
-
-impl Value for i64 {
-    fn expected() -> String {
-        "a whole number".into()
-    }
-
-    fn schema() -> Json {
-        json!({ "type": "integer" })
-    }
-
-    fn from_json(json: &Json) -> Option<i64> {
-        whole(json)
-    }
-
-    fn to_json(&self) -> Json {
-        Json::from(*self)
-    }
-}
-
-impl Value for usize {
-    fn expected() -> String {
-        format!("a whole number{NOT_NEGATIVE}")
-    }
-
-    fn schema() -> Json {
-        json!({ "type": "integer", "minimum": 0 })
-    }
-
-    fn from_json(json: &Json) -> Option<usize> {
-        whole(json).and_then(|n| usize::try_from(n).ok())
-    }
-
-    fn to_json(&self) -> Json {
-        Json::from(*self)
-    }
-}
-
-impl Value for u64 {
-    fn expected() -> String {
-        usize::expected()
-    }
-
-    fn schema() -> Json {
-        usize::schema()
-    }
-
-    fn from_json(json: &Json) -> Option<u64> {
-        match json {
-            // Seeds may use all 64 bits.
-            Json::Number(number) if number.is_u64() => number.as_u64(),
-            _ => whole(json).and_then(|n| u64::try_from(n).ok()),
+            fn to_json(&self) -> Json {
+                let $value = self;
+                $written
+            }
         }
-    }
+    )* };
+}
 
-    fn to_json(&self) -> Json {
-        Json::from(*self)
-    }
+scalars! {
+    bool: "true or false", json!({ "type": "boolean" }), |json| truth(json), |flag| Json::Bool(*flag);
+    f64: "a number", json!({ "type": "number" }), |json| number(json), |number| Json::from(*number);
+    Interval: f64::expected(), f64::schema(), |json| number(json).map(Interval), |interval| json!(interval);
+    f32: f64::expected(), f64::schema(),
+        |json| number(json).map(|number| number as f32).filter(|number| number.is_finite()),
+        // The shortest decimal that reads back: 0.1, not 0.10000000149011612.
+        |number| format!("{number:?}").parse().map_or(Json::Null, Json::Number);
+    i64: "a whole number", json!({ "type": "integer" }), |json| whole(json), |number| Json::from(*number);
+    usize: format!("a whole number{NOT_NEGATIVE}"), json!({ "type": "integer", "minimum": 0 }),
+        |json| whole(json).and_then(|n| usize::try_from(n).ok()), |number| Json::from(*number);
+    // Seeds may use all 64 bits.
+    u64: usize::expected(), usize::schema(),
+        |json| json.as_u64().or_else(|| u64::try_from(whole(json)?).ok()), |number| Json::from(*number);
+    // `completion_only_loss`: true trains on responses, false on all tokens; null is true, the default.
+    Objective: Option::<bool>::expected(), Option::<bool>::schema(),
+        |json| match Option::<bool>::from_json(json)?.unwrap_or(true) {
+            true => Some(Objective::ResponseOnly),
+            false => Some(Objective::AllTokens),
+        },
+        |objective| Json::Bool(*objective == Objective::ResponseOnly);
 }
 
 impl Value for String {

@@ -34,7 +34,7 @@ impl Files {
     /// Writes rows, tokenizer and configuration below `folder`.
     ///
     /// # Errors
-    /// Where the folder is neither empty nor that of an earlier demo, or cannot be written to.
+    /// If the folder is neither empty nor that of an earlier demo, or cannot be written to.
     pub fn write(folder: &Path) -> anyhow::Result<Files> {
         let (train, test) = split(ROWS);
         let files = Files {

@@ -42,7 +42,7 @@ impl Config {
     /// The same for a rank of a run: of cards, the one of its number on its machine.
     ///
     /// # Errors
-    /// Where a card is named for all ranks, there are not enough, or NCCL is missing.
+    /// If a card is named for all ranks, there are not enough, or NCCL is missing.
     pub fn device_of(&self, team: &Team, ui: &Ui) -> anyhow::Result<Chosen> {
         let chosen = self.device();
         let chosen = Chosen { of_ranks: team.ranks > 1, ..chosen };
@@ -55,7 +55,7 @@ impl Config {
                         CUDA_VISIBLE_DEVICES shows";
             return Err(Failure::config(message, help).into());
         }
-        // Without a card, `card` says why.
+        // Without a card, `card` returns the reason.
         if chosen.name == DeviceName::Cpu || found().card(None).is_err() {
             return Ok(chosen);
         }
@@ -72,7 +72,7 @@ impl Config {
     }
 }
 
-/// What this machine has; looked for once a process, where a card is asked for.
+/// The cards of this machine; looked up once per process, when a card is requested.
 pub fn found() -> &'static Found {
     static FOUND: OnceLock<Found> = OnceLock::new();
     FOUND.get_or_init(Found::look)
@@ -93,7 +93,7 @@ impl Chosen {
     /// The card to use; `None` for the CPU, with a note where there is no card for `auto`.
     ///
     /// # Errors
-    /// Where a card is named that cannot be used.
+    /// If a card is named that cannot be used.
     pub fn card(self, ui: &Ui) -> suasion_engine::Result<Option<&'static Card>> {
         let number = match self.name {
             DeviceName::Cpu => return Ok(None),
@@ -115,10 +115,10 @@ impl Chosen {
         if self.of_ranks { nccl::OVERHEAD } else { 0 }
     }
 
-    /// Looks that all ranks compute alike, each on a card of its own.
+    /// Checks that all ranks compute in the same way, each on its own card.
     ///
     /// # Errors
-    /// Where they do not, on all ranks; where a card is named that cannot be used.
+    /// If they do not, on all ranks; where a card is named that cannot be used.
     pub fn agree(self, team: &Team, ui: &Ui) -> anyhow::Result<()> {
         let card = self.card(ui)?;
         let seat = Seat {

@@ -84,7 +84,7 @@ impl std::error::Error for ToDownload {}
 pub struct Listing {
     /// The commit.
     pub commit: String,
-    /// True where it is the commit of `main`.
+    /// True if it is the commit of `main`.
     pub main: bool,
     /// The files at that commit, by their paths in the repository.
     pub names: Vec<String>,
@@ -100,7 +100,7 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// The repository that a name may mean; `None` where it can only be a path.
+    /// The repository that a name may mean; `None` if it can only be a path.
     pub fn named(kind: Kind, name: &Path) -> Option<Repo> {
         let id = name.to_str().filter(|text| is_id(text))?.to_string();
         Some(Repo { kind, id })
@@ -119,7 +119,7 @@ impl Repo {
     /// Its files at a commit, or at `main`.
     ///
     /// # Errors
-    /// Where no request may be sent, and where the hub cannot be reached or refuses.
+    /// If no request may be sent, and where the hub cannot be reached or refuses.
     pub fn list(&self, commit: Option<&str>, access: Access) -> anyhow::Result<Listing> {
         match (downloads(), access.network) {
             (false, _) => Err(self.not_cached().into()),
@@ -131,7 +131,7 @@ impl Repo {
     /// Downloads the files of a listing that the cache lacks. Returns their snapshot.
     ///
     /// # Errors
-    /// Where a download or a write fails.
+    /// If a download or a write fails.
     pub fn get(&self, listing: &Listing, names: &[String], ui: &Ui) -> anyhow::Result<PathBuf> {
         download::get(self, listing, names, ui)
     }
@@ -153,7 +153,7 @@ impl Repo {
     }
 }
 
-/// True where this program may download.
+/// True if this program may download.
 pub fn downloads() -> bool {
     cfg!(feature = "hub") && offline().is_none()
 }

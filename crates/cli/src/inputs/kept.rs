@@ -7,7 +7,7 @@ use suasion_train::ModelFiles;
 /// Refuses an output file that a command reads: one of `files`, or a model's file in one of the `folders`.
 ///
 /// # Errors
-/// Where it is; the message names both.
+/// If it is; the message names both.
 pub fn check_output<'a>(
     flag: &str,
     output: &Path,

@@ -139,7 +139,7 @@ pub fn warn_of_date(ui: &Ui, pinned: Option<&str>, used: Option<&str>) {
 /// Compares prepared data with the model and the configuration that are to use it.
 ///
 /// # Errors
-/// Where it was prepared with another tokenizer or template, or for another objective.
+/// If it was prepared with another tokenizer or template, or for another objective.
 pub fn check_manifest(data: &DataFiles, folder: &ModelFolder, policy: &Policy) -> anyhow::Result<()> {
     let Some(manifest) = data.manifest()? else { return Ok(()) };
     let differences = differences(&manifest, folder, policy);

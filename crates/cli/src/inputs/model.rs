@@ -17,7 +17,7 @@ use suasion_train::{ModelFiles, TEMPLATES};
 /// Opens a folder, with changes of its tokenizer. A chat template that cannot be used is a warning: rows of plain text need none.
 ///
 /// # Errors
-/// Where its tokenizer cannot be read, or the system refuses the thread that watches the template.
+/// If its tokenizer cannot be read, or the system refuses the thread that watches the template.
 pub fn open(dir: &Path, changes: &Changes, ui: &Ui) -> anyhow::Result<ModelFolder> {
     let folder = read(dir, changes)?;
     if let Some(error) = &folder.template_error {
@@ -38,7 +38,7 @@ pub fn read(dir: &Path, changes: &Changes) -> anyhow::Result<ModelFolder> {
         return Err(Failure::run_time(
             "E-MODEL",
             format!(
-                "{}: the folder has neither config.json nor tokenizer.json: it is no model",
+                "{}: the folder has neither config.json nor tokenizer.json: it is not a model",
                 dir.display()
             ),
             "name the folder in the Hugging Face layout that holds them",
@@ -48,8 +48,8 @@ pub fn read(dir: &Path, changes: &Changes) -> anyhow::Result<ModelFolder> {
     Ok(ModelFolder::open_with(dir, changes)?)
 }
 
-/// Opens a folder with its architecture. With [`Init::Weights`], a head of its own in the weights is the model's, and a
-/// warning where config.json says otherwise.
+/// Opens a folder with its architecture. With [`Init::Weights`], a separate head in the weights is used, with a
+/// warning if config.json ties it.
 ///
 /// # Errors
 /// As [`open`]; where config.json describes no model that the engine has.
@@ -85,7 +85,7 @@ pub fn beside(dir: &Path, base: &ModelFolder, changes: &Changes, ui: &Ui) -> any
 /// The tokenizer of a folder, for commands that read and write text.
 ///
 /// # Errors
-/// Where the folder has none.
+/// If the folder has none.
 pub fn need_tokenizer(folder: &ModelFolder) -> anyhow::Result<&Tokenizer> {
     folder.tokenizer.as_deref().ok_or_else(|| {
         Failure::run_time(
@@ -127,7 +127,7 @@ fn watch(mut watch: RenderingWatch) -> std::io::Result<()> {
 /// The folder of the model that a configuration names; with `weights`, its weights are there too.
 ///
 /// # Errors
-/// Where it names none, and as [`resolve`].
+/// If it names none, and as [`resolve`].
 pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf> {
     // What is rendered and tokenised with an adapter is so with its own tokenizer, where it has one.
     let with_tokenizer = |dir: &&PathBuf| AdapterFolder::is_one(dir) && dir.join("tokenizer.json").is_file();
@@ -150,12 +150,12 @@ pub fn named(config: &Config, weights: bool, ui: &Ui) -> anyhow::Result<PathBuf>
 /// Reads the settings of an adapter's folder.
 ///
 /// # Errors
-/// Where it is none, and for settings that are not computed.
+/// If it is none, and for settings that are not computed.
 pub fn adapter(path: &Path) -> anyhow::Result<AdapterFolder> {
     if !AdapterFolder::is_one(path) {
         return Err(Failure::run_time(
             "E-MODEL",
-            format!("{}: no adapter_config.json in it, so it is no adapter", path.display()),
+            format!("{}: no adapter_config.json in it, so it is not an adapter", path.display()),
             "name the folder that PEFT's save_pretrained or `suasion train --use_peft` has written",
         )
         .into());
@@ -166,7 +166,7 @@ pub fn adapter(path: &Path) -> anyhow::Result<AdapterFolder> {
 /// The base that an adapter names: a folder as it is, or beside the adapter's, or a hub id.
 ///
 /// # Errors
-/// Where it names none, or it is not found.
+/// If it names none, or it is not found.
 pub fn base_of(adapter: &AdapterFolder, ui: &Ui) -> anyhow::Result<PathBuf> {
     let shown = adapter.path.display();
     let Some(base) = &adapter.base else {
@@ -193,7 +193,7 @@ pub fn base_of(adapter: &AdapterFolder, ui: &Ui) -> anyhow::Result<PathBuf> {
 /// The folder of a model; with `weights`, its weights are there too.
 ///
 /// # Errors
-/// Where it is neither a folder nor a hub id that is cached or can be downloaded; the message names the
+/// If it is neither a folder nor a hub id that is cached or can be downloaded; the message names the
 /// places searched. [`ToDownload`] where it would have to be downloaded and `access` forbids that.
 pub fn resolve<'a>(name: &Path, weights: bool, access: impl Into<Access<'a>>) -> anyhow::Result<PathBuf> {
     let access = access.into();
@@ -261,7 +261,7 @@ fn check_kinds(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// True where a snapshot has the files that every model has; other tools may have downloaded only some of
+/// True if a snapshot has the files that every model has; other tools may have downloaded only some of
 /// them.
 fn is_complete(snapshot: &Path, weights: bool) -> bool {
     let has = |name: &str| snapshot.join(name).exists();

@@ -20,7 +20,7 @@ pub struct Opened {
     /// The folder of the weights.
     pub base: PathBuf,
     pub adapter: Option<Adapter>,
-    /// What is trained where there is no adapter.
+    /// What is trained without an adapter.
     chosen: Trainable,
 }
 
@@ -38,7 +38,7 @@ impl Opened {
     /// over its base; an adapter without a model is over its base.
     ///
     /// # Errors
-    /// Where the model, the adapter or its base is not found or cannot be used.
+    /// If the model, the adapter or its base is not found or cannot be used.
     pub fn named(
         model: Option<&Path>,
         adapter: Option<&Path>,
@@ -82,11 +82,11 @@ impl Opened {
         Ok(Opened { folder: Arc::new(folder), arch, base, adapter, chosen })
     }
 
-    /// The same with the adapter that a run trains: the one that is opened, or a new one where the configuration asks for
+    /// The same with the adapter that a run trains: the one that was opened, or a new one if the configuration requests
     /// it.
     ///
     /// # Errors
-    /// Where the configuration's adapter does not fit the model.
+    /// If the configuration's adapter does not fit the model.
     pub fn for_training(mut self, config: &Config) -> anyhow::Result<Opened> {
         if config.use_peft && self.adapter.is_none() {
             if config.init == Init::Random {
@@ -96,7 +96,7 @@ impl Opened {
             self.adapter = Some(Adapter { lora, from: None });
         }
         self = self.choosing(config)?;
-        // Found to be impossible before rows are read.
+        // Refused before rows are read.
         let packing = config.settings().packing();
         let base = weights::base(&self.arch, packing)?;
         if let (Base::Packed(packing), None) = (base, &self.adapter) {
@@ -147,7 +147,7 @@ impl Opened {
         Adapter::trainable_or(self.adapter.as_ref(), &self.chosen)
     }
 
-    /// The memory of a model with this budget, on each of so many ranks.
+    /// The memory of a model with this budget, on each of `ranks` ranks.
     pub fn memory(&self, budget: suasion_engine::Budget, settings: &Settings, ranks: usize) -> MemoryPlan {
         let plan = planned(&self.arch, budget, &self.trainable(), settings, ranks);
         plan.unwrap_or_else(|_| MemoryPlan::of(&self.arch, budget)).over_files(&self.base)

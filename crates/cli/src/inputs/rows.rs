@@ -56,7 +56,7 @@ impl DataFiles {
 /// The rows that a configuration names to train on, prepare or verify.
 ///
 /// # Errors
-/// Where it names none, and as [`resolve`].
+/// If it names none, and as [`resolve`].
 pub fn training<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow::Result<DataFiles> {
     match &config.dataset_name {
         Some(data) => resolve(data, &config.dataset_train_split, access),
@@ -64,10 +64,10 @@ pub fn training<'a>(config: &Config, access: impl Into<Access<'a>>) -> anyhow::R
     }
 }
 
-/// The files that a name stands for: itself, or the named split of a folder.
+/// The files of a name: itself, or the named split of a folder.
 ///
 /// # Errors
-/// Where a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be
+/// If a folder has no such split, a glob matches nothing, or a hub id is neither cached nor can be
 /// downloaded. A file that does not exist is the reader's error. [`ToDownload`] where it can be downloaded
 /// and may not.
 pub fn resolve<'a>(data: &Paths, split: &str, access: impl Into<Access<'a>>) -> anyhow::Result<DataFiles> {
@@ -138,7 +138,7 @@ fn joined(mut parts: Vec<DataFiles>, data: &Paths) -> DataFiles {
     DataFiles { name: data.to_string().into(), files }
 }
 
-/// What a path that the user named stands for.
+/// What a path from the user means.
 enum Place {
     Files(DataFiles),
     Folder(Folder),

@@ -62,7 +62,7 @@ impl Vocabulary {
     /// Rows of embedding and head of a model that has `rows`, with a tokenizer of `tokens`. Never fewer.
     ///
     /// # Errors
-    /// The number of tokens, where they are more and nothing says that the model may grow.
+    /// The number of tokens, if it is larger than the model and no key lets the model grow.
     fn rows(&self, rows: usize, tokens: usize) -> Result<usize, usize> {
         let may = self.resizes || !self.changes.tokens.is_empty() || !self.changes.cloned.is_empty();
         let wanted = match tokens > rows {
@@ -88,7 +88,7 @@ impl Vocabulary {
     /// Gives a model and its folder as many rows as the tokenizer needs.
     ///
     /// # Errors
-    /// Where it needs more than the model has, and nothing says that the model may grow.
+    /// If it needs more rows than the model has, and no key lets the model grow.
     pub fn grow(&self, arch: &mut Architecture, folder: &mut ModelFolder) -> anyhow::Result<()> {
         let tokens = folder.tokenizer.as_ref().map_or(0, |tokenizer| tokenizer.vocab_size());
         let rows = self.rows(arch.vocab_size, tokens).map_err(|tokens| {

@@ -26,7 +26,7 @@ impl Adapter {
     }
 }
 
-/// What a process has besides a model: its code, its threads, a tokenizer, rows.
+/// Memory of a process besides a model: its code, its threads, a tokenizer, rows.
 const PROCESS: u64 = 48 << 20;
 
 /// Bytes that a process needs with a model of this plan: while a tensor is read or written it is there twice more, in
@@ -37,39 +37,18 @@ pub fn needed(arch: &Architecture, plan: &MemoryPlan) -> u64 {
     plan.own() + copies + PROCESS
 }
 
-/// A run on a card under these settings.
-pub fn card_run<'a>(
-    arch: &Architecture,
-    trainable: &'a Trainable,
-    files: &'a Path,
-    settings: &Settings,
-    ranks: usize,
-    device: Chosen,
-) -> suasion_train::Result<CardRun<'a>> {
-    Ok(CardRun {
-        files,
-        optimizer: settings.optimizer(),
-        ranks,
-        average: settings.ema_decay.is_some(),
-        passes: settings.gradient_accumulation_steps,
-        graphs: device.graphs,
-        ..CardRun::new(trainable, base(arch, settings.packing())?, device.precision())
-    })
-}
-
-/// Refuses a model that does not fit into the memory of its device, where so many processes have it. Linux grants memory that it does not have, and kills
-/// the process later without a message; a card would end the run in its first steps.
+/// Refuses a model that does not fit into the memory of its device: of a card, on which a run needs `on_card` bytes, or of
+/// the machine, where so many processes have it. Linux grants memory that it does not have, and kills the process later
+/// without a message; a card would end the run in its first steps.
 pub fn check_memory(
     arch: &Architecture,
     plan: &MemoryPlan,
-    run: &CardRun<'_>,
-    budget: Budget,
+    on_card: Option<u64>,
     device: Chosen,
     processes: usize,
     ui: &Ui,
 ) -> suasion_train::Result<()> {
-    if let Some(card) = device.card(ui)? {
-        let bytes = run.needed(arch, budget)?.saturating_add(device.overhead());
+    if let (Some(card), Some(bytes)) = (device.card(ui)?, on_card) {
         let free = card.free_memory()?;
         if bytes > free {
             let (total, device) = (card.memory, card.name.clone());
@@ -107,7 +86,7 @@ pub fn planned(
 /// Where the weights of a base are: in its files, or packed.
 ///
 /// # Errors
-/// Where the base's files are packed in another way than is asked for.
+/// If the base's files are packed in another way than requested.
 pub fn base(arch: &Architecture, wanted: Option<Packing>) -> suasion_train::Result<Base> {
     let (Some(stored), Some(wanted)) = (arch.packed, wanted) else {
         return Ok(arch.packed.or(wanted).map_or(Base::Mapped, Base::Packed));
@@ -159,6 +138,8 @@ pub struct Start<'a> {
     adapter: Option<&'a Adapter>,
     /// Where it runs.
     device: Chosen,
+    /// What it needs of a card, where that is known.
+    on_card: Option<u64>,
     /// The fingerprint of the weights, once they were read.
     fingerprint: Option<String>,
     /// True once the warning was shown.
@@ -187,6 +168,7 @@ impl<'a> Start<'a> {
             ranks: [1, 1],
             adapter: None,
             device: Chosen::default(),
+            on_card: None,
             fingerprint: None,
             warned: false,
         }
@@ -202,7 +184,7 @@ impl<'a> Start<'a> {
         Start { trainable, ..self }
     }
 
-    /// The same with the settings of a run, which say how the base of an adapter is packed.
+    /// The same with the settings of a run, which determine how the base of an adapter is packed.
     pub fn with_settings(self, settings: Settings) -> Start<'a> {
         Start { settings, ..self }
     }
@@ -217,16 +199,44 @@ impl<'a> Start<'a> {
         Start { adapter, ..self }
     }
 
+    /// The same where [`Start::card_memory`] of the budget that it is built for is known.
+    pub fn needing(self, on_card: Option<u64>) -> Start<'a> {
+        Start { on_card, ..self }
+    }
+
+    /// Bytes that a run within this budget needs of its card, as its steps show on one that only counts; `None` on the
+    /// CPU.
+    ///
+    /// # Errors
+    /// A model that the card's kernels do not compute.
+    pub fn card_memory(&self, budget: Budget) -> suasion_train::Result<Option<u64>> {
+        if self.device.card(self.ui)?.is_none() {
+            return Ok(None);
+        }
+        let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
+        let base = base(self.arch, self.settings.packing())?;
+        let run = CardRun {
+            files: self.dir,
+            optimizer: self.settings.optimizer(),
+            ranks: self.ranks[0],
+            average: self.settings.ema_decay.is_some(),
+            passes: self.settings.gradient_accumulation_steps,
+            graphs: self.device.graphs,
+            ..CardRun::new(&trainable, base, self.device.precision())
+        };
+        Ok(Some(run.needed(self.arch, budget)?.saturating_add(self.device.overhead())))
+    }
+
     /// A model with these weights; the same at every call. The base of an adapter stays in its files.
     ///
     /// # Errors
-    /// Where the model does not fit into the machine's memory, or its weights cannot be read.
+    /// If the model does not fit into the machine's memory, or its weights cannot be read.
     pub fn build(&mut self, budget: Budget) -> suasion_train::Result<Model> {
         let trainable = Adapter::trainable_or(self.adapter, &self.trainable);
         let [ranks, local] = self.ranks;
         let plan = planned(self.arch, budget, &trainable, &self.settings, ranks)?;
-        let run = card_run(self.arch, &trainable, self.dir, &self.settings, ranks, self.device)?;
-        check_memory(self.arch, &plan, &run, budget, self.device, local, self.ui)?;
+        let on_card = self.on_card.map_or_else(|| self.card_memory(budget), |known| Ok(Some(known)))?;
+        check_memory(self.arch, &plan, on_card, self.device, local, self.ui)?;
         let device = self.device.open(self.ui)?;
         let base = base(self.arch, self.settings.packing())?;
         let mut model = Model::with_base(self.arch.clone(), device, budget, &trainable, base)?;

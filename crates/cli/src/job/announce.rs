@@ -70,7 +70,7 @@ impl Job {
         Ok(())
     }
 
-    /// Warns of what the plan's lines do not say, or what must be seen when they are not.
+    /// Warns of what the plan's lines do not show, or must be seen even if they are not printed.
     fn warn(&self, ui: &Ui) {
         for rows in std::iter::once(&self.train_rows).chain(&self.eval_rows) {
             loading::print_findings(ui, rows, INDENT);
@@ -232,15 +232,11 @@ impl Job {
             (packed, Some(packing)) => format!(", {} in {} bits", bytes(packed), packing.bits()),
             _ => String::new(),
         };
-        let total = match self.on {
-            None => memory.total(),
-            Some(_) => self.memory_on_card().unwrap_or_else(|_| memory.total()),
-        };
         line(
             "memory",
             format!(
                 "{} planned{each}: parameters {}{copies}{packed}{mapped}, gradients {}, optimizer {}, activations {}, scratch {}",
-                bytes(total),
+                bytes(self.on_card.unwrap_or_else(|| memory.total())),
                 bytes(memory.parameters),
                 bytes(memory.gradients),
                 bytes(memory.optimizer),
@@ -299,7 +295,7 @@ impl Job {
     /// Prints the result of the run.
     ///
     /// # Errors
-    /// Where it was stopped because it diverged.
+    /// If it was stopped because it diverged.
     pub fn farewell(&self, report: &Report, ui: &Ui) -> anyhow::Result<()> {
         if ui.json {
             ui.print_json(report)?;

@@ -19,7 +19,7 @@ pub struct Needs {
     pub checkpoints: u64,
     /// Bytes of the checkpoints and the final model.
     pub disk: u64,
-    /// Seconds of the steps, without evaluations and checkpoints; `None` where the speed could not be measured.
+    /// Seconds of the steps, without evaluations and checkpoints; `None` if the speed could not be measured.
     pub seconds: Option<f64>,
 }
 
@@ -59,7 +59,7 @@ impl Needs {
             checkpoint,
             checkpoints,
             disk: checkpoints * checkpoint + final_model,
-            // A small model says nothing about a card.
+            // The speed of a small model does not carry over to a card.
             seconds: job.on.is_none().then(|| speed().ok()).flatten().map(|speed| work / speed),
         }
     }
@@ -73,7 +73,7 @@ fn weight_bytes(folder: &Path) -> u64 {
     }
 }
 
-/// Multiplications and additions of training on so many tokens and targets: six for each of both and each parameter
+/// Multiplications and additions of training on this many tokens and targets: six for each of both and each parameter
 /// that it meets.
 fn operations(arch: &Architecture, tokens: f64, targets: f64) -> f64 {
     let embedding = arch.vocab_size as f64 * arch.hidden as f64;

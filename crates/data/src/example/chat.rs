@@ -36,6 +36,16 @@ pub struct Detail {
     pub weight: f32,
 }
 
+/// What a message has under a key. A message has few keys: to compare them is faster than to hash one.
+pub(crate) fn held<'a>(message: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    message.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+}
+
+/// As [`held`], to change it.
+pub(super) fn held_mut<'a>(message: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Value> {
+    message.iter_mut().find(|(name, _)| *name == key).map(|(_, value)| value)
+}
+
 /// A message with text as its content.
 pub(super) fn message(role: &str, content: String) -> Map<String, Value> {
     let mut map = Map::new();

@@ -81,9 +81,13 @@ pub(super) struct Mask {
 /// Removes the masks from an object and returns the weight that they give. A switch that is off masks, whatever the
 /// weight. The error says what is wrong with which key.
 pub(super) fn take(object: &mut Map<String, Value>) -> Result<Option<f32>, String> {
+    let keys = || SWITCHES.into_iter().chain(WEIGHTS);
+    if !object.keys().any(|key| keys().any(|known| known == key)) {
+        return Ok(None);
+    }
     let (mut on, mut weight): (Option<(&str, bool)>, Option<(&str, f32)>) = (None, None);
     let number = |value: &Value| as_f64(value).map(|w| w as f32).filter(|w| w.is_finite() && *w >= 0.0);
-    for key in SWITCHES.into_iter().chain(WEIGHTS) {
+    for key in keys() {
         let Some(value) = object.shift_remove(key).filter(|value| !value.is_null()) else { continue };
         let wrong = || format!("has the {key:?} {}", shown(&value));
         let switch = value.as_bool().or(number(&value).filter(|w| *w == 0.0 || *w == 1.0).map(|w| w == 1.0));
@@ -115,16 +119,21 @@ pub(super) fn take(object: &mut Map<String, Value>) -> Result<Option<f32>, Strin
 
 /// True for a name made of the words of masks.
 pub(super) fn looks_like_mask(name: &str) -> bool {
-    let mut words = Vec::new();
-    let mut word = String::new();
-    for c in name.chars() {
-        if !c.is_alphabetic() || c.is_uppercase() && word.chars().last().is_some_and(char::is_lowercase) {
-            words.push(std::mem::take(&mut word));
+    // Of the letters that are not ASCII some become ASCII in lower case.
+    let known = |word: &str| match word.is_ascii() {
+        true => WORDS.iter().any(|known| known.eq_ignore_ascii_case(word)),
+        false => WORDS.contains(&word.to_lowercase().as_str()),
+    };
+    let (mut start, mut lower, mut found) = (0, false, false);
+    for (at, c) in name.char_indices() {
+        let letter = c.is_alphabetic();
+        if !letter || lower && c.is_uppercase() {
+            found |= known(&name[start..at]);
+            start = if letter { at } else { at + c.len_utf8() };
         }
-        word.extend(c.is_alphabetic().then_some(c));
+        lower = letter && c.is_lowercase();
     }
-    words.push(word);
-    words.iter().any(|word| WORDS.contains(&word.to_lowercase().as_str())) && !HARMLESS.contains(&name)
+    (found || known(&name[start..])) && !HARMLESS.contains(&name)
 }
 
 /// True for a value that may be a mask's. Texts are not: `training_stage` may have any.

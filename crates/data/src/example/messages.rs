@@ -11,7 +11,7 @@
 
 mod weights;
 
-use super::chat::{Conversation, message};
+use super::chat::{Conversation, held, message};
 use super::masks::Mask;
 use super::reader::{Reader, shown_keys};
 use crate::source::parse;
@@ -105,9 +105,7 @@ impl Reader<'_> {
         let mut messages: Messages = Vec::with_capacity(list.len());
         let mut after_call = false;
         for (at, value) in list.into_iter().enumerate() {
-            let role = value.get("role").or(value.get("from")).and_then(Value::as_str);
-            let call = role.is_some_and(|name| role_of(name) == "function_call");
-            let (mut message, mask) = At { reader: self, place: format!("{key}[{at}]") }.message(value)?;
+            let (mut message, mask, call) = At { reader: self, column: key, at }.message(value)?;
             // Calls in a row are made in one answer.
             if call
                 && after_call
@@ -275,6 +273,9 @@ fn looks_like_messages(value: &Value) -> bool {
 /// The role that a name in a file stands for, in any case; other names are unchanged, and left to the templates that
 /// know them. `function_call` is an assistant's call.
 fn role_of(name: &str) -> &str {
+    if matches!(name, "user" | "assistant" | "system") {
+        return name;
+    }
     match name.trim().to_lowercase().as_str() {
         "human" | "user" | "prompter" | "instruction" => "user",
         "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" | "bot" | "ai" | "chatbot" => "assistant",
@@ -293,86 +294,116 @@ pub(super) fn part_text(part: &Map<String, Value>) -> (&str, Option<&Value>) {
     (kind, keys.iter().find_map(|key| part.get(*key).filter(|v| !v.is_null())))
 }
 
+/// Removes the keys whose value is null.
+fn remove_nulls(map: &mut Map<String, Value>) {
+    if map.values().any(Value::is_null) {
+        map.retain(|_, value| !value.is_null());
+    }
+}
+
 /// A message being read, and its position in the row.
 pub(super) struct At<'a, 'b> {
     reader: &'a Reader<'b>,
-    place: String,
+    column: &'a str,
+    at: usize,
 }
 
 impl At<'_, '_> {
     pub(super) fn error(&self, what: impl std::fmt::Display, help: &str) -> Error {
-        self.reader.error(format!("{} {what}", self.place), help)
+        self.reader.error(format!("{}[{}] {what}", self.column, self.at), help)
     }
 
-    fn message(&self, value: Value) -> Result<(Map<String, Value>, Mask)> {
-        let Value::Object(given) = value else {
+    /// A message with its mask; and whether it is one of the role `function_call`.
+    fn message(&self, value: Value) -> Result<(Map<String, Value>, Mask, bool)> {
+        let Value::Object(mut out) = value else {
             return Err(self.error(
                 format_args!("is {}, not an object", type_name(&value)),
                 "a message is an object such as {\"role\": \"user\", \"content\": \"..\"}",
             ));
         };
-        let keys = shown_keys(&given);
-        let mut given: Map<String, Value> = given.into_iter().filter(|(_, v)| !v.is_null()).collect();
-        let role_key = if given.contains_key("role") { "role" } else { "from" };
-        let content_key = if given.contains_key("content") { "content" } else { "value" };
-        let role = match given.get(role_key) {
+        let given = |key: &str| held(&out, key).filter(|value| !value.is_null());
+        let role_key = if given("role").is_some() { "role" } else { "from" };
+        let content_key = if given("content").is_some() { "content" } else { "value" };
+        let role = match given(role_key) {
             Some(Value::String(name)) => role_of(name).to_string(),
             Some(other) => {
                 let found = type_name(other);
                 return Err(self.error(format_args!("has a role that is {found}"), "a role is a string"));
             }
             None => {
+                let keys = shown_keys(&out);
                 return Err(self.error(
                     format_args!("has neither \"role\" nor \"from\"; it has {keys}"),
                     "give each message a role: {\"role\": \"user\", \"content\": \"..\"}",
                 ));
             }
         };
-        let answer = matches!(role.as_str(), "assistant" | "function_call");
-        let mask = self.masks(&mut given, content_key, answer)?;
-        let mut out = Map::new();
+        // Named where there is nothing but them.
+        let keys = given(content_key).is_none().then(|| shown_keys(&out));
+        remove_nulls(&mut out);
+        let call = role == "function_call";
+        let answer = call || role == "assistant";
+        let mask = self.masks(&mut out, content_key, answer)?;
+        if role_key != "role" || content_key != "content" {
+            let renamed = |(key, value): (String, Value)| match key {
+                key if key == role_key => ("role".into(), value),
+                key if key == content_key => ("content".into(), value),
+                key => (key, value),
+            };
+            out = out.into_iter().map(renamed).collect();
+        }
         let mut reasoning = String::new();
         let mut calls = Vec::new();
-        for (key, value) in given {
-            if key == role_key {
-                let role = if role == "function_call" { "assistant" } else { role.as_str() };
-                out.insert("role".into(), role.into());
-            } else if key == content_key {
-                let content = match value {
-                    Value::String(text) if role == "function_call" => {
-                        calls.extend(self.calls_of_text(&text)?);
-                        "".into()
+        let mut moved = false;
+        for (key, value) in &mut out {
+            match (key.as_str(), &mut *value) {
+                ("role", Value::String(name)) => {
+                    let role = if call { "assistant" } else { role.as_str() };
+                    if name != role {
+                        *value = role.into();
                     }
-                    Value::Object(_) if role == "function_call" => {
-                        calls.push(self.call(value)?);
-                        "".into()
-                    }
-                    Value::String(text) => text.into(),
-                    Value::Array(parts) => self.parts(parts, &mut reasoning, &mut calls)?,
-                    other => {
-                        let found = type_name(&other);
-                        return Err(self.error(
-                            format_args!("has a {content_key:?} that is {found}"),
-                            "content is a string or a list of parts; write what a tool returned as JSON text",
-                        ));
-                    }
-                };
-                out.insert("content".into(), content);
-            } else if key == "tool_calls" {
-                match value {
-                    Value::Array(list) => {
-                        let list: Result<Vec<Value>> = list.into_iter().map(|v| self.call(v)).collect();
-                        out.insert(key, Value::Array(list?));
-                    }
-                    Value::String(text) if text.trim().is_empty() => {}
-                    Value::String(text) => calls.extend(self.calls_of_text(&text)?),
-                    one => calls.push(self.call(one)?),
                 }
-            } else if key == "function_call" && role == "assistant" {
-                calls.push(self.call(value)?);
-            } else {
-                out.insert(key, value);
+                ("content", Value::String(text)) if call => {
+                    calls.extend(self.calls_of_text(text)?);
+                    *value = "".into();
+                }
+                ("content", Value::Object(_)) if call => {
+                    calls.push(self.call(value.take())?);
+                    *value = "".into();
+                }
+                ("content", Value::String(_)) => {}
+                ("content", Value::Array(parts)) => {
+                    *value = self.parts(std::mem::take(parts), &mut reasoning, &mut calls)?;
+                }
+                ("content", other) => {
+                    let found = type_name(other);
+                    return Err(self.error(
+                        format_args!("has a {content_key:?} that is {found}"),
+                        "content is a string or a list of parts; write what a tool returned as JSON text",
+                    ));
+                }
+                ("tool_calls", Value::Array(list)) => {
+                    for one in list {
+                        *one = self.call(one.take())?;
+                    }
+                }
+                ("tool_calls", one) => {
+                    match one.take() {
+                        Value::String(text) if text.trim().is_empty() => {}
+                        Value::String(text) => calls.extend(self.calls_of_text(&text)?),
+                        one => calls.push(self.call(one)?),
+                    }
+                    moved = true;
+                }
+                ("function_call", one) if role == "assistant" => {
+                    calls.push(self.call(one.take())?);
+                    moved = true;
+                }
+                _ => {}
             }
+        }
+        if moved {
+            remove_nulls(&mut out);
         }
         if !calls.is_empty() {
             match out.get_mut("tool_calls") {
@@ -385,16 +416,19 @@ impl At<'_, '_> {
         if !reasoning.is_empty() && !REASONING.iter().any(|key| out.contains_key(*key)) {
             out.insert("reasoning_content".into(), reasoning.into());
         }
-        let has = |key: &str| out.contains_key(key);
-        let called = has("tool_calls") || REASONING.iter().any(|key| has(key));
-        let complete = has("content") || called && out["role"] == "assistant";
-        if !complete {
+        let called = || {
+            let has = |key: &str| held(&out, key).is_some();
+            has("tool_calls") || REASONING.iter().any(|key| has(key))
+        };
+        if let Some(keys) = keys
+            && !(called() && (call || role == "assistant"))
+        {
             return Err(self.error(
                 format_args!("has no content; it has {keys}"),
                 "fill the content; only an assistant that calls a tool may leave it out",
             ));
         }
-        Ok((out, mask))
+        Ok((out, mask, call))
     }
 
     /// The text parts of content that is a list of parts; an empty text if there are none. Appends reasoning and tool
@@ -469,10 +503,10 @@ impl At<'_, '_> {
 
     /// One tool call as `{type, function: {name, arguments}}`; other keys are kept.
     fn call(&self, value: Value) -> Result<Value> {
-        let Value::Object(call) = value else {
+        let Value::Object(mut call) = value else {
             return Err(self.bad_call(format_args!("is {}, not an object", type_name(&value))));
         };
-        let mut call: Map<String, Value> = call.into_iter().filter(|(_, v)| !v.is_null()).collect();
+        remove_nulls(&mut call);
         self.refuse_mask_of_call(&call)?;
         if !call.contains_key("function") {
             let Some(name) = call.shift_remove("name") else {

@@ -7,6 +7,7 @@ use super::summary::Summary;
 use super::{Mode, Pipeline};
 use crate::audit::turns::Turns;
 use crate::audit::{self, Subject};
+use crate::example::chat::held;
 use crate::example::{self, Body, Conversation, Example, Tokenised};
 use crate::label;
 use crate::label::truncate::{self, Cuts, Fit};
@@ -17,7 +18,7 @@ use crate::source::{MAX_TEXT_BYTES, RawRow, Row};
 use crate::template::{Chat, ChatRenderer, TemplateOptions};
 use crate::tokens::{Encoded, Special, Straddle, Tokenizer};
 use crate::{Code, Error, Finding, IGNORE, Level, Origin, Result, RowId, Sample, Section};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -254,7 +255,7 @@ impl RowProcessor {
             }));
         };
         self.templated.store(true, Ordering::Relaxed);
-        let answer = |m: &Map<String, Value>| m["role"] == "assistant" || m["role"] == "model";
+        let answer = |m| held(m, "role").is_some_and(|role| role == "assistant" || role == "model");
         if !conversation.messages[conversation.prompt_messages..].iter().any(answer) {
             return Err(Halt::Unlearned(match conversation.prompt_messages {
                 0 => "the conversation has no assistant turn to learn from",

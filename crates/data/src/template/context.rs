@@ -4,6 +4,7 @@ use super::engine;
 use super::options::{TemplateOptions, is_reserved};
 use super::python;
 use crate::example::Conversation;
+use crate::example::chat::held;
 use crate::source::number_of;
 use minijinja::Value;
 use minijinja::value::{Enumerator, Object};
@@ -58,7 +59,7 @@ pub(super) fn jinja(value: &Json) -> Value {
 /// A message as transformers passes it to the template: null keys are dropped, and the keys of the reasoning
 /// are aliases.
 pub(super) fn message(message: &Map<String, Json>) -> Value {
-    let present = |key: &str| message.get(key).filter(|v| !v.is_null());
+    let present = |key: &str| held(message, key).filter(|v| !v.is_null());
     let reasoning = REASONING.iter().find_map(|key| present(key));
     let mut entries = Vec::with_capacity(message.len() + 2);
     // The order is that of Python's {"thinking": reasoning, **message, "reasoning_content": reasoning}.

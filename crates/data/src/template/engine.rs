@@ -1,5 +1,6 @@
 //! Jinja as transformers 5 configures it: environment, filters, methods and limits.
 
+use super::filters::argument;
 use super::python::bad;
 use super::{charges, filters, python};
 use minijinja::syntax::SyntaxConfig;
@@ -148,11 +149,8 @@ fn join(
     attribute: Option<Value>,
     kwargs: Kwargs,
 ) -> Result<String, Error> {
-    let given = |own: Option<Value>, key: &str| {
-        own.map_or_else(|| kwargs.get::<Option<Value>>(key), |own| Ok(Some(own)))
-    };
-    let sep = given(sep, "d")?.filter(|sep| !sep.is_none() && !sep.is_undefined());
-    let attribute = given(attribute, "attribute")?.filter(|attribute| !attribute.is_none());
+    let sep = argument(sep, "d", &kwargs)?.filter(|sep| !sep.is_none() && !sep.is_undefined());
+    let attribute = argument(attribute, "attribute", &kwargs)?.filter(|attribute| !attribute.is_none());
     kwargs.assert_all_used()?;
     let sep = sep.map_or_else(|| Ok(String::new()), |sep| python::str(&sep))?;
     let mut out = String::new();
@@ -190,12 +188,9 @@ fn indent(
     kwargs: Kwargs,
 ) -> Result<String, Error> {
     let text = python::str(value)?;
-    let width = match width {
-        Some(width) => Some(width),
-        None => kwargs.get("width")?,
-    };
-    let first = first.map_or_else(|| kwargs.get::<Option<bool>>("first"), |first| Ok(Some(first)))?;
-    let blank = blank.map_or_else(|| kwargs.get::<Option<bool>>("blank"), |blank| Ok(Some(blank)))?;
+    let width = argument(width, "width", &kwargs)?;
+    let first = argument(first, "first", &kwargs)?;
+    let blank = argument(blank, "blank", &kwargs)?;
     kwargs.assert_all_used()?;
     let (first, blank) = (first.unwrap_or(false), blank.unwrap_or(false));
     let space = match width.filter(|width| !width.is_undefined()) {
@@ -232,11 +227,7 @@ fn indent(
 
 /// `json.dumps(value, ensure_ascii=False, indent=.., separators=.., sort_keys=..)`.
 fn tojson(value: &Value, indent: Option<&Value>, kwargs: Kwargs) -> Result<String, Error> {
-    let indent: Option<Value> = match indent {
-        Some(indent) => Some(indent.clone()),
-        None => kwargs.get("indent")?,
-    };
-    let indent = match indent {
+    let indent = match argument(indent.cloned(), "indent", &kwargs)? {
         Some(v) if v.is_none() || v.is_undefined() => None,
         Some(v) => Some(match v.as_str() {
             Some(text) => text.to_string(),

@@ -1,7 +1,7 @@
 //! Jinja's filters and tests that MiniJinja lacks or implements differently, and Python's `%` on strings.
 
 use super::python::{self, bad};
-use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
+use minijinja::value::{ArgType, Kwargs, Rest, Tuple, ValueKind};
 use minijinja::{Environment, Error, State, Value};
 use std::fmt::Write;
 
@@ -27,8 +27,7 @@ pub(super) fn add(env: &mut Environment<'static>) {
     env.add_filter(
         "center",
         |value: &Value, width: Option<usize>, kwargs: Kwargs| -> Result<String, Error> {
-            let width =
-                width.map_or_else(|| kwargs.get::<Option<usize>>("width"), |width| Ok(Some(width)))?;
+            let width = argument(width, "width", &kwargs)?;
             kwargs.assert_all_used()?;
             center(&python::str(value)?, width.unwrap_or(80), " ")
         },
@@ -67,6 +66,14 @@ pub(super) fn add(env: &mut Environment<'static>) {
     });
 }
 
+/// An argument that a template passes by position or by name.
+pub(super) fn argument<'a, T>(given: Option<T>, name: &'a str, kwargs: &'a Kwargs) -> Result<Option<T>, Error>
+where
+    Option<T>: ArgType<'a, Output = Option<T>>,
+{
+    if given.is_some() { Ok(given) } else { kwargs.get(name) }
+}
+
 /// `default(value, default_value='', boolean=false)`.
 fn default(
     value: &Value,
@@ -74,10 +81,8 @@ fn default(
     boolean: Option<bool>,
     kwargs: Kwargs,
 ) -> Result<Value, Error> {
-    let other =
-        other.map_or_else(|| kwargs.get::<Option<Value>>("default_value"), |other| Ok(Some(other)))?;
-    let boolean =
-        boolean.map_or_else(|| kwargs.get::<Option<bool>>("boolean"), |boolean| Ok(Some(boolean)))?;
+    let other = argument(other, "default_value", &kwargs)?;
+    let boolean = argument(boolean, "boolean", &kwargs)?;
     kwargs.assert_all_used()?;
     let missing = value.is_undefined() || boolean.unwrap_or(false) && !value.is_true();
     Ok(if missing { other.unwrap_or_else(|| "".into()) } else { value.clone() })
@@ -92,10 +97,9 @@ fn truncate(
     kwargs: Kwargs,
 ) -> Result<String, Error> {
     let text = python::str(value)?;
-    let length = length.map_or_else(|| kwargs.get::<Option<usize>>("length"), |given| Ok(Some(given)))?;
-    let killwords =
-        killwords.map_or_else(|| kwargs.get::<Option<bool>>("killwords"), |given| Ok(Some(given)))?;
-    let end = end.map_or_else(|| kwargs.get::<Option<String>>("end"), |given| Ok(Some(given)))?;
+    let length = argument(length, "length", &kwargs)?;
+    let killwords = argument(killwords, "killwords", &kwargs)?;
+    let end = argument(end, "end", &kwargs)?;
     let leeway = kwargs.get::<Option<usize>>("leeway")?;
     kwargs.assert_all_used()?;
     let (length, end) = (length.unwrap_or(255), end.unwrap_or_else(|| "...".into()));

@@ -15,6 +15,7 @@ use super::proof::{Setup, is_assistant_role};
 use super::python;
 use super::shape::{key, specimen};
 use crate::example::Conversation;
+use crate::example::chat::held;
 use crate::source::parse;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
@@ -76,7 +77,7 @@ fn shown(c: &Conversation, (answers, others): (Shown, Shown)) -> Conversation {
 fn with_objects(c: &Conversation) -> Option<(Conversation, Vec<(String, Value)>)> {
     let has_text = |call: &Value| call["function"]["arguments"].is_string();
     let calls = |m: &Map<String, Value>| {
-        m.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| calls.iter().any(has_text))
+        held(m, "tool_calls").and_then(Value::as_array).is_some_and(|calls| calls.iter().any(has_text))
     };
     if !c.messages.iter().any(calls) {
         return None;
@@ -127,7 +128,7 @@ impl Setup {
 
     /// The conversation with its content in the form that the template takes.
     fn content<'a>(&self, c: &'a Conversation, forms: &Forms) -> Cow<'a, Conversation> {
-        let listed = |m: &Map<String, Value>| m.get("content").is_some_and(Value::is_array);
+        let listed = |m: &Map<String, Value>| held(m, "content").is_some_and(Value::is_array);
         if !self.template.compiled(c).parts && !c.messages.iter().any(listed) {
             return Cow::Borrowed(c);
         }

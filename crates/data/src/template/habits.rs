@@ -3,7 +3,8 @@
 use super::compiled::ChatTemplate;
 use super::context::{self, Variables};
 use crate::example::Conversation;
-use serde_json::{Value, json};
+use crate::example::chat::held;
+use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
 /// Roles, each with names that some templates know instead.
@@ -68,14 +69,16 @@ impl Habits {
 
     /// A conversation with the names of roles that the template knows.
     pub fn named<'a>(&self, c: &'a Conversation) -> Cow<'a, Conversation> {
-        let other =
-            |role: &Value| self.renames.iter().find(|(known, _)| role == known).map(|(_, name)| *name);
-        if self.renames.is_empty() || !c.messages.iter().any(|message| other(&message["role"]).is_some()) {
+        let other = |message: &Map<String, Value>| {
+            let role = held(message, "role")?;
+            self.renames.iter().find(|(known, _)| role == known).map(|&(_, name)| name)
+        };
+        if self.renames.is_empty() || !c.messages.iter().any(|message| other(message).is_some()) {
             return Cow::Borrowed(c);
         }
         let mut c = c.clone();
         for message in &mut c.messages {
-            if let Some(name) = other(&message["role"]) {
+            if let Some(name) = other(message) {
                 message.insert("role".into(), name.into());
             }
         }

@@ -119,6 +119,20 @@ pub fn with_template(pipeline: &Pipeline, template: &Arc<ChatTemplate>) -> Pipel
     Pipeline { folder: folder.into(), ..pipeline.clone() }
 }
 
+/// ChatML with short markers; `<|end|>` is the stop token of [`byte_tokenizer`].
+pub const CHATML: &str = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<|end|>' + '\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
+
+/// The outcomes of rows under a template whose stop token is `<|end|>`; rows that fail are skipped.
+pub fn run_chats(template: &str, rows: &[serde_json::Value], policy: &Policy) -> Vec<Outcome> {
+    let template = Arc::new(ChatTemplate::new(template, Some("<|bos|>"), Some("<|end|>")).unwrap());
+    let scratch = Scratch::new();
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let path = scratch.file("rows.jsonl", lines);
+    let policy = Policy { on_bad_row: suasion_data::OnBadRow::Skip, ..policy.clone() };
+    outcomes(&with_template(&pipeline_of(Some(&byte_tokenizer(false)), &policy), &template), &path).0
+}
+
 /// The same pipeline for a model of so many embeddings.
 pub fn with_embeddings(pipeline: &Pipeline, vocab_size: usize) -> Pipeline {
     let mut folder = ModelFolder::default();

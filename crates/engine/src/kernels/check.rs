@@ -1,12 +1,13 @@
 //! The rules that operands of an operation must keep, the same for every backend.
 //!
 //! Kernels walk their operands together and some of them write through pointers, so each backend calls the
-//! operation's check before it computes.
+//! operation's check before it computes: sizes fit each other, and nothing that is written overlaps another operand.
 
-use super::buffers::{Bytes, Indices, PlanBuffer, Routes};
+use super::Attention;
+use super::buffers::{Bytes, Indices, Routes};
 use super::quantised::BLOCK;
 use super::random::Dropout;
-use super::shapes::{Activation, Heads, Norm, Routing, TargetLoss};
+use super::shapes::{Activation, Norm, Routing, TargetLoss};
 use super::view::{Dtype, View};
 use crate::Result;
 
@@ -39,6 +40,16 @@ fn vector(operation: &'static str, what: &str, x: View, len: usize) -> Result<()
     contiguous(operation, &[x])
 }
 
+/// The same, where there is one.
+fn optional(operation: &'static str, what: &str, x: Option<View>, len: usize) -> Result<()> {
+    x.map_or(Ok(()), |x| vector(operation, what, x, len))
+}
+
+/// A view of no elements in place of an absent operand.
+pub(super) fn or_none(view: Option<View>) -> View {
+    view.unwrap_or(View::planned(0, 0))
+}
+
 /// Nothing that is written overlaps another view of the call.
 pub(super) fn apart(written: &[View], read: &[View]) -> Result<()> {
     for (i, out) in written.iter().enumerate() {
@@ -54,12 +65,15 @@ pub(super) fn transfer(view: View, len: usize) -> Result<()> {
 }
 
 pub(super) fn copy(y: View, x: View) -> Result<()> {
-    same("copy", y, x)
+    same("copy", y, x)?;
+    apart(&[y], &[x])
 }
 
+/// Also of the operations on two vectors that are alike.
 pub(super) fn add(y: View, x: View) -> Result<()> {
     same("add", y, x)?;
-    contiguous("add", &[y, x])
+    contiguous("add", &[y, x])?;
+    apart(&[y], &[x])
 }
 
 pub(super) fn element_wise(x: View) -> Result<()> {
@@ -74,8 +88,18 @@ pub(super) fn shares(x: View, cuts: &[usize], ranks: usize) -> Result<()> {
     element_wise(x)
 }
 
+pub(super) fn gather(y: View, x: View, rows: Indices) -> Result<()> {
+    rows_of(y, x, rows)?;
+    apart(&[y], &[x])
+}
+
+pub(super) fn scatter_add(y: View, x: View, rows: Indices) -> Result<()> {
+    rows_of(x, y, rows)?;
+    apart(&[y], &[x])
+}
+
 /// `short[i]` belongs to `long[rows[i]]`.
-pub(super) fn gather(short: View, long: View, rows: Indices) -> Result<()> {
+fn rows_of(short: View, long: View, rows: Indices) -> Result<()> {
     let operation = "gather";
     rule!(
         operation,
@@ -115,7 +139,8 @@ fn packed(operation: &'static str, holds: bool) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn norm(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
+/// Groups of columns that are normalised by themselves.
+fn groups(norm: Norm, y: View, stats: View, x: View, w: View) -> Result<()> {
     let operation = "norm";
     same(operation, y, x)?;
     let width = w.len();
@@ -123,30 +148,36 @@ pub(super) fn norm(norm: Norm, y: View, stats: View, x: View, w: View, b: Option
     rule!(operation, groups, "groups of {width} in {}", x.width());
     let groups = x.len() / width;
     vector(operation, "stats", stats, groups.saturating_mul(norm.statistics()))?;
-    vector(operation, "w", w, width)?;
-    b.map_or(Ok(()), |b| vector(operation, "b", b, width))
+    vector(operation, "w", w, width)
+}
+
+pub(super) fn norm(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
+    groups(norm, y, stats, x, w)?;
+    optional("norm", "b", b, w.len())?;
+    apart(&[y, stats], &[x, w, or_none(b)])
+}
+
+pub(super) fn norm_again(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
+    groups(norm, y, stats, x, w)?;
+    optional("norm", "b", b, w.len())?;
+    apart(&[y], &[stats, x, w, or_none(b)])
 }
 
 pub(super) fn norm_backward(
-    n: Norm,
+    norm: Norm,
     dx: View,
-    dw: Option<View>,
-    db: Option<View>,
-    dy: View,
-    stats: View,
-    x: View,
-    w: View,
+    [dw, db]: [Option<View>; 2],
+    [dy, stats, x, w]: [View; 4],
 ) -> Result<()> {
-    norm(n, dx, stats, x, w, None)?;
+    groups(norm, dx, stats, x, w)?;
     same("norm", dy, x)?;
-    for d in [dw, db].into_iter().flatten() {
-        vector("norm", "the gradient of w or b", d, w.len())?;
-    }
-    Ok(())
+    optional("norm", "the gradient of w or b", dw, w.len())?;
+    optional("norm", "the gradient of w or b", db, w.len())?;
+    apart(&[dx, or_none(dw), or_none(db)], &[dy, stats, x, w])
 }
 
 /// `x [rows, inputs]`, `y [rows, outputs]`, `w [outputs, inputs]`, in all three directions.
-pub(super) fn linear(y: View, x: View, w: View, b: Option<View>) -> Result<()> {
+fn layer(y: View, x: View, w: View) -> Result<()> {
     let operation = "linear";
     rule!(operation, x.rows() == y.rows(), "{} rows in, {} rows out", x.rows(), y.rows());
     let (outputs, inputs) = (w.rows(), w.width());
@@ -157,8 +188,28 @@ pub(super) fn linear(y: View, x: View, w: View, b: Option<View>) -> Result<()> {
         x.width(),
         y.width()
     );
-    weights(operation, w)?;
-    b.map_or(Ok(()), |b| vector(operation, "b", b, outputs))
+    weights(operation, w)
+}
+
+pub(super) fn linear(y: View, x: View, w: View, b: Option<View>) -> Result<()> {
+    layer(y, x, w)?;
+    optional("linear", "b", b, w.rows())?;
+    apart(&[y], &[x, w, or_none(b)])
+}
+
+pub(super) fn linear_dx(dx: View, dy: View, w: View) -> Result<()> {
+    layer(dy, dx, w)?;
+    apart(&[dx], &[dy, w])
+}
+
+pub(super) fn linear_dw(dw: View, dy: View, x: View) -> Result<()> {
+    layer(dy, x, dw)?;
+    apart(&[dw], &[dy, x])
+}
+
+pub(super) fn linear_db(db: View, dy: View) -> Result<()> {
+    vector("sum of rows", "the result", db, dy.width())?;
+    apart(&[db], &[dy])
 }
 
 /// `w [outputs, inputs]`, `b [outputs, rank]`, `a [rank, inputs]`.
@@ -176,13 +227,15 @@ pub(super) fn row_norms(n: View, w: View, b: View, a: View) -> Result<()> {
     );
     vector(operation, "n", n, outputs)?;
     weights(operation, w)?;
-    contiguous(operation, &[a, b])
+    contiguous(operation, &[a, b])?;
+    apart(&[n], &[w, b, a])
 }
 
 pub(super) fn divide(y: View, a: View, b: View) -> Result<()> {
     vector("divide", "an operand", a, y.len())?;
     vector("divide", "an operand", b, y.len())?;
-    contiguous("divide", &[y])
+    contiguous("divide", &[y])?;
+    apart(&[y], &[a, b])
 }
 
 pub(super) fn scale_columns(y: View, x: View, factors: View, bias: Option<View>) -> Result<()> {
@@ -190,7 +243,8 @@ pub(super) fn scale_columns(y: View, x: View, factors: View, bias: Option<View>)
     same(operation, y, x)?;
     rule!(operation, x.width() > 0, "rows without columns");
     vector(operation, "factors", factors, x.width())?;
-    bias.map_or(Ok(()), |bias| vector(operation, "bias", bias, x.width()))
+    optional(operation, "bias", bias, x.width())?;
+    apart(&[y], &[x, factors, or_none(bias)])
 }
 
 pub(super) fn column_dots(out: View, a: View, b: View, divisors: View) -> Result<()> {
@@ -198,11 +252,8 @@ pub(super) fn column_dots(out: View, a: View, b: View, divisors: View) -> Result
     same(operation, a, b)?;
     rule!(operation, a.width() > 0, "rows without columns");
     vector(operation, "the result", out, a.width())?;
-    vector(operation, "divisors", divisors, a.width())
-}
-
-pub(super) fn sum_rows(db: View, dy: View) -> Result<()> {
-    vector("sum of rows", "the result", db, dy.width())
+    vector(operation, "divisors", divisors, a.width())?;
+    apart(&[out], &[a, b, divisors])
 }
 
 pub(super) fn rotate(x: View, head_dim: usize, table: View, positions: Indices) -> Result<()> {
@@ -218,7 +269,8 @@ pub(super) fn rotate(x: View, head_dim: usize, table: View, positions: Indices) 
     rule!(operation, positions.len() == x.rows(), "{} positions for {} rows", positions.len(), x.rows());
     let bound = positions.bound();
     rule!(operation, bound <= table.rows(), "position {} in a table of {}", bound - 1, table.rows());
-    contiguous(operation, &[table])
+    contiguous(operation, &[table])?;
+    apart(&[x], &[table])
 }
 
 /// A share of elements.
@@ -233,16 +285,10 @@ pub(super) fn dropout(x: View, dropout: Dropout) -> Result<()> {
     contiguous("dropout", &[x])
 }
 
-pub(super) fn attention(
-    h: Heads,
-    plan: &PlanBuffer,
-    dropout: Option<Dropout>,
-    o: View,
-    lse: View,
-    q: View,
-    kv: View,
-) -> Result<()> {
+/// The same of operands and of their gradients.
+fn heads(a: Attention, o: View, lse: View, q: View, kv: View) -> Result<()> {
     let operation = "attention";
+    let Attention { heads: h, plan, dropout } = a;
     dropout.map_or(Ok(()), |dropout| rate(operation, dropout))?;
     let whole = h.kv_heads > 0 && h.heads.is_multiple_of(h.kv_heads) && h.head_dim > 0;
     rule!(operation, whole && h.heads > 0 && h.window != Some(0), "{h:?}");
@@ -261,7 +307,22 @@ pub(super) fn attention(
     contiguous(operation, &[o, q, kv])
 }
 
-pub(super) fn activate(f: Activation, a: View, up: View) -> Result<()> {
+pub(super) fn attention(a: Attention, o: View, lse: View, q: View, kv: View) -> Result<()> {
+    heads(a, o, lse, q, kv)?;
+    apart(&[o, lse], &[q, kv])
+}
+
+pub(super) fn attention_backward(
+    a: Attention,
+    [dq, dkv]: [View; 2],
+    [d_o, o, lse, q, kv]: [View; 5],
+) -> Result<()> {
+    heads(a, o, lse, q, kv)?;
+    heads(a, d_o, lse, dq, dkv)?;
+    apart(&[dq, dkv], &[d_o, o, lse, q, kv])
+}
+
+fn activation(f: Activation, a: View, up: View) -> Result<()> {
     let operation = "activate";
     let (inside, width) = (up.width(), a.width());
     let fits = width.checked_mul(f.gate_width()) == Some(inside);
@@ -270,13 +331,29 @@ pub(super) fn activate(f: Activation, a: View, up: View) -> Result<()> {
     contiguous(operation, &[a, up])
 }
 
+pub(super) fn activate(f: Activation, a: View, up: View) -> Result<()> {
+    activation(f, a, up)?;
+    apart(&[a], &[up])
+}
+
+pub(super) fn activate_backward(f: Activation, dup: View, da: View, up: View) -> Result<()> {
+    activation(f, da, up)?;
+    activation(f, da, dup)?;
+    apart(&[dup], &[da, up])
+}
+
 /// `probabilities` is `[rows, experts]`, and `weights` has `per_row` entries for each row.
-pub(super) fn route(r: Routing, probabilities: View, weights: View) -> Result<()> {
+fn choice(r: Routing, probabilities: View, weights: View) -> Result<()> {
     let operation = "route";
     let (rows, experts) = (probabilities.rows(), probabilities.width());
     rule!(operation, (1..=experts).contains(&r.per_row), "{} of {experts} experts", r.per_row);
     vector(operation, "weights", weights, rows.saturating_mul(r.per_row))?;
     contiguous(operation, &[probabilities])
+}
+
+pub(super) fn route(r: Routing, probabilities: View, weights: View) -> Result<()> {
+    choice(r, probabilities, weights)?;
+    apart(&[probabilities, weights], &[])
 }
 
 pub(super) fn route_backward(
@@ -287,17 +364,17 @@ pub(super) fn route_backward(
     routes: &Routes,
 ) -> Result<()> {
     let operation = "route";
-    route(r, probabilities, d_weights)?;
+    choice(r, probabilities, d_weights)?;
     same(operation, d, probabilities)?;
     contiguous(operation, &[d])?;
     let (rows, offsets) = (routes.rows(), routes.offsets());
     let fits = rows.len() == d_weights.len() && rows.bound() <= d.rows() && offsets.len() == d.width() + 1;
     rule!(operation, fits, "{} slots of {} rows, {} offsets", rows.len(), d.rows(), offsets.len());
-    Ok(())
+    apart(&[d], &[probabilities, d_weights])
 }
 
 /// Slots before and after a linear layer that differs by expert.
-pub(super) fn grouped(y: View, x: View, offsets: Indices) -> Result<()> {
+fn slots(y: View, x: View, offsets: Indices) -> Result<()> {
     let operation = "experts";
     rule!(operation, y.rows() == x.rows(), "{} and {} slots", y.rows(), x.rows());
     rule!(operation, y.width() > 0 && x.width() > 0, "layers without inputs or outputs");
@@ -306,17 +383,40 @@ pub(super) fn grouped(y: View, x: View, offsets: Indices) -> Result<()> {
     contiguous(operation, &[y, x])
 }
 
+/// Of both directions: `y` is written. Whether the weights fit is seen where they are divided among the experts.
+pub(super) fn grouped(y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
+    slots(y, x, offsets)?;
+    apart(&[y], &[x])?;
+    apart(&[y], w)
+}
+
+pub(super) fn grouped_dw(dw: View, first: usize, dy: View, x: View, offsets: Indices) -> Result<()> {
+    slots(dy, x, offsets)?;
+    contiguous("experts", &[dw])?;
+    let (experts, outputs, rows) = (offsets.len() - 1, dy.width(), dw.rows());
+    let fits = dw.width() == x.width() && first.saturating_add(rows) <= experts.saturating_mul(outputs);
+    rule!("experts", fits, "{dw:?} from row {first} of {experts} experts of {outputs} by {x:?}");
+    apart(&[dw], &[dy, x])
+}
+
 /// A factor or result for each row.
-pub(super) fn each_row(x: View, of_rows: View) -> Result<()> {
+fn each_row(x: View, of_rows: View) -> Result<()> {
     vector("rows", "the vector", of_rows, x.rows())?;
     rule!("rows", x.width() > 0, "rows without columns");
     contiguous("rows", &[x])
 }
 
+/// Also of noise of a size for each row.
+pub(super) fn scale_rows(x: View, factors: View) -> Result<()> {
+    each_row(x, factors)?;
+    apart(&[x], &[factors])
+}
+
 pub(super) fn row_dots(out: View, a: View, b: View) -> Result<()> {
     same("rows", a, b)?;
     each_row(a, out)?;
-    each_row(b, out)
+    each_row(b, out)?;
+    apart(&[out], &[a, b])
 }
 
 pub(super) fn cross_entropy(
@@ -334,7 +434,8 @@ pub(super) fn cross_entropy(
     rule!(operation, ids.bound() <= logits.width(), "token {} of {}", ids.bound() - 1, logits.width());
     vector(operation, "losses", losses, rows.saturating_mul(TargetLoss::COLUMNS))?;
     contiguous(operation, &[logits])?;
-    weights.map_or(Ok(()), |weights| vector(operation, "weights", weights, rows))
+    optional(operation, "weights", weights, rows)?;
+    apart(&[losses, logits], &[or_none(weights)])
 }
 
 pub(super) fn bytes(bytes: Bytes, len: usize) -> Result<()> {
@@ -350,7 +451,10 @@ pub(super) fn adamw_8bit(p: View, g: View, codes: [Bytes; 2], scales: [View; 2])
         rule!(operation, codes.len() == p.len(), "{} codes for {} elements", codes.len(), p.len());
     }
     rule!(operation, !codes[0].shares(codes[1]), "the codes of both moments are in one buffer");
-    scales.into_iter().try_for_each(|scales| vector(operation, "the scales", scales, p.len().div_ceil(BLOCK)))
+    for scales in scales {
+        vector(operation, "the scales", scales, p.len().div_ceil(BLOCK))?;
+    }
+    apart(&[p, scales[0], scales[1]], &[g])
 }
 
 pub(super) fn adafactor(p: View, g: View, rows: View, columns: Option<View>) -> Result<()> {
@@ -359,21 +463,24 @@ pub(super) fn adafactor(p: View, g: View, rows: View, columns: Option<View>) -> 
     contiguous(operation, &[p])?;
     rule!(operation, p.len() > 0, "no parameters");
     match columns {
-        None => vector(operation, "the mean squares", rows, p.len()),
+        None => vector(operation, "the mean squares", rows, p.len())?,
         Some(columns) => {
             vector(operation, "the mean squares of rows", rows, p.rows())?;
-            vector(operation, "the mean squares of columns", columns, p.width())
+            vector(operation, "the mean squares of columns", columns, p.width())?;
         }
     }
+    apart(&[p, rows, or_none(columns)], &[g])
 }
 
 pub(super) fn sgd(p: View, g: View, m: Option<View>) -> Result<()> {
     vector("sgd", "the gradient", g, p.len())?;
     contiguous("sgd", &[p])?;
-    m.map_or(Ok(()), |m| vector("sgd", "the momentum", m, p.len()))
+    optional("sgd", "the momentum", m, p.len())?;
+    apart(&[p, or_none(m)], &[g])
 }
 
 pub(super) fn adamw(p: View, g: View, m: View, v: View) -> Result<()> {
     [g, m, v].into_iter().try_for_each(|x| vector("adamw", "an operand", x, p.len()))?;
-    contiguous("adamw", &[p])
+    contiguous("adamw", &[p])?;
+    apart(&[p, m, v], &[g])
 }

@@ -4,8 +4,8 @@ use super::cpu::Cpu;
 use super::cuda::Cuda;
 use super::reference::Reference;
 use super::{
-    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
-    FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View,
+    Activation, Adafactor, AdamW, Attention, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw,
+    Dropout, FileBuffer, FileTensor, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View,
 };
 use crate::Result;
 use crate::collective::Collective;
@@ -41,24 +41,27 @@ impl From<Cpu> for Device {
     }
 }
 
-/// Defines each method of [`Backend`] by a call of the chosen backend's.
+/// Calls a method of the chosen backend.
+macro_rules! chosen {
+    ($device:expr, $name:ident($($arg:ident),*)) => {
+        match $device {
+            Device::Cpu(backend) => backend.$name($($arg),*),
+            Device::Cuda(backend) => backend.$name($($arg),*),
+            Device::Reference(backend) => backend.$name($($arg),*),
+        }
+    };
+}
+
+/// Defines methods of [`Backend`] by calls of the chosen backend's: those that take `&self` where it says `shared`.
 macro_rules! dispatch {
     ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
         $(fn $name(&mut self, $($arg: $type),*) -> $result {
-            match self {
-                Device::Cpu(backend) => backend.$name($($arg),*),
-                Device::Cuda(backend) => backend.$name($($arg),*),
-                Device::Reference(backend) => backend.$name($($arg),*),
-            }
+            chosen!(self, $name($($arg),*))
         })*
     };
     (shared $($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
         $(fn $name(&self, $($arg: $type),*) -> $result {
-            match self {
-                Device::Cpu(backend) => backend.$name($($arg),*),
-                Device::Cuda(backend) => backend.$name($($arg),*),
-                Device::Reference(backend) => backend.$name($($arg),*),
-            }
+            chosen!(self, $name($($arg),*))
         })*
     };
 }
@@ -96,7 +99,7 @@ impl Backend for Device {
         gather(y: View, x: View, rows: Indices) -> Result<()>;
         scatter_add(y: View, x: View, rows: Indices) -> Result<()>;
         norm(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()>;
-        norm_recompute(norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()>;
+        norm_again(n: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()>;
         norm_backward(
             norm: Norm, dx: View, dw: Option<View>, db: Option<View>, dy: View, stats: View, x: View, w: View
         ) -> Result<()>;
@@ -111,12 +114,9 @@ impl Backend for Device {
         rotate(x: View, head_dim: usize, table: View, positions: Indices, inverse: bool) -> Result<()>;
         dropout(x: View, dropout: Dropout) -> Result<()>;
         add_noise(x: View, sizes: View, draw: Draw) -> Result<()>;
-        attention(
-            h: Heads, plan: &PlanBuffer, dropout: Option<Dropout>, o: View, lse: View, q: View, kv: View
-        ) -> Result<()>;
+        attention(a: Attention, o: View, lse: View, q: View, kv: View) -> Result<()>;
         attention_backward(
-            h: Heads, plan: &PlanBuffer, dropout: Option<Dropout>, dq: View, dkv: View, do_: View, o: View, lse: View,
-            q: View, kv: View
+            a: Attention, dq: View, dkv: View, d_o: View, o: View, lse: View, q: View, kv: View
         ) -> Result<()>;
         activate(f: Activation, a: View, up: View) -> Result<()>;
         activate_backward(f: Activation, dup: View, da: View, up: View) -> Result<()>;
@@ -134,10 +134,10 @@ impl Backend for Device {
         cross_entropy(
             losses: View, logits: View, ids: Indices, weights: Option<View>, softcap: Option<f32>, smoothing: f32
         ) -> Result<()>;
-        adamw(step: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
-        adamw_8bit(step: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()>;
-        adafactor(step: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()>;
-        sgd(step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
+        adamw(s: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
+        adamw_8bit(s: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()>;
+        adafactor(s: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()>;
+        sgd(s: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
         join(collective: &dyn Collective) -> Result<()>;
         all_reduce(x: View, collective: &dyn Collective) -> Result<()>;
         reduce_scatter(x: View, cuts: &[usize], collective: &dyn Collective) -> Result<()>;

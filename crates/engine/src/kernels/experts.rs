@@ -3,8 +3,9 @@
 //! Every row takes `per_row` experts, so it fills as many slots. Slots lie sorted by expert, and those of one
 //! expert in the order of their rows: an expert's slots are one run of rows of a matrix.
 
+use super::buffers::Memory;
 use super::check::rule;
-use super::{Backend, Routing, View};
+use super::{Backend, Routes, Routing, View};
 use crate::Result;
 use std::ops::Range;
 
@@ -24,15 +25,23 @@ impl Routing {
         experts.into_iter().map(|e| (e, x[e] * scale)).collect()
     }
 
-    /// The gradient of a row's logits: `d` holds those of the weights at the experts taken and becomes that.
-    pub(super) fn choose_backward(self, probabilities: &[f64], taken: &[usize], d: &mut [f64]) {
+    /// The gradient of a row's logits, whose experts and slots are `taken`, from that of the slots' weights.
+    pub(super) fn choose_backward(
+        self,
+        probabilities: &[f64],
+        taken: &[(usize, usize)],
+        d_weight: impl Fn(usize) -> f64,
+    ) -> Vec<f64> {
+        let mut d = vec![0.0; probabilities.len()];
+        taken.iter().for_each(|(e, slot)| d[*e] = d_weight(*slot));
         if self.normalise {
-            let sum: f64 = taken.iter().map(|e| probabilities[*e]).sum();
-            let through: f64 = taken.iter().map(|e| d[*e] * probabilities[*e] / sum).sum();
-            taken.iter().for_each(|e| d[*e] = (d[*e] - through) / sum);
+            let sum: f64 = taken.iter().map(|(e, _)| probabilities[*e]).sum();
+            let through: f64 = taken.iter().map(|(e, _)| d[*e] * probabilities[*e] / sum).sum();
+            taken.iter().for_each(|(e, _)| d[*e] = (d[*e] - through) / sum);
         }
-        let through: f64 = taken.iter().map(|e| d[*e] * probabilities[*e]).sum();
+        let through: f64 = taken.iter().map(|(e, _)| d[*e] * probabilities[*e]).sum();
         d.iter_mut().zip(probabilities).for_each(|(d, p)| *d = p * (*d - through));
+        d
     }
 }
 
@@ -58,6 +67,11 @@ impl Slots {
             slots.offsets.push(slots.rows.len() as u32);
         }
         slots
+    }
+
+    /// Keeps them in memory on the host.
+    pub(super) fn keep<M>(&self, memory: &mut Memory<M>) -> Routes {
+        Routes { rows: memory.add_indices(&self.rows), offsets: memory.add_indices(&self.offsets) }
     }
 }
 

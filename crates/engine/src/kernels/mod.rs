@@ -16,6 +16,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 mod experts;
+mod host;
 mod packed;
 mod plan;
 mod quantised;
@@ -40,6 +41,19 @@ use crate::dtype::WeightType;
 
 /// Elements of logits at once on the CPU (32 MiB): enough rows to keep a matrix product busy at any vocabulary.
 pub(crate) const LOGITS: usize = 8 << 20;
+
+/// Causal attention within the ranges of a plan, and within the heads' window.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// The heads.
+    pub heads: Heads,
+    /// Which keys the rows see.
+    pub plan: &'a PlanBuffer,
+    /// Dropout of the probabilities: the element of a query's head and a key is in row `token · heads + head`, where
+    /// `token` is the query's row among the keys, and in the column of the key's place among those of the query's
+    /// range, prefix then own.
+    pub dropout: Option<Dropout>,
+}
 
 /// Coarse operations over device memory. Matrices are row-major; `x += …` accumulates, `x = …` overwrites,
 /// and `(+)=` does either, by `accumulate`.
@@ -152,15 +166,7 @@ pub trait Backend {
     /// and `y` may have gaps.
     fn norm(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()>;
     /// `y` again from `x` and its statistics: cheaper to compute than to keep.
-    fn norm_recompute(
-        &mut self,
-        norm: Norm,
-        y: View,
-        stats: View,
-        x: View,
-        w: View,
-        b: Option<View>,
-    ) -> Result<()>;
+    fn norm_again(&mut self, n: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()>;
     /// `dx += …`, and where they are given `dw += …`, `db += …`. `dx`, `dy` and `x` may have gaps.
     fn norm_backward(
         &mut self,
@@ -217,31 +223,16 @@ pub trait Backend {
     /// `x[i, :] += sizes[i] · u`, with `u` uniform in [−1, 1) for each element by its row and column in `x`.
     fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()>;
 
-    /// Causal attention within ranges, and within the heads' window. `q[queries, query_width]`, `kv[keys, kv_width]` →
-    /// `o[queries, query_width]` and the log-sum-exp of each score row in `lse[queries, heads]`.
-    ///
-    /// `dropout` is of the probabilities: the element of a query's head and a key is in row `token · heads + head`,
-    /// where `token` is the query's row among the keys, and in the column of the key's place among those of the
-    /// query's range, prefix then own.
-    fn attention(
-        &mut self,
-        h: Heads,
-        plan: &PlanBuffer,
-        dropout: Option<Dropout>,
-        o: View,
-        lse: View,
-        q: View,
-        kv: View,
-    ) -> Result<()>;
+    /// `q[queries, query_width]`, `kv[keys, kv_width]` → `o[queries, query_width]` and the log-sum-exp of each score row
+    /// in `lse[queries, heads]`.
+    fn attention(&mut self, a: Attention, o: View, lse: View, q: View, kv: View) -> Result<()>;
     /// `dq = …`, `dkv = …` (rows of `kv` that the plan does not reach get zeros).
     fn attention_backward(
         &mut self,
-        h: Heads,
-        plan: &PlanBuffer,
-        dropout: Option<Dropout>,
+        a: Attention,
         dq: View,
         dkv: View,
-        do_: View,
+        d_o: View,
         o: View,
         lse: View,
         q: View,
@@ -304,29 +295,15 @@ pub trait Backend {
     /// `Σ x²` in f64, in an order that does not depend on the number of threads. Waits for the result.
     fn sum_squares(&self, x: View) -> Result<f64>;
     /// One step for parameters `p` with gradients `g` and moments `m`, `v`.
-    fn adamw(&mut self, step: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
+    fn adamw(&mut self, s: AdamW, p: View, g: View, m: View, v: View) -> Result<()>;
     /// As [`Backend::adamw`], with moments of one byte an element as bitsandbytes keeps them: a block of 256 has a
     /// scale in `scales` and codes. New moments are codes 0 under scales 0.
-    fn adamw_8bit(
-        &mut self,
-        step: AdamW,
-        p: View,
-        g: View,
-        codes: [Bytes; 2],
-        scales: [View; 2],
-    ) -> Result<()>;
+    fn adamw_8bit(&mut self, s: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()>;
     /// One step for a matrix `p` with mean squares by `rows` and by `columns`, or, without the latter, for a vector
     /// with one for each element in `rows`.
-    fn adafactor(
-        &mut self,
-        step: Adafactor,
-        p: View,
-        g: View,
-        rows: View,
-        columns: Option<View>,
-    ) -> Result<()>;
+    fn adafactor(&mut self, s: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()>;
     /// One step for parameters `p`, with the last direction in `m` where there is momentum.
-    fn sgd(&mut self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
+    fn sgd(&mut self, s: Sgd, p: View, g: View, m: Option<View>) -> Result<()>;
     /// Connects the devices of all ranks, where they have a transport of their own. All ranks call it before the first of
     /// the operations below.
     ///

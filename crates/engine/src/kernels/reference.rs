@@ -5,16 +5,22 @@
 
 #![forbid(unsafe_code)]
 
+mod attention;
+mod functions;
+mod optimizer;
+
 use super::buffers::Memory;
-use super::experts::Slots;
+use super::experts::{self, Slots};
+use super::host::host_methods;
 use super::stored::Elements;
 use super::{
-    Activation, Adafactor, AdamW, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw, Dropout,
-    FileBuffer, FileTensor, Heads, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View, check,
-    experts, quantised, random,
+    Activation, Adafactor, AdamW, Attention, AttentionPlan, Backend, Buffer, ByteBuffer, Bytes, Draw,
+    Dropout, FileBuffer, FileTensor, IndexBuffer, Indices, Norm, PlanBuffer, Routes, Routing, Sgd, View,
+    check, random,
 };
 use crate::collective::Collective;
 use crate::{Error, Result};
+use functions::{capped, factor, gate};
 
 /// What a [`Reference`] backend stores its values in.
 pub trait Scalar: Copy + Default {
@@ -124,12 +130,6 @@ fn matmul(
     c
 }
 
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-const GELU_C: f64 = 0.797_884_560_802_865_4; // sqrt(2/pi)
-
 impl<S: Scalar> Backend for Reference<S> {
     fn allocate(&mut self, len: usize) -> Result<Buffer> {
         let failed = |_| Error::Memory { bytes: (len as u64).saturating_mul(size_of::<S>() as u64) };
@@ -140,43 +140,7 @@ impl<S: Scalar> Backend for Reference<S> {
         Ok(self.memory.add_buffer(values, 0, len))
     }
 
-    fn allocate_bytes(&mut self, len: usize) -> Result<ByteBuffer> {
-        self.memory.collect();
-        self.memory.add_bytes(len)
-    }
-
-    fn write_bytes(&mut self, to: Bytes, from: &[u8]) -> Result<()> {
-        check::bytes(to, from.len())?;
-        self.memory.bytes_mut(to)?.copy_from_slice(from);
-        Ok(())
-    }
-
-    fn read_bytes(&self, from: Bytes, to: &mut [u8]) -> Result<()> {
-        check::bytes(from, to.len())?;
-        to.copy_from_slice(self.memory.bytes(from)?);
-        Ok(())
-    }
-
-    fn map(&mut self, tensor: FileTensor) -> Result<FileBuffer> {
-        Ok(self.memory.add_file(tensor))
-    }
-
-    fn allocated(&self) -> u64 {
-        self.memory.allocated()
-    }
-
-    fn upload_indices(&mut self, values: &[u32]) -> Result<IndexBuffer> {
-        Ok(self.memory.add_indices(values))
-    }
-
-    fn upload_plan(&mut self, plan: AttentionPlan) -> Result<PlanBuffer> {
-        self.memory.add_plan(plan)
-    }
-
-    fn sync(&mut self) -> Result<()> {
-        self.memory.collect();
-        Ok(())
-    }
+    host_methods!();
 
     fn write(&mut self, to: View, from: &[f32]) -> Result<()> {
         check::transfer(to, from.len())?;
@@ -203,21 +167,18 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn copy(&mut self, y: View, x: View) -> Result<()> {
         check::copy(y, x)?;
-        check::apart(&[y], &[x])?;
         let x = self.get(x)?;
         self.update(y, |i, _| x[i])
     }
 
     fn blend(&mut self, y: View, x: View, share: f32) -> Result<()> {
         check::add(y, x)?;
-        check::apart(&[y], &[x])?;
         let x = self.get(x)?;
         self.update(y, |i, y| y + f64::from(share) * (x[i] - y))
     }
 
     fn swap(&mut self, x: View, y: View) -> Result<()> {
         check::add(y, x)?;
-        check::apart(&[x, y], &[])?;
         let (old_x, old_y) = (self.get(x)?, self.get(y)?);
         self.update(x, |i, _| old_y[i])?;
         self.update(y, |i, _| old_x[i])
@@ -225,21 +186,18 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn add(&mut self, y: View, x: View) -> Result<()> {
         check::add(y, x)?;
-        check::apart(&[y], &[x])?;
         let x = self.get(x)?;
         self.update(y, |i, y| y + x[i])
     }
 
     fn gather(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
         check::gather(y, x, rows)?;
-        check::apart(&[y], &[x])?;
         let (x, rows, width) = (self.get(x)?, self.memory.indices(rows)?, y.width());
         self.update(y, |i, _| x[rows[i / width] as usize * width + i % width])
     }
 
     fn scatter_add(&mut self, y: View, x: View, rows: Indices) -> Result<()> {
-        check::gather(x, y, rows)?;
-        check::apart(&[y], &[x])?;
+        check::scatter_add(y, x, rows)?;
         let (values, rows) = (self.get(x)?, self.memory.indices(rows)?);
         for (i, &row) in rows.iter().enumerate() {
             let row = row as usize;
@@ -250,7 +208,6 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn norm(&mut self, norm: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
         check::norm(norm, y, stats, x, w, b)?;
-        check::apart(&[y, stats], &[x, w])?;
         let (xs, width) = (self.get(x)?, w.len());
         let mut s = Vec::new();
         for row in xs.chunks(width) {
@@ -267,30 +224,20 @@ impl<S: Scalar> Backend for Reference<S> {
             }
         }
         self.set(stats, &s)?;
-        self.norm_recompute(norm, y, stats, x, w, b)
+        self.norm_again(norm, y, stats, x, w, b)
     }
 
-    fn norm_recompute(
-        &mut self,
-        norm: Norm,
-        y: View,
-        stats: View,
-        x: View,
-        w: View,
-        b: Option<View>,
-    ) -> Result<()> {
-        check::norm(norm, y, stats, x, w, b)?;
-        check::apart(&[y], &[stats, x, w])?;
-        b.map_or(Ok(()), |b| check::apart(&[y], &[b]))?;
+    fn norm_again(&mut self, n: Norm, y: View, stats: View, x: View, w: View, b: Option<View>) -> Result<()> {
+        check::norm_again(n, y, stats, x, w, b)?;
         let (s, x, w, b) = (self.get(stats)?, self.get(x)?, self.get(w)?, self.get_optional(b)?);
         let width = w.len();
         self.update(y, |i, _| {
             let (r, j) = (i / width, i % width);
-            let hat = match norm {
+            let hat = match n {
                 Norm::Rms { .. } => x[i] * s[r],
                 Norm::Layer { .. } => (x[i] - s[2 * r]) * s[2 * r + 1],
             };
-            hat * (w[j] + norm.offset() as f64) + b.as_ref().map_or(0.0, |b| b[j])
+            hat * (w[j] + n.offset() as f64) + b.as_ref().map_or(0.0, |b| b[j])
         })
     }
 
@@ -305,9 +252,7 @@ impl<S: Scalar> Backend for Reference<S> {
         x: View,
         w: View,
     ) -> Result<()> {
-        check::norm_backward(norm, dx, dw, db, dy, stats, x, w)?;
-        let written: Vec<View> = [Some(dx), dw, db].into_iter().flatten().collect();
-        check::apart(&written, &[dy, stats, x, w])?;
+        check::norm_backward(norm, dx, [dw, db], [dy, stats, x, w])?;
         let (s, x, w, dy) = (self.get(stats)?, self.get(x)?, self.get(w)?, self.get(dy)?);
         let width = w.len();
         let (mut gx, mut gw, mut gb) = (vec![0.0; x.len()], vec![0.0; width], vec![0.0; width]);
@@ -339,8 +284,6 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn linear(&mut self, y: View, accumulate: bool, x: View, w: View, b: Option<View>) -> Result<()> {
         check::linear(y, x, w, b)?;
-        check::apart(&[y], &[x, w])?;
-        b.map_or(Ok(()), |b| check::apart(&[y], &[b]))?;
         let (rows, k, n) = (x.rows(), x.width(), y.width());
         let (x, w, b) = (self.get(x)?, self.get(w)?, self.get_optional(b)?);
         let c = matmul(rows, n, k, |i, p| x[i * k + p], |p, j| w[j * k + p]);
@@ -350,8 +293,7 @@ impl<S: Scalar> Backend for Reference<S> {
     }
 
     fn linear_dx(&mut self, dx: View, accumulate: bool, dy: View, w: View) -> Result<()> {
-        check::linear(dy, dx, w, None)?;
-        check::apart(&[dx], &[dy, w])?;
+        check::linear_dx(dx, dy, w)?;
         let (rows, k, n) = (dx.rows(), dx.width(), dy.width());
         let (dy, w) = (self.get(dy)?, self.get(w)?);
         let c = matmul(rows, k, n, |i, p| dy[i * n + p], |p, j| w[p * k + j]);
@@ -359,8 +301,7 @@ impl<S: Scalar> Backend for Reference<S> {
     }
 
     fn linear_dw(&mut self, dw: View, accumulate: bool, dy: View, x: View) -> Result<()> {
-        check::linear(dy, x, dw, None)?;
-        check::apart(&[dw], &[dy, x])?;
+        check::linear_dw(dw, dy, x)?;
         let (rows, k, n) = (x.rows(), x.width(), dy.width());
         let (dy, x) = (self.get(dy)?, self.get(x)?);
         let c = matmul(n, k, rows, |i, p| dy[p * n + i], |p, j| x[p * k + j]);
@@ -368,8 +309,7 @@ impl<S: Scalar> Backend for Reference<S> {
     }
 
     fn linear_db(&mut self, db: View, accumulate: bool, dy: View) -> Result<()> {
-        check::sum_rows(db, dy)?;
-        check::apart(&[db], &[dy])?;
+        check::linear_db(db, dy)?;
         let (rows, n, dy) = (dy.rows(), dy.width(), self.get(dy)?);
         self.update(db, |j, old| {
             (0..rows).map(|r| dy[r * n + j]).sum::<f64>() + if accumulate { old } else { 0.0 }
@@ -378,7 +318,6 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn row_norms(&mut self, n: View, w: View, b: View, a: View, scale: f32) -> Result<()> {
         check::row_norms(n, w, b, a)?;
-        check::apart(&[n], &[w, b, a])?;
         let (inputs, rank) = (w.width(), a.rows());
         let (w, b, a) = (self.get(w)?, self.get(b)?, self.get(a)?);
         let moved = |i: usize, j: usize| {
@@ -390,7 +329,6 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn divide(&mut self, y: View, a: View, b: View) -> Result<()> {
         check::divide(y, a, b)?;
-        check::apart(&[y], &[a, b])?;
         let (a, b) = (self.get(a)?, self.get(b)?);
         self.update(y, |i, _| a[i] / b[i])
     }
@@ -404,7 +342,6 @@ impl<S: Scalar> Backend for Reference<S> {
         bias: Option<View>,
     ) -> Result<()> {
         check::scale_columns(y, x, factors, bias)?;
-        check::apart(&[y], &[x, factors])?;
         let width = x.width();
         let (x, factors, bias) = (self.get(x)?, self.get(factors)?, self.get_optional(bias)?);
         self.update(y, |i, old| {
@@ -415,7 +352,6 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn column_dots(&mut self, out: View, accumulate: bool, a: View, b: View, divisors: View) -> Result<()> {
         check::column_dots(out, a, b, divisors)?;
-        check::apart(&[out], &[a, b, divisors])?;
         let (rows, width) = (a.rows(), a.width());
         let (a, b, divisors) = (self.get(a)?, self.get(b)?, self.get(divisors)?);
         self.update(out, |j, old| {
@@ -433,7 +369,6 @@ impl<S: Scalar> Backend for Reference<S> {
         inverse: bool,
     ) -> Result<()> {
         check::rotate(x, head_dim, table, positions)?;
-        check::apart(&[x], &[table])?;
         let rotated = table.width();
         let (table, half, positions) = (self.get(table)?, rotated / 2, self.memory.indices(positions)?);
         for (r, &p) in positions.iter().enumerate() {
@@ -462,8 +397,7 @@ impl<S: Scalar> Backend for Reference<S> {
     }
 
     fn add_noise(&mut self, x: View, sizes: View, draw: Draw) -> Result<()> {
-        check::each_row(x, sizes)?;
-        check::apart(&[x], &[sizes])?;
+        check::scale_rows(x, sizes)?;
         let (sizes, width) = (self.get(sizes)?, x.width());
         self.update(x, |i, x| {
             let word = draw.word((i / width) as u64, i % width);
@@ -471,82 +405,35 @@ impl<S: Scalar> Backend for Reference<S> {
         })
     }
 
-    fn attention(
-        &mut self,
-        h: Heads,
-        plan: &PlanBuffer,
-        dropout: Option<Dropout>,
-        o: View,
-        lse: View,
-        q: View,
-        kv: View,
-    ) -> Result<()> {
-        check::attention(h, plan, dropout, o, lse, q, kv)?;
-        check::apart(&[o, lse], &[q, kv])?;
-        let (q, kv, plan) = (self.get(q)?, self.get(kv)?, self.memory.plan(plan)?);
-        let (mut out, mut sums) = (vec![0.0; o.len()], vec![0.0; lse.len()]);
-        for_each_row(h, &plan, |i, head, keys, first| {
-            let row = plan.rows[i] as usize * h.heads + head;
-            let (scores, _) = scores(h, &q, &kv, i, head, &keys);
-            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum = scores.iter().map(|s| (s - max).exp()).sum::<f64>();
-            sums[i * h.heads + head] = max + sum.ln();
-            for (n, (s, &key)) in scores.iter().zip(&keys).enumerate() {
-                let p = (s - max).exp() / sum * factor(dropout, row, first + n);
-                for d in 0..h.head_dim {
-                    out[i * h.query_width() + head * h.head_dim + d] += p * kv[value_at(h, key, head) + d];
-                }
-            }
-        });
+    fn attention(&mut self, a: Attention, o: View, lse: View, q: View, kv: View) -> Result<()> {
+        check::attention(a, o, lse, q, kv)?;
+        let plan = self.memory.plan(a.plan)?;
+        let (out, sums) = attention::forward(a, &plan, &self.get(q)?, &self.get(kv)?);
         self.set(o, &out)?;
         self.set(lse, &sums)
     }
 
     fn attention_backward(
         &mut self,
-        h: Heads,
-        plan: &PlanBuffer,
-        dropout: Option<Dropout>,
+        a: Attention,
         dq: View,
         dkv: View,
-        do_: View,
+        d_o: View,
         o: View,
         lse: View,
         q: View,
         kv: View,
     ) -> Result<()> {
-        check::attention(h, plan, dropout, o, lse, q, kv)?;
-        check::attention(h, plan, dropout, do_, lse, dq, dkv)?;
-        check::apart(&[dq, dkv], &[do_, o, lse, q, kv])?;
-        let plan = self.memory.plan(plan)?;
-        let (mut gq, mut gkv) = (vec![0.0; dq.len()], vec![0.0; dkv.len()]);
-        let (q, kv, do_, o, lse) =
-            (self.get(q)?, self.get(kv)?, self.get(do_)?, self.get(o)?, self.get(lse)?);
-        for_each_row(h, &plan, |i, head, keys, first| {
-            let row = plan.rows[i] as usize * h.heads + head;
-            let at = i * h.query_width() + head * h.head_dim;
-            let through: f64 = (0..h.head_dim).map(|d| do_[at + d] * o[at + d]).sum();
-            let (scores, slopes) = scores(h, &q, &kv, i, head, &keys);
-            for (n, ((s, slope), &key)) in scores.iter().zip(slopes).zip(&keys).enumerate() {
-                let (k, v) = (key_at(h, key, head), value_at(h, key, head));
-                let p = (s - lse[i * h.heads + head]).exp();
-                let kept = factor(dropout, row, first + n);
-                let dp: f64 = kept * (0..h.head_dim).map(|d| do_[at + d] * kv[v + d]).sum::<f64>();
-                let ds = p * (dp - through) * slope * h.scale as f64;
-                for d in 0..h.head_dim {
-                    gq[at + d] += ds * kv[k + d];
-                    gkv[k + d] += ds * q[at + d];
-                    gkv[v + d] += p * kept * do_[at + d];
-                }
-            }
-        });
+        check::attention_backward(a, [dq, dkv], [d_o, o, lse, q, kv])?;
+        let plan = self.memory.plan(a.plan)?;
+        let (d_o, o, lse) = (self.get(d_o)?, self.get(o)?, self.get(lse)?);
+        let (gq, gkv) = attention::backward(a, &plan, &d_o, &o, &lse, &self.get(q)?, &self.get(kv)?);
         self.set(dq, &gq)?;
         self.set(dkv, &gkv)
     }
 
     fn activate(&mut self, f: Activation, a: View, up: View) -> Result<()> {
         check::activate(f, a, up)?;
-        check::apart(&[a], &[up])?;
         let (width, up) = (a.width(), self.get(up)?);
         self.update(a, |i, _| match f.gate_width() {
             2 => {
@@ -559,9 +446,7 @@ impl<S: Scalar> Backend for Reference<S> {
     }
 
     fn activate_backward(&mut self, f: Activation, dup: View, da: View, up: View) -> Result<()> {
-        check::activate(f, da, up)?;
-        check::activate(f, da, dup)?;
-        check::apart(&[dup], &[da, up])?;
+        check::activate_backward(f, dup, da, up)?;
         let (width, da, up) = (da.width(), self.get(da)?, self.get(up)?);
         self.update(dup, |i, _| match f.gate_width() {
             2 => {
@@ -575,15 +460,13 @@ impl<S: Scalar> Backend for Reference<S> {
     }
 
     fn scale_rows(&mut self, x: View, factors: View) -> Result<()> {
-        check::each_row(x, factors)?;
-        check::apart(&[x], &[factors])?;
+        check::scale_rows(x, factors)?;
         let (factors, width) = (self.get(factors)?, x.width());
         self.update(x, |i, x| factors[i / width] * x)
     }
 
     fn row_dots(&mut self, out: View, a: View, b: View) -> Result<()> {
         check::row_dots(out, a, b)?;
-        check::apart(&[out], &[a, b])?;
         let (width, a, b) = (a.width(), self.get(a)?, self.get(b)?);
         let products: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
         let sums: Vec<f64> = products.chunks(width).map(|row| row.iter().sum()).collect();
@@ -592,14 +475,12 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn route(&mut self, r: Routing, probabilities: View, weights: View) -> Result<Routes> {
         check::route(r, probabilities, weights)?;
-        check::apart(&[probabilities, weights], &[])?;
         let (mut x, experts) = (self.get(probabilities)?, probabilities.width());
         let taken: Vec<_> = x.chunks_mut(experts).map(|row| r.choose(row)).collect();
         let slots = Slots::of(experts, &taken);
         self.set(probabilities, &x)?;
         self.set(weights, &slots.weights)?;
-        let (rows, offsets) = (self.memory.add_indices(&slots.rows), self.memory.add_indices(&slots.offsets));
-        Ok(Routes { rows, offsets })
+        Ok(slots.keep(&mut self.memory))
     }
 
     fn route_backward(
@@ -611,42 +492,14 @@ impl<S: Scalar> Backend for Reference<S> {
         routes: &Routes,
     ) -> Result<()> {
         check::route_backward(r, d_logits, probabilities, d_weights, routes)?;
-        check::apart(&[d_logits], &[probabilities, d_weights])?;
         let experts = probabilities.width();
         let (p, d_weights) = (self.get(probabilities)?, self.get(d_weights)?);
         let (rows, offsets) = (self.memory.indices(routes.rows())?, self.memory.indices(routes.offsets())?);
         let taken = experts::taken(&rows, &offsets, probabilities.rows())?;
-        let mut d = vec![0.0; d_logits.len()];
-        for (row, slots) in taken.iter().enumerate() {
-            let d = &mut d[row * experts..][..experts];
-            slots.iter().for_each(|(expert, slot)| d[*expert] = d_weights[*slot]);
-            let experts_of_row: Vec<usize> = slots.iter().map(|(expert, _)| *expert).collect();
-            r.choose_backward(&p[row * experts..][..experts], &experts_of_row, d);
-        }
+        let rows = p.chunks(experts).zip(&taken);
+        let d: Vec<f64> =
+            rows.flat_map(|(p, slots)| r.choose_backward(p, slots, |slot| d_weights[slot])).collect();
         self.set(d_logits, &d)
-    }
-
-    fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
-        let offsets = self.memory.indices(offsets)?;
-        experts::linear(self, &offsets, y, x, w)
-    }
-
-    fn grouped_linear_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
-        let offsets = self.memory.indices(offsets)?;
-        experts::linear_dx(self, &offsets, dx, dy, w)
-    }
-
-    fn grouped_linear_dw(
-        &mut self,
-        dw: View,
-        first: usize,
-        accumulate: bool,
-        dy: View,
-        x: View,
-        offsets: Indices,
-    ) -> Result<()> {
-        let offsets = self.memory.indices(offsets)?;
-        experts::linear_dw(self, &offsets, dw, first, accumulate, dy, x)
     }
 
     fn cross_entropy(
@@ -660,7 +513,6 @@ impl<S: Scalar> Backend for Reference<S> {
     ) -> Result<()> {
         check::cross_entropy(losses, logits, ids, weights, smoothing)?;
         let smoothing = f64::from(smoothing);
-        check::apart(&[losses, logits], &weights.into_iter().collect::<Vec<_>>())?;
         let (ids, weights) = (self.memory.indices(ids)?, self.get_optional(weights)?);
         let mut columns = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
@@ -692,184 +544,27 @@ impl<S: Scalar> Backend for Reference<S> {
 
     fn adamw(&mut self, s: AdamW, p: View, g: View, m: View, v: View) -> Result<()> {
         check::adamw(p, g, m, v)?;
-        check::apart(&[p, m, v], &[g])?;
-        let g = self.get(g)?;
-        self.update(m, |i, m| m + (1.0 - s.beta1) * (g[i] * s.gradient_scale as f64 - m))?;
-        self.update(v, |i, v| s.beta2 * v + (1.0 - s.beta2) * (g[i] * s.gradient_scale as f64).powi(2))?;
-        let (m, v) = (self.get(m)?, self.get(v)?);
-        let (c1, c2) = (1.0 - s.beta1.powi(s.t as i32), 1.0 - s.beta2.powi(s.t as i32));
-        self.update(p, |i, p| {
-            p * (1.0 - s.lr * s.weight_decay) - s.lr / c1 * m[i] / (v[i].sqrt() / c2.sqrt() + s.eps)
-        })
+        optimizer::adamw(self, s, p, g, m, v)
     }
 
     fn adamw_8bit(&mut self, s: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()> {
         check::adamw_8bit(p, g, codes, scales)?;
-        check::apart(&[p, scales[0], scales[1]], &[g])?;
-        let g = self.get(g)?;
-        let moments = [0, 1].map(|n| {
-            let (values, scales) = (quantised::values(n == 0), self.get(scales[n])?);
-            let codes = self.memory.bytes(codes[n])?;
-            let value =
-                |(i, code): (usize, &u8)| f64::from(values[*code as usize]) * scales[i / quantised::BLOCK];
-            Ok::<_, Error>(codes.iter().enumerate().map(value).collect::<Vec<f64>>())
-        });
-        let [m, v] = moments;
-        let (mut m, mut v) = (m?, v?);
-        for (i, g) in g.iter().map(|g| g * f64::from(s.gradient_scale)).enumerate() {
-            m[i] = s.beta1 * m[i] + (1.0 - s.beta1) * g;
-            v[i] = s.beta2 * v[i] + (1.0 - s.beta2) * g * g;
-        }
-        let (c1, c2) = (1.0 - s.beta1.powi(s.t as i32), 1.0 - s.beta2.powi(s.t as i32));
-        self.update(p, |i, p| {
-            p * (1.0 - s.lr * s.weight_decay) - s.lr / c1 * m[i] / (v[i].sqrt() / c2.sqrt() + s.eps)
-        })?;
-        for (n, moment) in [m, v].into_iter().enumerate() {
-            let values = quantised::values(n == 0);
-            let moment: Vec<f32> = moment.iter().map(|x| *x as f32).collect();
-            let mut new_scales = Vec::new();
-            let all = self.memory.bytes_mut(codes[n])?;
-            for (codes, x) in all.chunks_mut(quantised::BLOCK).zip(moment.chunks(quantised::BLOCK)) {
-                let mut scale = 0.0;
-                quantised::store(values, x, codes, &mut scale);
-                new_scales.push(f64::from(scale));
-            }
-            self.set(scales[n], &new_scales)?;
-        }
-        Ok(())
+        optimizer::adamw_8bit(self, s, p, g, codes, scales)
     }
 
     fn adafactor(&mut self, s: Adafactor, p: View, g: View, rows: View, columns: Option<View>) -> Result<()> {
         check::adafactor(p, g, rows, columns)?;
-        check::apart(&[Some(p), Some(rows), columns].into_iter().flatten().collect::<Vec<_>>(), &[g])?;
-        let g: Vec<f64> = self.get(g)?.iter().map(|g| g * f64::from(s.gradient_scale)).collect();
-        let (width, height, beta2) = (p.width(), p.rows(), s.beta2());
-        let square = |i: usize| g[i] * g[i] + Adafactor::EPS;
-        let blend = |old: f64, new: f64| beta2 * old + (1.0 - beta2) * new;
-        let update: Vec<f64> = match columns {
-            None => {
-                self.update(rows, |i, old| blend(old, square(i)))?;
-                self.get(rows)?.iter().zip(&g).map(|(v, g)| g / v.sqrt()).collect()
-            }
-            Some(columns) => {
-                let row = |i: usize| (0..width).map(|j| square(i * width + j)).sum::<f64>() / width as f64;
-                self.update(rows, |i, old| blend(old, row(i)))?;
-                let column =
-                    |j: usize| (0..height).map(|i| square(i * width + j)).sum::<f64>() / height as f64;
-                self.update(columns, |j, old| blend(old, column(j)))?;
-                let (rows, columns) = (self.get(rows)?, self.get(columns)?);
-                let mean = rows.iter().sum::<f64>() / height as f64;
-                let of = |(i, g): (usize, &f64)| g / (rows[i / width] / mean * columns[i % width]).sqrt();
-                g.iter().enumerate().map(of).collect()
-            }
-        };
-        let rms = (update.iter().map(|u| u * u).sum::<f64>() / update.len() as f64).sqrt();
-        self.update(p, |i, p| p - s.weight_decay * s.lr * p - s.lr * update[i] / rms.max(1.0))
+        optimizer::adafactor(self, s, p, g, rows, columns)
     }
 
     fn sgd(&mut self, s: Sgd, p: View, g: View, m: Option<View>) -> Result<()> {
         check::sgd(p, g, m)?;
-        check::apart(&[Some(p), m].into_iter().flatten().collect::<Vec<_>>(), &[g])?;
-        let (g, old) = (self.get(g)?, self.get(p)?);
-        let mut d: Vec<f64> =
-            g.iter().zip(&old).map(|(g, p)| g * f64::from(s.gradient_scale) + s.weight_decay * p).collect();
-        if let Some(m) = m {
-            self.update(m, |i, m| s.momentum * m + d[i])?;
-            d = self.get(m)?;
-        }
-        self.update(p, |i, p| p - s.lr * d[i])
+        optimizer::sgd(self, s, p, g, m)
     }
 
     fn all_reduce(&mut self, x: View, collective: &dyn Collective) -> Result<()> {
         let mut values: Vec<f32> = self.get(x)?.iter().map(|x| *x as f32).collect();
         collective.all_reduce(&mut values)?;
         self.update(x, |i, _| values[i] as f64)
-    }
-}
-
-/// Where the key of row `key` for query head `head` starts in `kv`.
-fn key_at(h: Heads, key: usize, head: usize) -> usize {
-    key * h.kv_width() + head / (h.heads / h.kv_heads) * h.head_dim
-}
-
-/// Where the value of row `key` for query head `head` starts in `kv`.
-fn value_at(h: Heads, key: usize, head: usize) -> usize {
-    key_at(h, key, head) + h.kv_heads * h.head_dim
-}
-
-/// What dropout multiplies an element by.
-fn factor(dropout: Option<Dropout>, row: usize, column: usize) -> f64 {
-    dropout.map_or(1.0, |dropout| f64::from(dropout.factor(dropout.draw.word(row as u64, column))))
-}
-
-/// Calls `f(query row, head, the key rows that it sees, the place of the first of them in its range)` for each of
-/// them.
-fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, Vec<usize>, usize)) {
-    for range in &plan.ranges {
-        for i in range.queries.clone() {
-            let keys: Vec<usize> =
-                range.prefix.clone().chain(range.own.start..plan.rows[i] as usize + 1).collect();
-            let first = h.window.map_or(0, |window| keys.len().saturating_sub(window));
-            for head in 0..h.heads {
-                f(i, head, keys[first..].to_vec(), first);
-            }
-        }
-    }
-}
-
-/// Scaled and capped scores of query row `i` with `keys`, and the derivatives of the capping.
-fn scores(h: Heads, q: &[f64], kv: &[f64], i: usize, head: usize, keys: &[usize]) -> (Vec<f64>, Vec<f64>) {
-    let q = &q[i * h.query_width() + head * h.head_dim..][..h.head_dim];
-    keys.iter()
-        .map(|&key| {
-            let product: f64 = q.iter().zip(&kv[key_at(h, key, head)..]).map(|(q, k)| q * k).sum();
-            capped(product * h.scale as f64, h.softcap)
-        })
-        .unzip()
-}
-
-/// `cap · tanh(x / cap)`, and its derivative.
-fn capped(x: f64, cap: Option<f32>) -> (f64, f64) {
-    let Some(cap) = cap.map(f64::from) else { return (x, 1.0) };
-    let t = (x / cap).tanh();
-    (cap * t, 1.0 - t * t)
-}
-
-/// `gelu_new(x)`, and its derivative.
-fn gelu_tanh(x: f64) -> (f64, f64) {
-    let t = (GELU_C * (x + 0.044715 * x * x * x)).tanh();
-    let slope = GELU_C * (1.0 + 3.0 * 0.044715 * x * x);
-    (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
-}
-
-/// `x·Φ(x)`, and its derivative `Φ(x) + x·φ(x)`.
-fn gelu(x: f64) -> (f64, f64) {
-    let cdf = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
-    (x * cdf, cdf + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt())
-}
-
-/// The error function, by the series `2/√π · e^(−x²) · Σ 2ⁿ·x^(2n+1) / (1·3·…·(2n+1))`, whose terms have one sign.
-fn erf(x: f64) -> f64 {
-    if x.abs() > 6.0 {
-        return x.signum();
-    }
-    let (mut term, mut total, mut n) = (x, 0.0, 0.0);
-    while total + term != total {
-        total += term;
-        n += 1.0;
-        term *= 2.0 * x * x / (2.0 * n + 1.0);
-    }
-    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * total
-}
-
-/// A gate's function, and its derivative.
-fn gate(f: Activation, x: f64) -> (f64, f64) {
-    match f {
-        Activation::SwiGlu => {
-            let s = sigmoid(x);
-            (x * s, s + x * s * (1.0 - s))
-        }
-        Activation::GeGluTanh | Activation::GeluTanh => gelu_tanh(x),
-        Activation::Gelu => gelu(x),
     }
 }

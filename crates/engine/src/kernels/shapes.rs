@@ -127,6 +127,22 @@ pub struct AdamW {
     pub gradient_scale: f32,
 }
 
+/// The first step with the defaults of `torch.optim.AdamW`.
+impl Default for AdamW {
+    fn default() -> AdamW {
+        AdamW {
+            t: 1,
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            decay_all: true,
+            gradient_scale: 1.0,
+        }
+    }
+}
+
 /// The numbers of an AdamW step as kernels of f32 take them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AdamWScalars {

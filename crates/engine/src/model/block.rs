@@ -6,7 +6,7 @@ use super::state::Piece;
 use super::{Model, RopeRows};
 use crate::Result;
 use crate::arch::{Block, QkNorm};
-use crate::kernels::{Backend, Dropout, Indices, Norm, PlanBuffer, View};
+use crate::kernels::{Attention, Backend, Dropout, Indices, Norm, PlanBuffer, View};
 use crate::params::{BlockSlots, Linear, NormSlots, Part};
 use std::sync::Arc;
 
@@ -46,6 +46,9 @@ pub(super) struct Keys<'a> {
     /// What attention reads: the same, or a cache that they are in.
     pub(super) all: View,
 }
+
+/// A norm of a block, where it has one.
+type BlockNorm<'a> = Option<(Norm, &'a NormSlots)>;
 
 /// How the output of attention or MLP joins the residual stream.
 #[derive(Clone, Copy)]
@@ -94,8 +97,8 @@ impl<B: Backend> Model<B> {
         let (all, queries) = (rows.all(), rows.queries());
         let saved = self.arena.saved(n, all, queries);
         let x = self.arena.input(n, all);
-        let (norm, slots) = (block.norms.attention, &at.attention_norm);
-        let h = self.norm_before(norm, slots, self.arena.h.top(all), saved.attention_stats, x)?;
+        let norm = block.norms.attention.zip(at.attention_norm.as_ref());
+        let h = self.norm_before(norm, self.arena.h.top(all), saved.attention_stats, x)?;
         self.sharing(&[h], |model| {
             model.linear(keys.new, false, h, &at.kv)?;
             let query_h = model.query_h(h, rows)?;
@@ -106,9 +109,8 @@ impl<B: Backend> Model<B> {
         for (row, place) in keys.places.iter().enumerate() {
             self.backend.copy(*place, keys.new.row_range(row..row + 1))?;
         }
-        let heads = block.attention.heads;
-        let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
-        self.backend.attention(heads, rows.attention, dropout, saved.o, saved.lse, saved.q, keys.all)?;
+        let attention = self.attention(n, block, rows);
+        self.backend.attention(attention, saved.o, saved.lse, saved.q, keys.all)?;
         match rows.query_rows {
             None => self.backend.copy(saved.middle, x)?,
             Some(query_rows) => self.backend.gather(saved.middle, x, query_rows)?,
@@ -118,8 +120,8 @@ impl<B: Backend> Model<B> {
             self.join(saved.middle, saved.o, &at.out, after_attention)?;
         }
 
-        let (norm, slots) = (block.norms.mlp, &at.mlp_norm);
-        let h = self.norm_before(norm, slots, self.arena.h.top(queries), saved.mlp_stats, saved.middle)?;
+        let norm = block.norms.mlp.zip(at.mlp_norm.as_ref());
+        let h = self.norm_before(norm, self.arena.h.top(queries), saved.mlp_stats, saved.middle)?;
         self.backend.copy(out, saved.middle)?;
         if block.mlp.experts.is_some() {
             self.experts_forward(n, h, out, saved)?;
@@ -155,10 +157,10 @@ impl<B: Backend> Model<B> {
         }
 
         // MLP.
-        let (norm, slots, h) = (block.norms.mlp, &at.mlp_norm, self.arena.h.top(queries));
+        let (norm, h) = (block.norms.mlp.zip(at.mlp_norm.as_ref()), self.arena.h.top(queries));
         let dh = back.dh.top(queries);
         if block.mlp.experts.is_some() {
-            let h = self.norm_before_again(norm, slots, h, saved.mlp_stats, saved.middle)?;
+            let h = self.norm_before_again(norm, h, saved.mlp_stats, saved.middle)?;
             self.experts_backward(n, h, d, back, saved)?;
         } else {
             let inner = self.arena.inner(block, queries);
@@ -167,27 +169,26 @@ impl<B: Backend> Model<B> {
             // The inside is no longer needed afterwards: its gradient takes its place.
             self.linear_backward(&at.down, inner, false, dy, inner)?;
             self.backend.activate_backward(block.mlp.activation, back.dup, inner, saved.up)?;
-            let h = self.norm_before_again(norm, slots, h, saved.mlp_stats, saved.middle)?;
+            let h = self.norm_before_again(norm, h, saved.mlp_stats, saved.middle)?;
             self.linear_backward(&at.up, dh, false, back.dup, h)?;
         }
-        self.norm_before_backward(norm, slots, d, dh, saved.mlp_stats, saved.middle)?;
+        self.norm_before_backward(norm, d, dh, saved.mlp_stats, saved.middle)?;
 
         // Attention.
         if !block.parallel {
             let dy = self.join_backward(d, back, after_attention)?;
             self.linear_backward(&at.out, d_o, false, dy, saved.o)?;
         }
-        let heads = block.attention.heads;
         let (o, lse, q, kv) = (saved.o, saved.lse, saved.q, saved.kv);
-        let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
-        self.backend.attention_backward(heads, rows.attention, dropout, dq, dkv, d_o, o, lse, q, kv)?;
+        let attention = self.attention(n, block, rows);
+        self.backend.attention_backward(attention, dq, dkv, d_o, o, lse, q, kv)?;
         self.rotate(n, dq, dkv, rows, true)?;
         if let (Some(raw), Some([raw_q, raw_k])) = (saved.raw, back.raw) {
             self.qk_norm_backward(block, at, raw, [raw_q, raw_k], dq, dkv)?;
         }
         let (x, h) = (self.arena.input(n, all), self.arena.h.top(all));
-        let (norm, slots) = (block.norms.attention, &at.attention_norm);
-        let h = self.norm_before_again(norm, slots, h, saved.attention_stats, x)?;
+        let norm = block.norms.attention.zip(at.attention_norm.as_ref());
+        let h = self.norm_before_again(norm, h, saved.attention_stats, x)?;
         let dh = back.dh.top(all);
         self.sharing(&[h], |model| {
             model.linear_backward(&at.kv, dh, false, dkv, h)?;
@@ -202,7 +203,7 @@ impl<B: Backend> Model<B> {
             model.backend.fill(dx, 0.0)?;
             model.backend.scatter_add(dx, d, query_rows)
         })?;
-        self.norm_before_backward(norm, slots, dx, dh, saved.attention_stats, x)
+        self.norm_before_backward(norm, dx, dh, saved.attention_stats, x)
     }
 
     /// Dropout of the outputs of attention and MLP of layer `n`.
@@ -251,48 +252,39 @@ impl<B: Backend> Model<B> {
         Ok(branch)
     }
 
+    /// The attention of layer `n`.
+    fn attention<'a>(&self, n: usize, block: &Block, rows: &Rows<'a>) -> Attention<'a> {
+        let dropout = self.dropout(Site::Attention(n), block.attention.dropout);
+        Attention { heads: block.attention.heads, plan: rows.attention, dropout }
+    }
+
     /// `x` where the layer has no norm here, else `y = norm(x)`.
-    fn norm_before(
-        &mut self,
-        norm: Option<Norm>,
-        at: &Option<NormSlots>,
-        y: View,
-        stats: View,
-        x: View,
-    ) -> Result<View> {
-        let (Some(norm), Some(at)) = (norm, at) else { return Ok(x) };
+    fn norm_before(&mut self, norm: BlockNorm, y: View, stats: View, x: View) -> Result<View> {
+        let Some((norm, at)) = norm else { return Ok(x) };
         self.norm(norm, at, y, stats, x)?;
         Ok(y)
     }
 
     /// As [`Model::norm_before`], from the statistics that it left.
-    fn norm_before_again(
-        &mut self,
-        norm: Option<Norm>,
-        at: &Option<NormSlots>,
-        y: View,
-        stats: View,
-        x: View,
-    ) -> Result<View> {
-        let (Some(norm), Some(at)) = (norm, at) else { return Ok(x) };
+    fn norm_before_again(&mut self, norm: BlockNorm, y: View, stats: View, x: View) -> Result<View> {
+        let Some((norm, at)) = norm else { return Ok(x) };
         let (w, b) = self.norm_views(at);
-        self.backend.norm_recompute(norm, y, stats, x, w, b)?;
+        self.backend.norm_again(norm, y, stats, x, w, b)?;
         Ok(y)
     }
 
     /// The backward of [`Model::norm_before`]: `dx += …`.
     fn norm_before_backward(
         &mut self,
-        norm: Option<Norm>,
-        at: &Option<NormSlots>,
+        norm: BlockNorm,
         dx: View,
         dy: View,
         stats: View,
         x: View,
     ) -> Result<()> {
-        match (norm, at) {
-            (Some(norm), Some(at)) => self.norm_backward(norm, at, dx, dy, stats, x),
-            _ => self.backend.add(dx, dy),
+        match norm {
+            Some((norm, at)) => self.norm_backward(norm, at, dx, dy, stats, x),
+            None => self.backend.add(dx, dy),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
-//! `arena` plans memory; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
+//! `arena` has what a pass computes, and `memory` plans all that a model takes; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
 //! parameters and gradients; `optimizer` steps, and `optimizer_files` has its state in files; `average` and `noise` are
 //! training's; `decode` generates with a KV cache; `rehearsal` finds what a card must hold.
 
@@ -12,14 +12,15 @@ mod block;
 mod decode;
 mod experts;
 mod head;
+mod memory;
 mod noise;
 mod optimizer;
 mod optimizer_files;
 mod rehearsal;
 mod state;
 
-pub use arena::MemoryPlan;
 pub use decode::KvCache;
+pub use memory::MemoryPlan;
 pub use noise::Regularisation;
 pub use optimizer::{Optimizer, Rates, Update};
 pub use rehearsal::CardRun;
@@ -269,7 +270,6 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::Batch`] when the batch does not fit the model or its budget, or the model does not train.
     pub fn accumulate(&mut self, batch: &Batch, scale: f32) -> Result<Losses> {
-        self.admit(batch)?;
         self.accumulate_prepared(&Prepared::new(Cow::Borrowed(batch)), scale)
     }
 

@@ -1,6 +1,6 @@
 //! Parameters and gradients, in and out.
 
-use super::arena::held_bytes;
+use super::memory::held_bytes;
 use super::optimizer::{Optimizer, Share, State};
 use super::{Model, part};
 use crate::collective::Collective;

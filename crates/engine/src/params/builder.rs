@@ -428,22 +428,12 @@ impl NormSlots {
 impl BlockSlots {
     /// The slots of the model's own parameters.
     fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
-        let BlockSlots {
-            attention_norm,
-            q,
-            kv,
-            qk_norm,
-            out,
-            after_attention,
-            mlp_norm,
-            router,
-            up,
-            down,
-            after_mlp,
-        } = self;
-        let norms = [attention_norm, after_attention, mlp_norm, after_mlp].into_iter().flatten();
-        let norms = norms.chain(qk_norm.iter_mut().flatten()).flat_map(NormSlots::slots_mut);
-        let linears = [q, kv, out, up, down].into_iter().chain(router);
+        let norms =
+            [&mut self.attention_norm, &mut self.after_attention, &mut self.mlp_norm, &mut self.after_mlp];
+        let norms = norms.into_iter().flatten().chain(self.qk_norm.iter_mut().flatten());
+        let norms = norms.flat_map(NormSlots::slots_mut);
+        let linears = [&mut self.q, &mut self.kv, &mut self.out, &mut self.up, &mut self.down];
+        let linears = linears.into_iter().chain(&mut self.router);
         let parts = linears.flat_map(|linear| &mut linear.parts);
         norms.chain(parts.flat_map(|part| [&mut part.weight].into_iter().chain(&mut part.bias)))
     }

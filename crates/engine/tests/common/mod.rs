@@ -8,7 +8,9 @@ pub mod threads;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use suasion_engine::{AdamW, Architecture, Backend, Batch, Budget, Model, TargetLoss, Trainable};
+use suasion_engine::{
+    AdamW, Architecture, Backend, Batch, Budget, Model, Optimizer, TargetLoss, Trainable, WeightType,
+};
 
 /// A folder of values that PyTorch computed, and the models in it that the engine runs.
 pub struct Goldens {
@@ -257,4 +259,31 @@ pub const STEP: AdamW = AdamW {
 pub fn trained_gradients<B: Backend>(model: &Model<B>) -> Vec<(String, Vec<f32>)> {
     let gradient = |name: String| (name.clone(), model.gradient(&name).unwrap().data);
     model.trained_names().into_iter().map(gradient).collect()
+}
+
+/// Every optimizer.
+pub const OPTIMIZERS: [Optimizer; 5] = [
+    Optimizer::AdamW,
+    Optimizer::AdamW8bit,
+    Optimizer::Adafactor,
+    Optimizer::Sgd { momentum: true },
+    Optimizer::Sgd { momentum: false },
+];
+
+/// A folder with a model's weights in this type.
+pub fn saved_as<B: Backend>(model: &mut Model<B>, kind: WeightType) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    model.set_weight_type(kind);
+    model.save_weights(dir.path()).unwrap();
+    dir
+}
+
+/// Gives a new adapter's second matrices values, which are zeros.
+pub fn move_adapter<B: Backend>(model: &mut Model<B>) {
+    for name in model.trained_names().into_iter().filter(|n| n.contains("lora_B")) {
+        let mut tensor = model.parameter(&name).unwrap();
+        let mut random = Random(6);
+        tensor.data.iter_mut().for_each(|x| *x = 0.1 * random.normal() as f32);
+        model.set_parameter(&name, &tensor).unwrap();
+    }
 }

@@ -147,20 +147,6 @@ DEVICE f32 from_f16(u16 x) {
     return of_bits(bits_of(size) | sign);
 }
 
-DEVICE u16 to_f16(f32 x) {
-    u16 sign = (u16)(bits_of(x) >> 16 & 0x8000);
-    f32 size = fabsf(x);
-    if (x != x) return 0x7fff;
-    if (size >= 65520.0f) return sign | 0x7c00;
-    if (size == 0) return sign;
-    int exponent;
-    frexpf(size, &exponent);
-    // The step between neighbours: 2^-24 among the subnormal numbers. nearbyint rounds ties to even.
-    int step = exponent - 11 < -24 ? -24 : exponent - 11;
-    u32 count = (u32)nearbyintf(ldexpf(size, -step));
-    return (u16)(sign + (step == -24 ? count : (u32)(step + 24) * 1024 + count));
-}
-
 struct Product {
     f32* d;
     const u32* a;

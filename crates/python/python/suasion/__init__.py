@@ -1,8 +1,8 @@
 """Supervised fine-tuning with masks that are proven.
 
-`prepare` turns rows into labelled tokens, `verify` looks at anybody's labels and says what is wrong with them,
+`prepare` turns rows into labelled tokens, `verify` checks the labels of any data set and reports what is wrong,
 `Preparer` prepares batch by batch on Ray, Spark, Daft or `datasets.map`. Nothing but this package is needed; pyarrow,
-datasets, transformers, trl and torch are used where their objects are handed in.
+datasets, transformers, trl and torch are used only when their objects are passed.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ _BY_TAG: dict[str, type[Error]] = {
     "E-TOKENIZER": ModelError,
     "E-TEMPLATE": ModelError,
     "E-FINDINGS": FindingsError,
+    "E-MEMORY": Error,
 }
 
 

@@ -313,7 +313,7 @@ def model_of(x: Any) -> Model:
 
 
 def template_error(model: Model) -> str | None:
-    """Why a model's chat template cannot be used, without the name of a folder that is gone."""
+    """Why a model's chat template cannot be used, without the name of a deleted folder."""
     text = model.template_error
     return None if text is None else re.sub(r"^\S*suasion-tokenizer-\w+/chat_template\.jinja: ", "", text)
 

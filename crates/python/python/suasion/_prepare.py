@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Prepared:
-    """Prepared rows: token ids, labels, and where each token came from.
+    """Prepared rows: token ids, labels, and the origin of each token.
 
     It is a stream of Arrow data too (``__arrow_c_stream__``): ``polars.DataFrame(rows)`` and
     ``pyarrow.table(rows)`` take it as it is.

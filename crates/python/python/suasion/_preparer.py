@@ -102,7 +102,7 @@ class Preparer:
         if isinstance(batch, Iterator):
             return map(self, batch)
         raise InputError(
-            f"Preparer: a {type(batch).__module__}.{type(batch).__name__} is no batch",
+            f"Preparer: a {type(batch).__module__}.{type(batch).__name__} is not a batch",
             "give a pyarrow.Table, a pyarrow.RecordBatch, or a dictionary of columns (batch_format=\"pyarrow\" in Ray)",
             "E-USAGE",
         )

@@ -189,7 +189,7 @@ class Verification:
         return log
 
     def to_html(self, rows: Iterable[int] | None = None) -> str:
-        """A page of its own with the summary and some rows, by default those of :meth:`rows`."""
+        """A self-contained page with the summary and some rows, by default those of :meth:`rows`."""
         return self._inner.html([row._inner for row in self.rows(rows)])
 
     def raise_for_errors(self) -> None:
@@ -243,7 +243,7 @@ def verify(
     x
         An ``SFTTrainer`` (the rows that it trains on), a ``datasets.Dataset`` or ``IterableDataset``, a batch of a
         ``DataLoader``, a path, or anything that :func:`prepare` takes. Rows may be raw, prepared by suasion, or
-        tokenised by anybody: ``input_ids`` with ``labels``, ``completion_mask`` or ``assistant_masks``.
+        tokenised by any program: ``input_ids`` with ``labels``, ``completion_mask`` or ``assistant_masks``.
     tokenizer
         A model folder, a hub id or a transformers tokenizer. It shows texts, and finds more: stop tokens that are
         masked, turns that are learned. Raw rows need it. A trainer brings its own.
@@ -440,7 +440,7 @@ def explain(messages: Any, tokenizer: Any, **keys: Any) -> Row:
     """
     if not isinstance(messages, (dict, list, tuple)):
         raise InputError(
-            f"a {type(messages).__name__} is no conversation",
+            f"a {type(messages).__name__} is not a conversation",
             'give a list of messages, [{"role": "user", "content": ".."}, ..], or a row as a dictionary',
             "E-USAGE",
         )

@@ -15,7 +15,7 @@ pub struct Names {
     pub data: String,
 }
 
-/// An answer this sure is told beside a verdict about something else.
+/// An answer this certain is reported even if the verdict is about something else.
 const SURE: f64 = 0.99;
 
 /// Fills the sentences of a diagnosis.
@@ -73,7 +73,7 @@ fn reasons(d: &Diagnosis) -> Vec<String> {
     tell("The first token of responses", d.first_token.as_ref());
     if d.answers.starts_early.is_none() {
         lines.push(
-            "No header stands before responses, so whether labels start a few tokens early cannot be told; it would do \
+            "No header stands before responses, so whether labels start a few tokens early is unknown; it would do \
              little."
                 .into(),
         );
@@ -91,7 +91,7 @@ fn reasons(d: &Diagnosis) -> Vec<String> {
             p(tuned.after)
         ));
     } else {
-        lines.push("The rows have no stop token: whether it was learned cannot be told.".into());
+        lines.push("The rows have no stop token: whether it was learned is unknown.".into());
     }
     let ends = &d.ends.tuned;
     if ends.tried > 0 {

@@ -118,7 +118,7 @@ pub fn total<'a>(rows: impl IntoIterator<Item = &'a Sums>) -> Sums {
     total
 }
 
-/// What all rows together say about a token.
+/// What all rows together show about a token.
 pub struct Statistics {
     /// Ids that occur in responses.
     answered: HashSet<u32>,
@@ -212,7 +212,7 @@ enum Place {
     Nowhere,
 }
 
-/// Where each token stands. Prompt tokens after the last response count as far from one.
+/// The position of each token. Prompt tokens after the last response count as far from one.
 fn places(sample: &Sample) -> Vec<Place> {
     let mut places = Vec::with_capacity(sample.len());
     let mut start = 0;
@@ -234,15 +234,15 @@ fn places(sample: &Sample) -> Vec<Place> {
         }
         start += run.len();
     }
-    // The first token of a row is predicted from nothing, and a BOS by nobody.
+    // Nothing predicts the first token of a row or a BOS.
     places
 }
 
-/// The numbers of a verdict: shares of the base model's nll that are gone, divided by that of the response and kept
-/// within −1 and 1.5. `None` where there is too little to measure.
+/// The numbers of a verdict: shares by which the base model's nll fell, divided by that of the response and clamped
+/// to −1 and 1.5. `None` if there is too little to measure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Features {
-    /// The share of the nll of response tokens that is gone, not divided.
+    /// The share by which the nll of response tokens fell, not divided.
     pub response: f64,
     /// Prompt tokens whose ids occur in no response.
     pub prompt_only: Option<f64>,

@@ -1,4 +1,4 @@
-//! What one model says about rows: the nll of every token, the probability of the stop token around the ends of
+//! The measurements of one model on rows: the nll of every token, the probability of the stop token around the ends of
 //! responses, what it generates there, and how much of the prompts it recites.
 
 use super::DiagnoseSettings;
@@ -26,14 +26,14 @@ pub struct Measurement {
     pub recall: Reproduction,
 }
 
-/// Mean probabilities of the stop token; `None` where rows have no stop token.
+/// Mean probabilities of the stop token; `None` if rows have no stop token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct StopProbability {
     /// Ends of responses measured.
     pub ends: u64,
     /// At the true end.
     pub at_end: Option<f64>,
-    /// One token before the end, where the last token of the response stands.
+    /// One token before the end, in place of the last token of the response.
     pub before_end: Option<f64>,
     /// At all other tokens of the response.
     pub inside: Option<f64>,
@@ -50,7 +50,7 @@ pub struct Ends {
     pub stopped_at_once: u64,
     /// Ends at which it comes within the tokens generated.
     pub stopped: u64,
-    /// Ends at which the header of a turn or of a section comes instead: the model goes on with the next turn.
+    /// Ends at which the header of a turn or of a section comes instead: the model continues with the next turn.
     pub next_turn: u64,
     /// Tokens generated after each end, at most.
     pub tokens: u64,

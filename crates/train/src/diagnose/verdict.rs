@@ -24,7 +24,7 @@ pub enum Verdict {
     StartsEarly,
     /// The response without its first tokens.
     StartsLate,
-    /// The numbers do not say.
+    /// The numbers are inconclusive.
     Undecided,
 }
 
@@ -32,7 +32,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Both models say the same: their weights are equal.
+    /// Both models predict the same: their weights are equal.
     SameModel,
     /// The responses are hardly likelier than under the base model: too little training, or training on other rows.
     LittleLearned,
@@ -42,7 +42,7 @@ pub enum Cause {
     Unclear,
 }
 
-/// The answers behind a verdict: probabilities of yes. `None` where the rows do not allow an answer.
+/// The answers that a verdict is based on: probabilities of yes. `None` if the rows do not allow an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Judgement {
     /// The verdict.
@@ -56,7 +56,7 @@ pub struct Judgement {
     pub cause: Option<Cause>,
     /// Were the prompts learned?
     pub prompts_learned: Option<f64>,
-    /// Does the mask start early, within the prompt? `None` where the tokens before responses are no header: then a few
+    /// Does the mask start early, within the prompt? `None` if the tokens before responses are no header: then a few
     /// of them make no difference that could be seen.
     pub starts_early: Option<f64>,
     /// By about how many tokens, where it does.

@@ -1,14 +1,14 @@
-//! Each rank on cards has a card of its own, and all ranks compute alike.
+//! Checks that each rank has its own card and that all ranks compute in the same way.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use suasion_engine::Collective;
 
-/// The number of the card that a rank takes: that of the rank among those of its machine. A rank that sees one card takes it,
-/// where its launcher may have given it that card (`own_card`).
+/// The number of the card that a rank uses: its number among the ranks of its machine. A rank that sees a single card uses it
+/// if its launcher may have assigned that card (`own_card`).
 ///
 /// # Errors
-/// [`Error::Setting`] where there are not enough cards, or nothing says which.
+/// [`Error::Setting`] if there are not enough cards, or no variable selects one.
 pub fn card_of(
     local_rank: Option<usize>,
     local: Option<usize>,
@@ -47,18 +47,18 @@ pub fn card_of(
     }
 }
 
-/// Where a rank computes, as it tells the others.
+/// Where a rank computes; sent to the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seat {
     /// The card, with its number and name; `None` for the CPU.
     pub card: Option<String>,
-    /// The number that no other card has.
+    /// The card's UUID.
     pub uuid: Option<[u8; 16]>,
     /// What factors of products are rounded to.
     pub precision: String,
 }
 
-/// Refuses ranks on different kinds of devices, and two on one card.
+/// Refuses ranks on different kinds of devices, and two ranks on one card.
 ///
 /// # Errors
 /// [`Error::RankMismatch`] and [`Error::Rank`], on all ranks; as [`Collective::send`].

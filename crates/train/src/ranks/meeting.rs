@@ -1,5 +1,5 @@
-//! How the ranks of a run find each other: the first listens on `MASTER_ADDR:MASTER_PORT`, the others come there, and it tells
-//! all of them where the others listen.
+//! How the ranks of a run find each other: the first listens on `MASTER_ADDR:MASTER_PORT`, the others connect to it, and it sends
+//! everyone's addresses to all of them.
 
 use super::place::{OWN_PORT, Place, TOKEN};
 use super::wire::{self, Answer, Hello};
@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+use suasion_data::start_thread;
 
 /// How long ranks wait for each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For all ranks to come, at the start.
+    /// For all ranks to connect at the start.
     pub start: Duration,
-    /// For a message while the sender is alive: as long as torch's process groups wait.
+    /// For a message while the sender is alive; the default of torch's process groups.
     pub message: Duration,
-    /// For any sign of life.
+    /// For a heartbeat or any other message.
     pub silence: Duration,
 }
 
@@ -29,9 +30,9 @@ impl Default for Patience {
     }
 }
 
-/// How long a connection may take to say who it is.
+/// How long a connection may take to send its greeting.
 const GREETING: Duration = Duration::from_secs(5);
-/// Between two looks at what is waited for.
+/// The pause between two polls.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// How the ranks find each other.
@@ -59,7 +60,7 @@ impl<'a> Meeting<'a> {
         Hello { suasion, token: token.clone(), rank: *rank, ranks: *ranks, port }
     }
 
-    /// Fails where the time is over or the run is stopped.
+    /// Fails if the time is over or the run is stopped.
     fn go_on(&self, waiting_for: impl Fn() -> String) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
@@ -81,7 +82,7 @@ impl<'a> Meeting<'a> {
         })
     }
 
-    /// The first rank: waits for the others, and tells each where they are.
+    /// For the first rank: waits for the others, and sends each the addresses of all.
     fn receive_all(&self) -> Result<Vec<Option<TcpStream>>> {
         let Place { host, port, ranks, .. } = self.place;
         let listener = listen(host, *port).map_err(|error| self.no_port(&error))?;
@@ -105,7 +106,7 @@ impl<'a> Meeting<'a> {
         Ok(streams)
     }
 
-    /// The others: come to the first, go to those of lower numbers, and wait for those of higher ones.
+    /// For the others: connects to the first and to those with lower numbers, and waits for those with higher ones.
     fn come(&self) -> Result<Vec<Option<TcpStream>>> {
         let Place { host, port, rank, ranks, .. } = self.place;
         let name = format!("rank 0 at {host}:{port}");
@@ -113,7 +114,7 @@ impl<'a> Meeting<'a> {
             self.go_to(&name, || (host.as_str(), *port).to_socket_addrs().map(Iterator::collect))?;
         let failed = |error: io::Error| connection(name.clone(), &error);
         let own = first.local_addr().map_err(failed)?.ip();
-        // Where the first rank is on this machine too, the others come to the same address.
+        // If the first rank is on this machine too, the others use the same address.
         let listener = TcpListener::bind((own, 0)).map_err(failed)?;
         let hello = self.hello(listener.local_addr().map_err(failed)?.port());
         wire::say(&mut first, &hello).map_err(failed)?;
@@ -140,7 +141,7 @@ impl<'a> Meeting<'a> {
         Ok(streams)
     }
 
-    /// The first rank's answer, which comes when all ranks are there.
+    /// The first rank's answer, sent once all ranks are connected.
     fn answer(&self, first: &mut TcpStream, name: &str) -> Result<Answer> {
         let failed = |error: io::Error| connection(name.to_string(), &error);
         first.set_read_timeout(Some(PAUSE)).map_err(failed)?;
@@ -157,7 +158,7 @@ impl<'a> Meeting<'a> {
         wire::hear(first).map_err(failed)
     }
 
-    /// Connects, and tries again until there is somebody.
+    /// Connects, retrying until somebody listens.
     fn go_to(&self, name: &str, addresses: impl Fn() -> io::Result<Vec<SocketAddr>>) -> Result<TcpStream> {
         let mut last = String::new();
         loop {
@@ -177,7 +178,7 @@ impl<'a> Meeting<'a> {
         }
     }
 
-    /// Waits until all ranks from `lowest` on have come, and refuses what does not belong to the run.
+    /// Waits until all ranks from `lowest` on have connected, and refuses connections of other runs.
     fn accept(&self, listener: &TcpListener, lowest: usize) -> Result<Vec<Option<(Hello, TcpStream)>>> {
         let ranks = self.place.ranks;
         let mut came: Vec<Option<(Hello, TcpStream)>> = (0..ranks).map(|_| None).collect();
@@ -198,15 +199,16 @@ impl<'a> Meeting<'a> {
             match listener.accept() {
                 Ok((mut stream, _)) => {
                     let greeted = greeted.clone();
-                    // A connection that says nothing keeps nobody waiting.
-                    thread::spawn(move || {
+                    // On its own thread, so that a silent connection delays nobody.
+                    start_thread(move || {
                         let set = stream.set_nonblocking(false).and(stream.set_read_timeout(Some(GREETING)));
                         let hello = set.and_then(|()| wire::hear::<Hello>(&mut stream));
                         let _ = greeted.send((hello, stream));
-                    });
+                    })
+                    .map_err(Error::Thread)?;
                 }
                 Err(error) if is_timeout(&error) => thread::sleep(PAUSE),
-                // One that is gone again.
+                // A connection that has closed again.
                 Err(_) => thread::sleep(PAUSE),
             }
             while let Ok((hello, mut stream)) = greetings.try_recv() {
@@ -258,8 +260,8 @@ impl<'a> Meeting<'a> {
     }
 }
 
-/// Listens on the addresses of a host. Where they are not this machine's own, as those of a service in front of it, on all
-/// of its addresses.
+/// Listens on the addresses of a host, or on all addresses if they are not this machine's own (those of a service in front
+/// of it, for example).
 fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
     let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
     let bound = TcpListener::bind(addresses.as_slice());

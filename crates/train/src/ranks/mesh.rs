@@ -1,12 +1,12 @@
-//! Ranks that are connected by TCP, each with each.
+//! Ranks connected by TCP, each with every other.
 //!
-//! A thread for each connection reads what arrives, and another says now and then that this process is alive, so that the
-//! end of a rank is noticed while the others compute. What ends a rank ends all of them.
+//! For each connection one thread reads what arrives and another sends heartbeats, so that the loss of a rank is noticed while
+//! the others compute. What ends a rank ends all of them.
 
 use super::meeting::{Meeting, PAUSE, Patience, connection};
 use super::place::Place;
 use super::wire::{self, Frame};
-use crate::Result;
+use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
@@ -14,12 +14,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
+use suasion_data::start_thread;
 use suasion_engine::{Collective, Watch};
 
-/// How long the end of a run waits for the others to take note.
+/// How long the end of a run waits for the others to acknowledge it.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Called once where a rank is lost, with what happened.
+/// Called once when a rank is lost, with what happened.
 pub type OnLoss = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The connections of a rank to all others.
@@ -54,13 +55,13 @@ struct State {
     ended: Vec<bool>,
     /// What has ended the run.
     failure: Option<String>,
-    /// This rank is ending, and what the others do is no concern of it any more.
+    /// This rank is ending and ignores what the others do.
     closing: bool,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere leaves lists, which are still lists.
+        // After a panic elsewhere the lists are still valid.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -87,11 +88,11 @@ impl Watch for Shared {
 }
 
 impl Mesh {
-    /// Connects this process with all other ranks. `stop` ends the wait. `on_loss` is called on a thread of its own when a
-    /// rank is lost: the caller may be computing, and learns of it at its next call only.
+    /// Connects this process with all other ranks. `stop` ends the wait. `on_loss` is called on a separate thread when a
+    /// rank is lost: the caller may be computing, and would only learn of it at its next call.
     ///
     /// # Errors
-    /// [`crate::Error::Rank`] where ranks do not come in time, or the port is taken; [`crate::Error::RankMismatch`] for other versions
+    /// [`crate::Error::Rank`] if ranks do not connect in time, or the port is taken; [`crate::Error::RankMismatch`] for other versions
     /// and numbers of ranks; [`crate::Error::Interrupted`].
     pub fn connect(place: &Place, patience: Patience, stop: &AtomicBool, on_loss: OnLoss) -> Result<Mesh> {
         let meeting = Meeting::new(place, patience, stop);
@@ -110,14 +111,13 @@ impl Mesh {
                 peers.push(None);
                 continue;
             };
-            let peer = Peer::start(rank, stream, &shared, patience);
-            peers.push(Some(peer.map_err(|error| connection(format!("rank {rank}"), &error))?));
+            peers.push(Some(Peer::start(rank, stream, &shared, patience)?));
         }
         Ok(Mesh { rank: place.rank, peers, shared, patience })
     }
 
     /// Tells the others that this rank has failed, so that their message names it, and leaves. Where another rank was the
-    /// reason, they are told that.
+    /// reason, that is the message.
     pub fn fail(&self, message: &str) {
         let known = self.shared.lock().failure.clone();
         let text = known.unwrap_or_else(|| format!("rank {} has ended the run: {message}", self.rank));
@@ -129,7 +129,7 @@ impl Mesh {
         self.leave(&Frame::Bye);
     }
 
-    /// True where the run has ended because of another rank.
+    /// True if the run has ended because of another rank.
     pub fn has_failed(&self) -> bool {
         self.shared.lock().failure.is_some()
     }
@@ -140,14 +140,14 @@ impl Mesh {
         }
         self.shared.changed.notify_all();
         for peer in self.peers.iter().flatten() {
-            // One that does not read is not waited for.
+            // Does not wait for a rank that does not read.
             let _ = peer.stream.set_write_timeout(Some(FAREWELL));
             if let Ok(mut writer) = peer.writer.try_lock() {
                 let _ = wire::write(&mut *writer, frame);
             }
             let _ = peer.stream.shutdown(Shutdown::Write);
         }
-        // What a process has sent is lost where it ends with something unread.
+        // Data that a process has sent is lost if it ends with unread input.
         let until = Instant::now() + FAREWELL;
         let mut state = self.shared.lock();
         while state.ended.iter().enumerate().any(|(rank, ended)| rank != self.rank && !ended) {
@@ -199,7 +199,7 @@ impl Collective for Mesh {
         let mut writer = peer.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let Err(error) = wire::write_message(&mut *writer, message) else { return Ok(()) };
         drop(writer);
-        // What the rank itself has said of its end arrives in a moment.
+        // The rank's own message about its end may still arrive.
         let until = Instant::now() + FAREWELL;
         while self.shared.lock().failure.is_none() && Instant::now() < until {
             thread::sleep(PAUSE);
@@ -226,9 +226,7 @@ impl Collective for Mesh {
             }
             let Some(left) = until.checked_duration_since(Instant::now()) else {
                 let seconds = self.patience.message.as_secs();
-                let text = format!(
-                    "rank {from} was waited for in vain: it is alive, and has sent nothing for {seconds} seconds"
-                );
+                let text = format!("rank {from} is alive, but has sent nothing for {seconds} seconds");
                 drop(state);
                 self.shared.fail(text.clone());
                 return Err(lost(text));
@@ -243,12 +241,16 @@ impl Collective for Mesh {
 
 impl Peer {
     /// Starts the threads of a connection.
-    fn start(rank: usize, stream: TcpStream, shared: &Arc<Shared>, patience: Patience) -> io::Result<Peer> {
-        stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience.silence))?;
-        stream.set_write_timeout(Some(patience.silence))?;
-        let (mut from, writer) = (stream.try_clone()?, Arc::new(Mutex::new(stream.try_clone()?)));
+    fn start(rank: usize, stream: TcpStream, shared: &Arc<Shared>, patience: Patience) -> Result<Peer> {
+        let prepare = || {
+            stream.set_nonblocking(false)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(patience.silence))?;
+            stream.set_write_timeout(Some(patience.silence))?;
+            io::Result::Ok((stream.try_clone()?, stream.try_clone()?))
+        };
+        let (mut from, writer) = prepare().map_err(|error| connection(format!("rank {rank}"), &error))?;
+        let writer = Arc::new(Mutex::new(writer));
         let of_reader = Arc::clone(shared);
         let read = move || {
             let failure = loop {
@@ -270,7 +272,7 @@ impl Peer {
                 of_reader.fail(text);
             }
         };
-        thread::Builder::new().name(format!("from rank {rank}")).spawn(read)?;
+        start_thread(read).map_err(Error::Thread)?;
         let (of_beat, to) = (Arc::clone(shared), Arc::clone(&writer));
         let beat = move || {
             let pause = patience.silence / 15;
@@ -280,14 +282,14 @@ impl Peer {
                 if waited.map_or(true, |(state, _)| state.closing || state.ended[rank]) {
                     return;
                 }
-                // Where a message is on its way, that is a sign of life.
+                // A message on its way also counts as a heartbeat.
                 if let Ok(mut to) = to.try_lock() {
-                    // The reader notices what is wrong.
+                    // The reader reports the error.
                     let _ = wire::write(&mut *to, &Frame::Beat);
                 }
             }
         };
-        thread::Builder::new().name(format!("to rank {rank}")).spawn(beat)?;
+        start_thread(beat).map_err(Error::Thread)?;
         Ok(Peer { writer, stream })
     }
 }

@@ -1,8 +1,8 @@
-//! Which rank of how many a process is, as its launcher says it in the environment.
+//! The rank of a process and the number of ranks, from the variables that its launcher sets.
 
 use crate::{Error, Result};
 
-/// The port of the first rank where nothing names one (torch's default).
+/// The default port of the first rank, as in torch.
 const PORT: u16 = 29500;
 
 /// The place of a process among the ranks of a run.
@@ -16,13 +16,13 @@ pub struct Place {
     pub local: Option<usize>,
     /// Its number among those on this machine, where that is known.
     pub local_rank: Option<usize>,
-    /// Processors that are its own, where that is known.
+    /// Processors assigned to it, where that is known.
     pub processors: Option<usize>,
     /// The host of the first rank.
     pub host: String,
     /// The port on which it listens.
     pub port: u16,
-    /// What all ranks of this run know, and those of other runs do not.
+    /// The token that all ranks of this run share, and those of other runs do not.
     pub token: String,
 }
 
@@ -31,7 +31,7 @@ pub const OWN_PORT: &str = "SUASION_MASTER_PORT";
 /// The variable of the token.
 pub const TOKEN: &str = "SUASION_RUN_TOKEN";
 
-/// Which of how many processes a process is.
+/// The number of a process among those of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbered {
     /// Its number, from 0.
@@ -43,7 +43,7 @@ pub struct Numbered {
 }
 
 impl Numbered {
-    /// Reads `RANK` and `WORLD_SIZE`, or a Slurm task's numbers. `None` where there is one process.
+    /// Reads `RANK` and `WORLD_SIZE`, or a Slurm task's numbers. `None` if there is one process.
     ///
     /// # Errors
     /// [`Error::Setting`] for variables that are missing or contradict each other.
@@ -77,7 +77,7 @@ impl Numbered {
     }
 }
 
-/// A variable that says something.
+/// A variable that is set and not empty.
 fn plain(variable: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String> {
     variable(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty())
 }
@@ -86,12 +86,12 @@ fn plain(variable: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String
 fn whole(variable: &dyn Fn(&str) -> Option<String>, name: &'static str) -> Result<Option<usize>> {
     let Some(text) = plain(variable, name) else { return Ok(None) };
     let help = "torchrun and Slurm set it; for one process, unset it";
-    text.parse().map(Some).map_err(|_| Error::setting(name, &text, "is no whole number", help))
+    text.parse().map(Some).map_err(|_| Error::setting(name, &text, "is not a whole number", help))
 }
 
 impl Place {
     /// Reads the variables of torchrun (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`), or
-    /// those of a Slurm task. `None` where the process is a run of its own.
+    /// those of a Slurm task. `None` if the process is a run of its own.
     ///
     /// # Errors
     /// [`Error::Setting`] for variables that are missing or contradict each other.
@@ -116,18 +116,18 @@ impl Place {
             match number(name)?.map(u16::try_from) {
                 None => Ok(None),
                 Some(Ok(port)) if port > 0 => Ok(Some(port)),
-                _ => Err(Error::setting(name, get(name).unwrap_or_default(), "is no port", help)),
+                _ => Err(Error::setting(name, get(name).unwrap_or_default(), "is not a port", help)),
             }
         };
         let job = get("SLURM_JOB_ID").filter(|_| slurm);
         let port = match (port(OWN_PORT)?, port("MASTER_PORT")?) {
             (Some(port), _) => port,
-            // Its agent listens there itself.
+            // torchrun's agent listens there itself.
             (None, Some(port)) if get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|is| is == "True") => {
                 port.checked_add(1).unwrap_or(port - 1)
             }
             (None, Some(port)) => port,
-            // Of two jobs on a machine, each has its own.
+            // Two jobs on one machine need different ports.
             (None, None) => job.as_deref().and_then(port_of_job).unwrap_or(PORT),
         };
         let processors = if slurm { number("SLURM_CPUS_PER_TASK")? } else { None };
@@ -253,8 +253,8 @@ mod tests {
         refused(&[("WORLD_SIZE", "2")], "RANK: nothing is set, but WORLD_SIZE=2 is");
         refused(&[("RANK", "0"), ("WORLD_SIZE", "2")], "MASTER_ADDR: nothing is set, but RANK=0 is");
         refused(&[("RANK", "2"), ("WORLD_SIZE", "2")], "RANK: 2 is not below WORLD_SIZE=2");
-        refused(&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK: x is no whole number");
+        refused(&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK: x is not a whole number");
         let port = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "70000")];
-        refused(&port, "MASTER_PORT: 70000 is no port");
+        refused(&port, "MASTER_PORT: 70000 is not a port");
     }
 }

@@ -1,21 +1,21 @@
-//! What ranks say to each other over a connection: a greeting as a line of JSON, then frames.
+//! The protocol between ranks: a greeting as a line of JSON, then frames.
 
 use serde::{Deserialize, Serialize};
 use std::io::{self, Error, ErrorKind, Read, Write};
 
-/// Begins a greeting, so that a stray connection is told from a rank.
+/// Begins a greeting, which distinguishes a rank from a stray connection.
 const MAGIC: &str = "suasion-ranks 1 ";
 /// The longest greeting.
 const LINE: usize = 1 << 16;
 /// The longest frame; values are sent in blocks of 4 MiB, and an evaluation's losses at once.
 const FRAME: u32 = 1 << 30;
 
-/// What a rank says first to another.
+/// The first message of a rank to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
     /// Version of the program.
     pub(super) suasion: String,
-    /// What the ranks of the run know.
+    /// The token of the run.
     pub(super) token: String,
     pub(super) rank: usize,
     pub(super) ranks: usize,
@@ -29,7 +29,7 @@ pub(super) struct Hello {
 pub(super) enum Answer {
     /// All ranks are there: their addresses by rank; that of the first is empty.
     Peers(Vec<String>),
-    /// It is not let in, and why.
+    /// The connection is refused, with the reason.
     Refused(String),
 }
 
@@ -93,7 +93,7 @@ pub(super) fn write_message(to: &mut impl Write, message: &[u8]) -> io::Result<(
 fn write_frame(to: &mut impl Write, kind: u8, content: &[u8]) -> io::Result<()> {
     let len = u32::try_from(content.len()).ok().filter(|len| *len <= FRAME);
     let len = len.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "a message of more than 1 GiB"))?;
-    // In one piece where it is short, so that it is one packet.
+    // A short frame is written at once, so that it is one packet.
     let mut head = vec![kind];
     head.extend(len.to_le_bytes());
     if content.len() <= 1 << 16 {
@@ -114,7 +114,7 @@ pub(super) fn read(from: &mut impl Read) -> io::Result<Frame> {
         return Err(Error::new(ErrorKind::InvalidData, "no frame of a rank"));
     }
     let mut content = Vec::new();
-    // Memory is taken as it arrives, whatever a broken peer says of its length.
+    // Memory grows with what arrives, whatever length a broken peer announces.
     if from.take(u64::from(len)).read_to_end(&mut content)? < len as usize {
         return Err(ErrorKind::UnexpectedEof.into());
     }
@@ -149,7 +149,7 @@ mod tests {
             assert_eq!(read(&mut from).unwrap(), *frame);
         }
         assert_eq!(read(&mut from).unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        // Cut anywhere, it is an error and no panic.
+        // Truncated anywhere, it is an error and not a panic.
         for end in 0..bytes.len().min(400) {
             let mut cut = &bytes[..end];
             if hear::<Hello>(&mut cut).is_ok() {

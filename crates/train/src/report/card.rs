@@ -17,7 +17,7 @@ fn fenced(language: &str, text: &str) -> String {
     format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
 }
 
-/// True for what can be the name of a model or a data set, and is no path of this machine.
+/// True for a possible name of a model or a data set that is not a path on this machine.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.starts_with(['/', '.', '~']) && !text.contains(['\\', ' '])
 }

@@ -10,7 +10,7 @@ pub struct DataCard {
     pub title: String,
     /// The model that training started from: a hub id or a name. Empty where it started from random weights.
     pub base_model: String,
-    /// What training started from, where that is no model.
+    /// What training started from, if not a model.
     pub start: String,
     /// True if the run has trained an adapter.
     #[serde(default)]

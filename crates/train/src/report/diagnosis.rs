@@ -50,7 +50,7 @@ fn falls<'a>(caption: &str, rows: impl Iterator<Item = (String, &'a Fall)>) -> H
     Table { caption: caption.into(), heads: HEADS.to_vec(), rows }.html()
 }
 
-/// The part of the base model's nll that is gone.
+/// The share by which the base model's nll fell.
 fn share(fall: &Fall) -> String {
     let share = fall.gain() / fall.base.max(1e-9);
     match share {
@@ -98,7 +98,7 @@ fn boundary(d: &Diagnosis) -> Html {
         from_zero: true,
     };
     let mut html = paragraph(
-        "Where the mask is right the lines part at 0: left of it the tuned model is no better, from it on it is.",
+        "If the mask is right, the lines separate at 0: before it the tuned model is no better, from there on it is.",
     );
     html.add(&chart.html());
     let rows = d.boundary.iter().map(|b| (b.offset.to_string().replace('-', "−"), &b.fall));
@@ -167,7 +167,7 @@ fn answers(d: &Diagnosis) -> Html {
         ("stop token masked", answers.stop_masked),
     ];
     let row = |(name, p): (&str, Option<f64>)| {
-        vec![Cell::Head(name.into()), Cell::Number(p.map_or("cannot be told".into(), percent))]
+        vec![Cell::Head(name.into()), Cell::Number(p.map_or("unknown".into(), percent))]
     };
     Table {
         caption:

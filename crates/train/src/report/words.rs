@@ -1,4 +1,4 @@
-//! What a run came to, in words: its verdict, the reasons, what to do next.
+//! The result of a run as text: its verdict, the reasons, what to do next.
 
 use crate::report::input::Input;
 use crate::{Evaluation, Report, SAVED_CONFIG};

@@ -212,7 +212,8 @@ fn a_comparison_refuses_what_needs_evaluations() {
         let mut make = |budget| Ok(model(budget));
         let mut silent = suasion_train::Silent;
         let error =
-            suasion_train::compare(&mut make, &train, &held_out, &settings, &mut silent, &NEVER).unwrap_err();
+            suasion_train::compare(&mut make, None, &train, &held_out, &settings, &mut silent, &NEVER)
+                .unwrap_err();
         assert!(error.is_usage() && error.to_string().contains("a comparison has none"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use std::sync::atomic::AtomicBool;
-use suasion_train::compare::{Finished, all_tokens, compare, compare_with};
+use suasion_train::compare::{Finished, all_tokens, compare};
 use suasion_train::{CompareSettings, Error, ProbeSettings, Settings, Silent};
 
 fn settings() -> CompareSettings {
@@ -21,7 +21,7 @@ fn training_on_all_tokens_learns_the_prompt_and_on_responses_only_does_not() {
         starts.push(bits(&model));
         Ok(model)
     };
-    let c = compare(&mut make, &train, &held_out, &settings(), &mut Silent, &NEVER).unwrap();
+    let c = compare(&mut make, None, &train, &held_out, &settings(), &mut Silent, &NEVER).unwrap();
     assert!(starts.len() == 2 && starts[0] == starts[1]);
     assert_eq!((c.train_rows, c.held_out_rows, c.steps), (32, 10, 128));
 
@@ -72,7 +72,7 @@ fn equal_models_give_no_verdict() {
     let held_out = rows(5, 99);
     let short = CompareSettings { train: Settings { max_steps: Some(3), ..quick() }, ..settings() };
     let mut make = |budget| Ok(model(budget));
-    let c = compare(&mut make, &fully_supervised, &held_out, &short, &mut Silent, &NEVER).unwrap();
+    let c = compare(&mut make, None, &fully_supervised, &held_out, &short, &mut Silent, &NEVER).unwrap();
     assert_eq!(c.response_difference.mean, 0.0);
     assert!(c.verdict[0].contains("do not show which is better"), "{}", c.verdict[0]);
 }
@@ -82,7 +82,7 @@ fn a_few_prompts_give_no_verdict() {
     let (train, held_out) = (rows(32, 1), rows(4, 99));
     let short = CompareSettings { train: Settings { max_steps: Some(16), ..quick() }, ..settings() };
     let mut make = |budget| Ok(model(budget));
-    let c = compare(&mut make, &train, &held_out, &short, &mut Silent, &NEVER).unwrap();
+    let c = compare(&mut make, None, &train, &held_out, &short, &mut Silent, &NEVER).unwrap();
     assert_eq!(c.response_difference.prompts, 4);
     assert!(c.verdict[0].contains("4 prompts do not show which is better"), "{}", c.verdict[0]);
     // The interval is the difference ± t(3) standard errors.
@@ -97,7 +97,7 @@ fn a_finished_model_is_not_trained_again() {
     let (train, held_out) = (rows(16, 1), rows(8, 99));
     let short = CompareSettings { train: Settings { max_steps: Some(6), ..quick() }, ..settings() };
     let mut make = |budget| Ok(model(budget));
-    let whole = compare(&mut make, &train, &held_out, &short, &mut Silent, &NEVER).unwrap();
+    let whole = compare(&mut make, None, &train, &held_out, &short, &mut Silent, &NEVER).unwrap();
     // Train the responses' model apart, by the run's own loop.
     let (_keep, folder) = folder();
     let report = Job::new(&train, short.train.clone(), &folder).run().unwrap();
@@ -113,8 +113,7 @@ fn a_finished_model_is_not_trained_again() {
         seconds: report.seconds,
     };
     let mut listener = Listener::default();
-    let c =
-        compare_with(&mut make, Some(finished), &train, &held_out, &short, &mut listener, &NEVER).unwrap();
+    let c = compare(&mut make, Some(finished), &train, &held_out, &short, &mut listener, &NEVER).unwrap();
     assert_eq!(listener.names.iter().filter(|name| name.starts_with("step")).count(), 6);
     assert_eq!(c.response_only.evaluation, whole.response_only.evaluation);
     assert_eq!(c.response_only.targets_trained, whole.response_only.targets_trained);
@@ -140,7 +139,7 @@ fn the_stop_flag_ends_a_comparison() {
     let flag = AtomicBool::new(false);
     let mut listener = Listener { stop_after: Some((2, &flag)), ..Listener::default() };
     let mut make = |budget| Ok(model(budget));
-    let result = compare(&mut make, &train, &held_out, &settings(), &mut listener, &flag);
+    let result = compare(&mut make, None, &train, &held_out, &settings(), &mut listener, &flag);
     assert!(matches!(result, Err(Error::Interrupted)));
     assert_eq!(listener.names.iter().filter(|name| name.starts_with("step")).count(), 2);
 }

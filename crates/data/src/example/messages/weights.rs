@@ -1,7 +1,7 @@
 //! The masks of a message: its own, those of its parts, and those of ranges of its characters.
 
 use super::{At, REASONING, part_text};
-use crate::example::chat::Detail;
+use crate::example::chat::{Detail, held, held_mut};
 use crate::example::masks::{HELP, Mask, take, unknown};
 use crate::example::reader::shown_keys;
 use crate::{Error, Result};
@@ -39,16 +39,19 @@ impl At<'_, '_> {
     ) -> Result<Mask> {
         let mut weight = take(message).map_err(|what| self.wrong_mask(what))?;
         let mut details = Vec::new();
-        let ranges: Vec<_> =
-            RANGES.into_iter().filter_map(|key| Some((key, message.shift_remove(key)?))).collect();
+        let ranges = RANGES.into_iter().filter_map(|key| {
+            held(message, key)?;
+            Some((key, message.shift_remove(key)?))
+        });
+        let ranges: Vec<_> = ranges.collect();
         self.refuse(message, "")?;
-        if let Some(Value::Array(parts)) = message.get_mut(content) {
+        if let Some(Value::Array(parts)) = held_mut(message, content) {
             let mut lengths = [0, 0];
             self.parts_weights(parts, &mut lengths, None, &mut details)?;
         }
         // Reasoning in parts is joined: templates write a text.
         for key in REASONING {
-            let Some(Value::Array(parts)) = message.get_mut(key) else { continue };
+            let Some(Value::Array(parts)) = held_mut(message, key) else { continue };
             let mut lengths = [0, 0];
             self.parts_weights(parts, &mut lengths, Some(true), &mut details)?;
             let texts = parts.iter().map(|part| match part {

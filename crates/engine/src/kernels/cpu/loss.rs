@@ -49,11 +49,11 @@ vectorized! {
             (e, d * e)
         };
         let (total, weighted) = match weight {
-            None => sums(x.len(), |j| term(x[j])),
+            None => sums(x, |x| term(*x)),
             Some(weight) => {
-                let (total, weighted) = sums(x.len(), |j| {
-                    let (e, de) = term(x[j]);
-                    x[j] = e;
+                let (total, weighted) = sums(x, |x| {
+                    let (e, de) = term(*x);
+                    *x = e;
                     (e, de)
                 });
                 let (scale, others) = (weight / total, weight * (smoothing / x.len() as f32));
@@ -79,8 +79,8 @@ vectorized! {
             top = if y > top { y } else { top };
         }
         let top1 = own == top && !x[..id].iter().any(|x| cap * tanh(*x / cap) == top);
-        let (total, weighted) = sums(x.len(), |j| {
-            let d = cap * tanh(x[j] / cap) - top;
+        let (total, weighted) = sums(x, |x| {
+            let d = cap * tanh(*x / cap) - top;
             (exp(d), d * exp(d))
         });
         if let Some(weight) = weight {

@@ -1,10 +1,10 @@
 //! Attention: the lists that its kernels read, and their launches.
 
 use super::allocation::{Allocation, Work};
-use super::launch::{Arguments, Size, pair, small};
+use super::launch::{Size, launch, pair, small};
 use super::tiles::Tiles;
 use super::{Cuda, Precision};
-use crate::kernels::{AttentionPlan, Dropout, Heads, PlanBuffer, View, check};
+use crate::kernels::{Attention, AttentionPlan, Dropout, Heads, PlanBuffer, View};
 use crate::{Error, Result};
 use std::ffi::CStr;
 
@@ -33,83 +33,41 @@ struct Variant {
     names: [&'static CStr; 3],
 }
 
-const VARIANTS: [Variant; 8] = [
-    variant(
-        1,
-        32,
-        64,
-        64,
-        64,
-        [c"attention_forward_bf16_32", c"attention_dq_bf16_32", c"attention_dkv_bf16_32"],
-    ),
-    variant(
-        1,
-        64,
-        64,
-        64,
-        64,
-        [c"attention_forward_bf16_64", c"attention_dq_bf16_64", c"attention_dkv_bf16_64"],
-    ),
-    variant(
-        1,
-        128,
-        64,
-        64,
-        32,
-        [c"attention_forward_bf16_128", c"attention_dq_bf16_128", c"attention_dkv_bf16_128"],
-    ),
-    variant(
-        1,
-        256,
-        64,
-        32,
-        32,
-        [c"attention_forward_bf16_256", c"attention_dq_bf16_256", c"attention_dkv_bf16_256"],
-    ),
-    variant(
-        3,
-        32,
-        32,
-        32,
-        32,
-        [c"attention_forward_f32_32", c"attention_dq_f32_32", c"attention_dkv_f32_32"],
-    ),
-    variant(
-        3,
-        64,
-        32,
-        32,
-        32,
-        [c"attention_forward_f32_64", c"attention_dq_f32_64", c"attention_dkv_f32_64"],
-    ),
-    variant(
-        3,
-        128,
-        32,
-        32,
-        32,
-        [c"attention_forward_f32_128", c"attention_dq_f32_128", c"attention_dkv_f32_128"],
-    ),
-    variant(
-        3,
-        256,
-        16,
-        16,
-        16,
-        [c"attention_forward_f32_256", c"attention_dq_f32_256", c"attention_dkv_f32_256"],
-    ),
-];
-
-const fn variant(
-    parts: usize,
-    padded: usize,
-    rows: usize,
-    forward: usize,
-    backward: usize,
-    names: [&'static CStr; 3],
-) -> Variant {
-    Variant { padded, rows, forward, backward, parts, names }
+/// The variant whose kernels' names end with `$name`.
+macro_rules! variant {
+    ($name:literal, $parts:literal, $padded:literal, $rows:literal, $forward:literal, $backward:literal) => {
+        Variant {
+            padded: $padded,
+            rows: $rows,
+            forward: $forward,
+            backward: $backward,
+            parts: $parts,
+            names: [
+                c_name(concat!("attention_forward_", $name, "\0")),
+                c_name(concat!("attention_dq_", $name, "\0")),
+                c_name(concat!("attention_dkv_", $name, "\0")),
+            ],
+        }
+    };
 }
+
+const fn c_name(name: &str) -> &CStr {
+    match CStr::from_bytes_with_nul(name.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => panic!("it ends with its only 0"),
+    }
+}
+
+const VARIANTS: [Variant; 8] = [
+    variant!("bf16_32", 1, 32, 64, 64, 64),
+    variant!("bf16_64", 1, 64, 64, 64, 64),
+    variant!("bf16_128", 1, 128, 64, 64, 32),
+    variant!("bf16_256", 1, 256, 64, 32, 32),
+    variant!("f32_32", 3, 32, 32, 32, 32),
+    variant!("f32_64", 3, 64, 32, 32, 32),
+    variant!("f32_128", 3, 128, 32, 32, 32),
+    variant!("f32_256", 3, 256, 16, 16, 16),
+];
 
 impl Variant {
     fn of(precision: Precision, head_dim: usize) -> Result<Variant> {
@@ -175,71 +133,63 @@ impl Cuda {
     fn split(&self, v: Variant, x: View, heads: usize, head_dim: usize) -> Result<Work> {
         let n = x.rows().saturating_mul(heads).saturating_mul(v.padded);
         let planes = self.work(n.saturating_mul(2 * v.parts))?;
-        let arguments = Arguments::default().add(planes.address()).add(self.source(x)?).add(small(x.rows())?);
-        let arguments = arguments.add(small(heads)?).add(small(head_dim)?).add(small(v.padded)?);
-        // SAFETY: `check` has compared the sizes, and `planes` was made for them.
-        unsafe {
-            arguments.add(v.parts as u32).launch(&self.driver, c"attention_split", Size::elements(n))?;
-        }
+        let from = self.source(x)?;
+        launch!(
+            self,
+            c"attention_split",
+            Size::elements(n),
+            [&planes, from, x.rows(), heads, head_dim, v.padded, v.parts]
+        )?;
         Ok(planes)
     }
 
-    pub(super) fn attend(
-        &self,
-        h: Heads,
-        plan: &PlanBuffer,
-        dropout: Option<Dropout>,
-        [o, lse]: [View; 2],
-        [q, kv]: [View; 2],
-    ) -> Result<()> {
-        check::apart(&[o, lse], &[q, kv])?;
-        let (v, lists) = (Variant::of(self.precision, h.head_dim)?, self.memory.kept_plan(plan)?);
-        let shape = shape(h, dropout, q.rows(), kv.rows())?;
+    pub(super) fn attend(&self, a: Attention, [o, lse]: [View; 2], [q, kv]: [View; 2]) -> Result<()> {
+        let (h, lists) = (a.heads, self.memory.kept_plan(a.plan)?);
+        let v = Variant::of(self.precision, h.head_dim)?;
+        let shape = shape(h, a.dropout, q.rows(), kv.rows())?;
         let (q, kv) =
             (self.split(v, q, h.heads, h.head_dim)?, self.split(v, kv, 2 * h.kv_heads, h.head_dim)?);
-        let arguments = Arguments::default().add(self.target(o)?).add(self.target(lse)?);
-        let arguments = arguments.add(q.address()).add(kv.address());
-        let arguments = arguments.add(lists.rows.address()).add(lists.tiles.address()).add(shape);
+        let (o, lse) = (self.target(o)?, self.target(lse)?);
         let size = v.size([lists.tile_count, h.heads, 1], v.rows + 2 * v.forward)?;
-        // SAFETY: `check` has compared the sizes with the plan's, and the lists are those of the plan.
-        unsafe { arguments.launch(&self.driver, v.names[0], size) }
+        launch!(self, v.names[0], size, [o, lse, &q, &kv, &lists.rows, &lists.tiles, shape])
     }
 
     pub(super) fn attend_backward(
         &self,
-        h: Heads,
-        plan: &PlanBuffer,
-        dropout: Option<Dropout>,
+        a: Attention,
         [dq, dkv]: [View; 2],
         [d_o, o, lse, q, kv]: [View; 5],
     ) -> Result<()> {
-        check::apart(&[dq, dkv], &[d_o, o, lse, q, kv])?;
-        let (v, lists) = (Variant::of(self.precision, h.head_dim)?, self.memory.kept_plan(plan)?);
-        let shape = shape(h, dropout, q.rows(), kv.rows())?;
-        self.zero(dkv.row_range(plan.keys()..dkv.rows()))?;
-        let queries = q.rows();
-        let delta = self.work(queries.saturating_mul(h.heads).saturating_mul(4))?;
-        let arguments = Arguments::default().add(delta.address()).add(self.source(o)?).add(self.source(d_o)?);
-        let arguments = arguments.add(small(queries)?).add(small(h.heads)?).add(small(h.head_dim)?);
-        // SAFETY: `check` has compared the sizes.
-        unsafe { arguments.launch(&self.driver, c"attention_delta", Size::rows(queries * h.heads))? };
+        let (h, lists) = (a.heads, self.memory.kept_plan(a.plan)?);
+        let v = Variant::of(self.precision, h.head_dim)?;
+        let shape = shape(h, a.dropout, q.rows(), kv.rows())?;
+        self.zero(dkv.row_range(a.plan.keys()..dkv.rows()))?;
+        let sums = q.rows().saturating_mul(h.heads);
+        let delta = self.floats(sums)?;
+        let (o, d_o_at) = (self.source(o)?, self.source(d_o)?);
+        launch!(
+            self,
+            c"attention_delta",
+            Size::rows(sums),
+            [&delta, o, d_o_at, q.rows(), h.heads, h.head_dim]
+        )?;
         let q = self.split(v, q, h.heads, h.head_dim)?;
         let kv = self.split(v, kv, 2 * h.kv_heads, h.head_dim)?;
         let d_o = self.split(v, d_o, h.heads, h.head_dim)?;
-        let shared = 2 * v.rows + 2 * v.backward;
-        let arguments = |to: u64, lse: u64| {
-            let planes = Arguments::default().add(to).add(q.address()).add(kv.address()).add(d_o.address());
-            planes.add(lse).add(delta.address()).add(lists.rows.address())
-        };
         let lse = self.source(lse)?;
+        let shared = 2 * v.rows + 2 * v.backward;
+        let dq = self.target(dq)?;
         let size = v.size([lists.tile_count, h.heads, 1], shared)?;
-        let for_queries = arguments(self.target(dq)?, lse).add(lists.tiles.address()).add(shape);
-        // SAFETY: as in the forward pass.
-        unsafe { for_queries.launch(&self.driver, v.names[1], size)? };
+        launch!(self, v.names[1], size, [dq, &q, &kv, &d_o, lse, &delta, &lists.rows, &lists.tiles, shape])?;
         let halves = if v.padded == 256 { 2 } else { 1 };
+        let dkv = self.target(dkv)?;
         let size = v.size([lists.key_tile_count, h.kv_heads, halves], shared)?;
-        let for_keys = arguments(self.target(dkv)?, lse).add(lists.key_tiles.address());
-        // SAFETY: as in the forward pass.
-        unsafe { for_keys.add(lists.entries.address()).add(shape).launch(&self.driver, v.names[2], size) }
+        let (key_tiles, entries) = (&lists.key_tiles, &lists.entries);
+        launch!(
+            self,
+            v.names[2],
+            size,
+            [dkv, &q, &kv, &d_o, lse, &delta, &lists.rows, key_tiles, entries, shape]
+        )
     }
 }

@@ -3,38 +3,22 @@
 
 BLOCK_KERNEL column_sums(f32* partial, const f32* x, u32 x_stride, u32 rows, u32 width, u32 chunk) {
     SHARED f32 cells[8][33];
-    u32 j = blockIdx.x * 32 + threadIdx.x;
-    u64 first = (u64)blockIdx.y * chunk, end = smaller(first + chunk, (u64)rows);
-    f32 sum = 0;
-    if (j < width)
-        for (u64 r = first + threadIdx.y; r < end; r += 8) sum += x[r * x_stride + j];
-    sum = over_warps(sum, cells);
-    if (threadIdx.y == 0 && j < width) partial[(u64)blockIdx.y * width + j] = sum;
+    chunk_sums(partial, rows, width, chunk, cells, [&](u64 r, u32 j) { return x[r * x_stride + j]; });
 }
 
 BLOCK_KERNEL column_dots(f32* partial, const f32* a, u32 a_stride, const f32* b, u32 b_stride, u32 rows, u32 width,
                          u32 chunk) {
     SHARED f32 cells[8][33];
-    u32 j = blockIdx.x * 32 + threadIdx.x;
-    u64 first = (u64)blockIdx.y * chunk, end = smaller(first + chunk, (u64)rows);
-    f32 sum = 0;
-    if (j < width)
-        for (u64 r = first + threadIdx.y; r < end; r += 8) sum += a[r * a_stride + j] * b[r * b_stride + j];
-    sum = over_warps(sum, cells);
-    if (threadIdx.y == 0 && j < width) partial[(u64)blockIdx.y * width + j] = sum;
+    chunk_sums(partial, rows, width, chunk, cells,
+               [&](u64 r, u32 j) { return a[r * a_stride + j] * b[r * b_stride + j]; });
 }
 
 BLOCK_KERNEL sum_partials(f32* out, const f32* partial, u32 chunks, u32 width, const f32* divisors, u32 accumulate) {
     SHARED f32 cells[8][33];
-    u32 j = blockIdx.x * 32 + threadIdx.x;
-    f32 sum = 0;
-    if (j < width)
-        for (u64 c = threadIdx.y; c < chunks; c += 8) sum += partial[c * width + j];
-    sum = over_warps(sum, cells);
-    if (threadIdx.y == 0 && j < width) {
+    sum_chunks(partial, chunks, width, cells, [&](u32 j, f32 sum) {
         if (divisors) sum /= divisors[j];
         out[j] = accumulate ? out[j] + sum : sum;
-    }
+    });
 }
 
 // Eight rows of w in a block, so that `a` is read once for eight.

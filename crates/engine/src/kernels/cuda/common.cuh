@@ -5,44 +5,24 @@
 template <class T> DEVICE T smaller(T a, T b) { return a < b ? a : b; }
 template <class T> DEVICE T larger(T a, T b) { return a > b ? a : b; }
 
-struct alignas(16) Four {
-    f32 v[4];
+template <class T> struct alignas(4 * sizeof(T)) FourOf {
+    T v[4];
 };
+typedef FourOf<f32> Four;
+typedef FourOf<u16> FourHalves;
 
 // Up to four elements: one access where the address allows it. What lies past `count` is 0.
-DEVICE Four load(const f32* x, u64 count) {
-    if (count >= 4 && ((u64)x & 15) == 0) return *(const Four*)x;
-    Four y;
+template <class T> DEVICE FourOf<T> load(const T* x, u64 count) {
+    if (count >= 4 && ((u64)x & (sizeof(FourOf<T>) - 1)) == 0) return *(const FourOf<T>*)x;
+    FourOf<T> y;
 #pragma unroll
-    for (u32 k = 0; k < 4; k++) y.v[k] = k < count ? x[k] : 0.0f;
+    for (u32 k = 0; k < 4; k++) y.v[k] = k < count ? x[k] : (T)0;
     return y;
 }
 
-DEVICE void store(f32* y, u64 count, const Four& x) {
-    if (count >= 4 && ((u64)y & 15) == 0) {
-        *(Four*)y = x;
-        return;
-    }
-#pragma unroll
-    for (u32 k = 0; k < 4; k++)
-        if (k < count) y[k] = x.v[k];
-}
-
-struct alignas(8) FourHalves {
-    u16 v[4];
-};
-
-DEVICE FourHalves load(const u16* x, u64 count) {
-    if (count >= 4 && ((u64)x & 7) == 0) return *(const FourHalves*)x;
-    FourHalves y;
-#pragma unroll
-    for (u32 k = 0; k < 4; k++) y.v[k] = k < count ? x[k] : 0;
-    return y;
-}
-
-DEVICE void store(u16* y, u64 count, const FourHalves& x) {
-    if (count >= 4 && ((u64)y & 7) == 0) {
-        *(FourHalves*)y = x;
+template <class T> DEVICE void store(T* y, u64 count, const FourOf<T>& x) {
+    if (count >= 4 && ((u64)y & (sizeof(FourOf<T>) - 1)) == 0) {
+        *(FourOf<T>*)y = x;
         return;
     }
 #pragma unroll
@@ -113,6 +93,28 @@ DEVICE f32 over_warps(f32 sum, f32 (*cells)[33]) {
     sum = 0;
     for (u32 y = 0; y < 8; y++) sum += cells[y][threadIdx.x];
     return sum;
+}
+
+// partial[blockIdx.y, column] = the sum of value(row, column) over a chunk of rows, in a fixed order. Launch C.
+template <class F>
+DEVICE void chunk_sums(f32* partial, u32 rows, u32 width, u32 chunk, f32 (*cells)[33], F value) {
+    u32 j = blockIdx.x * 32 + threadIdx.x;
+    u64 first = (u64)blockIdx.y * chunk, end = smaller(first + chunk, (u64)rows);
+    f32 sum = 0;
+    if (j < width)
+        for (u64 r = first + threadIdx.y; r < end; r += 8) sum += value(r, j);
+    sum = over_warps(sum, cells);
+    if (threadIdx.y == 0 && j < width) partial[(u64)blockIdx.y * width + j] = sum;
+}
+
+// write(column, sum) of the sums of all chunks, in a fixed order. Launch F.
+template <class F> DEVICE void sum_chunks(const f32* partial, u32 chunks, u32 width, f32 (*cells)[33], F write) {
+    u32 j = blockIdx.x * 32 + threadIdx.x;
+    f32 sum = 0;
+    if (j < width)
+        for (u64 c = threadIdx.y; c < chunks; c += 8) sum += partial[c * width + j];
+    sum = over_warps(sum, cells);
+    if (threadIdx.y == 0 && j < width) write(j, sum);
 }
 
 struct Philox {

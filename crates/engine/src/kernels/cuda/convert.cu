@@ -1,56 +1,46 @@
 // Conversions between types, and the blocks of quantised weights.
 #include "common.cuh"
 
+// y = f(x); columns of y from `width` up to `padded` are those of 0.
+template <class Y, class X, class F>
+DEVICE void convert(Y* y, u32 y_stride, u32 padded, const X* x, u32 x_stride, u32 rows, u32 width, F f) {
+    each_in_rows(rows, padded, [&](u64 r, u64 j, u64 left) {
+        FourOf<X> a = {};
+        if (j < width) a = load(x + r * x_stride + j, width - j);
+        FourOf<Y> b;
+#pragma unroll
+        for (int k = 0; k < 4; k++) b.v[k] = f(a.v[k]);
+        store(y + r * y_stride + j, left, b);
+    });
+}
+
 KERNEL f32_to_bf16(u16* y, u32 y_stride, const f32* x, u32 x_stride, u32 rows, u32 width) {
-    each_in_rows(rows, y_stride, [&](u64 r, u64 j, u64 left) {
-        Four a = {};
-        if (j < width) a = load(x + r * x_stride + j, width - j);
-        FourHalves b;
-#pragma unroll
-        for (int k = 0; k < 4; k++) b.v[k] = to_bf16(a.v[k]);
-        store(y + r * y_stride + j, left, b);
-    });
-}
-
-KERNEL f32_to_f16(u16* y, u32 y_stride, const f32* x, u32 x_stride, u32 rows, u32 width) {
-    each_in_rows(rows, y_stride, [&](u64 r, u64 j, u64 left) {
-        Four a = {};
-        if (j < width) a = load(x + r * x_stride + j, width - j);
-        FourHalves b;
-#pragma unroll
-        for (int k = 0; k < 4; k++) b.v[k] = to_f16(a.v[k]);
-        store(y + r * y_stride + j, left, b);
-    });
-}
-
-KERNEL bf16_to_f32(f32* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width) {
-    each_in_rows(rows, width, [&](u64 r, u64 j, u64 left) {
-        FourHalves a = load(x + r * x_stride + j, left);
-        Four b;
-#pragma unroll
-        for (int k = 0; k < 4; k++) b.v[k] = from_bf16(a.v[k]);
-        store(y + r * y_stride + j, left, b);
-    });
-}
-
-KERNEL f16_to_f32(f32* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width) {
-    each_in_rows(rows, width, [&](u64 r, u64 j, u64 left) {
-        FourHalves a = load(x + r * x_stride + j, left);
-        Four b;
-#pragma unroll
-        for (int k = 0; k < 4; k++) b.v[k] = from_f16(a.v[k]);
-        store(y + r * y_stride + j, left, b);
-    });
+    convert(y, y_stride, y_stride, x, x_stride, rows, width, [](f32 x) { return to_bf16(x); });
 }
 
 KERNEL f16_to_bf16(u16* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width) {
-    each_in_rows(rows, y_stride, [&](u64 r, u64 j, u64 left) {
-        FourHalves a = {};
-        if (j < width) a = load(x + r * x_stride + j, width - j);
+    convert(y, y_stride, y_stride, x, x_stride, rows, width, [](u16 x) { return to_bf16(from_f16(x)); });
+}
+
+KERNEL bf16_to_f32(f32* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width) {
+    convert(y, y_stride, width, x, x_stride, rows, width, [](u16 x) { return from_bf16(x); });
+}
+
+KERNEL f16_to_f32(f32* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width) {
+    convert(y, y_stride, width, x, x_stride, rows, width, [](u16 x) { return from_f16(x); });
+}
+
+// A value in the type of a result, f32 or bf16.
+DEVICE void put(f32* y, f32 x) { *y = x; }
+DEVICE void put(u16* y, f32 x) { *y = to_bf16(x); }
+
+// Four elements from y on, of which `left` are there.
+template <class Y, class F> DEVICE void put_four(Y* y, u64 left, F value) {
+    FourOf<Y> a = {};
 #pragma unroll
-        for (int k = 0; k < 4; k++) a.v[k] = to_bf16(from_f16(a.v[k]));
-        store(y + r * y_stride + j, left, a);
-    });
+    for (u32 k = 0; k < 4; k++)
+        if (k < left) put(a.v + k, value(k));
+    store(y, left, a);
 }
 
 // The values of NF4 (Dettmers et al. 2023), as bitsandbytes has them.
@@ -67,96 +57,44 @@ DEVICE void load_nf4(f32* table) {
     __syncthreads();
 }
 
-DEVICE f32 nf4_element(const f32* table, const u8* codes, const f32* scales, u64 i, u32 block) {
-    u8 pair = codes[i / 2];
-    return table[i % 2 ? pair & 15 : pair >> 4] * scales[i / block];
+template <class Y> DEVICE void unpack_nf4(Y* y, const u8* codes, const f32* scales, u64 n, u32 block, f32* table) {
+    load_nf4(table);
+    each_four(n, [&](u64 i, u64 left) {
+        put_four(y + i, left, [&](u32 k) {
+            u8 pair = codes[(i + k) / 2];
+            return table[(i + k) % 2 ? pair & 15 : pair >> 4] * scales[(i + k) / block];
+        });
+    });
 }
 
 BLOCK_KERNEL nf4_to_bf16(u16* y, const u8* codes, const f32* scales, u64 n, u32 block) {
     SHARED f32 table[16];
-    load_nf4(table);
-    each_four(n, [&](u64 i, u64 left) {
-        FourHalves a;
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? to_bf16(nf4_element(table, codes, scales, i + k, block)) : 0;
-        store(y + i, left, a);
-    });
+    unpack_nf4(y, codes, scales, n, block, table);
 }
 
 BLOCK_KERNEL nf4_to_f32(f32* y, const u8* codes, const f32* scales, u64 n, u32 block) {
     SHARED f32 table[16];
-    load_nf4(table);
-    each_four(n, [&](u64 i, u64 left) {
-        Four a;
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? nf4_element(table, codes, scales, i + k, block) : 0.0f;
-        store(y + i, left, a);
-    });
-}
-
-KERNEL int8_to_bf16(u16* y, const u8* codes, const f32* values, const f32* scales, u64 n, u32 block) {
-    each_four(n, [&](u64 i, u64 left) {
-        FourHalves a;
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? to_bf16(values[codes[i + k]] * scales[(i + k) / block]) : 0;
-        store(y + i, left, a);
-    });
+    unpack_nf4(y, codes, scales, n, block, table);
 }
 
 KERNEL int8_to_f32(f32* y, const u8* codes, const f32* values, const f32* scales, u64 n, u32 block) {
     each_four(n, [&](u64 i, u64 left) {
-        Four a;
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? values[codes[i + k]] * scales[(i + k) / block] : 0.0f;
-        store(y + i, left, a);
+        put_four(y + i, left, [&](u32 k) { return values[codes[i + k]] * scales[(i + k) / block]; });
+    });
+}
+
+template <class Y> DEVICE void unpack_rows(Y* y, const i8* q, const f32* scales, u32 rows, u32 width) {
+    each_in_rows(rows, width, [&](u64 r, u64 j, u64 left) {
+        u64 i = r * width + j;
+        f32 scale = scales[r] / 127.0f;
+        put_four(y + i, left, [&](u32 k) { return (f32)q[i + k] * scale; });
     });
 }
 
 KERNEL int8_rows_to_bf16(u16* y, const i8* q, const f32* scales, u32 rows, u32 width) {
-    each_in_rows(rows, width, [&](u64 r, u64 j, u64 left) {
-        f32 scale = scales[r] / 127.0f;
-        FourHalves a;
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? to_bf16((f32)q[r * width + j + k] * scale) : 0;
-        store(y + r * width + j, left, a);
-    });
+    unpack_rows(y, q, scales, rows, width);
 }
 
 KERNEL int8_rows_to_f32(f32* y, const i8* q, const f32* scales, u32 rows, u32 width) {
-    each_in_rows(rows, width, [&](u64 r, u64 j, u64 left) {
-        f32 scale = scales[r] / 127.0f;
-        Four a;
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) a.v[k] = k < left ? (f32)q[r * width + j + k] * scale : 0.0f;
-        store(y + r * width + j, left, a);
-    });
-}
-
-// The nearest of the values; of two that are as near, the lower.
-DEVICE u32 nf4_code(f32 x) {
-    u32 code = 0;
-#pragma unroll
-    for (u32 k = 1; k < 16; k++)
-        if (x > 0.5f * (NF4[k - 1] + NF4[k])) code = k;
-    return code;
-}
-
-template <class X> DEVICE void to_nf4(u8* codes, f32* scales, u64 n, X value) {
-    u64 blocks = (n + 63) / 64;
-    for (u64 block = (u64)blockIdx.x * 8 + threadIdx.y; block < blocks; block += (u64)gridDim.x * 8) {
-        u64 i = block * 64 + threadIdx.x * 2;
-        f32 a = i < n ? value(i) : 0.0f, b = i + 1 < n ? value(i + 1) : 0.0f;
-        f32 largest = warp_max(larger(fabsf(a), fabsf(b)));
-        f32 inverse = largest > 0 ? 1.0f / largest : 0.0f;
-        if (i < n) codes[i / 2] = (u8)(nf4_code(a * inverse) << 4 | nf4_code(b * inverse));
-        if (threadIdx.x == 0) scales[block] = largest;
-    }
-}
-
-BLOCK_KERNEL f32_to_nf4(u8* codes, f32* scales, const f32* x, u64 n) {
-    to_nf4(codes, scales, n, [&](u64 i) { return x[i]; });
-}
-
-BLOCK_KERNEL bf16_to_nf4(u8* codes, f32* scales, const u16* x, u64 n) {
-    to_nf4(codes, scales, n, [&](u64 i) { return from_bf16(x[i]); });
+    unpack_rows(y, q, scales, rows, width);
 }

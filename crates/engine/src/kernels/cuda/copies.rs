@@ -7,7 +7,7 @@
 //! what is written as old.
 
 use super::allocation::{Allocation, Work};
-use super::launch::{Size, launch, small};
+use super::launch::{Size, launch};
 use super::{Cuda, Precision};
 use crate::Result;
 use crate::dtype::WeightType;
@@ -167,9 +167,8 @@ impl Cuda {
         let (from, stride) = (self.source(x)?, x.width().next_multiple_of(PAD));
         let memory = self.work(x.rows().saturating_mul(stride).saturating_mul(2))?;
         self.count_rounded(x.len());
-        let (to, y_stride, x_stride) = (memory.address(), small(stride)?, small(x.stride())?);
-        let (size, rows, width) = (Size::matrix(x.rows(), stride), small(x.rows())?, small(x.width())?);
-        launch!(self, c"f32_to_bf16", size, [to, y_stride, from, x_stride, rows, width])?;
+        let size = Size::matrix(x.rows(), stride);
+        launch!(self, c"f32_to_bf16", size, [&memory, stride, from, x.stride(), x.rows(), x.width()])?;
         Ok((memory, stride))
     }
 
@@ -232,7 +231,6 @@ impl Cuda {
         for (first, rows, width) in [(0, rows, ROW), (rows * ROW, 1, rest)] {
             let (to, from) = (to + 2 * first as u64, from + (kind.bytes() * first) as u64);
             let size = Size::matrix(rows, width);
-            let (rows, width) = (small(rows)?, small(width)?);
             launch!(self, kernel, size, [to, width, from, width, rows, width])?;
         }
         Ok(())

@@ -47,12 +47,6 @@ DEVICE f32 from_f16(u16 x) {
     return y;
 }
 
-DEVICE u16 to_f16(f32 x) {
-    u16 y;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
-    return y;
-}
-
 template <class T> DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 template <class T> DEVICE T shuffle_up(T x, u32 distance) { return __shfl_up_sync(~0u, x, distance); }
 template <class T> DEVICE T shuffle(T x, int lane) { return __shfl_sync(~0u, x, lane); }

@@ -145,41 +145,24 @@ DEVICE void multiply_tiles(u32 terms, A a_at, B b_at, W write) {
         for (u32 k = 0; k < 4; k++) write(warp * 16 + lane / 4 + k / 2 * 8, n * 8 + lane % 4 * 2 + k % 2, c[n][k]);
 }
 
-template <int PARTS>
-DEVICE void grouped_linear(f32* y, const f32* x, const GroupedPiece* weights, u32 pieces, const u32* offsets,
-                           u32 experts, u32 outputs, u32 inputs) {
+// y[slots, columns] = x[slots, terms] · w[expert]ᵀ, where w is [columns, terms], or where it is TURNED [terms, columns].
+template <bool TURNED, int PARTS>
+DEVICE void grouped(f32* y, const f32* x, const GroupedPiece* weights, u32 pieces, const u32* offsets, u32 experts,
+                    u32 columns, u32 terms) {
     Expert expert = expert_of(blockIdx.x, offsets, experts);
     if (!expert.count) return;
     weights += (u64)expert.number * pieces;
     u32 row = expert.tile * SIDE, column = blockIdx.y * SIDE;
-    x += (u64)expert.first * inputs, y += (u64)expert.first * outputs;
-    multiply_tiles<false, false, PARTS>(
-        inputs, [&](u32 i, u32 term) { return row_at(x, row + i, expert.count, inputs, term); },
+    x += (u64)expert.first * terms, y += (u64)expert.first * columns;
+    multiply_tiles<false, TURNED, PARTS>(
+        terms, [&](u32 i, u32 term) { return row_at(x, row + i, expert.count, terms, term); },
         [&](u32 j, u32 term) {
-            if (column + j >= outputs || term >= inputs) return Four{};
-            return weights_at(weights, column + j, term, inputs - term);
+            if (column + j >= columns || term >= terms) return Four{};
+            return TURNED ? weights_at(weights, term, column + j, columns - column - j)
+                          : weights_at(weights, column + j, term, terms - term);
         },
         [&](u32 i, u32 j, f32 value) {
-            if (row + i < expert.count && column + j < outputs) y[(u64)(row + i) * outputs + column + j] = value;
-        });
-}
-
-template <int PARTS>
-DEVICE void grouped_dx(f32* dx, const f32* dy, const GroupedPiece* weights, u32 pieces, const u32* offsets, u32 experts,
-                       u32 outputs, u32 inputs) {
-    Expert expert = expert_of(blockIdx.x, offsets, experts);
-    if (!expert.count) return;
-    weights += (u64)expert.number * pieces;
-    u32 row = expert.tile * SIDE, column = blockIdx.y * SIDE;
-    dy += (u64)expert.first * outputs, dx += (u64)expert.first * inputs;
-    multiply_tiles<false, true, PARTS>(
-        outputs, [&](u32 i, u32 term) { return row_at(dy, row + i, expert.count, outputs, term); },
-        [&](u32 j, u32 term) {
-            if (column + j >= inputs || term >= outputs) return Four{};
-            return weights_at(weights, term, column + j, inputs - column - j);
-        },
-        [&](u32 i, u32 j, f32 value) {
-            if (row + i < expert.count && column + j < inputs) dx[(u64)(row + i) * inputs + column + j] = value;
+            if (row + i < expert.count && column + j < columns) y[(u64)(row + i) * columns + column + j] = value;
         });
 }
 
@@ -207,22 +190,22 @@ DEVICE void grouped_dw(f32* dw, u32 first, u32 rows, u32 accumulate, const f32* 
 
 BLOCK_KERNEL BOUNDS(GROUPED_THREADS, 3) grouped_linear_bf16(f32* y, const f32* x, const GroupedPiece* weights,
     u32 pieces, const u32* offsets, u32 experts, u32 outputs, u32 inputs) {
-    grouped_linear<1>(y, x, weights, pieces, offsets, experts, outputs, inputs);
+    grouped<false, 1>(y, x, weights, pieces, offsets, experts, outputs, inputs);
 }
 
 BLOCK_KERNEL BOUNDS(GROUPED_THREADS, 3) grouped_linear_f32(f32* y, const f32* x, const GroupedPiece* weights,
     u32 pieces, const u32* offsets, u32 experts, u32 outputs, u32 inputs) {
-    grouped_linear<3>(y, x, weights, pieces, offsets, experts, outputs, inputs);
+    grouped<false, 3>(y, x, weights, pieces, offsets, experts, outputs, inputs);
 }
 
 BLOCK_KERNEL BOUNDS(GROUPED_THREADS, 3) grouped_dx_bf16(f32* dx, const f32* dy, const GroupedPiece* weights,
     u32 pieces, const u32* offsets, u32 experts, u32 outputs, u32 inputs) {
-    grouped_dx<1>(dx, dy, weights, pieces, offsets, experts, outputs, inputs);
+    grouped<true, 1>(dx, dy, weights, pieces, offsets, experts, inputs, outputs);
 }
 
 BLOCK_KERNEL BOUNDS(GROUPED_THREADS, 3) grouped_dx_f32(f32* dx, const f32* dy, const GroupedPiece* weights,
     u32 pieces, const u32* offsets, u32 experts, u32 outputs, u32 inputs) {
-    grouped_dx<3>(dx, dy, weights, pieces, offsets, experts, outputs, inputs);
+    grouped<true, 3>(dx, dy, weights, pieces, offsets, experts, inputs, outputs);
 }
 
 BLOCK_KERNEL BOUNDS(GROUPED_THREADS, 3) grouped_dw_bf16(f32* dw, u32 first, u32 rows, u32 accumulate, const f32* dy,

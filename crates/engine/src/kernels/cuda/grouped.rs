@@ -1,12 +1,12 @@
-//! Linear layers of a mixture of experts: the card alone knows which rows are of which expert.
+//! A mixture of experts: the card alone knows which rows are of which expert.
 
 use super::allocation::Allocation;
 use super::launch::{Size, launch, pair, small};
 use super::{Cuda, Precision, lies_as};
 use crate::Result;
 use crate::dtype::WeightType;
-use crate::kernels::check::{self, rule};
-use crate::kernels::{Indices, View, experts};
+use crate::kernels::check::rule;
+use crate::kernels::{Indices, Routes, Routing, View, experts};
 
 /// Rows and columns of a tile.
 const SIDE: usize = 64;
@@ -68,70 +68,43 @@ impl Cuda {
         Ok(Weights { address: self.tables.get(&words).map_or(0, Allocation::address), pieces })
     }
 
-    pub(super) fn grouped_linear(&mut self, y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
-        check::grouped(y, x, offsets)?;
-        let (list, experts) = (self.offsets(offsets, x.rows())?, offsets.len() - 1);
-        let weights = self.weights(w, experts, y.width())?;
-        let ([to], [from]) = self.addresses([y], [x])?;
-        check::apart(&[y], w)?;
-        let size = self.tiles([x.rows().div_ceil(SIDE) + experts, y.width().div_ceil(SIDE), 1])?;
-        let (outputs, inputs) = (small(y.width())?, small(x.width())?);
-        let kernel = match self.precision {
-            Precision::Bf16 => c"grouped_linear_bf16",
-            _ => c"grouped_linear_f32",
-        };
-        self.grouped(kernel, size, [to, from, list], weights, experts, [outputs, inputs])
-    }
-
-    pub(super) fn grouped_dx(&mut self, dx: View, dy: View, w: &[View], offsets: Indices) -> Result<()> {
-        check::grouped(dx, dy, offsets)?;
-        let (list, experts) = (self.offsets(offsets, dy.rows())?, offsets.len() - 1);
-        let weights = self.weights(w, experts, dy.width())?;
-        let ([to], [from]) = self.addresses([dx], [dy])?;
-        check::apart(&[dx], w)?;
-        let size = self.tiles([dy.rows().div_ceil(SIDE) + experts, dx.width().div_ceil(SIDE), 1])?;
-        let (outputs, inputs) = (small(dy.width())?, small(dx.width())?);
-        let kernel = match self.precision {
-            Precision::Bf16 => c"grouped_dx_bf16",
-            _ => c"grouped_dx_f32",
-        };
-        self.grouped(kernel, size, [to, from, list], weights, experts, [outputs, inputs])
-    }
-
-    fn grouped(
-        &self,
-        kernel: &'static std::ffi::CStr,
-        size: Size,
-        [to, from, list]: [u64; 3],
-        weights: Weights,
-        experts: usize,
-        [outputs, inputs]: [u32; 2],
-    ) -> Result<()> {
-        let (experts, pieces) = (small(experts)?, small(weights.pieces)?);
-        launch!(self, kernel, size, [to, from, weights.address, pieces, list, experts, outputs, inputs])
-    }
-
-    pub(super) fn grouped_dw(
+    /// `y = x · w[expert]ᵀ`, or, where it is `turned`, `y = x · w[expert]`.
+    pub(super) fn grouped(
         &mut self,
-        dw: View,
-        first: usize,
-        accumulate: bool,
-        dy: View,
+        turned: bool,
+        y: View,
         x: View,
+        w: &[View],
         offsets: Indices,
     ) -> Result<()> {
-        check::grouped(dy, x, offsets)?;
-        check::element_wise(dw)?;
-        let (experts, outputs, rows) = (offsets.len() - 1, dy.width(), dw.rows());
-        let fits = dw.width() == x.width() && first.saturating_add(rows) <= experts.saturating_mul(outputs);
-        rule!("experts", fits, "{dw:?} from row {first} of {experts} experts of {outputs} by {x:?}");
+        let (list, experts) = (self.offsets(offsets, x.rows())?, offsets.len() - 1);
+        let (outputs, inputs) = if turned { (x.width(), y.width()) } else { (y.width(), x.width()) };
+        let Weights { address, pieces } = self.weights(w, experts, outputs)?;
+        let ([to], [from]) = self.addresses([y], [x])?;
+        let size = self.tiles([x.rows().div_ceil(SIDE) + experts, y.width().div_ceil(SIDE), 1])?;
+        let kernel = match (self.precision, turned) {
+            (Precision::Bf16, false) => c"grouped_linear_bf16",
+            (Precision::Bf16, true) => c"grouped_dx_bf16",
+            (_, false) => c"grouped_linear_f32",
+            (_, true) => c"grouped_dx_f32",
+        };
+        launch!(self, kernel, size, [to, from, address, pieces, list, experts, outputs, inputs])
+    }
+
+    /// `dw (+)= …`, where `dw` is the gradient of the rows of all experts' weights from `first` on.
+    pub(super) fn grouped_dw(
+        &self,
+        (dw, first): (View, usize),
+        accumulate: bool,
+        [dy, x]: [View; 2],
+        offsets: Indices,
+    ) -> Result<()> {
+        let (experts, outputs, rows, inputs) = (offsets.len() - 1, dy.width(), dw.rows(), x.width());
         let ([to], [dy_at, x_at]) = self.addresses([dw], [dy, x])?;
         let list = self.offsets(offsets, dy.rows())?;
         // Those whose outputs the rows reach.
         let reached = (first + rows).div_ceil(outputs) - first / outputs;
-        let size = self.tiles([x.width().div_ceil(SIDE), outputs.min(rows).div_ceil(SIDE), reached])?;
-        let arguments = (small(first)?, small(rows)?, small(experts)?, small(outputs)?, small(x.width())?);
-        let (first, rows, experts, outputs, inputs) = arguments;
+        let size = self.tiles([inputs.div_ceil(SIDE), outputs.min(rows).div_ceil(SIDE), reached])?;
         let kernel = match self.precision {
             Precision::Bf16 => c"grouped_dw_bf16",
             _ => c"grouped_dw_f32",
@@ -141,6 +114,52 @@ impl Cuda {
             kernel,
             size,
             [to, first, rows, accumulate, dy_at, x_at, list, experts, outputs, inputs]
+        )
+    }
+
+    /// Chooses the experts of rows, and their slots.
+    pub(super) fn choose(&mut self, r: Routing, probabilities: View, weights: View) -> Result<Routes> {
+        let ([x, to], []) = self.addresses([probabilities, weights], [])?;
+        let (rows, experts, per_row) = (probabilities.rows(), probabilities.width(), r.per_row);
+        let slots = rows * per_row;
+        let new = |len: usize| Allocation::zeros(&self.driver, 4 * len);
+        let (slot_rows, offsets) = (new(slots)?, new(experts + 1)?);
+        let (chosen, taken, counts) = (self.floats(slots)?, self.floats(slots)?, self.floats(experts)?);
+        launch!(
+            self,
+            c"route_choose",
+            Size::rows(rows),
+            [x, &chosen, &taken, rows, experts, per_row, r.normalise]
+        )?;
+        let of_experts = Size::blocks(small(experts)?, 256);
+        launch!(self, c"route_count", of_experts, [&counts, &chosen, slots])?;
+        launch!(
+            self,
+            c"route_place",
+            of_experts,
+            [&slot_rows, &offsets, to, &chosen, &taken, &counts, slots, experts, per_row]
+        )?;
+        let rows = self.keep_list(slot_rows, slots, rows, None);
+        let offsets = self.keep_list(offsets, experts + 1, slots + 1, Some(slots));
+        Ok(Routes { rows, offsets })
+    }
+
+    /// The gradient of the logits that [`Cuda::choose`] had.
+    pub(super) fn choose_backward(
+        &self,
+        r: Routing,
+        d_logits: View,
+        [probabilities, d_weights]: [View; 2],
+        routes: &Routes,
+    ) -> Result<()> {
+        let ([to], [p, d]) = self.addresses([d_logits], [probabilities, d_weights])?;
+        let (slot_rows, offsets) = (self.list(routes.rows())?, self.list(routes.offsets())?);
+        let (rows, experts) = (d_logits.rows(), d_logits.width());
+        launch!(
+            self,
+            c"route_backward",
+            Size::rows(rows),
+            [to, p, d, slot_rows, offsets, rows, experts, r.normalise]
         )
     }
 }

@@ -174,26 +174,20 @@ KERNEL adafactor_vector_apply(f32* p, u16* p16, const f32* g, const f32* v, cons
 // m (or 0) = momentum · m + scale · g + decay · p; p −= rate · m. p16 or 0. E.
 KERNEL sgd(f32* p, u16* p16, const f32* g, f32* m, u64 n, f32 rate, f32 momentum, f32 decay, f32 scale);
 
-// ---- convert.cu. Columns of y from width up to y_stride become 0 where y is bf16 or f16. R over [rows, y_stride].
+// ---- convert.cu. Columns of y from width up to y_stride become 0 where y is bf16. R over [rows, y_stride].
 KERNEL f32_to_bf16(u16* y, u32 y_stride, const f32* x, u32 x_stride, u32 rows, u32 width);
-KERNEL f32_to_f16(u16* y, u32 y_stride, const f32* x, u32 x_stride, u32 rows, u32 width);
+KERNEL f16_to_bf16(u16* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width);
 // R over [rows, width].
 KERNEL bf16_to_f32(f32* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width);
 KERNEL f16_to_f32(f32* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width);
-KERNEL f16_to_bf16(u16* y, u32 y_stride, const u16* x, u32 x_stride, u32 rows, u32 width);
 // bitsandbytes' blocks: element i is values[code] · scales[i / block]. Two NF4 codes share a byte, the first in the
 // high half; NF4's 16 values are in the kernel. E.
 BLOCK_KERNEL nf4_to_bf16(u16* y, const u8* codes, const f32* scales, u64 n, u32 block);
 BLOCK_KERNEL nf4_to_f32(f32* y, const u8* codes, const f32* scales, u64 n, u32 block);
-KERNEL int8_to_bf16(u16* y, const u8* codes, const f32* values, const f32* scales, u64 n, u32 block);
 KERNEL int8_to_f32(f32* y, const u8* codes, const f32* values, const f32* scales, u64 n, u32 block);
 // LLM.int8: q[i, j] · scales[i] / 127. R.
 KERNEL int8_rows_to_bf16(u16* y, const i8* q, const f32* scales, u32 rows, u32 width);
 KERNEL int8_rows_to_f32(f32* y, const i8* q, const f32* scales, u32 rows, u32 width);
-// The nearest of NF4's values for each element of a block of 64. Grid min(ceil(n / 512), 65536), block (32, 8): a warp
-// per block. x as f32, or as bf16.
-BLOCK_KERNEL f32_to_nf4(u8* codes, f32* scales, const f32* x, u64 n);
-BLOCK_KERNEL bf16_to_nf4(u8* codes, f32* scales, const u16* x, u64 n);
 
 // ---- experts.cu
 // probabilities become their softmax; chosen[row, per_row] experts, the likeliest first, and their weights. W.

@@ -1,5 +1,6 @@
 //! Arguments and sizes of launches; `kernels.h` says which a kernel has.
 
+use super::allocation::{Allocation, Work};
 use super::stream::Stream;
 use crate::{Error, Result};
 use std::ffi::CStr;
@@ -9,63 +10,95 @@ use std::ffi::CStr;
 pub(super) struct Arguments {
     words: Vec<u64>,
     starts: Vec<usize>,
+    /// A size of more than 32 bits, which no kernel takes.
+    too_large: Option<usize>,
 }
 
 /// A value that a kernel takes.
 pub(super) trait Argument {
-    fn put(self, words: &mut Vec<u64>);
+    fn put(self, to: &mut Arguments);
 }
 
 /// An address, or a number of 64 bits.
 impl Argument for u64 {
-    fn put(self, words: &mut Vec<u64>) {
-        words.push(self);
+    fn put(self, to: &mut Arguments) {
+        to.words.push(self);
     }
 }
 
 impl Argument for u32 {
-    fn put(self, words: &mut Vec<u64>) {
-        words.push(u64::from(self));
+    fn put(self, to: &mut Arguments) {
+        u64::from(self).put(to);
+    }
+}
+
+/// Rows, columns or a stride: a number of 32 bits.
+impl Argument for usize {
+    fn put(self, to: &mut Arguments) {
+        match u32::try_from(self) {
+            Ok(n) => n.put(to),
+            Err(_) => to.too_large = Some(self),
+        }
     }
 }
 
 impl Argument for bool {
-    fn put(self, words: &mut Vec<u64>) {
-        u32::from(self).put(words);
+    fn put(self, to: &mut Arguments) {
+        u32::from(self).put(to);
     }
 }
 
 impl Argument for f32 {
-    fn put(self, words: &mut Vec<u64>) {
-        self.to_bits().put(words);
+    fn put(self, to: &mut Arguments) {
+        self.to_bits().put(to);
     }
 }
 
 impl Argument for f64 {
-    fn put(self, words: &mut Vec<u64>) {
-        words.push(self.to_bits());
+    fn put(self, to: &mut Arguments) {
+        self.to_bits().put(to);
+    }
+}
+
+/// Where it begins.
+impl Argument for &Work {
+    fn put(self, to: &mut Arguments) {
+        self.address().put(to);
+    }
+}
+
+/// Where it begins.
+impl Argument for &Allocation {
+    fn put(self, to: &mut Arguments) {
+        self.address().put(to);
     }
 }
 
 /// A structure of eight words.
 impl Argument for [u64; 8] {
-    fn put(self, words: &mut Vec<u64>) {
-        words.extend(self);
+    fn put(self, to: &mut Arguments) {
+        to.words.extend(self);
     }
 }
 
 impl Arguments {
     pub(super) fn add(mut self, argument: impl Argument) -> Arguments {
         self.starts.push(self.words.len());
-        argument.put(&mut self.words);
+        argument.put(&mut self);
         self
     }
 
     /// Launches a kernel with them. A grid without blocks has nothing to do: operands may be empty.
     ///
+    /// # Errors
+    /// [`Error::Operands`] for a size of more than 32 bits.
+    ///
     /// # Safety
     /// They are those of the kernel, whose addresses have the elements that it touches.
     pub(super) unsafe fn launch(self, stream: &Stream, kernel: &'static CStr, size: Size) -> Result<()> {
+        if let Some(n) = self.too_large {
+            return Err(too_large(n));
+        }
         if size.grid.contains(&0) {
             return Ok(());
         }
@@ -111,6 +144,11 @@ impl Size {
         Size::new([pieces(width, 128, 256), pieces(rows, 8, 65535), 1], [32, 8, 1])
     }
 
+    /// As [`Size::matrix`], of random numbers, of which a group of 32 columns has eight counters.
+    pub(super) fn draws(rows: usize, width: usize) -> Size {
+        Size::matrix(rows, width.div_ceil(32) * 8)
+    }
+
     /// `W` of kernels.h.
     pub(super) fn rows(rows: usize) -> Size {
         Size::new([pieces(rows, 8, 65536), 1, 1], [32, 8, 1])
@@ -144,10 +182,14 @@ pub(super) fn pair(low: u32, high: u32) -> u64 {
 /// # Errors
 /// [`Error::Operands`] for one of more than 32 bits.
 pub(super) fn small(n: usize) -> Result<u32> {
-    u32::try_from(n).map_err(|_| Error::Operands {
+    u32::try_from(n).map_err(|_| too_large(n))
+}
+
+fn too_large(n: usize) -> Error {
+    Error::Operands {
         operation: "launch",
         message: format!("{n} rows or columns are more than a kernel takes"),
-    })
+    }
 }
 
 /// Launches a kernel with arguments.

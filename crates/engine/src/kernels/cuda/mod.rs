@@ -21,6 +21,7 @@ mod grouped;
 mod images;
 mod launch;
 pub mod nccl;
+mod norms;
 mod nvidia;
 mod optimizers;
 mod packed;
@@ -306,9 +307,4 @@ fn lies_as(view: View) -> WeightType {
 fn only_products() -> Error {
     let message = "a tensor of which only products have the values".into();
     Error::Operands { operation: "memory", message }
-}
-
-/// The view of an absent operand, whose address is 0.
-fn or_none(view: Option<View>) -> View {
-    view.unwrap_or(View::planned(0, 0))
 }

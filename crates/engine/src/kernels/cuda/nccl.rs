@@ -8,20 +8,18 @@
 //! rank's share in a group: shares may have different sizes, nothing is copied, and both have one algorithm, the ring, whose
 //! order of sums follows from the cards and how they are connected.
 
+mod library;
+
 use super::driver::{Call, Move};
-use super::found::{Problem, can_load};
 use crate::collective::{Collective, Watch};
 use crate::{Error, Result};
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+pub(super) use library::Nccl;
+use library::{Code, Config, FLOAT, IN_PROGRESS, Id, SUCCESS, SUM};
+pub use library::{Version, version};
+use std::ffi::{c_int, c_void};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-/// The names of the library.
-const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
-/// The oldest version, whose communicators need not block.
-const OLDEST: (u32, u32) = (2, 14);
 
 /// How long the cards of all ranks may take to find each other: as ranks wait for each other at the start.
 const START: Duration = Duration::from_secs(300);
@@ -38,29 +36,6 @@ const LOOK: Duration = Duration::from_millis(20);
 /// for LL128, 0.5 for LL) for either neighbour of the ring.
 pub const OVERHEAD: u64 = 590 << 20;
 
-type Code = c_int;
-const SUCCESS: Code = 0;
-const IN_PROGRESS: Code = 7;
-/// `ncclFloat32` and `ncclSum`.
-const FLOAT: c_int = 7;
-const SUM: c_int = 0;
-
-/// `ncclUniqueId`: by it ranks find each other.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Id([u8; 128]);
-
-/// `ncclConfig_t` of version 2.14, which later ones read as such.
-#[repr(C)]
-struct Config {
-    size: usize,
-    magic: c_uint,
-    version: c_uint,
-    blocking: c_int,
-    /// Not of 2.14, where it is padding.
-    cga_cluster_size: c_int,
-}
-
 /// A communicator of NCCL's; null once it was aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Handle(*mut c_void);
@@ -76,192 +51,6 @@ pub(super) struct Stream(pub(super) *mut c_void);
 unsafe impl Send for Stream {}
 // SAFETY: as above.
 unsafe impl Sync for Stream {}
-
-/// Declares the functions of the library and looks them up.
-macro_rules! functions {
-    ($($name:ident = $symbol:literal: fn($($type:ty),*) -> $result:ty;)*) => {
-        /// The functions of the library.
-        pub(super) struct Nccl {
-            version: [u32; 3],
-            $($name: unsafe extern "C" fn($($type),*) -> $result,)*
-            /// Keeps the functions.
-            _library: libloading::Library,
-        }
-
-        impl Nccl {
-            /// # Safety
-            /// The file is NCCL, or has functions of its names and types.
-            unsafe fn look_up(library: libloading::Library) -> Result<Nccl, libloading::Error> {
-                // SAFETY: by the caller; types are those of `nccl.h`.
-                unsafe {
-                    $(let $name = *library.get(concat!($symbol, "\0").as_bytes())?;)*
-                    Ok(Nccl { version: [0; 3], $($name,)* _library: library })
-                }
-            }
-        }
-    };
-}
-
-functions! {
-    get_unique_id = "ncclGetUniqueId": fn(*mut Id) -> Code;
-    init = "ncclCommInitRankConfig": fn(*mut *mut c_void, c_int, Id, c_int, *mut Config) -> Code;
-    async_error = "ncclCommGetAsyncError": fn(*mut c_void, *mut Code) -> Code;
-    abort = "ncclCommAbort": fn(*mut c_void) -> Code;
-    finalize = "ncclCommFinalize": fn(*mut c_void) -> Code;
-    destroy = "ncclCommDestroy": fn(*mut c_void) -> Code;
-    error_string = "ncclGetErrorString": fn(Code) -> *const c_char;
-    last_error = "ncclGetLastError": fn(*mut c_void) -> *const c_char;
-    group_start = "ncclGroupStart": fn() -> Code;
-    group_end = "ncclGroupEnd": fn() -> Code;
-    reduce = "ncclReduce": fn(*const c_void, *mut c_void, usize, c_int, c_int, c_int, *mut c_void, *mut c_void) -> Code;
-    broadcast = "ncclBroadcast": fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, *mut c_void) -> Code;
-}
-
-impl std::fmt::Debug for Nccl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Nccl").field("version", &self.version).finish_non_exhaustive()
-    }
-}
-
-/// The library of this machine; looked for once.
-fn found() -> &'static Result<Arc<Nccl>, Problem> {
-    static FOUND: OnceLock<Result<Arc<Nccl>, Problem>> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let mut said = String::new();
-        for name in NAMES {
-            if !can_load() {
-                break;
-            }
-            // SAFETY: a library of this name is NCCL.
-            match unsafe { Nccl::open(Path::new(name)) } {
-                Ok(nccl) => return Ok(Arc::new(nccl)),
-                Err(Absent::NotLoaded(error)) => said = error,
-                Err(Absent::Unfit(problem)) => return Err(problem),
-            }
-        }
-        // Where the file is there and another that it needs is not.
-        let why = if said.starts_with("libnccl.so") || said.is_empty() { String::new() } else { format!(" ({said})") };
-        Err(Problem::new(
-            format!("NCCL is missing: libnccl.so.2 was not found{why}"),
-            "ranks on cards exchange gradients by it: install it with CUDA (package libnccl2), or by `pip install \
-             nvidia-nccl-cu12` (for CUDA 13 nvidia-nccl-cu13) with the folder of its libnccl.so.2 in LD_LIBRARY_PATH",
-        ))
-    })
-}
-
-/// The version of NCCL that ranks on cards of this machine use.
-///
-/// # Errors
-/// Why there is none, with the remedy.
-pub fn version() -> Result<[u32; 3], Problem> {
-    found().as_ref().map(|nccl| nccl.version).map_err(Clone::clone)
-}
-
-/// What the system says of a library.
-fn reason(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
-}
-
-/// Why a library is not used.
-enum Absent {
-    NotLoaded(String),
-    Unfit(Problem),
-}
-
-impl Nccl {
-    /// The library of this machine.
-    pub(super) fn found() -> Result<Arc<Nccl>> {
-        Ok(found().clone()?)
-    }
-
-    /// A library of tests.
-    ///
-    /// # Safety
-    /// The file has functions of NCCL's names and types.
-    pub(super) unsafe fn load(path: &Path) -> Result<Arc<Nccl>> {
-        // SAFETY: by the caller.
-        match unsafe { Nccl::open(path) } {
-            Ok(nccl) => Ok(Arc::new(nccl)),
-            Err(Absent::Unfit(problem)) => Err(problem.into()),
-            Err(Absent::NotLoaded(message)) => Err(Error::Device { message, help: String::new() }),
-        }
-    }
-
-    /// # Safety
-    /// As [`Nccl::load`].
-    unsafe fn open(path: &Path) -> Result<Nccl, Absent> {
-        // SAFETY: loading the library runs its initialisers, as any program that uses NCCL does.
-        let library = unsafe { libloading::Library::new(path) }.map_err(|e| Absent::NotLoaded(reason(&e)))?;
-        let mut number = 0;
-        // SAFETY: the function has been there in all versions; it writes one number.
-        let known = unsafe {
-            library
-                .get::<unsafe extern "C" fn(*mut c_int) -> Code>(b"ncclGetVersion\0")
-                .map(|f| f(&mut number))
-        };
-        let version = parse_version(number);
-        if known.is_ok() && (version[0], version[1]) < OLDEST {
-            return Err(Absent::Unfit(old(version)));
-        }
-        // SAFETY: by the caller.
-        let nccl = unsafe { Nccl::look_up(library) }.map_err(|error| {
-            let message = format!("{} is no NCCL that can be used: {}", path.display(), reason(&error));
-            Absent::Unfit(Problem::new(
-                message,
-                "install a newer NCCL, as for the CUDA version that `suasion env` shows",
-            ))
-        })?;
-        Ok(Nccl { version, ..nccl })
-    }
-
-    /// What NCCL says of a failed call.
-    fn failure(&self, call: &str, comm: *mut c_void, code: Code) -> String {
-        // SAFETY: both return strings of the library's own, or null.
-        let [what, more] = unsafe { [(self.error_string)(code), (self.last_error)(comm)] }.map(|text| {
-            // SAFETY: as above.
-            let text =
-                (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
-            text.unwrap_or_default()
-        });
-        let what = what.split(" (run with").next().unwrap_or(&what);
-        match more.trim() {
-            "" => format!("NCCL's {call} failed: {what}"),
-            more => format!("NCCL's {call} failed: {what}: {more}"),
-        }
-    }
-
-    /// The state of what a communicator was last asked for.
-    ///
-    /// # Safety
-    /// `comm` is one, and no other thread uses it.
-    unsafe fn state(&self, comm: *mut c_void) -> Code {
-        let mut state = SUCCESS;
-        // SAFETY: by the caller.
-        match unsafe { (self.async_error)(comm, &mut state) } {
-            SUCCESS => state,
-            failed => failed,
-        }
-    }
-}
-
-/// `22005` is 2.20.5.
-fn parse_version(number: c_int) -> [u32; 3] {
-    let n = number.unsigned_abs();
-    // As NCCL_VERSION in nccl.h: until 2.8 a digit less.
-    if n < 10_000 { [n / 1000, n / 100 % 10, n % 100] } else { [n / 10_000, n / 100 % 100, n % 100] }
-}
-
-fn shown([major, minor, patch]: [u32; 3]) -> String {
-    format!("{major}.{minor}.{patch}")
-}
-
-fn old(version: [u32; 3]) -> Problem {
-    Problem::new(
-        format!("NCCL {} is too old: ranks on cards need {}.{} or later", shown(version), OLDEST.0, OLDEST.1),
-        "install a newer one: with CUDA (package libnccl2), or by `pip install nvidia-nccl-cu12` with the folder of its \
-         libnccl.so.2 first in LD_LIBRARY_PATH",
-    )
-}
 
 /// A rank's end of what connects the cards of all ranks.
 #[derive(Debug)]
@@ -320,7 +109,7 @@ impl Communicator {
         collective: &dyn Collective,
     ) -> Result<Communicator> {
         let (rank, ranks) = (collective.rank(), collective.ranks());
-        let mut hello = nccl.version.map(u32::to_le_bytes).concat();
+        let mut hello = nccl.version.0.map(u32::to_le_bytes).concat();
         if rank == 0 {
             let mut id = Id([0; 128]);
             // SAFETY: it writes an id.
@@ -337,7 +126,8 @@ impl Communicator {
                 let of = |hello: &[u8]| {
                     let words: Vec<u32> =
                         hello.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-                    <[u32; 3]>::try_from(words.get(..3).unwrap_or_default()).map_or("another".into(), shown)
+                    <[u32; 3]>::try_from(words.get(..3).unwrap_or_default())
+                        .map_or("another".into(), |words| Version(words).to_string())
                 };
                 return Err(Error::Device {
                     message: format!("rank {other} has NCCL {}, and rank 0 {}", of(theirs), of(&all[0])),
@@ -348,13 +138,7 @@ impl Communicator {
         let id = all[0].get(12..).and_then(|id| id.try_into().ok()).ok_or_else(|| Error::Collective {
             message: "rank 0 sent no id of NCCL's: the ranks are not in step".into(),
         })?;
-        let mut config = Config {
-            size: size_of::<Config>(),
-            magic: 0xcafe_beef,
-            version: 21400,
-            blocking: 0,
-            cga_cluster_size: c_int::MIN,
-        };
+        let mut config = Config::without_blocking();
         let mut comm = std::ptr::null_mut();
         let (number, count) =
             (c_int::try_from(rank).unwrap_or(c_int::MAX), c_int::try_from(ranks).unwrap_or(c_int::MAX));
@@ -562,18 +346,6 @@ impl Drop for Communicator {
 mod tests {
     use super::*;
 
-    #[test]
-    fn versions_are_those_of_the_header() {
-        for (number, version) in
-            [(2708, [2, 7, 8]), (21003, [2, 10, 3]), (22005, [2, 20, 5]), (23007, [2, 30, 7])]
-        {
-            assert_eq!(parse_version(number), version);
-        }
-        let problem = old([2, 10, 3]);
-        assert_eq!(problem.message, "NCCL 2.10.3 is too old: ranks on cards need 2.14 or later");
-        assert!(problem.help.contains("nvidia-nccl-cu12"));
-    }
-
     /// NVIDIA's own library, as far as it goes without a card.
     #[test]
     fn the_real_library_is_read_and_says_what_it_lacks() {
@@ -586,7 +358,7 @@ mod tests {
         };
         // SAFETY: it is NCCL.
         let nccl = unsafe { Nccl::load(&path) }.unwrap();
-        assert!(nccl.version >= [2, 14, 0], "{nccl:?}");
+        assert!(nccl.version >= Version([2, 14, 0]), "{nccl:?}");
         let mut ids = [Id([0; 128]); 2];
         // SAFETY: ids are written.
         assert!(ids.iter_mut().all(|id| unsafe { (nccl.get_unique_id)(id) } == SUCCESS));
@@ -608,10 +380,5 @@ mod tests {
         );
         assert!(message.contains("CUDA driver"), "{message}");
         assert!(error.help().unwrap().contains("NCCL_DEBUG=INFO"));
-    }
-
-    #[test]
-    fn the_configuration_is_that_of_nccl_2_14() {
-        assert_eq!((size_of::<Config>(), std::mem::offset_of!(Config, blocking)), (24, 16));
     }
 }

@@ -27,53 +27,33 @@ DEVICE void write_group(f32* y, const f32* x, f32 mean, f32 inverse, const f32* 
     store(y + j, left, a);
 }
 
-BLOCK_KERNEL rms_norm(f32* y, u32 y_stride, f32* stats, const f32* x, u32 x_stride, const f32* w, const f32* b,
-                      u32 groups, u32 per_row, u32 width, f32 eps, f32 offset) {
-    SHARED f32 cells[32];
-    Teams team = teams();
-    // Every thread of a block takes part in the sums of every round.
-    for (u64 round = (u64)blockIdx.x * blockDim.y; round < groups; round += team.step) {
-        u64 group = round + threadIdx.y;
-        bool mine = group < groups;
-        const f32* from = x + (mine ? group_at(group, per_row, x_stride, width) : 0);
-        f32 squares = 0;
-        if (mine)
-            for (u32 j = threadIdx.x * 4; j < width; j += blockDim.x * 4) {
-                Four a = load(from + j, width - j);
-#pragma unroll
-                for (int k = 0; k < 4; k++) squares += a.v[k] * a.v[k];
-            }
-        f32 inverse = 1.0f / sqrtf(team_sum(squares, cells) / (f32)width + eps);
-        if (!mine) continue;
-        f32* to = y + group_at(group, per_row, y_stride, width);
-        for (u32 j = threadIdx.x * 4; j < width; j += blockDim.x * 4)
-            write_group(to, from, 0.0f, inverse, w, offset, b, j, width - j);
-        if (threadIdx.x == 0) stats[group] = inverse;
-    }
-}
-
-BLOCK_KERNEL layer_norm(f32* y, u32 y_stride, f32* stats, const f32* x, u32 x_stride, const f32* w, const f32* b,
-                        u32 groups, u32 per_row, u32 width, f32 eps) {
-    SHARED f32 cells[32];
+// Every thread of a block takes part in the sums of every round.
+template <bool LAYER>
+DEVICE void norm(f32* y, u32 y_stride, f32* stats, const f32* x, u32 x_stride, const f32* w, const f32* b, u32 groups,
+                 u32 per_row, u32 width, f32 eps, f32 offset, f32* cells) {
     Teams team = teams();
     for (u64 round = (u64)blockIdx.x * blockDim.y; round < groups; round += team.step) {
         u64 group = round + threadIdx.y;
         bool mine = group < groups;
         const f32* from = x + (mine ? group_at(group, per_row, x_stride, width) : 0);
-        f32 sum = 0;
-        if (mine)
-            for (u32 j = threadIdx.x * 4; j < width; j += blockDim.x * 4) {
-                Four a = load(from + j, width - j);
+        f32 mean = 0, squares = 0;
+        if (LAYER) {
+            f32 sum = 0;
+            if (mine)
+                for (u32 j = threadIdx.x * 4; j < width; j += blockDim.x * 4) {
+                    Four a = load(from + j, width - j);
 #pragma unroll
-                for (int k = 0; k < 4; k++) sum += a.v[k];
-            }
-        f32 mean = team_sum(sum, cells) / (f32)width, squares = 0;
+                    for (int k = 0; k < 4; k++) sum += a.v[k];
+                }
+            mean = team_sum(sum, cells) / (f32)width;
+        }
         if (mine)
             for (u32 j = threadIdx.x * 4; j < width; j += blockDim.x * 4) {
                 Four a = load(from + j, width - j);
 #pragma unroll
                 for (u32 k = 0; k < 4; k++) {
-                    f32 off = j + k < width ? a.v[k] - mean : 0.0f;
+                    // What is not there is 0.
+                    f32 off = !LAYER ? a.v[k] : j + k < width ? a.v[k] - mean : 0.0f;
                     squares += off * off;
                 }
             }
@@ -81,9 +61,23 @@ BLOCK_KERNEL layer_norm(f32* y, u32 y_stride, f32* stats, const f32* x, u32 x_st
         if (!mine) continue;
         f32* to = y + group_at(group, per_row, y_stride, width);
         for (u32 j = threadIdx.x * 4; j < width; j += blockDim.x * 4)
-            write_group(to, from, mean, inverse, w, 0.0f, b, j, width - j);
-        if (threadIdx.x == 0) stats[2 * group] = mean, stats[2 * group + 1] = inverse;
+            write_group(to, from, mean, inverse, w, offset, b, j, width - j);
+        if (threadIdx.x != 0) continue;
+        if (LAYER) stats[2 * group] = mean, stats[2 * group + 1] = inverse;
+        else stats[group] = inverse;
     }
+}
+
+BLOCK_KERNEL rms_norm(f32* y, u32 y_stride, f32* stats, const f32* x, u32 x_stride, const f32* w, const f32* b,
+                      u32 groups, u32 per_row, u32 width, f32 eps, f32 offset) {
+    SHARED f32 cells[32];
+    norm<false>(y, y_stride, stats, x, x_stride, w, b, groups, per_row, width, eps, offset, cells);
+}
+
+BLOCK_KERNEL layer_norm(f32* y, u32 y_stride, f32* stats, const f32* x, u32 x_stride, const f32* w, const f32* b,
+                        u32 groups, u32 per_row, u32 width, f32 eps) {
+    SHARED f32 cells[32];
+    norm<true>(y, y_stride, stats, x, x_stride, w, b, groups, per_row, width, eps, 0.0f, cells);
 }
 
 KERNEL norm_again(f32* y, u32 y_stride, const f32* stats, const f32* x, u32 x_stride, const f32* w, const f32* b,

@@ -109,26 +109,17 @@ BLOCK_KERNEL adafactor_rows(f32* rows, const f32* g, u32 height, u32 width, f32 
 
 BLOCK_KERNEL adafactor_columns(f32* sums, const f32* g, u32 height, u32 width, u32 chunk, f32 scale) {
     SHARED f32 cells[8][33];
-    u32 j = blockIdx.x * 32 + threadIdx.x;
-    u64 first = (u64)blockIdx.y * chunk, end = smaller(first + chunk, (u64)height);
-    f32 sum = 0;
-    if (j < width)
-        for (u64 r = first + threadIdx.y; r < end; r += 8) {
-            f32 x = g[r * width + j] * scale;
-            sum += x * x + ADAFACTOR_EPS;
-        }
-    sum = over_warps(sum, cells);
-    if (threadIdx.y == 0 && j < width) sums[(u64)blockIdx.y * width + j] = sum;
+    chunk_sums(sums, height, width, chunk, cells, [&](u64 r, u32 j) {
+        f32 x = g[r * width + j] * scale;
+        return x * x + ADAFACTOR_EPS;
+    });
 }
 
 BLOCK_KERNEL adafactor_blend(f32* columns, const f32* sums, u32 chunks, u32 height, u32 width, f32 beta2) {
     SHARED f32 cells[8][33];
-    u32 j = blockIdx.x * 32 + threadIdx.x;
-    f32 sum = 0;
-    if (j < width)
-        for (u64 c = threadIdx.y; c < chunks; c += 8) sum += sums[c * width + j];
-    sum = over_warps(sum, cells);
-    if (threadIdx.y == 0 && j < width) columns[j] = beta2 * columns[j] + (1.0f - beta2) * (sum / (f32)height);
+    sum_chunks(sums, chunks, width, cells, [&](u32 j, f32 sum) {
+        columns[j] = beta2 * columns[j] + (1.0f - beta2) * (sum / (f32)height);
+    });
 }
 
 BLOCK_KERNEL adafactor_mean(f64* scalars, const f32* rows, u32 height) {

@@ -2,11 +2,12 @@
 
 use super::allocation::Allocation;
 use super::copies::Run;
-use super::launch::{Size, launch, small};
-use super::{Cuda, as_bytes, or_none};
+use super::launch::{Size, launch};
+use super::{Cuda, as_bytes};
 use crate::Result;
+use crate::kernels::check::{self, or_none};
 use crate::kernels::quantised::{self, BLOCK};
-use crate::kernels::{Adafactor, AdamW, Bytes, Sgd, View, check};
+use crate::kernels::{Adafactor, AdamW, Bytes, Sgd, View};
 
 impl Cuda {
     /// `Σ x²`; waits.
@@ -27,7 +28,6 @@ impl Cuda {
     }
 
     pub(super) fn step_adamw(&self, step: AdamW, p: View, g: View, m: View, v: View) -> Result<()> {
-        check::apart(&[p, m, v], &[g])?;
         let runs = self.runs(p)?;
         let ([m, v], [p, g]) = self.addresses([m, v], [p, g])?;
         let s = step.scalars();
@@ -65,7 +65,6 @@ impl Cuda {
         codes: [Bytes; 2],
         scales: [View; 2],
     ) -> Result<()> {
-        check::apart(&[p, scales[0], scales[1]], &[g])?;
         let (copy, n) = (self.copy_of_all(p)?, p.len());
         let ([m_scales, v_scales], [p, g]) = self.addresses(scales, [p, g])?;
         let (m_codes, v_codes) = (self.bytes(codes[0])?, self.bytes(codes[1])?);
@@ -90,26 +89,23 @@ impl Cuda {
         rows: View,
         columns: View,
     ) -> Result<()> {
-        check::apart(&[p, rows, columns], &[g])?;
-        let (copy, tall, wide) = (self.copy_of_all(p)?, p.rows(), p.width());
+        let (copy, height, width) = (self.copy_of_all(p)?, p.rows(), p.width());
         let ([rows, columns], [p, g]) = self.addresses([rows, columns], [p, g])?;
-        let (height, width, scale) = (small(tall)?, small(wide)?, step.gradient_scale);
-        let beta2 = step.beta2() as f32;
-        let (by_columns, chunk, chunks) = Size::columns(tall, wide);
-        let sums = self.floats(chunks * wide)?;
+        let (beta2, scale) = (step.beta2() as f32, step.gradient_scale);
+        let (by_columns, chunk, chunks) = Size::columns(height, width);
+        let sums = self.floats(chunks * width)?;
         let numbers = self.work(8 * (256 + 2))?;
         let (scalars, partial) = (numbers.address(), numbers.address() + 16);
-        let (chunk, chunks) = (small(chunk)?, small(chunks)?);
-        launch!(self, c"adafactor_rows", Size::rows(tall), [rows, g, height, width, beta2, scale])?;
-        launch!(self, c"adafactor_columns", by_columns, [sums.address(), g, height, width, chunk, scale])?;
+        launch!(self, c"adafactor_rows", Size::rows(height), [rows, g, height, width, beta2, scale])?;
+        launch!(self, c"adafactor_columns", by_columns, [&sums, g, height, width, chunk, scale])?;
         launch!(
             self,
             c"adafactor_blend",
-            Size::partials(wide),
-            [columns, sums.address(), chunks, height, width, beta2]
+            Size::partials(width),
+            [columns, &sums, chunks, height, width, beta2]
         )?;
         launch!(self, c"adafactor_mean", Size::blocks(1, 256), [scalars, rows, height])?;
-        let size = Size::of(tall, 8, 256, [32, 8, 1]);
+        let size = Size::of(height, 8, 256, [32, 8, 1]);
         launch!(
             self,
             c"adafactor_squares",
@@ -121,13 +117,12 @@ impl Cuda {
         launch!(
             self,
             c"adafactor_apply",
-            Size::matrix(tall, wide),
+            Size::matrix(height, width),
             [p, copy, g, rows, columns, scalars, height, width, keep, step.lr, scale]
         )
     }
 
     pub(super) fn step_adafactor_vector(&self, step: Adafactor, p: View, g: View, v: View) -> Result<()> {
-        check::apart(&[p, v], &[g])?;
         let (copy, n) = (self.copy_of_all(p)?, p.len());
         let ([v], [p, g]) = self.addresses([v], [p, g])?;
         let numbers = self.work(8 * (256 + 2))?;
@@ -146,7 +141,6 @@ impl Cuda {
     }
 
     pub(super) fn step_sgd(&self, step: Sgd, p: View, g: View, m: Option<View>) -> Result<()> {
-        check::apart(&[p, or_none(m)], &[g])?;
         let runs = self.runs(p)?;
         let ([m], [p, g]) = self.addresses([or_none(m)], [p, g])?;
         let (rate, momentum, decay) = (step.lr as f32, step.momentum as f32, step.weight_decay as f32);

@@ -1,7 +1,7 @@
 //! Matrices in 4 or 8 bits: in the card's memory as they are packed, and unpacked one at a time for a product.
 
 use super::allocation::{Allocation, Work};
-use super::launch::{Size, launch, small};
+use super::launch::{Size, launch};
 use super::{Cuda, as_bytes};
 use crate::dtype::Packing;
 use crate::kernels::packed::{Packed, Scales};
@@ -66,19 +66,12 @@ impl Cuda {
             DeviceScales::Rows(scales) => {
                 let rows = len / packed.width;
                 let to = memory(len)?;
-                let arguments = (
-                    to.address(),
-                    packed.codes.address() + start as u64,
-                    scales.address() + 4 * (start / packed.width) as u64,
-                );
-                let (to_at, codes, scales) = arguments;
-                let (count, width) = (small(rows)?, small(packed.width)?);
+                let codes = packed.codes.address() + start as u64;
+                let scales = scales.address() + 4 * (start / packed.width) as u64;
+                let kernel = if bf16 { c"int8_rows_to_bf16" } else { c"int8_rows_to_f32" };
                 let size = Size::matrix(rows, packed.width);
-                match bf16 {
-                    true => launch!(self, c"int8_rows_to_bf16", size, [to_at, codes, scales, count, width])?,
-                    false => launch!(self, c"int8_rows_to_f32", size, [to_at, codes, scales, count, width])?,
-                }
-                return Ok((to_at, to));
+                launch!(self, kernel, size, [&to, codes, scales, rows, packed.width])?;
+                return Ok((to.address(), to));
             }
             DeviceScales::Blocks(_) => Packing::BLOCK,
             DeviceScales::Nested { .. } => Packing::BLOCK * quantised::BLOCK,
@@ -100,17 +93,10 @@ impl Cuda {
             }
             (DeviceScales::Nested { .. }, None) => unreachable!("nested scales were just unpacked"),
         };
-        let (to_at, codes) = (to.address(), packed.codes.address() + (first / 2) as u64);
-        let (elements, block) = (n as u64, Packing::BLOCK as u32);
-        match bf16 {
-            true => {
-                launch!(self, c"nf4_to_bf16", Size::elements(n), [to_at, codes, scales, elements, block])?
-            }
-            false => {
-                launch!(self, c"nf4_to_f32", Size::elements(n), [to_at, codes, scales, elements, block])?
-            }
-        }
-        Ok((to_at + ((start - first) * size) as u64, to))
+        let codes = packed.codes.address() + (first / 2) as u64;
+        let kernel = if bf16 { c"nf4_to_bf16" } else { c"nf4_to_f32" };
+        launch!(self, kernel, Size::elements(n), [&to, codes, scales, n as u64, Packing::BLOCK])?;
+        Ok((to.address() + ((start - first) * size) as u64, to))
     }
 
     /// The largest magnitudes of blocks whose scales are nested.
@@ -128,12 +114,12 @@ impl Cuda {
             message: "the values of nested scales are not on the card".into(),
         })?;
         let (to, offsets) = (self.floats(blocks)?, self.floats(blocks)?);
-        let (at, n, size) = (to.address(), blocks as u64, Size::elements(blocks));
+        let (n, size) = (blocks as u64, Size::elements(blocks));
         let codes = codes.address() + first as u64;
         let scales = scales.address() + 4 * (first / quantised::BLOCK) as u64;
-        launch!(self, c"int8_to_f32", size, [at, codes, values, scales, n, quantised::BLOCK as u32])?;
-        launch!(self, c"fill", size, [offsets.address(), n, offset])?;
-        launch!(self, c"add", size, [at, offsets.address(), n])?;
+        launch!(self, c"int8_to_f32", size, [&to, codes, values, scales, n, quantised::BLOCK])?;
+        launch!(self, c"fill", size, [&offsets, n, offset])?;
+        launch!(self, c"add", size, [&to, &offsets, n])?;
         Ok(to)
     }
 }

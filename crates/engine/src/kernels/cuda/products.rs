@@ -3,7 +3,7 @@
 use super::allocation::Work;
 use super::copies::PAD;
 use super::driver::{Factor, Factors, Product};
-use super::launch::{Arguments, Size, small};
+use super::launch::{Size, launch};
 use super::{Cuda, Precision, lies_as};
 use crate::Result;
 use crate::dtype::WeightType;
@@ -73,17 +73,15 @@ impl Cuda {
 
     /// The sum of no terms.
     fn empty_product(&self, c: View, accumulate: bool, bias: Option<View>) -> Result<()> {
-        let (to, rows, width) = (self.target(c)?, small(c.rows())?, small(c.width())?);
-        let size = Size::matrix(c.rows(), c.width());
+        let (to, rows, width) = (self.target(c)?, c.rows(), c.width());
         if !accumulate {
             for row in 0..c.rows() {
                 self.zero(c.row_range(row..row + 1))?;
             }
         }
         let Some(bias) = bias else { return Ok(()) };
-        let arguments = Arguments::default().add(to).add(small(c.stride())?).add(self.source(bias)?);
-        // SAFETY: `check` has compared the sizes.
-        unsafe { arguments.add(rows).add(width).launch(&self.driver, c"add_row", size) }
+        let bias = self.source(bias)?;
+        launch!(self, c"add_row", Size::matrix(rows, width), [to, c.stride(), bias, rows, width])
     }
 
     /// A matrix as a factor.
@@ -122,10 +120,7 @@ impl Cuda {
         let padded = width.next_multiple_of(pad);
         let memory = self.work(rows.saturating_mul(padded).saturating_mul(bytes))?;
         let address = memory.address();
-        let arguments = Arguments::default().add(address).add(small(padded)?).add(from).add(small(stride)?);
-        let size = Size::matrix(rows, padded);
-        // SAFETY: the view is inside its memory, and `memory` has a row of `padded` for each of its rows.
-        unsafe { arguments.add(small(rows)?).add(small(width)?).launch(&self.driver, kernel, size)? };
+        launch!(self, kernel, Size::matrix(rows, padded), [address, padded, from, stride, rows, width])?;
         Ok(Held { factor: Factor { address, stride: padded, transposed }, _memory: Some(memory) })
     }
 }
