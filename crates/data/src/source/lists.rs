@@ -436,6 +436,7 @@ mod tests {
     use super::super::arrow_json::fields;
     use super::*;
     use arrow_array::builder::{GenericListBuilder, PrimitiveBuilder};
+    use arrow_array::types::{ArrowPrimitiveType, Int32Type, Int64Type};
     use arrow_array::{Array, RecordBatch};
     use arrow_schema::Schema;
     use parquet::arrow::ArrowWriter;
@@ -460,11 +461,12 @@ mod tests {
         null: usize,
     ) -> (Field, ArrayRef)
     where
-        A::Native: TryFrom<i32>,
+        A::Native: TryFrom<i64>,
     {
         let item = Field::new("item", A::DATA_TYPE, null > 0 || random.below(2) == 0);
         let mut lists = GenericListBuilder::<O, _>::new(PrimitiveBuilder::<A>::new()).with_field(item);
         let longest = [2, 9, 40, 300][random.below(4)];
+        let large = A::DATA_TYPE == DataType::Int64 && random.below(2) == 0;
         let is_null = |random: &mut Random| null > 0 && random.below(null) == 0;
         for _ in 0..300 {
             if is_null(random) {
@@ -472,7 +474,9 @@ mod tests {
                 continue;
             }
             for _ in 0..random.below(longest) {
-                let value = A::Native::try_from(random.below(1 << 30) as i32).ok();
+                // Of 32 bits, or now and then of more.
+                let bits = if large && random.below(500) == 0 { 20 } else { 0 };
+                let value = A::Native::try_from((random.below(1 << 30) as i64) << bits).ok();
                 lists.values().append_option(value.filter(|_| !is_null(random)));
             }
             lists.append(true);
@@ -484,7 +488,7 @@ mod tests {
 
     #[test]
     fn lists_are_those_of_the_general_reader() {
-        let (mut random, mut narrowed, mut compared) = (Random(0), false, 0);
+        let (mut random, mut columns, mut narrowed, mut wide) = (Random(0), 0, 0, 0);
         for i in 0..120 {
             let null = [0, 0, 4][i % 3];
             let (field, written) = match i % 4 {
@@ -515,11 +519,12 @@ mod tests {
             let Some(mut next) = lists(file, metadata.metadata(), 0, metadata.schema().field(0)) else {
                 continue;
             };
-            compared += 1;
+            columns += 1;
             for expected in batches {
                 let read = next(batch).unwrap();
                 let narrow = read.data_type() != expected.column(0).data_type();
-                narrowed |= narrow;
+                narrowed += usize::from(narrow);
+                wide += usize::from(i % 2 == 1 && !narrow);
                 if !narrow {
                     assert_eq!(&read, expected.column(0), "column {i}");
                 }
@@ -531,6 +536,6 @@ mod tests {
             }
             assert!(next(batch).unwrap().is_empty());
         }
-        assert!(narrowed && compared > 60, "{compared}");
+        assert!(columns > 60 && narrowed > 20 && wide > 20, "{columns} {narrowed} {wide}");
     }
 }
