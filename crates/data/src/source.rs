@@ -25,6 +25,7 @@ mod hybrid;
 mod json;
 mod lenient;
 mod lists;
+mod numbers;
 mod parquet;
 mod raw;
 mod record;

@@ -209,6 +209,34 @@ fn an_iterator_that_is_dropped_ends_its_reader() {
     assert!(bytes.load(Ordering::Relaxed) < size);
 }
 
+#[test]
+fn rows_in_brief_have_the_findings_of_all_and_the_tokens_of_some() {
+    let s = Scratch::new();
+    let path = s.file("mixed.jsonl", mixed_rows(400));
+    let pipeline = Pipeline { keep_text: true, ..pipeline_of(Some(&byte_tokenizer(false)), &skipping()) };
+    let whole = |row: u64| row % 7 == 3;
+    let mut rows = pipeline.rows(Source::open(&path).unwrap()).unwrap();
+    let mut brief = pipeline.rows_in_brief(Source::open(&path).unwrap(), whole).unwrap();
+    let (mut with, mut without) = (0, 0);
+    while let Some(row) = rows.next() {
+        let (row, brief) = (row.unwrap(), brief.next().unwrap().unwrap());
+        assert_eq!((row.id(), row.findings()), (brief.id(), brief.findings()));
+        match (&row, &brief) {
+            (Outcome::Kept(row), Outcome::Kept(brief)) if whole(row.sample.id.row) => {
+                assert_eq!(row, brief);
+                with += 1;
+            }
+            (Outcome::Kept(row), Outcome::Kept(brief)) => {
+                assert!(!row.sample.is_empty() && brief.sample.is_empty() && brief.text.is_none());
+                without += 1;
+            }
+            _ => assert_eq!(format!("{row:?}"), format!("{brief:?}")),
+        }
+    }
+    assert!(brief.next().is_none() && with > 20 && without > 200, "{with} {without}");
+    assert_eq!(rows.summary(), brief.summary());
+}
+
 /// Rows given one by one, as JSON objects or as pairs, become what they become in a file.
 #[test]
 fn single_rows_become_what_they_become_in_a_file() {

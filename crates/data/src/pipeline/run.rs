@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Rows in one chunk, which is one thread's task: enough that handing it over costs nothing.
-const CHUNK_ROWS: usize = 256;
+const CHUNK_ROWS: usize = 64;
 
 /// Bytes in one chunk, unless one row has more.
 const CHUNK_BYTES: usize = 1 << 20;

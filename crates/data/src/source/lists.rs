@@ -5,8 +5,9 @@
 //! Levels are explained at <https://parquet.apache.org/docs/file-format/nestedencoding/>.
 
 use super::hybrid::Hybrid;
-use arrow_array::{Array, ArrayRef, GenericListArray, Int32Array, Int64Array, OffsetSizeTrait};
-use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
+use super::numbers::{Numbers, Present};
+use arrow_array::{Array, ArrayRef, GenericListArray, OffsetSizeTrait};
+use arrow_buffer::{Buffer, OffsetBuffer};
 use arrow_schema::{DataType, Field, FieldRef};
 use memchr::memchr_iter;
 use parquet::basic::{Encoding, Type};
@@ -108,25 +109,6 @@ struct Batch {
     items: Present,
 }
 
-/// A flag for each of some values; none as long as all are there.
-#[derive(Default)]
-struct Present(Vec<bool>);
-
-impl Present {
-    /// The value with this index, and none before it that is not noted, is null.
-    fn null(&mut self, index: usize) {
-        self.0.resize(index, true);
-        self.0.push(false);
-    }
-
-    fn nulls(mut self, n: usize) -> Option<NullBuffer> {
-        (!self.0.is_empty()).then(|| {
-            self.0.resize(n, true);
-            NullBuffer::from(self.0)
-        })
-    }
-}
-
 impl Batch {
     fn array<O: OffsetSizeTrait>(self, item: &Field) -> Result<ArrayRef> {
         let Batch { mut starts, lists, numbers, items } = self;
@@ -134,87 +116,11 @@ impl Batch {
         starts.push(n);
         let offsets: Option<Vec<O>> = starts.into_iter().map(O::from_usize).collect();
         let offsets = offsets.ok_or_else(|| fault("a list is too long for its type"))?;
-        let nulls = items.nulls(n);
-        let items: ArrayRef = match numbers {
-            Numbers::Narrow(numbers) => Arc::new(Int32Array::new(numbers.into(), nulls)),
-            Numbers::Wide(numbers) => Arc::new(Int64Array::new(numbers.into(), nulls)),
-        };
+        let items = numbers.array(items.nulls(n));
         let item = Arc::new(item.clone().with_data_type(items.data_type().clone()));
         let lists =
             GenericListArray::try_new(item, OffsetBuffer::new(offsets.into()), items, lists.nulls(rows))?;
         Ok(Arc::new(lists))
-    }
-}
-
-/// Numbers, of 32 bits as long as all of them fit.
-enum Numbers {
-    Narrow(Vec<i32>),
-    Wide(Vec<i64>),
-}
-
-impl Default for Numbers {
-    fn default() -> Numbers {
-        Numbers::with_capacity(0)
-    }
-}
-
-impl Numbers {
-    fn with_capacity(n: usize) -> Numbers {
-        Numbers::Narrow(Vec::with_capacity(n))
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Numbers::Narrow(numbers) => numbers.len(),
-            Numbers::Wide(numbers) => numbers.len(),
-        }
-    }
-
-    fn get(&self, i: usize) -> Option<i64> {
-        match self {
-            Numbers::Narrow(numbers) => numbers.get(i).copied().map(i64::from),
-            Numbers::Wide(numbers) => numbers.get(i).copied(),
-        }
-    }
-
-    /// Adds a number `count` times.
-    fn add(&mut self, number: i64, count: usize) {
-        match (&mut *self, i32::try_from(number)) {
-            (Numbers::Narrow(numbers), Ok(number)) => numbers.resize(numbers.len() + count, number),
-            (Numbers::Wide(numbers), _) => numbers.resize(numbers.len() + count, number),
-            (Numbers::Narrow(_), Err(_)) => {
-                self.widen();
-                self.add(number, count);
-            }
-        }
-    }
-
-    /// Adds numbers as they are stored, of so many bytes each.
-    fn extend(&mut self, stored: &[u8], bytes: usize) {
-        let small = || stored.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes));
-        let large = || stored.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
-        match self {
-            Numbers::Narrow(numbers) if bytes == 4 => numbers.extend(small()),
-            Numbers::Wide(numbers) if bytes == 4 => numbers.extend(small().map(i64::from)),
-            Numbers::Wide(numbers) => numbers.extend(large()),
-            Numbers::Narrow(numbers) => {
-                // Moved up by 2^31, a number that fits has no high bits. A loop without a branch, so that the compiler
-                // makes vector instructions of it.
-                let high = |number: i64| number.wrapping_sub(i64::from(i32::MIN)) as u64 >> 32;
-                if large().fold(0, |bits, number| bits | high(number)) == 0 {
-                    numbers.extend(large().map(|number| number as i32));
-                } else {
-                    self.widen();
-                    self.extend(stored, bytes);
-                }
-            }
-        }
-    }
-
-    fn widen(&mut self) {
-        if let Numbers::Narrow(numbers) = self {
-            *self = Numbers::Wide(numbers.iter().map(|&number| i64::from(number)).collect());
-        }
     }
 }
 
