@@ -311,7 +311,10 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
             }
             write!(out, "{}", report::terminal::summary(&summary, &style))?;
             let headers = summary.headers.as_ref().map(|(user, answer)| (user.as_str(), answer.as_str()));
-            write!(out, "{}", advice(&summary, &firsts, maker(&source)?, headers, ui.width))?;
+            // Only advice about findings depends on the program.
+            let advised = summary.findings.values().any(|found| found.level > Level::Note);
+            let maker = if advised { maker(&source)? } else { None };
+            write!(out, "{}", advice(&summary, &firsts, maker, headers, ui.width))?;
             out.flush()?;
         }
     }

@@ -4,7 +4,7 @@
 //! Each column is hashed as a tree of streams: values, lengths and validity apart, so that batches can be appended.
 
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_array::{Array, ArrayRef, GenericListArray, OffsetSizeTrait, RecordBatch};
 use arrow_schema::{DataType, FieldRef};
 use blake3::{Hash, Hasher};
 use std::sync::Arc;
@@ -102,20 +102,8 @@ impl Stream {
             DataType::Binary => self.texts(array, |i| array.as_binary::<i32>().value(i)),
             DataType::LargeBinary => self.texts(array, |i| array.as_binary::<i64>().value(i)),
             DataType::BinaryView => self.texts(array, |i| array.as_binary_view().value(i)),
-            DataType::List(_) => {
-                let list = array.as_list::<i32>();
-                let ends = list.value_offsets();
-                self.lengths(ends.windows(2).map(|pair| (pair[1] - pair[0]) as u64));
-                let (from, to) = (ends[0] as usize, ends[array.len()] as usize);
-                self.child(0).add(&list.values().slice(from, to - from));
-            }
-            DataType::LargeList(_) => {
-                let list = array.as_list::<i64>();
-                let ends = list.value_offsets();
-                self.lengths(ends.windows(2).map(|pair| (pair[1] - pair[0]) as u64));
-                let (from, to) = (ends[0] as usize, ends[array.len()] as usize);
-                self.child(0).add(&list.values().slice(from, to - from));
-            }
+            DataType::List(_) => self.list(array.as_list::<i32>()),
+            DataType::LargeList(_) => self.list(array.as_list::<i64>()),
             DataType::FixedSizeList(..) => {
                 let list = array.as_fixed_size_list();
                 let length = list.value_length() as usize;
@@ -158,6 +146,13 @@ impl Stream {
             self.lengths.update(&(text.len() as u64).to_le_bytes());
             self.values.update(text);
         }
+    }
+
+    fn list<O: OffsetSizeTrait>(&mut self, list: &GenericListArray<O>) {
+        let ends = list.value_offsets();
+        self.lengths(ends.windows(2).map(|pair| (pair[1] - pair[0]).as_usize() as u64));
+        let (from, to) = (ends[0].as_usize(), ends[list.len()].as_usize());
+        self.child(0).add(&list.values().slice(from, to - from));
     }
 
     fn each(&mut self, array: &dyn Array, value: impl Fn(usize) -> ArrayRef) {
