@@ -103,7 +103,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// A path from the crate's root; `None` where the path leaves the crate or is local.
+    /// A path from the crate's root; `None` if the path leaves the crate or is local.
     fn absolute(&self, segments: &[String]) -> Option<Vec<String>> {
         let mut base = match segments.first()?.as_str() {
             "crate" => Vec::new(),

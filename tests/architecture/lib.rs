@@ -30,7 +30,7 @@ fn stated_orders() -> BTreeMap<String, Vec<String>> {
     orders
 }
 
-/// True where one of the two is the other's ancestor.
+/// True if one of the two is the other's ancestor.
 fn related(a: &str, b: &str) -> bool {
     let below =
         |child: &str, parent: &str| child.strip_prefix(parent).is_some_and(|rest| rest.starts_with('/'));

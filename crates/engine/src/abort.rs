@@ -6,7 +6,7 @@ use std::io;
 /// a message to stderr and ends with an exit code instead of a core dump.
 ///
 /// # Errors
-/// Where stderr is closed or the signal cannot be handled; then an abort is what it was.
+/// If stderr is closed or the signal cannot be handled; then an abort is what it was.
 #[cfg(unix)]
 pub fn on_abort(message: &'static str, code: i32) -> io::Result<()> {
     use signal_hook::{consts::SIGABRT, low_level};

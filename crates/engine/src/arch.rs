@@ -268,12 +268,12 @@ impl Architecture {
         self.blocks.iter().find_map(|block| Some(block.mlp.experts?.count))
     }
 
-    /// True where all rows choose experts in the last layer, and not only those that the loss needs.
+    /// True if all rows choose experts in the last layer, and not only those that the loss needs.
     pub(crate) fn balances_last(&self) -> bool {
         self.balance != 0.0 && self.blocks.last().is_some_and(|block| block.mlp.experts.is_some())
     }
 
-    /// True where training drops something.
+    /// True if training drops something.
     pub fn has_dropout(&self) -> bool {
         let of = |block: &Block| block.attention.dropout.max(block.residual_dropout);
         self.embedding.dropout > 0.0 || self.blocks.iter().any(|block| of(block) > 0.0)

@@ -141,7 +141,7 @@ impl Batch {
     /// The length of each token's sequence, a shared prefix being part of those that follow it.
     ///
     /// # Errors
-    /// [`Error::Batch`] where two sequences after one prefix are not `alike`, so that it would have to be
+    /// [`Error::Batch`] if two sequences after one prefix are not `alike`, so that it would have to be
     /// computed twice.
     pub(crate) fn lengths(&self, alike: impl Fn(usize, usize) -> bool) -> Result<Vec<usize>> {
         let end = |s: &Segment| self.positions[..s.own.end as usize].last().map_or(0, |p| *p as usize + 1);

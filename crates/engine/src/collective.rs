@@ -32,7 +32,7 @@ pub trait Collective {
     /// Sends a message to another rank. Messages from one rank to another arrive in their order.
     ///
     /// # Errors
-    /// [`Error::Collective`] where a rank is lost.
+    /// [`Error::Collective`] if a rank is lost.
     fn send(&self, to: usize, message: &[u8]) -> Result<()>;
 
     /// Waits for the next message of another rank.
@@ -41,7 +41,7 @@ pub trait Collective {
     /// As [`Collective::send`].
     fn receive(&self, from: usize) -> Result<Vec<u8>>;
 
-    /// Whether the run has failed, for other threads; `None` where only the calls know.
+    /// Whether the run has failed, for other threads; `None` if only the calls know.
     fn watch(&self) -> Option<Arc<dyn Watch>> {
         None
     }

@@ -72,7 +72,7 @@ pub enum Targets {
 }
 
 impl Targets {
-    /// PEFT's own choice for a family (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`); `None` where it has
+    /// PEFT's own choice for a family (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`); `None` if it has
     /// none, and asks for one.
     pub fn of_family(model_type: &str) -> Option<Targets> {
         let names: &[&str] = match model_type {

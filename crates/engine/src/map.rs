@@ -23,7 +23,7 @@ impl Map {
     /// Zeros, which take no memory while nobody reads them.
     ///
     /// # Errors
-    /// [`Error::Memory`] where the system does not grant so many.
+    /// [`Error::Memory`] if the system does not grant so many.
     pub(crate) fn nothing(bytes: usize) -> Result<Map> {
         let map = memmap2::MmapMut::map_anon(bytes.max(1)).and_then(|map| map.make_read_only());
         map.map(Map).map_err(|_| Error::Memory { bytes: bytes as u64 })

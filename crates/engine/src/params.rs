@@ -319,12 +319,12 @@ impl ParameterMap {
         self.low
     }
 
-    /// True where the head has weights of its own.
+    /// True if the head has weights of its own.
     pub(crate) fn is_tied(&self) -> bool {
         self.head.parts.iter().any(|part| part.weight.index == self.embedding.index)
     }
 
-    /// Of each parameter, by its number: `None` where no product reads it, else whether no other operation does.
+    /// Of each parameter, by its number: `None` if no product reads it, else whether no other operation does.
     pub(crate) fn read_by_products(&self) -> Vec<Option<bool>> {
         let mut reads = vec![None; self.parameters.len()];
         let linears = self.blocks.iter().flat_map(BlockSlots::all_linears).chain([&self.head]);

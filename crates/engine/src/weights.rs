@@ -319,7 +319,7 @@ fn vocabulary(arch: &Architecture, p: &Parameter) -> Option<usize> {
     [arch.names.embedding, arch.names.head].iter().position(|module| p.name == weight(module))
 }
 
-/// True where a file has the rows of the base only, and the architecture has added others.
+/// True if a file has the rows of the base only, and the architecture has added others.
 fn lacks_rows(arch: &Architecture, p: &Parameter, shape: &[usize]) -> bool {
     let base = arch.added.is_some_and(|added| shape == [added.base, arch.hidden]);
     base && vocabulary(arch, p).is_some()

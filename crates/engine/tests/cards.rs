@@ -21,7 +21,7 @@ fn real() -> Option<Vec<usize>> {
     Some(numbers.split(',').map(|number| number.parse().expect("SUASION_CARDS=0,1")).collect())
 }
 
-/// A card for each of so many ranks: a way to open it. `None` where there is no g++, or not as many cards.
+/// A card for each of so many ranks: a way to open it. `None` if there is no g++, or not as many cards.
 fn cards(ranks: usize) -> Option<impl Fn(usize, u32) -> Cuda + Sync> {
     cards_in(Precision::F32, ranks)
 }

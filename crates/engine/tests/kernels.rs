@@ -49,7 +49,7 @@ fn get<B: Backend>(b: &B, view: View) -> Vec<f32> {
     out
 }
 
-/// The card of a test, whose threads run in another order each time where it is emulated; `None` where it cannot be.
+/// The card of a test, whose threads run in another order each time where it is emulated; `None` if it cannot be.
 fn card(precision: Precision) -> Option<Cuda> {
     static SEED: AtomicU32 = AtomicU32::new(0);
     common::card::card(precision, SEED.fetch_add(1, Ordering::Relaxed) % 8)

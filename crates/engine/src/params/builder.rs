@@ -213,7 +213,7 @@ impl<'a> Builder<'a> {
     }
 
     /// As [`Builder::copy`] of a head. One that is tied stays the embedding of the base where only the embedding is
-    /// trained, and has a copy of its own where it is trained itself, as PEFT's wrappers do. True where it is tied still.
+    /// trained, and has a copy of its own where it is trained itself, as PEFT's wrappers do. True if it is tied still.
     fn copy_head(&mut self, head: &mut Linear, embedding: &Slot, rules: &Rules) -> bool {
         let Some(part) = head.parts.first_mut() else { return false };
         if part.weight.index != embedding.index {

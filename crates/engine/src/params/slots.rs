@@ -89,7 +89,7 @@ impl Adapter {
 }
 
 impl Part {
-    /// True where an adapter scales the outputs.
+    /// True if an adapter scales the outputs.
     pub(crate) fn is_dora(&self) -> bool {
         self.adapter.as_ref().is_some_and(|adapter| adapter.magnitude.is_some())
     }

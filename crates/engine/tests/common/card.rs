@@ -17,7 +17,7 @@ pub fn real() -> Option<usize> {
     Some(number.parse().expect("SUASION_CARD is the number of a card"))
 }
 
-/// A card; an emulated one runs threads in an order that follows from `seed`. `None` where there is no g++.
+/// A card; an emulated one runs threads in an order that follows from `seed`. `None` if there is no g++.
 pub fn card(precision: Precision, seed: u32) -> Option<Cuda> {
     let Some(number) = real() else { return emulated(precision, seed, MEMORY) };
     static FOUND: OnceLock<Found> = OnceLock::new();

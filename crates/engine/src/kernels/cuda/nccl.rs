@@ -101,7 +101,7 @@ impl Communicator {
     /// The card's context is current, and the stream lives as long as the communicator.
     ///
     /// # Errors
-    /// [`Error::Device`] where the versions differ or the cards do not find each other; [`Error::Collective`] where a rank is
+    /// [`Error::Device`] if the versions differ or the cards do not find each other; [`Error::Collective`] if a rank is
     /// lost.
     pub(super) unsafe fn join(
         nccl: Arc<Nccl>,
@@ -181,7 +181,7 @@ impl Communicator {
     /// Their memory is live until the stream has done them.
     ///
     /// # Errors
-    /// [`Error::Collective`] where a rank is lost.
+    /// [`Error::Collective`] if a rank is lost.
     pub(super) unsafe fn run(&self, calls: &[Call]) -> Result<()> {
         let Shared { nccl, .. } = &*self.shared;
         let mut state = self.shared.lock();
@@ -219,7 +219,7 @@ impl Communicator {
     /// too, and leaves anything in memory.
     ///
     /// # Errors
-    /// [`Error::Collective`] where it was aborted.
+    /// [`Error::Collective`] if it was aborted.
     pub(super) fn settled(&self) -> Result<()> {
         let mut state = self.shared.lock();
         state.since = None;

@@ -59,7 +59,7 @@ impl Region {
         self.taken.remove(&place);
     }
 
-    /// Gives the place of an address back: `None` where it has none, else whether it was in the block.
+    /// Gives the place of an address back: `None` if it has none, else whether it was in the block.
     pub(super) fn give_back(&mut self, address: u64) -> Option<bool> {
         let place = self.places.remove(&address)?;
         self.taken.remove(&place);
