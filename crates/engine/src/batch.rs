@@ -9,7 +9,7 @@ use std::ops::Range;
 /// One term of the loss: `weight · nll(id | hidden row)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
-    /// Row of the batch whose hidden state predicts.
+    /// Row of the batch whose hidden state predicts the token.
     pub row: u32,
     /// The token to predict.
     pub id: u32,
