@@ -85,7 +85,7 @@ fn tensorboard_opens_the_event_files() {
     let settings = ["eval_fraction=0.25", "num_samples=1", "sample_max_new_tokens=4", "save_steps=2"];
     dir.train("rows.jsonl").set(&QUICK).set(&settings).ok();
     event_file(&dir, "out/runs/suasion");
-    // A resumed run has a file of its own, and TensorBoard forgets what the other has of its steps.
+    // A resumed run writes a new file, and TensorBoard drops the steps of the other file that it repeats.
     std::fs::remove_dir_all(dir.path("out/checkpoint-4")).unwrap();
     dir.suasion(&["train", "--resume", "out"]).ok();
     let lines = dir.lines("out/metrics.jsonl");

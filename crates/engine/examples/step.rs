@@ -1,5 +1,5 @@
-//! One training step of the spike's model, timed: 12 layers of 576, vocabulary 49152, 2 × 512 tokens of which
-//! the last 20 % are supervised. Prints one JSON line, as `../shared/spike/step.py` does for PyTorch.
+//! One training step of the spike's model, timed: 12 layers of 576, vocabulary 49152, 2 × 512 tokens with
+//! the last 20 % supervised. Prints one JSON line, as `../shared/spike/step.py` does for PyTorch.
 //!
 //! usage: step STEPS [all|supervised] [recompute]
 

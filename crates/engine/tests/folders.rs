@@ -183,7 +183,7 @@ fn stored(path: &Path) -> Vec<Stored> {
     all
 }
 
-/// The tensors of a case, its head changed as the case says.
+/// The tensors of a case, with the case's change of the head.
 fn weights(case: &Value) -> Vec<Stored> {
     let mut all = stored(&goldens().join(case["model"].as_str().unwrap()).join("model.safetensors"));
     let is_embedding = |t: &Stored| t.name.ends_with("embed_tokens.weight") || t.name.ends_with("wte.weight");
@@ -229,7 +229,7 @@ fn heads_in_the_file_are_what_transformers_takes() {
         let want = case["loss"].as_f64().unwrap();
         let loss = mean_loss(&batch, &model.forward(&batch).unwrap());
         assert!((loss - want).abs() < 2e-6, "{name}: {loss}, transformers {want}");
-        // A saved model has a head only in this case.
+        // The saved files have a head if the loaded model has its own, and only then.
         let out = tempfile::tempdir().unwrap();
         model.save_weights(out.path()).unwrap();
         let saved = stored(&out.path().join("model.safetensors"));

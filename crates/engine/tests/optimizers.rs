@@ -251,7 +251,7 @@ fn states_are_planned_and_go_through_files() {
         }
         for other in OPTIMIZERS.into_iter().filter(|other| *other != kind) {
             second.choose_optimizer(other).unwrap();
-            // Without momentum there is no state, and a file with state is refused.
+            // Without momentum there is no state, and none is accepted from a file.
             assert!(second.load_optimizer(&path).is_err(), "{kind:?} as {other:?}");
         }
     }

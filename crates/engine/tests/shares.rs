@@ -42,7 +42,7 @@ fn step(model: &mut Model<Cpu>, t: u64, collective: &dyn Collective) -> f64 {
     accumulate(model, &batch, 0.5);
     let norm = model.reduce_gradients(collective).unwrap();
     let update = Update { t, beta1: 0.9, beta2: 0.999, eps: 1e-8, momentum: 0.9, gradient_scale: 0.5 };
-    // Parameters with settings of their own.
+    // Different settings for different parameters.
     let rates = |p: &suasion_engine::params::Parameter| {
         let biased = p.name.ends_with("bias");
         Rates { lr: if biased { 3e-2 } else { 1e-2 }, weight_decay: if biased { 0.0 } else { 0.1 } }
@@ -135,7 +135,7 @@ fn a_rank_keeps_its_share_of_the_state() {
             let mut model = model_of(arch.clone(), Cpu::new(), false, &Trainable::All);
             model.choose_optimizer(Optimizer::Sgd { momentum: false }).unwrap();
             model.share_optimizer(collective).unwrap();
-            // The previous state is freed, and the new optimizer has none.
+            // SGD without momentum has no state, and the previous state has been freed.
             let before = model.allocated();
             model.choose_optimizer(kind).unwrap();
             assert_eq!(model.plan().optimizer, plan(kind, 3), "{kind:?}");

@@ -14,7 +14,7 @@ use std::path::Path;
 /// Bytes that a model needs, by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The weights that have memory of their own.
+    /// The weights that are in the model's own buffers.
     pub parameters: u64,
     /// Copies of the weights for products, on a device whose products take another type.
     pub copies: u64,
@@ -37,7 +37,7 @@ pub struct MemoryPlan {
 /// Elements of the weights that products read, grouped by what a device that copies them holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Factors {
-    /// In memory of their own.
+    /// In the model's own buffers.
     resident: usize,
     /// In files: those read by products only, those that other operations read too, and all others.
     mapped: [usize; 3],

@@ -26,14 +26,14 @@ struct Kept<'a> {
     own: Own,
 }
 
-/// The unit of which a state tensor has one element each.
+/// The unit for which a state tensor has one element.
 #[derive(Clone, Copy)]
 enum Unit {
     /// Each element of the parameter.
     Element,
     /// Each block of elements.
     Block,
-    /// So many for the whole parameter, which is in one share.
+    /// This many elements for the whole parameter, which is in one share.
     Parameter(usize),
 }
 
