@@ -121,23 +121,23 @@ struct BackScratch {
 /// Gradients that the backward pass of a layer computes, each with the shape of its value.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backward {
-    /// Of the residual stream on the targets' rows, `[targets, H]`.
+    /// Gradient of the residual stream on the targets' rows, `[targets, H]`.
     pub(super) d_last: View,
-    /// Of the residual stream, `[tokens, H]`.
+    /// Gradient of the residual stream, `[tokens, H]`.
     pub(super) dx: View,
-    /// Of normalised rows, `[rows, H]`.
+    /// Gradient of normalised rows, `[rows, H]`.
     pub(super) dh: View,
-    /// Of `up`, `[rows, U]`.
+    /// Gradient of `up`, `[rows, U]`.
     pub(super) dup: View,
-    /// Of the attention's output, `[rows, Q]`.
+    /// Gradient of the attention's output, `[rows, Q]`.
     pub(super) d_o: View,
-    /// Of queries, `[rows, Q]`.
+    /// Gradient of queries, `[rows, Q]`.
     pub(super) dq: View,
-    /// Of keys and values, `[tokens, 2·K]`.
+    /// Gradient of keys and values, `[tokens, 2·K]`.
     pub(super) dkv: View,
-    /// Of queries or keys before their norm, `[rows, Q]` and `[tokens, K]` in the same memory.
+    /// Gradient of queries or keys before their norm, `[rows, Q]` and `[tokens, K]` in the same memory.
     pub(super) raw: Option<[View; 2]>,
-    /// Of the output of attention or MLP before the norm after it, `[rows, H]`.
+    /// Gradient of the output of attention or MLP before the norm after it, `[rows, H]`.
     pub(super) branch: Option<View>,
 }
 

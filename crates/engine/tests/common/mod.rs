@@ -279,7 +279,7 @@ pub fn saved_as<B: Backend>(model: &mut Model<B>, kind: WeightType) -> tempfile:
     dir
 }
 
-/// Gives a new adapter's second matrices values, which are zeros.
+/// Gives values to the second matrices of a new adapter, which are initially zero.
 pub fn move_adapter<B: Backend>(model: &mut Model<B>) {
     for name in model.trained_names().into_iter().filter(|n| n.contains("lora_B")) {
         let mut tensor = model.parameter(&name).unwrap();
