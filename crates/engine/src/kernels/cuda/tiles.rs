@@ -65,8 +65,8 @@ mod tests {
     use super::*;
     use crate::kernels::AttentionRange;
 
-    /// Every query of a plan is paired with each key that it sees exactly once, both through tiles of queries and through
-    /// tiles of keys.
+    /// Every query of a plan is paired with each key that it sees exactly once, both through tiles of queries and
+    /// through tiles of keys.
     #[test]
     fn tiles_cover_what_a_plan_says() {
         let range = |prefix, own: std::ops::Range<usize>, queries| AttentionRange { prefix, own, queries };
