@@ -1,4 +1,4 @@
-//! Adapters through the binary: trained, resumed, applied, merged; and beside PEFT.
+//! Adapters through the binary: trained, resumed, applied, merged; and compared with PEFT.
 
 use crate::util::{Dir, root};
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ fn every_family_trains_an_adapter_and_merges_it() {
         let (dir, base) = (Dir::new(), model(name));
         write_rows(&dir, name, &["a"]);
         let weights = std::fs::read(base.join("model.safetensors")).unwrap();
-        // Experts have none.
+        // Experts cannot have adapters.
         let targets = if name == "qwen3_moe" { "[q_proj, v_proj, o_proj]" } else { "all-linear" };
         dir.suasion(&["train", "-D", "rows.jsonl", "--quiet", "-M"])
             .arg(&base)
@@ -95,7 +95,7 @@ fn adapters_of_peft_are_read() {
         dir.suasion(&["merge", "--adapter", path, "-o", "merged", "--quiet"]).ok();
         let (merged, theirs) = (loss(&dir, &["-M", "merged"], None), peft["merged_loss_a"].as_f64().unwrap());
         assert!((merged - theirs).abs() < 2e-5, "{name}/{adapter}: merged {merged}, PEFT {theirs}");
-        // It is continued: five steps of AdamW without clipping, decay on everything, as PyTorch took them.
+        // Training continues it: five steps of AdamW without clipping, decay on all parameters, as in PyTorch.
         let steps = &peft["adamw_5"];
         dir.suasion(&["train", "-D", "rows.jsonl", "--quiet", "-M", path])
             .set(&RUN[..6])
@@ -177,7 +177,7 @@ fn an_adapter_stands_for_its_model_everywhere() {
     let over_base = reply(&["--adapter", "out", "-M", "model"]);
     assert_eq!(reply(&["-M", "out"]), over_base);
     assert_eq!(reply(&["-M", "merged"]), over_base);
-    // It goes on from its own folder, and is resumed there.
+    // Training continues from its own folder, and is resumed there.
     let more = ["max_steps=2", "save_steps=1", "output_dir=more"];
     dir.suasion(&["train", "-D", "rows.jsonl", "--adapter", "out"]).set(&more).ok();
     std::fs::remove_dir_all(dir.path("more/checkpoint-2")).unwrap();
@@ -187,8 +187,8 @@ fn an_adapter_stands_for_its_model_everywhere() {
     assert_eq!(dir.read("more/adapter_model.safetensors"), whole);
 }
 
-/// Where the base's stop tokens are named by its config.json alone, a checkpoint of the adapter, which has none, names them
-/// too: they belong to the data's fingerprint.
+/// The base's stop tokens come only from its config.json. A checkpoint of the adapter has no config.json, but must use
+/// the same stop tokens: they are part of the data's fingerprint.
 #[test]
 fn an_adapter_is_resumed_whose_base_stops_by_its_configuration() {
     let dir = Dir::new().with_weights().with_rows(6);
@@ -270,7 +270,7 @@ fn peer(python: &Path, args: &[&str]) -> Value {
     }
 }
 
-/// Logits of every position of the first two rows.
+/// Logits at every position of the first two rows.
 fn logits(dir: &Dir, base: &Path, adapter: Option<&Path>) -> Vec<Vec<f32>> {
     let (arch, _) = Architecture::from_dir(base).unwrap().with_head_of(base).unwrap();
     let budget = Budget { tokens: 64, targets: 1, train: false, recompute: false };
@@ -296,7 +296,7 @@ fn logits(dir: &Dir, base: &Path, adapter: Option<&Path>) -> Vec<Vec<f32>> {
     all
 }
 
-/// Asserts that logits are those of a peer, which has a list for each row.
+/// Asserts that logits match those of a peer, which returns a list for each row.
 fn assert_logits(ours: &[Vec<f32>], theirs: &Value, what: &str) {
     let theirs: Vec<&Value> =
         theirs.as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap()).collect();
@@ -330,7 +330,7 @@ fn logits_are_those_of_peft_in_both_directions() {
         write_rows(&dir, name, &["a", "padded"]);
         let train = dir.suasion(&["train", "-D", "rows.jsonl", "--quiet", "-M"]).arg(&base).set(&RUN);
         train.set(&["max_steps=4", "output_dir=out"]).set(settings).ok();
-        // Ours, and one of PEFT's own.
+        // Our own adapter, and one saved by PEFT.
         for adapter in [dir.path("out"), base.join(adapter)] {
             let what = format!("{name}, {}", adapter.display());
             let path = |path: &Path| path.to_str().unwrap().to_string();
@@ -353,7 +353,7 @@ fn logits_are_those_of_peft_in_both_directions() {
     }
 }
 
-/// PEFT takes the first pattern that matches, in the order in which they are written.
+/// As in PEFT, the first matching pattern applies, in the order in which they are written.
 #[test]
 fn the_first_pattern_that_matches_gives_the_rank() {
     let (dir, base) = (Dir::new(), model("llama"));

@@ -1,4 +1,4 @@
-//! Bad rows, weights, folders and disks: each is an error that names the place, with the right exit code.
+//! Bad rows, weights, folders and disks: each gives an error that names the place, with the right exit code.
 
 use crate::util::{Dir, Ran, TestCommand, row};
 
@@ -242,8 +242,8 @@ fn loss_that_turns_nan_names_step_and_rows_and_keeps_the_last_checkpoint() {
 
 #[test]
 fn full_disk() {
-    // A limit on the size of files stands in for the disk: it needs no privileges. Ignoring the signal makes
-    // the write fail, as on a full disk, instead of ending the process.
+    // A limit on the file size stands in for a full disk: it needs no privileges. With the signal ignored the write
+    // fails, as on a full disk, instead of ending the process.
     let dir = Dir::new().with_model().with_rows(40);
     let ran = dir
         .sh("trap '' XFSZ; ulimit -f 8; exec \"$SUASION\" prepare -M model -D rows.jsonl -o out.jsonl")
@@ -325,7 +325,7 @@ fn held_out_rows_are_not_counted_as_trained_on() {
     assert!(card.contains("10 read, 8 trained on") && card.contains("2 held out"), "{card}");
 }
 
-/// The tokenizers library panics on this file; so do templates' compilers on theirs.
+/// The tokenizers library panics on this file, and compilers of templates panic on theirs.
 #[test]
 fn broken_tokenizers_and_endless_templates_are_errors_that_name_the_file() {
     let dir = Dir::new().with_model();
@@ -334,7 +334,7 @@ fn broken_tokenizers_and_endless_templates_are_errors_that_name_the_file() {
     let ran = prepare(&dir).run();
     assert_eq!(ran.code, Some(3), "{}", ran.stderr);
     let ran = ran.says("error[E-TOKENIZER]: ").says("tokenizer.json: not a tokenizer");
-    // Nothing of the panic but the error.
+    // Of the panic, only the error is printed.
     assert!(ran.stderr.lines().all(|line| !line.starts_with("thread ") && !line.contains("stack backtrace")));
 
     let chat = serde_json::json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});

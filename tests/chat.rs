@@ -34,7 +34,8 @@ fn prepared(dir: &Dir, settings: &[&str]) -> Vec<Value> {
     dir.lines("out.jsonl")
 }
 
-/// Number of supervised tokens of a line; labels equal ids on responses and stop tokens, and nowhere else.
+/// Number of supervised tokens of a line. Labels must equal the ids on responses and stop tokens, and be masked
+/// elsewhere.
 fn learned(line: &Value) -> usize {
     let (ids, labels) = (line["input_ids"].as_array().unwrap(), line["labels"].as_array().unwrap());
     let origins: Vec<char> = line["origins"].as_str().unwrap().chars().collect();
@@ -64,7 +65,7 @@ fn prepare_renders_with_the_models_template() {
     assert_eq!(runs(&lines[0]).matches("RE").count(), 2, "{}", runs(&lines[0]));
     assert!(!runs(&lines[0]).ends_with("RE") && runs(&lines[0]).contains('S'));
     assert_eq!(lines[1]["text"], "<|user|>\nWhy?\n<|assistant|>\nBecause.<|endoftext|>\n");
-    // Nothing of a completion's prompt is learned, its assistant turns included.
+    // The prompt of a completion is not supervised, even its assistant turns.
     assert_eq!(runs(&lines[2]).matches("RE").count(), 1);
     // With a template, an instruction is rendered as a conversation.
     assert_eq!(lines[3]["text"], "<|user|>\nName a tree.\n<|assistant|>\nAn oak.<|endoftext|>\n");
@@ -72,7 +73,7 @@ fn prepare_renders_with_the_models_template() {
     let manifest: Value = serde_json::from_str(&dir.text("out.jsonl.manifest.json")).unwrap();
     assert!(manifest["template"].is_string());
 
-    // Only the last answer is learned; and another template has another fingerprint.
+    // Only the last answer is supervised; another template has another fingerprint.
     let last = prepared(&dir, &["supervise=last"]);
     assert!(learned(&last[0]) < learned(&lines[0]));
     dir.write("model/chat_template.jinja", TEMPLATE.replace("<|user|>", "<|u|>") + " ");
@@ -131,12 +132,12 @@ fn a_run_keeps_the_day_on_which_it_began() {
             .set(&["init=random", "max_steps=2", "save_steps=1", "output_dir=out"])
             .set(more)
     };
-    // What the rows say is what the run's configuration says.
+    // The day in the rows is the one in the run's configuration.
     dir.prepare("rows.jsonl", "x.jsonl").arg("--with-text").ok();
     run(&[]).ok();
     let day = &dir.lines("x.jsonl")[0]["text"].as_str().unwrap()[..10].to_string();
     assert!(dir.text("out/suasion.yaml").contains(&format!("template_date: \"{day}\"\n")), "{day}");
-    // Another day than today's.
+    // A day other than today.
     run(&["template_date=2001-02-03", "overwrite_output_dir=true"]).ok();
     let whole = dir.read("out/model.safetensors");
     let unfinished = || {
@@ -162,7 +163,7 @@ fn a_template_that_uses_todays_date_warns_and_reserved_names_are_refused() {
     let manifest = dir.json("out.jsonl.manifest.json");
     let today = manifest["policy"]["template_date"].as_str().expect("the day is in the manifest").to_string();
     assert!(ran.stderr.contains(&format!("template_date={today}")), "{}", ran.stderr);
-    // Pinned to that day it is the same data, without a warning.
+    // Pinned to that day the data is the same, without a warning.
     let ran = prepare().set(&[&format!("template_date={today}")]).ok();
     assert!(!ran.stderr.contains("template_date"), "{}", ran.stderr);
     assert_eq!(dir.json("out.jsonl.manifest.json")["fingerprint"], manifest["fingerprint"]);
@@ -173,7 +174,7 @@ fn a_template_that_uses_todays_date_warns_and_reserved_names_are_refused() {
     ran.error(2, "E-CONFIG", "template_kwargs");
 }
 
-/// MiniJinja copies a list in one instruction, however long it is, so its fuel does not end this template.
+/// MiniJinja copies a list in one instruction, however long it is, so its fuel does not stop this template.
 #[test]
 fn a_template_that_doubles_a_list_is_ended() {
     let dir = folder();

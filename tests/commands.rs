@@ -199,7 +199,7 @@ fn compare_measures_both_objectives() {
     let ran = dir.suasion(&compare).ok();
     ran.prints("held-out loss: response").prints("all tokens");
     assert!(!dir.exists("trainer_output"), "a comparison leaves no model behind");
-    // The result stays, and replaces none.
+    // The first result is kept, and the second is written beside it.
     for name in ["comparison.json", "comparison-2.json"] {
         let kept = dir.json(name);
         assert_eq!((&kept["steps"], &kept["verdict"][0]), (&json["steps"], &json["verdict"][0]));

@@ -1,4 +1,4 @@
-//! CONFIG, `--set` and flags: precedence, refusals, what is printed and saved.
+//! CONFIG, `--set` and flags: precedence, refusals, printed and saved configurations.
 
 use crate::util::Dir;
 
@@ -159,7 +159,7 @@ fn splits_of_a_folder() {
 
 #[test]
 fn a_tilde_is_the_home_folder_in_files_assignments_and_flags() {
-    // HOME of the tests' commands is their folder.
+    // HOME of the tests' commands is the test's folder.
     let dir = Dir::new().with_model().with_rows(3);
     dir.write("home/rows.jsonl", dir.read("rows.jsonl"));
     std::fs::rename(dir.path("model"), dir.path("home/model")).unwrap();
@@ -216,7 +216,7 @@ fn every_key_is_a_flag_of_the_commands_that_use_it() {
         "E-CONFIG",
         "--learning_rate fast: learning_rate: expected a number, at least 0; found \"fast\"",
     );
-    // Flags that are not keys get the answer that they would get in a file.
+    // Flags that are not keys give the same error as in a file.
     dir.suasion(&["train", "--lr", "1e-4"]).run().error(2, "E-CONFIG", "lr is learning_rate here");
     dir.suasion(&["train", "--micro-batch-size=4"]).run().error(
         2,

@@ -1,5 +1,5 @@
-//! `convert`: corpora of our own making in the shapes of ConvoKit, CMV threads and PersuasionForGood; and `eval
-//! --pairs` on what it writes.
+//! `convert`: our own small corpora in the formats of ConvoKit, CMV threads and PersuasionForGood; and `eval --pairs`
+//! on the output.
 
 use crate::util::{Dir, material};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ fn utterance(id: &str, speaker: &str, reply_to: Option<&str>, text: &str, meta: 
     json!({"id": id, "speaker": speaker, "conversation_id": "t3_a", "reply_to": reply_to, "timestamp": 1, "text": text, "meta": meta})
 }
 
-/// A post with a chain that earned a delta, one that did not, a bot, a deleted comment and an answer to it.
+/// A post with a chain that earned a delta, a chain that did not, a bot, a deleted comment and a reply to it.
 fn corpus(dir: &Dir) {
     let won = || json!({"success": 1, "pair_ids": ["p_1"]});
     let rows = [
@@ -57,7 +57,7 @@ fn a_convokit_corpus_becomes_rows_of_what_earned_a_delta() {
     let reply = "A hose does too & it stops.";
     let row = json!({"input_text": prompt, "full_text": format!("{prompt} {reply}"), "thread": "t3_a", "id": "c3", "outcome": "won"});
     assert_eq!(rows, [row]);
-    // They are rows of the four sections, whose reply alone is learned.
+    // They are rows of the four sections with only the reply supervised.
     let found = dir.verify("rows.jsonl").arg("--json").ok().json();
     assert_eq!(found["trainable_rows"], 1);
     for section in ["system", "context", "task", "scaffold"] {
@@ -86,7 +86,7 @@ fn a_convokit_corpus_becomes_rows_of_what_earned_a_delta() {
     // Parquet has the same rows; the context of depth 0 is the post.
     let shown = dir.suasion(&["verify", "-M", "model", "-D", "all.parquet", "--json"]).ok().json();
     assert_eq!(shown["rows"], 3);
-    // The corpus' own pairs: the first replies of both chains.
+    // The corpus's own pairs: the first replies of both chains.
     dir.suasion(&all[..5]).args(&["--pairs", "-o", "pairs.jsonl"]).ok().prints("1 pair, 0 held out");
     let pair = &dir.lines("pairs.jsonl")[0];
     assert_eq!(
@@ -116,7 +116,7 @@ fn speakers_depth_and_older_corpora() {
     assert_eq!(outcome(&convert(&["--outcome", "all", "--persuader", "op"])), ["c2: unknown", "c4: unknown"]);
     assert_eq!(outcome(&convert(&["--outcome", "all", "--persuader", "cid"])), ["d1: lost"]);
 
-    // The names of before ConvoKit 2: user, root, reply-to, and metadata without "meta".
+    // Names from before ConvoKit 2: user, root, reply-to, and metadata without "meta".
     let old = dir
         .text("corpus/utterances.jsonl")
         .replace("\"speaker\"", "\"user\"")
@@ -140,7 +140,7 @@ fn speakers_depth_and_older_corpora() {
     assert_eq!(dir.lines("old.jsonl"), all);
 }
 
-/// A file of chains with these outcomes under posts of two chains each.
+/// A file of chains with these outcomes, two chains per post.
 fn threads(posts: usize) -> String {
     let chain = |post: usize, outcome: &str, reply: String| {
         let replies = json!([{"author": "u1", "text": reply}, {"author": "op", "text": "I see."}]);
@@ -170,13 +170,13 @@ fn no_thread_is_on_both_sides_of_a_split() {
         (Some(train.len() as u64), Some(test.len() as u64))
     );
     assert_eq!((train.len() + test.len(), counts["threads"].as_u64()), (120, Some(60)));
-    // 60 threads at 0.2: between 4 and 20 but for one seed in 400.
+    // 60 threads at a share of 0.2: between 4 and 20 of them, except for one seed in 400.
     assert!((8..=40).contains(&test.len()), "{}", test.len());
     let ids = |rows: &[Value]| -> std::collections::HashSet<String> {
         rows.iter().map(|row| row["thread"].to_string()).collect()
     };
     assert!(ids(&train).is_disjoint(&ids(&test)));
-    // A folder is named by its splits, and the side depends on the thread and the seed alone.
+    // In a folder the files are named after the splits, and a thread's side depends only on the thread and the seed.
     dir.suasion(&all).arg("folder").ok();
     assert_eq!((dir.lines("folder/train.jsonl"), dir.lines("folder/test.jsonl")), (train, test.clone()));
     dir.suasion(&all).args(&["other.jsonl", "--seed", "7"]).ok();
@@ -205,7 +205,7 @@ fn pairs_are_of_one_post_and_a_model_is_asked_which_it_prefers() {
         (&found["pairs"], &found["prompts"], &found["length"]["winner_longer"]),
         (&9.into(), &9.into(), &1.0.into())
     );
-    // What each side scores is what eval says of it alone; here for the first pair.
+    // Each side's score equals that of eval on it alone; checked for the first pair.
     for (side, tokens) in [("chosen", "won_tokens"), ("rejected", "lost_tokens")] {
         let rows: String = pairs
             .iter()
@@ -216,7 +216,7 @@ fn pairs_are_of_one_post_and_a_model_is_asked_which_it_prefers() {
         let mean = alone["targets"].as_f64().unwrap() / 9.0;
         assert!((found["length"][tokens].as_f64().unwrap() - mean).abs() < 1e-9, "{side}");
     }
-    // The same pairs under other names, and swapped: what was preferred is not.
+    // The same pairs with renamed fields, and with preferred and rejected swapped.
     let renamed: String = pairs
         .iter()
         .map(|p| {
@@ -272,7 +272,7 @@ fn dialogues_merge_the_units_of_a_turn() {
             .unwrap()
             .contains("You: Hello. How are you?\n\nPartner: Fine, thanks.\n[TASK]")
     );
-    // With the donations only the dialogue that won: that the persuader of x2 gave is nothing to the persuasion.
+    // With the donations only the successful dialogue remains: a donation by the persuader of x2 does not count.
     dir.suasion(&convert).args(&["--information", "info.csv"]).ok();
     assert_eq!(
         dir.lines("d.jsonl").iter().map(|row| row["thread"].clone()).collect::<Vec<_>>(),
@@ -316,7 +316,7 @@ fn unreadable_corpora_are_refused_by_line_and_sources_stay() {
     assert!(!dir.exists("x.jsonl") && !dir.exists("x.txt"));
 }
 
-/// The material's corpora: nothing of moderators, bots, quotes or deltas is left in a reply, and threads do not mix.
+/// The material's corpora: replies contain nothing from moderators, bots, quotes or deltas, and threads do not mix.
 #[test]
 fn the_materials_corpora_are_clean() {
     let Some(material) = material("datasets") else { return };

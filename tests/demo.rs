@@ -1,4 +1,4 @@
-//! `suasion train --demo`: needs nothing but the binary, and reports what it measured.
+//! `suasion train --demo`: needs only the binary, and reports its measurements.
 
 use crate::util::Dir;
 
@@ -20,7 +20,7 @@ fn the_demo_runs_from_the_binary_alone() {
         dir.lines(name).iter().map(|row| row["view"].as_str().unwrap().to_string()).collect()
     };
     assert!(views("suasion-demo/data/train.jsonl").is_disjoint(&views("suasion-demo/data/test.jsonl")));
-    // A second demo replaces the first, and no other folder.
+    // A second demo replaces the first, but no other folder.
     dir.suasion(&["train", "--demo", "--set", "max_steps=1", "--quiet"]).ok();
     dir.write("mine/notes.txt", "keep me");
     dir.suasion(&["train", "--demo", "--set", "output_dir=mine"]).run().error(2, "E-OUTPUT", "not empty");

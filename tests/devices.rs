@@ -1,8 +1,8 @@
-//! Devices through the binary, on a machine without a card; where there is one, `benches/gpu.sh` looks at it.
+//! Devices through the binary, on a machine without a card; with one, `benches/gpu.sh` tests them.
 
 use crate::util::Dir;
 
-/// What `env` says of cards; `None`, and the test skipped, where one can be used.
+/// What `env` reports about cards; `None`, and the test is skipped, if one can be used.
 fn without_card(dir: &Dir) -> Option<(String, String)> {
     let json = dir.suasion(&["env", "--json"]).ok().json();
     let Some(problem) = json["cuda"]["problem"].as_str() else {
@@ -23,12 +23,12 @@ fn a_machine_without_a_card_says_what_is_missing() {
         let device = format!("device={device}");
         let run = dir.train("rows.jsonl").set(&quick).set(&["output_dir=out", &device]).run();
         run.error(3, "E-DEVICE", &problem).says(&help);
-        // Before rows are read, and in a plan too.
+        // Refused before rows are read, and also when only planning.
         let dry = dir.train("rows.jsonl").set(&quick).set(&["output_dir=out", &device]).args(&["--dry-run"]);
         dry.run().error(3, "E-DEVICE", &problem);
         assert!(!dir.exists("out"), "nothing was written");
     }
-    // The CPU, with a note: the same bytes.
+    // The CPU is used, with a note, and gives the same bytes.
     let note = format!("note: device=auto is the CPU: {problem}");
     dir.train("rows.jsonl").set(&quick).set(&["output_dir=auto", "device=auto"]).ok().says(&note);
     dir.train("rows.jsonl").set(&quick).set(&["output_dir=cpu"]).ok();
@@ -43,7 +43,7 @@ fn a_machine_without_a_card_says_what_is_missing() {
     dir.suasion(&args).run().error(3, "E-DEVICE", &problem);
 }
 
-/// What `env` and ranks on cards say of NCCL: NVIDIA's own, one that is too old, and none.
+/// What `env` and ranks on cards report about NCCL: for NVIDIA's own, one that is too old, and none.
 #[test]
 fn nccl_is_found_or_missed_by_name() {
     let dir = Dir::new().with_model().with_rows(4);
@@ -101,7 +101,7 @@ fn devices_that_do_not_exist_or_contradict_are_refused() {
     refused(&["matmul_precision=bf16"], "matmul_precision=bf16: products on the CPU are of f32");
     refused(&["device=auto", "use_cpu=true", "matmul_precision=tf32"], "products on the CPU are of f32");
     refused(&["no_cuda=true"], "use_cpu");
-    // transformers' name for the CPU needs no card, and looks for none.
+    // transformers' name for the CPU: no card is searched for.
     let run = dir.train("rows.jsonl").set(&["init=random", "max_steps=1", "output_dir=out", "use_cpu=true"]);
     run.set(&["device=auto"]).ok();
 }

@@ -19,7 +19,7 @@ fn a_checkpoint_is_diagnosed_from_its_base_and_rows() {
     let json = dir.suasion(&diagnose).args(&["--json", "--quiet"]).ok().json();
     assert_eq!((&json["verdict"], &json["rows"]), (&"all_tokens".into(), &24.into()), "{json:#}");
     assert!(json["confidence"].as_f64() > Some(0.7));
-    // The figures are those of eval on each of the two.
+    // The figures equal those of eval on each of the two models.
     for (name, side) in [("model", "base"), ("out", "tuned")] {
         let eval = dir.suasion(&["eval", "-M", name, "-D", "rows.jsonl", "--json"]).ok().json();
         for (section, fall) in json["sections"].as_object().unwrap() {
@@ -63,7 +63,7 @@ fn a_comparison_over_seeds_has_an_interval_over_them() {
     assert_eq!(json["seeds"], serde_json::json!([42, 43, 44]));
     let d = &json["response_difference"];
     let by_seed: Vec<f64> = d["by_seed"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-    // Each seed is a comparison of its own, and the mean is theirs.
+    // Each seed is a separate comparison, and the mean is over them.
     let first = dir.suasion(&compare).args(&more[..2]).args(&["--json", "--quiet"]).ok().json();
     assert_eq!(first["response_difference"], json["runs"][0]["response_difference"]);
     assert_eq!(first["response_difference"]["mean"].as_f64(), Some(by_seed[0]));

@@ -1,9 +1,9 @@
-//! Model folders with something odd in them, through the binary.
+//! Unusual model folders, through the binary.
 
 use crate::util::{Dir, root};
 use serde_json::{Map, Value, json};
 
-/// The tensors of a safetensors file: header entry and bytes, by name.
+/// The tensors of a safetensors file: name, header entry and bytes.
 fn tensors(file: &[u8]) -> Vec<(String, Value, Vec<u8>)> {
     let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let header: Map<String, Value> = serde_json::from_slice(&file[8..8 + length]).unwrap();
@@ -17,7 +17,7 @@ fn tensors(file: &[u8]) -> Vec<(String, Value, Vec<u8>)> {
         .collect()
 }
 
-/// `model/`: a golden model with a tied head, in bf16, with a head of its own in the file; and `rows.jsonl`.
+/// `model/`: a golden model with a tied head, in bf16, whose file has a separate head; and `rows.jsonl`.
 fn tied_with_a_head() -> Dir {
     let dir = Dir::new();
     let golden = root().join("tests/goldens/models/llama_tied");
@@ -51,7 +51,7 @@ fn a_head_beside_a_tied_configuration_is_used_and_kept_in_the_type_of_its_base()
     dir.suasion(&["eval", "-M", "model", "-D", "rows.jsonl"]).ok().says(warning);
     let train = dir.train("rows.jsonl").set(&["max_steps=1", "learning_rate=1e-30", "output_dir=out"]);
     train.ok().says(warning);
-    // A step of no length: what comes out is what went in, to the byte.
+    // A step with a negligible learning rate: the output equals the input byte for byte.
     let sorted = |file: &str| {
         let mut all: Vec<_> =
             tensors(&dir.read(file)).into_iter().map(|(name, _, bytes)| (name, bytes)).collect();
@@ -68,7 +68,7 @@ fn a_head_beside_a_tied_configuration_is_used_and_kept_in_the_type_of_its_base()
     );
     let entries = tensors(&dir.read("out/checkpoint-1/model.safetensors"));
     assert!(entries.iter().all(|(_, entry, _)| entry["dtype"] == "F32"));
-    // Its own output is read without a word.
+    // Its own output is read without a warning.
     let again = dir.suasion(&["eval", "-M", "out", "-D", "rows.jsonl"]).ok();
     assert!(!again.stderr.contains("lm_head"), "{}", again.stderr);
 }

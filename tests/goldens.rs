@@ -34,7 +34,7 @@ fn trajectory(folder: &Path) {
     let text = rows(&golden["batches"]["a"]) + &rows(&golden["batches"]["padded"]);
     let n = text.lines().count();
     dir.write("rows.jsonl", text);
-    // The same step as one micro-batch, and as one for each row.
+    // The same step as one micro-batch, and with one micro-batch per row.
     for (batch, accumulation) in [(n, 1), (1, n)] {
         let out = format!("out-{batch}");
         dir.suasion(&["train", "-D", "rows.jsonl", "--quiet", "-M"])
@@ -77,7 +77,7 @@ fn trajectory(folder: &Path) {
             close("learning rate", rates[step], expected["lr"].as_f64().unwrap() * share, 1e-17);
         }
         assert_eq!(metrics[0]["targets"], expected["total_supervised"]);
-        // The sixth loss is that of the weights that were saved.
+        // The sixth loss is that of the saved weights.
         let eval = dir.suasion(&["eval", "-D", "rows.jsonl", "--json", "--quiet", "-M", &out]);
         let loss = eval.set(&["max_length=null"]).ok().json()["loss"].as_f64().unwrap();
         assert!((loss - golden_losses[5]).abs() <= 5e-4, "{model}: {loss} is not {}", golden_losses[5]);
@@ -99,7 +99,7 @@ fn trajectories_of_larger_models_are_those_of_transformers() {
     }
 }
 
-/// The rows and the tokenizer of the goldens; and real ones, where the test material is.
+/// Uses the rows and the tokenizer of the goldens, and real ones if the test material is available.
 #[test]
 fn training_on_text_lowers_the_held_out_loss() {
     let ours = root().join("tests/goldens");

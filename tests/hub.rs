@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A request: method and path, the range, whether it had the token.
+/// A request: method and path, range, and whether it carried the token.
 #[derive(Clone, Debug, PartialEq)]
 struct Request {
     what: String,
@@ -17,8 +17,8 @@ struct Request {
     token: bool,
 }
 
-/// A hub of the models and data sets in `files`, by `kind/id/name`. Files of more than 4000 bytes are stored
-/// at another path, where the first request for each breaks off.
+/// A hub of the models and data sets in `files`, by `kind/id/name`. Files of more than 4000 bytes are stored at another
+/// path, where the first request for each file breaks off.
 struct Hub {
     port: u16,
     seen: Arc<Mutex<Vec<Request>>>,
@@ -164,8 +164,8 @@ fn what_the_cache_lacks_is_downloaded_into_it() {
     let what: Vec<&str> = requests.iter().map(|request| request.what.as_str()).collect();
     assert_eq!(what[0], "GET /api/models/org/tiny/revision/main");
     assert!(!what.iter().any(|what| what.contains("README") || what.contains("safetensors")), "{what:?}");
-    // The tokenizer is large: it comes from storage, which is not sent the token, and the second request
-    // continues the first.
+    // The tokenizer is large: it comes from storage, which does not receive the token, and the second request continues
+    // the first.
     let stored: Vec<&Request> = requests.iter().filter(|r| r.what.starts_with("GET /storage/")).collect();
     let size = dir.read("model/tokenizer.json").len();
     assert_eq!(stored.len(), 2, "{requests:?}");
@@ -187,7 +187,7 @@ fn what_the_cache_lacks_is_downloaded_into_it() {
     hub.env(prepare("org/tiny", "rows.jsonl")).env("HF_HUB_OFFLINE", "1").ok();
     assert_eq!(hub.requests(), []);
 
-    // A data set: the split that is needed, in order.
+    // A data set: only the needed split, in order.
     hub.env(prepare("org/tiny", "org/rows")).ok();
     assert_eq!(dir.text("out.jsonl"), expected);
     let what: Vec<String> = hub.requests().into_iter().map(|request| request.what).collect();
@@ -196,7 +196,7 @@ fn what_the_cache_lacks_is_downloaded_into_it() {
         dir.exists(&format!("cache/datasets--org--rows/snapshots/{SHA}/data/train-00001-of-00002.jsonl"))
     );
 
-    // Training needs the weights, too, and the data set's test rows.
+    // Training also needs the weights, and the data set's test rows.
     let train = dir.suasion(&["train", "-M", "org/tiny", "-D", "org/rows", "--dry-run"]);
     hub.env(train).ok().prints("org/rows/train: 5 rows").prints("org/rows/test: 1 row:");
     let weights = dir.read("model/model.safetensors");
@@ -218,8 +218,8 @@ fn failed_downloads_are_errors_with_help() {
     prepare("org/tiny").env("HF_ENDPOINT", "http://127.0.0.1:9").run().error(3, "E-HUB", "org/tiny: ");
 }
 
-/// A data set without rows to evaluate on: one request looks for them, at the cached commit, and without a
-/// network the run continues without them.
+/// A data set without evaluation rows: one request looks for them, at the cached commit, and without a network the run
+/// continues without them.
 #[test]
 fn rows_to_evaluate_on_are_of_the_cached_commit() {
     let dir = Dir::new().with_weights().with_rows(1);
@@ -238,7 +238,7 @@ fn rows_to_evaluate_on_are_of_the_cached_commit() {
         .says("warning: org/train_only: ")
         .says(&format!("going on with cache/datasets--org--train_only/snapshots/{SHA}"));
     assert_eq!(what(), [""; 0]);
-    // Where one split is cached, the other is downloaded at the same commit.
+    // If one split is cached, the other is downloaded at the same commit.
     let prepare = dir.prepare("org/rows", "out.jsonl");
     hub.env(prepare).ok();
     what();
@@ -258,7 +258,7 @@ fn a_check_downloads_nothing() {
         .ok()
         .says("note: model_name_or_path: not all of org/tiny is in the cache")
         .says("note: dataset_name: ");
-    // Offline, what is missing is a problem.
+    // Offline, a missing file is a problem.
     check().env("HF_HUB_OFFLINE", "1").run().code(1).says("org/tiny: no such path");
     assert_eq!(hub.requests(), []);
     assert!(!dir.exists("cache"));

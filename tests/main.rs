@@ -1,8 +1,8 @@
 //! End-to-end tests of the binary, in one test program: command lines, their output, and the files they
 //! write.
 //!
-//! `util` has the helpers that they are written with. Tests that need the test material (golden values of
-//! real models) return early where there is none, and are counted as skipped (`suasion-test-support`).
+//! `util` has their helpers. Tests that need the test material (golden values of real models) return early without it,
+//! and are counted as skipped (`suasion-test-support`).
 
 mod util;
 

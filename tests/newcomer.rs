@@ -1,4 +1,4 @@
-//! What a new user meets: `init`, `chat`, completions and manual pages, and mistakes that get an answer.
+//! The first steps of a new user: `init`, `chat`, completions and manual pages, and helpful errors for mistakes.
 
 use crate::util::{Dir, root};
 
@@ -19,7 +19,7 @@ fn init_writes_a_configuration_of_what_it_finds() {
     let written = dir.text("suasion.yaml");
     let json = dir.suasion(&["check", "suasion.yaml", "--json"]).ok().json();
     let config = &json["config"];
-    // As verify counts them.
+    // The same counts as verify's.
     let verified = dir.verify("rows.jsonl").args(&["--json", "--max_length", "null"]).run().json();
     let lengths: Vec<u64> = {
         dir.prepare("rows.jsonl", "all.jsonl").args(&["--max_length", "null"]).ok();
@@ -49,7 +49,7 @@ fn init_writes_a_configuration_of_what_it_finds() {
     assert_eq!((&config["learning_rate"], &config["eval_fraction"]), (&1e-3.into(), &0.1.into()));
     let max_length = config["max_length"].as_u64().unwrap();
     assert!((longest..2 * longest).contains(&max_length), "{longest} {max_length}");
-    // Every key is there, set or as a comment, and what is written runs.
+    // Every key is present, set or as a comment, and the written configuration runs.
     for key in config.as_object().unwrap().keys() {
         assert!(
             written.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key}: "))),
@@ -57,7 +57,7 @@ fn init_writes_a_configuration_of_what_it_finds() {
         );
     }
     dir.suasion(&["train", "suasion.yaml", "--max_steps", "1", "-q"]).ok();
-    // Nothing is replaced.
+    // An existing file is not replaced.
     dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl"]).run().error(2, "E-USAGE", "not replaced");
     assert_eq!(dir.text("suasion.yaml"), written);
     let printed = dir.suasion(&["init", "-M", "model", "-D", "rows.jsonl", "-o", "-"]).ok().stdout;
@@ -128,7 +128,7 @@ fn a_chat_keeps_the_conversation_and_renders_it_with_the_template() {
     let turns: Vec<serde_json::Value> =
         ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(turns.len(), 2);
-    // What the template writes for three messages and the start of an answer, continued without a cache.
+    // The template's text for three messages and the start of an answer, continued without a cache.
     let prompt = format!(
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n{}\
          <|im_end|>\n<|im_start|>user\nAnd you?<|im_end|>\n<|im_start|>assistant\n",
@@ -149,7 +149,7 @@ fn a_chat_keeps_the_conversation_and_renders_it_with_the_template() {
     let expected = dir.suasion(&args).ok().json();
     assert_eq!(turns[1]["reply"], expected["reply"]);
     assert_eq!(turns[1]["stopped"], "max_new_tokens");
-    // /reset begins again, /exit ends; the notes are not in the replies.
+    // /reset begins a new conversation, /exit ends; the notes are not part of the replies.
     let ran = chat("Hello.\n/reset\nHello.\n/exit\nHello.\n", &[]);
     let (first, second) = ran.stdout.split_at(ran.stdout.len() / 2);
     assert!(!first.is_empty() && first == second, "{:?}", ran.stdout);
@@ -167,7 +167,7 @@ fn completions_know_keys_and_their_values_and_man_writes_a_page_per_command() {
     {
         assert!(bash.contains(text), "{text}");
     }
-    // After --set: keys, and the values of those that have names; bash takes `=` for a word of its own.
+    // After --set: keys, and the values of keys with named values; bash treats `=` as a separate word.
     dir.write("suasion.bash", &bash);
     let complete = |words: &str| {
         let script = format!(

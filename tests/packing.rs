@@ -1,11 +1,11 @@
-//! Packs through the binary: made from raw rows, read from files, refused without boundaries.
+//! Packs through the binary: built from raw rows, read from files, refused without boundaries.
 
 use crate::util::Dir;
 use serde_json::{Value, json};
 
 const PACKS: [&str; 3] = ["packing=true", "max_length=160", "per_device_train_batch_size=1"];
 
-/// Prepared rows, put into packs of two by hand.
+/// Prepared rows, combined by hand into packs of two.
 fn in_twos(rows: &[Value]) -> String {
     let list = |row: &Value, key: &str| row[key].as_array().unwrap().clone();
     let pack = |rows: &[Value]| {
@@ -35,7 +35,7 @@ fn raw_rows_train_as_packs() {
     assert_eq!(packed["steps"], 2 * packs);
     let fill = packed["tokens"].as_f64().unwrap() / (packs * 160) as f64;
     assert!((packed["packing"]["fill"].as_f64().unwrap() - fill).abs() < 1e-12);
-    // The rows have no prompt in common.
+    // The rows share no prompt.
     assert_eq!(shared["tokens"], packed["tokens"]);
 
     let train = |out: &str| {
@@ -75,7 +75,7 @@ fn packs_are_evaluated_and_verified_as_their_rows() {
     dir.verify("packs.jsonl").ok().prints("-- sequence 1 (row 1)");
     dir.train("packs.jsonl").arg("--dry-run").ok().prints("4 packs, as the file has them");
 
-    // Prepared again, packs stay packs.
+    // Preparing packs again leaves them unchanged.
     dir.prepare("packs.jsonl", "again.jsonl").ok();
     let again = dir.lines("again.jsonl");
     assert_eq!((&again[0]["rows"], &again[3]["rows"]), (&json!([0, 1]), &json!([6])));
@@ -97,7 +97,7 @@ fn a_pack_without_boundaries_is_refused_everywhere() {
     }
 }
 
-/// Packs of raw rows in each output format: the same packs, full, with no finding, and every row in one of
+/// Packs of raw rows in each output format: the same packs, full, without findings, with every row in exactly one of
 /// them.
 #[test]
 fn prepared_packs_are_the_same_in_every_output_format() {
@@ -128,7 +128,7 @@ fn prepared_packs_are_the_same_in_every_output_format() {
         assert_eq!(dir.lines(&format!("{output}-back.jsonl")), lines, "{output}");
         dir.verify(output).ok();
     }
-    // Shards close their packs, and no row is lost between them.
+    // Shards end at pack boundaries, and no row is lost between them.
     let shards = dir.prepare("rows.jsonl", "s.jsonl").args(&["--max-shard-size", "3KB", "--json"]);
     let shards = shards.set(&packs).ok().json();
     assert!(shards["files"].as_array().unwrap().len() > 1);
@@ -164,7 +164,7 @@ fn rows_with_one_prompt_share_it() {
             .map(|(range, _)| range[1].as_u64().unwrap() - range[0].as_u64().unwrap())
     }))
     .sum();
-    // Eight responses continue prompts that are stored twice in all instead of eight times.
+    // Eight responses follow prompts that are stored twice in all instead of eight times.
     assert_eq!(tokens(&whole) - tokens(&shared), prompts - prompts / 4);
     assert_eq!(
         dir.lines("shared.jsonl").iter().map(|l| l["rows"].as_array().unwrap().len()).sum::<usize>(),

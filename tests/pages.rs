@@ -4,7 +4,7 @@ use crate::util::{Dir, root};
 use serde_json::json;
 use std::process::Command;
 
-/// Texts that would run a script, or break out of where they are put, in a page that does not escape them.
+/// Texts that would run a script, or break out of their context, in a page that does not escape them.
 const HOSTILE: [&str; 16] = [
     "</script><script>window.pwned=1</script>",
     "<img src=x onerror=window.pwned=2>",
@@ -24,7 +24,7 @@ const HOSTILE: [&str; 16] = [
     "<math><mtext></p><style><img src onerror=window.pwned=16></style>",
 ];
 
-/// Python with playwright, and a Chromium; else the test is recorded as skipped.
+/// A Python with playwright and a Chromium; otherwise the test is recorded as skipped.
 fn browser() -> Option<std::path::PathBuf> {
     let python = suasion_test_support::peers_python()?;
     let has = Command::new(&python)
@@ -48,7 +48,7 @@ fn pages_are_safe_and_readable_in_a_browser() {
         let prompt = format!("[SYSTEM] {text}\n[CONTEXT] {i}\n[TASK] {text}\n[RESPONSE]");
         rows.push(json!({"input_text": prompt, "full_text": format!("{prompt} {text}")}).to_string());
     }
-    // The same again (D001), a copied answer, a long word, an empty answer, and rows that are none.
+    // A duplicate (D001), a copied answer, a long word, an empty answer, and invalid rows.
     rows.push(rows[0].clone());
     let long = "unbroken".repeat(300);
     rows.push(
@@ -93,7 +93,7 @@ fn pages_are_safe_and_readable_in_a_browser() {
         .ok();
     std::fs::copy(dir.path(out).join("report.html"), dir.path("run.html")).unwrap();
 
-    // What the checkpoint was trained on, and a comparison.
+    // A diagnosis, and a comparison.
     dir.suasion(&[
         "diagnose",
         "--base",

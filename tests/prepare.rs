@@ -30,7 +30,7 @@ fn a_line_per_row_in_input_order() {
             let supervised = matches!(origins[i], 'R' | 'E');
             assert_eq!(labels[i], if supervised { ids[i] } else { -100 }, "row {index}, token {i}");
         }
-        // The four sections in their order, each marker scaffold, and one stop token at the end.
+        // The four sections in order, each marker as scaffold, and one stop token at the end.
         assert_eq!(runs(line), "BSBCBKBRE", "row {index}");
         assert_eq!(origins.iter().filter(|o| **o == 'E').count(), 1);
     }
@@ -111,7 +111,7 @@ fn compressed_sources_and_outputs() {
     let dir = Dir::new().with_model().with_rows(3);
     prepare(&dir).ok();
     dir.prepare("rows.jsonl", "out2.jsonl.gz").ok();
-    // Prepared data is a source of rows, compressed or not, and preparing it again changes nothing.
+    // Prepared data is a source of rows, compressed or not, and preparing it again leaves it unchanged.
     for (source, output) in [("out2.jsonl.gz", "out3.jsonl"), ("out.jsonl", "out4.jsonl")] {
         dir.prepare(source, output).ok();
         assert_eq!(dir.lines(output), dir.lines("out.jsonl"));
@@ -128,7 +128,7 @@ fn every_output_format_holds_the_same_rows() {
         dir.prepare(source, output).args(&arguments).ok();
         dir.lines(output)
     };
-    // Read back, rows are numbered anew; nothing else changes.
+    // Rows that are read back are renumbered; nothing else changes.
     let expected = again("out.jsonl", "back.jsonl");
     for output in ["rows.parquet", "folder", "deep.jsonl.zst"] {
         dir.prepare("rows.jsonl", output).args(&arguments).ok();
@@ -144,7 +144,7 @@ fn every_output_format_holds_the_same_rows() {
     for source in ["rows.parquet", "folder", "out.jsonl"] {
         dir.verify(source).ok();
     }
-    // The same in shards.
+    // The same with shards.
     for (output, shards) in [("s.jsonl", "s-*.jsonl"), ("s2.parquet", "s2-*.parquet"), ("s3", "s3")] {
         let job = || dir.prepare("rows.jsonl", output).args(&["--max-shard-size", "2KB"]).args(&arguments);
         let ran = job().ok();
@@ -178,7 +178,7 @@ fn outputs_that_cannot_be_written_are_refused() {
         "a size is a number",
     );
     dir.prepare("rows.jsonl", "rows.jsonl").run().error(2, "E-USAGE", "both the source and the output");
-    // Nor may the source be replaced: as a shard of the output, as its findings, in its folder.
+    // The source must not be replaced either: as a shard of the output, as its findings, or in its folder.
     dir.prepare("rows.jsonl", "mine").ok();
     for (source, output) in [
         ("rows.jsonl", "rows.jsonl.findings.jsonl"),

@@ -8,7 +8,7 @@ fn quantised() -> Value {
     golden("", "quantised.json")
 }
 
-/// Trained, evaluated, compared, merged: the losses are those of PEFT over bitsandbytes.
+/// Training, evaluation, comparison and merge: the losses match PEFT with bitsandbytes.
 #[test]
 fn a_base_in_few_bits_under_an_adapter() {
     let golden = quantised();
@@ -31,7 +31,7 @@ fn a_base_in_few_bits_under_an_adapter() {
         near(with(&[]), want["base_loss"].as_f64().unwrap(), "the base alone");
         let plain = loss(&dir, &["--adapter", adapter], Some(&base));
         assert!((plain - theirs).abs() > 1e-4, "{kind}: nothing was packed");
-        // `diagnose` measures both models over the packed base.
+        // `diagnose` measures both models with the packed base.
         let of_eval = |args: &[&str]| {
             let eval = dir.suasion(&["eval", "-D", "rows.jsonl", "--json", "--quiet", "-M"]).arg(&base);
             eval.args(args).args(keys).ok().json()["sections"]["response"]["loss"].as_f64().unwrap()
@@ -72,7 +72,7 @@ fn a_base_in_few_bits_under_an_adapter() {
         let theirs = want["adamw_5"]["grad_norms"][0].as_f64().unwrap();
         assert!((norm / theirs - 1.0).abs() < 1e-4, "{kind}: {norm}, PEFT {theirs}");
 
-        // Into the weights of the base's files, as a merge without the keys is.
+        // Merged into the weights of the base's files, as in a merge without the keys.
         dir.suasion(&["merge", "--adapter", "out", "-o", "merged", "--quiet", "-M"]).arg(&base).ok();
         let (merged, over) =
             (loss(&dir, &["-M", "merged"], None), loss(&dir, &["--adapter", "out"], Some(&base)));
@@ -128,7 +128,7 @@ fn a_folder_that_transformers_has_packed_is_a_base() {
         train(&["use_peft=true"]).ok();
         let adapted = loss(&dir, &["--adapter", "out"], Some(&base));
         assert!(adapted < ours, "{family}: {ours} → {adapted}");
-        // A merge of it has weights in a type of their own, and says so.
+        // A merge of it stores the weights unpacked, and its config.json no longer says that they are packed.
         dir.suasion(&["merge", "--adapter", "out", "-o", "merged", "--quiet", "-M"]).arg(&base).ok();
         let merged = loss(&dir, &["-M", "merged"], None);
         assert!((merged - adapted).abs() < 1e-5, "{family}: {merged} and {adapted}");

@@ -1,4 +1,4 @@
-//! Runs over several processes: by the launcher, by the variables of torchrun, and their ends.
+//! Runs over several processes: started by the launcher or with torchrun's variables, and how they end.
 
 use crate::util::{Dir, TestCommand};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-// With a large epsilon AdamW does not divide what is nearly zero by what is nearly zero.
+// With a large epsilon, AdamW does not divide two values near zero by each other.
 const QUICK: [&str; 6] = [
     "adam_epsilon=1e-4",
     "learning_rate=1e-2",
@@ -17,7 +17,7 @@ const QUICK: [&str; 6] = [
     "init=random",
 ];
 
-/// `suasion train` with rank's variables, as torchrun sets them.
+/// `suasion train` as one rank, with the variables that torchrun sets.
 fn rank(dir: &Dir, rank: usize, ranks: usize, port: u16) -> TestCommand {
     dir.train("rows.jsonl")
         .set(&QUICK)
@@ -33,7 +33,7 @@ fn port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Waits for the end of a process, and takes what it has written on stderr.
+/// Waits for a process to end, and returns its exit code and stderr.
 fn end(mut child: Child, within: Duration) -> (Option<i32>, String) {
     let started = Instant::now();
     let mut stderr = child.stderr.take().unwrap();
@@ -63,7 +63,7 @@ fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
     }
 }
 
-/// The processes that a process has started, in that order.
+/// The child processes of a process, in the order in which they were started.
 fn children(of: u32) -> Vec<u32> {
     let path = format!("/proc/{of}/task/{of}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -74,7 +74,7 @@ fn signal(id: u32, name: &str) {
     assert!(Command::new("kill").args([name, &id.to_string()]).status().unwrap().success());
 }
 
-/// Lines of metrics without what depends on the clock, and with losses as far as the order of sums lets them be the same.
+/// Compares lines of metrics, ignoring values that depend on the clock, and losses up to the order of summation.
 fn near(a: &Value, b: &Value) -> bool {
     let clock = |key: &str| key == "tokens_per_second" || key == "peak_memory_bytes";
     match (a, b) {
@@ -115,7 +115,7 @@ fn the_launcher_trains_as_one_process_that_accumulates() {
     assert_eq!(ran.stderr.matches("checkpoint two/checkpoint-3").count(), 1, "{}", ran.stderr);
     assert!(!ran.stderr.contains("[rank 1]"), "{}", ran.stderr);
     same_run(&dir, "two", "one");
-    // Of a checkpoint of two ranks one process goes on, and of one of one process three.
+    // A checkpoint of two ranks is resumed by one process, and one of one process by two ranks.
     for (run, accumulation, ranks) in [("two", "2", "1"), ("one", "1", "2")] {
         for name in ["checkpoint-7", "checkpoint-6"] {
             std::fs::remove_dir_all(dir.path(&format!("{run}/{name}"))).unwrap();
@@ -150,19 +150,19 @@ fn what_contradicts_itself_is_refused() {
     inside().args(&["--ranks", "2"]).run().error(2, "E-USAGE", "this process is rank 0 of 2 already");
     inside().env("RANK", "2").run().error(2, "E-CONFIG", "RANK: 2 is not below WORLD_SIZE=2");
     dir.suasion(&["train", "--demo", "--ranks", "2"]).run().error(2, "E-USAGE", "--demo runs in one process");
-    // Nobody else comes.
+    // No other rank joins.
     inside().env("SUASION_RANK_TIMEOUT", "1").run().error(
         3,
         "E-RANK",
         "rank 0 has waited 1 seconds for rank 1",
     );
-    // No card is that of all ranks; and the kind of device is compared before anything is read.
+    // One card cannot serve all ranks; and the kinds of device are compared before anything is read.
     train().args(&["--ranks", "2", "--dry-run", "--device", "cuda:1"]).run().error(
         2,
         "E-CONFIG",
         "device=cuda:1 is one card, and 2 ranks need one each",
     );
-    // Of a configuration that is wrong, the first rank says what; and nobody waits.
+    // The first rank reports a wrong configuration, and no rank waits.
     let started = Instant::now();
     let ran = train().args(&["--ranks", "2", "--set", "learning_rate=-1"]).run();
     assert!(ran.stderr.contains("learning_rate"), "{}", ran.stderr);
@@ -170,8 +170,9 @@ fn what_contradicts_itself_is_refused() {
     assert!(!dir.exists("out"));
 }
 
-/// Commands that do not share their work: the first of the ranks that torchrun starts does it, the others end at once and say
-/// why. Tasks of Slurm may have been given different rows: one that would be ignored is refused.
+/// Commands that do not divide their work: of the ranks that torchrun starts, the first runs the command, and the
+/// others exit at once with a message. Tasks of Slurm may have been given different rows, so a task whose rows would be
+/// ignored is refused.
 #[test]
 fn other_commands_are_left_to_the_first_rank() {
     let dir = Dir::new().with_model().with_rows(6);
@@ -200,9 +201,9 @@ fn other_commands_are_left_to_the_first_rank() {
     }
     torch(commands[2], "0").ok();
     assert!(dir.exists("prepared.jsonl"));
-    // As in the script of a job of Slurm's, outside of srun.
+    // As in a Slurm job script, outside srun.
     dir.suasion(commands[3]).env("SLURM_PROCID", "0").env("SLURM_NTASKS", "2").ok();
-    // Each machine says what it has.
+    // Each machine reports its own environment.
     assert!(torch(&["env"], "1").ok().stdout.contains("suasion"));
 }
 
@@ -224,7 +225,7 @@ fn the_plan_of_ranks_divides_the_optimizer() {
         assert_eq!(memory(&one, same), memory(&four, same));
     }
     assert_eq!(one["disk_bytes"]["checkpoint"], four["disk_bytes"]["checkpoint"]);
-    // Of 10 rows 8 are trained on: four steps of 2, or one of 8.
+    // 8 of 10 rows are trained on: four steps of 2, or one of 8.
     let steps = |plan: &Value| {
         [&plan["plan"]["ranks"], &plan["plan"]["steps_per_epoch"]].map(|n| n.as_u64().unwrap())
     };
@@ -252,7 +253,7 @@ fn ranks_started_by_hand_are_compared() {
     assert!(ends[1].1.starts_with("[rank 1] error[E-RANK]: "), "{ends:?}");
 }
 
-/// A run that goes on until something ends it, once it has written a checkpoint.
+/// A run that continues until it is ended; returns once it has written a checkpoint.
 fn endless(dir: &Dir, out: &str, ranks: &str) -> (Child, Vec<u32>) {
     let sets = ["max_steps=50000", "save_steps=4", "save_total_limit=2"];
     let run = dir.train("rows.jsonl").set(&QUICK).set(&sets).args(&["-o", out, "--ranks", ranks]).spawn();
@@ -277,7 +278,7 @@ fn a_killed_rank_ends_the_run_and_a_checkpoint_is_left() {
         assert!(stderr.contains(lost) && stderr.contains(&format!("{out}/checkpoint-")), "{stderr}");
         assert!(stderr.contains(&format!("rank {n} was ended from outside: signal: 9")), "{stderr}");
         assert!(ranks.iter().all(|id| !std::path::Path::new(&format!("/proc/{id}")).exists()));
-        // The run goes on, in one process here.
+        // The run is resumed, here in one process.
         let newest = dir.lines(&format!("{out}/metrics.jsonl")).len();
         assert!(newest > 0);
         dir.suasion(&["train", "--resume", &out, "--extend"])
@@ -291,7 +292,7 @@ fn a_killed_rank_ends_the_run_and_a_checkpoint_is_left() {
 #[test]
 fn a_signal_stops_all_ranks_where_they_can_be_resumed() {
     let dir = Dir::new().with_model().with_rows(9);
-    // To the launcher, and to one of the ranks.
+    // The signal goes to the launcher, or to one of the ranks.
     for (out, to_launcher) in [("launcher", true), ("rank", false)] {
         let (run, ranks) = endless(&dir, out, "3");
         signal(if to_launcher { run.id() } else { ranks[2] }, "-TERM");
@@ -300,7 +301,7 @@ fn a_signal_stops_all_ranks_where_they_can_be_resumed() {
         assert_eq!(stderr.matches("interrupted after step").count(), 2, "{stderr}");
         assert!(stderr.contains(&format!("suasion train --resume {out}")), "{stderr}");
     }
-    // Without its launcher a run stops too.
+    // A run whose launcher is gone stops too.
     let (mut run, ranks) = endless(&dir, "orphans", "2");
     run.kill().unwrap();
     run.wait().unwrap();

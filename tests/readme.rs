@@ -1,8 +1,7 @@
 //! Every suasion command of README.md runs.
 //!
-//! The commands of the
-//! ```sh blocks are run in a folder with the files that the README assumes: `rows.jsonl` (also as `train.jsonl` and `data.jsonl`) and a model in `model/`.
-//! Training commands get a few steps only.
+//! The commands of its `sh` code blocks are run in a folder with the files that the README assumes: `rows.jsonl` (also
+//! as `train.jsonl` and `data.jsonl`) and a model in `model/`. Training commands get only a few steps.
 
 use crate::util::{Dir, root};
 
@@ -20,7 +19,7 @@ fn commands() -> Vec<String> {
         if !inside || line.is_empty() || line.starts_with('#') {
             continue;
         }
-        // A line that ends in a backslash continues on the next.
+        // A line that ends in a backslash continues on the next line.
         if let Some(start) = line.strip_suffix('\\') {
             pending += start;
             continue;
@@ -54,7 +53,7 @@ fn every_suasion_command_of_the_readme_works() {
         let trains = line.starts_with("train") || line.starts_with("compare");
         let few =
             if trains && !line.contains("--resume") { " --set max_steps=2 --set save_steps=1" } else { "" };
-        // A README may train into the same folder twice; a reader would not.
+        // The README may train into the same folder twice; a reader would not.
         if line.starts_with("train") && !line.contains("--resume") && !line.contains("--dry-run") {
             resumable = Some(line.to_string());
             for folder in ["trainer_output", "out"] {

@@ -13,7 +13,7 @@ const SETTINGS: [&str; 7] = [
     "eval_fraction=0.2",
 ];
 
-/// Metrics without what depends on the clock and the machine.
+/// Metrics without values that depend on the clock and the machine.
 fn metrics(dir: &Dir, run: &str) -> Vec<serde_json::Value> {
     let mut lines = dir.lines(&format!("{run}/metrics.jsonl"));
     for line in &mut lines {
@@ -82,7 +82,7 @@ fn another_objective_is_refused() {
         "E-RESUME",
         "learning_rate",
     );
-    // The other way round, the error advises to retrain from the base model.
+    // The other way round, the error advises retraining from the base model.
     dir.train("rows.jsonl")
         .set(&SETTINGS)
         .set(&["max_steps=4", "save_steps=2", "output_dir=all", "completion_only_loss=false"])

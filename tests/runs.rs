@@ -1,4 +1,4 @@
-//! What stops a run, where it writes and where it reads, and how it goes on.
+//! Runs: what stops them, where they write and read, and how they are resumed.
 
 use crate::util::{Dir, row};
 use serde_json::json;
@@ -34,20 +34,20 @@ fn what_verify_calls_an_error_stops_training() {
             .says("allow_findings=M002");
     }
     assert!(!dir.exists("out"));
-    // Held-out rows are rows too.
+    // Held-out rows are checked too.
     dir.train("rows.jsonl").set(&QUICK).set(&["eval_dataset_name=cut.jsonl"]).run().error(
         1,
         "E-FINDINGS",
         "cut.jsonl: rows with errors: M002",
     );
-    // Another code does not allow it.
+    // Allowing another code does not allow this one.
     dir.train("cut.jsonl").set(&QUICK).set(&["allow_findings=M001"]).run().code(1);
     dir.train("cut.jsonl").set(&QUICK).set(&["allow_findings=M02"]).run().error(
         2,
         "E-CONFIG",
         "allow_findings",
     );
-    // Allowed by name it is trained on, and still told, even when quiet.
+    // Allowed by its code it is trained on, but still reported, even with --quiet.
     let ran = dir.train("cut.jsonl").set(&QUICK).set(&["allow_findings=[M002]"]).arg("--quiet").ok();
     assert!(ran.stderr.contains("M002"), "{}", ran.stderr);
     assert!(dir.text("out/README.md").contains("M002"));
@@ -56,7 +56,7 @@ fn what_verify_calls_an_error_stops_training() {
 #[test]
 fn errors_that_refuse_a_row_can_be_allowed() {
     let dir = Dir::new().with_model();
-    // Everything is supervised (M008).
+    // All tokens are supervised (M008).
     dir.write("all.jsonl", json!({"input_ids": [5, 6, 0], "labels": [5, 6, 0]}).to_string());
     dir.train("all.jsonl").set(&QUICK).run().code(3).says("M008");
     dir.train("all.jsonl").set(&QUICK).set(&["allow_findings=[M008, M004]"]).ok().says("M008");
@@ -72,12 +72,12 @@ fn a_dry_run_writes_nothing_and_prints_its_plan() {
         }
     }
     let plan = dir.train("rows.jsonl").set(&QUICK).args(&["--dry-run", "--json"]).ok().json();
-    // Weights and two moments in f32, and a final model of the configuration's type.
+    // Weights and two moments in f32, and a final model in the configuration's type.
     let parameters = plan["parameters"].as_u64().unwrap();
     assert_eq!(plan["disk_bytes"]["checkpoint"], 12 * parameters);
     assert!(plan["seconds"].as_f64().unwrap() > 0.0);
     assert_eq!(names(&dir, "."), ["model", "rows.jsonl"]);
-    // What could not be written to is found.
+    // An output path that cannot be written to is detected.
     dir.train("rows.jsonl").set(&["init=random", "output_dir=rows.jsonl/out"]).arg("--dry-run").run().error(
         3,
         "E-IO",
@@ -95,7 +95,7 @@ fn a_run_is_continued_where_it_is_named() {
         std::fs::remove_dir_all(dir.path(run).join("checkpoint-4")).unwrap();
         std::fs::remove_file(dir.path(run).join("model.safetensors")).unwrap();
     };
-    // Moved, from another folder, and with the base model gone.
+    // Moved, started from another folder, and with the base model deleted.
     cut("run");
     std::fs::rename(dir.path("run"), dir.path("moved")).unwrap();
     std::fs::create_dir(dir.path("elsewhere")).unwrap();
@@ -103,12 +103,12 @@ fn a_run_is_continued_where_it_is_named() {
     dir.sh("cd elsewhere && \"$SUASION\" train --resume ../moved -q").ok();
     assert!(dir.read("moved/model.safetensors") == whole);
     assert!(!dir.exists("run") && !dir.exists("elsewhere/run"));
-    // A copy leaves the original alone.
+    // A copy does not affect the original.
     dir.sh("cp -r moved copy && echo mine > moved/checkpoint-4/note").ok();
     cut("copy");
     dir.suasion(&["train", "--resume", "copy", "-q"]).ok();
     assert!(dir.read("copy/model.safetensors") == whole && dir.exists("moved/checkpoint-4/note"));
-    // So does its saved configuration.
+    // The same holds for its saved configuration.
     cut("copy");
     dir.suasion(&["train", "--resume", "copy/suasion.yaml", "-q"]).ok();
     assert!(dir.read("copy/model.safetensors") == whole && dir.exists("moved/checkpoint-4/note"));
@@ -123,7 +123,7 @@ fn a_run_is_extended() {
     dir.suasion(&more).run().error(2, "E-RESUME", "total steps: was 4, is 8").says("--extend");
     dir.suasion(&more).arg("--extend").ok().says("not an exact continuation: total steps: was 4, is 8");
     assert_eq!(dir.json("out/trainer_state.json")["global_step"], 8);
-    // Other data, too.
+    // Other data is refused, too.
     let rows: String = (0..9).map(|i| row(i) + "\n").collect();
     dir.write("rows.jsonl", rows);
     dir.suasion(&["train", "--resume", "out", "--extend", "--set", "num_train_epochs=5"])
@@ -152,7 +152,7 @@ fn one_process_at_a_time_writes_to_a_folder() {
     dir.train("rows.jsonl").set(&overwrite).run().error(3, "E-LOCKED", &holder);
     child.kill().unwrap();
     child.wait().unwrap();
-    // The lock has died with it. It had no checkpoint yet: it starts again, and may.
+    // The lock was released with the process. The run had no checkpoint yet, so a resume starts again.
     dir.train("rows.jsonl").set(&["output_dir=out", "max_steps=1"]).run().error(2, "E-OUTPUT", "--resume");
     dir.suasion(&["train", "--resume", "out", "--set", "max_steps=2"]).ok().says("it starts again");
     assert!(dir.exists("out/model.safetensors") && !names(&dir, "out").iter().any(|n| n.starts_with('.')));
@@ -168,13 +168,13 @@ fn what_a_run_reads_is_not_replaced() {
     let from = ["train", "-M", "out/checkpoint-1", "-D", "rows.jsonl", "--set", "output_dir=out"];
     dir.suasion(&from).set(&over).run().error(2, "E-OUTPUT", "the run reads it");
     assert!(dir.read("out/checkpoint-1/model.safetensors") == before);
-    // Pages and prepared data do not replace what they are made of either.
+    // Pages and prepared data must not replace their sources either.
     let rows = dir.read("rows.jsonl");
     for target in ["rows.jsonl", "./rows.jsonl", "model/config.json"] {
         dir.verify("rows.jsonl").args(&["--html", target]).run().error(2, "E-USAGE", "replace what is read");
     }
     assert_eq!(dir.read("rows.jsonl"), rows);
-    // A page beside the model's files is replaced by the next.
+    // A page beside the model's files is replaced by the next page.
     for _ in 0..2 {
         dir.verify("rows.jsonl").args(&["--html", "model/page.html"]).ok();
     }
@@ -229,7 +229,7 @@ fn a_run_that_ends_with_a_high_loss_says_so() {
     for name in ["README.md", "report.html"] {
         assert!(dir.text(&format!("out/{name}")).to_lowercase().contains("the run has diverged"), "{name}");
     }
-    // And with more steps it is stopped.
+    // A run with more steps is stopped.
     let more = ["max_steps=400", "output_dir=more"];
     dir.train("rows.jsonl").set(&wild).set(&more).run().error(3, "E-DIVERGED", "for 20 steps in a row");
     assert!(!dir.exists("more/model.safetensors") && dir.exists("more/report.html"));
@@ -242,7 +242,7 @@ fn limits_of_the_system_are_errors() {
     let train = "\"$SUASION\" train -q -M model -D rows.jsonl --set max_steps=1 --set output_dir=out";
     let ran = dir.sh(&format!("ulimit -f 16; {train}")).run().error(3, "E-IO", "out/checkpoint-1");
     assert!(!ran.stderr.contains(".suasion-tmp"), "{}", ran.stderr);
-    // Devices and pipes are neither rows nor files of a model; a pipe that is open already may be rows.
+    // Devices and pipes are neither rows nor model files; a pipe that is already open may contain rows.
     dir.verify("/dev/zero").run().error(3, "E-SOURCE", "is a device");
     dir.sh("mkfifo pipe.jsonl").ok();
     dir.verify("pipe.jsonl").run().error(3, "E-SOURCE", "is a named pipe");
@@ -252,7 +252,7 @@ fn limits_of_the_system_are_errors() {
     dir.sh("\"$SUASION\" verify -q -M odd -D rows.jsonl").run().error(3, "E-MODEL", "odd/tokenizer.json");
 }
 
-/// Whichever allocation is refused, of a tokenizer, of a model or of a line of text: what is said ends with what to do.
+/// Whichever allocation is refused, of a tokenizer, a model or a line of text: the error ends with help.
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_refused_is_an_error_with_help() {

@@ -1,4 +1,4 @@
-//! What `--data` may name: every kind of source of the same rows gives the same prepared rows, byte for byte.
+//! Sources for `--data`: every kind of source of the same rows gives the same prepared rows, byte for byte.
 
 use crate::util::{Dir, root};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ fn lines(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
-/// Cells in quotes, names from the first row; lists and objects as JSON.
+/// Quoted cells, with names from the first row; lists and objects as JSON.
 fn delimited(rows: &[Value], delimiter: &str) -> String {
     let quote = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     let cell = |value: &Value| quote(&value.as_str().map_or_else(|| value.to_string(), str::to_string));
@@ -83,7 +83,7 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
         assert_eq!(prepared(&dir, &[name]), expected, "{name}");
     }
 
-    // Two files whose names sort in the order of their rows: as a glob, listed, as shards of a split, as a
+    // Two files whose names sort in the order of their rows: as a glob, as a list, as shards of a split, and as a
     // split's folder.
     let (first, second) = (lines(&rows[..2]), delimited(&rows[2..], ","));
     dir.write("shards/part-0.jsonl", &first).write("shards/part-1.csv", &second);
@@ -105,7 +105,7 @@ fn every_kind_of_source_gives_the_same_prepared_rows() {
     ] {
         assert_eq!(prepared(&dir, data), expected, "{data:?}");
     }
-    // A folder with raw rows and the prepared data made from them is refused.
+    // A folder that mixes raw rows and the prepared data made from them is refused.
     dir.write("split/train-00000-of-00001.parquet", "");
     let both = dir.prepare("split", "out.jsonl").run();
     let names = "as train-00000-of-00001.parquet and as train-00000-of-00002.jsonl";
@@ -132,7 +132,7 @@ fn cells_may_hold_conversations_and_tokens() {
     }
 }
 
-/// Files that `datasets` wrote, compared with the JSON Lines that it wrote of the same rows.
+/// Files written by `datasets`, compared with the JSON Lines that it wrote for the same rows.
 #[test]
 fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
     let dir = Dir::new().with_model();
@@ -164,7 +164,7 @@ fn parquet_arrow_and_saved_datasets_give_the_rows_of_their_json_lines() {
     let saved = fixtures.join("tokens_saved");
     assert_eq!(kept(&[saved.to_str().unwrap()]), kept(&["rows.jsonl"]), "two Arrow files of a Dataset");
 
-    // A DatasetDict: its train split is the rows of the JSON Lines, its test split the second of them.
+    // A DatasetDict: its train split has the rows of the JSON Lines, its test split the second of them.
     copy("conversations.jsonl", "rows.jsonl");
     let expected = kept(&["rows.jsonl"]).0;
     let dict = fixtures.join("conversations_saved");
@@ -288,15 +288,15 @@ fn rows_of_unknown_format_list_what_each_format_lacks() {
         assert!(lines.len() < 20, "one reason for all rows:\n{}", ran.stderr);
         // The first rows fail for the same reason: its help is printed once.
         let ran = dir.suasion(&["verify", "-D", data]).run().code(1);
-        // Where lines are wrapped depends on the length of the material's path.
+        // Line wrapping depends on the length of the material's path.
         let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-        // Of three rows, and of the first where it is said what to do.
+        // Once for each of three rows, and once more where the first row's help is printed.
         assert_eq!(words.matches("the row is not in a known format").count(), 4, "{}", ran.stdout);
         assert_eq!(ran.stdout.matches(nearest).count(), 1, "{}", ran.stdout);
     }
 }
 
-/// The mapping of names is a key like any other: a flag, an assignment, an entry of a file.
+/// The mapping of names is a key like any other: a flag, an assignment, or an entry in a file.
 #[test]
 fn rows_of_other_names_are_mapped_and_texts_learned_whole() {
     let dir = Dir::new().with_model();

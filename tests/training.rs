@@ -1,4 +1,4 @@
-//! Schedules, early stopping, event files, exports and samples through the binary; a slice of the fault campaign.
+//! Schedules, early stopping, event files, exports and samples through the binary; and a short fault campaign.
 
 use crate::util::{Dir, root};
 use serde_json::json;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 const QUICK: [&str; 4] = ["init=random", "max_steps=4", "output_dir=out", "learning_rate=1e-2"];
 
-/// The event file of a run's folder.
+/// The event file in a run's folder.
 fn event_file(dir: &Dir, folder: &str) -> std::path::PathBuf {
     let mut files = std::fs::read_dir(dir.path(folder)).unwrap().map(|entry| entry.unwrap().path());
     let file = files.next().expect("an event file");
@@ -34,7 +34,7 @@ fn a_configuration_of_a_schedule_and_of_shares_runs() {
     let last = lines.iter().rfind(|l| l.get("loss").is_some()).unwrap()["learning_rate"].as_f64().unwrap();
     assert!(last > 0.1 * 2e-5 && last < 0.12 * 2e-5, "{last}");
     assert!(dir.exists("out/checkpoint-10") && dir.exists("out/checkpoint-20"));
-    // The name of a run does not lead out of its folder.
+    // The name of a run must not lead outside its folder.
     event_file(&dir, "out/runs/.._.._first_try");
 
     let refused = |line: &str, text: &str| {
@@ -49,7 +49,7 @@ fn a_configuration_of_a_schedule_and_of_shares_runs() {
     refused("save_strategy=no", "load_best_model_at_end");
 }
 
-/// As `AutoModelForCausalLM.from_config` of transformers 5 makes them, and `save_pretrained` writes them.
+/// As transformers 5's `AutoModelForCausalLM.from_config` creates them and `save_pretrained` writes them.
 #[test]
 fn a_model_from_random_weights_has_the_dtype_of_config_json() {
     let dir = Dir::new().with_model().with_rows(2);
@@ -78,21 +78,21 @@ fn a_model_from_random_weights_has_the_dtype_of_config_json() {
     }
 }
 
-/// TensorBoard's own reader, where it is installed.
+/// TensorBoard's own reader, if it is installed.
 #[test]
 fn tensorboard_opens_the_event_files() {
     let dir = Dir::new().with_model().with_rows(8);
     let settings = ["eval_fraction=0.25", "num_samples=1", "sample_max_new_tokens=4", "save_steps=2"];
     dir.train("rows.jsonl").set(&QUICK).set(&settings).ok();
     event_file(&dir, "out/runs/suasion");
-    // A resumed run has a file of its own, and TensorBoard forgets what the other has of its steps.
+    // A resumed run writes a new file, and TensorBoard drops the steps of the other file that it repeats.
     std::fs::remove_dir_all(dir.path("out/checkpoint-4")).unwrap();
     dir.suasion(&["train", "--resume", "out"]).ok();
     let lines = dir.lines("out/metrics.jsonl");
     let samples = lines.iter().find(|line| line.get("eval_loss").is_some()).unwrap()["eval_samples"].clone();
     assert_eq!(samples.as_array().unwrap().len(), 1);
     assert!(samples[0]["prompt"].as_str().unwrap().contains("[TASK]"), "{samples}");
-    // A run that replaces it leaves no file of it.
+    // A run that replaces the folder leaves no event file of the previous run.
     let Some(python) = std::env::var_os("SUASION_TENSORBOARD_PYTHON") else {
         suasion_test_support::skipped("no Python with TensorBoard (SUASION_TENSORBOARD_PYTHON)");
         dir.train("rows.jsonl").set(&QUICK).set(&["overwrite_output_dir=true", "report_to=none"]).ok();
@@ -145,7 +145,7 @@ fn replies_do_not_depend_on_the_batch_and_end_where_they_are_told() {
     for size in ["2", "3", "16"] {
         assert_eq!(generate(&["--temperature", "1.2", "--batch-size", size]), alone, "{size} at once");
     }
-    // Row 3 alone has the same text: its random stream is its own.
+    // Only row 3 has the same text: each row has its own random stream.
     let line = |text: &str, row: usize| -> serde_json::Value {
         serde_json::from_str(text.lines().nth(row).unwrap()).unwrap()
     };
@@ -155,7 +155,7 @@ fn replies_do_not_depend_on_the_batch_and_end_where_they_are_told() {
         .collect();
     assert!(replies.len() > 1, "{alone}");
 
-    // A part of the free text ends it; the text is the same up to there.
+    // A stop string ends the free text; up to there the text is the same.
     let free = line(&generate(&[]), 0);
     let text = free["reply"].as_str().unwrap();
     let chars: Vec<char> = text.chars().collect();
@@ -163,11 +163,11 @@ fn replies_do_not_depend_on_the_batch_and_end_where_they_are_told() {
     let cut = line(&generate(&["--stop-strings", &stop]), 0);
     assert_eq!(cut["stopped"], "stop_string", "{stop:?} in {text:?}");
     let reply = cut["reply"].as_str().unwrap();
-    // As in transformers it may begin in the prompt.
+    // As in transformers, the stop string may begin in the prompt.
     let whole = format!("{}{reply}", cut["prompt"].as_str().unwrap());
     assert!(text.starts_with(reply) && whole.ends_with(&stop), "{whole:?}");
 
-    // What generation_config.json says holds where no flag says otherwise.
+    // Settings of generation_config.json apply unless a flag overrides them.
     let config = json!({"do_sample": true, "temperature": 1.2, "num_beams": 4, "repetition_penalty": 1.0});
     dir.write("model/generation_config.json", config.to_string());
     assert_eq!(generate(&[]), alone);
@@ -200,13 +200,13 @@ fn a_finished_model_has_a_modelfile_and_its_prompts() {
     let prompts = dir.json("out/prompt_check.json");
     assert_eq!(prompts[0]["text"], "<|user|>Buses are slow.</s><|assistant|>");
     assert!(prompts[0]["ids"].as_array().unwrap().len() > 3);
-    // Somebody's own stays.
+    // A Modelfile that the run did not write is kept.
     dir.write("out/Modelfile", "FROM elsewhere\n");
     dir.train("rows.jsonl").set(&QUICK).set(&["overwrite_output_dir=true"]).ok();
     assert_eq!(dir.text("out/Modelfile"), "FROM elsewhere\n");
 }
 
-/// A slice of the campaign of docs/reliability.md: kills, damaged inputs of every kind, jumps of the clock.
+/// A short version of the campaign in docs/reliability.md: kills, damaged inputs of every kind, clock jumps.
 #[test]
 fn a_slice_of_the_fault_campaign_finds_nothing() {
     let script = root().join("tests/faults/campaign.py");

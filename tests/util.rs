@@ -9,7 +9,7 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// A folder of the test material; `None`, and the test is recorded as skipped, where there is none.
+/// A folder of the test material; `None`, with the test recorded as skipped, if there is none.
 pub fn material(under: &str) -> Option<PathBuf> {
     Some(suasion_test_support::material()?.join(under))
 }
@@ -55,7 +55,7 @@ impl Dir {
         self.path(name).exists()
     }
 
-    /// The binary, with this folder as its working folder.
+    /// The binary, with this folder as its working directory.
     pub fn suasion(&self, args: &[&str]) -> TestCommand {
         let mut command = Command::new(env!("CARGO_BIN_EXE_suasion"));
         command.args(args);
@@ -105,7 +105,7 @@ impl Dir {
         TestCommand(command)
     }
 
-    /// `model/`: the demo's tokenizer with a model so small that a step takes a millisecond; no weights.
+    /// `model/`: the demo's tokenizer with a model so small that a step takes a millisecond; without weights.
     pub fn with_model(self) -> Dir {
         let demo = root().join("examples/persuasion");
         for name in ["tokenizer.json", "tokenizer_config.json"] {
@@ -146,7 +146,7 @@ impl Dir {
     }
 }
 
-/// The origins of a prepared line, a letter for each run of tokens.
+/// The origins of a prepared line, one letter per run of tokens.
 pub fn runs(line: &Value) -> String {
     let mut letters: Vec<char> = line["origins"].as_str().expect("origins").chars().collect();
     letters.dedup();
@@ -211,13 +211,13 @@ impl TestCommand {
         Ran::new(child.wait_with_output().expect("it ends"), &command)
     }
 
-    /// Runs it, whatever its exit code.
+    /// Runs it, accepting any exit code.
     pub fn run(mut self) -> Ran {
         let output = self.0.stdin(Stdio::null()).output().expect("the binary runs");
         Ran::new(output, &self.0)
     }
 
-    /// Starts it and does not wait.
+    /// Starts it without waiting.
     pub fn spawn(mut self) -> Child {
         self.0
             .stdin(Stdio::null())

@@ -19,11 +19,11 @@ fn piped_output_is_plain_and_fits() {
     let ran = verify(&dir).ok();
     fits_80_columns(&ran.stdout);
     assert!(!ran.stdout.contains('\x1b'));
-    // Without colour, text shows which tokens are learned.
+    // Without colour, text marks the supervised tokens.
     for word in ["LEARNED", "masked", "response", "system", "context", "task", "scaffold", "end_of_turn"] {
         assert!(ran.stdout.contains(word), "{word}\n{}", ran.stdout);
     }
-    // Three rows, as is the default.
+    // Three rows by default.
     for (row, shown) in [(0, true), (1, true), (2, true), (3, false)] {
         assert_eq!(ran.stdout.contains(&format!("rows.jsonl:{}", row + 1)), shown, "{}", ran.stdout);
     }
@@ -162,7 +162,7 @@ fn prepared_data_verifies() {
     assert_eq!(raw["sections"], prepared["sections"]);
 }
 
-/// A row with a finding of each level, and one that cannot be read.
+/// Rows with a finding of each level, and an unreadable row.
 fn with_findings(dir: &Dir) {
     let everything = r#"{"input_ids": [31, 32, 33], "labels": [31, 32, 33]}"#;
     let rows = [everything, TOKENISED[0].1, TOKENISED[0].1, "{\"input_ids\": []}"];
@@ -240,7 +240,7 @@ fn sarif_names_lines_and_fingerprints_that_do_not_move() {
     for result in log["runs"][0]["results"].as_array().unwrap() {
         assert_eq!(rules[result["ruleIndex"].as_u64().unwrap() as usize]["id"], result["ruleId"]);
     }
-    // A row more at the start: the same findings at other lines.
+    // With one more row at the start: the same findings at other lines.
     dir.write(
         "rows.jsonl",
         format!("{}\n{}", r#"{"input_ids": [21, 22], "labels": [-100, 22]}"#, dir.text("rows.jsonl")),
@@ -261,7 +261,7 @@ fn allowed_findings_do_not_fail_the_check() {
     run(&["--set", "allow_findings=M008"]).code(0).prints("M008");
 }
 
-/// A file name, a message and a row with escape codes, 7-bit and 8-bit, in every format.
+/// A file name, a message and a row with 7-bit and 8-bit escape codes, in every format.
 #[test]
 fn escape_codes_reach_no_terminal() {
     let dir = Dir::new().with_model();
@@ -293,7 +293,7 @@ fn escape_codes_reach_no_terminal() {
     }
 }
 
-/// Rows of tokens as another program would write them: prepared rows without their origins.
+/// Tokenised rows as another program would write them: prepared rows without their origins.
 fn foreign_rows(dir: &Dir) -> Vec<serde_json::Value> {
     dir.prepare("rows.jsonl", "out.jsonl").ok();
     let bare =
@@ -305,7 +305,7 @@ fn foreign_rows(dir: &Dir) -> Vec<serde_json::Value> {
 fn source_rows_say_which_tokens_are_whose() {
     let dir = Dir::new().with_model().with_rows(6);
     let mut rows = foreign_rows(&dir);
-    // A token of the task is learned in row 3, and row 4 has lost its end.
+    // In row 3 a token of the task is supervised, and row 4 has lost its end.
     let at = dir.lines("out.jsonl")[3]["origins"].as_str().unwrap().rfind('K').unwrap();
     rows[3]["labels"][at] = rows[3]["input_ids"][at].clone();
     for key in ["input_ids", "labels"] {
@@ -329,8 +329,8 @@ fn source_rows_say_which_tokens_are_whose() {
     );
 }
 
-/// Rows of tokens whose ids name their source rows, in another order and each without its last token, so that only the id
-/// says which is whose.
+/// Tokenised rows whose ids refer to their source rows, in another order and each without its last token, so that only
+/// the id can match them.
 #[test]
 fn ids_pair_rows_with_their_source_rows() {
     let dir = Dir::new().with_model().with_rows(4);
@@ -352,7 +352,7 @@ fn ids_pair_rows_with_their_source_rows() {
     rows.swap(0, 3);
     rows[2]["id"] = "zz".into();
     let lines = |rows: &[serde_json::Value]| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
-    // A number in one file and a text in the other are one id.
+    // A number in one file and a string in the other are the same id.
     dir.write("source.jsonl", numbered(["a".into(), 7.into(), "c".into(), "d".into()]));
     dir.write("foreign.jsonl", lines(&rows));
     let found = |args: &[&str]| {

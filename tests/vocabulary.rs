@@ -1,4 +1,4 @@
-//! New tokens, special tokens and chat templates that a run gives its model.
+//! New tokens, special tokens and chat templates that a run adds to its model.
 
 use crate::util::{Dir, root};
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ fn a_run_with_new_tokens_leaves_a_model_that_needs_nothing_else() {
     assert_eq!(size(&dir, "out"), rows_before + 3);
     assert_eq!(size(&dir, "out/checkpoint-2"), rows_before + 3);
     assert_eq!(table(&dir, "out/model.safetensors"), [shape[0] + 3, shape[1]]);
-    // Special tokens first; ids follow those of the vocabulary.
+    // Special tokens first; their ids follow the vocabulary.
     let added: Vec<(u64, String, bool)> = dir.json("out/tokenizer.json")["added_tokens"]
         .as_array()
         .unwrap()
@@ -87,7 +87,7 @@ fn a_run_with_new_tokens_leaves_a_model_that_needs_nothing_else() {
     assert!(stops.contains(&(first + 1).to_string()), "{stops}");
     assert_eq!(dir.text("out/chat_template.jinja"), CHATML);
 
-    // The finished model needs none of the keys, and takes them without changing.
+    // The finished model needs none of the keys, and accepts them without changing.
     let eval = |model: &str, keys: &[&str]| {
         let command = dir.suasion(&["eval", "-D", "chats.jsonl", "--json", "--quiet", "-M", model]);
         command.set(keys).ok().json()["loss"].as_f64().unwrap()
@@ -95,7 +95,7 @@ fn a_run_with_new_tokens_leaves_a_model_that_needs_nothing_else() {
     let loss = eval("out", &[]);
     assert_eq!(eval("out", &[RUN[0], TOKENS[0], TOKENS[1], TOKENS[2]]), loss);
     dir.suasion(&["generate", "-M", "out", "-p", "One?", "--max_new_tokens", "3", "--quiet"]).run();
-    // Prepared rows of both are the same.
+    // Prepared rows from both are the same.
     dir.suasion(&["prepare", "-D", "chats.jsonl", "-M", "out", "-o", "after.jsonl"]).ok();
     dir.suasion(&["prepare", "-D", "chats.jsonl", "-M", "model", "-o", "before.jsonl"])
         .set(&[RUN[0]])
@@ -113,7 +113,7 @@ fn a_run_with_new_tokens_leaves_a_model_that_needs_nothing_else() {
     }
     dir.train("after.jsonl").set(&RUN).set(&TOKENS).set(&["output_dir=prepared", "max_steps=1"]).ok();
 
-    // A resume ends with the same bytes, whatever became of the base.
+    // A resume ends with the same bytes, whatever has happened to the base.
     run("killed", "2").ok();
     std::fs::remove_dir_all(dir.path("killed/checkpoint-4")).unwrap();
     std::fs::remove_file(dir.path("killed/model.safetensors")).unwrap();
@@ -142,7 +142,7 @@ fn an_adapter_brings_its_rows() {
             .as_f64()
             .unwrap()
     };
-    // Without the keys: the adapter's file and its tokenizer say it all.
+    // Without the keys: the adapter's file and its tokenizer are sufficient.
     let adapted = loss(&["-M", "model", "--adapter", "out"]);
     dir.suasion(&["merge", "--adapter", "out", "-M", "model", "-o", "merged", "--quiet"]).ok();
     assert!((loss(&["-M", "merged"]) - adapted).abs() < 1e-5);
@@ -155,7 +155,7 @@ fn an_adapter_brings_its_rows() {
         "{modelfile}"
     );
     assert!(modelfile.contains(base.file_name().unwrap().to_str().unwrap()), "{modelfile}");
-    // It is resumed to the same bytes.
+    // Its resume ends with the same bytes.
     let whole = dir.read("out/adapter_model.safetensors");
     std::fs::remove_dir_all(dir.path("out/checkpoint-4")).unwrap();
     std::fs::remove_file(dir.path("out/adapter_model.safetensors")).unwrap();
@@ -196,7 +196,7 @@ fn tokenizers_that_are_larger_than_their_model_need_a_word() {
     };
     let refused = run(&[]);
     assert_eq!(refused.code, Some(3));
-    // A template alone does not make the model larger than it is said to be.
+    // A template alone does not make the model larger than config.json says.
     refused.says("E-VOCAB").says("resize_vocab=true");
     run(&["resize_vocab=true"]).code(0);
     assert_eq!(size(&dir, "out"), id + 1);
@@ -236,7 +236,7 @@ fn what_cannot_be_is_refused_by_name() {
     refuse(&["router_aux_loss_coef=0.1"], "has no experts");
 }
 
-/// The loss of a model with new tokens in transformers, which loads it by itself.
+/// The loss of a model with new tokens in transformers, which loads it without further settings.
 #[test]
 fn transformers_loads_a_model_with_new_tokens() {
     let Some(python) = suasion_test_support::peers_python() else { return };

@@ -12,7 +12,7 @@ pub struct Crate {
 /// What a file imports.
 #[derive(Default)]
 struct Module {
-    /// Paths from the crate's root that the file names, by `use` or in its code.
+    /// Paths from the crate's root that the file refers to, by `use` or in its code.
     paths: Vec<Vec<String>>,
     /// Names that the file imports or re-exports: name → path from the crate's root.
     names: BTreeMap<String, Vec<String>>,
@@ -35,7 +35,7 @@ impl Crate {
         Crate { files: files.collect() }
     }
 
-    /// Every module that has a file.
+    /// Every module with its own file.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
     }
@@ -56,7 +56,7 @@ impl Crate {
         imports
     }
 
-    /// The module that defines what a path names, following re-exports.
+    /// The module that defines the target of a path, following re-exports.
     fn resolve(&self, path: &[String], depth: usize) -> &str {
         let mut module = "".to_string();
         for (i, segment) in path.iter().enumerate() {
@@ -96,14 +96,14 @@ fn walk(folder: &Path, at: &str, found: &mut Vec<(String, std::path::PathBuf)>) 
 
 /// Collects the paths of one file.
 struct Reader<'a> {
-    /// The module that the walk is in.
+    /// The module that is being visited.
     at: Vec<String>,
     known: &'a BTreeSet<String>,
     module: Module,
 }
 
 impl Reader<'_> {
-    /// A path from the crate's root; `None` where the path leaves the crate or is local.
+    /// A path from the crate's root; `None` if the path leaves the crate or is local.
     fn absolute(&self, segments: &[String]) -> Option<Vec<String>> {
         let mut base = match segments.first()?.as_str() {
             "crate" => Vec::new(),

@@ -1,8 +1,8 @@
-//! Holds the sources to the order of modules that ARCHITECTURE.md states.
+//! Checks that the sources follow the order of modules in ARCHITECTURE.md.
 //!
-//! ARCHITECTURE.md has a block per crate, fenced as `modules crates/NAME`, that lists every source file once. A file may
-//! import the files before it; a parent module and its children may import each other. Names that a module only
-//! re-exports count as the module that defines them, so a re-export cannot hide an import. Test modules are free.
+//! ARCHITECTURE.md has a block per crate, fenced as `modules crates/NAME`, that lists every source file once. A file
+//! may import the files before it; a parent module and its children may import each other. A name that a module only
+//! re-exports counts as the defining module's, so a re-export cannot hide an import. Test modules are exempt.
 #![forbid(unsafe_code)]
 #![cfg(test)]
 
@@ -30,7 +30,7 @@ fn stated_orders() -> BTreeMap<String, Vec<String>> {
     orders
 }
 
-/// True where one of the two is the other's ancestor.
+/// True if one of the two is the other's ancestor.
 fn related(a: &str, b: &str) -> bool {
     let below =
         |child: &str, parent: &str| child.strip_prefix(parent).is_some_and(|rest| rest.starts_with('/'));

@@ -1,4 +1,4 @@
-//! Configurations, with good inputs: damaged here, and fuzzed by the targets in `fuzz/`.
+//! Configurations, with valid inputs: damaged here, and fuzzed by the targets in `fuzz/`.
 
 use suasion_cli::embed;
 use suasion_test_support::fuzz::{Parser, reached};

@@ -7,9 +7,9 @@
 //!   ROWS    sequences of 1024 tokens in a step
 //!   FOLDER  where a base for lora is written (default: the system's folder for temporary files)
 //!
-//! `SUASION_PRECISION` is bf16 (default), tf32 or f32; `SUASION_RECOMPUTE` computes layers again, and
-//! `SUASION_NO_GRAPHS` runs passes without CUDA graphs. `used_bytes` is what the driver reports, with what it takes for itself;
-//! `peak_bytes` is what was allocated, and `planned_bytes` what was planned of that.
+//! `SUASION_PRECISION` is bf16 (default), tf32 or f32; `SUASION_RECOMPUTE` recomputes activations, and
+//! `SUASION_NO_GRAPHS` runs passes without CUDA graphs. `used_bytes` is reported by the driver and includes its own
+//! memory; `peak_bytes` is the peak allocation, and `planned_bytes` its planned value.
 
 use serde_json::{Value, json};
 use std::io::Write;
@@ -41,7 +41,7 @@ fn shape(name: &str) -> Result<Value, Error> {
     }))
 }
 
-/// Numbers without structure (xorshift).
+/// Pseudo-random numbers (xorshift).
 struct Numbers(u64);
 
 impl Numbers {
@@ -85,7 +85,7 @@ fn write_base(arch: &Architecture, folder: &Path) -> Result<PathBuf, Error> {
     Ok(dir)
 }
 
-/// Rows of [`LENGTH`] tokens, of which the last share is supervised; or groups of eight replies to one prompt.
+/// Rows of [`LENGTH`] tokens, with the last share supervised; or groups of eight replies to one prompt.
 fn batch(vocab: u64, rows: usize, kind: &str) -> Result<Batch, Error> {
     let mut numbers = Numbers(1);
     let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| (numbers.next() % vocab) as u32).collect() };

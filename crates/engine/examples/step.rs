@@ -1,5 +1,5 @@
-//! One training step of the spike's model, timed: 12 layers of 576, vocabulary 49152, 2 × 512 tokens of which
-//! the last 20 % are supervised. Prints one JSON line, as `../shared/spike/step.py` does for PyTorch.
+//! One training step of the spike's model, timed: 12 layers of 576, vocabulary 49152, 2 × 512 tokens with
+//! the last 20 % supervised. Prints one JSON line, as `../shared/spike/step.py` does for PyTorch.
 //!
 //! usage: step STEPS [all|supervised] [recompute]
 
@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Peak resident size as the kernel reports it, in MiB; 0 where it does not.
+/// Peak resident size reported by the kernel, in MiB; 0 if unavailable.
 fn peak_rss_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));

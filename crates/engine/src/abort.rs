@@ -1,12 +1,12 @@
-//! What an aborted process says.
+//! The message of an aborting process.
 
 use std::io;
 
-/// Where the process aborts (the system refuses memory, or a thread's stack is full, which Rust reports by itself), writes
-/// a message to stderr and ends with an exit code instead of a core dump.
+/// On an abort (the system refuses memory, or a thread's stack overflows, which Rust reports itself), writes a message
+/// to stderr and ends the process with an exit code instead of a core dump.
 ///
 /// # Errors
-/// Where stderr is closed or the signal cannot be handled; then an abort is what it was.
+/// If stderr is closed or the signal cannot be handled; then aborts are unchanged.
 #[cfg(unix)]
 pub fn on_abort(message: &'static str, code: i32) -> io::Result<()> {
     use signal_hook::{consts::SIGABRT, low_level};
@@ -17,13 +17,13 @@ pub fn on_abort(message: &'static str, code: i32) -> io::Result<()> {
         let _ = (&stderr).write_all(message.as_bytes());
         low_level::exit(code);
     };
-    // SAFETY: a handler may call what is async-signal-safe only. This one writes static bytes to a file that is open (write(2))
-    // and ends the process (_exit(2)): it neither allocates nor locks.
+    // SAFETY: a signal handler may only call async-signal-safe functions. This one writes static bytes to an open file
+    // (write(2)) and ends the process (_exit(2)): it neither allocates nor locks.
     #[allow(unsafe_code)]
     unsafe { low_level::register(SIGABRT, say) }.map(drop)
 }
 
-/// Elsewhere an abort is the system's.
+/// On other systems an abort is left to the system.
 #[cfg(not(unix))]
 pub fn on_abort(_: &'static str, _: i32) -> io::Result<()> {
     Ok(())

@@ -1,10 +1,10 @@
-//! A model as a value: what the forward pass must know, layer by layer.
+//! A model as a value: everything that the forward pass needs, layer by layer.
 
 use crate::dtype::Packing;
 use crate::kernels::{Activation, Heads, Norm, Routing};
 use crate::rope::Rope;
 
-/// A decoder-only model. Families differ in values, never in code; [`crate::families`] reads them from
+/// A decoder-only model. Families differ only in values, not in code; [`crate::families`] reads them from
 /// `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
@@ -14,54 +14,53 @@ pub struct Architecture {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Positions that the model was made for. A limit only where positions are learned.
+    /// Positions for which the model was made. A limit only if positions are learned.
     pub max_positions: usize,
-    /// Tokens to the residual stream.
+    /// From tokens to the residual stream.
     pub embedding: Embedding,
     /// The layers, in order; each may differ.
     pub blocks: Vec<Block>,
-    /// The residual stream to logits.
+    /// From the residual stream to logits.
     pub head: Head,
     /// Names of the weights in files.
     pub names: Names,
     /// Initialisation of a model without weights.
     pub init: Init,
-    /// Factor of the load-balancing loss of experts, which training adds to its loss; 0 leaves it out.
+    /// Factor of the load-balancing loss of experts, which training adds to its loss; 0 disables it.
     pub balance: f32,
-    /// Rows of embedding and head that files of its weights do not have yet.
+    /// Rows of embedding and head that the weight files do not have yet.
     pub added: Option<AddedRows>,
-    /// How the files have the matrices of linear layers packed (`quantization_config`).
+    /// How the matrices of linear layers are packed in the files (`quantization_config`).
     pub packed: Option<Packing>,
-    /// Settings of `config.json` that have no effect here (RoPE settings beside others that have precedence), as
-    /// sentences.
+    /// Settings of `config.json` that have no effect here (RoPE settings overridden by others), as sentences.
     pub not_applied: Vec<String>,
 }
 
 /// Rows of embedding and head for tokens that were added to a vocabulary ([`Architecture::grow`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddedRows {
-    /// Rows that the files of the base have.
+    /// Rows in the files of the base.
     pub base: usize,
-    /// What the others are drawn from, where they are not in the files.
+    /// Seed of the other rows, if they are not in the files.
     pub seed: u64,
 }
 
-/// The token embedding, and what is added to it.
+/// The token embedding, and the values added to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Embedding {
     /// Rows of a table of learned positions.
     pub positions: Option<usize>,
     /// Factor on the embedding.
     pub scale: f32,
-    /// Factor on noise that training adds: the embedding's, where transformers multiplies outside of its module
-    /// (Granite).
+    /// Factor on the noise that training adds: the embedding's factor if transformers multiplies outside the embedding
+    /// module (Granite).
     pub noise_scale: f32,
-    /// Dropout of what enters the first layer, in training.
+    /// Dropout of the first layer's input, in training.
     pub dropout: f32,
 }
 
-/// One layer: `x' = x + attention(norm(x))`, then `x' + mlp(norm(x'))`; where it is parallel,
-/// `x + attention(norm(x)) + mlp(norm'(x))`.
+/// One layer: `x' = x + attention(norm(x))`, then `x' + mlp(norm(x'))`; if parallel, `x + attention(norm(x)) +
+/// mlp(norm'(x))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     /// The norms.
@@ -74,11 +73,11 @@ pub struct Block {
     pub residual_scale: f32,
     /// Dropout of these outputs, in training.
     pub residual_dropout: f32,
-    /// Attention and MLP read the same input.
+    /// True if attention and MLP read the same input.
     pub parallel: bool,
 }
 
-/// Norms of a block, where it has them.
+/// Norms of a block, each if present.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norms {
     /// Before the attention.
@@ -103,12 +102,12 @@ impl Norms {
 pub struct QkNorm {
     /// The norm.
     pub norm: Norm,
-    /// It runs over all heads of a row together, not over each by itself.
+    /// Normalise all heads of a row together, not each head separately.
     pub whole: bool,
 }
 
 impl QkNorm {
-    /// Runs of columns that are normalised by themselves, of `heads` heads.
+    /// Number of groups of columns that are normalised separately, for `heads` heads.
     pub fn groups(self, heads: usize) -> usize {
         if self.whole { 1 } else { heads }
     }
@@ -123,43 +122,43 @@ pub struct Attention {
     pub qk_norm: Option<QkNorm>,
     /// Rotary positions.
     pub rope: Option<Rope>,
-    /// Queries, keys and values have a bias.
+    /// True if queries, keys and values have a bias.
     pub qkv_bias: bool,
-    /// The output projection has a bias.
+    /// True if the output projection has a bias.
     pub out_bias: bool,
     /// Dropout of the probabilities, in training.
     pub dropout: f32,
 }
 
-/// The MLP of a block, or several of which each row takes some.
+/// The MLP of a block, or several MLPs of which each row uses some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mlp {
-    /// Width between its matrices.
+    /// Width between its two matrices.
     pub intermediate: usize,
-    /// The function between them.
+    /// The function between these matrices.
     pub activation: Activation,
-    /// Its matrices have a bias.
+    /// True if its matrices have a bias.
     pub bias: bool,
     /// A mixture of experts, each an MLP of these sizes.
     pub experts: Option<Experts>,
 }
 
-/// Experts and how rows choose among them.
+/// Experts, and how each row chooses among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
-    /// How many there are.
+    /// Number of experts.
     pub count: usize,
-    /// How rows choose.
+    /// How rows choose experts.
     pub routing: Routing,
 }
 
 impl Mlp {
-    /// Times that a row passes through an MLP.
+    /// Number of MLPs that each row passes through.
     pub fn per_row(&self) -> usize {
         self.experts.map_or(1, |experts| experts.routing.per_row)
     }
 
-    /// Columns of the first matrix's output.
+    /// Number of columns of the first matrix's output.
     pub(crate) fn up_width(&self) -> usize {
         self.intermediate.saturating_mul(self.activation.gate_width())
     }
@@ -170,7 +169,7 @@ impl Mlp {
 pub struct Head {
     /// The norm before it.
     pub norm: Norm,
-    /// Its matrix is the embedding.
+    /// True if its matrix is the embedding.
     pub tied: bool,
     /// Factor on the logits.
     pub scale: f32,
@@ -188,22 +187,22 @@ impl Head {
     }
 }
 
-/// Names of the weights in files, without `.weight` and `.bias`, and how linear layers lie there.
+/// Names of the weights in files, without `.weight` and `.bias`, and the layout of linear layers there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names {
     /// Token embedding.
     pub embedding: &'static str,
     /// Learned positions.
     pub positions: &'static str,
-    /// What precedes the names of a block; `{}` is its number.
+    /// Prefix of a block's names; `{}` is its number.
     pub block: &'static str,
     /// Norm before the attention.
     pub attention_norm: &'static str,
-    /// Queries, keys and values: three tensors, or one in which they lie in this order.
+    /// Queries, keys and values: three tensors, or one that contains them in this order.
     pub qkv: &'static [&'static str],
     /// Norms of queries and keys.
     pub qk_norm: [&'static str; 2],
-    /// Queries, keys and values lie in one tensor head by head.
+    /// True if one tensor contains queries, keys and values head by head.
     pub qkv_by_head: bool,
     /// Output projection of the attention.
     pub out: &'static str,
@@ -213,48 +212,48 @@ pub struct Names {
     pub mlp_norm: &'static str,
     /// Norm after the MLP.
     pub after_mlp: &'static str,
-    /// Gate and up, or the one tensor that goes into the activation.
+    /// Gate and up, or the single input of the activation.
     pub up: &'static [&'static str],
     /// Output projection of the MLP.
     pub down: &'static str,
     /// The projection to the logits of experts.
     pub router: &'static str,
-    /// What replaces the first part of the MLP's names in an expert; `{}` is its number.
+    /// Replaces the first part of the MLP's names in an expert; `{}` is its number.
     pub expert: &'static str,
     /// Final norm.
     pub norm: &'static str,
-    /// Head, where it is not tied.
+    /// Head, if it is not tied.
     pub head: &'static str,
-    /// Linear layers lie in files as `[inputs, outputs]` (Conv1D).
+    /// True if linear layers are stored as `[inputs, outputs]` (Conv1D).
     pub transposed: bool,
 }
 
-/// transformers' initialisation: normal with `std`, biases 0, norms such that they multiply by 1.
+/// transformers' initialisation: normal with `std`, biases 0, norms so that they multiply by 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Init {
     /// `initializer_range`.
     pub std: f64,
-    /// Deviation of the projections that write to the residual stream.
+    /// Standard deviation of the projections that write to the residual stream.
     pub residual_std: f64,
-    /// The embedding's row of zeros (`pad_token_id` of the families whose embedding has a padding row).
+    /// The embedding row that is all zeros (`pad_token_id`, in families whose embedding has a padding row).
     pub padding_row: Option<usize>,
 }
 
-/// Far above any model's sizes, far below what overflows when two of them are multiplied.
+/// Far above any model's sizes, and small enough that the product of two of them does not overflow.
 pub(crate) const MAX_SIZE: usize = 1 << 31;
 
-/// More layers than any model has; a file that asks for more is broken or hostile.
+/// More layers than any model has; a file that declares more is broken or hostile.
 pub(crate) const MAX_LAYERS: usize = 10_000;
 
 impl Architecture {
-    /// Positions that cannot be exceeded: those of a learned table.
+    /// The maximum number of positions, if positions are learned.
     pub fn position_limit(&self) -> Option<usize> {
         self.embedding.positions
     }
 
-    /// Gives embedding and head more rows. Those that the weights' files lack are drawn from the multivariate normal
-    /// distribution of the rows that they have: their mean, and 1e-9 of their covariance, as
-    /// `resize_token_embeddings` of transformers does (Hewitt 2021). Nothing happens where there are as many already.
+    /// Gives embedding and head more rows. Rows missing in the weight files are drawn from the multivariate normal
+    /// distribution of the existing rows: their mean, and 1e-9 times their covariance, as `resize_token_embeddings` of
+    /// transformers does (Hewitt 2021). Does nothing if there are as many rows already.
     pub fn grow(&mut self, vocab_size: usize, seed: u64) {
         if vocab_size > self.vocab_size {
             let base = self.added.map_or(self.vocab_size, |added| added.base);
@@ -263,36 +262,36 @@ impl Architecture {
         }
     }
 
-    /// The experts of a layer, in a model that has some: as many in each.
+    /// The number of experts of a layer, if the model has any; all layers have the same number.
     pub fn experts(&self) -> Option<usize> {
         self.blocks.iter().find_map(|block| Some(block.mlp.experts?.count))
     }
 
-    /// True where all rows choose experts in the last layer, and not only those that the loss needs.
+    /// True if all rows choose experts in the last layer, and not only the rows that the loss needs.
     pub(crate) fn balances_last(&self) -> bool {
         self.balance != 0.0 && self.blocks.last().is_some_and(|block| block.mlp.experts.is_some())
     }
 
-    /// True where training drops something.
+    /// True if training applies any dropout.
     pub fn has_dropout(&self) -> bool {
         let of = |block: &Block| block.attention.dropout.max(block.residual_dropout);
         self.embedding.dropout > 0.0 || self.blocks.iter().any(|block| of(block) > 0.0)
     }
 
-    /// Gives each layer its window.
+    /// Sets the window of each layer.
     pub(crate) fn set_windows(&mut self, windows: Vec<Option<usize>>) {
         for (block, window) in self.blocks.iter_mut().zip(windows) {
             block.attention.heads.window = window;
         }
     }
 
-    /// Columns of a layer's query, key/value and `up` rows, the latter of all experts that a row takes.
+    /// Columns of a layer's query, key/value and `up` rows, the last for all experts of a row together.
     pub(crate) fn widths(block: &Block) -> [usize; 3] {
         let (heads, mlp) = (block.attention.heads, block.mlp);
         [heads.query_width(), heads.kv_width(), mlp.up_width().saturating_mul(mlp.per_row())]
     }
 
-    /// Refuses sizes that contradict each other, divide by zero or are larger than any model's.
+    /// Rejects sizes that contradict each other, lead to a division by zero or are larger than any model's.
     ///
     /// # Errors
     /// A sentence with the sizes.

@@ -9,7 +9,7 @@ use std::ops::Range;
 /// One term of the loss: `weight · nll(id | hidden row)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
-    /// Row of the batch whose hidden state predicts.
+    /// Row of the batch whose hidden state predicts the token.
     pub row: u32,
     /// The token to predict.
     pub id: u32,
@@ -17,41 +17,40 @@ pub struct Target {
     pub weight: f32,
 }
 
-/// A run of tokens that attention keeps to itself. A token sees the whole prefix and its own range up to
-/// itself.
+/// A range of tokens that attention keeps separate. A token attends to the whole prefix, and to its own range up to and
+/// including itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Rows of the segment.
     pub own: Range<u32>,
-    /// Rows of an earlier segment that all of this one's tokens see (a shared prompt); empty where there is
-    /// none.
+    /// Rows of an earlier segment that all tokens of this one attend to (a shared prompt); empty if there are none.
     pub prefix: Range<u32>,
 }
 
-/// A micro-batch: one flat buffer of tokens, no padding anywhere.
+/// A micro-batch: one flat buffer of tokens without padding.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids, `[tokens]`.
     pub ids: Vec<u32>,
-    /// Position of each token, `[tokens]`: restarts with each sample, goes on after a shared prefix.
+    /// Position of each token, `[tokens]`: restarts with each sample, continues after a shared prefix.
     pub positions: Vec<u32>,
-    /// Tiles `0..tokens` in order.
+    /// Segments that tile `0..tokens` in order.
     pub segments: Vec<Segment>,
     /// Terms of the loss, in any order; a row may have several.
     pub targets: Vec<Target>,
 }
 
 impl Batch {
-    /// Appends a sample that sees only itself. `targets` are `(position, id, weight)` relative to the sample.
+    /// Appends a sample that attends only to itself. `targets` are `(position, id, weight)` relative to the sample.
     pub fn push(&mut self, ids: &[u32], targets: impl IntoIterator<Item = (u32, u32, f32)>) {
         self.append(ids, 0..0, targets);
     }
 
-    /// Appends a continuation of the rows `prefix`, which end an earlier segment or are one: it sees them and
-    /// itself, and its positions go on after them.
+    /// Appends a continuation of the rows `prefix`, which end an earlier segment or are a whole one: it attends to them
+    /// and to itself, and its positions continue theirs.
     ///
-    /// The first token of a continuation is predicted by the prefix's last row: that target belongs to that
-    /// row, so add it to `targets` of the batch directly.
+    /// The first token of a continuation is predicted by the prefix's last row: that target belongs to that row, so add
+    /// it to `targets` of the batch directly.
     pub fn push_after(
         &mut self,
         prefix: Range<u32>,
@@ -107,7 +106,7 @@ impl Batch {
         counts
     }
 
-    /// Refuses ids, positions, segments and targets that are out of range.
+    /// Rejects ids, positions, segments and targets that are out of range.
     pub(crate) fn check(&self, vocab: usize, positions: Option<usize>) -> Result<()> {
         let fail = |message| Err(Error::Batch { message });
         if self.positions.len() != self.ids.len() {
@@ -138,15 +137,15 @@ impl Batch {
         }
     }
 
-    /// The length of each token's sequence, a shared prefix being part of those that follow it.
+    /// The length of each token's sequence; a shared prefix has the length of the sequences that continue it.
     ///
     /// # Errors
-    /// [`Error::Batch`] where two sequences after one prefix are not `alike`, so that it would have to be
+    /// [`Error::Batch`] if two continuations of one prefix are not `alike`, so that the prefix would have to be
     /// computed twice.
     pub(crate) fn lengths(&self, alike: impl Fn(usize, usize) -> bool) -> Result<Vec<usize>> {
         let end = |s: &Segment| self.positions[..s.own.end as usize].last().map_or(0, |p| *p as usize + 1);
         let mut lengths: Vec<usize> = self.segments.iter().map(end).collect();
-        // Backwards, so that a prefix of a prefix gets the length of what follows last.
+        // Backwards, so that a prefix of a prefix gets the length of the last continuation.
         let mut followed = vec![false; lengths.len()];
         for i in (0..lengths.len()).rev() {
             let prefix = &self.segments[i].prefix;
@@ -185,7 +184,7 @@ impl Batch {
             let end = first + rows[first..].partition_point(|r| *r < segment.own.end);
             if end > first {
                 let prefix = usize(&segment.prefix);
-                // Every range that has one of the prefix's keys, wherever it is in the batch.
+                // Every range with a key in the prefix, wherever it is in the batch.
                 let shares = |group: &mut Vec<usize>| group.iter().any(|&i| touches(&ranges[i], &prefix));
                 let mut group: Vec<usize> = groups.extract_if(.., shares).flatten().collect();
                 group.push(ranges.len());
@@ -198,11 +197,11 @@ impl Batch {
     }
 }
 
-/// A batch with what a pass needs to know of it: another thread can find it out while the device computes.
+/// A batch with the data derived from it that a pass needs: another thread can prepare it while the device computes.
 #[derive(Clone, Debug)]
 pub struct Prepared<'a> {
     pub(crate) batch: Cow<'a, Batch>,
-    /// Targets in the order of their rows, which is the order in which attention takes its queries.
+    /// Targets ordered by row, which is the order in which attention takes its queries.
     pub(crate) order: Vec<usize>,
     /// The rows of the targets in this order, and their positions.
     pub(crate) rows: Vec<u32>,
@@ -212,7 +211,7 @@ pub struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// Prepares a batch. Whether a model takes it is seen when it is run.
+    /// Prepares a batch. Whether it fits a model is checked when it is run.
     pub fn new(batch: Cow<'a, Batch>) -> Prepared<'a> {
         let mut order: Vec<usize> = (0..batch.targets.len()).collect();
         order.sort_by_key(|&i| batch.targets[i].row);
@@ -229,7 +228,7 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// True when the range has one of `keys`, in its prefix or as its own.
+/// True if the range has one of `keys`, in its prefix or among its own.
 fn touches(range: &AttentionRange, keys: &Range<usize>) -> bool {
     [&range.prefix, &range.own].into_iter().any(|r| r.start < keys.end && keys.start < r.end)
 }

@@ -4,35 +4,35 @@ use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Elements that are on their way at once: what a rank must hold beside its own values.
+/// Elements sent at once: the memory that a rank needs besides its own values.
 const BLOCK: usize = 1 << 20;
 
-/// How a run over ranks stands, for threads that wait for other ranks elsewhere than in a [`Collective`]'s calls.
+/// The state of a run over ranks, for threads that wait for other ranks outside the calls of a [`Collective`].
 pub trait Watch: Send + Sync {
-    /// What has ended the run.
+    /// The error that has ended the run, if any.
     fn failure(&self) -> Option<String>;
 
-    /// Ends the run: the calls of this rank fail from now on, and the others learn why when it leaves.
+    /// Ends the run: the calls of this rank fail from now on, and the other ranks get the message when it leaves.
     fn fail(&self, message: &str);
 }
 
 /// The ranks of a run. Every rank calls the same methods in the same order, and each call waits for the ranks
 /// that it needs.
 ///
-/// An implementation carries messages between two ranks; sums are made of them here, in the order of the ranks,
-/// so that all ranks get the same bits. A device whose ranks have a transport of their own meets with the help of
-/// [`Collective::exchange`], and overrides what [`Backend`](crate::Backend) does with a collective.
+/// An implementation sends messages between two ranks; sums are computed here, in the order of the ranks, so that all
+/// ranks get the same bits. Devices whose ranks have their own transport connect through [`Collective::exchange`], and
+/// override the collective operations of [`Backend`](crate::Backend).
 pub trait Collective {
-    /// Number of ranks; with 1 nothing is sent.
+    /// Number of ranks; with one, nothing is sent.
     fn ranks(&self) -> usize;
 
     /// The number of this rank, from 0.
     fn rank(&self) -> usize;
 
-    /// Sends a message to another rank. Messages from one rank to another arrive in their order.
+    /// Sends a message to another rank. Messages between two ranks arrive in order.
     ///
     /// # Errors
-    /// [`Error::Collective`] where a rank is lost.
+    /// [`Error::Collective`] if a rank is lost.
     fn send(&self, to: usize, message: &[u8]) -> Result<()>;
 
     /// Waits for the next message of another rank.
@@ -41,12 +41,12 @@ pub trait Collective {
     /// As [`Collective::send`].
     fn receive(&self, from: usize) -> Result<Vec<u8>>;
 
-    /// Whether the run has failed, for other threads; `None` where only the calls know.
+    /// The state of the run, for other threads; `None` if only the calls can tell.
     fn watch(&self) -> Option<Arc<dyn Watch>> {
         None
     }
 
-    /// The messages of all ranks, in their order, this rank's own among them.
+    /// The messages of all ranks, in rank order, including this rank's own.
     ///
     /// # Errors
     /// As [`Collective::send`].
@@ -74,8 +74,8 @@ pub trait Collective {
         Ok(())
     }
 
-    /// Replaces this rank's share of the values by its sum over all ranks; the other shares are left as they are.
-    /// The share of rank `r` is `cuts[r]..cuts[r + 1]`.
+    /// Replaces this rank's share of the values by its sum over all ranks; the other shares are unchanged. The share of
+    /// rank `r` is `cuts[r]..cuts[r + 1]`.
     ///
     /// # Errors
     /// As [`Collective::send`].
@@ -106,7 +106,7 @@ pub trait Collective {
         Ok(())
     }
 
-    /// Replaces every share of the values by what the rank has whose share it is.
+    /// Replaces every share of the values by the values of the rank that owns it.
     ///
     /// # Errors
     /// As [`Collective::send`].
@@ -128,7 +128,7 @@ pub trait Collective {
         Ok(())
     }
 
-    /// Replaces each element by its sum over all ranks, which give slices of equal length.
+    /// Replaces each element by its sum over all ranks, whose slices must have equal length.
     ///
     /// # Errors
     /// As [`Collective::send`].
@@ -140,19 +140,19 @@ pub trait Collective {
     }
 }
 
-/// The ranks beside this one. Each begins with the one after it, so that not all send to the same.
+/// The other ranks. Each rank begins with the one after it, so that not all send to the same rank first.
 fn others<C: Collective + ?Sized>(collective: &C) -> impl Iterator<Item = usize> + use<C> {
     let (rank, ranks) = (collective.rank(), collective.ranks());
     (1..ranks).map(move |n| (rank + n) % ranks)
 }
 
-/// Where the blocks of all shares start, counted from the start of each share.
+/// Start offsets of the blocks within each share.
 fn steps<C: Collective + ?Sized>(collective: &C, cuts: &[usize]) -> impl Iterator<Item = usize> + use<C> {
     let longest = cuts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
     (0..if collective.ranks() == 1 { 0 } else { longest }).step_by(BLOCK)
 }
 
-/// The block of a rank's share that starts there.
+/// The block of a rank's share at this offset.
 fn block(cuts: &[usize], rank: usize, start: usize) -> Range<usize> {
     let end = cuts[rank + 1];
     let from = (cuts[rank] + start).min(end);
@@ -166,13 +166,13 @@ pub(crate) fn to_bytes(values: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// The values of a message, of which there must be `len`.
+/// The values of a message, which must hold `len` of them.
 pub(crate) fn to_floats(rank: usize, message: &[u8], len: usize) -> Result<Vec<f32>> {
     expect(rank, message.len(), len * size_of::<f32>())?;
     Ok(message.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
-/// Refuses a message of another length: the ranks do not do the same.
+/// Rejects a message of another length: the ranks are out of step.
 fn expect(rank: usize, bytes: usize, wanted: usize) -> Result<()> {
     if bytes == wanted {
         return Ok(());
@@ -182,7 +182,7 @@ fn expect(rank: usize, bytes: usize, wanted: usize) -> Result<()> {
     })
 }
 
-/// A run of one process: sums are the values themselves.
+/// A run of one process: each sum is the value itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SingleRank;
 

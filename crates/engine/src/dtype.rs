@@ -1,21 +1,21 @@
-//! The types that weights are stored in, and their bytes.
+//! The storage types of weights, and their bytes.
 
 use safetensors::Dtype;
 
-/// A type that weights are stored in.
+/// A storage type of weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WeightType {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits of IEEE 754.
+    /// 16-bit floats of IEEE 754.
     F16,
     /// The upper half of an f32.
     BF16,
 }
 
 impl WeightType {
-    /// The type of a tensor; f32 for what it is read as.
+    /// The storage type of a tensor; f32 for any other type, which is read as f32.
     pub(crate) fn of(dtype: Dtype) -> WeightType {
         match dtype {
             Dtype::F16 => WeightType::F16,
@@ -24,7 +24,7 @@ impl WeightType {
         }
     }
 
-    /// The format's own name.
+    /// The corresponding type of the safetensors library.
     pub(crate) fn dtype(self) -> Dtype {
         match self {
             WeightType::F32 => Dtype::F32,
@@ -42,7 +42,7 @@ impl WeightType {
         }
     }
 
-    /// The type of this name.
+    /// The type with this name in `config.json`.
     pub fn named(name: &str) -> Option<WeightType> {
         [WeightType::F32, WeightType::F16, WeightType::BF16].into_iter().find(|kind| kind.name() == name)
     }
@@ -72,8 +72,7 @@ impl WeightType {
         }
     }
 
-    /// Little-endian bytes of values, rounded to the nearest. The place of a finite value that is too large
-    /// is an error.
+    /// Little-endian bytes of values, rounded to nearest. The error is the index of a finite value that is too large.
     pub(crate) fn narrow(self, values: &[f32]) -> Result<Vec<u8>, usize> {
         match self {
             WeightType::F32 => Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect()),
@@ -87,21 +86,21 @@ impl WeightType {
     }
 }
 
-/// How the matrix of a linear layer that is only read is packed into fewer bits, as bitsandbytes does.
+/// How the read-only matrix of a linear layer is packed into fewer bits, as in bitsandbytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
     /// 4 bits (Dettmers et al. 2023): an element is the nearest of 16 values, times the largest magnitude of its block of
     /// 64.
     Nf4 {
-        /// These magnitudes are packed themselves, into 8 bits.
+        /// Quantise these magnitudes too, to 8 bits.
         nested: bool,
     },
-    /// 8 bits: an element is a whole number of 127ths of the largest magnitude of its row, in f16.
+    /// 8 bits: an element is an integer multiple of 1/127 of the largest magnitude of its row, in f16.
     Int8,
 }
 
 impl Packing {
-    /// Elements that share a magnitude of NF4.
+    /// Elements that share a magnitude in NF4.
     pub(crate) const BLOCK: usize = 64;
 
     /// Bits of an element.

@@ -1,8 +1,8 @@
-//! The crate's one error type.
+//! The error type of the crate.
 
 use std::path::{Path, PathBuf};
 
-/// What can go wrong between a model folder and a training step.
+/// An error between opening a model folder and taking a training step.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -30,7 +30,7 @@ pub enum Error {
         /// What is wrong, with the sizes.
         message: String,
     },
-    /// A parameter that the model does not have, or a choice of parameters to train that it cannot follow.
+    /// A parameter that the model does not have, or a choice of trained parameters that does not fit the model.
     #[error("{message}")]
     Parameter {
         /// What is wrong, with the parameter's name.
@@ -46,20 +46,19 @@ pub enum Error {
         /// What to do.
         help: String,
     },
-    /// The system does not have the memory that is needed.
+    /// The system does not have enough memory.
     #[error("{bytes} bytes of memory are needed, more than there are")]
     Memory {
-        /// What is needed at once.
+        /// The size of the request.
         bytes: u64,
     },
-    /// A batch that the model cannot take.
+    /// A batch that does not fit the model.
     #[error("{message}")]
     Batch {
         /// What is wrong, with both sizes.
         message: String,
     },
-    /// Operands that an operation of a backend cannot take: a bug of the caller, refused before memory is
-    /// touched.
+    /// Operands that an operation of a backend does not accept: a bug of the caller, rejected before memory is touched.
     #[error("{operation}: {message}")]
     Operands {
         /// The operation.
@@ -67,7 +66,7 @@ pub enum Error {
         /// What is wrong, with the sizes.
         message: String,
     },
-    /// A card that is not there, or does not do what it is asked for.
+    /// A card is missing, or an operation on it failed.
     #[error("{message}")]
     Device {
         /// What is wrong.
@@ -75,17 +74,17 @@ pub enum Error {
         /// What to do.
         help: String,
     },
-    /// A card does not have the memory that is needed.
+    /// A card does not have enough memory.
     #[error(
         "{bytes} bytes of the memory of {device} are needed, and {free} of its {total} are free{}",
         if bytes <= total { ": other processes use the rest" } else { "" }
     )]
     DeviceMemory {
-        /// What is needed at once.
+        /// The size of the request.
         bytes: u64,
-        /// What is free.
+        /// Bytes that are free.
         free: u64,
-        /// What the card has.
+        /// Bytes of the card.
         total: u64,
         /// The card's name.
         device: String,
@@ -113,7 +112,7 @@ impl Error {
         }
     }
 
-    /// What to do about it, where that is known.
+    /// What to do about it, if known.
     pub fn help(&self) -> Option<&str> {
         match self {
             Error::Config { help, .. } | Error::Weights { help, .. } => Some(help),
@@ -144,5 +143,5 @@ impl From<suasion_files::Error> for Error {
     }
 }
 
-/// The crate's result.
+/// Result with the crate's error type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

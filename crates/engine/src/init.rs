@@ -1,4 +1,4 @@
-//! Random weights, distributed as transformers initialises them.
+//! Random weights with the distributions that transformers uses.
 
 use crate::arch::Architecture;
 use crate::lora::LoraInit;
@@ -9,9 +9,9 @@ use rayon::prelude::*;
 
 /// The initial values of a parameter, in the engine's layout.
 ///
-/// Each parameter draws from a stream of its own, so that adding a layer does not change the others. Weights
-/// are `N(0, initializer_range²)`, those that write to the residual stream of GPT-2 smaller by `√(2·layers)`;
-/// biases are 0, norms multiply by 1, and the embedding's padding row 0 (`PreTrainedModel._init_weights`).
+/// Each parameter draws from a separate random stream, so adding a layer does not change the others. Weights are `N(0,
+/// initializer_range²)`, in GPT-2 divided by `√(2·layers)` if they write to the residual stream; biases are 0, norms
+/// multiply by 1, and the embedding's padding row is 0 (`PreTrainedModel._init_weights`).
 pub(crate) fn values(a: &Architecture, p: &Parameter, index: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(index as u64);
@@ -48,10 +48,10 @@ pub(crate) fn adapter(p: &Parameter, index: usize, init: LoraInit, seed: u64) ->
     }
 }
 
-/// Rows that are added to an embedding or a head of `hidden` columns, whose `old` rows there are: normal with the mean
-/// of these and 1e-9 of their covariance. A row is `mean + √(1e-9/n) · Σ z_i (w_i − mean)` with `z` standard normal,
-/// which has that distribution without the covariance being computed, and a stream of random numbers of its own. With
-/// no more rows than columns the covariance is singular, and transformers takes the mean.
+/// Rows to add to an embedding or a head of `hidden` columns whose existing rows are `old`: drawn from the normal
+/// distribution with their mean and 1e-9 times their covariance. A row is `mean + √(1e-9/n) · Σ z_i (w_i − mean)` with
+/// `z` standard normal, which has that distribution without computing the covariance. Each row has a separate random
+/// stream. With no more rows than columns the covariance is singular, and the rows are the mean, as in transformers.
 pub(crate) fn added_rows(old: &[f32], hidden: usize, rows: usize, index: usize, seed: u64) -> Vec<f32> {
     let count = old.len() / hidden.max(1);
     let sums = |factor: &mut dyn FnMut() -> f64| {
@@ -68,7 +68,7 @@ pub(crate) fn added_rows(old: &[f32], hidden: usize, rows: usize, index: usize, 
     let deviation = if count > hidden { (1e-9 / count as f64).sqrt() } else { 0.0 };
     let added = |row: usize| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        // Apart from the streams of random weights, whose numbers are those of parameters.
+        // Distinct from the streams of random weights, whose numbers are the parameters'.
         rng.set_stream((index as u64 + 1) << 40 | row as u64);
         let mut spare = None;
         let mut draw = || {
@@ -95,7 +95,7 @@ fn normal(len: usize, std: f64, rng: &mut impl Rng) -> Vec<f32> {
     values
 }
 
-/// Uniform in (0, 1], of 53 random bits: it has a logarithm.
+/// Uniform in (0, 1], from 53 random bits; never 0, so its logarithm is finite.
 fn unit(rng: &mut impl Rng) -> f64 {
     ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
 }

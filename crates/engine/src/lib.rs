@@ -1,6 +1,6 @@
 //! Decoder-only language models with explicit forward and backward passes.
 //!
-//! The engine knows nothing of rows, spans or files of examples. Its input is [`Batch`]es: tokens
+//! The engine does not know rows, spans or data files. Its input is [`Batch`]es: tokens
 //! concatenated into one sequence, segments that attention respects, and [`Target`]s, the
 //! `(row, token, weight)` triples of the loss. Masked labels are not in the list, so the head and the loss
 //! never compute them.

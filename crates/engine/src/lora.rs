@@ -1,20 +1,20 @@
-//! What a low-rank adapter is made of, and which modules have one: PEFT's `LoraConfig`, with its rules.
+//! The settings of a low-rank adapter, and the choice of its modules: PEFT's `LoraConfig`, with its rules.
 
 use crate::{Error, Result};
 use fancy_regex::Regex;
 use std::collections::BTreeSet;
 
-/// A low-rank adapter (Hu et al. 2021): `y += scale · (dropout(x) · Aᵀ) · Bᵀ` beside linear layers. Fields are those
-/// of PEFT's `LoraConfig`, where they are not named there.
+/// A low-rank adapter (Hu et al. 2021): `y += scale · (dropout(x) · Aᵀ) · Bᵀ` on linear layers. The comments give the
+/// names of the fields of PEFT's `LoraConfig` where these differ.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
     /// `r`: rows of `A` and columns of `B`.
     pub rank: usize,
     /// `lora_alpha`: numerator of the scale.
     pub alpha: f64,
-    /// The scale is `alpha / √rank` instead of `alpha / rank`.
+    /// Use the scale `alpha / √rank` instead of `alpha / rank` (`use_rslora`).
     pub rslora: bool,
-    /// A trained factor for each output of a layer (Liu et al. 2024).
+    /// Train a factor for each output of a layer (`use_dora`, Liu et al. 2024).
     pub dora: bool,
     /// `lora_dropout`.
     pub dropout: f64,
@@ -22,15 +22,15 @@ pub struct Lora {
     pub targets: Targets,
     /// `exclude_modules`.
     pub exclude: Targets,
-    /// `layers_to_transform`: numbers of layers; `None` takes all.
+    /// `layers_to_transform`: numbers of layers; `None` means all.
     pub layers: Option<Vec<usize>>,
-    /// Names of the lists of layers; empty for any.
+    /// Names of the lists of layers; empty means any.
     pub layers_pattern: Vec<String>,
-    /// Ranks of some modules, by a regular expression of the end of their names. The first that matches counts.
+    /// Ranks of some modules, by a regular expression of the end of their names. The first that matches applies.
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas of some modules.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// `modules_to_save`: ends of the names of modules that are trained as a whole, in a copy.
+    /// `modules_to_save`: ends of the names of modules that are trained fully, in a copy.
     pub save: Vec<String>,
     /// `init_lora_weights`.
     pub init: LoraInit,
@@ -39,7 +39,7 @@ pub struct Lora {
 }
 
 impl Default for Lora {
-    /// PEFT's defaults; without targets.
+    /// PEFT's defaults, without targets.
     fn default() -> Lora {
         Lora {
             rank: 8,
@@ -63,17 +63,17 @@ impl Default for Lora {
 /// A choice of modules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Targets {
-    /// Whole names of modules, or what they end in after a dot.
+    /// Full names of modules, or their ends after a dot.
     Names(Vec<String>),
-    /// A regular expression of whole names.
+    /// A regular expression that matches full names.
     Pattern(String),
-    /// Every linear layer but the head.
+    /// Every linear layer except the head.
     AllLinear,
 }
 
 impl Targets {
-    /// PEFT's own choice for a family (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`); `None` where it has
-    /// none, and asks for one.
+    /// PEFT's default for a family (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`); `None` if it has none, and
+    /// requires the setting.
     pub fn of_family(model_type: &str) -> Option<Targets> {
         let names: &[&str] = match model_type {
             "llama" | "mistral" | "qwen2" | "qwen3" | "gemma2" | "gemma3_text" => &["q_proj", "v_proj"],
@@ -85,24 +85,24 @@ impl Targets {
     }
 }
 
-/// How `A` and `B` begin.
+/// Initial values of `A` and `B`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoraInit {
     /// `true`: `A` uniform over ±1/√inputs (Kaiming with a = √5), `B` zero.
     #[default]
     Kaiming,
-    /// `gaussian`: `A` normal with deviation 1/rank, `B` zero.
+    /// `gaussian`: `A` normal with standard deviation 1/rank, `B` zero.
     Gaussian,
-    /// `false`: both uniform, so that the model is another one from the start.
+    /// `false`: both uniform, so that the adapter changes the model from the start.
     Random,
 }
 
-/// A module as the rules see it.
+/// A module, as the rules match it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Module<'a> {
-    /// Its name in transformers' memory.
+    /// Its name in transformers' modules.
     pub(crate) name: &'a str,
-    /// It is the head.
+    /// True for the head.
     pub(crate) is_head: bool,
 }
 
@@ -113,7 +113,7 @@ pub(crate) struct Low {
     pub(crate) scale: f32,
 }
 
-/// The rules of a [`Lora`], with its expressions compiled.
+/// The rules of a [`Lora`], with its regular expressions compiled.
 pub(crate) struct Rules<'a> {
     lora: &'a Lora,
     targets: Option<Regex>,
@@ -151,7 +151,7 @@ impl<'a> Rules<'a> {
         };
         let end = |pattern: &String| compile(&format!(r"^(?:.*\.)?(?:{pattern})$"));
         let layers: Vec<String> = match &lora.layers_pattern[..] {
-            // The first number in a name, never an expert's.
+            // The first number in a name, which is the layer's and never an expert's.
             [] => vec![r"^.*?\.[^.]*\.(\d+)\.".into()],
             patterns => {
                 patterns.iter().map(|pattern| format!(r"^(?:.*?\.)?(?:{pattern})\.(\d+)\.")).collect()
@@ -167,7 +167,7 @@ impl<'a> Rules<'a> {
         })
     }
 
-    /// The adapter of a linear layer, where it has one (`check_target_module_exists`, `get_pattern_key`).
+    /// The adapter of a linear layer, if it has one (`check_target_module_exists`, `get_pattern_key`).
     pub(crate) fn adapter(&self, module: Module) -> Option<Low> {
         let name = module.name;
         if chosen(&self.lora.exclude, self.exclude.as_ref(), name) || self.saves(name) {
@@ -187,8 +187,8 @@ impl<'a> Rules<'a> {
         Some(Low { rank, scale: (alpha / divisor) as f32 })
     }
 
-    /// True for a module that is trained as a whole, and for what is in one. PEFT looks at the letters that a name ends
-    /// in: `norm` saves every norm.
+    /// True for a module that is trained fully, and for modules inside one. PEFT compares the end of the name as a
+    /// string: `norm` saves every norm.
     pub(crate) fn saves(&self, module: &str) -> bool {
         let prefixes = || std::iter::successors(Some(module), |name| Some(name.rsplit_once('.')?.0));
         self.lora.save.iter().any(|end| prefixes().any(|name| name.ends_with(end.as_str())))
@@ -199,7 +199,8 @@ impl<'a> Rules<'a> {
         self.lora.replaced.contains(parameter)
     }
 
-    /// The name in the adapter's file of a module whose parameters it holds: PEFT has wrapped one that has an adapter.
+    /// The name in the adapter's file of a module whose parameters the file holds. PEFT wraps a module that has an
+    /// adapter.
     pub(crate) fn file_module(&self, module: Module) -> String {
         let wrapped = self.adapter(module).map_or("", |_| ".base_layer");
         format!("base_model.model.{}{wrapped}", module.name)
@@ -227,7 +228,7 @@ impl<'a> Rules<'a> {
 const MAX_RANK: usize = 1 << 20;
 
 impl Lora {
-    /// Each of the names to target that no module has.
+    /// The target names that match no module.
     pub(crate) fn unknown<'a>(&'a self, modules: &[&str]) -> Vec<&'a str> {
         let known = |target: &str| modules.iter().any(|name| named(target, name));
         match &self.targets {
@@ -237,7 +238,7 @@ impl Lora {
     }
 }
 
-/// True for a module of this name, and for one whose name ends in it after a dot.
+/// True if a module has this name, or a name that ends in it after a dot.
 fn named(target: &str, module: &str) -> bool {
     module == target || module.strip_suffix(target).is_some_and(|rest| rest.ends_with('.'))
 }

@@ -1,12 +1,12 @@
-//! Where each parameter is in the flat buffers, what it is called in files, and whether it is trained.
+//! Where each parameter is in the flat buffers, its name in files, and whether it is trained.
 //!
-//! Inside, every linear layer is `[outputs, inputs]` and projections that read the same input are adjacent
-//! (queries, keys, values; gate, up), so that one product serves them. Files keep the family's names and
-//! layout: a named parameter is a range here, and, for Conv1D, a transpose.
+//! In the engine, every linear layer is `[outputs, inputs]`, and projections that read the same input are adjacent
+//! (queries, keys, values; gate, up), so that one product computes them. Files keep the family's names and layout: a
+//! named parameter is a range here, and, for Conv1D, a transpose.
 //!
-//! There are two kinds of flat buffers: one holds all parameters, the others (gradients and both moments)
-//! hold the trained ones only, in the same order. Under an adapter the base's matrices may stay in their files
-//! ([`Base::Mapped`]): then they are in no buffer.
+//! There are two kinds of flat buffers: one holds all parameters, the others (gradients and both moments) hold only the
+//! trained ones, in the same order. Under an adapter the base's matrices may stay in their files ([`Base::Mapped`]);
+//! then they are in no buffer.
 
 mod builder;
 mod layout;
@@ -22,28 +22,28 @@ pub use slots::{Adapter, BlockSlots, Linear, NormSlots, Part, Slot};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// A parameter as its file knows it.
+/// A parameter, as stored in its file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
     /// Hugging Face name.
     pub name: String,
     /// Hugging Face shape.
     pub shape: Vec<usize>,
-    /// Where it is in the buffer of parameters; of one that is mapped, all its elements.
+    /// Its range in the buffer of parameters; for a mapped one, all its elements.
     pub range: Range<usize>,
-    /// Whether it is trained, and then where its gradient and moments are.
+    /// Whether it is trained, and if so the place of its gradient and moments.
     pub store: Store,
-    /// How it lies in the file.
+    /// Its layout in the file.
     pub layout: Layout,
-    /// Its role, which decides initialisation and weight decay.
+    /// Its role, which determines initialisation and weight decay.
     pub kind: Kind,
-    /// It is only read: where it lies in its file, or packed.
+    /// True if it is read-only: in place in its file, or packed.
     pub mapped: bool,
-    /// How it is packed into fewer bits, then in the engine's layout but for rows by head.
+    /// How it is packed into fewer bits. A packed parameter has the engine's layout, except for rows by head.
     pub packing: Option<Packing>,
-    /// It is of an adapter, and not of the model itself.
+    /// True if it belongs to an adapter, not to the model itself.
     pub of_adapter: bool,
-    /// The parameter of the model whose place it takes.
+    /// The parameter of the model that it replaces.
     pub copy_of: Option<usize>,
 }
 
@@ -64,25 +64,25 @@ impl Parameter {
     }
 }
 
-/// Where the parameters of a model under an adapter are.
+/// Where the base's parameters are kept under an adapter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Base {
     /// In a buffer, in f32.
     #[default]
     Resident,
-    /// Matrices in their files, in the type that they have there; vectors in a buffer, in f32.
+    /// Matrices in their files, in their stored type; vectors in a buffer, in f32.
     Mapped,
-    /// As [`Base::Mapped`], and the linear layers of the blocks packed into fewer bits. Not experts and their router,
-    /// which transformers has as parameters and bitsandbytes leaves as they are, and not the head.
+    /// As [`Base::Mapped`], with the linear layers of the blocks packed into fewer bits. Experts, their router and the
+    /// head are not packed: transformers stores experts as parameters, which bitsandbytes leaves unchanged.
     Packed(Packing),
 }
 
 /// Whether a parameter is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// It has neither gradient nor moments.
+    /// No gradient and no moments.
     Frozen,
-    /// Its gradient and moments begin at this element of their buffers.
+    /// Its gradient and moments start at this element of their buffers.
     Trained(usize),
 }
 
@@ -93,7 +93,7 @@ pub enum Kind {
     Matrix,
     /// The token embedding.
     Embedding,
-    /// A matrix that writes to the residual stream.
+    /// A matrix whose output is added to the residual stream.
     Residual,
     /// A bias.
     Bias,
@@ -103,12 +103,12 @@ pub enum Kind {
     AdapterIn,
     /// The matrix of an adapter that writes the layer's output.
     AdapterOut,
-    /// The lengths that an adapter gives to the rows of a layer's weights (DoRA).
+    /// The magnitudes of the rows of a layer's weights under DoRA.
     Magnitude,
 }
 
 impl Kind {
-    /// Weight decay skips biases and norms, as the Trainer does.
+    /// True unless weight decay skips it: the Trainer skips biases and norms.
     pub fn decays(self) -> bool {
         !matches!(self, Kind::Bias | Kind::NormWeight)
     }
@@ -116,15 +116,15 @@ impl Kind {
 
 /// Which parameters a model trains.
 #[derive(Clone, Debug, Default, PartialEq)]
-// One for each model: its size does not matter.
+// There is one per model, so its size does not matter.
 #[allow(clippy::large_enum_variant)]
 pub enum Trainable {
     /// All of them.
     #[default]
     All,
-    /// Those of these Hugging Face names; the others are frozen.
+    /// Those with these Hugging Face names; the others are frozen.
     Named(BTreeSet<String>),
-    /// Those of a low-rank adapter, which is added to the model; its own are frozen.
+    /// Those of a low-rank adapter added to the model, whose own parameters are frozen.
     Adapter(Lora),
 }
 
@@ -139,7 +139,7 @@ pub struct ParameterMap {
     pub blocks: Vec<BlockSlots>,
     /// Norm before the head.
     pub norm: NormSlots,
-    /// The head, of `[vocab, hidden]`: the embedding's slot where tied.
+    /// The head, `[vocab, hidden]`: the embedding's slot if tied.
     pub head: Linear,
     /// Every parameter once, in the order of the buffers.
     pub parameters: Vec<Parameter>,
@@ -149,15 +149,15 @@ pub struct ParameterMap {
     low: LowSizes,
 }
 
-/// Sizes that adapters have scratch of.
+/// Sizes that determine the scratch memory of adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LowSizes {
     /// The largest rank; 0 without an adapter.
     pub(crate) rank: usize,
-    /// Outputs of all layers under DoRA, and the most of one in a block.
+    /// The total number of outputs of layers under DoRA, and the largest number of one layer in a block.
     pub(crate) dora: usize,
     pub(crate) dora_width: usize,
-    /// The head is under DoRA.
+    /// True if the head is under DoRA.
     pub(crate) dora_head: bool,
     /// The widest input of a layer whose adapter has dropout.
     pub(crate) dropout: usize,
@@ -170,16 +170,16 @@ impl ParameterMap {
         Builder::new(a, &Trainable::All, Base::Resident, None).finish()
     }
 
-    /// Lays out the parameters of an architecture with a choice of the trained ones.
+    /// Lays out the parameters of an architecture with a choice of trained parameters.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for a name that the model has no parameter of, and for a choice of none.
+    /// [`Error::Parameter`] for a name that matches no parameter, and for an empty choice.
     pub fn with(a: &Architecture, trainable: &Trainable) -> Result<ParameterMap> {
         ParameterMap::over(a, trainable, Base::Resident)
     }
 
-    /// As [`ParameterMap::with`]; under an adapter, the base's parameters are where `base` says. Without one, only a
-    /// packed model is not resident, which cannot be trained.
+    /// As [`ParameterMap::with`]; under an adapter, `base` says where the base's parameters are kept. Without an
+    /// adapter only a packed model is not resident, and it cannot be trained.
     ///
     /// # Errors
     /// As [`ParameterMap::with`].
@@ -215,7 +215,7 @@ impl ParameterMap {
         Ok(map)
     }
 
-    /// Refuses names that an adapter cannot be for.
+    /// Rejects adapter settings that do not fit the model's modules.
     fn check_adapter(&self, lora: &Lora) -> Result<()> {
         let fail = |message: String| Err(Error::Parameter { message });
         let linears: Vec<&str> = self.linears().map(|(_, part)| module_name(&part.name)).collect();
@@ -278,7 +278,7 @@ impl ParameterMap {
         Ok(())
     }
 
-    /// Refuses an adapter over added rows of embedding and head that it does not hold: they are in no file of the base.
+    /// Rejects an adapter that does not hold the added rows of embedding and head: no file of the base has them.
     fn check_added_rows(&self, a: &Architecture) -> Result<()> {
         let head = self.head.parts.iter().map(|part| &part.weight);
         let held = |slot: &Slot| self.parameters[slot.parameter].of_adapter;
@@ -297,40 +297,40 @@ impl ParameterMap {
         }
     }
 
-    /// The layers that may have an adapter, in the order of the model, with the inputs of each; the head is the last.
+    /// The layers that may have an adapter, in the order of the model, each with its parts; the head is the last.
     pub(crate) fn linears(&self) -> impl Iterator<Item = (&Linear, &Part)> {
         let all = self.blocks.iter().flat_map(BlockSlots::linears).chain([&self.head]);
         all.flat_map(|linear| linear.parts.iter().map(move |part| (linear, part)))
     }
 
-    /// Elements of the buffer of parameters.
+    /// Number of elements of the buffer of parameters.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Elements of the buffers of gradients and moments: of the trained parameters only.
+    /// Number of elements of the buffers of gradients and moments: only of the trained parameters.
     pub fn trained_len(&self) -> usize {
         self.trained
     }
 
-    /// Sizes that adapters have scratch of.
+    /// Sizes that determine the scratch memory of adapters.
     pub(crate) fn low(&self) -> LowSizes {
         self.low
     }
 
-    /// True where the head has weights of its own.
+    /// True if the head shares the embedding's weights.
     pub(crate) fn is_tied(&self) -> bool {
         self.head.parts.iter().any(|part| part.weight.index == self.embedding.index)
     }
 
-    /// Of each parameter, by its number: `None` where no product reads it, else whether no other operation does.
+    /// For each parameter, by number: `None` if no product reads it, else whether products are its only readers.
     pub(crate) fn read_by_products(&self) -> Vec<Option<bool>> {
         let mut reads = vec![None; self.parameters.len()];
         let linears = self.blocks.iter().flat_map(BlockSlots::all_linears).chain([&self.head]);
         for part in linears.flat_map(|linear| &linear.parts) {
             let read = &mut reads[part.weight.parameter];
-            // DoRA measures the rows of its weights.
+            // DoRA also reads the weights to compute the norms of their rows.
             *read = Some(*read != Some(false) && !part.is_dora());
             for slot in part.adapter.iter().flat_map(|adapter| [&adapter.a, &adapter.b]) {
                 reads[slot.parameter] = Some(!part.is_dora());
@@ -342,11 +342,11 @@ impl ParameterMap {
         reads
     }
 
-    /// Ranges of the buffer of parameters that together have every matrix that products read, with the vectors between
-    /// them.
+    /// Ranges of the buffer of parameters that together contain every matrix that products read, with the vectors
+    /// between them.
     pub(crate) fn factors(&self) -> Vec<Range<usize>> {
         let mut ranges: Vec<Range<usize>> = Vec::new();
-        // Where the run ends, vectors included, that another matrix may follow.
+        // The end of the current run, including vectors, after which another matrix may follow.
         let mut end = None;
         for (p, read) in self.parameters.iter().zip(self.read_by_products()).filter(|(p, _)| !p.mapped) {
             let follows = end == Some(p.range.start);
@@ -379,7 +379,7 @@ impl ParameterMap {
         self.parameters.iter().find(|p| p.name == name)
     }
 
-    /// The parameters that are trained, with where their gradients are.
+    /// The trained parameters, with the ranges of their gradients.
     pub(crate) fn trained(&self) -> impl Iterator<Item = (&Parameter, Range<usize>)> {
         self.parameters.iter().filter_map(|p| match p.store {
             Store::Frozen => None,
@@ -389,15 +389,15 @@ impl ParameterMap {
 }
 
 impl ParameterMap {
-    /// Every slot once; a tied head is the embedding's.
+    /// Every slot once; a tied head shares the embedding's slot.
     pub(crate) fn each_slot(&self) -> impl Iterator<Item = &Slot> {
         let outer = [Some(&self.embedding), self.positions.as_ref()].into_iter().flatten();
         let head = self.head.slots().filter(|slot| slot.index != self.embedding.index);
         outer.chain(head).chain(self.norm.slots()).chain(self.blocks.iter().flat_map(BlockSlots::slots))
     }
 
-    /// The lowest layer whose backward pass a trained parameter needs; the number of layers where the head
-    /// and its norm alone are trained.
+    /// The lowest layer whose backward pass a trained parameter needs; the number of layers if only the head and its
+    /// norm are trained.
     pub(crate) fn lowest_trained(&self) -> usize {
         let trained = |slot: &Slot| slot.store != Store::Frozen;
         if trained(&self.embedding) || self.positions.as_ref().is_some_and(trained) {
@@ -407,13 +407,13 @@ impl ParameterMap {
     }
 }
 
-/// The name of a module in transformers' memory, by its name in files.
+/// The name of a module in transformers, from its name in files.
 pub(crate) fn module_name(name: &str) -> &str {
     if name == "embed_out" { "lm_head" } else { name }
 }
 
 impl Architecture {
-    /// Parameters, a tied head counted once.
+    /// Number of parameters, counting a tied head once.
     pub fn parameter_count(&self) -> u64 {
         ParameterMap::of(self).len() as u64
     }

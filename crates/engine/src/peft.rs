@@ -13,13 +13,13 @@ pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// File of an adapter's weights.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
-/// What comes before the names of the base's modules.
+/// Prefix of the names of the base's modules.
 const PREFIX: &str = "base_model.model.";
 
-/// An adapter's folder.
+/// An adapter folder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterFolder {
-    /// Where it is.
+    /// Path of the folder.
     pub path: PathBuf,
     /// The settings of its `adapter_config.json`.
     pub lora: Lora,
@@ -28,7 +28,7 @@ pub struct AdapterFolder {
 }
 
 impl AdapterFolder {
-    /// True for a folder that holds an adapter.
+    /// True if a folder holds an adapter.
     pub fn is_one(dir: &Path) -> bool {
         dir.join(ADAPTER_CONFIG).is_file()
     }
@@ -36,7 +36,7 @@ impl AdapterFolder {
     /// Reads the settings.
     ///
     /// # Errors
-    /// [`Error::Config`] for a file that is broken, and for settings that this engine does not compute, by name.
+    /// [`Error::Config`] for a broken file, and for settings that this engine does not compute, with their names.
     pub fn open(dir: &Path) -> Result<AdapterFolder> {
         let path = dir.join(ADAPTER_CONFIG);
         let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
@@ -66,11 +66,11 @@ impl AdapterFolder {
         Ok(AdapterFolder { path: dir.to_path_buf(), lora, base })
     }
 
-    /// The settings for a model: without the names that no module of it has, which PEFT passes over, and with the
+    /// The settings for a model: without target names that none of its modules has, which PEFT ignores, and with the
     /// parameters of the base that the file replaces.
     ///
     /// # Errors
-    /// [`Error::Weights`] for a file that is damaged.
+    /// [`Error::Weights`] for a damaged file.
     pub fn lora_for(&self, arch: &Architecture) -> Result<Lora> {
         let mut lora = self.lora.clone();
         let map = ParameterMap::of(arch);
@@ -112,10 +112,10 @@ impl AdapterFolder {
 }
 
 impl AdapterFolder {
-    /// Rows of the embedding or the head that the adapter holds, where it holds one: as many tokens has its vocabulary.
+    /// Rows of the embedding or head that the adapter holds, if it holds one: the size of its vocabulary.
     ///
     /// # Errors
-    /// [`Error::Weights`] for a file that is damaged.
+    /// [`Error::Weights`] for a damaged file.
     pub fn vocabulary(&self, arch: &Architecture) -> Result<Option<usize>> {
         let names =
             [arch.names.embedding, module_name(arch.names.head)].map(|name| format!("{PREFIX}{name}.weight"));
@@ -136,7 +136,7 @@ struct Fields<'a> {
     path: &'a Path,
 }
 
-/// Fields that change what an adapter computes, and that only their defaults are read of.
+/// Fields that change what an adapter computes, of which only the default is supported.
 const UNSUPPORTED: [(&str, &str); 17] = [
     ("target_parameters", "adapters of parameters that are no modules (experts) are not computed"),
     ("trainable_token_indices", "training some rows of the embedding is not computed"),
@@ -157,7 +157,7 @@ const UNSUPPORTED: [(&str, &str); 17] = [
     ("use_mora", "MoRA is not computed"),
 ];
 
-/// Fields that change nothing that is computed, or that are read.
+/// Fields that do not change the computation, or that are read.
 const KNOWN: [&str; 27] = [
     "peft_type",
     "peft_version",
@@ -193,7 +193,7 @@ impl Fields<'_> {
         Err(Error::Config { path: self.path.to_path_buf(), message, help: help.into() })
     }
 
-    /// A field that is there and not null.
+    /// A field that is present and not null.
     fn get(&self, name: &str) -> Option<&Value> {
         self.map.get(name).filter(|value| !value.is_null())
     }
@@ -221,7 +221,7 @@ impl Fields<'_> {
             .map_or(Ok(default), |value| value.as_f64().map_or_else(|| self.wrong(name, "a number"), Ok))
     }
 
-    /// Texts: a list, or one.
+    /// Strings: a list, or a single one.
     fn texts(&self, name: &str) -> Result<Vec<String>> {
         let texts = |items: &Vec<Value>| items.iter().map(|item| item.as_str().map(str::to_string)).collect();
         match self.get(name) {
@@ -285,7 +285,7 @@ impl Fields<'_> {
             None | Some(Value::Bool(true)) => LoraInit::Kaiming,
             Some(Value::Bool(false)) => LoraInit::Random,
             Some(Value::String(text)) if text == "gaussian" => LoraInit::Gaussian,
-            // They have begun otherwise; the weights that they have learned are read as they are.
+            // These differ only in their initial values; trained weights are read as they are.
             Some(Value::String(text)) if text == "eva" || text == "orthogonal" => LoraInit::Kaiming,
             Some(other) => {
                 return self
@@ -330,7 +330,7 @@ impl Fields<'_> {
 const MERGE: &str =
     "merge it in Python: AutoPeftModelForCausalLM.from_pretrained(..).merge_and_unload().save_pretrained(..)";
 
-/// The `adapter_config.json` of an adapter over a model: the fields that PEFT writes, in its order.
+/// The `adapter_config.json` of an adapter for a model: the fields that PEFT writes, in its order.
 ///
 /// # Errors
 /// [`Error::Parameter`] for an adapter that does not fit the model.
@@ -392,7 +392,7 @@ pub fn adapter_config(lora: &Lora, arch: &Architecture, base: &str) -> Result<Va
     }))
 }
 
-/// Every linear layer but the head, by the last parts of their names where no other layer has them.
+/// Every linear layer except the head, by the last parts of their names unless another layer has the same.
 fn all_linear(arch: &Architecture) -> Vec<String> {
     let map = ParameterMap::of(arch);
     let head = module_name(arch.names.head);

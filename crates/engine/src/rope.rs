@@ -1,34 +1,34 @@
 //! Rotary position embeddings (Su et al. 2021): frequencies, their scalings, and the table of angles.
 //!
-//! Frequencies are computed in f32 where transformers does (`modeling_rope_utils.py`), whose rounding the
-//! published weights were trained with.
+//! Frequencies are computed in f32 wherever transformers does so (`modeling_rope_utils.py`): published weights were
+//! trained with that rounding.
 
 use std::borrow::Cow;
 use std::f64::consts::PI;
 
-/// The rotation of queries and keys by their position. The first `2 · frequencies.len()` columns of each head
-/// are rotated, the others are left as they are.
+/// The rotation of queries and keys by their position. The first `2 · frequencies.len()` columns of each head are
+/// rotated, the others are unchanged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Inverse frequencies in radians per position, scaling applied.
     pub frequencies: Vec<f32>,
-    /// Factor on cosines and sines, and so on queries and keys.
+    /// Factor on cosines and sines, and therefore on queries and keys.
     pub scale: f32,
-    /// What is different in long sequences.
+    /// The change in long sequences, if any.
     pub beyond: Option<Beyond>,
 }
 
 /// Frequencies of every token of a sequence that is longer than `positions`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Beyond {
-    /// LongRoPE (Ding et al. 2024): one other set of them.
+    /// LongRoPE (Ding et al. 2024): a second set of frequencies.
     Long {
         /// Positions up to which the plain frequencies are used.
         positions: usize,
-        /// The others.
+        /// The frequencies beyond them.
         frequencies: Vec<f32>,
     },
-    /// Dynamic NTK: plain ones for a base that grows with the sequence's length.
+    /// Dynamic NTK: plain frequencies for a base that grows with the sequence length.
     Dynamic {
         /// Positions up to which the plain frequencies are used.
         positions: usize,
@@ -40,18 +40,18 @@ pub enum Beyond {
 }
 
 impl Rope {
-    /// Rotation by these frequencies, whatever the length.
+    /// Rotation by these frequencies, at any length.
     pub fn of(frequencies: Vec<f32>) -> Rope {
         Rope { frequencies, scale: 1.0, beyond: None }
     }
 
-    /// Columns of each head that are rotated.
+    /// Number of columns of each head that are rotated.
     pub fn rotated(&self) -> usize {
         2 * self.frequencies.len()
     }
 
-    /// Which frequencies a sequence of `length` tokens has: 0 for `frequencies`, else a number that tells
-    /// different ones apart.
+    /// The variant of the frequencies for a sequence of `length` tokens: 0 for `frequencies`, else a number that
+    /// identifies the other frequencies.
     pub fn variant(&self, length: usize) -> usize {
         match &self.beyond {
             Some(Beyond::Long { positions, .. }) if length > *positions => 1,
@@ -77,7 +77,7 @@ impl Rope {
         let mut table = Vec::with_capacity(positions.saturating_mul(self.rotated()));
         let (frequencies, scale) = (self.frequencies_of(variant), self.scale);
         for position in 0..positions {
-            // Angles are f32 products, as transformers computes them; only their cosine is taken in f64.
+            // Angles are f32 products, as in transformers; only their cosine is computed in f64.
             let angles = frequencies.iter().map(|frequency| (position as f32 * frequency) as f64);
             table.extend(angles.clone().map(|angle| angle.cos() as f32 * scale));
             table.extend(angles.map(|angle| angle.sin() as f32 * scale));
@@ -91,7 +91,7 @@ pub fn plain(theta: f64, rotated: usize) -> Vec<f32> {
     (0..rotated / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / rotated as f32)).collect()
 }
 
-/// Llama 3.1's scaling: long wavelengths are stretched, short ones kept, those between blended
+/// Llama 3.1's scaling: long wavelengths are stretched, short ones are unchanged, those between are interpolated
 /// (`_compute_llama3_parameters` of transformers).
 pub struct Llama3 {
     /// Factor by which long wavelengths are stretched.
@@ -100,7 +100,7 @@ pub struct Llama3 {
     pub low: f32,
     /// Wavelengths below `original / high` are short.
     pub high: f32,
-    /// Positions that the model was first trained with.
+    /// Positions with which the model was first trained.
     pub original: f32,
 }
 
@@ -119,8 +119,8 @@ impl Llama3 {
     }
 }
 
-/// YaRN (Peng et al. 2023): frequencies that turn often within the original positions are kept, those that turn
-/// rarely are divided by `factor`, with a linear ramp between (`_compute_yarn_parameters` of transformers).
+/// YaRN (Peng et al. 2023): frequencies with many turns within the original positions are unchanged, those with few are
+/// divided by `factor`, with a linear ramp between (`_compute_yarn_parameters` of transformers).
 pub struct Yarn {
     /// Base of the plain frequencies.
     pub theta: f64,
@@ -128,13 +128,13 @@ pub struct Yarn {
     pub rotated: usize,
     /// Factor by which positions are stretched.
     pub factor: f64,
-    /// Positions that the model was first trained with.
+    /// Positions with which the model was first trained.
     pub original: f64,
-    /// Turns at which the ramp begins.
+    /// Number of turns at which the ramp begins.
     pub beta_fast: f64,
-    /// Turns at which it ends.
+    /// Number of turns at which it ends.
     pub beta_slow: f64,
-    /// The ramp's ends are rounded to whole columns.
+    /// Round the ramp's ends to whole columns.
     pub truncate: bool,
 }
 
@@ -142,7 +142,7 @@ impl Yarn {
     /// The scaled frequencies.
     pub fn frequencies(&self) -> Vec<f32> {
         let last = self.rotated as f64 - 1.0;
-        // The column pair whose frequency turns so often.
+        // The column pair whose frequency makes this many turns.
         let column = |turns: f64| {
             self.rotated as f64 * (self.original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
         };
@@ -160,7 +160,7 @@ impl Yarn {
         each.map(|(i, f)| f / self.factor as f32 * (1.0 - kept(i)) + f * kept(i)).collect()
     }
 
-    /// The paper's factor on cosines and sines, for a logarithm that is weighted by `weight`.
+    /// The paper's factor on cosines and sines, with its logarithm weighted by `weight`.
     pub fn attention_factor(factor: f64, weight: f64) -> f64 {
         if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
     }

@@ -1,4 +1,4 @@
-//! Weights from and to safetensors files, with the names and the layout of Hugging Face.
+//! Reading and writing weights in safetensors files, with the names and layout of Hugging Face.
 
 use crate::arch::Architecture;
 use crate::dtype::WeightType;
@@ -20,7 +20,7 @@ mod save;
 pub(crate) use packed::from_tensor;
 pub(crate) use save::{Lazy, save, write};
 
-/// Elements of a mapped tensor that are looked at together.
+/// Elements of a mapped tensor that are checked together.
 const PIECE: usize = 1 << 16;
 
 /// A host tensor in the layout of its file.
@@ -32,10 +32,10 @@ pub struct Tensor {
     pub data: Vec<f32>,
 }
 
-/// The weight files of a folder, mapped: one file, or the shards that the index names.
+/// The weight files of a folder, mapped: one file, or the shards listed in the index.
 pub(crate) struct Files {
     maps: Vec<(PathBuf, Arc<Map>)>,
-    /// The index and the file that it names for each tensor.
+    /// The index, and the file that it lists for each tensor.
     index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
@@ -43,8 +43,8 @@ impl Files {
     /// Opens the files of a folder.
     ///
     /// # Errors
-    /// A file that is missing; an index that is broken, that reaches outside its folder, or that stands
-    /// beside a `model.safetensors` which it does not name.
+    /// A file that is missing; an index that is broken, that reaches outside its folder, or that lies beside a
+    /// `model.safetensors` which it does not list.
     pub(crate) fn open(dir: &Path) -> Result<Files> {
         let single = dir.join("model.safetensors");
         let index = dir.join("model.safetensors.index.json");
@@ -80,13 +80,13 @@ impl Files {
         Ok(Files { maps: paths.into_iter().map(open).collect::<Result<_>>()?, index })
     }
 
-    /// A tensor of one of these files as a tensor that stays there.
+    /// A tensor of one of these files as a tensor in place.
     fn in_file(&self, path: &Path, tensor: &TensorView) -> Option<FileTensor> {
         let (map, bytes) = self.bytes(path, tensor.data())?;
         FileTensor::new(map, bytes, WeightType::of(tensor.dtype()))
     }
 
-    /// The map that some bytes of a file are in, and where.
+    /// The map that contains these bytes of a file, and their range in it.
     fn bytes(&self, path: &Path, bytes: &[u8]) -> Option<(Arc<Map>, Range<usize>)> {
         let (_, map) = self.maps.iter().find(|(of, _)| of == path)?;
         let start = (bytes.as_ptr() as usize).checked_sub(map.as_ptr() as usize)?;
@@ -94,11 +94,11 @@ impl Files {
         Some((Arc::clone(map), start..end))
     }
 
-    /// All tensors by their names in the files, with the file of each; and the copies that stand in other files than
-    /// the index names, which are not read.
+    /// All tensors by their names in the files, with the file of each; and copies in other files than the index lists,
+    /// which are not read.
     ///
     /// # Errors
-    /// A file that is truncated or hostile; a tensor that two files hold and the index does not know.
+    /// A file that is truncated or hostile; a tensor that is in two files and not in the index.
     pub(crate) fn tensors(&self) -> Result<Tensors<'_>> {
         let mut found = Tensors::default();
         for (path, map) in &self.maps {
@@ -128,16 +128,16 @@ impl Files {
 /// The tensors of a folder.
 #[derive(Default)]
 pub(crate) struct Tensors<'a> {
-    /// By name, with the file of each.
+    /// Tensors by name, with the file of each.
     pub(crate) all: BTreeMap<String, (&'a Path, TensorView<'a>)>,
-    /// Names of tensors in other files than the index names, with the file of each.
+    /// Names of tensors in other files than the index lists, with the file of each.
     strays: BTreeMap<String, &'a Path>,
 }
 
 const MISPLACED: &str =
     "index and shards belong to different models, or were not written together; download them again";
 
-/// The file that an index names for each tensor.
+/// The file that an index lists for each tensor.
 fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
     let broken = |message: String| Error::Weights {
         path: index.to_path_buf(),
@@ -166,38 +166,39 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
         .collect()
 }
 
-/// The names under which files may hold a parameter: base models are published without the prefix of their
-/// language model ("wte.weight").
+/// The names under which files may hold a parameter: base models are published without the prefix of their language
+/// model ("wte.weight").
 fn aliases(name: &str) -> impl Iterator<Item = &str> {
     let prefixes = ["transformer.", "model.", "gpt_neox."].into_iter();
-    // What transformers 5 calls the head of GPT-NeoX in memory.
+    // The name of GPT-NeoX's head in transformers 5.
     let head = (name == "embed_out.weight").then_some("lm_head.weight");
     std::iter::once(name).chain(prefixes.filter_map(|prefix| name.strip_prefix(prefix))).chain(head)
 }
 
-/// Where a parameter's values come from.
+/// The source of a parameter's values.
 pub(crate) enum Source<'a> {
     /// Its values, in the engine's layout.
     Values(&'a [f32]),
-    /// A tensor that is only read.
+    /// A read-only tensor.
     File {
-        /// What products read: the tensor where it lies, in the layout that it has there, or packed.
+        /// The tensor that products read: in place in its file, in the file's layout, or packed.
         used: FileTensor,
-        /// What its file has.
+        /// The tensor as stored in its file.
         stored: FileTensor,
     },
 }
 
-/// Reads every parameter from `dir` and hands it to `put`.
+/// Reads every parameter from `dir` and passes it to `put`.
 ///
-/// A tied head that the files hold is the embedding where they hold no embedding, and must equal it where they
-/// do: [`Architecture::with_head_of`] unties the others.
+/// If the files hold the head of a tied model, it serves as the embedding if they hold none, and must equal the
+/// embedding otherwise: [`Architecture::with_head_of`] unties a different head.
 ///
-/// Returns the names of tensors that the model has no place for and copies elsewhere than the index names, and the type that the weights are stored in.
+/// Returns the names of tensors without a place in the model, of copies in other files than the index lists, and the
+/// storage type of the weights.
 ///
 /// # Errors
-/// A file that is missing, truncated or hostile; a parameter that is missing, of another shape, of a type
-/// that is not a float, or not finite. The message names file and tensor.
+/// A file that is missing, truncated or hostile; a parameter that is missing, has another shape or a type that is not a
+/// float, or is not finite. The message names file and tensor.
 pub(crate) fn load<'a>(
     dir: &Path,
     arch: &Architecture,
@@ -236,7 +237,7 @@ pub(crate) fn load<'a>(
             put(p, Source::File { stored: used.clone(), used })?;
             continue;
         }
-        // Before the shape, which is another one where the type is.
+        // Before the shape: another type often means another shape too, and the message about the type is clearer.
         floats(path, name, tensor.dtype(), &[])?;
         if tensor.shape() != p.shape && !lacks_rows(arch, p, tensor.shape()) {
             return Err(Error::Weights {
@@ -259,7 +260,7 @@ pub(crate) fn load<'a>(
                     .into(),
         };
         if p.mapped {
-            // A piece at a time: the whole of it is what shall not be copied.
+            // Checked in pieces, so that the whole tensor is never copied.
             let size = tensor.dtype().bitsize() / 8;
             for (n, bytes) in tensor.data().chunks(PIECE * size.max(1)).enumerate() {
                 let values = floats(path, name, tensor.dtype(), bytes)?;
@@ -273,7 +274,7 @@ pub(crate) fn load<'a>(
                 help: "download or copy the file again".into(),
             })?;
             let used = match p.packing {
-                // In a folder that has others packed, one that is not was left as it is on purpose.
+                // In a folder with packed matrices, an unpacked one was left so on purpose.
                 Some(packing) if arch.packed.is_none() => packed::pack(path, p, packing, &tensor)?,
                 _ => stored.clone(),
             };
@@ -305,7 +306,7 @@ pub(crate) fn load<'a>(
             help: "a shard may not have been downloaded, or config.json describes another model".into(),
         });
     }
-    // Where types are mixed, only f32 loses nothing of any.
+    // With mixed types, only f32 represents all values exactly.
     let stored = match types.first() {
         Some(first) if types.len() == 1 => *first,
         _ => WeightType::F32,
@@ -314,18 +315,18 @@ pub(crate) fn load<'a>(
     Ok((tensors.into_keys().chain(copies).collect(), stored))
 }
 
-/// Which of embedding (0) and head (1) a parameter is.
+/// Whether a parameter is the embedding (0) or the head (1).
 fn vocabulary(arch: &Architecture, p: &Parameter) -> Option<usize> {
     [arch.names.embedding, arch.names.head].iter().position(|module| p.name == weight(module))
 }
 
-/// True where a file has the rows of the base only, and the architecture has added others.
+/// True if a file has only the rows of the base, and the architecture has added others.
 fn lacks_rows(arch: &Architecture, p: &Parameter, shape: &[usize]) -> bool {
     let base = arch.added.is_some_and(|added| shape == [added.base, arch.hidden]);
     base && vocabulary(arch, p).is_some()
 }
 
-/// The values of a parameter with the rows that its file lacks ([`Architecture::grow`]).
+/// The values of a parameter, with the rows added that its file lacks ([`Architecture::grow`]).
 pub(crate) fn with_added_rows<'a>(
     arch: &Architecture,
     p: &Parameter,
@@ -343,7 +344,7 @@ fn weight(module: &str) -> String {
     format!("{module}.weight")
 }
 
-/// The file of a head that differs from the embedding beside it.
+/// The file of a head that differs from the embedding, if there is one.
 fn untied_head<'a>(
     arch: &Architecture,
     tensors: &BTreeMap<String, (&'a Path, TensorView)>,
@@ -361,9 +362,8 @@ fn untied_head<'a>(
 }
 
 impl Architecture {
-    /// The architecture that the weights in `dir` belong to: a head in the files that differs from the
-    /// embedding is the model's own, whatever `tie_word_embeddings` says (`PreTrainedModel.tie_weights`).
-    /// Returns a sentence about it where that is so.
+    /// The architecture for the weights in `dir`: a head in the files that differs from the embedding is used, whatever
+    /// `tie_word_embeddings` says (`PreTrainedModel.tie_weights`). In that case, a sentence about it is returned too.
     ///
     /// # Errors
     /// Files that are missing, truncated or hostile.
@@ -385,7 +385,7 @@ impl Architecture {
     }
 }
 
-/// The header of a file, checked by its format's own library.
+/// The header of a file, checked by the safetensors library.
 fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
     SafeTensors::deserialize(bytes).map_err(|e| Error::Weights {
         path: path.to_path_buf(),
@@ -410,7 +410,7 @@ fn floats(path: &Path, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32
     }
 }
 
-/// A parameter's values in the layout of its file → in the engine's.
+/// Converts a parameter's values from the layout of its file to the engine's.
 pub(crate) fn from_file<'a>(p: &Parameter, values: &'a [f32]) -> Cow<'a, [f32]> {
     p.layout.of_file(values, &p.shape)
 }
@@ -427,8 +427,8 @@ pub(crate) fn read(path: &Path, mut put: impl FnMut(&str, &[usize], Vec<f32>) ->
     Ok(())
 }
 
-/// Refuses a file of a checkpoint of which `fitting` tensors have a place in the model, `others` have none, and which should
-/// have `wanted` of them; `what` they are.
+/// Rejects a checkpoint file unless all `wanted` tensors are there (`fitting`) and no `others`; `what` describes the
+/// tensors.
 pub(crate) fn check_fit(path: &Path, what: &str, fitting: usize, wanted: usize, others: usize) -> Result<()> {
     if fitting == wanted && others == 0 {
         return Ok(());
@@ -441,7 +441,7 @@ pub(crate) fn check_fit(path: &Path, what: &str, fitting: usize, wanted: usize, 
     })
 }
 
-/// The widest type of the tensors in a folder's files.
+/// The widest storage type of the tensors in a folder's files.
 ///
 /// # Errors
 /// As [`Files::open`].

@@ -12,14 +12,14 @@ use suasion_engine::{
     Reference, Regularisation, Targets, Trainable, WeightType,
 };
 
-/// An adapter of odd rank on every kind of linear layer: a part of a fused one, a whole one, both ends of the
+/// An adapter of odd rank on every kind of linear layer: a part of a fused layer, a whole layer, both matrices of the
 /// MLP.
 fn lora(family: &str) -> Lora {
     let targets: &[&str] = match family {
         "gpt2" => &["c_attn", "mlp.c_proj"],
         "phi3" => &["qkv_proj", "o_proj", "gate_up_proj", "model.layers.1.mlp.down_proj"],
         "gpt_neox" => &["query_key_value", "attention.dense", "mlp.dense_4h_to_h"],
-        // Experts have none.
+        // Experts cannot have adapters.
         "qwen3_moe" => &["q_proj", "v_proj", "o_proj"],
         _ => &["q_proj", "v_proj", "o_proj", "up_proj", "model.layers.1.mlp.down_proj"],
     };
@@ -30,7 +30,7 @@ fn names(targets: &[&str]) -> Targets {
     Targets::Names(targets.iter().map(|t| t.to_string()).collect())
 }
 
-/// A model whose adapter is away from its start, so that each of its matrices matters.
+/// A model whose adapter has moved from its initial values, so that each of its matrices matters.
 fn adapted<B: Backend>(family: &str, backend: B, recompute: bool) -> Model<B> {
     adapted_of(architecture(family), family, backend, recompute)
 }
@@ -116,7 +116,7 @@ fn an_adapter_alone_has_gradients_moments_and_state() {
             assert_ne!(before, after, "{family}: {name} is trained");
         }
 
-        // Its files hold it and nothing else, and resumed = uninterrupted, to the bit.
+        // Its files hold the adapter and nothing else, and a resumed run is bit-identical to an uninterrupted one.
         let dir = tempfile::tempdir().unwrap();
         let [weights, moments] =
             ["adapter_model.safetensors", "optimizer.safetensors"].map(|f| dir.path().join(f));
@@ -203,7 +203,7 @@ fn adapters_that_fit_nothing_are_refused() {
     assert!(plain.init_adapter(1).unwrap_err().to_string().contains("without an adapter"));
 }
 
-/// A base in its file computes what the same values in memory do, whatever their type and where they lie.
+/// A base in its file gives the same results as the same values in memory, whatever their type and alignment.
 #[test]
 fn a_base_in_its_file_computes_what_one_in_memory_does() {
     for family in FAMILIES {
@@ -211,7 +211,7 @@ fn a_base_in_its_file_computes_what_one_in_memory_does() {
         let mut plain = model_of(arch.clone(), Cpu::new(), false, &Trainable::All);
         for kind in [WeightType::F32, WeightType::BF16, WeightType::F16] {
             let dir = saved_as(&mut plain, kind);
-            // Elements need not be aligned: the header of this file ends at an odd place.
+            // Elements need not be aligned: the header of this file ends at an odd offset.
             let path = dir.path().join("model.safetensors");
             let bytes = std::fs::read(&path).unwrap();
             let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -255,7 +255,7 @@ fn a_base_in_its_file_computes_what_one_in_memory_does() {
     }
 }
 
-/// Under one mask the gradient is the slope of the loss.
+/// With a fixed mask the gradient is the slope of the loss.
 #[test]
 #[allow(clippy::needless_update, reason = "what training adds to a pass will grow")]
 fn gradients_under_dropout_are_the_slopes_of_the_loss() {
@@ -308,7 +308,7 @@ fn gradients_under_dropout_are_the_slopes_of_the_loss() {
     }
 }
 
-/// A base of f32 takes twice the bytes of one of bf16.
+/// A base in f32 takes twice the bytes of one in bf16.
 #[test]
 fn the_plan_counts_a_mapped_base_by_the_type_of_its_files() {
     let (dir, budget) =

@@ -1,4 +1,4 @@
-//! Rows of embedding and head for new tokens: as transformers initialises them, and in adapters.
+//! Rows of embedding and head for new tokens: initialised as in transformers, and in adapters.
 
 mod common;
 
@@ -40,7 +40,7 @@ fn loaded(name: &str, more: usize, seed: u64, batch: &Batch) -> Model<Cpu> {
     model
 }
 
-/// The names of embedding and head; one of them where the head is tied.
+/// The names of embedding and head; only one if the head is tied.
 fn tables(model: &Model<Cpu>) -> Vec<(&'static str, String)> {
     let arch = model.architecture();
     let names = [("embedding", arch.names.embedding), ("head", arch.names.head)];
@@ -62,7 +62,7 @@ fn loss_and_gradients_of_a_resized_model_are_those_of_transformers() {
             let data = model.gradient(parameter).unwrap().data;
             let (ours, theirs) =
                 (data.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt(), norm.as_f64().unwrap());
-            // A key's bias has no gradient but rounding.
+            // The gradient of a key's bias is only rounding error.
             assert!(
                 (ours - theirs).abs() < 1e-4 * theirs.max(1e-3),
                 "{name} {parameter}: {ours}, PyTorch {theirs}"
@@ -90,11 +90,11 @@ fn new_rows_have_mean_and_covariance_of_the_others() {
             for i in 0..hidden {
                 let deviation = (1e-9 * covariance[i * hidden + i]).sqrt();
                 let what = format!("{name} {table} column {i}");
-                // Five deviations of the mean of so many draws, and f32.
+                // Five standard deviations of the mean over this many draws, plus f32 rounding.
                 let near = 5.0 * deviation / (NEW as f64).sqrt() + 1e-7 * mean[i].abs();
                 assert!((new_mean[i] - mean[i]).abs() < near, "{what}: {} {}", new_mean[i], mean[i]);
                 assert!((want_mean[i] - mean[i]).abs() < 1e-6, "{what}: PyTorch's mean {}", want_mean[i]);
-                // That of PyTorch is of 4,000 draws too: 1.1 % of error each.
+                // PyTorch's value is from 4,000 draws too: each has an error of 1.1 %.
                 let ours = new_covariance[i * hidden + i].sqrt();
                 assert!((ours / deviation - 1.0).abs() < 0.06, "{what}: {ours}, formula {deviation}");
                 assert!((ours / want_std[i] - 1.0).abs() < 0.08, "{what}: {ours}, PyTorch {}", want_std[i]);
@@ -102,7 +102,7 @@ fn new_rows_have_mean_and_covariance_of_the_others() {
             let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
             let off = norm(&mut new_covariance.iter().zip(&covariance).map(|(new, old)| new - 1e-9 * old));
             let whole = norm(&mut covariance.iter().map(|old| 1e-9 * old));
-            // With 4,000 draws of 32 columns about 0.09; 0.8 where columns are independent.
+            // About 0.09 with 4,000 draws of 32 columns; 0.8 if columns were independent.
             assert!(off < 0.2 * whole, "{name} {table}: covariance {off} of {whole} off");
         }
     }
@@ -136,7 +136,7 @@ fn new_rows_follow_from_the_seed_alone() {
     };
     assert_eq!(rows(3, 1), rows(3, 2));
     assert_ne!(rows(3, 1), rows(4, 1));
-    // With no more rows than columns the covariance is singular: the mean, as in transformers.
+    // With no more rows than columns the covariance is singular: the mean is used, as in transformers.
     let dir = tempfile::tempdir().unwrap();
     let arch = |vocabulary: usize| {
         let mut config = json(&folder("llama").join("config.json"));
@@ -165,7 +165,7 @@ fn a_resized_model_is_saved_and_loaded_as_it_is() {
         let mut model = loaded(name, 3, 1, &batch);
         let losses = model.forward(&batch).unwrap();
         model.save_masters(dir.path()).unwrap();
-        // Loaded as it is, and where rows were to be added.
+        // Loaded as it is, and into an architecture with added rows.
         for seed in [1, 2] {
             let mut arch = architecture(name, 3, seed);
             if seed == 1 {
@@ -175,7 +175,7 @@ fn a_resized_model_is_saved_and_loaded_as_it_is() {
             again.load_weights(dir.path()).unwrap();
             assert_eq!(again.forward(&batch).unwrap(), losses, "{name}");
         }
-        // Another number of rows than the base has is another model.
+        // A base with another number of rows is another model.
         let mut arch = architecture(name, 9, 1);
         arch.added = arch.added.map(|added| suasion_engine::AddedRows { base: added.base + 1, ..added });
         let error =
@@ -223,7 +223,7 @@ fn an_adapter_holds_the_new_rows() {
             model.adamw(&common::STEP).unwrap();
             model.save_adapter(&dir.path().join(ADAPTER_WEIGHTS), true).unwrap();
             let trained = model.forward(&batch).unwrap();
-            // Another seed: the rows come from the adapter's file.
+            // With another seed: the rows come from the adapter's file.
             let mut again = self::loaded_adapter(name, base, &adapter(&save), &batch);
             again.load_adapter(&dir.path().join(ADAPTER_WEIGHTS)).unwrap();
             assert_eq!(again.forward(&batch).unwrap(), trained, "{name} {base:?}");

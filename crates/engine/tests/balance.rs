@@ -13,7 +13,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/qwen3_moe")
 }
 
-/// The loss with its share of the load-balancing loss, and that loss.
+/// The loss including its share of the load-balancing loss, and the load-balancing loss alone.
 fn accumulate<B: Backend>(model: &mut Model<B>, batch: &Batch) -> (f64, f64) {
     let losses = model.accumulate(batch, 1.0 / batch.weight() as f32).unwrap();
     let balance = model.read_balance(&losses).unwrap().unwrap();
@@ -56,7 +56,7 @@ fn check<B: Backend>(model: &mut Model<B>, batch: &Batch, want: &Value, what: &s
     }
 }
 
-/// Of a batch with padding too, which transformers leaves out by its mask and we do not have.
+/// Includes a batch with padding, which transformers excludes by its mask and we do not have.
 #[test]
 fn loss_gradients_and_steps_are_those_of_transformers() {
     let goldens = json(&folder().join("../training.json"))["balance"]["qwen3_moe"].clone();
@@ -72,7 +72,7 @@ fn loss_gradients_and_steps_are_those_of_transformers() {
             assert!((loss - want).abs() < 5e-4, "{name} step {t}: {loss}, PyTorch {want}");
             model.adamw(&AdamW { t: t as u64 + 1, ..AdamW::default() }).unwrap();
         }
-        // A model that is asked for no such loss has none, and neither has a pass that only measures.
+        // Neither a model without this loss nor a forward-only pass computes it.
         let losses = model.forward(&batch).unwrap();
         let mut off = golden_model(&0.0.into(), Cpu::new(), &batch);
         let pending = off.accumulate(&batch, 1.0).unwrap();
@@ -81,7 +81,7 @@ fn loss_gradients_and_steps_are_those_of_transformers() {
     }
 }
 
-/// Three layers, experts on those that `dense` does not name.
+/// Three layers, with experts on those not in `dense`.
 fn architecture(dense: &[usize], coefficient: f32) -> Architecture {
     let mut config = common::config("qwen3_moe");
     config["mlp_only_layers"] = serde_json::json!(dense);
@@ -94,7 +94,7 @@ fn model<B: Backend>(dense: &[usize], backend: B, recompute: bool) -> Model<B> {
     common::model_of(architecture(dense, 0.7), backend, recompute, &Trainable::All)
 }
 
-/// Two rows, most of whose tokens are not learned.
+/// Two rows, most of whose tokens are not targets.
 fn batch() -> Batch {
     let mut random = Random(5);
     let mut batch = Batch::default();
@@ -107,7 +107,8 @@ fn batch() -> Batch {
 
 const LAYERS: [&[usize]; 4] = [&[], &[1], &[2], &[0, 1]];
 
-/// Where a row's choice changes the loss jumps: then the slopes on both sides differ, and the place is passed over.
+/// The loss jumps where a row's choice of experts changes: there the slopes on the two sides differ, and the element is
+/// skipped.
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
     for dense in [&[][..], &[2]] {

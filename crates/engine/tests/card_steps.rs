@@ -1,5 +1,5 @@
-//! Steps on a card without the host: memory that is planned, and passes that do not wait, on the emulation. The emulated
-//! card does what it is asked for later, at a time that its seed decides.
+//! Steps on a card without the host, on the emulation: memory follows the plan, and passes do not wait. The emulated
+//! card runs operations later than they are issued, at times chosen by its seed.
 
 mod common;
 
@@ -13,7 +13,7 @@ use suasion_engine::{
     Regularisation, TargetLoss, Targets, Trainable, Update,
 };
 
-/// Rows of these lengths, of which the last tokens are targets.
+/// Rows of these lengths, whose last tokens are targets.
 fn rows(lengths: &[usize], targets: usize, seed: u64) -> Batch {
     let mut random = Random(seed);
     let mut batch = Batch::default();
@@ -24,7 +24,7 @@ fn rows(lengths: &[usize], targets: usize, seed: u64) -> Batch {
     batch
 }
 
-/// A step as the trainer takes it; what it returns has waited for the card.
+/// A step as the trainer takes it; to return the losses it waits for the card.
 fn step(model: &mut Model<Cuda>, batches: &[Batch], t: u64) -> Vec<TargetLoss> {
     model.zero_gradients();
     let weight: f64 = batches.iter().map(Batch::weight).sum();
@@ -58,7 +58,7 @@ fn step(model: &mut Model<Cuda>, batches: &[Batch], t: u64) -> Vec<TargetLoss> {
     outcomes
 }
 
-/// What steps of full batches allocate at most is what was planned: never more, and at least 95 %.
+/// The peak allocation of steps over full batches is at most the plan, and at least 95 % of it.
 fn check_peak(arch: &Architecture, batches: &[Batch], run: CardRun, recompute: bool, what: &str) {
     let most = |of: fn(&Batch) -> usize| batches.iter().map(of).max().unwrap();
     let (tokens, targets) = (most(Batch::tokens), most(|batch| batch.targets.len()));
@@ -92,7 +92,7 @@ fn lora() -> Trainable {
     Trainable::Adapter(Lora { rank: 4, alpha: 8.0, dropout: 0.1, targets, ..Lora::default() })
 }
 
-/// Sizes at which what every run takes does not decide.
+/// Sizes large enough that fixed overheads do not dominate.
 fn wide(family: &str) -> Architecture {
     let mut config = common::config(family);
     for (key, value) in
@@ -105,7 +105,7 @@ fn wide(family: &str) -> Architecture {
 
 fn config_with_dropout(family: &str) -> Architecture {
     let mut arch = common::architecture(family);
-    // Two layers are of every kind that the family has.
+    // The first two layers cover every kind of layer that the family has.
     arch.blocks.truncate(2);
     arch.embedding.dropout = 0.1;
     for block in &mut arch.blocks {
@@ -114,8 +114,8 @@ fn config_with_dropout(family: &str) -> Architecture {
     arch
 }
 
-/// From a step's begin until its losses are read nothing waits for the card, and nothing is allocated once passes of these
-/// sizes were seen.
+/// From a step's begin until its losses are read nothing waits for the card, and nothing is allocated once passes of
+/// these sizes have been seen.
 #[test]
 fn nothing_waits_and_nothing_is_allocated() {
     for family in common::FAMILIES {
@@ -145,7 +145,7 @@ fn nothing_waits_and_nothing_is_allocated() {
     }
 }
 
-/// Losses and weights after steps over batches of changing sizes, with rates, seeds and data that change.
+/// Losses and weights after steps over batches of changing sizes, with changing rates, seeds and data.
 fn bits(card: Cuda, family: &str, recompute: bool) -> (Vec<u32>, Vec<Vec<u32>>, Usage) {
     let mut model = model_of(config_with_dropout(family), card, recompute, &Trainable::All);
     let sizes: [&[usize]; 2] = [&[5, 3], &[7]];
@@ -159,7 +159,7 @@ fn bits(card: Cuda, family: &str, recompute: bool) -> (Vec<u32>, Vec<Vec<u32>>, 
     (losses, weights, model.backend().usage())
 }
 
-/// A graph that is replayed computes the same bytes as its operations one by one, whatever has changed meanwhile.
+/// A replayed graph gives the same bytes as its operations one by one, whatever has changed since it was made.
 #[test]
 fn graphs_compute_the_same_bytes() {
     for (family, precision, recompute) in
@@ -176,7 +176,7 @@ fn graphs_compute_the_same_bytes() {
     }
 }
 
-/// A graph that kept its first arguments is noticed.
+/// A graph that keeps its first arguments is detected.
 #[test]
 fn a_graph_that_is_not_changed_computes_something_else() {
     let run = |fault| Some(bits(faulty(Precision::F32, 3, MEMORY, fault)?, "llama", false));
@@ -184,7 +184,7 @@ fn a_graph_that_is_not_changed_computes_something_else() {
     assert_ne!(right.0, wrong.0);
 }
 
-/// The host writes page-locked memory again when the card has read it, not before.
+/// The host reuses page-locked memory only after the card has read it.
 #[test]
 fn memory_of_an_upload_that_waits_is_not_overwritten() {
     let run = |fault| {

@@ -1,6 +1,6 @@
-//! Ranks on cards: several emulated cards, connected by an emulation of NCCL (`emulation/nccl.cpp`), which is called as the
-//! real one is and does everything later. With `SUASION_CARDS=0,1` they are these cards of this machine, and NCCL itself
-//! (`benches/gpu.sh`).
+//! Ranks on cards: several emulated cards, connected by an emulation of NCCL (`emulation/nccl.cpp`), which has the
+//! interface of the real one and runs everything later. With `SUASION_CARDS=0,1` the tests use these cards of this
+//! machine and the real NCCL (`benches/gpu.sh`).
 
 mod common;
 
@@ -15,13 +15,13 @@ use suasion_engine::{
     Trainable, Update, Watch,
 };
 
-/// The cards that `SUASION_CARDS` names.
+/// The cards listed in `SUASION_CARDS`.
 fn real() -> Option<Vec<usize>> {
     let numbers = std::env::var("SUASION_CARDS").ok()?;
     Some(numbers.split(',').map(|number| number.parse().expect("SUASION_CARDS=0,1")).collect())
 }
 
-/// A card for each of so many ranks: a way to open it. `None` where there is no g++, or not as many cards.
+/// A function that opens the card of a rank, for this many ranks. `None` without g++, or with too few cards.
 fn cards(ranks: usize) -> Option<impl Fn(usize, u32) -> Cuda + Sync> {
     cards_in(Precision::F32, ranks)
 }
@@ -57,7 +57,7 @@ fn get(card: &Cuda, view: View) -> Vec<f32> {
     values
 }
 
-/// Whole numbers, whose sums are exact in any order.
+/// Integers, whose sums are exact in any order.
 fn whole(rank: usize, i: usize) -> f32 {
     ((i * 7 + rank * 31) % 1000) as f32
 }
@@ -67,7 +67,7 @@ fn shares_are_summed_and_exchanged_over_cards() {
     for ranks in [2, 3] {
         let Some(card) = cards(ranks) else { return };
         for len in [ranks, 1000, 70_001] {
-            // Of odd sizes, and one of them empty.
+            // Shares of odd sizes, one of them empty.
             let mut cuts: Vec<usize> = (0..=ranks).map(|rank| len * rank / ranks).collect();
             cuts[1] = if len == 1000 { 0 } else { cuts[1] / 3 * 2 };
             let run = |seed: u32, value: &(dyn Fn(usize, usize) -> f32 + Sync)| {
@@ -75,12 +75,12 @@ fn shares_are_summed_and_exchanged_over_cards() {
                     let mut card = card(rank, seed);
                     card.join(collective).unwrap();
                     let own: Vec<f32> = (0..len).map(|i| value(rank, i)).collect();
-                    // Memory before and after it is another's.
+                    // Guard values before and after it.
                     let buffer = put(&mut card, &[&[-1.0; 3], &own[..], &[-2.0; 2]].concat());
                     let x = buffer.view().part(3, len);
                     card.reduce_scatter(x, &cuts, collective).unwrap();
                     let summed = get(&card, x);
-                    // What follows in the stream sees the sums.
+                    // Later operations in the stream see the sums.
                     card.scale(x.part(cuts[rank], cuts[rank + 1] - cuts[rank]), 2.0).unwrap();
                     card.all_gather(x, &cuts, collective).unwrap();
                     let gathered = get(&card, x);
@@ -100,7 +100,7 @@ fn shares_are_summed_and_exchanged_over_cards() {
                     assert_eq!(all[3 + i], 2.0 * ranks as f32 * sum(i));
                 }
             }
-            // Numbers whose sums depend on their order: the same bytes on all ranks, whenever they come.
+            // Numbers whose sums depend on the order: all ranks must get the same bytes, whatever the timing.
             let rough = |rank: usize, i: usize| (whole(rank, i) + 0.1) / 7.0;
             let (one, other) = (run(2, &rough), run(77, &rough));
             assert!(one == other && one.iter().all(|rank| rank.1 == one[0].1 && rank.2 == one[0].2));
@@ -115,7 +115,7 @@ fn rank_of<B: Backend>(backend: B, kind: Optimizer, collective: &dyn Collective)
     model
 }
 
-/// A step over micro-batches; its loss and the gradient's norm.
+/// A step over micro-batches; its loss and its gradient norm.
 fn step<B: Backend>(
     model: &mut Model<B>,
     t: u64,
@@ -147,9 +147,9 @@ fn batch(seed: u64) -> Batch {
     batch
 }
 
-/// Where one rank has all targets, sums are of one term and zeros: ranks on cards take the steps of one card to the bit, keep
-/// the same state of the optimizer, and go on with what another number of ranks has written. In bf16 the copies of weights that
-/// products read are those of what the other ranks have updated.
+/// If one rank has all targets, every sum has one term and zeros. Ranks on cards must then take the steps of one card
+/// bit for bit, keep the same optimizer state, and resume from the state of another number of ranks. In bf16 the weight
+/// copies that products read must include the updates of the other ranks.
 #[test]
 fn ranks_on_cards_take_the_steps_of_one_card() {
     let dir = tempfile::tempdir().unwrap();
@@ -191,7 +191,7 @@ fn ranks_on_cards_take_the_steps_of_one_card() {
     }
 }
 
-/// Two cards, a card that accumulates twice, and two ranks on the CPU.
+/// Compares two cards, one card that accumulates two micro-batches, and two ranks on the CPU.
 #[test]
 fn ranks_on_cards_equal_one_that_accumulates_and_ranks_on_cpus() {
     let Some(card) = cards(2) else { return };
@@ -220,7 +220,7 @@ fn ranks_on_cards_equal_one_that_accumulates_and_ranks_on_cpus() {
     }
 }
 
-/// What ends the run, known to all threads of a rank.
+/// The error that has ended the run, shared by all threads of a rank.
 #[derive(Default)]
 struct Board(Mutex<Option<String>>);
 
@@ -234,7 +234,7 @@ impl Watch for Board {
     }
 }
 
-/// Ranks that notice the loss of another.
+/// Ranks that notice when another is lost.
 struct Watched<'a>(&'a dyn Collective, Arc<Board>);
 
 impl Collective for Watched<'_> {
@@ -259,13 +259,13 @@ impl Collective for Watched<'_> {
     }
 }
 
-/// Two ranks, each with a board of its own.
+/// Two ranks, each with its own board.
 fn watched<T: Send>(run: impl Fn(usize, &Watched<'_>) -> T + Sync) -> Vec<T> {
     Threads::run(2, |rank, collective| run(rank, &Watched(collective, Arc::default())))
 }
 
-/// A card waits for ever for another that does not come. Whoever waits for the card learns why, gets none of what is in its
-/// memory, and every later call fails too.
+/// A card would wait forever for a lost rank. Whoever waits for the card gets the error and no data from its memory,
+/// and every later call fails too.
 #[test]
 fn a_rank_that_is_lost_in_the_middle_of_a_sum_ends_the_others() {
     let Some(card) = cards(2) else { return };
@@ -277,7 +277,7 @@ fn a_rank_that_is_lost_in_the_middle_of_a_sum_ends_the_others() {
         card.sync().unwrap();
         collective.sum(&mut [0.0]).unwrap();
         if rank == 1 {
-            // It is gone while the other's card waits for it.
+            // This rank leaves while the other's card waits for it.
             collective.receive(0).unwrap();
             return;
         }
@@ -296,10 +296,10 @@ fn a_rank_that_is_lost_in_the_middle_of_a_sum_ends_the_others() {
         }
         notice.join().unwrap();
     });
-    // Nor does one wait for ever that is alone from the start.
+    // A rank that is alone from the start does not wait forever either.
     watched(|rank, collective| {
         if rank == 1 {
-            // The same version.
+            // Replies with the same version.
             let hello = collective.receive(0).unwrap();
             collective.send(0, &hello[..12]).unwrap();
             collective.receive(0).unwrap();
@@ -336,7 +336,7 @@ fn ranks_with_different_versions_of_nccl_are_refused() {
     assert!(errors[0].starts_with("rank 1 has NCCL 2.2.2, and rank 0 2."), "{errors:?}");
 }
 
-/// NCCL hangs, or sums what does not belong together, where ranks ask for different things. Its emulation says so.
+/// NCCL hangs, or sums unrelated values, if ranks issue different calls. Its emulation reports it.
 #[test]
 fn ranks_that_ask_for_different_things_are_caught() {
     if real().is_some() {
@@ -352,7 +352,7 @@ fn ranks_that_ask_for_different_things_are_caught() {
             let asked = ask(&mut card, rank, buffer.view(), collective);
             let error = asked.and_then(|()| card.read(buffer.view(), &mut [0.0; 64])).unwrap_err();
             assert_eq!(error.tag(), "E-RANK");
-            // The whole rank has failed, not the card alone.
+            // The whole rank has failed, not only the card.
             assert_eq!(collective.1.failure(), Some(error.to_string()));
             error.to_string()
         });
@@ -377,7 +377,7 @@ fn ranks_that_ask_for_different_things_are_caught() {
     );
 }
 
-/// A rank that NCCL has no place for.
+/// A rank whose number NCCL rejects.
 struct Misplaced(Arc<Board>);
 
 impl Collective for Misplaced {
@@ -415,11 +415,11 @@ fn what_nccl_says_of_cards_that_do_not_meet_is_said() {
         "rank 7: NCCL's ncclCommInitRankConfig failed: invalid usage: rank 7 of 2 does not belong to this id";
     assert_eq!(error.to_string(), format!("the cards of the ranks do not find each other: {text}"));
     assert!(error.tag() == "E-DEVICE" && error.help().unwrap().contains("NCCL_DEBUG=INFO"));
-    // The others learn why when this rank leaves.
+    // The others get the message when this rank leaves.
     assert_eq!(board.failure().as_deref(), Some(text));
 }
 
-/// Three ranks that never speak.
+/// Three ranks that never communicate.
 struct Three;
 
 impl Collective for Three {
@@ -446,7 +446,7 @@ fn a_card_joins_once() {
     Threads::run(2, |rank, collective| {
         let mut card = card(rank, 8);
         card.join(collective).unwrap();
-        // Again, it is nothing; one process alone needs no other card; and it is no other rank's.
+        // A second join has no effect; a single process needs no other card; and the card does not accept other ranks.
         card.join(collective).unwrap();
         card.join(&SingleRank).unwrap();
         let error = card.join(&Three).unwrap_err().to_string();

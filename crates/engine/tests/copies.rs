@@ -1,5 +1,5 @@
-//! Copies of weights that a card keeps for its products: whatever writes to a weight, products read what it is now, and
-//! nothing computes other bytes than without copies.
+//! Weight copies that a card keeps for its products: whatever writes to a weight, products read its current values, and
+//! results are the same bytes as without copies.
 
 mod common;
 
@@ -18,7 +18,7 @@ use suasion_engine::{
     Lora, MemoryPlan, Model, Precision, Rates, SingleRank, Targets, Trainable, Update, WeightType,
 };
 
-/// A card, and the buffers of an operation.
+/// A card, and the buffers of the operation under test.
 struct Bench {
     b: Cuda,
     random: Random,
@@ -35,7 +35,7 @@ impl Bench {
         self.held[self.held.len() - 1].matrix(rows, width)
     }
 
-    /// The same without negative numbers.
+    /// The same with non-negative numbers.
     fn positive(&mut self, rows: usize, width: usize) -> View {
         let x = self.m(rows, width);
         let (whole, mut values) = (x.part(0, x.len()), vec![0.0; x.len()]);
@@ -49,7 +49,7 @@ impl Bench {
 const ROWS: usize = 6;
 const WIDTH: usize = 8;
 
-/// What `w` is as the weights of a product.
+/// Reads `w` by using it as the weights of a product.
 fn product(b: &mut Cuda, w: View) -> Vec<u32> {
     let (x, y) = (b.allocate(3 * 32).unwrap(), b.allocate(3 * w.len() / 32).unwrap());
     let values: Vec<f32> = (0..3 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -61,7 +61,7 @@ fn product(b: &mut Cuda, w: View) -> Vec<u32> {
     values.into_iter().map(f32::to_bits).collect()
 }
 
-/// What `x[32, 32]` is as the input of a product.
+/// Reads `x[32, 32]` by using it as the input of a product.
 fn product_of(b: &mut Cuda, x: View) -> Vec<u32> {
     let (w, y) = (b.allocate(3 * 32).unwrap(), b.allocate(3 * 32).unwrap());
     let values: Vec<f32> = (0..3 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -72,8 +72,8 @@ fn product_of(b: &mut Cuda, x: View) -> Vec<u32> {
     values.into_iter().map(f32::to_bits).collect()
 }
 
-/// Every operation that writes f32 values, with each of its results in turn in weights that have a copy: inside of
-/// these, and across where the copy begins and ends.
+/// Runs every operation that writes f32 values, with each of its results in turn placed in weights that have a copy:
+/// inside the copied range, and across its start and end.
 #[test]
 fn a_product_reads_what_was_written_last() {
     let rms = Norm::Rms { eps: 1e-5, offset: 0.0 };
@@ -272,7 +272,7 @@ fn a_product_reads_what_was_written_last() {
         "sgd, momentum": |o, y| { let (p, g) = (o.m(1, 48), o.m(1, 48)); o.b.sgd(sgd, p, g, Some(whole(y))).unwrap() };
     }
     .into();
-    // 40 elements before those that have a copy, and as many after.
+    // 40 elements before those with a copy, and as many after.
     for (name, operation) in &operations {
         for start in [100, 20, 1040] {
             let Some(b) = card(Precision::Bf16, 1) else { return };
@@ -288,9 +288,9 @@ fn a_product_reads_what_was_written_last() {
             let plain = o.b.allocate(1024).unwrap();
             o.b.write(plain.view(), &values).unwrap();
             assert!(after == product(&mut o.b, plain.view()), "{name} at {start}: an old copy was read");
-            // A result of a few elements may lie before what has a copy.
+            // A result of a few elements may lie before the copied range.
             assert!(start != 100 || before != after, "{name} wrote nothing");
-            // The same in an activation that products share.
+            // The same in an activation shared by several products.
             let shared = o.m(1, 1104).part(40, 1024).matrix(32, 32);
             let whole = o.held[o.held.len() - 1].view();
             o.b.share_factor(shared).unwrap();
@@ -347,13 +347,13 @@ fn sums_over_ranks_and_products_into_weights_are_seen() {
             let x = b.allocate(1024).unwrap();
             b.fill(x.view(), 0.5).unwrap();
             sum(&mut b, x.view(), collective);
-            // Its part is done when its card has done it.
+            // Its share is complete once its card has finished.
             b.sync().unwrap();
         });
     }
 }
 
-/// A card with copies and one without compute the same.
+/// A card with copies and one without compute the same results.
 fn both<T: PartialEq>(what: &str, mut run: impl FnMut(Cuda) -> T) -> Option<T> {
     let with = run(card(Precision::Bf16, 1)?);
     assert!(with == run(card(Precision::Bf16, 2)?.without_copies()), "{what}");
@@ -387,7 +387,7 @@ fn goldens_have_the_same_bytes_with_copies_and_without() {
             return;
         }
         both(family, |card| step_and_losses(&mut load(arch.clone(), dir, card, &[&batch], true), &batch));
-        // DoRA where the family has it: it reads its weights in two ways.
+        // DoRA if the family has it: it reads its weights in two ways.
         let dora = |adapter: &AdapterFolder| adapter.lora_for(&arch).unwrap().dora;
         if let Some(adapter) = adapters(dir).into_iter().max_by_key(dora) {
             let lora = Trainable::Adapter(adapter.lora_for(&arch).unwrap());
@@ -413,8 +413,8 @@ fn rows(seed: u64) -> Batch {
     batch
 }
 
-/// All that happens to the weights of a run: every optimizer's steps, alone and with shares of ranks, averages that are
-/// exchanged, files, single parameters.
+/// Everything that changes the weights of a run: the steps of every optimizer, alone and with shares of ranks,
+/// exchanged averages, files, single parameters.
 #[test]
 fn whatever_happens_to_weights_computes_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
@@ -442,7 +442,7 @@ fn whatever_happens_to_weights_computes_the_same_bytes() {
             (1..=2).for_each(|t| step(&mut model, t, &SingleRank));
             bits(&model)
         });
-        // A real card is one; ranks on several are in tests/cards.rs.
+        // A real card runs alone here; ranks on several cards are in tests/cards.rs.
         if common::card::real().is_some() {
             continue;
         }
@@ -490,7 +490,7 @@ fn whatever_happens_to_weights_computes_the_same_bytes() {
     });
 }
 
-/// Weights of a step are rounded once, when they change: no product of a pass rounds them.
+/// Weights are rounded once per step, when they change: no product of a pass rounds them.
 #[test]
 fn no_pass_rounds_a_weight() {
     for family in ["llama", "qwen2", "gpt2", "qwen3_moe"] {
@@ -522,7 +522,7 @@ fn no_pass_rounds_a_weight() {
         let names = model.parameter_names();
         let weights: usize =
             names.iter().filter(|n| products(n)).map(|n| model.parameter(n).unwrap().data.len()).sum();
-        // Each is a factor of a product forward and of one backward; of experts those that have rows.
+        // Each is a factor of a forward product and of a backward product; of experts, only those with rows.
         if family != "qwen3_moe" {
             assert!(converted - each > 2 * weights as u64, "{family}");
         }
@@ -533,14 +533,15 @@ fn no_pass_rounds_a_weight() {
     }
 }
 
-/// Elements of activations and their gradients that products of a pass take, each counted once where several take it.
+/// Elements of activations and their gradients that products of a pass read, counted once each even if several products
+/// read them.
 fn activations(arch: &Architecture, batch: &Batch) -> u64 {
     let (tokens, targets) = (batch.tokens(), batch.targets.len());
     let mut sum = 0;
     for (n, block) in arch.blocks.iter().enumerate() {
         let (hidden, inner, heads) = (arch.hidden, block.mlp.intermediate, block.attention.heads);
         let (q, kv, up) = (heads.query_width(), heads.kv_width(), 2 * inner);
-        // The last layer has queries of the targets only, whose normalised rows are gathered.
+        // The last layer has queries only for the targets, whose normalised rows are gathered.
         let last = n + 1 == arch.blocks.len();
         let (queries, gathered) = if last { (targets, 2 * targets * hidden) } else { (tokens, 0) };
         let forward = tokens * hidden + queries * (q + hidden + inner);
@@ -551,7 +552,8 @@ fn activations(arch: &Architecture, batch: &Batch) -> u64 {
     (sum + targets * (arch.hidden + arch.vocab_size + arch.hidden)) as u64
 }
 
-/// Of a base in f32 or f16 a card holds what products read in bf16 only, and what other operations read as it is.
+/// Of a base in f32 or f16, a card holds in bf16 the tensors that only products read, and unchanged those that other
+/// operations read.
 #[test]
 fn a_base_that_products_alone_read_is_held_in_bf16() {
     for (family, dora) in
@@ -590,7 +592,7 @@ fn a_base_that_products_alone_read_is_held_in_bf16() {
                 names.iter().filter(|n| plain.parameter(n).unwrap().shape.len() > 1).map(|n| len(n)).sum();
             let own = match kind {
                 WeightType::BF16 => 0,
-                // Tied, the embedding is gathered and multiplied; DoRA measures its weights; positions are added.
+                // A tied embedding is gathered and multiplied; DoRA computes norms of its weights; positions are added.
                 _ if family == "qwen2" => len("model.embed_tokens.weight") * bytes(kind),
                 _ if family == "gpt2" => {
                     len("transformer.wte.weight") * bytes(kind)
@@ -611,7 +613,7 @@ fn bytes(kind: WeightType) -> u64 {
     if kind == WeightType::F32 { 4 } else { 2 }
 }
 
-/// A card that has no room for a base in f32 trains over it, as the plan says.
+/// A card without room for a base in f32 can train with it, as planned.
 #[test]
 fn a_base_in_f32_fits_where_its_bf16_does() {
     let mut arch: Architecture = architecture("llama");

@@ -1,6 +1,7 @@
 //! The whole CUDA backend, on an emulation of the card: the kernels' own source runs on the CPU, matrix products are
-//! plain loops. What a real card adds, the calls of NVIDIA's driver and of cuBLASLt, is `benches/gpu.sh`'s to test.
-//! Operations one by one are in `kernels.rs`, refusals in `soundness.rs`, optimizers in `optimizers.rs`.
+//! plain loops. The calls of NVIDIA's driver and of cuBLASLt, which only a real card has, are tested by
+//! `benches/gpu.sh`. Single operations are tested in `kernels.rs`, refusals in `soundness.rs`, optimizers in
+//! `optimizers.rs`.
 
 mod common;
 
@@ -18,7 +19,7 @@ use suasion_engine::{
     Reference, Regularisation, Targets, Trainable, WeightType,
 };
 
-/// Calls `f` for each golden of a model, under one style of configuration: the other is read to the same architecture.
+/// Calls `f` for each golden of a model, with one style of configuration: the other gives the same architecture.
 fn for_each_once(mut f: impl FnMut(&str, &Path, Architecture, serde_json::Value)) {
     let mut last = None;
     for_each(|family, dir, arch, golden| {
@@ -78,7 +79,7 @@ fn low_rank_adapters_equal_peft() {
     });
 }
 
-/// Factors in bf16 have 8 bits: losses within 1 %, and gradients within 5 % of those of f32 in length.
+/// bf16 factors have 8 significant bits: losses are within 1 %, and gradients within 5 % in norm, of those in f32.
 #[test]
 fn bf16_is_near_f32() {
     for_each_once(|family, dir, arch, golden| {
@@ -116,7 +117,7 @@ fn pass<B: Backend>(model: &mut Model<B>, batch: &Batch) -> (f64, Vec<(String, V
     (mean_loss(batch, &losses), gradients.collect())
 }
 
-/// Threads of a block run in any order between barriers, and blocks in any order: the bytes stay.
+/// Threads of a block run in any order between barriers, and blocks in any order: the bytes must not change.
 #[test]
 fn bytes_do_not_depend_on_the_order_of_threads() {
     for family in ["llama", "gemma2", "qwen3_moe"] {
@@ -138,7 +139,7 @@ fn bytes_do_not_depend_on_the_order_of_threads() {
     }
 }
 
-/// Rows of several packs, and a base in its file in each type, as on the CPU.
+/// Rows in several packs, and a base in its file in each type, as on the CPU.
 #[test]
 fn a_base_in_its_file_computes_what_the_cpu_does() {
     for family in ["llama", "gpt2", "phi3", "gemma2", "qwen3_moe"] {
@@ -184,7 +185,7 @@ fn lora(family: &str) -> Lora {
     Lora { targets: Targets::Names(names.collect()), rank: 3, alpha: 6.0, dropout: 0.2, ..Lora::default() }
 }
 
-/// Random numbers follow from places: the same elements are dropped on every device, and the same noise is added.
+/// Random numbers depend on element positions: every device drops the same elements and adds the same noise.
 #[test]
 fn dropout_and_noise_are_those_of_the_cpu() {
     for family in ["gpt2", "gemma2", "qwen3_moe"] {
@@ -214,7 +215,7 @@ fn dropout_and_noise_are_those_of_the_cpu() {
     }
 }
 
-/// A card holds what the plan says, a run that does not fit is refused by name, and what was freed is free.
+/// A card's memory matches the plan, a run that does not fit is refused by name, and freed memory is available again.
 #[test]
 fn memory_is_planned_and_given_back() {
     let Some(cuda) = card(Precision::Bf16, 1) else { return };
@@ -230,7 +231,7 @@ fn memory_is_planned_and_given_back() {
     assert!(message.contains("of the memory of emulation are needed"), "{message}");
     assert!(help.contains("device=cpu"), "{help}");
 
-    // As much again and again: freed memory is used again.
+    // Allocating as much repeatedly works only if freed memory is reused.
     let mut card = emulated(Precision::Bf16, 1, 1 << 20).unwrap();
     for _ in 0..10 {
         let buffer = card.allocate(200_000).unwrap();
@@ -241,8 +242,8 @@ fn memory_is_planned_and_given_back() {
     assert_eq!(card.allocated(), 0);
 }
 
-/// Products of every layout: sizes on both sides of the card's tiles, columns of wider rows at odd places, sums that
-/// accumulate, with and without bias. Inputs have 8 bits, so that all precisions compute the same.
+/// Products of every layout: sizes around the card's tile sizes, columns of wider rows at odd offsets, accumulation,
+/// with and without bias. Inputs have 8 bits, so all precisions give the same result.
 #[test]
 fn products_of_every_layout_are_exact_in_every_precision() {
     fn run<B: Backend>(

@@ -1,4 +1,4 @@
-//! Dropout: its distribution, its gradient, and that it draws the same wherever and whenever it is computed.
+//! Dropout: its distribution, its gradient, and that it does not depend on where and when it is computed.
 
 mod common;
 
@@ -12,7 +12,7 @@ use suasion_engine::{
     Architecture, Backend, Batch, Budget, Cpu, Model, Reference, Regularisation, Trainable,
 };
 
-/// A family with a rate at every place that has a dropout.
+/// A family with this rate at every place with dropout.
 fn dropping(family: &str, rate: f32) -> Architecture {
     let mut arch = smooth(family);
     arch.embedding.dropout = rate;
@@ -26,7 +26,7 @@ fn drawn(seed: u64) -> Regularisation {
     Regularisation { seed: Some(seed), dropout: true, ..Regularisation::default() }
 }
 
-/// Rows of which the second follows a shared prefix, and two targets of one row.
+/// Two rows, the second continuing a shared prefix, with two targets on one row.
 fn batch() -> Batch {
     let mut random = Random(5);
     let mut batch = Batch::default();
@@ -48,10 +48,10 @@ fn elements_are_dropped_as_often_as_asked_and_the_mean_stays() {
         let (n, p) = (values.len() as f64, f64::from(rate));
         let kept = 1.0 / (1.0 - p);
         assert!(values.iter().all(|v| *v == 0.0 || (f64::from(*v) / kept - 1.0).abs() < 1e-6));
-        // A binomial count: five of its deviations.
+        // A binomial count, within five standard deviations.
         let dropped = values.iter().filter(|v| **v == 0.0).count() as f64;
         assert!((dropped - n * p).abs() < 5.0 * (n * p * (1.0 - p)).sqrt(), "{rate}: {dropped} of {n}");
-        // Columns and rows are alike: the deviation of a row's count is that of a binomial one.
+        // Columns and rows are independent: the standard deviation of a row's count is binomial.
         for (count, of, counts) in [
             (rows, width, values.chunks(width).map(|row| zeros(row.iter())).collect::<Vec<_>>()),
             (width, rows, (0..width).map(|j| zeros(values[j..].iter().step_by(width))).collect()),
@@ -125,7 +125,7 @@ fn attention_has_the_mean_and_the_variance_of_dropped_probabilities() {
     }
 }
 
-/// Mean and deviation of the loss over many masks are those of transformers, for each dropout by itself.
+/// Mean and standard deviation of the loss over many masks match transformers, for each dropout separately.
 #[test]
 fn the_loss_is_distributed_as_in_transformers() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models");
@@ -162,7 +162,7 @@ fn the_loss_is_distributed_as_in_transformers() {
             let of = |field: &str| expected[field].as_f64().unwrap();
             let what = format!("{name} {key}: {mean} ± {std}, expected {expected}");
             if of("std") < 1e-6 {
-                // Phi-3's embd_pdrop: transformers reads it and drops nothing.
+                // Phi-3's embd_pdrop: transformers reads it but drops nothing.
                 assert!(std < 1e-6 && (mean - of("mean")).abs() < 2e-5, "{what}");
                 continue;
             }
@@ -227,7 +227,7 @@ fn gradients_are_slopes_under_a_fixed_mask() {
     }
 }
 
-/// The same bits whether layers are computed again or not, with any number of threads, and for the same seed.
+/// The same bits with and without recomputation, with any number of threads, and for the same seed.
 #[test]
 fn masks_follow_from_the_seed_alone() {
     for family in ["gpt2", "gpt_neox", "phi3", "gemma2"] {

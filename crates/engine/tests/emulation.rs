@@ -1,5 +1,5 @@
-//! Kernels of cards one by one, on the emulation. Operations of a backend are compared in `kernels.rs`; here is what
-//! they do not reach, and the emulation itself.
+//! Single kernels on the emulated card. Operations of a backend are compared in `kernels.rs`; these tests cover what
+//! those do not reach, and the emulation itself.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::{Random, relative};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// Schedules of threads: in their order, then one of each kind.
+/// Thread schedules: in order, then one of each kind.
 const SEEDS: [u32; 3] = [0, 1, 2];
 
 /// Runs a kernel under a schedule.
@@ -25,10 +25,10 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| random.normal() as f32).collect()
 }
 
-/// The address of an operand that is left out.
+/// The address of an absent operand.
 const NONE: u64 = 0;
 
-/// `E`, `R` and `W` of kernels.h, with few blocks so that each goes around several times.
+/// Sizes `E`, `R` and `W` of kernels.h, with so few blocks that each block loops several times.
 fn of_elements(n: usize) -> ([u32; 3], [u32; 3]) {
     ([n.div_ceil(1024).min(2) as u32, 1, 1], [256, 1, 1])
 }
@@ -44,7 +44,7 @@ fn every_declared_kernel_can_be_launched_by_name() {
     let names = declared();
     assert!(names.len() > 90, "{}", names.len());
     for (name, _) in &names {
-        // A block of one thread is refused before the kernel runs.
+        // A block of one thread is rejected before the kernel runs.
         let error = emulation.launch(name, [1, 1, 1], [1, 1, 1], 0, &mut [], 0).unwrap_err();
         assert!(error.contains("blocks of 1 threads"), "{name}: {error}");
     }
@@ -52,8 +52,8 @@ fn every_declared_kernel_can_be_launched_by_name() {
     assert_eq!(error, "no kernel none");
 }
 
-/// `kernels.bin` holds the hash of the sources that it was made from. Whether it holds what they compile to is for
-/// `.ci/cuda check` to say, where NVRTC can be had.
+/// `kernels.bin` holds the hash of the sources that it was made from. Whether it holds their compiled form is checked
+/// by `.ci/cuda check`, where NVRTC is available.
 #[test]
 fn the_compiled_kernels_are_of_this_source() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda");
@@ -73,10 +73,11 @@ fn the_compiled_kernels_are_of_this_source() {
     assert_eq!(packed[8..40], hash.finalize()[..], "the kernels have changed: run .ci/cuda build");
 }
 
-/// Sizes below, at and above those that a thread, a warp and a block take at once.
+/// Sizes below, at and above those that a thread, a warp and a block process at once.
 const SIZES: [(usize, usize); 7] = [(1, 1), (1, 3), (3, 33), (9, 128), (17, 129), (70, 31), (2, 1030)];
 
-/// bf16 and f16 of every kind of number, to and from f32, between rows with gaps: as the crate `half` has them.
+/// Conversions of bf16 and f16, for every kind of number, to and from f32, between rows with gaps: the same as the
+/// crate `half`.
 #[test]
 fn conversions_round_to_the_nearest_even() {
     let Some(library) = library() else { return };
@@ -152,7 +153,7 @@ fn conversions_round_to_the_nearest_even() {
     }
 }
 
-/// bitsandbytes' tables: QLoRA's NF4 values, in their order.
+/// QLoRA's NF4 values from bitsandbytes' table, in order.
 const NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -182,7 +183,7 @@ fn blocks_of_quantised_weights() {
             let code = |i: usize| {
                 usize::from(if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 })
             };
-            // A block that is not NF4's own, too.
+            // Also with a block size other than NF4's.
             for block_size in [64u32, 32] {
                 let scales = values(n.div_ceil(block_size as usize), 5);
                 let expected: Vec<f32> =
@@ -204,7 +205,7 @@ fn blocks_of_quantised_weights() {
                 let rounded: Vec<u16> = expected.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
                 assert_eq!(y, rounded);
             }
-            // Codes of a table of 256 values.
+            // Codes into a table of 256 values.
             let (table, scales) = (values(256, 7), values(n.div_ceil(256), 8));
             let codes: Vec<u8> = (0..n).map(|i| (i * 37 % 256) as u8).collect();
             let expected: Vec<f32> = (0..n).map(|i| table[usize::from(codes[i])] * scales[i / 256]).collect();
@@ -238,7 +239,7 @@ fn blocks_of_quantised_weights() {
     }
 }
 
-/// `y[i, :] += b`, and its neighbours stay as they are.
+/// `y[i, :] += b`, leaving the elements around it unchanged.
 #[test]
 fn a_row_is_added_to_rows_with_gaps() {
     let Some(library) = library() else { return };
@@ -258,7 +259,7 @@ fn a_row_is_added_to_rows_with_gaps() {
     }
 }
 
-/// Optimizers also write a copy of the parameters in bf16, where they are given a place for it.
+/// Optimizers also write a bf16 copy of the parameters if they are given an address for it.
 #[test]
 fn optimizers_round_parameters_to_bf16() {
     let Some(library) = library() else { return };
@@ -307,12 +308,12 @@ fn optimizers_round_parameters_to_bf16() {
     }
 }
 
-/// A library of norms from whose sums a barrier was taken, and of kernels with other faults.
+/// A library of norm kernels whose sums lack a barrier, and of kernels with other faults.
 fn faults() -> Option<PathBuf> {
     build(|unit| unit == "norms", &["-DPLANT_MISSING_BARRIER", "-DPLANT_FAULTS"])
 }
 
-/// The sum of squares of a row of threads, in a kernel from which a barrier was taken: some schedule must read a sum
+/// The sum of squares over a row of threads, in a kernel without one of its barriers: some schedule must read a sum
 /// before it is written.
 #[test]
 fn a_missing_barrier_is_caught() {
@@ -351,7 +352,7 @@ fn a_missing_barrier_is_caught() {
     }
 }
 
-/// What the emulation refuses: kernels that would hang or be undefined on a card.
+/// Errors of the emulation: kernels that would hang or be undefined on a card.
 #[test]
 fn faults_of_kernels_are_errors() {
     let Some(library) = faults() else { return };
@@ -366,15 +367,15 @@ fn faults_of_kernels_are_errors() {
             let error = launch!(emulation, seed, name, ([1, 1, 1], [64, 1, 1]), [NONE]).unwrap_err();
             assert!(error.starts_with(name) && error.contains(part), "{error}");
         }
-        // Shared memory that nothing has written is NaN, in every block.
+        // Shared memory that has not been written is NaN, in every block.
         let mut y = vec![0f32; 2];
         launch!(emulation, seed, "fault_unwritten", ([2, 1, 1], [32, 1, 1]), [&mut y]).unwrap();
         assert!(y.iter().all(|y| y.is_nan()), "{y:?}");
     }
 }
 
-/// Races are seen in every schedule, the harmless one too: a barrier that was taken away, a shuffle in place of a
-/// barrier, two blocks that write the same element. All other tests look for them in all kernels.
+/// Races are found in every schedule, even harmless ones: a removed barrier, a shuffle in place of a barrier, two
+/// blocks that write the same element. All other tests look for races in all kernels.
 #[test]
 fn races_are_found_in_any_schedule() {
     if sanitizer().is_some() {

@@ -1,4 +1,4 @@
-//! Model folders with something odd in them: what transformers loads from them, and what is refused.
+//! Unusual model folders: what transformers loads from them, and what is refused.
 
 mod common;
 
@@ -11,7 +11,7 @@ fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models")
 }
 
-/// The cases of `folders.json` that `wanted` selects, each with its name.
+/// The cases of `folders.json` selected by `wanted`, each with its name.
 fn cases(wanted: impl Fn(&Value) -> bool) -> Vec<(String, Value)> {
     let Value::Object(all) = json(&goldens().join("folders.json")) else { panic!("folders.json") };
     all.into_iter().filter(|(_, case)| case.get("loss").is_some() && wanted(case)).collect()
@@ -122,7 +122,7 @@ fn implausible_numbers_are_refused_by_name() {
         assert!(message.contains(want), "{family}, {key} = {value}: {want} is not in: {message}");
         assert_eq!((error.tag(), error.help().is_some()), ("E-MODEL", true));
     }
-    // A type that is not supported is refused beside rope_parameters, too.
+    // An unsupported type is refused beside rope_parameters, too.
     let mut both = config("llama");
     both["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10000.0});
     both["rope_scaling"] = json!({"type": "ntk", "factor": 4.0});
@@ -183,7 +183,7 @@ fn stored(path: &Path) -> Vec<Stored> {
     all
 }
 
-/// The tensors of a case, its head changed as the case says.
+/// The tensors of a case, with the case's change of the head.
 fn weights(case: &Value) -> Vec<Stored> {
     let mut all = stored(&goldens().join(case["model"].as_str().unwrap()).join("model.safetensors"));
     let is_embedding = |t: &Stored| t.name.ends_with("embed_tokens.weight") || t.name.ends_with("wte.weight");
@@ -229,7 +229,7 @@ fn heads_in_the_file_are_what_transformers_takes() {
         let want = case["loss"].as_f64().unwrap();
         let loss = mean_loss(&batch, &model.forward(&batch).unwrap());
         assert!((loss - want).abs() < 2e-6, "{name}: {loss}, transformers {want}");
-        // What is saved has the head, and only then.
+        // The saved files have a head if the loaded model has its own, and only then.
         let out = tempfile::tempdir().unwrap();
         model.save_weights(out.path()).unwrap();
         let saved = stored(&out.path().join("model.safetensors"));
@@ -241,7 +241,7 @@ fn heads_in_the_file_are_what_transformers_takes() {
     }
 }
 
-/// Writes tensors in two shards; `index` gets the second half's names too.
+/// Writes tensors in two shards; `index` may list further tensors of the second.
 fn shards(dir: &Path, first: &[Stored], second: &[Stored], index: &[(&str, &[Stored])]) {
     std::fs::write(dir.join("one.safetensors"), file(first)).unwrap();
     std::fs::write(dir.join("two.safetensors"), file(second)).unwrap();
@@ -277,12 +277,12 @@ fn the_index_decides_which_file_holds_a_tensor() {
     shards(dir.path(), a, b, &index);
     right(load(dir.path()));
 
-    // A shard that the index does not name is not read, whatever it holds.
+    // A shard that the index does not list is not read, whatever it contains.
     std::fs::write(dir.path().join("model-00003-of-00003.safetensors"), b"not safetensors").unwrap();
     std::fs::write(dir.path().join("zero.safetensors"), file(b)).unwrap();
     right(load(dir.path()));
 
-    // A model.safetensors that is not named stands beside it: both are named.
+    // A model.safetensors beside the index that does not list it: the error names both.
     std::fs::write(dir.path().join("model.safetensors"), file(&all)).unwrap();
     let error = load(dir.path()).unwrap_err();
     assert!(
@@ -290,13 +290,13 @@ fn the_index_decides_which_file_holds_a_tensor() {
         "{error}"
     );
 
-    // An index of one file.
+    // An index with one file.
     let dir = tempfile::tempdir().unwrap();
     shards(dir.path(), a, b, &[("model.safetensors", &all)]);
     std::fs::write(dir.path().join("model.safetensors"), file(&all)).unwrap();
     right(load(dir.path()));
 
-    // A tensor in another shard than named: nothing else holds it.
+    // A tensor in another shard than listed, and nowhere else.
     let mut stale = a[0].clone();
     shards(dir.path(), &a[1..], &[&a[..1], b].concat(), &index);
     std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
@@ -304,18 +304,18 @@ fn the_index_decides_which_file_holds_a_tensor() {
     for part in [a[0].name.as_str(), "one.safetensors", "two.safetensors"] {
         assert!(error.contains(part), "{part} is not in: {error}");
     }
-    // A stale copy beside the right one is not read, and named.
+    // A stale copy beside the right one is not read, but reported.
     stale.bytes.fill(0);
     shards(dir.path(), a, &[&[stale], b].concat(), &index);
     let (loss, unused) = load(dir.path()).unwrap();
     assert!((loss - want).abs() < 2e-6, "{loss}, transformers {want}");
     assert!(unused.len() == 1 && unused[0].contains(&a[0].name) && unused[0].contains("two.safetensors"));
-    // In two shards, and not in the index at all.
+    // In two shards, and not in the index.
     let second = [&a[..1], b].concat();
     shards(dir.path(), a, &second, &[("one.safetensors", &a[1..]), ("two.safetensors", b)]);
     let error = load(dir.path()).unwrap_err();
     assert!(error.contains("both hold a tensor") && error.contains(&a[0].name), "{error}");
-    // Named, and nowhere.
+    // Listed, but in no file.
     shards(dir.path(), &a[1..], b, &index);
     let error = load(dir.path()).unwrap_err();
     assert!(error.contains(&a[0].name) && error.contains("the index says is in one.safetensors"), "{error}");
@@ -349,7 +349,7 @@ fn weights_are_written_in_the_type_in_which_they_were_read() {
         let out = tempfile::tempdir().unwrap();
         model.save_weights(out.path()).unwrap();
         assert_eq!(stored(&out.path().join("model.safetensors")), narrowed, "{dtype}");
-        // The masters are f32, and move by less than the narrow type resolves.
+        // The master weights are f32, and move by less than the narrow type resolves.
         let parameter = "model.norm.weight";
         let mut tensor = model.parameter(parameter).unwrap();
         tensor.data[0] += 1e-6;
@@ -360,14 +360,14 @@ fn weights_are_written_in_the_type_in_which_they_were_read() {
         let norm = masters.iter().find(|t| t.name == parameter).unwrap();
         assert_eq!(norm.bytes[..4], tensor.data[0].to_le_bytes());
     }
-    // Mixed types: f32 loses nothing of any.
+    // Mixed types: only f32 represents all exactly.
     let mixed: Vec<Stored> =
         all.iter().enumerate().map(|(i, t)| narrow(t, if i == 3 { "F32" } else { "BF16" })).collect();
     std::fs::write(&place, file(&mixed)).unwrap();
     let mut model = fresh(arch.clone(), &batch);
     model.load_weights(dir.path()).unwrap();
     assert_eq!(model.weight_type(), WeightType::F32);
-    // What float16 cannot hold is not written as infinity.
+    // A value too large for float16 is not written as infinity.
     let mut tensor = model.parameter("model.norm.weight").unwrap();
     tensor.data[2] = 70_000.0;
     model.set_parameter("model.norm.weight", &tensor).unwrap();
@@ -379,7 +379,7 @@ fn weights_are_written_in_the_type_in_which_they_were_read() {
         "{error}"
     );
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0, "nothing is left of it");
-    // f64 is no quantisation.
+    // f64 is not a quantised type.
     let wide: Vec<Stored> = all.iter().map(|t| narrow(t, "F64")).collect();
     std::fs::write(&place, file(&wide)).unwrap();
     let error = fresh(arch, &batch).load_weights(dir.path()).unwrap_err();
@@ -401,7 +401,7 @@ fn the_row_of_the_pad_token_is_trained() {
     let gradient = model.gradient("model.embed_tokens.weight").unwrap();
     let row = gradient.data.chunks(gradient.shape[1]).nth(golden["pad_token_id"].as_u64().unwrap() as usize);
     let norm = row.unwrap().iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
-    // PyTorch's gradient without padding_idx; with it there is none.
+    // PyTorch's gradient without padding_idx; with it the gradient is zero.
     let want = golden["without"].as_f64().unwrap();
     assert!((norm / want - 1.0).abs() < 1e-4, "{norm}, PyTorch {want}");
     assert_eq!(golden["with_padding_idx"], 0.0);

@@ -1,4 +1,4 @@
-//! Losses, logits, gradients and AdamW trajectories that PyTorch computed.
+//! Losses, logits, gradients and AdamW trajectories compared with PyTorch.
 
 mod common;
 
@@ -113,7 +113,7 @@ fn low_rank_adapters_equal_peft() {
                     &format!("{what} from zero"),
                 );
             }
-            // As PEFT begins: copies are the base, magnitudes its rows' lengths.
+            // Initialised as in PEFT: copies equal the base, magnitudes equal the norms of its rows.
             if copied || adapter.lora.dora {
                 let mut begun = new();
                 let values = |model: &Model<Cpu>, name: &String| model.parameter(name).unwrap();

@@ -1,5 +1,5 @@
-//! Each operation of the CPU backend and of the CUDA backend on an emulated card against the reference, and the
-//! reference against central differences, at odd sizes: 1, just below, at and just above the sizes into which kernels
+//! Compares each operation of the CPU backend, and of the CUDA backend on an emulated card, with the reference, and the
+//! reference with central differences. Sizes are odd: 1, and just below, at and just above the sizes into which kernels
 //! cut their work.
 
 mod common;
@@ -12,7 +12,7 @@ use suasion_engine::kernels::{
 };
 use suasion_engine::{AdamW, Backend, Cpu, Cuda, Precision, Reference, TargetLoss};
 
-/// f32 sums of up to a few hundred terms.
+/// For f32 sums of up to a few hundred terms.
 const TOLERANCE: f64 = 2e-6;
 
 fn values(n: usize, seed: u64) -> Vec<f32> {
@@ -28,14 +28,14 @@ fn space<B: Backend>(b: &mut B, rows: usize, width: usize) -> View {
     view
 }
 
-/// Uploads; the seed keeps operands different.
+/// Uploads random values; the seed makes operands different.
 fn put<B: Backend>(b: &mut B, rows: usize, width: usize, seed: u64) -> View {
     let view = space(b, rows, width);
     b.write(view, &values(rows * width, seed)).unwrap();
     view
 }
 
-/// Uploads numbers that live as long as their backend.
+/// Uploads indices that live as long as their backend.
 fn list<B: Backend>(b: &mut B, numbers: &[u32]) -> Indices {
     let buffer = b.upload_indices(numbers).unwrap();
     let view = buffer.view();
@@ -49,7 +49,7 @@ fn get<B: Backend>(b: &B, view: View) -> Vec<f32> {
     out
 }
 
-/// The card of a test, whose threads run in another order each time where it is emulated; `None` where it cannot be.
+/// The card of a test; an emulated one runs threads in a different order each time. `None` if it is not available.
 fn card(precision: Precision) -> Option<Cuda> {
     static SEED: AtomicU32 = AtomicU32::new(0);
     common::card::card(precision, SEED.fetch_add(1, Ordering::Relaxed) % 8)
@@ -63,7 +63,7 @@ fn compare(what: &str, backend: &str, fast: &[Vec<f32>], plain: &[Vec<f32>], tol
     }
 }
 
-/// Runs an operation on the CPU, on the emulated card and on the reference, and compares everything it returns.
+/// Runs an operation on the CPU, on the emulated card and on the reference, and compares all results.
 macro_rules! agree {
     ($what:expr, $b:ident => $run:expr) => {{
         let what = $what;
@@ -113,8 +113,8 @@ fn linear_layers() {
     }
 }
 
-/// Operations that take views with gaps give the same on columns of wider matrices as on matrices of their
-/// own, and leave the other columns alone.
+/// Operations that take views with gaps give the same results on columns of wider matrices as on separate matrices, and
+/// leave the other columns unchanged.
 #[test]
 fn columns_of_wider_rows() {
     fn run<B: Backend>(b: &mut B, wide: bool) -> Vec<Vec<f32>> {
@@ -186,7 +186,7 @@ fn norms<B: Backend>(b: &mut B, norm: Norm, rows: usize, width: usize) -> Vec<Vi
     let (dy, dx, dw, db) =
         (put(b, rows, width, 4), put(b, rows, width, 5), put(b, 1, width, 6), put(b, 1, width, 7));
     b.norm_backward(norm, dx, Some(dw), bias.map(|_| db), dy, stats, x, w).unwrap();
-    // Frozen weights: the gradient of the rows is the same.
+    // Frozen weights: the gradient of the rows is unchanged.
     let frozen = put(b, rows, width, 5);
     b.norm_backward(norm, frozen, None, None, dy, stats, x, w).unwrap();
     assert_eq!(get(b, frozen), get(b, dx));
@@ -223,8 +223,7 @@ fn activations() {
     }
 }
 
-/// Three segments; the last two share the first as their prefix. `every` takes each n-th row as a query,
-/// twice.
+/// Three segments; the last two share the first as their prefix. `every` takes each n-th row as a query, twice.
 fn attention_plan(trunk: usize, branches: [usize; 2], every: usize) -> (AttentionPlan, usize) {
     let (a, b) = (trunk, trunk + branches[0]);
     let end = b + branches[1];
@@ -242,7 +241,7 @@ fn attention_plan(trunk: usize, branches: [usize; 2], every: usize) -> (Attentio
     (plan, end)
 }
 
-/// A third of the elements.
+/// Drops a third of the elements.
 const DROPOUT: Dropout = Dropout { draw: Draw { key: 5 << 40 | 9, site: 3 }, rate: 1.0 / 3.0 };
 
 const HEADS: Heads = Heads { heads: 4, kv_heads: 2, head_dim: 6, scale: 0.4, softcap: None, window: None };
@@ -284,7 +283,8 @@ fn attention_with_segments_and_shared_prefixes() {
             if plan.rows.is_empty() {
                 continue;
             }
-            // Windows of two keys, within a branch, over the border of trunk and branch, and of a block of queries.
+            // Windows of two keys, within a branch, across the border of trunk and branch, and across a block of
+            // queries.
             let windows = [None, Some(2), Some(3), Some(64), Some(127), Some(128), Some(129), Some(1 << 60)];
             for (n, (window, softcap)) in
                 windows.into_iter().zip([None, Some(1.5)].into_iter().cycle()).enumerate()
@@ -298,8 +298,8 @@ fn attention_with_segments_and_shared_prefixes() {
     }
 }
 
-/// Heads of every size that a card's kernels are made for, in both precisions. Results are the same bytes whatever
-/// the order of the threads.
+/// Heads of every size for which a card's kernels are made, in both precisions. Results are the same bytes whatever the
+/// order of threads.
 #[test]
 fn attention_on_cards_by_size_of_a_head() {
     let (plan, keys) = attention_plan(66, [20, 35], 1);
@@ -310,7 +310,7 @@ fn attention_on_cards_by_size_of_a_head() {
         (None, Some(2.0), Some(DROPOUT)),
     ];
     for (size, head_dim) in [7, 32, 33, 64, 80, 128, 200, 256].into_iter().enumerate() {
-        // Every case meets both kernels of each size.
+        // Every case uses both kernels of each size.
         for n in [size % 2, size % 2 + 2] {
             let (window, softcap, dropout) = cases[n];
             let (heads, kv_heads) = if n % 2 == 0 { (2, 1) } else { (2, 2) };
@@ -328,7 +328,7 @@ fn attention_on_cards_by_size_of_a_head() {
     }
 }
 
-/// The same elements are dropped on every device, and the same noise is added.
+/// Every device drops the same elements and adds the same noise.
 #[test]
 fn random_numbers_are_those_of_the_cpu() {
     fn run<B: Backend>(b: &mut B, rows: usize, width: usize) -> [Vec<f32>; 2] {
@@ -395,7 +395,7 @@ fn cross_entropy() {
         ]
     }
     for (rows, vocab) in [(1, 1), (3, 2), (5, 31), (7, 33), (2, 1000)] {
-        // With one token there is nothing to learn and nothing but zeros to compare.
+        // With one token all results are zero.
         for (softcap, smoothing) in [(None, 0.0), (Some(1.5), 0.0), (None, 0.2), (Some(1.5), 0.2)] {
             if vocab == 1 {
                 continue;
@@ -473,7 +473,7 @@ fn columns_are_scaled_and_measured() {
     }
 }
 
-/// Routing and the linear layers of experts; some experts get no row.
+/// Routing and the linear layers of experts; some experts get no rows.
 fn experts<B: Backend>(
     b: &mut B,
     r: Routing,
@@ -486,9 +486,9 @@ fn experts<B: Backend>(
     let (x, w) = (put(b, slots, inputs, 2), put(b, count * outputs, inputs, 3));
     let (y, dy) = (space(b, slots, outputs), put(b, slots, outputs, 4));
     let (dx, dw) = (space(b, slots, inputs), put(b, count * outputs, inputs, 5));
-    // The gradient of some rows alone: the end of one expert's, and the start of the next one's.
+    // The gradient of some rows only: the end of one expert's and the start of the next one's.
     let part = space(b, outputs + 1, inputs);
-    // The same weights as several views, which end within an expert.
+    // The same weights as several views with boundaries inside an expert.
     let cut = (count * outputs).min(outputs + 2);
     let pieces = [w.row_range(0..cut), w.row_range(cut..count * outputs)];
     let cuts = if rows % 2 == 0 { &pieces[..] } else { &[w] };
@@ -522,7 +522,7 @@ fn experts_and_their_routes() {
             fn run<B: Backend>(b: &mut B, r: Routing, rows: [usize; 2], sides: [usize; 2]) -> Vec<Vec<f32>> {
                 experts(b, r, rows, sides).into_iter().map(|view| get(b, view)).collect()
             }
-            // The one weight of a row is constantly 1 where it is normalised: no gradient to compare.
+            // With one normalised weight per row, it is always 1: there is no gradient to compare.
             if per_row == 1 && normalise {
                 continue;
             }
@@ -600,7 +600,7 @@ fn adafactor_and_gradient_descent() {
     }
 }
 
-/// Moments in one byte: parameters agree, and so do codes, but where a value lies in the middle of two.
+/// Moments of one byte: parameters agree, and so do codes, except where a value is half-way between two.
 #[test]
 fn adamw_with_moments_of_a_byte() {
     fn run<B: Backend>(b: &mut B, n: usize) -> (Vec<Vec<f32>>, [Vec<u8>; 2]) {
@@ -633,7 +633,7 @@ fn adamw_with_moments_of_a_byte() {
     }
 }
 
-/// Checks `gradient` against central differences of `objective` in f64, at a few places of `x`.
+/// Checks `gradient` against central differences of `objective` in f64, at a few elements of `x`.
 fn slopes(
     b: &mut Reference<f64>,
     x: View,
@@ -694,7 +694,7 @@ fn the_references_gradients_are_slopes() {
         });
     }
     for normalise in [false, true] {
-        // The likeliest two of five experts, with room between them.
+        // The two most likely of five experts, with enough margin that the choice does not change.
         let r = Routing { per_row: 2, normalise };
         let (logits, p, weights) = (space(b, 2, 5), space(b, 2, 5), space(b, 2, 2));
         b.set(logits, &[0.3, 2.0, -1.0, 1.1, 0.0, 1.0, -0.5, 0.2, 0.1, 2.2]).unwrap();
@@ -729,7 +729,7 @@ fn the_references_gradients_are_slopes() {
             });
         }
     }
-    // The loss: its gradient overwrites the logits, so the slope is taken of a copy.
+    // The loss: its gradient overwrites the logits, so the slope is computed on a copy.
     for (softcap, smoothing) in [(None, 0.0), (Some(0.75), 0.0), (None, 0.25), (Some(0.75), 0.25)] {
         let (logits, gradient) = (put(b, 2, 9, 1), space(b, 2, 9));
         let (ids, weights) = ([4u32, 0], [0.5f32, -2.0]);

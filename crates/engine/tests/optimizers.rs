@@ -1,4 +1,4 @@
-//! Optimizers against PyTorch's, transformers' and bitsandbytes', and what they keep; smoothed labels; noise.
+//! Optimizers compared with PyTorch's, transformers' and bitsandbytes', and their state; smoothed labels; noise.
 
 mod common;
 
@@ -39,7 +39,7 @@ fn update(t: u64) -> Update {
     Update { t, beta1: 0.9, beta2: 0.999, eps: 1e-8, momentum: 0.9, gradient_scale: 1.0 }
 }
 
-/// Takes the steps of a golden trajectory and compares its losses and final parameters.
+/// Follows a golden trajectory and compares its losses and final parameters.
 fn follow(name: &str, expected: &Value, kind: Optimizer, rates: &dyn Fn(&str, bool) -> Rates) {
     let batch = batch_of(name, "a");
     let mut model = load(name, &batch);
@@ -52,8 +52,8 @@ fn follow(name: &str, expected: &Value, kind: Optimizer, rates: &dyn Fn(&str, bo
         assert!((loss - want).abs() < 2e-5 * want, "{name}, step {step}: {loss} and {want}");
         model.update(&update(step as u64 + 1), &|p| rates(&p.name, p.kind.decays())).unwrap();
     }
-    // A bias of keys changes no score against another, so its gradient is rounding, which Adafactor divides by its own
-    // size: those of fused projections cannot be compared.
+    // A key's bias shifts all scores of a query equally, so its gradient is rounding error, which Adafactor divides by
+    // its own magnitude: the biases of fused projections cannot be compared.
     let compared = |name: &&String| {
         let fused = name.ends_with("attn.c_attn.bias") || name.ends_with("query_key_value.bias");
         kind != Optimizer::Adafactor || !fused
@@ -135,7 +135,8 @@ fn eight_bit_states_are_those_of_bitsandbytes() {
             .unwrap();
             let mut after = vec![0.0; n];
             b.read(p.view(), &mut after).unwrap();
-            // Where a value lies in the middle of two codes, the last bit decides: at most a few elements, by a spacing.
+            // Where a value is half-way between two codes, the last bit decides: at most a few elements differ, by one
+            // step of the code.
             let want = &golden[&format!("after_{step}")];
             let off =
                 after.iter().zip(want).filter(|(a, b)| (*a - *b).abs() > 2e-6 * b.abs().max(1.0)).count();
@@ -203,7 +204,7 @@ fn optimizers_equal_the_references() {
     }
 }
 
-/// Each kind keeps what its plan says, continues from its file to the same bits, and refuses another's.
+/// Each optimizer keeps the state that its plan counts, continues bit for bit from its file, and refuses another's.
 #[test]
 fn states_are_planned_and_go_through_files() {
     // Matrices large enough for 8-bit states.
@@ -250,7 +251,7 @@ fn states_are_planned_and_go_through_files() {
         }
         for other in OPTIMIZERS.into_iter().filter(|other| *other != kind) {
             second.choose_optimizer(other).unwrap();
-            // Without momentum nothing is kept, and nothing is wanted.
+            // Without momentum there is no state, and none is accepted from a file.
             assert!(second.load_optimizer(&path).is_err(), "{kind:?} as {other:?}");
         }
     }
@@ -283,7 +284,7 @@ fn smoothed_labels_equal_the_trainers() {
     }
 }
 
-/// Mean and deviation of the loss under NEFTune's noise are those of transformers.
+/// Mean and standard deviation of the loss under NEFTune's noise match transformers.
 #[test]
 fn noise_on_embeddings_is_distributed_as_in_transformers() {
     for (name, expected) in golden()["neftune"].as_object().unwrap() {
@@ -318,8 +319,8 @@ fn noise_on_embeddings_is_distributed_as_in_transformers() {
     }
 }
 
-/// The noise of a token has the size of its own row, also in a pack, and that of a shared prompt the size of the longest
-/// row that has it.
+/// The noise of a token depends on the length of its own row, also in a pack; that of a shared prompt on the longest
+/// row that contains it.
 #[test]
 fn noise_has_the_size_of_its_row() {
     let mut random = Random(2);
@@ -338,7 +339,8 @@ fn noise_has_the_size_of_its_row() {
     let mut shared = alone.clone();
     shared.push_after(0..6, &long, [(4, 1, 1.0)]);
     shared.push_after(0..6, &short, [(1, 1, 1.0)]);
-    // The prompt is of a row of 26 tokens: alone, noise of 6 tokens that is as much smaller gives the same.
+    // The prompt belongs to a row of 26 tokens: on its own, with 6 tokens, noise reduced by this factor gives the same
+    // result.
     let smaller = 5.0 * (6.0f32 / 26.0).sqrt();
     let (with, without) = (run(&shared, 5.0).0[0].nll, run(&alone, smaller).0[0].nll);
     assert!((with - without).abs() < 1e-5, "{with} and {without}");

@@ -1,4 +1,4 @@
-//! Bases in 4 and 8 bits: codes and scales as bitsandbytes makes them, products over them, and PEFT's adapters.
+//! Bases in 4 and 8 bits: codes and scales as in bitsandbytes, products with them, and PEFT's adapters.
 
 mod common;
 
@@ -30,13 +30,13 @@ fn arch_of(dir: &Path) -> Architecture {
     Architecture::from_dir(dir).unwrap()
 }
 
-/// The name that a gradient has in PEFT's files, from its name in memory.
+/// The name of a gradient in PEFT's files, from its name in transformers.
 fn in_file(name: &str) -> String {
     let name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector");
     name.replace(".default.weight", ".weight").replace(".modules_to_save.default.", ".")
 }
 
-/// Losses, gradients and five steps of an adapter over a base that is packed when it is loaded.
+/// Losses, gradients and five steps of an adapter over a base that is packed on loading.
 fn check<B: Backend>(backend: impl Fn() -> B, name: &str, kind: &str, packing: Packing, golden: &Value) {
     let (family, adapter) = name.split_once('/').unwrap();
     let (dir, what) = (models().join(family), format!("{name}, {kind}"));
@@ -44,7 +44,7 @@ fn check<B: Backend>(backend: impl Fn() -> B, name: &str, kind: &str, packing: P
     let adapter = AdapterFolder::open(&dir.join(adapter)).unwrap();
     let batch = golden_batch(&json(&dir.join("golden.json"))["batches"]["a"]);
     let budget = Budget { tokens: batch.tokens(), targets: batch.tokens(), train: true, recompute: false };
-    // Without an adapter, as an evaluation reads it.
+    // Without an adapter, as in an evaluation.
     let without = Budget { train: false, ..budget };
     let mut base =
         Model::with_base(arch.clone(), backend(), without, &Trainable::All, Base::Packed(packing)).unwrap();
@@ -101,7 +101,7 @@ fn the_reference_and_a_card_compute_them_too() {
         check(Reference::<f32>::new, "llama/dora", kind, packing, &golden);
     }
     for name in cases(&golden) {
-        // Nested scales have all that plain ones have.
+        // Nested scales cover the code of plain ones.
         for (kind, packing) in KINDS.into_iter().filter(|(kind, _)| *kind != "nf4") {
             if !name.contains("dora") && card(Precision::F32, 1).is_some() {
                 check(|| card(Precision::F32, 2).unwrap(), name, kind, packing, &golden);
@@ -110,7 +110,7 @@ fn the_reference_and_a_card_compute_them_too() {
     }
 }
 
-/// Folders as transformers saves them: the same numbers as of the folder that they were made of.
+/// Folders that transformers saved packed: the same numbers as from the unpacked folder.
 #[test]
 fn folders_that_transformers_has_packed_are_read() {
     let golden = json(&models().join("quantised.json"));
@@ -138,7 +138,7 @@ fn folders_that_transformers_has_packed_are_read() {
             model.load_weights(&dir).unwrap();
             model.load_adapter(&adapter.path.join(ADAPTER_WEIGHTS)).unwrap();
             check_trajectory(&mut model, &batch, &want["adamw_5"], &what);
-            // What is read back is what products read, whatever the layout of the file.
+            // The values read back are those that products read, whatever the layout of the file.
             let matrix = if family == "gpt2" {
                 "transformer.h.0.attn.c_attn.weight"
             } else {
@@ -153,7 +153,7 @@ fn folders_that_transformers_has_packed_are_read() {
             assert!(error > 0.0 && error < most, "{what}: {error}");
         }
     }
-    // Activations in 8 bits are what LLM.int8 has besides.
+    // LLM.int8 also quantises activations to 8 bits.
     for family in ["llama", "gpt2"] {
         let key = |key: &str| format!("{family}/{key}");
         let adapter = if family == "llama" { "lora_all_linear" } else { "lora" };
@@ -235,7 +235,7 @@ fn damaged_and_other_packed_folders_are_refused_by_name() {
         .unwrap_err();
         assert!(error.contains(words) && error.contains(name), "{error}");
     }
-    // Codes without a word of them in config.json.
+    // Codes that config.json does not mention.
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
     let budget = Budget { tokens: 4, targets: 4, train: false, recompute: false };
@@ -266,7 +266,7 @@ fn batch() -> Batch {
     batch
 }
 
-/// A model over a base in bf16 files that is packed, with its loss and gradients.
+/// Loss and gradients of a model over a base packed from bf16 files.
 fn pass<B: Backend>(
     dir: &Path,
     family: &str,
@@ -289,7 +289,7 @@ fn in_bf16(family: &str) -> tempfile::TempDir {
     saved_as(&mut model_of(architecture(family), Cpu::new(), false, &Trainable::All), WeightType::BF16)
 }
 
-/// Every way in which files have layers, experts that stay as they are, and sizes that no block fits.
+/// Every layout of layers in files, experts that are not packed, and sizes that are not multiples of a block.
 #[test]
 fn every_family_computes_the_same_on_every_device() {
     for family in ["llama", "gpt2", "phi3", "gpt_neox", "qwen3_moe"] {
@@ -319,7 +319,7 @@ fn every_family_computes_the_same_on_every_device() {
     }
 }
 
-/// Buffers and packed matrices are those of the plan, and a 4-bit matrix has an eighth of its f32 values and its scales.
+/// Buffers and packed matrices match the plan, and a 4-bit matrix takes an eighth of its f32 values plus its scales.
 #[test]
 fn memory_is_that_of_the_plan() {
     let arch = architecture("llama");
@@ -340,7 +340,7 @@ fn memory_is_that_of_the_plan() {
             }
         }
     }
-    // By hand: a layer of 4096 × 4096 in blocks of 64, and of 256 of these.
+    // Computed by hand: a layer of 4096 × 4096 in blocks of 64, with nested scales in groups of 256 blocks.
     let layer = |packing: Packing| {
         let mut arch = architecture("llama");
         arch.blocks.truncate(1);
@@ -354,8 +354,8 @@ fn memory_is_that_of_the_plan() {
     assert!((layer(KINDS[1].1) - (0.5 + 1.0 / 64.0)).abs() < 2e-2, "{}", layer(KINDS[1].1));
 }
 
-/// Qwen3-8B with rank 16 on all linear layers and 1,024 tokens a step fits into a card of 16 GB, and into less of a CPU's
-/// memory than its weights have in bf16.
+/// Qwen3-8B with rank 16 on all linear layers and 1,024 tokens a step fits into a 16 GB card, and into less CPU memory
+/// than its bf16 weights would need.
 #[test]
 fn an_8b_model_fits_into_16_gb() {
     let config = json!({
@@ -397,7 +397,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     }
 }
 
-/// A merge is into the weights as the base's files have them.
+/// A merge uses the weights as stored in the base's files.
 #[test]
 fn merging_takes_the_weights_of_the_files() {
     let dir = in_bf16("llama");
@@ -429,12 +429,12 @@ fn what_cannot_be_trained_is_refused_by_name() {
     refuse(&Trainable::All, "cannot be trained; train an adapter over it");
     let saved = Lora { save: vec!["down_proj".into()], ..lora("llama") };
     refuse(&Trainable::Adapter(saved), "is in 4 bits and cannot be trained whole");
-    // The head and the embedding are as they were, and can be.
+    // Head and embedding are not packed, and can be trained.
     let saved = Lora { save: vec!["lm_head".into(), "embed_tokens".into()], ..lora("llama") };
     let base = Base::Packed(KINDS[0].1);
     Model::with_base(architecture("llama"), Cpu::new(), budget, &Trainable::Adapter(saved), base).unwrap();
 
-    // 8 bits are made of f16.
+    // 8-bit packing goes through f16.
     let dir = tempfile::tempdir().unwrap();
     let mut plain = model_of(architecture("llama"), Cpu::new(), false, &Trainable::All);
     let name = "model.layers.1.self_attn.k_proj.weight";

@@ -44,7 +44,7 @@ fn assert_close(
 ) {
     assert!((a.0 - b.0).abs() < tolerance, "{what}: loss {} and {}", a.0, b.0);
     for ((name, a), (_, b)) in a.1.iter().zip(&b.1) {
-        // Key biases of a softmax have no gradient but rounding; everything else is far above 1e-4.
+        // The gradient of key biases under a softmax is only rounding error; all others are far above 1e-4.
         let size = b.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
         assert!(size < 1e-5 || relative(a, b) < tolerance, "{what}: {name} differs by {:e}", relative(a, b));
     }
@@ -76,7 +76,7 @@ fn tokens_after_a_row_change_nothing_in_it() {
         let plain = step(&mut model, &[pack(&rows)]);
         let mut padded = Batch::default();
         for (ids, targets) in &rows {
-            // Padding by hand, inside the row's own segment.
+            // Padding added by hand, inside the row's own segment.
             let ids: Vec<u32> = ids.iter().copied().chain([0; 13]).collect();
             padded.push(&ids, targets.iter().copied());
         }
@@ -110,7 +110,7 @@ fn a_shared_prefix_equals_separate_rows() {
                     reply,
                     (1..reply.len()).map(|j| (j as u32 - 1, reply[j], 1.0)),
                 );
-                // The prompt's last row has one target per reply: its first token.
+                // The prompt's last row has one target per reply: the reply's first token.
                 shared.targets.push(Target { row: trunk.end - 1, id: reply[0], weight: 1.0 });
             }
             let separate = match budget_left {
@@ -125,7 +125,7 @@ fn a_shared_prefix_equals_separate_rows() {
 
 #[test]
 fn shared_prefixes_may_lie_apart() {
-    // Two prompts with two replies each, in turns: a reply does not follow its prompt, nor the other reply.
+    // Two prompts with two replies each, interleaved: no reply directly follows its prompt or the other reply.
     for family in FAMILIES {
         let mut random = Random(29);
         let prompts = [random.ids(13), random.ids(21)];
@@ -211,7 +211,7 @@ fn the_cpu_equals_the_reference() {
 
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    // Central differences of the f64 reference, against its own gradients and the CPU's.
+    // Central differences of the f64 reference, compared with its own gradients and with the CPU's.
     for family in FAMILIES {
         let batch = pack(&rows(3));
         let arch = common::smooth(family);
@@ -237,7 +237,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     }
 }
 
-/// The loss of each token after the first, from logits that come out of the cache one by one.
+/// The loss of each token after the first, from logits of the cache, token by token.
 fn decoded(model: &mut Model<Cpu>, ids: &[u32]) -> Vec<f64> {
     let mut cache = model.cache(ids.len()).unwrap();
     let next = ids.windows(2).map(|pair| {
@@ -257,7 +257,7 @@ fn passed(model: &mut Model<Cpu>, ids: &[u32]) -> Vec<f64> {
 
 #[test]
 fn generation_with_a_cache_equals_the_full_pass() {
-    // 23 tokens: every window of the families is shorter.
+    // 23 tokens: longer than every window of the families.
     for family in FAMILIES {
         let mut model = model(family, Cpu::new(), false);
         let ids = Random(43).ids(23);
@@ -267,7 +267,7 @@ fn generation_with_a_cache_equals_the_full_pass() {
     }
 }
 
-/// Families whose rotation depends on a sequence's length, beyond 14 tokens.
+/// Families whose rotation depends on the sequence length, beyond 14 tokens.
 fn by_length() -> [Architecture; 2] {
     let mut long = common::config("phi3");
     long["original_max_position_embeddings"] = 14.into();
@@ -300,7 +300,7 @@ fn sequences_of_a_pack_are_rotated_by_their_own_length() {
         let (loss, _) = step(&mut new(plain), &[pack(&rows)]);
         assert!((loss - one.0).abs() > 1e-3, "{}: the frequencies matter", arch.model_type);
 
-        // A cache whose sequence grows beyond the limit: each loss is that of a pass over the tokens so far.
+        // A cache whose sequence grows beyond the limit: each loss equals that of a pass over the tokens so far.
         let ids = Random(47).ids(18);
         for (at, loss) in decoded(&mut model, &ids).iter().enumerate() {
             let mut batch = Batch::default();
@@ -309,7 +309,7 @@ fn sequences_of_a_pack_are_rotated_by_their_own_length() {
             assert!((loss - want).abs() < 2e-5 * want.max(1.0), "token {at}: {loss} and {want}");
         }
 
-        // Short and long rows cannot share the keys of a prompt; rows alike can.
+        // Short and long rows cannot share the keys of a prompt; rows with the same frequencies can.
         let mut shared = Batch::default();
         shared.push(&ids[..6], []);
         shared.push_after(0..6, &ids[6..10], [(1, 3, 1.0)]);

@@ -1,4 +1,4 @@
-//! Optimizers whose state ranks divide among them (ZeRO stage 1): the same updates, and what each rank keeps.
+//! Optimizers whose state is divided among ranks (ZeRO stage 1): the same updates, and the memory of each rank.
 
 mod common;
 
@@ -32,7 +32,7 @@ fn rank_of(kind: Optimizer, collective: &dyn Collective) -> Model<Cpu> {
     model
 }
 
-/// A step whose gradient is that of the first rank's batch: a sum in which every other term is zero is exact.
+/// A step whose gradient is that of the first rank's batch: a sum with zeros is exact.
 fn step(model: &mut Model<Cpu>, t: u64, collective: &dyn Collective) -> f64 {
     let mut batch = Batch::default();
     if collective.rank() == 0 {
@@ -42,7 +42,7 @@ fn step(model: &mut Model<Cpu>, t: u64, collective: &dyn Collective) -> f64 {
     accumulate(model, &batch, 0.5);
     let norm = model.reduce_gradients(collective).unwrap();
     let update = Update { t, beta1: 0.9, beta2: 0.999, eps: 1e-8, momentum: 0.9, gradient_scale: 0.5 };
-    // Parameters in groups of their own.
+    // Different settings for different parameters.
     let rates = |p: &suasion_engine::params::Parameter| {
         let biased = p.name.ends_with("bias");
         Rates { lr: if biased { 3e-2 } else { 1e-2 }, weight_decay: if biased { 0.0 } else { 0.1 } }
@@ -56,7 +56,7 @@ fn weights(model: &Model<Cpu>) -> Vec<Vec<f32>> {
     model.parameter_names().iter().map(|name| model.parameter(name).unwrap().data).collect()
 }
 
-/// Writes the state on the first rank, while the others serve.
+/// Writes the state from the first rank, while the others serve it.
 fn save(model: &Model<Cpu>, path: &Path, collective: &dyn Collective) {
     if collective.rank() > 0 {
         assert_eq!(model.serve_optimizer(0, collective).unwrap(), b"done");
@@ -81,7 +81,7 @@ fn ranks_that_share_an_optimizer_take_the_steps_of_one() {
         for ranks in [2, 3, 5] {
             let path = dir.path().join(format!("{ranks}"));
             let got = Threads::run(ranks, |_, collective| {
-                // Of the last two steps the state comes from a file that one process wrote.
+                // For the last two steps the state is loaded from a file that one process wrote.
                 let mut model = rank_of(kind, collective);
                 let mut got: Vec<f64> = (1..=2).map(|t| step(&mut model, t, collective)).collect();
                 assert!(weights(&model) == halfway, "{kind:?} on {ranks} ranks");
@@ -107,7 +107,7 @@ fn ranks_that_share_an_optimizer_take_the_steps_of_one() {
 }
 
 /// The figures of the papers and of `docs/ranks.md`: AdamW keeps 8 bytes for each of the T trained elements, SGD with
-/// momentum 4, and of R ranks each an R-th, up to a block of 256 elements.
+/// momentum 4, and each of R ranks 1/R of that, up to a block of 256 elements.
 #[test]
 fn a_rank_keeps_its_share_of_the_state() {
     let arch = wide();
@@ -127,15 +127,15 @@ fn a_rank_keeps_its_share_of_the_state() {
     for kind in [Optimizer::AdamW8bit, Optimizer::Adafactor] {
         assert!(plan(kind, 2) < plan(kind, 1) && plan(kind, 3) < plan(kind, 2), "{kind:?}");
     }
-    // More ranks than parameters: some have nothing.
+    // More ranks than parameters: some have no state.
     assert!(plan(Optimizer::Adafactor, 10_000) > 0 && plan(Optimizer::AdamW, 1_000_000) <= 8 * 256);
-    // What is planned is what is allocated, at most; and all shares together are the whole.
+    // The plan is an upper bound of the allocation, and all shares together are the whole.
     for kind in KINDS {
         let kept = Threads::run(3, |_, collective| {
             let mut model = model_of(arch.clone(), Cpu::new(), false, &Trainable::All);
             model.choose_optimizer(Optimizer::Sgd { momentum: false }).unwrap();
             model.share_optimizer(collective).unwrap();
-            // Nothing is kept now, and what was is given back.
+            // SGD without momentum has no state, and the previous state has been freed.
             let before = model.allocated();
             model.choose_optimizer(kind).unwrap();
             assert_eq!(model.plan().optimizer, plan(kind, 3), "{kind:?}");
@@ -148,7 +148,7 @@ fn a_rank_keeps_its_share_of_the_state() {
 
 #[test]
 fn sums_over_ranks_are_in_their_order() {
-    // Longer than a block, with shares of every kind; the sum of these depends on its order.
+    // Longer than a block, with shares of every kind; these sums depend on their order.
     let len = 3_000_001;
     let values = |rank: usize| -> Vec<f32> {
         let size = [1e8, 1.0, -1e8, 0.3][rank];

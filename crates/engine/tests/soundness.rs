@@ -1,4 +1,4 @@
-//! What safe code must not be able to do: reach memory that an operand does not own.
+//! Safe code must not be able to reach memory that an operand does not own.
 
 mod common;
 
@@ -28,8 +28,7 @@ fn panics<T>(f: impl FnOnce() -> T) -> String {
 
 #[test]
 fn sizes_whose_product_wraps_name_no_memory() {
-    // The fault: `linear` with 2 rows of 2^63 inputs passed its length checks, which wrapped to 0, and
-    // crashed.
+    // The former bug: `linear` with 2 rows of 2^63 inputs passed its length checks, which wrapped to 0, and crashed.
     let mut cpu = Cpu::new();
     let buffer = cpu.allocate(4).unwrap();
     for (rows, width) in [(2, 1 << 63), (1 << 63, 2), (usize::MAX, usize::MAX), (1 << 32, 1 << 32), (5, 1)] {
@@ -181,7 +180,7 @@ fn wrong_sizes<B: Backend>(b: &mut B) {
     refused(b.attention_backward(a, dq, dkv, x, o, lse, q, kv));
     refused(b.write(x, &[0.0; 23]));
     refused(b.read(x, &mut [0.0; 25]));
-    // Empty operands: nothing to compute, and nothing that divides by their width.
+    // Empty operands: nothing to compute, and no division by their width.
     let empty = x.part(0, 0);
     refused(b.norm(rms, empty, empty, empty, w, None));
     refused(b.norm(rms, empty, empty, empty, empty, None));
@@ -282,7 +281,7 @@ fn views_of_another_backend_and_of_freed_buffers_are_refused() {
         a.sync().unwrap();
         assert!(a.allocated() < held, "{} of {held} bytes are held", a.allocated());
         assert!(refused(a.fill(stale, 1.0)).contains("freed"));
-        // The same memory may be given again; the old name does not reach it.
+        // The same memory may be allocated again; the old handle does not reach it.
         let again = a.allocate(8).unwrap();
         assert_ne!(again.view(), stale);
         refused(a.fill(stale, 1.0));
@@ -306,7 +305,7 @@ fn views_of_another_backend_and_of_freed_buffers_are_refused() {
 
 #[test]
 fn a_cache_of_one_model_cannot_reach_another() {
-    // The fault: a cache was a range of buffer numbers, and in another model these were its optimizer's
+    // The former bug: a cache was a range of buffer numbers, and in another model these belonged to the optimizer's
     // state.
     let (mut a, mut b) = (model("llama", Cpu::new(), false), model("llama", Cpu::new(), false));
     let ids = Random(3).ids(5);
@@ -320,7 +319,7 @@ fn a_cache_of_one_model_cannot_reach_another() {
     assert_eq!(before, weights(&b));
     assert_eq!(cache.len(), 0);
     a.decode(&mut cache, &ids).unwrap();
-    // A cache outlives its model without reaching anything.
+    // A cache that outlives its model reaches nothing.
     drop(a);
     assert!(b.decode(&mut cache, &ids).is_err());
 }

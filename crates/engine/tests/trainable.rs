@@ -1,4 +1,4 @@
-//! Training a choice of parameters, layers that differ, and ranks.
+//! Training some of the parameters, layers that differ, and ranks.
 
 mod common;
 
@@ -31,7 +31,8 @@ fn chosen(arch: &Architecture, pick: impl Fn(&str) -> bool) -> BTreeSet<String> 
     arch.parameter_names().into_iter().filter(|name| pick(name)).collect()
 }
 
-/// What may be chosen: whole kinds, parts of fused layers, single biases, and the ends of the model.
+/// Choices of parameters: whole kinds, parts of fused layers, single biases, and the first and last layers of the
+/// model.
 type Pick = fn(&str) -> bool;
 const CHOICES: [(&str, Pick); 9] = [
     ("norms", |n| n.contains("norm") || n.contains("ln_")),
@@ -82,14 +83,14 @@ fn a_choice_of_parameters_trains_them_alone() {
                     assert!(names.contains(name), "{what}: {name} has a gradient");
                     let want = full.gradient(name).unwrap();
                     let size = want.data.iter().map(|x| (*x as f64).powi(2)).sum::<f64>();
-                    // Key biases of a softmax have no gradient but rounding.
+                    // The gradient of key biases under a softmax is only rounding error.
                     let same = size < 1e-10 || relative(&gradient.data, &want.data) < 1e-6;
                     assert!(same, "{what}: the gradient of {name} differs from that of training everything");
                     squares += gradient.data.iter().map(|x| (*x as f64).powi(2)).sum::<f64>();
                 }
                 let norm = model.gradient_norm().unwrap();
                 assert!((norm / squares.sqrt() - 1.0).abs() < 1e-6, "{what}: norm {norm}");
-                // A second micro-batch adds.
+                // A second micro-batch adds to the gradients.
                 accumulate(&mut model, &data, scale);
                 let twice = model.gradient_norm().unwrap();
                 assert!((twice / (2.0 * norm) - 1.0).abs() < 1e-5, "{what}: {norm}, twice {twice}");
@@ -133,7 +134,7 @@ fn frozen_parameters_have_no_gradients_moments_or_state() {
             kinds.iter().flat_map(|kind| names.iter().map(move |n| format!("{kind}.{n}"))).collect();
         assert_eq!(tensors.names().into_iter().map(String::from).collect::<BTreeSet<_>>(), want, "{family}");
 
-        // Resumed = uninterrupted, to the bit; another choice cannot take the state.
+        // A resumed run is bit-identical to an uninterrupted one; another choice of parameters cannot load the state.
         let mut resumed = model_of(arch.clone(), Device::cpu(), false, &trainable);
         resumed.load_weights(dir.path()).unwrap();
         resumed.load_optimizer(&file).unwrap();
@@ -164,7 +165,7 @@ fn a_choice_that_names_no_parameter_is_refused() {
     refuse(&[], "no parameter is chosen");
 }
 
-/// A Qwen3 whose layers have other heads, head sizes, widths, biases and rotations each.
+/// A Qwen3 whose layers each have different heads, head sizes, widths, biases and rotations.
 fn uneven() -> Architecture {
     let mut arch = architecture("qwen3");
     let [first, second, third] = &mut arch.blocks[..] else { unreachable!() };
@@ -243,7 +244,7 @@ fn a_device_is_the_backend_that_it_names() {
 
 #[test]
 fn the_gradients_of_ranks_are_summed() {
-    // Three ranks, one of them without a target, equal one that accumulates their batches.
+    // Three ranks, one of them without targets, equal one process that accumulates their batches.
     let mut none = Batch::default();
     none.push(&[1, 2, 3], []);
     let batches = [batch(1), none, batch(2)];

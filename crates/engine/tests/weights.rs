@@ -1,4 +1,4 @@
-//! Weights and configurations in and out: what is refused, and what survives a round trip.
+//! Reading and writing weights and configurations: what is refused, and what survives a round trip.
 
 mod common;
 
@@ -54,7 +54,7 @@ fn weights_survive_a_round_trip() {
     }
 }
 
-/// What transformers wrote is what is written after loading it: the same names, shapes and values.
+/// Loading and saving a model of transformers gives the same names, shapes and values.
 #[test]
 fn saved_weights_are_those_that_transformers_wrote() {
     for goldens in common::goldens() {
@@ -140,7 +140,7 @@ fn half_precision_is_widened_exactly() {
     }
 }
 
-/// Cuts a saved model in two shards with an index.
+/// Splits a saved model into two shards with an index.
 fn shard(dir: &Path, model: &Model) {
     std::fs::remove_file(dir.join("model.safetensors")).unwrap();
     let names = model.parameter_names();
@@ -296,7 +296,7 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
         json!("mamba"),
         &["\"mamba\" is not supported", "llama, qwen2, qwen3, gpt2"],
     );
-    // A family that is not there: what the engine lacks for it.
+    // An unknown family: the error says what the engine lacks for it.
     let other = json!({
         "model_type": "cohere", "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
         "num_attention_heads": 4, "layer_norm_eps": 1e-5, "logit_scale": 0.0625, "use_qk_norm": true, "use_cache": true,
@@ -344,7 +344,7 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
     refuse("qwen3_moe", "output_router_logits", json!("on"), &["output_router_logits", "true or false"]);
     refuse("qwen3_moe", "mlp_only_layers", json!("none"), &["mlp_only_layers"]);
     refuse("llama", "quantization_config", json!({"bits": 4}), &["quantization_config"]);
-    // What a family does not have is named, but for what decides nothing here.
+    // Settings that a family does not have are named, except those without effect here.
     let mut other = config("llama");
     other["residual_multiplier"] = json!(0.5);
     other["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0, "mrope_section": [1, 2]});
@@ -356,8 +356,8 @@ fn configurations_that_are_not_computed_are_refused_by_name() {
     refuse("gpt2", "resid_pdrop", json!(1.5), &["resid_pdrop", "from 0 to 1"]);
 }
 
-/// Inverse frequencies that transformers 5.23.0 computes (`ROPE_INIT_FUNCTIONS["llama3"]`) for Llama 3.2 1B's
-/// settings: head 64, theta 500000, factor 32, low 1, high 4, original 8192.
+/// Inverse frequencies computed by transformers 5.23.0 (`ROPE_INIT_FUNCTIONS["llama3"]`) for the settings of Llama 3.2
+/// 1B: head 64, theta 500000, factor 32, low 1, high 4, original 8192.
 const LLAMA3: [(usize, f64); 6] = [
     (0, 1.000000000e+00),
     (10, 1.656044088e-02),
@@ -447,7 +447,7 @@ fn goldens_have_the_parameters_that_we_lay_out() {
 
 #[test]
 fn the_plan_is_what_is_allocated() {
-    // Parameters, gradients and moments are four times the count; with recomputation activations shrink.
+    // Parameters, gradients and moments take four times the count; recomputation reduces activations.
     let arch = common::architecture("llama");
     let plan = |train, recompute| {
         suasion_engine::MemoryPlan::of(&arch, Budget { tokens: 64, targets: 16, train, recompute })
@@ -456,13 +456,13 @@ fn the_plan_is_what_is_allocated() {
     assert_eq!((plan(true, false).gradients, plan(true, false).optimizer), (bytes, 2 * bytes));
     assert_eq!((plan(false, false).gradients, plan(false, false).optimizer), (0, 0));
     assert!(plan(true, true).activations < plan(true, false).activations);
-    // By hand, for kept layers: inputs 3×64×24; two layers of 64 query rows and one of 16, all with 64 keys.
+    // Computed by hand, with saved layers: inputs 3×64×24; two layers of 64 query rows and one of 16, all with 64 keys.
     let (h, q, kv, up) = (24, 24, 24, 80);
     let layer = |queries: usize| {
         let each = q + 4 + q + h + 1 + up;
         64 + 64 * kv + queries * each
     };
-    // The statistics of the norms follow the rows that they belong to.
+    // The statistics of the norms follow the rows to which they belong.
     let want = 3 * 64 * h + 2 * layer(64) + layer(16);
     assert_eq!(plan(true, false).activations, 4 * want as u64);
 }

@@ -1,19 +1,19 @@
-//! Fuzzing of parsers within a test: inputs are damaged in the ways in which files are, from a seed.
+//! Fuzzing of parsers within a test: inputs are damaged from a seed, in the ways in which files get damaged.
 //!
-//! A test runs a few hundred inputs, always the same. With `SUASION_FUZZ_SECONDS` it goes on for so long, from a seed
-//! that the clock gives, and prints what it ran; an input that panics is kept in the temporary folder.
+//! A test runs a few hundred inputs, always the same. With `SUASION_FUZZ_SECONDS` it runs for that long, from a seed
+//! that depends on the clock, and prints the number of inputs; an input that panics is saved in the temporary folder.
 
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Inputs of a test that has no time.
+/// Number of inputs without `SUASION_FUZZ_SECONDS`.
 const FEW: u64 = 300;
 
-/// One input may take this long where there is time for a slow one to be told from a hang.
+/// With `SUASION_FUZZ_SECONDS`, an input that takes longer counts as a hang.
 const LONG: Duration = Duration::from_secs(20);
 
-/// A stream of numbers (SplitMix64).
+/// A stream of pseudo-random numbers (SplitMix64).
 pub struct Numbers(pub u64);
 
 impl Numbers {
@@ -32,7 +32,7 @@ impl Numbers {
     }
 }
 
-/// What text formats stumble over.
+/// Byte strings that text formats often mishandle.
 const WORDS: [&[u8]; 28] = [
     b"\"",
     b"{",
@@ -101,25 +101,25 @@ pub fn damaged(input: &[u8], other: &[u8], numbers: &mut Numbers) -> Vec<u8> {
     data
 }
 
-/// A parser of foreign bytes: what the tests damage inputs of, and what the fuzzer in `fuzz/` drives.
+/// A parser of untrusted bytes, run on damaged inputs by the tests and by the fuzzer in `fuzz/`.
 pub trait Parser {
     /// Its name.
     const NAME: &'static str;
 
-    /// What it reads is of so many kinds; the first byte of an input says which. One kind needs no such byte.
+    /// Number of kinds of input; the first byte of an input selects one. A single kind needs no such byte.
     const KINDS: usize = 1;
 
-    /// Good inputs, with their kinds.
+    /// Valid inputs, with their kinds.
     fn seeds() -> Vec<(usize, Vec<u8>)>;
 
-    /// What it needs beside its input, made once.
+    /// Everything that it needs besides its input, created once.
     fn new() -> Self;
 
     /// Reads an input. Errors are fine, panics are not.
     fn parse(&mut self, kind: usize, bytes: &[u8]);
 }
 
-/// The good inputs of a parser, as [`parse`] takes them.
+/// The valid inputs of a parser, in the form that [`parse`] takes.
 pub fn inputs<P: Parser>() -> Vec<Vec<u8>> {
     let marked = |(kind, bytes): (usize, Vec<u8>)| match P::KINDS {
         1 => bytes,
@@ -128,7 +128,7 @@ pub fn inputs<P: Parser>() -> Vec<Vec<u8>> {
     P::seeds().into_iter().map(marked).collect()
 }
 
-/// Has an input read, after its byte for the kind.
+/// Parses an input, after its byte for the kind.
 pub fn parse<P: Parser>(parser: &mut P, bytes: &[u8]) {
     match (P::KINDS, bytes.split_first()) {
         (1, _) => parser.parse(0, bytes),
@@ -137,7 +137,7 @@ pub fn parse<P: Parser>(parser: &mut P, bytes: &[u8]) {
     }
 }
 
-/// Two parsers as one, under the first one's name.
+/// Two parsers combined, under the first one's name.
 pub struct Both<A, B>(A, B);
 
 impl<A: Parser, B: Parser> Parser for Both<A, B> {
@@ -161,15 +161,15 @@ impl<A: Parser, B: Parser> Parser for Both<A, B> {
     }
 }
 
-/// A result of which only matters that it was reached.
+/// Consumes a result: it only matters that it was reached.
 pub fn reached<T, E: Debug>(result: Result<T, E>) {
     let _ = format!("{:?}", result.err());
 }
 
-/// Runs a parser on damaged versions of its good inputs.
+/// Runs a parser on damaged versions of its valid inputs.
 ///
 /// # Panics
-/// Where it panics, or takes very long; the input is kept.
+/// If the parser panics or takes very long; the input is saved.
 pub fn run<P: Parser>() {
     let (name, inputs, mut parser) = (P::NAME, inputs::<P>(), P::new());
     let seconds = std::env::var("SUASION_FUZZ_SECONDS").ok().and_then(|text| text.parse::<u64>().ok());

@@ -1,9 +1,8 @@
-//! What the tests of every crate share: the larger test material, the peers, and a record of the tests that
-//! skip.
+//! Code shared by the tests of every crate: the larger test material, the peers, and a record of skipped tests.
 //!
-//! The proofs that must always run lie in the repository (`tests/goldens`). The material and the peers are a
-//! second, larger source that few machines have; a test that needs them returns early elsewhere and says so
-//! here, so that `.ci/run` can count it.
+//! The tests that must always run use files in the repository (`tests/goldens`). The material and the peers are a
+//! second, larger source that few machines have; a test that needs them returns early elsewhere and records that here,
+//! so that `.ci/run` can count it.
 #![forbid(unsafe_code)]
 
 pub mod fuzz;
@@ -12,7 +11,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The models of `tests/goldens/models`, whose runs PyTorch computed.
+/// The models of `tests/goldens/models`, whose reference runs were computed by PyTorch.
 pub const MODELS: [&str; 20] = [
     "llama",
     "llama_tied",
@@ -47,8 +46,7 @@ pub fn material_folder() -> Option<PathBuf> {
     Some(std::env::var_os("SUASION_MATERIAL").map_or_else(beside, PathBuf::from)).filter(|path| path.is_dir())
 }
 
-/// The folder of the test material, for a test that does nothing without it: where there is none, the running
-/// test is recorded as skipped.
+/// The folder of the test material, for a test that needs it: without it, the running test is recorded as skipped.
 pub fn material() -> Option<PathBuf> {
     let found = material_folder();
     if found.is_none() {
@@ -57,8 +55,8 @@ pub fn material() -> Option<PathBuf> {
     found
 }
 
-/// The Python that has PyTorch, transformers, TRL and datasets: `SUASION_PEERS_PYTHON`. Where it is not set,
-/// the running test is recorded as skipped.
+/// The Python with PyTorch, transformers, TRL and datasets: `SUASION_PEERS_PYTHON`. If it is not set, the running test
+/// is recorded as skipped.
 pub fn peers_python() -> Option<PathBuf> {
     let python = std::env::var_os("SUASION_PEERS_PYTHON").map(PathBuf::from);
     if python.is_none() {
@@ -76,7 +74,7 @@ pub fn tensors(path: &Path) -> serde_json::Map<String, serde_json::Value> {
     header
 }
 
-/// The data types of a safetensors file, in the order of its tensors, repetitions left out.
+/// The data types of a safetensors file, in the order of its tensors, without repetitions.
 pub fn tensor_types(path: &Path) -> Vec<String> {
     let header = tensors(path);
     let mut types: Vec<String> = header.values().map(|t| t["dtype"].as_str().unwrap().into()).collect();
@@ -84,12 +82,12 @@ pub fn tensor_types(path: &Path) -> Vec<String> {
     types
 }
 
-/// Records that the running test is skipped: a line that starts with `skipped: ` on stderr, and the test's
-/// name and the reason, separated by a tab, as a line of the file that `SUASION_SKIPPED` names.
+/// Records that the running test is skipped: prints a line that starts with `skipped: ` to stderr, and appends a line
+/// with the test's name and the reason, separated by a tab, to the file that `SUASION_SKIPPED` names.
 pub fn skipped(reason: impl Display) {
     eprintln!("skipped: {reason}");
     let Some(path) = std::env::var_os("SUASION_SKIPPED") else { return };
-    // The test harness names each test's thread after it.
+    // The test harness names each test's thread after the test.
     let line = format!("{}\t{reason}\n", std::thread::current().name().unwrap_or("?"));
     let file = std::fs::File::options().create(true).append(true).open(&path);
     let written = file.and_then(|mut file| file.write_all(line.as_bytes()));

@@ -15,9 +15,9 @@ use std::rc::Rc;
 pub(super) struct Config<'a> {
     json: &'a Value,
     path: &'a Path,
-    /// Names of the objects around it, each with a dot.
+    /// Names of the enclosing objects, each followed by a dot.
     within: String,
-    /// Keys that have been read, with the names of the objects around them.
+    /// Keys that have been read, with the names of their enclosing objects.
     read: Rc<RefCell<BTreeSet<String>>>,
 }
 
@@ -26,7 +26,7 @@ impl<'a> Config<'a> {
         Config { json, path, within: String::new(), read: Rc::default() }
     }
 
-    /// The same file, of which nothing has been read.
+    /// The same file, with no key marked as read.
     pub(super) fn afresh(&self) -> Config<'a> {
         Config::new(self.json, self.path)
     }
@@ -36,7 +36,7 @@ impl<'a> Config<'a> {
         Config { json: &Value::Null, ..self.clone() }
     }
 
-    /// An object that is not empty, which is what Python takes for true.
+    /// An object that is not empty: an empty one is false in Python.
     pub(super) fn object(&self, key: &str) -> Result<Option<Config<'a>>> {
         match self.get(key) {
             None => Ok(None),
@@ -48,7 +48,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// A sentence about RoPE settings that have no effect.
+    /// A sentence about RoPE settings that have no effect, if there are any.
     pub(super) fn overridden(&self) -> Result<Option<String>> {
         let (new, old) = (self.object("rope_parameters")?, self.object("rope_scaling")?);
         let Some(new) = new.filter(|new| old.is_some_and(|old| old.json != new.json)) else {
@@ -61,20 +61,20 @@ impl<'a> Config<'a> {
         ))
     }
 
-    /// Takes all keys of an object for read.
+    /// Marks all keys of an object as read.
     pub(super) fn read_all(&self) {
         let keys = self.json.as_object().into_iter().flat_map(|map| map.keys());
         self.read.borrow_mut().extend(keys.map(|key| format!("{}{key}", self.within)));
     }
 
-    /// Sentences about keys that no setting of the family has.
+    /// Sentences about keys that no setting of the family uses.
     pub(super) fn not_read(&self) -> Vec<String> {
         let sentence =
             |name| format!("config.json: \"{name}\" is not a setting of this family and is not used");
         self.unread().into_iter().map(sentence).collect()
     }
 
-    /// Keys that have not been read, without those that are known to matter elsewhere only.
+    /// Keys that have not been read, except those known to matter only elsewhere.
     pub(super) fn unread(&self) -> Vec<String> {
         let read = self.read.borrow();
         let mut unread = Vec::new();
@@ -116,7 +116,7 @@ impl<'a> Config<'a> {
         self.get(key).is_some()
     }
 
-    /// Whether a key is present and null, which is not the same as missing where the default is not null.
+    /// Whether a key is present and null; that differs from a missing key if the default is not null.
     pub(super) fn is_null(&self, key: &str) -> bool {
         self.get(key).is_none() && self.json.get(key).is_some()
     }
@@ -141,7 +141,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// A number within `range`: what lies outside breaks the arithmetic, or belongs to no model.
+    /// A number within `range`: values outside break the arithmetic, or occur in no model.
     pub(super) fn number_or(&self, key: &str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
         if self.has(key) { self.number(key, range) } else { Ok(default) }
     }
@@ -151,22 +151,22 @@ impl<'a> Config<'a> {
         number.ok_or_else(|| self.wrong(key, &format!("a number from {} to {}", range.start(), range.end())))
     }
 
-    /// What a norm adds to the variance.
+    /// The epsilon that a norm adds to the variance.
     pub(super) fn epsilon(&self, key: &str, default: f64) -> Result<f32> {
         Ok(self.number_or(key, default, 0.0..=1.0)? as f32)
     }
 
-    /// The deviation of random weights.
+    /// The standard deviation of random weights.
     pub(super) fn initializer_range(&self) -> Result<f64> {
         self.number_or("initializer_range", 0.02, 0.0..=1.0)
     }
 
-    /// A factor: above 0.
+    /// A positive factor.
     pub(super) fn factor(&self, key: &str, default: f64) -> Result<f32> {
         Ok(self.number_or(key, default, 1e-9..=1e9)? as f32)
     }
 
-    /// A limit that null switches off and that is `default` where the key is missing.
+    /// A limit that null switches off, and that is `default` if the key is missing.
     pub(super) fn limit(&self, key: &str, default: Option<f64>) -> Result<Option<f32>> {
         match (self.is_null(key), default) {
             (true, _) => Ok(None),
@@ -182,7 +182,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// The number of layers, small enough to list them.
+    /// The number of layers, limited so that they can be listed.
     pub(super) fn layers(&self, key: &str, hidden: usize) -> Result<usize> {
         match self.size(key)? {
             layers if layers <= MAX_LAYERS => Ok(layers),
@@ -193,7 +193,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Refuses an activation other than these, which compute the same.
+    /// Rejects an activation other than those of `same`, which are all computed alike.
     pub(super) fn activation(&self, key: &str, default: Option<&'a str>, same: &[&str]) -> Result<()> {
         let name = match (self.get(key), default) {
             (None, Some(default)) => default,
@@ -208,7 +208,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// An activation of the GELU kind: exact, or with tanh.
+    /// A GELU activation: exact, or the tanh approximation.
     pub(super) fn gelu(&self, key: &str, default: &'a str) -> Result<Activation> {
         let (exact, tanh) =
             (["gelu", "gelu_python"], ["gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"]);
@@ -217,7 +217,7 @@ impl<'a> Config<'a> {
         Ok(if exact.contains(&name) { Activation::Gelu } else { Activation::GeluTanh })
     }
 
-    /// Refuses a flag that is on.
+    /// Rejects a flag that is on.
     pub(super) fn refuse_flag(&self, key: &str, help: &str) -> Result<()> {
         match self.flag_or(key, false)? {
             true => Err(self.refuse(format!("{key} = true is not supported"), help.into())),
@@ -225,13 +225,13 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// The key/value heads: one for each head where the key is null, `default` where it is missing.
+    /// The key/value heads: the number of heads if the key is null, `default` if it is missing.
     pub(super) fn kv_heads(&self, heads: usize, default: usize) -> Result<usize> {
         let default = if self.is_null("num_key_value_heads") { heads } else { default };
         self.size_or("num_key_value_heads", Some(default))
     }
 
-    /// A size that null switches off and that is `default` where the key is missing.
+    /// A size that null switches off, and that is `default` if the key is missing.
     pub(super) fn optional_size(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
         match self.has(key) {
             true => self.size(key).map(Some),
@@ -240,7 +240,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// A list of layers by their numbers, empty where the key is missing.
+    /// A list of layer numbers, empty if the key is missing.
     pub(super) fn layer_numbers(&self, key: &str) -> Result<Vec<usize>> {
         let Some(list) = self.get(key) else { return Ok(Vec::new()) };
         let numbers = list.as_array().and_then(|list| {
@@ -249,7 +249,7 @@ impl<'a> Config<'a> {
         numbers.ok_or_else(|| self.wrong(key, "a list of layers, the first being 0"))
     }
 
-    /// The window of each layer: as `layer_types` lists them, else `sliding` says which layers have one.
+    /// The window of each layer: from `layer_types`, else `sliding` says which layers have one.
     pub(super) fn windows(
         &self,
         layers: usize,
@@ -281,16 +281,16 @@ impl<'a> Config<'a> {
         Ok(sliding.into_iter().map(|sliding| window.filter(|_| sliding)).collect())
     }
 
-    /// A share of elements that training drops.
+    /// A dropout probability.
     pub(super) fn dropout(&self, key: &str, default: f64) -> Result<f32> {
         Ok(self.number_or(key, default, 0.0..=1.0)? as f32)
     }
 
-    /// The embedding's row of zeros.
+    /// The embedding row that is all zeros.
     pub(super) fn padding_row(&self) -> Result<Option<usize>> {
         match self.get("pad_token_id") {
             None => Ok(None),
-            // Published configurations write -1 where there is none.
+            // Published configurations use -1 for none.
             Some(v) if v.as_i64() == Some(-1) => Ok(None),
             Some(v) => match v.as_u64() {
                 Some(id) => Ok(Some(id as usize)),
@@ -300,7 +300,7 @@ impl<'a> Config<'a> {
     }
 }
 
-/// Keys that decide nothing here: where a model comes from, its tokens, its generation, other heads.
+/// Keys without effect here: origin of the model, its tokens, its generation, other heads.
 const INERT: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",

@@ -1,5 +1,6 @@
-//! `gemma2` and `gemma3_text`: four norms a layer whose weights are differences from 1, windows on some layers,
-//! capped scores and logits, a scaled embedding; Gemma 3 has norms of q and k and another RoPE base under a window.
+//! `gemma2` and `gemma3_text`: four norms per layer whose weights are stored as differences from 1, windows on some
+//! layers, capped scores and logits, a scaled embedding; Gemma 3 has norms of q and k and another RoPE base under a
+//! window.
 
 use super::config::Config;
 use super::llama::{self, QkNorms, Variant, decoder, sizes};
@@ -15,17 +16,17 @@ const NAMES: Names = Names {
     ..llama::NAMES
 };
 
-/// Gemma 2: every other layer has a window, from the first on.
+/// Gemma 2: every other layer has a window, starting with the first.
 pub(super) fn gemma2(c: &Config) -> Result<Architecture> {
     let mut arch = gemma(c, Variant { max_positions: 8192, ..variant(c)? }, Some(50.0), Some(30.0))?;
     windows(c, &mut arch, 2)?;
     Ok(arch)
 }
 
-/// Gemma 3: five layers of six have a window.
+/// Gemma 3: five of six layers have a window.
 pub(super) fn gemma3(c: &Config) -> Result<Architecture> {
     let qk_norm = Some(QkNorms::EachHead);
-    // The full layers' base; `rope_scaling` is theirs too.
+    // The base of the full layers; `rope_scaling` applies to them too.
     let variant = Variant { qk_norm, max_positions: 131_072, theta: 1e6, ..variant(c)? };
     let head_dim = variant.head_dim;
     let nested = c.object("rope_parameters")?.filter(|rope| rope.has("full_attention"));
@@ -63,7 +64,7 @@ pub(super) fn gemma3(c: &Config) -> Result<Architecture> {
     Ok(arch)
 }
 
-/// The defaults of both.
+/// The defaults of both families.
 fn variant(c: &Config) -> Result<Variant> {
     let bias = c.flag_or("attention_bias", false)?;
     Ok(Variant {
@@ -86,7 +87,7 @@ fn gemma(
 ) -> Result<Architecture> {
     c.activation("hidden_activation", Some("gelu_pytorch_tanh"), &["gelu_pytorch_tanh", "gelu_new"])?;
     if c.has("hidden_act") {
-        // Published files have it beside the other; it is not used.
+        // Published files have it beside `hidden_activation`; it is not used.
         c.activation("hidden_act", None, &["gelu_pytorch_tanh", "gelu_new", "gelu"])?;
     }
     c.refuse_flag("use_bidirectional_attention", "only causal attention is computed")?;
@@ -99,7 +100,7 @@ fn gemma(
         block.norms = Norms { attention: norm, after_attention: norm, mlp: norm, after_mlp: norm };
         let heads = &mut block.attention.heads;
         heads.scale = (1.0 / f64::from(c.factor("query_pre_attn_scalar", 256.0)?).sqrt()) as f32;
-        // transformers' Gemma 3 has the key and caps no scores.
+        // transformers' Gemma 3 has the key but does not cap scores.
         heads.softcap = match score_cap {
             Some(cap) => c.limit("attn_logit_softcapping", Some(cap))?,
             None => None,
@@ -108,7 +109,7 @@ fn gemma(
     Ok(arch)
 }
 
-/// Windows on all layers but each `every`th.
+/// Windows on all layers except each `every`th.
 fn windows(c: &Config, arch: &mut Architecture, every: usize) -> Result<()> {
     let window = c.optional_size("sliding_window", Some(4096))?;
     let windows = c.windows(arch.blocks.len(), window, |n| !(n + 1).is_multiple_of(every))?;

@@ -1,4 +1,4 @@
-//! `gpt_neox` (GPT-NeoX, Pythia): layer norms, attention beside the MLP, a part of each head rotated, GELU.
+//! `gpt_neox` (GPT-NeoX, Pythia): layer norms, attention parallel to the MLP, rotation of a part of each head, GELU.
 
 use super::config::Config;
 use super::rope::Rotary;

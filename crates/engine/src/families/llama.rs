@@ -27,7 +27,7 @@ pub(super) const NAMES: Names = Names {
     transposed: false,
 };
 
-/// What differs between families of this kind.
+/// The differences between families of this kind.
 pub(super) struct Variant {
     pub(super) head_dim: usize,
     pub(super) kv_heads: usize,
@@ -37,7 +37,7 @@ pub(super) struct Variant {
     /// RMS norm of queries and keys: over each head, or over all of them.
     pub(super) qk_norm: Option<QkNorms>,
     pub(super) activation: Activation,
-    /// What norms add to their weights.
+    /// The offset that norms add to their weights.
     pub(super) offset: f32,
     /// Default of `rms_norm_eps`.
     pub(super) eps: f64,
@@ -47,25 +47,26 @@ pub(super) struct Variant {
     pub(super) max_positions: usize,
     /// Default of `rope_theta`.
     pub(super) theta: f64,
-    /// Default of `partial_rotary_factor`, in families that rotate a part of each head.
+    /// Default of `partial_rotary_factor`, in families that rotate only a part of each head.
     pub(super) partial: Option<f64>,
 }
 
-/// What a norm of queries and keys runs over.
+/// The extent of a norm of queries and keys.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum QkNorms {
     EachHead,
     AllHeads,
 }
 
-/// Llama: the key/value heads default to the heads, the head size to `hidden_size / num_attention_heads`.
+/// Llama: the number of key/value heads defaults to that of heads, the head size to `hidden_size /
+/// num_attention_heads`.
 pub(super) fn llama(c: &Config) -> Result<Architecture> {
     let bias = c.flag_or("attention_bias", false)?;
     let mlp_bias = c.flag_or("mlp_bias", false)?;
     decoder(c, Variant { qkv_bias: bias, out_bias: bias, mlp_bias, ..sizes(c)? })
 }
 
-/// Qwen2: queries, keys and values have biases, nothing else does.
+/// Qwen2: only queries, keys and values have biases.
 pub(super) fn qwen2(c: &Config) -> Result<Architecture> {
     let kv_heads = c.kv_heads(c.size("num_attention_heads")?, 32)?;
     let variant = Variant { qkv_bias: true, kv_heads, max_positions: 32_768, ..sizes(c)? };
@@ -74,7 +75,7 @@ pub(super) fn qwen2(c: &Config) -> Result<Architecture> {
     Ok(arch)
 }
 
-/// Qwen's windows: on the layers from `max_window_layers` on, where `use_sliding_window` is set.
+/// Qwen's windows: on the layers from `max_window_layers` on, if `use_sliding_window` is set.
 pub(super) fn qwen_windows(c: &Config, arch: &mut Architecture) -> Result<()> {
     let window = c.optional_size("sliding_window", Some(4096))?;
     let used = c.flag_or("use_sliding_window", false)?;

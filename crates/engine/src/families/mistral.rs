@@ -10,7 +10,7 @@ pub(super) fn mistral(c: &Config) -> Result<Architecture> {
     let mut arch = decoder(c, Variant { kv_heads, max_positions: 131_072, ..sizes(c)? })?;
     let window = c.optional_size("sliding_window", Some(4096))?;
     let windows = c.windows(arch.blocks.len(), window, |_| window.is_some())?;
-    // transformers gives every layer of this family the window, whatever the list says.
+    // transformers applies the window to every layer of this family, whatever the list says.
     if let Some(n) = windows.iter().position(|layer| *layer != window) {
         return Err(c.refuse(
             format!("layer_types[{n}] is full_attention, and sliding_window is {}", window.unwrap_or(0)),

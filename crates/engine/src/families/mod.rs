@@ -1,4 +1,4 @@
-//! Families of models: `config.json` to an [`Architecture`]. A family is one file.
+//! Model families: `config.json` to an [`Architecture`]. Each family is one file.
 
 mod config;
 mod gemma;
@@ -40,8 +40,8 @@ const FAMILIES: &[(&str, Read)] = &[
     ("gemma3_text", gemma::gemma3),
 ];
 
-/// What the engine lacks for a configuration of another family: the settings that it would have as one of the Llama
-/// kind, of which most families are, and that nothing stands for.
+/// What the engine lacks for an unknown family: the error, or the unused keys, of reading it as a Llama model, which
+/// most families resemble.
 fn missing(config: &Config) -> String {
     let as_llama = config.afresh();
     match llama::llama(&as_llama) {
@@ -58,7 +58,7 @@ impl Architecture {
     /// Reads `dir/config.json`.
     ///
     /// # Errors
-    /// When the file is missing or broken, and when it asks for something that this engine does not compute.
+    /// When the file is missing or broken, and when it requests something that this engine does not compute.
     pub fn from_dir(dir: &Path) -> Result<Architecture> {
         let path = dir.join("config.json");
         let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;

@@ -1,4 +1,4 @@
-//! `quantization_config`: how the files of a model have its matrices packed.
+//! `quantization_config`: how a model's files have its matrices packed.
 
 use super::config::Config;
 use crate::Result;
@@ -6,7 +6,7 @@ use crate::dtype::Packing;
 
 const KEY: &str = "quantization_config";
 
-/// What bitsandbytes' settings say; everything else is refused.
+/// The packing that bitsandbytes' settings describe; other methods are rejected.
 pub(super) fn packing(config: &Config) -> Result<Option<Packing>> {
     let Some(settings) = config.object(KEY)? else { return Ok(None) };
     let refuse = |what: String| {
@@ -36,7 +36,7 @@ pub(super) fn packing(config: &Config) -> Result<Option<Packing>> {
         }
         None => return refuse("it names no quant_method".into()),
     };
-    // Others say how bitsandbytes computes with them, not what they are.
+    // The other settings affect how bitsandbytes computes, not the stored values.
     settings.read_all();
     Ok(Some(packing))
 }

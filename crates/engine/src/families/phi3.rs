@@ -1,4 +1,4 @@
-//! `phi3` (Phi-3, Phi-3.5, Phi-4): Llama's decoder with fused projections, a part of each head rotated, LongRoPE.
+//! `phi3` (Phi-3, Phi-3.5, Phi-4): Llama's decoder with fused projections, rotation of a part of each head, LongRoPE.
 
 use super::config::Config;
 use super::llama::{self, Variant, decoder, sizes};
@@ -11,7 +11,7 @@ pub(super) fn phi3(c: &Config) -> Result<Architecture> {
     for key in ["attention_bias", "mlp_bias"] {
         c.refuse_flag(key, "the projections of a Phi-3 model have no biases")?;
     }
-    // Of use to LongRoPE only.
+    // Used by LongRoPE only.
     c.size_or("original_max_position_embeddings", Some(4096))?;
     let variant = Variant { eps: 1e-5, max_positions: 4096, partial: Some(1.0), ..sizes(c)? };
     let mut arch = decoder(c, variant)?;
@@ -21,7 +21,7 @@ pub(super) fn phi3(c: &Config) -> Result<Architecture> {
     arch.set_windows(windows);
     let dropout = c.dropout("resid_pdrop", 0.0)?;
     arch.blocks.iter_mut().for_each(|block| block.residual_dropout = dropout);
-    // transformers reads it and does nothing with it.
+    // transformers reads it but does not use it.
     c.dropout("embd_pdrop", 0.0)?;
     Ok(arch)
 }

@@ -1,4 +1,4 @@
-//! `qwen3`: Llama's decoder with an RMS norm of each head of queries and keys, and a head size of its own; and
+//! `qwen3`: Llama's decoder with an RMS norm of each head of queries and keys, and a separate head size; and
 //! `qwen3_moe`, with experts on some layers.
 
 use super::config::Config;
@@ -13,7 +13,7 @@ pub(super) fn qwen3(c: &Config) -> Result<Architecture> {
     Ok(arch)
 }
 
-/// Qwen3's decoder, with transformers' defaults that do not follow from the other sizes.
+/// Qwen3's decoder, with those defaults of transformers that do not follow from the other sizes.
 pub(super) fn variant(c: &Config, kv_heads: usize) -> Result<Variant> {
     let bias = c.flag_or("attention_bias", false)?;
     Ok(Variant {
@@ -29,7 +29,7 @@ pub(super) fn variant(c: &Config, kv_heads: usize) -> Result<Variant> {
 
 const NAMES: Names = Names { router: "mlp.gate", expert: "mlp.experts.{}", ..llama::NAMES };
 
-/// Qwen3-MoE: experts on every `decoder_sparse_step`th layer that `mlp_only_layers` does not list.
+/// Qwen3-MoE: experts on every `decoder_sparse_step`th layer except those in `mlp_only_layers`.
 pub(super) fn qwen3_moe(c: &Config) -> Result<Architecture> {
     let mut arch = decoder(c, variant(c, 4)?)?;
     let balance = c.number_or("router_aux_loss_coef", 0.001, 0.0..=1e6)?;
@@ -40,7 +40,7 @@ pub(super) fn qwen3_moe(c: &Config) -> Result<Architecture> {
     let window = c.optional_size("sliding_window", Some(4096))?;
     let used = c.flag_or("use_sliding_window", false)?;
     let window = window.filter(|_| used);
-    // Published files have it; in this family all layers have the window, or none.
+    // Published files have it; in this family either all layers have the window or none.
     c.get("max_window_layers");
     let windows = c.windows(arch.blocks.len(), window, |_| window.is_some())?;
     arch.set_windows(windows);

@@ -1,4 +1,4 @@
-//! Rotary positions as `config.json` states them.
+//! Rotary positions from `config.json`.
 
 use super::config::Config;
 use crate::Result;
@@ -6,12 +6,12 @@ use crate::rope::{Beyond, Llama3, Rope, Yarn, plain};
 use serde_json::Value;
 use std::ops::RangeInclusive;
 
-/// The exponent of the base is below 1; f32 holds what is left of it.
+/// The base is raised to a power below 1, and f32 must represent the result.
 const THETA: RangeInclusive<f64> = 1e-3..=1e15;
 const FACTOR: RangeInclusive<f64> = 1e-3..=1e9;
 const POSITIONS: RangeInclusive<f64> = 1.0..=1e12;
 
-/// What a family says about its rotary positions.
+/// A family's rotary settings.
 pub(super) struct Rotary {
     /// Columns of a head.
     pub(super) head_dim: usize,
@@ -19,7 +19,7 @@ pub(super) struct Rotary {
     pub(super) max_positions: usize,
     /// Default of the base.
     pub(super) theta: f64,
-    /// Default of the rotated part of a head, in families that rotate a part; `None` where they rotate all of it.
+    /// Default of the rotated part of a head, in families that rotate a part; `None` if the family rotates whole heads.
     pub(super) partial: Option<f64>,
     /// Keys outside `rope_parameters` for the base and for the rotated part.
     pub(super) keys: [&'static str; 2],
@@ -34,15 +34,14 @@ impl Rotary {
 }
 
 impl<'a> Config<'a> {
-    /// Rotary positions as `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers
-    /// 4) state them. Where both are there, `rope_scaling` is used alone (`convert_rope_params_to_dict` of
-    /// transformers 5).
+    /// Rotary positions from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4). If
+    /// both are present, only `rope_scaling` is used (`convert_rope_params_to_dict` of transformers 5).
     pub(super) fn rope(&self, r: &Rotary) -> Result<Rope> {
         let nested = self.object("rope_scaling")?.or(self.object("rope_parameters")?);
         self.rope_of(&nested.unwrap_or(self.nothing()), r)
     }
 
-    /// Rotary positions of an object of settings.
+    /// Rotary positions from an object of settings.
     pub(super) fn rope_of(&self, scaling: &Config, r: &Rotary) -> Result<Rope> {
         let [theta_key, partial_key] = r.keys;
         let outer = self.number_or(theta_key, r.theta, THETA)?;
@@ -65,7 +64,7 @@ impl<'a> Config<'a> {
         let keys: Vec<&str> = ["rope_type", "type"].into_iter().filter(|key| scaling.has(key)).collect();
         let kind = keys.first().map_or(Ok("default"), |key| scaling.text(key))?;
         let family = self.text("model_type")?;
-        // Phi-3's own names for LongRoPE; its transformers class knows no other scaling.
+        // Phi-3's own names for LongRoPE; its transformers class supports no other scaling.
         let kind = if family == "phi3" && ["su", "yarn"].contains(&kind) { "longrope" } else { kind };
         let frequencies = plain(theta, rotated);
         match kind {
@@ -105,14 +104,15 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Positions that the model was first trained with. The key outside `rope_parameters` is Phi-3's, and wins.
+    /// Positions with which the model was first trained. The key outside `rope_parameters` is Phi-3's, and takes
+    /// precedence.
     fn original_positions(&self, scaling: &Config, r: &Rotary) -> Result<f64> {
         let key = "original_max_position_embeddings";
         let inner = scaling.number_or(key, r.max_positions as f64, POSITIONS)?;
         self.number_or(key, inner, POSITIONS)
     }
 
-    /// A number that is null where it shall be computed.
+    /// A number; null if it is to be computed.
     fn optional(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
         self.has(key).then(|| self.number(key, range)).transpose()
     }

@@ -1,4 +1,4 @@
-//! `smollm3`: Llama's decoder with layers that do not rotate.
+//! `smollm3`: Llama's decoder with some layers without rotation.
 
 use super::config::Config;
 use super::llama::{Variant, decoder, sizes};
@@ -31,7 +31,7 @@ pub(super) fn smollm3(c: &Config) -> Result<Architecture> {
     Ok(arch)
 }
 
-/// Which layers rotate: `no_rope_layers` has 1 for those that do, and at least as many entries as layers.
+/// Which layers rotate: `no_rope_layers` has 1 for those that do, and at least one entry per layer.
 fn rotating(c: &Config, layers: usize) -> Result<Vec<bool>> {
     let interval = c.size_or("no_rope_layer_interval", Some(4))?;
     let Some(list) = c.get("no_rope_layers") else {

@@ -1,4 +1,4 @@
-//! Ownership of device memory: handles that free what they name when they are dropped.
+//! Ownership of device memory: handles that free their memory when they are dropped.
 
 use super::plan::AttentionPlan;
 use super::stored::FileTensor;
@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Owner of one item in a backend's memory. Dropping it releases the item; the backend frees what was
-/// released when it next allocates or synchronises.
+/// Owner of one item in a backend's memory. Dropping it releases the item; the backend frees released items when it
+/// next allocates or synchronises.
 #[derive(Debug)]
 struct Lease {
     backend: u64,
@@ -25,7 +25,7 @@ impl Drop for Lease {
 }
 
 fn lock(list: &Mutex<Vec<u64>>) -> MutexGuard<'_, Vec<u64>> {
-    // A list of numbers is whole whatever panicked while it was locked.
+    // The list is consistent even if a thread panicked while holding the lock.
     list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -61,13 +61,13 @@ pub struct ByteBuffer {
 }
 
 impl ByteBuffer {
-    /// All of it.
+    /// All its bytes.
     pub fn view(&self) -> Bytes {
         Bytes { backend: self.lease.backend, buffer: self.lease.item, start: 0, len: self.len }
     }
 }
 
-/// A name of a run of a [`ByteBuffer`], as [`View`] is one of a buffer.
+/// A reference to a range of a [`ByteBuffer`], as [`View`] is to a range of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes {
     backend: u64,
@@ -77,33 +77,33 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// Bytes in the run.
+    /// Number of bytes in the range.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(self) -> usize {
         self.len
     }
 
-    /// `len` bytes of it from `start` on.
+    /// `len` bytes of the range from `start` on.
     ///
     /// # Panics
-    /// When they do not lie inside.
+    /// When they are not inside the range.
     pub fn part(self, start: usize, len: usize) -> Bytes {
         assert!(start <= self.len && len <= self.len - start, "bytes {start}+{len} of {}", self.len);
         Bytes { start: self.start + start, len, ..self }
     }
 
-    /// True where both are of one buffer.
+    /// True if both are ranges of the same buffer.
     pub(super) fn shares(self, other: Bytes) -> bool {
         (self.backend, self.buffer) == (other.backend, other.buffer)
     }
 
-    /// Its place in its buffer.
+    /// Its range in its buffer.
     pub(super) fn range(self) -> Range<usize> {
         self.start..self.start + self.len
     }
 }
 
-/// A tensor that a backend only reads, forgotten when it is dropped.
+/// A read-only tensor, released when it is dropped.
 #[derive(Debug)]
 pub struct FileBuffer {
     lease: Lease,
@@ -134,7 +134,7 @@ impl IndexBuffer {
     }
 }
 
-/// A name of a run of an [`IndexBuffer`], as [`View`] is one of a buffer.
+/// A reference to a range of an [`IndexBuffer`], as [`View`] is to a range of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Indices {
     backend: u64,
@@ -145,22 +145,22 @@ pub struct Indices {
 }
 
 impl Indices {
-    /// Numbers in the run.
+    /// Number of indices in the range.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(self) -> usize {
         self.len
     }
 
-    /// Above every number of the whole list. The host knows it, so that an operation can be checked without
+    /// An exclusive upper bound of all numbers in the list. The host knows it, so an operation can be checked without
     /// waiting for the device.
     pub fn bound(self) -> usize {
         self.bound
     }
 
-    /// A part of the run.
+    /// A part of the range.
     ///
     /// # Panics
-    /// When it does not lie inside.
+    /// When it is not inside the range.
     pub fn part(self, range: Range<usize>) -> Indices {
         assert!(range.start <= range.end && range.end <= self.len, "indices {range:?} of {}", self.len);
         Indices { start: self.start + range.start, len: range.len(), ..self }
@@ -206,7 +206,7 @@ impl PlanBuffer {
     }
 }
 
-/// Items of one kind. Numbers are never given twice, so a name that outlives its item finds nothing.
+/// Items of one kind. Numbers are never reused, so a handle that outlives its item finds nothing.
 #[derive(Debug)]
 struct Store<T> {
     items: HashMap<u64, T>,
@@ -236,8 +236,8 @@ impl<T> Store<T> {
     }
 }
 
-/// The memory of a backend: `M` is how it keeps a buffer, `F` a tensor of a file, `I` a list of indices, `P` an
-/// attention plan and `B` a buffer of bytes. The defaults are those of backends on the host.
+/// The memory of a backend: `M` is its type of a buffer, `F` of a read-only tensor, `I` of a list of indices, `P` of an
+/// attention plan and `B` of a buffer of bytes. The defaults are those of host backends.
 #[derive(Debug)]
 pub(super) struct Memory<M, F = FileTensor, I = Arc<[u32]>, P = Arc<AttentionPlan>, B = Vec<u8>> {
     backend: u64,
@@ -265,22 +265,22 @@ impl<M, F, I, P, B> Default for Memory<M, F, I, P, B> {
 }
 
 impl<M, F, I, P, B> Memory<M, F, I, P, B> {
-    /// Adds a buffer whose `len` elements begin at element `start` of `memory`.
+    /// Adds a buffer whose `len` elements start at element `start` of `memory`.
     pub(super) fn add_buffer(&mut self, memory: M, start: usize, len: usize) -> Buffer {
         Buffer { lease: self.buffers.add(self.backend, memory), start, len }
     }
 
-    /// Adds what a backend keeps of a tensor that is only read.
+    /// Adds a read-only tensor.
     pub(super) fn keep_file(&mut self, kept: F, len: usize, dtype: Dtype) -> FileBuffer {
         FileBuffer { lease: self.files.add(self.backend, kept), len, dtype }
     }
 
-    /// Adds what a backend keeps of a list of `len` indices below `bound`.
+    /// Adds a list of `len` indices below `bound`.
     pub(super) fn keep_indices(&mut self, kept: I, len: usize, bound: usize) -> IndexBuffer {
         IndexBuffer { lease: self.indices.add(self.backend, kept), len, bound }
     }
 
-    /// Adds what a backend keeps of a checked plan.
+    /// Adds a checked plan.
     pub(super) fn keep_plan(&mut self, kept: P, queries: usize, keys: usize) -> PlanBuffer {
         PlanBuffer { lease: self.plans.add(self.backend, kept), queries, keys }
     }
@@ -290,7 +290,7 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         ByteBuffer { lease: self.bytes.add(self.backend, kept), len }
     }
 
-    /// Frees what has been released.
+    /// Frees all released items.
     pub(super) fn collect(&mut self) {
         self.buffers.collect();
         self.files.collect();
@@ -305,7 +305,7 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         self.buffers.items.get(&view.buffer).ok_or_else(|| freed("view"))
     }
 
-    /// All buffers that are not freed, the oldest first.
+    /// All live buffers, oldest first.
     pub(super) fn each_buffer(&self) -> impl Iterator<Item = &M> {
         let mut all: Vec<(&u64, &M)> = self.buffers.items.iter().collect();
         all.sort_by_key(|(number, _)| **number);
@@ -318,7 +318,7 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         self.buffers.items.get_mut(&view.buffer).ok_or_else(|| freed("view"))
     }
 
-    /// The tensor that a view names a part of; `None` where it is in a buffer.
+    /// The tensor that a view refers to; `None` if the view is in a buffer.
     pub(super) fn file(&self, view: View) -> Result<Option<&F>> {
         self.own(view.backend, "view")?;
         if view.dtype() == Dtype::F32 {
@@ -332,7 +332,7 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         Ok(self.files.items.get_mut(&view.buffer).filter(|_| view.dtype() != Dtype::F32))
     }
 
-    /// The list that a run is of, and the run's place in it.
+    /// The list of a range of indices, and the range within it.
     pub(super) fn list(&self, indices: Indices) -> Result<(&I, Range<usize>)> {
         self.own(indices.backend, "list of indices")?;
         let list = self.indices.items.get(&indices.list).ok_or_else(|| freed("list of indices"))?;
@@ -354,7 +354,7 @@ impl<M, F, I, P, B> Memory<M, F, I, P, B> {
         self.bytes.items.get_mut(&bytes.buffer).ok_or_else(|| freed("buffer of bytes"))
     }
 
-    /// Sizes of all buffers that are not freed, of all buffers of bytes, and of tensors that are only read.
+    /// Sizes of all live buffers, byte buffers and read-only tensors.
     pub(super) fn sizes(
         &self,
         of: impl Fn(&M) -> usize,
@@ -410,7 +410,7 @@ impl<M> Memory<M> {
         Ok(&mut self.kept_bytes_mut(bytes)?[bytes.range()])
     }
 
-    /// Takes a buffer out, to be put back with [`Memory::put_bytes`].
+    /// Takes a buffer out, to be returned with [`Memory::put_bytes`].
     pub(super) fn take_bytes(&mut self, bytes: Bytes) -> Result<Vec<u8>> {
         self.kept_bytes_mut(bytes).map(std::mem::take)
     }
@@ -430,7 +430,7 @@ impl<M> Memory<M> {
 }
 
 impl<S> Memory<Vec<S>> {
-    /// Bytes of the buffers and packed matrices that are not freed.
+    /// Bytes of the live buffers and packed matrices.
     pub(super) fn allocated(&self) -> u64 {
         let held = |tensor: &FileTensor| match tensor.dtype() {
             Dtype::Packed(_) => tensor.size() as usize,

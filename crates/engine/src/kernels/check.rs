@@ -1,7 +1,7 @@
-//! The rules that operands of an operation must keep, the same for every backend.
+//! The rules for operands of each operation, the same for every backend.
 //!
-//! Kernels walk their operands together and some of them write through pointers, so each backend calls the
-//! operation's check before it computes: sizes fit each other, and nothing that is written overlaps another operand.
+//! Kernels step through their operands together, and some write through pointers. So each backend calls the operation's
+//! check before it computes: sizes must match, and no written view may overlap another operand.
 
 use super::Attention;
 use super::buffers::{Bytes, Indices, Routes};
@@ -40,17 +40,17 @@ fn vector(operation: &'static str, what: &str, x: View, len: usize) -> Result<()
     contiguous(operation, &[x])
 }
 
-/// The same, where there is one.
+/// As [`vector`], if there is one.
 fn optional(operation: &'static str, what: &str, x: Option<View>, len: usize) -> Result<()> {
     x.map_or(Ok(()), |x| vector(operation, what, x, len))
 }
 
-/// A view of no elements in place of an absent operand.
+/// An empty view in place of an absent operand.
 pub(super) fn or_none(view: Option<View>) -> View {
     view.unwrap_or(View::planned(0, 0))
 }
 
-/// Nothing that is written overlaps another view of the call.
+/// No written view overlaps another view of the call.
 pub(super) fn apart(written: &[View], read: &[View]) -> Result<()> {
     for (i, out) in written.iter().enumerate() {
         let mut others = written[i + 1..].iter().chain(read);
@@ -69,7 +69,7 @@ pub(super) fn copy(y: View, x: View) -> Result<()> {
     apart(&[y], &[x])
 }
 
-/// Also of the operations on two vectors that are alike.
+/// Also used for other operations on two vectors of equal length.
 pub(super) fn add(y: View, x: View) -> Result<()> {
     same("add", y, x)?;
     contiguous("add", &[y, x])?;
@@ -80,7 +80,7 @@ pub(super) fn element_wise(x: View) -> Result<()> {
     contiguous("fill or scale", &[x])
 }
 
-/// The shares of the ranks are the elements of `x`, one after the other.
+/// The shares of the ranks must cover the elements of `x`, one after the other.
 pub(super) fn shares(x: View, cuts: &[usize], ranks: usize) -> Result<()> {
     let fits = cuts.len() == ranks + 1 && cuts.is_sorted();
     let whole = cuts.first() == Some(&0) && cuts.last() == Some(&x.len());
@@ -117,7 +117,7 @@ fn rows_of(short: View, long: View, rows: Indices) -> Result<()> {
     }
 }
 
-/// Elements of a row, or of a column, follow each other.
+/// Elements of a row, or of a column, must be adjacent.
 fn rows_in_file(operation: &'static str, x: View) -> Result<()> {
     let runs = x.column() == 1 || x.stride() == 1;
     rule!(operation, runs, "elements {} and {} apart", x.stride(), x.column());
@@ -133,13 +133,13 @@ fn weights(operation: &'static str, w: View) -> Result<()> {
     }
 }
 
-/// Whole rows of a packed matrix, where the operation reads one.
+/// Whole rows of a packed matrix, if the operation reads one.
 fn packed(operation: &'static str, holds: bool) -> Result<()> {
     rule!(operation, holds, "a packed matrix, or a part of one that is not whole rows");
     Ok(())
 }
 
-/// Groups of columns that are normalised by themselves.
+/// Groups of columns that are normalised separately.
 fn groups(norm: Norm, y: View, stats: View, x: View, w: View) -> Result<()> {
     let operation = "norm";
     same(operation, y, x)?;
@@ -273,7 +273,7 @@ pub(super) fn rotate(x: View, head_dim: usize, table: View, positions: Indices) 
     apart(&[x], &[table])
 }
 
-/// A share of elements.
+/// A dropout rate.
 fn rate(operation: &'static str, dropout: Dropout) -> Result<()> {
     rule!(operation, (0.0..=1.0).contains(&dropout.rate), "a dropout of {}", dropout.rate);
     Ok(())
@@ -285,7 +285,7 @@ pub(super) fn dropout(x: View, dropout: Dropout) -> Result<()> {
     contiguous("dropout", &[x])
 }
 
-/// The same of operands and of their gradients.
+/// The same rule for operands and for their gradients.
 fn heads(a: Attention, o: View, lse: View, q: View, kv: View) -> Result<()> {
     let operation = "attention";
     let Attention { heads: h, plan, dropout } = a;
@@ -373,7 +373,7 @@ pub(super) fn route_backward(
     apart(&[d], &[probabilities, d_weights])
 }
 
-/// Slots before and after a linear layer that differs by expert.
+/// Slots before and after a linear layer with separate weights per expert.
 fn slots(y: View, x: View, offsets: Indices) -> Result<()> {
     let operation = "experts";
     rule!(operation, y.rows() == x.rows(), "{} and {} slots", y.rows(), x.rows());
@@ -383,7 +383,8 @@ fn slots(y: View, x: View, offsets: Indices) -> Result<()> {
     contiguous(operation, &[y, x])
 }
 
-/// Of both directions: `y` is written. Whether the weights fit is seen where they are divided among the experts.
+/// Used for both directions: `y` is written. Whether the weights fit is checked when they are divided among the
+/// experts.
 pub(super) fn grouped(y: View, x: View, w: &[View], offsets: Indices) -> Result<()> {
     slots(y, x, offsets)?;
     apart(&[y], &[x])?;
@@ -406,7 +407,7 @@ fn each_row(x: View, of_rows: View) -> Result<()> {
     contiguous("rows", &[x])
 }
 
-/// Also of noise of a size for each row.
+/// Also used for noise with a size for each row.
 pub(super) fn scale_rows(x: View, factors: View) -> Result<()> {
     each_row(x, factors)?;
     apart(&[x], &[factors])

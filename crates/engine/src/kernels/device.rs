@@ -1,4 +1,4 @@
-//! The backend that a program chooses at run time.
+//! The backend chosen at run time.
 
 use super::cpu::Cpu;
 use super::cuda::Cuda;
@@ -11,14 +11,14 @@ use crate::Result;
 use crate::collective::Collective;
 use crate::dtype::WeightType;
 
-/// One of the backends. The choice is looked at once per operation, never per element.
+/// One of the backends. The choice is dispatched once per operation, never per element.
 #[derive(Debug)]
 pub enum Device {
     /// All cores of this machine.
     Cpu(Cpu),
     /// An NVIDIA card.
     Cuda(Cuda),
-    /// Plain loops, for checking the others.
+    /// Plain loops, for testing the other backends.
     Reference(Reference<f32>),
 }
 
@@ -52,7 +52,7 @@ macro_rules! chosen {
     };
 }
 
-/// Defines methods of [`Backend`] by calls of the chosen backend's: those that take `&self` where it says `shared`.
+/// Defines methods of [`Backend`] that call the chosen backend; those under `shared` take `&self`.
 macro_rules! dispatch {
     ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
         $(fn $name(&mut self, $($arg: $type),*) -> $result {

@@ -1,7 +1,7 @@
-//! A mixture of experts: which experts a row takes, and linear layers that differ by expert.
+//! A mixture of experts: the choice of experts for each row, and linear layers with separate weights per expert.
 //!
-//! Every row takes `per_row` experts, so it fills as many slots. Slots lie sorted by expert, and those of one
-//! expert in the order of their rows: an expert's slots are one run of rows of a matrix.
+//! Every row takes `per_row` experts, so it fills as many slots. Slots are sorted by expert, and within an expert by
+//! row: the slots of an expert are adjacent rows of a matrix.
 
 use super::buffers::Memory;
 use super::check::rule;
@@ -10,8 +10,8 @@ use crate::Result;
 use std::ops::Range;
 
 impl Routing {
-    /// `x` holds a row's logits and becomes their softmax; the experts that the row takes, the likeliest first
-    /// (of equals the one before), and their weights.
+    /// `x` holds a row's logits and becomes their softmax. Returns the chosen experts with their weights, the most
+    /// likely first (the lower number if two are equal).
     pub(super) fn choose(self, x: &mut [f64]) -> Vec<(usize, f64)> {
         let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         x.iter_mut().for_each(|x| *x = (*x - max).exp());
@@ -25,7 +25,7 @@ impl Routing {
         experts.into_iter().map(|e| (e, x[e] * scale)).collect()
     }
 
-    /// The gradient of a row's logits, whose experts and slots are `taken`, from that of the slots' weights.
+    /// The gradient of a row's logits from that of its slots' weights; `taken` lists the row's experts and slots.
     pub(super) fn choose_backward(
         self,
         probabilities: &[f64],
@@ -69,13 +69,13 @@ impl Slots {
         slots
     }
 
-    /// Keeps them in memory on the host.
+    /// Stores them in host memory.
     pub(super) fn keep<M>(&self, memory: &mut Memory<M>) -> Routes {
         Routes { rows: memory.add_indices(&self.rows), offsets: memory.add_indices(&self.offsets) }
     }
 }
 
-/// Each expert's number with its slots.
+/// Each expert's number with its range of slots.
 fn runs(offsets: &[u32], slots: usize) -> Result<impl Iterator<Item = (usize, std::ops::Range<usize>)>> {
     let fits = offsets.first() == Some(&0)
         && offsets.is_sorted()
@@ -84,8 +84,8 @@ fn runs(offsets: &[u32], slots: usize) -> Result<impl Iterator<Item = (usize, st
     Ok(offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize).enumerate())
 }
 
-/// The weights of each expert: of `w`, whose views hold the experts' outputs one after the other, those of `outputs`
-/// rows each, with their columns among these.
+/// The weights of each expert. The views of `w` hold the experts' outputs one after the other; each expert has
+/// `outputs` rows, given with their columns among these outputs.
 pub(super) fn of_experts(
     w: &[View],
     experts: usize,
@@ -102,7 +102,7 @@ pub(super) fn of_experts(
     for view in w {
         let mut start = 0;
         while start < view.rows() {
-            // Up to the end of the view or of the expert.
+            // Up to the end of the view or of the expert, whichever comes first.
             let (expert, column) = (at / outputs, at % outputs);
             let rows = (view.rows() - start).min(outputs - column);
             all[expert].push((column..column + rows, view.row_range(start..start + rows)));

@@ -1,7 +1,7 @@
-//! What the two backends in the host's memory share.
+//! Code shared by the two backends in host memory.
 
-/// The methods of [`Backend`](super::Backend) that follow from `self.memory`, a [`Memory`](super::buffers::Memory) on the
-/// host, and those of experts, which are layers of one expert after the other.
+/// The methods of [`Backend`](super::Backend) that only need `self.memory`, a [`Memory`](super::buffers::Memory) on the
+/// host, and the methods for experts, which run one expert's layer after the other.
 macro_rules! host_methods {
     () => {
         fn allocate_bytes(&mut self, len: usize) -> Result<ByteBuffer> {

@@ -1,9 +1,9 @@
 //! Matrices of linear layers in 4 or 8 bits (Dettmers et al. 2022, 2023), with the codes and scales of bitsandbytes.
 //!
-//! NF4: the matrix is one run of elements, cut into blocks of 64. A block is divided by its largest magnitude, and each
-//! element becomes the nearest of 16 values. With nested scales, the magnitudes less their mean are divided and packed in
-//! blocks of 256 themselves, to the 256 values of optimizer states. Int8: a row in f16 is divided by a 127th of its largest
-//! magnitude and rounded, as the weights of LLM.int8 are.
+//! NF4: the matrix is treated as one vector, cut into blocks of 64. A block is divided by its largest magnitude, and
+//! each element becomes the nearest of 16 values. With nested scales, the mean is subtracted from the magnitudes, and
+//! they are quantised in blocks of 256 to the 256 values of optimizer states. Int8: a row in f16 is divided by 1/127 of
+//! its largest magnitude and rounded, as the weights of LLM.int8 are.
 
 use super::quantised;
 use crate::dtype::Packing;
@@ -35,10 +35,10 @@ pub(crate) const NF4: [f32; 16] = [
 
 const BLOCK: usize = Packing::BLOCK;
 
-/// The least magnitude that a block is divided by.
+/// A lower bound of the magnitude by which a block is divided.
 const LEAST: f32 = 1e-38;
 
-/// Elements that a task packs: whole blocks.
+/// Elements that one task packs: whole blocks.
 const PIECE: usize = 1 << 16;
 
 /// A packed matrix.
@@ -50,7 +50,7 @@ pub struct Packed {
     scales: Scales,
 }
 
-/// Bytes of codes: in memory, or in a file that has the matrix packed.
+/// The codes: in memory, or in a file whose matrix is already packed.
 #[derive(Debug)]
 pub(crate) enum Codes {
     Held(Vec<u8>),
@@ -63,25 +63,26 @@ impl std::ops::Deref for Codes {
     fn deref(&self) -> &[u8] {
         match self {
             Codes::Held(bytes) => bytes,
-            // Where it was made, the range was found to be in the map.
+            // The range was checked against the map on construction.
             Codes::Mapped(map, range) => &map[range.clone()],
         }
     }
 }
 
-/// What codes are multiplied by, and so what they mean.
+/// The scales of the codes, which determine the packing.
 #[derive(Debug)]
 pub(crate) enum Scales {
     /// NF4: the largest magnitude of each block.
     Blocks(Vec<f32>),
-    /// NF4: the largest magnitude of a block is the value of its code times the scale of 256 blocks, plus the offset.
+    /// NF4: the largest magnitude of a block is the value of its code times the scale of its group of 256 blocks, plus
+    /// the offset.
     Nested { codes: Vec<u8>, scales: Vec<f32>, offset: f32 },
     /// Int8: the largest magnitude of each row.
     Rows(Vec<f32>),
 }
 
 impl Packed {
-    /// A matrix whose codes and scales are known; `None` where there are not as many as it needs.
+    /// A matrix from known codes and scales; `None` if their number does not match its size.
     pub(crate) fn of_parts(rows: usize, width: usize, codes: Codes, scales: Scales) -> Option<Packed> {
         let elements = rows.checked_mul(width)?;
         let blocks = elements.div_ceil(BLOCK);
@@ -97,8 +98,8 @@ impl Packed {
         (fits && elements > 0).then_some(Packed { rows, width, codes, scales })
     }
 
-    /// Packs a matrix; `read` fills a slice with the elements from a place on. The error is the place of an element that
-    /// f16 cannot hold, which rows in 8 bits pass through.
+    /// Packs a matrix; `read` fills a slice with the elements from a given index on. The error is the index of an
+    /// element that f16 cannot represent: 8-bit packing goes through f16.
     pub(crate) fn pack(
         packing: Packing,
         (rows, width): (usize, usize),
@@ -183,7 +184,7 @@ impl Packed {
         self.packing().bytes(self.rows, self.width)
     }
 
-    /// The elements from place `start` on.
+    /// The elements from index `start` on.
     pub(super) fn run(&self, start: usize, to: &mut [f32]) {
         match &self.scales {
             Scales::Blocks(scales) => self.nf4(start, to, |block| scales[block]),
@@ -216,7 +217,7 @@ impl Packed {
             let (mut run, rest) = std::mem::take(&mut to).split_at_mut(n);
             let scale = scale(at / BLOCK);
             let values = NF4.map(|value| value * scale);
-            // The first of a pair is in the high half.
+            // The first of a pair is in the high four bits.
             if at % 2 == 1
                 && let [first, others @ ..] = run
             {
@@ -236,14 +237,14 @@ impl Packed {
     }
 }
 
-/// A code for each element and the largest magnitude of each block, of which the last may be shorter.
+/// A code for each element and the largest magnitude of each block; the last block may be shorter.
 fn quantise(values: &[f32], block: usize, code: impl Fn(f32) -> u8) -> (Vec<u8>, Vec<f32>) {
     let mut codes = Vec::with_capacity(values.len());
     let mut scales = Vec::with_capacity(values.len().div_ceil(block));
     for x in values.chunks(block) {
         let largest = largest(x);
         let bound = largest.max(LEAST);
-        // bitsandbytes multiplies by the inverse, and divides in a block that is not whole.
+        // bitsandbytes multiplies by the inverse in a whole block, and divides in an incomplete one.
         let inverse = 1.0 / bound;
         if x.len() == block {
             codes.extend(x.iter().map(|x| code((x * inverse).clamp(-1.0, 1.0))));
@@ -256,7 +257,7 @@ fn quantise(values: &[f32], block: usize, code: impl Fn(f32) -> u8) -> (Vec<u8>,
     (codes, scales)
 }
 
-/// Codes, of which two share a byte, and scales of whole blocks; the last may be shorter.
+/// Codes, two to a byte, and the scales of blocks; the last block may be shorter.
 fn to_nf4(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let (codes, scales) = quantise(values, BLOCK, nf4_code);
     let pair = |pair: &[u8]| pair[0] << 4 | pair.get(1).copied().unwrap_or_else(|| nf4_code(0.0));
@@ -267,12 +268,12 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0f32, |largest, x| largest.max(x.abs()))
 }
 
-/// The code of the nearest value; of two that are as near, the lower.
+/// The code of the nearest value; of two equally near, the lower.
 fn nf4_code(x: f32) -> u8 {
     NF4.windows(2).map(|pair| u8::from(x > (pair[0] + pair[1]) / 2.0)).sum()
 }
 
-/// Packs the magnitudes of blocks.
+/// Quantises the magnitudes of blocks.
 fn nest(magnitudes: &[f32]) -> Scales {
     let sum: f64 = magnitudes.iter().copied().map(f64::from).sum();
     let offset = (sum / magnitudes.len().max(1) as f64) as f32;
@@ -308,8 +309,8 @@ mod tests {
     use crate::dtype::WeightType;
     use safetensors::{Dtype, SafeTensors};
 
-    /// Codes, scales and values of bitsandbytes, to the bit; the mean of the magnitudes to the last place, which follows
-    /// from the order of its sum.
+    /// Codes, scales and values equal those of bitsandbytes bit for bit; the mean of the magnitudes to the last digit,
+    /// because it depends on the order of its sum.
     #[test]
     fn packed_matrices_are_those_of_bitsandbytes() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens/models/quantised.safetensors");

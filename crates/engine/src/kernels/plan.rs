@@ -11,15 +11,15 @@ pub struct AttentionPlan {
     pub rows: Vec<u32>,
     /// Independent ranges.
     pub ranges: Vec<AttentionRange>,
-    /// Ranges, by index, that read the same keys (a shared prefix and what follows it). Gradients of one
-    /// group's keys are summed in order by one worker; two groups have no key in common.
+    /// Ranges, by index, that read the same keys (a shared prefix and what follows it). Gradients of one group's keys
+    /// are summed in order by one worker; two groups never share a key.
     pub groups: Vec<Vec<usize>>,
 }
 
-/// One segment as attention sees it; all ranges are rows.
+/// One segment as attention sees it; all ranges are ranges of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttentionRange {
-    /// Keys that every query of the range attends to; empty where there is no shared prefix.
+    /// Keys that every query of the range attends to; empty without a shared prefix.
     pub prefix: Range<usize>,
     /// The range's own keys.
     pub own: Range<usize>,
@@ -28,7 +28,7 @@ pub struct AttentionRange {
 }
 
 impl AttentionRange {
-    /// The keys of the range, empty runs left out.
+    /// The keys of the range, as non-empty runs.
     fn keys(&self) -> impl Iterator<Item = Range<usize>> {
         [self.prefix.clone(), self.own.clone()].into_iter().filter(|run| run.start < run.end)
     }
@@ -40,9 +40,9 @@ impl AttentionPlan {
         self.ranges.iter().flat_map(|range| [range.prefix.end, range.own.end]).max().unwrap_or(0)
     }
 
-    /// Refuses a plan on which backends could not rely when they write in parallel. Queries must tile
-    /// `0..rows.len()`, rows must ascend within their range's own keys, every range must be in one group, and
-    /// no key may belong to two groups.
+    /// Rejects a plan that would be unsafe for backends writing in parallel. Queries must tile `0..rows.len()`, rows
+    /// must ascend within their range's own keys, every range must be in exactly one group, and no key may belong to
+    /// two groups.
     pub fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Operands { operation: "attention plan", message });
         let mut next = 0;
@@ -75,7 +75,7 @@ impl AttentionPlan {
         if let Some(range) = grouped.iter().position(|seen| !seen) {
             return fail(format!("range {range} is in no group"));
         }
-        // In the order of their starts: up to here all runs that reach beyond `end` are of one group.
+        // Sorted by start: all previous runs that reach beyond `end` are of one group.
         runs.sort_by_key(|(run, _)| run.start);
         let (mut end, mut owner) = (0, 0);
         for (run, group) in runs {

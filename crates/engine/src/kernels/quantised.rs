@@ -1,21 +1,21 @@
-//! Optimizer states of one byte an element (Dettmers et al. 2022), as bitsandbytes keeps them.
+//! Optimizer states of one byte per element (Dettmers et al. 2022), in the format of bitsandbytes.
 //!
 //! A block of [`BLOCK`] elements is divided by its largest magnitude, and each element becomes the nearest of 256
-//! values whose spacing grows with their size (`create_dynamic_map`).
+//! values whose spacing grows with their magnitude (`create_dynamic_map`).
 
 use std::sync::OnceLock;
 
 /// Elements that share a scale.
 pub const BLOCK: usize = 256;
 
-/// The values of the codes, ascending: `signed` for first moments, the others for second ones.
+/// The values of the codes, ascending: `signed` for first moments, unsigned for second moments.
 pub(super) fn values(signed: bool) -> &'static [f32; 256] {
     static MAPS: [OnceLock<[f32; 256]>; 2] = [const { OnceLock::new() }; 2];
     MAPS[usize::from(signed)].get_or_init(|| dynamic_map(signed))
 }
 
-/// bitsandbytes' `create_dynamic_map(signed)`: for each of seven powers of ten, the middles of twice as many intervals
-/// of [0.1, 1] as for the one before; 0 and 1. In f32, in torch's order.
+/// bitsandbytes' `create_dynamic_map(signed)`: for each of seven powers of ten, the midpoints of intervals of [0.1, 1],
+/// twice as many as for the power before; and 0 and 1. In f32, in torch's order.
 fn dynamic_map(signed: bool) -> [f32; 256] {
     let mut all = vec![0.0f32, 1.0];
     for i in 0..7 {
@@ -39,7 +39,7 @@ fn dynamic_map(signed: bool) -> [f32; 256] {
     std::array::from_fn(|i| all[i])
 }
 
-/// The code of the value nearest to `x`; of two that are as near, the lower.
+/// The code of the value nearest to `x`; of two equally near, the lower.
 #[inline]
 pub(super) fn code(values: &[f32; 256], x: f32) -> u8 {
     let above = values.partition_point(|value| *value < x).min(255);

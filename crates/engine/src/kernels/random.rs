@@ -1,8 +1,8 @@
-//! Random numbers that follow from where they are used: Philox4x32-10 (Salmon et al. 2011), a function of a key
-//! and a counter. The same element gets the same number in the forward pass, in the backward pass and when a
-//! layer is computed again, whatever thread computes it; so no mask is ever kept.
+//! Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011), a function of a key and a counter. An element gets
+//! the same number in the forward pass, in the backward pass and when a layer is recomputed, on any thread; so no mask
+//! is ever stored.
 
-/// Numbers of one group, which are computed together: four words of each of eight counters.
+/// Numbers that are computed together: four words of each of eight counters.
 pub(super) const GROUP: usize = 32;
 
 /// Counters of a group.
@@ -11,19 +11,19 @@ const LANES: usize = GROUP / 4;
 /// The numbers of one operation of one pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
-    /// The pass: every micro-batch of a run has a number of its own.
+    /// The pass: every micro-batch of a run has a different number.
     pub key: u64,
     /// The operation within the pass.
     pub site: u32,
 }
 
 /// Dropout (Srivastava et al. 2014): each element is 0 with probability `rate`, and divided by `1 − rate` otherwise.
-/// Applied to the gradient it is its own backward.
+/// Its backward applies the same to the gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
-    /// Which elements.
+    /// The random numbers that decide which elements are dropped.
     pub draw: Draw,
-    /// How many of them, from 0 to 1.
+    /// The probability of dropping an element, from 0 to 1.
     pub rate: f32,
 }
 
@@ -31,7 +31,7 @@ impl Dropout {
     /// The factor of an element whose random word is `word`.
     #[inline(always)]
     pub(super) fn factor(self, word: u32) -> f32 {
-        // Of 2³² words, `rate · 2³²` drop.
+        // Of the 2³² words, `rate · 2³²` drop the element.
         if u64::from(word) < self.limit() { 0.0 } else { self.kept() }
     }
 
@@ -58,7 +58,7 @@ impl Draw {
         self.group(row, column / GROUP)[column % GROUP]
     }
 
-    /// The words of the columns from `group · GROUP` on.
+    /// The words of `GROUP` columns, starting at `group · GROUP`.
     #[inline(always)]
     pub(super) fn group(self, row: u64, group: usize) -> [u32; GROUP] {
         let first = (group * LANES) as u32;
@@ -99,7 +99,7 @@ fn philox<const N: usize>(mut counter: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N
 mod tests {
     use super::*;
 
-    /// The vectors of Random123 (`kat_vectors`, philox4x32 10).
+    /// The test vectors of Random123 (`kat_vectors`, philox4x32 10).
     #[test]
     fn philox_gives_the_published_numbers() {
         for (counter, key, expected) in [
@@ -122,7 +122,7 @@ mod tests {
             .flat_map(|row| (0..250).map(move |column| (row, column)))
             .map(|(row, column)| f64::from(symmetric(draw.word(row, column))))
             .collect();
-        // Deviations of 1e5 uniform numbers: 0.0018 of the mean, 0.00094 of the mean square.
+        // Standard deviations over 1e5 uniform numbers: 0.0018 of the mean, 0.00094 of the mean square.
         let mean = |f: &dyn Fn(usize) -> f64| {
             (0..words.len() - 250).map(f).sum::<f64>() / (words.len() - 250) as f64
         };

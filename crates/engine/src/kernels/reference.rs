@@ -1,7 +1,7 @@
-//! The oracle: every operation as a plain loop, in f64.
+//! The reference backend: every operation as a plain loop, in f64.
 //!
-//! Storage is `f32` (the oracle of the fast backends) or `f64` (for central differences); arithmetic is f64
-//! either way. Nothing here is fast and nothing should be: read it to learn what an operation means.
+//! Storage is `f32` (as the reference for the fast backends) or `f64` (for central differences); arithmetic is f64
+//! either way. It is not optimised: read it to learn what an operation computes.
 
 #![forbid(unsafe_code)]
 
@@ -22,11 +22,11 @@ use crate::collective::Collective;
 use crate::{Error, Result};
 use functions::{capped, factor, gate};
 
-/// What a [`Reference`] backend stores its values in.
+/// The storage type of a [`Reference`] backend.
 pub trait Scalar: Copy + Default {
-    /// From the f64 in which everything is computed.
+    /// From f64, the type of all arithmetic.
     fn from_f64(x: f64) -> Self;
-    /// To the f64 in which everything is computed.
+    /// To f64, the type of all arithmetic.
     fn to_f64(self) -> f64;
 }
 
@@ -60,7 +60,7 @@ impl<S: Scalar> Reference<S> {
         Reference { memory: Memory::default() }
     }
 
-    /// The values in full precision (the trait's `read` rounds to f32), row after row without gaps.
+    /// The values in full precision (the trait's `read` rounds to f32), row by row without gaps.
     ///
     /// # Errors
     /// [`Error::Operands`] for a view of another backend or of freed memory.
@@ -81,10 +81,10 @@ impl<S: Scalar> Reference<S> {
         Ok((0..x.len()).map(|i| buffer[place(x, i)].to_f64()).collect())
     }
 
-    /// Overwrites with values in full precision.
+    /// Writes values in full precision.
     ///
     /// # Errors
-    /// As [`Reference::get`], and where the lengths differ.
+    /// As [`Reference::get`], and if the lengths differ.
     pub fn set(&mut self, x: View, values: &[f64]) -> Result<()> {
         if x.len() != values.len() {
             let message = format!("{} values for a view of {}", values.len(), x.len());
@@ -108,7 +108,7 @@ impl<S: Scalar> Reference<S> {
     }
 }
 
-/// Where element `i` of a view is in its buffer.
+/// The index of element `i` of a view in its buffer.
 fn place(x: View, i: usize) -> usize {
     x.start + i / x.width() * x.stride() + i % x.width() * x.column()
 }

@@ -1,6 +1,6 @@
-//! The parameters of operations: norms, activations, heads, the optimizer's step.
+//! The parameters of operations: norms, activations, heads, optimizer steps.
 
-/// The normalisation over the last dimension.
+/// A normalisation over the last dimension.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Norm {
     /// `x / sqrt(mean(x²) + eps) · (offset + w)` (Zhang & Sennrich 2019). One statistic per row: the reciprocal
@@ -8,7 +8,7 @@ pub enum Norm {
     Rms {
         /// Added to the mean square.
         eps: f32,
-        /// Added to the weight: 0, or 1 in Gemma, whose weights are differences from 1.
+        /// Added to the weight: 0, or 1 in Gemma, whose weights are stored as differences from 1.
         offset: f32,
     },
     /// `(x − mean) / sqrt(var + eps) · w + b` (Ba et al. 2016). Two statistics per row: mean, reciprocal
@@ -28,7 +28,7 @@ impl Norm {
         }
     }
 
-    /// What is added to the weight.
+    /// The offset added to the weight.
     pub fn offset(self) -> f32 {
         match self {
             Norm::Rms { offset, .. } => offset,
@@ -51,7 +51,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Columns of `up` per column of the result: 2 where a gate stands beside it.
+    /// Columns of `up` per column of the result: 2 with a gate.
     pub fn gate_width(self) -> usize {
         match self {
             Activation::SwiGlu | Activation::GeGluTanh => 2,
@@ -74,34 +74,34 @@ pub struct Heads {
     pub scale: f32,
     /// Scaled scores `s` become `cap · tanh(s / cap)` (Gemma 2).
     pub softcap: Option<f32>,
-    /// Keys that a query sees: itself and the `window − 1` before it, of its prefix and its own range in this
-    /// order; `None` for all of them.
+    /// Number of keys that a query sees: itself and the `window − 1` before it, counted over its prefix and then its
+    /// own range; `None` for all of them.
     pub window: Option<usize>,
 }
 
 impl Heads {
-    /// Columns of a query row; `usize::MAX` where the product overflows.
+    /// Columns of a query row; `usize::MAX` if the product overflows.
     pub fn query_width(&self) -> usize {
         self.heads.saturating_mul(self.head_dim)
     }
 
-    /// Columns of the keys (and of the values) of a row; `usize::MAX` where the product overflows.
+    /// Columns of the keys (and of the values) of a row; `usize::MAX` if the product overflows.
     pub fn key_width(&self) -> usize {
         self.kv_heads.saturating_mul(self.head_dim)
     }
 
-    /// Columns of a key/value row: keys, then values; `usize::MAX` where the product overflows.
+    /// Columns of a key/value row: keys, then values; `usize::MAX` if the product overflows.
     pub fn kv_width(&self) -> usize {
         self.key_width().saturating_mul(2)
     }
 }
 
-/// How rows choose experts.
+/// How experts are chosen for each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routing {
-    /// Experts that a row takes.
+    /// Experts per row.
     pub per_row: usize,
-    /// The weights of a row's experts are divided by their sum.
+    /// Divide the weights of a row's experts by their sum.
     pub normalise: bool,
 }
 
@@ -120,8 +120,8 @@ pub struct AdamW {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Decay every parameter; `false` leaves biases and norms out, as the Trainer does. The model reads this
-    /// field: a backend decays all that it is given.
+    /// Decay every parameter; `false` excludes biases and norms, as the Trainer does. The model reads this field: a
+    /// backend decays every parameter it is given.
     pub decay_all: bool,
     /// Gradients are multiplied by this first (clipping).
     pub gradient_scale: f32,
@@ -143,7 +143,7 @@ impl Default for AdamW {
     }
 }
 
-/// The numbers of an AdamW step as kernels of f32 take them.
+/// The scalars of an AdamW step in the form that f32 kernels take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AdamWScalars {
     pub(super) keep: f32,
@@ -158,7 +158,7 @@ pub(super) struct AdamWScalars {
 }
 
 impl AdamW {
-    /// The scalars are f64 until here, as PyTorch's are, and meet the f32 tensors rounded once.
+    /// The scalars are f64 up to here, as in PyTorch, and are rounded once for the f32 tensors.
     pub(super) fn scalars(self) -> AdamWScalars {
         let correction1 = 1.0 - self.beta1.powi(self.t as i32);
         let correction2 = 1.0 - self.beta2.powi(self.t as i32);
@@ -176,7 +176,7 @@ impl AdamW {
     }
 }
 
-/// One step of Adafactor (Shazeer & Stern 2018) with a learning rate from outside, as transformers' Trainer configures it
+/// One step of Adafactor (Shazeer & Stern 2018) with a given learning rate, as transformers' Trainer configures it
 /// (`scale_parameter=False, relative_step=False`): no first moment, updates clipped to a root mean square of 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adafactor {
@@ -194,7 +194,7 @@ impl Adafactor {
     /// Added to squared gradients.
     pub const EPS: f64 = 1e-30;
 
-    /// How much of the mean square remains: `1 − t^−0.8`.
+    /// Decay of the mean squares: `1 − t^−0.8`.
     pub fn beta2(self) -> f64 {
         1.0 - (self.t as f64).powf(-0.8)
     }
@@ -205,7 +205,7 @@ impl Adafactor {
 pub struct Sgd {
     /// Learning rate.
     pub lr: f64,
-    /// Share of the last update's direction.
+    /// The factor on the last direction.
     pub momentum: f64,
     /// Weight decay, which is added to the gradient.
     pub weight_decay: f64,
@@ -218,11 +218,11 @@ pub struct Sgd {
 pub struct TargetLoss {
     /// Negative log-likelihood in nats, unweighted.
     pub nll: f32,
-    /// True when the target is the most likely token (the first one of equals).
+    /// True if the target is the most likely token (the first one of several equal ones).
     pub top1: bool,
-    /// Entropy in nats of the distribution that the target was predicted from.
+    /// Entropy in nats of the distribution that predicted the target.
     pub entropy: f32,
-    /// Mean of `−ln p` over the vocabulary, where the loss is smoothed; else 0.
+    /// Mean of `−ln p` over the vocabulary if the loss is smoothed, else 0.
     pub uniform: f32,
 }
 
@@ -236,7 +236,7 @@ impl TargetLoss {
         TargetLoss { nll: row[0], top1: row[1] != 0.0, entropy: row[2], uniform: row[3] }
     }
 
-    /// The reverse of [`TargetLoss::from_columns`].
+    /// The inverse of [`TargetLoss::from_columns`].
     pub fn columns(self) -> [f32; Self::COLUMNS] {
         [self.nll, f32::from(u8::from(self.top1)), self.entropy, self.uniform]
     }

@@ -1,4 +1,4 @@
-//! Tensors that are only read: in a mapped file, or packed into fewer bits.
+//! Read-only tensors: in a mapped file, or packed into fewer bits.
 
 use super::packed::Packed;
 use super::view::Dtype;
@@ -7,14 +7,13 @@ use crate::map::Map;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A tensor that is only read: where it lies in a mapped file, in its own type and never copied, or packed into fewer
-/// bits.
+/// A read-only tensor: in place in a mapped file, in its own type and never copied, or packed into fewer bits.
 #[derive(Clone, Debug)]
 pub struct FileTensor(Content);
 
 #[derive(Clone, Debug)]
 enum Content {
-    /// Its bytes in the file; they need not be aligned.
+    /// Its byte range in the file; it need not be aligned.
     Plain {
         map: Arc<Map>,
         bytes: Range<usize>,
@@ -25,13 +24,14 @@ enum Content {
 
 /// The elements of a [`FileTensor`].
 pub(super) enum Elements<'a> {
-    /// Little-endian ones of this type.
+    /// Little-endian elements of this type.
     Plain(&'a [u8], WeightType),
     Packed(&'a Packed),
 }
 
 impl FileTensor {
-    /// The tensor of type `kind` in these bytes of a file; `None` where they are not in it, or no whole elements.
+    /// The tensor of type `kind` in these bytes of a file; `None` if they are out of range or not a whole number of
+    /// elements.
     pub(crate) fn new(map: Arc<Map>, bytes: Range<usize>, kind: WeightType) -> Option<FileTensor> {
         let whole = map.get(bytes.clone())?.len().is_multiple_of(kind.bytes());
         whole.then_some(FileTensor(Content::Plain { map, bytes, kind }))
@@ -42,7 +42,7 @@ impl FileTensor {
         FileTensor(Content::Packed(Arc::new(packed)))
     }
 
-    /// Its elements.
+    /// Number of its elements.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         match self.elements() {
@@ -59,7 +59,7 @@ impl FileTensor {
         }
     }
 
-    /// A copy of its elements.
+    /// A copy of its elements in f32.
     pub(crate) fn values(&self) -> Vec<f32> {
         match self.elements() {
             Elements::Plain(bytes, kind) => kind.widened(bytes),
@@ -71,7 +71,7 @@ impl FileTensor {
         }
     }
 
-    /// Bytes that it takes.
+    /// Number of bytes that it takes.
     pub(crate) fn size(&self) -> u64 {
         match self.elements() {
             Elements::Plain(bytes, _) => bytes.len() as u64,
@@ -81,7 +81,7 @@ impl FileTensor {
 
     pub(super) fn elements(&self) -> Elements<'_> {
         match &self.0 {
-            // `new` has looked: a map does not change its length.
+            // `new` has checked the range, and the length of a map does not change.
             Content::Plain { map, bytes, kind } => Elements::Plain(&map[bytes.clone()], *kind),
             Content::Packed(packed) => Elements::Packed(packed),
         }

@@ -1,30 +1,30 @@
-//! Names of ranges of device memory.
+//! References to ranges of device memory.
 
 use crate::dtype::{Packing, WeightType};
 use std::ops::Range;
 
-/// Type of a view's elements, and where they are.
+/// Type of a view's elements, and where they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// IEEE 754 single precision, in a buffer.
     F32,
-    /// A tensor in a file ([`super::Backend::map`]), which can only be read. It may be the weights of
-    /// [`super::Backend::linear`], `linear_dx`, `grouped_linear`, `grouped_linear_dx` and `row_norms`, and the table of
-    /// `gather`; every other operation refuses it.
+    /// A read-only tensor in a file ([`super::Backend::map`]). It may be the weights of [`super::Backend::linear`],
+    /// `linear_dx`, `grouped_linear`, `grouped_linear_dx` and `row_norms`, and the table of `gather`; every other
+    /// operation rejects it.
     File(WeightType),
-    /// A matrix packed into fewer bits, likewise. It may be the weights of [`super::Backend::linear`], `linear_dx` and
+    /// A read-only matrix packed into fewer bits. It may be the weights of [`super::Backend::linear`], `linear_dx` and
     /// `row_norms`.
     Packed(Packing),
 }
 
-/// A row-major matrix in a buffer of a backend: `rows` rows of `width` elements whose starts are `stride`
-/// apart. In a file it may be the transpose of what lies there: then elements of a row are apart too.
+/// A row-major matrix in a buffer of a backend: `rows` rows of `width` elements whose starts are `stride` apart. In a
+/// file it may be the transpose of the stored matrix; then the elements of a row are not adjacent either.
 ///
-/// A view is a name: it is `Copy`, holds no memory and keeps none alive. Only the backend that made the
-/// buffer can read or write through it; every other backend, and this one after the buffer is freed, refuses
-/// the operation.
+/// A view is only a reference: it is `Copy`, owns no memory and keeps none alive. Only the backend that made the buffer
+/// can read or write through it; every other backend, and the same one after the buffer is freed, rejects the
+/// operation.
 ///
-/// Views are cut like slices are: a part that does not lie inside the view is a bug of the caller and panics.
+/// Views are cut like slices: a part outside the view is a bug of the caller and panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
     pub(super) backend: u64,
@@ -33,7 +33,7 @@ pub struct View {
     rows: usize,
     width: usize,
     stride: usize,
-    /// Distance between the elements of a row: 1 but in a transposed matrix.
+    /// Distance between the elements of a row: 1 except in a transposed matrix.
     column: usize,
     dtype: Dtype,
 }
@@ -44,22 +44,22 @@ impl View {
         View { backend, buffer, start, rows: 1, width: len, stride: len, column: 1, dtype: Dtype::F32 }
     }
 
-    /// All `len` elements of a tensor that is only read, as one row.
+    /// All `len` elements of a read-only tensor, as one row.
     pub(super) fn of_file(backend: u64, file: u64, len: usize, dtype: Dtype) -> View {
         View { dtype, ..View::of_buffer(backend, file, 0, len) }
     }
 
-    /// A matrix without memory, for planning: its sizes may be more than any machine has.
+    /// A matrix without memory, for planning: its size may exceed any machine's memory.
     pub(crate) fn planned(rows: usize, width: usize) -> View {
         View { rows, stride: width, ..View::of_buffer(u64::MAX, u64::MAX, 0, width) }
     }
 
-    /// Rows of the matrix.
+    /// Number of rows.
     pub fn rows(self) -> usize {
         self.rows
     }
 
-    /// Elements of a row.
+    /// Number of elements in a row.
     pub fn width(self) -> usize {
         self.width
     }
@@ -79,18 +79,18 @@ impl View {
         self.dtype
     }
 
-    /// Elements in the view.
+    /// Number of elements in the view.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(self) -> usize {
         self.rows.saturating_mul(self.width)
     }
 
-    /// True where the rows follow each other without a gap.
+    /// True if the rows follow each other without a gap.
     pub fn is_contiguous(self) -> bool {
         self.column == 1 && (self.rows <= 1 || self.stride == self.width)
     }
 
-    /// Elements from the first of the view to its last.
+    /// Number of elements from the first of the view to its last, gaps included.
     pub(super) fn extent(self) -> usize {
         match self.rows {
             0 => 0,
@@ -105,7 +105,7 @@ impl View {
     /// `len` elements of a contiguous view from element `start` on, as one row.
     ///
     /// # Panics
-    /// When the view is not contiguous, or the part does not lie inside it.
+    /// When the view is not contiguous, or the part is not inside it.
     pub fn part(self, start: usize, len: usize) -> View {
         assert!(self.is_contiguous(), "a part of a view with gaps: {self:?}");
         let all = self.len();
@@ -124,10 +124,10 @@ impl View {
         View { rows, width, stride: width, ..self }
     }
 
-    /// Some of the rows.
+    /// A range of the rows.
     ///
     /// # Panics
-    /// When the range does not lie inside the view.
+    /// When the range is not inside the view.
     pub fn row_range(self, rows: Range<usize>) -> View {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         // No overflow: the offset is at most the view's extent, which lies inside a buffer.
@@ -142,10 +142,10 @@ impl View {
         self.row_range(0..count)
     }
 
-    /// Some of the columns.
+    /// A range of the columns.
     ///
     /// # Panics
-    /// When the range is empty or does not lie inside the view.
+    /// When the range is empty or not inside the view.
     pub fn columns(self, columns: Range<usize>) -> View {
         let inside = columns.start < columns.end && columns.end <= self.width;
         assert!(inside, "columns {columns:?} of {}", self.width);
@@ -155,18 +155,18 @@ impl View {
     /// The transpose of a matrix in a file.
     ///
     /// # Panics
-    /// When it is in a buffer: no operation takes such a matrix.
+    /// When it is in a buffer: no operation takes such a transpose.
     pub fn transposed(self) -> View {
         assert!(self.dtype != Dtype::F32, "the transpose of a matrix in a buffer: {self:?}");
         View { rows: self.width, width: self.rows, stride: self.column, column: self.stride, ..self }
     }
 
-    /// True where both are in one buffer.
+    /// True if both are in the same buffer.
     pub(super) fn shares_buffer(self, other: View) -> bool {
         self.backend == other.backend && self.dtype == other.dtype && self.buffer == other.buffer
     }
 
-    /// True when the elements between the views' first and last ones meet.
+    /// True if the spans from first to last element of the two views overlap.
     pub(super) fn overlaps(self, other: View) -> bool {
         self.shares_buffer(other)
             && self.start < other.start.saturating_add(other.extent())

@@ -1,12 +1,13 @@
-//! Low-rank adapters beside linear layers (Hu et al. 2021): their passes, and their weights in and out.
+//! Low-rank adapters on linear layers (Hu et al. 2021): their passes, and loading and saving their weights.
 //!
-//! A part's output gets `t · Bᵀ` with `t = scale · (x · Aᵀ)`. Backward: `dB = dyᵀ · t`, and, with
-//! `dt = scale · (dy · B)`, `dA = dtᵀ · x` and `dx += dt · A`. Both `t` and `dt` are as narrow as the rank, so
-//! they are computed again where they are needed.
+//! The output of a part gets `t · Bᵀ` added, with `t = scale · (x · Aᵀ)`. Backward: `dB = dyᵀ · t`, and, with `dt =
+//! scale · (dy · B)`, `dA = dtᵀ · x` and `dx += dt · A`. Both `t` and `dt` are only as wide as the rank, so they are
+//! recomputed where they are needed.
 //!
-//! Under DoRA (Liu et al. 2024) the output is `g ∘ z + bias` with `z = x · wᵀ + t · Bᵀ` and `g = m / n`, where `m` is
-//! trained and `n = ‖w + scale · B · A‖`, row by row, is a constant of the backward pass, as in PEFT. So `dm = Σ dy ∘ z /
-//! n`, and everything before takes `g ∘ dy` for `dy`. `n` and `g` change with the weights, once a step.
+//! Under DoRA (Liu et al. 2024) the output is `g ∘ z + bias` with `z = x · wᵀ + t · Bᵀ` and `g = m / n`. `m` is
+//! trained; `n = ‖w + scale · B · A‖`, row by row, is treated as a constant in the backward pass, as in PEFT. So `dm =
+//! Σ dy ∘ z / n`, and all earlier gradients use `g ∘ dy` instead of `dy`. `n` and `g` change when the weights change,
+//! once a step.
 //!
 //! With dropout the adapter reads `x' = dropout(x)`, under DoRA `z` too: the output is then
 //! `g ∘ z(x') + bias + (x − x') · wᵀ`.
@@ -24,12 +25,12 @@ use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Lengths of the rows of weights under DoRA, and the factors on their outputs.
+/// Row norms of the weights under DoRA, and the factors on their outputs.
 #[derive(Debug)]
 pub(super) struct Dora {
     norms: Buffer,
     factors: Buffer,
-    /// Both are those of the weights as they are.
+    /// True if both match the current weights.
     fresh: bool,
 }
 
@@ -46,7 +47,7 @@ impl Dora {
     }
 }
 
-/// What a part under DoRA is scaled with: trained magnitudes, lengths, and the factors on its outputs.
+/// Views for a part under DoRA: trained magnitudes, row norms, and the factors on its outputs.
 struct Scaling {
     magnitude: View,
     norms: View,
@@ -54,7 +55,8 @@ struct Scaling {
 }
 
 impl<B: Backend> Model<B> {
-    /// `y (+)= …`, in the columns of each part that has an adapter; without DoRA the layer's own product is there.
+    /// `y (+)= …`, in the columns of each part that has an adapter; without DoRA `y` already holds the layer's own
+    /// product.
     pub(super) fn adapters_forward(&mut self, at: &Linear, y: View, accumulate: bool, x: View) -> Result<()> {
         for part in &at.parts {
             let Some(adapter) = &part.adapter else { continue };
@@ -108,7 +110,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// `dx (+)= …`; without DoRA the layer's own product is there.
+    /// `dx (+)= …`; without DoRA `dx` already holds the layer's own product.
     pub(super) fn adapters_dx(&mut self, at: &Linear, dx: View, accumulate: bool, dy: View) -> Result<()> {
         let mut accumulate = accumulate;
         for part in &at.parts {
@@ -130,7 +132,7 @@ impl<B: Backend> Model<B> {
                 self.backend.linear_dx(dx, true, dt, a)?;
                 continue;
             };
-            // What comes through the dropped input: `dt · A`, and under DoRA `(g ∘ dy − dy) · w`.
+            // The gradient through the dropped input: `dt · A`, and under DoRA `(g ∘ dy − dy) · w`.
             let inside = self.arena.dropped(dx.rows(), dx.width());
             self.backend.linear_dx(inside, false, dt, a)?;
             for piece in &pieces {
@@ -155,7 +157,7 @@ impl<B: Backend> Model<B> {
         self.dropout(Site::Adapter(adapter.module), rate as f32)
     }
 
-    /// `x` where nothing is dropped, else a copy of it with the dropout.
+    /// `x` if nothing is dropped, else a copy of it with the dropout applied.
     fn dropped(&mut self, x: View, dropout: Option<Dropout>) -> Result<View> {
         let Some(dropout) = dropout else { return Ok(x) };
         let copy = self.arena.dropped(x.rows(), x.width());
@@ -187,7 +189,7 @@ impl<B: Backend> Model<B> {
         Ok(dz)
     }
 
-    /// The products of one part, with outputs counted from its first.
+    /// The products of one part, with outputs counted from the part's first output.
     fn own_pieces(&self, part: &Part) -> Vec<Piece> {
         let mut pieces = self.pieces([part].into_iter());
         for piece in &mut pieces {
@@ -223,7 +225,7 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Computes lengths and factors of DoRA where the weights have changed.
+    /// Recomputes the norms and factors of DoRA if the weights have changed.
     pub(super) fn refresh_dora(&mut self) -> Result<()> {
         if self.dora.as_ref().is_none_or(|dora| dora.fresh) {
             return Ok(());
@@ -243,7 +245,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Lets the next pass compute lengths and factors again.
+    /// Marks the norms and factors as stale, so that the next pass recomputes them.
     pub(super) fn weights_changed(&mut self) {
         if let Some(dora) = &mut self.dora {
             dora.fresh = false;
@@ -259,13 +261,13 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// The settings of the adapter, of a model that has one.
+    /// The settings of the adapter, if the model has one.
     pub fn adapter(&self) -> Option<&crate::Lora> {
         self.lora.as_ref()
     }
 
-    /// Starts the adapter as PEFT does: `A` and `B` as [`LoraInit`] says, magnitudes the lengths of the weights' rows,
-    /// copies what they are copies of.
+    /// Initialises the adapter as PEFT does: `A` and `B` by [`LoraInit`], magnitudes to the norms of the weights' rows,
+    /// and copied modules to the values of their originals.
     ///
     /// # Errors
     /// [`Error::Parameter`] when the model has no adapter.
@@ -358,9 +360,9 @@ impl<B: Backend> Model<B> {
         )
     }
 
-    /// Writes the model with its adapter added to its weights, as [`Model::save_weights`] does; `merge_and_unload` of
-    /// PEFT computes the same. True where the head is written too that the base had tied to its embedding, and is not any
-    /// longer.
+    /// Writes the model with its adapter merged into its weights, as [`Model::save_weights`] does; PEFT's
+    /// `merge_and_unload` computes the same. Returns true if a head is written too that was tied to the embedding in
+    /// the base and no longer is.
     ///
     /// # Errors
     /// As [`Model::save_weights`]; [`Error::Parameter`] when the model has no adapter.
@@ -390,7 +392,7 @@ impl<B: Backend> Model<B> {
         let blocks = map.blocks.iter().flat_map(|block| block.linears());
         let linears = blocks.chain((!tied_head).then_some(&map.head));
         let parts = linears.flat_map(|linear| linear.parts.iter().map(move |part| (linear.inputs, part)));
-        // A tied head's copy is not the embedding's.
+        // The trained copy of a tied head differs from the embedding.
         let head = map.head.parts.iter().map(|part| part.weight.parameter).find(|_| tied_head);
         let copies = map.parameters.iter().enumerate().filter(|(_, p)| p.copy_of == Some(parameter));
         let embedding = map.embedding.parameter;
@@ -407,7 +409,7 @@ impl<B: Backend> Model<B> {
         Ok(p.layout.to_file(values, &p.shape))
     }
 
-    /// The head of a tied model, with what the adapter has for it.
+    /// The head of a tied model, with the adapter's changes to it.
     fn merged_head(&self) -> Result<Vec<f32>> {
         let Some(part) = self.map.head.parts.first() else { return Ok(Vec::new()) };
         let mut values = self.values(part.weight.parameter)?;
@@ -417,7 +419,7 @@ impl<B: Backend> Model<B> {
         Ok(values)
     }
 
-    /// `w += scale · B · A`, and under DoRA each row to its length.
+    /// `w += scale · B · A`, and under DoRA each row rescaled to its magnitude.
     fn merge_part(&self, adapter: &Adapter, inputs: usize, w: &mut [f32]) -> Result<()> {
         let read = |view: View| {
             let mut values = vec![0.0; view.len()];
@@ -444,7 +446,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// How the adapter begins.
+    /// The initialisation of the adapter; an error if there is none.
     fn need_adapter(&self) -> Result<LoraInit> {
         match &self.lora {
             None => Err(Error::Parameter { message: "the model was made without an adapter".into() }),
@@ -452,7 +454,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// A parameter's values in the engine's layout, wherever they are.
+    /// A parameter's values in the engine's layout, from wherever they are stored.
     pub(super) fn values(&self, parameter: usize) -> Result<Vec<f32>> {
         let p = &self.map.parameters[parameter];
         if let Some((_, tensor)) = &self.files[parameter] {

@@ -1,4 +1,4 @@
-//! One buffer for everything that a pass computes, planned before the first step.
+//! One buffer for all intermediate values of a pass, planned before the first step.
 
 use super::Budget;
 use crate::Result;
@@ -15,7 +15,7 @@ pub(super) struct Saved {
     pub(super) q: View,
     /// Rotated keys, and values, `[rows, 2·K]`.
     pub(super) kv: View,
-    /// Queries and keys before their norms, where the layer has them.
+    /// Queries and keys before their norms, if the layer has them.
     pub(super) raw: Option<RawHeads>,
     /// Log-sum-exp of the scores, `[rows, heads]`.
     pub(super) lse: View,
@@ -27,13 +27,13 @@ pub(super) struct Saved {
     pub(super) mlp_stats: View,
     /// Output of the MLP's first matrix, `[rows, U]`.
     pub(super) up: View,
-    /// Probabilities of experts, `[rows, experts]`, and the weights of those taken, `[rows, per_row]`.
+    /// Probabilities of the experts, `[rows, experts]`, and the weights of the chosen ones, `[rows, per_row]`.
     pub(super) route: Option<[View; 2]>,
-    /// Outputs of attention and MLP before the norms after them, where the layer has them.
+    /// Outputs of attention and MLP before the norms after them, if the layer has them.
     pub(super) branches: [Option<Branch>; 2],
 }
 
-/// What a norm after attention or MLP normalised.
+/// The input of a norm after attention or MLP.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Branch {
     /// `[rows, H]`.
@@ -57,9 +57,9 @@ pub(super) struct RawHeads {
 pub(super) struct Arena {
     /// Owner of the memory; `None` in a plan.
     _memory: Option<Buffer>,
-    /// Input of each layer, `[tokens, H]`; two that alternate where nothing is saved.
+    /// Input of each layer, `[tokens, H]`; two alternating buffers if nothing is saved.
     inputs: Vec<View>,
-    /// What each layer saves; in the same place for all where it is computed again.
+    /// What each layer saves; all layers share one place if activations are recomputed.
     saved: Vec<Saved>,
     /// The last layer's output on the targets' rows, `[targets, H]`, and the statistics of the final norm.
     pub(super) last: View,
@@ -67,20 +67,20 @@ pub(super) struct Arena {
     /// Chunk of logits, `[chunk, vocab]`.
     pub(super) logits: View,
     pub(super) chunk: usize,
-    /// Scratch: normalised rows, `[rows, H]`, and the query rows of them, `[targets, H]`.
+    /// Scratch: normalised rows, `[rows, H]`, and the query rows among them, `[targets, H]`.
     pub(super) h: View,
     pub(super) query_h: View,
-    /// Scratch: inside of the MLP, as wide as the widest.
+    /// Scratch: the intermediate activation of the MLP, as wide as the widest layer's.
     inner: View,
     /// Scratch of experts: rows by slot, `[rows · per_row, H]`, twice.
     slots: [View; 2],
-    /// Scratch of adapters: their rows between `A` and `B`, and the gradient of these.
+    /// Scratch of adapters: their rows between `A` and `B`, and the gradient of those.
     low: [View; 2],
-    /// Scratch of adapters that scale the outputs of a layer: these outputs, and the gradient of what is scaled.
+    /// Scratch of adapters that scale a layer's outputs: these outputs, and the gradient of the scaled values.
     wide: [View; 2],
-    /// Scratch of adapters with dropout: their inputs, or the gradient of these.
+    /// Scratch of adapters with dropout: their inputs, or the gradient of those.
     dropped: View,
-    /// Scratch of the load-balancing loss, where there is one.
+    /// Scratch of the load-balancing loss, if the model has one.
     pub(super) balance: Option<BalanceScratch>,
     /// Scratch of the backward pass.
     back: Option<BackScratch>,
@@ -92,7 +92,7 @@ pub(super) struct Arena {
 /// Scratch of the load-balancing loss.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BalanceScratch {
-    /// How many sequences each row stands for, `[tokens, 1]`.
+    /// How many sequences share each row, `[tokens, 1]`.
     pub(super) rows: View,
     /// The same by slot, and ones, `[tokens · per_row, 1]`.
     pub(super) slots: [View; 2],
@@ -103,7 +103,7 @@ pub(super) struct BalanceScratch {
     pub(super) sums: View,
 }
 
-/// Scratch of the backward pass, as wide as the widest layer needs it.
+/// Scratch of the backward pass, as wide as the widest layer needs.
 #[derive(Clone, Copy, Debug)]
 struct BackScratch {
     d_last: View,
@@ -118,30 +118,30 @@ struct BackScratch {
     route: [View; 2],
 }
 
-/// Gradients that the backward pass of a layer computes, each of the shape of what it belongs to.
+/// Gradients that the backward pass of a layer computes, each with the shape of its value.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backward {
-    /// Of the residual stream on the targets' rows, `[targets, H]`.
+    /// Gradient of the residual stream on the targets' rows, `[targets, H]`.
     pub(super) d_last: View,
-    /// Of the residual stream, `[tokens, H]`.
+    /// Gradient of the residual stream, `[tokens, H]`.
     pub(super) dx: View,
-    /// Of normalised rows, `[rows, H]`.
+    /// Gradient of normalised rows, `[rows, H]`.
     pub(super) dh: View,
-    /// Of `up`, `[rows, U]`.
+    /// Gradient of `up`, `[rows, U]`.
     pub(super) dup: View,
-    /// Of the attention's output, `[rows, Q]`.
+    /// Gradient of the attention's output, `[rows, Q]`.
     pub(super) d_o: View,
-    /// Of queries, `[rows, Q]`.
+    /// Gradient of queries, `[rows, Q]`.
     pub(super) dq: View,
-    /// Of keys and values, `[tokens, 2·K]`.
+    /// Gradient of keys and values, `[tokens, 2·K]`.
     pub(super) dkv: View,
-    /// Of queries or keys before their norm, `[rows, Q]` and `[tokens, K]` in the same memory.
+    /// Gradient of queries or keys before their norm, `[rows, Q]` and `[tokens, K]` in the same memory.
     pub(super) raw: Option<[View; 2]>,
-    /// Of the output of attention or MLP before the norm after it, `[rows, H]`.
+    /// Gradient of the output of attention or MLP before the norm after it, `[rows, H]`.
     pub(super) branch: Option<View>,
 }
 
-/// Cuts views from the arena's memory, or counts them where there is none yet.
+/// Cuts views from the arena's memory, or only counts their sizes if there is no memory yet.
 struct Cutter {
     whole: Option<View>,
     used: usize,
@@ -204,7 +204,8 @@ impl Arena {
         Ok(Arena { _memory: Some(memory), ..arena })
     }
 
-    /// Cuts `whole` into the arena's views, with at most `logits` elements of these; plans them where it is `None`.
+    /// Cuts `whole` into the arena's views, with at most `logits` elements for logits; only plans them if `whole` is
+    /// `None`.
     pub(super) fn carve(
         a: &Architecture,
         b: Budget,
@@ -287,7 +288,7 @@ impl Arena {
         }
     }
 
-    /// What layer `n` saves, cut to `tokens` rows of which `queries` have queries.
+    /// What layer `n` saves, cut to `tokens` rows, `queries` of which have queries.
     pub(super) fn saved(&self, n: usize, tokens: usize, queries: usize) -> Saved {
         let s = self.saved[n];
         Saved {
@@ -313,12 +314,12 @@ impl Arena {
         }
     }
 
-    /// Where layer `n` finds its input of `tokens` rows.
+    /// The input of layer `n`, cut to `tokens` rows.
     pub(super) fn input(&self, n: usize, tokens: usize) -> View {
         self.inputs[n % self.inputs.len()].top(tokens)
     }
 
-    /// The inside of a block's MLP.
+    /// The intermediate activation of a block's MLP.
     pub(super) fn inner(&self, block: &Block, queries: usize) -> View {
         self.inner.matrix(queries * block.mlp.per_row(), block.mlp.intermediate)
     }
@@ -335,7 +336,7 @@ impl Arena {
         Some([logits.matrix(queries, experts.count), weights.matrix(queries, experts.routing.per_row)])
     }
 
-    /// The rows between the matrices of an adapter of this rank, and their gradient.
+    /// The rows between the two matrices of an adapter of this rank, and their gradient.
     pub(super) fn low(&self, rows: usize, rank: usize) -> [View; 2] {
         self.low.map(|view| view.matrix(rows, rank))
     }
@@ -350,8 +351,7 @@ impl Arena {
         self.dropped.matrix(rows, width)
     }
 
-    /// The gradients of a layer, cut to `tokens` rows of which `queries` have queries; `None` where nothing
-    /// trains.
+    /// The gradients of a layer, cut to `tokens` rows, `queries` of which have queries; `None` if nothing is trained.
     pub(super) fn backward(&self, block: &Block, tokens: usize, queries: usize) -> Option<Backward> {
         let [q, kv, up] = Architecture::widths(block);
         let b = self.back?;

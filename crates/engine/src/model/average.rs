@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 impl<B: Backend> Model<B> {
-    /// Adds the present weights to the average: `average = decay · average + (1 − decay) · weights`. The first time it
-    /// becomes the weights, as PyTorch's `AveragedModel` does.
+    /// Adds the current weights to the average: `average = decay · average + (1 − decay) · weights`. The first call
+    /// copies the weights, as PyTorch's `AveragedModel` does.
     ///
     /// # Errors
-    /// [`crate::Error::Memory`] where there is not enough; [`crate::Error::Batch`] when the model does not train.
+    /// [`crate::Error::Memory`] if there is not enough memory; [`crate::Error::Batch`] when the model does not train.
     pub fn update_average(&mut self, decay: f64) -> Result<()> {
         let share = match self.average {
             Some(_) => 1.0 - decay,
@@ -31,7 +31,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Exchanges the weights and their average; nothing happens where there is none.
+    /// Exchanges the weights and their average; does nothing without an average.
     ///
     /// # Errors
     /// A failure of the device.
@@ -45,12 +45,12 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// True where there is an average.
+    /// True if there is an average.
     pub fn has_average(&self) -> bool {
         self.average.is_some()
     }
 
-    /// Writes the average, exactly.
+    /// Writes the average without rounding.
     ///
     /// # Errors
     /// [`crate::Error::Io`] with the file.
@@ -91,7 +91,7 @@ impl<B: Backend> Model<B> {
         weights::check_fit(path, what, fitting, map.trained().count(), others)
     }
 
-    /// The average's memory, allocated where there is none.
+    /// The average's memory, allocated on first use.
     fn need_average(&mut self) -> Result<crate::kernels::View> {
         self.trained()?;
         if let Some(average) = &self.average {

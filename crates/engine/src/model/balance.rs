@@ -1,19 +1,21 @@
-//! The load-balancing loss of experts (Fedus et al. 2021, equations 4 to 6) as `load_balancing_loss_func` of transformers
-//! computes it: over all layers that have experts together, and over all tokens, whether they are learned or not.
+//! The load-balancing loss of experts (Fedus et al. 2021, equations 4 to 6) as `load_balancing_loss_func` of
+//! transformers computes it: over all layers that have experts together, and over all tokens, whether or not they are
+//! targets.
 //!
-//! With `R` the rows of all these layers, `c_e` how often expert `e` was taken and `p_e` the sum of its probabilities, the loss
-//! is `experts · Σ_e (c_e / R) · (p_e / R)`. Which experts a row takes is a constant of the backward pass, so the gradient of
-//! a probability is `experts · c_e / R²`. A prompt that several sequences share counts once for each of them.
+//! With `R` the rows of all these layers, `c_e` how often expert `e` was chosen and `p_e` the sum of its probabilities,
+//! the loss is `experts · Σ_e (c_e / R) · (p_e / R)`. The choice of experts is a constant in the backward pass, so the
+//! gradient of a probability is `experts · c_e / R²`. A prompt shared by several sequences counts once for each of
+//! them.
 
 use super::Model;
 use crate::Result;
 use crate::batch::Batch;
 use crate::kernels::{Backend, Buffer, View};
 
-/// What a pass has of the loss, on the device.
+/// State of the loss during a pass, on the device.
 #[derive(Debug)]
 pub(super) struct Balance {
-    /// How often each expert was taken, and the sums of the probabilities: `[2, experts]`.
+    /// How often each expert was chosen, and the sums of the probabilities: `[2, experts]`.
     sums: Buffer,
     experts: usize,
     /// Rows of all layers.
@@ -29,7 +31,7 @@ impl Balance {
 }
 
 impl<B: Backend> Model<B> {
-    /// Begins the loss of a pass, where the pass has one.
+    /// Begins the loss of a pass, if the pass has one.
     pub(super) fn balance_begin(&mut self, batch: &Batch) -> Result<()> {
         self.balance = None;
         let (Some(_), Some(experts), Some(scratch)) = (self.pass, self.arch.experts(), self.arena.balance)
@@ -46,7 +48,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Adds what layer `n` has chosen for `tokens` rows.
+    /// Adds the choices of layer `n` for `tokens` rows.
     pub(super) fn balance_add(&mut self, n: usize, tokens: usize) -> Result<()> {
         let (Some(scratch), Some(routes)) = (self.arena.balance, &self.routes[n]) else { return Ok(()) };
         let (Some(balance), Some([probabilities, _])) =
@@ -62,7 +64,7 @@ impl<B: Backend> Model<B> {
         self.backend.linear_dw(sums, begun, probabilities, rows)
     }
 
-    /// Computes the gradient of the probabilities, which is the same for all layers.
+    /// Computes the gradient of the probabilities, which all layers share.
     pub(super) fn balance_factors(&mut self) -> Result<()> {
         let (Some(balance), Some(scratch), Some(pass)) = (&self.balance, self.arena.balance, self.pass)
         else {
@@ -81,7 +83,7 @@ impl<B: Backend> Model<B> {
         let (tokens, experts) = (d_logits.rows(), d_logits.width());
         let [terms, rest] = scratch.terms.map(|view| view.matrix(tokens, experts));
         let (sums, factors) = (scratch.sums.matrix(tokens, 1), scratch.factors.matrix(1, experts));
-        // The softmax's backward: p · (g − Σ p·g).
+        // Backward of the softmax: p · (g − Σ p·g).
         self.backend.linear(sums, false, probabilities, factors, None)?;
         self.backend.copy(rest, probabilities)?;
         self.backend.scale_rows(rest, sums)?;
@@ -92,7 +94,7 @@ impl<B: Backend> Model<B> {
         self.backend.add(d_logits, terms)
     }
 
-    /// The load-balancing loss of a pass, without its factor; `None` where it had none.
+    /// The load-balancing loss of a pass, without its factor; `None` if it had none.
     ///
     /// # Errors
     /// [`crate::Error::Operands`] for losses of another model.

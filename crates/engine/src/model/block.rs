@@ -10,7 +10,7 @@ use crate::kernels::{Attention, Backend, Dropout, Indices, Norm, PlanBuffer, Vie
 use crate::params::{BlockSlots, Linear, NormSlots, Part};
 use std::sync::Arc;
 
-/// The rows that a layer computes over.
+/// The rows over which a layer computes.
 pub(super) struct Rows<'a> {
     /// Positions of all rows.
     pub(super) positions: Indices,
@@ -41,19 +41,19 @@ impl Rows<'_> {
 pub(super) struct Keys<'a> {
     /// Where this batch's rows are written.
     pub(super) new: View,
-    /// Where each of them is copied to, where that is not its place for attention.
+    /// Where each new row is copied to, if `new` is not its place for attention.
     pub(super) places: &'a [View],
-    /// What attention reads: the same, or a cache that they are in.
+    /// What attention reads: `new`, or a cache that contains the new rows.
     pub(super) all: View,
 }
 
-/// A norm of a block, where it has one.
+/// A norm of a block, if it has one.
 type BlockNorm<'a> = Option<(Norm, &'a NormSlots)>;
 
 /// How the output of attention or MLP joins the residual stream.
 #[derive(Clone, Copy)]
 struct Joint<'a> {
-    /// The norm after it, and what that normalised.
+    /// The norm after it, and that norm's input.
     norm: Option<(Norm, &'a NormSlots, Branch)>,
     dropout: Option<Dropout>,
     scale: f32,
@@ -81,7 +81,7 @@ impl<B: Backend> Model<B> {
         Keys { new: kv, places: &[], all: kv }
     }
 
-    /// Where layer `n` writes: the next one's input, or the rows for the head.
+    /// The output of layer `n`: the next layer's input, or the rows for the head.
     pub(super) fn output(&self, n: usize, rows: &Rows) -> View {
         match rows.query_rows {
             None => self.arena.input(n + 1, rows.all()),
@@ -89,8 +89,8 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// One block, on the query rows: `out = x' + mlp(norm(x'))` with `x' = x + attention(norm(x))`, or
-    /// `out = x + attention(norm(x)) + mlp(norm'(x))`. What is added may be normalised and scaled first.
+    /// One block, on the query rows: `out = x' + mlp(norm(x'))` with `x' = x + attention(norm(x))`, or `out = x +
+    /// attention(norm(x)) + mlp(norm'(x))`. Each summand may be normalised and scaled first.
     pub(super) fn block_forward(&mut self, n: usize, rows: &Rows, keys: Keys<'_>, out: View) -> Result<()> {
         let (arch, map) = (Arc::clone(&self.arch), Arc::clone(&self.map));
         let (block, at) = (&arch.blocks[n], &map.blocks[n]);
@@ -137,8 +137,8 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// The backward of [`Model::block_forward`]: takes the gradient of its output (on the query rows) to
-    /// `dx`, the gradient of its input.
+    /// The backward of [`Model::block_forward`]: computes `dx`, the gradient of its input, from the gradient of its
+    /// output (on the query rows).
     pub(super) fn block_backward(&mut self, n: usize, rows: &Rows) -> Result<()> {
         let (arch, map) = (Arc::clone(&self.arch), Arc::clone(&self.map));
         let (block, at) = (&arch.blocks[n], &map.blocks[n]);
@@ -146,12 +146,12 @@ impl<B: Backend> Model<B> {
         let Some(back) = self.arena.backward(block, all, queries) else { return Ok(()) };
         let saved = self.arena.saved(n, all, queries);
         let dx = back.dx;
-        // The residual stream's gradient, on the query rows: a buffer of its own in the last layer.
+        // The residual stream's gradient, on the query rows: a separate buffer in the last layer.
         let d = if rows.query_rows.is_some() { back.d_last.top(queries) } else { dx };
         let [after_attention, after_mlp] = Joint::of(block, at, saved, self.residual_dropouts(n));
         let (d_o, dq, dkv) = (back.d_o, back.dq, back.dkv);
         if block.parallel {
-            // Before the MLP adds to `d`, which it shares with the attention.
+            // Before the MLP adds to `d`, which both branches read.
             let dy = self.join_backward(d, back, after_attention)?;
             self.linear_backward(&at.out, d_o, false, dy, saved.o)?;
         }
@@ -166,7 +166,7 @@ impl<B: Backend> Model<B> {
             let inner = self.arena.inner(block, queries);
             self.backend.activate(block.mlp.activation, inner, saved.up)?;
             let dy = self.join_backward(d, back, after_mlp)?;
-            // The inside is no longer needed afterwards: its gradient takes its place.
+            // The activation is no longer needed after this, so its gradient overwrites it.
             self.linear_backward(&at.down, inner, false, dy, inner)?;
             self.backend.activate_backward(block.mlp.activation, back.dup, inner, saved.up)?;
             let h = self.norm_before_again(norm, h, saved.mlp_stats, saved.middle)?;
@@ -196,8 +196,8 @@ impl<B: Backend> Model<B> {
             let Some(query_rows) = rows.query_rows else {
                 return model.linear_backward(&at.q, dh, true, dq, h);
             };
-            // From the query rows back to all rows; the others' residual gradient starts at zero. The gradient takes the
-            // place of the normalised rows.
+            // From the query rows back to all rows; the residual gradient of the other rows starts at zero. The
+            // gradient overwrites the normalised rows.
             model.linear_backward(&at.q, query_h, false, dq, query_h)?;
             model.backend.scatter_add(dh, query_h, query_rows)?;
             model.backend.fill(dx, 0.0)?;
@@ -212,13 +212,13 @@ impl<B: Backend> Model<B> {
         [Site::AfterAttention(n), Site::AfterMlp(n)].map(|site| self.dropout(site, rate))
     }
 
-    /// Adds the output of attention or MLP to the residual stream: `to += scale · dropout(norm(x · wᵀ + b))`,
-    /// where it is normalised.
+    /// Adds the output of attention or MLP to the residual stream: `to += scale · dropout(norm(x · wᵀ + b))`, with the
+    /// norm if there is one.
     fn join(&mut self, to: View, x: View, at: &Linear, joint: Joint) -> Result<()> {
         if joint.norm.is_none() && joint.dropout.is_none() && joint.scale == 1.0 {
             return self.linear(to, true, x, at);
         }
-        // What was normalised before is no longer needed.
+        // The previous normalised rows are no longer needed.
         let scratch = self.arena.h.top(to.rows());
         match joint.norm {
             None => self.linear(scratch, false, x, at)?,
@@ -234,8 +234,8 @@ impl<B: Backend> Model<B> {
         self.backend.add(to, scratch)
     }
 
-    /// The backward of [`Model::join`]: the gradient of `x · wᵀ + b`, given that of the residual stream. It
-    /// may lie in `dh`.
+    /// The backward of [`Model::join`]: the gradient of `x · wᵀ + b`, given that of the residual stream. The result may
+    /// be in `dh`.
     fn join_backward(&mut self, d: View, back: Backward, joint: Joint) -> Result<View> {
         let mut dy = d;
         if joint.scale != 1.0 || joint.dropout.is_some() {
@@ -258,14 +258,14 @@ impl<B: Backend> Model<B> {
         Attention { heads: block.attention.heads, plan: rows.attention, dropout }
     }
 
-    /// `x` where the layer has no norm here, else `y = norm(x)`.
+    /// `x` if the layer has no norm here, else `y = norm(x)`.
     fn norm_before(&mut self, norm: BlockNorm, y: View, stats: View, x: View) -> Result<View> {
         let Some((norm, at)) = norm else { return Ok(x) };
         self.norm(norm, at, y, stats, x)?;
         Ok(y)
     }
 
-    /// As [`Model::norm_before`], from the statistics that it left.
+    /// As [`Model::norm_before`], from its saved statistics.
     fn norm_before_again(&mut self, norm: BlockNorm, y: View, stats: View, x: View) -> Result<View> {
         let Some((norm, at)) = norm else { return Ok(x) };
         let (w, b) = self.norm_views(at);
@@ -288,22 +288,21 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Normalises queries and keys, where the layer does.
+    /// Normalises queries and keys, if the layer does.
     fn qk_norm(&mut self, block: &Block, at: &BlockSlots, saved: Saved, kv: View) -> Result<()> {
         let (Some(QkNorm { norm, .. }), Some(raw), Some([q_norm, k_norm])) =
             (block.attention.qk_norm, saved.raw, &at.qk_norm)
         else {
             return Ok(());
         };
-        // One product gives keys and values side by side; the keys are normalised in their place.
+        // One product gives keys and values side by side; the keys are normalised in place.
         let k = kv.columns(0..raw.k.width());
         self.backend.copy(raw.k, k)?;
         self.norm(norm, q_norm, saved.q, raw.q_stats, raw.q)?;
         self.norm(norm, k_norm, k, raw.k_stats, raw.k)
     }
 
-    /// The backward of [`Model::qk_norm`]: `dq` and the keys of `dkv` become gradients of what was
-    /// normalised.
+    /// The backward of [`Model::qk_norm`]: turns `dq` and the keys of `dkv` into the gradients of the norms' inputs.
     fn qk_norm_backward(
         &mut self,
         block: &Block,
@@ -328,7 +327,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Rotates queries of the query rows and keys of all rows, where positions are rotary; `inverse` is the
+    /// Rotates the queries of the query rows and the keys of all rows, if positions are rotary; `inverse` is the
     /// backward.
     fn rotate(&mut self, n: usize, q: View, kv: View, rows: &Rows, inverse: bool) -> Result<()> {
         let Some(rope) = self.block_ropes[n] else { return Ok(()) };
@@ -406,7 +405,7 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Runs operations of which several take these factors.
+    /// Runs operations, several of which read these factors.
     fn sharing(&mut self, factors: &[View], run: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let mut result = Ok(());
         for factor in factors {
@@ -427,11 +426,11 @@ impl<B: Backend> Model<B> {
         self.adapters_dx(at, dx, accumulate, dy)
     }
 
-    /// The products that parts of a layer are: parts whose weights and biases lie together in a buffer are one; of a
-    /// tensor in a file that lies there head by head, each head is one.
+    /// The products that compute these parts. Parts whose weights and biases are adjacent in a buffer form one product;
+    /// a tensor stored head by head in a file takes one product per head.
     pub(super) fn pieces<'p>(&self, parts: impl Iterator<Item = &'p Part>) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();
-        // Where the weights and the biases of the last piece end in the buffer.
+        // The end of the last piece's weights and biases in the buffer.
         let mut end: Option<(usize, Option<usize>)> = None;
         for part in parts {
             let (weight, bias) = (&part.weight.range, part.bias.as_ref().map(|bias| &bias.range));
@@ -466,7 +465,7 @@ impl<B: Backend> Model<B> {
         pieces
     }
 
-    /// The gradients of a layer's weights, biases and adapters, of those that are trained.
+    /// The gradients of a layer's weights, biases and adapters, if they are trained.
     fn linear_dw(&mut self, at: &Linear, dy: View, x: View) -> Result<()> {
         for (outputs, slots) in at.trained(|part| part.bias.as_ref()) {
             if let Some((db, accumulate)) = self.gradient_of(&slots) {

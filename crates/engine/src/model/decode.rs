@@ -1,4 +1,4 @@
-//! Generation: sequences whose keys and values are cached.
+//! Generation with cached keys and values.
 
 use super::Model;
 use super::block::{Keys, Rows};
@@ -6,13 +6,13 @@ use crate::kernels::{AttentionPlan, AttentionRange, Backend, Buffer, View};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Keys and values of one sequence, or of several, in every layer of one model. Its memory is freed when it is dropped.
+/// Keys and values of one or several sequences, in every layer of one model. Its memory is freed when it is dropped.
 #[derive(Debug)]
 pub struct KvCache {
-    /// `[slots·capacity + rows, 2·kv_heads·head_dim]` per layer: the sequences one after the other, then space for one
-    /// new row of each where there are several.
+    /// `[slots·capacity + rows, 2·kv_heads·head_dim]` per layer: the sequences one after the other, then, with several
+    /// sequences, space for one new row of each.
     layers: Vec<Buffer>,
-    /// The model that it belongs to, by its parameters' buffer.
+    /// The model that it belongs to, identified by its parameters' buffer.
     model: View,
     /// Tokens that fit into each sequence.
     capacity: usize,
@@ -22,13 +22,13 @@ pub struct KvCache {
 /// A sequence.
 #[derive(Clone, Debug, Default)]
 struct Slot {
-    /// The tokens, for sequences whose rotation depends on their length.
+    /// The tokens, kept for models whose rotation depends on the sequence length.
     ids: Vec<u32>,
     len: usize,
 }
 
 impl KvCache {
-    /// Tokens seen so far of the first sequence.
+    /// Number of cached tokens of the first sequence.
     pub fn len(&self) -> usize {
         self.slots[0].len
     }
@@ -43,17 +43,17 @@ impl KvCache {
         self.capacity
     }
 
-    /// Sequences.
+    /// Number of sequences.
     pub fn slots(&self) -> usize {
         self.slots.len()
     }
 
-    /// Tokens seen so far of a sequence.
+    /// Number of cached tokens of a sequence.
     pub fn len_of(&self, slot: usize) -> usize {
         self.slots[slot].len
     }
 
-    /// Forgets everything after the first `len` tokens of the first sequence, so that the memory serves the next one.
+    /// Drops everything after the first `len` tokens of the first sequence, so that the memory can be reused.
     pub fn truncate(&mut self, len: usize) {
         self.truncate_slot(0, len);
     }
@@ -75,7 +75,7 @@ impl<B: Backend> Model<B> {
     /// A cache for a sequence of up to `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is not enough.
+    /// [`Error::Memory`] if there is not enough memory.
     pub fn cache(&mut self, capacity: usize) -> Result<KvCache> {
         self.cache_of(1, capacity)
     }
@@ -83,7 +83,7 @@ impl<B: Backend> Model<B> {
     /// A cache for several sequences of up to `capacity` tokens each.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is not enough, [`Error::Batch`] without a sequence.
+    /// [`Error::Memory`] if there is not enough memory, [`Error::Batch`] without a sequence.
     pub fn cache_of(&mut self, slots: usize, capacity: usize) -> Result<KvCache> {
         if slots == 0 {
             return Err(Error::Batch { message: "a cache of no sequence".into() });
@@ -93,16 +93,16 @@ impl<B: Backend> Model<B> {
         let widths = arch.blocks.iter().map(|block| block.attention.heads.kv_width());
         let layers = widths.map(|width| self.backend.allocate(rows.saturating_mul(width)));
         let layers = layers.collect::<Result<_>>()?;
-        // The rotation tables for the whole cache at once, not again for each token.
+        // Builds the rotation tables for the whole cache once instead of growing them token by token.
         self.cover(capacity, &[])?;
         Ok(KvCache { layers, model: self.parameters.view(), capacity, slots: vec![Slot::default(); slots] })
     }
 
-    /// Appends `ids` to the first cached sequence; the logits `[vocab]` after the last of them.
+    /// Appends `ids` to the first cached sequence and returns the logits `[vocab]` after the last of them.
     ///
     /// # Errors
     /// [`Error::Batch`] when the cache belongs to another model, there is nothing to append, the cache is
-    /// full, an id is outside the vocabulary, or a learned position table ends.
+    /// full, an id is outside the vocabulary, or a position is beyond a learned position table.
     pub fn decode(&mut self, cache: &mut KvCache, ids: &[u32]) -> Result<Vec<f32>> {
         self.decode_slot(cache, 0, ids)
     }
@@ -118,7 +118,7 @@ impl<B: Backend> Model<B> {
         at.ids.truncate(at.len);
         at.ids.extend(ids);
         if self.turns(at.len, end) {
-            // All keys are rotated otherwise now: compute them again.
+            // The rotation of all keys has changed: compute them again.
             at.len = 0;
         }
         self.cover(end, &[end])?;
@@ -129,11 +129,11 @@ impl<B: Backend> Model<B> {
         self.logits(1).map(|mut rows| rows.remove(0))
     }
 
-    /// Appends one token to each of several sequences, in one pass over the weights; the logits `[vocab]` of each. The
-    /// model's budget must have as many tokens and targets.
+    /// Appends one token to each of several sequences, in one pass over the weights; returns the logits `[vocab]` of
+    /// each. The model's budget must allow as many tokens and targets.
     ///
     /// # Errors
-    /// As [`Model::decode`], and for a sequence that is named twice.
+    /// As [`Model::decode`], and if a sequence occurs twice.
     pub fn decode_batch(&mut self, cache: &mut KvCache, next: &[(usize, u32)]) -> Result<Vec<Vec<f32>>> {
         let mut ends = Vec::with_capacity(next.len());
         for (i, (slot, id)) in next.iter().enumerate() {
@@ -153,7 +153,7 @@ impl<B: Backend> Model<B> {
         self.logits(next.len())
     }
 
-    /// The length of a sequence after `ids`, where they can be appended.
+    /// The length of a sequence after appending `ids`; an error if they cannot be appended.
     fn check_decode(&self, cache: &KvCache, slot: usize, ids: &[u32]) -> Result<usize> {
         let fail = |message| Err(Error::Batch { message });
         if cache.model != self.parameters.view() {
@@ -181,7 +181,7 @@ impl<B: Backend> Model<B> {
         Ok(end)
     }
 
-    /// True where a sequence of `to` tokens is rotated otherwise than one of `from`.
+    /// True if a sequence of `to` tokens is rotated differently from one of `from`.
     fn turns(&self, from: usize, to: usize) -> bool {
         self.ropes.iter().any(|rope| rope.rope.variant(from) != rope.rope.variant(to))
     }
@@ -282,7 +282,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Final norm and head of the first `count` rows that the last layer left.
+    /// Final norm and head of the first `count` output rows of the last layer.
     fn logits(&mut self, count: usize) -> Result<Vec<Vec<f32>>> {
         let (h, ..) = self.final_norm(count)?;
         let map = Arc::clone(&self.map);

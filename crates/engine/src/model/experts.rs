@@ -1,7 +1,7 @@
-//! Forward and backward of an MLP that is a mixture of experts.
+//! Forward and backward of a mixture-of-experts MLP.
 //!
-//! `y = Σ_slots weight · down(inner)`, with `inner = f(up(h))`, each slot through its expert. The weight is
-//! multiplied into `inner`, so that its gradient needs no output of an expert.
+//! `y = Σ_slots weight · down(inner)`, with `inner = f(up(h))`, each slot through its expert. The weight is multiplied
+//! into `inner`, so that its gradient does not need the expert's output.
 
 use super::Model;
 use super::arena::{Backward, Saved};
@@ -58,7 +58,7 @@ impl<B: Backend> Model<B> {
         let [first, second] = self.arena.slots(rows.len(), h.width());
         let (inner, up) = (self.arena.inner(block, h.rows()), self.up_of_slots(n, saved, rows.len()));
 
-        // The gradient of the weighted inside; that of `up`, which is not computed yet, lends its memory.
+        // The gradient of the weighted activation. The gradient of `up` is not computed yet, so its memory is used.
         let dy = first;
         let dz = back.dup.matrix(rows.len(), inner.width());
         self.backend.gather(dy, d, rows)?;
@@ -95,7 +95,7 @@ impl<B: Backend> Model<B> {
         self.pieces(at.parts.iter()).into_iter().map(|piece| piece.weight).collect()
     }
 
-    /// The gradients of the experts' weights that are trained.
+    /// The gradients of those expert weights that are trained.
     fn grouped_dw(&mut self, at: &Linear, dy: View, x: View, offsets: Indices) -> Result<()> {
         for (outputs, slots) in at.trained(|part| Some(&part.weight)) {
             if let Some((dw, accumulate)) = self.gradient_of(&slots) {

@@ -8,7 +8,7 @@ use crate::kernels::{Backend, Buffer, Indices, TargetLoss, View};
 use std::sync::Arc;
 
 impl<B: Backend> Model<B> {
-    /// `x[tokens, H] = scale · embedding[ids] (+ noise) (+ table[positions])`; `noise` has the sizes of the rows' noise.
+    /// `x[tokens, H] = scale · embedding[ids] (+ noise) (+ table[positions])`; `noise` holds each row's noise size.
     pub(super) fn embed(&mut self, ids: Indices, positions: Indices, noise: Option<View>) -> Result<()> {
         let map = Arc::clone(&self.map);
         let x = self.arena.input(0, ids.len());
@@ -39,7 +39,7 @@ impl<B: Backend> Model<B> {
             if scale != 1.0 {
                 self.backend.scale(dx, scale)?;
             }
-            // A tied head has already written its part of the embedding's gradient.
+            // With a tied head, the head's part of the embedding's gradient is already there.
             if let Some(table) = self.gradient_to_add(slot)? {
                 self.backend.scatter_add(table.matrix(slot.shape[0], slot.shape[1]), dx, rows)?;
             }
@@ -47,9 +47,8 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Final norm, head and losses of the targets, in chunks of rows; with `scale`, their backward, which
-    /// leaves the gradient of the last layer's output in `d_last`. The table of losses is in the order of
-    /// `order`.
+    /// Final norm, head and losses of the targets, in chunks of rows. With `scale`, also their backward, which leaves
+    /// the gradient of the last layer's output in `d_last`. The rows of the loss table follow `order`.
     pub(super) fn head(&mut self, batch: &Batch, order: &[usize], scale: Option<f32>) -> Result<Buffer> {
         let (map, count) = (Arc::clone(&self.map), order.len());
         let (h, stats, last) = self.final_norm(count)?;
@@ -80,7 +79,7 @@ impl<B: Backend> Model<B> {
             let (losses, ids) = (table.row_range(rows.clone()), ids.view().part(rows.clone()));
             self.backend.cross_entropy(losses, logits, ids, chunk_weights, at.softcap, smoothing)?;
             if let (Some(_), Some((.., dh))) = (scale, self.arena.stream()) {
-                // From here on the logits are their gradient.
+                // From here on the buffer of the logits holds their gradient.
                 if at.scale != 1.0 {
                     self.backend.scale(logits, at.scale)?;
                 }
@@ -96,7 +95,7 @@ impl<B: Backend> Model<B> {
         Ok(losses)
     }
 
-    /// The final norm of the first `count` rows that the last layer left: `(normalised, statistics, rows)`.
+    /// The final norm of the first `count` output rows of the last layer: `(normalised, statistics, rows)`.
     pub(super) fn final_norm(&mut self, count: usize) -> Result<(View, View, View)> {
         let map = Arc::clone(&self.map);
         let (last, h) = (self.arena.last.top(count), self.arena.h.top(count));

@@ -1,4 +1,4 @@
-//! What a model will take, by kind of memory.
+//! The memory that a model needs, by kind.
 
 use super::Budget;
 use super::arena::Arena;
@@ -11,42 +11,42 @@ use crate::params::{Base, ParameterMap, Trainable};
 use crate::{Result, weights};
 use std::path::Path;
 
-/// Bytes that a model will take, by kind.
+/// Bytes that a model needs, by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The weights, of those that are in memory of their own.
+    /// The weights that are in the model's own buffers.
     pub parameters: u64,
-    /// Copies of the weights that products read, of a device whose products take another type.
+    /// Copies of the weights for products, on a device whose products take another type.
     pub copies: u64,
-    /// Weights that stay in their files and are read there, two bytes each where the files are not known
-    /// ([`MemoryPlan::over_files`]); the system can give their memory back. On a card, what it holds of them.
+    /// Weights that stay in their files and are read there; two bytes each if the files are not known
+    /// ([`MemoryPlan::over_files`]). The system can reclaim their memory. On a card, the bytes that it holds of them.
     pub mapped: u64,
     /// Weights in 4 or 8 bits.
     pub packed: u64,
-    /// Their gradients, of the trained ones.
+    /// Gradients of the trained weights.
     pub gradients: u64,
-    /// What the optimizer keeps of the trained ones, and their average.
+    /// The optimizer's state of the trained weights, and their average.
     pub optimizer: u64,
-    /// What is saved between forward and backward.
+    /// Values saved between forward and backward.
     pub activations: u64,
-    /// What is used within an operation, logits included.
+    /// Values used within an operation, logits included.
     pub scratch: u64,
     factors: Factors,
 }
 
-/// Elements of the weights that products read, by what a device that copies them holds.
+/// Elements of the weights that products read, grouped by what a device that copies them holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Factors {
-    /// In memory of their own.
+    /// In the model's own buffers.
     resident: usize,
-    /// In files: those that nothing else reads, those that other operations read too, and all others.
+    /// In files: those read by products only, those that other operations read too, and all others.
     mapped: [usize; 3],
     /// The type of the files.
     kind: WeightType,
 }
 
-/// Bytes that a device holds of an element of a file: `alone` as in [`ParameterMap::read_by_products`], `copy` those of a
-/// copy for products.
+/// Bytes that a device holds per element of a file: `alone` as in [`ParameterMap::read_by_products`], `copy` the bytes
+/// of a copy for products.
 pub(super) fn held_bytes(kind: WeightType, alone: Option<bool>, copy: usize) -> usize {
     match alone {
         Some(true) if copy > 0 => copy,
@@ -56,13 +56,12 @@ pub(super) fn held_bytes(kind: WeightType, alone: Option<bool>, copy: usize) -> 
 }
 
 impl MemoryPlan {
-    /// Plans a model of which every parameter is trained, without allocating. Sums that overflow become
-    /// `u64::MAX`.
+    /// Plans a model with all parameters trained, without allocating. Sums that overflow become `u64::MAX`.
     pub fn of(a: &Architecture, b: Budget) -> MemoryPlan {
         MemoryPlan::new(a, b, &ParameterMap::of(a), LOGITS)
     }
 
-    /// Plans a model of which some parameters are trained.
+    /// Plans a model with some parameters trained.
     ///
     /// # Errors
     /// [`crate::Error::Parameter`] as [`ParameterMap::with`].
@@ -70,7 +69,7 @@ impl MemoryPlan {
         MemoryPlan::over(a, b, trainable, Base::Resident)
     }
 
-    /// As [`MemoryPlan::with`], with the base's parameters where `base` says.
+    /// As [`MemoryPlan::with`], with the base's parameters in the place given by `base`.
     ///
     /// # Errors
     /// As [`MemoryPlan::with`].
@@ -78,7 +77,7 @@ impl MemoryPlan {
         Ok(MemoryPlan::new(a, b, &ParameterMap::over(a, trainable, base)?, LOGITS))
     }
 
-    /// The plan with another optimizer, whose state this many ranks divide among them: what a rank has at most.
+    /// The plan with another optimizer, whose state is divided among `ranks` ranks: the most that one rank holds.
     ///
     /// # Errors
     /// As [`MemoryPlan::with`].
@@ -93,12 +92,12 @@ impl MemoryPlan {
     }
 
     pub(super) fn optimized(self, optimizer: Optimizer, ranks: usize, map: &ParameterMap) -> MemoryPlan {
-        // Without gradients there is nothing to optimise.
+        // Without gradients there is no optimizer state.
         let optimizer = if self.gradients > 0 { optimizer.bytes(map, ranks) } else { 0 };
         MemoryPlan { optimizer, ..self }
     }
 
-    /// Plans a model whose head has at most `logits` elements at once.
+    /// Plans a model whose head computes at most `logits` elements at once.
     pub(super) fn new(a: &Architecture, b: Budget, map: &ParameterMap, logits: usize) -> MemoryPlan {
         let arena = Arena::carve(a, b, map.low(), logits, None);
         let bytes = |n: usize| (n as u64).saturating_mul(size_of::<f32>() as u64);
@@ -125,7 +124,7 @@ impl MemoryPlan {
         plan.copied(|_| 0)
     }
 
-    /// The plan on a device that keeps copies for products of so many bytes an element, by the type of weights.
+    /// The plan on a device that keeps copies for products; `copy` gives their bytes per element by weight type.
     pub(super) fn copied(self, copy: impl Fn(WeightType) -> usize) -> MemoryPlan {
         let Factors { resident, mapped, kind } = self.factors;
         let times = |n: usize, bytes: usize| (n as u64).saturating_mul(bytes as u64);
@@ -135,7 +134,8 @@ impl MemoryPlan {
         MemoryPlan { copies: times(resident, copy(WeightType::F32)), mapped, ..self }
     }
 
-    /// The plan with the base's files in this folder, where they can be read: their weights have two bytes each, or four.
+    /// The plan with the base's files in this folder: two or four bytes per weight, by their type. Two if they cannot
+    /// be read.
     #[must_use]
     pub fn over_files(self, dir: &Path) -> MemoryPlan {
         let kind = weights::widest_type(dir).unwrap_or(WeightType::BF16);
@@ -147,14 +147,14 @@ impl MemoryPlan {
         self.own().saturating_add(self.mapped)
     }
 
-    /// All that the process itself must hold, in bytes: without what is mapped.
+    /// Bytes that the process itself must hold: everything but the mapped weights.
     pub fn own(&self) -> u64 {
         [self.copies, self.packed, self.gradients, self.optimizer, self.activations, self.scratch]
             .into_iter()
             .fold(self.parameters, u64::saturating_add)
     }
 
-    /// The plan on a card with products in this precision: with the copies of weights that it keeps.
+    /// The plan on a card with products in this precision, including the copies of weights that it keeps.
     #[must_use]
     pub fn in_precision(self, precision: Precision) -> MemoryPlan {
         self.copied(|kind| precision.copy_bytes(kind))

@@ -1,8 +1,9 @@
 //! A decoder with its gradients and optimizer state, over one arena.
 //!
-//! `arena` has what a pass computes, and `memory` plans all that a model takes; `block`, `adapter` and `head` run forward and backward; `state` reads and writes
-//! parameters and gradients; `optimizer` steps, and `optimizer_files` has its state in files; `average` and `noise` are
-//! training's; `decode` generates with a KV cache; `rehearsal` finds what a card must hold.
+//! `arena` holds the intermediate values of a pass, and `memory` plans all memory of a model; `block`, `adapter` and
+//! `head` run forward and backward; `state` reads and writes parameters and gradients; `optimizer` steps, and
+//! `optimizer_files` saves and loads its state; `average` and `noise` are used in training only; `decode` generates
+//! with a KV cache; `rehearsal` finds how much memory of a card a run needs.
 
 mod adapter;
 mod arena;
@@ -40,16 +41,16 @@ use state::Trained;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// What the arena is planned for: the most that one batch may hold.
+/// The sizes for which the arena is planned: the largest batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Tokens of a batch.
+    /// Largest number of tokens of a batch.
     pub tokens: usize,
-    /// Targets of a batch.
+    /// Largest number of targets of a batch.
     pub targets: usize,
-    /// Gradients and optimizer state are kept.
+    /// Keep gradients and optimizer state.
     pub train: bool,
-    /// Save each layer's input only and compute the rest again in the backward pass.
+    /// Save only each layer's input and recompute the rest in the backward pass.
     pub recompute: bool,
 }
 
@@ -62,14 +63,14 @@ pub struct Model<B: Backend = Device> {
     budget: Budget,
     plan: MemoryPlan,
     parameters: Buffer,
-    /// The parameters that are only read, by their number: what products read, and what their files have.
+    /// The read-only parameters, by number: the buffer that products read, and the tensor of the file.
     files: Vec<Option<(FileBuffer, FileTensor)>>,
     /// The adapter, and the fingerprint of the base under it.
     lora: Option<Lora>,
     base: Option<String>,
-    /// What the adapter's layers are divided by and scaled with.
+    /// The norms and factors of the adapter's layers under DoRA.
     dora: Option<adapter::Dora>,
-    /// What the weights are written in.
+    /// The type in which the weights are written.
     weight_type: WeightType,
     /// Gradients and moments, of a model that trains.
     trained: Option<Trained>,
@@ -79,7 +80,7 @@ pub struct Model<B: Backend = Device> {
     block_ropes: Vec<Option<usize>>,
     /// The experts that the last forward pass of each layer chose.
     routes: Vec<Option<Routes>>,
-    /// What training passes add, and what the current pass does.
+    /// What training adds to passes, and what the current pass adds.
     regularisation: Regularisation,
     pass: Option<Regularisation>,
     /// The load-balancing loss of the current pass.
@@ -92,10 +93,10 @@ pub struct Model<B: Backend = Device> {
 #[derive(Debug)]
 struct RopeTable {
     rope: Rope,
-    /// `[variants · positions, rotated]`; grows with the positions and the variants that batches have.
+    /// `[variants · positions, rotated]`; grows with the positions and variants of the batches.
     table: Option<Buffer>,
     positions: usize,
-    /// The variants of the frequencies in the table, the plain ones first.
+    /// The frequency variants in the table, the unscaled one first.
     variants: Vec<usize>,
 }
 
@@ -105,7 +106,7 @@ impl RopeTable {
         self.table.as_ref().map(|table| table.matrix(rows, self.rope.rotated()))
     }
 
-    /// Where the angles of a position are, in a sequence of `length` tokens.
+    /// The table row of a position, in a sequence of `length` tokens.
     fn row(&self, position: u32, length: usize) -> u32 {
         let variant = self.rope.variant(length);
         let at = self.variants.iter().position(|known| *known == variant).unwrap_or(0);
@@ -113,13 +114,13 @@ impl RopeTable {
     }
 }
 
-/// Rows of a [`RopeTable`] for all rows of a batch and for its query rows, where they are not the positions.
+/// Rows of a [`RopeTable`] for all rows of a batch and for its query rows, if they differ from the positions.
 type RopeRows = Option<[IndexBuffer; 2]>;
 
 /// The losses of a batch's targets, still on the device; [`Model::read_losses`] waits for them.
 #[derive(Debug)]
 pub struct Losses {
-    /// A row per target; `None` where the batch has none.
+    /// A row per target; `None` if the batch has none.
     table: Option<Buffer>,
     /// The target of each row.
     order: Vec<usize>,
@@ -128,20 +129,20 @@ pub struct Losses {
 }
 
 impl<B: Backend> Model<B> {
-    /// A model with all weights zero, every buffer that its steps will use, and all parameters trained where
-    /// the budget has `train`.
+    /// A model with all weights zero and every buffer that its steps will use. All parameters are trained if the budget
+    /// has `train`.
     ///
     /// # Errors
     /// [`Error::Architecture`] for sizes that contradict each other, [`Error::Batch`] for a budget without
-    /// tokens, [`Error::Memory`] where the plan does not fit.
+    /// tokens, [`Error::Memory`] if the plan does not fit.
     pub fn new(arch: Architecture, backend: B, budget: Budget) -> Result<Self> {
         Model::with_trainable(arch, backend, budget, &Trainable::All)
     }
 
-    /// As [`Model::new`], with gradients and moments for a choice of parameters only.
+    /// As [`Model::new`], with gradients and moments for some of the parameters only.
     ///
     /// # Errors
-    /// As [`Model::new`], and [`Error::Parameter`] for a choice that the model cannot follow.
+    /// As [`Model::new`], and [`Error::Parameter`] for a choice that does not fit the model.
     pub fn with_trainable(
         arch: Architecture,
         backend: B,
@@ -151,8 +152,8 @@ impl<B: Backend> Model<B> {
         Model::with_base(arch, backend, budget, trainable, Base::Resident)
     }
 
-    /// As [`Model::with_trainable`]; under an adapter, the base's parameters are where `base` says. Those that stay in
-    /// their files are there after [`Model::load_weights`].
+    /// As [`Model::with_trainable`]; under an adapter, `base` says where the base's parameters are kept. Those that
+    /// stay in their files are mapped by [`Model::load_weights`].
     ///
     /// # Errors
     /// As [`Model::with_trainable`].
@@ -232,12 +233,12 @@ impl<B: Backend> Model<B> {
         &self.arch
     }
 
-    /// What the arena was planned for.
+    /// The budget for which the arena was planned.
     pub fn budget(&self) -> Budget {
         self.budget
     }
 
-    /// What each kind of memory takes.
+    /// The memory of the model, by kind.
     pub fn plan(&self) -> &MemoryPlan {
         &self.plan
     }
@@ -247,7 +248,7 @@ impl<B: Backend> Model<B> {
         self.backend.allocated()
     }
 
-    /// The device that it is on.
+    /// The device of the model.
     pub fn backend(&self) -> &B {
         &self.backend
     }
@@ -262,10 +263,10 @@ impl<B: Backend> Model<B> {
         self.read_losses(&losses)
     }
 
-    /// `gradients += d(scale · Σ w·nll)` for the trained parameters. The losses stay on the device, so that
-    /// the next micro-batch need not wait for them. [`Model::regularise`] says what is added to the pass.
+    /// `gradients += d(scale · Σ w·nll)` for the trained parameters. The losses stay on the device, so the next
+    /// micro-batch need not wait for them. [`Model::regularise`] sets what is added to the pass.
     ///
-    /// `scale` is `1 / Σw` over **all** micro-batches of the step. A batch without targets changes nothing.
+    /// `scale` is `1 / Σw` over **all** micro-batches of the step. A batch without targets has no effect.
     ///
     /// # Errors
     /// [`Error::Batch`] when the batch does not fit the model or its budget, or the model does not train.
@@ -273,7 +274,7 @@ impl<B: Backend> Model<B> {
         self.accumulate_prepared(&Prepared::new(Cow::Borrowed(batch)), scale)
     }
 
-    /// As [`Model::accumulate`].
+    /// As [`Model::accumulate`], for a prepared batch.
     ///
     /// # Errors
     /// As [`Model::accumulate`].
@@ -301,7 +302,7 @@ impl<B: Backend> Model<B> {
         Ok(ordered)
     }
 
-    /// Runs a checked batch; with `scale`, its backward pass too.
+    /// Runs a checked batch; with `scale`, also its backward pass.
     fn run(&mut self, prepared: &Prepared<'_>, scale: Option<f32>) -> Result<Losses> {
         let batch = prepared.batch();
         if batch.targets.is_empty() {
@@ -317,9 +318,9 @@ impl<B: Backend> Model<B> {
 
     /// The operations of a pass.
     ///
-    /// Two facts shape the pass. The loss is a list of targets, so in the last layer only the targets' rows
-    /// have queries, an MLP and a head; all rows have keys and values there. And what is cheap to compute
-    /// again (norms, activations, the inverse of rotations) is not saved.
+    /// Two facts shape the pass. The loss is a list of targets, so in the last layer only the targets' rows have
+    /// queries, an MLP and a head; all rows have keys and values there. Cheap values (norms, activations, the inverse
+    /// of rotations) are recomputed instead of saved.
     fn whole_pass(&mut self, prepared: &Prepared<'_>, scale: Option<f32>) -> Result<Losses> {
         let Prepared { order, rows, row_positions, plans: [all_plan, query_plan], .. } = prepared;
         let batch = prepared.batch();
@@ -379,7 +380,7 @@ impl<B: Backend> Model<B> {
             for n in (lowest..layers).rev() {
                 let rows = rows_of(n);
                 if self.budget.recompute && n + 1 < layers {
-                    // Only the input was saved. The last layer's values are still there.
+                    // Only the input was saved. The last layer's values are still in the arena.
                     self.block_forward(n, rows, self.own_keys(n, rows), self.output(n, rows))?;
                 }
                 self.block_backward(n, rows)?;
@@ -389,7 +390,7 @@ impl<B: Backend> Model<B> {
         Ok(Losses { table: Some(table), order: order.clone(), balance: self.balance.take() })
     }
 
-    /// Refuses a batch that does not fit, and makes the rotation tables fit one that does.
+    /// Rejects a batch that does not fit, and extends the rotation tables for one that does.
     fn admit(&mut self, batch: &Batch) -> Result<()> {
         batch.check(self.arch.vocab_size, self.arch.position_limit())?;
         let (tokens, targets) = (batch.tokens(), batch.targets.len());
@@ -406,7 +407,7 @@ impl<B: Backend> Model<B> {
         self.cover(batch.positions.iter().max().map_or(0, |p| *p as usize + 1), &lengths)
     }
 
-    /// Makes the rotation tables cover at least `positions` positions, and those of a batch within budget, for
+    /// Extends the rotation tables to at least `positions` positions, and to those of any batch within the budget, for
     /// sequences of these lengths.
     fn cover(&mut self, positions: usize, lengths: &[usize]) -> Result<()> {
         let positions = positions.max(self.budget.tokens);
@@ -429,7 +430,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Which rows of each rotation table the rows of a batch take, whose sequences have these lengths.
+    /// The rows of each rotation table for the rows of a batch whose sequences have these lengths.
     fn rope_rows(&mut self, positions: &[u32], lengths: &[usize], queries: &[u32]) -> Result<Vec<RopeRows>> {
         let mut all = Vec::new();
         for rope in &self.ropes {

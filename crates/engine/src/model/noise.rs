@@ -5,18 +5,18 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::kernels::{Backend, Buffer, Draw, Dropout, View};
 
-/// What training adds to a model's passes and to its loss. The default adds the load-balancing loss of experts, where the
-/// architecture has a factor for it, and nothing else.
+/// What training adds to a model's passes and to its loss. The default adds only the load-balancing loss of experts, if
+/// the architecture has a factor for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Regularisation {
-    /// What random numbers are drawn from: a number that no other micro-batch of the run has. `None` draws none, so
-    /// nothing is dropped and no noise is added.
+    /// Seed of the random numbers, different for every micro-batch of the run. With `None`, nothing is dropped and no
+    /// noise is added.
     pub seed: Option<u64>,
-    /// The architecture's dropout is applied.
+    /// Apply the architecture's dropout.
     pub dropout: bool,
     /// Uniform noise on the embeddings (NEFTune, Jain et al. 2023), of up to `alpha / √(length · hidden)`; 0 adds none.
     ///
-    /// The length is that of the longest sequence that a token belongs to.
+    /// The length is that of the longest sequence that contains the token.
     pub noise_alpha: f32,
     /// Share of the uniform distribution in each target ([`TargetLoss::smoothed`](crate::TargetLoss::smoothed)).
     pub label_smoothing: f32,
@@ -30,10 +30,11 @@ impl Default for Regularisation {
     }
 }
 
-/// An operation that draws random numbers, in a pass. Two with the same number would draw the same.
+/// An operation within a pass that draws random numbers. Two operations with the same number would draw the same
+/// values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Site {
-    /// What enters the first layer.
+    /// The input of the first layer.
     Embedding,
     /// Noise on the embeddings.
     Noise,
@@ -49,7 +50,7 @@ pub(super) enum Site {
 
 impl Site {
     fn number(self) -> u32 {
-        // There are at most `MAX_LAYERS` layers of a few modules each, so the numbers are apart.
+        // There are at most `MAX_LAYERS` layers with a few modules each, so the numbers do not collide.
         let (kind, n) = match self {
             Site::Embedding => (0, 0),
             Site::Noise => (1, 0),
@@ -63,7 +64,7 @@ impl Site {
 }
 
 impl<B: Backend> Model<B> {
-    /// What [`Model::accumulate`] adds to the passes that follow; evaluation and generation never add anything.
+    /// Sets what [`Model::accumulate`] adds to the passes that follow; evaluation and generation never add anything.
     pub fn regularise(&mut self, with: Regularisation) {
         self.regularisation = with;
     }
@@ -79,7 +80,7 @@ impl<B: Backend> Model<B> {
         Some(Draw { key: self.pass?.seed?, site: site.number() })
     }
 
-    /// The size of the noise on each row's embedding, where the current pass has noise.
+    /// The size of the noise on each row's embedding, if the current pass has noise.
     pub(super) fn noise_sizes(&mut self, batch: &Batch) -> Result<Option<Buffer>> {
         let pass = self.pass.filter(|pass| pass.seed.is_some() && pass.noise_alpha > 0.0);
         let Some(pass) = pass else { return Ok(None) };

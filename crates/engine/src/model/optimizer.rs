@@ -1,7 +1,7 @@
-//! The optimizer's step, and what it keeps between steps.
+//! The optimizer's step, and its state.
 //!
 //! The ranks of a run divide the trained parameters among them (ZeRO stage 1, Rajbhandari et al. 2020): each keeps the
-//! state of its share, updates it, and gives it to the others.
+//! state of its share, updates that share, and sends the result to the other ranks.
 
 use super::{Model, part};
 use crate::Result;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Parameters with fewer elements have 32-bit states under [`Optimizer::AdamW8bit`] (bitsandbytes' `min_8bit_size`).
 const SMALL: usize = 4096;
 
-/// Optimizers, by what they keep.
+/// Optimizers, by the state that they keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Optimizer {
     /// Two moments for each element.
@@ -25,14 +25,14 @@ pub enum Optimizer {
     AdamW8bit,
     /// A mean square for each row and each column of a matrix, and for each element of a vector.
     Adafactor,
-    /// Nothing, or with momentum the last direction.
+    /// No state, or, with momentum, the last direction.
     Sgd {
-        /// There is momentum.
+        /// Use momentum.
         momentum: bool,
     },
 }
 
-/// One step: what all parameters share.
+/// One step: settings that all parameters share.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
     /// Step number, from 1.
@@ -41,7 +41,7 @@ pub struct Update {
     pub beta1: f64,
     /// AdamW's decay of the second moment.
     pub beta2: f64,
-    /// AdamW's addition to the root of the second moment.
+    /// AdamW's epsilon, added to the root of the second moment.
     pub eps: f64,
     /// Momentum of [`Optimizer::Sgd`].
     pub momentum: f64,
@@ -49,7 +49,7 @@ pub struct Update {
     pub gradient_scale: f32,
 }
 
-/// One step: what parameters have of their own.
+/// One step: settings of a single parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     /// Learning rate.
@@ -58,34 +58,34 @@ pub struct Rates {
     pub weight_decay: f64,
 }
 
-/// The ranks that divide the optimizer's state, and which of them this model is.
+/// The ranks that divide the optimizer's state, and this model's rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
     pub(super) rank: usize,
     pub(super) ranks: usize,
 }
 
-/// Where the state of a parameter, or of the part of it that is in a rank's share, is.
+/// Where the state of a parameter is stored, or of the part of it in a rank's share.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    /// In the f32 buffers, from here on.
+    /// In the f32 buffers, from this element on.
     Whole(usize),
-    /// Codes and scales, from here on in each of their buffers.
+    /// Codes and scales, from these elements of their buffers on.
     Codes(usize, usize),
-    /// Mean squares of this many rows and columns, from here on in the first buffer.
+    /// Mean squares of this many rows and columns, from this element of the first buffer on.
     Factors(usize, [usize; 2]),
 }
 
-/// What an optimizer keeps.
+/// The state of an optimizer.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) kind: Optimizer,
     pub(super) share: Share,
-    /// Where the shares of the ranks begin among the trained elements, and where the last ends.
+    /// Start of each rank's share among the trained elements, and the end of the last.
     pub(super) cuts: Vec<usize>,
-    /// Of each trained parameter, in their order: the elements of it that are in this rank's share, and their state.
+    /// For each trained parameter, in order: its elements in this rank's share, and their state.
     pub(super) places: Vec<(Range<usize>, Place)>,
-    /// First and second moments in f32, as far as the optimizer has them.
+    /// First and second moments in f32, if the optimizer has them.
     pub(super) moments: [Buffer; 2],
     pub(super) codes: [ByteBuffer; 2],
     pub(super) scales: [Buffer; 2],
@@ -100,8 +100,8 @@ struct Sizes {
 }
 
 impl Optimizer {
-    /// Where the shares of the ranks begin among the trained elements, and where the last ends: as even as whole blocks
-    /// of codes, and for Adafactor whole parameters, let them be.
+    /// Start of each rank's share among the trained elements, and the end of the last. Shares are as even as whole
+    /// blocks of codes allow, and for Adafactor whole parameters.
     fn cuts(self, map: &ParameterMap, ranks: usize) -> Vec<usize> {
         let len = map.trained_len();
         let cut = |rank: usize| {
@@ -153,7 +153,7 @@ impl Optimizer {
         (places.collect(), sizes)
     }
 
-    /// Bytes that a rank keeps at most.
+    /// The most bytes that a rank keeps.
     pub(super) fn bytes(self, map: &ParameterMap, ranks: usize) -> u64 {
         let cuts = self.cuts(map, ranks);
         let of_share = |cuts: &[usize]| {
@@ -172,7 +172,7 @@ pub(super) fn within(share: &Range<usize>, parameter: &Range<usize>) -> Range<us
     place(share.start)..place(share.end)
 }
 
-/// The sides of a parameter as the engine has it.
+/// The two dimensions of a parameter in the engine's layout.
 pub(super) fn matrix(p: &Parameter, len: usize) -> [usize; 2] {
     let outputs = if p.layout == Layout::Transposed { p.shape[1] } else { p.shape[0] };
     [outputs, len / outputs.max(1)]
@@ -205,21 +205,22 @@ impl State {
 }
 
 impl<B: Backend> Model<B> {
-    /// Chooses the optimizer, and forgets what the one before has kept.
+    /// Chooses the optimizer and discards the previous one's state.
     ///
     /// # Errors
-    /// [`crate::Error::Memory`] where there is not enough; [`crate::Error::Batch`] when the model does not train.
+    /// [`crate::Error::Memory`] if there is not enough memory; [`crate::Error::Batch`] when the model does not train.
     pub fn choose_optimizer(&mut self, kind: Optimizer) -> Result<()> {
         let share = self.trained()?.optimizer.share;
         self.keep(kind, share)
     }
 
-    /// Keeps the optimizer's state of this rank's share of the trained parameters only, and forgets what was kept under
-    /// another share. [`Model::update`] then changes that share; see [`Model::reduce_gradients`]. Connects the devices of the
-    /// ranks, where these have a transport of their own; all ranks call it.
+    /// Keeps optimizer state only for this rank's share of the trained parameters, and discards previous state.
+    /// [`Model::update`] then changes only that share; see [`Model::reduce_gradients`]. Connects the devices of the
+    /// ranks if they have their own transport. All ranks must call it.
     ///
     /// # Errors
-    /// As [`Model::choose_optimizer`]; [`crate::Error::Device`] and [`crate::Error::Collective`] where devices do not meet.
+    /// As [`Model::choose_optimizer`]; [`crate::Error::Device`] and [`crate::Error::Collective`] if the devices cannot
+    /// connect.
     pub fn share_optimizer(&mut self, collective: &dyn Collective) -> Result<()> {
         self.backend.join(collective)?;
         let kind = self.trained()?.optimizer.kind;
@@ -236,8 +237,8 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// One step with the gradients at hand. `rates` says what each parameter has, by its Hugging Face name and its role.
-    /// Where ranks share the optimizer, [`Model::exchange_parameters`] follows.
+    /// One step with the current gradients. `rates` gives the settings of each parameter, by its Hugging Face name and
+    /// its role. If ranks share the optimizer, call [`Model::exchange_parameters`] afterwards.
     ///
     /// # Errors
     /// [`crate::Error::Batch`] when the model does not train.
@@ -250,7 +251,7 @@ impl<B: Backend> Model<B> {
         let (moments, scales) =
             (state.moments.each_ref().map(Buffer::view), state.scales.each_ref().map(Buffer::view));
         let codes = state.codes.each_ref().map(ByteBuffer::view);
-        /// What this rank has of a parameter: where it is among all and among the trained elements, and its state.
+        /// This rank's piece of a parameter: its place among all and among the trained elements, and its state.
         struct Piece<'a> {
             at: Range<usize>,
             trained: Range<usize>,
@@ -266,7 +267,7 @@ impl<B: Backend> Model<B> {
             place,
         });
         let pieces: Vec<Piece> = pieces.collect();
-        // Parameters that are alike and adjacent in all buffers are one call.
+        // Parameters with equal settings that are adjacent in all buffers are updated in one call.
         let together = |a: &Piece, b: &Piece| {
             let whole = matches!((a.place, b.place), (Place::Whole(_), Place::Whole(_)));
             let adjacent = a.at.end == b.at.start;
@@ -326,7 +327,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// One step of AdamW with the gradients at hand.
+    /// One step of AdamW with the current gradients.
     ///
     /// # Errors
     /// [`crate::Error::Batch`] when the model does not train.

@@ -1,4 +1,4 @@
-//! What the optimizer keeps, in files: the state of all ranks in one, whatever their number.
+//! The optimizer's state in files: the state of all ranks in one file, independent of their number.
 
 use super::Model;
 use super::optimizer::{Optimizer, Place, matrix, within};
@@ -13,27 +13,27 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A tensor of the state of a parameter, as files have it.
+/// A tensor of a parameter's state, as stored in files.
 struct Kept<'a> {
     name: String,
     parameter: &'a Parameter,
-    /// Where the parameter is among the trained elements.
+    /// The parameter's place among the trained elements.
     range: Range<usize>,
-    /// The shape in the file; `None` where it is the parameter's, and so is the layout.
+    /// The shape in the file; `None` if shape and layout are the parameter's.
     shape: Option<usize>,
     unit: Unit,
-    /// What this model has of it.
+    /// This model's piece of it.
     own: Own,
 }
 
-/// What a tensor of a parameter's state has an element for.
+/// The unit for which a state tensor has one element.
 #[derive(Clone, Copy)]
 enum Unit {
     /// Each element of the parameter.
     Element,
-    /// Each block of them.
+    /// Each block of elements.
     Block,
-    /// So many for the whole parameter, which is in one share.
+    /// This many elements for the whole parameter, which is in one share.
     Parameter(usize),
 }
 
@@ -43,7 +43,7 @@ enum Own {
 }
 
 impl Unit {
-    /// The elements of the tensor that belong to these of the parameter.
+    /// The elements of the tensor that belong to these elements of the parameter.
     fn of(self, elements: Range<usize>) -> Range<usize> {
         match self {
             _ if elements.is_empty() => 0..0,
@@ -59,14 +59,14 @@ impl Kept<'_> {
         self.unit.of(0..self.range.len()).len()
     }
 
-    /// The elements that a rank has.
+    /// The tensor's elements in a rank's share.
     fn of_rank(&self, rank: usize, cuts: &[usize]) -> Range<usize> {
         self.unit.of(within(&(cuts[rank]..cuts[rank + 1]), &self.range))
     }
 }
 
 impl<B: Backend> Model<B> {
-    /// The tensors of the optimizer's state, those of other ranks too, in the order of files.
+    /// The tensors of the optimizer's state, including those of other ranks, in file order.
     fn kept(&self) -> Result<Vec<Kept<'_>>> {
         let state = &self.trained()?.optimizer;
         let moments = state.moments.each_ref().map(Buffer::view);
@@ -107,12 +107,12 @@ impl<B: Backend> Model<B> {
                 }
             }
         }
-        // All of one kind, then all of the next.
+        // Grouped by kind.
         all.sort_by_key(|kept| kept.name.split('.').next().map(str::to_string));
         Ok(all)
     }
 
-    /// What this model has of a tensor.
+    /// This model's piece of a tensor.
     fn own(&self, kept: &Kept) -> Result<Vec<f32>> {
         match kept.own {
             Own::Floats(view) => {
@@ -128,7 +128,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// A whole tensor, with what other ranks have of it.
+    /// A whole tensor, including the pieces of other ranks.
     fn gathered(&self, number: usize, kept: &Kept, collective: &dyn Collective) -> Result<Vec<f32>> {
         let state = &self.trained()?.optimizer;
         let mut values = vec![0.0; kept.len()];
@@ -151,7 +151,7 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Writes what the optimizer keeps of the trained parameters, exactly.
+    /// Writes the optimizer's state of the trained parameters, without rounding.
     ///
     /// # Errors
     /// [`crate::Error::Io`] with the file; [`crate::Error::Batch`] when the model does not train.
@@ -159,11 +159,11 @@ impl<B: Backend> Model<B> {
         self.gather_optimizer(path, &SingleRank)
     }
 
-    /// As [`Model::save_optimizer`], of all ranks: the others serve meanwhile ([`Model::serve_optimizer`]). A tensor is
-    /// fetched when it is written. The file does not depend on the number of ranks.
+    /// As [`Model::save_optimizer`], for all ranks. The other ranks call [`Model::serve_optimizer`] meanwhile. A tensor
+    /// is fetched when it is written. The file does not depend on the number of ranks.
     ///
     /// # Errors
-    /// As [`Model::save_optimizer`], and [`crate::Error::Collective`] where a rank is lost.
+    /// As [`Model::save_optimizer`], and [`crate::Error::Collective`] if a rank is lost.
     pub fn gather_optimizer(&self, path: &Path, collective: &dyn Collective) -> Result<()> {
         let kept = self.kept()?;
         let tensors: Vec<Lazy> = kept
@@ -174,7 +174,7 @@ impl<B: Backend> Model<B> {
                 shape: kept.shape.map_or_else(|| kept.parameter.shape.clone(), |len| vec![len]),
                 kind: match kept.own {
                     Own::Floats(_) => WeightType::F32,
-                    // Exact: bf16 has all whole numbers up to 256.
+                    // Exact: bf16 represents all integers up to 256.
                     Own::Codes(_) => WeightType::BF16,
                 },
                 read: Box::new(move || self.gathered(number, kept, collective)),
@@ -183,10 +183,11 @@ impl<B: Backend> Model<B> {
         weights::write(path, &tensors.iter().collect::<Vec<_>>())
     }
 
-    /// Gives a rank that writes the optimizer's state what it asks for, until it sends anything else: its last message.
+    /// Answers the requests of the rank that writes the optimizer's state, and returns its first message of another
+    /// kind.
     ///
     /// # Errors
-    /// [`crate::Error::Collective`] where a rank is lost; [`crate::Error::Batch`] when the model does not train.
+    /// [`crate::Error::Collective`] if a rank is lost; [`crate::Error::Batch`] when the model does not train.
     pub fn serve_optimizer(&self, to: usize, collective: &dyn Collective) -> Result<Vec<u8>> {
         let kept = self.kept()?;
         loop {
@@ -199,7 +200,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Reads what the optimizer keeps of the trained parameters back; of ranks that share it, each its own.
+    /// Reads the optimizer's state of the trained parameters; ranks that share it read their own part.
     ///
     /// # Errors
     /// [`crate::Error::Weights`] when the file is damaged, or belongs to another model, another optimizer or another choice of

@@ -1,4 +1,4 @@
-//! What a run needs of a card's memory: its steps on a card that does nothing but count.
+//! How much memory of a card a run needs, found by running its steps on a card that only counts allocations.
 
 use super::optimizer::Share;
 use super::{Budget, Model, Optimizer, Rates, Regularisation, Update};
@@ -14,32 +14,32 @@ use crate::{Cuda, Precision, weights};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Tokens of a short row of the batch that is rehearsed: rows of real batches have as many on average, or more.
+/// Tokens of a short row in the rehearsed batch: rows of real batches have at least as many on average.
 const SHORT: usize = 8;
 
-/// Micro-batches of a step that are rehearsed; each further one adds the losses that it leaves.
+/// Micro-batches of a step that are rehearsed; each further one only adds its losses.
 const PASSES: usize = 3;
 
-/// A run on a card: what decides, beside architecture and budget, how much memory it needs.
+/// A run on a card: what determines its memory, besides architecture and budget.
 #[derive(Clone, Copy, Debug)]
 pub struct CardRun<'a> {
     /// What is trained.
     pub trainable: &'a Trainable,
-    /// Where an adapter's base is.
+    /// Where an adapter's base is kept.
     pub base: Base,
-    /// The folder of the base's files, which say in what type it is; bf16 where they cannot be read.
+    /// The folder of the base's files, which determines their type; bf16 if they cannot be read.
     pub files: &'a Path,
-    /// The optimizer, and the ranks that divide its state.
+    /// The optimizer, and the number of ranks that divide its state.
     pub optimizer: Optimizer,
     /// See [`CardRun::optimizer`].
     pub ranks: usize,
-    /// An average of the weights is kept.
+    /// Keep an average of the weights.
     pub average: bool,
     /// Micro-batches of a step.
     pub passes: usize,
     /// Types of the factors of products.
     pub precision: Precision,
-    /// Passes run as CUDA graphs.
+    /// Run passes as CUDA graphs.
     pub graphs: bool,
 }
 
@@ -59,8 +59,8 @@ impl<'a> CardRun<'a> {
         }
     }
 
-    /// Bytes that are allocated at most in steps of batches that use up the budget: everything but what the driver, the
-    /// kernels and cuBLASLt take for themselves.
+    /// The most bytes allocated in steps whose batches use the whole budget: everything but the memory of the driver,
+    /// the kernels and cuBLASLt.
     ///
     /// # Errors
     /// As [`Model::with_base`].
@@ -73,7 +73,7 @@ impl<'a> CardRun<'a> {
         }
         let batch = largest(arch, budget);
         let passes = if budget.train { self.passes.clamp(1, PASSES) } else { 1 };
-        // What grows has grown after two steps, and graphs are made in the second.
+        // Buffers that grow have grown after two steps, and graphs are created in the second.
         for _ in 0..3 {
             model.rehearse(&batch, passes, self.average)?;
         }
@@ -82,7 +82,7 @@ impl<'a> CardRun<'a> {
         Ok(model.backend.usage().peak.saturating_add(further.saturating_mul(each)))
     }
 
-    /// As [`CardRun::memory`], with what the driver, the kernels and cuBLASLt take.
+    /// As [`CardRun::memory`], plus the memory of the driver, the kernels and cuBLASLt.
     ///
     /// # Errors
     /// As [`CardRun::memory`].
@@ -91,7 +91,8 @@ impl<'a> CardRun<'a> {
     }
 }
 
-/// A batch that uses up a budget, of one long row and many short ones: attention's lists have an entry for each row.
+/// A batch that uses the whole budget, with one long row and many short ones: attention's lists have an entry for each
+/// row.
 fn largest(arch: &Architecture, budget: Budget) -> Batch {
     let mut batch = Batch::default();
     let limit = arch.position_limit().unwrap_or(usize::MAX).max(1);
@@ -101,7 +102,7 @@ fn largest(arch: &Architecture, budget: Budget) -> Batch {
         let len = SHORT.min(limit).min(budget.tokens - batch.tokens());
         batch.push(&vec![0; len], []);
     }
-    // In as many rows as can be.
+    // In as many rows as possible.
     let place = |n: usize| (n * budget.tokens / budget.targets) as u32;
     batch.targets = (0..budget.targets).map(|n| Target { row: place(n), id: 0, weight: 1.0 }).collect();
     batch
@@ -131,7 +132,7 @@ impl Model<Cuda> {
         Ok(())
     }
 
-    /// A step as a trainer takes it, or an evaluation.
+    /// Runs a step as a trainer does, or an evaluation.
     fn rehearse(&mut self, batch: &Batch, passes: usize, average: bool) -> Result<()> {
         if !self.budget.train {
             return self.forward(batch).map(|_| ());

@@ -1,4 +1,4 @@
-//! Parameters and gradients, in and out.
+//! Reading and writing parameters and gradients.
 
 use super::memory::held_bytes;
 use super::optimizer::{Optimizer, Share, State};
@@ -18,10 +18,10 @@ use std::path::Path;
 #[derive(Debug)]
 pub(super) struct Trained {
     gradients: Buffer,
-    /// What the optimizer keeps.
+    /// The optimizer's state.
     pub(super) optimizer: State,
-    /// Whether each slot's gradient holds something since gradients were last forgotten. The first backward
-    /// overwrites, the others add.
+    /// Whether each slot's gradient has been written since gradients were last zeroed. The first backward overwrites
+    /// it, later ones add.
     written: Vec<bool>,
 }
 
@@ -32,13 +32,13 @@ impl Trained {
         Ok(Trained { gradients, optimizer, written: vec![false; map.slots()] })
     }
 
-    /// True where no gradient holds anything.
+    /// True if no gradient has been written.
     pub(super) fn is_empty(&self) -> bool {
         !self.written.contains(&true)
     }
 }
 
-/// Some outputs of a layer that one product computes.
+/// Outputs of a layer that one product computes.
 pub(super) struct Piece {
     /// Which outputs.
     pub(super) outputs: Range<usize>,
@@ -49,7 +49,7 @@ pub(super) struct Piece {
 
 impl<B: Backend> Model<B> {
     /// Reads the weights of a Hugging Face folder: `model.safetensors` or shards, in f32, f16 or bf16.
-    /// Returns the names of tensors in the files that this model has no place for.
+    /// Returns the names of tensors in the files that have no place in this model.
     ///
     /// # Errors
     /// [`Error::Weights`] naming file and tensor when something is missing, misshapen, damaged or not finite.
@@ -83,7 +83,7 @@ impl<B: Backend> Model<B> {
         self.weight_type = stored;
         (self.plan.mapped, self.plan.packed) = (mapped as u64, packed as u64);
         self.weights_changed();
-        // Published files carry buffers beside parameters, and the head of a tied model.
+        // Published files contain buffers besides parameters, and the head of a tied model.
         let expected = |name: &str| {
             name.ends_with("rotary_emb.inv_freq")
                 || name.ends_with(".attn.bias")
@@ -95,8 +95,8 @@ impl<B: Backend> Model<B> {
         Ok(unknown.into_iter().filter(|name| !expected(name)).collect())
     }
 
-    /// The type in which [`Model::save_weights`] writes: that of the loaded files, f32 where they mix types or
-    /// the weights are random.
+    /// The type in which [`Model::save_weights`] writes: that of the loaded files; f32 if they mix types or the weights
+    /// are random.
     pub fn weight_type(&self) -> WeightType {
         self.weight_type
     }
@@ -109,7 +109,7 @@ impl<B: Backend> Model<B> {
     /// Random weights, distributed as transformers (and PEFT, for an adapter) initialises them.
     ///
     /// # Errors
-    /// A failure of the device; [`Error::Parameter`] where weights are to stay in files.
+    /// A failure of the device; [`Error::Parameter`] if weights are to stay in files.
     pub fn init_random(&mut self, seed: u64) -> Result<()> {
         for (i, p) in self.map.parameters.iter().enumerate().filter(|(_, p)| !p.of_adapter) {
             if p.mapped {
@@ -127,9 +127,9 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Forgets the gradients.
+    /// Zeroes the gradients.
     pub fn zero_gradients(&mut self) {
-        // The next backward overwrites: no pass over the buffer.
+        // The next backward overwrites them, so no pass over the buffer is needed.
         if let Some(trained) = &mut self.trained {
             trained.written.fill(false);
         }
@@ -149,26 +149,26 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Replaces the gradients by their sums over all ranks; nothing happens where there is one rank.
+    /// Replaces the gradients by their sums over all ranks; does nothing with one rank.
     ///
     /// # Errors
-    /// [`Error::Collective`] where a rank is lost; [`Error::Batch`] when the model does not train.
+    /// [`Error::Collective`] if a rank is lost; [`Error::Batch`] when the model does not train.
     pub fn all_reduce(&mut self, collective: &dyn Collective) -> Result<()> {
         if collective.ranks() == 1 {
             return Ok(());
         }
         let gradients = self.settled()?;
         self.backend.all_reduce(gradients, collective)?;
-        // Ranks without a target take part, and have a gradient now.
+        // Ranks without a target take part too, and have a gradient from here on.
         self.trained_mut()?.written.fill(true);
         Ok(())
     }
 
     /// Replaces the gradients of this rank's share by their sums over all ranks, and returns the L2 norm over all
-    /// shares. Where there is one rank, that of the gradients as they are.
+    /// shares. With one rank, the norm of the gradients as they are.
     ///
     /// # Errors
-    /// As [`Model::all_reduce`]; [`Error::Operands`] where the model does not share its optimizer with these ranks
+    /// As [`Model::all_reduce`]; [`Error::Operands`] if the model does not share its optimizer with these ranks
     /// ([`Model::share_optimizer`]).
     pub fn reduce_gradients(&mut self, collective: &dyn Collective) -> Result<f64> {
         if collective.ranks() == 1 {
@@ -183,8 +183,8 @@ impl<B: Backend> Model<B> {
         Ok(squares[0].sqrt())
     }
 
-    /// Gives every rank the parameters that the others have updated. The gradients are forgotten: theirs is the memory
-    /// that parameters pass through.
+    /// Sends the updated parameters of each rank to all others. The gradients are zeroed: their memory is used as the
+    /// transfer buffer.
     ///
     /// # Errors
     /// As [`Model::reduce_gradients`].
@@ -223,7 +223,7 @@ impl<B: Backend> Model<B> {
     /// A parameter by its Hugging Face name, in the layout of its file.
     ///
     /// # Errors
-    /// [`Error::Parameter`] when the model has none of that name.
+    /// [`Error::Parameter`] when the model has no parameter of that name.
     pub fn parameter(&self, name: &str) -> Result<Tensor> {
         let p = self.find(name)?;
         let data = p.layout.to_file(self.values_of(p)?, &p.shape);
@@ -238,7 +238,7 @@ impl<B: Backend> Model<B> {
     /// A trained parameter's gradient by its Hugging Face name, in the layout of its file.
     ///
     /// # Errors
-    /// [`Error::Parameter`] when the model has none of that name or the parameter is frozen; [`Error::Batch`] when the
+    /// [`Error::Parameter`] when the model has no parameter of that name or it is frozen; [`Error::Batch`] when the
     /// model does not train.
     pub fn gradient(&self, name: &str) -> Result<Tensor> {
         let (trained, p) = (self.trained()?, self.find(name)?);
@@ -255,7 +255,7 @@ impl<B: Backend> Model<B> {
     /// Overwrites a parameter, given in the layout of its file.
     ///
     /// # Errors
-    /// [`Error::Parameter`] when the model has none of that name and shape.
+    /// [`Error::Parameter`] when the model has no parameter of that name and shape.
     pub fn set_parameter(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
         let p = self.find(name)?;
         if p.shape != tensor.shape || p.range.len() != tensor.data.len() {
@@ -292,12 +292,12 @@ impl<B: Backend> Model<B> {
     /// [`Model::weight_type`]; each file appears complete or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`] with the file; [`Error::Weights`] for a value that the type cannot hold.
+    /// [`Error::Io`] with the file; [`Error::Weights`] for a value that the type cannot represent.
     pub fn save_weights(&self, dir: &Path) -> Result<()> {
         self.save_as(dir, self.weight_type)
     }
 
-    /// As [`Model::save_weights`] in f32, which is exact.
+    /// As [`Model::save_weights`] in f32, without rounding.
     ///
     /// # Errors
     /// [`Error::Io`] with the file.
@@ -305,11 +305,11 @@ impl<B: Backend> Model<B> {
         self.save_as(dir, WeightType::F32)
     }
 
-    /// Writes what a run has changed: the adapter, of a model that has one, else the model. With `exact` all of it is in
+    /// Writes what a run has trained: the adapter if the model has one, else the model. With `exact` everything is in
     /// f32; otherwise as [`Model::save_weights`] and [`Model::save_adapter`] do.
     ///
     /// # Errors
-    /// As these.
+    /// As [`Model::save_weights`] and [`Model::save_adapter`].
     pub fn save_run(&self, dir: &Path, exact: bool) -> Result<()> {
         match (&self.lora, exact) {
             (Some(_), _) => self.save_adapter(&dir.join(ADAPTER_WEIGHTS), exact),
@@ -329,12 +329,12 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// The fingerprint of the base under an adapter, as it was given.
+    /// The fingerprint of the base under an adapter, if it was set.
     pub fn base(&self) -> Option<&str> {
         self.base.as_deref()
     }
 
-    /// Gives the base under an adapter a fingerprint, by which a run that goes on knows it.
+    /// Sets the fingerprint of the base under an adapter, by which a resumed run recognises it.
     pub fn set_base(&mut self, fingerprint: String) {
         self.base = Some(fingerprint);
     }
@@ -365,7 +365,7 @@ impl<B: Backend> Model<B> {
         self.trained.as_mut().ok_or_else(untrained)
     }
 
-    /// A slot's values. Of a tensor in a file, one that lies there in one piece.
+    /// A slot's values. If it is in a file, it must be stored there in one piece.
     pub(super) fn slot_view(&self, slot: &Slot) -> View {
         if let Some((_, view)) = self.file_pieces(slot).into_iter().next() {
             return view;
@@ -373,7 +373,7 @@ impl<B: Backend> Model<B> {
         part(self.parameters.view(), &slot.range).matrix(slot.shape[0], slot.shape[1])
     }
 
-    /// The rows of a slot of a tensor in a file, in the pieces in which they lie there; none where it is in a buffer.
+    /// The rows of a slot that is in a file, in the pieces in which they are stored there; empty if it is in a buffer.
     pub(super) fn file_pieces(&self, slot: &Slot) -> Vec<(Range<usize>, View)> {
         let Some((file, _)) = &self.files[slot.parameter] else { return Vec::new() };
         let p = &self.map.parameters[slot.parameter];
@@ -405,8 +405,8 @@ impl<B: Backend> Model<B> {
         part(self.parameters.view(), range)
     }
 
-    /// Where the gradients of adjacent slots go, as one vector, and whether they are added to what is there;
-    /// `None` where the slots are frozen or the model does not train. The caller writes them.
+    /// The gradients of adjacent slots as one vector, and whether to add to its values; `None` if the slots are frozen
+    /// or the model does not train. The caller must write them.
     pub(super) fn gradient_of(&mut self, slots: &[&Slot]) -> Option<(View, bool)> {
         let trained = self.trained.as_mut()?;
         let range = slots.first()?.gradient()?.start..slots.last()?.gradient()?.end;
@@ -417,7 +417,7 @@ impl<B: Backend> Model<B> {
         Some((part(trained.gradients.view(), &range), accumulate))
     }
 
-    /// As [`Model::gradient_of`] one slot, for operations that only add: zeros where nothing was written.
+    /// As [`Model::gradient_of`] for one slot, for operations that only add: filled with zeros if nothing was written.
     pub(super) fn gradient_to_add(&mut self, slot: &Slot) -> Result<Option<View>> {
         let Some((view, accumulate)) = self.gradient_of(&[slot]) else { return Ok(None) };
         if !accumulate {
@@ -426,7 +426,7 @@ impl<B: Backend> Model<B> {
         Ok(Some(view))
     }
 
-    /// All gradients, with zeros where no backward has written.
+    /// All gradients, with zeros where no backward pass has written.
     pub(super) fn settled(&mut self) -> Result<View> {
         let map = std::sync::Arc::clone(&self.map);
         let trained = self.trained()?;

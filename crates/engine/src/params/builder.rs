@@ -1,4 +1,4 @@
-//! Lays the parameters of an architecture out.
+//! Lays out the parameters of an architecture.
 
 use super::{
     Adapter, Base, BlockSlots, Kind, Layout, Linear, LowSizes, NormSlots, Parameter, ParameterMap, Part,
@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// The parameters of some file tensors whose outputs are adjacent.
 struct Tensors {
-    /// Name, index of weight and bias among the parameters, outputs.
+    /// For each tensor: name, indices of weight and bias among the parameters, outputs.
     of: Vec<(String, usize, Option<usize>, Range<usize>)>,
     inputs: usize,
 }
@@ -26,7 +26,7 @@ struct OfModule {
     b: usize,
     /// The parameter of magnitudes.
     magnitude: Option<usize>,
-    /// How many modules have one before it.
+    /// Number of modules with an adapter before this one.
     number: usize,
 }
 
@@ -39,9 +39,9 @@ pub(super) struct Builder<'a> {
     len: usize,
     trained: usize,
     slots: usize,
-    /// Adapters by the module that they belong to.
+    /// Adapters by the module to which they belong.
     adapters: BTreeMap<String, OfModule>,
-    /// Copies that adapters have of the model's parameters, by these.
+    /// The adapter's copies of parameters, by the parameter of the model.
     copies: BTreeMap<usize, usize>,
     low: LowSizes,
 }
@@ -82,7 +82,7 @@ impl<'a> Builder<'a> {
         let part =
             Part { name: names.head.into(), outputs: 0..a.vocab_size, weight, bias: None, adapter: None };
         let mut head = Linear { inputs: a.hidden, parts: vec![part] };
-        // After the model's own parameters, whose places do not depend on an adapter.
+        // After the model's own parameters, so that their places do not depend on an adapter.
         if let Some(rules) = self.rules.take() {
             let follows = self.copy_head(&mut head, &embedding, &rules);
             let outer =
@@ -93,7 +93,7 @@ impl<'a> Builder<'a> {
             }
             for block in &mut blocks {
                 block.slots_mut().for_each(|slot| self.copy(slot, &rules));
-                // As in `BlockSlots::linears`.
+                // The same layers as in `BlockSlots::linears`.
                 let mlp = [&mut block.up, &mut block.down].into_iter().filter(|_| block.router.is_none());
                 for linear in [&mut block.q, &mut block.kv, &mut block.out].into_iter().chain(mlp) {
                     self.attach(linear, &rules, false);
@@ -140,7 +140,7 @@ impl<'a> Builder<'a> {
             let router = self.tensors(vec![name(names.router)], &[count], hidden, false, Kind::Matrix);
             self.linear(&router, 0..count)
         });
-        // An expert's name instead of the MLP's.
+        // An expert has its own name in place of the MLP's.
         let each = |module: &'static str| {
             (0..count).map(move |n| match (mlp.experts, module.rsplit_once('.')) {
                 (Some(_), Some((_, last))) => {
@@ -160,7 +160,7 @@ impl<'a> Builder<'a> {
         let down = self.tensors(downs, &vec![hidden; count], mlp.intermediate, mlp.bias, Kind::Residual);
         let down = self.linear(&down, 0..hidden.saturating_mul(count));
         if let Base::Packed(packing) = self.base {
-            // As in `BlockSlots::linears`.
+            // The same layers as in `BlockSlots::linears`.
             let mlp = [&up, &down].into_iter().filter(|_| router.is_none());
             for linear in [&q_linear, &kv_linear, &out].into_iter().chain(mlp) {
                 for part in &linear.parts {
@@ -184,8 +184,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Lets a slot name the adapter's copy of its parameter, where the adapter has one: of a module that is trained as a
-    /// whole, or of a parameter that the adapter's file replaces.
+    /// Points a slot to the adapter's copy of its parameter, if there is one: for a module that is trained fully, or a
+    /// parameter that the adapter's file replaces.
     fn copy(&mut self, slot: &mut Slot, rules: &Rules) {
         let of = &self.parameters[slot.parameter];
         let module = module_name(of.module()).to_string();
@@ -212,8 +212,8 @@ impl<'a> Builder<'a> {
         *slot = Slot { index, ..self.slot(copy, first, slot.shape) };
     }
 
-    /// As [`Builder::copy`] of a head. One that is tied stays the embedding of the base where only the embedding is
-    /// trained, and has a copy of its own where it is trained itself, as PEFT's wrappers do. True where it is tied still.
+    /// As [`Builder::copy`] for a head. As under PEFT's wrappers, a tied head stays the base's embedding if only the
+    /// embedding is trained, and gets its own copy if it is trained itself. Returns true if it is still tied.
     fn copy_head(&mut self, head: &mut Linear, embedding: &Slot, rules: &Rules) -> bool {
         let Some(part) = head.parts.first_mut() else { return false };
         if part.weight.index != embedding.index {
@@ -237,7 +237,7 @@ impl<'a> Builder<'a> {
         !embedding_is_saved
     }
 
-    /// Adds an adapter to each part of the layer that has one.
+    /// Adds an adapter to each part of the layer that is to have one.
     fn attach(&mut self, linear: &mut Linear, rules: &Rules, is_head: bool) {
         for part in &mut linear.parts {
             let (name, inputs) = (module_name(&part.name).to_string(), linear.inputs);
@@ -245,7 +245,8 @@ impl<'a> Builder<'a> {
             let tensor = &self.parameters[part.weight.parameter];
             let start = if tensor.mapped { 0 } else { tensor.range.start };
             let elements = tensor.range.len();
-            // The outputs of a tensor by heads are by heads in the adapter too; Conv1D's adapter is not transposed.
+            // The outputs of a tensor by heads are by heads in the adapter too; the adapter of a Conv1D is not
+            // transposed.
             let layout = match tensor.layout {
                 layout @ Layout::ByHead { .. } => layout,
                 _ => Layout::Same,
@@ -293,7 +294,7 @@ impl<'a> Builder<'a> {
         self.push(name, shape, kind, trained, false, true)
     }
 
-    /// Adds a parameter; its index.
+    /// Adds a parameter and returns its index.
     fn add(&mut self, name: String, shape: Vec<usize>, kind: Kind) -> usize {
         let mapped = self.base != Base::Resident && !matches!(kind, Kind::Bias | Kind::NormWeight);
         let trained = match self.trainable {
@@ -304,8 +305,8 @@ impl<'a> Builder<'a> {
         self.push(name, shape, kind, trained, mapped, false)
     }
 
-    /// Gives a parameter its places among the values and the gradients; its index. A mapped one has none among the
-    /// values: its elements are counted from 0.
+    /// Assigns a parameter its places among the values and the gradients, and returns its index. A mapped one has no
+    /// place among the values: its elements are counted from 0.
     fn push(
         &mut self,
         name: String,
@@ -401,7 +402,7 @@ impl<'a> Builder<'a> {
         Tensors { of, inputs }
     }
 
-    /// The linear layer of some outputs of the tensors.
+    /// The linear layer for some outputs of the tensors.
     fn linear(&mut self, tensors: &Tensors, outputs: Range<usize>) -> Linear {
         let inputs = tensors.inputs;
         let mut parts = Vec::new();

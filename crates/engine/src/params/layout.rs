@@ -1,24 +1,24 @@
-//! How parameters lie in files.
+//! Layouts of parameters in files.
 
 use std::borrow::Cow;
 
-/// How a file's tensor differs from the engine's.
+/// How a tensor's layout in a file differs from the engine's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Layout {
-    /// Not at all.
+    /// The same layout.
     #[default]
     Same,
     /// The file has its transpose (Conv1D keeps `[inputs, outputs]`).
     Transposed,
     /// The file has its rows as `[heads, 3, head_dim]`, the engine as `[3, heads, head_dim]`.
     ByHead {
-        /// Heads.
+        /// Number of heads.
         heads: usize,
     },
 }
 
 impl Layout {
-    /// Values in the layout of a file of this shape, in the engine's.
+    /// Converts values from the layout of a file of this shape to the engine's.
     pub(crate) fn of_file<'a>(self, values: &'a [f32], shape: &[usize]) -> Cow<'a, [f32]> {
         match self {
             Layout::Same => values.into(),
@@ -27,7 +27,7 @@ impl Layout {
         }
     }
 
-    /// The reverse of [`Layout::of_file`].
+    /// The inverse of [`Layout::of_file`].
     pub(crate) fn to_file(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
         match self {
             Layout::Same => values,

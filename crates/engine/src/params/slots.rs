@@ -1,25 +1,25 @@
-//! What operations read of the parameters: matrices and vectors, layers, blocks.
+//! The parameters as operations read them: matrices and vectors, layers, blocks.
 
 use super::Store;
 use std::ops::Range;
 
-/// A matrix or vector that an operation reads as a whole: a parameter, or the part of a fused one.
+/// A matrix or vector that an operation reads as a whole: a parameter, or a part of a fused one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
     /// Its place among the model's slots.
     pub index: usize,
     /// The parameter that it is a part of.
     pub parameter: usize,
-    /// Where it is in the buffer of parameters; of a mapped one, its elements in the engine's layout.
+    /// Its range in the buffer of parameters; for a mapped one, its elements in the engine's layout.
     pub range: Range<usize>,
     /// Rows and columns; a vector is one row.
     pub shape: [usize; 2],
-    /// Whether it is trained, and then where its gradient is.
+    /// Whether it is trained, and if so the place of its gradient.
     pub store: Store,
 }
 
 impl Slot {
-    /// Where its gradient is in the flat buffer of gradients, if it is trained.
+    /// The range of its gradient in the flat buffer of gradients, if it is trained.
     pub fn gradient(&self) -> Option<Range<usize>> {
         match self.store {
             Store::Frozen => None,
@@ -46,24 +46,24 @@ impl NormSlots {
 /// A linear layer: one product for all its parts, whose outputs are adjacent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
-    /// Columns of its input.
+    /// Number of columns of its input.
     pub inputs: usize,
     /// Its parts, in the order of their outputs.
     pub parts: Vec<Part>,
 }
 
-/// Some outputs of a linear layer, as a file names them.
+/// Outputs of a linear layer that form one module in files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     /// Name of the module in files, without `.weight`.
     pub name: String,
-    /// Its outputs among the layer's.
+    /// The range of its outputs among the layer's.
     pub outputs: Range<usize>,
     /// `[outputs, inputs]`.
     pub weight: Slot,
     /// `[outputs]`.
     pub bias: Option<Slot>,
-    /// What is added to its product.
+    /// The adapter added to its product.
     pub adapter: Option<Adapter>,
 }
 
@@ -76,9 +76,9 @@ pub struct Adapter {
     pub b: Slot,
     /// Factor on the product.
     pub scale: f32,
-    /// DoRA: the lengths of the rows of the weights, and where what they are divided by is among that of all layers.
+    /// DoRA: the magnitudes of the weights' rows, and the offset of the part's row norms among those of all layers.
     pub magnitude: Option<(Slot, usize)>,
-    /// Number of the module among those with an adapter, which its dropout is drawn from.
+    /// Number of the module among those with an adapter, used to draw its dropout.
     pub module: usize,
 }
 
@@ -89,7 +89,7 @@ impl Adapter {
 }
 
 impl Part {
-    /// True where an adapter scales the outputs.
+    /// True if an adapter scales the outputs.
     pub(crate) fn is_dora(&self) -> bool {
         self.adapter.as_ref().is_some_and(|adapter| adapter.magnitude.is_some())
     }
@@ -101,13 +101,13 @@ impl Linear {
         own.chain(self.parts.iter().filter_map(|part| part.adapter.as_ref()).flat_map(Adapter::slots))
     }
 
-    /// Columns of its output.
+    /// Number of columns of its output.
     pub fn outputs(&self) -> usize {
         self.parts.last().map_or(0, |part| part.outputs.end)
     }
 
-    /// Runs of adjacent outputs of which `slot` (weight or bias) is trained and whose gradients are adjacent
-    /// too: the outputs, and the slots.
+    /// Runs of adjacent outputs whose `slot` (weight or bias) is trained and whose gradients are adjacent too: the
+    /// outputs, and the slots.
     pub(crate) fn trained<'a>(
         &'a self,
         slot: impl Fn(&'a Part) -> Option<&'a Slot>,
@@ -147,24 +147,24 @@ pub struct BlockSlots {
     pub after_attention: Option<NormSlots>,
     /// Norm before the MLP.
     pub mlp_norm: Option<NormSlots>,
-    /// The logits of experts, where the layer has them.
+    /// The projection to the logits of experts, if the layer has them.
     pub router: Option<Linear>,
-    /// Gate and up, or up alone; of all experts, one after the other.
+    /// Gate and up, or up alone; with experts, those of all experts one after the other.
     pub up: Linear,
-    /// Down; of all experts, one after the other.
+    /// Down; with experts, those of all experts one after the other.
     pub down: Linear,
     /// Norm after the MLP.
     pub after_mlp: Option<NormSlots>,
 }
 
 impl BlockSlots {
-    /// The layers that may have an adapter: not those of experts, which transformers keeps in one tensor.
+    /// The layers that may have an adapter: not those of experts, which transformers stores in one tensor.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> + Clone {
         let mlp = [&self.up, &self.down].into_iter().filter(|_| self.router.is_none());
         [&self.q, &self.kv, &self.out].into_iter().chain(mlp)
     }
 
-    /// All layers, those of experts too.
+    /// All layers, including those of experts.
     pub(super) fn all_linears(&self) -> impl Iterator<Item = &Linear> {
         [&self.q, &self.kv, &self.out, &self.up, &self.down].into_iter().chain(&self.router)
     }

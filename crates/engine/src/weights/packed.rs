@@ -1,4 +1,4 @@
-//! Matrices in 4 or 8 bits: packed when they are loaded, or read as transformers and bitsandbytes have saved them.
+//! Matrices in 4 or 8 bits: packed when they are loaded, or read as transformers and bitsandbytes saved them.
 
 use super::{Files, floats, from_file};
 use crate::dtype::{Packing, WeightType};
@@ -14,15 +14,15 @@ use std::path::Path;
 /// Blocks whose magnitudes share a scale.
 const NESTED_BLOCK: u64 = 256;
 
-/// What stands beside a matrix that is saved in 4 bits, after its name.
+/// Start of the suffix of the tensor that belongs to a matrix saved in 4 bits.
 const STATE: &str = "quant_state.bitsandbytes__";
 
-/// Packs a tensor of a file. At most a piece of it is in memory for each thread besides.
+/// Packs a tensor of a file. Needs memory for one piece per thread besides the result.
 pub(super) fn pack(path: &Path, p: &Parameter, packing: Packing, tensor: &TensorView) -> Result<FileTensor> {
     let sizes = (p.rows(), p.width());
     let packed = match p.layout {
         Layout::Transposed => {
-            // In rows of inputs, as transformers has Conv1D packed.
+            // In rows of inputs, as transformers packs Conv1D.
             let values = floats(path, &p.name, tensor.dtype(), tensor.data())?;
             let values = from_file(p, &values);
             Packed::pack(packing, sizes, |start, to| to.copy_from_slice(&values[start..start + to.len()]))
@@ -46,7 +46,7 @@ pub(super) fn pack(path: &Path, p: &Parameter, packing: Packing, tensor: &Tensor
     })
 }
 
-/// True for what [`stored`] reads.
+/// True for a tensor that [`stored`] reads.
 pub(super) fn is_packed(tensor: &TensorView) -> bool {
     !matches!(tensor.dtype(), Stored::F32 | Stored::F16 | Stored::BF16 | Stored::F64)
 }
@@ -60,7 +60,7 @@ pub(crate) fn from_tensor(p: &Parameter, tensor: &FileTensor) -> Vec<f32> {
     }
 }
 
-/// A matrix as transformers has saved it packed: its codes stay in the file. What stands beside it is taken out of
+/// A matrix that transformers saved packed: its codes stay in the file. The tensors that belong to it are removed from
 /// `tensors`.
 pub(super) fn stored(
     files: &Files,

@@ -8,11 +8,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Files above this size are cut into shards, as transformers does.
+/// Larger models are split into shards of this size, as in transformers.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// A tensor that is read from the device only when the writer comes to it, so that saving needs the memory of
-/// one tensor, not of the model.
+/// A tensor that is read from the device only when it is written, so that saving needs the memory of one tensor, not of
+/// the whole model.
 pub(crate) struct Lazy<'a> {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
@@ -26,8 +26,7 @@ impl Lazy<'_> {
     }
 }
 
-/// A tensor on its way into a file. The writer of the format cannot take an error, so the first one is kept
-/// here.
+/// A tensor being written to a file. The safetensors writer cannot return an error, so the first one is kept here.
 struct Reading<'a> {
     tensor: &'a Lazy<'a>,
     path: &'a Path,
@@ -70,8 +69,7 @@ impl safetensors::View for Reading<'_> {
     }
 }
 
-/// Writes `dir/model.safetensors`, or shards and an index above 5 GB. Each file appears complete or not at
-/// all.
+/// Writes `dir/model.safetensors`, or shards and an index above 5 GB. Each file appears complete or not at all.
 pub(crate) fn save(dir: &Path, tensors: &[Lazy]) -> Result<()> {
     let mut shards: Vec<Vec<&Lazy>> = vec![Vec::new()];
     let (mut bytes, mut total) = (0, 0);
@@ -103,7 +101,7 @@ pub(crate) fn save(dir: &Path, tensors: &[Lazy]) -> Result<()> {
     remove(&dir.join("model.safetensors"))
 }
 
-/// Removes what an earlier save left in the other layout: readers would take it for this one.
+/// Removes the files of an earlier save in the other layout: readers would use them instead.
 fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, e)),
@@ -111,9 +109,9 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Writes one safetensors file, completely or not at all.
+/// Writes one safetensors file, complete or not at all.
 pub(crate) fn write(path: &Path, tensors: &[&Lazy]) -> Result<()> {
-    // What transformers looks for before it reads a file.
+    // Metadata that transformers requires.
     let metadata = [("format".to_string(), "pt".to_string())].into();
     let failure = RefCell::new(None);
     let written = suasion_files::write_at(path, |temporary| {

@@ -5,12 +5,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The folder of the kernels' source.
+/// The folder of the kernels' sources.
 fn kernels() -> PathBuf {
     suasion_test_support::repository().join("crates/engine/src/kernels/cuda")
 }
 
-/// Names of the kernels that `kernels.h` declares, and whether their threads wait for each other.
+/// Names of the kernels declared in `kernels.h`, and whether their threads wait for each other.
 pub fn declared() -> Vec<(String, bool)> {
     let text = std::fs::read_to_string(kernels().join("kernels.h")).unwrap();
     let mut names = Vec::new();
@@ -27,7 +27,7 @@ pub fn declared() -> Vec<(String, bool)> {
     names
 }
 
-/// The flag with which a launch fails where two threads race.
+/// The flag that makes a launch fail if two threads race.
 pub const RACES: &str = "-fsanitize=thread";
 
 /// Flags of `.ci/sanitize`, in place of [`RACES`].
@@ -35,13 +35,13 @@ pub fn sanitizer() -> Option<String> {
     std::env::var("SUASION_EMULATION_FLAGS").ok()
 }
 
-/// The library of all kernels, which looks for races; compiled once for each state of the source. Where there is no
-/// g++, the running test is recorded as skipped.
+/// The library of all kernels, which detects races; compiled once for each state of the sources. Without g++, the
+/// running test is recorded as skipped.
 pub fn library() -> Option<PathBuf> {
     build(|_| true, &[RACES])
 }
 
-/// The library of some of the source files, compiled with further flags.
+/// The library of some of the source files, compiled with additional flags.
 pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
     let sanitizer = sanitizer();
     let own = flags.iter().copied().filter(|flag| sanitizer.is_none() || *flag != RACES);
@@ -82,7 +82,7 @@ pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("emulation-{:016x}", hasher.finish()));
     let library = folder.join("libemulation.so");
     std::fs::create_dir_all(&folder).unwrap();
-    // Tests run side by side, in several programs: the first one compiles.
+    // Tests run in parallel, in several processes: the first one compiles.
     let lock = std::fs::File::create(folder.join("lock")).unwrap();
     lock.lock().unwrap();
     if library.exists() {
@@ -90,7 +90,7 @@ pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
     }
     std::fs::write(folder.join("sources.inc"), sources).unwrap();
     std::fs::write(folder.join("registry.inc"), registry).unwrap();
-    // Accesses to memory are checked in kernels only, and by the emulation itself: no library of the sanitizer is linked.
+    // Memory accesses are checked only in kernels, and by the emulation itself: no sanitizer library is linked.
     let checks = flags.contains(&RACES);
     let others: Vec<&str> = flags.iter().copied().filter(|flag| *flag != RACES).collect();
     let compile = |flags: &[&str], arguments: &[&Path]| {
@@ -106,7 +106,7 @@ pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
             .arg("-I")
             .arg(&emulation)
             .args(arguments)
-            // A sanitizer that is loaded into this program is no business of the compiler's.
+            // A sanitizer preloaded into this process must not affect the compiler.
             .env_remove("LD_PRELOAD")
             .output()
             .unwrap();
@@ -126,7 +126,7 @@ pub fn build(wanted: impl Fn(&str) -> bool, flags: &[&str]) -> Option<PathBuf> {
 type Launch =
     unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *mut *mut c_void, u32) -> c_int;
 
-/// Launches kernels on slices of the host.
+/// Launches kernels on host slices.
 pub struct Emulation {
     library: libloading::Library,
 }
@@ -179,12 +179,12 @@ impl<T> From<&mut Vec<T>> for Argument {
 
 impl Emulation {
     pub fn load(library: &Path) -> Emulation {
-        // SAFETY: the library was compiled from the repository's own source and runs nothing when it is loaded.
+        // SAFETY: the library was compiled from the repository's own sources and runs no code when it is loaded.
         Emulation { library: unsafe { libloading::Library::new(library) }.unwrap() }
     }
 
-    /// Runs a kernel. Slices are as long as the kernel's description says: a kernel that goes further is what the
-    /// address sanitizer finds.
+    /// Runs a kernel. Slices must have the lengths in the kernel's description: the address sanitizer detects a kernel
+    /// that goes further.
     pub fn launch(
         &self,
         name: &str,
@@ -196,7 +196,7 @@ impl Emulation {
     ) -> Result<(), String> {
         let name = CString::new(name).unwrap();
         let mut pointers: Vec<*mut c_void> = arguments.iter_mut().map(|a| (&raw mut a.0).cast()).collect();
-        // SAFETY: the two functions of emulation.cpp; the arguments are the test's responsibility, as said above.
+        // SAFETY: the two functions of emulation.cpp; the test is responsible for the arguments, as described above.
         unsafe {
             let launch = self.library.get::<Launch>(b"launch").unwrap();
             let rc =

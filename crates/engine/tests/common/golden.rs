@@ -1,4 +1,4 @@
-//! Comparing a model with what PyTorch computed, on any backend.
+//! Comparisons of a model with values from PyTorch, on any backend.
 
 use super::{floats, golden_batch, goldens, json};
 use serde_json::Value;
@@ -13,7 +13,7 @@ pub const TRAJECTORY: f64 = 5e-4;
 
 pub const BATCHES: [&str; 4] = ["a", "padded", "long_multiturn", "edge_first_last"];
 
-/// Calls `f` for each golden of a model that the engine runs, under both styles of configuration.
+/// Calls `f` for each golden of a model that the engine supports, with both styles of configuration.
 pub fn for_each(mut f: impl FnMut(&str, &Path, Architecture, Value)) {
     for source in goldens() {
         for name in source.models {
@@ -41,7 +41,7 @@ pub fn load<B: Backend>(
     model
 }
 
-/// Norm and some elements of each gradient; the model has no others.
+/// Compares norm and some elements of each gradient; the model must have no other gradients.
 pub fn check_each_gradient<B: Backend>(model: &Model<B>, golden: &Value, what: &str) {
     let grads = golden["grads"].as_object().unwrap();
     assert_eq!(grads.len(), model.trained_names().len(), "{what}");
@@ -51,7 +51,7 @@ pub fn check_each_gradient<B: Backend>(model: &Model<B>, golden: &Value, what: &
         assert_eq!(got.shape, shape, "{what} {name}");
         let norm = got.data.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
         let want = g["norm"].as_f64().unwrap();
-        // A key's bias moves all scores of a query alike: its true gradient is 0 and PyTorch's is rounding.
+        // A key's bias shifts all scores of a query equally: its true gradient is 0 and PyTorch's is rounding error.
         assert!((norm - want).abs() < NORM * want.max(1e-3), "{what} {name}: norm {norm}, PyTorch {want}");
         for (i, v) in floats(&g["idx"]).iter().zip(floats(&g["val"])) {
             let got = got.data[*i as usize] as f64;
@@ -60,7 +60,7 @@ pub fn check_each_gradient<B: Backend>(model: &Model<B>, golden: &Value, what: &
     }
 }
 
-/// Five steps of AdamW on one batch: losses, norms of gradients, and the parameters at the end.
+/// Five steps of AdamW on one batch: losses, gradient norms, and the final parameters.
 pub fn check_trajectory<B: Backend>(model: &mut Model<B>, batch: &Batch, golden: &Value, what: &str) {
     let (losses, norms) = (floats(&golden["losses"]), floats(&golden["grad_norms"]));
     let lr = golden["optimizer"].as_str().unwrap().split_once("lr=").unwrap().1;
@@ -78,7 +78,7 @@ pub fn check_trajectory<B: Backend>(model: &mut Model<B>, batch: &Batch, golden:
     }
     // The internal material has no values of single parameters.
     for (name, want) in golden["final"].as_object().into_iter().flatten() {
-        // The gradient of a key's bias is rounding alone, which AdamW turns into steps of full size.
+        // The gradient of a key's bias is only rounding error, which AdamW turns into full-size steps.
         if ["k_proj.bias", "c_attn.bias", "query_key_value.bias"].iter().any(|end| name.ends_with(end)) {
             continue;
         }
@@ -105,7 +105,7 @@ pub fn adamw(t: usize, lr: f64, weight_decay: f64, decay_all: bool, gradient_sca
     AdamW { t: t as u64, lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, decay_all, gradient_scale }
 }
 
-/// A golden of PEFT: names in memory have `.default` and the names of wrappers, which files leave out.
+/// A golden of PEFT: its in-memory names contain `.default` and the names of wrappers, which files omit.
 pub fn peft_golden(dir: &Path) -> Value {
     let mut text = std::fs::read_to_string(dir.join("golden_lora.json")).unwrap();
     for (memory, file) in [
@@ -118,7 +118,7 @@ pub fn peft_golden(dir: &Path) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// The adapters over a model.
+/// The adapters of a model.
 pub fn adapters(dir: &Path) -> Vec<AdapterFolder> {
     let folders = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mut folders: Vec<_> = folders.filter(|path| AdapterFolder::is_one(path)).collect();
@@ -126,7 +126,7 @@ pub fn adapters(dir: &Path) -> Vec<AdapterFolder> {
     folders.iter().map(|path| AdapterFolder::open(path).unwrap()).collect()
 }
 
-/// Logits of prompts that the cache takes in pieces.
+/// Logits of prompts that are appended to the cache in pieces.
 pub fn check_logits<B: Backend>(
     family: &str,
     dir: &Path,
@@ -148,12 +148,12 @@ pub fn check_logits<B: Backend>(
         for (row, segment) in batch.segments.iter().enumerate() {
             let ids = &batch.ids[segment.own.start as usize..segment.own.end as usize];
             cache.truncate(0);
-            // A prompt of three tokens at once, then one by one, then the rest in one piece.
+            // Three tokens of the prompt at once, then one by one, then the rest in one piece.
             let mut at = 0;
             for step in [3, 1, 1, ids.len() - 5] {
                 let got = model.decode(&mut cache, &ids[at..at + step]).unwrap();
                 at += step;
-                // PyTorch's rows are those of the whole sequence, under the rotation of its length.
+                // PyTorch's rows are from one pass over the sequence, with the rotation for its full length.
                 let ropes = arch.blocks.iter().filter_map(|block| block.attention.rope.as_ref());
                 if ropes.into_iter().any(|rope| rope.variant(at) != rope.variant(ids.len())) {
                     continue;

@@ -1,4 +1,4 @@
-//! What the engine's tests share: goldens, small models, random numbers.
+//! Code shared by the engine's tests: goldens, small models, random numbers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod card;
@@ -12,13 +12,13 @@ use suasion_engine::{
     AdamW, Architecture, Backend, Batch, Budget, Model, Optimizer, TargetLoss, Trainable, WeightType,
 };
 
-/// A folder of values that PyTorch computed, and the models in it that the engine runs.
+/// A folder of values from PyTorch, and its models that the engine supports.
 pub struct Goldens {
     pub dir: PathBuf,
     pub models: &'static [&'static str],
 }
 
-/// The goldens of the repository, then the internal material where this machine has it.
+/// The goldens of the repository, then the internal material if this machine has it.
 pub fn goldens() -> Vec<Goldens> {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = crate_dir.join("../../tests/goldens/models");
@@ -31,7 +31,7 @@ pub fn goldens() -> Vec<Goldens> {
 }
 
 pub fn json(path: &Path) -> Value {
-    // Python writes NaN where a padded row sees no key; nothing that is compared has one.
+    // Python writes NaN where a padded row sees no key; no compared value is NaN.
     let text = std::fs::read_to_string(path).unwrap().replace("NaN", "null");
     serde_json::from_str(&text).unwrap()
 }
@@ -44,7 +44,7 @@ fn ints(v: &Value) -> Vec<i64> {
     v.as_array().unwrap().iter().map(|x| x.as_i64().unwrap()).collect()
 }
 
-/// A golden batch as packs: padding cut away by its mask, labels shifted.
+/// A golden batch as packs: padding removed by its mask, labels shifted.
 pub fn golden_batch(v: &Value) -> Batch {
     let mut batch = Batch::default();
     for row in 0..v["input_ids"].as_array().unwrap().len() {
@@ -58,7 +58,7 @@ pub fn golden_batch(v: &Value) -> Batch {
     batch
 }
 
-/// A small configuration of a family, with everything that distinguishes it.
+/// A small configuration of a family, with all its distinguishing settings.
 pub fn config(family: &str) -> Value {
     let mut config = base(family);
     let own = match family {
@@ -105,7 +105,7 @@ fn base(family: &str) -> Value {
         family => serde_json::json!({
             "model_type": family, "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40,
             "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-            // Qwen3's head size does not follow from the others.
+            // Qwen3's head size does not follow from the other sizes.
             "head_dim": if family == "qwen3" { 10 } else { 6 },
             "max_position_embeddings": 128, "hidden_act": "silu", "rms_norm_eps": 1e-5,
             "tie_word_embeddings": tied,
@@ -137,7 +137,8 @@ pub fn architecture(family: &str) -> Architecture {
     Architecture::from_json(&config(family), Path::new("config.json")).unwrap()
 }
 
-/// As [`architecture`], but each row takes all experts: where a row's choice changes the loss jumps, and has no slope.
+/// As [`architecture`], but each row takes all experts: the loss jumps where a row's choice changes, and has no slope
+/// there.
 pub fn smooth(family: &str) -> Architecture {
     let mut arch = architecture(family);
     for experts in arch.blocks.iter_mut().filter_map(|block| block.mlp.experts.as_mut()) {
@@ -160,7 +161,7 @@ pub fn model_of<B: Backend>(
     let budget = Budget { tokens: 256, targets: 256, train: true, recompute };
     let mut model = Model::with_trainable(arch, backend, budget, trainable).unwrap();
     model.init_random(7).unwrap();
-    // Biases and norms away from 0 and 1, so that each of them matters.
+    // Biases and norms differ from 0 and 1, so that each of them matters.
     let mut random = Random(3);
     for name in model.parameter_names() {
         let mut tensor = model.parameter(&name).unwrap();
@@ -172,7 +173,7 @@ pub fn model_of<B: Backend>(
     model
 }
 
-/// A small generator (SplitMix64): tests need numbers, not quality.
+/// A small generator (SplitMix64): tests need reproducible numbers, not statistical quality.
 pub struct Random(pub u64);
 
 impl Random {
@@ -187,7 +188,7 @@ impl Random {
         (self.next() % n as u64) as usize
     }
 
-    /// About normal: the sum of twelve uniforms.
+    /// Approximately normal: the sum of twelve uniforms.
     pub fn normal(&mut self) -> f64 {
         (0..12).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum::<f64>() - 6.0
     }
@@ -214,7 +215,7 @@ pub fn mean_loss(batch: &Batch, outcomes: &[TargetLoss]) -> f64 {
     sum / batch.weight()
 }
 
-/// The slope of the mean loss along element `i` of a parameter, by differences over two steps.
+/// The slope of the mean loss along element `i` of a parameter, from differences at two step sizes.
 pub fn slope<B: Backend>(model: &mut Model<B>, batch: &Batch, name: &str, i: usize) -> f64 {
     let mut at = |change: f32| {
         let mut tensor = model.parameter(name).unwrap();
@@ -227,7 +228,7 @@ pub fn slope<B: Backend>(model: &mut Model<B>, batch: &Batch, name: &str, i: usi
         model.set_parameter(name, &tensor).unwrap();
         (mean_loss(batch, &losses), moved)
     };
-    // Losses are f32: a wide step, with its error of third order extrapolated away.
+    // Losses are f32: the steps are wide, and their third-order error is removed by extrapolation.
     let [narrow, wide] = [4e-3, 8e-3].map(|step| {
         let ((up, a), (down, b)) = (at(step), at(-step));
         (up - down) / (a - b)
@@ -278,7 +279,7 @@ pub fn saved_as<B: Backend>(model: &mut Model<B>, kind: WeightType) -> tempfile:
     dir
 }
 
-/// Gives a new adapter's second matrices values, which are zeros.
+/// Gives values to the second matrices of a new adapter, which are initially zero.
 pub fn move_adapter<B: Backend>(model: &mut Model<B>) {
     for name in model.trained_names().into_iter().filter(|n| n.contains("lora_B")) {
         let mut tensor = model.parameter(&name).unwrap();

@@ -1,4 +1,4 @@
-//! Ranks for tests, those of suasion-train too.
+//! Ranks for tests, also used by suasion-train's.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use suasion_engine::{Collective, Error, Result};
@@ -6,13 +6,13 @@ use suasion_engine::{Collective, Error, Result};
 /// A rank that is a thread of this process.
 pub struct Threads {
     rank: usize,
-    /// By rank, its own too.
+    /// The channel to each rank, including itself.
     to: Vec<Sender<Vec<u8>>>,
     from: Vec<Receiver<Vec<u8>>>,
 }
 
 impl Threads {
-    /// So many ranks.
+    /// A connected set of ranks.
     fn all(ranks: usize) -> Vec<Threads> {
         let mut channels: Vec<Vec<_>> =
             (0..ranks).map(|_| (0..ranks).map(|_| Some(channel())).collect()).collect();
@@ -28,7 +28,7 @@ impl Threads {
         all
     }
 
-    /// Runs each rank on a thread; the results in their order.
+    /// Runs each rank on a thread; returns the results in rank order.
     pub fn run<T: Send>(ranks: usize, run: impl Fn(usize, &dyn Collective) -> T + Sync) -> Vec<T> {
         std::thread::scope(|scope| {
             let run = &run;

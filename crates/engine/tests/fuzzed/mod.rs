@@ -1,5 +1,5 @@
-//! The parsers of foreign bytes in this crate, with good inputs: damaged in `fuzz.rs`, and fuzzed by the targets in the
-//! repository's `fuzz/`.
+//! The parsers of untrusted bytes in this crate, with valid inputs: damaged in `fuzz.rs`, and fuzzed by the targets in
+//! the repository's `fuzz/`.
 
 use std::path::{Path, PathBuf};
 use suasion_engine::{
@@ -16,8 +16,8 @@ fn model(name: &str) -> PathBuf {
 
 const BUDGET: Budget = Budget { tokens: 8, targets: 4, train: true, recompute: false };
 
-/// `config.json` of every family, in both styles, and adapters' configurations. A plan of what is understood never panics
-/// either.
+/// `config.json` of every family, in both styles, and adapters' configurations. Planning the memory of a valid one must
+/// not panic either.
 pub struct Configurations {
     dir: TempDir,
     arch: Architecture,
@@ -66,7 +66,7 @@ impl Parser for Configurations {
     }
 }
 
-/// Weights, the index of shards, an optimizer's moments and an adapter's weights, beside a good configuration.
+/// Weights, the index of shards, an optimizer's moments and an adapter's weights, with a valid configuration.
 pub struct Weights {
     dir: TempDir,
     whole: Model,

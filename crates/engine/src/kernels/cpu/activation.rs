@@ -5,7 +5,7 @@ use super::simd::{erf, exp, sigmoid, tanh, vectorized};
 use super::{Activation, ROWS};
 use rayon::prelude::*;
 
-/// √(2/π), of the tanh form of GELU.
+/// √(2/π), of the tanh approximation of GELU.
 const GELU_C: f32 = 0.797_884_6;
 
 /// `a = f(up)`.
@@ -96,7 +96,7 @@ fn inner_tanh(x: f32) -> f32 {
     tanh(GELU_C * (x + 0.044715 * x * x * x))
 }
 
-/// The derivative of `gelu_new`, from its [`inner_tanh`].
+/// The derivative of `gelu_new`, given its [`inner_tanh`].
 #[inline(always)]
 fn gelu_tanh_slope(x: f32, t: f32) -> f32 {
     0.5 * (1.0 + t + x * (1.0 - t * t) * GELU_C * (1.0 + 3.0 * 0.044715 * x * x))

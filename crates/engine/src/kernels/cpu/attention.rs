@@ -1,5 +1,5 @@
-//! Causal attention within ranges, in blocks of queries: the scores of a block stay in a core's cache and are
-//! never kept; the backward pass recomputes them from the log-sum-exp (Dao et al. 2022).
+//! Causal attention within ranges, in blocks of queries. The scores of a block stay in a core's cache and are never
+//! saved; the backward pass recomputes them from the log-sum-exp (Dao et al. 2022).
 //!
 //! Shapes: `q`, `o`, `dq`, `do` are `[queries, heads·head_dim]`; `kv`, `dkv` are
 //! `[keys, 2·kv_heads·head_dim]` (keys, then values); `lse` is `[queries, heads]`.
@@ -21,10 +21,10 @@ struct Block<'a> {
     first: usize,
     /// Key rows of the block's queries.
     rows: &'a [u32],
-    /// Keys that a query sees at most.
+    /// The largest number of keys that a query sees.
     window: usize,
-    /// The block's keys among those of its range, prefix then own: from the first that its first query sees to
-    /// the last that its last query sees. The whole block is computed over them.
+    /// The block's keys among those of its range, prefix then own: from the first key that its first query sees to the
+    /// last key that its last query sees. The whole block is computed over them.
     seen: Range<usize>,
 }
 
@@ -37,7 +37,7 @@ impl<'a> Block<'a> {
         Block { seen, ..block }
     }
 
-    /// What the block's query `i` sees of the range's keys.
+    /// The keys of the range that the block's query `i` sees.
     fn of_query(&self, i: usize) -> Range<usize> {
         let end = self.range.prefix.len() + self.rows[i] as usize + 1 - self.range.own.start;
         end.saturating_sub(self.window)..end
@@ -48,13 +48,13 @@ impl<'a> Block<'a> {
         self.seen.len()
     }
 
-    /// Which of them the block's query `i` sees.
+    /// Which of these keys the block's query `i` sees.
     fn seen(&self, i: usize) -> Range<usize> {
         let seen = self.of_query(i);
         seen.start - self.seen.start..seen.end - self.seen.start
     }
 
-    /// Drops elements of the row of the block's query `i`: of its probabilities, or of their gradient.
+    /// Applies dropout to the row of the block's query `i`: to its probabilities, or to their gradient.
     fn drop(&self, row: &mut [f32], i: usize, h: Heads, head: usize, dropout: Option<Dropout>) {
         let Some(dropout) = dropout else { return };
         let (seen, at) = (self.seen(i), self.rows[i] as u64 * h.heads as u64 + head as u64);
@@ -84,14 +84,14 @@ fn blocks<'a>(
     range.queries.clone().step_by(BLOCK).map(move |first| Block::of(plan, range, first, window))
 }
 
-/// The largest block of scores in the plan.
+/// The size of the largest block of scores in the plan.
 fn largest(plan: &AttentionPlan) -> usize {
     let block =
         |range: &AttentionRange| BLOCK.min(range.queries.len()) * (range.prefix.len() + range.own.len());
     plan.ranges.iter().map(block).max().unwrap_or(0)
 }
 
-/// `o` and `lse`: a task per range and head.
+/// `o` and `lse`: one task per range and head.
 pub(super) fn forward(
     h: Heads,
     plan: &AttentionPlan,
@@ -135,8 +135,8 @@ pub(super) fn forward(
     });
 }
 
-/// `dq` and `dkv`: a task per group of ranges and kv head, so that one worker owns a key's gradient and sums
-/// it in the order of the queries.
+/// `dq` and `dkv`: one task per group of ranges and kv head, so that one worker owns a key's gradient and sums it in
+/// the order of the queries.
 pub(super) fn backward(
     h: Heads,
     plan: &AttentionPlan,
@@ -192,8 +192,8 @@ pub(super) fn backward(
                             let k = Matrix::new(&kv[key * kv_wide + at.k..], kv_wide);
                             debug_assert!(key + len <= key_rows);
                             let extent = (len - 1) * kv_wide + size;
-                            // SAFETY: the group's keys and this kv head's columns belong to this task alone;
-                            // so do these query rows' columns of this head.
+                            // SAFETY: the group's keys and this kv head's columns belong to this task alone; so do
+                            // these query rows' columns of this head.
                             unsafe {
                                 let dv = dkv.at(key * kv_wide + at.v, extent);
                                 product(len, size, n, dv, kv_wide, true, p.t(), do_block, 1.0);
@@ -210,7 +210,7 @@ pub(super) fn backward(
     });
 }
 
-/// Columns at which a query head's query, key and value start.
+/// The first columns of a query head's query, key and value.
 struct Columns {
     q: usize,
     k: usize,
@@ -247,7 +247,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// Softmax over the scores of the `seen` keys, zeros around them; returns their log-sum-exp.
+    /// Softmax over the scores of the `seen` keys, zeros elsewhere; returns their log-sum-exp.
     fn softmax(row: &mut [f32], seen: Range<usize>) -> f32 {
         row[seen.end..].fill(0.0);
         row[..seen.start].fill(0.0);
@@ -294,7 +294,7 @@ vectorized! {
     }
 }
 
-/// Keys that a query does not see have no part in its gradients.
+/// Keys that a query does not see contribute nothing to its gradients.
 #[inline(always)]
 fn clear_around(p: &mut [f32], ds: &mut [f32], seen: &Range<usize>) {
     for row in [p, ds] {

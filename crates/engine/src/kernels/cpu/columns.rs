@@ -5,7 +5,7 @@ use super::simd::{sum, vectorized};
 use super::{ROWS, Scratch};
 use rayon::prelude::*;
 
-/// Columns of a piece of [`dots`].
+/// Columns per piece of [`dots`].
 const COLUMNS: usize = 64;
 
 /// See [`super::Backend::row_norms`]; `row(i, to)` is row `i` of the weights.
@@ -25,7 +25,7 @@ pub(super) fn row_norms(
                 row(first + i, to);
             }
             let (b, a) = (Matrix::new(&b[first * rank..], rank), Matrix::new(a, inputs));
-            // SAFETY: `w` has `n.len()` rows of `inputs`, and is this task's alone.
+            // SAFETY: `w` has `n.len()` rows of `inputs` elements, and belongs to this task alone.
             unsafe { product(n.len(), inputs, rank, w.as_mut_ptr(), inputs, true, b, a, scale) };
             for (n, w) in n.iter_mut().zip(w.chunks(inputs)) {
                 *n = length(w);
@@ -40,7 +40,7 @@ vectorized! {
     }
 }
 
-/// See [`super::Backend::scale_columns`]; no bias is an empty one.
+/// See [`super::Backend::scale_columns`]; an empty slice means no bias.
 pub(super) fn scale(
     y: &mut [f32],
     accumulate: bool,
@@ -66,7 +66,8 @@ vectorized! {
     }
 }
 
-/// See [`super::Backend::column_dots`]. A piece of columns each: every sum runs over the rows in order, on one thread.
+/// See [`super::Backend::column_dots`]. Each thread takes a piece of columns, so every sum runs over the rows in order
+/// on one thread.
 pub(super) fn dots(
     out: &mut [f32],
     accumulate: bool,

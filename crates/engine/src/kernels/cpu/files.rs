@@ -1,4 +1,4 @@
-//! Matrices in mapped files or packed: read as they are stored, and widened to f32 where they are needed.
+//! Matrices in mapped files or packed: read as they are stored, and widened to f32 when they are used.
 
 use super::simd::vectorized;
 use super::{FileTensor, ROWS, View};
@@ -6,8 +6,8 @@ use crate::dtype::WeightType;
 use crate::kernels::stored::Elements;
 use rayon::prelude::*;
 
-/// A matrix in a file: element `(i, j)` is element `start + i·row + j·column` of the tensor, and one of the two
-/// distances is 1.
+/// A matrix in a file: element `(i, j)` is element `start + i·row + j·column` of the tensor; one of the two distances
+/// is 1.
 #[derive(Clone)]
 pub(super) struct FileMatrix {
     tensor: FileTensor,
@@ -17,19 +17,19 @@ pub(super) struct FileMatrix {
 }
 
 impl FileMatrix {
-    /// The matrix that a view names.
+    /// The matrix that a view refers to.
     pub(super) fn of(view: View, tensor: &FileTensor) -> FileMatrix {
         let inside = view.start <= tensor.len() && view.extent() <= tensor.len() - view.start;
         assert!(inside, "views are cut from tensors: {view:?}");
         FileMatrix { tensor: tensor.clone(), start: view.start, row: view.stride(), column: view.column() }
     }
 
-    /// The transpose: the same tensor, read the other way.
+    /// The transpose: the same tensor with rows and columns exchanged.
     pub(super) fn t(self) -> FileMatrix {
         FileMatrix { row: self.column, column: self.row, ..self }
     }
 
-    /// Widens the elements from `start` of the tensor on.
+    /// Widens the elements of the tensor from `start` on.
     fn run(&self, start: usize, to: &mut [f32]) {
         match self.tensor.elements() {
             Elements::Packed(packed) => packed.run(start, to),
@@ -44,8 +44,8 @@ impl FileMatrix {
         }
     }
 
-    /// Widens the `rows × columns` elements from `(i, j)` on into `panel`. The distances between its rows and between its
-    /// columns there.
+    /// Widens the `rows × columns` elements from `(i, j)` on into `panel`. Returns the distances between rows and
+    /// between columns in `panel`.
     pub(super) fn widen(
         &self,
         (i, j): (usize, usize),
@@ -66,7 +66,7 @@ impl FileMatrix {
         (1, rows)
     }
 
-    /// Row `i`.
+    /// Widens row `i`.
     pub(super) fn row(&self, i: usize, to: &mut [f32]) {
         if self.column == 1 {
             return self.run(self.start + i * self.row, to);
@@ -99,8 +99,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// Exponent and fraction moved to their places in an f32 are the value divided by 2¹¹², exactly; infinities and NaN
-    /// need the exponent's other bits.
+    /// With exponent and fraction moved to their positions in an f32, the result is exactly the value divided by 2¹¹²;
+    /// infinities and NaN need the other exponent bits set.
     fn from_f16(to: &mut [f32], bytes: &[u8]) {
         for (to, b) in to.iter_mut().zip(bytes.as_chunks::<2>().0) {
             let bits = u32::from(u16::from_le_bytes(*b));

@@ -1,4 +1,4 @@
-//! Softmax cross-entropy. `logits` is `[n, vocab]` and is overwritten by its gradient, never kept.
+//! Softmax cross-entropy. `logits` is `[n, vocab]` and is overwritten by its gradient.
 
 use super::TargetLoss;
 use super::simd::{exp, max, sum, sums, tanh, vectorized};
@@ -17,7 +17,7 @@ pub(super) fn cross_entropy(
     let losses = losses.par_chunks_mut(TargetLoss::COLUMNS);
     logits.par_chunks_mut(vocab).zip(ids).zip(losses).enumerate().for_each(|(i, ((x, &id), loss))| {
         let (id, weight) = (id as usize, weights.map(|w| w[i]));
-        // `ln Σ e^x` is the likelihood's and `x[id]`, so `−Σ ln p / n` follows from the mean of the logits.
+        // `ln Σ e^x` is `nll + x[id]`, so `−Σ ln p / n` follows from the mean of the logits.
         let mean = if smoothing > 0.0 { mean(x, softcap) } else { 0.0 };
         let (nll, own, top1, entropy) = match softcap {
             None => row(x, id, weight, smoothing),
@@ -29,7 +29,7 @@ pub(super) fn cross_entropy(
 }
 
 vectorized! {
-    /// The mean of a row's logits, capped first.
+    /// The mean of a row's logits, after capping.
     fn mean(x: &[f32], softcap: Option<f32>) -> f32 {
         let total = match softcap {
             None => sum(x.len(), |j| x[j]),

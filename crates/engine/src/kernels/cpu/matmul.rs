@@ -1,14 +1,14 @@
-//! Matrix products, cut into tiles of our own and computed by the `gemm` crate, one thread a tile.
+//! Matrix products, cut into our own tiles and computed by the `gemm` crate, each tile on one thread.
 //!
-//! The crate's own threading was bimodal on two cores (ENGINE.md) and splits by the number of threads; tiles
-//! that follow from the shape alone give the same bytes for any number of threads.
+//! The crate's own threading was bimodal on two cores (ENGINE.md) and splits by the number of threads. Tiles that
+//! depend on the shape alone give the same bytes with any number of threads.
 
 use super::files::FileMatrix;
 use super::{Disjoint, Scratch, View};
 use rayon::prelude::*;
 
-/// Largest tile of a product. 256×512 keeps both packed operands in a 1 MiB L2 cache and still gives the
-/// smallest product of a 576-wide model (1024×384) four tiles to share.
+/// Largest tile of a product. 256×512 keeps both packed operands in a 1 MiB L2 cache and still splits the smallest
+/// product of a 576-wide model (1024×384) into four tiles.
 const TILE: (usize, usize) = (256, 512);
 
 /// A matrix in memory: element `(i, j)` is at `i·row + j·column`.
@@ -25,22 +25,22 @@ impl<'a> Matrix<'a> {
         Matrix { data, row: width, column: 1 }
     }
 
-    /// The matrix that a view names; `data` is its slice.
+    /// The matrix that a view refers to; `data` is its slice.
     pub(super) fn of(view: View, data: &'a [f32]) -> Self {
         Matrix::new(data, view.stride())
     }
 
-    /// The transpose: the same memory, read the other way.
+    /// The transpose: the same memory with rows and columns exchanged.
     pub(super) fn t(self) -> Self {
         Matrix { row: self.column, column: self.row, ..self }
     }
 
-    /// From row `i` and column `j` on.
+    /// The submatrix from row `i` and column `j` on.
     fn from(self, i: usize, j: usize) -> Self {
         Matrix { data: &self.data[i * self.row + j * self.column..], ..self }
     }
 
-    /// True when an `m × n` matrix of this layout lies inside the slice.
+    /// True if an `m × n` matrix of this layout is inside the slice.
     fn holds(&self, m: usize, n: usize) -> bool {
         extent(m, n, self.row, self.column).is_some_and(|extent| extent <= self.data.len())
     }
@@ -51,16 +51,16 @@ impl<'a> Matrix<'a> {
 pub(super) enum Right<'a> {
     /// In memory.
     Buffer(Matrix<'a>),
-    /// In a file: a tile of it is widened to f32 when it is needed, [`DEPTH`] rows at a time.
+    /// In a file: a tile of it is widened to f32 when it is used, [`DEPTH`] rows at a time.
     File(&'a FileMatrix, &'a Scratch),
 }
 
-/// Rows of an operand in a file that are widened at once: with a tile's 512 columns 512 KiB, which stay in cache. Each
-/// serves 256 rows of the left operand, so that widening costs a few percent of the product.
+/// Rows of an operand in a file that are widened at once: 512 KiB with a tile's 512 columns, which stay in cache. Each
+/// widened row is used by 256 rows of the left operand, so widening costs a few percent of the product.
 const DEPTH: usize = 256;
 
-/// Elements from the first to the last of an `m × n` matrix whose rows are `row` and columns `column` apart;
-/// `None` where the number overflows.
+/// Number of elements from the first to the last of an `m × n` matrix with distances `row` between rows and `column`
+/// between columns; `None` if it overflows.
 fn extent(m: usize, n: usize, row: usize, column: usize) -> Option<usize> {
     if m == 0 || n == 0 {
         return Some(0);
@@ -71,7 +71,7 @@ fn extent(m: usize, n: usize, row: usize, column: usize) -> Option<usize> {
 /// `c[m, n] (+)= alpha · a[m, k] · b[k, n]` on the calling thread; rows of `c` are `stride` apart.
 ///
 /// # Safety
-/// `c` points to `(m − 1)·stride + n` elements that nothing else touches meanwhile.
+/// `c` points to `(m − 1)·stride + n` elements that nothing else accesses during the call.
 pub(super) unsafe fn product(
     m: usize,
     n: usize,
@@ -86,7 +86,7 @@ pub(super) unsafe fn product(
     assert!(a.holds(m, k) && b.holds(k, n), "operands of a product that are too short");
     let (a_row, a_column) = (a.row as isize, a.column as isize);
     let (b_row, b_column) = (b.row as isize, b.column as isize);
-    // SAFETY: the operands' extents were checked just above, `c` is the caller's promise.
+    // SAFETY: the operands' extents were checked just above; the caller guarantees `c`.
     unsafe {
         gemm::gemm(
             m,
@@ -112,7 +112,7 @@ pub(super) unsafe fn product(
     }
 }
 
-/// `c[m, n] (+)= a[m, k] · b[k, n] + bias[n]`, over all threads; rows of `c` are `stride` apart.
+/// `c[m, n] (+)= a[m, k] · b[k, n] + bias[n]`, on all threads; rows of `c` are `stride` apart.
 pub(super) fn tiled(
     (m, n, k): (usize, usize, usize),
     c: &mut [f32],
@@ -129,7 +129,7 @@ pub(super) fn tiled(
     (0..down * across).into_par_iter().with_max_len(1).for_each(|tile| {
         let (i, j) = (tile / across * tall, tile % across * wide);
         let (m, w) = (tall.min(m - i), wide.min(n - j));
-        // SAFETY: tiles share no element of `c`, and each is visited once.
+        // SAFETY: tiles share no element of `c`, and each tile is visited once.
         let c = unsafe { c.at(i * stride + j, (m - 1) * stride + w) };
         if !bias.is_empty() {
             for r in 0..m {
@@ -165,7 +165,7 @@ pub(super) fn sum_rows(db: &mut [f32], accumulate: bool, dy: &[f32], stride: usi
     if !accumulate {
         db.fill(0.0);
     }
-    // A piece of columns each: every sum runs over the rows in order, on one thread.
+    // Each thread takes a piece of columns, so every sum runs over the rows in order on one thread.
     db.par_chunks_mut(64).enumerate().for_each(|(piece, db)| {
         for dy in dy.chunks(stride) {
             for (db, dy) in db.iter_mut().zip(&dy[piece * 64..]) {

@@ -1,4 +1,4 @@
-//! Buffers of the CPU as slices, and work space.
+//! Buffers of the CPU as slices, and scratch memory.
 
 use super::files::FileMatrix;
 use crate::kernels::buffers::Memory;
@@ -6,14 +6,14 @@ use crate::kernels::{View, check};
 use crate::{Error, Result};
 use std::sync::Mutex;
 
-/// All cores, through the rayon pool in which it is called.
+/// All cores, through the current rayon pool.
 #[derive(Debug, Default)]
 pub struct Cpu {
     pub(super) memory: Memory<Vec<f32>>,
     scratch: Scratch,
 }
 
-/// The slices of some views: those to write, those to read.
+/// The slices of some views: those to write and those to read.
 pub(super) type Slices<'a, const O: usize, const I: usize> =
     ([&'a mut [f32]; O], [&'a [f32]; I], &'a Scratch);
 
@@ -23,11 +23,11 @@ impl Cpu {
         Cpu::default()
     }
 
-    /// The slices from the first to the last element of some views: those in `outs` to write, those in `ins`
-    /// to read. A view without elements has an empty slice.
+    /// The slices from the first to the last element of some views: those in `outs` for writing, those in `ins` for
+    /// reading. A view without elements has an empty slice.
     ///
     /// # Errors
-    /// When a view to write overlaps another one, is of another backend or of freed memory.
+    /// When a view to write overlaps another one, or a view is of another backend or of freed memory.
     pub(super) fn slices<const O: usize, const I: usize>(
         &mut self,
         outs: [View; O],
@@ -42,24 +42,24 @@ impl Cpu {
             let buffer = memory.buffer_mut(v)?;
             let inside = v.start <= buffer.len() && v.extent() <= buffer.len() - v.start;
             assert!(inside, "views are cut from buffers: {v:?}");
-            // SAFETY: inside the buffer. `Vec::as_mut_ptr` makes no reference to the elements, so that the
-            // pointers handed out before stay good.
+            // SAFETY: inside the buffer. `Vec::as_mut_ptr` creates no reference to the elements, so the pointers
+            // returned before stay valid.
             Ok(unsafe { buffer.as_mut_ptr().add(v.start) })
         };
         let (mut out_starts, mut in_starts) = ([std::ptr::null_mut(); O], [std::ptr::null_mut(); I]);
         for (to, view) in out_starts.iter_mut().zip(outs).chain(in_starts.iter_mut().zip(ins)) {
             *to = start(view)?;
         }
-        // SAFETY: `&mut self` is held for the life of the result, so nothing else reaches the buffers. Each
-        // range was checked against its buffer just above, no buffer moves while they are borrowed, and a
-        // written range overlaps no other range of this call.
+        // SAFETY: `&mut self` is held for the lifetime of the result, so nothing else accesses the buffers. Each range
+        // was checked against its buffer just above, no buffer moves while they are borrowed, and a written range
+        // overlaps no other range of this call.
         let out = |i: usize| unsafe { std::slice::from_raw_parts_mut(out_starts[i], outs[i].extent()) };
         // SAFETY: as above; ranges that are only read may overlap each other.
         let read = |i: usize| unsafe { std::slice::from_raw_parts(in_starts[i], ins[i].extent()) };
         Ok((std::array::from_fn(out), std::array::from_fn(read), &self.scratch))
     }
 
-    /// The matrix that a view names in a file; `None` where it is in a buffer.
+    /// The matrix of a view in a file; `None` if the view is in a buffer.
     pub(super) fn in_file(&self, w: View) -> Result<Option<FileMatrix>> {
         Ok(self.memory.file(w)?.map(|tensor| FileMatrix::of(w, tensor)))
     }
@@ -74,8 +74,8 @@ impl Cpu {
     }
 }
 
-/// `vec![0.0; len]`, but an error where that would abort. Zeroed pages come from the system untouched: memory
-/// counts when it is first written.
+/// `vec![0.0; len]`, but returns an error instead of aborting. The system provides zeroed pages lazily: memory is used
+/// when it is first written.
 pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
     let failed = || Error::Memory { bytes: (len as u64).saturating_mul(size_of::<f32>() as u64) };
     let layout = std::alloc::Layout::array::<f32>(len).map_err(|_| failed())?;
@@ -91,7 +91,7 @@ pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
     Ok(unsafe { Vec::from_raw_parts(start, len, len) })
 }
 
-/// Work space that tasks borrow and give back, so that a step allocates nothing after the first.
+/// Scratch buffers that tasks borrow and return, so that after the first step nothing is allocated.
 #[derive(Debug, Default)]
 pub(super) struct Scratch(Mutex<Vec<Vec<f32>>>);
 
@@ -108,12 +108,12 @@ impl Scratch {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<f32>>> {
-        // A panic elsewhere leaves a list of buffers, which is still a list of buffers.
+        // The list is consistent even if a thread panicked while holding the lock.
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-/// A slice that tasks write at places which the caller has made disjoint.
+/// A slice that tasks write at ranges that the caller keeps disjoint.
 #[derive(Clone, Copy)]
 pub(super) struct Disjoint<'a> {
     start: *mut f32,
@@ -121,7 +121,7 @@ pub(super) struct Disjoint<'a> {
     life: std::marker::PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it is a `&mut [f32]` whose users promise, at each `at`, to touch ranges that no other task touches.
+// SAFETY: it is a `&mut [f32]` whose users guarantee, at each `at`, to access only ranges that no other task accesses.
 unsafe impl Send for Disjoint<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Disjoint<'_> {}
@@ -131,10 +131,10 @@ impl<'a> Disjoint<'a> {
         Disjoint { start: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
     }
 
-    /// A pointer to `at`, from which `extent` elements may be touched.
+    /// A pointer to element `at`, from which `extent` elements may be accessed.
     ///
     /// # Safety
-    /// Until the pointer is dropped no other task touches the elements that the caller touches through it.
+    /// Until the pointer is dropped, no other task accesses the elements that the caller accesses through it.
     pub(super) unsafe fn at(self, at: usize, extent: usize) -> *mut f32 {
         assert!(at <= self.len && extent <= self.len - at);
         // SAFETY: inside the slice, as just checked.

@@ -1,8 +1,8 @@
 //! The fast backend: all cores of one machine, f32.
 //!
-//! Determinism: work is cut into pieces whose size follows from the shapes alone, each piece is computed by
-//! one thread in a fixed order, and partial sums are combined in the order of the pieces. The number of
-//! threads changes which one computes a piece, never the bytes of the result.
+//! Determinism: work is cut into pieces whose size depends on the shapes alone, each piece is computed by one thread in
+//! a fixed order, and partial sums are combined in the order of the pieces. The number of threads determines which
+//! thread computes a piece, never the bytes of the result.
 
 mod activation;
 mod attention;
@@ -33,14 +33,14 @@ pub use memory::Cpu;
 use memory::{Disjoint, Scratch, zeros};
 use rayon::prelude::*;
 
-/// Elements per piece of an element-wise operation: large enough to hide a task's cost (a few µs), small
-/// enough to balance.
+/// Elements per piece of an element-wise operation: large enough to hide a task's overhead (a few µs), small enough to
+/// balance the load.
 const PIECE: usize = 1 << 16;
 
 /// Rows per piece of a row-wise operation.
 const ROWS: usize = 64;
 
-/// Bytes that a cache line holds; buffers start on one.
+/// Bytes of a cache line; buffers start on one.
 const LINE: usize = 64;
 
 impl Backend for Cpu {
@@ -430,7 +430,8 @@ impl Backend for Cpu {
 
     fn adamw_8bit(&mut self, s: AdamW, p: View, g: View, codes: [Bytes; 2], scales: [View; 2]) -> Result<()> {
         check::adamw_8bit(p, g, codes, scales)?;
-        // Both are good: taken out, so that the slices can borrow the memory, and put back.
+        // Both are checked before either is taken out, so that an error loses neither. They are taken out so that the
+        // slices can borrow the memory, and put back afterwards.
         codes.iter().try_for_each(|codes| self.memory.bytes(*codes).map(drop))?;
         let (mut m, mut v) = (self.memory.take_bytes(codes[0])?, self.memory.take_bytes(codes[1])?);
         let done = self.slices([p, scales[0], scales[1]], [g]).map(|([p, m_scales, v_scales], [g], _)| {

@@ -1,4 +1,4 @@
-//! Dropout and noise, element by element. Nothing is kept: the words follow from an element's place.
+//! Dropout and noise, element by element. No mask is stored: the random words are a function of an element's position.
 
 use super::super::random::{Draw, Dropout, GROUP, symmetric};
 use super::ROWS;
@@ -18,9 +18,9 @@ pub(super) fn add_noise(x: &mut [f32], sizes: &[f32], width: usize, draw: Draw) 
 }
 
 vectorized! {
-    /// Drops elements of a row, of which `x` has the columns from `first` on.
+    /// Applies dropout to part of a row: `x` holds its columns from `first` on.
     pub(super) fn drop_row(x: &mut [f32], first: usize, row: u64, dropout: Dropout) {
-        // Compared as 32-bit words: a rate of 1 keeps nothing, whatever the words are.
+        // Compared as 32-bit words, so a rate of 1 is handled by `kept`, which is then 0.
         let (limit, kept) = (dropout.limit().min(u64::from(u32::MAX)) as u32, dropout.kept());
         each(x, first, row, dropout.draw, |x, word| *x *= if word < limit { 0.0 } else { kept });
     }
@@ -33,7 +33,7 @@ vectorized! {
     }
 }
 
-/// Calls `f` with each element and its word.
+/// Calls `f` with each element and its random word.
 #[inline(always)]
 fn each(x: &mut [f32], first: usize, row: u64, draw: Draw, f: impl Fn(&mut f32, u32)) {
     let (mut x, mut at) = (x, first);

@@ -1,18 +1,17 @@
-//! RMS and layer norm of runs of columns. Shapes: `x`, `y`, `dx`, `dy` are `[rows, groups·width]`, their rows
-//! as far apart as their strides say; `w`, `b`, `dw`, `db` are `[width]`; `stats` is
-//! `[rows, groups·norm.statistics()]`.
+//! RMS and layer norm of groups of columns. Shapes: `x`, `y`, `dx`, `dy` are `[rows, groups·width]`, with their own row
+//! strides; `w`, `b`, `dw`, `db` are `[width]`; `stats` is `[rows, groups·norm.statistics()]`.
 
 use super::simd::{sum, vectorized};
 use super::{Norm, ROWS, Scratch, View};
 use rayon::prelude::*;
 
-/// How rows are cut into runs of columns that are normalised by themselves.
+/// How rows are cut into groups of columns that are normalised separately.
 #[derive(Clone, Copy)]
 pub(super) struct Groups {
     norm: Norm,
-    /// Columns of a run.
+    /// Columns of a group.
     width: usize,
-    /// Runs of a row.
+    /// Groups in a row.
     groups: usize,
     rows: usize,
     /// Distance between two rows of `x`.
@@ -20,24 +19,24 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// Runs as long as `w` in the rows of `x`.
+    /// Groups as wide as `w` in the rows of `x`.
     pub(super) fn of(norm: Norm, x: View, w: View) -> Groups {
         let width = w.len();
         Groups { norm, width, groups: x.width() / width, rows: x.rows(), stride: x.stride() }
     }
 
-    /// Columns of a row.
+    /// Number of columns of a row.
     fn row(self) -> usize {
         self.groups * self.width
     }
 
-    /// Statistics of a row.
+    /// Number of statistics of a row.
     fn statistics(self) -> usize {
         self.groups * self.norm.statistics()
     }
 }
 
-/// The statistics of each run.
+/// The statistics of each group.
 pub(super) fn statistics(g: Groups, stats: &mut [f32], x: &[f32]) {
     let (each, width) = (g.norm.statistics(), g.width);
     let rows = stats.par_chunks_mut(g.statistics()).zip(x.par_chunks(g.stride)).with_min_len(ROWS);
@@ -107,8 +106,8 @@ vectorized! {
 }
 
 /// With `x̂ = (x − mean)·inv` and `g = dy·(w + offset)`: `dx += inv·(g − mean(g) − x̂·mean(g·x̂))` (RMS has no
-/// `mean(g)`), `dw += Σ_rows dy·x̂`, `db += Σ_rows dy`; where `dw` or `db` is empty it is left out. Rows of
-/// `dx` and `dy` are `strides` apart.
+/// `mean(g)`), `dw += Σ_rows dy·x̂`, `db += Σ_rows dy`; an empty `dw` or `db` is skipped. Rows of `dx` and `dy` are
+/// `strides` apart.
 pub(super) fn backward(
     g: Groups,
     dx: &mut [f32],
@@ -162,7 +161,7 @@ vectorized! {
         offset: f32, centred: bool,
     ) {
         let width = w.len();
-        // One length for all, so that the loops below need no bounds checks.
+        // Equal lengths, so that the loops below need no bounds checks.
         let (dx, dw, db) = (&mut dx[..width], &mut dw[..width], &mut db[..width]);
         let (dy, x) = (&dy[..width], &x[..width]);
         let along = sum(width, |i| dy[i] * (w[i] + offset) * (x[i] - mean)) * inv / width as f32;

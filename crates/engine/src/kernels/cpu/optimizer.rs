@@ -13,7 +13,7 @@ pub(super) fn sum_squares(x: &[f32]) -> f64 {
 
 vectorized! {
     fn piece_of_squares(x: &[f32]) -> f64 {
-        // 16 f64 lanes: exact enough for any size, and still vectorised.
+        // 16 f64 lanes: exact enough for any size, and vectorised.
         let mut lanes = [0f64; 16];
         let chunks = x.chunks_exact(16);
         let rest: f64 = chunks.remainder().iter().map(|&x| x as f64 * x as f64).sum();
@@ -50,7 +50,7 @@ vectorized! {
 /// Codes and scales of one moment.
 type Moment<'a> = (&'a mut [u8], &'a mut [f32]);
 
-/// See [`super::Backend::adamw_8bit`]; a block of codes is one piece of work.
+/// See [`super::Backend::adamw_8bit`]; each block of codes is one task.
 pub(super) fn adamw_8bit(s: AdamW, p: &mut [f32], g: &[f32], m: Moment, v: Moment) {
     let scalars = s.scalars();
     let blocks = p.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK));
@@ -59,7 +59,7 @@ pub(super) fn adamw_8bit(s: AdamW, p: &mut [f32], g: &[f32], m: Moment, v: Momen
     blocks.zip(m).zip(v).with_min_len(ROWS).for_each(|(((p, g), m), v)| adamw_block(p, g, m, v, scalars));
 }
 
-/// One block: its moments exist in f32 here only.
+/// One block: only here do its moments exist in f32.
 fn adamw_block(
     p: &mut [f32],
     g: &[f32],
@@ -81,7 +81,7 @@ fn adamw_block(
     quantised::store(unsigned, &second[..n], v_codes, v_scale);
 }
 
-/// See [`super::Backend::adafactor`]. Sums over columns are taken of [`ROWS`] rows and combined in their order.
+/// See [`super::Backend::adafactor`]. Column sums are computed over [`ROWS`] rows at a time and combined in order.
 pub(super) fn adafactor_matrix(
     s: Adafactor,
     p: &mut [f32],
@@ -141,15 +141,15 @@ pub(super) fn adafactor_vector(s: Adafactor, p: &mut [f32], g: &[f32], v: &mut [
     descend(p, g, &roots, keep, rate * scale);
 }
 
-/// What remains of a parameter, and the factor on its update: the learning rate, less where the root mean square of
-/// the update is above 1.
+/// The factor on the parameter (weight decay) and the factor on its update: the learning rate, reduced if the root mean
+/// square of the update is above 1.
 fn clipped(s: Adafactor, squares: &[f64], count: usize) -> (f32, f32) {
     let rms = (squares.iter().sum::<f64>() / count as f64).sqrt();
     ((1.0 - s.weight_decay * s.lr) as f32, (s.lr / rms.max(1.0)) as f32)
 }
 
 vectorized! {
-    /// Adds the squares of a row to the sums of columns, and returns their sum.
+    /// Adds the squares of a row to the column sums, and returns their total.
     fn row_of_squares(g: &[f32], scale: f32, eps: f32, sums: &mut [f32]) -> f32 {
         for (sum, g) in sums.iter_mut().zip(g) {
             let g = g * scale;

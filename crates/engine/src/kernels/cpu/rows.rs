@@ -1,4 +1,4 @@
-//! Moving rows: fill, copy, add, gather and its backward, rotation.
+//! Operations on rows: fill, copy, add, gather and its backward, rotation.
 
 use super::simd::{sum, vectorized};
 use super::{PIECE, ROWS};
@@ -90,8 +90,8 @@ pub(super) fn gather(y: &mut [f32], x: &[f32], rows: &[u32], width: usize) {
 
 /// `y[rows[i], :] += x[i, :]`, in the order of `i`.
 ///
-/// One thread: rows may repeat, their order of addition must not depend on anything, and the whole of it is
-/// 0.1 % of a step (1024 rows of 576: 0.3 ms).
+/// On one thread: rows may repeat, their order of addition must be fixed, and the whole operation takes 0.1 % of a step
+/// (1024 rows of 576: 0.3 ms).
 pub(super) fn scatter_add(y: &mut [f32], x: &[f32], rows: &[u32], width: usize) {
     assert_eq!(x.len(), rows.len() * width);
     for (x, &row) in x.chunks(width).zip(rows) {
@@ -99,7 +99,7 @@ pub(super) fn scatter_add(y: &mut [f32], x: &[f32], rows: &[u32], width: usize) 
     }
 }
 
-/// Rotates the front of each head of rows of `width`, `stride` apart; see [`super::Backend::rotate`].
+/// Rotates the first columns of each head in rows of `width`, `stride` apart; see [`super::Backend::rotate`].
 pub(super) fn rotate(
     x: &mut [f32],
     (width, stride): (usize, usize),

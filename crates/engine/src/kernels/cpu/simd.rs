@@ -1,6 +1,6 @@
 //! Vector code without intrinsics: loops that the compiler vectorises, compiled once per instruction set.
 
-/// Instruction sets that the element-wise loops are compiled for.
+/// Instruction sets for which the element-wise loops are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
     /// AVX-512 (F, VL, BW, DQ) with FMA.
@@ -9,7 +9,7 @@ pub(super) enum Level {
     /// AVX2 with FMA.
     #[cfg(target_arch = "x86_64")]
     V3,
-    /// What the target guarantees (SSE2, NEON).
+    /// The target's baseline (SSE2, NEON).
     Base,
 }
 
@@ -34,9 +34,9 @@ pub(super) fn level() -> Level {
     Level::Base
 }
 
-/// Defines a function whose body is compiled for each [`Level`] and chosen when it is called.
+/// Defines a function whose body is compiled for each [`Level`] and dispatched at the call.
 ///
-/// The body is ordinary safe Rust. It must be a loop worth a dispatch: a row or a chunk, not an element.
+/// The body is ordinary safe Rust. It must be a loop worth a dispatch: over a row or a chunk, not a single element.
 macro_rules! vectorized {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -51,9 +51,9 @@ macro_rules! vectorized {
                 #[target_feature(enable = "avx2,fma")]
                 fn v3($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 match $crate::kernels::cpu::simd::level() {
-                    // SAFETY: `level` has found every feature that `v4` is compiled for.
+                    // SAFETY: `level` has detected every feature for which `v4` is compiled.
                     $crate::kernels::cpu::simd::Level::V4 => unsafe { v4($($arg),*) },
-                    // SAFETY: `level` has found every feature that `v3` is compiled for.
+                    // SAFETY: `level` has detected every feature for which `v3` is compiled.
                     $crate::kernels::cpu::simd::Level::V3 => unsafe { v3($($arg),*) },
                     $crate::kernels::cpu::simd::Level::Base => body($($arg),*),
                 }
@@ -65,10 +65,10 @@ macro_rules! vectorized {
 }
 pub(super) use vectorized;
 
-/// Independent partial sums: enough to fill the vector units, and a fixed order of addition.
+/// Independent partial sums: enough to fill the vector units, added in a fixed order.
 const LANES: usize = 32;
 
-/// `Σ f(i)` for `i < n`, in an order that depends on `n` alone.
+/// `Σ f(i)` for `i < n`, in an order that depends only on `n`.
 #[inline(always)]
 pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -85,8 +85,8 @@ pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     total
 }
 
-/// `(Σ f(x).0, Σ f(x).1)` over elements that `f` may change, each in the order of [`sum`]. Indices would be checked, and
-/// with two sums these checks keep the loop from being vectorised.
+/// `(Σ f(x).0, Σ f(x).1)` over elements that `f` may change, each in the order of [`sum`]. It iterates over the
+/// elements because with two sums the bounds checks of an index keep the loop from being vectorised.
 #[inline(always)]
 pub(super) fn sums(x: &mut [f32], f: impl Fn(&mut f32) -> (f32, f32)) -> (f32, f32) {
     let (mut first, mut second) = ([0f32; LANES], [0f32; LANES]);
@@ -120,7 +120,7 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// The largest element; NaNs are passed over (sums that follow carry them on).
+/// The largest element; NaNs are ignored (later sums propagate them).
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -137,8 +137,8 @@ pub(super) fn max(x: &[f32]) -> f32 {
 /// `e^x` to about 1 ulp (Cephes' polynomial after Cody–Waite reduction), saturating outside ±87; NaN stays
 /// NaN.
 ///
-/// Written so that it vectorises: no branch, no libm call, and no fused multiply-add that a machine without
-/// FMA would have to call a function for.
+/// Written so that it vectorises: no branch, no libm call, and no fused multiply-add, which would be a function call on
+/// a machine without FMA.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     let x = if x < -87.0 { -87.0 } else { x };

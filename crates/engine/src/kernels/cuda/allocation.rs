@@ -1,10 +1,10 @@
-//! Memory of a card, and work space of single operations.
+//! Memory of a card, and scratch memory of single operations.
 
 use super::stream::Stream;
 use crate::Result;
 use std::sync::Arc;
 
-/// Memory of a card, freed in the order of its operations when it is dropped.
+/// Memory of a card, freed in stream order when it is dropped.
 #[derive(Debug)]
 pub(super) struct Allocation {
     stream: Arc<Stream>,
@@ -13,13 +13,13 @@ pub(super) struct Allocation {
 }
 
 impl Allocation {
-    /// `bytes` of unspecified content.
+    /// `bytes` bytes of unspecified content.
     pub(super) fn new(stream: &Arc<Stream>, bytes: usize) -> Result<Allocation> {
         let address = stream.allocate(bytes.max(1))?;
         Ok(Allocation { stream: Arc::clone(stream), address, bytes })
     }
 
-    /// `bytes` of zeros.
+    /// `bytes` zero bytes.
     pub(super) fn zeros(stream: &Arc<Stream>, bytes: usize) -> Result<Allocation> {
         let new = Allocation::new(stream, bytes)?;
         if bytes > 0 {
@@ -29,14 +29,14 @@ impl Allocation {
         Ok(new)
     }
 
-    /// A copy of bytes of the host.
+    /// A copy of host bytes.
     pub(super) fn of(stream: &Arc<Stream>, from: &[u8]) -> Result<Allocation> {
         let new = Allocation::new(stream, from.len())?;
         new.write(0, from)?;
         Ok(new)
     }
 
-    /// The same, to be kept when the pass has ended.
+    /// As [`Allocation::of`], for memory that outlives the pass.
     pub(super) fn kept(stream: &Arc<Stream>, from: &[u8]) -> Result<Allocation> {
         let (address, bytes) = (stream.allocate_kept(from.len().max(1))?, from.len());
         let new = Allocation { stream: Arc::clone(stream), address, bytes };
@@ -58,17 +58,17 @@ impl Allocation {
         if from.is_empty() {
             return Ok(());
         }
-        // SAFETY: inside, as just checked.
+        // SAFETY: inside the allocation, as just checked.
         unsafe { self.stream.upload(self.address + start as u64, from) }
     }
 
-    /// Reads the bytes from `start` on; waits.
+    /// Reads the bytes from `start` on, waiting for them.
     pub(super) fn read(&self, start: usize, to: &mut [u8]) -> Result<()> {
         self.inside(start, to.len());
         if to.is_empty() {
             return Ok(());
         }
-        // SAFETY: inside, as just checked.
+        // SAFETY: inside the allocation, as just checked.
         unsafe { self.stream.download(self.address + start as u64, to) }
     }
 
@@ -84,12 +84,12 @@ impl Drop for Allocation {
     }
 }
 
-/// Work space of one operation, of unspecified content.
+/// Scratch memory of one operation, of unspecified content.
 #[derive(Debug)]
 pub(super) struct Work {
     stream: Arc<Stream>,
     address: u64,
-    /// It is an allocation of its own.
+    /// True if it is a separate allocation.
     own: bool,
 }
 
@@ -103,19 +103,19 @@ impl Work {
         self.address
     }
 
-    /// Reads its first bytes; waits.
+    /// Reads its first bytes, waiting for them.
     ///
     /// # Safety
-    /// It is as large.
+    /// It has at least `to.len()` bytes.
     pub(super) unsafe fn read(&self, to: &mut [u8]) -> Result<()> {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.stream.download(self.address, to) }
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // SAFETY: taken from this stream, and only given back here.
+        // SAFETY: taken from this stream, and only returned here.
         unsafe { self.stream.give_work_back(self.address, self.own) };
     }
 }

@@ -19,16 +19,16 @@ pub(super) struct Plan {
     entries: Allocation,
 }
 
-/// Kernels for heads of at most `padded` columns.
+/// The kernels for heads of at most `padded` columns.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
     padded: usize,
-    /// Queries, or keys in the backward of these, of a block.
+    /// Queries of a block, or keys in the backward of the keys.
     rows: usize,
-    /// Columns of a tile: keys of the forward pass, keys or queries of the backward.
+    /// Columns of a tile: keys in the forward pass, keys or queries in the backward.
     forward: usize,
     backward: usize,
-    /// bf16 values that an f32 becomes.
+    /// Number of bf16 values that represent an f32.
     parts: usize,
     names: [&'static CStr; 3],
 }
@@ -86,11 +86,11 @@ impl Variant {
     }
 }
 
-/// `AttentionShape` of the kernels.
+/// `AttentionShape` of the kernels, as words.
 fn shape(h: Heads, dropout: Option<Dropout>, queries: usize, keys: usize) -> Result<[u64; 8]> {
-    // One that reaches over all keys is none; kernels add it to places of keys, as numbers of 31 bits.
+    // A window over all keys counts as none; kernels add the window to key indices, which are 31-bit numbers.
     let window = h.window.filter(|window| *window < keys).map_or(Ok(0), small)?;
-    // A rate of 0 drops nothing.
+    // A rate of 0 means no dropout.
     let dropout = dropout.filter(|dropout| dropout.limit() > 0);
     let (key, limit) = dropout.map_or((0, 0), |d| (d.draw.key, d.limit()));
     let (site, kept) = dropout.map_or((0, 0.0), |d| (d.draw.site, d.kept()));
@@ -106,7 +106,7 @@ fn shape(h: Heads, dropout: Option<Dropout>, queries: usize, keys: usize) -> Res
     ])
 }
 
-/// Bytes of numbers.
+/// The bytes of 32-bit numbers.
 fn bytes(values: &[u32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_ne_bytes()).collect()
 }
@@ -129,7 +129,7 @@ impl Cuda {
         Ok(self.memory.keep_plan(kept, queries, keys))
     }
 
-    /// The parts in bf16 of `x[rows, heads · head_dim]`.
+    /// The bf16 parts of `x[rows, heads · head_dim]`.
     fn split(&self, v: Variant, x: View, heads: usize, head_dim: usize) -> Result<Work> {
         let n = x.rows().saturating_mul(heads).saturating_mul(v.padded);
         let planes = self.work(n.saturating_mul(2 * v.parts))?;

@@ -1,4 +1,4 @@
-//! The operations, by our kernels.
+//! The operations of the backend, run by our kernels.
 
 use super::allocation::{Allocation, Work};
 use super::copies::DeviceBuffer;
@@ -32,12 +32,12 @@ impl Cuda {
         launch!(self, c"sum_partials", size, [out, partial, chunks, width, divisors, accumulate])
     }
 
-    /// Work space of `n` f32 values.
+    /// Scratch memory for `n` f32 values.
     pub(super) fn floats(&self, n: usize) -> Result<Work> {
         self.work(n.saturating_mul(4))
     }
 
-    /// A list; its numbers are below `bound`.
+    /// Uploads a list whose numbers are below `bound`.
     pub(super) fn keep_list(
         &mut self,
         memory: Allocation,
@@ -179,7 +179,7 @@ impl Backend for Cuda {
             return Ok(());
         }
         if y.is_contiguous() && x.is_contiguous() {
-            // SAFETY: both views are inside their memory, have as many elements and do not overlap.
+            // SAFETY: both views are inside their memory, have the same number of elements and do not overlap.
             return unsafe { self.driver.copy(to, from, 4 * x.len()) };
         }
         let (rows, width) = (x.rows(), x.width());

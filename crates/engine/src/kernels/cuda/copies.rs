@@ -1,10 +1,10 @@
-//! Copies of weights in the type that products multiply (bf16). A copy is made once. Optimizers write it with the
-//! weights themselves; after any other write it is made again before a product reads it.
+//! Copies of weights in the type that products multiply (bf16). A copy is made once. Optimizers write it together with
+//! the weights; after any other write it is refreshed before a product reads it.
 //!
-//! Activations that several products take one after the other have a copy until they are written or released.
+//! Activations that several products read one after the other have a copy until they are written or released.
 //!
-//! Nothing can read an old copy: what writes to a buffer has its address from [`Cuda::target`], which marks the copies of
-//! what is written as old.
+//! Nothing can read a stale copy: every operation gets the address that it writes to from [`Cuda::target`], which marks
+//! the copies of the written range as stale.
 
 use super::allocation::{Allocation, Work};
 use super::launch::{Size, launch};
@@ -17,10 +17,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{MutexGuard, PoisonError};
 
-/// Elements to which rows of converted factors are padded: 16 bytes of bf16, which tensor cores load at once.
+/// Rows of converted factors are padded to a multiple of this: 16 bytes of bf16, which tensor cores load at once.
 pub(super) const PAD: usize = 8;
 
-/// Elements that are rounded as one row of a matrix.
+/// Elements that are rounded as one matrix row.
 const ROW: usize = 1 << 15;
 
 /// A buffer of f32 values, and copies of parts of it.
@@ -35,7 +35,7 @@ pub(super) struct DeviceBuffer {
 struct Copy {
     elements: Range<usize>,
     memory: Allocation,
-    /// The elements were written since it was made.
+    /// True if the elements were written after the copy was made.
     old: AtomicBool,
 }
 
@@ -44,7 +44,7 @@ impl Copy {
         self.elements.start < elements.end && elements.start < self.elements.end
     }
 
-    /// The address of the copy of an element.
+    /// The address of an element's copy.
     fn at(&self, element: usize) -> u64 {
         self.memory.address() + 2 * (element - self.elements.start) as u64
     }
@@ -55,32 +55,32 @@ impl DeviceBuffer {
         DeviceBuffer { memory, copies: Vec::new() }
     }
 
-    /// Bytes of it and of its copies.
+    /// Bytes of the buffer and its copies.
     pub(super) fn bytes(&self) -> usize {
         self.memory.bytes() + self.copies.iter().map(|copy| copy.memory.bytes()).sum::<usize>()
     }
 
-    /// Elements.
+    /// Number of elements.
     pub(super) fn len(&self) -> usize {
         self.memory.bytes() / 4
     }
 
-    /// The address of an element, for reading; [`Cuda::target`] has that for writing.
+    /// The address of an element, for reading; [`Cuda::target`] returns it for writing.
     pub(super) fn address(&self, element: usize) -> u64 {
         self.memory.address() + 4 * element as u64
     }
 
-    /// Reads bytes from an element on; waits.
+    /// Reads bytes from an element on, waiting for them.
     pub(super) fn read(&self, element: usize, to: &mut [u8]) -> Result<()> {
         self.memory.read(4 * element, to)
     }
 
-    /// Writes bytes from an element on, which the caller has the place of from [`Cuda::target`].
+    /// Writes bytes from an element on; the caller has the address from [`Cuda::target`].
     pub(super) fn write(&self, element: usize, from: &[u8]) -> Result<()> {
         self.memory.write(4 * element, from)
     }
 
-    /// Marks the copies of these elements as old.
+    /// Marks the copies of these elements as stale.
     pub(super) fn written(&self, elements: &Range<usize>) {
         for copy in self.copies.iter().filter(|copy| copy.meets(elements)) {
             copy.old.store(true, Ordering::Relaxed);
@@ -88,21 +88,21 @@ impl DeviceBuffer {
     }
 }
 
-/// Elements of a view between its first and its last, in its buffer.
+/// The range of elements from a view's first to its last, in its buffer.
 pub(super) fn elements(view: View) -> Range<usize> {
     view.start..view.start.saturating_add(view.extent())
 }
 
-/// Some parameters that one launch updates.
+/// A range of parameters that one launch updates.
 pub(super) struct Run {
-    /// The first, counted from that of the view.
+    /// The first, counted from the start of the view.
     pub(super) first: usize,
     pub(super) len: usize,
-    /// Where the kernel writes their copy; 0 where they have none.
+    /// Where the kernel writes their copy; 0 if they have none.
     pub(super) copy: u64,
 }
 
-/// An activation that several products take, and its copy once one has.
+/// An activation that several products read, and its copy once a product has made one.
 #[derive(Debug)]
 pub(super) struct Shared {
     view: View,
@@ -110,7 +110,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The row and the column of it at which a view begins that lies in it, row by row.
+    /// The row and column of the activation at which a view starts, if the view is inside it row by row.
     fn place(&self, view: View) -> Option<[usize; 2]> {
         let (of, stride) = (self.view, self.view.stride().max(1));
         let at = view.start.checked_sub(of.start)?;
@@ -139,18 +139,18 @@ impl Cuda {
     }
 
     pub(super) fn shared_factors(&self) -> MutexGuard<'_, Vec<Shared>> {
-        // A list of copies is whole whatever panicked while it was locked.
+        // The list is consistent even if a thread panicked while holding the lock.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets copies of activations that are written.
+    /// Discards copies of activations that are written.
     pub(super) fn forget(&self, written: View) {
         for shared in self.shared_factors().iter_mut().filter(|shared| shared.view.overlaps(written)) {
             shared.copy = None;
         }
     }
 
-    /// The copy of a factor that is in a shared activation: its address, and the distance of its rows.
+    /// The copy of a factor that is in a shared activation: its address and its row stride.
     pub(super) fn shared_copy(&self, view: View) -> Result<Option<(u64, usize)>> {
         let mut all = self.shared_factors();
         let found = all.iter_mut().find_map(|shared| Some((shared.place(view)?, shared)));
@@ -162,7 +162,7 @@ impl Cuda {
         Ok(Some((memory.address() + 2 * (row * *stride + column) as u64, *stride)))
     }
 
-    /// The rows of a matrix in a buffer, rounded, and the distance between them.
+    /// The rows of a matrix in a buffer, rounded, and their stride.
     fn rounded_rows(&self, x: View) -> Result<(Work, usize)> {
         let (from, stride) = (self.source(x)?, x.width().next_multiple_of(PAD));
         let memory = self.work(x.rows().saturating_mul(stride).saturating_mul(2))?;
@@ -189,7 +189,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Rounds a tensor of a file; where nothing but products reads it, its own values are freed.
+    /// Rounds a tensor of a file; if only products read it, its own values are freed.
     fn keep_of_file(&mut self, w: View, kind: WeightType, alone: bool) -> Result<()> {
         let Some(values) = self.memory.file(w)?.and_then(|tensor| tensor.memory.as_ref()) else {
             return Ok(());
@@ -206,7 +206,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// The type of a view's elements, where products take them rounded.
+    /// The type of a view's elements, if products take them rounded.
     fn rounded_type(&self, view: View) -> Result<Option<WeightType>> {
         if self.precision != Precision::Bf16 || !self.keeps_copies {
             return Ok(None);
@@ -236,7 +236,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// The address of the copy of a factor's elements, as it is now; `None` where there is none.
+    /// The address of the refreshed copy of a factor's elements; `None` if there is none.
     pub(super) fn copy_of(&self, view: View) -> Result<Option<u64>> {
         if view.dtype() != Dtype::F32 {
             let copy = self.memory.file(view)?.and_then(|tensor| tensor.copy.as_ref());
@@ -252,7 +252,7 @@ impl Cuda {
         Ok(Some(copy.at(of.start)))
     }
 
-    /// Makes a copy again, if what it is of was written.
+    /// Refreshes a copy if its elements were written.
     fn renew(&self, buffer: &DeviceBuffer, copy: &Copy) -> Result<()> {
         if copy.old.swap(false, Ordering::Relaxed) {
             let from = buffer.address(copy.elements.start);
@@ -261,7 +261,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Makes all copies again that are old: passes that find none old ask for the same commands.
+    /// Refreshes all stale copies, so that passes that find none stale issue the same commands.
     pub(super) fn renew_all(&self) -> Result<()> {
         for buffer in self.memory.each_buffer() {
             buffer.copies.iter().try_for_each(|copy| self.renew(buffer, copy))?;
@@ -269,7 +269,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// The runs in which an optimizer updates parameters, element by element, together with their copies.
+    /// The runs in which an element-wise optimizer updates parameters together with their copies.
     pub(super) fn runs(&self, p: View) -> Result<Vec<Run>> {
         self.forget(p);
         let (buffer, of) = (self.memory.buffer(p)?, elements(p));
@@ -288,7 +288,8 @@ impl Cuda {
         Ok(runs)
     }
 
-    /// Where an optimizer that updates parameters as a whole writes their copy; 0 where they have none, or one of a part.
+    /// Where an optimizer that updates whole parameters writes their copy; 0 if they have none, or a copy of a part
+    /// only.
     pub(super) fn copy_of_all(&self, p: View) -> Result<u64> {
         match self.runs(p)?[..] {
             [Run { copy, .. }] => Ok(copy),

@@ -1,4 +1,4 @@
-//! Products by cuBLASLt, which is looked up at run time.
+//! Matrix products by cuBLASLt, which is loaded at run time.
 
 use super::driver::{Factor, Factors, Product};
 use super::found;
@@ -8,17 +8,17 @@ use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::c_void;
 
-/// Work space of cuBLASLt. Its algorithms are chosen for this size, so the size is part of what decides bytes.
+/// Bytes of cuBLASLt's workspace. Its algorithms are chosen for this size, so the size affects the bytes of results.
 pub(super) const WORKSPACE: usize = 32 << 20;
 
-/// cuBLASLt, and the algorithms that it chose.
+/// cuBLASLt, and the algorithms that it has chosen.
 pub(super) struct Products {
     handle: lt_sys::cublasLtHandle_t,
     workspace: u64,
     algorithms: HashMap<Shape, lt_sys::cublasLtMatmulAlgo_t>,
 }
 
-/// What an algorithm is chosen for.
+/// The properties for which an algorithm is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
     sizes: [usize; 3],
@@ -27,7 +27,7 @@ struct Shape {
     factors: Factors,
     accumulate: bool,
     bias: bool,
-    /// Largest power of two, up to 256, that divides the addresses of both factors, and of the result and the bias.
+    /// Largest power of two, up to 256, that divides the addresses of the two factors, and of the result and the bias.
     alignments: [u32; 3],
 }
 
@@ -45,28 +45,28 @@ struct Owned<T: Copy>(T, unsafe fn(T) -> Result<(), lt::CublasError>);
 
 impl<T: Copy> Drop for Owned<T> {
     fn drop(&mut self) {
-        // SAFETY: created by cuBLASLt, and destroyed here only.
+        // SAFETY: created by cuBLASLt, and destroyed only here.
         let _ = unsafe { (self.1)(self.0) };
     }
 }
 
 type Layout = Owned<lt_sys::cublasLtMatrixLayout_t>;
 
-/// cuBLASLt is column-major, so what lies row-major is the transpose to it: `c = a · b` becomes `cᵀ = bᵀ · aᵀ`, with
-/// `b` as its first factor. A factor that lies as its transpose is transposed by the operation.
+/// cuBLASLt is column-major, so a row-major matrix is its transpose there: `c = a · b` becomes `cᵀ = bᵀ · aᵀ`, with `b`
+/// as the first factor. A factor that is stored transposed is transposed by the operation.
 impl Products {
-    /// The library, with work space of [`WORKSPACE`] bytes at this address.
+    /// Loads the library, with a workspace of [`WORKSPACE`] bytes at this address.
     pub(super) fn open(card: &str, workspace: u64) -> Result<Products> {
         let handle = lt::create_handle().map_err(|e| found::cublas(card, e))?;
         Ok(Products { handle, workspace, algorithms: HashMap::new() })
     }
 
-    /// Closes the library and returns the address of its work space.
+    /// Closes the library and returns the address of its workspace.
     ///
     /// # Safety
-    /// Nothing of it runs any more, or will.
+    /// None of its work is running or will run.
     pub(super) unsafe fn close(&mut self) -> u64 {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         let _ = unsafe { lt::destroy_handle(self.handle) };
         self.workspace
     }
@@ -90,7 +90,7 @@ impl Products {
         };
         let single = lt_sys::cudaDataType::CUDA_R_32F;
         let (one, beta) = (1f32, if p.accumulate { 1f32 } else { 0f32 });
-        // SAFETY: descriptors are those just made; addresses are by the caller.
+        // SAFETY: the descriptors were just made; the caller guarantees the addresses.
         unsafe {
             let description = Owned(
                 lt::create_matmul_desc(compute, single).map_err(failed("MatmulDescCreate"))?,
@@ -141,8 +141,8 @@ impl Products {
         }
     }
 
-    /// The algorithm that cuBLASLt thinks is fastest: a function of the shape, the library and the card. Partial sums
-    /// of a product that is split are f32 in the work space, never added in an order that varies.
+    /// The algorithm that cuBLASLt's heuristic ranks first: a function of the shape, the library and the card. Partial
+    /// sums of a split product are f32 in the workspace, and are added in a fixed order.
     fn choose(
         &self,
         shape: Shape,
@@ -158,7 +158,7 @@ impl Products {
             lt::destroy_matmul_pref,
         );
         let set = |attribute, value: &[u8]| {
-            // SAFETY: the value is of the attribute's type, by the calls below.
+            // SAFETY: the value has the attribute's type in the calls below.
             unsafe { lt::set_matmul_pref_attribute(wanted.0, attribute, value.as_ptr().cast(), value.len()) }
                 .map_err(failed("MatmulPreferenceSetAttribute"))
         };
@@ -174,7 +174,7 @@ impl Products {
         ] {
             set(attribute, &alignment.to_ne_bytes())?;
         }
-        // SAFETY: descriptors live here and in the caller.
+        // SAFETY: the descriptors are live, here and in the caller.
         let chosen = unsafe {
             lt::get_matmul_algo_heuristic(
                 self.handle,
@@ -190,21 +190,21 @@ impl Products {
     }
 }
 
-/// Sets an attribute of a description.
+/// Sets an attribute of a descriptor.
 ///
 /// # Safety
-/// The value is of the attribute's type.
+/// The value has the attribute's type.
 unsafe fn describe<T>(
     of: &Owned<lt_sys::cublasLtMatmulDesc_t>,
     attribute: lt_sys::cublasLtMatmulDescAttributes_t,
     value: T,
 ) -> Result<()> {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { lt::set_matmul_desc_attribute(of.0, attribute, (&raw const value).cast(), size_of::<T>()) }
         .map_err(|e| product_failure("MatmulDescSetAttribute", e))
 }
 
-/// The layout of a factor of `rows × width`: columns are what lies together.
+/// The layout of a factor of `rows × width`; the elements of a column are adjacent.
 fn layout(kind: lt_sys::cudaDataType, f: &Factor, rows: usize, width: usize) -> Result<Layout> {
     let (lying, of) = if f.transposed { (rows, width) } else { (width, rows) };
     let made = lt::create_matrix_layout(kind, lying as u64, of as u64, f.stride as i64);
@@ -214,7 +214,7 @@ fn layout(kind: lt_sys::cudaDataType, f: &Factor, rows: usize, width: usize) -> 
 impl Shape {
     fn of(p: &Product) -> Shape {
         let alignment = |address: u64| 1 << address.trailing_zeros().min(8);
-        // The epilogue reads the bias as wide as it writes the result.
+        // The epilogue reads the bias with the same vector width as it writes the result.
         let written = p.c | p.bias.unwrap_or(0);
         Shape {
             sizes: [p.m, p.n, p.k],

@@ -1,11 +1,11 @@
-//! A card that does nothing and counts what it is asked for: what a step takes of a real one, before there is a step.
+//! A card that runs nothing and counts memory: predicts what a step will need before the first step.
 
 use super::driver::{Call, Command, Driver, Launch, Product};
 use crate::Result;
 use crate::collective::Collective;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Addresses of memory that is not there.
+/// Addresses of memory that does not exist.
 #[derive(Debug)]
 pub(super) struct Dry {
     next: AtomicU64,

@@ -1,4 +1,4 @@
-//! The card of tests: kernels run on the CPU by an emulation of CUDA, and matrix products are plain loops.
+//! The card used in tests: kernels run on the CPU by an emulation of CUDA, and matrix products are plain loops.
 
 use super::driver::{Call, Command, Driver, Factor, Factors, Launch, Product};
 use super::nccl::{Communicator, Nccl, Stream};
@@ -16,39 +16,39 @@ type LaunchFunction =
 type LaunchError = unsafe extern "C" fn() -> *const c_char;
 type NewStream = unsafe extern "C" fn(u32, Owns, *const c_void) -> *mut c_void;
 type OfStream = unsafe extern "C" fn(*mut c_void);
-/// Says whether memory is live.
+/// Checks whether memory is live.
 type Owns = extern "C" fn(*const c_void, u64, usize) -> c_int;
 
 /// Sizes of allocations, by address.
 type Sizes = Mutex<HashMap<u64, usize>>;
 
-/// A fault of the card's, for tests that must notice it.
+/// A fault injected into the card, which tests must detect.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
     None,
-    /// Page-locked memory is written while uploads from it wait.
+    /// Page-locked memory is overwritten while uploads from it are pending.
     WaitsForNoEvent,
-    /// Graphs keep the arguments that they were made with.
+    /// Graphs keep the arguments with which they were made.
     ChangesNoGraph,
 }
 
-/// The emulation, a library made from the kernels' sources. As on a card, what is asked for is done later: at which of the
-/// following calls, its seed decides.
+/// The emulation, a library built from the kernels' sources. As on a card, operations run later than they are issued;
+/// the seed decides at which of the following calls.
 #[derive(Debug)]
 pub(super) struct Emulated {
     launch: LaunchFunction,
     error: LaunchError,
-    /// What connects it with the cards of other ranks. Before the stream that it uses.
+    /// The connection to the cards of other ranks. Dropped before the stream that it uses.
     ranks: OnceLock<Communicator>,
-    /// What the emulated NCCL does, it does later; everything else waits for it, as in one stream.
+    /// The emulated NCCL runs its operations later; everything else waits for it, as in one stream.
     stream: OnceLock<Later>,
     path: PathBuf,
-    /// Keeps the functions.
+    /// Keeps the functions loaded.
     library: libloading::Library,
     sizes: Box<Sizes>,
-    /// Bytes that there are.
+    /// Bytes of memory.
     limit: usize,
     fault: Fault,
     state: Mutex<State>,
@@ -56,17 +56,17 @@ pub(super) struct Emulated {
 
 #[derive(Debug)]
 struct State {
-    /// The order in which threads of a block run follows from it; every launch has another.
+    /// Determines the order in which the threads of a block run; every launch has a different one.
     seed: u32,
-    /// When tasks run.
+    /// Random state that decides when tasks run.
     random: u64,
     used: usize,
     queue: VecDeque<Task>,
-    /// Events that the stream has not come to: how often each is in the queue.
+    /// Events that the stream has not reached: how often each is in the queue.
     marks: HashMap<usize, usize>,
     graphs: HashMap<u64, Vec<Command>>,
     next_graph: u64,
-    /// What the next call reports.
+    /// The error that the next call reports.
     failed: Option<Error>,
 }
 
@@ -78,10 +78,10 @@ enum Task {
     Mark(usize),
 }
 
-// SAFETY: what a task reads and writes is there until it has run, by the promises of `Driver`.
+// SAFETY: the memory that a task reads and writes is live until it has run, by the contract of `Driver`.
 unsafe impl Send for Task {}
 
-/// Tasks that wait at most.
+/// The largest number of pending tasks.
 const WAITING: usize = 64;
 
 impl Emulated {
@@ -94,7 +94,7 @@ impl Emulated {
             message: format!("{}: {e}", path.display()),
             help: "build the emulation of crates/engine/tests/emulation".into(),
         };
-        // SAFETY: by the caller, whose promise covers the types of both functions.
+        // SAFETY: guaranteed by the caller, including the types of both functions.
         unsafe {
             let library = libloading::Library::new(path).map_err(failed)?;
             Ok(Emulated {
@@ -125,7 +125,7 @@ impl Emulated {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for tasks, and does as many as the seed decides.
+    /// Issues tasks, and runs as many as the seed decides.
     fn ask(&self, tasks: impl IntoIterator<Item = Task>) -> Result<()> {
         let state = &mut *self.state();
         for task in tasks {
@@ -136,7 +136,7 @@ impl Emulated {
             state.random ^= state.random << 13;
             state.random ^= state.random >> 7;
             state.random ^= state.random << 17;
-            // Mostly nothing, so that what waits becomes much.
+            // Mostly none, so that many tasks become pending.
             let most = if state.random.is_multiple_of(8) {
                 (state.random >> 32) as usize % WAITING
             } else {
@@ -149,11 +149,11 @@ impl Emulated {
         state.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Does the task that was asked for first.
+    /// Runs the oldest task.
     fn next(&self, state: &mut State) {
         let Some(task) = state.queue.pop_front() else { return };
         self.settle();
-        // SAFETY: by the callers who asked for it.
+        // SAFETY: guaranteed by the callers who issued it.
         let done = unsafe {
             match task {
                 Task::Run(command) => {
@@ -194,7 +194,7 @@ impl Emulated {
     /// # Safety
     /// As the methods of [`Driver`], and of `load`.
     unsafe fn run(&self, command: &Command, seed: u32) -> Result<()> {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match command {
                 Command::Zero { address, bytes } => (*address as *mut u8).write_bytes(0, *bytes),
@@ -240,7 +240,7 @@ impl Drop for Emulated {
 unsafe fn multiply(p: &Product) {
     for i in 0..p.m {
         for j in 0..p.n {
-            // SAFETY: by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let term = |l| element(&p.a, p.factors, i, l) * element(&p.b, p.factors, l, j);
                 let sum: f64 = (0..p.k).map(term).sum();
@@ -263,14 +263,14 @@ struct Later {
 
 impl Drop for Later {
     fn drop(&mut self) {
-        // SAFETY: made by `nccl_stream`, and forgotten here.
+        // SAFETY: made by `nccl_stream`, and freed only here.
         unsafe { (self.free)(self.stream.0) };
     }
 }
 
 /// Whether a range is inside one of the allocations in `sizes`.
 extern "C" fn owns(sizes: *const c_void, address: u64, bytes: usize) -> c_int {
-    // SAFETY: `Emulated::join` passes its own list, which lives longer than the stream that asks.
+    // SAFETY: `Emulated::join` passes its own list, which outlives the stream that calls this.
     let sizes = unsafe { &*sizes.cast::<Sizes>() };
     let sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
     let inside = |(start, size): (&u64, &usize)| {
@@ -280,7 +280,7 @@ extern "C" fn owns(sizes: *const c_void, address: u64, bytes: usize) -> c_int {
 }
 
 impl Emulated {
-    /// Waits for what NCCL was asked for.
+    /// Waits for all operations issued to NCCL.
     fn settle(&self) {
         if let Some(later) = self.stream.get() {
             // SAFETY: the stream lives as long as `later`.
@@ -299,7 +299,7 @@ fn layout(bytes: usize) -> Option<Layout> {
 /// It is in memory.
 unsafe fn element(f: &Factor, factors: Factors, i: usize, j: usize) -> f64 {
     let at = if f.transposed { j * f.stride + i } else { i * f.stride + j };
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match factors {
             Factors::Bf16 => bf16::from_bits((f.address as *const u16).add(at).read()).to_f64(),
@@ -309,7 +309,7 @@ unsafe fn element(f: &Factor, factors: Factors, i: usize, j: usize) -> f64 {
     }
 }
 
-/// The nearest number of 10 bits of fraction.
+/// The nearest number with 10 fraction bits.
 fn tf32(x: f32) -> f64 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0xfff + ((bits >> 13) & 1)) & !0x1fff;
@@ -319,16 +319,16 @@ fn tf32(x: f32) -> f64 {
 impl Driver for Emulated {
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let mut state = self.state();
-        // What is freed can be allocated again at once, as from a card's pool.
+        // Freed memory can be allocated again at once, as from a card's pool.
         let (free, total) = ((self.limit - state.used) as u64, self.limit as u64);
         let refused = || Error::DeviceMemory { bytes: bytes as u64, free, total, device: "emulation".into() };
         let layout = layout(bytes).filter(|_| bytes as u64 <= free).ok_or_else(refused)?;
-        // SAFETY: callers ask for at least one byte.
+        // SAFETY: callers allocate at least one byte.
         let start = unsafe { alloc(layout) };
         if start.is_null() {
             return Err(refused());
         }
-        // What is not written must not matter: NaN in f32 and in bf16.
+        // Unwritten memory must not affect results: NaN in f32 and in bf16.
         // SAFETY: just allocated.
         unsafe { start.write_bytes(0xff, bytes) };
         state.used += bytes;
@@ -347,14 +347,14 @@ impl Driver for Emulated {
 
     fn page_locked(&self, bytes: usize) -> Result<Option<*mut u8>> {
         let layout = layout(bytes).ok_or(Error::Memory { bytes: bytes as u64 })?;
-        // SAFETY: callers ask for at least one byte.
+        // SAFETY: callers allocate at least one byte.
         let start = unsafe { alloc(layout) };
         if start.is_null() { Err(Error::Memory { bytes: bytes as u64 }) } else { Ok(Some(start)) }
     }
 
     unsafe fn free_page_locked(&self, memory: *mut u8, bytes: usize) {
         if let Some(layout) = layout(bytes) {
-            // SAFETY: by the caller; allocated above with this layout.
+            // SAFETY: guaranteed by the caller; allocated above with this layout.
             unsafe { dealloc(memory, layout) };
         }
     }
@@ -380,7 +380,7 @@ impl Driver for Emulated {
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         self.synchronise()?;
-        // SAFETY: by the caller; the host's slice is not in an allocation.
+        // SAFETY: guaranteed by the caller; the host's slice is not in an allocation.
         unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from as *const u8, to.len()) };
         Ok(())
     }
@@ -443,8 +443,8 @@ impl Driver for Emulated {
         }
         let seed = self.state().seed;
         let failed = |e: libloading::Error| Error::Device { message: e.to_string(), help: String::new() };
-        // SAFETY: by the caller of `load`, whose promise covers these functions; the list of sizes has a place of its own,
-        // which lives longer than the stream.
+        // SAFETY: guaranteed by the caller of `load`, including these functions; the list of sizes is boxed and
+        // outlives the stream.
         unsafe {
             let new = *self.library.get::<NewStream>(b"nccl_stream").map_err(failed)?;
             let wait = *self.library.get::<OfStream>(b"nccl_stream_wait").map_err(failed)?;
@@ -457,9 +457,9 @@ impl Driver for Emulated {
     }
 
     unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
-        // Ranks wait for each other: what was asked for before must not wait for this rank's next call.
+        // Ranks wait for each other: pending operations must not wait for this rank's next call.
         self.all(&mut self.state())?;
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         self.ranks.get().map_or(Ok(()), |ranks| unsafe { ranks.run(calls) })
     }
 }

@@ -1,12 +1,12 @@
-//! What this machine has of NVIDIA's: the driver, cuBLASLt, the cards. Nothing here fails where something is missing:
-//! it is said, with what to do about it.
+//! The NVIDIA components of this machine: driver, cuBLASLt, cards. Nothing here fails if something is missing: the
+//! problem is recorded, with its remedy.
 
 use super::images;
 use crate::Error;
 use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::{result as cu, sys};
 
-/// Why there is no card to train on, and the remedy.
+/// Why there is no usable card, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// What is missing.
@@ -38,22 +38,22 @@ pub struct Card {
     pub compute: (u32, u32),
     /// Bytes of its memory.
     pub memory: u64,
-    /// The number that no other card has, on any machine.
+    /// The identifier that no other card has, on any machine.
     pub uuid: [u8; 16],
-    /// Why it cannot be used.
+    /// Why it cannot be used, if so.
     pub problem: Option<Problem>,
 }
 
 impl Card {
-    /// Bytes of its memory that no process uses. Opens the card for a moment.
+    /// Bytes of its memory that no process uses. Opens the card briefly.
     ///
     /// # Errors
-    /// [`Error::Device`] where another process has the card for itself, or the driver fails.
+    /// [`Error::Device`] if another process has exclusive use of the card, or the driver fails.
     pub fn free_memory(&self) -> crate::Result<u64> {
         let ordinal = i32::try_from(self.number).unwrap_or(i32::MAX);
         let free = (|| {
             let device = cu::device::get(ordinal)?;
-            // SAFETY: the device is one that the driver gave us; its context is released again.
+            // SAFETY: the device was returned by the driver; its context is released again.
             unsafe {
                 let context = cu::primary_ctx::retain(device)?;
                 let free = cu::ctx::set_current(context).and_then(|()| cu::mem_get_info());
@@ -65,31 +65,31 @@ impl Card {
     }
 }
 
-/// What was found.
+/// The components that were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// The newest CUDA version that the driver supports.
     pub driver: Option<(u32, u32)>,
-    /// cuBLASLt is there.
+    /// True if cuBLASLt was found.
     pub cublas: bool,
     /// The cards.
     pub cards: Vec<Card>,
-    /// Why no card can be used, whichever it is.
+    /// Why no card at all can be used, if so.
     pub problem: Option<Problem>,
 }
 
 impl Found {
-    /// Looks at this machine.
+    /// Searches this machine.
     pub fn look() -> Found {
         let mut found = Found::default();
         found.problem = found.fill().err();
         found
     }
 
-    /// The card of a number, or the first that can be used.
+    /// The card with a number, or the first usable one.
     ///
     /// # Errors
-    /// [`Error::Device`] where there is none.
+    /// [`Error::Device`] if there is none.
     pub fn card(&self, number: Option<usize>) -> crate::Result<&Card> {
         if let Some(problem) = &self.problem {
             return Err(problem.clone().into());
@@ -117,7 +117,7 @@ impl Found {
                 "take the binary for x86_64-unknown-linux-gnu, or build it: cargo install --path crates/cli",
             ));
         }
-        // SAFETY: loading the library runs its initialisers, as any program that uses the card does.
+        // SAFETY: loading the library runs its initialisers, as in any program that uses the card.
         if !unsafe { sys::is_culib_present() } {
             return Err(Problem::new(
                 "there is no NVIDIA driver: libcuda was not found",
@@ -198,7 +198,7 @@ fn look_at(number: i32) -> Result<Card, cu::DriverError> {
     use sys::CUdevice_attribute as Attribute;
     let device = cu::device::get(number)?;
     let name = cu::device::get_name(device)?;
-    // SAFETY: the device is one that the driver gave us.
+    // SAFETY: the device was returned by the driver.
     let attribute = |attribute| unsafe { cu::device::get_attribute(device, attribute) };
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
@@ -217,7 +217,7 @@ fn look_at(number: i32) -> Result<Card, cu::DriverError> {
     })
 }
 
-/// Why a card cannot be used.
+/// Why a card cannot be used, if so.
 fn unfit(name: &str, (major, minor): (u32, u32), pools: bool) -> Option<Problem> {
     if images::of((major, minor)).is_none() {
         return Some(Problem::new(
@@ -235,7 +235,7 @@ fn unfit(name: &str, (major, minor): (u32, u32), pools: bool) -> Option<Problem>
     })
 }
 
-/// A card that does not open.
+/// The error for a card that does not open.
 pub(super) fn unavailable(name: &str, error: cu::DriverError) -> Error {
     use sys::CUresult as Code;
     let problem = match error.0 {
@@ -256,13 +256,13 @@ pub(super) fn unavailable(name: &str, error: cu::DriverError) -> Error {
     problem.into()
 }
 
-/// Kernels that the driver does not load.
+/// The error for kernels that the driver does not load.
 pub(super) fn old_image(name: &str, error: cu::DriverError) -> Error {
     let message = format!("the NVIDIA driver does not load the kernels for {name} ({:?})", error.0);
     Problem::new(message, "install a newer driver; `suasion env` shows the version of this one").into()
 }
 
-/// A cuBLASLt that does not start.
+/// The error for a cuBLASLt that does not start.
 pub(super) fn cublas(name: &str, error: CublasError) -> Error {
     let message = format!("cuBLASLt does not start on {name} ({:?})", error.0);
     let help =
@@ -270,7 +270,7 @@ pub(super) fn cublas(name: &str, error: CublasError) -> Error {
     Problem::new(message, help).into()
 }
 
-/// A call of the driver that failed.
+/// The error for a failed call of the driver.
 pub(super) fn failure(call: &str, error: cu::DriverError) -> Error {
     let text = error.error_string().map_or_else(|_| "unknown".into(), |text| text.to_string_lossy());
     Error::Device {
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_a_driver_says_so() {
-        // On a machine with a card this test has nothing to show.
+        // On a machine with a card this test has nothing to check.
         let found = Found::look();
         if found.driver.is_none() {
             let problem = found.problem.clone().unwrap();

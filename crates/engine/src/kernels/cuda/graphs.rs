@@ -1,7 +1,7 @@
-//! CUDA graphs of passes: a chain of nodes, one for each command.
+//! CUDA graphs of passes: a chain of nodes, one per command.
 //!
-//! A launch of ours is a kernel node, whose arguments can be changed. What the driver and cuBLASLt are asked for (products,
-//! copies, zeros) is captured from the stream and becomes a graph within the graph, which is captured again to change.
+//! A launch of our kernels is a kernel node, whose arguments can be changed. Calls of the driver and of cuBLASLt
+//! (products, copies, zeros) are captured from the stream as child graphs, and captured again to change them.
 
 use super::driver::{Command, Launch};
 use super::found::failure;
@@ -10,16 +10,16 @@ use cudarc::driver::{result as cu, sys};
 use std::collections::HashMap;
 use std::ffi::c_void;
 
-/// What graphs need of a card.
+/// The operations of a card that graphs use.
 pub(super) trait Captures {
-    /// A kernel's launch as a node of a graph.
+    /// A kernel launch as a graph node.
     fn node(&self, launch: &Launch, arguments: &mut [*mut c_void]) -> Result<sys::CUDA_KERNEL_NODE_PARAMS>;
-    /// What a command asks of the stream, as a graph: it is captured, and does not run.
+    /// The work of a command as a graph: captured from the stream without running.
     ///
     /// # Safety
     /// As [`super::driver::Driver`].
     unsafe fn captured(&self, command: &Command) -> Result<sys::CUgraph>;
-    /// Where graphs run.
+    /// The stream on which graphs run.
     fn stream(&self) -> sys::CUstream;
 }
 
@@ -30,10 +30,10 @@ pub(super) struct Graphs {
     next: u64,
 }
 
-// SAFETY: handles may be used from any thread, one at a time, with the context current; those who call see to it.
+// SAFETY: handles may be used from any thread, one at a time, with the context current; the callers ensure both.
 unsafe impl Send for Graphs {}
 
-/// A graph as it runs, and the graph that it was made from, whose nodes name the commands.
+/// An executable graph, and the graph that it was made from, whose nodes identify the commands.
 struct Graph {
     source: sys::CUgraph,
     runs: sys::CUgraphExec,
@@ -42,7 +42,7 @@ struct Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: made here and destroyed here only; what runs of it ends first.
+        // SAFETY: made here and destroyed only here; pending runs finish first.
         unsafe {
             let _ = cu::graph::exec_destroy(self.runs);
             let _ = cu::graph::destroy(self.source);
@@ -55,7 +55,7 @@ struct Owned(sys::CUgraph);
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // SAFETY: owned.
+        // SAFETY: owned, and destroyed only here.
         let _ = unsafe { cu::graph::destroy(self.0) };
     }
 }
@@ -76,13 +76,13 @@ impl Graphs {
     /// As [`super::driver::Driver::graph`], in the current context.
     pub(super) unsafe fn make(&mut self, card: &impl Captures, commands: &[Command]) -> Result<u64> {
         let mut source = std::ptr::null_mut();
-        // SAFETY: handles are those just made; addresses are by the caller.
+        // SAFETY: the handles were just made; the caller guarantees the addresses.
         unsafe {
             checked("cuGraphCreate", sys::cuGraphCreate(&mut source, 0))?;
             let source = Owned(source);
             let mut nodes: Vec<sys::CUgraphNode> = Vec::with_capacity(commands.len());
             for command in commands {
-                // Each after the one before it.
+                // Each node depends on the one before it.
                 let (before, count) = match nodes.last() {
                     Some(last) => (std::ptr::from_ref(last), 1),
                     None => (std::ptr::null(), 0),
@@ -128,7 +128,7 @@ impl Graphs {
     ) -> Result<()> {
         let of = self.made.get(&graph).and_then(|graph| Some((graph.runs, *graph.nodes.get(place)?)));
         let (runs, node) = of.ok_or_else(|| unknown(graph))?;
-        // SAFETY: handles are those of the graph; addresses are by the caller.
+        // SAFETY: the handles belong to the graph; the caller guarantees the addresses.
         unsafe {
             match command {
                 Command::Launch(launch) => set(card, runs, node, launch),
@@ -147,7 +147,7 @@ impl Graphs {
     /// As [`super::driver::Driver::replay`], in the current context.
     pub(super) unsafe fn replay(&self, card: &impl Captures, graph: u64) -> Result<()> {
         let graph = self.made.get(&graph).ok_or_else(|| unknown(graph))?;
-        // SAFETY: handles are those of the graph and the card.
+        // SAFETY: the handles belong to the graph and the card.
         checked("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.runs, card.stream()) })
     }
 
@@ -156,10 +156,10 @@ impl Graphs {
     }
 }
 
-/// Gives a kernel's node another launch of the kernel.
+/// Replaces the launch of a kernel node by another one of the same kernel.
 ///
 /// # Safety
-/// Handles are of one graph of the card; the launch is as [`super::driver::Driver::launch`] says.
+/// The handles belong to one graph of the card; the launch satisfies [`super::driver::Driver::launch`].
 unsafe fn set(
     card: &impl Captures,
     runs: sys::CUgraphExec,
@@ -168,7 +168,7 @@ unsafe fn set(
 ) -> Result<()> {
     let mut arguments = launch.arguments();
     let what = card.node(launch, &mut arguments)?;
-    // SAFETY: by the caller; the driver copies the arguments.
+    // SAFETY: guaranteed by the caller; the driver copies the arguments.
     let code = unsafe { sys::cuGraphExecKernelNodeSetParams_v2(runs, node, &what) };
     checked("cuGraphExecKernelNodeSetParams", code)
 }

@@ -1,4 +1,4 @@
-//! A mixture of experts: the card alone knows which rows are of which expert.
+//! A mixture of experts: only the card knows which rows belong to which expert.
 
 use super::allocation::Allocation;
 use super::launch::{Size, launch, pair, small};
@@ -14,7 +14,7 @@ const SIDE: usize = 64;
 /// Words of a `GroupedPiece`.
 const WORDS: usize = 3;
 
-/// Where the weights of all experts lie.
+/// Where the weights of all experts are.
 struct Weights {
     /// `GroupedPiece`s, `[experts, pieces]`.
     address: u64,
@@ -29,7 +29,7 @@ impl Cuda {
         Ok(Size::new([small(x)?, small(y)?, small(z)?], [128, 1, 1]).with_shared(8192 * parts))
     }
 
-    /// The address of offsets that are in order. Only the card knows those that it has found itself.
+    /// The address of ascending offsets. The order of offsets that the card computed itself is known only there.
     fn offsets(&self, offsets: Indices, slots: usize) -> Result<u64> {
         let (list, range) = self.memory.list(offsets)?;
         let fits = list.slots == Some(slots) && range == (0..list.len);
@@ -37,7 +37,7 @@ impl Cuda {
         self.list(offsets)
     }
 
-    /// The table of the experts' weights, which is uploaded once for the same views.
+    /// The table of the experts' weights, uploaded once for the same views.
     fn weights(&mut self, w: &[View], experts: usize, outputs: usize) -> Result<Weights> {
         let of_experts = experts::of_experts(w, experts, outputs)?;
         let pieces = of_experts.iter().map(Vec::len).max().unwrap_or(0);
@@ -58,7 +58,7 @@ impl Cuda {
                 words.push(pair(small(rows.start)?, small(rows.end)?));
                 words.push(pair(small(view.stride())?, kind));
             }
-            // No row looks at these.
+            // No row reads these entries.
             words.resize(words.len() + (pieces - of_expert.len()) * WORDS, u64::MAX);
         }
         if !self.tables.contains_key(&words) {
@@ -68,7 +68,7 @@ impl Cuda {
         Ok(Weights { address: self.tables.get(&words).map_or(0, Allocation::address), pieces })
     }
 
-    /// `y = x · w[expert]ᵀ`, or, where it is `turned`, `y = x · w[expert]`.
+    /// `y = x · w[expert]ᵀ`, or, with `turned`, `y = x · w[expert]`.
     pub(super) fn grouped(
         &mut self,
         turned: bool,
@@ -91,7 +91,7 @@ impl Cuda {
         launch!(self, kernel, size, [to, from, address, pieces, list, experts, outputs, inputs])
     }
 
-    /// `dw (+)= …`, where `dw` is the gradient of the rows of all experts' weights from `first` on.
+    /// `dw (+)= …`, where `dw` is the gradient of `dw.rows()` rows of the stacked weights, from row `first` on.
     pub(super) fn grouped_dw(
         &self,
         (dw, first): (View, usize),
@@ -102,7 +102,7 @@ impl Cuda {
         let (experts, outputs, rows, inputs) = (offsets.len() - 1, dy.width(), dw.rows(), x.width());
         let ([to], [dy_at, x_at]) = self.addresses([dw], [dy, x])?;
         let list = self.offsets(offsets, dy.rows())?;
-        // Those whose outputs the rows reach.
+        // The experts whose outputs overlap the rows.
         let reached = (first + rows).div_ceil(outputs) - first / outputs;
         let size = self.tiles([inputs.div_ceil(SIDE), outputs.min(rows).div_ceil(SIDE), reached])?;
         let kernel = match self.precision {
@@ -117,7 +117,7 @@ impl Cuda {
         )
     }
 
-    /// Chooses the experts of rows, and their slots.
+    /// Chooses the experts of rows, and assigns their slots.
     pub(super) fn choose(&mut self, r: Routing, probabilities: View, weights: View) -> Result<Routes> {
         let ([x, to], []) = self.addresses([probabilities, weights], [])?;
         let (rows, experts, per_row) = (probabilities.rows(), probabilities.width(), r.per_row);
@@ -144,7 +144,7 @@ impl Cuda {
         Ok(Routes { rows, offsets })
     }
 
-    /// The gradient of the logits that [`Cuda::choose`] had.
+    /// The gradient of the logits given to [`Cuda::choose`].
     pub(super) fn choose_backward(
         &self,
         r: Routing,

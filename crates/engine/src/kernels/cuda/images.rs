@@ -1,4 +1,4 @@
-//! The compiled kernels, `kernels.bin`: one image for each of several architectures, and PTX for later ones.
+//! The compiled kernels, `kernels.bin`: one image for each of several architectures, and PTX for later architectures.
 
 use crate::{Error, Result};
 use std::io::Read;
@@ -6,10 +6,10 @@ use std::io::Read;
 /// The oldest CUDA version whose drivers load the images: they are compiled by CUDA 12.
 pub(super) const DRIVER: (u32, u32) = (12, 0);
 
-/// The file that `.ci/cuda` writes and describes.
+/// The file written, and documented, by `.ci/cuda`.
 static PACKED: &[u8] = include_bytes!("kernels.bin");
 
-/// Bytes of its magic, of the hash of the sources, and of the entry of an image.
+/// The magic bytes, then sizes: the hash of the sources and the entry of an image.
 const MAGIC: &[u8] = b"SUASIONK";
 const HASH: usize = 32;
 const ENTRY: usize = 28;
@@ -37,8 +37,8 @@ fn all() -> impl Iterator<Item = Image> {
     })
 }
 
-/// The image for a card: code runs on cards of its major version and the same or a later minor one; PTX is compiled
-/// by the driver for cards that came later.
+/// The image for a card: code runs on cards of the same major version and the same or a later minor one; the driver
+/// compiles PTX for later cards.
 pub(super) fn of((major, minor): (u32, u32)) -> Option<Image> {
     let version = |image: &Image| {
         let number: u32 = image.name.strip_prefix("sm_")?.parse().ok()?;
@@ -51,10 +51,10 @@ pub(super) fn of((major, minor): (u32, u32)) -> Option<Image> {
 }
 
 impl Image {
-    /// What the driver loads.
+    /// The decompressed image, for the driver.
     ///
     /// # Errors
-    /// [`Error::Device`] where the binary is damaged.
+    /// [`Error::Device`] if the binary is damaged.
     pub(super) fn unpack(self) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(self.len + 1);
         let read =
@@ -63,7 +63,7 @@ impl Image {
             let message = format!("the kernels for {} in this binary are damaged", self.name);
             return Err(Error::Device { message, help: "install suasion again".into() });
         }
-        // PTX is a text that ends with 0.
+        // PTX is a NUL-terminated text.
         bytes.push(0);
         Ok(bytes)
     }

@@ -1,25 +1,25 @@
-//! Arguments and sizes of launches; `kernels.h` says which a kernel has.
+//! Arguments and sizes of launches; `kernels.h` lists them for each kernel.
 
 use super::allocation::{Allocation, Work};
 use super::stream::Stream;
 use crate::{Error, Result};
 use std::ffi::CStr;
 
-/// The arguments of a kernel, each in words of its own.
+/// The arguments of a kernel, each in its own words.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
     words: Vec<u64>,
     starts: Vec<usize>,
-    /// A size of more than 32 bits, which no kernel takes.
+    /// A size of more than 32 bits, which no kernel accepts.
     too_large: Option<usize>,
 }
 
-/// A value that a kernel takes.
+/// A type of kernel argument.
 pub(super) trait Argument {
     fn put(self, to: &mut Arguments);
 }
 
-/// An address, or a number of 64 bits.
+/// An address, or a 64-bit number.
 impl Argument for u64 {
     fn put(self, to: &mut Arguments) {
         to.words.push(self);
@@ -32,7 +32,7 @@ impl Argument for u32 {
     }
 }
 
-/// Rows, columns or a stride: a number of 32 bits.
+/// Rows, columns or a stride: a 32-bit number.
 impl Argument for usize {
     fn put(self, to: &mut Arguments) {
         match u32::try_from(self) {
@@ -60,14 +60,14 @@ impl Argument for f64 {
     }
 }
 
-/// Where it begins.
+/// Its address.
 impl Argument for &Work {
     fn put(self, to: &mut Arguments) {
         self.address().put(to);
     }
 }
 
-/// Where it begins.
+/// Its address.
 impl Argument for &Allocation {
     fn put(self, to: &mut Arguments) {
         self.address().put(to);
@@ -88,13 +88,13 @@ impl Arguments {
         self
     }
 
-    /// Launches a kernel with them. A grid without blocks has nothing to do: operands may be empty.
+    /// Launches a kernel with these arguments. An empty grid is skipped: operands may be empty.
     ///
     /// # Errors
     /// [`Error::Operands`] for a size of more than 32 bits.
     ///
     /// # Safety
-    /// They are those of the kernel, whose addresses have the elements that it touches.
+    /// The arguments match the kernel, and their addresses have the elements that it accesses.
     pub(super) unsafe fn launch(self, stream: &Stream, kernel: &'static CStr, size: Size) -> Result<()> {
         if let Some(n) = self.too_large {
             return Err(too_large(n));
@@ -102,7 +102,7 @@ impl Arguments {
         if size.grid.contains(&0) {
             return Ok(());
         }
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { stream.launch(kernel, [size.grid, size.block], size.shared, (self.words, self.starts)) }
     }
 }
@@ -125,7 +125,7 @@ impl Size {
         Size { grid, block, shared: 0 }
     }
 
-    /// A row of blocks.
+    /// A one-dimensional grid of blocks.
     pub(super) fn blocks(grid: u32, block: u32) -> Size {
         Size::new([grid, 1, 1], [block, 1, 1])
     }
@@ -134,34 +134,34 @@ impl Size {
         Size { shared: bytes, ..self }
     }
 
-    /// `E` of kernels.h.
+    /// Size `E` of kernels.h.
     pub(super) fn elements(n: usize) -> Size {
         Size::blocks(pieces(n, 1024, 65536), 256)
     }
 
-    /// `R` of kernels.h.
+    /// Size `R` of kernels.h.
     pub(super) fn matrix(rows: usize, width: usize) -> Size {
         Size::new([pieces(width, 128, 256), pieces(rows, 8, 65535), 1], [32, 8, 1])
     }
 
-    /// As [`Size::matrix`], of random numbers, of which a group of 32 columns has eight counters.
+    /// As [`Size::matrix`], for random numbers, where eight counters serve a group of 32 columns.
     pub(super) fn draws(rows: usize, width: usize) -> Size {
         Size::matrix(rows, width.div_ceil(32) * 8)
     }
 
-    /// `W` of kernels.h.
+    /// Size `W` of kernels.h.
     pub(super) fn rows(rows: usize) -> Size {
         Size::new([pieces(rows, 8, 65536), 1, 1], [32, 8, 1])
     }
 
-    /// `C` of kernels.h, with the rows of a chunk and the number of chunks.
+    /// Size `C` of kernels.h, with the rows of a chunk and the number of chunks.
     pub(super) fn columns(rows: usize, width: usize) -> (Size, usize, usize) {
         let chunk = rows.div_ceil(128).max(64);
         let chunks = rows.div_ceil(chunk);
         (Size::new([pieces(width, 32, usize::MAX), chunks as u32, 1], [32, 8, 1]), chunk, chunks)
     }
 
-    /// `F` of kernels.h.
+    /// Size `F` of kernels.h.
     pub(super) fn partials(width: usize) -> Size {
         Size::new([pieces(width, 32, usize::MAX), 1, 1], [32, 8, 1])
     }
@@ -172,15 +172,15 @@ impl Size {
     }
 }
 
-/// Bits of two numbers of 32 bits, the first in the lower half.
+/// Two 32-bit numbers as one of 64 bits, the first in the lower half.
 pub(super) fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// A size as kernels take it.
+/// A size as a 32-bit number, as kernels take it.
 ///
 /// # Errors
-/// [`Error::Operands`] for one of more than 32 bits.
+/// [`Error::Operands`] if it has more than 32 bits.
 pub(super) fn small(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| too_large(n))
 }
@@ -196,8 +196,8 @@ fn too_large(n: usize) -> Error {
 macro_rules! launch {
     ($cuda:expr, $kernel:expr, $size:expr, [$($argument:expr),* $(,)?]) => {{
         let arguments = $crate::kernels::cuda::launch::Arguments::default()$(.add($argument))*;
-        // SAFETY: the arguments are those that `kernels.h` gives the kernel. Addresses are of views that lie inside
-        // their memory and whose sizes `check` has compared, or of work space that is made for the launch.
+        // SAFETY: the arguments are those that `kernels.h` lists for the kernel. Addresses are of views that are inside
+        // their memory and whose sizes `check` has compared, or of scratch memory allocated for the launch.
         unsafe { arguments.launch(&$cuda.driver, $kernel, $size) }
     }};
 }

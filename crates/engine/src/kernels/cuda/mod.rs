@@ -1,11 +1,11 @@
-//! NVIDIA's cards, found at run time: neither the build nor the user needs a CUDA toolkit.
+//! NVIDIA cards, detected at run time: neither the build nor the user needs a CUDA toolkit.
 //!
-//! Kernels are CUDA C of our own (`*.cu`), compiled ahead and embedded; matrix products are cuBLASLt's. [`Cuda`] speaks
-//! to a small seam (`driver`), which a card implements, and an emulation on the CPU for tests. Everything is asked for
-//! in one order and nothing waits but reading: a pass is as long as the card's work.
+//! Kernels are our own CUDA C (`*.cu`), compiled ahead of time and embedded; matrix products use cuBLASLt. [`Cuda`]
+//! uses a small interface (`driver`), implemented by a real card and, for tests, by an emulation on the CPU. All
+//! operations are issued in one order and only reads wait, so a pass takes as long as the card's work.
 //!
-//! Determinism: sums are of pieces that follow from the shapes alone and are combined in a fixed order; cuBLASLt's
-//! algorithms and work space are fixed by shape. The same card, driver and library give the same bytes.
+//! Determinism: sums are over pieces that depend on the shapes alone and are combined in a fixed order; cuBLASLt's
+//! algorithms and workspace are fixed by shape. The same card, driver and library give the same bytes.
 
 mod allocation;
 mod attention;
@@ -51,21 +51,21 @@ use std::sync::{Arc, Mutex};
 use stream::Stream;
 pub use stream::Usage;
 
-/// Types of the factors of matrix products and of attention; all sums, and all else, are f32.
+/// Types of the factors of matrix products and of attention; sums and all other values are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// Rounded to bf16.
     #[default]
     Bf16,
-    /// Matrix products of TF32 (10 bits of fraction); attention of f32.
+    /// Matrix products in TF32 (10 fraction bits); attention in f32.
     Tf32,
     /// f32.
     F32,
 }
 
 impl Precision {
-    /// Bytes of an element of a copy that a card keeps of weights of this type, in the type that products take; 0 where
-    /// none is kept.
+    /// Bytes per element of the copy that a card keeps of weights of this type, in the type that products take; 0 if it
+    /// keeps none.
     pub(crate) fn copy_bytes(self, kind: WeightType) -> usize {
         match (self, kind) {
             (Precision::Bf16, WeightType::F32 | WeightType::F16) => 2,
@@ -74,48 +74,48 @@ impl Precision {
     }
 }
 
-/// Bytes of a card that the driver, the kernels and cuBLASLt take.
+/// Bytes of a card that the driver, the kernels and cuBLASLt use.
 pub(crate) const OVERHEAD: u64 = (600 << 20) + cublaslt::WORKSPACE as u64;
 
-/// Elements of logits at once (512 MiB): a product of a few hundred rows keeps a card busy.
+/// Elements of logits computed at once (512 MiB): a product of a few hundred rows keeps a card busy.
 pub(crate) const LOGITS: usize = 128 << 20;
 
-/// A tensor in the card's memory that is only read: of a file, or packed.
+/// A read-only tensor in the card's memory: of a file, or packed.
 #[derive(Debug)]
 struct DeviceTensor {
-    /// Its values in its own type; `None` where products alone read it, and take the copy.
+    /// Its values in its own type; `None` if only products read it, and they use the copy.
     memory: Option<Allocation>,
     size: usize,
-    /// Its values in bf16, where products take these.
+    /// Its values in bf16, if products use these.
     copy: Option<Allocation>,
     packed: Option<DevicePacked>,
 }
 
-/// A list in the card's memory, and where the host has it.
+/// A list in the card's memory.
 #[derive(Debug)]
 struct DeviceList {
     memory: Allocation,
     len: usize,
-    /// It can be the offsets of so many slots, in order.
+    /// Set if it can be the offsets of this many slots, in ascending order.
     slots: Option<usize>,
 }
 
 /// One card.
 #[derive(Debug)]
 pub struct Cuda {
-    // Freed before the driver that it is of.
+    // Freed before its driver.
     memory: Memory<DeviceBuffer, DeviceTensor, DeviceList, Plan, Allocation>,
-    /// The values of the codes of one byte (optimizer states, nested scales), once they are needed.
+    /// The values of the one-byte codes (optimizer states, nested scales), uploaded on first use.
     codes: Option<[Allocation; 2]>,
-    /// Where experts' weights lie, by the words of the tables.
+    /// The tables of experts' weights, by their words.
     tables: HashMap<Vec<u64>, Allocation>,
     driver: Arc<Stream>,
     precision: Precision,
-    /// Weights have copies that products take ([`Backend::keep_factor`](super::Backend::keep_factor)).
+    /// Keep copies of weights for products ([`Backend::keep_factor`](super::Backend::keep_factor)).
     keeps_copies: bool,
-    /// Activations that several products take.
+    /// Activations that several products read.
     shared: Mutex<Vec<Shared>>,
-    /// Elements that were rounded for products.
+    /// Number of elements that were rounded for products.
     rounded: Arc<AtomicU64>,
 }
 
@@ -123,7 +123,7 @@ impl Cuda {
     /// Opens a card.
     ///
     /// # Errors
-    /// [`Error::Device`] where it cannot be opened, with the remedy.
+    /// [`Error::Device`] if it cannot be opened, with the remedy.
     pub fn open(card: &Card, precision: Precision) -> Result<Cuda> {
         let image = images::of(card.compute).ok_or_else(|| Error::Device {
             message: format!("there are no kernels for {}", card.name),
@@ -133,13 +133,13 @@ impl Cuda {
         Ok(Cuda::over(Box::new(driver), precision))
     }
 
-    /// A card that is emulated on the CPU, with `memory` bytes; `seed` decides in what order threads run.
+    /// A card emulated on the CPU, with `memory` bytes; `seed` decides the order in which threads run.
     ///
     /// # Errors
-    /// [`Error::Device`] for a library that does not load.
+    /// [`Error::Device`] if the library does not load.
     ///
     /// # Safety
-    /// `library` is the emulation that is built from these kernels (`tests/emulation`).
+    /// `library` is the emulation built from these kernels (`tests/emulation`).
     #[doc(hidden)]
     pub unsafe fn emulated(
         library: &Path,
@@ -148,12 +148,12 @@ impl Cuda {
         memory: usize,
         fault: Fault,
     ) -> Result<Cuda> {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         let driver = unsafe { emulated::Emulated::load(library, seed, memory, fault)? };
         Ok(Cuda::over(Box::new(driver), precision))
     }
 
-    /// A card that computes nothing and has no memory: what a model asks of it is what it would ask of a real one
+    /// A card that computes nothing and has no memory: it counts the memory that a model would use on a real one
     /// ([`Cuda::usage`]).
     pub(crate) fn dry(precision: Precision) -> Cuda {
         Cuda::over(Box::new(dry::Dry::new()), precision)
@@ -172,31 +172,31 @@ impl Cuda {
         }
     }
 
-    /// The same, with passes as CUDA graphs where their sizes repeat (as a new one has it), or without.
+    /// The same card with or without CUDA graphs for passes whose sizes repeat; a new card has them.
     #[must_use]
     pub fn with_graphs(self, graphs: bool) -> Cuda {
         self.driver.use_graphs(graphs);
         self
     }
 
-    /// What was asked of the card so far.
+    /// Counts of the operations on the card so far.
     pub fn usage(&self) -> Usage {
         self.driver.usage()
     }
 
-    /// Work space of an operation.
+    /// Scratch memory of an operation.
     fn work(&self, bytes: usize) -> Result<Work> {
         Work::new(&self.driver, bytes)
     }
 
-    /// The same card, which keeps no copies of weights and rounds them for each product.
+    /// The same card, keeping no copies of weights: they are rounded for each product.
     #[doc(hidden)]
     #[must_use]
     pub fn without_copies(self) -> Cuda {
         Cuda { keeps_copies: false, ..self }
     }
 
-    /// How many elements were rounded so that products could take them.
+    /// The number of elements that were rounded for products.
     #[doc(hidden)]
     pub fn rounded(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.rounded)
@@ -228,7 +228,7 @@ impl Cuda {
         Ok(address)
     }
 
-    /// The same for writing: copies of what is there are old from now on.
+    /// The same for writing: copies of the range become stale.
     fn target(&self, view: View) -> Result<u64> {
         let address = self.source(view)?;
         if view.extent() > 0 {
@@ -238,10 +238,10 @@ impl Cuda {
         Ok(address)
     }
 
-    /// The addresses of views: those to write, those to read.
+    /// The addresses of views: those to write and those to read.
     ///
     /// # Errors
-    /// When a view to write overlaps another one, is of another backend or of freed memory.
+    /// When a view to write overlaps another one, or a view is of another backend or of freed memory.
     fn addresses<const O: usize, const I: usize>(
         &self,
         outs: [View; O],
@@ -258,14 +258,14 @@ impl Cuda {
         Ok((out, read))
     }
 
-    /// The address of a run of indices.
+    /// The address of a range of indices.
     fn list(&self, indices: Indices) -> Result<u64> {
         let (list, range) = self.memory.list(indices)?;
         assert!(range.end <= list.len, "runs are cut from lists: {indices:?}");
         Ok(list.memory.address() + 4 * range.start as u64)
     }
 
-    /// The address of a run of bytes.
+    /// The address of a range of bytes.
     fn bytes(&self, bytes: Bytes) -> Result<u64> {
         let range = bytes.range();
         let memory = self.memory.kept_bytes(bytes)?;
@@ -286,17 +286,17 @@ impl Cuda {
 
 /// The bytes of f32 values.
 fn as_bytes(values: &[f32]) -> &[u8] {
-    // SAFETY: every f32 is four bytes, of any value.
+    // SAFETY: every f32 is four initialised bytes.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 /// The bytes of f32 values, to be overwritten.
 fn as_bytes_mut(values: &mut [f32]) -> &mut [u8] {
-    // SAFETY: as above; every four bytes are an f32.
+    // SAFETY: as above; any four bytes are a valid f32.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
-/// The type of a view's elements as they lie in memory; of a packed matrix, the one that it is unpacked to.
+/// The type of a view's elements as stored in memory; for a packed matrix, the type that it is unpacked to.
 fn lies_as(view: View) -> WeightType {
     match view.dtype() {
         Dtype::F32 | Dtype::Packed(_) => WeightType::F32,

@@ -1,12 +1,12 @@
-//! NCCL, found at run time: sums and copies between the cards of ranks.
+//! NCCL, loaded at run time: sums and copies between the cards of ranks.
 //!
-//! cudarc has bindings too, but does not look for `libnccl.so.2`, the only name that NVIDIA's packages and wheels install, and
-//! ends the process where a function is missing. What is needed is a dozen functions.
+//! cudarc has bindings too, but does not look for `libnccl.so.2`, the only name that NVIDIA's packages and wheels
+//! install, and aborts the process if a function is missing. Only a dozen functions are needed.
 //!
-//! Communicators do not block (NCCL 2.14 and later): whoever waits looks at the run meanwhile, and a thread beside it aborts
-//! what the card is waiting for where another rank is lost. All calls are `ncclReduce` and `ncclBroadcast`, one for each
-//! rank's share in a group: shares may have different sizes, nothing is copied, and both have one algorithm, the ring, whose
-//! order of sums follows from the cards and how they are connected.
+//! Communicators are non-blocking (NCCL 2.14 and later): while a call waits, it checks the state of the run, and a
+//! watcher thread aborts the card's pending work if another rank is lost. All calls are `ncclReduce` and
+//! `ncclBroadcast`, one for each rank's share in a group: shares may have different sizes, nothing is copied, and both
+//! have only one algorithm, the ring, whose order of summation depends on the cards and their connections.
 
 mod library;
 
@@ -21,38 +21,38 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long the cards of all ranks may take to find each other: as ranks wait for each other at the start.
+/// The time limit for the cards of all ranks to find each other: the same as for ranks at startup.
 const START: Duration = Duration::from_secs(300);
-/// How long a sum may take, with all that was asked for before it: as ranks wait for a message.
+/// The time limit for a sum, including all operations issued before it: the same as for a message between ranks.
 const MOST: Duration = Duration::from_secs(1800);
-/// How long the end of a run waits for the others.
+/// How long shutdown waits for the other ranks.
 const FAREWELL: Duration = Duration::from_secs(10);
-/// Between two looks at what NCCL is doing.
+/// Polling interval for NCCL's state.
 const PAUSE: Duration = Duration::from_micros(200);
-/// Between two looks of the thread beside.
+/// Polling interval of the watcher thread.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Bytes of a card that NCCL's buffers take: in each of at most 32 channels 9.2 MiB (4 for the protocol of large messages, 4.7
-/// for LL128, 0.5 for LL) for either neighbour of the ring.
+/// Bytes of a card that NCCL's buffers use: in each of at most 32 channels, 9.2 MiB (4 for the protocol of large
+/// messages, 4.7 for LL128, 0.5 for LL) per neighbour of the ring.
 pub const OVERHEAD: u64 = 590 << 20;
 
-/// A communicator of NCCL's; null once it was aborted.
+/// An NCCL communicator; null once aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Handle(*mut c_void);
 
-// SAFETY: NCCL's functions may be called from any thread, one at a time, which the mutex around the handle sees to.
+// SAFETY: NCCL's functions may be called from any thread, one at a time, which the mutex around the handle ensures.
 unsafe impl Send for Handle {}
 
-/// A stream of the driver's, which lives as long as the driver that owns the communicator.
+/// A driver stream, which lives as long as the driver that owns the communicator.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stream(pub(super) *mut c_void);
 
-// SAFETY: it is only passed on.
+// SAFETY: the pointer is only passed on to NCCL.
 unsafe impl Send for Stream {}
 // SAFETY: as above.
 unsafe impl Sync for Stream {}
 
-/// A rank's end of what connects the cards of all ranks.
+/// This rank's end of the connection between the cards of all ranks.
 #[derive(Debug)]
 pub(super) struct Communicator {
     shared: Arc<Shared>,
@@ -62,7 +62,7 @@ pub(super) struct Communicator {
     beside: Option<JoinHandle<()>>,
 }
 
-/// What a communicator and the thread beside it share.
+/// State shared by a communicator and its watcher thread.
 struct Shared {
     nccl: Arc<Nccl>,
     rank: usize,
@@ -79,29 +79,29 @@ impl std::fmt::Debug for Shared {
 
 struct State {
     comm: Handle,
-    /// What has ended it.
+    /// The error that ended it.
     failure: Option<String>,
-    /// Since when the card may be waiting for other ranks.
+    /// Set while the card may be waiting for other ranks: since when.
     since: Option<Instant>,
     closing: bool,
 }
 
-/// Why NCCL did not do what it was asked for.
+/// Why an NCCL operation did not complete.
 enum End {
-    /// The run has failed elsewhere.
+    /// The run has failed on another rank.
     Lost(String),
-    /// NCCL has failed here.
+    /// NCCL has failed on this rank.
     Failed(String),
 }
 
 impl Communicator {
-    /// Meets the other ranks. `stream` is the one that everything is done on.
+    /// Connects to the other ranks. All operations run on `stream`.
     ///
     /// # Safety
     /// The card's context is current, and the stream lives as long as the communicator.
     ///
     /// # Errors
-    /// [`Error::Device`] where the versions differ or the cards do not find each other; [`Error::Collective`] where a rank is
+    /// [`Error::Device`] if the versions differ or the cards do not find each other; [`Error::Collective`] if a rank is
     /// lost.
     pub(super) unsafe fn join(
         nccl: Arc<Nccl>,
@@ -112,7 +112,7 @@ impl Communicator {
         let mut hello = nccl.version.0.map(u32::to_le_bytes).concat();
         if rank == 0 {
             let mut id = Id([0; 128]);
-            // SAFETY: it writes an id.
+            // SAFETY: the call writes an id.
             let code = unsafe { (nccl.get_unique_id)(&mut id) };
             if code != SUCCESS {
                 return Err(unmet(nccl.failure("ncclGetUniqueId", std::ptr::null_mut(), code)));
@@ -121,7 +121,7 @@ impl Communicator {
         }
         let all = collective.exchange(&hello)?;
         for (other, theirs) in all.iter().enumerate() {
-            // Patches of one version speak to each other.
+            // Patch releases of the same version are compatible.
             if theirs.get(..8) != all[0].get(..8) {
                 let of = |hello: &[u8]| {
                     let words: Vec<u32> =
@@ -142,7 +142,7 @@ impl Communicator {
         let mut comm = std::ptr::null_mut();
         let (number, count) =
             (c_int::try_from(rank).unwrap_or(c_int::MAX), c_int::try_from(ranks).unwrap_or(c_int::MAX));
-        // SAFETY: the id is NCCL's; the others outlive the call.
+        // SAFETY: the id is from NCCL; the other arguments outlive the call.
         let code = unsafe { (nccl.init)(&mut comm, count, Id(id), number, &mut config) };
         let shared = Shared {
             nccl,
@@ -164,10 +164,10 @@ impl Communicator {
         Ok(Communicator { shared, stream, rank, ranks, beside: Some(beside) })
     }
 
-    /// Refuses other ranks than those that it connects.
+    /// Rejects ranks other than those that it connects.
     ///
     /// # Errors
-    /// [`Error::Collective`].
+    /// [`Error::Collective`] for other ranks.
     pub(super) fn is_of(&self, collective: &dyn Collective) -> Result<()> {
         let (was, is) = ((self.rank, self.ranks), (collective.rank(), collective.ranks()));
         let message =
@@ -175,19 +175,19 @@ impl Communicator {
         if was == is { Ok(()) } else { Err(Error::Collective { message: message() }) }
     }
 
-    /// Asks for calls, as one group, behind all that the stream was asked for. All ranks ask for the same.
+    /// Issues calls as one group, after all operations issued to the stream. All ranks must issue the same calls.
     ///
     /// # Safety
-    /// Their memory is live until the stream has done them.
+    /// Their memory stays live until the stream has run them.
     ///
     /// # Errors
-    /// [`Error::Collective`] where a rank is lost.
+    /// [`Error::Collective`] if a rank is lost.
     pub(super) unsafe fn run(&self, calls: &[Call]) -> Result<()> {
         let Shared { nccl, .. } = &*self.shared;
         let mut state = self.shared.lock();
         check(&state)?;
         let Handle(comm) = state.comm;
-        // SAFETY: the communicator is live, and locked; memory is by the caller.
+        // SAFETY: the communicator is live, and locked; the caller guarantees the memory.
         let (what, code) = unsafe {
             let mut failed = ("ncclGroupStart", (nccl.group_start)());
             for call in calls {
@@ -206,7 +206,7 @@ impl Communicator {
                     failed = (what, code);
                 }
             }
-            // It ends what was begun, whatever has happened.
+            // Ends the group even after an error.
             let end = (nccl.group_end)();
             if failed.1 == SUCCESS { ("ncclGroupEnd", end) } else { failed }
         };
@@ -215,11 +215,11 @@ impl Communicator {
         done.map_err(|(End::Lost(message) | End::Failed(message))| Error::Collective { message })
     }
 
-    /// Says whether what the stream has done is whole; called when the stream has done everything. What was aborted ends
-    /// too, and leaves anything in memory.
+    /// Checks that the results of the stream are valid; called when the stream has run everything. Aborted operations
+    /// end too, and leave unspecified values in memory.
     ///
     /// # Errors
-    /// [`Error::Collective`] where it was aborted.
+    /// [`Error::Collective`] if the communicator was aborted.
     pub(super) fn settled(&self) -> Result<()> {
         let mut state = self.shared.lock();
         state.since = None;
@@ -227,12 +227,12 @@ impl Communicator {
     }
 }
 
-/// Refuses to go on after a failure.
+/// Returns an error after a failure.
 fn check(state: &State) -> Result<()> {
     state.failure.clone().map_or(Ok(()), |message| Err(Error::Collective { message }))
 }
 
-/// Cards that do not find each other.
+/// The error for cards that do not find each other.
 fn unmet(message: String) -> Error {
     Error::Device {
         message: format!("the cards of the ranks do not find each other: {message}"),
@@ -247,7 +247,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until NCCL has done what a call has begun: the host's part of it. Aborts where it fails, or the run does.
+    /// Waits until the host's part of an NCCL call is done. Aborts if it fails, or the run does.
     fn finish(&self, state: &mut State, call: &str, code: Code, most: Duration) -> Result<(), End> {
         let (mut code, started) = (code, Instant::now());
         loop {
@@ -281,7 +281,7 @@ impl Shared {
         }
     }
 
-    /// Ends the run, and what the card is waiting for.
+    /// Reports the failure to the run, and aborts the card's pending work.
     fn abort(&self, state: &mut State, message: String) {
         if let Some(watch) = self.watch.as_ref().filter(|_| !state.closing) {
             watch.fail(&message);
@@ -289,12 +289,12 @@ impl Shared {
         state.failure.get_or_insert(message);
         let Handle(comm) = std::mem::replace(&mut state.comm, Handle(std::ptr::null_mut()));
         if !comm.is_null() {
-            // SAFETY: the communicator is live, locked, and forgotten here.
+            // SAFETY: the communicator is live and locked, and its handle was just replaced by null.
             let _ = unsafe { (self.nccl.abort)(comm) };
         }
     }
 
-    /// Looks now and then whether NCCL or the run has failed, until the communicator is dropped.
+    /// The watcher thread: checks periodically whether NCCL or the run has failed, until the communicator is dropped.
     fn stand_by(&self) {
         let mut state = self.lock();
         while !state.closing && state.failure.is_none() {
@@ -332,9 +332,9 @@ impl Drop for Communicator {
         if comm.is_null() {
             return;
         }
-        // SAFETY: the communicator is live, and no other thread is left that knows it.
+        // SAFETY: the communicator is live, and no other thread has its handle any more.
         let code = unsafe { (self.shared.nccl.finalize)(comm) };
-        // Where the others do not come to the end, it is aborted.
+        // If the other ranks do not finish in time, it is aborted.
         if self.shared.finish(&mut state, "ncclCommFinalize", code, FAREWELL).is_ok() {
             // SAFETY: as above.
             let _ = unsafe { (self.shared.nccl.destroy)(comm) };
@@ -346,7 +346,7 @@ impl Drop for Communicator {
 mod tests {
     use super::*;
 
-    /// NVIDIA's own library, as far as it goes without a card.
+    /// NVIDIA's own library, as far as it works without a card.
     #[test]
     fn the_real_library_is_read_and_says_what_it_lacks() {
         let Some(python) = suasion_test_support::peers_python() else { return };
@@ -356,11 +356,11 @@ mod tests {
         let Some(path) = folders.map(|folder| path(&folder)).find(|path| path.exists()) else {
             return suasion_test_support::skipped("no NCCL beside PyTorch");
         };
-        // SAFETY: it is NCCL.
+        // SAFETY: the file is NCCL.
         let nccl = unsafe { Nccl::load(&path) }.unwrap();
         assert!(nccl.version >= Version([2, 14, 0]), "{nccl:?}");
         let mut ids = [Id([0; 128]); 2];
-        // SAFETY: ids are written.
+        // SAFETY: the call writes an id.
         assert!(ids.iter_mut().all(|id| unsafe { (nccl.get_unique_id)(id) } == SUCCESS));
         assert_ne!(ids[0].0, ids[1].0);
         assert!(
@@ -370,7 +370,7 @@ mod tests {
         if crate::kernels::cuda::found::Found::look().driver.is_some() {
             return suasion_test_support::skipped("there is a card");
         }
-        // SAFETY: without a card no stream is used.
+        // SAFETY: without a card the stream is never used.
         let met = unsafe { Communicator::join(nccl, Stream(std::ptr::null_mut()), &crate::SingleRank) };
         let error = met.unwrap_err();
         let message = error.to_string();

@@ -6,7 +6,7 @@ use super::launch::{Size, launch, small};
 use crate::Result;
 use crate::kernels::{Norm, View};
 
-/// Groups of columns that are normalised by themselves.
+/// Groups of columns that are normalised separately.
 struct Groups {
     width: usize,
     per_row: usize,
@@ -19,7 +19,7 @@ impl Groups {
         Groups { width, per_row, count: x.rows() * per_row }
     }
 
-    /// `N` of kernels.h.
+    /// Size `N` of kernels.h.
     fn size(&self) -> Size {
         match self.width <= 512 {
             true => Size::of(self.count, 8, 65536, [32, 8, 1]),

@@ -1,4 +1,4 @@
-//! A card: NVIDIA's driver, which is looked up at run time.
+//! A real card: NVIDIA's driver, which is loaded at run time.
 
 use super::cublaslt::{Products, WORKSPACE};
 use super::driver::{Call, Command, Driver, Launch, Product};
@@ -12,10 +12,10 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Shared memory that a launch may have without being asked for.
+/// Shared memory that a launch may use without opting in to more.
 const PLAIN_SHARED: u32 = 48 << 10;
 
-/// A card with one stream, which everything is done on.
+/// A card with one stream, on which all operations run.
 pub(super) struct Nvidia {
     name: String,
     device: sys::CUdevice,
@@ -24,15 +24,15 @@ pub(super) struct Nvidia {
     module: sys::CUmodule,
     functions: Mutex<HashMap<&'static CStr, Function>>,
     products: Mutex<Products>,
-    /// By their numbers.
+    /// Events, by their numbers.
     events: Mutex<HashMap<usize, sys::CUevent>>,
     graphs: Mutex<Graphs>,
-    /// What connects it with the cards of other ranks.
+    /// The connection to the cards of other ranks.
     ranks: OnceLock<Communicator>,
 }
 
-// SAFETY: the driver's handles may be used from any thread once its context is current there, which every method sees
-// to; what is not safe to use from two threads at once is behind a mutex.
+// SAFETY: the driver's handles may be used from any thread once its context is current there, which every method
+// ensures; anything that is not safe to use from two threads at once is behind a mutex.
 unsafe impl Send for Nvidia {}
 // SAFETY: as above.
 unsafe impl Sync for Nvidia {}
@@ -46,7 +46,7 @@ impl std::fmt::Debug for Nvidia {
 #[derive(Clone, Copy)]
 struct Function {
     handle: sys::CUfunction,
-    /// Bytes of shared memory that it may have.
+    /// Bytes of shared memory that it may currently use.
     shared: u32,
 }
 
@@ -56,8 +56,8 @@ impl Nvidia {
         let ordinal = i32::try_from(number).unwrap_or(i32::MAX);
         let failed = |what: &'static str| move |e| failure(what, e);
         let device = cu::device::get(ordinal).map_err(failed("cuDeviceGet"))?;
-        // SAFETY: the device is one that the driver gave us; handles are used as long as `self` lives, which frees
-        // them. Where opening fails half-way they are the process's, which ends with the error.
+        // SAFETY: the device was returned by the driver; handles are used only while `self` lives, which frees them. If
+        // opening fails half-way they stay allocated until the process ends, which it does with this error.
         unsafe {
             let context = cu::primary_ctx::retain(device).map_err(|e| found::unavailable(name, e))?;
             cu::ctx::set_current(context).map_err(failed("cuCtxSetCurrent"))?;
@@ -103,7 +103,7 @@ impl Nvidia {
         unsafe { cu::ctx::set_current(self.context) }.map_err(|e| failure("cuCtxSetCurrent", e))
     }
 
-    /// A kernel, with as much shared memory as it needs.
+    /// A kernel, with its shared-memory limit raised to what this launch needs.
     fn function(&self, kernel: &'static CStr, shared: u32) -> Result<sys::CUfunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let known = match functions.get(kernel) {
@@ -118,7 +118,7 @@ impl Nvidia {
         let wanted = known.shared.max(shared);
         if wanted > known.shared {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is of a loaded module.
+            // SAFETY: the function belongs to a loaded module.
             unsafe { cu::function::set_function_attribute(known.handle, attribute, wanted as i32) }
                 .map_err(|e| failure("cuFuncSetAttribute", e))?;
         }
@@ -129,11 +129,11 @@ impl Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
-        // It uses the stream.
+        // Before the stream, which it uses.
         drop(self.ranks.take());
         let products = self.products.get_mut().unwrap_or_else(PoisonError::into_inner);
         let events = self.events.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: nothing uses the handles after this; failures leave them to the end of the process.
+        // SAFETY: nothing uses the handles after this; any that fail to be freed stay until the process ends.
         unsafe {
             let _ = cu::ctx::set_current(self.context);
             let _ = cu::stream::synchronize(self.stream);
@@ -148,14 +148,14 @@ impl Drop for Nvidia {
     }
 }
 
-/// Memory that was freed stays with the process, for the next allocation: without this every synchronisation gives it
-/// back to the system.
+/// Keeps freed memory in the process for the next allocation: by default every synchronisation returns it to the
+/// system.
 ///
 /// # Safety
-/// The device is one that the driver gave us.
+/// The device was returned by the driver.
 unsafe fn keep_freed_memory(device: sys::CUdevice) -> Result<()> {
     let mut all = u64::MAX;
-    // SAFETY: by the caller; the attribute is a u64.
+    // SAFETY: guaranteed by the caller; the attribute is a u64.
     unsafe {
         let pool =
             cu::device::get_default_mem_pool(device).map_err(|e| failure("cuDeviceGetDefaultMemPool", e))?;
@@ -187,7 +187,7 @@ impl Captures for Nvidia {
 
     unsafe fn captured(&self, command: &Command) -> Result<sys::CUgraph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives as long as `self`; the rest is by the caller.
+        // SAFETY: the stream lives as long as `self`; the caller guarantees the rest.
         unsafe {
             cu::stream::begin_capture(self.stream, mode).map_err(|e| failure("cuStreamBeginCapture", e))?;
             let asked = command.run(self);
@@ -217,16 +217,16 @@ impl Driver for Nvidia {
     }
 
     unsafe fn free(&self, address: u64) {
-        // Where it fails the context is lost, which the next operation reports.
+        // If it fails the context is lost, which the next operation reports.
         if self.enter().is_ok() {
-            // SAFETY: by the caller.
+            // SAFETY: guaranteed by the caller.
             let _ = unsafe { cu::free_async(address, self.stream) };
         }
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
         self.enter()?;
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { cu::memset_d8_async(address, 0, bytes, self.stream) }
             .map_err(|e| failure("cuMemsetD8Async", e))
     }
@@ -240,14 +240,14 @@ impl Driver for Nvidia {
 
     unsafe fn free_page_locked(&self, memory: *mut u8, _: usize) {
         if self.enter().is_ok() {
-            // SAFETY: by the caller.
+            // SAFETY: guaranteed by the caller.
             let _ = unsafe { cu::free_host(memory.cast()) };
         }
     }
 
     unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Result<()> {
         self.enter()?;
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let from = std::slice::from_raw_parts(from, bytes);
             cu::memcpy_htod_async(to, from, self.stream).map_err(|e| failure("cuMemcpyHtoDAsync", e))
@@ -268,7 +268,7 @@ impl Driver for Nvidia {
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         self.enter()?;
-        // SAFETY: by the caller; the copy has ended before `to` is returned.
+        // SAFETY: guaranteed by the caller; the copy has finished before the call returns.
         unsafe {
             cu::memcpy_dtoh_async(to, from, self.stream).map_err(|e| failure("cuMemcpyDtoHAsync", e))?;
         }
@@ -277,7 +277,7 @@ impl Driver for Nvidia {
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         self.enter()?;
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { cu::memcpy_dtod_async(to, from, bytes, self.stream) }
             .map_err(|e| failure("cuMemcpyDtoDAsync", e))
     }
@@ -287,7 +287,7 @@ impl Driver for Nvidia {
         let function = self.function(launch.kernel, launch.shared)?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let (grid, block) = ((gx, gy, gz), (bx, by, bz));
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         let done = unsafe {
             cu::launch_kernel(function, grid, block, launch.shared, self.stream, &mut launch.arguments())
         };
@@ -297,7 +297,7 @@ impl Driver for Nvidia {
     unsafe fn matmul(&self, p: &Product) -> Result<()> {
         self.enter()?;
         let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { products.run(p, self.stream) }
     }
 
@@ -322,28 +322,28 @@ impl Driver for Nvidia {
 
     unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
         self.enter()?;
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         self.ranks.get().map_or(Ok(()), |ranks| unsafe { ranks.run(calls) })
     }
 
     unsafe fn graph(&self, commands: &[Command]) -> Result<u64> {
         self.enter()?;
         let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { graphs.make(self, commands) }
     }
 
     unsafe fn change(&self, graph: u64, place: usize, command: &Command) -> Result<()> {
         self.enter()?;
         let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { graphs.change(self, graph, place, command) }
     }
 
     unsafe fn replay(&self, graph: u64) -> Result<()> {
         self.enter()?;
         let graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { graphs.replay(self, graph) }
     }
 

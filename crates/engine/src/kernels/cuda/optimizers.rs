@@ -10,7 +10,7 @@ use crate::kernels::quantised::{self, BLOCK};
 use crate::kernels::{Adafactor, AdamW, Bytes, Sgd, View};
 
 impl Cuda {
-    /// `Σ x²`; waits.
+    /// `Σ x²`, waiting for the result.
     pub(super) fn squares(&self, x: View) -> Result<f64> {
         check::element_wise(x)?;
         let from = self.source(x)?;
@@ -22,7 +22,7 @@ impl Cuda {
         launch!(self, c"sum_squares", size, [partial, from, n as u64])?;
         launch!(self, c"sum_f64", Size::blocks(1, 256), [out, partial, count])?;
         let mut bytes = [0; 8];
-        // SAFETY: it has these bytes.
+        // SAFETY: the scratch memory has this many bytes.
         unsafe { memory.read(&mut bytes)? };
         Ok(f64::from_ne_bytes(bytes))
     }
@@ -47,7 +47,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// The values of codes of one byte on the card: the signed ones, and the others.
+    /// The values of the one-byte codes on the card: the signed ones, then the unsigned ones.
     pub(super) fn code_values(&mut self) -> Result<[u64; 2]> {
         let values = |signed| Allocation::of(&self.driver, as_bytes(quantised::values(signed)));
         let known = match self.codes.take() {

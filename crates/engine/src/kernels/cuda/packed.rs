@@ -1,4 +1,4 @@
-//! Matrices in 4 or 8 bits: in the card's memory as they are packed, and unpacked one at a time for a product.
+//! Matrices in 4 or 8 bits: stored packed in the card's memory, and unpacked one at a time for a product.
 
 use super::allocation::{Allocation, Work};
 use super::launch::{Size, launch};
@@ -16,7 +16,7 @@ pub(super) struct DevicePacked {
     width: usize,
 }
 
-/// As [`Scales`].
+/// The card's copy of [`Scales`].
 #[derive(Debug)]
 enum DeviceScales {
     Blocks(Allocation),
@@ -54,7 +54,7 @@ impl Cuda {
         Ok(DevicePacked { codes, scales, width: packed.width() })
     }
 
-    /// The values of whole rows of a packed matrix, in bf16 or f32: where they begin, and the memory that they are in.
+    /// The values of whole rows of a packed matrix, in bf16 or f32: their address, and the memory that holds them.
     pub(super) fn unpacked(&self, view: View, bf16: bool) -> Result<(u64, Work)> {
         let Some(packed) = self.memory.file(view)?.and_then(|tensor| tensor.packed.as_ref()) else {
             unreachable!("a view of a packed matrix has its type");
@@ -76,7 +76,7 @@ impl Cuda {
             DeviceScales::Blocks(_) => Packing::BLOCK,
             DeviceScales::Nested { .. } => Packing::BLOCK * quantised::BLOCK,
         };
-        // From the first element that begins a run of scales.
+        // From the first element of its run of scales.
         let first = start / run * run;
         let n = start + len - first;
         let (to, blocks) = (memory(n)?, n.div_ceil(Packing::BLOCK));
@@ -99,7 +99,7 @@ impl Cuda {
         Ok((to.address() + ((start - first) * size) as u64, to))
     }
 
-    /// The largest magnitudes of blocks whose scales are nested.
+    /// The largest magnitudes of blocks with nested scales.
     fn magnitudes(
         &self,
         codes: &Allocation,

@@ -1,4 +1,4 @@
-//! Matrix products: factors in the types that the card multiplies.
+//! Matrix products, with factors converted to the types that the card multiplies.
 
 use super::allocation::Work;
 use super::copies::PAD;
@@ -9,7 +9,7 @@ use crate::Result;
 use crate::dtype::WeightType;
 use crate::kernels::{Dtype, View};
 
-/// A factor, and the memory that it was converted to.
+/// A factor, and the memory of its converted copy.
 struct Held {
     factor: Factor,
     _memory: Option<Work>,
@@ -22,10 +22,10 @@ impl Held {
 }
 
 impl Cuda {
-    /// `c (+)= a · b + bias`, of matrices as views name them; `turned` tells which of the factors is transposed first.
+    /// `c (+)= a · b + bias`, for the matrices of these views; a factor whose flag is set is transposed first.
     ///
-    /// What is in f32 is rounded to the card's type on the way, but for weights that have a copy; what a file has in bf16
-    /// is used where it lies.
+    /// f32 factors are rounded to the card's type for the product, except weights that have a copy; bf16 in a file is
+    /// used in place.
     pub(super) fn product(
         &self,
         c: View,
@@ -48,7 +48,7 @@ impl Cuda {
         };
         let (a, b) = (held(a)?, held(b)?);
         let bias = bias.map(|bias| self.source(bias)).transpose()?;
-        // After the factors: their copies may be made again, and be old again because of `c`.
+        // After the factors: preparing them may refresh copies, which writing to `c` may make stale again.
         let to = self.target(c)?;
         let factors = match self.precision {
             Precision::Bf16 => Factors::Bf16,
@@ -67,11 +67,11 @@ impl Cuda {
             accumulate,
             bias,
         };
-        // SAFETY: views are inside their buffers, `check` has compared the sizes, and the results overlap no factor.
+        // SAFETY: views are inside their buffers, `check` has compared the sizes, and the result overlaps no factor.
         unsafe { self.driver.matmul(&product) }
     }
 
-    /// The sum of no terms.
+    /// A product over zero terms: only the bias.
     fn empty_product(&self, c: View, accumulate: bool, bias: Option<View>) -> Result<()> {
         let (to, rows, width) = (self.target(c)?, c.rows(), c.width());
         if !accumulate {
@@ -91,7 +91,7 @@ impl Cuda {
             let factor = Factor { address, stride: view.width(), transposed: false };
             return Ok(Held { factor, _memory: Some(memory) });
         }
-        // As it lies: a transposed matrix of a file is the other one there.
+        // As stored: a transposed view of a file is the original matrix there.
         let transposed = view.column() != 1;
         let (rows, width, stride) = match transposed {
             true => (view.width(), view.rows(), view.column()),

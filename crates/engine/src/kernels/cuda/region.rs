@@ -1,35 +1,35 @@
-//! Where the lists and small buffers of a pass lie: a block of memory that is divided again in each pass.
+//! Placement of the lists and small buffers of a pass: a block of memory that is divided anew in each pass.
 //!
-//! The lowest place that is free is taken, so passes of the same sizes get the same addresses, and a step allocates
-//! nothing after the first.
+//! The lowest free place is taken, so passes of the same sizes get the same addresses, and nothing is allocated after
+//! the first step.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Bytes to which places are aligned.
+/// Alignment of places, in bytes.
 pub(super) const ALIGNMENT: usize = 256;
 
-/// Places in a block of memory. What does not fit into the block has an allocation of its own, and its place past the
-/// block's end, so that the block can be made large enough for the next pass.
+/// Places in a block of memory. An item that does not fit gets a separate allocation, and a place past the block's end,
+/// so that the block can be made large enough for the next pass.
 #[derive(Debug, Default)]
 pub(super) struct Region {
     /// The block, and its size.
     pub(super) address: u64,
     pub(super) capacity: usize,
-    /// Sizes of the places that are taken, by their starts.
+    /// Sizes of the taken places, by start.
     taken: BTreeMap<usize, usize>,
-    /// Where an address is.
+    /// The place of each address.
     places: HashMap<u64, usize>,
-    /// The end of the last place that was ever taken.
+    /// The largest end of any place so far.
     pub(super) most: usize,
 }
 
 impl Region {
-    /// The block should be made larger, and nothing is in it.
+    /// True if the block should be enlarged and is empty.
     pub(super) fn grows(&self) -> bool {
         self.taken.is_empty() && self.most > self.capacity
     }
 
-    /// Takes the lowest place for so many bytes; `None` for its address where it is not in the block.
+    /// Takes the lowest free place for `bytes` bytes; the address is `None` if the place is not in the block.
     pub(super) fn take(&mut self, bytes: usize) -> (usize, Option<u64>) {
         let bytes = bytes.next_multiple_of(ALIGNMENT);
         let mut start = 0;
@@ -49,17 +49,17 @@ impl Region {
         (start, address)
     }
 
-    /// Says where a place that is not in the block is.
+    /// Records the address of a place that is not in the block.
     pub(super) fn put(&mut self, place: usize, address: u64) {
         self.places.insert(address, place);
     }
 
-    /// Gives a place up that was not used.
+    /// Releases a place that was not used.
     pub(super) fn cancel(&mut self, place: usize) {
         self.taken.remove(&place);
     }
 
-    /// Gives the place of an address back: `None` where it has none, else whether it was in the block.
+    /// Releases the place of an address: `None` if it has none, else whether it was in the block.
     pub(super) fn give_back(&mut self, address: u64) -> Option<bool> {
         let place = self.places.remove(&address)?;
         self.taken.remove(&place);

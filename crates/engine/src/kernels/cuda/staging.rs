@@ -1,9 +1,9 @@
-//! Page-locked memory that uploads pass through, so that the host need not wait for them.
+//! Page-locked memory for uploads, so that the host need not wait for them.
 
 use super::driver::Driver;
 use crate::Result;
 
-/// Parts of the memory, and bytes of each. A part is written again when the uploads from it are done.
+/// Number of parts of the memory, and bytes of each. A part is reused once the uploads from it are done.
 const SLOTS: usize = 4;
 const SLOT: usize = 1 << 20;
 
@@ -18,11 +18,11 @@ pub(super) struct Staging {
 struct Slot {
     memory: *mut u8,
     used: usize,
-    /// The end of its uploads is marked in the stream.
+    /// True if the end of its uploads is marked in the stream.
     marked: bool,
 }
 
-// SAFETY: the memory is the slot's own, and reached through `&mut` only.
+// SAFETY: the slot owns the memory, and it is reached only through `&mut`.
 unsafe impl Send for Slot {}
 
 impl Staging {
@@ -33,7 +33,7 @@ impl Staging {
     pub(super) unsafe fn upload(&mut self, driver: &dyn Driver, to: u64, from: &[u8]) -> Result<()> {
         for (n, piece) in from.chunks(SLOT).enumerate() {
             let Some(memory) = self.room(driver, piece.len())? else { return Ok(()) };
-            // SAFETY: the slot has room for the piece, and no upload reads there any more.
+            // SAFETY: the slot has room for the piece, and no pending upload reads from there.
             unsafe {
                 memory.copy_from_nonoverlapping(piece.as_ptr(), piece.len());
                 driver.upload(to + (n * SLOT) as u64, memory, piece.len())?;
@@ -42,7 +42,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Room for so many bytes; `None` for a driver that reads nothing.
+    /// Room for `bytes` bytes; `None` for a driver that reads nothing.
     fn room(&mut self, driver: &dyn Driver, bytes: usize) -> Result<Option<*mut u8>> {
         while self.slots.len() < SLOTS {
             let Some(memory) = driver.page_locked(SLOT)? else { return Ok(None) };
@@ -65,13 +65,13 @@ impl Staging {
         Ok(Some(unsafe { slot.memory.add(start) }))
     }
 
-    /// Gives the memory back.
+    /// Frees the memory.
     ///
     /// # Safety
-    /// The driver has done all that it was asked for.
+    /// The driver has finished all issued operations.
     pub(super) unsafe fn free(&mut self, driver: &dyn Driver) {
         for slot in self.slots.drain(..) {
-            // SAFETY: by the caller; it is the driver's.
+            // SAFETY: guaranteed by the caller; the memory was allocated by this driver.
             unsafe { driver.free_page_locked(slot.memory, SLOT) };
         }
     }

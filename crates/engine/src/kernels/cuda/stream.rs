@@ -1,9 +1,10 @@
-//! What stands between the operations and a driver: memory that is used again, uploads through page-locked memory, and
-//! passes that run as graphs.
+//! The layer between the operations and a driver: memory reuse, uploads through page-locked memory, and passes that run
+//! as graphs.
 //!
-//! The commands of a pass whose sizes were seen before are collected, and compared with those of its graph. What has
-//! changed since (a learning rate, a key of dropout, an address) is changed in the graph, and the graph runs: no list of
-//! such arguments is kept that could be incomplete. Nothing is made of a pass that is seen once only.
+//! The commands of a pass whose sizes were seen before are recorded and compared with those of its graph. Arguments
+//! that have changed (a learning rate, a dropout key, an address) are changed in the graph, and the graph runs. Since
+//! all arguments are compared, there is no list of variable arguments that could be incomplete. No graph is made for a
+//! pass that is seen only once.
 
 use super::driver::{Call, Command, Driver, Launch, Product};
 use super::region::{ALIGNMENT, Region};
@@ -14,28 +15,28 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Kinds of passes that are remembered; graphs take memory of the card.
+/// The number of kinds of passes that are remembered; graphs use memory of the card.
 const KINDS: usize = 32;
 
-/// What a card was asked for.
+/// Counts of the operations on a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes that are allocated, and the most that were at once, work space of operations included. The driver takes them
-    /// from its pool in larger pieces.
+    /// Bytes that are allocated, and their peak, scratch memory of operations included. The driver takes them from its
+    /// pool in larger pieces.
     pub allocated: u64,
     /// See [`Usage::allocated`].
     pub peak: u64,
-    /// Allocations.
+    /// Number of allocations.
     pub allocations: u64,
     /// How often the host has waited for the card.
     pub waits: u64,
     /// Passes that ran as graphs.
     pub replays: u64,
-    /// Commands of graphs that were given other arguments.
+    /// Commands of graphs whose arguments were changed.
     pub changes: u64,
 }
 
-/// A driver, and what is kept between operations.
+/// A driver, and the state kept between operations.
 #[derive(Debug)]
 pub(super) struct Stream {
     driver: Box<dyn Driver>,
@@ -46,18 +47,18 @@ pub(super) struct Stream {
 struct State {
     graphs: bool,
     usage: Usage,
-    /// Sizes of the driver's allocations.
+    /// Sizes of the driver's allocations, by address.
     sizes: HashMap<u64, usize>,
     work: WorkSpace,
     region: Region,
-    /// Where the uploads of a graph arrive, and how large it is.
+    /// The buffer that receives the uploads of a graph.
     inbox: Block,
     staging: Staging,
     pass: Option<Pass>,
     kinds: Vec<Kind>,
 }
 
-/// An allocation of the driver's; of size 0, none.
+/// An allocation of the driver; none if its size is 0.
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
     address: u64,
@@ -67,28 +68,29 @@ struct Block {
 #[derive(Debug, Default)]
 struct WorkSpace {
     block: Block,
-    /// Bytes of the block that are taken, pieces that are, and bytes of all pieces of the operation.
+    /// Bytes of the block in use, number of pieces in use, and bytes of all pieces of the operation.
     used: usize,
     live: usize,
     total: usize,
-    /// The most that an operation has needed.
+    /// The most bytes that an operation has needed.
     most: usize,
 }
 
-/// The pass that runs.
+/// The current pass.
 #[derive(Debug)]
 struct Pass {
     key: Vec<u64>,
-    /// What is collected, where the pass becomes a graph.
+    /// The recorded commands, if the pass becomes a graph.
     commands: Option<Vec<Command>>,
-    /// Bytes to upload, and the copies from them: their starts are places in these bytes until the end of the pass.
+    /// Bytes to upload, and the copies from them: until the end of the pass, their sources are offsets into these
+    /// bytes.
     inbox: Vec<u8>,
     arrivals: Vec<usize>,
-    /// What to free at the end.
+    /// Addresses to free at the end.
     frees: Vec<u64>,
 }
 
-/// Passes of the same sizes.
+/// A kind of pass: passes of the same sizes.
 #[derive(Debug)]
 struct Kind {
     key: Vec<u64>,
@@ -104,7 +106,7 @@ impl Stream {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs passes as graphs, or not.
+    /// Enables or disables graphs.
     pub(super) fn use_graphs(&self, graphs: bool) {
         self.state().graphs = graphs;
     }
@@ -134,20 +136,20 @@ impl Stream {
         }
     }
 
-    /// As [`Stream::allocate`], for what outlives the pass.
+    /// As [`Stream::allocate`], for memory that outlives the pass.
     pub(super) fn allocate_kept(&self, bytes: usize) -> Result<u64> {
         self.state().allocate(&*self.driver, bytes)
     }
 
-    /// Frees what was allocated here.
+    /// Frees an allocation of this stream.
     ///
     /// # Safety
-    /// It is not used any more.
+    /// It is no longer used.
     pub(super) unsafe fn free(&self, address: u64) {
         self.state().free(&*self.driver, address);
     }
 
-    /// Work space, and whether it is an allocation of its own.
+    /// Takes scratch memory; returns its address, and whether it is a separate allocation.
     pub(super) fn take_work(&self, bytes: usize) -> Result<(u64, bool)> {
         let bytes = bytes.max(1).checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
         let state = &mut *self.state();
@@ -173,10 +175,10 @@ impl Stream {
         Ok((address, own))
     }
 
-    /// Gives work space back.
+    /// Returns scratch memory.
     ///
     /// # Safety
-    /// It is what [`Stream::take_work`] has returned, and is given back once.
+    /// It was returned by [`Stream::take_work`], and is given back once.
     pub(super) unsafe fn give_work_back(&self, address: u64, own: bool) {
         let mut state = self.state();
         state.work.live -= 1;
@@ -198,11 +200,11 @@ impl Stream {
             inbox.extend_from_slice(from);
             return Ok(());
         }
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { state.staging.upload(&*self.driver, to, from) }
     }
 
-    /// Device to host; waits.
+    /// Device to host, waiting for the copy.
     ///
     /// # Safety
     /// As [`Driver::download`].
@@ -210,11 +212,11 @@ impl Stream {
         let mut state = self.state();
         state.flush(&*self.driver)?;
         state.usage.waits += 1;
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.driver.download(from, to) }
     }
 
-    /// Waits for all that was asked for.
+    /// Waits for all issued operations.
     pub(super) fn synchronise(&self) -> Result<()> {
         let mut state = self.state();
         state.flush(&*self.driver)?;
@@ -222,19 +224,19 @@ impl Stream {
         self.driver.synchronise()
     }
 
-    /// Meets the cards of the other ranks, unless it has.
+    /// Connects to the cards of the other ranks, unless already connected.
     pub(super) fn join(&self, collective: &dyn Collective) -> Result<()> {
         self.state().flush(&*self.driver)?;
         self.driver.join(collective)
     }
 
-    /// Asks for sums and copies over the ranks that were met.
+    /// Issues sums and copies over the connected ranks.
     ///
     /// # Safety
     /// As [`Driver::exchange`].
     pub(super) unsafe fn exchange(&self, calls: &[Call]) -> Result<()> {
         self.state().flush(&*self.driver)?;
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.driver.exchange(calls) }
     }
 
@@ -274,11 +276,11 @@ impl Stream {
             commands.push(command);
             return Ok(());
         }
-        // SAFETY: by the callers of the methods above.
+        // SAFETY: guaranteed by the callers of the methods above.
         unsafe { command.run(&*self.driver) }
     }
 
-    /// Begins a pass. Passes with the same key do the same, with other numbers.
+    /// Begins a pass. Passes with the same key run the same operations, with other numbers.
     pub(super) fn begin_pass(&self, key: &[u64]) -> Result<()> {
         let mut state = self.state();
         if state.region.grows() {
@@ -289,7 +291,7 @@ impl Stream {
         }
         let mut seen = false;
         if state.graphs {
-            // The last one used is the last of all.
+            // Kinds are ordered by last use.
             let known = state.kinds.iter().position(|kind| kind.key == key);
             seen = known.is_some();
             let kind = match known {
@@ -300,7 +302,7 @@ impl Stream {
             if state.kinds.len() > KINDS {
                 let oldest = state.kinds.remove(0);
                 if let Some((graph, _)) = oldest.graph {
-                    // SAFETY: it is not in the list any more.
+                    // SAFETY: the graph is no longer in the list.
                     unsafe { self.driver.forget(graph) };
                 }
             }
@@ -315,7 +317,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Ends a pass: what was collected runs.
+    /// Ends a pass: runs the recorded commands.
     pub(super) fn end_pass(&self) -> Result<()> {
         let mut state = self.state();
         let Some(mut pass) = state.pass.take() else { return Ok(()) };
@@ -336,7 +338,7 @@ impl State {
     }
 
     fn free(&mut self, driver: &dyn Driver, address: u64) {
-        // What was collected may use it.
+        // Recorded commands may still use it.
         if let Some(pass) = &mut self.pass {
             pass.frees.push(address);
             return;
@@ -346,12 +348,12 @@ impl State {
         }
         if let Some(bytes) = self.sizes.remove(&address) {
             self.usage.allocated -= bytes as u64;
-            // SAFETY: it was allocated and not freed.
+            // SAFETY: it was allocated and not freed yet.
             unsafe { driver.free(address) };
         }
     }
 
-    /// A larger block in place of one, whose content is lost.
+    /// Replaces a block by a larger one; its contents are lost.
     fn replace(&mut self, driver: &dyn Driver, old: Block, bytes: usize) -> Result<Block> {
         if old.bytes > 0 {
             self.free(driver, old.address);
@@ -359,13 +361,15 @@ impl State {
         Ok(Block { address: self.allocate(driver, bytes)?, bytes })
     }
 
-    /// Runs what was collected, where the host is about to wait for it; the rest of the pass runs as it is asked for.
+    /// Runs the recorded commands because the host is about to wait for them; the rest of the pass runs as it is
+    /// issued.
     fn flush(&mut self, driver: &dyn Driver) -> Result<()> {
         let Some(pass) = &mut self.pass else { return Ok(()) };
         let Some(commands) = pass.commands.take() else { return Ok(()) };
         let (inbox, arrivals) = (std::mem::take(&mut pass.inbox), std::mem::take(&mut pass.arrivals));
         for (n, command) in commands.iter().enumerate() {
-            // SAFETY: by the callers who asked for the commands; memory that they freed is still there.
+            // SAFETY: guaranteed by the callers who issued the commands; memory that they freed since is still
+            // allocated.
             unsafe {
                 match command {
                     Command::Copy { to, from, bytes } if arrivals.contains(&n) => {
@@ -396,7 +400,7 @@ impl State {
         let alike = |old: &[Command]| {
             old.len() == commands.len() && old.iter().zip(&commands).all(|(a, b)| a.is_like(b))
         };
-        // SAFETY: by the callers who asked for the commands; graphs are used until they are forgotten.
+        // SAFETY: guaranteed by the callers who issued the commands; graphs are used only until they are forgotten.
         unsafe {
             let graph = match kind.graph.take() {
                 Some((graph, old)) if alike(&old) => {
@@ -429,7 +433,7 @@ impl Drop for Stream {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let driver = &*self.driver;
         let _ = driver.synchronise();
-        // SAFETY: nothing runs any more, and whoever holds an allocation holds the stream.
+        // SAFETY: nothing is running any more, and every holder of an allocation also holds the stream.
         unsafe {
             for (graph, _) in state.kinds.iter_mut().filter_map(|kind| kind.graph.take()) {
                 driver.forget(graph);

@@ -1,8 +1,8 @@
-//! An attention plan as the kernels read it; `README.md` says what the numbers are.
+//! An attention plan in the form that the kernels read; `README.md` explains the numbers.
 
 use crate::kernels::AttentionPlan;
 
-/// Queries or keys of a tile.
+/// Queries or keys per tile.
 const TILE: usize = 64;
 
 /// The lists of a plan.
@@ -14,7 +14,7 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    /// The lists of a checked plan, whose rows and keys are fewer than 2³².
+    /// The lists of a checked plan with fewer than 2³² rows and keys.
     pub(super) fn of(plan: &AttentionPlan) -> Tiles {
         let mut lists = Tiles::default();
         for range in &plan.ranges {
@@ -24,7 +24,7 @@ impl Tiles {
                 lists.tiles.push([first, count, prefix.start, prefix.len(), own, 0, 0, 0].map(|n| n as u32));
             }
         }
-        // Between two neighbouring ends of runs of keys, the same ranges see all keys.
+        // Between two adjacent ends of runs of keys, all keys are seen by the same ranges.
         let mut ends: Vec<usize> = vec![0, plan.keys()];
         for range in &plan.ranges {
             ends.extend([range.prefix.start, range.prefix.end, range.own.start, range.own.end]);
@@ -65,7 +65,8 @@ mod tests {
     use super::*;
     use crate::kernels::AttentionRange;
 
-    /// Every query of a plan meets every key that it sees once, through tiles of queries and through tiles of keys.
+    /// Every query of a plan is paired with each key that it sees exactly once, both through tiles of queries and
+    /// through tiles of keys.
     #[test]
     fn tiles_cover_what_a_plan_says() {
         let range = |prefix, own: std::ops::Range<usize>, queries| AttentionRange { prefix, own, queries };

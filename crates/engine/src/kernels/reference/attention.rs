@@ -56,18 +56,18 @@ pub(super) fn backward(
     (gq, gkv)
 }
 
-/// Where the key of row `key` for query head `head` starts in `kv`.
+/// Index in `kv` of the first element of the key of row `key` for query head `head`.
 fn key_at(h: Heads, key: usize, head: usize) -> usize {
     key * h.kv_width() + head / (h.heads / h.kv_heads) * h.head_dim
 }
 
-/// Where the value of row `key` for query head `head` starts in `kv`.
+/// Index in `kv` of the first element of the value of row `key` for query head `head`.
 fn value_at(h: Heads, key: usize, head: usize) -> usize {
     key_at(h, key, head) + h.kv_heads * h.head_dim
 }
 
-/// Calls `f(query row, head, the key rows that it sees, the place of the first of them in its range)` for each of
-/// them.
+/// Calls `f(query row, head, the key rows that it sees, the place of the first of them in its range)` for each query
+/// row and head.
 fn for_each_row(h: Heads, plan: &AttentionPlan, mut f: impl FnMut(usize, usize, Vec<usize>, usize)) {
     for range in &plan.ranges {
         for i in range.queries.clone() {

@@ -1,10 +1,10 @@
-//! Functions of one number, each with its derivative; and dropout.
+//! Scalar functions, each with its derivative; and dropout.
 
 use crate::kernels::{Activation, Dropout};
 
 const GELU_C: f64 = 0.797_884_560_802_865_4; // sqrt(2/pi)
 
-/// What dropout multiplies an element by.
+/// The factor by which dropout multiplies an element.
 pub(super) fn factor(dropout: Option<Dropout>, row: usize, column: usize) -> f64 {
     dropout.map_or(1.0, |dropout| f64::from(dropout.factor(dropout.draw.word(row as u64, column))))
 }
@@ -43,7 +43,7 @@ fn erf(x: f64) -> f64 {
     2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * total
 }
 
-/// A gate's function, and its derivative.
+/// The activation of a gate, and its derivative.
 pub(super) fn gate(f: Activation, x: f64) -> (f64, f64) {
     match f {
         Activation::SwiGlu => {

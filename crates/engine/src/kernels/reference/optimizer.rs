@@ -100,7 +100,7 @@ pub(super) fn sgd<S: Scalar>(b: &mut Reference<S>, s: Sgd, p: View, g: View, m: 
     b.update(p, |i, p| p - s.lr * d[i])
 }
 
-/// The step of the parameters after that of their moments.
+/// Updates the parameters after their moments have been updated.
 fn adam_update<S: Scalar>(b: &mut Reference<S>, s: AdamW, p: View, m: &[f64], v: &[f64]) -> Result<()> {
     let (c1, c2) = (1.0 - s.beta1.powi(s.t as i32), 1.0 - s.beta2.powi(s.t as i32));
     b.update(p, |i, p| {

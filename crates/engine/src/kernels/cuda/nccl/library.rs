@@ -1,4 +1,4 @@
-//! The library: found at run time, its functions, and its version.
+//! The NCCL library: found at run time, its functions, and its version.
 
 use crate::kernels::cuda::found::{Problem, can_load};
 use crate::{Error, Result};
@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 /// The names of the library.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
-/// The oldest version, whose communicators need not block.
+/// The oldest supported version: the first with non-blocking communicators.
 const OLDEST: (u32, u32) = (2, 14);
 
 pub(super) type Code = c_int;
@@ -19,24 +19,24 @@ pub(super) const IN_PROGRESS: Code = 7;
 pub(super) const FLOAT: c_int = 7;
 pub(super) const SUM: c_int = 0;
 
-/// `ncclUniqueId`: by it ranks find each other.
+/// `ncclUniqueId`, by which ranks find each other.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Id(pub(super) [u8; 128]);
 
-/// `ncclConfig_t` of version 2.14, which later ones read as such.
+/// `ncclConfig_t` of version 2.14, which later versions accept.
 #[repr(C)]
 pub(super) struct Config {
     size: usize,
     magic: c_uint,
     version: c_uint,
     blocking: c_int,
-    /// Not of 2.14, where it is padding.
+    /// Padding in 2.14; a field in later versions.
     cga_cluster_size: c_int,
 }
 
 impl Config {
-    /// Of communicators that do not block.
+    /// For non-blocking communicators.
     pub(super) fn without_blocking() -> Config {
         Config {
             size: size_of::<Config>(),
@@ -56,7 +56,7 @@ impl Version {
     /// `22005` is 2.20.5.
     fn of(number: c_int) -> Version {
         let n = number.unsigned_abs();
-        // As NCCL_VERSION in nccl.h: until 2.8 a digit less.
+        // As NCCL_VERSION in nccl.h: one digit less up to version 2.8.
         Version(if n < 10_000 {
             [n / 1000, n / 100 % 10, n % 100]
         } else {
@@ -79,15 +79,15 @@ macro_rules! functions {
         pub(in crate::kernels::cuda) struct Nccl {
             pub(super) version: Version,
             $(pub(super) $name: unsafe extern "C" fn($($type),*) -> $result,)*
-            /// Keeps the functions.
+            /// Keeps the functions loaded.
             _library: libloading::Library,
         }
 
         impl Nccl {
             /// # Safety
-            /// The file is NCCL, or has functions of its names and types.
+            /// The file is NCCL, or has functions with its names and types.
             unsafe fn look_up(library: libloading::Library) -> Result<Nccl, libloading::Error> {
-                // SAFETY: by the caller; types are those of `nccl.h`.
+                // SAFETY: guaranteed by the caller; the types are those of `nccl.h`.
                 unsafe {
                     $(let $name = *library.get(concat!($symbol, "\0").as_bytes())?;)*
                     Ok(Nccl { version: Version::default(), $($name,)* _library: library })
@@ -118,7 +118,7 @@ impl fmt::Debug for Nccl {
     }
 }
 
-/// The library of this machine; looked for once.
+/// The library of this machine; searched once.
 fn found() -> &'static Result<Arc<Nccl>, Problem> {
     static FOUND: OnceLock<Result<Arc<Nccl>, Problem>> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -134,7 +134,7 @@ fn found() -> &'static Result<Arc<Nccl>, Problem> {
                 Err(Absent::Unfit(problem)) => return Err(problem),
             }
         }
-        // Where the file is there and another that it needs is not.
+        // The system's reason is added if the file exists but one of its dependencies does not.
         let why = if said.starts_with("libnccl.so") || said.is_empty() { String::new() } else { format!(" ({said})") };
         Err(Problem::new(
             format!("NCCL is missing: libnccl.so.2 was not found{why}"),
@@ -152,12 +152,12 @@ pub fn version() -> Result<Version, Problem> {
     found().as_ref().map(|nccl| nccl.version).map_err(Clone::clone)
 }
 
-/// What the system says of a library.
+/// The system's message about a library.
 fn reason(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// Why a library is not used.
+/// Why a library cannot be used.
 enum Absent {
     NotLoaded(String),
     Unfit(Problem),
@@ -172,9 +172,9 @@ impl Nccl {
     /// A library of tests.
     ///
     /// # Safety
-    /// The file has functions of NCCL's names and types.
+    /// The file has functions with NCCL's names and types.
     pub(in crate::kernels::cuda) unsafe fn load(path: &Path) -> Result<Arc<Nccl>> {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         match unsafe { Nccl::open(path) } {
             Ok(nccl) => Ok(Arc::new(nccl)),
             Err(Absent::Unfit(problem)) => Err(problem.into()),
@@ -185,10 +185,10 @@ impl Nccl {
     /// # Safety
     /// As [`Nccl::load`].
     unsafe fn open(path: &Path) -> Result<Nccl, Absent> {
-        // SAFETY: loading the library runs its initialisers, as any program that uses NCCL does.
+        // SAFETY: loading the library runs its initialisers, as in any program that uses NCCL.
         let library = unsafe { libloading::Library::new(path) }.map_err(|e| Absent::NotLoaded(reason(&e)))?;
         let mut number = 0;
-        // SAFETY: the function has been there in all versions; it writes one number.
+        // SAFETY: the function exists in all versions; it writes one number.
         let known = unsafe {
             library
                 .get::<unsafe extern "C" fn(*mut c_int) -> Code>(b"ncclGetVersion\0")
@@ -198,7 +198,7 @@ impl Nccl {
         if known.is_ok() && (version.0[0], version.0[1]) < OLDEST {
             return Err(Absent::Unfit(old(version)));
         }
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         let nccl = unsafe { Nccl::look_up(library) }.map_err(|error| {
             let message = format!("{} is no NCCL that can be used: {}", path.display(), reason(&error));
             Absent::Unfit(Problem::new(
@@ -209,9 +209,9 @@ impl Nccl {
         Ok(Nccl { version, ..nccl })
     }
 
-    /// What NCCL says of a failed call.
+    /// NCCL's message about a failed call.
     pub(super) fn failure(&self, call: &str, comm: *mut c_void, code: Code) -> String {
-        // SAFETY: both return strings of the library's own, or null.
+        // SAFETY: both return static strings of the library, or null.
         let [what, more] = unsafe { [(self.error_string)(code), (self.last_error)(comm)] }.map(|text| {
             // SAFETY: as above.
             let text =
@@ -225,13 +225,13 @@ impl Nccl {
         }
     }
 
-    /// The state of what a communicator was last asked for.
+    /// The state of the last operation of a communicator.
     ///
     /// # Safety
-    /// `comm` is one, and no other thread uses it.
+    /// `comm` is a communicator, and no other thread uses it.
     pub(super) unsafe fn state(&self, comm: *mut c_void) -> Code {
         let mut state = SUCCESS;
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         match unsafe { (self.async_error)(comm, &mut state) } {
             SUCCESS => state,
             failed => failed,
