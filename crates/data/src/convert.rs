@@ -83,7 +83,7 @@ impl Options {
         }
     }
 
-    /// True where a thread is held out. It depends on its id and the seed only.
+    /// True if a thread is held out. It depends on its id and the seed only.
     pub fn held_out(&self, thread: &str) -> bool {
         let hash = blake3::hash(format!("{} {thread}", self.seed).as_bytes());
         let word = hash.as_bytes()[..8].try_into().map_or(0, u64::from_le_bytes);

@@ -53,7 +53,7 @@ pub enum Error {
         first: Box<Error>,
         /// The others, in source order.
         others: Vec<Error>,
-        /// True where there may be more: the search stops at [`BAD_ROWS_LISTED`].
+        /// True if there may be more: the search stops at [`BAD_ROWS_LISTED`].
         stopped: bool,
         /// What to do about them.
         help: String,

@@ -102,7 +102,7 @@ pub struct Finding {
     pub level: Level,
     /// What was found, with its values.
     pub message: String,
-    /// The tokens that it is about, from the first to the last, counted before truncation; `None` where it is about
+    /// The tokens that it is about, from the first to the last, counted before truncation; `None` if it is about
     /// none, or about text. It is not written to files.
     #[serde(skip)]
     pub tokens: Option<Range<u32>>,

@@ -26,7 +26,7 @@ pub struct ModelFolder {
     pub path: PathBuf,
     /// Files that are others than those in the folder, by their names: those of [`ModelFolder::open_with`].
     pub changed: Vec<(String, Vec<u8>)>,
-    /// The tokenizer; `None` where the folder has no `tokenizer.json`.
+    /// The tokenizer; `None` if the folder has no `tokenizer.json`.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// The chat template, where there is one that can be used.
     pub template: Option<Arc<ChatTemplate>>,
@@ -42,7 +42,7 @@ impl ModelFolder {
     /// Opens a folder. Weights are not read and need not be there.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Tokenizer`] where the tokenizer is there and cannot be read.
+    /// [`Error::Io`] and [`Error::Tokenizer`] if the tokenizer is there and cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<ModelFolder> {
         ModelFolder::open_with(path, &Changes::default())
     }
@@ -88,7 +88,7 @@ impl ModelFolder {
     /// The ids that end, begin and pad texts under a policy; none without a tokenizer.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where a stop token of the policy is not in the vocabulary.
+    /// [`Error::Tokenizer`] if a stop token of the policy is not in the vocabulary.
     pub fn special(&self, policy: &Policy) -> Result<Special> {
         self.tokenizer.as_ref().map_or(Ok(Special::default()), |tokenizer| Special::of(tokenizer, policy))
     }
@@ -116,7 +116,7 @@ fn size(config: &Value, key: &str) -> Option<usize> {
 }
 
 /// The positions that a model reaches by its `config.json`, of whatever family: those that it was made for, or what
-/// scaled RoPE makes of the original ones. `None` where the scaling names no factor.
+/// scaled RoPE makes of the original ones. `None` if the scaling names no factor.
 fn positions(config: &Value) -> Option<usize> {
     let trained = size(config, "max_position_embeddings").or_else(|| size(config, "n_positions"))?;
     let is_full = |value: &&Value| value.as_object().is_some_and(|map| !map.is_empty());

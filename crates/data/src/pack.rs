@@ -97,7 +97,7 @@ impl Packer {
         }
     }
 
-    /// The packer of a policy; `None` where the policy does not pack, or sets no `max_length`.
+    /// The packer of a policy; `None` if the policy does not pack, or sets no `max_length`.
     pub fn of(policy: &Policy) -> Option<Packer> {
         policy.max_length.filter(|_| policy.packing).map(|length| Packer::new(length, policy.share_prefix))
     }

@@ -58,7 +58,7 @@ pub fn is_service(author: &str, text: &str) -> bool {
             && text.lines().next().is_some_and(|line| line.contains("has been removed")))
 }
 
-/// True where a reply awards a delta: the sign, or the command, outside of quotes.
+/// True if a reply awards a delta: the sign, or the command, outside of quotes.
 pub fn awards_delta(text: &str) -> bool {
     let text = entities(text);
     text.lines()

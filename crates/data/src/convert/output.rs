@@ -60,7 +60,7 @@ impl Output {
     /// Starts a file.
     ///
     /// # Errors
-    /// Where its folder cannot be written to.
+    /// If its folder cannot be written to.
     pub fn create(path: &Path) -> Result<Output> {
         let file = AtomicFile::create(path)?;
         let kind = match Form::of(path) {

@@ -270,7 +270,7 @@ const UNIT: &str =
 /// Reads PersuasionForGood's `full_dialog.csv`, and the donations of its `full_info.csv` where that is given.
 ///
 /// # Errors
-/// [`Error::Row`] for a line without its columns; [`Error::Source`] where the information names no dialogue of the
+/// [`Error::Row`] for a line without its columns; [`Error::Source`] if the information names no dialogue of the
 /// file.
 pub fn p4g(path: &Path, information: Option<&Path>) -> Result<Corpus> {
     let mut dialogues: IndexMap<String, Vec<(String, String)>> = IndexMap::new();

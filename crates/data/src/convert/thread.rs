@@ -27,7 +27,7 @@ impl Result {
 pub struct Thread {
     /// What decides the side of a split: the post, or the dialogue.
     pub id: String,
-    /// The post's title; empty where there is none.
+    /// The post's title; empty if there is none.
     pub title: String,
     /// The post's text; empty for a dialogue.
     pub post: String,
@@ -67,7 +67,7 @@ pub enum Parent {
 }
 
 impl Thread {
-    /// The comments above one, the first of them first; `None` where one of them is missing or deleted, or where they
+    /// The comments above one, the first of them first; `None` if one of them is missing or deleted, or where they
     /// answer each other in a circle.
     pub fn above(&self, index: usize) -> Option<Vec<usize>> {
         let mut path = Vec::new();

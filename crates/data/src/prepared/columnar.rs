@@ -278,7 +278,7 @@ impl Batches {
     /// Adds a record.
     ///
     /// # Errors
-    /// [`Error::Source`] where the record does not fit the columns; `name` is that of the data.
+    /// [`Error::Source`] if the record does not fit the columns; `name` is that of the data.
     pub fn push(&mut self, record: &Record<'_>, name: &Path) -> Result<()> {
         if record.weights.is_some() && !self.batch.columns.weights {
             self.end_batch(name)?;
@@ -336,7 +336,7 @@ impl<W: Write + Send> ColumnSink<W> {
     /// Starts a Parquet file on `out`; `path` is its name in errors.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written to.
+    /// [`Error::Io`] if it cannot be written to.
     pub fn parquet(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ColumnSink<W>> {
         // On one core of an EPYC: 35 M tokens/s at 2.8 bytes a token. Dictionaries make it 6 M/s and the
         // file no smaller; zstd at 3 is slower by 40% and no smaller. Statistics of token lists are of no use.
@@ -356,7 +356,7 @@ impl<W: Write + Send> ColumnSink<W> {
     /// memory.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written to.
+    /// [`Error::Io`] if it cannot be written to.
     pub fn arrow(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ColumnSink<W>> {
         let writer = StreamWriter::try_new(out, &columns.schema()).map_err(arrow_io);
         ColumnSink::new(path, writer.map(Writer::Stream), columns)
@@ -371,7 +371,7 @@ impl<W: Write + Send> ColumnSink<W> {
     /// Writes a record.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them; [`Error::Source`] where the record does not fit the columns.
+    /// [`Error::Io`], a full disk among them; [`Error::Source`] if the record does not fit the columns.
     pub fn write(&mut self, record: &Record<'_>) -> Result<()> {
         self.batch.push(record).map_err(|message| no_place(&self.path, record, &message))?;
         if self.batch.is_full() { self.flush() } else { Ok(()) }

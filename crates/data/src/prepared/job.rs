@@ -54,8 +54,8 @@ pub enum Start {
 /// Prepares a source, unless its output is up to date. `begin` is called before any long work.
 ///
 /// # Errors
-/// As [`Pipeline::rows`]; [`Error::Io`] where the output cannot be written; [`Error::Source`] where its name is not one
-/// that can be written, or would replace a file of the source; [`Error::Interrupted`] where `stop` was set.
+/// As [`Pipeline::rows`]; [`Error::Io`] if the output cannot be written; [`Error::Source`] if its name is not one
+/// that can be written, or would replace a file of the source; [`Error::Interrupted`] if `stop` was set.
 pub fn prepare(
     job: &Job<'_>,
     begin: impl FnOnce(&Start),

@@ -29,7 +29,7 @@ pub(super) struct Journal {
 /// A finished shard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Shard {
-    /// Its file of records; `None` where no row was kept.
+    /// Its file of records; `None` if no row was kept.
     pub data: Option<(String, Written)>,
     /// Its findings.
     pub findings: String,
@@ -54,7 +54,7 @@ impl Journal {
     /// another job are removed; their number is returned.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Source`] where the folder holds other files and no journal.
+    /// [`Error::Io`]; [`Error::Source`] if the folder holds other files and no journal.
     pub fn open(folder: PathBuf, job: Value) -> Result<(Journal, usize)> {
         let io_error = |e| Error::io(&folder, e);
         let found: Option<OnDisk> =

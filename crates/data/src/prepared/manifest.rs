@@ -35,7 +35,7 @@ pub struct Manifest {
     /// blake3 over what decides the labels: the source's hash, the tokenizer, the chat template, the policy (with the
     /// pinned date), the masking version.
     pub fingerprint: String,
-    /// True where instructions were rendered without a chat template because there is none.
+    /// True if instructions were rendered without a chat template because there is none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untemplated: bool,
     /// The number of embeddings that ids were checked against.
@@ -227,10 +227,10 @@ impl Manifest {
         }
     }
 
-    /// The manifest of a prepared file, beside it or in its folder; `None` where there is none that names the file.
+    /// The manifest of a prepared file, beside it or in its folder; `None` if there is none that names the file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Source`] where it cannot be parsed.
+    /// [`Error::Io`]; [`Error::Source`] if it cannot be parsed.
     pub fn beside(data: impl AsRef<Path>) -> Result<Option<Manifest>> {
         let data = data.as_ref();
         let file = data.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -248,7 +248,7 @@ impl Manifest {
         }
     }
 
-    /// The manifest of files that are one preparation, complete and in order; `None` where they are not.
+    /// The manifest of files that are one preparation, complete and in order; `None` if they are not.
     ///
     /// # Errors
     /// As [`Manifest::beside`].
@@ -282,7 +282,7 @@ impl Manifest {
         })
     }
 
-    /// True where a source consists of files that were written with this manifest.
+    /// True if a source consists of files that were written with this manifest.
     pub fn describes(&self, source: &SourceHash) -> bool {
         let known = |blake3: &String| {
             self.files.is_empty() || self.files.iter().any(|file| file.written.blake3 == *blake3)
@@ -293,7 +293,7 @@ impl Manifest {
         }
     }
 
-    /// True where its files have names that this output's files can have. A manifest is untrusted: no other file is read
+    /// True if its files have names that this output's files can have. A manifest is untrusted: no other file is read
     /// or removed because it names it.
     pub(super) fn is_of(&self, output: &Path, form: Form) -> bool {
         self.files.iter().all(|file| {
@@ -319,7 +319,7 @@ impl Manifest {
         self.files.iter().map(|file| place(&file.name)).collect()
     }
 
-    /// Why the output is not what these inputs would make of the source now; empty where it is.
+    /// Why the output is not what these inputs would make of the source now; empty if it is.
     pub(super) fn changed(
         &self,
         inputs: &Inputs,
@@ -374,7 +374,7 @@ impl Manifest {
         under
     }
 
-    /// What differs between its chat template and another; `None` where they agree or one of them is not known.
+    /// What differs between its chat template and another; `None` if they agree or one of them is not known.
     pub fn other_template(&self, template: Option<&str>) -> Option<String> {
         match (self.template.as_deref(), template) {
             (Some(theirs), Some(ours)) if theirs != ours => {

@@ -28,7 +28,7 @@ pub struct Prepared {
 /// Prepares the rows of a source, whose name is `name`. `goes_on` is asked between rows.
 ///
 /// # Errors
-/// As [`Pipeline::rows`]; [`Error::Interrupted`] where `goes_on` said no; [`Error::Source`] where a record does not fit
+/// As [`Pipeline::rows`]; [`Error::Interrupted`] if `goes_on` said no; [`Error::Source`] if a record does not fit
 /// into columns.
 pub fn prepare_rows(
     pipeline: &Pipeline,

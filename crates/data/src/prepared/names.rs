@@ -130,7 +130,7 @@ fn beside(output: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// True where writing to `output`, in shards or not, could replace `file`.
+/// True if writing to `output`, in shards or not, could replace `file`.
 pub fn replaces(output: &Path, file: &Path) -> bool {
     // The output need not exist; but if its folder does not exist either, nothing is replaced.
     let canonical = |path: &Path| {

@@ -22,7 +22,7 @@ const BYTES_PER_TOKEN: u64 = 13;
 /// The files that are being written. Nothing has the output's name before [`Output::finish`].
 pub(super) struct Output {
     plan: Arc<Plan>,
-    /// The finished shards; `None` where the output is one file.
+    /// The finished shards; `None` if the output is one file.
     journal: Option<Journal>,
     /// The rows before this run, in numbers.
     before: Summary,

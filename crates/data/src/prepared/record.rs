@@ -16,7 +16,7 @@ pub struct Record<'a> {
     pub labels: &'a [i32],
     /// The origin of each token.
     pub origins: &'a [Origin],
-    /// A loss weight per token; `None` where all are 0 or 1.
+    /// A loss weight per token; `None` if all are 0 or 1.
     pub weights: Option<&'a [f32]>,
     /// The rendered text.
     pub text: Option<&'a str>,
@@ -40,7 +40,7 @@ pub struct Boundaries {
     pub seq_lengths: Vec<u32>,
     /// The position of each token; it restarts with each segment and goes on after a shared prefix.
     pub position_ids: Vec<u32>,
-    /// The shared prefix of each segment, as tokens of the pack (empty for a segment without one); `None` where no prompt
+    /// The shared prefix of each segment, as tokens of the pack (empty for a segment without one); `None` if no prompt
     /// is shared.
     pub prefix_ranges: Option<Vec<Range<u32>>>,
 }

@@ -59,7 +59,7 @@ impl Sink {
     /// Starts a file.
     ///
     /// # Errors
-    /// [`Error::Io`] where its folder cannot be written to.
+    /// [`Error::Io`] if its folder cannot be written to.
     pub fn create(form: Form, path: PathBuf, columns: Columns) -> Result<Sink> {
         let file = AtomicFile::create(&path)?;
         let file = match form {

@@ -35,7 +35,7 @@ pub struct Gallery {
     pub(super) shares: [u64; SHARES],
     /// Rows whose worst finding is an error, a warning.
     pub(super) rows_with: [u64; 2],
-    /// True where a row came as tokens.
+    /// True if a row came as tokens.
     pub(super) tokenised: bool,
 }
 

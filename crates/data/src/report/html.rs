@@ -33,9 +33,9 @@ pub struct Verified<'a> {
     pub objective: Objective,
     /// The flags that name data, model and configuration, for the commands of the page; without any, the page has none.
     pub flags: Vec<String>,
-    /// True where the rows were prepared by suasion.
+    /// True if the rows were prepared by suasion.
     pub prepared: bool,
-    /// True where a tokenizer is known.
+    /// True if a tokenizer is known.
     pub tokenizer: bool,
 }
 

@@ -37,7 +37,7 @@ pub struct SectionLoss {
 }
 
 impl Losses {
-    /// Adds a row with the loss of each of its tokens, `None` where no token precedes it; returns the mean over its
+    /// Adds a row with the loss of each of its tokens, `None` if no token precedes it; returns the mean over its
     /// targets.
     pub fn add(&mut self, sample: &Sample, tokens: &[Option<f32>]) -> Option<f64> {
         self.rows += 1;

@@ -59,7 +59,7 @@ impl Findings {
     /// Adds a finding about a row. `content` is a hash of the row's content.
     ///
     /// # Errors
-    /// [`Error::Io`] where the folder for temporary files is full or cannot be used.
+    /// [`Error::Io`] if the folder for temporary files is full or cannot be used.
     pub fn push(&mut self, id: &RowId, content: u64, finding: &Finding) -> Result<()> {
         *self.counts.entry((finding.level, finding.code)).or_default() += 1;
         let located = Located {
@@ -98,7 +98,7 @@ impl Findings {
         self.counts.values().sum()
     }
 
-    /// True where there are none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }

@@ -196,7 +196,7 @@ impl RowView {
         }
     }
 
-    /// Adds a model's losses: of each token (`None` where none precedes it), and their mean over the row's targets.
+    /// Adds a model's losses: of each token (`None` if none precedes it), and their mean over the row's targets.
     pub fn set_losses(&mut self, tokens: &[Option<f32>], mean: Option<f64>) {
         for token in self.runs.iter_mut().flat_map(|run| &mut run.tokens) {
             token.loss = tokens.get(token.index).copied().flatten();

@@ -39,7 +39,7 @@ impl Kind {
     }
 }
 
-/// True where no text of a message decides anything in a template but whether it is there. `source` is as it is
+/// True if no text of a message decides anything in a template but whether it is there. `source` is as it is
 /// compiled.
 pub(super) fn is_blind(source: &str, syntax: SyntaxConfig) -> bool {
     let Ok(Stmt::Template(template)) = parse(source, engine::NAME, syntax) else { return false };

@@ -174,7 +174,7 @@ impl Setup {
         best.0
     }
 
-    /// How many of a conversation's texts are rendered, and how many there are; `None` where the template rejects it, or
+    /// How many of a conversation's texts are rendered, and how many there are; `None` if the template rejects it, or
     /// prints a part as a mapping.
     fn rendered_texts(&self, c: &Conversation, plane: u32) -> (Option<usize>, usize) {
         let Some(printed) = mark(plane, PLANE as usize - 1) else { return (None, 0) };

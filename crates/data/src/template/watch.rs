@@ -63,7 +63,7 @@ impl RenderingWatch {
         RenderingWatch { active, seen: [(0, 0); SLOTS] }
     }
 
-    /// True where the template is gone: nothing can be rendered with it any more.
+    /// True if the template is gone: nothing can be rendered with it any more.
     pub fn is_over(&self) -> bool {
         Arc::strong_count(&self.active) == 1
     }

@@ -65,7 +65,7 @@ impl Changes {
     /// `clone_chat_template` of TRL does.
     ///
     /// # Errors
-    /// Where the folder has no template, or one of its own for tools.
+    /// If the folder has no template, or one of its own for tools.
     pub fn clone_template(&mut self, dir: &Path) -> Result<()> {
         let fail = |message: &str| {
             Err(Error::Source {

@@ -23,7 +23,7 @@ pub(super) struct Settings {
     /// `added_tokens_decoder`, else `added_tokens.json`: tokens that transformers registers in addition to those of
     /// `tokenizer.json`.
     pub added: Vec<(u32, DeclaredToken)>,
-    /// True where the configuration has an `added_tokens_decoder`.
+    /// True if the configuration has an `added_tokens_decoder`.
     pub has_decoder: bool,
     /// Special tokens without names.
     pub extra: Vec<String>,

@@ -63,7 +63,7 @@ impl Tokenizer {
     /// As [`Tokenizer::from_dir`], of files that may be changed.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where there is none, or where it cannot be used.
+    /// [`Error::Tokenizer`] if there is none, or where it cannot be used.
     pub(crate) fn of(files: &FolderFiles) -> Result<Tokenizer> {
         let path = files.path("tokenizer.json");
         let Some(json) = files.read("tokenizer.json")? else {

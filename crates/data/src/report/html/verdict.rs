@@ -139,7 +139,7 @@ pub(super) fn reasons(verified: &Verified<'_>) -> Vec<String> {
     reasons
 }
 
-/// A command on the same data; `None` where no command line names it.
+/// A command on the same data; `None` if no command line names it.
 pub(super) fn command(verified: &Verified<'_>, name: &str, more: &[&str]) -> Option<String> {
     let flags = verified.flags.iter().map(String::as_str);
     let words = ["suasion", name].into_iter().chain(flags).chain(more.iter().copied());

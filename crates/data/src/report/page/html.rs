@@ -101,7 +101,7 @@ impl Html {
         self.0.len()
     }
 
-    /// True where there is nothing.
+    /// True if there is nothing.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
