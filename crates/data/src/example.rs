@@ -9,8 +9,7 @@
 //! | `alpaca` | `instruction`, `output`, optionally `input`, `history`, `system` |
 //! | `text` | `text`: all of it is supervised (`completion_only_loss=false`) |
 //! | `segments` | `segments`: a list of `text` with `train` or `weight` |
-//! | `preference` | `chosen`, with its prompt in `prompt`, `conversations` or `instruction`, or at its start: the
-//! chosen side is supervised |
+//! | `preference` | `chosen`, with its prompt in `prompt`, `conversations` or `instruction`, or at its start: the chosen side is supervised |
 //! | `tokenised` | `input_ids` with `labels`, `completion_mask` or `assistant_masks`; packs with `seq_lengths`, `position_ids` or a numbered `attention_mask` |
 
 mod body;

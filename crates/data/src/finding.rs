@@ -35,7 +35,7 @@ pub enum Level {
     strum::IntoStaticStr,
     strum::VariantArray,
 )]
-#[allow(missing_docs)] // Their meanings stand in the table of rules.
+#[allow(missing_docs)] // Their meanings are in the table of rules.
 #[non_exhaustive]
 pub enum Code {
     #[serde(rename = "E-ROW")]

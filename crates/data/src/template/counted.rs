@@ -3,8 +3,8 @@
 //! MiniJinja (3.1) charges one instruction for a comparison or a subscript, whose work grows with the text: a loop
 //! over `x == y` with texts of 16 MB takes hours. The operand of a comparison, and the base of a computed
 //! subscript or slice, is passed through an identity filter, and filters are charged ([`super::charges`]). Factors
-//! are passed through it too, because MiniJinja evaluates constants at compile time, when nothing is counted (`1
-//! in [2] * 99999999999`).
+//! are passed through it too, because MiniJinja evaluates constants at compile time, when nothing is counted
+//! (`1 in [2] * 99999999999`).
 
 use super::charges::{COMPARED, SEEN};
 

@@ -1,7 +1,7 @@
 //! Limits of a template's source, checked before it is parsed.
 //!
-//! MiniJinja (3.1) limits the nesting of brackets and blocks, but not chains: `a ~ b ~ ..`, `a.b.c ..`, `not not
-//! ..` and `elif` become a tree as deep as they are long, on which its compiler recurses, and constant operands
+//! MiniJinja (3.1) limits the nesting of brackets and blocks, but not chains: `a ~ b ~ ..`, `a.b.c ..`,
+//! `not not ..` and `elif` become a tree as deep as they are long, on which its compiler recurses, and constant operands
 //! are joined again at each link.
 
 use super::rewrite::tag_end;

@@ -75,10 +75,10 @@ impl Tokenizer {
     ///   prompt contains no text of a structural token).
     /// - A token that overlaps supervised bytes has the origin of the first of them; any other has the origin
     ///   of its first byte.
-    /// Tokens that the post-processor adds are scaffold. An exception is the EOS after a text whose last span is
-    /// EndOfTurn and is the text of the EOS or empty: it belongs to that span. `boundary: joint` with `append_eos:
-    /// false` requests the encoding of the library; then a text with the EOS at its end keeps both, the second
-    /// masked.
+    /// - Tokens that the post-processor adds are scaffold. An exception is the EOS after a text whose last
+    ///   span is EndOfTurn and is the text of the EOS or empty: it belongs to that span. `boundary: joint`
+    ///   with `append_eos: false` requests the encoding of the library; then a text with the EOS at its end
+    ///   keeps both, the second masked.
     /// - An EndOfTurn span at the end of plain text that is exactly the text of an added token becomes that
     ///   token's id, whatever a normalizer or the stripping of the token would change.
     ///
