@@ -13,7 +13,7 @@ const CAPACITY: usize = 7_340_032;
 /// rows, took 245 lines and 2.6 % of the time of a preparation, for a finding that is only a note.
 #[derive(Debug)]
 pub struct Duplicates {
-    /// The first row with each hash. Two of [`CAPACITY`] different rows have the same hash with probability
+    /// The first row with each hash. Among [`CAPACITY`] different rows two have the same hash with probability
     /// 1.5e-6.
     first: HashMap<u64, u64, BuildHasherDefault<AsItIs>>,
     capacity: usize,
