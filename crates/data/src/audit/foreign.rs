@@ -56,7 +56,7 @@ impl Default for WrittenStops {
 }
 
 impl Foreign<'_> {
-    /// True for a masked start of an answer that is plausible: white space, or a thought with its closing tag.
+    /// True for a masked start of an answer that is probably intended: white space, or a thought with its closing tag.
     pub(super) fn is_given_or_thought(&self, ids: &[u32]) -> bool {
         let Some(tokenizer) = self.tokenizer else { return false };
         let text = tokenizer.decode(ids, false);
