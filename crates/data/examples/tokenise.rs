@@ -1,7 +1,7 @@
 //! Measures tokenisation alone: `tokenise MODEL_DIR FILE.jsonl [THREADS]`.
 //!
-//! Every string of every row is one text, however deep it lies. Prints the time that loading the tokenizer
-//! takes, and the tokens a second of each of five passes over the texts.
+//! Every string of every row is one text, at any depth. Prints the time to load the tokenizer, and the tokens per
+//! second of each of five passes over the texts.
 
 use rayon::prelude::*;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Findings about labelled rows: a registry of rules, each with its check.
 //!
-//! Checks are run on the whole row, before truncation, so that what truncation removes is reported as such (T001, T002)
-//! and not as a fault of the data.
+//! Checks run on the whole row, before truncation, so that what truncation removes is reported as such (T001,
+//! T002) and not as a fault of the data.
 
 mod copies;
 pub mod foreign;
@@ -20,7 +20,7 @@ use crate::Code;
 
 /// The codes that count (`--select` and `--ignore`).
 ///
-/// A pattern is a code or its beginning: `M` covers M001 to M009. Without `select` every code is selected;
+/// A pattern is a code or a prefix of codes: `M` covers M001 to M009. Without `select` every code is selected;
 /// `ignore` takes precedence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -29,10 +29,10 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A filter of patterns, each possibly a comma-separated list.
+    /// A filter with these patterns; each may be a comma-separated list.
     ///
     /// # Errors
-    /// A message that names the pattern that no code begins with.
+    /// A message with the pattern that matches no code.
     pub fn new<S: AsRef<str>>(select: &[S], ignore: &[S]) -> Result<Filter, String> {
         let parse = |patterns: &[S]| -> Result<Vec<String>, String> {
             let mut out = Vec::new();
@@ -52,7 +52,7 @@ impl Filter {
         Ok(Filter { select: parse(select)?, ignore: parse(ignore)? })
     }
 
-    /// True where findings with this code count.
+    /// True if findings with this code count.
     pub fn accepts(&self, code: Code) -> bool {
         let fits = |patterns: &[String]| patterns.iter().any(|p| code.as_str().starts_with(p.as_str()));
         (self.select.is_empty() || fits(&self.select)) && !fits(&self.ignore)

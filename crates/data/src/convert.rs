@@ -1,8 +1,8 @@
-//! Corpora of persuasion as rows: who argued with whom, about what, and whether it changed a mind.
+//! Corpora of persuasion as rows: who argued with whom, about what, and whether it changed someone's mind.
 //!
-//! A corpus is read to threads ([`read`]), whose texts are cleaned ([`clean()`]); [`rows`] makes a four-section row of
-//! each reply, and [`pairs`] a pair of each winning reply and a losing one to the same post. What is left out is
-//! counted by reason.
+//! A corpus is read into threads ([`read`]), whose texts are cleaned ([`clean()`]); [`rows`] makes a four-section
+//! row from each reply, and [`pairs`] a pair from each winning reply and a losing one to the same post. Omitted
+//! comments are counted by reason.
 
 pub mod clean;
 pub mod output;
@@ -18,10 +18,10 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use thread::Result as Outcome;
 
-/// Who speaks as the persuader.
+/// The speaker who takes the part of the persuader.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Persuader {
-    /// Everybody but the author of the post; in PersuasionForGood the persuader.
+    /// Everyone except the author of the post; in PersuasionForGood the persuader.
     #[default]
     Challenger,
     /// The author of the post; in PersuasionForGood the persuadee.
@@ -36,24 +36,24 @@ pub enum Keep {
     /// Those that earned a delta, or a donation.
     #[default]
     Won,
-    /// All, with what is known of their outcome.
+    /// All, with their outcome if known.
     All,
 }
 
-/// The choices of a conversion.
+/// The options of a conversion.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Who speaks as the persuader.
     pub persuader: Persuader,
     /// Which replies become rows.
     pub keep: Keep,
-    /// The turns before a reply that its context shows beside the post; `None` for all.
+    /// The number of turns before a reply that its context contains besides the post; `None` for all.
     pub context_depth: Option<usize>,
     /// The text of the section `[SYSTEM]`.
     pub system: String,
     /// The text of the section `[TASK]`.
     pub task: String,
-    /// The share of the threads that is held out.
+    /// The share of the threads to hold out.
     pub split: f64,
     /// The seed of the split.
     pub seed: u64,
@@ -83,7 +83,7 @@ impl Options {
         }
     }
 
-    /// True where a thread is held out. It depends on its id and the seed only.
+    /// True if a thread is held out. It only depends on the thread's id and the seed.
     pub fn held_out(&self, thread: &str) -> bool {
         let hash = blake3::hash(format!("{} {thread}", self.seed).as_bytes());
         let word = hash.as_bytes()[..8].try_into().map_or(0, u64::from_le_bytes);
@@ -91,16 +91,16 @@ impl Options {
     }
 }
 
-/// A row made of a reply.
+/// A row made from a reply.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReplyRow {
     /// The prompt.
     pub input_text: String,
     /// The prompt and the reply.
     pub full_text: String,
-    /// The post, or the dialogue.
+    /// The id of the post, or of the dialogue.
     pub thread: String,
-    /// The reply.
+    /// The id of the reply.
     pub id: String,
     /// `won`, `lost` or `unknown`.
     pub outcome: &'static str,
@@ -113,13 +113,13 @@ pub struct PairRow {
     pub prompt: String,
     /// The winning reply, with the space before it.
     pub chosen: String,
-    /// The losing one.
+    /// The losing reply.
     pub rejected: String,
-    /// The post.
+    /// The id of the post.
     pub thread: String,
 }
 
-/// What was done, and what was left out and why.
+/// Counts of what was converted, and of what was left out, with reasons.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Counts {
     /// Threads read.
@@ -132,13 +132,13 @@ pub struct Counts {
     pub held_out: u64,
     /// Comments left out, by reason.
     pub dropped: IndexMap<&'static str, u64>,
-    /// What texts lost.
+    /// Counts of what was removed from texts.
     pub removed: BTreeMap<&'static str, u64>,
 }
 
 impl Counts {
     fn of(corpus: &Corpus) -> Counts {
-        // A file of chains has a line for each chain of a post.
+        // A file of chains has one line per chain of a post.
         let threads: HashSet<&str> = corpus.threads.iter().map(|thread| thread.id.as_str()).collect();
         Counts { threads: threads.len() as u64, comments: corpus.comments, ..Counts::default() }
     }
@@ -168,7 +168,7 @@ impl Counts {
     }
 }
 
-/// Why a comment makes no row.
+/// Why a comment does not become a row.
 const NOT_PERSUADER: &str = "by somebody other than the persuader";
 const DELETED: &str = "deleted or removed";
 const SERVICE: &str = "by a bot or a moderator";
@@ -179,7 +179,7 @@ const AGAIN: &str = "the same reply again";
 const NOT_ROOT: &str = "not a first reply to the post";
 const NO_PARTNER: &str = "no reply of the other outcome to the same post";
 
-/// A converted text whose prompt is at hand.
+/// A converted text with its prompt.
 struct Reply<'a> {
     thread: &'a Thread,
     comment: &'a Comment,
@@ -187,7 +187,7 @@ struct Reply<'a> {
     text: String,
 }
 
-/// Calls `each` with a row for every reply that is kept, and whether it is held out.
+/// Calls `each` with a row for every reply that is kept, and with whether it is held out.
 ///
 /// # Errors
 /// Those of `each`.
@@ -227,10 +227,10 @@ pub fn rows<E>(
     Ok(counts)
 }
 
-/// Calls `each` with pairs of a winning and a losing first reply to the same post, and whether they are held out.
+/// Calls `each` with pairs of a winning and a losing first reply to the same post, and with whether they are held out.
 ///
-/// Where the corpus has pairs of its own they are taken; otherwise each winning reply gets the losing one that shares
-/// the largest part of its words (Jaccard, as in Tan et al. 2016), each losing reply being used once.
+/// If the corpus has pairs, these are used; otherwise each winning reply is paired with the losing one that shares
+/// the largest part of its words (Jaccard, as in Tan et al. 2016); each losing reply is used once.
 ///
 /// # Errors
 /// Those of `each`.
@@ -258,7 +258,7 @@ pub fn pairs<E>(
         }
     }
     for (post, replies) in &posts {
-        // The first reply of a chain that won stands for the chain, though a later one may have earned the delta.
+        // The first reply of a winning chain represents the chain, though a later one may have earned the delta.
         let side = |wanted: Outcome| -> Vec<&Reply<'_>> {
             replies.iter().filter(|reply| chain_result(reply.thread, reply.comment) == wanted).collect()
         };
@@ -294,7 +294,7 @@ pub fn pairs<E>(
     Ok(counts)
 }
 
-/// Whether the chain that a first reply begins won: its author's replies in it.
+/// Whether the chain that starts with a first reply won: the replies of its author in the chain.
 fn chain_result(thread: &Thread, first: &Comment) -> Outcome {
     let own = |index: &usize| {
         let comment = &thread.comments[*index];
@@ -306,7 +306,7 @@ fn chain_result(thread: &Thread, first: &Comment) -> Outcome {
     [Outcome::Won, Outcome::Lost].into_iter().find(|wanted| results.contains(wanted)).unwrap_or_default()
 }
 
-/// The share of the words of two texts that both have.
+/// The share of the words of two texts that both contain.
 fn similarity(a: &str, b: &str) -> f64 {
     let words = |text: &str| -> HashSet<String> {
         text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect()
@@ -316,7 +316,7 @@ fn similarity(a: &str, b: &str) -> f64 {
     common as f64 / (a.len() + b.len() - common).max(1) as f64
 }
 
-/// Whether a comment may become a row, by what is known before it is cleaned.
+/// Whether a comment may become a row, as far as is known before cleaning.
 fn kept(thread: &Thread, index: usize, options: &Options) -> Result<(), &'static str> {
     let comment = &thread.comments[index];
     let persuades = match &options.persuader {
@@ -337,7 +337,7 @@ fn kept(thread: &Thread, index: usize, options: &Options) -> Result<(), &'static
     }
 }
 
-/// The prompt and the text of a reply, or why it makes no row.
+/// The prompt and the text of a reply, or why it does not become a row.
 fn reply<'a>(
     corpus: &Corpus,
     thread: &'a Thread,
@@ -354,7 +354,7 @@ fn reply<'a>(
         return Err(EMPTY);
     }
     counts.add(removed);
-    // What the context loses is not counted: it is shown in many rows.
+    // Removals from the context are not counted: it is repeated in many rows.
     let mut ignored = Removed::default();
     let mut parts = Vec::new();
     for part in [&thread.title, &thread.post] {

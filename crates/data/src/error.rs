@@ -1,12 +1,12 @@
-//! The crate's one error type.
+//! The error type of the crate.
 
 use crate::RowId;
 use std::path::{Path, PathBuf};
 
-/// Under `on_bad_row = error` the search for further bad rows stops at this many.
+/// Under `on_bad_row = error`, the search for further bad rows stops after this many.
 pub const BAD_ROWS_LISTED: usize = 20;
 
-/// What can go wrong between bytes and samples. Every variant names its file, and its row where there is one.
+/// Errors between bytes and samples. Every variant has its file, and its row if there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,14 +21,14 @@ pub enum Error {
     /// A row cannot become a sample.
     #[error("{id}: {message}")]
     Row {
-        /// Which row.
+        /// The row's id.
         id: RowId,
-        /// What is wrong, with the values.
+        /// What is wrong, with the values concerned.
         message: String,
         /// What to do.
         help: String,
     },
-    /// A tokenizer's files are missing, broken or contradictory.
+    /// A tokenizer's files are missing, malformed or contradictory.
     #[error("{}: {message}", path.display())]
     Tokenizer {
         /// The file.
@@ -53,17 +53,17 @@ pub enum Error {
         first: Box<Error>,
         /// The others, in source order.
         others: Vec<Error>,
-        /// True where there may be more: the search stops at [`BAD_ROWS_LISTED`].
+        /// True if there may be more: the search stops at [`BAD_ROWS_LISTED`].
         stopped: bool,
         /// What to do about them.
         help: String,
     },
-    /// The work was cancelled.
+    /// The operation was cancelled.
     #[error("{}: interrupted: {message}", path.display())]
     Interrupted {
         /// What was being written.
         path: PathBuf,
-        /// What is kept of it, and how to continue.
+        /// What was kept of it, and how to continue.
         message: String,
     },
 }
@@ -104,7 +104,7 @@ impl Error {
         Error::bad_rows(first, rows, stopped)
     }
 
-    /// Bad rows that end a run; `stopped` where there may be more.
+    /// Bad rows that end a run; `stopped` if there may be more.
     pub(crate) fn bad_rows(first: Error, others: Vec<Error>, stopped: bool) -> Error {
         let skip = "leave bad rows out with on_bad_row=skip";
         let help = match first.help() {
@@ -120,7 +120,7 @@ impl Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
-    /// A copy: for errors that are not of a row, one with the same texts.
+    /// A copy; an error that does not concern a row becomes one with the same texts.
     pub(crate) fn restate(&self) -> Error {
         match self {
             Error::Row { id, message, help } => Error::row(id.clone(), message.clone(), help.clone()),
@@ -132,7 +132,7 @@ impl Error {
         }
     }
 
-    /// What to do about it, where that is known.
+    /// What to do about it, if known.
     pub fn help(&self) -> Option<&str> {
         match self {
             Error::Row { help, .. } | Error::Source { help, .. } => Some(help),
@@ -162,7 +162,7 @@ impl From<suasion_files::Error> for Error {
     }
 }
 
-/// The crate's result.
+/// The crate's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 pub(crate) fn source_error(path: &Path, message: &str, help: &str) -> Error {

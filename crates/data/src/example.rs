@@ -4,12 +4,12 @@
 //! | format | fields |
 //! |---|---|
 //! | `input_full` | `input_text`, `full_text` |
-//! | `prompt_completion` | `prompt`, `completion`: strings, or messages (only the completion is learned) |
+//! | `prompt_completion` | `prompt`, `completion`: strings, or messages (only the completion is supervised) |
 //! | `messages`, `sharegpt` | `messages`; `conversations`; optionally `tools`, `system`, `chat_template_kwargs` |
 //! | `alpaca` | `instruction`, `output`, optionally `input`, `history`, `system` |
-//! | `text` | `text`: all of it is learned (`completion_only_loss=false`) |
+//! | `text` | `text`: all of it is supervised (`completion_only_loss=false`) |
 //! | `segments` | `segments`: a list of `text` with `train` or `weight` |
-//! | `preference` | `chosen`, with its prompt in `prompt`, `conversations` or `instruction`, or at its start: the chosen side is learned |
+//! | `preference` | `chosen`, with its prompt in `prompt`, `conversations` or `instruction`, or at its start: the chosen side is supervised |
 //! | `tokenised` | `input_ids` with `labels`, `completion_mask` or `assistant_masks`; packs with `seq_lengths`, `position_ids` or a numbered `attention_mask` |
 
 mod body;
@@ -62,10 +62,11 @@ impl Example {
         Example::from_row(Row::parse(raw)?, format)
     }
 
-    /// Reads an unparsed row whose fields have other names: `columns` has a path in the row for names of ours ([`COLUMNS`]).
+    /// Reads an unparsed row whose fields have other names: `columns` maps our names ([`COLUMNS`]) to paths in the
+    /// row.
     ///
     /// # Errors
-    /// As [`Example::read`], and where a path leads nowhere.
+    /// As [`Example::read`], and if a path does not exist.
     pub fn read_renamed(raw: RawRow, format: Format, columns: &BTreeMap<String, String>) -> Result<Example> {
         if columns.is_empty() {
             return Example::read(raw, format);
@@ -73,10 +74,10 @@ impl Example {
         Example::from_row(Example::renamed(Row::parse(raw)?, columns)?, format)
     }
 
-    /// The row under our names.
+    /// The row with its fields renamed to our names.
     ///
     /// # Errors
-    /// [`Error::Row`] where a path leads nowhere.
+    /// [`Error::Row`] if a path does not exist.
     pub fn renamed(row: Row, columns: &BTreeMap<String, String>) -> Result<Row> {
         columns::renamed(row, columns)
     }
@@ -108,7 +109,7 @@ impl Example {
             _ => &[],
         })?;
         let text = |key: &str| reader.fields.get(key).is_some_and(Value::is_string);
-        // A field of any other type is left to the reader of text, whose error names it.
+        // A field of any other type is left to the text reader, whose error names it.
         let messages = |key: &str| matches!(reader.fields.get(key), Some(Value::Array(_) | Value::Object(_)));
         let body = match format {
             Format::InputFull => reader.input_full()?,
@@ -142,16 +143,16 @@ impl Example {
     }
 }
 
-/// The format of a row, by its fields.
+/// The format of a row, detected from its fields.
 ///
 /// # Errors
-/// [`Error::Row`] where it has those of no format, or of several.
+/// [`Error::Row`] if the fields match no format, or several.
 pub fn format_of(row: &Row) -> Result<Format> {
     detect(&row.id, &row.fields)
 }
 
-/// What [`Policy::columns`](crate::Policy::columns) could be for a row of unknown format: names of ours with paths in the
-/// row. `None` where the row has a format, or its names say nothing.
+/// A proposal for [`Policy::columns`](crate::Policy::columns) for a row of unknown format: our names with paths in
+/// the row. `None` if the row has a format, or its names are not recognised.
 pub fn proposed_columns(row: &Row) -> Option<BTreeMap<String, String>> {
     let proposed = columns::proposed(&row.fields).filter(|_| format_of(row).is_err())?;
     Some(proposed.into_iter().map(|(name, path)| (name.to_string(), path)).collect())
@@ -173,7 +174,7 @@ fn filled(value: &Value) -> bool {
     }
 }
 
-/// The error of a tokenised row that says nothing about what is learned.
+/// The error for a tokenised row without labels or a mask.
 pub(crate) fn without_labels(id: &RowId) -> Error {
     Error::row(
         id.clone(),
@@ -182,7 +183,7 @@ pub(crate) fn without_labels(id: &RowId) -> Error {
     )
 }
 
-/// The format of a row, by its fields.
+/// The format of a row, detected from its fields.
 fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     let has = |key: &str| fields.contains_key(key);
     let labelled = ["labels", "assistant_mask", "loss_mask"].iter().chain(&MASKS).any(|key| has(key));
@@ -193,7 +194,7 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
     if has("chosen") && has("rejected") {
         return Ok(Format::Preference);
     }
-    // Messages without roles are of another shape, which `columns` may read.
+    // Messages without roles have another shape, which `columns` may map.
     let first = |key: &&str| fields.get(*key)?.as_array()?.first()?.as_object();
     let odd = |message: &Map<String, Value>| !message.contains_key("role") && !message.contains_key("from");
     if LISTS.iter().find_map(first).is_some_and(odd) && columns::proposed(fields).is_some() {
@@ -216,7 +217,7 @@ fn detect(id: &RowId, fields: &Map<String, Value>) -> Result<Format> {
         [] if has("conversations") || has("conversation") => Ok(Format::Sharegpt),
         [] if has("segments") => Ok(Format::Segments),
         [] if fields.get("text").is_some_and(Value::is_string) && !has("input_ids") => Ok(Format::Text),
-        // Neither labels nor a mask: what a trainer makes of the row is told by `verify`.
+        // Neither labels nor a mask: `verify` reports how a trainer would treat the row.
         [] if tokenised::is_bare(fields) => Ok(Format::Tokenised),
         [] => Err(unknown(id, fields)),
         [(format, _)] => {

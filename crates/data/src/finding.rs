@@ -1,17 +1,17 @@
-//! Findings: what is wrong or worth knowing about a row, under stable codes.
+//! Findings: problems and notable facts about a row, under stable codes.
 
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use strum::VariantArray as _;
 
-/// How bad a finding is. `verify` exits with 1 on errors.
+/// The severity of a finding. `verify` exits with 1 on errors.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, strum::Display,
 )]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Level {
-    /// Worth knowing.
+    /// For information.
     Note,
     /// Something was lost or looks wrong.
     Warning,
@@ -19,7 +19,7 @@ pub enum Level {
     Error,
 }
 
-/// A stable code of a finding. What each means, and how it is found, is its [`Rule`](crate::audit::Rule).
+/// A stable code of a finding. Its meaning and its check are in its [`Rule`](crate::audit::Rule).
 #[derive(
     Clone,
     Copy,
@@ -35,7 +35,7 @@ pub enum Level {
     strum::IntoStaticStr,
     strum::VariantArray,
 )]
-#[allow(missing_docs)] // Their meanings stand in the table of rules.
+#[allow(missing_docs)] // Their meanings are in the table of rules.
 #[non_exhaustive]
 pub enum Code {
     #[serde(rename = "E-ROW")]
@@ -68,7 +68,7 @@ impl Code {
     /// Every code, in the order of reports.
     pub const ALL: &'static [Code] = Code::VARIANTS;
 
-    /// The code as it is written: `M001`.
+    /// The code as text: `M001`.
     pub fn as_str(self) -> &'static str {
         self.into()
     }
@@ -98,18 +98,18 @@ pub struct Finding {
     pub row: u64,
     /// The stable code.
     pub code: Code,
-    /// Its level here: mostly the code's own (M002 is a warning under `append_eos = false`).
+    /// Its level: usually the code's own (M002 is a warning under `append_eos = false`).
     pub level: Level,
     /// What was found, with its values.
     pub message: String,
-    /// The tokens that it is about, from the first to the last, counted before truncation; `None` where it is about
-    /// none, or about text. It is not written to files.
+    /// The tokens that it concerns, from the first to the last, counted before truncation; `None` if it concerns
+    /// no tokens, or text. It is not written to files.
     #[serde(skip)]
     pub tokens: Option<Range<u32>>,
 }
 
 impl Finding {
-    /// A finding at its code's own level.
+    /// A finding with the code's own level.
     pub fn new(row: u64, code: Code, message: impl Into<String>) -> Finding {
         Finding { row, code, level: code.level(), message: message.into(), tokens: None }
     }

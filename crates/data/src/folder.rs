@@ -22,32 +22,32 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct ModelFolder {
-    /// Where it was opened; empty for one that was put together in memory.
+    /// The path from which it was opened; empty for one that was built in memory.
     pub path: PathBuf,
-    /// Files that are others than those in the folder, by their names: those of [`ModelFolder::open_with`].
+    /// Files whose contents differ from those in the folder, by name: those of [`ModelFolder::open_with`].
     pub changed: Vec<(String, Vec<u8>)>,
-    /// The tokenizer; `None` where the folder has no `tokenizer.json`.
+    /// The tokenizer; `None` if the folder has no `tokenizer.json`.
     pub tokenizer: Option<Arc<Tokenizer>>,
-    /// The chat template, where there is one that can be used.
+    /// The chat template, if there is one that can be used.
     pub template: Option<Arc<ChatTemplate>>,
-    /// Why a chat template that is there cannot be used. Rows of plain text need none.
+    /// Why an existing chat template cannot be used. Rows of plain text need none.
     pub template_error: Option<Error>,
-    /// The number of embeddings, which is `vocab_size` of `config.json`. Larger ids are an error of their row.
+    /// The number of embeddings: `vocab_size` of `config.json`. A row with a larger id is an error.
     pub vocab_size: Option<usize>,
-    /// The positions that the model was made for, by `config.json`. Longer rows are a finding (T003).
+    /// The model's number of positions, by `config.json`. Longer rows are a finding (T003).
     pub positions: Option<usize>,
 }
 
 impl ModelFolder {
-    /// Opens a folder. Weights are not read and need not be there.
+    /// Opens a folder. Weights are not read and need not exist.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Tokenizer`] where the tokenizer is there and cannot be read.
+    /// [`Error::Io`] and [`Error::Tokenizer`] if the tokenizer exists but cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<ModelFolder> {
         ModelFolder::open_with(path, &Changes::default())
     }
 
-    /// As [`ModelFolder::open`], with changes of the tokenizer. Nothing is written to the folder.
+    /// As [`ModelFolder::open`], with changes to the tokenizer. Nothing is written to the folder.
     ///
     /// # Errors
     /// As [`ModelFolder::open`] and [`Changes::of`].
@@ -56,7 +56,7 @@ impl ModelFolder {
         let files = changes.of(path)?;
         let config = std::fs::read(path.join("config.json")).ok();
         let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        // A multimodal model has its language model inside.
+        // The configuration of a multimodal model contains that of its language model.
         let text = config.get("text_config").filter(|text| text.is_object()).unwrap_or(&config);
         let mut folder = ModelFolder {
             path: path.to_path_buf(),
@@ -88,7 +88,7 @@ impl ModelFolder {
     /// The ids that end, begin and pad texts under a policy; none without a tokenizer.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where a stop token of the policy is not in the vocabulary.
+    /// [`Error::Tokenizer`] if a stop token of the policy is not in the vocabulary.
     pub fn special(&self, policy: &Policy) -> Result<Special> {
         self.tokenizer.as_ref().map_or(Ok(Special::default()), |tokenizer| Special::of(tokenizer, policy))
     }
@@ -104,19 +104,19 @@ impl ModelFolder {
 }
 
 impl From<Arc<Tokenizer>> for ModelFolder {
-    /// A folder of a tokenizer alone.
+    /// A folder with only a tokenizer.
     fn from(tokenizer: Arc<Tokenizer>) -> ModelFolder {
         ModelFolder { tokenizer: Some(tokenizer), ..ModelFolder::default() }
     }
 }
 
-/// A size that `config.json` names.
+/// A size in `config.json`.
 fn size(config: &Value, key: &str) -> Option<usize> {
     usize::try_from(config.get(key)?.as_u64()?).ok()
 }
 
-/// The positions that a model reaches by its `config.json`, of whatever family: those that it was made for, or what
-/// scaled RoPE makes of the original ones. `None` where the scaling names no factor.
+/// The model's number of positions by its `config.json`, for any family: those that it was made for, or the
+/// original ones times the factor of scaled RoPE. `None` if the scaling has no factor.
 fn positions(config: &Value) -> Option<usize> {
     let trained = size(config, "max_position_embeddings").or_else(|| size(config, "n_positions"))?;
     let is_full = |value: &&Value| value.as_object().is_some_and(|map| !map.is_empty());
@@ -149,11 +149,11 @@ mod tests {
         let linear = r#"{"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 4.0},
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}"#;
         assert_eq!(of(linear), Some(256));
-        // Llama 3.1: 131,072 positions, of which 8,192 were there before they were scaled.
+        // Llama 3.1: 131,072 positions, scaled from 8,192.
         let llama3 = r#"{"max_position_embeddings": 131072, "rope_scaling":
             {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}"#;
         assert_eq!(of(llama3), Some(131_072));
-        // A factor per frequency: the reach is not known.
+        // A factor per frequency: the number of positions is unknown.
         let long =
             r#"{"max_position_embeddings": 64, "rope_scaling": {"type": "longrope", "long_factor": [1.0]}}"#;
         assert_eq!(of(long), None);

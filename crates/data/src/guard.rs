@@ -1,4 +1,4 @@
-//! Calls that may fail in other ways than by an error: libraries that panic on malformed input, threads that do not start.
+//! Calls that may fail without an error: libraries that panic on malformed input, threads that do not start.
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -7,12 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::thread::{Builder, JoinHandle};
 
 thread_local! {
-    /// How many guarded calls this thread is in.
+    /// The number of guarded calls that this thread is in.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Runs a call into another library and makes a panic in it an error: it then fails one row or file, not the
-/// program.
+/// Runs a call into another library and turns a panic in it into an error, which fails one row or file instead of
+/// the program.
 pub(crate) fn guard<T, E: Display>(call: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     DEPTH.set(DEPTH.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(call));
@@ -27,8 +27,8 @@ pub(crate) fn guard<T, E: Display>(call: impl FnOnce() -> Result<T, E>) -> Resul
     }
 }
 
-/// Prints nothing about panics that become errors: those of other libraries on malformed input. To be called once, when a
-/// program starts.
+/// Suppresses the output of panics that become errors: those of other libraries on malformed input. Call it once,
+/// when a program starts.
 pub fn hush_guarded_panics() {
     let before = take_hook();
     set_hook(Box::new(move |panic| {
@@ -41,7 +41,7 @@ pub fn hush_guarded_panics() {
 /// Starts a thread.
 ///
 /// # Errors
-/// [`io::ErrorKind::OutOfMemory`] where the system refuses it: for want of memory, or for a limit of the process.
+/// [`io::ErrorKind::OutOfMemory`] if the system refuses it, for lack of memory or because of a limit of the process.
 pub fn start_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {

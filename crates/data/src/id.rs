@@ -1,8 +1,8 @@
-//! A row's place in its source.
+//! The position of a row in its source.
 
 use std::{fmt, path::Path, sync::Arc};
 
-/// A row's place in its source. It is part of every error and finding about the row.
+/// The position of a row in its source. It is part of every error and finding about the row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RowId {
     /// The source file.
@@ -16,14 +16,14 @@ pub struct RowId {
 }
 
 impl RowId {
-    /// A row of a source of one file.
+    /// A row of a source that is a single file.
     pub fn new(file: impl Into<Arc<Path>>, row: u64, line: Option<u64>) -> RowId {
         RowId { file: file.into(), row, line, in_file: row }
     }
 }
 
 impl fmt::Display for RowId {
-    /// `data.jsonl:482` where lines exist (1-based), `data.json: row 481` elsewhere (0-based).
+    /// `data.jsonl:482` if lines exist (1-based), else `data.json: row 481` (0-based).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             Some(line) => write!(f, "{}:{line}", self.file.display()),

@@ -8,9 +8,9 @@ use crate::sample::column;
 use crate::tokens::{Special, Tokens};
 use crate::{IGNORE, Origin, RowId, Sample, Section};
 
-/// The sample of a tokenised text: labels follow from the weight of each token; a weight of 0 masks.
+/// The sample of a tokenised text. Labels follow from the weight of each token; a weight of 0 masks.
 ///
-/// [`Objective::AllTokens`] gives every token but padding the weight 1; origins stay as they are.
+/// [`Objective::AllTokens`] gives every token except padding the weight 1; origins are unchanged.
 pub fn label(id: RowId, tokens: Tokens, policy: &Policy) -> Sample {
     let Tokens { ids, origins, weights, .. } = tokens;
     finish(id, ids, origins, weights, policy)
@@ -33,26 +33,26 @@ fn finish(
     Sample { id, input_ids, labels, origins, weights: column(weights), pack: None }
 }
 
-/// What a row that came as tokens said of them, apart from what is in its sample.
+/// The fields of a row that came as tokens, apart from those in its sample.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Given {
-    /// Its labels, where [`Objective::AllTokens`] overrides them.
+    /// Its labels, if [`Objective::AllTokens`] overrides them.
     pub overridden: Option<Vec<i32>>,
-    /// `completion_mask` and `assistant_masks`: true on the response, which is what both mark.
+    /// `completion_mask` or `assistant_masks`: true on the response, which both mark.
     pub mask: Option<Vec<bool>>,
-    /// True where it has an `attention_mask`.
+    /// True if it has an `attention_mask`.
     pub attention: bool,
-    /// True where it has loss weights.
+    /// True if it has loss weights.
     pub weights: bool,
-    /// True where it names its origins.
+    /// True if it gives its origins.
     pub origins: bool,
-    /// Where padding begins that its `attention_mask` counts as tokens.
+    /// The index at which padding begins that its `attention_mask` does not mask.
     pub counted_padding: Option<usize>,
 }
 
 impl Given {
-    /// What the row said that consists of these tokens of a pack.
+    /// The fields of the row that consists of these tokens of a pack.
     pub(crate) fn part(&self, tokens: &[usize]) -> Given {
         Given {
             overridden: self.overridden.as_ref().map(|labels| pick(labels, tokens)),
@@ -63,16 +63,16 @@ impl Given {
     }
 }
 
-/// The sample of a row that came as tokens, and what else the row said.
+/// The sample of a row that came as tokens, and its other fields.
 ///
-/// Labels are taken as they are, wrong ones too: audits report them. Without labels the mask decides, and the policy's
-/// section weights apply to what it masks.
+/// Labels are taken unchanged, even wrong ones: audits report them. Without labels the mask decides, and the
+/// policy's section weights apply to masked tokens.
 ///
-/// Origins are the row's own. Without any they follow from the mask, else from the labels: supervised tokens are response,
-/// up to and including its first stop token; a BOS at the start and what follows the last response are scaffold; the rest
-/// is prompt of the section Other. Padding is what `attention_mask` masks.
+/// Origins are the row's own. Otherwise they follow from the mask, else from the labels: supervised tokens are
+/// response, up to and including the first stop token; a BOS at the start and the tokens after the last response
+/// are scaffold; the rest is prompt of the section Other. Tokens that `attention_mask` masks are padding.
 ///
-/// In a pack each sequence is a row of its own. Labels that follow from a mask are confined to it ([`confine`]).
+/// In a pack each sequence is a separate row. Labels that follow from a mask are limited to their row ([`confine`]).
 pub fn label_tokenised(id: RowId, mut row: Tokenised, special: &Special, policy: &Policy) -> (Sample, Given) {
     let mut given = Given {
         overridden: None,
@@ -129,8 +129,8 @@ pub fn label_tokenised(id: RowId, mut row: Tokenised, special: &Special, policy:
     (sample, given)
 }
 
-/// Turns labels that were decided token by token into those of a pack's rows: the first token of a row has none, and the
-/// weight of a shared token is the sum of its weights in all of its rows. A single row stays as it is.
+/// Adapts labels that were decided token by token to the rows of a pack: the first token of a row has no label,
+/// and the weight of a shared token is the sum of its weights in all of its rows. A single row is unchanged.
 pub fn confine(mut sample: Sample) -> Sample {
     let Some(pack) = &sample.pack else { return sample };
     let mut weights = sample.weights.take().unwrap_or_else(|| {
@@ -148,7 +148,7 @@ pub fn confine(mut sample: Sample) -> Sample {
     sample
 }
 
-/// The origins of a row that names none; in a pack, of each sequence by itself.
+/// The origins of a row that gives none; in a pack, of each sequence separately.
 fn origins(row: &Tokenised, special: &Special) -> Vec<Origin> {
     match &row.pack {
         None => origins_of(row, special),

@@ -42,5 +42,5 @@ pub use split::split;
 /// The version of the rules that turn rows into labels: part of every fingerprint, raised whenever a rule changes.
 pub const MASKING_VERSION: u32 = 4;
 
-/// The label of a token that is not learned (the convention of PyTorch's `ignore_index`).
+/// The label of a masked token (PyTorch's `ignore_index`).
 pub const IGNORE: i32 = -100;

@@ -9,7 +9,7 @@ use strum::VariantArray as _;
 )]
 #[strum(serialize_all = "snake_case")]
 pub enum Section {
-    /// Standing instructions: `[SYSTEM]`, or a system turn.
+    /// General instructions: `[SYSTEM]`, or a system turn.
     System,
     /// The conversation so far: `[CONTEXT]`, or earlier user turns.
     Context,
@@ -34,7 +34,7 @@ impl Section {
     }
 }
 
-/// Where a byte or token comes from. Supervision follows from this and nothing else.
+/// Where a byte or token comes from. Supervision is derived from this alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Origin {
     /// Role headers, markers, separators, generation prompt, BOS, text after the stop token.
@@ -43,7 +43,7 @@ pub enum Origin {
     Prompt {
         /// The turn's index, from 0.
         turn: u16,
-        /// The section that it belongs to.
+        /// The section of the prompt.
         section: Section,
     },
     /// Output of the assistant: content, reasoning, tool calls.
@@ -56,12 +56,12 @@ pub enum Origin {
         /// The turn's index, from 0.
         turn: u16,
     },
-    /// Added by position, never recognised by id.
+    /// Padding; determined by position, never by id.
     Padding,
 }
 
 impl Origin {
-    /// True where the loss is taken by default (weight 1).
+    /// True if the token is supervised by default (weight 1).
     pub fn supervised(self) -> bool {
         matches!(self, Origin::Response { .. } | Origin::EndOfTurn { .. })
     }
@@ -83,8 +83,8 @@ impl Origin {
         }
     }
 
-    /// The inverse of [`Origin::letter`]; the turn is not in the letter and comes back as 0, and a last user turn as a
-    /// task.
+    /// The inverse of [`Origin::letter`]. The letter does not hold the turn, which becomes 0, and a last user turn
+    /// becomes a task.
     pub fn from_letter(letter: char) -> Option<Origin> {
         let prompt = |section| Some(Origin::Prompt { turn: 0, section });
         match letter {

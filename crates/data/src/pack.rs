@@ -1,9 +1,10 @@
-//! Rows to packs, by best-fit decreasing over a bounded window.
+//! Packs rows by best-fit decreasing over a bounded window.
 //!
-//! A pack is a [`Sample`] with boundaries: several rows concatenated, which attention keeps apart. Its segments tile its
-//! tokens; a segment sees itself and, where it has one, the earlier segment that is its prefix: a prompt that several
-//! rows share. Positions restart with each segment and go on after a prefix. No target crosses a boundary: the first
-//! token of a segment is predicted by the last token of its prefix, or by nothing. [`Sample::unpack`] is the inverse.
+//! A pack is a [`Sample`] with boundaries: several concatenated rows that do not attend to each other. Its
+//! segments tile its tokens; a segment attends to itself and, if it has one, to the earlier segment that is its
+//! prefix: a prompt that several rows share. Positions restart with each segment and continue after a prefix. No
+//! target crosses a boundary: the first token of a segment is predicted by the last token of its prefix, or not at
+//! all. [`Sample::unpack`] is the inverse.
 
 use crate::sample::{Pack, Segment, column};
 use crate::{IGNORE, Origin, Policy, RowId, Sample};
@@ -12,11 +13,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
-/// Tokens of the rows that are packed together, some 16 MB of them. On 19,124 prompt and completion rows packs of 1,024
-/// are 99.46 % full, 99.51 % with a quarter of this window and 99.44 % with all rows at once: a larger window only finds
-/// more shared prompts.
+/// The number of tokens of rows that are packed together, some 16 MB. On 19,124 prompt and completion rows, packs
+/// of 1,024 are 99.46 % full, 99.51 % with a quarter of this window and 99.44 % with all rows at once: a larger
+/// window only finds more shared prompts.
 ///
-/// It decides which rows meet in a pack, and so the order of a packed run: a change needs another
+/// It determines which rows share a pack, and so the order of a packed run: a change needs another
 /// [`crate::MASKING_VERSION`].
 pub const WINDOW_TOKENS: usize = 1 << 20;
 
@@ -24,13 +25,13 @@ pub const WINDOW_TOKENS: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Fill {
-    /// Rows in them.
+    /// Number of rows in them.
     pub rows: u64,
-    /// Tokens in them; a shared prompt counts once in each pack.
+    /// Number of tokens in them; a shared prompt counts once per pack.
     pub tokens: u64,
-    /// How many packs there are.
+    /// Number of packs.
     pub packs: u64,
-    /// Tokens that a pack may have.
+    /// Maximal number of tokens per pack.
     pub capacity: u64,
 }
 
@@ -43,7 +44,7 @@ impl Fill {
         self.capacity = other.capacity;
     }
 
-    /// Tokens over what the packs could hold, at most 1 (a row longer than the capacity is a full pack).
+    /// Tokens divided by the capacity of all packs, at most 1 (a row longer than the capacity is a full pack).
     pub fn rate(&self) -> f64 {
         let capacity = self.packs as f64 * self.capacity as f64;
         if capacity == 0.0 { 0.0 } else { (self.tokens as f64 / capacity).min(1.0) }
@@ -52,19 +53,19 @@ impl Fill {
 
 /// Takes rows in source order and returns packs of at most `max_length` tokens, without padding.
 ///
-/// Rows are placed by best-fit decreasing: from the longest to the shortest, each into the fullest pack that it fits
-/// into. Among rows of one length the earlier comes first, among packs with the same space left the one begun earlier.
-/// This happens in windows of [`WINDOW_TOKENS`]; the rows of a window's least filled packs, at most a quarter of it, move
-/// to the next one. Packs leave a window in the order of their first rows, and rows stand in a pack in source order.
-/// All of it depends on the rows and their order alone.
+/// Rows are placed by best-fit decreasing: from the longest to the shortest, each into the fullest pack that it
+/// fits into. Among rows of one length the earlier comes first, among packs with the same space left the one begun
+/// earlier. This happens in windows of [`WINDOW_TOKENS`]; the rows of a window's least filled packs, at most a
+/// quarter of it, move to the next one. Packs leave a window in the order of their first rows, and rows in a pack
+/// are in source order. The result depends on the rows and their order alone.
 ///
-/// The label of a row's first token, which was never a target, is masked. A pack has a weight column where one of its
-/// tokens has a weight other than 0 and 1; in it, learned tokens of rows without a column have weight 1.
+/// The label of a row's first token, which was never a target, is masked. A pack has a weight column if one of its
+/// tokens has a weight other than 0 and 1; in it, supervised tokens of rows without a column have weight 1.
 ///
 /// With `share_prefix`, rows of a window with the same prompt (ids, origins, labels and weights up to the first
-/// token of the response) share it: the prompt stands once, as a trunk, and the rest of each row follows as a branch.
-/// Rows that do not fit together make several such groups, each with its own trunk. The loss weight of a trunk's token
-/// is the sum of its weights in all of its rows.
+/// token of the response) share it: the prompt occurs once, as a trunk, and the rest of each row follows as a
+/// branch. Rows that do not fit together form several such groups, each with its own trunk. The loss weight of a
+/// trunk's token is the sum of its weights in all of its rows.
 pub struct Packer {
     capacity: usize,
     share_prefix: bool,
@@ -76,11 +77,11 @@ pub struct Packer {
 
 /// Rows that stay together: one row, or rows that share a prompt.
 struct Item {
-    /// Their places in the window, ascending.
+    /// Their indices in the window, ascending.
     rows: Vec<usize>,
-    /// Tokens of the shared prompt; 0 for a row by itself.
+    /// Number of tokens of the shared prompt; 0 for a single row.
     trunk: usize,
-    /// Tokens in all.
+    /// Total number of tokens.
     length: usize,
 }
 
@@ -97,17 +98,17 @@ impl Packer {
         }
     }
 
-    /// The packer of a policy; `None` where the policy does not pack, or sets no `max_length`.
+    /// The packer of a policy; `None` if the policy does not pack, or sets no `max_length`.
     pub fn of(policy: &Policy) -> Option<Packer> {
         policy.max_length.filter(|_| policy.packing).map(|length| Packer::new(length, policy.share_prefix))
     }
 
-    /// The same with another window, in tokens.
+    /// The same with another window size, in tokens.
     pub fn with_window(self, tokens: usize) -> Packer {
         Packer { window_tokens: tokens.max(1), ..self }
     }
 
-    /// Takes a row and returns the packs that are ready, mostly none. A pack is returned as it is.
+    /// Adds a row and returns the packs that are ready, usually none. A pack is returned unchanged.
     pub fn push(&mut self, sample: Sample) -> Vec<Sample> {
         if sample.pack.is_some() {
             self.count(&sample);
@@ -118,13 +119,13 @@ impl Packer {
         if self.tokens < self.window_tokens { Vec::new() } else { self.flush(self.window_tokens / 4) }
     }
 
-    /// The last packs, and how full all of them were.
+    /// The last packs, and the fill of all packs.
     pub fn finish(mut self) -> (Vec<Sample>, Fill) {
         let packs = self.flush(0);
         (packs, self.fill)
     }
 
-    /// Packs all rows at once, for callers that hold them anyway.
+    /// Packs all rows at once, for callers that have them in memory.
     pub fn pack(mut self, samples: impl IntoIterator<Item = Sample>) -> (Vec<Sample>, Fill) {
         let mut packs = Vec::new();
         for sample in samples {
@@ -141,7 +142,7 @@ impl Packer {
         self.fill.packs += 1;
     }
 
-    /// Packs the window. The rows of the least filled packs stay in it, at most `keep` tokens.
+    /// Packs the window. The rows of the least filled packs, at most `keep` tokens, stay in the window.
     fn flush(&mut self, keep: usize) -> Vec<Sample> {
         let window = std::mem::take(&mut self.window);
         let items = if self.share_prefix { self.groups(&window) } else { singles(&window) };
@@ -178,7 +179,7 @@ impl Packer {
         packs
     }
 
-    /// The rows of a window by their prompts, those that share one together as far as they fit.
+    /// The rows of a window grouped by their prompts, as far as rows that share one fit together.
     fn groups(&self, window: &[Sample]) -> Vec<Item> {
         let mut prompts: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut known = HashMap::new();
@@ -231,7 +232,7 @@ fn singles(window: &[Sample]) -> Vec<Item> {
     (0..window.len()).map(|row| single(row, window)).collect()
 }
 
-/// Tokens before the first one of a response; 0 where there is no response, or no prompt text before it.
+/// Number of tokens before the first response token; 0 if there is no response, or no prompt text before it.
 fn prompt_length(sample: &Sample) -> usize {
     let Some(length) = sample.origins.iter().position(|origin| origin.supervised()) else { return 0 };
     let text = sample.origins[..length].iter().any(|origin| matches!(origin, Origin::Prompt { .. }));
@@ -243,7 +244,7 @@ fn best_fit(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| Reverse(lengths[i]));
     let mut bins: Vec<Vec<usize>> = Vec::new();
-    // Space left and number of each bin that has some.
+    // Remaining space and index of each bin that has space.
     let mut open: BTreeSet<(usize, usize)> = BTreeSet::new();
     for i in order {
         let (space, bin) = match open.range((lengths[i], 0)..).next().copied() {
@@ -289,7 +290,7 @@ fn assemble<'a>(window: &[Sample], items: impl Iterator<Item = &'a Item>) -> Sam
     }
 }
 
-/// A pack that grows.
+/// A pack under construction.
 #[derive(Default)]
 struct Flat {
     rows: Vec<RowId>,
@@ -301,7 +302,7 @@ struct Flat {
 }
 
 impl Flat {
-    /// Appends tokens of a row as a segment; `branches` segments will go on after it.
+    /// Appends tokens of a row as a segment; `branches` segments will continue it.
     fn put(&mut self, row: &Sample, tokens: Range<usize>, prefix: Range<u32>, branches: u32) -> Range<u32> {
         let start = self.ids.len();
         self.ids.extend_from_slice(&row.input_ids[tokens.clone()]);
@@ -313,7 +314,7 @@ impl Flat {
         };
         self.weights.extend(tokens.map(weight));
         if prefix.is_empty() {
-            // The row has nothing before it that could predict it.
+            // The first token of a row has no predictor.
             self.labels[start] = IGNORE;
             self.weights[start] = 0.0;
         }

@@ -1,8 +1,9 @@
 //! Rows to labelled samples: one at a time, or a whole source in parallel.
 //!
-//! One thread reads rows from the source, rayon's current pool turns chunks of them into outcomes, and the iterator
-//! hands these on in source order. A row's outcome depends on the row alone, and where chunks end depends on the rows,
-//! so the result is the same for any number of threads. What depends on earlier rows (D001) happens in order.
+//! One thread reads rows from the source, rayon's current pool turns chunks of them into outcomes, and the
+//! iterator yields these in source order. A row's outcome depends on the row alone, and chunk boundaries depend
+//! only on the rows, so the result is the same for any number of threads. Findings that depend on earlier rows
+//! (D001) are made in order.
 
 mod duplicates;
 mod foreign;
@@ -29,18 +30,18 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What rows are for.
+/// The purpose of the rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// To be written or evaluated: labels are taken as they are, findings are reported, bad rows are subject to
+    /// To be written or evaluated: labels are taken unchanged, findings are reported, bad rows are subject to
     /// `on_bad_row`, and padding is removed (by attention mask, never by id).
     #[default]
     Prepare,
     /// To be trained on: as `Prepare`, and rows with an error of [a rule that refuses](crate::audit::Rule::refuses)
     /// are bad rows too.
     Train,
-    /// To be looked at: every row that has tokens is kept as it is, whatever its findings, and bad rows never stop the
-    /// run.
+    /// To be inspected: every row with tokens is kept unchanged, whatever its findings, and bad rows never stop
+    /// the run.
     Verify,
 }
 
@@ -59,24 +60,24 @@ pub enum Mode {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Pipeline {
-    /// What rows are rendered and tokenised with. For rows that came as tokens it only serves the audits.
+    /// The tokenizer and the chat template. For rows that came as tokens they are only used by the audits.
     pub folder: Arc<ModelFolder>,
-    /// Every choice that decides labels.
+    /// The options that determine labels.
     pub policy: Arc<Policy>,
-    /// The policy that labels must follow, where it is not `policy`: prepared rows follow that of their manifest
+    /// The policy that labels must follow, if it is not `policy`: prepared rows follow that of their manifest
     /// ([`Manifest::labelled_under`](crate::prepared::Manifest::labelled_under)).
     pub labelled_under: Option<Arc<Policy>>,
-    /// True for rows that were prepared with a chat template: the task of a row is the last user turn.
+    /// True for rows that were prepared with a chat template: the last user turn is the task of a row.
     pub prepared_chats: bool,
-    /// What the rows are for.
+    /// The purpose of the rows.
     pub mode: Mode,
     /// Keep texts and byte ranges in [`Kept`].
     pub keep_text: bool,
-    /// Codes whose findings do not refuse their row in [`Mode::Train`]; they are reported.
+    /// Codes whose findings do not refuse a row in [`Mode::Train`]; they are still reported.
     pub allowed: Vec<Code>,
-    /// The findings that count. One that is ignored does not refuse its row either.
+    /// The findings that count. An ignored finding does not refuse its row either.
     pub filter: Filter,
-    /// In [`Mode::Verify`]: the source rows of rows that came as tokens, which these are held against.
+    /// In [`Mode::Verify`]: the source rows of rows that came as tokens, to compare these with.
     pub reference: Option<Arc<Reference>>,
 }
 
@@ -117,17 +118,18 @@ impl Pipeline {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Tokenizer`](crate::Error::Tokenizer) where a stop token of the policy is not in the vocabulary. The
-    /// iterator ends after its first error: [`Error::Io`](crate::Error::Io) and [`Error::Source`](crate::Error::Source)
-    /// where the source cannot be read on; and under `on_bad_row = error`, but not in [`Mode::Verify`],
-    /// [`Error::BadRows`](crate::Error::BadRows) after all bad rows, or [`BAD_ROWS_LISTED`](crate::BAD_ROWS_LISTED), were handed on.
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) if a stop token of the policy is not in the vocabulary. The
+    /// iterator ends after its first error: [`Error::Io`](crate::Error::Io) and
+    /// [`Error::Source`](crate::Error::Source) if reading the source fails; and under `on_bad_row = error`, but
+    /// not in [`Mode::Verify`], [`Error::BadRows`](crate::Error::BadRows) after all bad rows, or
+    /// [`BAD_ROWS_LISTED`](crate::BAD_ROWS_LISTED) of them, were yielded.
     pub fn rows(&self, source: Source) -> Result<Rows> {
         self.rows_in_brief(source, |_| true)
     }
 
-    /// [`Pipeline::rows`] for a caller that looks at the findings of all rows and at the tokens of few: a kept row has its
-    /// tokens, text and cuts only if `whole` is true for its number. The summary counts all of them. The memory of a row's
-    /// tokens is used again for the next, which takes less time than to hand it to another thread.
+    /// [`Pipeline::rows`] for a caller that needs the findings of all rows and the tokens of few: a kept row has
+    /// its tokens, text and cuts only if `whole` is true for its number. The summary counts all rows. The memory
+    /// of a row's tokens is reused for the next, which is faster than passing it to another thread.
     ///
     /// # Errors
     /// As [`Pipeline::rows`].
@@ -143,7 +145,7 @@ impl Pipeline {
         Ok(Rows::new(Chunks::new(self, source, Duplicates::default(), brief)?))
     }
 
-    /// The samples of a file, and the file in numbers.
+    /// The samples of a file, and its summary.
     ///
     /// # Errors
     /// As [`Pipeline::rows`].
@@ -153,7 +155,7 @@ impl Pipeline {
         Ok((samples.collect::<Result<_>>()?, rows.into_summary()))
     }
 
-    /// The outcome of one row, given as its fields. To process many, keep a [`Pipeline::processor`].
+    /// The outcome of one row, given by its fields. To process many rows, keep a [`Pipeline::processor`].
     ///
     /// # Errors
     /// As [`RowProcessor::row`].
@@ -161,11 +163,11 @@ impl Pipeline {
         self.processor()?.row(fields)
     }
 
-    /// What turns single rows into outcomes: it may be used from many threads, and learns from each conversation how
-    /// the chat template renders others of the same shape.
+    /// A processor of single rows. It may be used from many threads, and learns from each conversation how the
+    /// chat template renders others of the same shape.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`](crate::Error::Tokenizer) where a stop token of the policy is not in the vocabulary.
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) if a stop token of the policy is not in the vocabulary.
     pub fn processor(&self) -> Result<RowProcessor> {
         RowProcessor::new(self.clone())
     }

@@ -1,10 +1,10 @@
-//! The policy: every choice that decides labels. It is part of the fingerprint of prepared data.
+//! The policy: the options that determine labels. It is part of the fingerprint of prepared data.
 
 use crate::Section;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Which tokens are learned. A checkpoint records it, and resumes under the same one only.
+/// Which tokens are supervised. A checkpoint records it, and can only be resumed with the same one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
@@ -15,7 +15,7 @@ pub enum Objective {
     AllTokens,
 }
 
-/// How the text is tokenised where a response starts.
+/// How the text is tokenised at the start of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Boundary {
@@ -30,7 +30,7 @@ pub enum Boundary {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TruncationMode {
-    /// Cut the prompt, oldest context first; the response's end only where it alone is too long.
+    /// Cut the prompt, oldest context first; the end of the response only if it alone is too long.
     #[default]
     KeepResponse,
     /// Keep the first `max_length` tokens.
@@ -65,21 +65,21 @@ pub enum ContentSpecialTokens {
     Text,
 }
 
-/// Which assistant turns of a conversation are learned.
+/// Which assistant turns of a conversation are supervised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Supervise {
-    /// All of them, but for those whose own `train` or `weight` masks them.
+    /// All of them, except those masked by their own `train` or `weight`.
     #[default]
     All,
     /// The last one.
     Last,
-    /// Those whose own `train` or `weight` selects them.
+    /// Those selected by their own `train` or `weight`.
     #[serde(alias = "per_message")]
     PerMessage,
 }
 
-/// The fields that rows have.
+/// The format of rows, by their fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -95,7 +95,7 @@ pub enum Format {
     /// `input_ids` with `labels`, `completion_mask` or `assistant_masks`.
     #[serde(alias = "tokenized")]
     Tokenised,
-    /// `messages` in OpenAI's shape.
+    /// `messages` in OpenAI's format.
     Messages,
     /// `conversations` of `from` and `value`.
     Sharegpt,
@@ -103,14 +103,14 @@ pub enum Format {
     Alpaca,
     /// `segments` of `text` with `train` or `weight`.
     Segments,
-    /// `text`, all of which is learned.
+    /// `text`, all of which is supervised.
     Text,
-    /// `chosen` and `rejected`: the chosen side.
+    /// `chosen` and `rejected`: the chosen side is supervised.
     Preference,
 }
 
 impl Format {
-    /// Its name, which is the value of the `format` key.
+    /// The name, which is the value of the `format` key.
     pub fn name(self) -> &'static str {
         self.into()
     }
@@ -118,22 +118,22 @@ impl Format {
 
 /// The policy. With the source, the tokenizer and the chat template it determines every label.
 ///
-/// It will get more fields: make one as `Policy { max_length: Some(512), ..Policy::default() }`.
+/// More fields will be added: create one as `Policy { max_length: Some(512), ..Policy::default() }`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
-    /// The fields that rows have.
+    /// The format of the rows.
     pub format: Format,
-    /// Where rows have what formats name otherwise: a path in the row for names of ours
-    /// ([`COLUMNS`](crate::example::COLUMNS)).
+    /// For rows whose fields have other names: maps our names ([`COLUMNS`](crate::example::COLUMNS)) to paths in
+    /// the row.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub columns: BTreeMap<String, String>,
-    /// Which tokens are learned.
+    /// Which tokens are supervised.
     pub objective: Objective,
-    /// How the text is tokenised where a response starts.
+    /// How the text is tokenised at the start of a response.
     pub boundary: Boundary,
     /// What happens to rows of more than `max_length` tokens.
     pub truncation_mode: TruncationMode,
-    /// The most tokens of a row or a pack; `None` for no limit.
+    /// The maximal number of tokens of a row or a pack; `None` for no limit.
     pub max_length: Option<usize>,
     /// Append the EOS to a plain completion that does not end in it.
     pub append_eos: bool,
@@ -141,24 +141,24 @@ pub struct Policy {
     pub on_bad_row: OnBadRow,
     /// Whether the text of a special token in content becomes that token.
     pub content_special_tokens: ContentSpecialTokens,
-    /// The loss weight of prompt tokens, but not of scaffold; 0 masks them.
+    /// The loss weight of prompt tokens, except scaffold; 0 masks them.
     pub prompt_loss_weight: f32,
     /// The loss weight of each section's prompt tokens, in place of `prompt_loss_weight`.
     pub loss_weights: BTreeMap<String, f32>,
-    /// The marker text of each section (`SYSTEM`, `CONTEXT`, `TASK`, `RESPONSE`), `[SYSTEM]` for example.
+    /// The marker text of each section (`SYSTEM`, `CONTEXT`, `TASK`, `RESPONSE`), for example `[SYSTEM]`.
     pub section_markers: BTreeMap<String, String>,
-    /// Stop tokens besides `eos_token` and those of `generation_config.json`.
+    /// Stop tokens in addition to `eos_token` and those of `generation_config.json`.
     pub stop_tokens: Vec<String>,
-    /// Which assistant turns are learned.
+    /// Which assistant turns are supervised.
     #[serde(default, skip_serializing_if = "is_default")]
     pub supervise: Supervise,
-    /// The date that a chat template takes for today, as YYYY-MM-DD; `None` for the day of the run.
+    /// The date that a chat template uses as today, as YYYY-MM-DD; `None` for the day of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_date: Option<String>,
     /// Variables for the chat template. A row's own `chat_template_kwargs` take precedence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub template_kwargs: BTreeMap<String, serde_json::Value>,
-    /// Pack rows, with at most `max_length` tokens a pack.
+    /// Pack rows, with at most `max_length` tokens per pack.
     #[serde(default, skip_serializing_if = "is_default")]
     pub packing: bool,
     /// In a pack, let rows with the same prompt share it.
@@ -166,7 +166,7 @@ pub struct Policy {
     pub share_prefix: bool,
 }
 
-/// True for a value that is not written: data that was prepared before the field existed keeps its fingerprint.
+/// True for a value that is not serialised: data that was prepared before the field existed keeps its fingerprint.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -201,8 +201,8 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The loss weight of a prompt section: its own, else `prompt_loss_weight`. The last user turn is a task too, and
-    /// `other` is an older name of the section `prompt`.
+    /// The loss weight of a prompt section: its own, else `prompt_loss_weight`. The last user turn also counts as
+    /// a task, and `other` is an older name of the section `prompt`.
     pub fn section_weight(&self, section: Section) -> f32 {
         let older = match section {
             Section::User => Some("task"),

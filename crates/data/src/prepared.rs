@@ -1,8 +1,8 @@
 //! Prepared data on disk: rows as JSON Lines, Parquet or a `datasets` folder, with their findings and their manifest.
 //!
-//! [`prepare`] compares the manifest of an existing output with its inputs, and runs the pipeline where they differ. One
-//! file of records is a sink; an output is one such file, or shards that wait in a folder of their own until all are
-//! complete, with a journal by which an interrupted run continues.
+//! [`prepare`] compares the manifest of an existing output with its inputs, and runs the pipeline if they differ.
+//! A sink writes one file of records; an output is one such file, or shards that stay in a separate folder until
+//! all are complete, with a journal from which an interrupted run continues.
 
 pub mod columnar;
 pub mod folder;
@@ -24,7 +24,7 @@ pub use record::{Boundaries, Record, Rows};
 use crate::{ModelFolder, Pipeline, Policy, Result, Sample};
 use std::path::Path;
 
-/// Reads prepared data, or any rows that came as tokens: the samples as they were written.
+/// Reads prepared data, or any rows that came as tokens: returns the samples as written.
 ///
 /// # Errors
 /// As [`Pipeline::rows`].

@@ -5,7 +5,7 @@ use crate::policy::{Policy, Supervise};
 use crate::{Origin, RowId, Section};
 use std::ops::Range;
 
-/// A run of bytes of one origin and one loss weight.
+/// A byte range with one origin and one loss weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
     /// Byte range in [`Rendered::text`].
@@ -19,7 +19,7 @@ pub struct Span {
 /// A row as text. The spans tile the text exactly: no gap, no overlap, in order (an empty span is allowed).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rendered {
-    /// The row it was made from.
+    /// The source row.
     pub id: RowId,
     /// The whole text: prompts, responses, and the text of stop tokens.
     pub text: String,
@@ -62,8 +62,8 @@ impl Stops {
     }
 }
 
-/// The section markers in their order, each with the section that it opens. `[RESPONSE]` opens none: text
-/// between it and the response is scaffold.
+/// The section markers in order, each with the section that it begins. `[RESPONSE]` begins none: text between it
+/// and the response is scaffold.
 const MARKERS: [(&str, Option<Section>); 4] = [
     ("SYSTEM", Some(Section::System)),
     ("CONTEXT", Some(Section::Context)),
@@ -71,11 +71,11 @@ const MARKERS: [(&str, Option<Section>); 4] = [
     ("RESPONSE", None),
 ];
 
-/// A prompt and its completion to text with spans.
+/// Renders a prompt and its completion as text with spans.
 ///
-/// The completion is the response, up to the stop text at its end, if there is one; white space after the
-/// stop text is scaffold. To a completion without a stop text the EOS is appended, with the origin
-/// [`Origin::EndOfTurn`], if the policy asks for it and the tokenizer has one.
+/// The completion is the response, up to the stop text at its end, if there is one; white space after the stop
+/// text is scaffold. If a completion has no stop text, the EOS is appended with the origin [`Origin::EndOfTurn`],
+/// if the policy requires it and the tokenizer has one.
 pub fn render(id: RowId, text: String, prompt_len: usize, policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = text;
     let mut spans = sections(&text[..prompt_len], policy);
@@ -113,7 +113,7 @@ fn final_stop(response: &str, stops: &Stops) -> Option<Range<usize>> {
     stop(response).or_else(|| stop(response.trim_end()))
 }
 
-/// Segments to text with spans: segments with a weight above 0 are response, the others prompt.
+/// Renders segments as text with spans: segments with a weight above 0 are response, the others prompt.
 ///
 /// A run of response segments is one response, up to the stop text at its end, if there is one. The EOS is
 /// appended as to a plain completion, if the last segment is response and has no stop text at its end.
@@ -133,12 +133,11 @@ pub fn render_segments(id: RowId, segments: &[TextPiece], policy: &Policy, stops
     text.rendered(id)
 }
 
-/// An instruction to plain text with spans: the prompt of Stanford's Alpaca, preceded by earlier turns in the
-/// same form.
+/// Renders an instruction as plain text with spans: the prompt of Stanford's Alpaca, preceded by earlier turns in
+/// the same form.
 ///
-/// The instruction is the task, its input and earlier instructions are context, and the headings are
-/// scaffold. Earlier answers get an EOS and are learned like the last one, unless the policy supervises only
-/// the last.
+/// The instruction is the task, its input and earlier instructions are context, and the headings are scaffold.
+/// Earlier answers get an EOS and are supervised like the last one, unless the policy supervises only the last.
 pub fn render_alpaca(id: RowId, row: &Alpaca, policy: &Policy, stops: &Stops) -> Rendered {
     let mut text = Pieces::default();
     match (&row.system, &row.input) {
@@ -207,7 +206,7 @@ impl Pieces {
         self.push(text, Origin::Response { turn: self.turn }, weight);
     }
 
-    /// Ends the open response: finds its stop text, or appends the EOS if `append` and the policy ask for it.
+    /// Ends the open response: finds its stop text, or appends the EOS if both `append` and the policy require it.
     fn end_turn(&mut self, append: bool, policy: &Policy, stops: &Stops) {
         let Some((first, start)) = self.open.take() else { return };
         let turn = self.turn;
@@ -277,7 +276,7 @@ pub fn sections(prompt: &str, policy: &Policy) -> Vec<Span> {
             .skip(rank)
             .filter(|(_, (marker, _))| !marker.is_empty())
             .filter_map(|(r, (marker, _))| find_marker(prompt, at, rest, marker).map(|place| (place, r)))
-            // If two markers start at one place, the longer one was meant.
+            // If two markers start at the same position, the longer one is meant.
             .min_by_key(|&(place, r)| (place, std::cmp::Reverse(markers[r].0.len())));
         let Some((place, r)) = found else { break };
         if place > start {
@@ -300,8 +299,8 @@ fn find_marker(prompt: &str, at: usize, rest: &str, marker: &str) -> Option<usiz
         .find(|&place| prompt[..place].chars().next_back().is_none_or(char::is_whitespace))
 }
 
-/// True if a completion starts, after white space, with the marker of the response. The marker is supervised
-/// like the rest of the completion, so the model learns to write it.
+/// True if a completion starts, after white space, with the marker of the response. The marker is supervised like
+/// the rest of the completion, so the model learns to write it.
 pub fn starts_with_response_marker(completion: &str, policy: &Policy) -> bool {
     let marker = policy.section_markers.get("RESPONSE").map_or("[RESPONSE]", String::as_str);
     !marker.is_empty() && completion.trim_start().starts_with(marker)

@@ -1,6 +1,6 @@
 //! Reports on rows, as pure functions from data to text: [`terminal`] output, an [`html`] page, [`json`] for programs.
 //!
-//! What colour shows, a word shows too.
+//! Text repeats everything that colour shows.
 
 pub mod advice;
 pub mod format;

@@ -10,15 +10,15 @@ use std::ops::Range;
 /// A row or a pack of rows, ready for training. All vectors have one entry per token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// The row that it was made from. For a pack made here its first row; for a pack that was read, its own line.
+    /// The source row. For a pack made here, its first row; for a pack that was read, its own line.
     pub id: RowId,
     /// Token ids.
     pub input_ids: Vec<u32>,
-    /// `input_ids[i]` where supervised, else [`IGNORE`]. Not shifted: the model shifts.
+    /// `input_ids[i]` if supervised, else [`IGNORE`]. Not shifted: the model shifts.
     pub labels: Vec<i32>,
     /// Why each token is supervised or not.
     pub origins: Vec<Origin>,
-    /// The loss weight of each token's label; `None` where all are 0 or 1.
+    /// The loss weight of each token's label; `None` if all are 0 or 1.
     pub weights: Option<Vec<f32>>,
     /// The boundaries of a pack; `None` for a single row.
     pub pack: Option<Box<Pack>>,
@@ -29,16 +29,16 @@ pub struct Sample {
 pub(crate) struct Run {
     pub origin: Origin,
     pub tokens: Range<usize>,
-    /// How many of them are supervised.
+    /// The number of supervised tokens.
     pub supervised: usize,
 }
 
 impl Sample {
-    /// The targets of the loss, after the shift: `(position of the hidden state, id to predict, weight)`.
+    /// The targets of the loss, after the shift by one: `(position of the hidden state, id to predict, weight)`.
     ///
-    /// A label at index 0 has no hidden state before it and is not a target, nor is a label of weight 0. In a pack the same
-    /// holds for each row: no target crosses a boundary, and the last token of a shared prompt predicts the first token
-    /// of each response.
+    /// A label at index 0 has no hidden state before it, so it is not a target; nor is a label of weight 0. In a
+    /// pack the same holds for each row: no target crosses a boundary, and the last token of a shared prompt
+    /// predicts the first token of each response.
     pub fn targets(&self) -> impl Iterator<Item = (u32, u32, f32)> + '_ {
         self.segments().flat_map(move |segment| {
             segment.own.clone().filter(|&i| self.labels[i as usize] != IGNORE).filter_map(move |i| {
@@ -49,11 +49,11 @@ impl Sample {
         })
     }
 
-    /// True where the sample has a target.
+    /// True if the sample has a target.
     pub fn has_target(&self) -> bool {
         match (&self.pack, &self.weights) {
-            // Without a pack and weights a label after the first is enough. Prompts are long: blocks without a branch
-            // inside become vector instructions.
+            // Without a pack and weights, any label after the first is enough. Prompts are long, and branch-free
+            // blocks are vectorised.
             (None, None) => self.labels.get(1..).is_some_and(|labels| {
                 let any = |block: &[i32]| block.iter().fold(false, |any, &label| any | (label != IGNORE));
                 labels.chunks(64).any(any)
@@ -62,14 +62,14 @@ impl Sample {
         }
     }
 
-    /// The segments of a pack; for a single row, one segment that is all of it.
+    /// The segments of a pack; for a single row, one segment that covers it.
     pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         let packed = self.pack.iter().flat_map(|pack| pack.segments.iter().cloned());
         let whole = self.pack.is_none().then(|| Segment::whole(0..self.len() as u32));
         packed.chain(whole)
     }
 
-    /// Its runs of tokens of one origin, in order; none crosses a boundary of a pack.
+    /// The runs of tokens of one origin, in order; none crosses a boundary of a pack.
     pub(crate) fn runs(&self) -> Vec<Run> {
         let mut runs = Vec::new();
         for segment in self.segments() {
@@ -85,12 +85,12 @@ impl Sample {
         runs
     }
 
-    /// Number of rows: 1, or those of a pack.
+    /// Number of rows: 1 for a single row.
     pub fn rows(&self) -> usize {
         self.pack.as_ref().map_or(1, |pack| pack.rows.len())
     }
 
-    /// Number of tokens of its longest row, a shared prompt included: the positions that a model needs.
+    /// Number of tokens of the longest row, including a shared prompt: the number of positions that a model needs.
     pub fn longest_row(&self) -> usize {
         self.segments().map(|segment| segment.row_len() as usize).max().unwrap_or(0)
     }
@@ -105,8 +105,8 @@ impl Sample {
         self.input_ids.is_empty()
     }
 
-    /// The rows of a pack as if they had never been packed, except that the label of a row's first token is masked. For a
-    /// single row, the row.
+    /// The rows of a pack as they were before packing, except that the label of a row's first token is masked. For
+    /// a single row, that row.
     pub fn unpack(&self) -> Vec<Sample> {
         let Some(pack) = &self.pack else { return vec![self.clone()] };
         let copies = |i: usize| {
@@ -132,16 +132,16 @@ impl Sample {
     }
 }
 
-/// How many values at the start of a list are the same.
+/// The number of equal values at the start of a list.
 pub(crate) fn run_of<T: Copy + PartialEq>(values: &[T]) -> usize {
     let Some(&first) = values.first() else { return 0 };
-    // Runs are long: blocks without a branch inside become vector instructions.
+    // Runs are long, and branch-free blocks are vectorised.
     let same = |block: &&[T]| block.iter().fold(true, |same, value| same & (*value == first));
     let whole = values.chunks(32).take_while(same).map(<[T]>::len).sum::<usize>();
     whole + values[whole..].iter().take_while(|value| **value == first).count()
 }
 
-/// A weight column, where some weight is neither 0 nor 1.
+/// The weights, if any is neither 0 nor 1.
 pub(crate) fn column(weights: Vec<f32>) -> Option<Vec<f32>> {
     weights.iter().any(|w| *w != 0.0 && *w != 1.0).then_some(weights)
 }

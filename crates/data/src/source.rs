@@ -1,5 +1,5 @@
-//! Sources of rows: JSON Lines, JSON, CSV and TSV, plain or compressed, Parquet and Arrow. A source is one
-//! file or several files in order, read as a stream; formats are detected by content.
+//! Sources of rows: JSON Lines, JSON, CSV and TSV, plain or compressed, Parquet and Arrow. A source is one file or
+//! several files in order, read as a stream; formats are detected from the content.
 //!
 //! Rows are separated before they are parsed. A malformed row is therefore one bad row with its position, not
 //! the end of the file, and parsing runs in parallel ([`crate::Pipeline::rows`]).
@@ -81,8 +81,8 @@ pub struct Source {
     ended: bool,
 }
 
-/// Refuses a device, and a named pipe: opening one waits for a writer, and it can be read once only. A pipe that is open
-/// already has a name under `/dev` or `/proc`.
+/// Refuses a device, and a named pipe: opening one waits for a writer, and it can only be read once. A pipe that
+/// is already open has a path under `/dev` or `/proc`.
 #[cfg(unix)]
 fn check_kind(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
     use std::os::unix::fs::FileTypeExt;
@@ -159,8 +159,8 @@ impl Source {
         })
     }
 
-    /// Rows that a program hands over part by part, under a name of its choice. They are counted as rows of one file;
-    /// their hash is that of what they say, however they are divided into parts.
+    /// Rows that a program passes in parts, under a name of its choice. They are counted as rows of one file;
+    /// their hash depends on their content, not on the division into parts.
     pub fn given(
         name: impl AsRef<Path>,
         parts: impl Iterator<Item = Result<Part>> + Send + 'static,
@@ -180,7 +180,7 @@ impl Source {
         }
     }
 
-    /// The same, with its next row counted as number `row`: it is a part of a longer source.
+    /// The same source with `row` as the number of its next row, for a part of a longer source.
     #[must_use]
     pub fn numbered_from(mut self, row: u64) -> Source {
         self.row = row;

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 /// Splits samples into those to train on and those held out, both in their order.
 ///
-/// Rows with the same prompt stay together: a model that has learned one reply to a prompt knows the prompt, and its loss
-/// on another reply would be too low. Prompts are drawn by a hash of the seed and the number of their first row, until
-/// `fraction` of the rows (rounded; of two or more rows at least one, and never all) is held out; a prompt with more rows
-/// than are still wanted is skipped. Where all rows have one prompt, rows are drawn one by one.
+/// Rows with the same prompt stay together: a model that was trained on one reply to a prompt has seen the prompt,
+/// and its loss on another reply would be too low. Prompts are drawn by a hash of the seed and the number of their
+/// first row, until `fraction` of the rows (rounded; of two or more rows at least one, and never all) is held out;
+/// a prompt with more rows than are still needed is skipped. If all rows have the same prompt, rows are drawn one
+/// by one.
 pub fn split(samples: Vec<Sample>, fraction: f64, seed: u64) -> (Vec<Sample>, Vec<Sample>) {
     let n = samples.len();
     let mut wanted = (fraction.clamp(0.0, 1.0) * n as f64).round() as usize;
@@ -28,7 +29,7 @@ pub fn split(samples: Vec<Sample>, fraction: f64, seed: u64) -> (Vec<Sample>, Ve
             group.iter().for_each(|&i| held[i] = true);
         }
     }
-    // Every prompt has more rows than are wanted: the smallest exceeds that least.
+    // Every prompt has more rows than needed: the smallest exceeds the number least.
     if count == 0
         && wanted > 0
         && let Some(group) = groups.iter().min_by_key(|g| g.len())
@@ -42,7 +43,7 @@ pub fn split(samples: Vec<Sample>, fraction: f64, seed: u64) -> (Vec<Sample>, Ve
     (train, test)
 }
 
-/// Indices of the samples of each prompt, in order of appearance. A sample without a prompt is a group of its own.
+/// Indices of the samples of each prompt, in order of appearance. A sample without a prompt is its own group.
 fn by_prompt(samples: &[Sample]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut known: BTreeMap<&[u32], usize> = BTreeMap::new();

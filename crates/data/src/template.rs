@@ -1,8 +1,7 @@
-//! Chat templates: conversations to text, as transformers 5 renders them, with spans that are proven
-//! (MASKING.md).
+//! Chat templates: conversations to text, as transformers 5 renders them, with proven spans (MASKING.md).
 //!
-//! A template is compiled once and used from many threads. It is untrusted: it has no access to files, and
-//! its work and output are bounded.
+//! A template is compiled once and used from many threads. It is untrusted: it has no access to files, and its
+//! work and output are bounded.
 
 mod blind;
 mod charges;

@@ -1,5 +1,5 @@
-//! Where an answer starts, which messages no token stands for, and the names of roles. The tokenizer's ids are bytes, so
-//! the learned text can be read off the labels.
+//! Where an answer starts, which messages are represented by no token, and role names. The tokenizer's ids are
+//! bytes, so the supervised text can be read off the labels.
 
 mod common;
 
@@ -37,7 +37,7 @@ fn whole(kept: &Kept) -> String {
     text(kept.sample.input_ids.iter().copied())
 }
 
-/// The learned runs, joined by `|`.
+/// The supervised runs, joined by `|`.
 fn learned(kept: &Kept) -> String {
     let labels = &kept.sample.labels;
     let runs = labels.chunk_by(|a, b| (*a == IGNORE) == (*b == IGNORE)).filter(|run| run[0] != IGNORE);
@@ -52,7 +52,7 @@ fn call(name: &str) -> Value {
     json!([{"type": "function", "function": {"name": name, "arguments": {"x": 1}}}])
 }
 
-/// The model goes on after a tool's result without a header; the generation prompt is empty there.
+/// The model continues after a tool's result without a header; the generation prompt is empty there.
 const GOES_ON: &str = "{% for m in messages %}{% if m.role == 'tool' %}<r>{{ m.content }}</r>{% elif m.role == 'assistant' %}\
     {% if not loop.previtem or loop.previtem.role != 'tool' %}[assistant]{% endif %}<think>{{ m.reasoning_content or '' }}\
     </think>{{ m.content }}{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments | tojson }}</call>{% endfor %}\
@@ -70,11 +70,11 @@ fn a_generation_prompt_that_is_empty_after_a_result() {
     let first = "<think>r1</think><call>{\"x\": 1}</call>";
     assert_eq!(learned(kept(&all, 0)), format!("{first}|<think>r2</think>a2<|end|>"));
     assert_eq!(learned(kept(&all, 1)), format!("{first}|<think></think>a2<|end|>"));
-    // A call has no stop token here; what is missing is nothing else.
+    // A call has no stop token here; there is no other finding.
     assert!(all.iter().all(|outcome| codes(outcome) == ["M002:e"]), "{all:?}");
 }
 
-/// The generation prompt opens a thought, and nothing of the template closes it.
+/// The generation prompt opens a thought, and the template never closes it.
 const OPENS: &str = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}\
     {% if add_generation_prompt %}[assistant]<think>\n{% endif %}";
 
@@ -87,7 +87,7 @@ fn what_the_prompt_opens_is_given_where_the_content_repeats_it() {
         chat(json!([user, answer(said)])),
         json!({"prompt": [user], "completion": [answer(said)]}),
         chat(json!([user, answer("a")])),
-        // Only one of two answers repeats it, of the same shape as two others.
+        // Only one of two answers repeats it; its shape equals that of two others.
         chat(json!([user, answer("a"), user, answer(said)])),
         chat(json!([user, answer("a"), user, answer("b")])),
         chat(json!([user, answer(said), user, answer("b")])),
@@ -102,7 +102,7 @@ fn what_the_prompt_opens_is_given_where_the_content_repeats_it() {
     assert_eq!(got[3], want(&format!("a<|end|>|{rest}"), "G001:w"));
     assert_eq!(got[4], want("a<|end|>|b<|end|>", "G001:w"));
     assert_eq!(got[5], want(&format!("{rest}|b<|end|>"), "G001:w"));
-    // The order of the rows, and so the shapes that are known already, changes nothing.
+    // The order of the rows, and so the order in which shapes are learned, makes no difference.
     let reversed: Vec<_> = rows.iter().rev().cloned().collect();
     let again = run(OPENS, &reversed);
     for (i, (text, _)) in got.iter().rev().enumerate() {
@@ -122,7 +122,7 @@ fn a_prompt_that_begins_the_answer_with_words() {
     assert_eq!(all.iter().map(|o| codes(o).concat()).collect::<Vec<_>>(), ["", "G001:w"]);
 }
 
-/// As Qwen2.5: only these roles are rendered.
+/// As in Qwen2.5: only these roles are rendered.
 const KNOWS: &str = "{% for m in messages %}{% if m.role in ['system', 'user', 'assistant', 'tool'] %}[{{ m.role }}]\
     {{ m.content }}{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}<|end|>{% endif %}\
     {% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
@@ -177,7 +177,7 @@ fn roles_under_all_their_names() {
 
 #[test]
 fn names_that_the_template_knows_are_its_own() {
-    // A developer of a template that has developers; a template of `model` and `ipython` only.
+    // A developer role in a template that supports it; a template with only `model` and `ipython`.
     let developers = KNOWS.replace("'system',", "'system', 'developer',");
     let row = chat(json!([{"role": "developer", "content": "d"}, {"role": "user", "content": "q"},
         {"role": "assistant", "content": "a"}]));
@@ -212,7 +212,7 @@ fn calls_in_a_row_are_one_answer() {
     assert_eq!(whole(kept(&all, 0)), want);
 }
 
-/// As Granite 20B's for functions: the model is given a blank that the history has before words only.
+/// As in Granite 20B for functions: the generation prompt ends in a blank that the history only has before text.
 const BLANK: &str = "{% for m in messages %}{% if m.tool_calls %}[assistant]:{% for c in m.tool_calls %}<call>\
     {{ c.function | tojson }}{% endfor %}<|end|>{% elif m.role == 'assistant' %}[assistant]: {{ m.content }}<|end|>{% else %}\
     [{{ m.role }}]: {{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]: {% endif %}";
@@ -244,7 +244,7 @@ fn messages_that_no_token_stands_for() {
             json!([message("critic", "Answer in French."), user, answer]),
             "message 0 has the role \"critic\"",
         ),
-        // Its words stand in another message, too.
+        // Its text also occurs in another message.
         (KNOWS, json!([message("critic", "q"), user, answer]), "message 0 has the role \"critic\""),
         (KNOWS, json!([message("a1", "x"), user, message("a2", "y"), answer]), "(and 1 more)"),
         (no_calls.as_str(), json!([user, caller, message("tool", "R"), answer]), "nothing of its tool calls"),
@@ -262,7 +262,7 @@ fn messages_that_no_token_stands_for() {
             all[0]
         );
     }
-    // An answer of which nothing is rendered cannot be learned.
+    // An answer that is not rendered at all cannot be supervised.
     let deaf = KNOWS.replace("{{ m.content }}", "{% if m.role != 'assistant' %}{{ m.content }}{% endif %}");
     let all = run(&deaf, &[chat(json!([user, answer]))]);
     assert!(
@@ -270,7 +270,7 @@ fn messages_that_no_token_stands_for() {
         "{:?}",
         all[0]
     );
-    // Rendered in another way, or with nothing to render, they are there.
+    // Text that is rendered in another form, and an empty text, count as rendered.
     let shouts = KNOWS.replace("m.content", "m.content.upper()");
     for (template, row) in [
         (shouts.as_str(), json!([message("system", "straße"), user, answer])),

@@ -1,5 +1,5 @@
-//! Data sets that others tokenised: what is wrong with them, and what is not. Ids are bytes, 256 the EOS,
-//! 257 the BOS, 258 the pad id (`common`).
+//! Data sets that other programs tokenised: faults are found, and correct rows have no findings. Ids are bytes,
+//! 256 is the EOS, 257 the BOS and 258 the pad id (`common`).
 
 mod common;
 
@@ -34,7 +34,7 @@ const NONE: [&str; 0] = [];
 fn good_rows_have_no_findings() {
     assert_eq!(found(json!({"input_ids": [B, 1, 2, 3, E], "labels": [X, X, X, 3, E]})), NONE);
     assert_eq!(found(json!({"input_ids": [B, 1, 2, 3, E], "completion_mask": [0, 0, 0, 1, 1]})), NONE);
-    // Padded on either side, with a mask that says so, pad id or not.
+    // Padded on either side, with a mask, whether or not the ids are the pad id.
     assert_eq!(
         found(
             json!({"input_ids": [1, 2, E, E, E], "labels": [X, 2, E, X, X], "attention_mask": [1, 1, 1, 0, 0]})
@@ -51,7 +51,7 @@ fn good_rows_have_no_findings() {
     assert_eq!(found(json!({"input_ids": [1, 2, E, P, P], "labels": [X, 2, E, X, X]})), NONE);
     // Two turns.
     assert_eq!(found(json!({"input_ids": [1, 2, E, 3, 4, E], "labels": [X, 2, E, X, 4, E]})), NONE);
-    // A prepared row that says that all of it is a response.
+    // A prepared row that gives all of it as response.
     assert_eq!(found(json!({"input_ids": [1, 2, E], "labels": [1, 2, E], "origins": "RRE"})), NONE);
 }
 
@@ -106,7 +106,7 @@ fn each_fault_has_its_code() {
 fn pad_equal_to_eos_is_told_apart_by_place() {
     let config = br#"{"eos_token": "<|end|>", "pad_token": "<|end|>"}"#;
     let json = {
-        // The same vocabulary, another configuration.
+        // The same vocabulary with another configuration.
         let mut vocab = serde_json::Map::new();
         for c in 'a'..='z' {
             vocab.insert(c.to_string(), (c as u32 - 97).into());
@@ -210,7 +210,7 @@ fn filters() {
     assert!(Filter::new(&["Q1"], &[]).unwrap_err().contains("\"Q1\""));
 }
 
-/// Prepared rows that were asked to learn a prompt are right, whatever the run that reads them asks for.
+/// Prepared rows with supervised prompts are correct, whatever the policy of the run that reads them.
 #[test]
 fn prepared_rows_are_held_against_their_own_policy() {
     let s = Scratch::new();
@@ -245,15 +245,15 @@ fn rows_beyond_the_models_positions_are_a_finding_where_nothing_cuts_them() {
         let pipeline = Pipeline::new(folder, policy);
         codes(&outcomes(&pipeline, &path).0.remove(0))
     };
-    // 40 tokens: as many as there are positions, one more, and where nothing is known of positions.
+    // 40 tokens: as many as positions, one more, and an unknown number of positions.
     assert_eq!(found(row(39), None, Some(40)), NONE);
     assert_eq!(found(row(39), None, Some(39)), ["T003:w"]);
     assert_eq!(found(row(39), None, None), NONE);
     assert_eq!(found(row(39), Some(1024), Some(39)), ["T003:w"]);
-    // max_length cuts rows to fit, or to less than they have but more than fits.
+    // max_length cuts rows to fit, or cuts them but not enough to fit.
     assert_eq!(found(row(39), Some(39), Some(39)), ["T002:w"]);
     assert_eq!(found(row(39), Some(38), Some(37)), ["T003:w", "T002:w"]);
-    // Of a pack each row counts alone.
+    // In a pack each row counts separately.
     let ids: Vec<i64> = (1..=19).chain([E]).chain(1..=19).chain([E]).collect();
     let labels: Vec<i64> = ids.iter().map(|&id| if id < 19 { X } else { id }).collect();
     let pack = json!({"input_ids": ids, "labels": labels, "seq_lengths": [20, 20]});

@@ -1,5 +1,5 @@
-//! What the author of a row says about its loss is what is learned, or an error that names the key. The tokenizer's ids
-//! are bytes, so the learned text can be read off the labels.
+//! The author's masks in a row decide what is supervised, or are an error that names the key. The tokenizer's ids
+//! are bytes, so the supervised text can be read off the labels.
 
 mod common;
 
@@ -7,7 +7,7 @@ use common::{BOS, CHATML, EOS, kept, run_chats};
 use serde_json::{Value, json};
 use suasion_data::{IGNORE, Kept, Objective, Outcome, Policy, Supervise};
 
-/// The learned text, `|` between runs and `*w` after a run of weight w.
+/// The supervised text, `|` between runs and `*w` after a run of weight w.
 fn learned(kept: &Kept) -> String {
     let sample = &kept.sample;
     let weight = |i: usize| match sample.labels[i] {
@@ -33,7 +33,7 @@ fn learned(kept: &Kept) -> String {
     runs.into_iter().filter(|(_, w)| *w > 0.0).map(shown).collect::<Vec<_>>().join("|")
 }
 
-/// What is learned of one conversation: its two answers say "one" and "two".
+/// The supervised text of one conversation, whose two answers are "one" and "two".
 fn of(template: &str, row: Value, policy: &Policy) -> String {
     match &run_chats(template, &[row], policy)[0] {
         Outcome::Kept(kept) => learned(kept),
@@ -91,7 +91,7 @@ fn masks_of_messages_under_every_name() {
         let row = json!({"conversations": messages});
         assert_eq!(of(CHATML, row, &Policy::default()), want, "{mask}");
     }
-    // They choose the answers where the policy leaves the choice to them.
+    // They choose the answers if the policy leaves the choice to them.
     let chosen = Policy { supervise: Supervise::PerMessage, ..Policy::default() };
     for key in ["train", "training", "loss", "weight", "loss_scale"] {
         assert_eq!(of(CHATML, with(json!({key: 1})), &chosen), "one<|end|>", "{key}");
@@ -170,7 +170,7 @@ fn prompts_are_not_made_answers() {
     assert!(got.contains("message 1 is prompt, and is to be learned"), "{got}");
 }
 
-/// A masked prompt stays masked where prompts are learned.
+/// A masked prompt stays masked if prompts are supervised.
 #[test]
 fn a_prompt_of_weight_0_is_masked_whatever_prompts_weigh() {
     let row = json!({"messages": [{"role": "user", "content": "q", "train": false}, {"role": "assistant", "content": "a"},
@@ -192,15 +192,15 @@ fn ranges_of_characters() {
     let wanted = " very well|<|end|>";
     assert_eq!(of(CHATML, row(text, detail.clone()), &Policy::default()), wanted);
     assert_eq!(of(CHATML, row(text, detail.to_string().into()), &Policy::default()), wanted);
-    // Characters, not bytes; what no range covers is not learned.
+    // Characters, not bytes; text outside all ranges is masked.
     let detail = json!([range(1, 2, true.into()), range(4, 4, true.into())]);
     assert_eq!(of(CHATML, row("aéßc👩z", detail), &Policy::default()), "éß|👩|<|end|>");
-    // White space at the ends is the content's, or the template's that trims it.
+    // White space at the ends belongs to the content, or to a template that trims it.
     let ends = json!([range(0, 2, true.into()), range(5, 6, true.into())]);
     assert_eq!(of(CHATML, row(" ab cd ", ends.clone()), &Policy::default()), " ab|d <|end|>");
     let trims = CHATML.replace("m['content']", "m['content'].strip()");
     assert_eq!(of(&trims, row(" ab cd ", ends), &Policy::default()), "ab|d<|end|>");
-    // A message that is masked is masked.
+    // A masked message stays masked.
     let mut masked = row(text, json!([range(0, 5, true.into())]));
     masked["messages"][1]["train"] = false.into();
     assert_eq!(of(CHATML, masked, &Policy::default()), "nothing");
@@ -219,7 +219,7 @@ fn ranges_of_characters() {
         let got = of(CHATML, row(text, detail.clone()), &Policy::default());
         assert!(got.contains("train_detail") && got.contains(why), "{detail}: {got}");
     }
-    // A template that changes the text leaves no place to be found.
+    // If a template changes the text, the ranges cannot be located.
     let shouts = CHATML.replace("m['content']", "m['content'].upper()");
     let got = of(&shouts, row(text, json!([range(0, 5, true.into())])), &Policy::default());
     assert!(got.contains("whose places cannot be proved: the template changes it"), "{got}");
@@ -262,7 +262,7 @@ fn parts_with_masks_of_their_own() {
     let call = json!([{"type": "text", "text": "a"}, {"type": "tool_call", "name": "f", "arguments": {}, "train": false}]);
     let got = of(CHATML, row(call, none.clone()), &Policy::default());
     assert!(got.contains("a mask on its part 1 of type \"tool_call\""), "{got}");
-    // One of the two is meant.
+    // Only one of the two can be intended.
     let mut twice = row(parts(none.clone(), none.clone()), none);
     twice["messages"][1]["train_detail"] = json!([{"begin_offset": 0, "end_offset": 1, "train": true}]);
     assert!(
@@ -305,7 +305,7 @@ fn tokens_are_learned_where_both_masks_say_so() {
     assert_eq!(labels(&row, &all), [IGNORE, 2, IGNORE, 4, 5, IGNORE]);
     let one = json!({"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1]});
     assert_eq!(labels(&one, &all), [1, 2, 3]);
-    // Labels that are there are left as they are.
+    // Existing labels are kept unchanged.
     let given = json!({"input_ids": [1, 2, 3], "labels": [IGNORE, IGNORE, 3], "assistant_masks": [0, 1, 1]});
     assert_eq!(labels(&given, &Policy::default()), [IGNORE, IGNORE, 3]);
     let unknown = json!({"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1], "my_mask": [0, 0, 1]});

@@ -1,5 +1,5 @@
-//! Conversations from the row to the labels: the cases that break other trainers, with a tokenizer whose ids are the
-//! bytes, so that what is learned can be read.
+//! Conversations from the row to the labels: the cases that break other trainers, with a tokenizer whose ids are
+//! bytes, so that the supervised text can be read off the labels.
 
 mod common;
 
@@ -21,7 +21,7 @@ fn text(ids: &[u32]) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// What is learned: the runs of labels.
+/// The supervised texts: the runs of labels.
 fn learned(kept: &Kept) -> Vec<String> {
     let mut runs: Vec<Vec<u32>> = vec![Vec::new()];
     for (i, &label) in kept.sample.labels.iter().enumerate() {
@@ -40,7 +40,7 @@ fn chat(messages: Value) -> Value {
     json!({ "messages": messages })
 }
 
-/// What is learned of one conversation under ChatML, and what is found.
+/// The supervised texts of one conversation under ChatML, and the findings.
 fn chatml(messages: Value) -> (Vec<String>, Vec<String>) {
     let all = run_chats(CHATML, &[chat(messages)], &Policy::default());
     (learned(kept(&all, 0)), codes(&all[0]))
@@ -100,7 +100,7 @@ fn a_span_at_token_zero() {
     let kept = kept(&all, 0);
     assert_eq!(kept.sample.origins[0], Origin::Response { turn: 0 });
     assert_eq!(learned(kept), ["one<|end|>", "three<|end|>"]);
-    // The model has nothing to predict the first token from.
+    // The first token cannot be predicted.
     assert_eq!(kept.sample.targets().count(), "one".len() + 1 + "three".len() + 1 - 1);
 }
 
@@ -142,7 +142,7 @@ fn the_model_may_speak_first() {
 
 #[test]
 fn the_stop_token_of_the_next_message_is_the_answers_own() {
-    // As GLM's: what ends a turn is the header of the next one.
+    // As in GLM: the header of the next turn ends a turn.
     let glm = "{% for m in messages %}{% if m.role == 'assistant' %}<a>{{ m.content }}{% else %}<|end|>{{ m.role }}:\
         {{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}";
     let row = |messages| run_chats(glm, &[chat(messages)], &Policy::default());
@@ -151,12 +151,12 @@ fn the_stop_token_of_the_next_message_is_the_answers_own() {
         {"role": "user", "content": "thanks"}]));
     assert_eq!(learned(kept(&all, 0)), ["a<|end|>", "b<|end|>"]);
     assert_eq!(codes(&all[0]), [""; 0]);
-    // Nothing ends the last answer: it is told, once, and the others have their stop tokens.
+    // Nothing ends the last answer: this is reported once, and the others have their stop tokens.
     let all = row(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
         {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]));
     assert_eq!(learned(kept(&all, 0)), ["a<|end|>", "b"]);
     assert_eq!(codes(&all[0]), ["M002:e"]);
-    // An answer that is not learned need not end.
+    // An answer that is not supervised needs no end.
     let policy = Policy { supervise: Supervise::PerMessage, ..Policy::default() };
     let row =
         chat(json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": true},
@@ -224,7 +224,7 @@ fn weights_of_messages() {
         turns([true.into(), true.into()]),
     ];
     let all = run_chats(CHATML, &rows, &policy);
-    // One shape but for the weights: they are not mixed up.
+    // Equal shapes except for the weights: they are not confused.
     let got: Vec<_> = (0..3).map(|i| learned(kept(&all, i))).collect();
     assert_eq!(got, [vec!["a<|end|>"], vec!["b<|end|>"], vec!["a<|end|>", "b<|end|>"]]);
     let half =
@@ -235,7 +235,8 @@ fn weights_of_messages() {
     assert_eq!(weights, [0.5, 0.5]);
 }
 
-/// Drops the thoughts of the history, writes those of the last answer, and opens an empty one for an answer without.
+/// Drops thoughts in the history, writes those of the last answer, and opens an empty one for an answer without a
+/// thought.
 const THINKS: &str = "{% for m in messages %}{% set said = m.content.split('</think>')[-1] %}[{{ m.role }}]\
     {% if m.role == 'assistant' and loop.last %}{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>\
     {% elif '</think>' in m.content %}{{ m.content.split('</think>')[0] }}</think>{% else %}<think></think>{% endif %}\
@@ -257,19 +258,19 @@ fn thoughts_that_the_template_drops_writes_or_opens() {
         turns("a", thought),
     ];
     let all = run_chats(THINKS, &rows, &Policy::default());
-    // What the template writes after the generation prompt the model has to write, too.
+    // The model also has to generate the template's text after the generation prompt.
     assert_eq!(learned(kept(&all, 0)), ["a<|end|>", "<think></think>b<|end|>"]);
     assert_eq!(learned(kept(&all, 1)), ["a<|end|>", "<think>hm</think>b<|end|>"]);
     assert_eq!(learned(kept(&all, 2)), ["a<|end|>", "<think>hm</think>b<|end|>"]);
     assert_eq!(codes(&all[0]), ["C001:w"]);
-    // Whether the thought came in the words or beside them, the text is the same.
+    // The text is the same whether the thought is in the content or in its own key.
     assert_eq!(codes(&all[2]), ["D001:n"]);
 }
 
 #[test]
 fn a_prompt_that_opens_a_thought_which_the_history_does_not_have() {
-    // As DeepSeek-R1's: the prompt is no prefix of the text, which is told; the words themselves are proved, whatever they
-    // begin with. Where they begin with the opened thought, that is given.
+    // As in DeepSeek-R1: the prompt is not a prefix of the text, which is reported; the content is proved,
+    // whatever it begins with. If it begins with the opened thought, that part belongs to the prompt.
     let opens = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}\
         [assistant]<think>\n{% endif %}";
     for (said, learns, found) in [
@@ -298,7 +299,7 @@ fn a_prompt_that_opens_a_thought_which_the_history_does_not_have() {
 
 #[test]
 fn white_space_of_the_header_is_not_the_answers() {
-    // The header ends in the line end that the answer begins with, and the template trims.
+    // The header ends in the line end that the answer begins with, which the template trims.
     for trim in ["| trim", ".strip()", ".lstrip('\\n')"] {
         let template = format!(
             "{{% for m in messages %}}[{{{{ m.role }}}}]\n{{{{ m.content {trim} }}}}<|end|>{{% endfor %}}\
@@ -327,7 +328,7 @@ fn templates_that_refuse_say_why() {
         {"role": "assistant", "content": "a"}]);
     let message = error(no_system, chat(system));
     assert!(message.contains("System role not supported"), "{message}");
-    // The same rows in between do not change what becomes of the others.
+    // The same rows in between do not change the outcomes of the others.
     let good = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
     let all = run_chats(
         no_system,
@@ -370,7 +371,7 @@ fn generation_blocks_wherever_they_stand() {
             assert_eq!(codes(&all[0]), [""; 0], "{template}");
         }
     }
-    // What the author marks beyond the stop token is learned and told, once.
+    // Text that the author marks after the stop token is supervised and reported once.
     let wide = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>\
         {{ '\n' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
     let all = run_chats(
@@ -384,7 +385,7 @@ fn generation_blocks_wherever_they_stand() {
 
 #[test]
 fn a_block_of_its_own_for_the_last_eos_is_the_last_answers() {
-    // As Phi's in TRL: one block for each answer, and one for the EOS after all of them.
+    // As for Phi in TRL: one block for each answer, and one for the EOS after all of them.
     let template = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}{{ m.content }};\
         {% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}{% generation %}<|end|>{% endgeneration %}";
     let row = |first: &str| {
@@ -394,7 +395,7 @@ fn a_block_of_its_own_for_the_last_eos_is_the_last_answers() {
     let last = Policy { supervise: Supervise::Last, ..Policy::default() };
     let all = run_chats(template, &[row("a")], &last);
     assert_eq!(learned(kept(&all, 0)), ["b;<|end|>"]);
-    // Whose the block of an empty answer is, nothing says; where all weigh the same nobody need know.
+    // The block of an empty answer could belong to either answer; with equal weights that does not matter.
     let all = run_chats(template, &[row("")], &Policy::default());
     assert_eq!(learned(kept(&all, 0)), [";", "b;<|end|>"]);
     let all = run_chats(template, &[row("")], &last);
@@ -446,7 +447,7 @@ fn the_date_of_the_day_is_part_of_the_fingerprint() {
     let (written, summary) = date(&dated, &path, &Policy::default());
     assert_eq!(summary.template_date.as_ref(), Some(&written));
     assert_eq!(summary.pinned(&Policy::default()).template_date, Some(written));
-    // Pinned, or without need, or of no use to the rows.
+    // Pinned, or not needed, or not used for the rows.
     let pinned = Policy { template_date: Some("2024-02-29".into()), ..Policy::default() };
     let (written, summary) = date(&dated, &path, &pinned);
     assert_eq!((written.as_str(), summary.template_date.as_ref()), ("2024-02-29", None));
@@ -456,7 +457,7 @@ fn the_date_of_the_day_is_part_of_the_fingerprint() {
     assert_eq!(pipeline.samples(&plain).unwrap().1.template_date, None);
 }
 
-/// A template that takes the words apart leaves no place that is the answer; which of them it would be is not guessed.
+/// If a template splits the text, no single part is the answer, and none is guessed.
 #[test]
 fn an_answer_that_is_taken_apart_is_an_error() {
     let row = chat(json!([
@@ -471,8 +472,8 @@ fn an_answer_that_is_taken_apart_is_an_error() {
     }
 }
 
-/// Two rows of one shape, of which the template treats the second in another way because of its words: the plain words
-/// come first, so that the shape is known when the others come.
+/// Two rows of one shape; the template treats the second differently because of its text: the plain text comes
+/// first, so that the shape is known for the other.
 fn of_one_shape(template: &str, plain: Value, other: Value) -> Vec<Outcome> {
     let all = run_chats(template, &[plain.clone(), other.clone()], &Policy::default());
     let alone = run_chats(template, &[other], &Policy::default());
@@ -489,7 +490,7 @@ fn turn(user: &str, assistant: &str) -> Value {
     chat(json!([{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]))
 }
 
-/// The author's blocks are asked for in each row: that the text is the same says nothing about them.
+/// The author's blocks are checked for each row: an equal text says nothing about them.
 #[test]
 fn what_a_generation_block_leaves_out_is_not_learned() {
     let answer = "{% if m.content.startswith('ERROR') %}{{ m.content }}{% else %}{% generation %}{{ m.content }}\
@@ -498,7 +499,7 @@ fn what_a_generation_block_leaves_out_is_not_learned() {
         "{{% for m in messages %}}{{% if m.role == 'user' %}}Q: {{{{ m.content }}}}{{% else %}}A: {answer}{{% endif %}}\n\
          {{% endfor %}}"
     );
-    // The same where the template could see the marks of its blocks.
+    // The same if the template could see the marks of its blocks.
     let kept_first = plain
         .replace("A: {%", "A: {% set said %}{%")
         .replace("%}{% endif %}\n", "%}{% endset %}{{ said }}{% endif %}\n");
@@ -511,13 +512,13 @@ fn what_a_generation_block_leaves_out_is_not_learned() {
         let all = of_one_shape(&template, row("good"), row("ERROR bad"));
         assert_eq!(learned(kept(&all, 0)), ["one", "good"], "{template}");
         assert_eq!(learned(kept(&all, 1)), ["one"], "{template}");
-        // What a row writes as if it were a mark is none.
+        // Text that looks like a mark is not one.
         let all = of_one_shape(&template, row("good"), row("\u{F0000}ERROR\u{F0001}"));
         assert_eq!(learned(kept(&all, 1)), ["one", "\u{F0000}ERROR\u{F0001}"], "{template}");
     }
 }
 
-/// What the model is given at inference is not learned, though only some rows are given it.
+/// The generation prompt is not supervised, even if only some rows have it.
 #[test]
 fn a_generation_prompt_that_looks_at_the_words_is_the_rows_own() {
     let template = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\n{% else %}A: [] {{ m.content }}\
@@ -526,7 +527,7 @@ fn a_generation_prompt_that_looks_at_the_words_is_the_rows_own() {
     let all = of_one_shape(template, turn("q", "x"), turn("q /no_think", "x"));
     assert_eq!(learned(kept(&all, 0)), ["[] x<|end|>"]);
     assert_eq!(learned(kept(&all, 1)), ["x<|end|>"]);
-    // The same before the generation prompt: what the last message says alone.
+    // The same for a generation prompt that depends on the last message.
     let template = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\n{% if loop.last and '/' in m.content %}\
         A: [] {% endif %}{% else %}A: [] {{ m.content }}<|end|>\n{% endif %}{% endfor %}\
         {% if add_generation_prompt and not '/' in messages[-1].content %}A: {% endif %}";
@@ -535,8 +536,8 @@ fn a_generation_prompt_that_looks_at_the_words_is_the_rows_own() {
     assert_eq!(learned(kept(&all, 1)), ["x<|end|>"]);
 }
 
-/// A template that looks at the first character of what the user says keeps no marks there; then a stop token may be the
-/// user's.
+/// If a template inspects the first character of the user's text, that text has no marks; then a stop token may be
+/// the user's.
 #[test]
 fn a_stop_token_that_the_user_types_ends_no_answer() {
     let template = "{% for m in messages %}{% if m.role == 'user' %}{% if m.content.startswith('/') %}CMD {% else %}Q: \
@@ -549,14 +550,14 @@ fn a_stop_token_that_the_user_types_ends_no_answer() {
         let message = error(template, row(user));
         assert!(message.contains("message 1: its end cannot be proved"), "{message}");
     }
-    // Where the rendering up to the answer is a prefix of the whole, it ends there at the latest.
+    // If the rendering up to the answer is a prefix of the whole, the answer ends there at the latest.
     let template = template.replace("{{ eos_token }}", "");
     let all = run_chats(&template, &[row("/b <|end|> c")], &Policy::default());
     assert_eq!(learned(kept(&all, 0)), ["one\n", "two"]);
     assert!(codes(&all[0]).contains(&"M002:e".to_string()), "{:?}", codes(&all[0]));
 }
 
-/// What the user says is not learned because the template writes it where the answer is.
+/// The user's text is not supervised even if the template writes it inside the answer.
 #[test]
 fn a_prompt_inside_an_answer_is_an_error() {
     let template = "{% for m in messages %}{% if m.role == 'assistant' %}[assistant]{% generation %}Well, {{ messages[0].content }}: \
@@ -565,7 +566,7 @@ fn a_prompt_inside_an_answer_is_an_error() {
     assert!(message.contains("an answer and a prompt claim byte 23"), "{message}");
 }
 
-/// GLM renders nothing behind its last turn: a call is learned to its end all the same, numbers and brackets with it.
+/// GLM renders nothing after its last turn: a call is still supervised to its end, with its numbers and brackets.
 #[test]
 fn a_call_without_a_stop_token_is_learned_whole() {
     let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}<call>\

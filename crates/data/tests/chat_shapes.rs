@@ -1,5 +1,5 @@
-//! What a conversation becomes depends on the conversation alone: not on the shapes that were met before it, and not on
-//! how many threads meet them. And it is what its own proof, without a look at its shape, says.
+//! The result for a conversation depends on the conversation alone: not on the shapes seen before it, and not on
+//! the number of threads. It equals the result of its own proof without the cache of shapes.
 
 mod common;
 
@@ -74,7 +74,7 @@ fn words(chat: suasion_data::Result<Chat>) -> Result<Chat, String> {
     chat.map_err(|error| error.to_string())
 }
 
-/// Asserts it of each conversation; how many there are, and how many of them have a proof.
+/// Asserts this for each conversation; returns how many there are, and how many of them have a proof.
 fn check(name: &str, template: &Arc<ChatTemplate>, stops: &Stops, all: &[Conversation]) -> (usize, usize) {
     let fresh = || ChatRenderer::new(template.clone(), Policy::default(), stops, &options());
     let (warm, threads) = (fresh(), fresh());
@@ -88,7 +88,7 @@ fn check(name: &str, template: &Arc<ChatTemplate>, stops: &Stops, all: &[Convers
         for (other, how) in [(&again, "again"), (&parallel, "threads"), (&cold, "cold")] {
             assert_eq!(got, &other[i], "{name}, conversation {i}, {how}");
         }
-        // A shape may have a proof that the row's own words hide; never the other way round.
+        // A shape may have a proof although the row's own text prevents one; never the other way round.
         if proved[i].is_ok() || got.is_err() {
             assert_eq!(got, &proved[i], "{name}, conversation {i}");
         } else {

@@ -1,9 +1,9 @@
-//! Against TRL's own rows for conversations (`goldens/trl.jsonl`, `assistant_only_loss`). TRL swaps in a template with
-//! `{% generation %}` blocks and learns what these cover.
+//! Comparison with TRL's rows for conversations (`goldens/trl.jsonl`, `assistant_only_loss`). TRL swaps in a
+//! template with `{% generation %}` blocks and supervises their content.
 //!
-//! With that template our ids and labels are TRL's, token for token. With the model's own template, which has no
-//! blocks, they are TRL's but for what the goldens' README lists as habits that are no specification: tokens after the
-//! stop token, and the line end of Qwen's role header. Each is asserted as exactly that.
+//! With that template our ids and labels equal TRL's, token for token. With the model's own template, which has no
+//! blocks, they equal TRL's except for the habits outside the specification that the goldens' README lists: tokens
+//! after the stop token, and the line end of Qwen's role header. Each of these is asserted exactly.
 
 mod common;
 
@@ -41,7 +41,7 @@ fn source_row(folder: &Goldens, src: &str) -> Value {
     )
 }
 
-/// A golden, what became of its row, and the texts of its tokens.
+/// A golden, the outcome of its row, and the texts of its tokens.
 type Compared<'a> = (&'a TrlGolden, Outcome, Vec<String>);
 
 /// Each golden of a case against our row, under the model's own template or TRL's.
@@ -59,7 +59,7 @@ fn compare<'a>(folder: &Goldens, case: &str, goldens: &'a [TrlGolden], trls: boo
     let path = if trls { path.replace(".jinja", "_training.jinja") } else { path.to_string() };
     let source = folder.text(&format!("templates/{path}"));
     let template = Arc::new(ChatTemplate::new(&source, special_text("bos"), special_text("eos")).unwrap());
-    // The stop token that the template writes, where it is not the EOS of the specification.
+    // The stop token that the template writes, if it is not the EOS of the specification.
     let stop_tokens = match name {
         "gemma2" => vec!["<end_of_turn>".to_string()],
         "phi3" => vec!["<|end|>".to_string()],
@@ -94,7 +94,7 @@ fn labels_equal_with_trls_templates(folder: &Goldens) {
             let at = format!("{case} {}", golden.src);
             rows += 1;
             assert_eq!(labels(&outcome, golden, &at).0, golden.supervised, "{at}");
-            // What their blocks cover beyond the answer is learned, as their author says, and told.
+            // Content of their blocks after the answer is supervised, as their author requests, and reported.
             let told = outcome.findings().iter().any(|f| f.code == Code::M007);
             assert_eq!(told, !case.starts_with("llama3_2"), "{at}");
             assert!(!outcome.findings().iter().any(|f| f.code == Code::M002), "{at}");
@@ -126,7 +126,7 @@ fn labels_equal_but_for_habits(folder: &Goldens) {
                 *habits.entry((name.to_string(), what, texts[i].clone())).or_default() += 1;
             };
             for i in 0..origins.len() {
-                // The line end after the stop token, where the tokenizer has one.
+                // The line end after the stop token, if the tokenizer has one.
                 if i > 0 && stop(i - 1) && !stop(i) && matches!(name, "qwen2_5" | "gemma2") {
                     habit(i, "after the stop token");
                 }

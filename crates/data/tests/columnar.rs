@@ -1,5 +1,5 @@
-//! Parquet and Arrow: what `datasets` and pyarrow wrote is read as what `datasets` says it is (the files in
-//! `columnar/`, made by `python/columnar_fixtures.py`); what we write comes back; what is broken is refused.
+//! Parquet and Arrow: files written by `datasets` and pyarrow are read as `datasets` reads them (the files in
+//! `columnar/`, made by `python/columnar_fixtures.py`); our files round-trip; malformed files are refused.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/columnar")
 }
 
-/// The rows of a file, and what its end says.
+/// The rows of a file, and the result at its end.
 fn read(path: &Path) -> Result<Vec<Map<String, Value>>, String> {
     let mut file = ColumnarFile::open(path).map_err(|e| e.to_string())?;
     let mut rows = Vec::new();
@@ -43,7 +43,7 @@ fn saved_files(folder: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// A row without the nulls in its objects, which `datasets` puts where a message or an argument has no such field.
+/// A row without the nulls in its objects, which `datasets` adds if a message or an argument lacks a field.
 fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(object) => {
@@ -74,7 +74,7 @@ fn rows_are_those_that_datasets_writes_as_json() {
         expected.iter_mut().flat_map(|row| row.values_mut()).for_each(|v| *v = without_nulls(v.take()));
         let mut found = read(&folder.join(file)).unwrap();
         if rows == "conversations" {
-            // Kept as JSON in a column of text, where a null was written by whoever wrote the row.
+            // In JSON in a text column, a null was written by the author of the row.
             found.iter_mut().flat_map(|row| row.values_mut()).for_each(|v| *v = without_nulls(v.take()));
         }
         assert_eq!(found, expected, "{file}");
@@ -105,11 +105,11 @@ fn what_has_no_json_form_is_refused_by_name() {
         fields(&span, 0).unwrap_err(),
         "column \"span\": its type Interval(MonthDayNano) has no JSON form; leave the column out or cast it"
     );
-    // An image has no text, and may not go unseen; other bytes that are no text are no field.
+    // An image is not text, but must be noticed; other bytes that are not text are left out.
     assert_eq!(Value::Object(fields(&batch.project(&[0]).unwrap(), 0).unwrap()), json!({"image": true}));
     let bytes = RecordBatch::try_from_iter([("thumb", batch.column(0).clone())]).unwrap();
     assert_eq!(fields(&bytes, 0).unwrap(), Map::new());
-    // An infinite number beside a row is no reason to refuse it.
+    // An infinite number in another column is no reason to refuse a row.
     assert_eq!(fields(&batch.project(&[1]).unwrap(), 0).unwrap().len(), 1);
 }
 
@@ -128,7 +128,7 @@ fn formats_are_known_by_their_first_bytes() {
             Some(_) => {
                 let mut opened = ColumnarFile::open(folder.join(file)).unwrap();
                 opened.next_batch().unwrap();
-                // Half read, the hash is the whole file's.
+                // Also after half of the rows, the hash is that of the whole file.
                 let hash = opened.finish().unwrap();
                 assert_eq!(hash.blake3, blake3::hash(&bytes).to_hex().to_string());
                 assert_eq!(hash.bytes, bytes.len() as u64);
@@ -181,14 +181,14 @@ fn broken_dataset_folders_are_refused() {
     let scratch = Scratch::new();
     scratch.file("dataset_dict.json", r#"{"splits": ["../x"]}"#);
     assert!(saved_dataset(scratch.dir.path()).is_err());
-    // Older versions of datasets wrote the key where there were no indices.
+    // Older versions of datasets wrote the key even without indices.
     let scratch = Scratch::new();
     scratch
         .file("state.json", r#"{"_data_files": [{"filename": "state.json"}], "_indices_data_files": null}"#);
     assert_eq!(saved_files(scratch.dir.path()).len(), 1);
 }
 
-/// Numbers that are the same in every run (splitmix64).
+/// A deterministic generator (splitmix64).
 struct Random(u64);
 
 impl Random {
@@ -201,7 +201,7 @@ impl Random {
     }
 }
 
-/// What a [`Record`] borrows.
+/// The owner of the data that a [`Record`] borrows.
 struct Made {
     rows: Vec<u64>,
     seq_lengths: Vec<u32>,
@@ -290,7 +290,7 @@ fn write_parquet(path: &Path, made: &[Made], columns: Columns) {
     sink.finish().unwrap().commit().unwrap();
 }
 
-/// A dataset's folder with so many rows in a file.
+/// A dataset's folder with this many rows per file.
 fn write_folder(target: &Path, made: &[Made], columns: Columns, rows: usize) {
     let scratch = tempfile::tempdir_in(target.parent().unwrap()).unwrap();
     let shards: Vec<PathBuf> =
@@ -304,8 +304,8 @@ fn write_folder(target: &Path, made: &[Made], columns: Columns, rows: usize) {
     folder::publish(&shards, target, columns, fingerprint, |_| json!({}), scratch.path()).unwrap();
 }
 
-/// A row without the fields that are null (the JSON form leaves those out), and its weights as the f32 they are
-/// (the JSON form has the shortest decimals for them).
+/// A row without its null fields (the JSON form omits those), and its weights as f32 (the JSON form has the
+/// shortest decimals for them).
 fn dense(row: Map<String, Value>) -> (Map<String, Value>, Option<Vec<f32>>) {
     let mut row: Map<String, Value> = row.into_iter().filter(|(_, value)| !value.is_null()).collect();
     let weights = row.shift_remove("weights").map(|weights| serde_json::from_value(weights).unwrap());
@@ -367,7 +367,7 @@ fn a_folder_appears_whole_and_replaces_only_a_dataset() {
     let refused = |target: &Path| folder::replaceable(target).unwrap_err().to_string();
     assert!(refused(&folder).contains("holds \"thesis.docx\""), "{}", refused(&folder));
     assert!(refused(&scratch.file("file", "")).contains("is a file"));
-    // Somebody else's dataset is no less a year's work.
+    // A dataset from elsewhere must not be overwritten.
     let theirs = refused(&fixtures().join("conversations_saved/train"));
     assert!(theirs.contains("a dataset that suasion did not prepare"), "{theirs}");
 }
@@ -400,7 +400,7 @@ fn records_that_do_not_fit_the_columns_are_refused() {
     assert_eq!(scratch.names(), Vec::<String>::new());
 }
 
-/// Files of every kind, each of a few rows.
+/// Files of every kind, with a few rows each.
 fn small_files(scratch: &Scratch) -> Vec<PathBuf> {
     let columns = Columns { packed: true, prefix_ranges: true, weights: true, text: true };
     let made: Vec<Made> = (0..3).map(|row| Made::random(&mut Random(row), row, columns)).collect();
@@ -443,7 +443,7 @@ fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
         for _ in 0..rounds {
             let mut flipped = bytes.clone();
             for _ in 0..1 + random.below(2) {
-                // The ends describe the rest: half of the flips go there.
+                // The ends of a file describe the rest: half of the flips go there.
                 let n = bytes.len() as u64;
                 let at =
                     if random.below(2) == 0 { random.below(n) } else { n - 1 - random.below(n.min(1500)) };
@@ -455,7 +455,7 @@ fn a_flipped_bit_is_an_error_or_another_value_and_nothing_worse() {
     }
 }
 
-/// `datasets` loads what was written as what it is, and TRL trains on it as it is (python/columnar_interop.py).
+/// `datasets` loads our output with the right types, and TRL trains on it unchanged (python/columnar_interop.py).
 #[test]
 fn datasets_and_trl_take_it_as_it_is() {
     let Some(python) = suasion_test_support::peers_python() else { return };
@@ -466,7 +466,7 @@ fn datasets_and_trl_take_it_as_it_is() {
         ("packs", Columns { packed: true, ..Columns::default() }),
     ] {
         let mut made: Vec<Made> = (0..1200).map(|row| Made::random(&mut random, row, columns)).collect();
-        // Ids of a small model, none of its rows empty.
+        // Ids of a small model, without empty rows.
         made.retain(|made| made.seq_lengths.iter().all(|&n| n > 1));
         let mut lines = Vec::new();
         for made in &mut made {

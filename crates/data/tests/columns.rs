@@ -34,7 +34,7 @@ fn run(policy: Policy, rows: &[Value]) -> (Vec<Outcome>, Summary) {
     outcomes(&pipeline(policy), &scratch.file("rows.jsonl", lines.join("\n")))
 }
 
-/// The text of a row, its learned bytes in brackets.
+/// The text of a row, with its supervised bytes in brackets.
 fn read(policy: Policy, row: Value) -> String {
     let all = run(policy, &[row]).0;
     let Outcome::Kept(row) = &all[0] else { panic!("{all:?}") };
@@ -62,12 +62,12 @@ fn error(policy: Policy, row: Value) -> String {
 fn columns_are_fields_fields_in_fields_and_fields_of_entries() {
     let pair = [("prompt", "question"), ("completion", "answer")];
     assert_eq!(read(columns(&pair), json!({"question": "Q", "answer": "A", "id": 7})), "Q«A<|end|>»");
-    // What a row has under our names gives way to what was asked for.
+    // `columns` takes precedence over fields with our names.
     let row = json!({"prompt": "other", "question": "Q", "answer": "A"});
     assert_eq!(read(columns(&pair), row), "Q«A<|end|>»");
     let moved = [("prompt", "instruction"), ("completion", "output")];
     assert_eq!(read(columns(&moved), json!({"instruction": "Q", "output": "A"})), "Q«A<|end|>»");
-    // SQuAD's shape; a name with a dot; an index in either spelling.
+    // SQuAD's format; a name with a dot; an index in either spelling.
     for path in ["answers.text.0", "answers.text[0]", "answers.text.1"] {
         let row = json!({"data.q": "Q", "answers": {"text": ["A", "A"], "start": [1]}});
         assert_eq!(read(columns(&[("prompt", "data.q"), ("completion", path)]), row), "Q«A<|end|>»");
@@ -76,7 +76,7 @@ fn columns_are_fields_fields_in_fields_and_fields_of_entries() {
     let row = || json!({"sys": "S", "ask": "Q", "reply": "A"});
     let alpaca = [("system", "sys"), ("instruction", "ask"), ("output", "reply")];
     assert_eq!(read(columns(&alpaca), row()), "[system]S<|end|>[user]Q<|end|>[assistant]«A<|end|>»");
-    // Lists of messages, and what the messages call their parts.
+    // Lists of messages, and the keys of the messages.
     let dialog =
         json!({"dialog": [{"speaker": "user", "said": "Q"}, {"speaker": "gpt", "said": "A", "train": true}]});
     let names = [("messages", "dialog"), ("role", "speaker"), ("content", "said")];
@@ -88,7 +88,7 @@ fn columns_are_fields_fields_in_fields_and_fields_of_entries() {
         read(columns(&names), turns.clone()),
         "[user]Q<|end|>[assistant]«A<|end|>»[user]R<|end|>[assistant]«B<|end|>»"
     );
-    // The conversation of a row, as the messages say the same.
+    // The same conversation as in the row's messages.
     let messages = json!({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"},
         {"role": "user", "content": "R"}, {"role": "assistant", "content": "B"}]});
     assert_eq!(read(columns(&names), turns), read(Policy::default(), messages));
@@ -110,7 +110,7 @@ fn columns_that_are_not_there_are_named() {
         &run(pair(), &[json!({"input_ids": [65, 66], "labels": [-100, 66]})]).0[0],
         Outcome::Kept(_)
     ));
-    // Every name that may be mapped is read by some format: mapped to nothing, it is missed by name.
+    // Every name that may be mapped is read by some format: if it maps to nothing, the error names it.
     for name in COLUMNS.iter().filter(|name| {
         !["role", "content", "reasoning_content", "tool_calls", "tool_call_id", "train", "weight"]
             .contains(name)
@@ -120,7 +120,7 @@ fn columns_that_are_not_there_are_named() {
     }
 }
 
-/// The mapping that the refusal of an unknown shape proposes reads the row.
+/// The mapping that the error for an unknown shape proposes can read the row.
 #[test]
 fn a_row_of_unknown_shape_is_told_its_mapping() {
     for (row, proposed, reading) in [
@@ -236,7 +236,7 @@ fn sections_without_markers_are_prompt_and_user() {
     let (found, letters, _) = of(&chat, Policy::default());
     assert_eq!((found["user"], found["context"], found.get("task")), (5, 1, None));
     assert_eq!(letters.matches('K').count(), 5);
-    // Weights of sections: by their names, and by those that they had.
+    // Weights of sections: by their names, and by their former names.
     for (row, name) in
         [(&plain, "prompt"), (&plain, "other"), (&marked, "task"), (&chat, "user"), (&chat, "task")]
     {

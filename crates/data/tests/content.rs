@@ -1,5 +1,6 @@
-//! What a template is given of a row: content as text or in parts, arguments as objects or text, numbers of any size.
-//! The renderings are those of transformers 5.23 (`render_jinja_template`) for the messages that a test names.
+//! The form in which a template gets a row: content as text or in parts, arguments as objects or text, numbers of
+//! any size. The renderings are those of transformers 5.23 (`render_jinja_template`) for the messages that a test
+//! names.
 
 mod common;
 
@@ -28,7 +29,7 @@ fn run(template: &str, lines: &[String]) -> Vec<Outcome> {
     outcomes(&pipeline(template, &Policy::default()), &file).0
 }
 
-/// The rendering of a row, and what is learned of it.
+/// The rendering of a row, and its supervised text.
 fn of(kept: &Kept) -> (&str, String) {
     let learned = kept.sample.labels.iter().filter(|label| **label != IGNORE);
     let learned =
@@ -58,7 +59,7 @@ fn chat(user: Value, assistant: Value) -> Value {
     json!({"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]})
 }
 
-/// Knows parts only, as Idefics3's and SmolVLM's templates do.
+/// Supports only parts, as the templates of Idefics3 and SmolVLM do.
 const IDEFICS: &str = "{% for message in messages %}{{message['role'].capitalize()}}\
     {% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}\
     {% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}\
@@ -73,7 +74,7 @@ const LLAVA: &str = "{% for message in messages %}{% if message['role'] != 'syst
     {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}{{ content['text'] + '<|end|>'}}\
     {% endgeneration %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
 
-/// Knows both, as Gemma 3's template does.
+/// Supports both, as Gemma 3's template does.
 const GEMMA: &str = "{% for message in messages %}{{ '<start>' + ('model' if message['role']=='assistant' else message['role']) + '\n' }}\
     {%- if message['content'] is string -%}{{ message['content'] | trim }}{%- elif message['content'] is iterable -%}\
     {%- for item in message['content'] -%}{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}\
@@ -97,13 +98,13 @@ fn parts_go_to_templates_that_know_them() {
         rendered(GEMMA, row()),
         expect("<start>user\nhithere<|end|>\n<start>model\nyo<|end|>\n", "yo<|end|>")
     );
-    // Other templates are given the joined text. Short texts and those that the template also writes are no exception.
+    // Other templates get the joined text, also for short texts and for those that the template also writes.
     for said in ["yo", "a", "user", "[assistant]"] {
         let (text, learned) = rendered(CHATML, chat(parts(&["hi ", "there"]), parts(&[said])));
         assert_eq!(text, format!("[user]hi there<|end|>\n[assistant]{said}<|end|>\n"));
         assert_eq!(learned, format!("{said}<|end|>"));
     }
-    // As is one that would print the parts as Python or JSON prints them.
+    // So do templates that would print the parts as Python or JSON.
     for print in
         ["m.content", "m.content | string", "m.content | tojson if m.content is not string else m.content"]
     {
@@ -125,7 +126,7 @@ fn strings_are_a_part_for_templates_that_know_parts_only() {
     }
     let (text, _) = rendered(GEMMA, chat("hi there".into(), "yo".into()));
     assert_eq!(text, "<start>user\nhi there<|end|>\n<start>model\nyo<|end|>\n");
-    // Parts of the user, a string of the model: each as the template reads it, whatever the row has.
+    // Parts for the user, a string for the model: each as the template reads it, whatever the row has.
     let mixed = "{% for m in messages %}{% if m.role == 'user' %}[user]{% for p in m.content %}{{ p.text }}{% endfor %}\
         {% else %}[assistant]{{ m.content + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
     for row in [
@@ -190,7 +191,7 @@ fn arguments_are_an_object_first_and_text_where_the_template_wants_text() {
         learned.trim_start_matches("<call>").trim_end_matches("</call><|end|>").to_string()
     };
     let (text, object) = (json!("{\"a\":1, \"b\": \"x\"}"), json!({"a": 1, "b": "x"}));
-    // An object, as vLLM gives at inference; keys in the row's order.
+    // An object, as in vLLM at inference; keys in the row's order.
     for print in [
         "{{ c.function.arguments | tojson }}",
         "{% if c.function.arguments is string %}text{% else %}{{ c.function.arguments | tojson }}{% endif %}",
@@ -202,7 +203,7 @@ fn arguments_are_an_object_first_and_text_where_the_template_wants_text() {
         of("{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}", text.clone()),
         "a=1;b=x;"
     );
-    // The text, where an object is refused or printed as Python prints it.
+    // The text, if an object is refused or printed as Python prints it.
     for print in [
         "{{ '```json\n' + c.function.arguments + '\n```' }}",
         "{% if c.function.arguments is not string %}{{ raise_exception('text, please') }}{% endif %}```json\n{{ c.function.arguments }}\n```",
@@ -272,7 +273,7 @@ fn numbers_that_nobody_reads_refuse_no_row() {
     assert!(matches!(plain.row(row).unwrap(), Outcome::Kept(_)));
 }
 
-/// A struct with a field of each kind of null: none is a field of the row.
+/// A struct with a field of each kind of null: none becomes a field of the row.
 #[test]
 fn nulls_in_structs_are_no_fields() {
     let arguments = StructArray::from(vec![
@@ -296,7 +297,7 @@ fn nulls_in_structs_are_no_fields() {
     assert_eq!(Value::Object(fields(&batch, 0).unwrap()), json!({"call": {"arguments": {"b": 3}}}));
 }
 
-/// A text whose tokens would take gigabytes is an error of its row, wherever it comes from.
+/// A text whose tokens would take gigabytes is an error of its row, in any format.
 #[test]
 fn a_huge_text_is_refused() {
     let long = "a".repeat(MAX_TEXT_BYTES);

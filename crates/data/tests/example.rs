@@ -1,4 +1,4 @@
-//! Rows of every format, and rows that are of none.
+//! Rows of every format, and rows of none.
 
 mod common;
 
@@ -73,7 +73,7 @@ fn tokenised_formats() {
 fn a_full_text_that_does_not_continue_its_input_text() {
     let input = "Convince me that the moon is made of cheese. ";
     let full = "Convince me that the moon is m\u{e4}de of cheese. It is.";
-    // The letter differs; its first byte is the 31st, counted from 0 at "C": 30 characters stand before it.
+    // The letter differs; its first byte is the 31st, counted from 0 at "C": 30 characters precede it.
     let json = serde_json::json!({"input_text": input, "full_text": full}).to_string();
     let (message, help) = error(&json);
     assert_eq!(message, "\"full_text\" does not start with \"input_text\": first difference at byte 30");
@@ -93,7 +93,7 @@ fn a_full_text_that_does_not_continue_its_input_text() {
     assert!(help.contains("CRLF"), "{help}");
     let (_, help) = at(" a", "a b");
     assert!(help.contains("leading white space"), "{help}");
-    // The difference lies inside a character: both sides are still shown whole.
+    // The difference is inside a character: both sides are still shown whole.
     let (message, help) = at("\u{e9}", "\u{e8}x");
     assert!(message.ends_with("byte 1") && help.contains('\u{e9}') && help.contains('\u{e8}'));
 }

@@ -1,5 +1,5 @@
 //! Rows that other programs have tokenised: correct ones have no error finding, whatever the template and the
-//! tokenizer, and each fault that is planted is found in its row and in no other.
+//! tokenizer, and each injected fault is found in its row and in no other.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn special_texts(template: &str) -> BTreeSet<String> {
     found
 }
 
-/// A tokenizer of the repository whose special tokens are those of a template, as its model's would be.
+/// A tokenizer of the repository with the special tokens of a template, as its model's would have.
 fn tokenizer(name: &str, template: &str, meta: &Value, stops: &[String]) -> Arc<Tokenizer> {
     let mut json = Goldens::repository().json(&format!("tokenizers/{name}/tokenizer.json"));
     let vocab = match &json["model"]["vocab"] {
@@ -121,7 +121,7 @@ fn fields(row: &Value) -> Map<String, Value> {
     row.as_object().unwrap().clone()
 }
 
-/// The samples that rows become, without those that have an error of their own.
+/// The samples of the rows, without rows that are errors.
 fn samples(pipeline: &Pipeline, rows: &[Value]) -> Vec<Sample> {
     let processor = pipeline.processor().unwrap();
     let sample = |row: &Value| match processor.row(fields(row)).unwrap() {
@@ -135,7 +135,7 @@ fn foreign(sample: &Sample) -> Value {
     json!({"input_ids": sample.input_ids, "labels": sample.labels})
 }
 
-/// The templates whose turns no tokenizer tells by ids: why, as the program says.
+/// Why a tokenizer's ids do not determine the template's turns, as the program reports it.
 fn untold(pipeline: &Pipeline, row: &Value) -> Option<String> {
     let scratch = Scratch::new();
     let path = scratch.file("row.jsonl", row.to_string());
@@ -156,7 +156,7 @@ fn correct_rows_of_every_template_have_no_error() {
                 let clean = samples(&case.pipeline(Mode::Prepare, boundary), &rows);
                 let verify = case.pipeline(Mode::Verify, Boundary::Split);
                 let Some(first) = clean.first() else { continue };
-                // Where the turns cannot be told, the labels alone say that nothing is wrong.
+                // If the turns are unknown, the labels alone show no fault.
                 let why = untold(&verify, &foreign(first));
                 let told = why.is_none();
                 unknown.extend(why.map(|why| format!("{name}: {why}")));
@@ -222,12 +222,12 @@ fn what_trl_prepares_has_no_error() {
         }
     }
     println!("{warnings:#?}");
-    // TRL's own templates learn the line end after the stop token, and Qwen's the one of the header.
+    // TRL's own templates supervise the line end after the stop token, and Qwen's that of the header.
     assert!(warnings["qwen2_5/msgs_assistant_only"]["M007"] > 0, "{warnings:?}");
     assert!(!warnings.contains_key("llama3_2/msgs_assistant_only"), "{warnings:?}");
 }
 
-/// A row with its origins, to plant a fault in.
+/// A row with its origins, into which a fault is injected.
 struct Planted {
     ids: Vec<u32>,
     labels: Vec<i32>,
@@ -261,7 +261,7 @@ impl Planted {
     }
 }
 
-/// A fault: its name, the code that finds it, and how it is planted; false where the row cannot have it.
+/// A fault: its name, the code that finds it, and how it is injected; false if the row cannot have it.
 type Fault = (&'static str, Code, fn(&mut Planted, &Planted) -> bool);
 
 const PAD: u32 = 0;
@@ -442,7 +442,7 @@ fn clean_copy(row: &Planted) -> Planted {
     }
 }
 
-/// The source says what the ids alone do not: which answers its author masks, and what was cut or changed.
+/// The source shows what the ids alone do not: which answers its author masks, and what was cut or changed.
 #[test]
 fn with_the_source_rows_labels_are_derived_again() {
     let folder = Goldens::repository();
@@ -458,7 +458,7 @@ fn with_the_source_rows_labels_are_derived_again() {
     let against = Pipeline { reference: Some(reference), ..pipeline.clone() };
     let clean = samples(&case.pipeline(Mode::Prepare, Boundary::Joint), &chats(30));
     let mut rows: Vec<Value> = clean.iter().map(foreign).collect();
-    // Another id, a cut, two rows in one pack, a row that the source does not have, padding in front.
+    // Another id, a cut, two rows in one pack, a row that is not in the source, padding in front.
     rows[1]["input_ids"][9] = 5.into();
     for key in ["input_ids", "labels"] {
         rows[2][key].as_array_mut().unwrap().truncate(20);
@@ -507,7 +507,7 @@ fn what_may_be_meant_is_no_error() {
     let (first, _) = last.answer();
     last.labels[..first].fill(IGNORE);
     assert_eq!(found(&verify, last.row()), [""; 0]);
-    // Prompts with a weight, prompts that are asked for, rows with weights of their own.
+    // Prompts with a weight, prompts that the policy supervises, rows with their own weights.
     let mut prompt = clean_copy(&row);
     prompt.learn(|origins, i| matches!(origins[i], Origin::Prompt { .. }));
     assert_eq!(found(&verify, prompt.row()), ["M004:e"]);

@@ -1,4 +1,4 @@
-//! Damaged inputs of every parser of foreign bytes in this crate: errors are fine, panics are not.
+//! Damaged inputs for every parser of foreign bytes in this crate: errors are allowed, panics are not.
 
 mod fuzzed;
 

@@ -1,6 +1,6 @@
-//! Each answer starts where transformers' generation prompt ends, wherever that is a prefix of the rendering
-//! (`tests/generation_prompts.py`, in a Python that has transformers). `SUASION_TEMPLATES` names a further folder of templates;
-//! the script says where to get some.
+//! Each answer starts where transformers' generation prompt ends, if that is a prefix of the rendering
+//! (`tests/generation_prompts.py`, in a Python with transformers). `SUASION_TEMPLATES` names a further folder of
+//! templates; the script says where to get some.
 
 mod common;
 
@@ -14,7 +14,7 @@ use suasion_data::render::Stops;
 use suasion_data::template::{ChatRenderer, ChatTemplate, TemplateOptions};
 use suasion_data::{Code, Origin, Policy, RowId};
 
-/// What ends a turn under any of the templates.
+/// Texts that end a turn under any of the templates.
 const STOPS: [&str; 12] = [
     "<end_of_turn>",
     "<|end|>",
@@ -34,14 +34,14 @@ const STOPS: [&str; 12] = [
 struct Counts {
     conversations: usize,
     answers: usize,
-    /// Where the prompt is a prefix: by a template without blocks, and with blocks.
+    /// The prompt is a prefix: by a template without blocks, and with blocks.
     prefixes: usize,
     equal: usize,
     blocks: usize,
     blocks_equal: usize,
     /// The template has no generation prompt anywhere.
     promptless: usize,
-    /// The prompt is no prefix, and is reported.
+    /// The prompt is not a prefix, and this is reported.
     others: usize,
     refused: usize,
     unproved: usize,
@@ -103,8 +103,8 @@ fn check(name: &str, rows: &[Value], counts: &mut Counts, wrong: &mut Vec<String
         let chat = match chats.spans(RowId::new(Path::new("rows.jsonl"), 0, None), &c) {
             Ok(chat) => chat,
             Err(error) => {
-                // controls.jinja writes what depends on the messages that follow; some templates only render content in
-                // parts, and nothing of an answer's text. A call without a text has no other proof than its prompt.
+                // controls.jinja depends on the messages that follow; some templates only render content in parts,
+                // and none of an answer's text. For a call without a text, the prompt is the only proof.
                 let answers: Vec<_> = c.messages.iter().filter(|m| m["role"] == "assistant").collect();
                 let mut texts = answers.iter().map(|m| m["content"].as_str().unwrap().trim());
                 let prompts = row["with"].as_object().unwrap().values();
@@ -121,7 +121,7 @@ fn check(name: &str, rows: &[Value], counts: &mut Counts, wrong: &mut Vec<String
                 continue;
             }
         };
-        // Today's date is that of two processes.
+        // The two processes may disagree on today's date.
         if chat.rendered.text != whole {
             continue;
         }

@@ -1,5 +1,5 @@
-//! Rows that a program hands over: the outcomes are those of the same rows in a file, and their hash is that of what they
-//! say.
+//! Rows that a program passes: the outcomes are those of the same rows in a file, and their hash depends only on
+//! their content.
 
 use arrow_array::builder::{Int32Builder, Int64Builder, LargeListBuilder, ListBuilder};
 use arrow_array::{ArrayRef, LargeStringArray, RecordBatch, StringArray, StringViewArray};
@@ -101,7 +101,7 @@ fn the_hash_is_of_what_rows_say() {
         assert_ne!(hash(vec![batch.slice(0, 9)]), whole);
         assert_ne!(hash(vec![batch.slice(3, 7), batch.slice(0, 3)]), whole);
     }
-    // Batches of other columns after each other: all of them count, in their order.
+    // Consecutive batches with different columns: all of them count, in order.
     let (text, ids) = (batch(0).project(&[0]).unwrap(), batch(0).project(&[1]).unwrap());
     let divided = hash(vec![text.clone(), ids.slice(0, 4), ids.slice(4, 6)]);
     assert_eq!(hash(vec![text.slice(0, 1), text.slice(1, 9), ids.clone()]), divided);

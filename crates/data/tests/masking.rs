@@ -1,5 +1,5 @@
-//! From text to labels: sections, the response's span, the end of turn, truncation, weights. The tokenizer is
-//! one whose ids are the text's bytes, so what a label must be follows from the text alone.
+//! From text to labels: sections, the response's span, the end of turn, truncation, weights. The ids of the
+//! tokenizer are the text's bytes, so the expected labels follow from the text alone.
 
 mod common;
 
@@ -97,14 +97,14 @@ fn markers_are_configurable() {
     assert_eq!(spans(&r), ["B:### Task:", "K: t", "R:r"], "the longer of two markers at one place");
 }
 
-/// Every prompt over a small alphabet of markers and text: an independent reader of the rule agrees.
+/// Every prompt over a small alphabet of markers and text: an independent implementation of the rule agrees.
 #[test]
 fn marker_rules_hold_for_every_small_prompt() {
     let pieces = ["[SYSTEM]", "[CONTEXT]", "[TASK]", "[RESPONSE]", " ", "x"];
     let order = &pieces[..4];
     for code in 0..6usize.pow(5) {
         let parts: Vec<&str> = (0..5).map(|i| pieces[code / 6usize.pow(i) % 6]).collect();
-        // Read piece by piece: a marker piece counts at the start or after a space, with a higher rank than any before.
+        // Piece by piece: a marker counts at the start or after a space, if its rank is higher than any before.
         let mut letters = String::new();
         let (mut rank, mut open) = (0, 'O');
         for (i, part) in parts.iter().enumerate() {
@@ -288,7 +288,7 @@ fn origins(letters: &str) -> Vec<Origin> {
     letters.chars().map(|c| Origin::from_letter(c).unwrap()).collect()
 }
 
-/// What stays of a row, as letters with their positions.
+/// The remaining tokens of a row, as positions.
 fn stays(row: &str, mode: TruncationMode, max: usize) -> Vec<usize> {
     let n = row.len();
     match fit(&origins(row), mode, Some(max)) {
@@ -299,7 +299,7 @@ fn stays(row: &str, mode: TruncationMode, max: usize) -> Vec<usize> {
 }
 
 /// Every row of up to seven tokens over six letters, every length: `keep_response` against an independent
-/// reading of MASKING.md that sorts tokens by how dear they are and gives up the cheapest first.
+/// implementation of MASKING.md that sorts tokens by priority and cuts the lowest first.
 #[test]
 fn keep_response_cuts_the_cheapest_first() {
     let alphabet = ['B', 'C', 'K', 'O', 'R', 'E'];
@@ -373,7 +373,7 @@ fn truncation_is_told_and_counted() {
         "no EOS is invented"
     );
 
-    // 18 tokens of scaffold and task are never cut: nothing is left to learn.
+    // 18 tokens of scaffold and task are never cut: nothing supervised remains.
     let gone = result(KeepResponse, 18);
     assert!(matches!(gone, Outcome::Dropped { reason: suasion_data::DropReason::NoTarget, .. }));
     assert_eq!(codes(&gone), ["M001:e", "T001:w", "T002:w"]);
@@ -400,8 +400,8 @@ fn truncation_is_told_and_counted() {
     assert!(error.to_string().ends_with("data.jsonl:1: the row has 28 tokens, max_length is 27"));
 }
 
-/// For every row, mode and length: supervised labels are their ids, everything else is masked and has a
-/// reason, and the tokens that stay stand in their order.
+/// For every row, mode and length: supervised labels equal their ids, everything else is masked and has a reason,
+/// and the remaining tokens are in order.
 #[test]
 fn labels_stay_true_under_every_truncation() {
     let whole = kept(

@@ -1,5 +1,5 @@
-//! Model folders as transformers 5.23 reads them: which chat template a row gets, and the special tokens that several files
-//! name. Expected values are those of `AutoTokenizer.from_pretrained` on the same files.
+//! Model folders as transformers 5.23 reads them: the chat template of each row, and the special tokens that
+//! several files declare. Expected values are those of `AutoTokenizer.from_pretrained` on the same files.
 
 mod common;
 
@@ -66,7 +66,7 @@ fn rows_with_tools_get_the_template_for_them() {
     ] {
         assert_eq!(first_words(&folder(config, &files)), words, "{files:?}");
     }
-    // A change of either file is another template.
+    // A change to either file gives another template.
     let of = |text: &str| {
         let scratch = folder(json!({}), &[(main, template("MAIN")), (tool_use, template(text))]);
         ModelFolder::open(scratch.dir.path()).unwrap().template.unwrap().fingerprint().to_string()
@@ -91,11 +91,11 @@ fn special_tokens_are_variables() {
         render(&TemplateOptions::default()),
         "|<|im_end|>|<|im_start|>|<unk>|<mask>|<|image|>|<|boi|>|False"
     );
-    // A call may set any but BOS and EOS.
+    // A call may set any of them except BOS and EOS.
     let policy =
         Policy { template_kwargs: [("pad_token".to_string(), json!("P"))].into(), ..Policy::default() };
     assert_eq!(render(&TemplateOptions::of(&policy)), "|<|im_end|>|P|<unk>|<mask>|<|image|>|<|boi|>|False");
-    // A token that the template writes is part of the fingerprint, and no other.
+    // Only the tokens that the template writes are part of the fingerprint.
     let fingerprint = || open().fingerprint().to_string();
     let before = fingerprint();
     scratch.file(
@@ -131,10 +131,10 @@ fn older_files_of_special_tokens_count_where_there_is_no_decoder() {
     assert_eq!(tokenizer.encode_text("a<extra>b<|pad|></think>c").unwrap(), [64, 525, 65, 526, 524, 66]);
     assert!(tokenizer.is_structural(526) && !tokenizer.is_structural(525));
     assert_eq!((tokenizer.vocab_size(), tokenizer.pad().unwrap().id), (527, 526));
-    // With a decoder, the file is none of the tokenizer's.
+    // With a decoder, the file does not belong to the tokenizer.
     let tokenizer = open(json!({"added_tokens_decoder": {}}), &files[..1]).unwrap();
     assert_eq!(tokenizer.encode_text("a<extra>b").unwrap(), [64, 27, 68, 87, 83, 81, 64, 29, 65]);
-    // An id that the files do not lead to would have another embedding.
+    // An id that the files do not give would have another embedding.
     let error = open(json!({}), &[("added_tokens.json", json!({"<extra>": 600}))]).unwrap_err().to_string();
     assert!(error.contains("added_tokens.json") && error.contains("\"<extra>\" the id 600"), "{error}");
 }

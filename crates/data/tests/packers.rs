@@ -1,5 +1,6 @@
-//! Packs as LLaMA-Factory and axolotl lay them out, by their own code (`tests/goldens/generate/make_packers.py`): each sequence is
-//! audited by itself, padding is padding, and a pack whose samples may see each other is told from one in which they do not.
+//! Packs in the layout of LLaMA-Factory and axolotl, made by their own code
+//! (`tests/goldens/generate/make_packers.py`): each sequence is audited separately, padding is padding, and packs
+//! whose samples may attend to each other are reported.
 
 mod common;
 
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use suasion_data::template::ChatTemplate;
 use suasion_data::{Kept, Mode, ModelFolder, Outcome, Pipeline, Policy};
 
-/// The rows that were packed, and the packs: who made them, how, and the row.
+/// The rows that were packed, and the packs: their program, their settings, and the row.
 fn packs(goldens: &Goldens) -> (Vec<Value>, Vec<(String, String, Value)>) {
     let mut lines = goldens.lines("goldens/packers.jsonl").into_iter();
     let sources = lines.next().unwrap()["rows"].as_array().unwrap().clone();
@@ -21,7 +22,7 @@ fn fields(row: &Value) -> Map<String, Value> {
     row.as_object().unwrap().clone()
 }
 
-/// With the tokenizer and the chat template that the rows were made with, or with neither.
+/// With or without the tokenizer and the chat template that the rows were made with.
 fn pipeline(goldens: &Goldens, mode: Mode, bare: bool) -> Pipeline {
     let policy = Policy { max_length: None, ..Policy::default() };
     if bare {
@@ -52,7 +53,7 @@ fn packs_of_other_programs_are_read_as_their_rows() {
     let (sources, packs) = packs(&goldens);
     for bare in [false, true] {
         let verify = pipeline(&goldens, Mode::Verify, bare);
-        // What is found in the rows by themselves: the training template learns the line end after a stop token.
+        // The findings of the single rows: the training template supervises the line end after a stop token.
         let mut alone: Vec<String> = sources.iter().flat_map(|row| kept(&verify, row).1).collect();
         alone.dedup();
         assert_eq!(alone, if bare { vec![] } else { vec!["M007:w"] });
@@ -71,8 +72,8 @@ fn packs_of_other_programs_are_read_as_their_rows() {
                 let source = source.unwrap_or_else(|| panic!("{what}: {} tokens of no row", ids.len()));
                 assert_eq!(source["labels"], json!(labels), "{what}");
             }
-            // LLaMA-Factory without neat_packing counts the padding as tokens: its samples see each other. A pack of one
-            // has none to see.
+            // LLaMA-Factory without neat_packing counts the padding as tokens: its samples attend to each other. A
+            // pack of one has no other sample.
             let sees = settings == "packing" && sequences.len() > 1;
             warned += u32::from(sees);
             let mut expected: Vec<String> = sequences.iter().flat_map(|_| alone.clone()).collect();
@@ -96,7 +97,7 @@ fn padding_that_no_mask_tells_is_left_out_of_training() {
         assert!(parts.iter().all(|part| known.contains(part)), "{peer} {settings}: {parts:?} of {known:?}");
         assert_eq!(sample.len(), parts.iter().sum::<usize>());
     }
-    // One token at position 0 that is learned is a sequence, not padding.
+    // A single supervised token at position 0 is a sequence, not padding.
     let row = json!({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "position_ids": [0, 1, 0]});
     assert_eq!(kept(&prepare, &row).0.sample.unpack().len(), 2);
     let masked = json!({"input_ids": [5, 6, 7], "labels": [-100, 6, -100], "position_ids": [0, 1, 0]});

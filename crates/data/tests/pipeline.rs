@@ -84,7 +84,7 @@ fn prepared_rows_read_back_as_the_same_samples() {
     };
     let back = prepared::read(&out, &policy).unwrap();
     assert_eq!(content(&back), content(&expected));
-    // Prepared again, they stay what they are, and nothing is wrong with them.
+    // Prepared again, they are unchanged, and have no findings.
     let again = Pipeline { mode: Mode::Verify, ..pipeline.clone() };
     let (all, second) = outcomes(&again, &out);
     assert_eq!((second.kept, second.failed, second.cut), (summary.kept, 0, 0));
@@ -98,7 +98,7 @@ fn prepared_rows_read_back_as_the_same_samples() {
         .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["row"].as_u64().unwrap())
         .collect();
     assert_eq!(rows, expected.iter().map(|s| s.id.row).collect::<Vec<_>>());
-    // The manifest stands beside it and tells another policy or tokenizer apart.
+    // The manifest is beside it and distinguishes another policy or tokenizer.
     assert_eq!(Manifest::beside(&out).unwrap(), Some(manifest.clone()));
     assert_eq!(manifest.source.blake3, blake3::hash(mixed_rows(500).as_bytes()).to_hex().as_str());
     assert_eq!(manifest.mismatches(Some(tokenizer.fingerprint()), &policy), [""; 0]);
@@ -161,7 +161,7 @@ fn bad_rows_stop_the_run_or_are_listed() {
             "{name}:2: \"completion\" is null\n  also {name}:5: M001: the response is empty\n  also {name}:7: invalid JSON at byte 1 of the row: EOF while parsing an object"
         )
     );
-    // Every row was handed on, bad ones too; the row lost to truncation is counted and stops nothing.
+    // Every row was yielded, bad ones too; the row lost to truncation is counted and stops nothing.
     let expected: [&[&str]; 7] = [
         &[],
         &["E-ROW:e"],
@@ -183,12 +183,12 @@ fn bad_rows_stop_the_run_or_are_listed() {
     let path = s.file("bad.jsonl", "{}\n".repeat(5000));
     let Err(Error::BadRows { others, stopped, .. }) = pipeline.samples(&path) else { panic!() };
     assert_eq!((others.len(), stopped), (BAD_ROWS_LISTED - 1, true));
-    // Looking never stops.
+    // Verification never stops.
     let (all, summary) = outcomes(&Pipeline { mode: Mode::Verify, ..pipeline }, &path);
     assert_eq!((all.len(), summary.failed), (5000, 5000));
 }
 
-/// A consumer that stops leaves no thread that reads on.
+/// If the consumer stops, the reader thread ends.
 #[test]
 fn an_iterator_that_is_dropped_ends_its_reader() {
     let s = Scratch::new();
@@ -198,7 +198,7 @@ fn an_iterator_that_is_dropped_ends_its_reader() {
     let mut rows = pipeline_of(Some(&byte_tokenizer(false)), &Policy::default()).rows(source).unwrap();
     assert_eq!(rows.next().unwrap().unwrap().id().row, 0);
     drop(rows);
-    // The reader holds the counter as long as it lives.
+    // The reader holds the counter until it ends.
     for _ in 0..1000 {
         if Arc::strong_count(&bytes) == 1 {
             break;
@@ -237,7 +237,7 @@ fn rows_in_brief_have_the_findings_of_all_and_the_tokens_of_some() {
     assert_eq!(rows.summary(), brief.summary());
 }
 
-/// Rows given one by one, as JSON objects or as pairs, become what they become in a file.
+/// Rows given one by one, as JSON objects or as pairs, have the same outcomes as in a file.
 #[test]
 fn single_rows_become_what_they_become_in_a_file() {
     let s = Scratch::new();
@@ -292,7 +292,7 @@ fn text_without_a_tokenizer_and_ids_beyond_the_vocabulary() {
 #[test]
 fn shares_are_those_of_the_targets() {
     let s = Scratch::new();
-    // BOS; [TASK] (6), " ab " (4), response "xy" (2), EOS. Without BOS: the first marker byte is no target.
+    // BOS; [TASK] (6), " ab " (4), response "xy" (2), EOS. Without BOS the first marker byte is not a target.
     let path = s.file("data.jsonl", "{\"prompt\": \"[TASK] ab \", \"completion\": \"xy\"}\n");
     let policy = Policy::default();
     let tokenizer = byte_tokenizer(false);
@@ -411,7 +411,7 @@ fn progress_ends_at_the_whole() {
     assert!(seen.len() > 3 && seen.is_sorted_by_key(|p| (p.rows, p.bytes)));
 }
 
-/// Real rows and a real tokenizer: what is learned decodes to the response, and nothing of the prompt is learned.
+/// Real rows and a real tokenizer: supervised tokens decode to the response, and no prompt token is supervised.
 #[test]
 fn real_rows() {
     goldens().iter().for_each(real_rows_of);
@@ -464,7 +464,7 @@ fn replies_to_one_prompt_are_held_out_together() {
         let trained: std::collections::BTreeSet<_> = train.iter().map(prompt).collect();
         assert!(held.iter().all(|s| !trained.contains(&prompt(s))), "a held-out prompt was trained on");
     }
-    // One prompt for all rows leaves nothing but drawing rows.
+    // With one prompt for all rows, rows are drawn singly.
     let same: Vec<Sample> = samples.iter().filter(|s| prompt(s) == prompt(&samples[4])).cloned().collect();
     assert_eq!((same.len(), split(same, 0.4, 1).1.len()), (5, 2));
 }
@@ -479,7 +479,7 @@ fn a_row_is_never_longer_than_asked_for() {
     ];
     let path = s.file("data.jsonl", rows.join("\n"));
     let tokenizer = byte_tokenizer(false);
-    // With a weight on the prompt the first row keeps targets, though nothing of its response fits.
+    // With a weight on the prompt the first row keeps targets, though its response does not fit at all.
     for (prompt_loss_weight, objective) in
         [(0.0, Objective::ResponseOnly), (0.5, Objective::ResponseOnly), (0.0, Objective::AllTokens)]
     {

@@ -19,7 +19,7 @@ fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Prepares, and tells how it began.
+/// Prepares, and returns how it began.
 fn start(job: &Job<'_>) -> (Start, Manifest) {
     let mut began = None;
     let manifest = prepared::prepare(job, |start| began = Some(start.clone()), |_| {}).unwrap();
@@ -51,7 +51,7 @@ fn data_that_is_still_right_is_not_prepared_again() {
     assert_eq!(reasons(start(&Job { rebuild: true, ..plain }).0), ["a rebuild was requested"]);
     assert_eq!(read(&out), bytes, "the same bytes for the same inputs");
 
-    // Whatever it depends on, by name.
+    // Each input that changed is named.
     let shorter = Policy { max_length: Some(100), stop_tokens: vec!["<|pad|>".into()], ..policy.clone() };
     let with = |tokenizer, policy| pipeline_of(Some(tokenizer), policy);
     let changed = with(&tokenizer, &shorter);
@@ -81,7 +81,7 @@ fn data_that_is_still_right_is_not_prepared_again() {
     assert_eq!(start(&job).0, Start::UpToDate);
 }
 
-/// Shards one after the other are the one file, findings and counts included; what an earlier preparation left is gone.
+/// Shards in order equal the single file, including findings and counts; files of an earlier preparation are removed.
 #[test]
 fn shards_are_the_one_file_in_pieces() {
     let s = Scratch::new();
@@ -101,7 +101,7 @@ fn shards_are_the_one_file_in_pieces() {
     assert_eq!((&manifest.counts, &manifest.fingerprint), (&whole.counts, &whole.fingerprint));
     assert_eq!(Manifest::beside(&paths[2]).unwrap(), Some(manifest.clone()));
     assert_eq!(start(&job(&pipeline, &source, &out, SHARDS)).0, Start::UpToDate);
-    // Fewer, larger shards: those of before are not left among them.
+    // Fewer, larger shards: none of the former ones remains.
     let larger = Shape { max_shard_bytes: Some(200_000), ..SHARDS };
     let (_, fewer) = start(&job(&pipeline, &source, &out, larger));
     assert!(fewer.files.len() < paths.len());
@@ -111,7 +111,7 @@ fn shards_are_the_one_file_in_pieces() {
     assert!(!names.iter().any(|name| name.ends_with(".partial")), "{names:?}");
 }
 
-/// Stopped after any number of rows, and begun again until it is through: the same files as in one go.
+/// Stopped after any number of rows, and restarted until it is complete: the same files as without stops.
 #[test]
 fn a_stopped_run_goes_on_behind_its_finished_shards() {
     let s = Scratch::new();
@@ -158,7 +158,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
     assert!(manifest.counts.findings["D001"] > 300, "duplicates across the stops");
     assert!(!s.names().iter().any(|name| name.ends_with(".partial")));
 
-    // Another job in the same place does not take over what is not its own.
+    // Another job in the same place does not take over the shards.
     let stop = AtomicBool::new(true);
     let larger = Policy { max_length: Some(150), ..policy.clone() };
     let begun = Pipeline { policy: larger.into(), ..pipeline.clone() };
@@ -168,7 +168,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
     );
     let (began, _) = start(&job(&pipeline, &source, &at, SHARDS));
     assert_eq!(reasons(began), ["removed a shard of another job"]);
-    // Nor is a shard of plain lines one of compressed lines.
+    // Shards of plain lines and of compressed lines are not mixed.
     let stop = AtomicBool::new(true);
     let plain = s.path("fourth.jsonl");
     assert!(
@@ -180,7 +180,7 @@ fn a_stopped_run_goes_on_behind_its_finished_shards() {
     assert!(s.path("fourth.jsonl.partial").is_dir());
 }
 
-/// A run that fails leaves nothing under any name.
+/// A failed run leaves no files.
 #[test]
 fn a_run_that_fails_leaves_nothing() {
     let s = Scratch::new();
@@ -197,7 +197,7 @@ fn a_run_that_fails_leaves_nothing() {
     assert!(error.unwrap_err().to_string().contains("no/such/"));
 }
 
-/// Columns are fixed before the first row: weights have one where any row has them, and none where none has.
+/// Columns are fixed before the first row: there is a column of weights if any row has weights, and only then.
 #[test]
 fn a_column_of_weights_stands_only_where_it_is_needed() {
     let s = Scratch::new();
@@ -231,7 +231,7 @@ fn a_column_of_weights_stands_only_where_it_is_needed() {
     }
 }
 
-/// Forms beside one another, and files that a manifest only claims.
+/// Formats beside one another, and files that a manifest only claims.
 #[test]
 fn files_of_others_stay() {
     let s = Scratch::new();
@@ -253,7 +253,7 @@ fn files_of_others_stay() {
         assert_eq!(Manifest::beside(&manifest.paths(out)[0]).unwrap(), Some(manifest));
     }
 
-    // A manifest that names other files is none of this output, and they stay.
+    // A manifest that names other files does not belong to this output, and they are kept.
     let victim = s.file("victim.jsonl", "years of work");
     let manifest = prepared::manifest_path(&outs[0]);
     let text = String::from_utf8(read(&manifest))
@@ -284,7 +284,7 @@ fn files_of_others_stay() {
     assert_eq!(read(&s.path("z.jsonl.partial/mine.txt")), b"mine");
 }
 
-/// Packs that end with a shard leave no empty one behind it.
+/// Packs that end with a shard leave no empty shard after it.
 #[test]
 fn shards_of_packs_have_packs() {
     let s = Scratch::new();
@@ -304,8 +304,8 @@ fn shards_of_packs_have_packs() {
     assert_eq!(rows as u64, manifest.counts.kept);
 }
 
-/// Instructions are plain text only for want of a template: one that comes is a reason to prepare them again, and what
-/// a resumed run has of it is not lost.
+/// Instructions are plain text only without a template: a new template is a reason to prepare them again, and a
+/// resumed run keeps this information.
 #[test]
 fn a_template_that_comes_later_changes_instructions() {
     let s = Scratch::new();
@@ -321,7 +321,7 @@ fn a_template_that_comes_later_changes_instructions() {
     assert_eq!(reasons(start(&job).0), ["the chat template differs"]);
     assert_eq!(start(&job).0, Start::UpToDate);
 
-    // Stopped after the last shard, the next run reads no row; its manifest is that of one in one go.
+    // Stopped after the last shard, the next run reads no row; its manifest equals that of an uninterrupted run.
     let rows = row.repeat(200);
     let source = s.file("many.jsonl", rows);
     let (out, stop) = (s.path("many-out.jsonl"), AtomicBool::new(true));

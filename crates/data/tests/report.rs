@@ -1,4 +1,4 @@
-//! What people read: exact small outputs, and properties on hostile ones.
+//! Reports: exact small outputs, and properties of outputs for hostile input.
 
 mod common;
 
@@ -144,7 +144,7 @@ fn runs_hold_the_whole_text_once() {
             let text: String = v.runs.iter().map(|r| r.text.as_str()).collect();
             assert_eq!(text, format!("{prompt}ja 👍🏽 ok<|end|>"));
             assert_eq!(v.runs.iter().filter(|r| !r.cut).map(|r| r.count).sum::<usize>(), k.sample.len());
-            // Every run has its reason in words.
+            // Every run has its reason as text.
             assert!(v.runs.iter().all(|r| !r.reason().is_empty()));
         }
     }
@@ -273,7 +273,7 @@ fn verify_json_is_the_contract() {
     let mut findings = Findings::default();
     all.iter().for_each(|outcome| findings.add(outcome).unwrap());
     let value = serde_json::to_value(report_json::verify(&summary, &findings)).unwrap();
-    // BOS, 6 of the marker, 4 of the task, 3 + 1 learned; all but the BOS would be targets.
+    // BOS, 6 of the marker, 4 of the task, 3 + 1 supervised; all except the BOS would be targets.
     assert_eq!(
         value,
         json!({
@@ -307,7 +307,7 @@ fn a_page_stands_alone() {
     // The verdict, its reasons, the next steps with their commands.
     assert!(body.contains("Not ready to train on: 1 of 2 rows has an error: no supervised token."), "{body}");
     assert!(body.contains("suasion verify --data &#39;my rows.jsonl&#39; --row 1"));
-    // Each token, with its id; two that are one character are one.
+    // Each token, with its id; two that form one character are shown as one.
     for part in [
         "<i data-id=\"120\">x</i><i data-id=\"195 169\">é</i>",
         "<i data-id=\"256\">&lt;|end|&gt;</i>",
@@ -317,7 +317,7 @@ fn a_page_stands_alone() {
     ] {
         assert!(body.contains(part), "{part}\n{body}");
     }
-    // No bar where there is nothing.
+    // No bar for a share of 0.
     assert!(body.contains("0.0 %</span><svg class=\"bar\" aria-hidden=\"true\" focusable=\"false\"></svg>"));
     // Every element that is opened is closed.
     for tag in [
@@ -356,7 +356,7 @@ fn a_page_stays_small_whatever_the_rows() {
     let id = |row: usize, i: usize| (row * 7 + i) % 256;
     let rows: Vec<Value> = (0..60)
         .map(|row| {
-            // Thousands of short runs, which are the most markup for a token.
+            // Thousands of short runs, which need the most markup per token.
             let ids: Vec<usize> = (0..9000).map(|i| id(row, i)).collect();
             let label = |i: usize| if i.is_multiple_of(2) { -100 } else { id(row, i) as i64 };
             json!({"input_ids": ids, "labels": (0..9000).map(label).collect::<Vec<_>>()})
@@ -368,7 +368,7 @@ fn a_page_stays_small_whatever_the_rows() {
     let kept = body.matches("<details class=\"row\"").count();
     assert!((1..60).contains(&kept) && body.contains(&format!("{kept} of 60 rows are here")), "{kept}");
     assert!(body.contains(" more parts of "));
-    // No link leads to a row that there was no room for.
+    // No link leads to a row that was left out for lack of room.
     for link in body.split("href=\"#row-").skip(1) {
         let row = link.split('"').next().unwrap();
         assert!(body.contains(&format!("id=\"row-{row}\"")), "{row}");

@@ -1,4 +1,4 @@
-//! docs/findings.md is generated from the rules, and names agree with what is written to files.
+//! docs/findings.md is generated from the rules, and names agree with those written to files.
 
 mod common;
 
@@ -74,7 +74,7 @@ fn the_page_of_findings_is_made_of_the_rules() {
     assert_eq!(std::fs::read_to_string(path).unwrap(), page(), "write it with SUASION_BLESS=1");
 }
 
-/// The vocabulary of the examples: its first ids as they say, then a letter each.
+/// The vocabulary of the examples: its first ids as documented, then one letter each.
 fn tokenizer() -> Arc<Tokenizer> {
     let mut vocab = serde_json::Map::new();
     let special = ["<pad>", "<s>", "</s>", "<u>", "<a>"];
@@ -111,7 +111,7 @@ const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{% if m.role in ['
     {{ '<u>' if m.role == 'user' else '<a>' }}{{ m.content | trim }}</s>{% endif %}{% endfor %}\
     {% if add_generation_prompt %}<a>{% if thinks %}?{% endif %}{% endif %}";
 
-/// Each rule's example has its finding, and where it takes a setting, has it only with that.
+/// Each rule's example has its finding; if it needs a setting, only with that.
 #[test]
 fn examples_have_what_they_show() {
     let template = Arc::new(ChatTemplate::new(TEMPLATE, Some("<s>"), Some("</s>")).unwrap());

@@ -1,4 +1,4 @@
-//! Bytes to rows: every layout, every compression, several files, and files with something wrong in the middle.
+//! Bytes to rows: every layout, every compression, several files, and files with errors in the middle.
 
 mod common;
 
@@ -10,7 +10,7 @@ use suasion_data::Result;
 use suasion_data::source::Row;
 use suasion_data::source::{Framing, Source};
 
-/// All rows: `Ok` with the value of `"n"`, or the error in words. The outer error ends the file.
+/// All rows: `Ok` with the value of `"n"`, or the error as text. The outer error ends the file.
 fn rows(path: &Path) -> Result<Vec<Result<i64, String>>> {
     let mut source = Source::open(path)?;
     let mut out = Vec::new();
@@ -61,7 +61,7 @@ fn every_layout_and_compression_gives_the_same_rows() {
             format!("{{\n \"rows\": [\n{elements}\n ],\n \"more\": {{\"a\": [1]}}\n}}\n"),
             Framing::Object,
         ),
-        // As jq prints rows, whatever the file is called.
+        // As jq prints rows, whatever the name of the file.
         ("jq.json", printed.to_string(), Framing::Objects),
         ("jq.jsonl", printed.replace('\n', "\r\n"), Framing::Objects),
         ("jq_unnamed", format!("\u{feff}\n{printed}"), Framing::Objects),
@@ -202,7 +202,7 @@ fn arrays_that_break_off_say_so_after_their_rows() {
 #[test]
 fn long_files_are_streamed_and_hashed() {
     let s = Scratch::new();
-    // Longer than the sniffed head and the buffers, with rows across their edges.
+    // Longer than the sniffed head and the buffers, with rows across their boundaries.
     let mut content = String::new();
     for n in 0..20_000 {
         content.push_str(&format!("{{\"n\": {n}, \"t\": \"{}\"}}\n", "x".repeat(n % 97)));
@@ -226,7 +226,7 @@ fn long_files_are_streamed_and_hashed() {
     assert_eq!(whole(&gz_path, 20_001).blake3, blake3::hash(&gz).to_hex().as_str());
 }
 
-/// All rows as JSON objects, with where they stand.
+/// All rows as JSON objects, with their positions.
 fn objects(source: Source) -> Vec<(String, Result<Value, String>)> {
     let mut source = source;
     let mut out = Vec::new();
@@ -320,7 +320,7 @@ fn broken_csv_records_are_bad_rows_with_their_line() {
     assert!(error("q.csv", "\"a,b\n1,2\n").contains("an unbalanced quote"));
 }
 
-/// Random cells of everything that matters to the format, against the `csv` crate reading the file as a whole.
+/// Random cells with all syntax of the format, compared with the `csv` crate reading the whole file.
 #[test]
 fn records_are_cut_where_the_csv_crate_ends_them() {
     let s = Scratch::new();
@@ -357,7 +357,7 @@ fn records_are_cut_where_the_csv_crate_ends_them() {
     assert!(compared > 300, "{compared}");
 }
 
-/// The rows of a CSV text; `None` where it ends inside quotes.
+/// The rows of a CSV text; `None` if it ends inside quotes.
 fn objects_of(s: &Scratch, text: &str) -> Option<Vec<Result<Value, String>>> {
     let rows = objects(Source::open(s.file("random.csv", text)).unwrap());
     let lost = |row: &Result<Value, String>| row.as_ref().is_err_and(|e| e.contains("an unbalanced quote"));
@@ -397,7 +397,7 @@ fn several_files_are_one_source() {
     assert_eq!((whole.bytes, open().size(), whole.path.as_str()), (bytes as u64, bytes as u64, "*"));
     assert_eq!(hash(open(), 0), whole, "also where it is not read");
     assert_eq!(hash(open(), 3), whole);
-    // One file is what it is by itself, in its JSON too.
+    // One file has the same hash and JSON as by itself.
     let one = hash(Source::of("name", [files[0].clone()]).unwrap(), 0);
     let json = serde_json::to_value(&one).unwrap();
     assert_eq!(json, json!({"path": "name", "blake3": each[0], "bytes": contents[0].1.len()}));

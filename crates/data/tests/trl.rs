@@ -1,6 +1,7 @@
-//! Against TRL's own prepared rows (`trl.jsonl` of each folder of goldens, string prompts and completions): in joint mode our ids
-//! are TRL's ids, and our labels are TRL's and those of the rule: a token is supervised exactly when it overlaps
-//! a response byte. (TRL masks a common prefix of ids; on these rows the two agree, as the test shows.)
+//! Comparison with TRL's prepared rows (`trl.jsonl` of each folder of goldens, string prompts and completions): in
+//! joint mode our ids equal TRL's, and our labels equal TRL's and follow the rule: a token is supervised exactly
+//! if it overlaps a response byte. (TRL masks a common prefix of ids; on these rows the two agree, as the test
+//! shows.)
 
 mod common;
 
@@ -82,14 +83,14 @@ fn ids_and_labels_equal(folder: &Goldens) {
             let sample = &kept.sample;
             assert_eq!(sample.input_ids, golden.ids, "{at}");
             let ours: Vec<bool> = sample.labels.iter().map(|l| *l != IGNORE).collect();
-            // The rule, from the bytes alone.
+            // The rule, applied to the bytes alone.
             let bytes = kept.bytes.as_ref().unwrap();
             for (i, learned) in ours.iter().enumerate() {
                 assert_eq!(*learned, bytes[i].end as usize > prompt.len(), "{at}: token {i} {:?}", bytes[i]);
                 assert!(!learned || sample.labels[i] as u32 == sample.input_ids[i]);
             }
             assert_eq!(ours, golden.supervised, "{at}");
-            // A token across the boundary (a prompt that ends in a space) is told, and nothing else is.
+            // A token across the boundary (a prompt that ends in a space) is reported, and nothing else is.
             let crosses =
                 bytes.iter().any(|b| (b.start as usize) < prompt.len() && b.end as usize > prompt.len());
             assert_eq!(outcome.findings().iter().any(|f| f.code == Code::M003), crosses, "{at}");
@@ -103,7 +104,7 @@ fn ids_and_labels_equal(folder: &Goldens) {
     assert_eq!(rows, folder.expect(6 * 22 + 12 + 22, 6 * 46 + 30 + 50));
 }
 
-/// The rows of `keep_start` at 128 that TRL drops because nothing supervised is left are those that we drop.
+/// The rows of `keep_start` at 128 that TRL drops because nothing supervised remains are those that we drop.
 #[test]
 fn rows_without_a_target_are_dropped_as_trl_drops_them() {
     goldens().iter().for_each(the_same_rows_are_dropped);
@@ -136,7 +137,7 @@ fn the_same_rows_are_dropped(folder: &Goldens) {
     assert_eq!((summary.kept, summary.dropped_rows()), folder.expect((12, 10), (30, 20)));
 }
 
-/// Where a joint token crosses the boundary, `split` gives the prompt the ids that it has at inference.
+/// If a joint token crosses the boundary, `split` gives the prompt the ids that it has at inference.
 #[test]
 fn split_keeps_the_prompt_where_joint_does_not() {
     goldens().iter().for_each(split_keeps_the_prompt);
@@ -161,9 +162,9 @@ fn split_keeps_the_prompt(folder: &Goldens) {
     assert_eq!(crossing, 10, "rows whose joint ids do not start with the prompt's");
 }
 
-/// `pc_chat`: the prompt is all messages but the last, the completion is the last one. Our ids are TRL's; what we learn
-/// begins where TRL begins, and what TRL learns beyond ours stands after the stop token (`\n` after `<|im_end|>`, which
-/// the goldens' README lists among the habits that are no specification).
+/// `pc_chat`: the prompt is all messages except the last, which is the completion. Our ids equal TRL's; our
+/// supervised tokens begin where TRL's begin, and TRL's additional ones come after the stop token (`\n` after
+/// `<|im_end|>`, which the goldens' README lists among the habits outside the specification).
 #[test]
 fn chat_ids_are_trls_and_labels_end_at_the_stop_token() {
     goldens().iter().for_each(chat_ids_equal);
@@ -193,7 +194,7 @@ fn chat_ids_equal(folder: &Goldens) {
             Arc::new(Tokenizer::from_bytes(json.as_bytes(), Some(config.to_string().as_bytes())).unwrap());
         let template = ChatTemplate::from_dir(s.dir.path(), text("bos"), text("eos")).unwrap().unwrap();
         let template = Arc::new(template);
-        // The stop token that the template writes, where it is not the EOS of the specification.
+        // The stop token that the template writes, if it is not the EOS of the specification.
         let stop_tokens = match name {
             "gemma2" => vec!["<end_of_turn>".to_string()],
             "phi3" => vec!["<|end|>".to_string()],

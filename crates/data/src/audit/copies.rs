@@ -4,10 +4,10 @@ use super::subject::{Found, Subject};
 use crate::Origin;
 use crate::sample::Run;
 
-/// Responses of at most this many tokens may repeat their prompt: short answers often do.
+/// Responses of at most this many tokens may repeat their prompt, as short answers often do.
 const COPY_TOKENS: usize = 16;
 
-/// D001, second kind: the tokens of the first response stand in the prompt.
+/// D001, second kind: the tokens of the first response occur in the prompt.
 pub(super) fn copied_response(s: &Subject<'_>) -> Vec<Found> {
     let ids = &s.sample.input_ids;
     let is_response = |run: &&Run| matches!(run.origin, Origin::Response { .. });
@@ -18,16 +18,16 @@ pub(super) fn copied_response(s: &Subject<'_>) -> Vec<Found> {
     if length <= COPY_TOKENS || length > start {
         return Vec::new();
     }
-    // The first token may differ by the space in front of it.
+    // The first token may differ by a leading space.
     let Some(at) = find(&ids[..start], &ids[start + 1..start + length]) else { return Vec::new() };
     let message = format!("the response ({length} tokens) is copied from the prompt (token {at})");
     vec![Found::within(start..start + length, message)]
 }
 
-/// The first place of `needle`, which has three tokens at least, in `hay` (Knuth, Morris, Pratt: linear also where tokens
+/// The first position of `needle`, of at least three tokens, in `hay` (Knuth-Morris-Pratt: linear even if tokens
 /// repeat).
 fn find(hay: &[u32], needle: &[u32]) -> Option<usize> {
-    // One loop without a branch, of which the compiler makes vector instructions: few prompts hold the first three tokens.
+    // A branch-free loop, which the compiler vectorises: few prompts contain the first three tokens.
     let begins = |at: &[u32; 3]| (at[0] == needle[0]) & (at[1] == needle[1]) & (at[2] == needle[2]);
     if !hay.array_windows().fold(false, |any, at| any | begins(at)) {
         return None;

@@ -1,5 +1,5 @@
-//! What is known of rows that other programs have tokenised, apart from their own fields: where their turns are, and
-//! which program probably wrote them.
+//! What is known of rows that other programs have tokenised, apart from their own fields: the positions of their
+//! turns, and the program that probably wrote them.
 
 use crate::Code;
 use crate::tokens::Tokenizer;
@@ -8,15 +8,15 @@ use std::sync::Arc;
 /// What is known of a row that came as tokens.
 #[derive(Clone, Debug, Default)]
 pub struct Foreign<'a> {
-    /// What was found in the row, or in each sequence of a pack; empty where nothing was looked for.
+    /// What was found in the row, or in each sequence of a pack; empty if nothing was searched for.
     pub parts: Arc<Vec<Part>>,
-    /// The row has neither labels nor a mask: a trainer learns all of it.
+    /// The row has neither labels nor a mask: a trainer trains on all of it.
     pub unlabelled: bool,
-    /// The origins are those of the source row, whose answers are all to be learned.
+    /// The origins are those of the source row, whose answers should all be supervised.
     pub expected: bool,
     /// Which stop tokens the chat template writes.
     pub stops: WrittenStops,
-    /// Says what tokens are, in messages.
+    /// Decodes tokens for messages.
     pub tokenizer: Option<&'a Tokenizer>,
 }
 
@@ -25,16 +25,16 @@ pub struct Foreign<'a> {
 pub struct Part {
     /// The origins of its tokens are known apart from its labels.
     pub known: bool,
-    /// Places where a conversation begins anew.
+    /// Positions where a conversation restarts.
     pub restarts: Vec<Restart>,
-    /// It begins inside a message.
+    /// The row begins inside a message.
     pub inside: bool,
 }
 
-/// A place where a conversation begins anew.
+/// A position where a conversation restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restart {
-    /// The token.
+    /// The index of the token.
     pub at: usize,
     /// It cannot be the next turn of the same conversation.
     pub sure: bool,
@@ -43,7 +43,7 @@ pub struct Restart {
 /// Which stop tokens a chat template writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrittenStops {
-    /// After some answers.
+    /// After at least some answers.
     pub any: bool,
     /// After the last answer of a conversation.
     pub last: bool,
@@ -56,7 +56,7 @@ impl Default for WrittenStops {
 }
 
 impl Foreign<'_> {
-    /// True for the masked start of an answer that is no slip: white space, or a thought with its closing tag.
+    /// True for a masked start of an answer that is probably intended: white space, or a thought with its closing tag.
     pub(super) fn is_given_or_thought(&self, ids: &[u32]) -> bool {
         let Some(tokenizer) = self.tokenizer else { return false };
         let text = tokenizer.decode(ids, false);
@@ -79,19 +79,19 @@ pub enum Maker {
     LlamaFactory,
     /// ms-swift.
     Swift,
-    /// Nothing says which.
+    /// Unknown.
     Unknown,
 }
 
 impl Maker {
-    /// The program that writes rows with these columns, where only one does.
+    /// The program that writes rows with these columns, if only one does.
     pub fn of<S: AsRef<str>>(columns: &[S]) -> Maker {
         let has = |name: &str| columns.iter().any(|column| column.as_ref() == name);
         let (ids, labels) = (has("input_ids"), has("labels"));
         match () {
             () if !ids => Maker::Unknown,
             () if has("completion_mask") || has("assistant_masks") || has("seq_lengths") => Maker::Trl,
-            // It keeps the columns that it has read, and writes no attention mask.
+            // axolotl keeps the columns that it has read, and writes no attention mask.
             () if labels && !has("attention_mask") && (has("messages") || has("prompt") || has("text")) => {
                 Maker::Trl
             }
@@ -102,7 +102,7 @@ impl Maker {
         }
     }
 
-    /// Its name.
+    /// The program's name.
     pub fn name(self) -> Option<&'static str> {
         match self {
             Maker::Trl => Some("TRL"),
@@ -114,7 +114,7 @@ impl Maker {
     }
 }
 
-/// The settings that decide what a finding is about, by program; `{user}` and `{answer}` stand for role headers.
+/// The settings that decide what a finding is about, by program; `{user}` and `{answer}` are replaced by role headers.
 const REMEDIES: &[(&[Code], Maker, &str)] = &[
     (
         &[Code::M004, Code::M008],
@@ -184,8 +184,8 @@ const REMEDIES: &[(&[Code], Maker, &str)] = &[
     (&[Code::P001], Maker::Swift, "--packing true with --attn_impl flash_attn"),
 ];
 
-/// Which settings to look at for a code: of the program that wrote the rows, else of each that is known. `headers`: the
-/// role headers of a user's message and of an answer.
+/// The settings to check for a code: those of the program that wrote the rows, else of each known program.
+/// `headers`: the role headers of a user's message and of an answer.
 pub fn remedies(code: Code, maker: Maker, headers: Option<(&str, &str)>) -> Vec<String> {
     let of = |known: Maker| {
         REMEDIES.iter().filter(move |(codes, other, _)| codes.contains(&code) && *other == known)

@@ -1,13 +1,13 @@
-//! L001: labels that do not belong to the ids.
+//! L001: labels that do not match the ids.
 
 use super::subject::{Found, Subject};
 use crate::IGNORE;
 
-/// L001: a label that is neither -100 nor the id at its place (shifted labels, another ignore index).
+/// L001: a label that is neither -100 nor the id at its position (shifted labels, another ignore index).
 pub(super) fn wrong_labels(s: &Subject<'_>) -> Vec<Found> {
     let (ids, labels) = (&s.sample.input_ids, &s.sample.labels);
     let is_for = |label: i32, id: u32| label == IGNORE || i64::from(label) == i64::from(id);
-    // One loop without a branch first, of which the compiler makes vector instructions: nearly all rows pass it.
+    // A branch-free loop first, which the compiler vectorises: nearly all rows pass.
     if labels.iter().zip(ids).fold(true, |all, (&label, &id)| all & is_for(label, id)) {
         return Vec::new();
     }

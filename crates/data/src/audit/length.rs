@@ -2,7 +2,7 @@
 
 use super::subject::{Found, Subject};
 
-/// T003: more tokens than the model has positions for, where `max_length` does not cut the row to fit them.
+/// T003: more tokens than the model has positions, if `max_length` does not cut the row to fit.
 pub(super) fn beyond_positions(s: &Subject<'_>) -> Vec<Found> {
     let n = s.n();
     match s.positions {

@@ -1,4 +1,4 @@
-//! M001 to M009: tokens that are supervised and should not be, or the reverse.
+//! M001 to M010: tokens that are supervised and should not be, or the reverse.
 
 use super::labels::wrong_labels;
 use super::subject::{Found, Subject};
@@ -7,7 +7,7 @@ use crate::sample::Run;
 use crate::{IGNORE, Level, Origin, Section};
 use std::ops::Range;
 
-/// M001: no target is left after the shift by one.
+/// M001: no target remains after the shift by one.
 pub(super) fn no_target(s: &Subject<'_>) -> Vec<Found> {
     if s.sample.has_target() {
         return Vec::new();
@@ -21,10 +21,10 @@ pub(super) fn no_target(s: &Subject<'_>) -> Vec<Found> {
     vec![Found::within(0..s.n(), message)]
 }
 
-/// M002: no supervised stop token follows a response. A stop token that is there but masked is M009. It is a warning
-/// under `append_eos = false`, and for prepared rows, whose preparation has reported why.
+/// M002: no supervised stop token follows a response. A stop token that is present but masked is M009. It is a
+/// warning under `append_eos = false`, and for prepared rows, whose preparation has reported the reason.
 pub(super) fn no_stop(s: &Subject<'_>) -> Vec<Found> {
-    // Where no stop token is known, rows that came as tokens cannot be judged.
+    // Without known stop tokens, rows that came as tokens cannot be judged.
     if s.all_tokens() || (s.given.is_some() && s.special.stops.is_empty()) {
         return Vec::new();
     }
@@ -32,7 +32,7 @@ pub(super) fn no_stop(s: &Subject<'_>) -> Vec<Found> {
     if missing.is_empty() || (s.found() && is_mislabelled(s)) {
         return Vec::new();
     }
-    // Text that is learned as a whole has no answers.
+    // Text that is supervised as a whole has no answers.
     if (s.foreign.unlabelled || s.part().is_some_and(|part| !part.known)) && s.all_supervised() {
         return Vec::new();
     }
@@ -63,7 +63,7 @@ pub(super) fn no_stop(s: &Subject<'_>) -> Vec<Found> {
     found
 }
 
-/// The last token of each learned response that no stop token follows, by origins.
+/// The last token of each supervised response without a stop token after it, by origins.
 fn unstopped_turns(s: &Subject<'_>) -> Vec<usize> {
     let mut missing = Vec::new();
     for (at, run) in s.runs.iter().enumerate() {
@@ -78,14 +78,14 @@ fn unstopped_turns(s: &Subject<'_>) -> Vec<usize> {
     missing
 }
 
-/// The last token of each run of supervised tokens that has no stop token in it and none behind it, masked or not.
+/// The last token of each run of supervised tokens with no stop token in it or after it, masked or not.
 fn unstopped_runs(s: &Subject<'_>) -> Vec<usize> {
     let mask = s.given.and_then(|given| given.mask.as_ref());
     let mut missing = Vec::new();
     for run in s.supervised_runs() {
         let masked_stop = run.end < s.n() && s.is_stop(run.end) && !s.is_padding(run.end);
         let mask_goes_on = mask.is_some_and(|mask| mask.get(run.end) == Some(&true));
-        // A stop token inside the run ends it: what follows is M007.
+        // A stop token inside the run ends the response: what follows is M007.
         if !run.clone().any(|i| s.is_stop(i)) && !masked_stop && !mask_goes_on {
             missing.push(run.end - 1);
         }
@@ -93,8 +93,8 @@ fn unstopped_runs(s: &Subject<'_>) -> Vec<usize> {
     missing
 }
 
-/// M004: a prompt token is supervised though no weight asks for it. Needs a row that says where its prompt is, apart
-/// from its labels.
+/// M004: a prompt token is supervised although its weight is 0. Needs a row that gives the position of its prompt
+/// apart from its labels.
 pub(super) fn prompt_supervised(s: &Subject<'_>) -> Vec<Found> {
     let judged = |given: &Given| !given.weights && (s.known() || given.mask.is_some());
     if s.all_tokens() || !s.given.is_none_or(judged) || (s.found() && s.all_supervised()) {
@@ -116,12 +116,13 @@ pub(super) fn prompt_supervised(s: &Subject<'_>) -> Vec<Found> {
     Found::about(s, &wrong, |places| format!("{places} of the prompt{whose} supervised"))
 }
 
-/// M005: padding is supervised. Padding is what the attention mask or the origins say, else the pad ids at the end.
+/// M005: padding is supervised. Padding is given by the attention mask or the origins, else it is the pad ids at
+/// the end.
 pub(super) fn padding_supervised(s: &Subject<'_>) -> Vec<Found> {
     let end = s.content_end();
     let labels = s.given.and_then(|given| given.overridden.as_ref());
     let wrong = if s.all_tokens() || end < s.n() {
-        // AllTokens overrides the row's labels, but not those of padding.
+        // AllTokens overrides the row's labels, except on padding.
         let learned = |i: usize| {
             s.learned(i) || (s.all_tokens() && labels.is_some_and(|l| l[i] != IGNORE && s.is_padding(i)))
         };
@@ -132,10 +133,10 @@ pub(super) fn padding_supervised(s: &Subject<'_>) -> Vec<Found> {
     Found::about(s, &wrong, |places| format!("{places} of padding supervised"))
 }
 
-/// M006: two BOS where a text starts.
+/// M006: two BOS at the start of a text.
 pub(super) fn double_bos(s: &Subject<'_>) -> Vec<Found> {
     let (Some(bos), ids) = (s.special.bos, &s.sample.input_ids) else { return Vec::new() };
-    // Where BOS and EOS are one id, a foreign row may start with padding or with the end of another text.
+    // If BOS and EOS are one id, a foreign row may start with padding or with the end of another text.
     if s.given.is_some() && s.special.stops.contains(&bos) {
         return Vec::new();
     }
@@ -146,13 +147,13 @@ pub(super) fn double_bos(s: &Subject<'_>) -> Vec<Found> {
     vec![Found::within(first..first + 2, format!("the row starts with two BOS tokens (id {bos})"))]
 }
 
-/// M007: scaffold is supervised, or tokens after the stop token of a response are.
+/// M007: scaffold, or tokens after the stop token of a response, are supervised.
 pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
     if s.all_tokens() || s.given.is_none() || (s.found() && (s.all_supervised() || is_mislabelled(s))) {
         return Vec::new();
     }
     let mut scaffold = s.supervised(|origin| origin == Origin::Scaffold);
-    // Nothing stands before the first token that could predict it; padding at the end is M005.
+    // The first token is never predicted; padding at the end is M005.
     let end = s.content_end();
     scaffold.retain(|&i| i > 0 && (!s.found() || i < end));
     if !scaffold.is_empty() {
@@ -168,8 +169,8 @@ pub(super) fn scaffold_supervised(s: &Subject<'_>) -> Vec<Found> {
     Found::about(s, &after, |places| format!("{places} after the stop token supervised"))
 }
 
-/// M008: the labels of a row that came as tokens equal its ids, whether it gave labels or a mask. A prepared row whose
-/// origins are all response is what it says.
+/// M008: the labels of a row that came as tokens equal its ids, whether it has labels or a mask. A prepared row
+/// whose origins are all response is correct.
 pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
     if s.given.is_none_or(|given| given.weights) {
         return Vec::new();
@@ -187,7 +188,7 @@ pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
         return Vec::new();
     }
     let n = s.n();
-    // Text without turns may be meant to be learned as a whole.
+    // Text without turns may be intended to be supervised as a whole.
     let plain = s.part().is_some_and(|part| !part.known) && s.given.is_some_and(|given| given.mask.is_none());
     let message = match (s.foreign.unlabelled, plain) {
         (true, false) if s.found() => format!(
@@ -209,15 +210,16 @@ pub(super) fn everything_supervised(s: &Subject<'_>) -> Vec<Found> {
     vec![Found { level, ..Found::within(0..n, message) }]
 }
 
-/// True where a label is not the id at its place: that is L001, and the other rules would say it again.
+/// True if a label is not the id at its position: that is L001, and other rules would only repeat it.
 fn is_mislabelled(s: &Subject<'_>) -> bool {
     !wrong_labels(s).is_empty()
 }
 
-/// Masked tokens at the start of an answer, beyond which they are no slip of a few tokens.
+/// Up to this many masked tokens at the start of an answer are taken as an off-by-a-few error; more are only a
+/// warning.
 const SLIP: usize = 32;
 
-/// M010: an answer of which some tokens are learned and others are not. The answers must be known apart from the labels.
+/// M010: an answer that is only partly supervised. The answers must be known apart from the labels.
 pub(super) fn answer_in_part(s: &Subject<'_>) -> Vec<Found> {
     let judged = |given: &Given| !given.weights && !given.origins;
     if s.all_tokens() || !s.found() || !s.given.is_some_and(judged) {
@@ -262,7 +264,7 @@ pub(super) fn answer_in_part(s: &Subject<'_>) -> Vec<Found> {
     out
 }
 
-/// M009: the stop token at the end of a response is there and masked.
+/// M009: the stop token at the end of a response is present and masked.
 pub(super) fn stop_masked(s: &Subject<'_>) -> Vec<Found> {
     if s.all_tokens() || s.given.is_none() {
         return Vec::new();
@@ -279,7 +281,7 @@ pub(super) fn stop_masked(s: &Subject<'_>) -> Vec<Found> {
             .into_iter()
             .filter(|run| !run.clone().any(|i| s.is_stop(i)))
             .map(|run| run.end);
-        // Without a tokenizer: the id that padding has, where attention is.
+        // Without a tokenizer: the id of padding, if there is an attention mask.
         let pads = || {
             let padding = s.runs.iter().rfind(|run| run.origin == Origin::Padding)?;
             Some(s.sample.input_ids[padding.tokens.start])
@@ -288,7 +290,7 @@ pub(super) fn stop_masked(s: &Subject<'_>) -> Vec<Found> {
         let is_stop = |i: usize| s.is_stop(i) || pad == Some(s.sample.input_ids[i]);
         ends.filter(|&i| i < s.n() && is_stop(i) && !s.is_padding(i)).collect()
     };
-    // Labels that are shifted stand beside their stop tokens: that is L001.
+    // Shifted labels are beside their stop tokens: that is L001.
     if masked.is_empty() || !wrong_labels(s).is_empty() {
         return Vec::new();
     }

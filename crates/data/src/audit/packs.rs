@@ -1,18 +1,18 @@
-//! P001: targets across the boundaries of a pack, and samples that see each other.
+//! P001: targets across the boundaries of a pack, and samples that attend to each other.
 
 use super::subject::{Found, Subject};
 use crate::Level;
 use crate::sample::Segment;
 
-/// P001, of a pack as a whole: [`target_across_boundary`] and [`unconfined`].
+/// P001 for a pack as a whole: [`target_across_boundary`] and [`unconfined`].
 pub(super) fn pack(s: &Subject<'_>) -> Vec<Found> {
     let mut found = target_across_boundary(s);
     found.extend(unconfined(s));
     found
 }
 
-/// P001, fourth kind: the positions start again, and the attention mask does not: it is 1 on all tokens and on the padding.
-/// Whether samples see each other is up to the kernel that a trainer takes.
+/// P001, fourth kind: the positions restart, but the attention mask is 1 on all tokens and on the padding. Whether
+/// samples attend to each other then depends on the trainer's attention kernel.
 fn unconfined(s: &Subject<'_>) -> Option<Found> {
     let (start, sequences) = (s.given?.counted_padding?, s.sample.pack.as_ref()?.segments.len());
     let message = format!(
@@ -23,8 +23,8 @@ fn unconfined(s: &Subject<'_>) -> Option<Found> {
     (sequences > 1).then_some(Found { level: Some(Level::Warning), ..found })
 }
 
-/// P001, second kind: a label on the first token of a sequence that no prompt stands before. It is no target here; a
-/// trainer that shifts the whole pack would learn it from the sequence before.
+/// P001, second kind: a label on the first token of a sequence without a prefix. It is not a target here; a
+/// trainer that shifts the whole pack would predict it from the previous sequence.
 fn target_across_boundary(s: &Subject<'_>) -> Vec<Found> {
     let Some(pack) = &s.sample.pack else { return Vec::new() };
     let alone = |segment: &&Segment| segment.prefix.is_empty() && segment.own.start > 0;
@@ -33,7 +33,8 @@ fn target_across_boundary(s: &Subject<'_>) -> Vec<Found> {
     Found::about(s, &wrong, |places| format!("{places} supervised across the boundary before a sequence"))
 }
 
-/// P001, third kind: a row that begins a conversation anew and names no boundary there; or begins inside a message.
+/// P001, third kind: a row in which a conversation restarts without a boundary there, or which begins inside a
+/// message.
 pub(super) fn sees_across(s: &Subject<'_>) -> Vec<Found> {
     let Some(part) = s.part() else { return Vec::new() };
     let restarts: Vec<usize> = part.restarts.iter().map(|restart| restart.at).collect();

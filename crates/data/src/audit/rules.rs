@@ -1,4 +1,4 @@
-//! The registry of rules: what each code means, what to do about it, and how it is found. docs/findings.md is made of it.
+//! The registry of rules: the meaning of each code, its remedy and its check. docs/findings.md is generated from it.
 
 use super::copies::copied_response;
 use super::labels::wrong_labels;
@@ -11,7 +11,7 @@ use super::packs::{self, sees_across};
 use super::subject::{Found, Subject};
 use crate::{Code, Finding};
 
-/// What a code stands for.
+/// A rule: everything about one code.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Rule {
@@ -23,23 +23,23 @@ pub struct Rule {
     pub doc: &'static str,
     /// What to do about it.
     pub help: &'static str,
-    /// The smallest rows in which it is found.
+    /// Minimal rows in which it is found.
     pub example: Example,
-    /// True where it means that a wrong token would be learned, or a right one would not: rows with such an error are not
-    /// trained on ([`Mode::Train`](crate::Mode::Train)) unless the code is ignored by name.
+    /// True if it means that a wrong token would be supervised, or a right one would not: rows with such an error
+    /// are not trained on ([`Mode::Train`](crate::Mode::Train)) unless the code is ignored by name.
     pub refuses: bool,
-    /// How it is found in a row's tokens.
+    /// How it is checked on a row's tokens.
     pub check: Check,
 }
 
-/// Rows in which a rule finds something. In their ids 0 is padding, 1 BOS, 2 the stop token, 3 the header of a user's
-/// message and 4 that of an answer; any other id is text.
+/// Rows in which a rule finds something. In their ids 0 is padding, 1 BOS, 2 the stop token, 3 the header of a
+/// user's message and 4 that of an answer; any other id is text.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Example {
-    /// The rows, one JSON object a line.
+    /// The rows, one JSON object per line.
     pub rows: &'static str,
-    /// The setting that it takes besides, as `key=value`; empty where it takes none.
+    /// An additional setting, as `key=value`; empty if none is needed.
     pub set: &'static str,
 }
 
@@ -52,23 +52,23 @@ const fn rows(rows: &'static str) -> Example {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Check {
-    /// On each row by itself, those of a pack too.
+    /// On each row separately, also on those of a pack.
     Row(fn(&Subject<'_>) -> Vec<Found>),
-    /// On each row by itself (the first), and on a whole pack (the second).
+    /// On each row separately (the first), and on a whole pack (the second).
     RowAndPack(fn(&Subject<'_>) -> Vec<Found>, fn(&Subject<'_>) -> Vec<Found>),
-    /// Not on tokens: reading, rendering, tokenising, truncating or comparing rows finds it.
+    /// Not on tokens: it is found when rows are read, rendered, tokenised, truncated or compared.
     Elsewhere,
 }
 
 impl Code {
-    /// What the code stands for.
+    /// The rule of this code.
     pub fn rule(self) -> &'static Rule {
         &RULES[self as usize]
     }
 }
 
-/// Everything that the checks find in a row, in the order of the rules. The rows of a pack are checked one by one; the
-/// message says in which sequence, counted from 0.
+/// All findings in a row, in the order of the rules. The rows of a pack are checked one by one; the message gives
+/// the sequence, counted from 0.
 pub fn audit(subject: &Subject<'_>) -> Vec<Finding> {
     let row = subject.sample.id.row;
     let finding = |rule: &Rule, found: Found| Finding {
@@ -88,7 +88,7 @@ pub fn audit(subject: &Subject<'_>) -> Vec<Finding> {
     for (i, (sample, tokens)) in subject.sample.unpack().iter().zip(pack.row_tokens()).enumerate() {
         let given = subject.given.map(|given| {
             let mut part = given.part(&tokens);
-            // The weight of a shared token is that of all its rows together, not the row's own.
+            // The weight of a shared token is the sum over its rows, not the row's own.
             part.weights &= sample.weights.is_some();
             part
         });

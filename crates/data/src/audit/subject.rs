@@ -1,4 +1,4 @@
-//! What checks look at, and what they find.
+//! The input of checks, and their findings.
 
 use super::foreign::{Foreign, Part};
 use crate::label::Given;
@@ -13,39 +13,38 @@ use std::ops::Range;
 pub struct Subject<'a> {
     /// Its ids, labels, origins and weights.
     pub sample: &'a Sample,
-    /// For rows that came as tokens, what else the row said; `None` for rows that were made from text here.
+    /// For rows that came as tokens, their other fields; `None` for rows that were made from text here.
     pub given: Option<&'a Given>,
     /// The tokenizer's special ids; empty without a tokenizer.
     pub special: &'a Special,
     /// The policy that the row's labels must follow.
     pub policy: &'a Policy,
-    /// The positions that the model was made for; `None` where they are not known, or `max_length` cuts every row to fit
-    /// them.
+    /// The model's number of positions; `None` if unknown, or if `max_length` cuts every row to fit.
     pub positions: Option<usize>,
     /// What is known of a row that came as tokens, apart from its own fields.
     pub(super) foreign: Foreign<'a>,
-    /// Which sequence of its pack it is; 0 for a single row.
+    /// The index of its sequence in a pack; 0 for a single row.
     pub(super) sequence: usize,
-    /// Its runs of tokens of one origin, in order. Most rules concern few of them, so that few tokens are looked at one
-    /// by one.
+    /// Its runs of tokens of one origin, in order. Most rules concern few runs, so few tokens are checked one by one.
     pub(crate) runs: Vec<Run>,
 }
 
-/// What a check has found.
+/// The finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Found {
-    /// The tokens of the row that it is about, from the first to the last.
+    /// The tokens of the row that it concerns, from the first to the last.
     pub tokens: Range<u32>,
     /// What is wrong with them.
     pub message: String,
-    /// The level, where it is not the code's own.
+    /// The level, if it differs from that of the code.
     pub level: Option<Level>,
 }
 
 impl Found {
-    /// One finding about these tokens, in ascending order; none where there are none. `message` is given the tokens as
-    /// text: `token 17`, or `3 tokens (the first is token 17)`; with a tokenizer also what the first ones say.
+    /// One finding about these tokens, which are in ascending order; none if there are none. `message` gets a
+    /// description of the tokens: `token 17`, or `3 tokens (the first is token 17)`; with a tokenizer also the
+    /// text of the first ones.
     pub(super) fn about(
         s: &Subject<'_>,
         tokens: &[usize],
@@ -61,14 +60,14 @@ impl Found {
         vec![Found::within(first..tokens[tokens.len() - 1] + 1, message(&places))]
     }
 
-    /// A finding about a run of tokens.
+    /// A finding about a range of tokens.
     pub(super) fn within(tokens: Range<usize>, message: String) -> Found {
         Found { tokens: tokens.start as u32..tokens.end as u32, message, level: None }
     }
 }
 
 impl<'a> Subject<'a> {
-    /// A row that is to be checked, of a model of unknown positions.
+    /// A row to check, for a model with an unknown number of positions.
     pub fn new(
         sample: &'a Sample,
         given: Option<&'a Given>,
@@ -90,24 +89,24 @@ impl<'a> Subject<'a> {
         self.foreign.parts.get(self.sequence)
     }
 
-    /// True where the origins of a row that came as tokens are known apart from its labels: it names them, or its turns
-    /// were found.
+    /// True if the origins of a row that came as tokens are known apart from its labels: it gives them, or its
+    /// turns were found.
     pub(super) fn known(&self) -> bool {
         self.origins_are_given() || self.found()
     }
 
-    /// True where they were found here.
+    /// True if they were found here.
     pub(super) fn found(&self) -> bool {
         self.part().is_some_and(|part| part.known)
     }
 
-    /// True where each token that is not padding is supervised.
+    /// True if every token that is not padding is supervised.
     pub(super) fn all_supervised(&self) -> bool {
         let all = |run: &Run| run.origin == Origin::Padding || run.supervised == run.tokens.len();
         self.runs.iter().all(all)
     }
 
-    /// What the first of these tokens say, with a tokenizer.
+    /// The text of the first of these tokens, if there is a tokenizer.
     pub(super) fn quote(&self, tokens: &[usize]) -> Option<String> {
         const QUOTED: usize = 6;
         let tokenizer = self.foreign.tokenizer?;
@@ -117,7 +116,7 @@ impl<'a> Subject<'a> {
         Some(list.join(" "))
     }
 
-    /// The same of a model with that many positions.
+    /// The same for a model with this many positions.
     #[must_use]
     pub fn with_positions(self, positions: Option<usize>) -> Subject<'a> {
         Subject { positions, ..self }
@@ -143,12 +142,12 @@ impl<'a> Subject<'a> {
         self.policy.objective == Objective::AllTokens
     }
 
-    /// True where the row came as tokens and names the origin of each.
+    /// True if the row came as tokens and gives the origin of each.
     pub(super) fn origins_are_given(&self) -> bool {
         self.given.is_some_and(|given| given.origins)
     }
 
-    /// The supervised tokens of these origins.
+    /// The supervised tokens with these origins.
     pub(super) fn supervised(&self, of: impl Fn(Origin) -> bool) -> Vec<usize> {
         let runs = self.runs.iter().filter(|run| run.supervised > 0 && of(run.origin));
         runs.flat_map(|run| run.tokens.clone()).filter(|&i| self.learned(i)).collect()
@@ -172,7 +171,7 @@ impl<'a> Subject<'a> {
     }
 
     /// The index at which the padding of a row without an attention mask begins: its trailing run of pad ids; the
-    /// row's length where there is none. Where pad and EOS are one id, the first of the run is the EOS.
+    /// row's length if there is none. If pad and EOS are one id, the first of the run is the EOS.
     pub(super) fn content_end(&self) -> usize {
         let ids = &self.sample.input_ids;
         let (Some(pad), Some(given)) = (self.special.pad, self.given) else { return ids.len() };

@@ -1,10 +1,10 @@
 //! Finds the turns of a chat template in token ids.
 //!
-//! Of the template and the tokenizer we know by proof which tokens of small conversations are whose
-//! ([`derive`]). From these follow the ids that stand before each message (its header), and those that end an answer.
-//! The headers are then looked for in any row, in one pass: an id that begins no header, ends no answer and closes no
-//! prompt costs one look-up in a table. Before it is used, a finder must find every turn of the conversations that it
-//! was made of.
+//! Proofs over small conversations show which tokens belong to which message, for this template and tokenizer
+//! ([`derive`]). This gives the ids before each message (its header), and the ids that end an answer. The headers
+//! are then searched for in any row, in one pass: an id that does not begin a header, end an answer or close a
+//! prompt costs one table look-up. Before a finder is used, it must find every turn of the conversations that it
+//! was derived from.
 
 mod derive;
 
@@ -15,41 +15,41 @@ use std::ops::Range;
 /// The turns of a template, as ids.
 #[derive(Clone, Debug, Default)]
 pub struct Turns {
-    /// For each id, what it may be: [`OPENS`], [`STOPS`], [`CLOSES`], [`BEGINS`].
+    /// Flags of each id: [`OPENS`], [`STOPS`], [`CLOSES`], [`BEGINS`].
     flags: Vec<u8>,
     /// Headers, longest first.
     openers: Vec<Opener>,
-    /// Ids that end the text of prompts.
+    /// Ids that end the texts of prompts.
     closers: Vec<(Kind, u32)>,
-    /// Ids with which conversations begin.
+    /// Ids at the start of conversations.
     starts: Vec<u32>,
     written: WrittenStops,
-    /// What ends answers: mostly one id, several where a stop token is text to the tokenizer.
+    /// The ends of answers: usually one id, several if the tokenizer treats a stop token as text.
     stops: Vec<Vec<u32>>,
     headers: Option<(String, String)>,
 }
 
-/// The id begins a header.
+/// The id starts a header.
 const OPENS: u8 = 1;
-/// It ends an answer.
+/// It ends an answer (or is the first id of such an end).
 const STOPS: u8 = 2;
 /// It ends the text of a prompt.
 const CLOSES: u8 = 4;
-/// It is the BOS of a template that writes it at the start only.
+/// It is the BOS of a template that writes BOS only at the start.
 const BEGINS: u8 = 8;
 
-/// Tokens between two answers with no header of a prompt among them that are no mere separator: they are a prompt, whose
-/// header is not told from text.
+/// Between two answers without a recognised prompt header, at most this many tokens are a separator; more are a
+/// prompt whose header cannot be told from text.
 const UNNAMED: usize = 4;
 
-/// Whose a message is.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Kind {
     Answer,
     System,
     User,
     Tool,
-    /// A prompt whose role its header does not tell.
+    /// A prompt whose header does not determine its role.
     Prompt,
 }
 
@@ -68,27 +68,27 @@ impl Kind {
     }
 }
 
-/// The ids before a message.
+/// The header of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Opener {
     ids: Vec<u32>,
     kind: Kind,
-    /// It begins with a structural token, which text cannot make.
+    /// It begins with a structural token, which text cannot produce.
     structural: bool,
-    /// The message begins exactly after it; else the message's first token may hold the end of the header too.
+    /// The message begins exactly after it; otherwise the message's first token may include the end of the header.
     exact: bool,
 }
 
 /// The turns of a row.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Whose each token is.
+    /// The origin of each token.
     pub origins: Vec<Origin>,
-    /// What else there is to say.
+    /// Other facts about the row.
     pub part: Part,
 }
 
-/// Where a scan is.
+/// The state of a scan.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     /// Before the first header.
@@ -114,13 +114,13 @@ impl Turns {
         self.flags.get(id as usize).copied().unwrap_or(0)
     }
 
-    /// The length of what ends an answer here; 0 where nothing does.
+    /// The length of the end of an answer at the start of these ids; 0 if there is none.
     fn stop(&self, ids: &[u32]) -> usize {
         let fitting = self.stops.iter().filter(|stop| ids.starts_with(stop));
         fitting.map(Vec::len).max().unwrap_or(0)
     }
 
-    /// The header that these ids begin with, and the length of the shortest one that stands for the same.
+    /// The header at the start of these ids, and the length of the shortest one of the same kind.
     fn opener(&self, ids: &[u32]) -> Option<(&Opener, usize)> {
         let mut fitting = self.openers.iter().filter(|opener| ids.starts_with(&opener.ids));
         let longest = fitting.next()?;
@@ -128,9 +128,9 @@ impl Turns {
         Some((longest, shorter.map_or(longest.ids.len(), |other| other.ids.len())))
     }
 
-    /// The turns of a row; `None` where no header is in it. `real` is false on padding. `learned` decides what cannot be
-    /// told by the ids: the text before the first header of a row that begins inside a message, and tokens of an answer
-    /// that some generation prompts give. `None` too where an answer seems to be without a header.
+    /// The turns of a row; `None` if it contains no header. `real` is false on padding. `learned` decides what ids
+    /// cannot determine: the text before the first header of a row that begins inside a message, and tokens of an
+    /// answer that some generation prompts contain. Also `None` if an answer seems to have no header.
     pub fn find(
         &self,
         ids: &[u32],
@@ -159,7 +159,7 @@ impl Turns {
                 i += 1;
                 continue;
             }
-            // A second BOS at the very start is another fault (M006).
+            // A second BOS at the very start is a different fault (M006).
             if flags & BEGINS != 0 && i > start + 1 {
                 scan.close(i, &learned, |i| self.flags(ids[i]) & STOPS != 0, State::Between);
                 scan.part.restarts.push(Restart { at: i, sure: true });
@@ -205,7 +205,7 @@ impl Turns {
                     Some(run) if opener.kind != Kind::Answer => missed |= is_answer(run, &learned),
                     _ => {}
                 }
-                // A stop token may open the next message too.
+                // A stop token may also begin the next header.
                 let after = (i + opener.ids.len()).max(from);
                 scan.origins[from..after].fill(Origin::Scaffold);
                 if opener.kind == Kind::Answer {
@@ -230,23 +230,23 @@ impl Turns {
             return None;
         }
         scan.finish(ids);
-        // Padding inside, or at the ends.
+        // Padding inside or at the ends.
         for i in (0..ids.len()).filter(|&i| !real(i)) {
             scan.origins[i] = Origin::Padding;
         }
         Some(Found { origins: scan.origins, part: scan.part })
     }
 
-    /// True where a conversation can begin with these ids, perhaps without its BOS.
+    /// True if a conversation can begin with these ids, perhaps without its BOS.
     fn is_start(&self, ids: &[u32]) -> bool {
         ids.first().is_none_or(|id| self.starts.contains(id))
     }
 }
 
-/// True where a prompt that no answer follows is learned from within to its end: there may be an answer in it whose header
-/// is none that is known.
+/// True if a prompt without an answer is supervised from some point to its end: it may contain an answer with an
+/// unknown header.
 fn is_answer(run: Range<usize>, learned: impl Fn(usize) -> bool) -> bool {
-    /// Tokens that may stand after such an answer.
+    /// The maximal number of unsupervised tokens after such an answer.
     const AFTER: usize = 8;
     let first = run.clone().find(|&i| learned(i));
     let end = run.end.saturating_sub(AFTER)..run.end;
@@ -258,20 +258,20 @@ struct Scan {
     origins: Vec<Origin>,
     part: Part,
     state: State,
-    /// The first token of what is going on.
+    /// The first token of the current part.
     from: usize,
     turn: u16,
     users: Vec<Range<usize>>,
-    /// System messages after the first message: the header's place and the end.
+    /// System messages after the first message: the positions of the header and of the end.
     systems: Vec<(usize, usize)>,
-    /// The last user's message, until an answer follows.
+    /// The last user message, until an answer follows.
     unanswered: Option<Range<usize>>,
-    /// The header of a prompt came after the last answer's.
+    /// A prompt header was found after that of the last answer.
     prompted: bool,
 }
 
 impl Scan {
-    /// Ends what is going on before token `at`.
+    /// Ends the current part before token `at`.
     fn close(
         &mut self,
         at: usize,
@@ -313,8 +313,8 @@ impl Scan {
         (self.state, self.from) = (next, at);
     }
 
-    /// What is known at the end only: which user's message is the last, and whether a later system message repeats the
-    /// first.
+    /// Resolves what is only known at the end: which user message is the last, and whether a later system message
+    /// repeats the first.
     fn finish(&mut self, ids: &[u32]) {
         if let Some(last) = self.users.last() {
             for origin in &mut self.origins[last.clone()] {
@@ -328,7 +328,7 @@ impl Scan {
         let length = self.origins[first..].iter().take_while(|origin| is_system(origin)).count();
         for (opened, end) in &self.systems {
             let own = (*opened..*end).find(|&i| is_system(&self.origins[i]));
-            // A system message may also stand inside a conversation.
+            // A system message may also occur inside a conversation.
             if let Some(own) = own.filter(|own| *own > first)
                 && ids[own..*end] == ids[first..first + length]
                 && !self.part.restarts.iter().any(|restart| restart.at < own && own - restart.at < 16)

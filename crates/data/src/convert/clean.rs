@@ -1,23 +1,23 @@
-//! Cleans the text of a comment: what is not its author's argument goes.
+//! Cleans the text of a comment: removes everything that is not its author's argument.
 
-/// How a moderators' footnote on r/changemyview begins.
+/// The beginning of a moderators' footnote on r/changemyview.
 const FOOTNOTE: &str = "Hello, users of CMV! This is a footnote from your moderators";
 
-/// What a text loses before it becomes part of a row.
+/// Counts of what is removed from a text before it becomes part of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Lines that quote somebody else (`>`).
+    /// Lines that quote someone else (`>`).
     pub quotes: u64,
     /// Moderators' footnotes.
     pub footnotes: u64,
     /// Paragraphs that begin with `Edit:` or the like.
     pub edits: u64,
-    /// Words that read like a marker of a section, `[TASK]`, which got other brackets.
+    /// Words that look like a section marker, `[TASK]`; their brackets are replaced.
     pub markers: u64,
 }
 
 impl Removed {
-    /// Adds another text's.
+    /// Adds the counts of another text.
     pub fn add(&mut self, other: Removed) {
         self.quotes += other.quotes;
         self.footnotes += other.footnotes;
@@ -26,7 +26,7 @@ impl Removed {
     }
 }
 
-/// True for the text of a comment that is gone.
+/// True for the text of a deleted comment.
 pub fn is_deleted(text: &str) -> bool {
     matches!(
         text.trim().trim_matches(['*', '_']),
@@ -34,7 +34,7 @@ pub fn is_deleted(text: &str) -> bool {
     )
 }
 
-/// True for what a bot or a moderator says about a thread, by its author or its text.
+/// True for a comment by a bot or a moderator about a thread, by its author or its text.
 pub fn is_service(author: &str, text: &str) -> bool {
     if ["deltabot", "automoderator", "changemyviewbot"].iter().any(|bot| author.eq_ignore_ascii_case(bot)) {
         return true;
@@ -58,7 +58,7 @@ pub fn is_service(author: &str, text: &str) -> bool {
             && text.lines().next().is_some_and(|line| line.contains("has been removed")))
 }
 
-/// True where a reply awards a delta: the sign, or the command, outside of quotes.
+/// True if a reply awards a delta: the sign, or the command, outside quotes.
 pub fn awards_delta(text: &str) -> bool {
     let text = entities(text);
     text.lines()
@@ -66,11 +66,11 @@ pub fn awards_delta(text: &str) -> bool {
         .any(|line| line.contains(['∆', 'Δ']) || line.to_lowercase().contains("!delta"))
 }
 
-/// The text without quotes, footnotes and edits, its entities decoded and its white space evened out.
+/// The text without quotes, footnotes and edits, with entities decoded and white space normalised.
 pub fn clean(text: &str, removed: &mut Removed) -> String {
     let mut text = entities(text).replace("\r\n", "\n").replace('\r', "\n");
     if let Some(at) = text.find(FOOTNOTE) {
-        // The footnote ends a post, below a rule: the quote's sign and emphasis stand before its first word.
+        // The footnote ends a post, below a rule; a quote sign and emphasis come before its first word.
         text.truncate(text[..at].rfind('\n').unwrap_or(0));
         let rule = |line: &str| line.chars().all(|c| matches!(c, '_' | '-' | '*' | '>' | ' '));
         while let Some(last) = text.lines().next_back().filter(|line| rule(line)) {
@@ -89,7 +89,7 @@ pub fn clean(text: &str, removed: &mut Removed) -> String {
                 lines.push(line.trim_end());
             }
         }
-        // An edit goes on to the end of its paragraph.
+        // An edit continues to the end of its paragraph.
         if let Some(edit) = lines.iter().position(|line| is_edit(line)) {
             lines.truncate(edit);
             removed.edits += 1;
@@ -120,7 +120,7 @@ fn is_edit(line: &str) -> bool {
     })
 }
 
-/// The text with section markers of its own in other brackets: in a row they would begin a section.
+/// The text with different brackets around its section markers, which would otherwise begin a section of the row.
 fn unmarked(text: &str, removed: &mut Removed) -> String {
     let mut text = text.to_string();
     for name in ["SYSTEM", "CONTEXT", "TASK", "RESPONSE"] {
@@ -139,7 +139,7 @@ fn entities(text: &str) -> String {
     if !text.contains('&') {
         return text.to_string();
     }
-    // `&amp;` last: what it stands for is not decoded again.
+    // `&amp;` last, so that its result is not decoded again.
     [
         ("&gt;", ">"),
         ("&lt;", "<"),
@@ -171,11 +171,11 @@ mod tests {
         );
         assert_eq!(text, "I like rain.\n\nIt waters & cools.");
         assert_eq!(removed, Removed { quotes: 1, footnotes: 1, edits: 1, markers: 0 });
-        // Words that only begin like one stay, and an edit within a sentence too.
+        // Words with the same beginning are kept, and so is an edit within a sentence.
         for same in ["Editors: they edit.", "Etaples - a town", "I edit: often.", "a > b"] {
             assert_eq!(cleaned(same).0, same);
         }
-        // What is a marker in a row is none in a text.
+        // A section marker in a row is not one in a text.
         let (text, removed) = cleaned("do the [TASK] now");
         assert_eq!((text.as_str(), removed.markers), ("do the (TASK) now", 1));
     }

@@ -1,4 +1,4 @@
-//! Files of converted rows: JSON Lines, or Parquet with a column of text for each field.
+//! Files of converted rows: JSON Lines, or Parquet with a text column for each field.
 
 use crate::error::source_error;
 use crate::prepared::Form;
@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suasion_files::{AtomicFile, Complete};
 
-/// Rows of a batch of Parquet.
+/// Rows per Parquet batch.
 const BATCH: usize = 1024;
 
-/// A file of converted rows that appears under its name when it is complete.
+/// A file of converted rows that gets its name when it is complete.
 pub struct Output {
     path: PathBuf,
     kind: Kind,
@@ -34,11 +34,11 @@ enum Kind {
 
 /// The two files of an output: that of the training rows, and that of the rows held out.
 ///
-/// `rows.jsonl` is held out to `rows.test.jsonl`; a name without an ending is a folder of `train.jsonl` and
-/// `test.jsonl`.
+/// The held-out rows of `rows.jsonl` go to `rows.test.jsonl`; a name without an extension means a folder of
+/// `train.jsonl` and `test.jsonl`.
 ///
 /// # Errors
-/// [`Error::Source`] for a name that is no format's.
+/// [`Error::Source`] if the name has an unknown format.
 pub fn names(output: &Path) -> Result<(PathBuf, PathBuf)> {
     match Form::of(output) {
         Some(Form::Folder) => Ok((output.join("train.jsonl"), output.join("test.jsonl"))),
@@ -60,7 +60,7 @@ impl Output {
     /// Starts a file.
     ///
     /// # Errors
-    /// Where its folder cannot be written to.
+    /// If its folder is not writable.
     pub fn create(path: &Path) -> Result<Output> {
         let file = AtomicFile::create(path)?;
         let kind = match Form::of(path) {
@@ -73,7 +73,7 @@ impl Output {
     /// Writes a row, whose fields are texts.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them.
+    /// [`Error::Io`], including a full disk.
     pub fn write(&mut self, row: &impl Serialize) -> Result<()> {
         let written = match &mut self.kind {
             Kind::Lines(file) => serde_json::to_writer(&mut *file, row)
@@ -89,7 +89,7 @@ impl Output {
         written.map_err(|e| Error::io(&self.path, e))
     }
 
-    /// Writes the rows that wait for their batch.
+    /// Writes the rows of the current batch.
     fn flush(&mut self) -> io::Result<()> {
         let Kind::Parquet { file, writer, rows } = &mut self.kind else { return Ok(()) };
         let Some(first) = rows.first() else { return Ok(()) };

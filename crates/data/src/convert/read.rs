@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// A corpus read, and the files that it was read from.
+/// A corpus, and the files that it was read from.
 pub struct Corpus {
     /// Its threads, in the order of the files.
     pub threads: Vec<Thread>,
@@ -19,7 +19,7 @@ pub struct Corpus {
     pub files: Vec<PathBuf>,
     /// True for dialogues: they have no post.
     pub dialogues: bool,
-    /// Comments in all.
+    /// Number of comments.
     pub comments: u64,
 }
 
@@ -115,7 +115,7 @@ pub fn convokit(path: &Path) -> Result<Corpus> {
             id,
             speaker: text(row, &["speaker", "user"], UTTERANCE)?.to_string(),
             reply_to: reply_to.and_then(Value::as_str).map(String::from),
-            // A null text is that of a comment that is gone.
+            // A null text is that of a deleted comment.
             text: match row.fields.get("text") {
                 Some(Value::Null) => String::new(),
                 _ => text(row, &["text"], UTTERANCE)?.to_string(),
@@ -155,7 +155,7 @@ pub fn convokit(path: &Path) -> Result<Corpus> {
                 Some(to) => index.get(to.as_str()).map_or(Parent::Missing, |i| Parent::Comment(*i)),
             })
             .collect();
-        // Without the corpus' own word a comment won where the post's author answered it with a delta.
+        // If the corpus does not mark winners, a comment won if the post's author answered it with a delta.
         let marked = kept.iter().any(|u| u.result.is_some());
         let mut earned = vec![false; kept.len()];
         for (u, parent) in kept.iter().zip(&parents) {
@@ -186,7 +186,8 @@ pub fn convokit(path: &Path) -> Result<Corpus> {
     Ok(Corpus::new(threads, files, false))
 }
 
-/// The metadata of conversations: `{"id": {"meta": {..}}}`, or the fields themselves in corpora of before ConvoKit 2.
+/// The metadata of conversations: `{"id": {"meta": {..}}}`, or the fields themselves in corpora from before
+/// ConvoKit 2.
 fn metadata(path: &Path) -> Result<HashMap<String, Map<String, Value>>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let help = "it maps the id of each conversation to its metadata; download the corpus again";
@@ -211,7 +212,7 @@ fn metadata(path: &Path) -> Result<HashMap<String, Map<String, Value>>> {
 const THREAD: &str = "a line is {\"id\": \"t3_1\", \"outcome\": \"positive\", \"title\": \"CMV: ..\", \"op\": \"..\", \"replies\": \
                       [{\"author\": \"u1\", \"text\": \"..\"}, {\"author\": \"op\", \"text\": \"..\"}]}";
 
-/// Reads a file of r/changemyview threads: a post and a chain of replies a line.
+/// Reads a file of r/changemyview threads: a post and a chain of replies per line.
 ///
 /// # Errors
 /// [`Error::Row`] for a line without its fields.
@@ -267,11 +268,10 @@ pub fn cmv(path: &Path) -> Result<Corpus> {
 const UNIT: &str =
     "the columns are Unit (the text), Turn, B4 (0: the persuader, 1: the persuadee) and B2 (the dialogue)";
 
-/// Reads PersuasionForGood's `full_dialog.csv`, and the donations of its `full_info.csv` where that is given.
+/// Reads PersuasionForGood's `full_dialog.csv`, and the donations of its `full_info.csv` if given.
 ///
 /// # Errors
-/// [`Error::Row`] for a line without its columns; [`Error::Source`] where the information names no dialogue of the
-/// file.
+/// [`Error::Row`] for a line without its columns; [`Error::Source`] if the information names no dialogue of the file.
 pub fn p4g(path: &Path, information: Option<&Path>) -> Result<Corpus> {
     let mut dialogues: IndexMap<String, Vec<(String, String)>> = IndexMap::new();
     let cell = |row: &Row, name: &str| -> Result<String> {
@@ -302,7 +302,7 @@ pub fn p4g(path: &Path, information: Option<&Path>) -> Result<Corpus> {
     if let Some(information) = information {
         files.push(information.to_path_buf());
         rows(information, |row| {
-            // The persuadee's donation is what a dialogue is about.
+            // The outcome of a dialogue is the persuadee's donation.
             if cell(row, "B4")?.trim() == "1" {
                 let amount = cell(row, "B6")?;
                 let amount: f64 = amount.trim().parse().map_err(|_| {

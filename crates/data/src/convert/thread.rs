@@ -1,14 +1,15 @@
-//! What all corpora become before they are rows: threads of comments under a post, and dialogues without one.
+//! The common form of all corpora before conversion to rows: threads of comments below a post, and dialogues
+//! without one.
 
 use super::clean::{awards_delta, is_deleted};
 
-/// Whether a comment changed a mind.
+/// Whether a comment changed someone's mind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Result {
     /// It earned a delta, or the donation was made.
     Won,
-    /// It is of a thread that earned none.
+    /// Its thread earned none.
     Lost,
     /// The corpus does not say.
     #[default]
@@ -25,15 +26,15 @@ impl Result {
 /// A post with its comments, or a dialogue.
 #[derive(Clone, Debug, Default)]
 pub struct Thread {
-    /// What decides the side of a split: the post, or the dialogue.
+    /// The unit of the split: the post, or the dialogue.
     pub id: String,
-    /// The post's title; empty where there is none.
+    /// The post's title; empty if there is none.
     pub title: String,
     /// The post's text; empty for a dialogue.
     pub post: String,
-    /// The author of the post; in a dialogue whoever is to be persuaded.
+    /// The author of the post; in a dialogue the person to be persuaded.
     pub op: String,
-    /// The comments; a parent may stand after its children.
+    /// The comments; a parent may come after its children.
     pub comments: Vec<Comment>,
 }
 
@@ -42,19 +43,19 @@ pub struct Thread {
 pub struct Comment {
     /// Its id in the corpus.
     pub id: String,
-    /// Its author's.
+    /// Its author's id.
     pub author: String,
     /// Its text, as it is in the corpus.
     pub text: String,
-    /// What it answers.
+    /// The post or comment that it answers.
     pub parent: Parent,
-    /// Whether it changed a mind.
+    /// Whether it changed someone's mind.
     pub result: Result,
-    /// The pairs that the corpus puts it in.
+    /// The pairs that the corpus assigns it to.
     pub pairs: Vec<String>,
 }
 
-/// What a comment answers.
+/// The parent of a comment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Parent {
     /// The post, or nothing.
@@ -67,8 +68,8 @@ pub enum Parent {
 }
 
 impl Thread {
-    /// The comments above one, the first of them first; `None` where one of them is missing or deleted, or where they
-    /// answer each other in a circle.
+    /// The ancestors of a comment, the first comment first; `None` if one of them is missing or deleted, or if
+    /// they form a cycle.
     pub fn above(&self, index: usize) -> Option<Vec<usize>> {
         let mut path = Vec::new();
         let mut at = self.comments[index].parent;
@@ -89,13 +90,13 @@ impl Thread {
         Some(path)
     }
 
-    /// The comment that begins the chain of one.
+    /// The comment that begins the chain of a comment.
     pub fn root(&self, index: usize) -> Option<usize> {
         Some(self.above(index)?.first().copied().unwrap_or(index))
     }
 
-    /// Narrows what won to the comments that the post's author answered with a delta, in each chain that has one: the
-    /// corpora mark whole chains.
+    /// Restricts winners to the comments that the post's author answered with a delta, in each chain that has one:
+    /// the corpora mark whole chains.
     pub fn narrow_to_deltas(&mut self) {
         let awarded: Vec<usize> = (self.comments.iter())
             .filter(|comment| comment.author == self.op && awards_delta(&comment.text))

@@ -102,17 +102,16 @@ impl Alpaca {
     }
 }
 
-/// A tokenised row as it was given, not validated beyond types and lengths. All vectors have the length of
-/// `input_ids`.
+/// A tokenised row as given, validated only for types and lengths. All vectors have the length of `input_ids`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokenised {
     /// Token ids.
     pub input_ids: Vec<u32>,
-    /// Labels, not shifted; they may be wrong.
+    /// Labels, not shifted and not checked.
     pub labels: Option<Vec<i32>>,
-    /// `completion_mask` and `assistant_masks`: true on the response, which is what both mark.
+    /// `completion_mask` or `assistant_masks`: true on the response, which both mark.
     pub mask: Option<Vec<bool>>,
-    /// `assistant_masks` alone, which also applies where all tokens are learned.
+    /// `assistant_masks` alone, which also applies if all tokens are supervised.
     pub assistant: Option<Vec<bool>>,
     /// `attention_mask`: false on padding.
     pub attention: Option<Vec<bool>>,
@@ -125,9 +124,9 @@ pub struct Tokenised {
     /// For a pack, its boundaries (from `seq_lengths`, `position_ids`, or an `attention_mask` that numbers
     /// its sequences).
     pub pack: Option<Pack>,
-    /// Where padding begins that its `attention_mask` counts as tokens; `attention` is false there.
+    /// The index at which padding begins that its `attention_mask` does not mask; `attention` is false there.
     pub counted_padding: Option<usize>,
-    /// Why its boundaries are impossible (P001); such a row cannot become a sample.
+    /// Why its boundaries are invalid (P001); such a row cannot become a sample.
     pub broken: Option<String>,
 }
 

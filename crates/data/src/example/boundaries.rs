@@ -25,7 +25,7 @@ pub(super) struct Given<'a> {
 /// The boundaries of a row of `n` tokens; `None` if it is not a pack.
 ///
 /// # Errors
-/// A message that says why the boundaries are impossible.
+/// A message that says why the boundaries are invalid.
 pub(super) fn boundaries(id: &RowId, n: usize, given: &Given<'_>) -> Result<Option<Pack>, String> {
     let real = |i: usize| given.attention.is_none_or(|attention| attention[i]);
     if u32::try_from(n).is_err() {
@@ -95,9 +95,9 @@ pub(super) fn boundaries(id: &RowId, n: usize, given: &Given<'_>) -> Result<Opti
     Ok(Some(pack))
 }
 
-/// Where padding begins that no mask tells: the last tokens, all of one id, whose positions are 0 each (LLaMA-Factory's packs)
-/// or count from 0 (axolotl's). Such tokens may be a sequence of its own where they are learned, unless several are at
-/// position 0.
+/// The start of padding that no mask marks: the last tokens, all of one id, whose positions are all 0
+/// (LLaMA-Factory's packs) or count from 0 (axolotl's). If such tokens are supervised they may be a separate
+/// sequence, unless several are at position 0.
 pub(super) fn counted_padding(
     ids: &[u32],
     given: &Given<'_>,
@@ -116,7 +116,7 @@ pub(super) fn counted_padding(
         _ => ids.len() - zeros,
     };
     let one_id = ids[start..].iter().all(|&id| id == ids[last]);
-    // A row that is one sequence begins at position 0 too.
+    // A row that is a single sequence also begins at position 0.
     (start > 0 && one_id && (zeros > 1 || !(start..ids.len()).any(learned))).then_some(start)
 }
 

@@ -13,8 +13,8 @@ pub struct Conversation {
     /// Loss weight of each message, if the row gives one (`train`, `loss`, `weight` and their like). One
     /// entry per message.
     pub weights: Vec<Option<f32>>,
-    /// Loss weights of parts of a message's text, by the message's index; they replace the message's own. Of runs that
-    /// overlap the last counts.
+    /// Loss weights of parts of a message's text, by the message's index; they override the message's own weight.
+    /// If parts overlap, the last applies.
     pub details: Vec<(usize, Vec<Detail>)>,
     /// Messages before this index are prompt, whatever their role (for `prompt` and `completion` given as
     /// messages).
@@ -25,23 +25,23 @@ pub struct Conversation {
     pub kwargs: Map<String, Value>,
 }
 
-/// The loss weight of a run of a message's text.
+/// The loss weight of a part of a message's text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detail {
     /// True for the message's reasoning, false for its content.
     pub reasoning: bool,
-    /// Bytes of the text; of content in parts, of its text parts joined.
+    /// The range in bytes of the text; for content in parts, of its joined text parts.
     pub bytes: Range<usize>,
     /// Its loss weight.
     pub weight: f32,
 }
 
-/// What a message has under a key. A message has few keys: to compare them is faster than to hash one.
+/// The value of a key in a message. A message has few keys, so comparing them is faster than hashing.
 pub(crate) fn held<'a>(message: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     message.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
 }
 
-/// As [`held`], to change it.
+/// As [`held`], mutable.
 pub(super) fn held_mut<'a>(message: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Value> {
     message.iter_mut().find(|(name, _)| *name == key).map(|(_, value)| value)
 }

@@ -1,8 +1,8 @@
 //! The policy's `columns`: rows whose fields have other names.
 //!
-//! A name of ours is given a path in the row: a field (`question`), one inside others (`data.question`, `answers.0`), or one of
-//! each entry of a list (`turns.human`). `prompt` and `completion` that are lists are the turns of a conversation. Names of a
-//! message (`role`, `content`, …) have paths in the messages.
+//! Each of our names is mapped to a path in the row: a field (`question`), a nested field (`data.question`,
+//! `answers.0`), or a field of each entry of a list (`turns.human`). If `prompt` and `completion` are lists, they
+//! are the turns of a conversation. Message keys (`role`, `content`, …) have paths in the messages.
 
 use super::messages::LISTS;
 use super::reader::shown_keys;
@@ -12,7 +12,7 @@ use crate::{Error, Result, RowId};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// The names of ours that `columns` may map.
+/// Our names that `columns` may map.
 pub const COLUMNS: [&str; 30] = [
     "prompt",
     "completion",
@@ -46,11 +46,11 @@ pub const COLUMNS: [&str; 30] = [
     "weight",
 ];
 
-/// Those of them that are names of a message.
+/// Those that are message keys.
 const OF_MESSAGES: [&str; 7] =
     ["role", "content", "reasoning_content", "tool_calls", "tool_call_id", "train", "weight"];
 
-/// The row under our names.
+/// The row with its fields renamed to our names.
 pub(super) fn renamed(row: Row, columns: &BTreeMap<String, String>) -> Result<Row> {
     let Row { id, mut fields } = row;
     let labelled = ["labels"].iter().chain(&MASKS).any(|key| fields.contains_key(*key));
@@ -69,7 +69,7 @@ pub(super) fn renamed(row: Row, columns: &BTreeMap<String, String>) -> Result<Ro
             fields.iter_mut().filter(|(key, _)| LISTS.iter().chain(&sides).any(|list| key == list))
         {
             for message in list.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-                // Not every message has every key; a missing role is reported where messages are read.
+                // Not every message has every key; a missing role is reported when messages are read.
                 let there: Vec<_> =
                     of_messages.iter().filter(|(_, path)| find(message, path).is_some()).copied().collect();
                 let _ = move_to(message, &there);
@@ -79,8 +79,8 @@ pub(super) fn renamed(row: Row, columns: &BTreeMap<String, String>) -> Result<Ro
     Ok(Row { id, fields })
 }
 
-/// Puts the values at paths under their names; the fields that the paths begin with are removed. An error is the name and
-/// the path that are not there.
+/// Moves the values at paths to their names, and removes the fields in which the paths begin. The error is the
+/// name and the path that was not found.
 fn move_to<'a>(
     fields: &mut Map<String, Value>,
     columns: &[(&'a String, &'a String)],
@@ -99,7 +99,7 @@ fn move_to<'a>(
     Ok(())
 }
 
-/// The value at a path and the field that the path begins with. A field whose own name has dots comes first.
+/// The value at a path, and the field in which the path begins. A field whose own name contains dots takes precedence.
 fn find<'a>(fields: &Map<String, Value>, path: &'a str) -> Option<(&'a str, Value)> {
     if let Some(value) = fields.get(path) {
         return Some((path, value.clone()));
@@ -109,7 +109,7 @@ fn find<'a>(fields: &Map<String, Value>, path: &'a str) -> Option<(&'a str, Valu
         .find_map(|(root, rest)| Some((root, inside(fields.get(root)?, rest)?)))
 }
 
-/// The value at the rest of a path: `.name`, `.0`, `[0]`.
+/// The value at the remaining path: `.name`, `.0`, `[0]`.
 fn inside(value: &Value, rest: &str) -> Option<Value> {
     let Some(rest) = rest.strip_prefix(['.', '[']) else {
         return rest.is_empty().then(|| value.clone());
@@ -130,7 +130,7 @@ fn inside(value: &Value, rest: &str) -> Option<Value> {
     }
 }
 
-/// Makes a conversation of `prompt` and `completion` that were found in each entry of a list.
+/// Makes a conversation from `prompt` and `completion` that were found in each entry of a list.
 fn turns(id: &RowId, fields: &mut Map<String, Value>, columns: &BTreeMap<String, String>) -> Result<()> {
     let texts = |key: &str| {
         let list = fields.get(key).filter(|_| columns.contains_key(key))?.as_array()?;
@@ -165,7 +165,7 @@ fn missing(id: &RowId, name: &str, path: &str, fields: &Map<String, Value>) -> E
     )
 }
 
-/// Names that fields of a prompt have in published data sets, and those of a completion, a role and a text.
+/// Names of prompt fields in published data sets; below, those of a completion, a role and a text.
 const PROMPTS: [&str; 10] =
     ["question", "query", "instruction", "problem", "prompt", "input", "user", "human", "source", "request"];
 const COMPLETIONS: [&str; 10] = [
@@ -183,8 +183,8 @@ const COMPLETIONS: [&str; 10] = [
 const ROLES: [&str; 5] = ["role", "from", "speaker", "author", "sender"];
 const TEXTS: [&str; 6] = ["content", "value", "text", "message", "utterance", "body"];
 
-/// How `columns` could read a row of unknown format: names of ours with paths in the row. `None` where its names say
-/// nothing.
+/// A mapping that `columns` could use to read a row of unknown format: our names with paths in the row. `None` if
+/// its names are not recognised.
 pub(super) fn proposed(fields: &Map<String, Value>) -> Option<Vec<(&'static str, String)>> {
     let pair = |map: &Map<String, Value>, prefix: &str| {
         let text = |names: &[&'static str]| {
@@ -218,7 +218,7 @@ pub(super) fn proposed(fields: &Map<String, Value>) -> Option<Vec<(&'static str,
     })
 }
 
-/// [`proposed`] as text of a remedy.
+/// [`proposed`] as help text.
 pub(super) fn proposal(fields: &Map<String, Value>) -> Option<String> {
     let all = proposed(fields)?;
     let joined = |names: &[(&str, &String)]| {

@@ -1,4 +1,4 @@
-//! Authors' masks: the loss weights that a row gives its messages, parts of them and ranges of their characters.
+//! Authors' masks: loss weights in a row for messages, parts of messages and ranges of characters.
 //!
 //! | key | of | after | value |
 //! |---|---|---|---|
@@ -7,7 +7,7 @@
 //! | `weight`, `loss_weight`, `loss_scale` | message, part, segment | OpenAI, LLaMA-Factory, ms-swift | a weight of at least 0 |
 //! | `train_detail`, `training_detail` | message | axolotl | ranges of characters: `begin_offset`, `end_offset` (the last character), `train` |
 //!
-//! A key that only looks like one of these is an error that names it: what an author masks is never ignored.
+//! A key that only looks like one of these is an error that names it: an author's mask is never ignored.
 
 use super::chat::Detail;
 use super::reader::Reader;
@@ -15,13 +15,13 @@ use crate::Result;
 use crate::source::{as_f64, shown};
 use serde_json::{Map, Value};
 
-/// Keys that say whether something is learned.
+/// Keys that switch supervision on or off.
 const SWITCHES: [&str; 3] = ["train", "training", "loss"];
 
-/// Keys that say how much it counts.
+/// Keys that set a loss weight.
 const WEIGHTS: [&str; 3] = ["weight", "loss_weight", "loss_scale"];
 
-/// Words of which the names of masks consist.
+/// Words in the names of masks.
 const WORDS: [&str; 22] = [
     "mask",
     "masks",
@@ -47,7 +47,7 @@ const WORDS: [&str; 22] = [
     "ignored",
 ];
 
-/// Names under which a whole row is given a mask by a single value.
+/// Names under which a single value masks a whole row.
 const OF_ROWS: [&str; 12] = [
     "train",
     "training",
@@ -63,13 +63,13 @@ const OF_ROWS: [&str; 12] = [
     "train_mask",
 ];
 
-/// Per-token columns of tokenizers that mask nothing of the loss.
+/// Per-token columns of tokenizers that are not loss masks.
 const HARMLESS: [&str; 1] = ["special_tokens_mask"];
 
 pub(super) const HELP: &str = "\"train\", \"training\" and \"loss\" are true or false, \"weight\", \"loss_weight\" and \"loss_scale\" a \
                                finite number of 0 or more: {\"role\": \"assistant\", \"content\": \"..\", \"train\": false}";
 
-/// What a message's author wrote about its loss.
+/// The loss masks of a message.
 #[derive(Default)]
 pub(super) struct Mask {
     /// The weight of the message.
@@ -78,8 +78,8 @@ pub(super) struct Mask {
     pub details: Vec<Detail>,
 }
 
-/// Removes the masks from an object and returns the weight that they give. A switch that is off masks, whatever the
-/// weight. The error says what is wrong with which key.
+/// Removes the masks from an object and returns their weight. A switch that is off masks, whatever the weight. The
+/// error says which key is wrong, and why.
 pub(super) fn take(object: &mut Map<String, Value>) -> Result<Option<f32>, String> {
     let keys = || SWITCHES.into_iter().chain(WEIGHTS);
     if !object.keys().any(|key| keys().any(|known| known == key)) {
@@ -117,9 +117,9 @@ pub(super) fn take(object: &mut Map<String, Value>) -> Result<Option<f32>, Strin
     })
 }
 
-/// True for a name made of the words of masks.
+/// True for a name that consists of mask words.
 pub(super) fn looks_like_mask(name: &str) -> bool {
-    // Of the letters that are not ASCII some become ASCII in lower case.
+    // Some non-ASCII letters become ASCII in lower case.
     let known = |word: &str| match word.is_ascii() {
         true => WORDS.iter().any(|known| known.eq_ignore_ascii_case(word)),
         false => WORDS.contains(&word.to_lowercase().as_str()),
@@ -136,7 +136,7 @@ pub(super) fn looks_like_mask(name: &str) -> bool {
     (found || known(&name[start..])) && !HARMLESS.contains(&name)
 }
 
-/// True for a value that may be a mask's. Texts are not: `training_stage` may have any.
+/// True for a value that could be a mask. Texts could not: `training_stage` may have any text.
 fn masks(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -148,14 +148,14 @@ fn masks(value: &Value) -> bool {
     }
 }
 
-/// The first key of an object that looks like a mask and is none that is known.
+/// The first key of an object that looks like a mask but is not a known one.
 pub(super) fn unknown(object: &Map<String, Value>) -> Option<&String> {
     object.iter().find(|(key, value)| looks_like_mask(key) && masks(value)).map(|(key, _)| key)
 }
 
 impl Reader<'_> {
-    /// Refuses a column that looks like a mask of the row: a single value under a mask's name, or a list of numbers under
-    /// one that has a mask's word in it.
+    /// Refuses a column that looks like a mask of the row: a single value under the name of a mask, or a list of
+    /// numbers under a name that contains a mask word.
     pub(super) fn refuse_masks(&self, known: &[&str]) -> Result<()> {
         let bits = |list: &[Value]| !list.is_empty() && list.iter().all(|v| v.is_number() || v.is_boolean());
         let mask = |(name, value): &(&String, &Value)| match value {

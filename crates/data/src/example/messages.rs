@@ -2,7 +2,7 @@
 //!
 //! | given | becomes |
 //! |---|---|
-//! | `from`/`value`; other names of roles, in any case | `role`/`content` with `system`, `user`, `assistant`, `tool` |
+//! | `from`/`value`; other role names, in any case | `role`/`content` with `system`, `user`, `assistant`, `tool` |
 //! | content as a list of typed parts | its texts as parts `{type: text, text}`; reasoning goes to `reasoning_content`, tool calls to `tool_calls` |
 //! | `function_call` (as a role or a key), a bare `{name, arguments}` | `tool_calls` of `{type, function}` |
 //! | no arguments, or blank ones | an empty object |
@@ -38,8 +38,8 @@ impl Reader<'_> {
         self.conversation(messages, 0, key)
     }
 
-    /// A conversation of these messages, of which the first `prompt` are prompt, with the tools, system
-    /// prompt and template variables of the row.
+    /// The conversation of these messages, the first `prompt` of which are prompt, with the tools, system prompt
+    /// and template variables of the row.
     pub(super) fn conversation(
         &mut self,
         mut messages: Messages,
@@ -106,7 +106,7 @@ impl Reader<'_> {
         let mut after_call = false;
         for (at, value) in list.into_iter().enumerate() {
             let (mut message, mask, call) = At { reader: self, column: key, at }.message(value)?;
-            // Calls in a row are made in one answer.
+            // Consecutive calls belong to one answer.
             if call
                 && after_call
                 && let Some((before, same)) = messages.last_mut()
@@ -130,8 +130,8 @@ impl Reader<'_> {
         )
     }
 
-    /// The `tools` column, or `functions`, OpenAI's older name: a list, or JSON text of one. `wrap`: ShareGPT files list
-    /// functions without the wrapping object.
+    /// The `tools` column, or `functions`, OpenAI's older name: a list, or JSON text of one. `wrap`: in ShareGPT
+    /// files the functions lack the wrapping object.
     fn tools(&mut self, wrap: bool) -> Result<Option<Vec<Value>>> {
         let help = "tools are a list of objects, or JSON text of one";
         let parsed = |reader: &Self, text: &str, place: &str| {
@@ -191,7 +191,7 @@ impl Reader<'_> {
             Some(Value::Null) => self.string(key).map(|_| Vec::new()),
             Some(Value::String(_)) => {
                 let text = self.string(key)?;
-                // Text may just happen to start with a bracket.
+                // Text may start with a bracket by chance.
                 match parse(&text) {
                     Ok(value) if looks_like_messages(&value) => {
                         self.fields.insert(key.to_string(), value);
@@ -270,8 +270,8 @@ fn looks_like_messages(value: &Value) -> bool {
     }
 }
 
-/// The role that a name in a file stands for, in any case; other names are unchanged, and left to the templates that
-/// know them. `function_call` is an assistant's call.
+/// The role for a name in a file, in any case; other names are unchanged, and left to the templates that know
+/// them. `function_call` is a call by the assistant.
 fn role_of(name: &str) -> &str {
     if matches!(name, "user" | "assistant" | "system") {
         return name;
@@ -313,7 +313,7 @@ impl At<'_, '_> {
         self.reader.error(format!("{}[{}] {what}", self.column, self.at), help)
     }
 
-    /// A message with its mask; and whether it is one of the role `function_call`.
+    /// A message with its mask, and whether its role is `function_call`.
     fn message(&self, value: Value) -> Result<(Map<String, Value>, Mask, bool)> {
         let Value::Object(mut out) = value else {
             return Err(self.error(
@@ -338,7 +338,7 @@ impl At<'_, '_> {
                 ));
             }
         };
-        // Named where there is nothing but them.
+        // The keys are only needed if the content is missing.
         let keys = given(content_key).is_none().then(|| shown_keys(&out));
         remove_nulls(&mut out);
         let call = role == "function_call";
@@ -536,7 +536,7 @@ impl At<'_, '_> {
             Value::Null => *arguments = Value::Object(Map::new()),
             Value::String(text) if text.trim().is_empty() => *arguments = Value::Object(Map::new()),
             Value::String(text) => match parse(text) {
-                // The template decides whether it is given the text.
+                // Whether the template gets the text is decided later (`template/given.rs`).
                 Ok(Value::Object(_)) => {}
                 Ok(other) => {
                     let found = type_name(&other);

@@ -1,4 +1,4 @@
-//! Rows that need no chat template: a prompt with its completion, instructions, segments.
+//! Rows that do not need a chat template: a prompt with its completion, instructions, segments.
 
 use super::body::{Alpaca, Body, TextPiece};
 use super::masks;

@@ -1,8 +1,8 @@
 //! Tokenised rows.
 //!
-//! A well-formed row is read directly into the vectors of [`Tokenised`], from Arrow arrays ([`columns`]) or
-//! JSON text ([`json`]). The direct readers reject every other row, which is then read as a JSON object by
-//! the general [`Reader`]. So only that one has error messages, and the two ways cannot disagree about them.
+//! A well-formed row is read directly into the vectors of [`Tokenised`], from Arrow arrays ([`columns`]) or JSON
+//! text ([`json`]). The direct readers reject every other row, which is then read as a JSON object by the general
+//! [`Reader`]. Only that one has error messages, so the readers cannot disagree about them.
 
 mod columns;
 mod fields;
@@ -19,10 +19,10 @@ use fields::Key;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Fields that mark the response; a token is response where all of them say so.
+/// Fields that mark the response; a token is response if all fields that are present mark it.
 pub(super) const MASKS: [&str; 2] = ["completion_mask", "assistant_masks"];
 
-/// Fields that look like masks and are read.
+/// Known fields with names like those of masks.
 pub(super) const KNOWN: [&str; 7] =
     [MASKS[0], MASKS[1], "attention_mask", "weights", "assistant_mask", "loss_mask", "loss_scale"];
 
@@ -49,7 +49,7 @@ pub(super) fn projection(text: bool) -> Projection {
     })
 }
 
-/// What both masks mark, as TRL combines them: each of them applies where it is there.
+/// The intersection of both masks, as in TRL; a missing mask is ignored.
 fn both(completion: Option<Vec<bool>>, assistant: Option<&[bool]>) -> Option<Vec<bool>> {
     match (completion, assistant) {
         (Some(mut mask), Some(assistant)) => {
@@ -60,11 +60,11 @@ fn both(completion: Option<Vec<bool>>, assistant: Option<&[bool]>) -> Option<Vec
     }
 }
 
-/// Names that other programs have for fields of ours. Where both are there, the row is refused.
+/// Names of our fields in other programs. A row with both names is refused.
 pub(super) const ALIASES: [(&str, &str); 3] =
     [("assistant_mask", MASKS[1]), ("loss_mask", MASKS[0]), ("loss_scale", "weights")];
 
-/// True for a row of ids that says nothing about what is learned, and has text in none of its fields.
+/// True for a row of ids without labels or masks, and without text in any field.
 pub(super) fn is_bare(fields: &serde_json::Map<String, Value>) -> bool {
     fields
         .get("input_ids")
@@ -115,7 +115,7 @@ impl Reader<'_> {
         row.mask = both(completion, row.assistant.as_deref());
         let mut numbers = None;
         if let Some(list) = self.sized("attention_mask", n)? {
-            // A mask with numbers above 1 numbers the sequences of a pack.
+            // A mask with values above 1 numbers the sequences of a pack.
             if list.iter().any(|value| value.as_u64().is_some_and(|number| number > 1)) {
                 let given = self.unsigned("attention_mask", &list)?;
                 row.attention = Some(given.iter().map(|&number| number != 0).collect());

@@ -1,4 +1,4 @@
-//! The error for a row of unknown format: its fields, and what it lacks for each format.
+//! The error for a row of unknown format: its fields, and the fields that it lacks for each format.
 
 use super::columns;
 use super::reader::shown_keys;
@@ -7,7 +7,7 @@ use crate::source::number_of;
 use crate::{Error, RowId};
 use serde_json::{Map, Value};
 
-/// The fields that each format needs: one of each group.
+/// The fields that each format needs: one from each group.
 const NEEDS: [(&str, &[&[&str]]); 9] = [
     ("prompt_completion", &[&["prompt"], &["completion"]]),
     ("messages", &[&["messages"]]),
@@ -20,7 +20,7 @@ const NEEDS: [(&str, &[&[&str]]); 9] = [
     ("tokenised", &[&["input_ids"], &["labels", MASKS[0], MASKS[1]]]),
 ];
 
-/// How much of a value is shown: characters of a text, entries of a list, fields of an object.
+/// The maximal size of a shown value: characters of a text, entries of a list, fields of an object.
 const SHOWN: (usize, usize, usize) = (40, 1, 8);
 
 pub(super) fn unknown(id: &RowId, fields: &Map<String, Value>) -> Error {
@@ -29,14 +29,14 @@ pub(super) fn unknown(id: &RowId, fields: &Map<String, Value>) -> Error {
     for (name, needs) in NEEDS {
         let lacking: Vec<String> =
             needs.iter().filter(|keys| !keys.iter().any(has)).map(|keys| one_of(keys)).collect();
-        // Its one field is there, and means another thing.
+        // Its only field is present but has another meaning.
         if lacking.is_empty() {
             continue;
         }
         let line = format!("{name} lacks {}", lacking.join(" and "));
         formats.push((needs.len() - lacking.len(), lacking.len(), line));
     }
-    // The nearest format has the most of its fields present, then the fewest missing; the sort is stable.
+    // The nearest format has the most fields present, then the fewest missing; the sort is stable.
     formats.sort_by_key(|(present, lacking, _)| (usize::MAX - present, *lacking));
     let lines: String = formats.iter().map(|(_, _, line)| format!("\n  {line}")).collect();
     let sample = sample(&Value::Object(fields.clone()), 0);

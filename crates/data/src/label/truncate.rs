@@ -8,8 +8,8 @@
 //! | `drop` | the whole row, counted |
 //! | `error` | nothing: the row is an error |
 //!
-//! Where System, Task and scaffold alone exceed `max_length`, `keep_response` still does not cut them: a reply to half a
-//! task would be wrong. The row is left without a target, so it is dropped and counted as M001.
+//! If System, Task and scaffold alone exceed `max_length`, `keep_response` still does not cut them: a reply to
+//! half a task would be wrong. The row then has no target, so it is dropped and counted as M001.
 
 use crate::policy::TruncationMode;
 use crate::sample::column;
@@ -26,7 +26,7 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// What stays of a vector with one entry per token.
+    /// The remaining entries of a vector with one entry per token.
     pub fn apply<T: Clone>(&self, values: &[T]) -> Vec<T> {
         debug_assert_eq!(values.len(), self.length);
         let mut out = Vec::with_capacity(self.length - self.cut_tokens());
@@ -39,7 +39,7 @@ impl Cuts {
         out
     }
 
-    /// What stays of a sample.
+    /// The rest of a sample.
     pub(crate) fn sample(&self, sample: Sample) -> Sample {
         Sample {
             id: sample.id,
@@ -77,7 +77,7 @@ impl Cuts {
 /// What to do with a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// Keep all of it: it is short enough.
+    /// Keep all of it: it fits.
     Whole,
     /// Cut it.
     Cut(Cuts),
@@ -87,7 +87,7 @@ pub enum Fit {
     Error,
 }
 
-/// Decides what to do with a row of these origins.
+/// Decides what to do with a row with these origins.
 pub fn fit(origins: &[Origin], mode: TruncationMode, max_length: Option<usize>) -> Fit {
     let n = origins.len();
     let Some(max) = max_length.filter(|&max| n > max) else { return Fit::Whole };
@@ -140,7 +140,7 @@ pub struct Loss {
     pub scaffold: usize,
 }
 
-/// Counts what is lost. `supervised` tells for each token of the whole row whether it is supervised.
+/// Counts what is lost. `supervised` is true for a supervised token of the whole row.
 pub fn loss(cuts: &Cuts, origins: &[Origin], supervised: impl Fn(usize) -> bool) -> Loss {
     let mut loss = Loss::default();
     let after_last = origins.iter().rposition(|o| o.supervised()).map_or(origins.len(), |i| i + 1);
@@ -163,7 +163,7 @@ impl Loss {
         self.prompt.iter().sum::<usize>() + self.scaffold
     }
 
-    /// T001 and T002, where they apply. `first_supervised`: the first token that is left is supervised, and was not the
+    /// T001 and T002, if they apply. `first_supervised`: the first remaining token is supervised, and was not the
     /// first of the row.
     pub fn findings(&self, row: u64, max_length: usize, first_supervised: bool) -> Vec<Finding> {
         let mut out = Vec::new();

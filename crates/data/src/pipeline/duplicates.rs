@@ -1,24 +1,25 @@
-//! Which row was the first with these tokens, in bounded memory.
+//! Finds the first row with the same tokens, in bounded memory.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use twox_hash::XxHash3_64;
 
-/// Rows that are remembered at most. They fill a table of 2^23 places, 142 MB.
+/// The maximal number of rows that are remembered. They fill a table of 2^23 places, 142 MB.
 const CAPACITY: usize = 7_340_032;
 
-/// The first row of each sequence of tokens, for the first [`CAPACITY`] different ones.
+/// The first row of each sequence of tokens, for the first [`CAPACITY`] different sequences.
 ///
-/// One table and a bound: sorted runs on disk behind a Bloom filter, which found duplicates among any number of rows,
-/// took 245 lines and 2.6 % of a preparation's time for what is only a note.
+/// A bounded table is enough: sorted runs on disk with a Bloom filter, which found duplicates among any number of
+/// rows, took 245 lines and 2.6 % of the time of a preparation, for a finding that is only a note.
 #[derive(Debug)]
 pub struct Duplicates {
-    /// The first row with each hash. Among [`CAPACITY`] rows two different ones agree with a chance of 1.5e-6.
+    /// The first row with each hash. Among [`CAPACITY`] different rows two have the same hash with probability
+    /// 1.5e-6.
     first: HashMap<u64, u64, BuildHasherDefault<AsItIs>>,
     capacity: usize,
 }
 
-/// The hash of a key that is a hash.
+/// The identity hash of a key that is already a hash.
 #[derive(Default)]
 struct AsItIs(u64);
 
@@ -36,14 +37,14 @@ impl Hasher for AsItIs {
     }
 }
 
-/// What is known of a row's tokens.
+/// The result of looking up a row's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// No earlier row that is remembered has them.
+    /// No remembered row has them.
     New,
     /// This earlier row has them.
     Before(u64),
-    /// As `New`, and the table is full: later rows are not compared with this one.
+    /// As `New`, but the table is full: later rows are not compared with this one.
     Forgotten,
 }
 
@@ -58,7 +59,7 @@ impl Duplicates {
         Duplicates { first: HashMap::default(), capacity }
     }
 
-    /// Looks the hash of a row's tokens up, and remembers `row` where it is new.
+    /// Looks up the hash of a row's tokens, and remembers `row` if it is new.
     pub fn look(&mut self, hash: u64, row: u64) -> Seen {
         if let Some(&first) = self.first.get(&hash) {
             return Seen::Before(first);
@@ -71,7 +72,7 @@ impl Duplicates {
     }
 }
 
-/// XXH3 of the ids. Only two rows of one run are ever compared, so that speed counts and an adversary does not.
+/// XXH3 of the ids. Only rows of one run are compared, so speed matters and resistance to attacks does not.
 pub(super) fn hash_ids(ids: &[u32]) -> u64 {
     let mut hasher = XxHash3_64::new();
     let mut buffer = [0u8; 1024];

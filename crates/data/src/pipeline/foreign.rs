@@ -1,5 +1,5 @@
-//! Whose each token is of rows that other programs have tokenised: by the source rows, else by the turns of the chat
-//! template.
+//! The origin of each token of rows that other programs have tokenised: from the source rows, else from the turns
+//! of the chat template.
 
 use super::reference::{Match, Reference};
 use crate::audit::foreign::{Foreign, Part};
@@ -10,7 +10,7 @@ use crate::{Code, Finding, IGNORE, Origin, RowId};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What rows are held against.
+/// What rows are compared with.
 #[derive(Clone, Copy)]
 pub(super) struct Against<'a> {
     pub turns: Option<&'a Turns>,
@@ -19,7 +19,7 @@ pub(super) struct Against<'a> {
 }
 
 impl<'a> Against<'a> {
-    /// What is known of a row apart from its labels, the origins of its tokens where they are, and findings about its ids.
+    /// What is known of a row apart from its labels, the origins of its tokens if known, and findings about its ids.
     pub fn read(
         self,
         id: &RowId,
@@ -30,7 +30,7 @@ impl<'a> Against<'a> {
         if let Some(turns) = self.turns {
             foreign.stops = turns.written();
         }
-        // Rows that name their origins need no others, and shared prompts are our own.
+        // Rows that give their origins need no others, and only our own packs have shared prompts.
         let shares = |pack: &crate::Pack| pack.segments.iter().any(|segment| segment.branches > 0);
         if row.origins.is_some() || row.pack.as_ref().is_some_and(shares) {
             return (foreign, None, Vec::new());
@@ -68,14 +68,14 @@ impl<'a> Against<'a> {
             }
             parts.push(part);
         }
-        // Nothing was looked for, or something was found or not.
+        // Nothing was searched for, or the search had a result, even an empty one.
         if self.turns.is_some() || origins.iter().any(Option::is_some) {
             foreign.parts = Arc::new(parts);
         }
         if origins.iter().all(Option::is_none) {
             return (foreign, None, findings);
         }
-        // A sequence in which nothing was found has the origins that its labels say.
+        // A sequence without any match keeps the origins derived from its labels.
         let known = origins.iter().all(Option::is_some);
         let all = if known {
             origins.into_iter().flatten().flatten().collect()
@@ -96,7 +96,7 @@ impl<'a> Against<'a> {
         (foreign, Some(all), findings)
     }
 
-    /// The origins of a sequence by its source row, or what differs.
+    /// The origins of a sequence according to its source row, or the difference.
     fn by_source(
         self,
         reference: &Reference,
@@ -142,7 +142,7 @@ impl<'a> Against<'a> {
     }
 }
 
-/// What is known of a row of which nothing was looked for.
+/// The value for a row in which nothing was searched for.
 pub(super) fn nothing(tokenizer: Option<&Tokenizer>) -> Foreign<'_> {
     Foreign { tokenizer, ..Foreign::default() }
 }

@@ -1,4 +1,4 @@
-//! What became of a row.
+//! The outcome of a row.
 
 use crate::{Error, Finding, Origin, RowId, Sample};
 use serde::{Deserialize, Serialize};
@@ -9,20 +9,20 @@ use strum::VariantArray as _;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Kept {
-    /// The sample.
+    /// The labelled tokens.
     pub sample: Sample,
     /// Its findings.
     pub findings: Vec<Finding>,
-    /// What truncation cut, in order; empty for a whole row.
+    /// The tokens that truncation cut, in order; empty for a whole row.
     pub cuts: Vec<Cut>,
-    /// The rendered text before truncation, where the pipeline keeps texts and the row has one.
+    /// The rendered text before truncation, if the pipeline keeps texts and the row has one.
     pub text: Option<String>,
     /// The bytes of `text` that each token of `sample` covers; only for rows that came as text.
     pub bytes: Option<Vec<Range<u32>>>,
 }
 
 impl Kept {
-    /// Frees all that it holds of its tokens.
+    /// Frees the data of its tokens.
     pub(super) fn forget_tokens(&mut self) {
         let Sample { input_ids, labels, origins, weights, pack, .. } = &mut self.sample;
         (*input_ids, *labels, *origins) = (Vec::new(), Vec::new(), Vec::new());
@@ -35,13 +35,13 @@ impl Kept {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cut {
-    /// The index in the sample of the token that followed them.
+    /// The index in the sample of the token after them.
     pub at: usize,
     /// Number of tokens.
     pub tokens: usize,
-    /// Their bytes in the text; empty where there is no text.
+    /// Their bytes in the text; empty without a text.
     pub bytes: Range<u32>,
-    /// The origin of the first of them.
+    /// The origin of the first token.
     pub origin: Origin,
 }
 
@@ -64,9 +64,9 @@ pub struct Cut {
 #[strum(serialize_all = "snake_case")]
 #[non_exhaustive]
 pub enum DropReason {
-    /// Longer than `max_length`, and the mode is `drop`.
+    /// The row is longer than `max_length`, and the mode is `drop`.
     TooLong,
-    /// Truncation left it without a target.
+    /// Truncation left no target.
     NoTarget,
 }
 
@@ -74,7 +74,7 @@ impl DropReason {
     /// Every reason.
     pub const ALL: &'static [DropReason] = DropReason::VARIANTS;
 
-    /// Its meaning, for summaries.
+    /// A description for summaries.
     pub fn meaning(self) -> &'static str {
         match self {
             DropReason::TooLong => "longer than max_length",
@@ -88,34 +88,34 @@ impl DropReason {
     }
 }
 
-/// What became of a row.
+/// The outcome of a row.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // Almost all are Kept.
 pub enum Outcome {
-    /// A sample.
+    /// The row became a sample.
     Kept(Kept),
-    /// Left out, and counted.
+    /// The row is left out and counted.
     Dropped {
-        /// Which row.
+        /// The row's id.
         id: RowId,
-        /// Why.
+        /// Why it is left out.
         reason: DropReason,
         /// Its findings.
         findings: Vec<Finding>,
     },
-    /// It cannot become a sample.
+    /// The row cannot become a sample.
     Failed {
-        /// Which row.
+        /// The row's id.
         id: RowId,
-        /// Why, with help.
+        /// The reason, with help.
         error: Error,
-        /// Its findings; the first is the reason.
+        /// Its findings; the first is the reason of the failure.
         findings: Vec<Finding>,
     },
 }
 
 impl Outcome {
-    /// Which row.
+    /// The row's id.
     pub fn id(&self) -> &RowId {
         match self {
             Outcome::Kept(kept) => &kept.sample.id,
@@ -123,7 +123,7 @@ impl Outcome {
         }
     }
 
-    /// Its sample, if it became one.
+    /// The sample, if there is one.
     pub fn into_sample(self) -> Option<Sample> {
         match self {
             Outcome::Kept(kept) => Some(kept.sample),
@@ -131,7 +131,7 @@ impl Outcome {
         }
     }
 
-    /// Its findings.
+    /// The row's findings.
     pub fn findings(&self) -> &[Finding] {
         match self {
             Outcome::Kept(Kept { findings, .. })

@@ -1,4 +1,4 @@
-//! Which source row each row of tokens was made of, by a column that both have.
+//! Matches each row of tokens to its source row, by a column that both have.
 
 use crate::source::{Row, Source, shown};
 use crate::{Error, Result, RowId};
@@ -6,28 +6,28 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The source rows of rows of tokens, by the ids in a column of both.
+/// The source rows of rows of tokens, matched by the ids in a column of both.
 #[derive(Debug)]
 pub struct Pairing {
     column: String,
-    /// For each row of tokens, what each of its ids names: one, or one for each sequence of a pack.
+    /// For each row of tokens, what its ids refer to: one entry, or one for each sequence of a pack.
     rows: Vec<Vec<Named>>,
 }
 
-/// What an id names.
+/// What an id refers to.
 #[derive(Debug)]
 pub(super) enum Named {
     /// The source row of this number.
     Row(u64),
-    /// No source row.
+    /// No source row has this id.
     Nothing(Box<str>),
 }
 
-/// Names of such a column, where none is named.
+/// Usual names of such a column, tried if none is given.
 const USUAL: [&str; 5] = ["id", "row_id", "example_id", "uid", "uuid"];
 
 impl Pairing {
-    /// The first usual name of a column of ids that the first row of both sources has.
+    /// The first usual name of an id column that the first rows of both sources have.
     ///
     /// # Errors
     /// As [`Source::next_row`].
@@ -40,11 +40,11 @@ impl Pairing {
         Ok(USUAL.into_iter().find(|name| has(&row, name) && has(&other, name)))
     }
 
-    /// Pairs rows of tokens with source rows by a column that both have. An id is a text or a number; a pack may have a list of
-    /// them, one for each of its sequences.
+    /// Pairs rows of tokens with source rows by a column that both have. An id is a text or a number; a pack may
+    /// have a list of ids, one for each of its sequences.
     ///
     /// # Errors
-    /// [`Error::Row`] for a row that has no id, and for one whose id another row of the same data has; and as
+    /// [`Error::Row`] for a row without an id, and for one whose id occurs in another row of the same data; and as
     /// [`Source::next_row`].
     pub fn by(column: &str, rows: Source, source: Source) -> Result<Pairing> {
         let mut numbers = HashMap::new();
@@ -75,8 +75,8 @@ impl Pairing {
         &self.column
     }
 
-    /// What the id of a row names, or that of a sequence of a pack; `None` for the sequences of a pack with one id, and the
-    /// other way round.
+    /// What the id of a row, or of a sequence of a pack, refers to; `None` for a sequence of a pack that has a
+    /// single id, and for a row that has a list of ids.
     pub(super) fn named(&self, row: u64, sequence: Option<usize>) -> Option<&Named> {
         let ids = self.rows.get(usize::try_from(row).ok()?)?;
         match (sequence, ids.as_slice()) {
@@ -87,7 +87,7 @@ impl Pairing {
     }
 }
 
-/// Calls `with` for each row's ids, of which a row that cannot be read has none.
+/// Calls `with` for each row's ids; a row that cannot be read has none.
 fn for_each(
     column: &str,
     mut source: Source,
@@ -100,7 +100,7 @@ fn for_each(
     }));
     while let Some(raw) = source.next_row()? {
         let id = raw.id.clone();
-        // A row that cannot be read is reported where it is audited.
+        // Unreadable rows are reported by the audit.
         let Ok(Row { fields, .. }) = Row::parse(raw) else {
             with(&id, Vec::new())?;
             continue;
@@ -118,8 +118,8 @@ fn for_each(
     Ok(())
 }
 
-/// The ids of a value as texts; none where it is neither a text, a number, nor a list of such. A whole number is the same
-/// with and without a point: pandas writes 7 as 7.0 in a column with gaps.
+/// The ids of a value as texts; none if it is not a text, a number or a list of these. A whole number is the same
+/// with and without a decimal point: pandas writes 7 as 7.0 in a column with missing values.
 fn texts(value: &Value) -> Vec<String> {
     let one = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
@@ -135,7 +135,7 @@ fn texts(value: &Value) -> Vec<String> {
     }
 }
 
-/// Notes the row of an id.
+/// Records the row of an id.
 fn unique(column: &str, rows: &mut HashMap<String, u64>, id: &RowId, text: &str) -> Result<()> {
     match rows.insert(text.to_string(), id.row) {
         None => Ok(()),

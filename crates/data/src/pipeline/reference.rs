@@ -1,4 +1,4 @@
-//! The source rows of a tokenised data set, tokenised again: what its labels should be.
+//! The source rows of a tokenised data set, tokenised again: they show what its labels should be.
 
 use super::duplicates::hash_ids;
 use super::outcome::Outcome;
@@ -12,19 +12,19 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The ids and origins of source rows, under either boundary.
+/// The ids and origins of source rows, under both boundary modes.
 #[derive(Debug, Default)]
 pub struct Reference {
     rows: Vec<Row>,
-    /// The rows of these ids, by their hash.
+    /// The index of a row with these ids, by their hash.
     by_ids: HashMap<u64, usize>,
-    /// For each row of the source, its places in `rows`.
+    /// For each source row, its range in `rows`.
     by_order: Vec<Range<usize>>,
-    /// Which source row each row was made of, where ids say it.
+    /// The source row of each row, if ids determine it.
     pairing: Option<Pairing>,
 }
 
-/// A source row under one boundary.
+/// A source row under one boundary mode.
 #[derive(Debug)]
 struct Row {
     number: u64,
@@ -33,24 +33,24 @@ struct Row {
     runs: Box<[(u32, Origin)]>,
 }
 
-/// What the source says of a row's ids.
+/// The result of comparing a row's ids with the source.
 #[derive(Debug, PartialEq)]
 pub(super) enum Match {
     /// A source row has these ids; the origins of its tokens.
     Same(Vec<Origin>),
-    /// They are the first of the source row in this place, which has so many.
+    /// They are the beginning of the source row at this position, which has this many tokens.
     Cut(Vec<Origin>, u64, usize),
-    /// The source row in this place has other ids, from this one on.
+    /// The source row at this position has other ids, starting at this token.
     Differs { number: u64, at: usize, theirs: Option<u32> },
-    /// There is no source row.
+    /// No source row matches.
     None,
-    /// There is none with this id.
+    /// No source row has this id.
     NoId(String),
 }
 
 impl Reference {
-    /// Tokenises source rows with the folder and the policy of a pipeline, uncut. `open` opens the source: it is read once
-    /// for each boundary.
+    /// Tokenises source rows with the folder and the policy of a pipeline, without truncation. `open` opens the
+    /// source, which is read once for each boundary mode.
     ///
     /// # Errors
     /// Those of `open`, and as [`Pipeline::rows`].
@@ -58,10 +58,10 @@ impl Reference {
         Reference::read_while(pipeline, open, |_| true)
     }
 
-    /// The same; `goes_on` is asked between rows.
+    /// The same; `goes_on` is called between rows, and `false` cancels.
     ///
     /// # Errors
-    /// As [`Reference::read`], and [`Error::Interrupted`] where `goes_on` said no.
+    /// As [`Reference::read`], and [`Error::Interrupted`] if `goes_on` returned false.
     pub fn read_while(
         pipeline: &Pipeline,
         open: impl Fn() -> Result<Source>,
@@ -114,18 +114,18 @@ impl Reference {
         Ok(reference)
     }
 
-    /// The same with rows paired by their ids: each is held against the source row of its id, and no other.
+    /// The same with rows paired by their ids: each row is compared only with the source row of its id.
     #[must_use]
     pub fn paired(self, pairing: Pairing) -> Reference {
         Reference { pairing: Some(pairing), ..self }
     }
 
-    /// The column by which rows are paired with source rows.
+    /// The column that pairs rows with source rows.
     pub(super) fn column(&self) -> Option<&str> {
         self.pairing.as_ref().map(Pairing::column)
     }
 
-    /// What the source says of these ids, which are row `number`, or a sequence of it.
+    /// Compares these ids, of row `number` or a sequence of it, with the source.
     pub(super) fn of(&self, ids: &[u32], number: u64, sequence: Option<usize>) -> Match {
         let named = self.pairing.as_ref().and_then(|pairing| pairing.named(number, sequence));
         let place = |n: u64| self.by_order.get(usize::try_from(n).ok()?);
@@ -160,7 +160,7 @@ impl Reference {
 
 impl Row {
     fn of(number: u64, sample: &Sample) -> Row {
-        // What an author masks of the assistant's is prompt: learned, it is a fault.
+        // An assistant's text that the author masks counts as prompt: if it is supervised, that is a fault.
         let origin = |i: usize| match sample.origins[i] {
             Origin::Response { turn } | Origin::EndOfTurn { turn } if sample.labels[i] == IGNORE => {
                 Origin::Prompt { turn, section: Section::Context }
@@ -178,7 +178,7 @@ impl Row {
         Row { number, ids: sample.input_ids.clone().into(), runs: runs.into() }
     }
 
-    /// The origins of its first `n` tokens.
+    /// The origins of the first `n` tokens.
     fn origins(&self, n: usize) -> Vec<Origin> {
         let mut out = Vec::with_capacity(n);
         for &(end, origin) in &self.runs {

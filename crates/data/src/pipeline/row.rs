@@ -1,4 +1,4 @@
-//! Runs every stage over one row: format, template, tokens, labels, audits, truncation.
+//! Runs every stage for one row: format, template, tokens, labels, audits, truncation.
 
 use super::duplicates::hash_ids;
 use super::foreign::{Against, nothing};
@@ -31,21 +31,21 @@ pub struct RowProcessor {
     special: Special,
     stops: Stops,
     chats: Option<ChatRenderer>,
-    /// The turns of the chat template as ids, or why they cannot be told: looked for with the first row of tokens that is
-    /// to be looked at.
+    /// The turns of the chat template as ids, or why they cannot be determined. Computed with the first row of
+    /// tokens that needs it.
     turns: OnceLock<Result<Turns, String>>,
     /// True once the chat template has rendered a row.
     templated: AtomicBool,
-    /// True once an instruction was rendered without a chat template, because there is none.
+    /// True once instructions were rendered without a chat template, because there is none.
     untemplated: AtomicBool,
 }
 
-/// What became of a row, with what the stages found out about its sample; nothing of that where it has none.
+/// The outcome of a row, with values that the stages computed for its sample; these are empty without a sample.
 pub(super) struct Processed {
     pub outcome: Outcome,
-    /// The hash of its ids.
+    /// The hash of the sample's ids.
     pub hash: u64,
-    /// The runs of its sample.
+    /// The runs of the sample.
     pub runs: Vec<Run>,
 }
 
@@ -65,13 +65,13 @@ struct Whole {
     bytes: Option<Vec<Range<u32>>>,
 }
 
-/// Why a row does not become a sample.
+/// Why a row did not become a sample.
 enum Halt {
-    /// It is bad: the error, the code of the finding that it is, and other findings.
+    /// It is bad: the error, the code of its finding, and other findings.
     Bad(Box<(Error, Code, Vec<Finding>)>),
-    /// It is a good conversation of which nothing is learned: why.
+    /// It is a valid conversation without supervised tokens: why.
     Unlearned(&'static str),
-    /// Not the row but the run cannot go on.
+    /// An error that ends the run.
     Run(Error),
 }
 
@@ -103,10 +103,10 @@ impl RowProcessor {
         Ok(RowProcessor { pipeline, special, stops, chats, turns, templated, untemplated })
     }
 
-    /// The outcome of a row, given as its fields: a JSON object, or names with values. Duplicates are not looked for.
+    /// The outcome of a row, given by its fields: a JSON object, or names with values. Duplicates are not looked for.
     ///
     /// # Errors
-    /// What would end a run over many rows: text without a tokenizer, a conversation without a chat template.
+    /// Errors that would end a run over many rows: text without a tokenizer, a conversation without a chat template.
     pub fn row<N: Into<String>>(&self, fields: impl IntoIterator<Item = (N, Value)>) -> Result<Outcome> {
         let id = RowId::new(Path::new("row"), 0, None);
         let fields = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
@@ -123,14 +123,14 @@ impl RowProcessor {
         Ok(self.process(raw)?.outcome)
     }
 
-    /// What becomes of a row of a source.
+    /// Processes a row of a source.
     pub(super) fn process(&self, raw: RawRow) -> Result<Processed> {
         let id = raw.id.clone();
         let Policy { format, columns, .. } = &*self.pipeline.policy;
         self.settle(id, self.through(Example::read_renamed(raw, *format, columns)))
     }
 
-    /// Adds to a summary which chat template the rows used, and for which day.
+    /// Adds to a summary the chat template that the rows used, and its date.
     pub(super) fn describe(&self, summary: &mut Summary) {
         summary.untemplated = self.untemplated.load(Ordering::Relaxed);
         match self.turns.get() {
@@ -147,7 +147,7 @@ impl RowProcessor {
         }
     }
 
-    /// True where findings with this code count.
+    /// True if findings with this code count.
     pub(super) fn accepts(&self, code: Code) -> bool {
         self.pipeline.filter.accepts(code)
     }
@@ -185,7 +185,7 @@ impl RowProcessor {
         }
     }
 
-    /// Runs every stage over a row.
+    /// Runs every stage for a row.
     fn through(&self, row: Result<Example>) -> Result<Processed, Halt> {
         let policy = &*self.pipeline.policy;
         let Example { id, body } = row?;
@@ -241,7 +241,7 @@ impl RowProcessor {
         self.fit(id, whole)
     }
 
-    /// A conversation: the model's own chat template renders it.
+    /// A conversation, rendered by the model's own chat template.
     fn chat(&self, id: RowId, conversation: &Conversation) -> Result<Whole, Halt> {
         self.tokenizer(&id)?;
         let Some(chats) = &self.chats else {
@@ -299,7 +299,7 @@ impl RowProcessor {
         })
     }
 
-    /// Tokenises, labels and audits a text. Its own findings come before `extra`.
+    /// Tokenises, labels and audits a text. Findings made here come before `extra`.
     fn rendered(&self, rendered: Rendered, mut extra: Vec<Finding>) -> Result<Whole, Halt> {
         let policy = &*self.pipeline.policy;
         let id = rendered.id.clone();
@@ -316,7 +316,7 @@ impl RowProcessor {
         let Encoded { tokens, straddles, structural_from_content, mixed_weights, double_bos } =
             tokenizer.encode(&rendered, policy)?;
         let row = id.row;
-        // A token across the start of a response mixes weights too, and is reported once.
+        // A token across the start of a response has mixed weights too; it is reported only once.
         let reported = |i: &usize| straddles.iter().any(|s| s.tokens.contains(i));
         let mixed: Vec<usize> = mixed_weights.into_iter().filter(|i| !reported(i)).collect();
         let straddles = straddle_texts(tokenizer, &straddles).into_iter();
@@ -369,7 +369,7 @@ impl RowProcessor {
             if self.pipeline.mode != Mode::Verify {
                 return Err(example::without_labels(&id).into());
             }
-            // What collators make of such rows: all that is not padding.
+            // Collators use all tokens that are not padding.
             let real = |i: usize| row.attention.as_ref().is_none_or(|attention| attention[i]);
             let label = |(i, &id): (usize, &u32)| if real(i) { id as i32 } else { IGNORE };
             row.labels = Some(row.input_ids.iter().enumerate().map(label).collect());
@@ -406,7 +406,7 @@ impl RowProcessor {
         Ok(Whole { sample, runs, findings, text, bytes: None })
     }
 
-    /// The turns of the chat template as ids, where there is one and they can be told.
+    /// The turns of the chat template as ids, if it has one and they can be determined.
     fn turns(&self) -> Option<&Turns> {
         let folder = &self.pipeline.folder;
         let (template, tokenizer) = (folder.template.as_ref()?, folder.tokenizer.as_deref()?);
@@ -414,16 +414,16 @@ impl RowProcessor {
         self.turns.get_or_init(of).as_ref().ok()
     }
 
-    /// The model's positions, where rows can be longer.
+    /// The model's number of positions, if rows can be longer.
     fn positions(&self) -> Option<usize> {
         let reach = self.pipeline.policy.max_length.unwrap_or(usize::MAX);
         self.pipeline.folder.positions.filter(|&positions| reach > positions)
     }
 
-    /// Makes sure that the model has an embedding for each id.
+    /// Checks that the model has an embedding for each id.
     fn check_vocabulary(&self, sample: &Sample) -> Result<(), Halt> {
         let Some(limit) = self.pipeline.folder.vocab_size else { return Ok(()) };
-        // One loop without a branch, of which the compiler makes vector instructions: nearly all rows pass it.
+        // A branch-free loop, which the compiler vectorises: nearly all rows pass.
         let highest = sample.input_ids.iter().fold(0, |highest, &id| id.max(highest));
         if (highest as usize) < limit {
             return Ok(());
@@ -441,7 +441,7 @@ impl RowProcessor {
         Err(Error::row(sample.id.clone(), message, help).into())
     }
 
-    /// Makes sure that a row may be trained on as it is.
+    /// Checks that a row may be trained on.
     fn refuse(&self, whole: &mut Whole) -> Result<(), Halt> {
         if self.pipeline.mode != Mode::Train {
             return Ok(());
@@ -463,7 +463,7 @@ impl RowProcessor {
         let policy = &*self.pipeline.policy;
         let Whole { sample, runs, mut findings, text, bytes } = whole;
         let (n, max) = (sample.len(), policy.max_length.unwrap_or(usize::MAX));
-        // A pack may have any length: max_length is the limit of its rows, and none of them is cut.
+        // A pack may have any length: max_length limits its rows, and none of them is cut.
         if sample.pack.is_some() {
             let longest = sample.longest_row();
             if longest > max && self.pipeline.mode != Mode::Verify {
@@ -514,7 +514,8 @@ impl RowProcessor {
         let sample = cuts.sample(sample);
         let headless = headless && sample.labels.first().is_some_and(|l| *l != IGNORE);
         findings.extend(loss.findings(id.row, max, headless));
-        // What is never cut can itself be too long. Then all of the response was cut, whatever weight the prompt has.
+        // The parts that are never cut can be too long themselves. Then the whole response was cut, whatever the
+        // prompt's weights.
         if !sample.has_target() || sample.len() > max {
             let message = format!(
                 "no token of the response is left: the row has {n} tokens, max_length is {max}{}",
@@ -532,7 +533,7 @@ impl RowProcessor {
     }
 }
 
-/// A row that became a sample, which has these runs.
+/// The result for a row that became a sample with these runs.
 fn kept(kept: Kept, runs: Vec<Run>) -> Processed {
     let hash = hash_ids(&kept.sample.input_ids);
     Processed { outcome: Outcome::Kept(kept), hash, runs }
@@ -547,7 +548,7 @@ fn check_length(id: &RowId, bytes: usize) -> Result<(), Halt> {
     Err(Error::row(id.clone(), message, "split it into shorter rows, or leave it out").into())
 }
 
-/// The message for each straddling token: both tokenisations of its place.
+/// The message for each straddling token, with both tokenisations of its text.
 fn straddle_texts(tokenizer: &Tokenizer, straddles: &[Straddle]) -> Vec<String> {
     let show = |ids: &[u32]| {
         let list: Vec<String> =

@@ -20,13 +20,13 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Rows in one chunk, which is one thread's task: enough that handing it over costs nothing.
+/// Rows per chunk, which is one thread's task: enough to make the cost of handing it over negligible.
 const CHUNK_ROWS: usize = 64;
 
-/// Bytes in one chunk, unless one row has more.
+/// Bytes per chunk, unless one row is larger.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// How long a thread of the pool sleeps where there is nothing to do but wait.
+/// How long a thread of the pool sleeps if it can only wait.
 const IDLE: Duration = Duration::from_millis(1);
 
 /// The outcomes of a source's rows, in source order ([`Pipeline::rows`]).
@@ -40,7 +40,7 @@ impl Rows {
         Rows { chunks, ready: Vec::new().into_iter() }
     }
 
-    /// The rows so far in numbers, up to the end of a chunk; all of them once the iterator has ended.
+    /// The summary of the rows so far, up to the end of a chunk; of all rows once the iterator has ended.
     pub fn summary(&self) -> &Summary {
         &self.chunks.summary
     }
@@ -50,7 +50,7 @@ impl Rows {
         self.chunks.summary
     }
 
-    /// How far the run is.
+    /// The progress of the run.
     pub fn progress(&self) -> Progress {
         self.chunks.progress()
     }
@@ -72,12 +72,12 @@ impl Iterator for Rows {
     }
 }
 
-/// What became of a row.
+/// A processed row.
 pub(crate) struct Done<T> {
     pub outcome: Outcome,
     /// The hash of its ids.
     pub hash: u64,
-    /// What [`Chunks::new`]'s `work` made of it.
+    /// The result of [`Chunks::new`]'s `work`.
     pub made: T,
 }
 
@@ -87,16 +87,16 @@ struct Chunk<T> {
     summary: Summary,
 }
 
-/// What a task sends: its chunk, or the panic that ended it.
+/// The message of a task: its chunk, or the panic that ended it.
 type Sent<T> = Result<Result<Chunk<T>>, Box<dyn Any + Send>>;
 
-/// The outcomes of a source's rows, chunk by chunk. Where chunks end depends on the rows alone.
+/// The outcomes of a source's rows, chunk by chunk. Chunk boundaries depend only on the rows.
 pub(crate) struct Chunks<T> {
     processor: Arc<RowProcessor>,
     work: Arc<dyn Fn(&mut Outcome) -> T + Send + Sync>,
-    /// The thread that reads, and what it has read; `None` after the end.
+    /// The reader thread and the chunks it has read; `None` after the end.
     reader: Option<(mpsc::Receiver<Vec<RawRow>>, JoinHandle<Result<Option<SourceHash>>>)>,
-    /// Chunks in the pool. Each result has a channel of its own; the channels are in source order.
+    /// Chunks in the pool. Each result has its own channel; the channels are in source order.
     pending: VecDeque<mpsc::Receiver<Sent<T>>>,
     seen: Duplicates,
     /// Errors of bad rows that will end the run.
@@ -108,9 +108,9 @@ pub(crate) struct Chunks<T> {
 }
 
 impl<T: Send + 'static> Chunks<T> {
-    /// Starts to read what is left of a source; `seen` are the rows before it. `work` makes something of each outcome on
-    /// the thread that made it (the bytes to write, say), before anything is known of other rows, and may free what is no
-    /// longer needed of it.
+    /// Starts reading the rest of a source; `seen` are the rows before it. `work` processes each outcome on the
+    /// thread that made it (for example into bytes to write), before other rows are known, and may free data of
+    /// the outcome that is no longer needed.
     pub fn new(
         pipeline: &Pipeline,
         mut source: Source,
@@ -141,7 +141,8 @@ impl<T: Send + 'static> Chunks<T> {
         })
     }
 
-    /// Hands chunks that were read to the pool: two per thread to go on with while the consumer works on another.
+    /// Submits chunks that were read to the pool: two per thread, so that threads stay busy while the consumer
+    /// works on another.
     fn submit(&mut self) {
         let Some((receiver, _)) = &self.reader else { return };
         while self.pending.len() < 2 * rayon::current_num_threads() + 1 {
@@ -154,14 +155,14 @@ impl<T: Send + 'static> Chunks<T> {
             let (processor, work) = (self.processor.clone(), self.work.clone());
             rayon::spawn(move || {
                 let chunk = catch_unwind(AssertUnwindSafe(|| chunk(&processor, rows, &*work)));
-                // The consumer may have stopped meanwhile.
+                // The consumer may have stopped in the meantime.
                 let _ = sender.send(chunk);
             });
             self.pending.push_back(result);
         }
     }
 
-    /// What is known of a chunk only in order: duplicates, and which bad row is one too many.
+    /// Decides what needs the order of rows: duplicates, and the bad row that exceeds the limit.
     fn in_order(&mut self, mut chunk: Chunk<T>) -> Vec<Done<T>> {
         for (i, row) in chunk.rows.iter_mut().enumerate() {
             if let Some(finding) = self.duplicate(row) {
@@ -170,7 +171,7 @@ impl<T: Send + 'static> Chunks<T> {
             if self.stop_on_bad
                 && let Outcome::Failed { error, .. } = &mut row.outcome
             {
-                // The error is needed twice: the consumer gets a copy of its texts.
+                // The error is needed twice: the consumer gets a copy of its messages.
                 let copy = error.restate();
                 self.bad.push(std::mem::replace(error, copy));
                 if self.bad.len() == BAD_ROWS_LISTED {
@@ -184,7 +185,7 @@ impl<T: Send + 'static> Chunks<T> {
         chunk.rows
     }
 
-    /// D001, first kind: the row has the same ids as an earlier one.
+    /// D001, first kind: the row has the same ids as an earlier row.
     fn duplicate(&mut self, row: &mut Done<T>) -> Option<Finding> {
         let Outcome::Kept(kept) = &mut row.outcome else { return None };
         if !self.processor.accepts(Code::D001) {
@@ -205,11 +206,11 @@ impl<T: Send + 'static> Chunks<T> {
         }
     }
 
-    /// Ends the run: what the reader or the bad rows came to.
+    /// Ends the run, with the error of the reader or of the bad rows.
     fn end(&mut self) -> Result<()> {
         let Some((receiver, reader)) = self.reader.take() else { return Ok(()) };
         self.pending.clear();
-        // The reader of a run that stops early ends at its next chunk; the source stays unread.
+        // If the run stops early, the reader ends at its next chunk; the rest of the source is not read.
         drop(receiver);
         let read = reader.join().unwrap_or_else(|panic| resume_unwind(panic));
         let stopped = self.bad.len() >= BAD_ROWS_LISTED;
@@ -224,7 +225,7 @@ impl<T: Send + 'static> Chunks<T> {
 }
 
 impl<T> Chunks<T> {
-    /// How far the run is.
+    /// The progress of the run.
     pub fn progress(&self) -> Progress {
         Progress {
             rows: self.summary.rows,
@@ -275,7 +276,8 @@ fn chunk<T>(
     Ok(chunk)
 }
 
-/// Sends a source in chunks of rows, until it ends or the receiver is dropped. Returns the hash of the whole source.
+/// Sends a source in chunks of rows, until the source ends or the receiver is dropped. Returns the hash of the
+/// whole source.
 fn read_chunks(mut source: Source, sender: &mpsc::SyncSender<Vec<RawRow>>) -> Result<Option<SourceHash>> {
     let (mut chunk, mut bytes) = (Vec::new(), 0);
     while let Some(row) = source.next_row()? {
@@ -294,10 +296,10 @@ fn read_chunks(mut source: Source, sender: &mpsc::SyncSender<Vec<RawRow>>) -> Re
     source.finish().map(Some)
 }
 
-/// A task's result. A thread of the pool works on other tasks while it waits: it may be the only one.
+/// Waits for a task's result. A thread of the pool runs other tasks while it waits: it may be the only one.
 fn wait<T>(result: &mpsc::Receiver<Sent<T>>) -> Sent<T> {
     use mpsc::RecvTimeoutError::Timeout;
-    // A task always sends; a pool that is shut down drops its tasks with their channels.
+    // A task always sends; a pool that shuts down drops its tasks with their channels.
     let ended = || -> Box<dyn Any + Send> { Box::new("the thread pool has ended") };
     loop {
         let nap = match rayon::yield_now() {

@@ -1,4 +1,4 @@
-//! The rows of a source in numbers.
+//! Summary numbers of the rows of a source.
 
 use super::outcome::{DropReason, Outcome};
 use crate::policy::Policy;
@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
@@ -23,25 +23,25 @@ pub struct Progress {
     pub tokens: u64,
 }
 
-/// Row numbers kept per code in a [`Summary`].
+/// The maximal number of row numbers per code in a [`Summary`].
 pub const ROWS_LISTED: usize = 10;
 
-/// The tokens of one origin, over all kept rows.
+/// Numbers of the tokens of one origin, over all kept rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SectionStats {
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: u64,
-    /// Supervised tokens.
+    /// Number of supervised tokens.
     pub supervised: u64,
-    /// The number of targets if the loss were on all tokens: all but padding and each row's first token. A shared token
-    /// counts once for each of its rows.
+    /// The number of targets if all tokens were supervised: all except padding and each row's first token. A
+    /// shared token counts once for each of its rows.
     pub targets_before: u64,
     /// The sum of the loss weights of the targets.
     pub weight_after: f64,
 }
 
-/// How often a code was found.
+/// Counts of the findings of one code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct CodeCount {
@@ -49,15 +49,15 @@ pub struct CodeCount {
     pub count: u64,
     /// The highest level among them.
     pub level: Level,
-    /// The first rows in source order, each once, at most [`ROWS_LISTED`].
+    /// The numbers of the first rows with it, in source order and without repetition; at most [`ROWS_LISTED`].
     pub rows: Vec<u64>,
 }
 
-/// The rows of a source in numbers.
+/// Summary numbers of the rows of a source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Summary {
-    /// Rows of the source; a pack is one of them.
+    /// Rows of the source; a pack counts as one.
     pub rows: u64,
     /// Rows that became samples.
     pub kept: u64,
@@ -91,38 +91,38 @@ pub struct Summary {
     /// Kept rows that later rows were not compared with (D001), because the table of rows was full.
     #[serde(default)]
     pub not_remembered: u64,
-    /// The hash of the source; `None` where it was not read to its end.
+    /// The hash of the source; `None` if it was not read to its end.
     pub source: Option<SourceHash>,
-    /// The fingerprint of the chat template, where it rendered a row.
+    /// The fingerprint of the chat template, if it rendered a row.
     pub template: Option<String>,
-    /// True where instructions were rendered without a chat template, because there is none.
+    /// True if instructions were rendered without a chat template, because there is none.
     #[serde(default)]
     pub untemplated: bool,
-    /// The date that the chat template wrote, as YYYY-MM-DD, where the policy pins none.
+    /// The date that the chat template wrote, as YYYY-MM-DD, if the policy does not pin one.
     pub template_date: Option<String>,
-    /// Where rows that came as tokens were held against the chat template: the texts before a user's message and before an
-    /// answer.
+    /// The texts before a user's message and before an answer, if rows that came as tokens were compared with the
+    /// chat template.
     #[serde(skip)]
     pub headers: Option<(String, String)>,
-    /// Why the turns of the chat template cannot be told in ids.
+    /// Why the turns of the chat template cannot be determined from ids.
     #[serde(skip)]
     pub no_turns: Option<String>,
 }
 
 impl Summary {
-    /// The policy with the date that the chat template wrote: what the labels depend on.
+    /// The policy with the date that the chat template wrote, since labels depend on it.
     pub fn pinned(&self, policy: &Policy) -> Policy {
         let template_date = policy.template_date.clone().or_else(|| self.template_date.clone());
         Policy { template_date, ..policy.clone() }
     }
 }
 
-/// Section names in the order of reports.
+/// Section names in report order.
 pub const SECTION_ORDER: [&str; 10] =
     ["system", "context", "task", "user", "tool", "prompt", "scaffold", "response", "end_of_turn", "padding"];
 
 impl Summary {
-    /// The noun for a row of the source: a line, where some rows are packs.
+    /// The noun for a row of the source: a line, if some rows are packs.
     pub(crate) fn unit(&self) -> &'static str {
         if self.packs > 0 { "line" } else { "row" }
     }
@@ -137,7 +137,7 @@ impl Summary {
         SECTION_ORDER.iter().filter_map(|name| self.sections.get(name).map(|s| (*name, s)))
     }
 
-    /// The share of a section in the loss if it were on all tokens, each with weight 1. The shares sum to 1.
+    /// The share of a section in the loss if all tokens were supervised with weight 1. The shares sum to 1.
     pub fn share_before(&self, name: &str) -> f64 {
         let total: u64 = self.sections.values().map(|s| s.targets_before).sum();
         self.sections.get(name).map_or(0.0, |s| ratio(s.targets_before as f64, total as f64))
@@ -149,7 +149,7 @@ impl Summary {
         self.sections.get(name).map_or(0.0, |s| ratio(s.weight_after, total))
     }
 
-    /// True where a finding is an error.
+    /// True if a finding is an error.
     pub fn has_errors(&self) -> bool {
         self.findings.values().any(|c| c.level == Level::Error)
     }
@@ -163,7 +163,7 @@ impl Summary {
         self.add_with(outcome, &runs);
     }
 
-    /// Adds one outcome, whose sample has these runs.
+    /// Adds one outcome whose sample has these runs.
     pub(super) fn add_with(&mut self, outcome: &Outcome, runs: &[Run]) {
         self.rows += 1;
         outcome.findings().iter().for_each(|finding| self.add_finding(finding));
@@ -266,7 +266,7 @@ impl Summary {
                 let supervised = *supervised as u64;
                 let mut weights = 0.0;
                 match &sample.weights {
-                    // Each label weighs 1, but for one on a token without a predictor.
+                    // Each label weighs 1, except on a token without a predictor.
                     None => {
                         let predicted = supervised - (tokens.start..first).filter(learned).count() as u64;
                         targets += predicted;
@@ -285,7 +285,7 @@ impl Summary {
                 stats.weight_after += weights;
                 self.supervised_tokens += supervised;
                 if *origin != Origin::Padding {
-                    // A shared token would be learned in each of its rows.
+                    // A shared token would be supervised in each of its rows.
                     stats.targets_before += u64::from(segment.copies()) * (tokens.end - first) as u64;
                 }
             }
@@ -295,7 +295,7 @@ impl Summary {
     }
 }
 
-/// Reads sections whose names are known.
+/// Reads sections with known names.
 fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<&'static str, SectionStats>, D::Error> {
     let found = BTreeMap::<String, SectionStats>::deserialize(from)?;
     let known = |(name, stats): (String, SectionStats)| {
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn the_first_rows_are_listed_whatever_the_order() {
         let code = Code::ALL[0];
-        // 0, 7, 14, .. modulo 40: all rows below 40, each twice, mixed.
+        // 0, 7, 14, ... modulo 40: all rows below 40, each twice, in mixed order.
         let rows: Vec<u64> = (0..80).map(|i| i * 7 % 40).collect();
         let of = |rows: &[u64]| {
             let mut summary = Summary::default();

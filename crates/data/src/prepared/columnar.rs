@@ -8,11 +8,12 @@
 //! | `input_ids` | list of int32 | |
 //! | `labels` | list of int64 | |
 //! | `origins` | string | a letter per token |
-//! | `weights` | list of float32, null where all are 0 or 1 | optional |
+//! | `weights` | list of float32, null if all are 0 or 1 | optional |
 //! | `text` | string | optional |
 //!
-//! The types are those that `datasets.map` and TRL's `pack_dataset` give these names, so that prepared data can be
-//! concatenated with theirs: int32 labels could not. The schema carries the features (`huggingface`), as theirs.
+//! The types are those that `datasets.map` and TRL's `pack_dataset` give to these names, so that prepared data can
+//! be concatenated with theirs, which int32 labels could not. As in theirs, the schema carries the features
+//! (`huggingface`).
 
 use super::record::{Record, Rows};
 use crate::{Error, Policy, Result};
@@ -30,7 +31,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Rows and tokens at which a batch is given to the writer, whichever comes first.
+/// Numbers of rows and tokens at which a batch is passed to the writer, whichever is reached first.
 const BATCH_ROWS: usize = 1024;
 const BATCH_TOKENS: usize = 1 << 18;
 
@@ -45,7 +46,7 @@ pub struct Columns {
     pub packed: bool,
     /// The prefix of each segment, for packs with shared prompts.
     pub prefix_ranges: bool,
-    /// Loss weights, where they may be other than 0 and 1.
+    /// Loss weights, if some may differ from 0 and 1.
     pub weights: bool,
     /// The rendered text.
     pub text: bool,
@@ -61,7 +62,7 @@ enum Kind {
 }
 
 impl Columns {
-    /// Those that a policy's rows need. Rows can bring weights of their own.
+    /// The columns that a policy's rows need. Rows can also have their own weights.
     pub fn of(policy: &Policy) -> Columns {
         let weighs = |weight: f32| weight != 0.0 && weight != 1.0;
         let weights = weighs(policy.prompt_loss_weight) || policy.loss_weights.values().any(|w| weighs(*w));
@@ -125,7 +126,7 @@ impl Columns {
     }
 }
 
-/// Everything is nullable and items are called "item", as in what `datasets` writes itself, so that it casts nothing.
+/// Everything is nullable and items are called "item", as in files that `datasets` writes, so that it does not cast.
 fn list_of(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("item", item, true)))
 }
@@ -137,7 +138,7 @@ fn push<T: ArrowPrimitiveType>(lists: &mut Lists<T>, values: impl IntoIterator<I
     lists.append(true);
 }
 
-/// The rows that the writer does not have yet.
+/// The rows that were not passed to the writer yet.
 struct Batch {
     columns: Columns,
     schema: SchemaRef,
@@ -173,14 +174,14 @@ impl Batch {
         }
     }
 
-    /// Far below the 2^31 values that a list column may have; text that is much longer than its tokens is bounded too.
+    /// Far below the 2^31 values that a list column may have; also limits text that is much longer than its tokens.
     fn is_full(&self) -> bool {
         self.count >= BATCH_ROWS
             || self.input_ids.values_ref().len() >= BATCH_TOKENS
             || self.text.values_slice().len() >= 8 * BATCH_TOKENS
     }
 
-    /// Adds a record. The message says why it does not fit the columns.
+    /// Adds a record. The error says why it does not fit the columns.
     fn push(&mut self, record: &Record<'_>) -> Result<(), String> {
         let Columns { packed, prefix_ranges, weights, text } = self.columns;
         if record.weights.is_some() && !weights {
@@ -270,7 +271,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// None yet. A column of weights is added where a record has some.
+    /// No records yet. A column of weights is added if a record has weights.
     pub fn new(columns: Columns) -> Batches {
         Batches { batch: Batch::new(columns), done: Vec::new() }
     }
@@ -278,7 +279,7 @@ impl Batches {
     /// Adds a record.
     ///
     /// # Errors
-    /// [`Error::Source`] where the record does not fit the columns; `name` is that of the data.
+    /// [`Error::Source`] if the record does not fit the columns; `name` is that of the data.
     pub fn push(&mut self, record: &Record<'_>, name: &Path) -> Result<()> {
         if record.weights.is_some() && !self.batch.columns.weights {
             self.end_batch(name)?;
@@ -295,7 +296,7 @@ impl Batches {
         Ok(())
     }
 
-    /// The batches, which all have the schema.
+    /// The batches, all with the returned schema.
     ///
     /// # Errors
     /// As [`Batches::push`].
@@ -306,7 +307,7 @@ impl Batches {
             if batch.schema() == schema {
                 return Ok(batch);
             }
-            // From before the first weight.
+            // A batch from before the first weight.
             let rows = batch.num_rows();
             let column = |field: &Arc<Field>| match batch.column_by_name(field.name()) {
                 Some(column) => column.clone(),
@@ -320,7 +321,7 @@ impl Batches {
     }
 }
 
-/// A file of columns that is being written. The same records make the same bytes.
+/// A file of columns that is being written. Equal records give equal bytes.
 pub struct ColumnSink<W: Write + Send> {
     path: PathBuf,
     batch: Batch,
@@ -336,10 +337,11 @@ impl<W: Write + Send> ColumnSink<W> {
     /// Starts a Parquet file on `out`; `path` is its name in errors.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written to.
+    /// [`Error::Io`] if it cannot be written to.
     pub fn parquet(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ColumnSink<W>> {
-        // On one core of an EPYC: 35 M tokens/s at 2.8 bytes a token. Dictionaries make it 6 M/s and the
-        // file no smaller; zstd at 3 is slower by 40% and no smaller. Statistics of token lists are of no use.
+        // On one core of an EPYC: 35 M tokens/s at 2.8 bytes per token. With dictionaries it is 6 M/s and the file
+        // is no smaller; zstd at level 3 is 40% slower and the file no smaller. Statistics of token lists are
+        // useless.
         let properties = WriterProperties::builder()
             .set_created_by(concat!("suasion version ", env!("CARGO_PKG_VERSION")).into())
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -356,7 +358,7 @@ impl<W: Write + Send> ColumnSink<W> {
     /// memory.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written to.
+    /// [`Error::Io`] if it cannot be written to.
     pub fn arrow(path: impl AsRef<Path>, out: W, columns: Columns) -> Result<ColumnSink<W>> {
         let writer = StreamWriter::try_new(out, &columns.schema()).map_err(arrow_io);
         ColumnSink::new(path, writer.map(Writer::Stream), columns)
@@ -371,7 +373,7 @@ impl<W: Write + Send> ColumnSink<W> {
     /// Writes a record.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them; [`Error::Source`] where the record does not fit the columns.
+    /// [`Error::Io`], including a full disk; [`Error::Source`] if the record does not fit the columns.
     pub fn write(&mut self, record: &Record<'_>) -> Result<()> {
         self.batch.push(record).map_err(|message| no_place(&self.path, record, &message))?;
         if self.batch.is_full() { self.flush() } else { Ok(()) }
@@ -386,10 +388,10 @@ impl<W: Write + Send> ColumnSink<W> {
         written.map_err(|e| Error::io(&self.path, e))
     }
 
-    /// Writes what is left and the end of the file, and gives `out` back.
+    /// Writes the remaining records and the end of the file, and returns `out`.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them.
+    /// [`Error::Io`], including a full disk.
     pub fn finish(mut self) -> Result<W> {
         if self.batch.count > 0 {
             self.flush()?;

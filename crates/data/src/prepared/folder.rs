@@ -17,12 +17,12 @@ pub(super) const SHARD_BYTES: u64 = 500_000_000;
 const NEW: &str = "folder";
 const FORMER: &str = "former";
 
-/// The files of a dataset that say what its files of rows are.
+/// The files of a dataset that describe its files of rows.
 const ABOUT: [&str; 2] = ["dataset_info.json", "state.json"];
 
-/// Makes a dataset of finished Arrow streams, which are moved, and renames it to `target`. It is put together in
-/// `scratch`, a folder beside `target`. `fingerprint` is the manifest's, and `manifest` is given the files that say what
-/// the others are.
+/// Makes a dataset of finished Arrow streams, which are moved, and renames it to `target`. It is assembled in
+/// `scratch`, a folder beside `target`. `fingerprint` is the manifest's, and `manifest` gets the files that
+/// describe the others.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Source`] as [`replaceable`].
@@ -50,14 +50,14 @@ pub fn publish<M: Serialize>(
     write_json(&state, &state_json(&names, fingerprint))?;
     let about = |name: &str| Ok(OutputFile { name: name.into(), written: Written::of(&folder.join(name))? });
     let about = ABOUT.into_iter().map(about).collect::<Result<_>>()?;
-    // Last: a folder that has it is complete.
+    // Last: a folder with a manifest is complete.
     write_json(&folder.join(MANIFEST), &manifest(about))?;
     replaceable(target)?;
     appear(&folder, target, &scratch.join(FORMER)).map_err(|e| Error::io(target, e))
 }
 
-/// Repairs what a kill between two renames has left: the new dataset gets its name if it is complete, else the former
-/// one gets its name back.
+/// Completes a replacement that was killed between two renames: the new dataset is renamed if it is complete, else
+/// the former one gets its name back.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -98,10 +98,10 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     })?)
 }
 
-/// Makes sure that an output folder does not exist, is empty, or is a dataset that suasion prepared.
+/// Checks that an output folder does not exist, is empty, or is a dataset that suasion prepared.
 ///
 /// # Errors
-/// [`Error::Source`] for a file, a folder that holds anything else, and a dataset without a manifest.
+/// [`Error::Source`] for a file, a folder with any other content, and a dataset without a manifest.
 pub fn replaceable(target: &Path) -> Result<()> {
     let refuse = |message: String| {
         Err(Error::Source { path: target.to_path_buf(), message, help: "name another folder".into() })
@@ -130,9 +130,9 @@ pub fn replaceable(target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Renames a complete folder to `target`; what was there before is renamed to `former`.
+/// Renames a complete folder to `target`; the previous folder is renamed to `former`.
 fn appear(folder: &Path, target: &Path, former: &Path) -> io::Result<()> {
-    // Between the two renames there is no dataset under the name, but never half of one.
+    // Between the two renames there is no dataset with the name, but never an incomplete one.
     let replaces = target.exists();
     if replaces {
         std::fs::rename(target, former)?;

@@ -1,4 +1,4 @@
-//! A preparation: an existing output is checked; else the source is read, labelled and written.
+//! A preparation: checks an existing output, or reads, labels and writes the source.
 
 use super::columnar::Columns;
 use super::folder;
@@ -19,13 +19,13 @@ use suasion_files::{Lock, LockError, remove_leftovers_of};
 pub struct Job<'a> {
     /// How rows become samples.
     pub pipeline: &'a Pipeline,
-    /// The source as the user named it.
+    /// The source as the user gave it.
     pub name: &'a Path,
     /// Its files, in order.
     pub files: &'a [PathBuf],
     /// The file or folder to write; the names of shards are made from it.
     pub output: &'a Path,
-    /// What decides the files' bytes besides the labels.
+    /// Options that affect the files' bytes apart from the labels.
     pub shape: Shape,
     /// Prepare again even if the existing output is up to date.
     pub rebuild: bool,
@@ -54,8 +54,8 @@ pub enum Start {
 /// Prepares a source, unless its output is up to date. `begin` is called before any long work.
 ///
 /// # Errors
-/// As [`Pipeline::rows`]; [`Error::Io`] where the output cannot be written; [`Error::Source`] where its name is not one
-/// that can be written, or would replace a file of the source; [`Error::Interrupted`] where `stop` was set.
+/// As [`Pipeline::rows`]; [`Error::Io`] if the output cannot be written; [`Error::Source`] if its format is
+/// unknown or it would replace a file of the source; [`Error::Interrupted`] if `stop` was set.
 pub fn prepare(
     job: &Job<'_>,
     begin: impl FnOnce(&Start),
@@ -79,7 +79,7 @@ pub fn prepare(
         return refuse(format!("would replace {}, which belongs to the source", file.display()));
     }
     let mut shape = job.shape;
-    // Where nothing is to be written, a folder that cannot be written to is no error.
+    // If nothing needs to be written, a folder that is not writable is not an error.
     let lock = match Lock::name(output) {
         Err(error @ LockError::Held { .. }) => {
             let help = "wait until it has ended, stop it, or write to another name".into();
@@ -99,7 +99,7 @@ pub fn prepare(
     let weights = Columns::of(&policy).weights;
     let plan = Plan { target: output.to_path_buf(), form, shape, policy, weights };
     let inputs = Inputs::of(pipeline, shape);
-    // Other data under the same name is left alone.
+    // Other data with the same name is left alone.
     let former = Manifest::of_output(output).filter(|former| former.is_of(output, form));
     let mut start = Start::Anew;
     if let Some(former) = &former {
@@ -135,7 +135,7 @@ pub fn prepare(
     }
 }
 
-/// Who has the lock, without the name of the output.
+/// The holder of the lock, without the name of the output.
 fn held(error: &LockError) -> String {
     match error {
         LockError::Held { process: Some(id), .. } => format!("process {id} is preparing it"),
@@ -146,11 +146,11 @@ fn held(error: &LockError) -> String {
 /// The result of an attempt to write.
 enum Written {
     Whole(Box<Manifest>),
-    /// A row has weights, and the files have no column for them: columns are fixed before the first row is known.
+    /// A row has weights, but the files have no column for them: columns are fixed before the first row is known.
     LacksWeights,
 }
 
-/// Runs the pipeline and writes, after what an earlier run has finished.
+/// Runs the pipeline and writes its output, after that of an earlier run.
 fn write(
     job: &Job<'_>,
     plan: Plan,
@@ -205,7 +205,7 @@ fn write(
             return Ok(Written::LacksWeights);
         }
         Err(error) => {
-            // After an interruption or a full disk the same job is run again; bad rows must be corrected first.
+            // After an interruption or a full disk the same job can be run again; bad rows must be corrected first.
             files.give_up(matches!(error, Error::Interrupted { .. } | Error::Io { .. }));
             return Err(error);
         }
@@ -215,7 +215,7 @@ fn write(
     let unread = || Error::io(job.name, std::io::ErrorKind::UnexpectedEof.into());
     let manifest = Manifest::new(&summary, inputs, &pipeline.policy, run.source.clone().ok_or_else(unread)?);
     let manifest = files.finish(manifest, former)?;
-    // What an interrupted run in shards has left.
+    // The shards of an interrupted run.
     Journal::discard(&partial_path(output));
     Ok(Written::Whole(Box::new(manifest)))
 }

@@ -1,8 +1,8 @@
-//! The journal of a run in shards, by which the same job continues after an interruption.
+//! The journal of a run in shards, from which the same job continues after an interruption.
 //!
-//! Shards are written to `x.partial/` beside the output. After each, the journal is replaced: it names the job, and per
-//! shard its files and the run in numbers up to its end, the rows of the source among them. The same job continues after
-//! the last shard; another job starts from the beginning.
+//! Shards are written to `x.partial/` beside the output. After each, the journal is replaced: it holds the job,
+//! and for each shard its files and the summary of the run up to its end, including the number of source rows. The
+//! same job continues after the last shard; another job starts from the beginning.
 
 use crate::pack::Fill;
 use crate::pipeline::{Duplicates, Summary};
@@ -16,7 +16,7 @@ use suasion_files::{Written, write_atomic};
 
 const NAME: &str = "journal.json";
 
-/// Bytes of an entry of a shard's hashes: row and hash.
+/// Size in bytes of an entry of a shard's hashes: row and hash.
 const ENTRY: u64 = 16;
 
 /// The finished shards in a folder.
@@ -29,7 +29,7 @@ pub(super) struct Journal {
 /// A finished shard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Shard {
-    /// Its file of records; `None` where no row was kept.
+    /// Its file of records; `None` if no row was kept.
     pub data: Option<(String, Written)>,
     /// Its findings.
     pub findings: String,
@@ -37,9 +37,9 @@ pub(super) struct Shard {
     pub hashes: String,
     /// Number of rows in it.
     pub kept: u64,
-    /// The rows of the source up to its end, in numbers.
+    /// The summary of the source rows up to its end.
     pub summary: Summary,
-    /// The packs up to its end, in numbers.
+    /// The numbers of the packs up to its end.
     pub fill: Fill,
 }
 
@@ -50,11 +50,11 @@ struct OnDisk {
 }
 
 impl Journal {
-    /// Opens the journal of `job` in `folder`, with the shards that an earlier run of the same job has finished. Shards of
-    /// another job are removed; their number is returned.
+    /// Opens the journal of `job` in `folder`, with the finished shards of an earlier run of the same job. Shards
+    /// of another job are removed; their number is returned.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Source`] where the folder holds other files and no journal.
+    /// [`Error::Io`]; [`Error::Source`] if the folder has other files and no journal.
     pub fn open(folder: PathBuf, job: Value) -> Result<(Journal, usize)> {
         let io_error = |e| Error::io(&folder, e);
         let found: Option<OnDisk> =
@@ -74,7 +74,7 @@ impl Journal {
             }
         }
         let complete = |shard: &Shard| {
-            // A journal that names a file elsewhere is none of ours.
+            // A journal that names a file elsewhere was not written by suasion.
             let length = |name: &String| {
                 let inside = suasion_files::is_plain_name(name);
                 fs::metadata(folder.join(name)).map(|m| m.len()).ok().filter(|_| inside)
@@ -98,14 +98,14 @@ impl Journal {
         Ok((Journal { folder, job, shards }, others))
     }
 
-    /// Removes the shards of an unfinished run that nobody will continue.
+    /// Removes the shards of an unfinished run that will not be continued.
     pub fn discard(folder: &Path) {
         if folder.join(NAME).is_file() {
             let _ = fs::remove_dir_all(folder);
         }
     }
 
-    /// The rows up to the end of the last shard, in numbers.
+    /// The summary of the rows up to the end of the last shard.
     pub fn summary(&self) -> Summary {
         self.shards.last().map(|shard| shard.summary.clone()).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! The manifest: what prepared data was made from, and what has changed since.
+//! The manifest: the inputs of prepared data, and how they have changed since.
 
 use super::names::{Form, MANIFEST, Shape, ending, findings_path, former_names, manifest_path, stem};
 use crate::pack::Fill;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 use suasion_files::Written;
 
-/// What prepared data was made from, and what it holds.
+/// The inputs and the contents of prepared data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Manifest {
@@ -25,32 +25,32 @@ pub struct Manifest {
     pub source: SourceHash,
     /// The tokenizer's fingerprint; null without a tokenizer.
     pub tokenizer: Option<String>,
-    /// The chat template's fingerprint, where it rendered a row.
+    /// The chat template's fingerprint, if it rendered a row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
-    /// Every choice that decided labels.
+    /// The options that determined labels.
     pub policy: Policy,
     /// Rows and tokens.
     pub counts: Counts,
-    /// blake3 over what decides the labels: the source's hash, the tokenizer, the chat template, the policy (with the
-    /// pinned date), the masking version.
+    /// BLAKE3 of everything that determines the labels: the source's hash, the tokenizer, the chat template, the
+    /// policy (with the pinned date), the masking version.
     pub fingerprint: String,
-    /// True where instructions were rendered without a chat template because there is none.
+    /// True if instructions were rendered without a chat template because there is none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untemplated: bool,
     /// The number of embeddings that ids were checked against.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<usize>,
-    /// What decided the files' bytes besides the labels.
+    /// Options that affected the files' bytes apart from the labels.
     #[serde(default, rename = "layout")]
     pub shape: Shape,
     /// The files of rows, in order.
     #[serde(default)]
     pub files: Vec<OutputFile>,
-    /// The files of a folder that say what its files of rows are.
+    /// The files of a folder that describe its files of rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub about: Vec<OutputFile>,
-    /// The packs in numbers, where rows were packed.
+    /// The numbers of the packs, if rows were packed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packs: Option<Fill>,
 }
@@ -66,7 +66,7 @@ pub struct OutputFile {
     pub written: Written,
 }
 
-/// Everything but the source that decides the bytes of prepared data.
+/// Everything except the source that determines the bytes of prepared data.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Inputs {
     masking_version: u32,
@@ -95,8 +95,8 @@ impl Inputs {
         }
     }
 
-    /// The key of a journal: these inputs, the source as far as it is known without reading it, and whether the files have
-    /// a column of weights.
+    /// The key of a journal: these inputs, the source as far as known without reading it, and whether the files
+    /// have a column of weights.
     pub fn job(&self, files: &[PathBuf], output: &Path, weights: bool) -> Result<Value> {
         let facts = |path: &PathBuf| {
             let meta = path.metadata().map_err(|e| Error::io(path, e))?;
@@ -104,12 +104,12 @@ impl Inputs {
             Ok((path.display().to_string(), meta.len(), modified.map(|t| t.as_nanos().to_string())))
         };
         let files = files.iter().map(facts).collect::<Result<Vec<_>>>()?;
-        // `x.jsonl` and `x.jsonl.gz` keep their shards in one place.
+        // `x.jsonl` and `x.jsonl.gz` share one folder of shards.
         let ending = ending(output);
         Ok(serde_json::json!({"source": files, "inputs": self, "ending": ending, "weights": weights}))
     }
 
-    /// What differs, one clause each.
+    /// The differences, one clause each.
     fn differences(&self, before: &Inputs, untemplated: bool) -> Vec<String> {
         let mut out = Vec::new();
         let mut differs = |same: bool, clause: &str| {
@@ -120,7 +120,7 @@ impl Inputs {
         differs(self.masking_version == before.masking_version, "the masking rules have changed");
         differs(self.tokenizer == before.tokenizer, "the tokenizer differs");
         differs(
-            // A template that rendered no row decides nothing, unless it would now.
+            // A template that rendered no row has no effect, unless it would have one now.
             self.template == before.template || (before.template.is_none() && !untemplated),
             "the chat template differs",
         );
@@ -134,7 +134,7 @@ impl Inputs {
         };
         let (mut now, then) = (keys(self), keys(before));
         if before.template.is_none() {
-            // Nor does a date that no row was rendered on.
+            // The date has no effect either if no row was rendered with it.
             now.remove("template_date");
             now.extend(then.get_key_value("template_date").map(|(k, v)| (k.clone(), v.clone())));
         }
@@ -203,7 +203,7 @@ impl Counts {
 }
 
 impl Manifest {
-    /// The manifest of a run over a source that was read to its end.
+    /// The manifest of a run that read its source to the end.
     pub(super) fn new(summary: &Summary, inputs: &Inputs, policy: &Policy, source: SourceHash) -> Manifest {
         let Inputs { tokenizer, vocab_size, shape, .. } = inputs.clone();
         let policy = summary.pinned(policy);
@@ -227,15 +227,15 @@ impl Manifest {
         }
     }
 
-    /// The manifest of a prepared file, beside it or in its folder; `None` where there is none that names the file.
+    /// The manifest of a prepared file, beside it or in its folder; `None` if there is none that names the file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Source`] where it cannot be parsed.
+    /// [`Error::Io`]; [`Error::Source`] if it cannot be parsed.
     pub fn beside(data: impl AsRef<Path>) -> Result<Option<Manifest>> {
         let data = data.as_ref();
         let file = data.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let names = |m: &Manifest| m.files.is_empty() || m.files.iter().any(|known| known.name == file);
-        // Raw rows in x.jsonl.gz may lie beside prepared ones in x.jsonl.
+        // Raw rows in x.jsonl.gz may be beside prepared ones in x.jsonl.
         let found = Manifest::read(&manifest_path(data))?.filter(names);
         let folder = data.with_file_name(MANIFEST);
         match found {
@@ -248,7 +248,7 @@ impl Manifest {
         }
     }
 
-    /// The manifest of files that are one preparation, complete and in order; `None` where they are not.
+    /// The manifest of files that make up one preparation, complete and in order; `None` if they do not.
     ///
     /// # Errors
     /// As [`Manifest::beside`].
@@ -263,7 +263,7 @@ impl Manifest {
         Ok(all.then_some(manifest))
     }
 
-    /// The manifest of an output, if there is one that can be read.
+    /// The manifest of an output, if it exists and can be read.
     pub(super) fn of_output(output: &Path) -> Option<Manifest> {
         let former = || Manifest::read(&former_names(output)?[0]).ok().flatten();
         Manifest::read(&manifest_path(output)).ok().flatten().or_else(former)
@@ -282,7 +282,7 @@ impl Manifest {
         })
     }
 
-    /// True where a source consists of files that were written with this manifest.
+    /// True if a source consists of files that were written with this manifest.
     pub fn describes(&self, source: &SourceHash) -> bool {
         let known = |blake3: &String| {
             self.files.is_empty() || self.files.iter().any(|file| file.written.blake3 == *blake3)
@@ -293,8 +293,8 @@ impl Manifest {
         }
     }
 
-    /// True where its files have names that this output's files can have. A manifest is untrusted: no other file is read
-    /// or removed because it names it.
+    /// True if this output could have files with the manifest's names. A manifest is untrusted: no other file is
+    /// read or removed because of it.
     pub(super) fn is_of(&self, output: &Path, form: Form) -> bool {
         self.files.iter().all(|file| {
             let path = Path::new(&file.name);
@@ -319,7 +319,7 @@ impl Manifest {
         self.files.iter().map(|file| place(&file.name)).collect()
     }
 
-    /// Why the output is not what these inputs would make of the source now; empty where it is.
+    /// Why these inputs would now give a different output for the source; empty if they would not.
     pub(super) fn changed(
         &self,
         inputs: &Inputs,
@@ -339,7 +339,7 @@ impl Manifest {
             shape: self.shape,
         };
         let mut reasons = inputs.differences(&before, self.untemplated);
-        // The source is read only where nothing cheaper decides.
+        // The source is only read if no cheaper check finds a difference.
         if reasons.is_empty() {
             let source = Source::of(name, files.iter().cloned())?;
             if source.size() != self.source.bytes || source.finish()?.blake3 != self.source.blake3 {
@@ -361,8 +361,8 @@ impl Manifest {
         Ok(reasons)
     }
 
-    /// The policy that the labels of these rows must follow: `policy` with the weights and the objective that they were
-    /// prepared under.
+    /// The policy that the labels of these rows must follow: `policy` with the weights and the objective of their
+    /// preparation.
     pub fn labelled_under(&self, policy: &Policy) -> Policy {
         let mut under = policy.clone();
         under.prompt_loss_weight = self.policy.prompt_loss_weight;
@@ -374,7 +374,7 @@ impl Manifest {
         under
     }
 
-    /// What differs between its chat template and another; `None` where they agree or one of them is not known.
+    /// The difference between its chat template and another; `None` if they agree or one of them is unknown.
     pub fn other_template(&self, template: Option<&str>) -> Option<String> {
         match (self.template.as_deref(), template) {
             (Some(theirs), Some(ours)) if theirs != ours => {
@@ -384,7 +384,7 @@ impl Manifest {
         }
     }
 
-    /// What differs between what its labels depend on and another tokenizer and policy, one clause each.
+    /// The differences between the inputs of its labels and another tokenizer and policy, one clause each.
     pub fn mismatches(&self, tokenizer: Option<&str>, policy: &Policy) -> Vec<String> {
         let mut out = Vec::new();
         if self.masking_version != MASKING_VERSION {
@@ -413,9 +413,9 @@ impl Manifest {
     }
 }
 
-/// blake3, in hex, over what decides the labels; `template` is that of rows that were rendered by one.
+/// BLAKE3, in hex, of everything that determines the labels; `template` is `None` if no row was rendered by one.
 pub fn fingerprint(source: &str, tokenizer: Option<&str>, template: Option<&str>, policy: &Policy) -> String {
-    // A JSON array keeps the parts apart; the policy's maps are sorted, so the text is the same for the same policy.
+    // A JSON array separates the parts; the policy's maps are sorted, so equal policies give equal text.
     let text = serde_json::to_string(&(MASKING_VERSION, source, tokenizer, policy)).unwrap_or_default();
     let plain = blake3::hash(text.as_bytes()).to_hex().to_string();
     match template {

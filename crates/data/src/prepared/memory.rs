@@ -1,4 +1,4 @@
-//! Prepared data that stays in memory.
+//! Prepared data that is kept in memory.
 
 use super::columnar::{Batches, Columns};
 use super::manifest::{Inputs, Manifest};
@@ -21,15 +21,15 @@ pub struct Prepared {
     pub batches: Vec<RecordBatch>,
     /// The findings, in the order of the rows.
     pub findings: Vec<Finding>,
-    /// What the rows were made from. It names no files.
+    /// The inputs of the rows. It names no files.
     pub manifest: Manifest,
 }
 
-/// Prepares the rows of a source, whose name is `name`. `goes_on` is asked between rows.
+/// Prepares the rows of a source with this name. `goes_on` is called between rows, and `false` cancels.
 ///
 /// # Errors
-/// As [`Pipeline::rows`]; [`Error::Interrupted`] where `goes_on` said no; [`Error::Source`] where a record does not fit
-/// into columns.
+/// As [`Pipeline::rows`]; [`Error::Interrupted`] if `goes_on` returned false; [`Error::Source`] if a record does
+/// not fit into columns.
 pub fn prepare_rows(
     pipeline: &Pipeline,
     source: Source,

@@ -1,9 +1,9 @@
-//! The names of an output's files, and what decides their bytes besides the labels.
+//! The names of an output's files, and the options that affect their bytes apart from the labels.
 
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// The manifest's name in a folder for `datasets.load_from_disk`, which takes no notice of other files.
+/// The manifest's name in a folder for `datasets.load_from_disk`, which ignores other files.
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// A format of prepared data.
@@ -19,8 +19,8 @@ pub enum Form {
 }
 
 impl Form {
-    /// The format of an output, by its name: a name without an ending is a folder's, unless it is a file already. `None`
-    /// for any other name.
+    /// The format of an output, by its name: a name without an extension means a folder, unless a file with that
+    /// name exists. `None` for any other name.
     pub fn of(path: &Path) -> Option<Form> {
         let name = path.file_name()?.to_str()?.to_ascii_lowercase();
         let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
@@ -32,7 +32,7 @@ impl Form {
         }
     }
 
-    /// The ending of the names of an output's files of records.
+    /// The extension of an output's files of records.
     pub(super) fn ending(self, output: &Path) -> String {
         match self {
             Form::Folder => ".arrow".into(),
@@ -41,13 +41,13 @@ impl Form {
     }
 }
 
-/// What decides the bytes of prepared data besides its labels.
+/// The options that affect the bytes of prepared data apart from its labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// Add the rendered text to each record.
     #[serde(default)]
     pub with_text: bool,
-    /// About the most bytes of a file, before compression; `None` for one file of any size.
+    /// The approximate maximum size of a file in bytes, before compression; `None` for one file of any size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_shard_bytes: Option<u64>,
 }
@@ -108,7 +108,7 @@ pub(super) fn former_names(output: &Path) -> Option<[PathBuf; 2]> {
     }
 }
 
-/// Where an unfinished run keeps its finished shards.
+/// The folder of an unfinished run's finished shards.
 pub(super) fn partial_path(output: &Path) -> PathBuf {
     match Form::of(output) {
         Some(Form::Folder) => beside(output, ".folder.partial"),
@@ -116,7 +116,8 @@ pub(super) fn partial_path(output: &Path) -> PathBuf {
     }
 }
 
-/// A name that begins with the whole name of the output: shards and the folder `x` have that of the output they belong to.
+/// A path made from the whole name of the output, `x.jsonl` followed by `ending`; for a shard, from that of its
+/// output.
 fn of_whole(output: &Path, ending: &str) -> PathBuf {
     match Form::of(output) {
         Some(Form::Folder) => beside(output, ending),
@@ -130,7 +131,7 @@ fn beside(output: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// True where writing to `output`, in shards or not, could replace `file`.
+/// True if writing to `output`, in shards or not, could replace `file`.
 pub fn replaces(output: &Path, file: &Path) -> bool {
     // The output need not exist; but if its folder does not exist either, nothing is replaced.
     let canonical = |path: &Path| {

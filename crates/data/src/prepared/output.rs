@@ -1,4 +1,4 @@
-//! The files of an output: one file and its findings, or shards, which wait in a folder of their own.
+//! The files of an output: one file and its findings, or shards, which are kept in a separate folder until the end.
 
 use super::folder;
 use super::journal::{Journal, Shard};
@@ -15,38 +15,38 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suasion_files::{AtomicFile, Written};
 
-/// Bytes of a token before compression, about the same in each format, by which shards are measured: an id, a label and
-/// a letter, as text (where most labels are -100) or in columns of four, eight and one bytes.
+/// Approximate bytes per token before compression, similar in each format, used to measure shards: an id, a label
+/// and a letter, as text (in which most labels are -100) or in columns of four, eight and one bytes.
 const BYTES_PER_TOKEN: u64 = 13;
 
-/// The files that are being written. Nothing has the output's name before [`Output::finish`].
+/// The files being written. No file has the output's name before [`Output::finish`].
 pub(super) struct Output {
     plan: Arc<Plan>,
-    /// The finished shards; `None` where the output is one file.
+    /// The finished shards; `None` if the output is one file.
     journal: Option<Journal>,
-    /// The rows before this run, in numbers.
+    /// The summary of the rows before this run.
     before: Summary,
     open: Option<Open>,
     /// Packs rows across chunks.
     packer: Option<Packer>,
-    /// The packs of packers that have finished, in numbers.
+    /// The numbers of the packs of finished packers.
     fill: Fill,
-    /// Set where [`Output::write`] fails because a row has weights and its file has no column for them.
+    /// Set if [`Output::write`] fails because a row has weights and its file has no column for them.
     pub lacks_weights: bool,
 }
 
-/// The files of the current shard, or of an output of one file.
+/// The files of the current shard, or those of an output in one file.
 struct Open {
-    /// For errors.
+    /// The path in error messages.
     path: PathBuf,
-    /// Started by the first record.
+    /// Created by the first record.
     sink: Option<Sink>,
     findings: AtomicFile,
-    /// For shards only.
+    /// Only for shards.
     hashes: Option<AtomicFile>,
-    /// Rows whose hashes are in it.
+    /// The number of rows whose hashes are in it.
     kept: u64,
-    /// About the bytes of these rows, before compression.
+    /// The approximate size of these rows in bytes, before compression.
     size: u64,
 }
 
@@ -62,7 +62,7 @@ impl Output {
     /// Writes the record and the findings of a row.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them.
+    /// [`Error::Io`], including a full disk.
     pub fn write(&mut self, row: Done<Vec<u8>>) -> Result<()> {
         let open = self.open()?;
         row.outcome.findings().iter().try_for_each(|finding| open.finding(finding))?;
@@ -116,7 +116,7 @@ impl Output {
         }
     }
 
-    /// The file of records, which the first record starts.
+    /// The file of records, which is created by the first record.
     fn sink(&mut self) -> Result<&mut Sink> {
         let plan = self.plan.clone();
         let path = match &self.journal {
@@ -129,10 +129,10 @@ impl Output {
         }
     }
 
-    /// Ends the shard if it is full. Called between chunks of rows, with the run in numbers.
+    /// Ends the shard if it is full. Called between chunks of rows, with the summary of the run.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them.
+    /// [`Error::Io`], including a full disk.
     pub fn between(&mut self, run: &Summary) -> Result<()> {
         let size = self.open.as_ref().map_or(0, |open| open.size);
         match self.plan.shape.max_shard_bytes {
@@ -141,7 +141,7 @@ impl Output {
         }
     }
 
-    /// Ends a run that failed or was interrupted; `keep` leaves its finished shards for the next one.
+    /// Ends a run that failed or was interrupted; `keep` keeps its finished shards for the next run.
     pub fn give_up(self, keep: bool) {
         if let Some(journal) = self.journal.filter(|journal| !keep || journal.shards.is_empty()) {
             drop(self.open);
@@ -149,7 +149,7 @@ impl Output {
         }
     }
 
-    /// What an interrupted run leaves, as a clause.
+    /// A clause about what remains of an interrupted run.
     pub fn kept(&self) -> String {
         match self.journal.as_ref().filter(|journal| !journal.shards.is_empty()) {
             Some(journal) => format!(
@@ -161,7 +161,7 @@ impl Output {
         }
     }
 
-    /// Packs the rows that wait, and starts a new packer for later rows.
+    /// Packs the waiting rows, and starts a new packer for later rows.
     fn flush(&mut self) -> Result<()> {
         let Some(packer) = std::mem::replace(&mut self.packer, Packer::of(&self.plan.policy)) else {
             return Ok(());
@@ -171,7 +171,7 @@ impl Output {
         self.write_packs(&packs)
     }
 
-    /// Ends the current shard. Called where it is full and after the last row, with the run in numbers.
+    /// Ends the current shard. Called when it is full and after the last row, with the summary of the run.
     ///
     /// # Errors
     /// As [`Output::write`].
@@ -195,11 +195,11 @@ impl Output {
         journal.add(Shard { data, findings, hashes, kept: open.kept, summary, fill: self.fill })
     }
 
-    /// Completes the files and gives them their names: first findings and manifest, then the records. `former` is the
+    /// Completes the files and renames them: first findings and manifest, then the records. `former` is the
     /// manifest of the preparation that this one replaces.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them.
+    /// [`Error::Io`], including a full disk.
     pub fn finish(mut self, mut manifest: Manifest, former: Option<&Manifest>) -> Result<Manifest> {
         let plan = self.plan.clone();
         let target = &plan.target;
@@ -222,7 +222,7 @@ impl Output {
         if let Some(names) = former_names(target).filter(|[name, _]| *name != manifest_path(target))
             && former.is_some()
         {
-            // What an earlier version named otherwise.
+            // Files for which an earlier version used other names.
             names.iter().for_each(|path| drop(fs::remove_file(path)));
         }
         // Folders are replaced whole; of single files, those of the previous run that were not modified since are deleted.

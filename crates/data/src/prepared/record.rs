@@ -1,4 +1,4 @@
-//! A record of prepared data, and its line of JSON.
+//! A record of prepared data, also as a line of JSON.
 
 use crate::sample::{Pack, Segment};
 use crate::{Origin, Sample};
@@ -8,7 +8,7 @@ use std::ops::Range;
 /// A record of prepared data, in any format. All lists have one entry per token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record<'a> {
-    /// The rows of the source that it was made from.
+    /// The source rows that it was made from.
     pub rows: Rows,
     /// Token ids.
     pub input_ids: &'a [u32],
@@ -16,7 +16,7 @@ pub struct Record<'a> {
     pub labels: &'a [i32],
     /// The origin of each token.
     pub origins: &'a [Origin],
-    /// A loss weight per token; `None` where all are 0 or 1.
+    /// A loss weight per token; `None` if all are 0 or 1.
     pub weights: Option<&'a [f32]>,
     /// The rendered text.
     pub text: Option<&'a str>,
@@ -38,10 +38,10 @@ pub struct Boundaries {
     pub rows: Vec<u64>,
     /// Number of tokens of each segment, in order.
     pub seq_lengths: Vec<u32>,
-    /// The position of each token; it restarts with each segment and goes on after a shared prefix.
+    /// The position of each token; it restarts with each segment and continues after a shared prefix.
     pub position_ids: Vec<u32>,
-    /// The shared prefix of each segment, as tokens of the pack (empty for a segment without one); `None` where no prompt
-    /// is shared.
+    /// The shared prefix of each segment, as a range of the pack's tokens (empty for a segment without one);
+    /// `None` if no prompt is shared.
     pub prefix_ranges: Option<Vec<Range<u32>>>,
 }
 
@@ -142,7 +142,7 @@ fn list<T>(out: &mut Vec<u8>, values: impl Iterator<Item = T>, mut each: impl Fn
     out.push(b']');
 }
 
-/// Writes a decimal integer. `fmt` would take most of the time of writing a row; this takes a tenth of it.
+/// Writes a decimal integer. This takes a tenth of the time of `fmt`, which would dominate the writing of a row.
 fn push_integer(out: &mut Vec<u8>, negative: bool, mut value: u64) {
     let mut digits = [0u8; 20];
     let mut at = digits.len();

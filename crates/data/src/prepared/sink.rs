@@ -10,20 +10,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use suasion_files::{AtomicFile, Complete};
 
-/// What all files of an output share.
+/// The options that all files of an output share.
 #[derive(Clone)]
 pub(super) struct Plan {
-    /// The output as the user named it.
+    /// The output as the user gave it.
     pub target: PathBuf,
     pub form: Form,
     pub shape: Shape,
     pub policy: Arc<Policy>,
-    /// Files of columns have one for weights.
+    /// Whether columnar files have a column of weights.
     pub weights: bool,
 }
 
 impl Plan {
-    /// The columns of a file of columns; they are fixed before the first row is known.
+    /// The columns of a columnar file; they are fixed before the first row is known.
     pub(super) fn columns(&self) -> Columns {
         Columns {
             packed: self.policy.packing,
@@ -34,7 +34,7 @@ impl Plan {
     }
 }
 
-/// The line of a row, where it can be written without knowing other rows: in JSON Lines, unless it is packed.
+/// The line of a row, if it does not depend on other rows: in JSON Lines, unless rows are packed.
 pub(super) fn encode(plan: &Plan, outcome: &Outcome) -> Vec<u8> {
     let mut line = Vec::new();
     if let (Form::Lines, false, Outcome::Kept(kept)) = (plan.form, plan.policy.packing, outcome) {
@@ -59,7 +59,7 @@ impl Sink {
     /// Starts a file.
     ///
     /// # Errors
-    /// [`Error::Io`] where its folder cannot be written to.
+    /// [`Error::Io`] if its folder is not writable.
     pub fn create(form: Form, path: PathBuf, columns: Columns) -> Result<Sink> {
         let file = AtomicFile::create(&path)?;
         let file = match form {
@@ -73,7 +73,7 @@ impl Sink {
     /// Writes a record; `encoded` is its line, if [`encode`] made it.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them.
+    /// [`Error::Io`], including a full disk.
     pub fn write(&mut self, record: &Record<'_>, encoded: Option<&[u8]>) -> Result<()> {
         match &mut self.file {
             Kind::Lines(file) => {
@@ -91,7 +91,7 @@ impl Sink {
     /// Completes the file.
     ///
     /// # Errors
-    /// [`Error::Io`], a full disk among them.
+    /// [`Error::Io`], including a full disk.
     pub fn complete(self) -> Result<Complete> {
         let file = match self.file {
             Kind::Lines(file) => *file,

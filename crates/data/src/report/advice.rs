@@ -1,4 +1,4 @@
-//! What to do about findings, for the terminal.
+//! Advice about findings, for the terminal.
 
 use super::format::thousands;
 use super::text::{visible, wrap};
@@ -8,12 +8,12 @@ use crate::{Code, Finding, Level};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// The first finding of each code, in the order of the rows.
+/// The first finding of each code, in row order.
 #[derive(Clone, Debug, Default)]
 pub struct Firsts(BTreeMap<Code, Finding>);
 
 impl Firsts {
-    /// Notes the findings of a row.
+    /// Records the findings of a row.
     pub fn note(&mut self, findings: &[Finding]) {
         for finding in findings {
             self.0.entry(finding.code).or_insert_with(|| finding.clone());
@@ -21,8 +21,8 @@ impl Firsts {
     }
 }
 
-/// For each code above a note: its first finding, what to do, and the settings of the program that tokenised the rows.
-/// Empty where there is none. `headers`: the role headers of a user's message and of an answer.
+/// For each code with a level above note: its first finding, what to do, and the settings of the program that
+/// tokenised the rows. Empty if there is none. `headers`: the role headers of a user's message and of an answer.
 pub fn advice(
     summary: &Summary,
     firsts: &Firsts,

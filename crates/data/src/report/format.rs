@@ -1,6 +1,6 @@
-//! Formats of counts, shares, sizes and times: the only ones of the workspace.
+//! Formats of counts, shares, sizes and times, shared by the whole workspace.
 
-/// A whole number in groups of three digits: `1,234,567`.
+/// A whole number with its digits grouped in threes: `1,234,567`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -18,7 +18,7 @@ pub fn count(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// A share of 1 as a percentage with one decimal. A share that is neither 0 nor 1 is never shown as such.
+/// A share of 1 as a percentage with one decimal. A share that is not exactly 0 or 1 is never shown as 0 or 100 %.
 pub fn percent(share: f64) -> String {
     if share > 0.0 && share < 0.0005 {
         "<0.1 %".into()
@@ -29,7 +29,7 @@ pub fn percent(share: f64) -> String {
     }
 }
 
-/// Bytes in decimal units, with three digits at most: `12 B`, `1.5 MB`, `163 MB`.
+/// Bytes in decimal units, with at most three digits: `12 B`, `1.5 MB`, `163 MB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
     let mut value = n as f64;
@@ -45,7 +45,7 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Seconds as `45s`, `3m20s`, `2h05m`; `?` where they are not finite.
+/// Seconds as `45s`, `3m20s`, `2h05m`; `?` if not finite.
 pub fn duration(seconds: f64) -> String {
     let total = if seconds.is_finite() { seconds.max(0.0).round() as u64 } else { return "?".into() };
     match total {
@@ -55,17 +55,17 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A loss in nats with four decimals; `–` where there is none.
+/// A loss in nats with four decimals; `–` if there is none.
 pub fn loss(nats: impl Into<Option<f64>>) -> String {
     nats.into().map_or("–".into(), |nats| short(nats, 4))
 }
 
-/// A perplexity; `inf` where it is beyond all numbers (JSON has the largest one in its place).
+/// A perplexity; `inf` if it overflows (JSON has the largest number instead).
 pub fn perplexity(value: f64) -> String {
     short(if value >= f64::MAX { f64::INFINITY } else { value }, 2)
 }
 
-/// With so many decimals; a number that would be long, as a power of ten.
+/// A number with this many decimals; long numbers as a power of ten.
 fn short(value: f64, decimals: usize) -> String {
     if value.is_finite() && value.abs() >= 1e6 {
         format!("{value:.2e}")

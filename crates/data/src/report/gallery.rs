@@ -1,4 +1,4 @@
-//! The rows that a page keeps of a source of any size, chosen while the source is read once, in bounded memory.
+//! The rows that a page shows of a source of any size, chosen in one pass and in bounded memory.
 
 use super::view::RowView;
 use crate::pipeline::{Kept, Outcome};
@@ -7,43 +7,43 @@ use crate::{Code, Finding, IGNORE, Level, RowId, Sample};
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;
 
-/// Rows kept of each code.
+/// Rows kept per code.
 const OF_CODE: usize = 6;
-/// Rows kept of each extreme.
+/// Rows kept per extreme.
 const OF_EXTREME: usize = 2;
-/// Examples where nothing else is asked for.
+/// The default number of examples.
 const EXAMPLES: usize = 40;
-/// Ranges of the supervised share.
+/// The number of ranges of the supervised share.
 const SHARES: usize = 20;
 
-/// Chooses the rows that matter: the first ones, those with findings, the extremes of length and of the supervised share,
-/// and a sample of all.
+/// Chooses the most informative rows: the first ones, those with findings, the extremes of length and of the
+/// supervised share, and a sample of all.
 #[derive(Debug)]
 pub struct Gallery {
-    /// The rows that were asked for.
+    /// The requested rows.
     asked: std::ops::Range<u64>,
     first: Vec<Item>,
     by_code: BTreeMap<Code, Vec<Item>>,
     extremes: [(&'static str, Vec<(f64, Item)>); 4],
-    /// Those with the lowest hashes of their numbers, the highest on top: a sample without a pattern, the same in each
-    /// run.
+    /// The rows with the lowest hashes of their numbers, the highest on top: a pseudo-random sample, the same in
+    /// each run.
     examples: BinaryHeap<Example>,
     number_of_examples: usize,
-    /// Kept rows by their number of tokens.
+    /// The number of kept rows by their number of tokens.
     pub(super) lengths: HashMap<u64, u64>,
-    /// Kept rows by their supervised share.
+    /// The number of kept rows by their supervised share.
     pub(super) shares: [u64; SHARES],
-    /// Rows whose worst finding is an error, a warning.
+    /// The number of rows whose worst finding is an error, and a warning.
     pub(super) rows_with: [u64; 2],
-    /// True where a row came as tokens.
+    /// True if a row came as tokens.
     pub(super) tokenised: bool,
 }
 
-/// A row that was read.
+/// A row that was added.
 #[derive(Debug)]
 enum Item {
     Kept(Arc<Kept>),
-    /// It has no sample.
+    /// A row without a sample.
     Bare(RowId, Arc<Vec<Finding>>),
 }
 
@@ -91,15 +91,15 @@ impl Ord for Example {
 pub struct Chosen {
     /// The row.
     pub view: RowView,
-    /// Why the page has it, beside its findings; may be empty.
+    /// Why the page has it, apart from its findings; may be empty.
     pub why: String,
-    /// True for one of the first rows, or the one that was asked for.
+    /// True for one of the first rows, or a requested one.
     pub asked: bool,
 }
 
 impl Gallery {
-    /// Chooses among the rows that will be added: `asked` are kept whatever they are, and beside the rows that matter so
-    /// many `examples`; `None` for the usual number.
+    /// A gallery of the rows to be added: `asked` are kept in any case, and `examples` is the number of sampled
+    /// rows; `None` for the default number.
     pub fn new(asked: std::ops::Range<u64>, examples: Option<usize>) -> Gallery {
         Gallery {
             asked,
@@ -115,7 +115,7 @@ impl Gallery {
         }
     }
 
-    /// Takes a row in, in the order of the source.
+    /// Adds a row; rows are added in source order.
     pub fn add(&mut self, outcome: Outcome) {
         let worst = outcome.findings().iter().map(|finding| finding.level).max();
         match worst {
@@ -151,7 +151,7 @@ impl Gallery {
         self.shares[((share * SHARES as f64) as usize).min(SHARES - 1)] += 1;
         let values = [tokens as f64, -(tokens as f64), share, -share];
         for ((_, rows), value) in self.extremes.iter_mut().zip(values) {
-            // Of equals the first are kept.
+            // Of equal rows the first are kept.
             if rows.len() < OF_EXTREME || rows.last().is_some_and(|(least, _)| value > *least) {
                 let at = rows.partition_point(|(other, _)| *other >= value);
                 rows.insert(at, (value, Item::Kept(kept.clone())));
@@ -167,14 +167,14 @@ impl Gallery {
         }
     }
 
-    /// The sample of all rows, in the order of the source.
+    /// The sample of all rows, in source order.
     pub fn samples(&self) -> Vec<&Sample> {
         let mut samples: Vec<&Sample> = self.examples.iter().map(|example| &example.1.sample).collect();
         samples.sort_by_key(|sample| sample.id.row);
         samples
     }
 
-    /// The rows, those with the worst findings first, each once.
+    /// The chosen rows, those with the worst findings first, without repetition.
     pub fn chosen(&self, tokenizer: Option<&Tokenizer>) -> Vec<Chosen> {
         let mut rows: BTreeMap<u64, (&Item, Vec<&'static str>)> = BTreeMap::new();
         let examples: Vec<Item> = self.examples.iter().map(|example| Item::Kept(example.1.clone())).collect();
@@ -182,7 +182,7 @@ impl Gallery {
             rows.entry(item.id().row).or_insert((item, Vec::new()));
         }
         for (i, (name, extreme)) in self.extremes.iter().enumerate() {
-            // Where all rows are alike there is no extreme.
+            // If all rows are equal, there is no extreme.
             let best = |i: usize| self.extremes[i].1.first().map(|(value, _)| *value);
             if best(i) == best(i ^ 1).map(|value| -value) {
                 continue;

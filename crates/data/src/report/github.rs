@@ -7,13 +7,13 @@ use crate::Level;
 use crate::pipeline::Summary;
 use std::io::{self, Write};
 
-/// The most annotations of a level that GitHub shows of a step.
+/// The maximal number of annotations per level that GitHub shows for a step.
 const SHOWN: u64 = 10;
 
-/// Writes an annotation for each listed finding, at most ten of a level, and a line that counts all of them.
+/// Writes an annotation for each listed finding, at most ten per level, and a line that counts all of them.
 ///
 /// # Errors
-/// Those of the writer, and where the findings cannot be read.
+/// Those of the writer, and if the findings cannot be read.
 pub fn write(out: &mut impl Write, summary: &Summary, findings: &Findings) -> io::Result<()> {
     let quotas = findings.quotas(None, Some(SHOWN));
     let listed: u64 = quotas.values().sum();

@@ -1,4 +1,4 @@
-//! The page of `verify`: is the data masked rightly, why, and what to do next.
+//! The page of `verify`: whether the data is masked correctly, why, and what to do next.
 
 mod verdict;
 
@@ -11,31 +11,32 @@ use crate::{Code, Level, Objective};
 use std::collections::{BTreeMap, BTreeSet};
 use verdict::{command, next, reasons, verdict};
 
-/// Bytes of the rows of a page; the rest of it has some 100 kB.
+/// The maximal size of the rows of a page, in bytes; the rest of the page takes some 100 kB.
 const ROW_BYTES: usize = 3_500_000;
-/// Rows of the first screen.
+/// The number of rows on the first screen.
 const FIRST: usize = 3;
 
-/// What the page is about.
+/// The content of the page.
 #[derive(Debug)]
 pub struct Verified<'a> {
-    /// The source, as it was named.
+    /// The source, as the user gave it.
     pub name: String,
-    /// Its rows in numbers.
+    /// The summary of its rows.
     pub summary: &'a Summary,
-    /// The rows that were kept for the page.
+    /// The gallery of rows kept for the page.
     pub gallery: &'a Gallery,
-    /// Those rows.
+    /// The chosen rows.
     pub rows: Vec<Chosen>,
-    /// The loss of a model on the gallery's sample, where it was measured.
+    /// A model's losses on the gallery's sample, if they were measured.
     pub losses: Option<Losses>,
-    /// What the loss is meant to cover.
+    /// The training objective.
     pub objective: Objective,
-    /// The flags that name data, model and configuration, for the commands of the page; without any, the page has none.
+    /// The flags that give data, model and configuration, for the commands of the page; empty if the page has no
+    /// commands.
     pub flags: Vec<String>,
-    /// True where the rows were prepared by suasion.
+    /// True if the rows were prepared by suasion.
     pub prepared: bool,
-    /// True where a tokenizer is known.
+    /// True if a tokenizer is known.
     pub tokenizer: bool,
 }
 
@@ -48,7 +49,7 @@ pub fn page(verified: &Verified<'_>) -> String {
     let mut previews = paragraph("What has a green tag and a line under it is learned; the rest is masked.");
     let asked = verified.rows.iter().filter(|row| row.asked && !row.view.runs.is_empty());
     let mut asked: Vec<&Chosen> = asked.collect();
-    // A row with a finding is more worth seeing than one without.
+    // A row with a finding is more useful than one without.
     asked.sort_by_key(|row| (row.view.findings.is_empty(), row.view.id.row));
     let others = verified.rows.iter().filter(|row| !row.asked && !row.view.runs.is_empty());
     for row in asked.into_iter().chain(others).take(FIRST) {
@@ -188,13 +189,13 @@ fn findings(verified: &Verified<'_>, in_page: &BTreeSet<u64>) -> Html {
     html
 }
 
-/// The text of a rule: paragraphs and lists with `code`, in the Markdown that docs/findings.md is made of.
+/// The text of a rule: paragraphs and lists with `code`, in the Markdown that docs/findings.md is generated from.
 fn prose(markdown: &str) -> Html {
     let mut html = Html::new();
     let inline = |html: &mut Html, text: &str| {
         for (i, part) in text.split('`').enumerate() {
             match i % 2 {
-                // The names of links; their targets are files of the repository.
+                // Only the names of links; their targets are files of the repository.
                 0 => html.text(&part.replace("](", "\u{1}").split('[').map(link_name).collect::<String>()),
                 _ => html.element("code", part),
             };
@@ -219,13 +220,13 @@ fn prose(markdown: &str) -> Html {
     html
 }
 
-/// `name\u{1}target) rest` as `name rest`; other text as it is.
+/// `name\u{1}target) rest` as `name rest`; other text unchanged.
 fn link_name(text: &str) -> String {
     let Some((name, rest)) = text.split_once('\u{1}') else { return text.to_string() };
     format!("{name}{}", rest.split_once(')').map_or("", |(_, rest)| rest))
 }
 
-/// The rows that there is room for, and their numbers.
+/// As many rows as fit, and their numbers.
 fn render(rows: &[Chosen]) -> (Html, BTreeSet<u64>) {
     let (mut list, mut kept) = (Html::new(), BTreeSet::new());
     for row in rows {
@@ -299,7 +300,7 @@ fn rows(verified: &Verified<'_>, list: &Html, kept: &BTreeSet<u64>) -> Html {
     html
 }
 
-/// Four ranges of lengths with about as many rows each, as `from-to` and in words.
+/// Four ranges of lengths with similar numbers of rows, as `from-to` and as text.
 fn length_ranges(mut lengths: Vec<u64>) -> Vec<(String, String)> {
     lengths.sort_unstable();
     let Some(last) = lengths.last().copied() else { return Vec::new() };

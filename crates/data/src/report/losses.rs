@@ -1,13 +1,13 @@
-//! Where the loss of a model is, by section.
+//! The distribution of a model's loss over sections.
 
 use crate::pipeline::SECTION_ORDER;
 use crate::{IGNORE, Origin, Sample};
 use std::collections::BTreeMap;
 
-/// The loss of a model on some rows: what each section has of it, if all tokens are learned and as labelled.
+/// The loss of a model on some rows: the part of each section, if all tokens are supervised and as labelled.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Losses {
-    /// Rows measured.
+    /// Number of rows measured.
     pub rows: u64,
     /// The mean loss of each row over its targets, in nats; rows without a target are left out.
     pub per_row: Vec<f64>,
@@ -26,7 +26,7 @@ struct Sum {
 pub struct SectionLoss {
     /// The section.
     pub name: &'static str,
-    /// Tokens measured.
+    /// Number of tokens measured.
     pub tokens: u64,
     /// Their mean loss in nats.
     pub mean: f64,
@@ -37,8 +37,8 @@ pub struct SectionLoss {
 }
 
 impl Losses {
-    /// Adds a row with the loss of each of its tokens, `None` where no token precedes it; returns the mean over its
-    /// targets.
+    /// Adds a row with the loss of each of its tokens, `None` for a token without a predecessor; returns the mean
+    /// over its targets.
     pub fn add(&mut self, sample: &Sample, tokens: &[Option<f32>]) -> Option<f64> {
         self.rows += 1;
         let (mut nll, mut targets) = (0.0, 0.0);
@@ -67,7 +67,7 @@ impl Losses {
         mean
     }
 
-    /// The sections that were measured, in the order of reports.
+    /// The sections that were measured, in report order.
     pub fn sections(&self) -> Vec<SectionLoss> {
         let total = |pick: fn(&Sum) -> f64| self.sections.values().map(pick).sum::<f64>();
         let (all, labelled) = (total(|sum| sum.nll), total(|sum| sum.weighted));

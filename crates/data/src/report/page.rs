@@ -1,7 +1,8 @@
-//! What the pages of all commands share: one file that needs nothing else, and into which data comes escaped only.
+//! The common parts of all commands' pages: one self-contained file, in which all data is escaped.
 //!
-//! A page is a [`Page`]: a verdict with its reasons, then sections. What is in a section is [`Html`], made by the functions
-//! here ([`Table`], [`shares`], [`LineChart`], [`Histogram`], [`intervals`], [`steps`], [`row`], [`preview`]) or piece by piece.
+//! A page is a [`Page`]: a verdict with its reasons, then sections. The content of a section is [`Html`], made by
+//! the functions here ([`Table`], [`shares`], [`LineChart`], [`Histogram`], [`intervals`], [`steps`], [`row`],
+//! [`preview`]) or piece by piece.
 //!
 //! ```
 //! use suasion_data::report::page::{Cell, Html, Page, Step, Table, Tone, steps};
@@ -19,10 +20,10 @@
 //! assert!(text.starts_with("<!DOCTYPE html>") && text.contains("default-src 'none'"));
 //! ```
 //!
-//! The page's style and script are files beside this one. A Content-Security-Policy allows exactly these two, by their
-//! hashes: nothing is loaded, and nothing that data might smuggle in would run. There is no `style` attribute for the same
-//! reason; bars and charts are SVG, whose sizes are attributes. Without JavaScript only filters, copying and moving by
-//! keys are missing.
+//! The page's style and script are files beside this one. A Content-Security-Policy allows exactly these two, by
+//! their hashes: nothing is loaded, and injected code would not run. There is no `style` attribute for the same
+//! reason; bars and charts are SVG, whose sizes are attributes. Without JavaScript the page only lacks filters,
+//! copying and keyboard navigation.
 
 mod chart;
 mod html;
@@ -41,12 +42,12 @@ use sha2::{Digest, Sha256};
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 
-/// What a verdict says.
+/// The tone of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     /// All is well.
     Good,
-    /// Something should be looked at.
+    /// Something should be checked.
     Check,
     /// Something is wrong.
     Bad,
@@ -57,7 +58,7 @@ pub enum Tone {
 pub struct Step {
     /// What it does, in a sentence.
     pub text: String,
-    /// The command, with its words quoted for the shell ([`shell_line`]).
+    /// The command, with its arguments quoted for the shell ([`shell_line`]).
     pub command: Option<String>,
 }
 
@@ -88,7 +89,7 @@ pub fn steps(steps: &[Step]) -> Html {
     html
 }
 
-/// A sentence in which no number is parted from its percent sign.
+/// A sentence in which a number and its percent sign are never separated.
 fn sentence(text: &str) -> String {
     text.replace(" %", "\u{a0}%")
 }
@@ -111,21 +112,21 @@ pub fn paragraph(text: &str) -> Html {
     html
 }
 
-/// A text of several lines as it is, in a box: a prompt, a reply, a configuration.
+/// A text of several lines, unchanged, in a box: a prompt, a reply, a configuration.
 pub fn block(text: &str) -> Html {
     let mut html = Html::new();
     html.raw("<pre>").lines(text).raw("</pre>\n");
     html
 }
 
-/// What can be opened, closed at first; when printed it is open.
+/// A collapsible part, closed at first; when printed it is open.
 pub fn details(summary: &str, inner: &Html) -> Html {
     let mut html = Html::new();
     html.raw("<details class=\"more\">").element("summary", summary).raw("\n").add(inner).raw("</details>\n");
     html
 }
 
-/// Pieces beside each other where there is room.
+/// Pieces side by side if there is room.
 pub fn columns(pieces: &[Html]) -> Html {
     let mut html = Html::new();
     html.raw("<div class=\"columns\">\n");
@@ -136,12 +137,13 @@ pub fn columns(pieces: &[Html]) -> Html {
     html
 }
 
-/// The time now, for a page's foot: `2026-11-26 04:10 UTC`.
+/// The current time, for the foot of a page: `2026-11-26 04:10 UTC`.
 pub fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 
-/// A page in the making: the verdict and the leads, which are the first screen, then the contents and the sections.
+/// A page under construction: the verdict and the leads, which are the first screen, then the contents and the
+/// sections.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     command: String,
@@ -180,7 +182,7 @@ impl Page {
         self.verdict = html;
     }
 
-    /// Adds a part of the first screen, which the contents do not name.
+    /// Adds a part of the first screen, which is not listed in the contents.
     pub fn lead(&mut self, heading: &str, inner: &Html) {
         self.leads
             .raw("<section class=\"lead\">\n")
@@ -200,7 +202,7 @@ impl Page {
         self.main.add(inner).raw("</section>\n");
     }
 
-    /// Adds a fact to the foot of the page: a machine, a seed. Version and date stand there already.
+    /// Adds a fact to the foot of the page: a machine, a seed. Version and date are always there.
     pub fn fact(&mut self, fact: impl Into<String>) {
         self.facts.push(fact.into());
     }

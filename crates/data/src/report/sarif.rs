@@ -1,4 +1,4 @@
-//! Findings as SARIF 2.1.0, which code scanning services read (GitHub's among them).
+//! Findings as SARIF 2.1.0, for code scanning services such as GitHub's.
 
 use super::spool::{Findings, Located, Quotas};
 use super::text::visible;
@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
-/// The most results of a run that GitHub takes.
+/// The maximal number of results per run that GitHub accepts.
 pub const RESULTS: u64 = 25_000;
 
 const REPOSITORY: &str = env!("CARGO_PKG_REPOSITORY");
@@ -113,15 +113,15 @@ impl Serialize for Results<'_> {
     }
 }
 
-/// A result. Its fingerprint depends on the code and on what the row says, not on where the row stands; equal rows are
-/// counted.
+/// A result. Its fingerprint depends on the code and on the row's content, not on the row's position; equal rows
+/// are numbered.
 fn result(located: &Located, seen: &mut HashMap<u64, u32>) -> Value {
     let Located { finding, tokens, file, line, in_file, content } = located;
     let hash = blake3::hash(format!("{}\n{content:016x}", finding.code).as_bytes());
     let hash = hash.as_bytes().iter().take(8).fold(0, |sum: u64, &byte| sum << 8 | u64::from(byte));
     let nth = seen.entry(hash).or_insert(0);
     *nth += 1;
-    // A message with a link in it would be one in the page that shows it.
+    // A link in a message would become a link in the page that shows it.
     let text = visible(&finding.message).replace("](", "] (");
     json!({
         "ruleId": finding.code.as_str(),
@@ -131,7 +131,7 @@ fn result(located: &Located, seen: &mut HashMap<u64, u32>) -> Value {
         "locations": [{
             "physicalLocation": {
                 "artifactLocation": {"uri": uri(file)},
-                // Files without lines count their rows.
+                // In files without lines, rows are counted.
                 "region": {"startLine": line.unwrap_or(in_file + 1)},
             },
             "logicalLocations": [{"name": format!("row {in_file}"), "kind": "row"}],
@@ -141,7 +141,7 @@ fn result(located: &Located, seen: &mut HashMap<u64, u32>) -> Value {
     })
 }
 
-/// A path as a URI: relative where it is relative.
+/// A path as a URI: relative if the path is relative.
 fn uri(path: &str) -> String {
     let path = path.strip_prefix("./").unwrap_or(path);
     let mut out = String::from(if path.starts_with('/') { "file://" } else { "" });

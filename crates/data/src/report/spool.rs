@@ -1,4 +1,4 @@
-//! Any number of findings, each with its place, in little memory.
+//! Any number of findings, each with its location, in little memory.
 
 use crate::pipeline::Outcome;
 use crate::{Code, Error, Finding, Level, Result, RowId};
@@ -10,28 +10,28 @@ use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::ops::Range;
 use tempfile::SpooledTempFile;
 
-/// Bytes of findings that are kept in memory; more are in an unnamed temporary file.
+/// The maximal size of findings kept in memory, in bytes; more are written to an unnamed temporary file.
 const IN_MEMORY: usize = 8 << 20;
 
-/// A finding with its place.
+/// A finding with its location.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Located {
     /// What was found.
     pub finding: Finding,
-    /// The tokens that it is about, which a finding's own JSON leaves out.
+    /// The tokens that it concerns, which a finding's own JSON omits.
     pub tokens: Option<Range<u32>>,
     /// The row's file.
     pub file: String,
-    /// The line of the file, from 1, where it has lines.
+    /// The line in the file, from 1, if it has lines.
     pub line: Option<u64>,
     /// The row's number in the file, from 0.
     pub in_file: u64,
-    /// A hash of the row's content: the same wherever in its file the row stands.
+    /// A hash of the row's content, independent of its position in the file.
     pub content: u64,
 }
 
-/// Findings in their order. As JSON they are a list of findings without their places.
+/// Findings in order. As JSON they are a list of findings without their locations.
 #[derive(Debug)]
 pub struct Findings {
     file: RefCell<SpooledTempFile>,
@@ -39,7 +39,7 @@ pub struct Findings {
     limit: Option<u64>,
 }
 
-/// How many findings of each code at each level are listed.
+/// The number of listed findings for each code at each level.
 pub type Quotas = BTreeMap<(Level, Code), u64>;
 
 impl Default for Findings {
@@ -49,8 +49,8 @@ impl Default for Findings {
 }
 
 impl Findings {
-    /// No findings yet, of which so many will be listed: errors before warnings before notes, each code at least once
-    /// where the limit allows.
+    /// An empty list of findings, at most `limit` of which will be listed: errors before warnings before notes,
+    /// each code at least once if the limit allows.
     pub fn limited(limit: Option<u64>) -> Findings {
         let file = RefCell::new(SpooledTempFile::new(IN_MEMORY));
         Findings { file, counts: BTreeMap::new(), limit }
@@ -59,7 +59,7 @@ impl Findings {
     /// Adds a finding about a row. `content` is a hash of the row's content.
     ///
     /// # Errors
-    /// [`Error::Io`] where the folder for temporary files is full or cannot be used.
+    /// [`Error::Io`] if the folder for temporary files is full or cannot be used.
     pub fn push(&mut self, id: &RowId, content: u64, finding: &Finding) -> Result<()> {
         *self.counts.entry((finding.level, finding.code)).or_default() += 1;
         let located = Located {
@@ -71,7 +71,7 @@ impl Findings {
             content,
         };
         let file = self.file.get_mut();
-        // One write for a finding: the file has no buffer.
+        // One write per finding: the file is not buffered.
         let line = serde_json::to_vec(&located).map_err(io::Error::from);
         let written = line.and_then(|mut line| {
             line.push(b'\n');
@@ -98,12 +98,12 @@ impl Findings {
         self.counts.values().sum()
     }
 
-    /// True where there are none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
 
-    /// How many of each code are listed, where a format lists at most `all`, and of each level `each`.
+    /// The number of listed findings per code, if a format lists at most `all` in total, and at most `each` per level.
     pub fn quotas(&self, all: Option<u64>, each: Option<u64>) -> Quotas {
         let mut left = self.limit.unwrap_or(u64::MAX).min(all.unwrap_or(u64::MAX));
         let mut quotas = Quotas::new();
@@ -111,7 +111,7 @@ impl Findings {
             let mut codes: Vec<((Level, Code), u64)> =
                 self.counts.iter().filter(|((own, _), _)| *own == level).map(|(key, n)| (*key, *n)).collect();
             let mut room = left.min(each.unwrap_or(u64::MAX));
-            // The rare codes first: what they leave is shared by the others.
+            // The rare codes first: the others share the rest.
             codes.sort_by_key(|(key, n)| (*n, *key));
             for at in 0..codes.len() {
                 let (key, n) = codes[at];
@@ -126,7 +126,7 @@ impl Findings {
     /// Calls `each` with the first findings of each code, as many as its quota says, in their order.
     ///
     /// # Errors
-    /// Those of `each`, and where the temporary file cannot be read.
+    /// Those of `each`, and if the temporary file cannot be read.
     pub fn each(
         &self,
         mut quotas: Quotas,
@@ -150,7 +150,7 @@ impl Findings {
     }
 }
 
-/// A hash of what a row says, for [`Findings::push`]: that of its ids, or of its findings where it has none.
+/// A hash of a row's content, for [`Findings::push`]: that of its ids, or of its findings if it has none.
 pub fn content(outcome: &Outcome) -> u64 {
     let mut hash = blake3::Hasher::new();
     match outcome {
@@ -206,7 +206,7 @@ mod tests {
         let all = findings(None, &[(Code::D001, 5), (Code::M008, 90), (Code::M002, 1), (Code::T001, 2)]);
         assert_eq!(all.len(), 98);
         assert_eq!(listed(&all, all.quotas(None, None)).len(), 98);
-        // Of 10: the one M002, nine M008 and no more.
+        // Out of 10: the one M002 and nine M008.
         let rows = listed(&all, all.quotas(Some(10), None));
         assert_eq!(rows, [5, 6, 7, 8, 9, 10, 11, 12, 13, 95]);
         let rows = listed(&all, all.quotas(None, Some(2)));

@@ -8,17 +8,17 @@ use crate::pipeline::{ROWS_LISTED, Summary};
 use crate::{Level, Origin};
 use std::fmt::Write;
 
-/// The sentence that not every duplicate was looked for.
+/// A sentence that says that not every duplicate was looked for.
 pub fn not_remembered(rows: u64) -> String {
     format!("duplicates of {} were not looked for: the table of rows was full", count(rows, "row"))
 }
 
-/// How rows and summaries are shown.
+/// The style of rows and summaries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
-    /// Use colour. Whatever it shows is also in the text.
+    /// Use colour. Everything it shows is also in the text.
     pub color: bool,
-    /// Columns of the terminal.
+    /// Width of the terminal in columns.
     pub width: usize,
     /// Show every token with its id.
     pub ids: bool,
@@ -32,10 +32,10 @@ impl Default for Style {
     }
 }
 
-/// Columns of the label `LEARNED end_of_turn 12345 > `.
+/// Width of the label `LEARNED end_of_turn 12345 > `, in columns.
 const GUTTER: usize = 29;
 
-/// Lines of text shown of a cut run.
+/// The maximal number of lines shown of a cut run.
 const CUT_LINES: usize = 3;
 
 impl Style {
@@ -43,7 +43,7 @@ impl Style {
         if self.color && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
     }
 
-    /// Learned runs are green and bold, cut ones red and struck through, scaffold and padding dim, prompts blue.
+    /// Supervised runs are green and bold, cut ones red and struck through, scaffold and padding dim, prompts blue.
     fn run_code(&self, run: &Run) -> &'static str {
         match (run.cut, run.weight != 0.0, run.origin) {
             (true, ..) => "9;31",
@@ -55,7 +55,7 @@ impl Style {
     }
 }
 
-/// A row: its counts, each run with its state and the reason, the text that is learned, the findings.
+/// A row: its counts, each run with its state and the reason, the supervised text, the findings.
 pub fn row(view: &RowView, style: &Style) -> String {
     let mut out = String::new();
     let masked = view.tokens - view.supervised;
@@ -74,7 +74,7 @@ pub fn row(view: &RowView, style: &Style) -> String {
         let _ = writeln!(out, "{}", style.paint("1", line.trim_end()));
     }
     out.push('\n');
-    // On a narrow terminal the text stands below its label instead of beside it.
+    // On a narrow terminal the text is printed below its label instead of beside it.
     let beside = style.width >= GUTTER + 20;
     for run in &view.runs {
         if let Some(begins) = &run.begins {
@@ -128,7 +128,7 @@ pub fn row(view: &RowView, style: &Style) -> String {
     out
 }
 
-/// Writes `head` and a text beside it, which is wrapped in its own column.
+/// Writes `head` and beside it a text that is wrapped in its own column.
 fn hang(out: &mut String, head: &str, text: &str, width: usize) {
     let columns = head.chars().count();
     for (i, line) in wrap(text, width.saturating_sub(columns).max(16)).iter().enumerate() {
@@ -172,7 +172,7 @@ fn tokens(out: &mut String, run: &Run, style: &Style) {
     }
 }
 
-/// Writes the text that is learned, between « and ».
+/// Writes the supervised text, between « and ».
 fn learned(out: &mut String, view: &RowView, style: &Style) {
     let mut spans: Vec<String> = Vec::new();
     let mut previous = None;
@@ -180,7 +180,7 @@ fn learned(out: &mut String, view: &RowView, style: &Style) {
         if run.cut || run.weight == 0.0 {
             continue;
         }
-        // A response and its stop token stand together.
+        // A response and its stop token are shown together.
         match spans.last_mut() {
             Some(last) if previous == Some(i.wrapping_sub(1)) => last.push_str(&run.text),
             _ => spans.push(run.text.clone()),

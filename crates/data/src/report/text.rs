@@ -14,7 +14,7 @@ pub fn visible(text: &str) -> String {
     out
 }
 
-/// Text of several lines that is safe to print: as [`visible`], but line ends and tabs stay.
+/// Text of several lines that is safe to print: as [`visible`], but line ends and tabs are kept.
 ///
 /// ```
 /// assert_eq!(suasion_data::report::printable("a\tb\n\x1b[31m"), "a\tb\n␛[31m");
@@ -47,8 +47,8 @@ fn push_visible(out: &mut String, c: char) {
     }
 }
 
-/// C1 controls, direction marks, and characters that show nothing. The joiners (U+200C, U+200D) and variation
-/// selectors stay: emoji and several scripts are written with them.
+/// C1 controls, direction marks, and invisible characters. The joiners (U+200C, U+200D) and variation selectors
+/// are kept: emoji and several scripts are written with them.
 fn is_hidden(c: char) -> bool {
     matches!(c,
         '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
@@ -56,8 +56,8 @@ fn is_hidden(c: char) -> bool {
         | '\u{e0000}'..='\u{e007f}')
 }
 
-/// What a line break may not split: a character with its combining marks, an emoji sequence, a flag, or the visible
-/// form of a control character.
+/// A unit that a line break must not split: a character with its combining marks, an emoji sequence, a flag, or
+/// the visible form of a control character.
 struct Cluster {
     text: String,
     width: usize,
@@ -97,9 +97,9 @@ fn clusters(text: &str) -> Vec<Cluster> {
     out
 }
 
-/// Breaks data into lines of at most `width` columns, at spaces where possible, and after each line end (shown as
-/// `↵`). A single cluster wider than `width` is a line of its own. Spaces at the ends of the text are shown as `·`:
-/// at the edge of a run they decide how it is tokenised.
+/// Breaks data into lines of at most `width` columns, at spaces if possible, and after each line end (shown as
+/// `↵`). A single cluster wider than `width` is a separate line. Spaces at the ends of the text are shown as `·`:
+/// at the edge of a run they affect its tokenisation.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut pieces = clusters(text);
     let edge = |pieces: &mut dyn Iterator<Item = &mut Cluster>| {
@@ -141,7 +141,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The first and last lines of a long text, and between them the number of lines left out.
+/// The first and last lines of a long text, and between them the number of omitted lines.
 pub(crate) fn shorten(lines: Vec<String>, most: usize) -> Vec<String> {
     if lines.len() <= most {
         return lines;
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn sequences_are_never_broken() {
-        // A family is one cluster of two columns; two do not fit into three.
+        // A family is one cluster of two columns; two of them do not fit into three columns.
         assert_eq!(wrap("👩‍👩‍👧‍👦👩‍👩‍👧‍👦", 3), ["👩‍👩‍👧‍👦", "👩‍👩‍👧‍👦"]);
         assert_eq!(wrap("🇩🇪🇫🇷", 3), ["🇩🇪", "🇫🇷"]);
         assert_eq!(wrap("e\u{301}e\u{301}", 1), ["e\u{301}", "e\u{301}"]);

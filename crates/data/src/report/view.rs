@@ -6,13 +6,13 @@ use crate::tokens::Tokenizer;
 use crate::{Finding, IGNORE, Origin, RowId, Sample};
 use std::ops::Range;
 
-/// A row to be shown.
+/// A row prepared for display.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RowView {
-    /// Which row.
+    /// The row's id.
     pub id: RowId,
-    /// Its runs, in the order of the whole row: cut ones too.
+    /// Its runs, in the order of the whole row, including cut ones.
     pub runs: Vec<Run>,
     /// Tokens of the sample.
     pub tokens: usize,
@@ -22,11 +22,11 @@ pub struct RowView {
     pub targets: usize,
     /// Its findings.
     pub findings: Vec<Finding>,
-    /// A model's mean loss over its targets in nats, where it was measured.
+    /// A model's mean loss over its targets in nats, if it was measured.
     pub loss: Option<f64>,
 }
 
-/// Neighbouring tokens of one origin and one weight.
+/// Adjacent tokens with the same origin and weight.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Run {
@@ -34,15 +34,15 @@ pub struct Run {
     pub origin: Origin,
     /// Their loss weight; 0 masks.
     pub weight: f32,
-    /// Truncation has cut them: they are not in the sample.
+    /// True if truncation cut them: they are not in the sample.
     pub cut: bool,
-    /// In a pack, the sequence that begins with it: `sequence 3 (row 17)`.
+    /// In a pack, the sequence that starts with this run: `sequence 3 (row 17)`.
     pub begins: Option<String>,
     /// Number of tokens.
     pub count: usize,
     /// Their text; without a tokenizer, their ids.
     pub text: String,
-    /// Each of them; empty for a cut.
+    /// The tokens; empty for a cut run.
     pub tokens: Vec<TokenView>,
 }
 
@@ -54,13 +54,13 @@ pub struct TokenView {
     pub index: usize,
     /// Its id.
     pub id: u32,
-    /// Its text, with bytes that are not text as `<0xNN>`; empty without a tokenizer.
+    /// Its text, with bytes that are not valid UTF-8 as `<0xNN>`; empty without a tokenizer.
     pub text: String,
-    /// Its part of the run's text; its own text where the text has none of it (a BOS that the tokenizer adds).
+    /// Its part of the run's text; its own text if it has no bytes there (a BOS that the tokenizer adds).
     pub piece: String,
-    /// It is a part of the same character as the token before it, and cannot be shown without that.
+    /// True if it shares a character with the previous token, and cannot be shown separately.
     pub joined: bool,
-    /// A model's loss for it in nats, where it was measured.
+    /// A model's loss on it in nats, if it was measured.
     pub loss: Option<f32>,
 }
 
@@ -109,8 +109,8 @@ impl Run {
 }
 
 impl RowView {
-    /// The view of a row from a pipeline that keeps texts. The tokenizer decodes single tokens and rows that came as tokens;
-    /// without one, ids are shown.
+    /// The view of a row from a pipeline that keeps texts. The tokenizer decodes single tokens and rows that came
+    /// as tokens; without one, ids are shown.
     pub fn new(kept: &Kept, tokenizer: Option<&Tokenizer>) -> RowView {
         let sample = &kept.sample;
         let weight = |i: usize| match sample.labels[i] {
@@ -175,7 +175,7 @@ impl RowView {
             run.tokens.push(TokenView { index: i, id, text, piece, joined, loss: None });
         }
         if let (Some(text), Some(_)) = (&kept.text, &kept.bytes) {
-            // Runs take the text in turn, so that every byte is shown once.
+            // Each run continues where the text of the previous one ended, so that every byte is shown once.
             let mut at = 0;
             let last = runs.len().saturating_sub(1);
             for (i, (run, end)) in runs.iter_mut().zip(&ends).enumerate() {
@@ -196,7 +196,8 @@ impl RowView {
         }
     }
 
-    /// Adds a model's losses: of each token (`None` where none precedes it), and their mean over the row's targets.
+    /// Sets a model's losses: for each token (`None` for one without a predecessor), and their mean over the row's
+    /// targets.
     pub fn set_losses(&mut self, tokens: &[Option<f32>], mean: Option<f64>) {
         for token in self.runs.iter_mut().flat_map(|run| &mut run.tokens) {
             token.loss = tokens.get(token.index).copied().flatten();
@@ -210,18 +211,18 @@ impl RowView {
         RowView::new(&Kept { sample: sample.clone(), findings, cuts, text: None, bytes: None }, tokenizer)
     }
 
-    /// The view of a row that has no tokens: it could not become a sample, or was left out.
+    /// The view of a row without tokens: it could not become a sample, or was left out.
     pub fn bare(id: RowId, findings: Vec<Finding>) -> RowView {
         RowView { id, runs: Vec::new(), tokens: 0, supervised: 0, targets: 0, findings, loss: None }
     }
 
-    /// The runs that are learned.
+    /// The supervised runs.
     pub fn learned(&self) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(|r| !r.cut && r.weight != 0.0)
     }
 }
 
-/// Gives each token of a run its part of the run's text.
+/// Assigns each token of a run its part of the run's text.
 fn share_out(text: &str, run: Range<usize>, tokens: &mut [TokenView], bytes: &Option<Vec<Range<u32>>>) {
     let Some(bytes) = bytes else { return };
     let (mut at, last) = (run.start, tokens.len().saturating_sub(1));
@@ -246,10 +247,10 @@ fn share_out(text: &str, run: Range<usize>, tokens: &mut [TokenView], bytes: &Op
     }
 }
 
-/// The index at which each segment of a pack begins, and its description.
+/// The index at which each segment of a pack begins, with a description of it.
 fn beginnings(sample: &Sample) -> Vec<(usize, String)> {
     let Some(pack) = &sample.pack else { return Vec::new() };
-    // Where a pack does not name its rows, they all have the pack's own number.
+    // If a pack does not name its rows, they all have the pack's own number.
     let named = pack.rows.iter().any(|id| *id != sample.id);
     let mut rows = pack.rows.iter().enumerate();
     let mut description = |segment: &Segment| {

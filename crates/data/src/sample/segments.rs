@@ -1,16 +1,16 @@
-//! The boundaries of a pack: which tokens see which.
+//! The boundaries of a pack: which tokens attend to which.
 
 use crate::RowId;
 use std::ops::Range;
 
-/// A run of tokens that attention keeps apart from the rest of its pack.
+/// A run of tokens that does not attend to the rest of its pack, except to its prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Its tokens.
     pub own: Range<u32>,
-    /// The tokens of an earlier segment that its own tokens see: the shared prompt. Empty where there is none.
+    /// The tokens of an earlier segment that this one attends to: the shared prompt. Empty if there is none.
     pub prefix: Range<u32>,
-    /// For a shared prompt, the number of segments that continue it, each the rest of a row; 0 for all others.
+    /// For a shared prompt, the number of segments that continue it, one for each row; 0 for other segments.
     pub branches: u32,
 }
 
@@ -25,7 +25,7 @@ impl Segment {
         self.branches.max(1)
     }
 
-    /// The token whose hidden state predicts token `i` of the segment; `None` for the first token of a row.
+    /// The position of the hidden state that predicts token `i` of the segment; `None` for the first token of a row.
     pub fn predictor(&self, i: u32) -> Option<u32> {
         if i > self.own.start { Some(i - 1) } else { self.prefix.end.checked_sub(1) }
     }
@@ -36,7 +36,7 @@ impl Segment {
         self.own.end - self.own.start
     }
 
-    /// Number of tokens of the row that it is or ends: prefix and own.
+    /// Number of tokens of the row: prefix and own.
     pub fn row_len(&self) -> u32 {
         self.len() + (self.prefix.end - self.prefix.start)
     }
@@ -56,7 +56,7 @@ impl Pack {
     /// earlier segment that has no prefix itself.
     ///
     /// # Errors
-    /// A message that names the list and the entry that cannot be.
+    /// A message that names the list and the invalid entry.
     pub fn new(rows: Vec<RowId>, lengths: &[u32], prefixes: Option<&[Range<u32>]>) -> Result<Pack, String> {
         let mut segments: Vec<Segment> = Vec::with_capacity(lengths.len());
         let mut at = 0u32;
@@ -73,7 +73,7 @@ impl Pack {
             if prefix.is_empty() {
                 continue;
             }
-            // The segments stand in the order of their tokens.
+            // Segments are in token order.
             let trunk = segments[..i].binary_search_by_key(&prefix.start, |s| s.own.start);
             let alone = |&trunk: &usize| segments[trunk].own == *prefix && segments[trunk].prefix.is_empty();
             match trunk.ok().filter(alone) {
@@ -97,18 +97,18 @@ impl Pack {
         Ok(pack)
     }
 
-    /// The segments that are a row or end one, in the order of [`Pack::rows`].
+    /// The segments that are a row or the end of one, in the order of [`Pack::rows`].
     pub fn ends(&self) -> impl Iterator<Item = &Segment> {
         self.segments.iter().filter(|segment| segment.branches == 0)
     }
 
-    /// The position of each token: restarts with each segment, goes on after a prefix.
+    /// The position of each token: restarts with each segment, continues after a prefix.
     pub fn positions(&self) -> Vec<u32> {
         let of = |s: &Segment| s.prefix.end - s.prefix.start..s.row_len();
         self.segments.iter().flat_map(of).collect()
     }
 
-    /// The boundaries of what these cuts leave. A segment without tokens is removed, and its row with it.
+    /// The boundaries after these cuts. A segment without tokens is removed, with its row.
     pub(crate) fn cut(&self, cuts: &[Range<usize>]) -> Pack {
         let kept = |range: &Range<u32>| {
             let before = |i: u32| {
@@ -135,7 +135,7 @@ impl Pack {
         Pack { rows, segments }
     }
 
-    /// For each row, the indices of its tokens in the pack, in the row's order.
+    /// For each row, the indices of its tokens in the pack, in row order.
     pub(crate) fn row_tokens(&self) -> impl Iterator<Item = Vec<usize>> {
         let tokens = |s: &Segment| s.prefix.clone().chain(s.own.clone()).map(|i| i as usize).collect();
         self.ends().map(tokens)

@@ -1,4 +1,4 @@
-//! Rows of record batches as JSON objects, so that all later stages see the same for every format.
+//! Rows of record batches as JSON objects, so that later stages get the same rows from every format.
 
 use super::lenient;
 use arrow_array::cast::AsArray;
@@ -14,15 +14,15 @@ use arrow_array::{Array, RecordBatch, StructArray};
 use arrow_schema::{DataType, Field, TimeUnit};
 use serde_json::{Map, Number, Value};
 
-/// Columns that hold what is not text, in multimodal rows.
+/// Columns of media in multimodal rows.
 pub(crate) const MEDIA: [&str; 6] = ["images", "image", "videos", "video", "audios", "audio"];
 
 /// One row as the JSON object that `datasets` would write to JSON Lines.
 ///
 /// Fields have the order of the columns. Nulls of columns are kept; nulls inside structs are dropped, since
 /// `datasets` gives a struct the same fields in all rows. Columns declared as JSON (`arrow.json`) are parsed.
-/// Times are milliseconds since 1970. A column's NaN, which pandas writes for a missing value, is null. Columns of
-/// bytes that are not text are left out; one that is named as images, audio or video is `true`.
+/// Times are milliseconds since 1970. NaN in a column, which pandas writes for a missing value, is null. Columns
+/// of bytes that are not text are left out; those with a name of images, audio or video become `true`.
 ///
 /// # Errors
 /// A message that names the column, if its type has no JSON form.
@@ -34,7 +34,7 @@ pub fn fields(batch: &RecordBatch, row: usize) -> Result<Map<String, Value>, Str
                 let missing = lenient::number(&value) == Some("NaN");
                 fields.insert(field.name().clone(), if missing { Value::Null } else { value });
             }
-            // No format reads these. That the row has one must be known.
+            // No format reads media, but later stages must know that the row has some.
             Err(_) if MEDIA.contains(&field.name().as_str()) => {
                 fields.insert(field.name().clone(), Value::Bool(true));
             }
@@ -59,7 +59,7 @@ fn holds_bytes(kind: &DataType) -> bool {
     }
 }
 
-/// True if [`fields`] converts every possible value of the column, or leaves it out.
+/// True if [`fields`] converts or leaves out every possible value of the column.
 pub(crate) fn never_fails(field: &Field) -> bool {
     match field.data_type() {
         DataType::Null
@@ -209,10 +209,10 @@ fn list(item: &Field, items: &dyn Array) -> Result<Value, String> {
     }
 }
 
-/// A struct without its nulls. `datasets` gives every message, call and argument the fields of all others,
-/// null where one had no such field; a template would render the nulls and the model would learn to write
-/// them. TRL drops them too (`remove_none_values`). Whether a value is null is not a matter of its bitmap alone: columns
-/// of type null and dictionaries have nulls without one.
+/// A struct without its nulls. `datasets` gives every message, call and argument the fields of all others, null if
+/// one had no such field; a template would render the nulls and the model would learn to write them. TRL drops
+/// them too (`remove_none_values`). The bitmap does not show all nulls: columns of type null and dictionaries have
+/// nulls without one.
 fn object(array: &StructArray, row: usize) -> Result<Map<String, Value>, String> {
     let mut object = Map::with_capacity(array.num_columns());
     for (field, column) in array.fields().iter().zip(array.columns()) {

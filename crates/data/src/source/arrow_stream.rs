@@ -1,7 +1,7 @@
 //! The Arrow IPC stream format, message by message.
 //!
-//! Messages are separated here and only decoded by arrow-ipc. So every length that the file states is checked
-//! against the bytes that are there before memory is allocated for it.
+//! Messages are separated here, and only decoded by arrow-ipc. So every length in the file is checked against the
+//! available bytes before memory is allocated for it.
 
 use super::sniff::{CONTINUATION, Kind};
 use super::source_error;
@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The longest buffer that is decompressed, in bytes. Its length is stated by the file and allocated before
+/// The longest buffer that is decompressed, in bytes. The file states its length, which is allocated before
 /// decompression. The 32-bit offsets of a longer column would overflow anyway.
 const MAX_BUFFER: i64 = 1 << 31;
 
@@ -171,7 +171,7 @@ impl Messages {
             return Err(Broken::cut());
         }
         let from = out.len();
-        // The file may be shorter than its metadata said.
+        // The file may be shorter than its metadata states.
         out.reserve(n as usize);
         let got = self.file.by_ref().take(n).read_to_end(out).map_err(Broken::Io)?;
         self.hasher.update(&out[from..]);

@@ -6,9 +6,9 @@
 //! | `ARROW1` | an Arrow IPC file, read as the stream that it contains |
 //! | `ff ff ff ff` | an Arrow IPC stream; the `.arrow` files of `datasets` are streams |
 //!
-//! The readers of the `parquet` and `arrow` crates validate their input, and the known causes of panics in them are
-//! checked before they run. Still 5 of 36 000 files with flipped bits made one panic, so they run under
-//! [`guard`](crate::guard::guard).
+//! The readers of the `parquet` and `arrow` crates validate their input, and the known causes of panics in them
+//! are checked before they run. Still, 5 of 36,000 files with flipped bits caused a panic, so the readers run
+//! under [`guard`](crate::guard::guard).
 
 use super::arrow_stream::{Messages, broken, footer};
 use super::hash::FileHash;

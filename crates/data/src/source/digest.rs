@@ -1,7 +1,8 @@
-//! A hash of what rows say, whatever holds them: how columns are divided into batches, and which of Arrow's types of
-//! lists and strings they have, does not matter.
+//! A hash of the content of rows, independent of their storage: the division of columns into batches, and the
+//! Arrow types of lists and strings, make no difference.
 //!
-//! Each column is hashed as a tree of streams: values, lengths and validity apart, so that batches can be appended.
+//! Each column is hashed as a tree of streams: values, lengths and validity separately, so that batches can be
+//! appended.
 
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, GenericListArray, OffsetSizeTrait, RecordBatch};
@@ -9,13 +10,13 @@ use arrow_schema::{DataType, FieldRef};
 use blake3::{Hash, Hasher};
 use std::sync::Arc;
 
-/// The hash of rows so far.
+/// The hash of the rows so far.
 #[derive(Default)]
 pub(super) struct Digest {
     json: Hasher,
     columns: Vec<(String, Stream)>,
     rows: u64,
-    /// Bytes of columns that are in `json` as their hashes.
+    /// Bytes of the columns whose hashes are in `json`.
     ended: u64,
 }
 
@@ -48,7 +49,7 @@ impl Digest {
         }
     }
 
-    /// The hash, and the number of bytes that went into it.
+    /// The hash, and the number of bytes hashed.
     pub fn finish(mut self) -> (Hash, u64) {
         self.json.update(&self.rows.to_le_bytes());
         let bytes = self.json.count();
@@ -56,7 +57,7 @@ impl Digest {
         (self.json.finalize(), bytes + self.ended)
     }
 
-    /// Batches of other columns follow, or nothing.
+    /// Ends the current columns, before batches with other columns or at the end.
     fn end_columns(&mut self) {
         for (name, stream) in std::mem::take(&mut self.columns) {
             self.json.update(name.as_bytes()).update(&[0]);
@@ -79,7 +80,8 @@ impl Stream {
                 let bits: Vec<u8> = nulls.iter().map(u8::from).collect();
                 self.validity.update(&bits);
             }
-            // Without nulls the length is known elsewhere; a run of ones keeps batches exchangeable.
+            // Without nulls, the length comes from another stream; ones are hashed so that the division into
+            // batches makes no difference.
             None => {
                 const ONES: [u8; 4096] = [1; 4096];
                 let mut left = array.len();
@@ -134,7 +136,7 @@ impl Stream {
                     let (from, to) = (data.offset() * width, (data.offset() + data.len()) * width);
                     self.values.update(data.buffers()[0].as_slice().get(from..to).unwrap_or_default());
                 }
-                // No row with such a value has a JSON form: the row fails.
+                // A row with such a value has no JSON form, so it fails.
                 None => _ = self.values.update(kind.to_string().as_bytes()),
             },
         }
@@ -168,7 +170,7 @@ impl Stream {
         self.lengths.update(&bytes);
     }
 
-    /// Adds the streams to `whole`, and returns their bytes.
+    /// Adds the streams to `whole`, and returns their number of bytes.
     fn finish(self, whole: &mut Hasher) -> u64 {
         let mut bytes = 0;
         for stream in [self.values, self.lengths, self.validity] {

@@ -1,4 +1,4 @@
-//! Rows that a program hands over.
+//! Rows that a program passes.
 
 use super::digest::Digest;
 use super::hash::FileHash;
@@ -8,10 +8,10 @@ use arrow_array::{Array as _, RecordBatch};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Some rows of a program.
+/// Some rows from a program.
 #[derive(Clone, Debug)]
 pub enum Part {
-    /// A record batch of any columns that files of rows may have.
+    /// A record batch with any columns that files of rows may have.
     Columns(RecordBatch),
     /// A JSON object for each row.
     Json(Vec<Vec<u8>>),
@@ -24,7 +24,7 @@ pub(super) struct Given {
     open: Open,
 }
 
-/// What is left of the current part.
+/// The rest of the current part.
 enum Open {
     Nothing,
     /// A batch, the index of its next row, and the mean size of a row.

@@ -4,10 +4,10 @@ use crate::{Error, Result};
 use std::fs::File;
 use std::path::Path;
 
-/// Identifies the content of a source. It is part of the fingerprint of everything made from that source.
+/// Identifies the content of a source. It is part of the fingerprint of all outputs made from it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceHash {
-    /// The source as the user named it.
+    /// The path as the user gave it.
     pub path: String,
     /// BLAKE3 in hex. For one file: of its bytes as stored (compressed files are hashed compressed). For
     /// several files: of their hashes in order, each followed by a line end.

@@ -1,30 +1,30 @@
-//! The hybrid of run lengths and bit packing in which Parquet stores levels and places in dictionaries:
+//! The hybrid of run-length encoding and bit packing in which Parquet stores levels and dictionary indices:
 //! <https://parquet.apache.org/docs/file-format/data-pages/encodings/#RLE>.
 
 use arrow_buffer::Buffer;
 use parquet::errors::{ParquetError, Result};
 
-/// Numbers of up to 32 bits, decoded as they are asked for.
+/// Numbers of up to 32 bits, decoded on demand.
 pub(super) struct Hybrid {
     bytes: Buffer,
     /// The byte after the current run.
     at: usize,
-    /// Bits of a number.
+    /// Number of bits per value.
     width: u32,
     run: Run,
 }
 
-/// What is left of a run.
+/// The rest of a run.
 enum Run {
-    /// The same number, so many times.
+    /// The same number, with the remaining count.
     Same(u32, usize),
-    /// Packed numbers: the bit where the next begins, and how many they are.
+    /// Packed numbers: the bit offset of the next, and the remaining count.
     Packed(usize, usize),
 }
 
 impl Hybrid {
     /// # Errors
-    /// A message where numbers would have more than 32 bits.
+    /// A message if numbers would have more than 32 bits.
     pub fn new(bytes: Buffer, width: u32) -> Result<Hybrid> {
         if width > u32::BITS {
             return Err(ParquetError::General(format!("numbers of {width} bits")));
@@ -32,10 +32,10 @@ impl Hybrid {
         Ok(Hybrid { bytes, at: 0, width, run: Run::Same(0, 0) })
     }
 
-    /// Decodes `n` numbers: hands each to `push`, with how often it comes in a row.
+    /// Decodes `n` numbers: passes each run of equal numbers to `push`, with its length.
     ///
     /// # Errors
-    /// A message where there are fewer, or one has more bits than it may.
+    /// A message if there are fewer, or if one has more bits than allowed.
     pub fn take(&mut self, mut n: usize, mut push: impl FnMut(u32, usize)) -> Result<()> {
         while n > 0 {
             let count = match &mut self.run {
@@ -64,7 +64,7 @@ impl Hybrid {
         Ok(())
     }
 
-    /// Reads the head of the next run: its length, and in the lowest bit whether it is packed.
+    /// Reads the header of the next run: its length, and in the lowest bit whether it is packed.
     fn next(&mut self) -> Result<Run> {
         let ends = || ParquetError::General("numbers end early".into());
         let mut head = 0u64;
@@ -79,7 +79,7 @@ impl Hybrid {
         let (length, width) = ((head >> 1) as usize, self.width as usize);
         let at = self.at;
         if head & 1 == 1 {
-            // Groups of 8 numbers; the last may lack bytes that no number needs.
+            // Groups of 8 numbers; the last group may lack bytes that no number needs.
             let all = (length * width).min(self.bytes.len() - at);
             self.at += all;
             let numbers = (all * 8).checked_div(width).unwrap_or(length * 8);
@@ -94,7 +94,7 @@ impl Hybrid {
     }
 }
 
-/// The number of `width` bits from a bit on; bits beyond the end are 0.
+/// The number of `width` bits at a bit offset; bits beyond the end are 0.
 fn number(bytes: &[u8], bit: usize, width: u32) -> u32 {
     let bytes = &bytes[(bit / 8).min(bytes.len())..];
     let mut word = [0; 8];
@@ -110,7 +110,7 @@ mod tests {
     fn numbers(bytes: &[u8], width: u32, n: usize) -> Result<Vec<u32>> {
         let mut hybrid = Hybrid::new(Buffer::from(bytes), width)?;
         let mut out = Vec::new();
-        // One by one and the rest at once: runs are left in the middle.
+        // First three numbers, then the rest, so that a run is continued in the middle.
         hybrid.take(n.min(3), |number, count| out.resize(out.len() + count, number))?;
         hybrid.take(n.saturating_sub(3), |number, count| out.resize(out.len() + count, number))?;
         Ok(out)
@@ -118,21 +118,22 @@ mod tests {
 
     #[test]
     fn the_examples_of_the_format_are_decoded() {
-        // The page of the format packs 0 to 7 in three bits each as these three bytes; 3 is the head of one group.
+        // The format's documentation packs 0 to 7, at three bits each, into these three bytes; 3 is the header of
+        // one group.
         let packed = [3, 0b1000_1000, 0b1100_0110, 0b1111_1010];
         assert_eq!(numbers(&packed, 3, 8).unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
-        // A run of 100 has the head 200, in two bytes of seven bits; then its number in one byte.
+        // A run of 100 has the header 200, in two bytes of seven bits; its number follows in one byte.
         let both = [[200, 1, 4].as_slice(), &packed].concat();
         let expected: Vec<u32> = std::iter::repeat_n(4, 100).chain(0..8).collect();
         assert_eq!(numbers(&both, 3, 108).unwrap(), expected);
-        // Numbers of no bits are 0; of 20 bits take three bytes in a run.
+        // Numbers with a width of 0 bits are 0; with 20 bits they take three bytes in a run.
         assert_eq!(numbers(&[200, 1], 0, 100).unwrap(), [0; 100]);
         assert_eq!(numbers(&[8, 0xff, 0xff, 0x0f], 20, 4).unwrap(), [0xf_ffff; 4]);
     }
 
     #[test]
     fn damaged_numbers_are_errors() {
-        // Fewer than asked for; a number that is too large; a head without an end; more than 32 bits.
+        // Fewer numbers than requested; a number that is too large; a header without an end; more than 32 bits.
         for (bytes, width) in [
             (&[2, 1][..], 1),
             (&[4, 2], 1),

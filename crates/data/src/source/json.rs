@@ -1,4 +1,4 @@
-//! JSON Lines, JSON arrays and JSON objects one after the other: rows separated by line ends or by brackets.
+//! JSON Lines, JSON arrays and consecutive JSON objects: rows separated by line ends or by brackets.
 
 use super::raw::{MAX_ROW_BYTES, too_long};
 use super::scan::Scan;
@@ -133,7 +133,7 @@ impl Elements {
     }
 }
 
-/// Rows that follow each other without a list around them, as `jq` prints them.
+/// Consecutive rows without a list around them, as `jq` prints them.
 pub(super) struct Objects {
     pub(super) stream: Stream,
     /// Rows read so far.
@@ -287,7 +287,7 @@ fn read_key(reader: &mut Stream) -> Result<String, Broken> {
     }
 }
 
-/// Reads what follows the `]` of the list: the rest of the object, then the end of the file.
+/// Reads the text after the `]` of the list: the rest of the object, then the end of the file.
 fn leave(reader: &mut Stream, in_object: bool) -> Result<(), Broken> {
     if in_object {
         loop {

@@ -1,15 +1,15 @@
 //! JSON as Python reads it: integers of any size, `NaN` and `Infinity`.
 //!
-//! A [`Value`] has no place for such numbers. They become an object with one private key, `{KEY: "<digits>"}`: readers of
-//! numbers refuse it, and templates are given the number ([`number`]).
+//! A [`Value`] cannot hold such numbers. They become an object with one private key, `{KEY: "<digits>"}`: readers
+//! of numbers refuse it, and templates get the number ([`number`]).
 
 use serde_json::{Map, Value};
 
-/// The key of the object that stands for a number.
+/// The key of the object that represents a number.
 const KEY: &str = "$suasion::number";
 
-/// The text of a number that a [`Value`] has no place for, as Python writes it in JSON: the digits of an integer, `NaN`,
-/// `Infinity` or `-Infinity`. `None` for every other value.
+/// The text of a number that a [`Value`] cannot hold, as Python writes it in JSON: the digits of an integer,
+/// `NaN`, `Infinity` or `-Infinity`. `None` for every other value.
 pub fn number(value: &Value) -> Option<&str> {
     value.as_object().and_then(number_of)
 }
@@ -22,17 +22,17 @@ pub fn number_of(map: &Map<String, Value>) -> Option<&str> {
     (whole || matches!(text, "NaN" | "Infinity" | "-Infinity")).then_some(text)
 }
 
-/// As [`Value::as_f64`], for these numbers too.
+/// As [`Value::as_f64`], also for these numbers.
 pub fn as_f64(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| number(value)?.parse().ok())
 }
 
-/// A value in messages.
+/// A value for messages.
 pub fn shown(value: &Value) -> String {
     number(value).map_or_else(|| value.to_string(), str::to_string)
 }
 
-/// The value of a number that is not finite.
+/// The value for a number that is not finite.
 pub(super) fn not_finite(value: f64) -> Value {
     let text = match value {
         x if x.is_nan() => "NaN",
@@ -46,10 +46,10 @@ fn carrier(text: &str) -> Value {
     Value::Object(Map::from_iter([(KEY.to_string(), text.into())]))
 }
 
-/// A JSON value, with the numbers that Python reads and writes beyond JSON's.
+/// A JSON value, also with the numbers that Python reads and writes in addition to JSON's.
 ///
 /// # Errors
-/// As [`serde_json::from_str`], with the byte of the error.
+/// As [`serde_json::from_str`], with the byte offset of the error.
 pub fn parse(text: &str) -> Result<Value, (usize, serde_json::Error)> {
     match serde_json::from_str::<Value>(text) {
         Ok(value) if !is_rounded(&value) => Ok(value),
@@ -63,7 +63,7 @@ pub fn parse(text: &str) -> Result<Value, (usize, serde_json::Error)> {
                         true => strict_json.len(),
                         false => byte_of(&strict_json, error.line(), error.column()),
                     };
-                    // A number that was rewritten is longer than it was.
+                    // A rewritten number is longer than the original.
                     let before = moved.iter().take_while(|(end, _)| *end <= at).last();
                     Err((at - before.map_or(0, |(_, longer)| *longer), error))
                 }
@@ -78,7 +78,7 @@ fn byte_of(text: &str, line: usize, column: usize) -> usize {
     (start + column.saturating_sub(1)).min(text.len())
 }
 
-/// True for a value with a float that may have been an integer in the text: one beyond 64 bits, or `-0`.
+/// True if the value contains a float that may have been an integer in the text: one beyond 64 bits, or `-0`.
 fn is_rounded(value: &Value) -> bool {
     match value {
         Value::Number(n) if n.is_f64() => {
@@ -90,8 +90,8 @@ fn is_rounded(value: &Value) -> bool {
     }
 }
 
-/// The text with every such number replaced; and for each, where it ends in the new text, and by how much that is longer
-/// than the old one up to there.
+/// The text with every such number replaced; and for each, its end in the new text, and by how much the new text
+/// up to there is longer than the old one.
 fn rewritten(text: &str) -> (String, Vec<(usize, usize)>) {
     let bytes = text.as_bytes();
     let mut out = String::with_capacity(text.len() + 64);
@@ -125,7 +125,7 @@ fn rewritten(text: &str) -> (String, Vec<(usize, usize)>) {
     (out, moved)
 }
 
-/// Strict JSON for a number that a [`Value`] has no place for; `None` for anything else.
+/// Strict JSON for a number that a [`Value`] cannot hold; `None` for anything else.
 fn beyond(token: &str) -> Option<String> {
     let stand_in = |text: &str| Some(carrier(text).to_string());
     let digits = token.strip_prefix('-').unwrap_or(token);
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// What Python's `json.loads` makes of the texts.
+    /// The values that Python's `json.loads` returns for the texts.
     #[test]
     fn numbers_are_those_of_python() {
         let value = parse(
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(value["b"][2], json!(0));
         assert_eq!(number(&value["b"][3]), Some("Infinity"));
         assert_eq!(value["c"], "NaN -0");
-        // Floats stay floats, and numbers of 64 bits stay as they are.
+        // Floats stay floats, and 64-bit integers are unchanged.
         for text in ["1e30", "-0.0", "18446744073709551615", "-9223372036854775808", "1.5"] {
             assert_eq!(parse(text).unwrap(), serde_json::from_str::<Value>(text).unwrap());
         }

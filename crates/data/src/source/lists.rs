@@ -1,8 +1,8 @@
-//! Columns of lists of integers in a Parquet file: token ids and labels, which are nearly all of a prepared file.
+//! Columns of integer lists in a Parquet file: token ids and labels, which make up most of a prepared file.
 //!
-//! The general reader assembles nested columns of any kind, a value at a time. Here a column has one level of lists: a list
-//! begins where the repetition level is 0, and where all values are present, which is usual, they are copied as they are.
-//! Levels are explained at <https://parquet.apache.org/docs/file-format/nestedencoding/>.
+//! The general reader assembles nested columns of any kind, one value at a time. Here a column has one level of
+//! lists: a list begins where the repetition level is 0, and if all values are present, as usual, they are copied
+//! in bulk. Levels are explained at <https://parquet.apache.org/docs/file-format/nestedencoding/>.
 
 use super::hybrid::Hybrid;
 use super::numbers::{Numbers, Present};
@@ -18,14 +18,14 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use std::fs::File;
 use std::sync::Arc;
 
-/// Reads the next lists of a column: as many as asked for, fewer at the end.
+/// Reads the next lists of a column: as many as requested, fewer at the end.
 pub(super) type Lists = Box<dyn FnMut(usize) -> Result<ArrayRef> + Send>;
 
-/// Levels that are decoded at once.
+/// Number of levels that are decoded at a time.
 const BLOCK: usize = 1 << 12;
 
-/// Reads the column with an index, of an Arrow type; `None` where it has another form or another encoding. Numbers of 64
-/// bits come as numbers of 32 in batches where all of them fit, as labels do.
+/// A reader of the column with an index, of an Arrow type; `None` if it has another structure or encoding. 64-bit
+/// numbers are returned as 32-bit numbers in batches in which all fit, as labels do.
 pub(super) fn lists(
     file: File,
     metadata: &Arc<ParquetMetaData>,
@@ -69,11 +69,11 @@ struct Column {
     leaf: usize,
     /// The field of the items.
     item: FieldRef,
-    /// The size of a number as it is stored.
+    /// The stored size of a number.
     bytes: usize,
-    /// True where a list may be null.
+    /// True if a list may be null.
     nullable: bool,
-    /// A definition level from here on is an item of a list; the one below is an empty list.
+    /// The lowest definition level of an item; the level below it is an empty list.
     held: u8,
     /// The definition level of an item that is not null.
     whole: u8,
@@ -99,10 +99,10 @@ impl Column {
     }
 }
 
-/// The lists that were read for a batch.
+/// The lists read for a batch.
 #[derive(Default)]
 struct Batch {
-    /// Where each list begins.
+    /// The start of each list.
     starts: Vec<usize>,
     lists: Present,
     numbers: Numbers,
@@ -124,18 +124,18 @@ impl Batch {
     }
 }
 
-/// The levels and values of a column, from page to page.
+/// The levels and values of a column, across pages.
 struct Levels {
     column: Column,
-    /// The row group that comes next, and the pages of the one before it.
+    /// The next row group, and the pages of the one before it.
     group: usize,
     pages: Option<SerializedPageReader<File>>,
     dictionary: Numbers,
-    /// What is left of the current page.
+    /// The rest of the current page.
     page: Option<Data>,
     /// True before the first level of a row group.
     first: bool,
-    /// A block of levels, how many of them were taken, and where lists begin that were not taken.
+    /// A block of levels, the number taken from it, and the starts of lists that were not taken.
     repetitions: Vec<u8>,
     definitions: Vec<u8>,
     taken: usize,
@@ -144,7 +144,7 @@ struct Levels {
 
 /// A page of data.
 struct Data {
-    /// Number of levels that were not decoded.
+    /// Number of levels that are not yet decoded.
     left: usize,
     repetitions: Hybrid,
     definitions: Hybrid,
@@ -152,9 +152,9 @@ struct Data {
 }
 
 enum Values {
-    /// Numbers one after the other, and the place of the next.
+    /// Consecutive numbers, and the offset of the next.
     Plain(Buffer, usize),
-    /// Their places in the dictionary.
+    /// Indices in the dictionary.
     Indexes(Hybrid),
 }
 
@@ -201,7 +201,7 @@ impl Levels {
         Ok(true)
     }
 
-    /// Goes to the next page; false at the end of the file.
+    /// Moves to the next page; false at the end of the file.
     fn turn(&mut self) -> Result<bool> {
         let Some(pages) = &mut self.pages else {
             if self.group == self.column.metadata.num_row_groups() {
@@ -221,8 +221,8 @@ impl Levels {
         Ok(true)
     }
 
-    /// Moves lists of this block into a batch, until it has `rows` of them. True where the last of them may go on in the
-    /// next block.
+    /// Moves lists of this block into a batch, until it has `rows` of them. True if the last of them may continue
+    /// in the next block.
     fn take(&mut self, rows: usize, batch: &mut Batch) -> Result<bool> {
         let begun = self.starts.len().min(rows - batch.starts.len());
         let range = self.taken..self.starts.as_slice().get(begun).copied().unwrap_or(self.definitions.len());
@@ -261,7 +261,7 @@ impl Levels {
 }
 
 impl Data {
-    /// Opens a page of data; definition levels are at most `whole`.
+    /// Opens a data page; definition levels are at most `whole`.
     fn of(page: &Page, whole: u8) -> Result<Data> {
         let buffer = Buffer::from(page.buffer().clone());
         let (repetitions, definitions, at) = match page {
@@ -273,7 +273,7 @@ impl Data {
             Page::DataPage {
                 def_level_encoding: Encoding::RLE, rep_level_encoding: Encoding::RLE, ..
             } => {
-                // The levels have their length in bytes before them.
+                // The levels are preceded by their length in bytes.
                 let levels = |at: usize| {
                     let bytes = buffer.get(at..)?.first_chunk()?;
                     Some(at + 4..at + 4 + u32::from_le_bytes(*bytes) as usize)
@@ -308,7 +308,7 @@ impl Data {
 }
 
 impl Values {
-    /// Adds the next `n` numbers, which are stored in so many bytes each.
+    /// Adds the next `n` numbers, which are stored in `bytes` bytes each.
     fn take(&mut self, n: usize, bytes: usize, dictionary: &Numbers, out: &mut Numbers) -> Result<()> {
         match self {
             Values::Plain(stored, at) => {
@@ -351,7 +351,7 @@ mod tests {
     use parquet::file::properties::{WriterProperties, WriterVersion};
     use twox_hash::XxHash3_64;
 
-    /// Numbers that are the same in every run.
+    /// A deterministic random generator.
     struct Random(u64);
 
     impl Random {
@@ -361,7 +361,7 @@ mod tests {
         }
     }
 
-    /// A column of 300 lists; one in `null` of lists and of items is null, none where it is 0.
+    /// A column of 300 lists; one in `null` lists and items is null, none if it is 0.
     fn column<A: ArrowPrimitiveType, O: OffsetSizeTrait>(
         random: &mut Random,
         null: usize,
@@ -380,7 +380,7 @@ mod tests {
                 continue;
             }
             for _ in 0..random.below(longest) {
-                // Of 32 bits, or now and then of more.
+                // Usually 32 bits, sometimes more.
                 let bits = if large && random.below(500) == 0 { 20 } else { 0 };
                 let value = A::Native::try_from((random.below(1 << 30) as i64) << bits).ok();
                 lists.values().append_option(value.filter(|_| !is_null(random)));
@@ -421,7 +421,7 @@ mod tests {
             let general = ParquetRecordBatchReaderBuilder::try_new(file.try_clone().unwrap()).unwrap();
             let batches: Vec<RecordBatch> =
                 general.with_batch_size(batch).build().unwrap().collect::<Result<_, _>>().unwrap();
-            // Version 2 packs differences where it has no dictionary, which is left to the general reader.
+            // Without a dictionary, version 2 packs differences, which are left to the general reader.
             let Some(mut next) = lists(file, metadata.metadata(), 0, metadata.schema().field(0)) else {
                 continue;
             };

@@ -1,15 +1,15 @@
-//! The numbers of a Parquet column as they are read, and which of some values are null.
+//! The numbers of a Parquet column, and which values are null.
 
 use arrow_array::{ArrayRef, Int32Array, Int64Array};
 use arrow_buffer::NullBuffer;
 use std::sync::Arc;
 
-/// A flag for each of some values; none as long as all are there.
+/// A flag for each value; empty as long as none is null.
 #[derive(Default)]
 pub(super) struct Present(Vec<bool>);
 
 impl Present {
-    /// The value with this index, and none before it that is not noted, is null.
+    /// Records that the value with this index is null, and that earlier unrecorded ones are not.
     pub fn null(&mut self, index: usize) {
         self.0.resize(index, true);
         self.0.push(false);
@@ -23,7 +23,7 @@ impl Present {
     }
 }
 
-/// Numbers, of 32 bits as long as all of them fit.
+/// Numbers, stored in 32 bits as long as all of them fit.
 pub(super) enum Numbers {
     Narrow(Vec<i32>),
     Wide(Vec<i64>),
@@ -66,7 +66,7 @@ impl Numbers {
         }
     }
 
-    /// Adds numbers as they are stored, of so many bytes each.
+    /// Adds stored numbers of `bytes` bytes each.
     pub fn extend(&mut self, stored: &[u8], bytes: usize) {
         let small = || stored.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes));
         let large = || stored.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
@@ -75,8 +75,7 @@ impl Numbers {
             Numbers::Wide(numbers) if bytes == 4 => numbers.extend(small().map(i64::from)),
             Numbers::Wide(numbers) => numbers.extend(large()),
             Numbers::Narrow(numbers) => {
-                // Moved up by 2^31, a number that fits has no high bits. A loop without a branch, so that the compiler
-                // makes vector instructions of it.
+                // Shifted up by 2^31, a number that fits has no high bits. The branch-free loop is vectorised.
                 let high = |number: i64| number.wrapping_sub(i64::from(i32::MIN)) as u64 >> 32;
                 if large().fold(0, |bits, number| bits | high(number)) == 0 {
                     numbers.extend(large().map(|number| number as i32));

@@ -1,7 +1,7 @@
-//! Reads a Parquet file: several threads decode columns, and the batches have the rows of the file in order.
+//! Reads a Parquet file: several threads decode columns, and batches contain the rows in file order.
 //!
-//! Decompression and the assembly of lists take longer than everything that `verify` does with a prepared row. Columns
-//! are independent of each other, so each thread decodes some of them, all in batches of the same rows.
+//! Decompression and the assembly of lists take longer than all the work of `verify` on a prepared row. Columns
+//! are independent of each other, so each thread decodes some of them, in batches of the same rows.
 
 use super::arrow_json::never_fails;
 use super::lists::lists;
@@ -24,10 +24,10 @@ const BATCH_ROWS: usize = 512;
 /// Target size of a batch in bytes; a single row may exceed it.
 pub(super) const BATCH_BYTES: usize = 4 << 20;
 
-/// A column that was compressed by more than this may hold one huge value that many rows share.
+/// A column with a higher compression ratio may hold one huge value that many rows share.
 const SHRUNK: i64 = 500;
 
-/// Batches that a thread decodes before they are needed.
+/// Number of batches that a thread decodes ahead.
 const AHEAD: usize = 2;
 
 /// Selects columns of a Parquet file: from the names of all columns, in order, a flag for each.
@@ -48,7 +48,7 @@ pub(super) struct Parquet {
 /// The running decoders of a file.
 struct Decoding {
     decoder: Decoder,
-    /// Of each column to read, its place among those of the decoder.
+    /// For each column to read, its index in the output of the decoders.
     places: Vec<usize>,
     schema: Arc<Schema>,
 }
@@ -62,7 +62,7 @@ impl Parquet {
         check_columns(metadata.metadata(), size)?;
         let columns = (0..metadata.schema().fields().len()).collect();
         let parquet = Parquet { path: path.clone(), metadata, columns, decoding: None, done: 0 };
-        // Schemas that the reader does not know are found now.
+        // Reports unsupported schemas early.
         parquet.reader(&parquet.columns)?;
         Ok(parquet)
     }
@@ -74,7 +74,7 @@ impl Parquet {
             let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
             let wanted = projection(&names);
             // Columns with values that have no JSON form are read too, so that their rows fail as they would
-            // without a projection; and one column at least, for the number of rows.
+            // without a projection; and at least one column, for the number of rows.
             let first = self.columns.first().copied();
             self.columns.retain(|&i| wanted[i] || !never_fails(&fields[i]));
             if self.columns.is_empty() {
@@ -103,7 +103,7 @@ impl Parquet {
         Ok(batch)
     }
 
-    /// Starts to decode the columns on up to `threads` threads.
+    /// Starts decoding the columns on up to `threads` threads.
     fn decode(&self, threads: usize) -> Result<Decoding, String> {
         let (mut decoders, mut order) = (Vec::new(), Vec::with_capacity(self.columns.len()));
         let groups = self.share(threads);
@@ -113,7 +113,7 @@ impl Parquet {
                 1 => decoder,
                 _ => match ahead(decoder) {
                     Ok(decoder) => decoder,
-                    // Without another thread this one decodes.
+                    // If no thread can be started, this one decodes.
                     Err(_) => return self.decode(1),
                 },
             });
@@ -124,7 +124,7 @@ impl Parquet {
         Ok(Decoding { decoder: together(decoders), places, schema: Arc::new(schema) })
     }
 
-    /// A decoder of some columns, whose order is added to `order`: lists of integers, then all others.
+    /// A decoder of some columns, which appends their order to `order`: lists of integers, then all others.
     fn decoder(&self, columns: &[usize], order: &mut Vec<usize>) -> Result<Decoder, String> {
         let (mut decoders, mut others) = (Vec::<Decoder>::new(), Vec::new());
         let metadata = self.metadata.metadata();
@@ -153,7 +153,7 @@ impl Parquet {
         Ok(together(decoders))
     }
 
-    /// The columns in groups of similar size, one for each thread; each group in the order of the file.
+    /// The columns in groups of similar size, one for each thread; each group in file order.
     fn share(&self, threads: usize) -> Vec<Vec<usize>> {
         let mut sizes = vec![0i64; self.metadata.schema().fields().len()];
         let parquet = self.metadata.parquet_schema();
@@ -186,7 +186,7 @@ impl Parquet {
         guard(|| builder.with_batch_size(batch).with_projection(mask).build())
     }
 
-    /// The file, for a decoder of its own: clones of an open file have one position.
+    /// Opens the file again for another decoder: clones of an open file share one position.
     fn open_again(&self) -> Result<File, String> {
         File::open(&self.path).map_err(|e| e.to_string())
     }
@@ -196,7 +196,7 @@ impl Decoding {
     fn next(&mut self) -> Result<Option<RecordBatch>, String> {
         let Some(columns) = (self.decoder)()? else { return Ok(None) };
         let columns: Vec<ArrayRef> = self.places.iter().map(|&place| columns[place].clone()).collect();
-        // Lists may come with narrower numbers than the file declares.
+        // Lists may have narrower numbers than the file declares.
         let kind = |(field, column): (&Arc<Field>, &ArrayRef)| match field.data_type() == column.data_type() {
             true => field.clone(),
             false => Arc::new(field.as_ref().clone().with_data_type(column.data_type().clone())),
@@ -207,10 +207,10 @@ impl Decoding {
     }
 }
 
-/// The columns of several decoders, one after the other.
+/// Joins the columns of several decoders.
 fn together(mut decoders: Vec<Decoder>) -> Decoder {
     Box::new(move || {
-        // Of several errors the one of the first decoder counts, whichever came first.
+        // If several decoders fail, the error of the first decoder is reported.
         let parts: Vec<_> = decoders.iter_mut().map(|next| next()).collect::<Result<_, _>>()?;
         match parts.iter().flatten().count() {
             0 => Ok(None),
@@ -220,7 +220,8 @@ fn together(mut decoders: Vec<Decoder>) -> Decoder {
     })
 }
 
-/// Runs a decoder on a thread of its own. The thread ends after the last batch, an error, or when the file is dropped.
+/// Runs a decoder on its own thread. The thread ends after the last batch, after an error, or when the file is
+/// dropped.
 fn ahead(mut next: Decoder) -> io::Result<Decoder> {
     let (sender, receiver) = mpsc::sync_channel(AHEAD);
     start_thread(move || {
@@ -261,7 +262,7 @@ fn batch_rows(metadata: &ParquetMetaData) -> usize {
     rows_of(usize::try_from(largest.unwrap_or(0)).unwrap_or(usize::MAX))
 }
 
-/// Rows of this many bytes in a batch.
+/// The number of rows of this size in a batch.
 pub(super) fn rows_of(row_bytes: usize) -> usize {
     (BATCH_BYTES / row_bytes.max(1)).clamp(1, BATCH_ROWS)
 }

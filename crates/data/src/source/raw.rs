@@ -8,7 +8,8 @@ use std::sync::Arc;
 /// The longest accepted row, in bytes. Byte offsets within a row are `u32`.
 pub const MAX_ROW_BYTES: usize = 1 << 30;
 
-/// The longest accepted text of a row, in bytes. Tokens, their places and origins take some 30 bytes for each byte of text.
+/// The longest accepted text of a row, in bytes. Tokens, their byte ranges and origins take some 30 bytes per byte
+/// of text.
 pub const MAX_TEXT_BYTES: usize = 16 << 20;
 
 /// A row as it is stored in the source, not yet parsed.
@@ -16,7 +17,7 @@ pub const MAX_TEXT_BYTES: usize = 16 << 20;
 pub struct RawRow {
     /// Its position in the source.
     pub id: RowId,
-    /// Its content, or why the row could not be separated from its neighbours.
+    /// Its content, or why the row could not be separated from the rows around it.
     pub content: Result<Content, String>,
     /// Approximate size in memory, in bytes.
     pub size: usize,

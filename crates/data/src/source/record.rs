@@ -1,4 +1,4 @@
-//! One record of a CSV or TSV file to fields.
+//! Splits a record of a CSV or TSV file into fields.
 
 use super::lenient;
 use serde_json::{Map, Value};
@@ -63,8 +63,7 @@ fn value(name: &str, cell: &str) -> Option<Value> {
             return Some(nested);
         }
     } else if name == "label" {
-        // The label of a preference pair. As a string it would not count as rejected, and the row would be
-        // learned.
+        // The label of a preference pair. As a string it would not count as rejected, and the row would be trained on.
         match cell.trim().to_ascii_lowercase().as_str() {
             "true" => return Some(Value::Bool(true)),
             "false" => return Some(Value::Bool(false)),

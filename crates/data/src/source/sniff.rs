@@ -18,17 +18,17 @@ pub enum Framing {
     Array,
     /// A JSON object with an array of objects under `data`, `rows` or `train`.
     Object,
-    /// JSON objects one after the other, each over several lines.
+    /// Consecutive JSON objects, each over several lines.
     Objects,
     /// Records whose cells are separated by this byte, below a header line.
     Delimited(u8),
     /// Columns of record batches.
     Columns(Kind),
-    /// Not a file: rows that a program hands over.
+    /// Not a file: rows that a program passes.
     Given,
 }
 
-/// Keys under which a JSON object may hold its list of rows.
+/// Keys that may hold the list of rows in a JSON object.
 pub(super) const LIST_KEYS: [&str; 3] = ["data", "rows", "train"];
 
 /// The first bytes of every message of an Arrow stream.
@@ -45,7 +45,7 @@ pub enum Kind {
     ArrowStream,
 }
 
-/// The columnar format that a file's first bytes (8 suffice) announce; `None` if they announce none.
+/// The columnar format that a file's first bytes (8 suffice) identify; `None` if they identify none.
 pub fn kind(head: &[u8]) -> Option<Kind> {
     if head.starts_with(b"PAR1") {
         Some(Kind::Parquet)
@@ -58,7 +58,7 @@ pub fn kind(head: &[u8]) -> Option<Kind> {
     }
 }
 
-/// The columnar format of a file, by its first bytes. `None` for a pipe, which can be read only once.
+/// The columnar format of a file, by its first bytes. `None` for a pipe, which can only be read once.
 pub(super) fn columns_in(path: &Path) -> Result<Option<Kind>> {
     let io_error = |e| Error::io(path, e);
     let file = File::open(path).map_err(io_error)?;
@@ -124,7 +124,8 @@ pub(super) fn sniff(path: &Path, head: &[u8]) -> Result<Framing> {
                 scan.step(byte);
             }
             if rest.is_empty() && !named_lines {
-                // A single line, longer than the head or cut: it holds rows if one of its first keys says so.
+                // A single line, longer than the head or cut off: it holds rows if one of its first keys is one of
+                // these.
                 return Ok(if opens_list(line) { Framing::Object } else { Framing::Lines });
             }
             // A JSON string cannot contain a raw line end, and inside an object a key follows `{` or a comma,
@@ -160,7 +161,7 @@ fn holds_rows(object: &Map<String, Value>) -> bool {
     LIST_KEYS.iter().any(|key| object.get(*key).is_some_and(rows))
 }
 
-/// The first bracketed value, and what follows it.
+/// The first bracketed value, and the text after it.
 fn first_value(content: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut scan = Scan::default();
     let end = content.iter().position(|byte| {

@@ -34,7 +34,7 @@ struct Tally {
     inner: File,
     hasher: blake3::Hasher,
     bytes: u64,
-    /// Bytes read of all files of the source, for progress displays.
+    /// Bytes read from all files of the source, for progress displays.
     total: Arc<AtomicU64>,
 }
 
@@ -86,7 +86,7 @@ impl Stream {
         let inner = File::open(path).map_err(io_error)?;
         let tally = Tally { inner, hasher: blake3::Hasher::new(), bytes: 0, total };
         let mut plain = BufReader::with_capacity(1 << 18, tally);
-        // A read may return few bytes; the longest magic number has four.
+        // A read may return few bytes; the longest magic number has four bytes.
         let magic = plain.fill_buf().map_err(io_error)?;
         let (gzip, zstd) = (magic.starts_with(b"\x1f\x8b"), magic.starts_with(b"\x28\xb5\x2f\xfd"));
         let mut decoder = if gzip {

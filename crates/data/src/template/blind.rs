@@ -1,9 +1,9 @@
-//! Templates that cannot tell one text from another.
+//! Templates whose decisions do not depend on texts.
 //!
-//! Most templates look at roles and at whether there is a text, and write what it says without a look at it: their
-//! rendering of any conversation is that of its shape's specimen with the conversation's strings in their places
-//! ([`super::shape`]). Whether a template is one of these is read off its syntax. Every expression is given a
-//! [`Kind`]; what is not known to keep texts apart from decisions makes the template one that may look.
+//! Most templates inspect only roles and whether there is a text, and write the text itself uninspected: their
+//! rendering of any conversation is that of its shape's specimen with the conversation's strings substituted
+//! ([`super::shape`]). A static analysis of the template's syntax decides this. Every expression gets a [`Kind`];
+//! an expression that may let a text affect a decision makes the template one that is not blind.
 
 use super::{charges, engine};
 use minijinja::machinery::ast::{BinOpKind, CallArg, CallType, CompareOpKind, Expr, Stmt, UnaryOpKind};
@@ -11,19 +11,19 @@ use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
 use std::collections::HashMap;
 
-/// What a value may be.
+/// The kind of a value.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    /// The same for all conversations of a shape.
+    /// Equal for all conversations of a shape.
     Shape,
-    /// Strings of messages, whole or trimmed, and text before, between and behind them; or the same for all. Whether
-    /// it is empty, and its type, are the same for all.
+    /// Strings of messages, whole or trimmed, with text before, between and after them; or equal for all. Whether
+    /// it is empty, and its type, are equal for all conversations of a shape.
     Text,
     /// A message, or nothing.
     Message,
     /// A list of messages.
     Messages,
-    /// What `namespace(..)` gives. Its attributes are variables of their own.
+    /// The result of `namespace(..)`. Its attributes are separate variables.
     Namespace,
 }
 
@@ -39,12 +39,12 @@ impl Kind {
     }
 }
 
-/// True where no text of a message decides anything in a template but whether it is there. `source` is as it is
-/// compiled.
+/// True if the text of messages affects a template's decisions only by being present or absent. `source` is the
+/// source as compiled.
 pub(super) fn is_blind(source: &str, syntax: SyntaxConfig) -> bool {
     let Ok(Stmt::Template(template)) = parse(source, engine::NAME, syntax) else { return false };
     let mut names = Names { kinds: HashMap::from([("messages".to_string(), Messages)]), changed: true };
-    // A variable's kind is that of all that is ever put into it, wherever that happens; it changes twice at most.
+    // The kind of a variable covers all values that are ever assigned to it, anywhere; it changes twice at most.
     while names.changed {
         names.changed = false;
         if names.body(&template.children).is_none() {
@@ -54,14 +54,14 @@ pub(super) fn is_blind(source: &str, syntax: SyntaxConfig) -> bool {
     true
 }
 
-/// The variables. Every method gives None where the template may look at a text.
+/// The variables. Every method returns None if the template may inspect a text.
 struct Names {
-    /// By name, and by `namespace.name`. Those that are not in here are the same for all conversations of a shape.
+    /// By name, and by `namespace.name`. Variables without an entry are equal for all conversations of a shape.
     kinds: HashMap<String, Kind>,
     changed: bool,
 }
 
-/// The kind of what a message holds under a key. Messages with calls have no shape.
+/// The kind of a message's value under a key. Messages with calls have no shape.
 fn held(key: &str) -> Kind {
     if matches!(key, "role" | "tool_calls") { Shape } else { Text }
 }
@@ -128,7 +128,7 @@ impl Names {
                 }
                 self.body(&with.body)
             }
-            // The marks of `{% generation %}` blocks stand around whatever is in them.
+            // The marks of `{% generation %}` blocks surround their whole content.
             Stmt::FilterBlock(block) => match &block.filter {
                 Expr::Filter(f) if f.name == engine::GENERATION && f.expr.is_none() && f.args.is_empty() => {
                     self.body(&block.body)
@@ -156,7 +156,7 @@ impl Names {
         }
     }
 
-    /// A condition: only whether something is there.
+    /// A condition, which may only test whether something is present.
     fn decide(&self, expr: &Expr<'_>) -> Option<()> {
         match expr {
             Expr::BinOp(op) if matches!(op.op, BinOpKind::ScAnd | BinOpKind::ScOr) => {
@@ -187,7 +187,7 @@ impl Names {
         }))
     }
 
-    /// What is compared is the same for all; and so is which keys a message has.
+    /// Compared values must be equal for all; the set of keys of a message is, too.
     fn compared(&self, left: &Expr<'_>, right: &Expr<'_>, contains: bool) -> Option<Kind> {
         self.shape(left)?;
         self.value(right).filter(|right| *right == Shape || contains && *right == Message).map(|_| Shape)
@@ -196,7 +196,7 @@ impl Names {
     fn value(&self, expr: &Expr<'_>) -> Option<Kind> {
         match expr {
             Expr::Const(_) => Some(Shape),
-            // These have values in them that are no variables.
+            // These contain values that are not variables.
             Expr::Var(name) if matches!(name.id, "loop" | "self" | "caller") => None,
             Expr::Var(name) => {
                 Some(self.kinds.get(name.id).copied().unwrap_or(Shape)).filter(|kind| *kind != Namespace)
@@ -266,7 +266,7 @@ impl Names {
             }
             Expr::Test(test) => {
                 let of = match (&test.expr, test.name) {
-                    // An attribute of a namespace, or a variable, that may not be there.
+                    // An attribute of a namespace, or a variable, that may be undefined.
                     (Expr::Var(name), "defined" | "undefined")
                         if self.kinds.get(name.id) == Some(&Namespace) =>
                     {

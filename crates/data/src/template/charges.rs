@@ -1,21 +1,22 @@
-//! Fuel for what MiniJinja does not count: the texts that tests, methods and sorting filters look at.
+//! Fuel for work that MiniJinja does not count: the texts that tests, methods and sorting filters inspect.
 //!
-//! MiniJinja (3.1) charges for the text that a filter or method is called on and for what it returns, not for its arguments, nor
-//! for anything that a test looks at, nor for the texts that sorting compares. With texts of 16 MB a loop over these takes hours.
+//! MiniJinja (3.1) charges for the text that a filter or method is called on and for its result, but not for its
+//! arguments, nor for the input of tests, nor for the texts that sorting compares. With texts of 16 MB a loop over
+//! these takes hours.
 
 use super::python::bad;
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value, filters, tests};
 
-/// The filters that change nothing: one for a text, and one that is charged for the texts in a list, too ([`super::counted`]).
+/// The identity filters: one for a text, and one that is also charged for the texts in a list ([`super::counted`]).
 pub(super) const SEEN: &str = "__suasion_seen";
 
 pub(super) const COMPARED: &str = "__suasion_compared";
 
-/// Bytes of text for a unit of fuel, as in MiniJinja.
+/// Bytes of text per unit of fuel, as in MiniJinja.
 const BYTES: u64 = 64;
 
-/// The levels of lists and mappings whose texts are counted.
+/// The depth of lists and mappings up to which texts are counted.
 const DEPTH: usize = 3;
 
 /// Charges for the texts in some values, `times` over.
@@ -25,7 +26,7 @@ pub(super) fn charge(state: &State, values: &[Value], times: u64) -> Result<(), 
 
 fn weigh(state: &State, value: &Value, times: u64, depth: usize) -> Result<(), Error> {
     match value.kind() {
-        // Short texts are paid for by the instruction.
+        // The fuel of the instruction covers short texts.
         ValueKind::String => match value.as_str().map_or(0, str::len) as u64 / BYTES {
             0 => Ok(()),
             units => state.consume_fuel(units.saturating_mul(times)),
@@ -47,7 +48,7 @@ fn weigh(state: &State, value: &Value, times: u64, depth: usize) -> Result<(), E
     }
 }
 
-/// How often an item is compared when so many are sorted.
+/// The number of comparisons per item when a list of this length is sorted.
 fn comparisons(value: Option<&Value>) -> u64 {
     let items = value.and_then(Value::len).unwrap_or(usize::MAX);
     u64::from(usize::BITS - items.leading_zeros())
@@ -55,7 +56,7 @@ fn comparisons(value: Option<&Value>) -> u64 {
 
 /// Replaces MiniJinja's tests and filters by ones that charge.
 pub(super) fn add(env: &mut Environment<'static>) {
-    // For a text itself every filter is charged.
+    // MiniJinja charges every filter for the text it is called on.
     env.add_filter(SEEN, |value: Value| value);
     env.add_filter(COMPARED, |state: &State, value: Value| -> Result<Value, Error> {
         if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {

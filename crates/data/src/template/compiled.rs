@@ -17,13 +17,14 @@ use std::sync::Arc;
 
 #[cfg(test)]
 thread_local! {
-    /// Renderings on this thread.
+    /// The number of renderings on this thread.
     pub(super) static RENDERINGS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
-    /// Messages in them.
+    /// The number of messages in them.
     pub(super) static MESSAGES_RENDERED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// Maximum length of a rendering, in bytes: a longer one is no row's text. Marks around its texts make one longer.
+/// Maximum length of a rendering, in bytes: more than the text of any row, since marks around its texts make it
+/// longer.
 const OUTPUT: usize = 4 * MAX_TEXT_BYTES;
 
 /// Why a template did not compile or render, including the template's own `raise_exception`.
@@ -59,13 +60,13 @@ pub(super) struct Compiled {
     pub env: Environment<'static>,
     /// True if it marks the assistant's text with `{% generation %}`.
     pub generation: bool,
-    /// True if it might read the output of these blocks, and so the marks around them.
+    /// True if it might read the output of these blocks, including the marks around them.
     pub captures: bool,
-    /// True if it depends on the text of messages only in whether there is text.
+    /// True if the text of messages affects it only by being present or absent.
     pub blind: bool,
     /// True if it uses the date.
     pub date: bool,
-    /// True if it may know content in parts.
+    /// True if it may support content in parts.
     pub parts: bool,
 }
 
@@ -77,7 +78,7 @@ impl Compiled {
             let blind = engine::syntax().is_ok_and(|syntax| blind::is_blind(&source, syntax));
             Ok(Compiled { env: engine::environment(source)?, generation, captures, blind, date, parts })
         };
-        // Errors are those of the template as it is.
+        // If it does not compile, the error is that of the original source.
         compiled(true).or_else(|_: TemplateError| compiled(false))
     }
 }
@@ -91,21 +92,21 @@ pub struct ChatTemplate {
     /// The special tokens, by the names of their variables.
     tokens: Vec<(String, String)>,
     fingerprint: String,
-    /// Its renderings that are going on.
+    /// Its running renderings.
     active: Arc<Active>,
 }
 
-/// The templates of a folder as texts.
+/// The source texts of a folder's templates.
 pub(crate) struct Sources {
-    /// The file of the first.
+    /// The file of the main template.
     pub(crate) path: PathBuf,
     pub(crate) default: String,
-    /// The one for rows with tools, where it is another.
+    /// The template for rows with tools, if it is a different one.
     pub(crate) tool_use: Option<String>,
 }
 
 impl Sources {
-    /// Reads them as [`ChatTemplate::from_dir`] says.
+    /// Reads them as [`ChatTemplate::from_dir`] describes.
     pub(crate) fn of(dir: &Path) -> Result<Option<Sources>> {
         let read = |path: &Path| match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(text)),
@@ -153,12 +154,12 @@ impl Sources {
 }
 
 impl ChatTemplate {
-    /// Loads the template of a model folder, and the one for rows with tools where there is one of its own. `None` if the
-    /// folder has none.
+    /// Loads the template of a model folder, and the one for rows with tools if there is a separate one. `None` if
+    /// the folder has none.
     ///
     /// As in transformers: `chat_template.jinja` and `additional_chat_templates/tool_use.jinja`, else `chat_template` in
-    /// `tokenizer_config.json`, which is a template or a list of named ones (`default`, `tool_use`). The processors of
-    /// multimodal models have theirs in `chat_template.json`, which comes last.
+    /// `tokenizer_config.json`, which is a template or a list of named ones (`default`, `tool_use`), else
+    /// `chat_template.json`, the file of multimodal processors.
     pub fn from_dir(dir: &Path, bos: Option<&str>, eos: Option<&str>) -> Result<Option<ChatTemplate>> {
         let Some(Sources { path, default, tool_use }) = Sources::of(dir)? else { return Ok(None) };
         Self::compile(&path, &default, tool_use.as_deref(), bos, eos).map(Some)
@@ -203,7 +204,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The same template with more special tokens as variables. BOS and EOS stay as they are.
+    /// The same template with more special tokens as variables. BOS and EOS are unchanged.
     #[must_use]
     pub fn with_tokens(mut self, tokens: &BTreeMap<String, String>) -> ChatTemplate {
         let ours = ["bos_token", "eos_token"];
@@ -236,7 +237,7 @@ impl ChatTemplate {
         self.main.date || self.tool_use.as_ref().is_some_and(|template| template.date)
     }
 
-    /// Watches how long its renderings take.
+    /// Watches the duration of its renderings.
     pub fn watch(&self) -> RenderingWatch {
         RenderingWatch::of(self.active.clone())
     }
@@ -266,7 +267,7 @@ impl ChatTemplate {
         self.render_with(&self.variables(options), c, &messages, add_generation_prompt, None)
     }
 
-    /// Renders some messages, with `{% generation %}` blocks between two marks if given.
+    /// Renders some messages. If two marks are given, they are put around each `{% generation %}` block.
     pub(super) fn render_with(
         &self,
         variables: &Variables,
@@ -291,7 +292,7 @@ impl ChatTemplate {
     }
 }
 
-/// True for a template that may know parts: it names the key of their text.
+/// True for a template that may support parts: it contains the key of their text.
 fn names_parts(source: &str) -> bool {
     ["'text'", "\"text\"", ".text"].iter().any(|key| source.contains(key))
 }

@@ -74,15 +74,15 @@ pub(super) fn message(message: &Map<String, Json>) -> Value {
     Value::from_object(Entries(entries))
 }
 
-/// The variables that are the same for all rows: those of the options, the special tokens and the date.
+/// The variables that are equal for all rows: those of the options, the special tokens and the date.
 #[derive(Debug)]
 pub(super) struct Variables(Vec<(Value, Value)>);
 
 impl Variables {
-    /// Variables of the options come before the special tokens. Without a date in the options it is today.
+    /// Variables of the options come before the special tokens. Without a date in the options, today's date is used.
     pub fn new(tokens: &[(String, String)], options: &TemplateOptions) -> Variables {
         let mut shared: Vec<(Value, Value)> = Vec::new();
-        // The configuration rejects reserved names; here they only must not override.
+        // The configuration rejects reserved names; here they are only kept from overriding.
         let kwargs = options.kwargs.iter().filter(|(name, _)| !is_reserved(name));
         shared.extend(kwargs.map(|(name, value)| (name.as_str().into(), jinja(value))));
         shared.extend(tokens.iter().map(|(name, token)| (name.as_str().into(), token.as_str().into())));

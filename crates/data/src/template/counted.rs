@@ -1,21 +1,22 @@
-//! Rewrites expressions so that operators are charged for the texts that they look at.
+//! Rewrites expressions so that operators are charged for the texts that they inspect.
 //!
-//! MiniJinja (3.1) charges an instruction for a comparison or a subscript, whose work grows with the text: a loop over `x == y`
-//! with texts of 16 MB takes hours. What is compared to, and what a computed subscript or slice is taken of, is put through a
-//! filter that changes nothing, and filters are charged ([`super::charges`]). What is multiplied goes through it too, because
-//! MiniJinja computes with constants while it compiles, where nothing is counted (`1 in [2] * 99999999999`).
+//! MiniJinja (3.1) charges one instruction for a comparison or a subscript, whose work grows with the text: a loop
+//! over `x == y` with texts of 16 MB takes hours. The operand of a comparison, and the base of a computed
+//! subscript or slice, is passed through an identity filter, and filters are charged ([`super::charges`]). Factors
+//! are passed through it too, because MiniJinja evaluates constants at compile time, when nothing is counted
+//! (`1 in [2] * 99999999999`).
 
 use super::charges::{COMPARED, SEEN};
 
-/// Words that are no operand.
+/// Words that are not operands.
 const WORDS: [&str; 12] =
     ["and", "or", "not", "in", "is", "if", "else", "elif", "set", "none", "true", "false"];
 
-/// A tag with the filter where it is needed.
+/// A tag with the filter inserted where needed.
 pub(super) fn counted(tag: &str) -> String {
     let bytes = tag.as_bytes();
     let mut out = String::with_capacity(tag.len() + 32);
-    // What is not copied yet, and the start of the name that ends here.
+    // The end of the copied text, and the start of the current name.
     let (mut copied, mut at) = (0, 0);
     while at < bytes.len() {
         let two = bytes.get(at + 1).copied().unwrap_or_default();
@@ -47,8 +48,8 @@ pub(super) fn counted(tag: &str) -> String {
     out
 }
 
-/// Puts the operand that starts behind `at` through the filter. Returns what is copied, and where to go on: within the operand,
-/// which is copied as it is, no further filter is needed.
+/// Passes the operand after `at` through the filter. Returns the end of the copied text, and where to continue:
+/// inside the operand, which is copied unchanged, no further filter is needed.
 fn operand(tag: &str, copied: usize, at: usize, filter: &str, out: &mut String) -> (usize, usize) {
     let rest = &tag[at..];
     let start = at + rest.len() - rest.trim_start().len();
@@ -62,7 +63,7 @@ fn operand(tag: &str, copied: usize, at: usize, filter: &str, out: &mut String) 
     (start + text.len(), start + text.len())
 }
 
-/// The start of the name, with its attributes, that stands directly before byte `at`.
+/// The start of the name, with its attributes, that ends directly before byte `at`.
 fn name_before(tag: &str, at: usize) -> Option<usize> {
     let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
     let start = tag[..at]
@@ -70,13 +71,13 @@ fn name_before(tag: &str, at: usize) -> Option<usize> {
         .map_or(0, |i| i + tag[i..].chars().next().map_or(1, char::len_utf8));
     let name = &tag[start..at];
     let starts = name.chars().next().is_some_and(|c| c.is_alphabetic() || c == '_');
-    // A filter's or a test's name, and what follows another operand, are no operands of their own.
+    // The name of a filter or test, and names after another operand, are not operands themselves.
     let before = tag[..start].trim_end();
     let other = before.ends_with(['|', ')', ']', '.']) || before.ends_with(" is") || before.ends_with(" not");
     (starts && !other && !WORDS.contains(&name)).then_some(start)
 }
 
-/// True for a subscript that is no constant key or small index.
+/// True for a subscript that is not a constant key or a small index.
 fn is_computed(subscript: &str) -> bool {
     let rest = subscript.trim_start();
     match rest.as_bytes().first() {
@@ -105,7 +106,7 @@ pub(super) fn string_end(text: &str, quote: u8) -> usize {
     text.len()
 }
 
-/// The end of an operand of `%`: a literal or a name with what is called, looked up and filtered after it.
+/// The end of an operand of `%`: a literal or a name with the calls, look-ups and filters after it.
 pub(super) fn operand_end(text: &str) -> usize {
     let bytes = text.as_bytes();
     let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte >= 0x80;
@@ -131,7 +132,7 @@ pub(super) fn operand_end(text: &str) -> usize {
             }
             _ => at += bytes[at..].iter().take_while(|byte| is_name(byte)).count(),
         }
-        // What follows belongs to the operand where it looks something up in it, calls it or filters it.
+        // A look-up, a call or a filter belongs to the operand before it.
         let next = at + spaces(at);
         match bytes.get(next) {
             Some(b'.' | b'|') if bytes.get(next + 1) != Some(&b'|') => at = next + 1 + spaces(next + 1),

@@ -1,4 +1,4 @@
-//! The loss weights of parts of an answer's text: where these stand in the rendering.
+//! The loss weights of parts of an answer's text: locates these parts in the rendering.
 
 use super::marks::Marks;
 use super::proof::{Proof, Turn};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::ops::Range;
 
 impl Proof<'_> {
-    /// Gives parts of answers their own weights. The policy's choice of answers comes first.
+    /// Gives parts of answers their own weights. The policy's choice of answers takes precedence.
     pub fn weigh_details(
         &self,
         mut spans: Vec<Span>,
@@ -42,8 +42,8 @@ impl Proof<'_> {
         Ok(spans)
     }
 
-    /// The texts of an answer's content or reasoning, as ranges of them all joined, each with the byte of the rendering
-    /// at which it starts. White space at the ends of a text may be missing from the rendering.
+    /// The texts of an answer's content or reasoning, as ranges of all of them joined, each with the byte of the
+    /// rendering at which it starts. White space at the ends of a text may be missing from the rendering.
     fn places(
         &self,
         i: usize,
@@ -83,7 +83,7 @@ impl Proof<'_> {
                 (None, Some(_), Some(_)) => return Err(self.not_placed(i, "it stands there more than once")),
             };
             cursor = at + core.len();
-            // White space at its ends belongs to it where the rendering has it.
+            // White space at its ends is included if the rendering has it.
             let lead = if self.text[start..at].ends_with(before) { before.len() } else { 0 };
             let tail = if self.text[cursor..].starts_with(after) { after.len() } else { 0 };
             let shown = range.start + before.len() - lead..range.end - after.len() + tail;
@@ -101,7 +101,7 @@ impl Proof<'_> {
     }
 }
 
-/// Gives a range of the answers' bytes a weight.
+/// Sets the weight of a byte range of the answers.
 fn weigh(spans: &mut Vec<Span>, range: Range<usize>, detail: &Detail) {
     let old = std::mem::take(spans);
     for span in old {

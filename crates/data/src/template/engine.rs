@@ -23,21 +23,21 @@ pub(super) const GENERATION: &str = "__suasion_generation";
 
 pub(super) const ITER: &str = "__suasion_iter";
 
-/// Fuel of one rendering: one unit per instruction and per 64 bytes produced. An endless loop is stopped in well under
-/// a second.
+/// Fuel of one rendering: one unit per instruction and per 64 bytes produced. It stops an endless loop in well
+/// under a second.
 const FUEL: u64 = 3_000_000;
 
-/// The number of messages that this fuel is enough for. Most templates need a tenth of it for a thousand; Gemma 4's, with
-/// a thought in each answer, all of it.
+/// The number of messages that this fuel suffices for. Most templates need a tenth of it for a thousand messages;
+/// Gemma 4's, with a thought in each answer, all of it.
 const MESSAGES: usize = 250;
 
-/// Maximum nesting of macros and loops, which fits the stack of a worker thread.
+/// Maximum nesting of macros and loops; it fits the stack of a worker thread.
 const RECURSION: usize = 120;
 
 /// Maximum length of the text that one method call may insert, in bytes.
 const STRING: usize = 16 << 20;
 
-/// The length of a text, in bytes, from which its parts are counted before they are made.
+/// From this length of a text, in bytes, its parts are counted before they are created.
 const MANY: usize = 1 << 20;
 
 /// The syntax of chat templates.
@@ -83,7 +83,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
         !value.is_none()
             && (value.is_undefined() || value.kind() == ValueKind::String || value.try_iter().is_ok())
     });
-    // In Python, what has a length and items: texts and mappings too.
+    // In Python, anything with a length and items: texts and mappings too.
     env.add_test("sequence", |value: &Value| -> bool {
         use ValueKind::{Map, Seq, String, Undefined};
         matches!(value.kind(), Seq | String | Map | Undefined)
@@ -112,7 +112,7 @@ pub(super) fn roomy(env: &Environment<'static>, messages: usize) -> Option<Envir
     })
 }
 
-/// The filters that return generators in Jinja: these have no length, are always true, and are not JSON.
+/// The filters that return generators in Jinja: these have no length, are always true, and cannot be written as JSON.
 fn generators(env: &mut Environment<'static>) {
     use minijinja::filters;
     fn lazy(values: Vec<Value>) -> Value {
@@ -336,7 +336,7 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-/// Charges for the parts of a text before they are made, where these may be many.
+/// Charges for the parts of a text before they are created, if there may be many.
 fn parts(state: &State, len: usize, count: impl FnOnce() -> usize) -> Result<(), Error> {
     if len < MANY { Ok(()) } else { state.consume_fuel(count() as u64 / 2) }
 }

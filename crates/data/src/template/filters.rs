@@ -5,7 +5,7 @@ use minijinja::value::{ArgType, Kwargs, Rest, Tuple, ValueKind};
 use minijinja::{Environment, Error, State, Value};
 use std::fmt::Write;
 
-/// The filter that stands for `'..' % value` ([`super::rewrite`]).
+/// The filter that replaces `'..' % value` ([`super::rewrite`]).
 pub(super) const PERCENT: &str = "__suasion_percent";
 
 /// MiniJinja's own `format`.
@@ -14,7 +14,7 @@ const PRINTF: &str = "__suasion_printf";
 /// Maximum width of a centred or padded text, in characters.
 const WIDTH: usize = 1 << 20;
 
-/// Adds them to an environment.
+/// Adds the filters and tests to an environment.
 pub(super) fn add(env: &mut Environment<'static>) {
     for name in ["default", "d"] {
         env.add_filter(name, default);
@@ -53,7 +53,7 @@ pub(super) fn add(env: &mut Environment<'static>) {
             None => printf(state, value, &[given]),
         }
     });
-    // Python can call what Jinja's undefined is, only to raise.
+    // In Python, Jinja's undefined is callable (the call raises).
     env.add_test("callable", |value: &Value| -> bool {
         let is_macro = || {
             let keys =
@@ -66,7 +66,7 @@ pub(super) fn add(env: &mut Environment<'static>) {
     });
 }
 
-/// An argument that a template passes by position or by name.
+/// An argument passed by position or by name.
 pub(super) fn argument<'a, T>(given: Option<T>, name: &'a str, kwargs: &'a Kwargs) -> Result<Option<T>, Error>
 where
     Option<T>: ArgType<'a, Output = Option<T>>,
@@ -121,12 +121,12 @@ fn truncate(
 /// `str.center(width, fill)`.
 pub(super) fn center(text: &str, width: usize, fill: &str) -> Result<String, Error> {
     let missing = missing(text, width, fill)?;
-    // As Python rounds.
+    // Rounds as Python does.
     let left = missing / 2 + (missing & width & 1);
     Ok(format!("{}{text}{}", fill.repeat(left), fill.repeat(missing - left)))
 }
 
-/// How many characters a text lacks to have a width.
+/// The number of characters by which a text is shorter than a width.
 fn missing(text: &str, width: usize, fill: &str) -> Result<usize, Error> {
     if width > WIDTH || fill.chars().count() != 1 {
         return Err(bad("a text is padded with one character, to at most a million"));
@@ -162,7 +162,7 @@ fn urlencode(value: &Value) -> Result<String, Error> {
     Ok(pairs.try_iter()?.map(query).collect::<Result<Vec<_>, Error>>()?.join("&"))
 }
 
-/// How many values a format takes.
+/// The number of values that a format takes.
 fn conversions(format: &Value) -> usize {
     let mut rest = format.as_str().unwrap_or_default();
     let mut n = 0;
@@ -188,8 +188,8 @@ fn printf(state: &mut State, format: &Value, args: &[Value]) -> Result<Value, Er
     state.apply_filter(PRINTF, &all)
 }
 
-/// Python's string methods that pad a text, and others that neither MiniJinja nor its `pycompat` has; `None` for all
-/// others.
+/// Python's string methods that pad a text, and others that MiniJinja and its `pycompat` lack; `None` for all
+/// other methods.
 pub(super) fn method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, Error>> {
     let width = || args.first().and_then(Value::as_usize).ok_or_else(|| bad(format!("{name} needs a width")));
     let fill = args.get(1).and_then(Value::as_str).unwrap_or(" ");

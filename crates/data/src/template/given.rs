@@ -1,8 +1,9 @@
-//! What a template is given of a row: content as text or in parts, the arguments of calls as objects or as JSON text.
+//! The form in which a template gets a row: content as text or in parts, the arguments of calls as objects or as
+//! JSON text.
 //!
-//! Templates differ in what they know, and say so nowhere. So the template is asked: the conversation is rendered with a
-//! private mark in each text, in the forms below, and the first form is taken in which every text is rendered, and none
-//! as a list or mapping that is printed.
+//! Templates differ in the forms that they support, and do not declare them. So the form is found by trial: the
+//! conversation is rendered with a private mark in each text, in the forms below, and the first form is used in
+//! which every text is rendered, and none is printed as a list or mapping.
 //!
 //! | content | forms |
 //! |---|---|
@@ -25,7 +26,7 @@ use std::sync::{PoisonError, RwLock};
 /// Maximum number of shapes whose form is remembered.
 const SHAPES: usize = 1024;
 
-/// How the content of a message is given.
+/// The form of a message's content.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Shown {
     AsItIs,
@@ -35,7 +36,7 @@ enum Shown {
 
 use Shown::{AsItIs, Parts, Text};
 
-/// The forms of a conversation: of the model's messages, and of the others.
+/// The forms of a conversation: for the model's messages, and for the others.
 const FORMS: [(Shown, Shown); 5] =
     [(AsItIs, AsItIs), (Parts, Parts), (Text, Text), (Text, Parts), (Parts, Text)];
 
@@ -43,19 +44,19 @@ const FORMS: [(Shown, Shown); 5] =
 #[derive(Debug, Default)]
 pub(super) struct Forms(RwLock<HashMap<Vec<u8>, usize>>);
 
-/// The joined text of content in parts; `None` for other content, and where a part is not text.
+/// The joined text of content in parts; `None` for other content, and if a part is not text.
 fn joined(content: &Value) -> Option<String> {
     let text = |part: &Value| part["text"].as_str().filter(|_| part["type"] == "text").map(str::to_string);
     content.as_array()?.iter().map(text).collect()
 }
 
-/// The arguments of a message's calls.
+/// The arguments of the calls in a message.
 fn arguments(message: &mut Map<String, Value>) -> impl Iterator<Item = &mut Value> {
     let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
     calls.filter_map(|call| call.get_mut("function")?.get_mut("arguments"))
 }
 
-/// A conversation with the content of its messages in a form.
+/// A conversation with the content of its messages in one of the forms.
 fn shown(c: &Conversation, (answers, others): (Shown, Shown)) -> Conversation {
     let mut c = c.clone();
     for message in &mut c.messages {
@@ -73,7 +74,7 @@ fn shown(c: &Conversation, (answers, others): (Shown, Shown)) -> Conversation {
     c
 }
 
-/// A conversation whose calls have objects for the JSON text of their arguments; and these texts. `None` if it has none.
+/// A conversation with objects in place of the JSON texts of call arguments; and these texts. `None` if it has none.
 fn with_objects(c: &Conversation) -> Option<(Conversation, Vec<(String, Value)>)> {
     let has_text = |call: &Value| call["function"]["arguments"].is_string();
     let calls = |m: &Map<String, Value>| {
@@ -95,11 +96,11 @@ fn with_objects(c: &Conversation) -> Option<(Conversation, Vec<(String, Value)>)
 }
 
 impl Setup {
-    /// The conversation as the template takes it.
+    /// The conversation in the form that the template supports.
     pub fn given<'a>(&self, c: &'a Conversation, forms: &Forms) -> Cow<'a, Conversation> {
         let Some((objects, texts)) = with_objects(c) else { return self.content(c, forms) };
         let objects = self.content(&objects, forms).into_owned();
-        // Python prints a mapping as no model should learn to write it: such a template wants the text.
+        // A mapping printed as Python would print it should not be trained on: such a template needs the JSON text.
         let printed = |rendered: &str| {
             texts.iter().any(|(text, object)| {
                 let python = python::str(&context::jinja(object)).unwrap_or_default();
@@ -126,7 +127,7 @@ impl Setup {
         self.template.render_with(&self.variables, c, &messages, false, None).ok()
     }
 
-    /// The conversation with its content in the form that the template takes.
+    /// The conversation with its content in the form that the template supports.
     fn content<'a>(&self, c: &'a Conversation, forms: &Forms) -> Cow<'a, Conversation> {
         let listed = |m: &Map<String, Value>| held(m, "content").is_some_and(Value::is_array);
         if !self.template.compiled(c).parts && !c.messages.iter().any(listed) {
@@ -150,7 +151,7 @@ impl Setup {
         if form == 0 { Cow::Borrowed(c) } else { Cow::Owned(shown(c, FORMS[form])) }
     }
 
-    /// The first of the forms in which most texts are rendered.
+    /// The index of the first form in which most texts are rendered.
     fn form(&self, c: &Conversation) -> usize {
         let all = serde_json::to_string(&c.messages).unwrap_or_default();
         let unused = |plane: &u32| !all.chars().any(|ch| (*plane..plane + PLANE).contains(&(ch as u32)));
@@ -174,8 +175,8 @@ impl Setup {
         best.0
     }
 
-    /// How many of a conversation's texts are rendered, and how many there are; `None` where the template rejects it, or
-    /// prints a part as a mapping.
+    /// The number of a conversation's texts that are rendered, and the number of all; `None` if the template
+    /// rejects it, or prints a part as a mapping.
     fn rendered_texts(&self, c: &Conversation, plane: u32) -> (Option<usize>, usize) {
         let Some(printed) = mark(plane, PLANE as usize - 1) else { return (None, 0) };
         let mut marked = c.clone();
@@ -183,7 +184,7 @@ impl Setup {
         let mut put = |text: &mut String| {
             let core = python::core(text);
             if let Some(mark) = mark(plane, n).filter(|_| !core.is_empty()) {
-                // At both ends, for templates that cut a text.
+                // Marks both ends, for templates that truncate a text.
                 text.insert(core.end, mark);
                 text.insert(core.start, mark);
                 n += 1;
@@ -197,7 +198,7 @@ impl Setup {
                         if let Some(Value::String(text)) = part.get_mut("text") {
                             put(text);
                         }
-                        // Templates that know parts do not print keys that they do not know.
+                        // Templates that support parts do not print unknown keys.
                         part.insert(printed.to_string(), Value::Null);
                     }
                 }

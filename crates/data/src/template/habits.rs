@@ -1,4 +1,4 @@
-//! What a template does with conversations of any kind, found by rendering small ones.
+//! A template's general behaviour, found by rendering small conversations.
 
 use super::compiled::ChatTemplate;
 use super::context::{self, Variables};
@@ -7,25 +7,25 @@ use crate::example::chat::held;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
-/// Roles, each with names that some templates know instead.
+/// Roles, each with other names that some templates use.
 const NAMES: [(&str, &[&str]); 3] = [
     ("assistant", &["model"]),
     ("tool", &["ipython", "observation", "function"]),
     ("developer", &["system"]),
 ];
 
-/// A role that no template knows.
+/// A role that no template supports.
 const UNKNOWN: &str = "kx7q-role";
 
-/// The text of the message in question.
+/// The text of the tested message.
 const PROBE: &str = "kx7q";
 
-/// The habits of a template.
+/// The general behaviour of a template.
 #[derive(Debug, Default)]
 pub(super) struct Habits {
-    /// True if it has a generation prompt; at single places it may be empty.
+    /// True if it has a generation prompt; in some places it may be empty.
     pub prompts: bool,
-    /// Roles that it does not render, with the names under which it does.
+    /// Roles that it does not render, with the names that it does render.
     renames: Vec<(&'static str, &'static str)>,
 }
 
@@ -55,19 +55,19 @@ impl Habits {
             render(messages, false).is_some_and(|text| text.contains(PROBE))
         };
         let rename = |(role, names): (&'static str, &[&'static str])| {
-            // Under a name that means nothing to it too, a template does not know the other name either.
+            // No renaming is needed, or the template renders any role, which shows nothing about the names.
             if renders(role, role) || renders(role, UNKNOWN) {
                 return None;
             }
             names.iter().copied().find(|name| renders(role, name)).map(|name| (role, name))
         };
         let (with, without) = (render(json!([user]), true), render(json!([user]), false));
-        // A template that rejects a lone user's message may still have a generation prompt elsewhere.
+        // A template that rejects a single user message may still have a generation prompt elsewhere.
         let prompts = with != without || with.is_none();
         Habits { prompts, renames: NAMES.into_iter().filter_map(rename).collect() }
     }
 
-    /// A conversation with the names of roles that the template knows.
+    /// A conversation with the role names that the template supports.
     pub fn named<'a>(&self, c: &'a Conversation) -> Cow<'a, Conversation> {
         let other = |message: &Map<String, Value>| {
             let role = held(message, "role")?;

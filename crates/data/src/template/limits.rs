@@ -1,7 +1,8 @@
 //! Limits of a template's source, checked before it is parsed.
 //!
-//! MiniJinja (3.1) bounds the nesting of brackets and blocks, but not chains: `a ~ b ~ ..`, `a.b.c ..`, `not not ..` and `elif`
-//! become a tree as deep as they are long, on which its compiler recurses, and constant operands are joined again at each link.
+//! MiniJinja (3.1) limits the nesting of brackets and blocks, but not chains: `a ~ b ~ ..`, `a.b.c ..`,
+//! `not not ..` and `elif` become a tree as deep as they are long, on which its compiler recurses, and constant operands
+//! are joined again at each link.
 
 use super::rewrite::tag_end;
 use std::io;
@@ -13,7 +14,7 @@ const SOURCE: usize = 1 << 20;
 /// templates have up to about 100.
 const LINKS: usize = 1000;
 
-/// The stack for compiling what is within the limits, in bytes.
+/// The stack size for compiling a source within the limits, in bytes.
 const STACK: usize = 64 << 20;
 
 /// Checks a source. The error says which limit it exceeds.
@@ -47,7 +48,8 @@ pub(super) fn check(source: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The operators, attributes, filters, opening brackets and keywords of an expression, outside of its texts.
+/// The number of operators, attributes, filters, opening brackets and keywords of an expression, outside string
+/// literals.
 fn links(tag: &str) -> usize {
     let (mut links, mut quote, mut word, mut escaped) = (0, None, String::new(), false);
     for c in tag.chars() {

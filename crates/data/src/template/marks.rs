@@ -11,8 +11,7 @@ pub(super) const PLANES: [u32; 2] = [0xF_0000, 0x10_0000];
 
 pub(super) const PLANE: u32 = 0xFFFD;
 
-/// Candidates for a placeholder of a field's white space; the first that the conversation does not use is
-/// taken.
+/// Candidates for a placeholder of a field's white space; the first that the conversation does not contain is used.
 pub(super) const SPACES: [char; 6] = ['\u{2003}', '\u{2002}', '\u{2001}', '\u{2004}', '\u{2005}', '\u{3000}'];
 
 /// Which fields get marks. A template that inspects the first or last characters of a field may need fewer
@@ -88,7 +87,7 @@ impl Marks {
         self.own[i].iter().map(|&at| &self.falls[at])
     }
 
-    /// The places of the texts of message `i`'s reasoning or content that are marked at both ends.
+    /// The ranges of those texts of message `i`'s reasoning or content that are marked at both ends.
     pub fn spans_of(&self, i: usize, reasoning: bool) -> impl Iterator<Item = Range<usize>> {
         let own = move |f: &&Fall| {
             let field = &self.fields[f.field];
@@ -193,11 +192,11 @@ pub(super) struct Wrap {
     pub reasoning: bool,
     /// True to add opening marks, too.
     pub open: bool,
-    /// True to mark a thought in the text, and what follows it, by themselves: a template may take them apart.
+    /// True to mark a thought in the text, and the text after it, separately: a template may split them.
     pub thoughts: bool,
 }
 
-/// A text with a thought in it: the tag at its start, the thought with the tag at its end, and what follows.
+/// The parts of a text with a thought: the tag at its start, the thought with the closing tag, and the rest.
 fn thought(text: &str) -> Option<[&str; 3]> {
     let start = if text.starts_with("<think>") { "<think>".len() } else { 0 };
     let end = start + text[start..].find("</think>")?;

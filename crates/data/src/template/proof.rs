@@ -14,8 +14,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The number of answers whose prompt is rendered with all messages before it, apart from the last one. Beyond these a
-/// few messages before an answer have to do ([`Proof::window`]), so that the work grows with the conversation only.
+/// The number of answers, apart from the last one, whose prompt is rendered with all messages before it. For
+/// further answers a few messages before the answer must suffice ([`Proof::window`]), so that the work is linear
+/// in the conversation's length.
 const NEAR: usize = 128;
 
 /// The number of messages before an answer that are rendered for it beyond [`NEAR`].
@@ -34,7 +35,7 @@ pub struct Chat {
     pub findings: Vec<Finding>,
 }
 
-/// What is common to the proofs of all rows of a source.
+/// The part of the proofs that is common to all rows of a source.
 #[derive(Debug)]
 pub(super) struct Setup {
     pub template: Arc<ChatTemplate>,
@@ -75,7 +76,8 @@ pub(super) struct Evidence {
     pub prefixes: BTreeMap<(usize, bool), Option<String>>,
     /// The rendering with marks around the `{% generation %}` blocks, and the marks.
     pub marked: Option<(String, (char, char))>,
-    /// True if the proof rests on other renderings, which are not kept: with a substituted content, or of some messages.
+    /// True if the proof uses other renderings, which are not kept: with substituted content, or of a window of
+    /// the messages.
     pub others: bool,
 }
 
@@ -91,14 +93,14 @@ pub(super) struct Proof<'a> {
     pub id: RowId,
     pub evidence: RefCell<Evidence>,
     pub findings: Vec<Finding>,
-    /// In a long conversation, the last answer that is near its start, and the last one of all.
+    /// In a long conversation, the last answer near its start, and the last answer of all.
     pub near: Option<(usize, usize)>,
 }
 
-/// A response, as found.
+/// A response that was found.
 pub(super) struct Turn {
     pub message: usize,
-    /// The byte at which its text starts, of which the generation prompt may give the beginning.
+    /// The byte at which its text starts; the generation prompt may contain the beginning of that text.
     pub from: usize,
     pub start: usize,
     pub end: usize,
@@ -110,7 +112,7 @@ impl Proof<'_> {
         Error::row(self.id.clone(), message, HELP)
     }
 
-    /// Adds a finding about answer `i`, if that is learned.
+    /// Adds a finding about answer `i`, if it is supervised.
     pub fn find(&mut self, i: usize, code: Code, message: String) {
         if self.weight(i).is_some_and(|w| w > 0.0) {
             self.findings.push(Finding::new(self.id.row, code, message));
@@ -143,8 +145,8 @@ impl Proof<'_> {
         self.near.is_some_and(|(first, last)| n > first && n < last)
     }
 
-    /// Some of the messages before message `i`, as the ends of two ranges: the system messages at the start, and the
-    /// last ones from a user's on. Where no user's is near, the last user's message comes before the last ones.
+    /// The indices of some of the messages before message `i`: the system messages at the start, and the last
+    /// messages, starting with a user's. If no user message is near, the last one is placed before them.
     pub fn window(&self, i: usize) -> Vec<usize> {
         let head = self.messages.iter().take_while(|m| role(m) == "system").count();
         let user = |at: &usize| role(&self.messages[*at]) == "user";
@@ -154,7 +156,7 @@ impl Proof<'_> {
         match start {
             Some(start) => window.extend(start..i),
             None => {
-                // From an answer on, after the user's message that it answers.
+                // The last user message, then the last messages from an answer on.
                 window.extend((head..from).rev().find(user));
                 window.extend((from..i).find(|at| is_assistant(&self.messages[*at])).unwrap_or(from)..i);
             }
@@ -172,7 +174,7 @@ impl Proof<'_> {
         known.or_insert_with(|| self.render(&self.plain[..n], generation).ok()).clone()
     }
 
-    /// The rendering of messages of which one has a substituted content.
+    /// The rendering of messages, one of which has substituted content.
     pub fn reworded(&self, messages: &[minijinja::Value]) -> Result<String, TemplateError> {
         self.evidence.borrow_mut().others = true;
         self.render(messages, false)
@@ -195,7 +197,7 @@ pub(super) fn is_assistant(message: &Value) -> bool {
     is_assistant_role(&message["role"])
 }
 
-/// As [`is_assistant`], of the role alone.
+/// As [`is_assistant`], for the role alone.
 pub(super) fn is_assistant_role(role: &Value) -> bool {
     matches!(role.as_str(), Some("assistant" | "model"))
 }

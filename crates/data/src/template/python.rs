@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Maximum nesting of a value; a deeper one is an error.
 const DEPTH: usize = 100;
 
-/// The error of an operation that Python or Jinja refuses, or that is beyond a limit.
+/// The error of an operation that Python or Jinja refuses, or that exceeds a limit.
 pub(super) fn bad(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
@@ -20,7 +20,7 @@ pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// The range of a text without the white space at its ends: what `str.strip()` leaves.
+/// The range of a text without the white space at its ends: the result of `str.strip()`.
 pub(super) fn core(text: &str) -> Range<usize> {
     let rest = strip(text, None, true, false);
     let start = text.len() - rest.len();
@@ -184,7 +184,7 @@ impl Object for Digits {
     }
 }
 
-/// A number by its text: an integer of any size, `NaN`, `Infinity` or `-Infinity`.
+/// A number given as text: an integer of any size, `NaN`, `Infinity` or `-Infinity`.
 pub(super) fn beyond(text: &str) -> Value {
     match text {
         "NaN" => f64::NAN.into(),

@@ -29,7 +29,7 @@ pub struct ChatRenderer {
 }
 
 impl ChatRenderer {
-    /// A renderer for a source. Without a date in the options all rows get the date of today.
+    /// A renderer for a source. Without a date in the options, today's date is used for all rows.
     pub fn new(
         template: impl Into<Arc<ChatTemplate>>,
         policy: impl Into<Arc<Policy>>,
@@ -90,7 +90,7 @@ impl ChatRenderer {
         self.proof(id, &self.setup.given(c, &self.forms))
     }
 
-    /// The proof of a conversation as the template takes it.
+    /// The proof for a conversation in the form that the template supports.
     fn proof(&self, id: RowId, c: &Conversation) -> Result<Chat> {
         let (messages, text) = self.setup.plain(&id, c)?;
         prove(&self.setup, id, c, messages, text)

@@ -5,12 +5,12 @@ use super::engine::{GENERATION, ITER};
 use super::filters::PERCENT;
 use std::borrow::Cow;
 
-/// Rewrites `{% generation %}` blocks to blocks that MiniJinja knows. In transformers they are call blocks
-/// with their own scope, hence the `with` inside. The dashes of the tags, which control white space, stay in
-/// place.
+/// Rewrites `{% generation %}` blocks to blocks that MiniJinja supports. In transformers they are call blocks with
+/// their own scope, hence the `with` inside. The dashes of the tags, which control white space, stay in place.
 ///
-/// `count`: operators are charged for what they look at. Returns the source, whether it has such blocks, and whether the template might read their output: it might
-/// if it captures output in a variable, a macro, a filter or a recursive loop.
+/// `count`: operators are charged for their operands. Returns the source, whether it has such blocks, and whether
+/// the template might read their output: it might if it captures output in a variable, a macro, a filter or a
+/// recursive loop.
 pub(super) fn rewrite_generation(source: &str, count: bool) -> (String, bool, bool) {
     // Jinja normalises line ends.
     let source = &source.replace("\r\n", "\n").replace('\r', "\n");
@@ -80,7 +80,7 @@ fn prepared(tag: &str, count: bool) -> Cow<'_, str> {
     if count { Cow::Owned(counted(tag)) } else { Cow::Borrowed(tag) }
 }
 
-/// A tag in which `'..' % value` is a filter, since MiniJinja's `%` knows numbers only.
+/// A tag with `'..' % value` replaced by a filter, since MiniJinja's `%` only supports numbers.
 fn formatted(tag: &str) -> Cow<'_, str> {
     let mut out = String::new();
     let mut copied = 0;
@@ -128,7 +128,7 @@ fn iterated(tag: &str) -> Option<&str> {
     (!xs.is_empty() && xs.chars().all(plain)).then_some(&tag[tag.len() - xs.len()..])
 }
 
-/// The end of a tag, ignoring the text of strings.
+/// The end of a tag, ignoring string literals.
 pub(super) fn tag_end(text: &str, close: &str) -> usize {
     let mut quote = None;
     let mut escaped = false;

@@ -1,9 +1,9 @@
 //! Reuses a proof for all conversations of the same shape.
 //!
-//! The *shape* of a conversation is everything but the text of its strings: roles, keys, weights, which
-//! strings are blank, and which start or end in white space. A *specimen* has that shape and one private
-//! character for each string. The proof for the specimen is the *plan* of the shape: literal pieces,
-//! references to strings, and the spans over these.
+//! The *shape* of a conversation is everything except the text of its strings: roles, keys, weights, which strings
+//! are blank, and which start or end in white space. A *specimen* has that shape and one private character for
+//! each string. The proof for the specimen is the *plan* of the shape: literal pieces, references to strings, and
+//! the spans over these.
 //!
 //! A row gets the spans of the plan if every rendering that the specimen's proof relies on, made for the row,
 //! is byte for byte that of the specimen with the row's strings substituted: the whole conversation; the
@@ -111,8 +111,9 @@ pub(super) struct Plan {
     /// The rendering with marks around the `{% generation %}` blocks, and the marks.
     marked: Option<(Pieces, (char, char))>,
     prefixes: Vec<Prefix>,
-    /// What the model is given before answers where that is no prefix of the whole: the number of pieces in common, and
-    /// the remaining ones. A row's may be one, if its answer begins with what the generation prompt opens.
+    /// The model's input before an answer, if it is not a prefix of the whole: the number of pieces in common, and
+    /// the remaining ones. It can be a prefix for a row whose answer begins with the text that the generation
+    /// prompt opens.
     unequal: Vec<(usize, Pieces)>,
     spans: Vec<(Range<Place>, Origin, f32)>,
     findings: Vec<Finding>,
@@ -310,10 +311,10 @@ impl Pieces {
 }
 
 impl Plan {
-    /// Makes a plan of the spans and renderings of a specimen. `blind`: no other rendering than the whole need be made
-    /// for a row.
+    /// Makes a plan from the spans and renderings of a specimen. `blind`: no rendering other than the whole is
+    /// needed for a row.
     fn new(chat: Chat, evidence: Evidence, blind: bool) -> Option<Plan> {
-        // Renderings that are not kept are not repeated for rows.
+        // Renderings that are not kept cannot be repeated for rows.
         if evidence.others && !blind {
             return None;
         }

@@ -1,4 +1,4 @@
-//! What only the inside can see: how often a template is rendered.
+//! Tests that need internals: how often a template is rendered.
 
 use super::compiled::{MESSAGES_RENDERED, RENDERINGS};
 use super::watch::Active;
@@ -43,7 +43,7 @@ fn renderings(work: impl FnOnce()) -> usize {
 #[test]
 fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
     let chats = renderer(CHATML, "<|im_end|>");
-    // The text, the marks, and what the model is given before each answer.
+    // The text, the marks, and the model's input before each answer.
     let long = conversation(200, "turn");
     assert_eq!(renderings(|| drop(chats.prove(id(), &long).unwrap())), 2 + 100);
     assert_eq!(renderings(|| drop(chats.spans(id(), &long).unwrap())), 1 + 2 + 100);
@@ -51,19 +51,19 @@ fn a_known_shape_costs_one_rendering_and_a_proof_one_for_each_answer() {
         let long = conversation(200, text);
         assert_eq!(renderings(|| drop(chats.spans(id(), &long).unwrap())), 1, "{text}");
     }
-    // White space at an end is another shape; and so is a number of messages.
+    // White space at an end makes a different shape; so does another number of messages.
     assert!(renderings(|| drop(chats.spans(id(), &conversation(200, " x")).unwrap())) > 1);
     assert!(renderings(|| drop(chats.spans(id(), &conversation(198, "x")).unwrap())) > 1);
 }
 
-/// The bytes of the messages that are rendered for one conversation of so many turns.
+/// The number of messages that are rendered for one conversation with this many turns.
 fn rendered_messages(template: &str, turns: usize) -> usize {
     let chats = renderer(template, "<|im_end|>");
     let c = conversation(turns, "turn");
     let before = MESSAGES_RENDERED.get();
     let chat = chats.spans(id(), &c).unwrap();
     let work = MESSAGES_RENDERED.get() - before;
-    // Every answer is found, to the byte, whether it is near or far.
+    // Every answer is found exactly, whether it is near or far.
     let answers: Vec<String> = chat.rendered.response().map(str::to_string).collect();
     let wanted = (0..turns).filter(|i| i % 2 == 1).map(|i| format!("turn {i}"));
     assert_eq!(answers, wanted.collect::<Vec<_>>());
@@ -71,7 +71,7 @@ fn rendered_messages(template: &str, turns: usize) -> usize {
     work
 }
 
-/// As Qwen3: it looks back from the end for the last user's message.
+/// As in Qwen3: it searches backwards for the last user message.
 const LOOKS_BACK: &str = "{% set ns = namespace(last=-1) %}{% for m in messages[::-1] %}{% if ns.last < 0 and m.role == 'user' \
     and not m.content.startswith('<r>') %}{% set ns.last = messages | length - loop.index %}{% endif %}{% endfor %}\
     {% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.index0 > ns.last and m.thinking %}\
@@ -82,7 +82,7 @@ const LOOKS_BACK: &str = "{% set ns = namespace(last=-1) %}{% for m in messages[
 fn the_work_of_a_conversation_grows_with_its_length() {
     for template in [CHATML, LOOKS_BACK] {
         let of = [500, 1000, 2000, 4000].map(|turns| rendered_messages(template, turns) as f64);
-        // Twice the conversation is twice the work, and a little.
+        // For twice the conversation, little more than twice the work.
         for pair in of.windows(2) {
             assert!(pair[1] < 2.2 * pair[0], "{of:?}");
         }
@@ -110,7 +110,7 @@ fn rows_of_a_template_that_inspects_texts_are_proved_on_their_own() {
     let chats = renderer(source, "</s>");
     let plain = conversation(2, "text");
     chats.spans(id(), &plain).unwrap();
-    // The text, and the prompt of the answer: the template may inspect the texts in that, too.
+    // The text, and the prompt of the answer: the template may inspect the texts in it, too.
     assert_eq!(renderings(|| drop(chats.spans(id(), &plain).unwrap())), 2);
     let secret = conversation(2, "a secret");
     let chat = chats.spans(id(), &secret).unwrap();
@@ -133,13 +133,13 @@ fn looks_count_while_one_rendering_goes_on() {
     drop(first);
     assert_eq!([(); 2].map(|()| look()), [2, 3]);
     drop(second);
-    // Renderings that begin and end between the looks are not one long one.
+    // Renderings that begin and end between two calls of `look` do not count as one long rendering.
     for _ in 0..100 {
         drop(active.begin());
         let _now = active.begin();
         assert_eq!(look(), 0);
     }
-    // Those of other templates are not seen, and more at a time than there is room for do no harm.
+    // Renderings of other templates are not seen, and more concurrent ones than slots do no harm.
     let other = Active::new();
     let _other = other.begin();
     assert_eq!([(); 2].map(|()| look()), [0, 0]);
@@ -183,7 +183,7 @@ fn sources_that_would_overflow_the_stack_are_refused_or_compiled() {
     ];
     for (open, link, close) in kinds {
         for n in [100, 450, 100_000] {
-            // Whatever comes of it, it is a result; and the longest is an error.
+            // It must not crash, and the longest chain must be an error.
             let made = ChatTemplate::new(&chain(open, link, n, close), None, None);
             assert!(made.is_err() || n < 100_000, "{open}{link}");
             if n == 450 && close.ends_with("}") && !close.contains(']') && !link.contains('{') {
@@ -196,7 +196,7 @@ fn sources_that_would_overflow_the_stack_are_refused_or_compiled() {
     let error =
         ChatTemplate::new(&format!("a\n{}", chain("{{ a", " ~ a", 5000, " }}")), None, None).unwrap_err();
     assert!(error.to_string().contains("more than 1000 operators in one tag (line 2)"), "{error}");
-    // What is in texts and lists does not count.
+    // The content of string literals and lists does not count.
     for fine in [
         chain("{{ '", "+ not . (", 5000, "' }}"),
         chain("{{ [1", ", 'a.b'", 5000, "] | length }}"),

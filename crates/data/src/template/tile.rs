@@ -1,4 +1,4 @@
-//! Makes proven responses and prompts into spans that tile the text.
+//! Turns proven responses and prompts into spans that tile the text.
 
 use super::marks::Marks;
 use super::proof::{Chat, Proof, Turn, is_assistant, role};

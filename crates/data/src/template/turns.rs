@@ -102,7 +102,7 @@ impl Proof<'_> {
         }
     }
 
-    /// True if a prompt between answer `i` and the next may contain a stop token, or part of one at an end.
+    /// True if a prompt between answer `i` and the next may contain a stop token, or a part of one at an end.
     fn stop_follows(&self, i: usize, stops: &Stops) -> bool {
         fn types(value: &Value, stop: &str) -> bool {
             let part = |text: &str| {
@@ -156,8 +156,8 @@ impl Proof<'_> {
         self.text[mark_end..].starts_with(tail).then_some(mark_end + tail.len())
     }
 
-    /// Where any answer would start in the place of message `i`: the rendering with a substituted content is
-    /// the same up to that content.
+    /// The byte at which any answer in place of message `i` would start: the rendering with substituted content is
+    /// equal up to that content.
     fn other_start(&self, i: usize) -> Option<usize> {
         let substitute = mark(self.plane, 0)?;
         let mut message = Map::new();
@@ -187,15 +187,15 @@ impl Proof<'_> {
         other().unwrap_or(false)
     }
 
-    /// The length of what the model is given before the answer of message `i`, if the conversation starts with it.
+    /// The length of the model's input before the answer of message `i`, if the conversation starts with it.
     pub fn given(&self, i: usize) -> Option<usize> {
         let with = self.prefix(i, true)?;
         (!with.is_empty() && self.text.starts_with(&with)).then_some(with.len())
     }
 
-    /// Reports an answer before which the model will be given something else (G001).
+    /// Reports an answer before which the model will get a different input at inference (G001).
     fn find_unprompted(&mut self, turns: &[Turn]) {
-        // Nothing is given before the first message.
+        // There is no input before the first message.
         let mut learned = turns.iter().map(|turn| turn.message).filter(|i| *i > 0);
         let unprompted = |i: &usize| {
             self.weight(*i).is_some_and(|w| w > 0.0) && !self.is_far(*i) && self.given(*i).is_none()
@@ -211,8 +211,8 @@ impl Proof<'_> {
         self.find(i, Code::G001, message);
     }
 
-    /// The start of the answer of message `i`, which is the end of its generation prompt. `own`: its first
-    /// mark. `None` if there is nothing to learn.
+    /// The start of the answer of message `i`, which is the end of its generation prompt. `own`: its first mark.
+    /// `None` if there is nothing to supervise.
     ///
     /// Each of these is a proof: the bytes before the start are those that the model sees at inference (from
     /// the start of the text, or from the last mark before it); or they are the same before any other answer;
@@ -231,7 +231,7 @@ impl Proof<'_> {
         let with = self.prefix(i, true).unwrap_or_default();
         let prompted = || self.setup.habits.prompts || with != self.prefix(i, false).unwrap_or_default();
         let whole = self.given(i).filter(|at| *at >= cursor);
-        // What the model is given may be the beginning of what the answer says.
+        // The generation prompt may contain the beginning of the answer's text.
         if let Some(at) = whole.filter(|at| !inside(at) && prompted()) {
             return Ok(Some(at));
         }
@@ -437,7 +437,7 @@ impl Proof<'_> {
                 turns.push(Turn { message, from, start: from, end, stop: None });
             }
         }
-        // Where marks changed the rendering, an answer that is not there has nothing in its blocks.
+        // If marks changed the rendering, an answer without text in it has nothing in its blocks.
         let missing = |i: &usize| match marks {
             Some(marks) => marks.of(*i).next().is_none(),
             None => turns.iter().all(|t| t.message != *i || self.text[t.start..t.end].trim().is_empty()),
@@ -457,9 +457,8 @@ impl Proof<'_> {
         Ok(turns)
     }
 
-    /// The message of a block without any message's text in it, after the block of message `last`: that
-    /// message again (a block for its EOS) or the next answer. The choice matters only if their weights
-    /// differ.
+    /// The message of a block without text of any message, after the block of message `last`: that message again
+    /// (a block for its EOS) or the next answer. The choice matters only if their weights differ.
     fn message_of_block(&self, answers: &[usize], last: Option<usize>) -> Result<usize> {
         let next = answers.iter().copied().find(|i| last.is_none_or(|last| *i > last));
         match (last, next) {
@@ -484,7 +483,7 @@ impl Proof<'_> {
     }
 }
 
-/// The first byte at which two texts differ, with the text there, for messages.
+/// The first byte at which two texts differ, and the text there, for messages.
 fn difference(a: &str, b: &str) -> String {
     let at = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     let show = |text: &str| {

@@ -1,4 +1,4 @@
-//! Messages of which a template renders nothing.
+//! Messages that a template does not render.
 
 use super::context;
 use super::marks::{Marks, mark};
@@ -7,17 +7,19 @@ use super::python;
 use crate::{Code, Finding, Result};
 use serde_json::Value;
 
-/// The most messages that are looked at closely: each costs a rendering.
+/// The maximal number of messages that are examined: each costs a rendering.
 const CLOSELY: usize = 16;
 
 impl Proof<'_> {
-    /// Finds the messages whose content or tool calls are nowhere in the rendering (C002). One without a mark, or
-    /// without its text, is rendered again with another content: if that changes nothing, no token stands for it.
+    /// Finds the messages whose content or tool calls are missing from the rendering (C002). A message without a
+    /// mark, or without its text, is rendered again with other content: if that changes nothing, no token
+    /// represents it.
     ///
     /// # Errors
     /// [`Error::Row`](crate::Error::Row) if it is an answer.
     pub fn find_vanished(&mut self, marks: Option<&Marks>) -> Result<()> {
-        // Of each message's content and its tool calls: whether they have marks, and whether any is in the rendering.
+        // For each message's content and tool calls: whether they have marks, and whether any of these is in the
+        // rendering.
         let (mut marked, mut rendered) =
             (vec![[false; 2]; self.messages.len()], vec![[false; 2]; self.messages.len()]);
         if let Some(marks) = marks {
@@ -37,7 +39,7 @@ impl Proof<'_> {
                 let mut texts = Vec::new();
                 strings(&message[key], &mut texts);
                 let shown = || texts.iter().all(|text| self.text.contains(text));
-                // Content beside tool calls may be dropped: the answer is there.
+                // Content beside tool calls may be dropped: the answer is still present.
                 let called = tool == 0 && rendered[i][1];
                 let fine =
                     called || if marked[i][tool] { rendered[i][tool] } else { texts.is_empty() || shown() };
@@ -74,7 +76,7 @@ impl Proof<'_> {
         let other = other.to_string();
         let mut message = self.messages[i].clone();
         match &mut message[key] {
-            // A template may write a call's name or its arguments only.
+            // A template may write only the name or the arguments of a call.
             Value::Array(calls) if key == "tool_calls" => calls.iter_mut().for_each(|call| {
                 let function = if call.get("function").is_some() { &mut call["function"] } else { call };
                 function["name"] = other.as_str().into();
@@ -88,7 +90,7 @@ impl Proof<'_> {
     }
 }
 
-/// The keys of parts and calls that are not their text.
+/// False for the keys of parts and calls whose values are not text.
 fn is_text(key: &str) -> bool {
     !matches!(key, "type" | "id" | "role")
 }
@@ -108,7 +110,7 @@ fn strings<'a>(value: &'a Value, out: &mut Vec<&'a str>) {
     }
 }
 
-/// Puts another text in the place of each of these strings.
+/// Replaces each of these strings by another text.
 fn reword(value: &mut Value, other: &str) {
     match value {
         Value::String(text) if !python::core(text).is_empty() => *text = other.to_string(),

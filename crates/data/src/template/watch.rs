@@ -1,17 +1,17 @@
-//! How long renderings are at it.
+//! Measures how long renderings are running.
 //!
-//! Templates are bounded by work: fuel per instruction and per byte of text. One thing escapes that count: a list
-//! that is doubled some forty times is copied by MiniJinja (3.1) in one instruction. Nothing in a process can stop a
-//! thread that is at it, so the program has to look after itself: [`RenderingWatch`] tells it when.
+//! Templates are bounded by work: fuel per instruction and per byte of text. One case is not counted: a list that
+//! is doubled some forty times is copied by MiniJinja (3.1) in one instruction. A process cannot stop such a
+//! thread, so the program has to stop itself: [`RenderingWatch`] tells it when.
 
 use std::array;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The renderings of a template that are watched at one time; further ones are not.
+/// The maximal number of a template's renderings that are watched at a time.
 const SLOTS: usize = 64;
 
-/// The renderings of one template that are going on.
+/// The running renderings of one template.
 #[derive(Debug)]
 pub(super) struct Active([AtomicU64; SLOTS]);
 
@@ -24,9 +24,9 @@ impl Active {
         Arc::new(Active(array::from_fn(|_| AtomicU64::new(0))))
     }
 
-    /// Notes that a rendering begins. A slot's number is odd while one goes on in it.
+    /// Records the start of a rendering. A slot's number is odd while a rendering runs in it.
     pub fn begin(&self) -> Watched<'_> {
-        // Threads start at different slots, so that they seldom meet.
+        // Threads start at different slots, to avoid contention.
         let first = HERE.with(|here| std::ptr::from_ref(here) as usize) / 64;
         let mut slots = (0..SLOTS).map(|i| &self.0[(first + i) % SLOTS]);
         Watched(slots.find(|slot| {
@@ -36,7 +36,7 @@ impl Active {
     }
 }
 
-/// Lasts as long as a rendering.
+/// Lives as long as a rendering.
 pub(super) struct Watched<'a>(Option<&'a AtomicU64>);
 
 impl Drop for Watched<'_> {
@@ -47,14 +47,15 @@ impl Drop for Watched<'_> {
     }
 }
 
-/// Counts for how many looks in a row one and the same rendering of a template is going on, over all threads.
+/// Counts for how many consecutive calls of `look` the same rendering of a template has been running, over all
+/// threads.
 ///
-/// Whoever looks at even intervals has a clock that stands still while the process does: a program that is stopped, or
-/// whose machine sleeps, has no rendering that takes long.
+/// If `look` is called at regular intervals, this is a clock that stops while the process does: a program that is
+/// suspended, or whose machine sleeps, has no long rendering.
 #[derive(Debug)]
 pub struct RenderingWatch {
     active: Arc<Active>,
-    /// For each slot: its number at the last look, and at how many looks before it was the same.
+    /// For each slot: its number at the last look, and the number of earlier looks with the same number.
     seen: [(u64, u32); SLOTS],
 }
 
@@ -63,13 +64,13 @@ impl RenderingWatch {
         RenderingWatch { active, seen: [(0, 0); SLOTS] }
     }
 
-    /// True where the template is gone: nothing can be rendered with it any more.
+    /// True if the template was dropped: no rendering can start any more.
     pub fn is_over(&self) -> bool {
         Arc::strong_count(&self.active) == 1
     }
 
-    /// Looks once. At how many looks before this one the rendering was going on that has been for the longest; zero
-    /// where there is none, or none that was there at the last look.
+    /// Looks once. Returns the number of earlier looks at which the longest running rendering was already running;
+    /// zero if there is none, or none that was running at the last look.
     pub fn look(&mut self) -> u32 {
         for ((before, looks), slot) in self.seen.iter_mut().zip(&self.active.0) {
             let now = slot.load(Ordering::Relaxed);

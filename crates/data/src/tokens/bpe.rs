@@ -1,10 +1,9 @@
 //! Byte-level BPE.
 //!
-//! This model does what the library's does, faster: it is read in one pass over the file (the library first
-//! builds a tree of JSON values), keeps all tokens in one string, and works on bytes. It supports only what
-//! it reproduces exactly: byte-level vocabularies with every byte, without dropout, unknown token, and
-//! prefixes or suffixes of words. Deserialising any other model fails, and the caller uses the library's
-//! model.
+//! This model gives the same results as the library's, faster: it is read in one pass over the file (the library
+//! first builds a tree of JSON values), keeps all tokens in one string, and works on bytes. It supports only what
+//! it reproduces exactly: byte-level vocabularies with every byte, without dropout, unknown token, and prefixes or
+//! suffixes of words. Deserialising any other model fails, and the caller uses the library's model.
 
 mod read;
 
@@ -14,7 +13,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::hash::BuildHasher;
 
-/// Pieces of more bytes are merged with a queue: scanning all pairs for each merge is quadratic.
+/// Longer pieces, in bytes, are merged with a queue: scanning all pairs for each merge is quadratic.
 const LONG: usize = 96;
 
 /// A vocabulary with its merges.
@@ -24,7 +23,7 @@ pub(super) struct Bpe {
     merges: HashMap<(u32, u32), Merge>,
     /// The id of each byte that occurs in UTF-8.
     bytes: [u32; 256],
-    /// True if a piece that is a token becomes that token whatever the merges.
+    /// True if a piece that is a token becomes that token regardless of the merges.
     ignore_merges: bool,
     /// Identifies the vocabulary in the caches of threads.
     number: u64,

@@ -1,4 +1,4 @@
-//! Changes of a model's tokenizer: new tokens, other special tokens, another chat template.
+//! Changes to a model's tokenizer: new tokens, other special tokens, another chat template.
 
 use super::files::FolderFiles;
 use super::model::{self, Inner};
@@ -10,11 +10,11 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 use tokenizers::AddedToken;
 
-/// What a run changes in its model's tokenizer. The folder itself stays as it is: the run's model gets the changed
+/// A run's changes to its model's tokenizer. The folder itself is unchanged: the run's model gets the changed
 /// files ([`FolderFiles::changed`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Tokens to add, in order: texts that are cut out of any text as one token. With `true` they are special ones, which
+    /// Tokens to add, in order: texts that are matched as one token anywhere. Those with `true` are special: they
     /// structure a text, are left out of decoded text, and are matched before normalisation.
     pub tokens: Vec<(String, bool)>,
     /// The token that ends a text (`eos_token`).
@@ -23,12 +23,12 @@ pub struct Changes {
     pub pad: Option<String>,
     /// The chat template, in Jinja.
     pub template: Option<String>,
-    /// Tokens that another model has added to its vocabulary: those that this one has in any way are not added.
+    /// Tokens that another model has added to its vocabulary; those that this vocabulary already has are not added.
     pub cloned: Vec<(String, bool)>,
 }
 
 impl Changes {
-    /// The files of a folder with these changes. Applied to files that have them already, they change nothing.
+    /// The files of a folder with these changes. Applying them to files that already have them changes nothing.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] for a folder without a tokenizer, for a token without text, and for an EOS or padding token that
@@ -61,11 +61,11 @@ impl Changes {
         Ok(files)
     }
 
-    /// Takes the chat template of another model's folder, the tokens that it has added to its vocabulary, and its EOS, as
-    /// `clone_chat_template` of TRL does.
+    /// Takes over the chat template of another model's folder, its added tokens and its EOS, as TRL's
+    /// `clone_chat_template` does.
     ///
     /// # Errors
-    /// Where the folder has no template, or one of its own for tools.
+    /// If the folder has no template, or a separate one for tools.
     pub fn clone_template(&mut self, dir: &Path) -> Result<()> {
         let fail = |message: &str| {
             Err(Error::Source {
@@ -89,7 +89,7 @@ impl Changes {
         Ok(())
     }
 
-    /// Adds the tokens; false where all are there.
+    /// Adds the tokens; false if all exist.
     fn add(&self, inner: &mut Inner) -> Result<bool, String> {
         let known = inner.get_added_tokens_decoder();
         let mut new: Vec<AddedToken> = Vec::new();
@@ -144,7 +144,7 @@ fn write_tokens(files: &mut FolderFiles, json: &[u8], inner: &Inner) -> Result<(
     Ok(())
 }
 
-/// Names a special token in every file that does, and its id where models are told of it.
+/// Sets a special token in every file that names it, and its id in the files that give ids.
 fn name_token(files: &mut FolderFiles, name: &str, token: &str, id: u32) -> Result<()> {
     let of = |file: Option<Value>| match file {
         Some(Value::Object(map)) => Some(map),
@@ -164,14 +164,14 @@ fn name_token(files: &mut FolderFiles, name: &str, token: &str, id: u32) -> Resu
     let key = format!("{name}_id");
     for file in ["config.json", "generation_config.json"] {
         let Some(mut config) = of(files.json(file)?) else { continue };
-        // A multimodal configuration has that of its language model inside.
+        // A multimodal configuration contains that of its language model.
         let text = config.get("text_config").is_some_and(Value::is_object);
         let place = match config.get_mut("text_config").and_then(Value::as_object_mut).filter(|_| text) {
             Some(inside) => inside.entry(key.as_str()).or_insert(Value::Null),
             None => config.entry(key.as_str()).or_insert(Value::Null),
         };
         let id = json!(id);
-        // Others end a generation too.
+        // Other ids end a generation too.
         let others = match &place {
             Value::Array(ids) if file == "generation_config.json" => ids.clone(),
             Value::Array(ids) if ids.contains(&id) => continue,
@@ -190,7 +190,7 @@ fn name_token(files: &mut FolderFiles, name: &str, token: &str, id: u32) -> Resu
     Ok(())
 }
 
-/// True for a token's text, and for an object that has it.
+/// True for the text of a token, and for an object with that text.
 fn is_token(value: Option<&Value>, token: &str) -> bool {
     value.is_some_and(|value| *value == *token || value["content"] == *token)
 }

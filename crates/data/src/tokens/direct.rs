@@ -8,8 +8,7 @@ use super::raw::RawTokens;
 use tokenizers::NormalizerWrapper;
 use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
-/// The stages of a byte-level BPE tokenizer that inserts no prefix: the start of a stretch of text makes no
-/// difference.
+/// The stages of a byte-level BPE tokenizer that inserts no prefix, so the start of a stretch of text is not special.
 pub(super) struct Direct {
     pretokeniser: Pretokeniser,
     /// True if each digit is a piece; the text between digits is then split separately.
@@ -31,8 +30,7 @@ impl Direct {
         };
         let (pretokeniser, digits_apart) = Pretokeniser::of(inner.get_pre_tokenizer()?)?;
         let vocabulary = inner.get_added_vocabulary();
-        // `Vocabulary::Content` skips tokens that were declared special at any time, and those that are
-        // structural here.
+        // `Vocabulary::Content` skips tokens that were ever declared special, and those that are structural here.
         let structural = |content: &str| vocabulary.is_special_token(content) || is_structural(content);
         let tokens =
             |normalized: bool| AddedTokens::new(vocabulary, inner.get_normalizer(), normalized, structural);
@@ -113,8 +111,8 @@ mod tests {
         normalized.get().to_string()
     }
 
-    /// The normalizer changes no character that passes the check, neither alone nor after letters that
-    /// compose with many.
+    /// The normalizer changes no character that passes the check, neither alone nor after letters that compose
+    /// with many.
     #[test]
     fn composed_characters_are_left_alone() {
         let composed = (0..=0x10FFFFu32).filter_map(char::from_u32).filter(|c| is_composed(&c.to_string()));

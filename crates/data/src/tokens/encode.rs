@@ -77,7 +77,7 @@ impl Tokenizer {
     ///   of its first byte.
     /// - Tokens that the post-processor adds are scaffold. An exception is the EOS after a text whose last
     ///   span is EndOfTurn and is the text of the EOS or empty: it belongs to that span. `boundary: joint`
-    ///   with `append_eos: false` asks for the encoding of the library; then a text with the EOS at its end
+    ///   with `append_eos: false` requests the encoding of the library; then a text with the EOS at its end
     ///   keeps both, the second masked.
     /// - An EndOfTurn span at the end of plain text that is exactly the text of an added token becomes that
     ///   token's id, whatever a normalizer or the stripping of the token would change.
@@ -313,7 +313,7 @@ fn attribute(raw: RawTokens, ends: &Ends, rendered: &Rendered) -> (Tokens, Vec<u
     let mut origins = Vec::with_capacity(raw.ids.len());
     let mut weights = Vec::with_capacity(raw.ids.len());
     let mut mixed = Vec::new();
-    // The span of the previous token: nearly all tokens are in the same span as the one before.
+    // The span of the previous token: nearly all tokens are in the same span as the previous one.
     let mut current: Option<&Span> = None;
     for (index, bytes) in raw.bytes.iter().enumerate() {
         let within = |span: &&Span| {

@@ -427,7 +427,7 @@ fn broken_files_are_refused() {
     assert!(matches!(inner.get_model(), Model::Library(_)));
 }
 
-/// Trained vocabularies: those of the repository, and real ones where the test material is.
+/// Trained vocabularies: those of the repository, and real ones if this machine has the test material.
 #[test]
 fn trained_tokenizers() {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");

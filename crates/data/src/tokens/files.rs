@@ -1,11 +1,11 @@
-//! The files of a model's folder, some of them with other contents than they have there.
+//! The files of a model's folder, some of them with changed contents.
 
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// The files of a folder. Those that a run changes for the model that it trains are not written there: they are read
-/// from memory.
+/// The files of a folder. Files that a run changes for its model are not written to the folder, but kept in memory
+/// and read from there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FolderFiles {
     dir: PathBuf,
@@ -18,12 +18,12 @@ impl FolderFiles {
         FolderFiles { dir: dir.to_path_buf(), changed: Vec::new() }
     }
 
-    /// The files that are not as they are in the folder, by their names.
+    /// The changed files, by name.
     pub fn changed(&self) -> &[(String, Vec<u8>)] {
         &self.changed
     }
 
-    /// Where a file is, or would be.
+    /// The path of a file, whether or not it exists.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -47,7 +47,7 @@ impl FolderFiles {
         serde_json::from_slice(&bytes).map(Some).map_err(|error| not_json(&self.path(name), &error))
     }
 
-    /// Gives a file other contents, where these are others.
+    /// Changes the contents of a file; equal contents are not recorded.
     pub(super) fn change(&mut self, name: &str, bytes: Vec<u8>) -> Result<()> {
         if self.read(name)?.as_ref() != Some(&bytes) {
             self.changed.retain(|(changed, _)| changed != name);

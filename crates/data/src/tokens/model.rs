@@ -31,7 +31,7 @@ pub(super) fn load(json: &[u8]) -> Result<Inner, TokenizerError> {
     let ours = std::str::from_utf8(json).ok().and_then(|json| serde_json::from_str::<Inner>(json).ok());
     let mut inner = match ours {
         Some(inner) => inner,
-        // The library reads every other file from the start, and reports what is wrong with it.
+        // Other files are read by the library from the start, which also reports errors.
         None => load_library(json)?,
     };
     inner.with_truncation(None)?;

@@ -23,7 +23,7 @@ pub(super) struct Settings {
     /// `added_tokens_decoder`, else `added_tokens.json`: tokens that transformers registers in addition to those of
     /// `tokenizer.json`.
     pub added: Vec<(u32, DeclaredToken)>,
-    /// True where the configuration has an `added_tokens_decoder`.
+    /// True if the configuration has an `added_tokens_decoder`.
     pub has_decoder: bool,
     /// Special tokens without names.
     pub extra: Vec<String>,
@@ -31,7 +31,7 @@ pub(super) struct Settings {
     pub path: PathBuf,
 }
 
-/// An entry of `added_tokens_decoder`, or of `added_tokens.json`, which has the text alone.
+/// An entry of `added_tokens_decoder`, or of `added_tokens.json`, which only has the text.
 #[derive(Deserialize)]
 pub(super) struct DeclaredToken {
     pub content: String,
@@ -45,7 +45,7 @@ pub(super) struct DeclaredToken {
     pub normalized: bool,
     #[serde(default)]
     pub special: bool,
-    /// True for one of `added_tokens.json`: what `tokenizer.json` says of a token wins.
+    /// True for an entry of `added_tokens.json`, over which `tokenizer.json` takes precedence.
     #[serde(skip)]
     pub legacy: bool,
 }
@@ -59,7 +59,7 @@ impl Settings {
             Some(config) => Settings::from_config(&config, &path)?,
             None => Settings { path, ..Settings::default() },
         };
-        // As transformers 5 reads them: without an `added_tokens_decoder` the older files count, and the map wins.
+        // As in transformers 5: without an `added_tokens_decoder` the older files apply, and the map takes precedence.
         let old = !settings.has_decoder;
         if let Some(map) = files.json("special_tokens_map.json")? {
             for (name, token) in special_tokens(&map) {
@@ -97,7 +97,7 @@ impl Settings {
         }
         for name in ["generation_config.json", "config.json"] {
             if let Some(config) = files.json(name)? {
-                // A multimodal configuration has that of its language model inside.
+                // A multimodal configuration contains that of its language model.
                 settings.eos_ids = [&config, &config["text_config"]]
                     .map(|config| token_ids(&config["eos_token_id"]))
                     .into_iter()
@@ -143,7 +143,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Sets BOS, EOS and pad as they are named.
+    /// Sets BOS, EOS and pad to the tokens with these names.
     fn resolve(&mut self) {
         let named = |name: &str| self.named.get(name).cloned();
         (self.bos, self.eos, self.pad) = (named("bos_token"), named("eos_token"), named("pad_token"));
@@ -162,7 +162,7 @@ impl DeclaredToken {
 const STANDARD: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The special tokens of a file by their names: `*_token`, and those in a mapping of further ones.
+/// The special tokens of a file by name: `*_token`, and those in a mapping of further ones.
 fn special_tokens(file: &Value) -> impl Iterator<Item = (String, String)> {
     let own = file.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
     let extra = file["extra_special_tokens"].as_object().into_iter().flatten();

@@ -118,8 +118,8 @@ impl Stages {
         self.structural.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
 
-    /// True for text that is white space or is normalised to it: T5's normalizer makes spaces of zero-width
-    /// characters.
+    /// True for text that is white space or becomes white space when normalised: T5's normalizer turns zero-width
+    /// characters into spaces.
     pub fn is_space(&self, text: &str) -> bool {
         if text.is_empty() || text.contains(char::is_whitespace) {
             return !text.is_empty();
@@ -147,7 +147,7 @@ impl Stages {
         if text.is_empty() || self.tokenize_directly(text, base, vocabulary, out) {
             return Ok(());
         }
-        // Oniguruma panics where a regular expression backtracks too often.
+        // Oniguruma panics if a regular expression backtracks too often.
         guard(|| self.tokenize_by_library(text, base, start, vocabulary, out)).map_err(TokenizerError::from)
     }
 
@@ -245,7 +245,7 @@ impl Stages {
                 None => direct.tokenize(&text[part.clone()], base + part.start as u32, pieces, out),
             });
         });
-        // Content must not merge into a structural token (`without_structural`). It does in no published
+        // Content must not merge into a structural token (`without_structural`). This happens in no published
         // vocabulary, so the library's slower stages are good enough.
         if content && out.ids[before..].iter().any(|&id| self.is_structural(id)) {
             out.truncate(before);

@@ -60,10 +60,10 @@ impl Tokenizer {
         Tokenizer::of(&FolderFiles::of(dir))
     }
 
-    /// As [`Tokenizer::from_dir`], of files that may be changed.
+    /// As [`Tokenizer::from_dir`], for files that may be changed.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where there is none, or where it cannot be used.
+    /// [`Error::Tokenizer`] if there is no tokenizer, or if it cannot be used.
     pub(crate) fn of(files: &FolderFiles) -> Result<Tokenizer> {
         let path = files.path("tokenizer.json");
         let Some(json) = files.read("tokenizer.json")? else {
@@ -127,7 +127,7 @@ impl Tokenizer {
             .flatten()
             .map(|token| token.id)
             .chain(stops.iter().copied())
-            // Files can name any id; one outside of the vocabulary is in no text.
+            // Files may give any id; one outside the vocabulary occurs in no text.
             .filter(|&id| (id as usize) < vocab_size)
             .collect();
         let mut hasher = blake3::Hasher::new();
@@ -175,7 +175,7 @@ impl Tokenizer {
         self.pad.as_ref()
     }
 
-    /// The texts of the special tokens that the files of the folder name, by these names (`pad_token`, `image_token`).
+    /// The texts of the special tokens in the folder's files, by their names (`pad_token`, `image_token`).
     pub fn named_tokens(&self) -> &BTreeMap<String, String> {
         &self.named
     }

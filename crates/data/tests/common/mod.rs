@@ -1,4 +1,4 @@
-//! A tokenizer that can be computed by hand, and files to read.
+//! A tokenizer whose ids can be computed by hand, and files for tests.
 #![allow(dead_code, unused_imports)]
 
 use std::collections::BTreeMap;
@@ -13,12 +13,12 @@ use suasion_data::tokens::Tokenizer;
 use suasion_data::{Kept, ModelFolder, OnBadRow, Outcome, Pipeline, Policy, Summary};
 pub use suasion_test_support::material;
 
-/// The ids of the special tokens of [`byte_tokenizer`]; below them every byte is its own id.
+/// The ids of the special tokens of [`byte_tokenizer`]; every byte is its own id, below them.
 pub const EOS: u32 = 256;
 pub const BOS: u32 = 257;
 pub const PAD: u32 = 258;
 
-/// GPT-2's printable stand-in for a byte.
+/// GPT-2's printable character for a byte.
 fn stand_in(byte: u8) -> char {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if printable(byte) {
@@ -67,7 +67,7 @@ pub fn bytes(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
 }
 
-/// A file in a folder of its own.
+/// A file in its own folder.
 pub struct Scratch {
     pub dir: tempfile::TempDir,
 }
@@ -133,7 +133,7 @@ pub fn run_chats(template: &str, rows: &[serde_json::Value], policy: &Policy) ->
     outcomes(&with_template(&pipeline_of(Some(&byte_tokenizer(false)), &policy), &template), &path).0
 }
 
-/// The same pipeline for a model of so many embeddings.
+/// The same pipeline for a model with this many embeddings.
 pub fn with_embeddings(pipeline: &Pipeline, vocab_size: usize) -> Pipeline {
     let mut folder = ModelFolder::default();
     folder.tokenizer.clone_from(&pipeline.folder.tokenizer);
@@ -155,10 +155,10 @@ pub fn codes(outcome: &Outcome) -> Vec<String> {
     outcome.findings().iter().map(|f| format!("{}:{}", f.code, &f.level.to_string()[..1])).collect()
 }
 
-/// Tokenizers, templates and rows, and what other programs made of them (`tests/goldens/README.md`).
+/// Tokenizers, templates and rows, with the results of other programs (`tests/goldens/README.md`).
 pub struct Goldens {
     pub dir: PathBuf,
-    /// The folder is the repository's own, `tests/goldens`; the other is the internal material.
+    /// True for the repository's own folder, `tests/goldens`; false for the internal material.
     pub ours: bool,
 }
 
@@ -170,7 +170,7 @@ impl Goldens {
         Goldens { dir, ours: true }
     }
 
-    /// What a test expects of this folder.
+    /// The expected value for this folder.
     pub fn expect<T>(&self, repository: T, material: T) -> T {
         if self.ours { repository } else { material }
     }
@@ -195,7 +195,7 @@ impl Goldens {
     }
 }
 
-/// The repository's goldens, then the internal material where this machine has it.
+/// The repository's goldens, then the internal material if this machine has it.
 pub fn goldens() -> Vec<Goldens> {
     let mut all = vec![Goldens::repository()];
     all.extend(suasion_test_support::material_folder().map(|dir| Goldens { dir, ours: false }));
@@ -225,7 +225,7 @@ pub fn mixed_rows(n: usize) -> String {
     out
 }
 
-/// Bad rows are left out, long ones are cut, and the prompt weighs a little.
+/// Bad rows are left out, long ones are cut, and prompts have a small weight.
 pub fn skipping() -> Policy {
     Policy {
         on_bad_row: OnBadRow::Skip,
@@ -248,8 +248,8 @@ pub fn prepare(pipeline: &Pipeline, source: &Path, out: &Path, with_text: bool) 
     prepared::prepare(&job(pipeline, &source.to_path_buf(), out, shape), |_| {}, |_| {}).unwrap()
 }
 
-/// What ends a turn under a template of `template_meta.json`: as it says itself, else as the models' own
-/// `generation_config.json` do.
+/// The texts that end a turn under a template of `template_meta.json`: those that it gives, else those of the
+/// models' own `generation_config.json`.
 pub fn golden_stops(name: &str, meta: &serde_json::Value) -> Stops {
     let eos = meta["eos_token"].as_str().unwrap();
     if let Some(more) = meta["stops"].as_array() {
@@ -281,11 +281,11 @@ pub struct TrlGolden {
     pub src: String,
     pub ids: Vec<u32>,
     pub supervised: Vec<bool>,
-    /// Whether a token has bytes of the prompt and of the completion, where the golden says so.
+    /// Whether a token has bytes of the prompt and of the completion, if the golden says so.
     pub crosses: Option<bool>,
 }
 
-/// TRL's rows of the cases that are wanted, by case.
+/// TRL's rows of the wanted cases, by case.
 pub fn trl_goldens(folder: &Goldens, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<TrlGolden>> {
     let mut cases: BTreeMap<String, Vec<TrlGolden>> = BTreeMap::new();
     for row in folder.lines("goldens/trl.jsonl") {

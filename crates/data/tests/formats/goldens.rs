@@ -91,7 +91,7 @@ fn every_row_is_an_example_or_a_named_error(folder: &Goldens) {
     assert_eq!(found, expected);
 }
 
-/// Two spellings of one data set are one.
+/// Two spellings of one data set give the same result.
 #[test]
 fn sharegpt_and_openai_spellings_are_the_same() {
     goldens().iter().for_each(both_spellings_are_the_same);
@@ -114,7 +114,7 @@ fn both_spellings_are_the_same(folder: &Goldens) {
         ("glaive_toolcall_sharegpt.json", "glaive_messages_tools.jsonl"),
     );
     let (sharegpt, mut openai) = (read(sharegpt), read(openai));
-    // ShareGPT has one call a message.
+    // ShareGPT has one call per message.
     let calls =
         |m: &Map<String, Value>| m.get("tool_calls").map_or(1, |calls| calls.as_array().unwrap().len());
     openai.retain(|c| c.messages.iter().all(|m| calls(m) == 1));

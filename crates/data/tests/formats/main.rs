@@ -1,4 +1,4 @@
-//! Rows of every conversation and instruction format, to the one shape that each has inside.
+//! Rows of every conversation and instruction format, converted to the common internal representation.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -53,14 +53,14 @@ fn openai_messages() {
     assert_eq!(messages(&c), expected);
     assert_eq!((c.weights, c.prompt_messages, c.tools, c.kwargs), (vec![None; 3], 0, None, Map::new()));
 
-    // Turns of one role in a row, and an assistant that opens, are as they are; so is an end without an answer.
+    // Consecutive turns of one role, an assistant at the start, and an end without an answer are all kept.
     let odd = json!([
         {"role": "assistant", "content": "Welcome."},
         {"role": "user", "content": "a"},
         {"role": "user", "content": "b"},
     ]);
     assert_eq!(messages(&chat(json!({"messages": odd}))), odd);
-    // As JSON text, which is how a table holds it.
+    // As JSON text, the form in tables.
     assert_eq!(messages(&chat(json!({"messages": odd.to_string()}))), odd);
 }
 
@@ -119,13 +119,13 @@ fn arguments_of_tool_calls_are_as_given_and_content_may_be_null() {
     for none in [json!(null), json!(""), json!([])] {
         assert_eq!(chat(json!({"messages": [{"role": "user", "content": "x"}], "tools": none})).tools, None);
     }
-    // OpenAI's older name, beside the older `function_call`.
+    // OpenAI's older name, together with the older `function_call`.
     let function = json!({"name": "f", "parameters": {"type": "object"}});
     let c =
         chat(json!({"functions": [function], "tools": null, "messages": [{"role": "user", "content": "x"},
         {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{}"}}]}));
     assert_eq!(c.tools, Some(vec![json!({"type": "function", "function": function})]));
-    // A column of that name that lists something else is no list of tools.
+    // A column with this name that lists something else is not a list of tools.
     let c = chat(json!({"functions": ["cooking"], "messages": [{"role": "user", "content": "x"}]}));
     assert_eq!(c.tools, None);
 }
@@ -188,7 +188,7 @@ fn sharegpt_conversations() {
     // OpenAI's keys in ShareGPT's column.
     let c = chat(json!({"conversations": [{"role": "user", "content": "a"}]}));
     assert_eq!(messages(&c), json!([{"role": "user", "content": "a"}]));
-    // The same names in OpenAI's column; a template's own roles pass.
+    // The same names in OpenAI's column; roles known to the template are kept.
     for (given, role) in [
         ("developer", "developer"),
         ("Model", "assistant"),
@@ -241,7 +241,7 @@ fn preferences_give_the_chosen_side() {
         other => panic!("{other:?}"),
     }
     assert!(error(json!({"chosen": "q good", "rejected": "q bad"})).contains("no \"prompt\" before it"));
-    // The undesired rows of an unpaired preference are not learned unless that is asked for.
+    // The undesired rows of an unpaired preference are not supervised unless requested.
     let undesired = json!({"messages": [user, bad], "label": false});
     assert!(error(undesired.clone()).contains("its \"label\" is false"));
     assert!(matches!(read(undesired, Format::Messages), Ok(Body::Chat(_))));
@@ -323,7 +323,7 @@ fn segments_say_of_themselves_what_is_learned() {
     let s = Scratch::new();
     let rows = [
         json!({"segments": list}),
-        // The stop token may be a segment of its own; white space after it is scaffold.
+        // The stop token may be a separate segment; white space after it is scaffold.
         json!({"segments": [{"text": "q", "train": false}, {"text": "r", "train": true},
                             {"text": "<|end|>\n", "train": true}]}),
         // Two answers; the row ends in prompt text, so nothing is appended.
@@ -434,7 +434,7 @@ fn a_conversation_without_a_template_ends_the_run() {
     assert!(e.help().unwrap().contains("chat_template.jinja"));
 }
 
-/// What a file becomes: rows of (text, alpaca, chat, error), and one of the errors.
+/// The results of a file: rows of (text, alpaca, chat, error), and one of the errors.
 type Counts = (usize, usize, usize, usize);
 
 /// ChatML by hand, with the stop token of [`byte_tokenizer`].

@@ -1,5 +1,5 @@
-//! The parsers of foreign bytes in this crate, with good inputs: damaged in `fuzz.rs`, and fuzzed by the targets in the
-//! repository's `fuzz/`.
+//! The parsers of foreign bytes in this crate, with valid inputs: damaged in `fuzz.rs`, and fuzzed by the targets
+//! in the repository's `fuzz/`.
 
 use serde_json::{Value, json};
 use std::fs;
@@ -20,7 +20,7 @@ fn goldens() -> PathBuf {
     repository().join("tests/goldens")
 }
 
-/// The files of a folder with one of these endings, in order.
+/// The files of a folder with one of these extensions, in order.
 fn files(folder: &Path, endings: &[&str]) -> Vec<Vec<u8>> {
     let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|end| endings.contains(&end.to_str().unwrap())));
@@ -29,12 +29,12 @@ fn files(folder: &Path, endings: &[&str]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// The first rows of a file of lines: a size that a parser is done with quickly.
+/// The first rows of a file of lines: small enough to parse quickly.
 fn head(bytes: Vec<u8>, lines: usize) -> Vec<u8> {
     bytes.split_inclusive(|byte| *byte == b'\n').take(lines).flatten().copied().collect()
 }
 
-/// Reads a file to its end, and every row of it.
+/// Reads a file to its end, with every row.
 fn read(path: &Path) {
     let Ok(mut source) = Source::open(path) else { return };
     while let Ok(Some(raw)) = source.next_row() {
@@ -128,8 +128,8 @@ impl Parser for Columns {
     }
 }
 
-/// All stages over rows of every format, conversations and tokens among them: rendering, tokens, labels, truncation,
-/// audit; and the manifest of prepared rows.
+/// All stages over rows of every format, including conversations and tokens: rendering, tokens, labels,
+/// truncation, audit; and the manifest of prepared rows.
 pub struct Stages {
     dir: TempDir,
     pipeline: Pipeline,
@@ -207,7 +207,7 @@ impl Parser for Stages {
     }
 }
 
-/// Chat templates: their rewriting, their rendering, and the proof of where the answers are.
+/// Chat templates: their rewriting, their rendering, and the proofs of answers.
 pub struct Templates(Arc<Tokenizer>);
 
 impl Parser for Templates {
@@ -244,8 +244,8 @@ impl Parser for Templates {
     }
 }
 
-/// The files of a tokenizer: stages, vocabulary and merges, special tokens. What can be opened must encode and decode.
-/// And text of any kind through each of our pre-tokenizers and BPE.
+/// The files of a tokenizer: stages, vocabulary and merges, special tokens. A tokenizer that can be opened must
+/// encode and decode. Also text of any kind through each of our pre-tokenizers and BPE.
 pub struct Tokenizers {
     dir: TempDir,
     tokenizers: Vec<Tokenizer>,
@@ -261,7 +261,7 @@ const TOKENIZER_FILES: [&str; 6] = [
 ];
 
 impl Tokenizers {
-    /// A good tokenizer.json beside which the smaller files are read.
+    /// A valid tokenizer.json, to read the smaller files with.
     fn good() -> Vec<u8> {
         fs::read(goldens().join("tokenizers/gpt2/tokenizer.json")).unwrap()
     }
@@ -329,7 +329,7 @@ impl Parser for Tokenizers {
     }
 }
 
-/// The corpora of persuasion, to rows and to pairs.
+/// The corpora of persuasion, converted to rows and to pairs.
 pub struct Corpora(TempDir);
 
 impl Parser for Corpora {

@@ -1,4 +1,4 @@
-//! Packs as rows have them: their boundaries, audits and views, and packs that are written and read.
+//! Packs in rows: their boundaries, audits and views, and packs that are written and read.
 
 use crate::*;
 
@@ -39,15 +39,15 @@ fn boundaries_are_read_however_they_are_written() {
             [(0, 2, 1.0), (1, EOS, 1.0), (4, 5, 1.0), (5, EOS, 1.0)]
         );
     }
-    // Each sequence has its own prompt and response: no turn goes on across the boundary.
+    // Each sequence has its own prompt and response: no turn continues across the boundary.
     assert_eq!(lengths.origins[4], Origin::Prompt { turn: 0, section: Section::Other });
     let numbers: Vec<u64> = ours.pack.as_ref().unwrap().rows.iter().map(|id| id.row).collect();
     assert_eq!(numbers, [4, 9]);
-    // Positions without a restart, and one sequence that is the row, are a row by itself.
+    // Positions without a restart, and a single sequence that is the row, are a single row.
     assert!(
         read(json!({"input_ids": [1, 2, E], "labels": [X, 2, E], "position_ids": [0, 1, 2]})).pack.is_none()
     );
-    // Padding at the end belongs to the last sequence, and goes where padding goes.
+    // Padding at the end belongs to the last sequence, and is removed like other padding.
     let padded = json!({"input_ids": [1, 2, E, 3, 4, 0, 0], "labels": [X, 2, E, X, 4, X, X],
         "seq_lengths": [3, 2], "attention_mask": [1, 1, 1, 1, 1, 0, 0], "position_ids": [0, 1, 2, 0, 1, 0, 1]});
     let s = Scratch::new();
@@ -100,7 +100,7 @@ fn boundaries_that_cannot_be_are_p001() {
     for (fields, message) in cases {
         let mut row = json!({"input_ids": [1, 2, 3, E], "labels": [X, 2, X, E]});
         row.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        // In every mode: such a row has no meaning that could be trained on.
+        // In every mode: such a row has no valid meaning.
         let Outcome::Failed { findings, error, .. } = verify(row.clone(), &Policy::default()) else {
             panic!("{row}")
         };
@@ -110,7 +110,7 @@ fn boundaries_that_cannot_be_are_p001() {
     }
 }
 
-/// A row of a hundred thousand sequences is checked without looking at all of them for each.
+/// The check of a row of a hundred thousand sequences is not quadratic.
 #[test]
 fn many_short_sequences_are_read() {
     const N: u32 = 100_000;
@@ -145,7 +145,7 @@ fn a_label_across_a_boundary_is_p001_and_no_target() {
     assert_eq!(codes(&verify(shared.clone(), &Policy::default())), [""; 0]);
     let targets: Vec<(u32, u32)> = read(shared.clone()).targets().map(|(at, id, _)| (at, id)).collect();
     assert_eq!(targets, [(1, 3), (2, EOS), (1, 4), (4, EOS)]);
-    // All tokens: none across a boundary, and a shared one as often as rows have it.
+    // All tokens: none across a boundary, and a shared one once for each of its rows.
     let all = Policy { objective: Objective::AllTokens, ..Policy::default() };
     let Outcome::Kept(kept) = verify(shared, &all) else { panic!() };
     assert_eq!(kept.sample.labels, [IGNORE, 2, 3, EOS as i32, 4, EOS as i32]);
@@ -188,7 +188,7 @@ fn views_show_where_sequences_begin() {
     assert_eq!(begins(&shared), expected.map(|(words, at)| (words.to_string(), at)));
     let text = report::terminal::row(&shared, &report::terminal::Style::default());
     assert!(text.contains("\n-- sequence 1 (row 9), after the prompt at token 0\n"), "{text}");
-    // Neighbours of one origin are two runs where a boundary lies between them.
+    // Adjacent tokens of one origin are two runs if a boundary lies between them.
     let foreign = view(
         json!({"input_ids": [1, 2, 3, 4], "labels": [X, 2, X, 4], "seq_lengths": [2, 2], "origins": "RRRR"}),
     );
@@ -249,11 +249,11 @@ fn a_pack_is_not_cut() {
         outcomes(&Pipeline { mode: Mode::Verify, ..pipeline_of(Some(&tokenizer), &policy) }, &path);
         pipeline_of(Some(&tokenizer), &policy).samples(&path)
     };
-    // Longer than max_length, made of rows that are not.
+    // Longer than max_length, but none of its rows is.
     assert_eq!(run(3).unwrap().0[0].len(), 6);
     let error = run(2).unwrap_err().to_string();
     assert!(error.contains("a row of the pack has 3 tokens, max_length is 2"), "{error}");
-    // A packer hands a pack on.
+    // A packer returns a pack unchanged.
     let pack = run(3).unwrap().0.remove(0);
     assert_eq!(Packer::new(4, false).pack([pack.clone()]).0, [pack]);
 }

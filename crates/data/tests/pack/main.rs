@@ -1,4 +1,4 @@
-//! Packs: what is in them, who sees whom, and the rows that come back out.
+//! Packs: their contents, attention boundaries, and unpacked rows.
 
 mod boundaries;
 #[path = "../common/mod.rs"]
@@ -31,7 +31,7 @@ fn prompt() -> Origin {
     Origin::Prompt { turn: 0, section: Section::Task }
 }
 
-/// A row of a prompt and a response that ends in a stop token; the prompt's tokens weigh `weight`.
+/// A row with a prompt and a response that ends in a stop token; the prompt's tokens have the weight `weight`.
 fn row(number: u64, prompt_ids: &[u32], response: &[u32], weight: f32) -> Sample {
     let input_ids: Vec<u32> = prompt_ids.iter().chain(response).copied().chain([EOS]).collect();
     let origins: Vec<Origin> = (0..input_ids.len())
@@ -61,7 +61,7 @@ fn row(number: u64, prompt_ids: &[u32], response: &[u32], weight: f32) -> Sample
     }
 }
 
-/// Rows of many lengths; every third has the prompt of the one before it.
+/// Rows of many lengths; every third has the prompt of the previous one.
 fn rows(n: u64, longest: usize, weight: f32) -> Vec<Sample> {
     let mut numbers = Numbers(n ^ 0x5eed);
     let mut last: Vec<u32> = Vec::new();
@@ -78,7 +78,7 @@ fn rows(n: u64, longest: usize, weight: f32) -> Vec<Sample> {
         .collect()
 }
 
-/// A row as it comes out of a pack: a label on its first token was never a target.
+/// A row after unpacking: a label on its first token was never a target.
 fn without_first_label(mut sample: Sample) -> Sample {
     sample.labels[0] = IGNORE;
     if let Some(weights) = &mut sample.weights {
@@ -88,7 +88,7 @@ fn without_first_label(mut sample: Sample) -> Sample {
     sample
 }
 
-/// Every row is in exactly one pack, whole; returns the rows in their order.
+/// Asserts that every row is in exactly one pack, whole.
 fn assert_packs(packs: &[Sample], rows: &[Sample], capacity: usize) {
     let mut seen: BTreeMap<u64, Sample> = BTreeMap::new();
     for pack in packs {
@@ -123,7 +123,7 @@ fn every_row_comes_out_whole() {
         assert_eq!(fill.rate(), tokens as f64 / (packs.len() * 128) as f64);
         assert_eq!(tokens < total, share, "a shared prompt stands once");
         assert!(fill.rate() > 0.98, "{}", fill.rate());
-        // Packs follow their first rows, and rows stand in source order.
+        // Packs are in the order of their first rows, and rows are in source order.
         let firsts: Vec<u64> = packs.iter().map(|pack| pack.id.row).collect();
         assert!(firsts.is_sorted());
         if !share {
@@ -145,7 +145,7 @@ fn a_window_bounds_what_is_held_and_loses_nothing() {
             packs.extend(packer.push(row.clone()));
             given += packs.len() - given;
             let held: usize = taken - packs.iter().map(Sample::rows).sum::<usize>();
-            // Rows have at least two tokens: what is held never exceeds the window.
+            // Rows have at least two tokens: the held tokens never exceed the window.
             assert!(held <= 500, "{held} rows held");
         }
         assert!(given > packs.len() / 2, "packs come out before the end");
@@ -158,7 +158,7 @@ fn a_window_bounds_what_is_held_and_loses_nothing() {
 
 #[test]
 fn targets_are_those_of_the_rows() {
-    // A target by what predicts it: the ids before it in its own row, and itself.
+    // A target with its context: the ids before it in its own row, and its id.
     type Target = (Vec<u32>, u32);
     let of = |sample: &Sample| -> Vec<(Target, f32)> {
         let targets =
@@ -203,7 +203,7 @@ fn a_shared_prompt_stands_once() {
     assert_eq!(firsts, [10, 20, 30]);
     assert_eq!(pack.longest_row(), 8);
 
-    // Where they do not fit together each pack has its own trunk; what is left alone has none.
+    // If they do not fit together, each pack has its own trunk; a single row has none.
     let (packs, _) = Packer::new(9, true).pack(rows.clone());
     let lengths: Vec<Vec<u32>> =
         packs.iter().map(|p| Boundaries::of(p.pack.as_ref().unwrap()).seq_lengths).collect();
@@ -236,16 +236,16 @@ fn best_fit_decreasing_by_hand() {
     let of = |p: &Sample| p.pack.as_ref().unwrap().rows.iter().map(|id| id.row).collect::<Vec<_>>();
     assert_eq!(packs.iter().map(of).collect::<Vec<_>>(), [vec![0, 1], vec![2, 5], vec![3, 4]]);
     assert_eq!((fill.tokens, fill.packs), (24, 3));
-    // A row that fits nowhere is by itself.
+    // A row that fits nowhere is a separate pack.
     let (packs, fill) =
         Packer::new(4, false).pack([row(0, &[1, 2], &[3, 4, 5], 0.0), row(1, &[1], &[2], 0.0)]);
     assert_eq!(packs.iter().map(of).collect::<Vec<_>>(), [[0], [1]]);
     assert_eq!(fill.rate(), 1.0);
 }
 
-/// TRL packs the rows of a batch in the same way, so from the same rows come the same packs. What differs: TRL writes a
-/// pack's rows from the longest to the shortest and packs as they were begun, and it keeps labels on first tokens
-/// (its collator masks them where `position_ids` are 0).
+/// TRL packs the rows of a batch in the same way, so equal rows give equal packs. The differences: TRL writes a
+/// pack's rows from the longest to the shortest and packs in the order they were begun, and it keeps labels on
+/// first tokens (its collator masks them where `position_ids` are 0).
 #[test]
 fn packs_are_trls() {
     goldens().iter().for_each(packs_equal);
@@ -257,7 +257,7 @@ fn packs_equal(folder: &Goldens) {
         .into_iter()
         .filter(|row| row["case"] == "qwen2_5/pc_text_pack_bfd")
         .collect();
-    // Their packs through our reader, as any file of packs.
+    // Their packs through our reader, like any file of packs.
     let s = Scratch::new();
     let lines: Vec<String> = golden
         .iter()
@@ -284,7 +284,7 @@ fn packs_equal(folder: &Goldens) {
             sequences.push(ids[at..at + length].to_vec());
             at += length;
         }
-        // Packs of which TRL's truncation left only prompt are read, found to be without a target, and left out.
+        // Packs in which TRL's truncation left only prompt are read, have no target, and are left out.
         match outcome {
             Outcome::Kept(kept) => {
                 let unpacked = kept.sample.unpack();
@@ -297,7 +297,7 @@ fn packs_equal(folder: &Goldens) {
         }
     }
     assert!(rows.len() > folder.expect(20, 25));
-    // The rows in another order than that of their packs.
+    // The rows in a different order from that of their packs.
     rows.sort_by_key(|row| (row.len() % 7, row.input_ids.clone()));
     rows.iter_mut().zip(0..).for_each(|(row, number)| row.id.row = number);
     let (packs, fill) = Packer::new(512, false).pack(rows);
@@ -315,7 +315,7 @@ fn packs_equal(folder: &Goldens) {
     assert_eq!(fill.packs, expected.len() as u64);
 }
 
-/// The lengths of the rows of each pack, sorted, of rows of these lengths.
+/// The sorted lengths of the rows in each pack, for rows of these lengths.
 fn packed_lengths(lengths: &[usize]) -> Vec<Vec<usize>> {
     let rows = lengths.iter().zip(0..).map(|(&n, number)| row(number, &[1], &vec![2; n - 2], 0.0));
     let (packs, _) = Packer::new(512, false).pack(rows);
@@ -328,8 +328,8 @@ fn sorted(mut packs: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
     packs
 }
 
-/// TRL's own packer on lengths that fill its tree: as many packs, filled alike. (Of packs with equal room it takes the one
-/// that has had it longest, ours the first.)
+/// TRL's own packer on lengths that fill its tree: as many packs, equally full. (Of packs with equal room it takes
+/// the one that has had that room longest; ours takes the first.)
 #[test]
 fn packs_of_many_lengths_are_filled_as_trls() {
     let golden = Goldens::repository().json("goldens/packs.json");
@@ -343,7 +343,7 @@ fn packs_of_many_lengths_are_filled_as_trls() {
     assert_eq!(fill(&packed_lengths(&lengths)), fill(&theirs));
 }
 
-/// The TRL of this machine, on lengths whose packs are the same to the row.
+/// TRL on this machine, with lengths whose packs are equal row by row.
 #[test]
 fn packs_are_as_many_as_trls() {
     let Some(python) = suasion_test_support::peers_python() else { return };

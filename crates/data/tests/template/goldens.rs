@@ -1,4 +1,4 @@
-//! Renderings and masks that transformers made.
+//! Renderings and masks made by transformers.
 
 use crate::*;
 
@@ -28,7 +28,7 @@ impl Golden {
     }
 }
 
-/// A golden's conversation, and whether it asks for a generation prompt.
+/// A golden's conversation, and whether it requests a generation prompt.
 fn golden_conversation(value: &Value) -> (Conversation, bool) {
     let mut c = conversation(&value["messages"]);
     c.tools = value["tools"].as_array().cloned();
@@ -111,7 +111,7 @@ fn masks_equal(golden: Golden) {
         n += 1;
         let chat = match spans(&golden.templates[name], &c, &stops) {
             Ok(chat) => chat,
-            // transformers learns nothing of an answer that the template does not render.
+            // transformers supervises nothing of an answer that the template does not render.
             Err(e) if e.to_string().contains("does not render its content") => {
                 let rendered = row["rendered"].as_str().unwrap();
                 let mut said = c.messages.iter().filter(|m| m["role"] == "assistant");
@@ -128,7 +128,7 @@ fn masks_equal(golden: Golden) {
         };
         learned(&chat);
         if golden.templates[name].render(&c, false, &options()).ok().as_ref() != Some(&chat.rendered.text) {
-            // The template leaves out content that is a string. Its rendering is that of the same texts in parts.
+            // The template drops content that is a string. Its rendering is that of the same texts in parts.
             for content in c.messages.iter_mut().filter_map(|message| message.get_mut("content")) {
                 if let Value::String(text) = content {
                     *content = json!([{"type": "text", "text": text}]);
@@ -154,8 +154,8 @@ fn masks_equal(golden: Golden) {
         let mut want = want;
         let (mut got, mut mask) = (tokens.ids, mask);
         if generation {
-            // Training text has no open generation prompt, with which the golden ends; where the named tokenizer
-            // is not the template's own, the last marker's letters merge with it.
+            // Training text has no open generation prompt, with which the golden ends; if the named tokenizer is
+            // not the template's own, the last marker's letters merge with it.
             let shared = got.iter().zip(&ids).take_while(|(a, b)| a == b).count();
             assert!(shared + 4 >= got.len(), "{name} {conv}: {shared} of {}", got.len());
             for list in [&mut ids, &mut got] {
@@ -189,9 +189,9 @@ fn spans_hold(golden: Golden) {
         let (name, conv) = (row["template"].as_str().unwrap(), row["conv"].as_str().unwrap());
         let meta = &golden.meta["templates"][name];
         let (c, _) = golden_conversation(&golden.conversations[conv]);
-        // The reader leaves no other content than text.
+        // The reader leaves only content that is text.
         let texts = c.messages.iter().all(|m| m.get("content").is_some_and(Value::is_string));
-        // A place can be proved only of what is rendered, and before which nothing depends on what follows.
+        // A position can only be proved for rendered text, before which nothing depends on later messages.
         let calls = c.messages.iter().any(|m| m.contains_key("tool_calls"));
         let provable = meta["spans"] != "none" && !(calls && meta["spans"] == "no_calls");
         if row["rendered"].is_null() || meta["generation"] == true || !texts || !provable {
@@ -212,7 +212,7 @@ fn spans_hold(golden: Golden) {
         let mut ok = true;
         for message in &said {
             let content = message["content"].as_str().unwrap_or_default();
-            // What templates do to an answer: trim it, and drop its thoughts from the history.
+            // Templates may trim an answer, and drop its thoughts from the history.
             let core = content.rsplit("</think>").next().unwrap().trim();
             let calls = message.contains_key("tool_calls");
             let found = learned[at..].iter().position(|run| {
@@ -230,14 +230,14 @@ fn spans_hold(golden: Golden) {
             match found {
                 Some(found) => at += found + 1,
                 None if core.is_empty() => {}
-                // Dropped beside its tool calls: then the row says so.
+                // Dropped beside its tool calls: then the row has a finding.
                 None if calls && !chat.rendered.text.contains(core) => {
                     ok &= codes(&chat).contains(&Code::C001);
                 }
                 None => ok = false,
             }
         }
-        // Nothing of anybody else's.
+        // No text of other messages.
         let others = c.messages.iter().filter(|m| m["role"] != "assistant");
         for other in others {
             let theirs = other["content"].as_str().unwrap().trim();

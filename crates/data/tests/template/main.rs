@@ -33,7 +33,7 @@ fn options() -> TemplateOptions {
     TemplateOptions { date: Some(jiff::civil::date(2025, 1, 15)), ..TemplateOptions::default() }
 }
 
-/// What is learned, a string per run of supervised bytes, after a check that the spans tile the text.
+/// The supervised text, one string per run of supervised bytes, after a check that the spans tile the text.
 fn learned(chat: &Chat) -> Vec<String> {
     let mut cursor = 0;
     let mut runs: Vec<String> = Vec::new();
@@ -91,7 +91,7 @@ fn content_that_breaks_other_trainers() {
         let got =
             chatml(json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]));
         assert_eq!(got, [format!("{content}<|im_end|>")]);
-        // The user types the same.
+        // The user types the same text.
         let got =
             chatml(json!([{"role": "user", "content": content}, {"role": "assistant", "content": content},
             {"role": "user", "content": content}, {"role": "assistant", "content": "two"}]));
@@ -295,7 +295,7 @@ fn hostile_templates_end_with_an_error() {
         "{{ ([2] * 99999999999) == ([2] * 99999999999) }}",
     ] {
         let template = ChatTemplate::new(source, None, None).unwrap();
-        // Its limits count work, not time: one that fails to stop it hangs this test.
+        // Its limits count work, not time: if they fail to stop it, this test hangs.
         let start = Instant::now();
         let error = template.render(&Conversation::default(), false, &options());
         println!("{:?} {source}", start.elapsed());
@@ -319,7 +319,7 @@ fn python_spelling() {
             "['a', 'b', 'c'] cabc [3, 2, 1]",
         ),
         ("{{ strftime_now('%d %b %Y') }}", "15 Jan 2025"),
-        // What Jinja2 3.1 gives.
+        // The results of Jinja2 3.1.
         ("[{{ '{\n' | indent(2, first=true) }}]", "[  {\n]"),
         (
             "[{{ 'a\n\nb' | indent }}|{{ 'a\n\nb' | indent(2, blank=true) }}|{{ 'a\nb\n\n' | indent('> ') }}]",

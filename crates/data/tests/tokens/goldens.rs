@@ -1,4 +1,4 @@
-//! Against values that transformers and llama.cpp computed.
+//! Comparison with values that transformers and llama.cpp computed.
 
 use crate::common::{Goldens, goldens};
 use crate::pair::Pair;
@@ -58,9 +58,9 @@ fn golden_rows() -> Vec<(&'static Pair, Value, String, String)> {
     all
 }
 
-/// Joint tokenisation is transformers', id by id and byte by byte. One exception, by choice: tokens of the
-/// post-processor are at (0, 0) there; here they have an empty range at the end of the text that they follow,
-/// so that ranges never go backwards.
+/// Joint tokenisation equals transformers', id by id and byte by byte. One deliberate exception: tokens of the
+/// post-processor are at (0, 0) there; here they have an empty range at the end of the text before them, so that
+/// ranges never go backwards.
 #[test]
 fn joint_is_transformers() {
     for (pair, row, prompt, response) in golden_rows() {
@@ -111,12 +111,12 @@ fn joint_is_transformers() {
             assert_eq!(straddle.at, cut, "{context}");
             assert!(straddle.bytes.contains(&(cut - 1)) && straddle.bytes.contains(&cut), "{context}");
             assert_ne!(straddle.joint, straddle.split, "{context}");
-            // Both are all of the place (T5 does not know emoji: two of them are one `<unk>`).
+            // Both cover the whole text (T5 does not know emoji: two of them are one `<unk>`).
             let place = &text[straddle.bytes.start as usize..straddle.bytes.end as usize];
             for ids in [&straddle.joint, &straddle.split] {
                 let decoded = pair.decode(ids);
                 let unknown = decoded.contains("<unk>");
-                // Both write what their normalizers make of it: `ﬁ` comes back as two letters.
+                // Both give the normalised text: `ﬁ` comes back as two letters.
                 let place = match pair.name.as_str() {
                     "t5_small" | "unigram" => pair.normalized(place),
                     _ => place.to_string(),
@@ -127,8 +127,8 @@ fn joint_is_transformers() {
     }
 }
 
-/// An EOS behind the response is the same ids as transformers makes of the text with the EOS written out,
-/// except that T5 gets one EOS, not the written one and the post-processor's.
+/// An EOS after the response gives the same ids as transformers gives for the text with the EOS written out,
+/// except that T5 gets one EOS, not both the written one and the post-processor's.
 #[test]
 fn one_eos_behind_the_response() {
     for (pair, row, prompt, response) in golden_rows() {
@@ -159,7 +159,7 @@ fn one_eos_behind_the_response() {
     }
 }
 
-/// llama.cpp's ids of its own test texts. They are of real vocabularies, which the internal material has alone.
+/// llama.cpp's ids of its own test texts, for real vocabularies, which only the internal material has.
 #[test]
 fn text_is_llama_cpp() {
     let Some(Loaded { goldens, pairs }) = loaded().iter().find(|loaded| !loaded.goldens.ours) else {
@@ -181,7 +181,7 @@ fn text_is_llama_cpp() {
     assert!(compared > 200, "{compared}");
 }
 
-/// Tokenizers that neither change a text nor put anything in front of it: any ids decode to what they stand for.
+/// Tokenizers that neither change a text nor put anything before it: any ids decode to the exact text.
 const LOSSLESS: &[&str] = &["gpt2", "llama3_2", "gemma2", "o200k", "tekken", "smollm", "deepseek"];
 
 /// Under `boundary: split` the prompt's ids are the golden's ids of the prompt alone.
@@ -192,11 +192,11 @@ fn split_keeps_the_prompt_of_inference() {
         let mut alone = ids(&row["p_ids"]);
         alone.truncate(alone.len() - pair.back);
         assert_eq!(encoded.tokens.ids[..alone.len()], alone, "{} / {}", pair.name, row["pair"]);
-        // These put nothing in front of a text, so the response is also what it is alone.
+        // These put nothing before a text, so the response has the same ids as by itself.
         if ["gpt_neox", "qwen2_5"].iter().chain(LOSSLESS).any(|name| *name == pair.name) {
             assert_eq!(ids_of(&encoded, RESPONSE), ids(&row["c_ids_ns"]), "{} / {}", pair.name, row["pair"]);
         }
-        // Where joint has no token across the cut and the halves are those of the whole, nothing changes.
+        // If no joint token crosses the cut and the halves equal those of the whole, nothing changes.
         if row["concat_eq_full"] == true && row["straddle"].as_array().unwrap().is_empty() {
             assert_eq!(encoded.tokens.ids, ids(&row["ids"]), "{} / {}", pair.name, row["pair"]);
         }
@@ -246,7 +246,7 @@ fn split_holds_on_real_text() {
     }
 }
 
-/// Random Unicode with everything that normalizers, graphemes and white space can do, cut at every place.
+/// Random Unicode with all cases of normalizers, graphemes and white space, cut at every position.
 #[test]
 fn split_holds_on_random_unicode() {
     const PARTS: &[&str] = &[
@@ -317,7 +317,7 @@ fn split_holds_on_random_unicode() {
                 let decoded = pair.decode(&ids_of(&encoded, RESPONSE));
                 match pair.name.as_str() {
                     "qwen2_5" => assert_eq!(decoded, nfc(response), "{} {prompt:?}", pair.name),
-                    // `▁` in the text comes back as a space: their vocabulary cannot say it.
+                    // `▁` in the text comes back as a space: their vocabulary cannot represent it.
                     "gemma2" => assert_eq!(decoded, response.replace('▁', " "), "{prompt:?}"),
                     name if LOSSLESS.contains(&name) => assert_eq!(decoded, response, "{name} {prompt:?}"),
                     _ => {}
@@ -405,8 +405,8 @@ fn many_threads_agree() {
     }
 }
 
-/// `boundary: joint` with `append_eos: false` asks for the library's own encoding: a text that spells the EOS keeps
-/// it and the post-processor's, which is masked. Asked to append, there is one.
+/// `boundary: joint` with `append_eos: false` requests the library's own encoding: a text that contains the EOS
+/// keeps it and the post-processor's, which is masked. With `append_eos: true` there is one.
 #[test]
 fn joint_rows_as_the_library_encodes_them() {
     let rendered = rendered(&[("Say:", PROMPT), (" yes", RESPONSE), ("</s>", STOP)], true);

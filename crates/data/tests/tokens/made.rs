@@ -11,7 +11,7 @@ pub fn added(id: usize, content: &str, flags: &str) -> Value {
     })
 }
 
-/// A BPE model over single characters, `first` tokens in front, and the given merges.
+/// A BPE model over single characters, with `first` tokens before them, and the given merges.
 pub fn bpe(first: Vec<String>, characters: Vec<String>, merges: &[&str], byte_fallback: bool) -> Value {
     let merged = merges.iter().map(|merge| merge.replace(' ', ""));
     let vocabulary: serde_json::Map<String, Value> = (first.into_iter().chain(characters).chain(merged))
@@ -35,7 +35,7 @@ pub fn tokenizer_json(model: Value, stages: Value, added: Vec<Value>) -> Value {
     json
 }
 
-/// GPT-2's kind: 256 bytes, a few merges, `<eos>` = 269 and what else is added.
+/// GPT-2's kind: 256 bytes, a few merges, `<eos>` = 269 and the other added tokens.
 pub fn byte_level(normalizer: Value, add_prefix_space: bool, trim_offsets: bool, more: Vec<Value>) -> Value {
     let mut alphabet: Vec<char> =
         tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
@@ -61,7 +61,7 @@ pub fn eos(content: &str) -> Option<Value> {
     Some(json!({ "eos_token": { "content": content } }))
 }
 
-/// Llama's kind: `<unk> <s> </s>`, bytes, characters, a few merges; `<s>` in front of every text.
+/// Llama's kind: `<unk> <s> </s>`, bytes, characters, a few merges; `<s>` before every text.
 pub fn sentence_piece(normalizer: Value, pre_tokenizer: Value, more: Vec<Value>) -> Value {
     let mut first: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
     first.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));
@@ -102,8 +102,8 @@ pub fn metaspace(scheme: &str, split: bool) -> Value {
     json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split})
 }
 
-/// T5's kind, written as old files are: a model without "type", `</s>` behind every text and among the
-/// model's own pieces, at the best score.
+/// T5's kind, in the old file format: a model without "type", `</s>` after every text and among the model's own
+/// pieces, with the best score.
 pub fn unigram(pre_tokenizer: Value) -> Value {
     let mut pieces: Vec<(String, f64)> = [
         ("<pad>", 0.0),

@@ -1,7 +1,7 @@
-//! The tokenizer against other people's values (goldens made with transformers and llama.cpp), and against
-//! the two promises of `boundary: split`, on real tokenizers and on small ones made here.
+//! The tokenizer against values of other programs (goldens made with transformers and llama.cpp), and against the
+//! two promises of `boundary: split`, on real tokenizers and on small ones made here.
 //!
-//! The goldens are those of the repository, and the internal material where this machine has it.
+//! The goldens are those of the repository, and the internal material if this machine has it.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -19,7 +19,7 @@ const PROMPT: Origin = Origin::Prompt { turn: 0, section: Section::Other };
 const RESPONSE: Origin = Origin::Response { turn: 0 };
 const STOP: Origin = Origin::EndOfTurn { turn: 0 };
 
-/// Text made of `(text, origin)` parts; prompts weigh 0, everything supervised 1.
+/// Text made of `(text, origin)` parts; prompts have weight 0, everything supervised 1.
 fn rendered(parts: &[(&str, Origin)], add_special_tokens: bool) -> Rendered {
     let mut text = String::new();
     let mut spans = Vec::new();

@@ -1,4 +1,4 @@
-//! A tokenizer beside the library's, and the two promises of `boundary: split`.
+//! A tokenizer together with the library's, and the two promises of `boundary: split`.
 
 use crate::{PROMPT, RESPONSE, ids_of, split};
 use serde_json::Value;
@@ -10,7 +10,7 @@ pub struct Pair {
     pub name: String,
     pub ours: Tokenizer,
     pub library: tokenizers::Tokenizer,
-    /// Ids that the post-processor puts behind a text.
+    /// The number of ids that the post-processor puts after a text.
     pub back: usize,
 }
 
@@ -47,11 +47,11 @@ impl Pair {
 
     /// Asserts both promises of `boundary: split` for one prompt and response; returns the encoding.
     ///
-    /// 1. The ids before the cut are what the library makes of the prompt alone.
-    /// 2. The ids behind it decode, behind any text, to what the library makes of the response behind such a
+    /// 1. The ids before the cut equal the library's ids of the prompt alone.
+    /// 2. The ids after it decode, after any text, to the decoding of the library's ids of the response after such a
     ///    text. (For a lossless tokenizer that is the response itself; [`Pair::lossless`] asserts it.)
     ///
-    /// And no token has bytes on both sides, every prompt token is masked, every response token supervised.
+    /// Also, no token has bytes on both sides, every prompt token is masked, and every response token is supervised.
     pub fn promises(&self, prompt: &str, response: &str) -> Encoded {
         let encoded = split(&self.ours, &[(prompt, PROMPT), (response, RESPONSE)]);
         let context = || format!("{}: {prompt:?} | {response:?}", self.name);
@@ -71,8 +71,8 @@ impl Pair {
         }
         let response_ids = &tokens.ids[alone.len()..end];
         if let Some((before, ids)) = self.before(prompt, response, &tokens.bytes, &alone) {
-            // T5's normalizer works by grapheme, and drops the rest of one that it knows the start of: what a
-            // response that starts inside a grapheme becomes then depends on the letter before it.
+            // T5's normalizer works by grapheme, and drops the rest of one whose start it knows: the result for a
+            // response that starts inside a grapheme then depends on the letter before it.
             let apart = self.normalized(&before) + &self.normalized(response);
             if self.name == "t5_small" && self.normalized(&format!("{before}{response}")) != apart {
                 return encoded;
@@ -94,8 +94,8 @@ impl Pair {
         normalized.get().to_string()
     }
 
-    /// A short text that a response meets in the same way as it meets the prompt, and its ids. `q` composes
-    /// with nothing in Unicode, so no normalizer merges it with what follows.
+    /// A short text that affects a response in the same way as the prompt does, and its ids. `q` composes with
+    /// nothing in Unicode, so no normalizer merges it with the text after it.
     fn before(
         &self,
         prompt: &str,
@@ -115,19 +115,19 @@ impl Pair {
             && end == prompt.len()
             && prompt[bytes[last].start as usize..].trim() == token.content.trim()
         {
-            // A token that strips what follows it would swallow the response's white space here.
+            // A token that strips the text after it would swallow the response's white space here.
             let stripped = token.rstrip && response.starts_with(char::is_whitespace);
             return (!stripped).then(|| (token.content.clone(), vec![alone[last]]));
         }
-        // White space behind the prompt's last token has no id: the response's first token stands for it.
+        // White space after the prompt's last token has no id: the response's first token represents it.
         let dropped = self.normalized(&prompt[end..]).contains(char::is_whitespace);
         let before = if dropped { "q " } else { "q" };
         let ids = self.whole(before);
         Some((before.to_string(), ids))
     }
 
-    /// Asserts that the response's ids alone are the response, but for one leading space that some decoders
-    /// strip from any text.
+    /// Asserts that the response's ids alone decode to the response, except for one leading space that some
+    /// decoders strip from any text.
     pub fn lossless(&self, prompt: &str, response: &str) {
         let encoded = self.promises(prompt, response);
         let text = self.decode(&ids_of(&encoded, RESPONSE));

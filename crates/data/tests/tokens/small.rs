@@ -6,7 +6,7 @@ use crate::*;
 use serde_json::{Value, json};
 use suasion_data::{ContentSpecialTokens, Error};
 
-/// The library's words for the response under `boundary: split`, the promises asserted.
+/// The library's tokens for the response under `boundary: split`; asserts the promises.
 fn response_words(pair: &Pair, prompt: &str, response: &str) -> Vec<String> {
     pair.words(&ids_of(&pair.promises(prompt, response), RESPONSE))
 }
@@ -18,14 +18,14 @@ fn byte_level_prefix_is_not_put_into_a_response() {
     assert_eq!(response_words(&pair, "hello", " world"), ["Ġworld"]);
     assert_eq!(response_words(&pair, "Par", "is"), ["is"]);
     assert_eq!(response_words(&pair, "hello ", "world"), ["w", "or", "ld"]);
-    // At the start of the text, and behind an added token, the tokenizer prefixes as it always does.
+    // At the start of the text, and after an added token, the tokenizer adds its usual prefix.
     assert_eq!(response_words(&pair, "", "is"), ["Ġ", "is"]);
     assert_eq!(response_words(&pair, "hello<eos>", "is"), ["Ġ", "is"]);
     assert_eq!(pair.decode(&pair.whole("hello<eos>is")), " hello<eos> is");
 }
 
-/// This file trims offsets: the library's range of ` world` leaves the space out. The space is the token's
-/// all the same, so supervising the space supervises the token.
+/// This file trims offsets: the library's range of ` world` excludes the space. The space still belongs to the
+/// token, so supervising the space supervises the token.
 #[test]
 fn a_trimmed_offset_does_not_hide_a_space() {
     let pair = Pair::from_json("roberta", &byte_level(Value::Null, true, true, vec![]), eos("<eos>"));
@@ -68,8 +68,8 @@ fn metaspace_always() {
     );
 }
 
-/// Behind `WhitespaceSplit` the prefix is all that is left of white space: it stays exactly where the text has
-/// white space, on either side of the cut.
+/// After `WhitespaceSplit` only the prefix represents white space: it is kept exactly where the text has white
+/// space, on either side of the cut.
 #[test]
 fn metaspace_always_behind_whitespace_split() {
     let pair = Pair::from_json("t5", &unigram(whitespace_then_metaspace()), eos("</s>"));
@@ -97,7 +97,7 @@ fn legacy_prepend_and_replace() {
     }
 }
 
-/// An added token that is matched after normalisation does not start the normalizer anew.
+/// An added token that is matched after normalisation does not restart the normalizer.
 #[test]
 fn normalized_added_tokens() {
     let more = vec![added(400, "[X]", "normalized plain")];
@@ -136,7 +136,7 @@ fn stripping_normalizers() {
     assert_eq!(words("Hi ", "is"), ["▁is"]);
 }
 
-/// NFC would make one letter of the two sides: the prompt keeps its `e`, the response starts with the accent.
+/// NFC would merge a letter across the cut: the prompt keeps its `e`, the response starts with the accent.
 #[test]
 fn a_cut_inside_a_composed_character() {
     let pair =
@@ -163,7 +163,7 @@ fn an_added_token_across_the_cut_is_cut() {
     let pair = Pair::from_json("gpt", &byte_level(Value::Null, false, false, more), eos("<eos>"));
     let encoded = pair.promises("a<|", "end|>b");
     assert!(!encoded.tokens.ids.contains(&270));
-    // What the prompt alone matches is matched, although the whole text would match something longer.
+    // A match in the prompt alone is used, although the whole text would match a longer token.
     assert_eq!(pair.promises("a<|e", "nd|>b").tokens.ids[..2], [pair.ours.token_to_id("a").unwrap(), 271]);
     assert!(!pair.promises("x ", "  y").tokens.ids.contains(&272));
     assert!(joint(&pair.ours, &[("x ", PROMPT), ("  y", RESPONSE)]).tokens.ids.contains(&272));
@@ -173,7 +173,7 @@ fn an_added_token_across_the_cut_is_cut() {
     assert_eq!(pair.decode(&straddles[0].split), "<|end|>");
 }
 
-/// Tokens that swallow the white space beside them stop at the cut, and at the end of turn.
+/// Tokens that swallow adjacent white space stop at the cut, and at the end of turn.
 #[test]
 fn stripping_added_tokens() {
     let more = vec![added(270, "<|user|>", "rstrip"), added(271, "<|stop|>", "lstrip")];
@@ -188,7 +188,7 @@ fn stripping_added_tokens() {
     // `lstrip` at the response's start: the prompt keeps its space.
     let encoded = split(&pair.ours, &[("hello ", PROMPT), ("<|stop|>", RESPONSE)]);
     assert_eq!(pair.words(&encoded.tokens.ids), ["hello", "Ġ", "<|stop|>"]);
-    // The end of turn leaves the response its last space, in both modes.
+    // The response keeps its last space before the end of turn, in both modes.
     for boundary in [Boundary::Split, Boundary::Joint] {
         let row = rendered(&[("hello", PROMPT), (" world ", RESPONSE), ("<|stop|>", STOP)], true);
         let tokens = pair.ours.encode(&row, &policy(boundary)).unwrap().tokens;
@@ -198,7 +198,7 @@ fn stripping_added_tokens() {
     }
 }
 
-/// T5 puts an EOS behind every text: it is the one that the row asks for, and there is never a second.
+/// T5 puts an EOS after every text: it is the one that the row needs, and there is never a second.
 #[test]
 fn the_post_processors_eos() {
     let pair = Pair::from_json("t5", &unigram(whitespace_then_metaspace()), eos("</s>"));
@@ -215,14 +215,14 @@ fn the_post_processors_eos() {
         let unasked = encode(&[("a:", PROMPT), (" is", RESPONSE)]);
         assert_eq!(unasked.ids, asked.ids);
         assert_eq!((unasked.origins[4], unasked.weights[4]), (Origin::Scaffold, 0.0));
-        // Chat text carries its own: nothing is added.
+        // Chat text contains its own: nothing is added.
         let chat = rendered(&[("a:", PROMPT), (" is", RESPONSE), ("</s>", STOP)], false);
         let chat = pair.ours.encode(&chat, &policy(boundary)).unwrap().tokens;
         assert_eq!((chat.ids, chat.origins[4]), (asked.ids, STOP));
     }
 }
 
-/// One cut per response, wherever the turns stand; what lies between responses is tokenised in one.
+/// One cut per response, for any order of turns; the text between responses is tokenised at once.
 #[test]
 fn one_cut_per_response() {
     let more = vec![added(270, "<|im_end|>", "")];
@@ -250,7 +250,7 @@ fn one_cut_per_response() {
     let letters: String = encoded.tokens.origins.iter().map(|origin| origin.letter()).collect();
     assert_eq!(letters, "OORRREBOBBRE");
     assert_eq!(pair.ours.encode(&row, &policy(Boundary::Joint)).unwrap().straddles.len(), 2);
-    // An empty response is still a cut: its stop token is the first thing that the model says.
+    // An empty response is still a cut: its stop token is the first token that the model generates.
     let row = rendered(&[("a<", PROMPT), ("", RESPONSE), ("|im_end|>", STOP)], false);
     let encoded = pair.ours.encode(&row, &policy(Boundary::Split)).unwrap();
     assert!(!encoded.tokens.ids.contains(&270));
@@ -272,14 +272,14 @@ fn content_cannot_speak_for_the_template() {
     ];
     let row = rendered(&parts, false);
     for boundary in [Boundary::Split, Boundary::Joint] {
-        // As transformers does: content's tokens are structural, and are reported.
+        // As in transformers: content's tokens are structural, and are reported.
         let special = pair.ours.encode(&row, &policy(boundary)).unwrap();
         assert_eq!(special.tokens.ids.iter().filter(|id| **id == 271).count(), 4);
         let reported: Vec<Origin> =
             special.structural_from_content.iter().map(|&index| special.tokens.origins[index]).collect();
         assert_eq!(reported, [PROMPT, RESPONSE]);
         assert!(special.structural_from_content.iter().all(|&index| special.tokens.ids[index] == 271));
-        // As text: only the template's are.
+        // As text: only the template's tokens are structural.
         let policy = Policy { content_special_tokens: ContentSpecialTokens::Text, ..policy(boundary) };
         let text = pair.ours.encode(&row, &policy).unwrap();
         assert!(text.structural_from_content.is_empty());
@@ -295,7 +295,7 @@ fn content_cannot_speak_for_the_template() {
     }
 }
 
-/// A Unigram model has `</s>` among its own pieces and would pick it for text.
+/// A Unigram model has `</s>` among its own pieces and would choose it for text.
 #[test]
 fn content_cannot_reach_a_models_own_pieces() {
     let pair = Pair::from_json("t5", &unigram(whitespace_then_metaspace()), eos("</s>"));
@@ -338,7 +338,7 @@ fn double_bos() {
     assert!(!double(&[("<s>Hi", Origin::Scaffold), (" is", RESPONSE)], false));
     assert!(double(&[("<s><s>Hi", Origin::Scaffold), (" is", RESPONSE)], false));
     assert!(!double(&[("Hi<s>", PROMPT), (" is", RESPONSE)], true));
-    // GPT-2's BOS is its EOS: an empty row that ends is not a row that starts twice.
+    // GPT-2's BOS is its EOS: an empty row with an EOS does not have two BOS.
     let config = json!({ "bos_token": "<eos>", "eos_token": "<eos>" });
     let gpt = Pair::from_json("gpt", &byte_level(Value::Null, false, false, vec![]), Some(config));
     assert!(!split(&gpt.ours, &[("<eos>", PROMPT), ("", RESPONSE), ("<eos>", STOP)]).double_bos);
@@ -385,16 +385,16 @@ fn special_tokens_from_files() {
     assert_eq!((bare.eos(), bare.bos(), bare.pad()), (None, None, None));
     assert_eq!(bare.stop_ids(&Policy::default()).unwrap(), Vec::<u32>::new());
     assert_eq!(bare.vocab_size(), 272);
-    // Neither cut, nor padded, nor left to chance.
+    // Not truncated, not padded, and not random.
     let ids = bare.encode_prompt("hello world hello world").unwrap();
     assert_eq!(bare.decode(&ids, false), "hello world hello world");
     assert!((0..50).all(|_| bare.encode_prompt("hello world hello world").unwrap() == ids) && ids.len() == 5);
 
-    // The model's own configuration is the fallback; generation_config.json wins over it.
+    // The model's own configuration is the fallback; generation_config.json takes precedence.
     write("config.json", &json!({ "eos_token_id": 271 }));
     let fallback = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(fallback.eos().unwrap().content, "<|eot|>");
-    // An id outside of the vocabulary is listed, and costs nothing.
+    // An id outside the vocabulary is listed, without other effects.
     write("generation_config.json", &json!({ "eos_token_id": [270, u32::MAX] }));
     let outside = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(outside.stop_ids(&Policy::default()).unwrap(), [270, u32::MAX]);
@@ -421,7 +421,7 @@ fn special_tokens_from_files() {
     assert!(prints.iter().enumerate().all(|(i, print)| print.len() == 64 && !prints[..i].contains(print)));
     assert_eq!(Tokenizer::from_dir(dir.path()).unwrap().fingerprint(), full.fingerprint());
 
-    // transformers registers what `added_tokens_decoder` declares over what tokenizer.json says.
+    // As in transformers, declarations in `added_tokens_decoder` override those in tokenizer.json.
     let declared = json!({ "content": "<|eot|>", "lstrip": true, "normalized": false, "special": true });
     write(
         "tokenizer_config.json",
@@ -473,7 +473,7 @@ fn a_stream_holds_incomplete_characters_back() {
     let some = |text: &str| Some(text.to_string());
     assert_eq!(pieces, [some("a"), None, None, None, some("🙂"), some("b"), None]);
     assert_eq!(stream.finish(), None);
-    // A character that never completes comes out at the end, as U+FFFD; or with the text that follows it.
+    // A character that never completes is returned at the end, as U+FFFD; or with the text that follows it.
     let mut stream = pair.ours.decode_stream(false);
     assert_eq!(stream.push(ids[1]), None);
     assert_eq!(stream.push(ids[0]), some("\u{fffd}a"));

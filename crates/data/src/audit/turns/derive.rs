@@ -1,4 +1,4 @@
-//! What stands before messages and after answers, as ids: read off small conversations whose turns are proved.
+//! The ids before messages and after answers, derived from small conversations with proved turns.
 
 use super::{BEGINS, CLOSES, Kind, OPENS, Opener, STOPS, Turns};
 use crate::audit::foreign::WrittenStops;
@@ -13,22 +13,22 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Starts and ends of the messages' texts, so that tokens at their edges differ.
+/// Starts and ends of the message texts; they vary so that the tokens at the edges do too.
 const EDGES: [(&str, &str); 4] =
     [("Kiwi", "seven"), ("(2) vier", "noch eins!"), ("\"Quote", "end\"?"), ("日本", "語。")];
 
-/// Starts that some tokenizers join with the end of a header.
+/// Starts that some tokenizers merge with the end of a header.
 const ODD: [(&str, &str); 3] = [("\nnew", "x"), (" space", "x"), ("\n\nnew", "x")];
 
 /// A conversation as ids.
 struct Probe {
     ids: Vec<u32>,
     origins: Vec<Origin>,
-    /// Its texts begin as texts usually do.
+    /// Its texts begin with ordinary characters.
     regular: bool,
 }
 
-/// A conversation of these roles: `s`ystem, `u`ser, `a`nswer, `r`easoned answer, `c`all of a tool, `t`ool.
+/// A conversation with these roles: `s`ystem, `u`ser, `a`nswer, `r`easoned answer, tool `c`all, `t`ool.
 fn conversation(
     roles: &str,
     (head, tail): (&str, &str),
@@ -101,7 +101,7 @@ fn probes(renderer: &ChatRenderer, tokenizer: &Tokenizer, policy: &Policy) -> Ve
     out
 }
 
-/// Makes scaffold of what a `{% generation %}` block covers after its stop token: no message begins there.
+/// Changes the tokens of a `{% generation %}` block after its stop token to scaffold: no message begins there.
 fn demote(origins: &mut [Origin]) {
     let mut ended = None;
     for origin in origins {
@@ -113,7 +113,7 @@ fn demote(origins: &mut [Origin]) {
     }
 }
 
-/// The kind of the message that begins at token `at` or after the scaffold there.
+/// The kind of the message that begins at token `at`, or after scaffold there.
 fn kind_at(probe: &Probe, at: usize) -> Option<Kind> {
     match probe.origins[at.min(probe.ids.len())..].iter().find(|origin| **origin != Origin::Scaffold)? {
         // An empty answer.
@@ -122,7 +122,7 @@ fn kind_at(probe: &Probe, at: usize) -> Option<Kind> {
     }
 }
 
-/// The tokens before each message: its index, its kind, and where they begin.
+/// For each message, its kind and the tokens before it.
 fn befores(probe: &Probe) -> impl Iterator<Item = (Kind, &[u32])> {
     let begins = |i: &usize| {
         let kind = Kind::of(probe.origins[*i]);
@@ -135,7 +135,7 @@ fn befores(probe: &Probe) -> impl Iterator<Item = (Kind, &[u32])> {
     })
 }
 
-/// True where these ids always stand before a message of this kind, and nowhere else.
+/// True if these ids always precede messages of this kind, and occur nowhere else.
 fn distinctive(ids: &[u32], probes: &[Probe], is: impl Fn(Kind) -> bool) -> bool {
     !ids.is_empty()
         && probes.iter().all(|probe| {
@@ -144,7 +144,7 @@ fn distinctive(ids: &[u32], probes: &[Probe], is: impl Fn(Kind) -> bool) -> bool
         })
 }
 
-/// The ids that all of these end with.
+/// The longest common suffix of these ids.
 fn common_end(lists: &[&[u32]]) -> Vec<u32> {
     let Some((first, rest)) = lists.split_first() else { return Vec::new() };
     let shared =
@@ -154,10 +154,10 @@ fn common_end(lists: &[&[u32]]) -> Vec<u32> {
 }
 
 impl Turns {
-    /// The turns of a template under a tokenizer.
+    /// The turns of a template for a tokenizer.
     ///
     /// # Errors
-    /// A sentence that says why the turns cannot be told by ids.
+    /// A sentence that explains why ids do not determine the turns.
     pub fn of(
         template: &Arc<ChatTemplate>,
         tokenizer: &Tokenizer,
@@ -203,8 +203,8 @@ impl Turns {
         Ok(turns)
     }
 
-    /// Derives the headers: the shortest run of tokens that begins with a structural one and stands before messages of
-    /// one kind only; where a template writes text alone, what all its headers of a kind end with.
+    /// Derives the headers: the shortest run of tokens that begins with a structural token and precedes messages
+    /// of only one kind; if a template writes only text, the common suffix of all its headers of a kind.
     fn find_openers(&mut self, probes: &[Probe], tokenizer: &Tokenizer) {
         let structural = |id: &u32| tokenizer.is_structural(*id);
         let mut plain: Vec<(Kind, Vec<&[u32]>)> = Vec::new();
@@ -220,7 +220,7 @@ impl Turns {
                 None => self.openers.push(Opener { ids, kind, structural: begins, exact }),
             }
         };
-        // The same ids stand before most messages.
+        // Most messages have the same ids before them.
         let mut judged: HashMap<(Vec<u32>, Kind), bool> = HashMap::new();
         let mut fits = |ids: &[u32], kind: Kind| {
             let is = |other: Kind| if kind == Kind::Prompt { other != Kind::Answer } else { other == kind };
@@ -261,7 +261,7 @@ impl Turns {
         self.openers.sort_by(|a, b| b.ids.len().cmp(&a.ids.len()).then(a.ids.cmp(&b.ids)));
     }
 
-    /// Derives what ends answers and the texts of prompts, and what conversations begin with.
+    /// Derives the ends of answers and of prompt texts, and the starts of conversations.
     fn find_ends(&mut self, probes: &[Probe], tokenizer: &Tokenizer, special: &Special) {
         let mut written = WrittenStops { any: false, last: true };
         for probe in probes {
@@ -285,7 +285,7 @@ impl Turns {
             let last = probe.origins.iter().rposition(|origin| origin.supervised());
             written.last &= last.is_none_or(|i| matches!(probe.origins[i], Origin::EndOfTurn { .. }));
             self.starts.extend(probe.ids.first());
-            // A BOS that the tools have left out.
+            // A BOS that is missing because of the tools.
             if probe.ids.first().copied() == special.bos {
                 self.starts.extend(probe.ids.get(1));
             }
@@ -315,7 +315,7 @@ impl Turns {
         opens.iter().for_each(|&id| self.flag(id, OPENS));
         self.closers.clone().iter().for_each(|&(_, id)| self.flag(id, CLOSES));
         self.stops.clone().iter().for_each(|stop| self.flag(stop[0], STOPS));
-        // Where BOS and a stop are one id, it says nothing of beginnings.
+        // If BOS and a stop token are one id, it does not mark a beginning.
         if let Some(bos) = special.bos.filter(|bos| self.stops.contains(&vec![*bos])) {
             self.flags[bos as usize] &= !BEGINS;
         }

@@ -23,7 +23,7 @@ impl At<'_, '_> {
         )))
     }
 
-    /// Refuses masks on a tool call: a call is learned as its message is.
+    /// Refuses masks on a tool call: a call has the weight of its message.
     pub(super) fn refuse_mask_of_call(&self, call: &Map<String, Value>) -> Result<()> {
         let Some(key) = unknown(call) else { return Ok(()) };
         let help = "a call is learned as its message is: give the message the mask";
@@ -49,7 +49,7 @@ impl At<'_, '_> {
             let mut lengths = [0, 0];
             self.parts_weights(parts, &mut lengths, None, &mut details)?;
         }
-        // Reasoning in parts is joined: templates write a text.
+        // Reasoning in parts is joined, because templates write one text.
         for key in REASONING {
             let Some(Value::Array(parts)) = held_mut(message, key) else { continue };
             let mut lengths = [0, 0];
@@ -128,8 +128,8 @@ impl At<'_, '_> {
         Ok(())
     }
 
-    /// Ranges of a content's characters. What no range covers is not learned; false for an empty list, under which
-    /// nothing of the message is.
+    /// Ranges of characters of the content. Characters outside all ranges are masked; false for an empty list,
+    /// which masks the whole message.
     fn ranges(&self, key: &str, value: Value, text: &str, details: &mut Vec<Detail>) -> Result<bool> {
         let help = "it is a list of {\"begin_offset\": 0, \"end_offset\": 8, \"train\": true}: the first and the last \
                     character of a range, counted from 0";
@@ -165,7 +165,7 @@ impl At<'_, '_> {
             if let Some((other, _)) = range.iter().find(|(_, value)| !value.is_null()) {
                 return wrong(format!("has the unknown key {other:?}"));
             }
-            // Offsets of an end are often one too large, and axolotl cuts them.
+            // End offsets are often one too large, and axolotl clips them.
             if first > last || last > characters {
                 return wrong(format!(
                     "goes from {first} to {last}; the content has {characters} characters"

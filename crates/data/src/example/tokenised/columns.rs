@@ -92,7 +92,7 @@ where
 {
     fn cast<A: ArrowPrimitiveType, T: Default + TryFrom<A::Native>>(items: &Items<'_>) -> Option<Vec<T>> {
         let values = &items.array.as_primitive::<A>().values()[items.range.clone()];
-        // Two loops without branches, so that the compiler vectorises both.
+        // Two branch-free loops, so that the compiler vectorises both.
         let fit = values.iter().fold(true, |fit, &value| fit & T::try_from(value).is_ok());
         fit.then(|| values.iter().map(|&value| T::try_from(value).unwrap_or_default()).collect())
     }

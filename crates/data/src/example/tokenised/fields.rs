@@ -23,7 +23,7 @@ pub enum Key {
     Weights,
     Origins,
     Text,
-    /// A field that looks like a mask and is none that is known: the general reader refuses it where it is one.
+    /// A field that looks like a mask but is not a known one: the general reader refuses it if it is a mask.
     Unknown,
 }
 
@@ -54,8 +54,8 @@ impl Key {
 pub struct Seen(u16);
 
 impl Seen {
-    /// Adds a key; `None` if it was there before. Of two fields with the same name the last counts, which is
-    /// left to the general reader.
+    /// Adds a key; `None` if it was there before. Of two fields with the same name the last applies, which is left
+    /// to the general reader.
     pub fn note(&mut self, key: Key) -> Option<()> {
         let bit = 1 << key as u16;
         let new = self.0 & bit == 0;
@@ -160,7 +160,7 @@ impl Fields {
     }
 }
 
-/// [`counted_padding`] of a row with these labels or this mask.
+/// [`counted_padding`] for a row with these labels or this mask.
 pub fn unmasked(
     ids: &[u32],
     given: &Given<'_>,

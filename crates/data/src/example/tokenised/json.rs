@@ -74,7 +74,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-/// The numbers of a list; `None` if it is not a list of integers of at least 0. `-0` is one.
+/// The numbers of a list; `None` if it is not a list of integers of at least 0. `-0` is accepted.
 pub fn numbers(value: &Value) -> Option<Vec<u64>> {
     let zero = |value: &Value| value.as_f64().filter(|x| *x == 0.0).map(|_| 0);
     value.as_array()?.iter().map(|value| value.as_u64().or_else(|| zero(value))).collect()

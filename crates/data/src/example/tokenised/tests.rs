@@ -1,4 +1,4 @@
-//! The direct readers give what the general one gives, on rows of every kind.
+//! The direct readers agree with the general one, on rows of every kind.
 
 use super::{direct, projection};
 use crate::example::Example;
@@ -52,7 +52,7 @@ fn general(raw: RawRow, format: Format) -> Result<Example> {
     Example::from_row(Row::parse(raw)?, format)
 }
 
-/// Everything that can be seen of a result, the sign of a zero too.
+/// The complete result as text, including the sign of a zero.
 fn shown(result: &Result<Example>) -> String {
     match result {
         Ok(example) => format!("{example:?}"),
@@ -60,14 +60,14 @@ fn shown(result: &Result<Example>) -> String {
     }
 }
 
-/// Asserts that both ways agree; true where the direct one was taken.
+/// Asserts that both readers agree; true if the direct one accepted the row.
 fn agree(row: &RawRow, format: Format) -> bool {
     let (read, wanted) = (Example::read(row.clone(), format), general(row.clone(), format));
     assert_eq!(shown(&read), shown(&wanted), "{format:?} {:?}", row.content);
     direct(row).is_some()
 }
 
-/// The kind of a field's values.
+/// The kind of values of a field.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Ids,
@@ -221,7 +221,7 @@ fn json_rows_are_read_alike() {
     assert!(taken > 100_000 && failed > 15_000, "{taken} {failed}");
 }
 
-/// A row's list of numbers; `None` where it is null.
+/// A row's list of numbers; `None` if it is null.
 type Numbers = Option<Vec<Option<i64>>>;
 
 /// Lists of numbers as a column of some type.
@@ -392,7 +392,7 @@ fn rows_of_columns_are_read_alike() {
     let (mut taken, mut failed) = (0, 0);
     for _ in 0..20_000 {
         let whole = batch(&mut random);
-        // A slice has offsets of its own.
+        // A slice has its own offsets.
         let from = random.below(whole.num_rows());
         let part = Arc::new(whole.slice(from, whole.num_rows() - from));
         for at in 0..part.num_rows() {
@@ -406,7 +406,7 @@ fn rows_of_columns_are_read_alike() {
     assert!(taken > 60_000 && failed > 10_000, "{taken} {failed}");
 }
 
-/// The rows of a source, each by both ways.
+/// The rows of a source, each read in both ways.
 fn examples(mut source: Source) -> Vec<String> {
     let mut examples = Vec::new();
     while let Some(row) = source.next_row().unwrap() {
@@ -476,7 +476,7 @@ fn only_wanted_columns_are_read() {
         ("text", text.clone()),
         ("score", score),
     ]);
-    // An infinite score that nobody reads is no error.
+    // An infinite score is not an error if no reader needs it.
     assert_eq!(names(&path, false), ["input_ids", "labels"]);
     assert_eq!(names(&path, true), ["input_ids", "labels", "text"]);
     // Without labels these are not tokenised rows.

@@ -1,4 +1,4 @@
-//! What the page of `verify` says first: the verdict, its reasons, and what to do next.
+//! The top of the page of `verify`: the verdict, its reasons, and what to do next.
 
 use super::{Verified, of_level};
 use crate::report::format::{count, percent, thousands};
@@ -55,7 +55,7 @@ pub(super) fn verdict(verified: &Verified<'_>) -> (Tone, String) {
     )
 }
 
-/// The sections that are neither learned by default nor scaffold or padding.
+/// The sections that are not supervised by default and are not scaffold or padding.
 fn is_prompt(name: &str) -> bool {
     !matches!(name, "response" | "end_of_turn" | "scaffold" | "padding")
 }
@@ -139,7 +139,7 @@ pub(super) fn reasons(verified: &Verified<'_>) -> Vec<String> {
     reasons
 }
 
-/// A command on the same data; `None` where no command line names it.
+/// A command on the same data; `None` if the flags are not known.
 pub(super) fn command(verified: &Verified<'_>, name: &str, more: &[&str]) -> Option<String> {
     let flags = verified.flags.iter().map(String::as_str);
     let words = ["suasion", name].into_iter().chain(flags).chain(more.iter().copied());

@@ -1,14 +1,14 @@
 //! Charts as inline SVG: lines over steps, histograms, intervals.
 //!
-//! The drawing is stretched to the width of the page, its text is not: axes are drawings of their own, in which places are
-//! shares of the width. A chart is readable at any width, and nothing is computed in the browser.
+//! The drawing is stretched to the width of the page, but its text is not: axes are separate drawings, with
+//! positions as shares of the width. A chart is readable at any width, and nothing is computed in the browser.
 
 use super::Html;
 use super::html::short;
 use crate::report::format::{count, thousands};
 use std::collections::BTreeMap;
 
-/// The most points drawn of a line; longer ones are averaged over runs of equal length.
+/// The maximal number of points drawn for a line; longer lines are averaged over runs of equal length.
 const POINTS: usize = 600;
 /// The width of a drawing in its own units.
 const WIDTH: f64 = 1000.0;
@@ -18,18 +18,18 @@ const WIDTH: f64 = 1000.0;
 pub struct Line {
     /// Its name in the legend.
     pub name: String,
-    /// Its points, by rising x.
+    /// Its points, in ascending order of x.
     pub points: Vec<(f64, f64)>,
     /// How it is drawn.
     pub stroke: Stroke,
 }
 
-/// How a line is drawn: no two differ in colour alone.
+/// The style of a line: no two styles differ in colour alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stroke {
     /// The line that matters: solid, in the accent colour.
     Main,
-    /// Thin and pale: single steps under their mean.
+    /// Thin and pale: single steps behind their mean.
     Faint,
     /// Dashed, with a dot at each point: few values.
     Dots,
@@ -50,20 +50,20 @@ impl Stroke {
 pub struct LineChart {
     /// Its title.
     pub title: String,
-    /// What x is: `step`.
+    /// The meaning of x: `step`.
     pub x: String,
     /// The unit of y: `nats per token`; may be empty.
     pub y: String,
     /// The lines.
     pub lines: Vec<Line>,
-    /// A chart among several in a row: lower, without a legend.
+    /// True for one of several charts in a row: lower, without a legend.
     pub small: bool,
-    /// y starts at 0.
+    /// True if y starts at 0.
     pub from_zero: bool,
 }
 
 impl LineChart {
-    /// Its markup; nothing where no line has a point.
+    /// Its markup; empty if no line has a point.
     pub fn html(&self) -> Html {
         let finite = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
             points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
@@ -117,7 +117,7 @@ impl LineChart {
         html
     }
 
-    /// What it shows, in words: where each line begins and ends.
+    /// A description in words: where each line begins and ends.
     fn describe(&self) -> String {
         let at = |point: &(f64, f64)| format!("{} at {} {}", value(point.1), self.x, value(point.0));
         let ends = |line: &Line| {
@@ -139,7 +139,7 @@ impl LineChart {
     }
 }
 
-/// How many values lie in each of some ranges.
+/// The number of values in each of several ranges.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
     /// Its title.
@@ -148,16 +148,16 @@ pub struct Histogram {
     pub noun: String,
     /// The unit of the ranges: `tokens`; `%`.
     pub unit: String,
-    /// From, to (not included), number.
+    /// Lower bound, upper bound (excluded), number.
     pub bins: Vec<(f64, f64, u64)>,
-    /// The ranges are of whole numbers: 10 to 20 is 10 to 19.
+    /// True for ranges of whole numbers: 10 to 20 is 10 to 19.
     pub whole: bool,
-    /// The least and the largest value, where they are known.
+    /// The smallest and the largest value, if known.
     pub span: Option<(f64, f64)>,
 }
 
 impl Histogram {
-    /// The histogram of whole numbers, of each of which there are so many, in about 24 ranges with round bounds.
+    /// The histogram of whole numbers, given with their counts, in about 24 ranges with round bounds.
     pub fn of_counts(title: &str, noun: &str, unit: &str, counts: &BTreeMap<u64, u64>) -> Histogram {
         let (low, high) = match (counts.first_key_value(), counts.last_key_value()) {
             (Some((low, _)), Some((high, _))) => (*low, *high),
@@ -207,7 +207,7 @@ impl Histogram {
         }
     }
 
-    /// Its markup; nothing without values.
+    /// Its markup; empty without values.
     pub fn html(&self) -> Html {
         let mut html = Html::new();
         let most = self.bins.iter().map(|bin| bin.2).max().unwrap_or(0);
@@ -224,7 +224,7 @@ impl Histogram {
         open(&mut html, &self.title, false, &self.describe());
         frame(&mut html, height, &y_ticks, &y, &format!("{}s", self.noun), |html| {
             for (from, to, n) in self.bins.iter().filter(|bin| bin.2 > 0) {
-                // A range with one row among a million can still be seen.
+                // A range with one row in a million must still be visible.
                 let tall = (height - y(*n as f64)).max(1.5);
                 let gap = if self.bins.len() > 1 { 2.0 } else { 0.0 };
                 let wide = if self.bins.len() > 1 { x(*to) - x(*from) - gap } else { 60.0 };
@@ -247,7 +247,7 @@ impl Histogram {
         html
     }
 
-    /// A range in words.
+    /// The name of a range.
     fn name(&self, from: f64, to: f64) -> String {
         let unit = if self.unit.is_empty() { String::new() } else { format!(" {}", self.unit) };
         match (self.whole, to - from) {
@@ -257,7 +257,7 @@ impl Histogram {
         }
     }
 
-    /// What it shows, in words.
+    /// A description in words.
     fn describe(&self) -> String {
         let total: u64 = self.bins.iter().map(|bin| bin.2).sum();
         let Some(mode) = self.bins.iter().max_by_key(|bin| bin.2) else { return String::new() };
@@ -279,18 +279,18 @@ impl Histogram {
     }
 }
 
-/// A value with what it may be.
+/// A value with its interval.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Interval {
-    /// What is measured.
+    /// The name of the measured quantity.
     pub name: String,
     /// The lower bound, the value, the upper bound.
     pub bounds: (f64, f64, f64),
-    /// The value in words: `−0.12 nats (−0.20 to −0.04)`.
+    /// The value as text: `−0.12 nats (−0.20 to −0.04)`.
     pub text: String,
 }
 
-/// Intervals under each other over one axis, which has a line at 0 where it reaches it.
+/// Intervals below each other over one axis, with a line at 0 if 0 is in its range.
 pub fn intervals(title: &str, unit: &str, rows: &[Interval]) -> Html {
     let mut html = Html::new();
     let bounds =
@@ -398,7 +398,7 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }
 
-/// The least of 1, 2, 5, 10 times a power of ten that is not below `rough`.
+/// The smallest of 1, 2, 5, 10 times a power of ten that is not below `rough`.
 fn round_step(rough: f64) -> f64 {
     let rough = if rough.is_finite() && rough > 0.0 { rough.max(1e-12) } else { 1.0 };
     let power = 10f64.powf(rough.log10().floor());
@@ -433,7 +433,7 @@ fn step_of(ticks: &[f64]) -> f64 {
     }
 }
 
-/// A value of an axis whose values are `step` apart: as many decimals as it needs, thousands as `20k`.
+/// A value of an axis whose values are `step` apart: with as many decimals as needed, thousands as `20k`.
 pub(super) fn number(value: f64, step: f64) -> String {
     let value = if value.abs() < step.abs() * 1e-6 { 0.0 } else { value };
     let magnitude = value.abs().max(step.abs());
@@ -454,7 +454,7 @@ pub(super) fn number(value: f64, step: f64) -> String {
     }
 }
 
-/// A value in a sentence, with four significant digits at most.
+/// A value in a sentence, with at most four significant digits.
 fn value(value: f64) -> String {
     if value.fract() == 0.0 && value.abs() < 1e15 {
         let minus = if value < 0.0 { "−" } else { "" };
@@ -478,7 +478,7 @@ mod tests {
         assert_eq!(covering(2.31, 2.39, 4.0).len(), 6);
         assert_eq!(ticks(1.0, 300.0, 5.0), [100.0, 200.0, 300.0]);
         assert_eq!(ticks(0.0, 1.0, 5.0).len(), 6);
-        // A constant has an axis around it.
+        // The axis of a constant extends around it.
         for constant in [0.0, 3.5, -2.0, 1e-9, 1e12] {
             let axis = covering(constant, constant, 4.0);
             assert!(axis.len() > 1 && axis[0] <= constant && axis[axis.len() - 1] >= constant, "{axis:?}");

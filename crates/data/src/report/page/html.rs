@@ -1,4 +1,4 @@
-//! Markup into which data can only come escaped.
+//! Markup in which all data is escaped.
 
 use crate::report::text::{printable, visible};
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use std::fmt::Write;
 pub struct Html(String);
 
 impl Html {
-    /// Nothing yet.
+    /// An empty piece.
     pub fn new() -> Html {
         Html::default()
     }
@@ -33,20 +33,20 @@ impl Html {
         self
     }
 
-    /// Adds data as text of one line: line ends, control characters, direction marks and what else cannot be seen are
-    /// replaced by visible signs.
+    /// Adds data as text of one line: line ends, control characters, direction marks and other invisible
+    /// characters are replaced by visible signs.
     pub fn text(&mut self, data: &str) -> &mut Html {
         self.0.push_str(&escape(&visible(data)));
         self
     }
 
-    /// Adds data as text whose line ends and tabs stay; everything else as [`Html::text`].
+    /// Adds data as text in which line ends and tabs are kept; everything else as in [`Html::text`].
     pub fn lines(&mut self, data: &str) -> &mut Html {
         self.0.push_str(&escape(&printable(data)));
         self
     }
 
-    /// Adds data as text whose line ends stay, with a sign before each.
+    /// Adds data as text in which line ends are kept, with a sign before each.
     pub fn signed_lines(&mut self, data: &str) -> &mut Html {
         for (i, line) in data.split('\n').enumerate() {
             if i > 0 {
@@ -63,7 +63,7 @@ impl Html {
         self.text(value).raw("\"")
     }
 
-    /// Adds an attribute with a number, of two decimals at most; 0 where it is not finite.
+    /// Adds an attribute with a number, with at most two decimals; 0 if it is not finite.
     pub fn attr_number(&mut self, name: &'static str, value: f64) -> &mut Html {
         let _ = write!(self.0, " {name}=\"{}\"", short(value));
         self
@@ -96,18 +96,18 @@ impl Html {
         &self.0
     }
 
-    /// Bytes.
+    /// The length in bytes.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// True where there is nothing.
+    /// True if it is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// A number of at most two decimals.
+/// A number with at most two decimals.
 pub(super) fn short(value: f64) -> String {
     let value = if value.is_finite() { value } else { 0.0 };
     let text = format!("{value:.2}");
@@ -115,8 +115,8 @@ pub(super) fn short(value: f64) -> String {
     if text == "-0" { "0".into() } else { text.into() }
 }
 
-/// Text as HTML text, with its line ends. Control characters, which HTML does not allow even as references, become the
-/// replacement character.
+/// Text as HTML text, with its line ends. Control characters, which HTML does not even allow as references, become
+/// the replacement character.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -133,7 +133,7 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// A word of a command line as a POSIX shell takes it. What cannot be seen is written as bash and zsh escape it.
+/// A command-line word quoted for a POSIX shell. Invisible characters are written as bash and zsh escape them.
 ///
 /// ```
 /// use suasion_data::report::page::shell_word;
@@ -175,7 +175,7 @@ pub fn shell_word(word: &str) -> String {
     out
 }
 
-/// Words as one command line.
+/// Words joined to a command line.
 pub fn shell_line<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     words.into_iter().map(shell_word).collect::<Vec<_>>().join(" ")
 }

@@ -11,22 +11,22 @@ pub enum Cell {
     Head(String),
     /// Text.
     Text(String),
-    /// A number, set to the right.
+    /// A number, right-aligned.
     Number(String),
     /// A share of 1 as a number and a bar.
     Share(f64),
-    /// The same in the accent colour: what training does, beside what it might do.
+    /// The same in the accent colour: the actual share, beside a hypothetical one.
     Accent(f64),
     /// Markup.
     Html(Html),
 }
 
-/// A table. It scrolls by itself where the page is narrower.
+/// A table. It scrolls separately if the page is narrower.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
-    /// What it shows, in a sentence; may be empty.
+    /// A description in a sentence; may be empty.
     pub caption: String,
-    /// The heads of its columns; none for a list of facts. A column of numbers is set to the right.
+    /// The heads of its columns; none for a list of facts. A column of numbers is right-aligned.
     pub heads: Vec<&'static str>,
     /// Its rows.
     pub rows: Vec<Vec<Cell>>,
@@ -82,7 +82,7 @@ impl Table {
     }
 }
 
-/// The least width of a bar, in percent: a share above 0 can be seen.
+/// The minimal width of a bar, in percent: a share above 0 must be visible.
 const LEAST: f64 = 0.8;
 
 /// A share of 1 as a number over a bar; a share of 0 has no bar.
@@ -106,13 +106,13 @@ pub struct Share {
     pub name: String,
     /// Its tokens.
     pub tokens: u64,
-    /// Its share if all tokens were learned.
+    /// Its share if all tokens were supervised.
     pub before: f64,
-    /// Its share now.
+    /// Its share as labelled.
     pub after: f64,
 }
 
-/// Each section's share of the loss, on all tokens and now. `heads` name the four columns.
+/// Each section's share of the loss, over all tokens and as labelled. `heads` are the names of the four columns.
 pub fn shares(caption: &str, heads: [&'static str; 4], sections: &[Share]) -> Html {
     let row = |s: &Share| {
         vec![

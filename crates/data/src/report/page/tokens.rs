@@ -1,4 +1,4 @@
-//! A row of tokens with what happens to each of them.
+//! A row of tokens, each with its state.
 
 use super::Html;
 use crate::Origin;
@@ -6,22 +6,22 @@ use crate::report::format::{count, percent, thousands};
 use crate::report::view::{RowView, Run, TokenView};
 use std::collections::BTreeSet;
 
-/// Tokens of one run that are shown; of a longer run its beginning and its end.
+/// The maximal number of tokens shown of one run; of a longer run, its beginning and its end.
 const RUN_TOKENS: usize = 400;
-/// Tokens of one row that are shown.
+/// The maximal number of tokens shown of one row.
 const ROW_TOKENS: usize = 4000;
-/// The same in a preview, of what is masked and of what is learned.
+/// The same in a preview, for masked and for supervised runs.
 const PREVIEW: [usize; 2] = [16, 40];
-/// Runs of a preview.
+/// The maximal number of runs in a preview.
 const PREVIEW_RUNS: usize = 24;
-/// Characters of one token that are shown.
+/// The maximal number of characters shown of one token.
 const PIECE: usize = 200;
-/// Findings of one row that are shown, and characters of each.
+/// The maximal number of findings shown for one row, and of characters of each.
 const FINDINGS: usize = 20;
 const MESSAGE: usize = 1000;
 
 impl Run {
-    /// The class of its look.
+    /// The CSS class of the run.
     fn class(&self) -> &'static str {
         match (self.cut, self.weight != 0.0, self.origin) {
             (true, ..) => "run cut",
@@ -34,7 +34,7 @@ impl Run {
         }
     }
 
-    /// What happens to it, and what it is: `learned`, `response`.
+    /// Its state and its origin: `learned`, `response`.
     fn words(&self) -> (&'static str, String) {
         let state = match self.state() {
             "LEARNED" => "learned",
@@ -44,14 +44,14 @@ impl Run {
     }
 }
 
-/// The first screen's view of a row: its runs in the flow of the text, each with the beginning and end of its tokens.
+/// The row as shown on the first screen: its runs in the flow of the text, each with its first and last tokens.
 pub fn preview(view: &RowView) -> Html {
     let mut html = Html::new();
     html.raw("<article class=\"preview\">").add(&heading(view, "p"));
     html.raw("<p class=\"flow\">");
     for run in view.runs.iter().take(PREVIEW_RUNS) {
         html.raw("<span").attr("class", run.class()).attr("title", &run.reason()).raw(">");
-        // Markers speak for themselves: only what is learned of them has a tag.
+        // Markers are self-explanatory: only supervised ones have a tag.
         let (state, origin) = run.words();
         match state {
             "masked" if run.origin == Origin::Scaffold => {}
@@ -121,7 +121,7 @@ fn heading(view: &RowView, tag: &'static str) -> Html {
     html
 }
 
-/// The parts of a row in proportion: what is learned is filled, what is masked is pale.
+/// The parts of a row in proportion: supervised parts are filled, masked ones are pale.
 fn strip(view: &RowView) -> Html {
     let mut html = Html::new();
     html.raw("<svg class=\"strip\" viewBox=\"0 0 100 8\" preserveAspectRatio=\"none\" aria-hidden=\"true\" focusable=\"false\">");
@@ -143,8 +143,8 @@ fn strip(view: &RowView) -> Html {
     html
 }
 
-/// A row's tokens, to be opened. `why` says why the page has it. Attributes carry what the filters need: the codes of its
-/// findings, its sections and its number of tokens.
+/// A row's tokens, collapsible. `why` says why the page has it. Attributes carry the data for the filters: the
+/// codes of its findings, its sections and its number of tokens.
 pub fn row(view: &RowView, why: &str, open: bool) -> Html {
     let mut html = Html::new();
     let codes: BTreeSet<&str> = view.findings.iter().map(|finding| finding.code.as_str()).collect();
@@ -236,7 +236,7 @@ fn run_of(html: &mut Html, run: &Run) {
     html.raw("</p></div>\n");
 }
 
-/// Each token as an element. Tokens that are a character only together are one.
+/// Each token as an element. Tokens that form a character only together share one.
 fn tokens(html: &mut Html, tokens: &[TokenView]) {
     let mut start = 0;
     while start < tokens.len() {
