@@ -47,6 +47,8 @@ pub struct Given {
     pub weights: bool,
     /// True if it gives its origins.
     pub origins: bool,
+    /// Their runs, for a single row.
+    pub(crate) runs: Vec<(Origin, usize)>,
     /// The index at which padding begins that its `attention_mask` does not mask.
     pub counted_padding: Option<usize>,
 }
@@ -58,6 +60,7 @@ impl Given {
             overridden: self.overridden.as_ref().map(|labels| pick(labels, tokens)),
             mask: self.mask.as_ref().map(|mask| pick(mask, tokens)),
             counted_padding: None,
+            runs: Vec::new(),
             ..*self
         }
     }
@@ -80,9 +83,17 @@ pub fn label_tokenised(id: RowId, mut row: Tokenised, special: &Special, policy:
         attention: row.attention.is_some(),
         weights: row.weights.is_some(),
         origins: row.origins.is_some(),
+        runs: row.origins.take().unwrap_or_default(),
         counted_padding: row.counted_padding,
     };
-    let origins = row.origins.take().unwrap_or_else(|| origins(&row, special));
+    let origins = match given.runs.as_slice() {
+        [] => origins(&row, special),
+        runs => {
+            let mut origins = Vec::with_capacity(row.input_ids.len());
+            runs.iter().for_each(|&(origin, length)| origins.resize(origins.len() + length, origin));
+            origins
+        }
+    };
     let Tokenised { input_ids, labels, mask, assistant, weights, pack, .. } = row;
     let pack = pack.map(Box::new);
     let sample = match (labels, weights) {

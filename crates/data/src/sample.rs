@@ -33,6 +33,14 @@ pub(crate) struct Run {
     pub supervised: usize,
 }
 
+impl Run {
+    /// The run of these tokens, with their labels.
+    fn of(origin: Origin, tokens: Range<usize>, labels: &[i32]) -> Run {
+        let supervised = labels[tokens.clone()].iter().filter(|label| **label != IGNORE).count();
+        Run { origin, tokens, supervised }
+    }
+}
+
 impl Sample {
     /// The targets of the loss, after the shift by one: `(position of the hidden state, id to predict, weight)`.
     ///
@@ -75,14 +83,27 @@ impl Sample {
         for segment in self.segments() {
             let (mut start, end) = (segment.own.start as usize, segment.own.end as usize);
             while start < end {
-                let tokens = start..start + run_of(&self.origins[start..end]);
-                let learned = |label: &&i32| **label != IGNORE;
-                let supervised = self.labels[tokens.clone()].iter().filter(learned).count();
-                start = tokens.end;
-                runs.push(Run { origin: self.origins[tokens.start], tokens, supervised });
+                let run = Run::of(
+                    self.origins[start],
+                    start..start + run_of(&self.origins[start..end]),
+                    &self.labels,
+                );
+                start = run.tokens.end;
+                runs.push(run);
             }
         }
         runs
+    }
+
+    /// [`Sample::runs`] of a single row, from the origins and lengths of its runs.
+    pub(crate) fn known_runs(&self, known: &[(Origin, usize)]) -> Vec<Run> {
+        let mut end = 0;
+        let run = |same: &[(Origin, usize)]| {
+            let start = end;
+            end += same.iter().map(|(_, length)| length).sum::<usize>();
+            Run::of(same[0].0, start..end, &self.labels)
+        };
+        known.chunk_by(|a, b| a.0 == b.0).map(run).collect()
     }
 
     /// Number of rows: 1 for a single row.

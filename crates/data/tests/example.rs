@@ -65,7 +65,8 @@ fn tokenised_formats() {
     let t = tokens(
         r#"{"row": 0, "input_ids": [1, 2], "labels": [-100, 2], "origins": "SE", "weights": [0, 0.5], "text": "ab"}"#,
     );
-    let origins: String = t.origins.unwrap().iter().map(|o: &Origin| o.letter()).collect();
+    let letter = |(origin, length): (Origin, usize)| origin.letter().to_string().repeat(length);
+    let origins: String = t.origins.unwrap().into_iter().map(letter).collect();
     assert_eq!((origins.as_str(), t.weights, t.text.as_deref()), ("SE", Some(vec![0.0, 0.5]), Some("ab")));
 }
 

@@ -218,7 +218,7 @@ fn rows_in_brief_have_the_findings_of_all_and_the_tokens_of_some() {
     let mut rows = pipeline.rows(Source::open(&path).unwrap()).unwrap();
     let mut brief = pipeline.rows_in_brief(Source::open(&path).unwrap(), whole).unwrap();
     let (mut with, mut without) = (0, 0);
-    while let Some(row) = rows.next() {
+    for row in rows.by_ref() {
         let (row, brief) = (row.unwrap(), brief.next().unwrap().unwrap());
         assert_eq!((row.id(), row.findings()), (brief.id(), brief.findings()));
         match (&row, &brief) {

@@ -168,8 +168,20 @@ fn pairing(
     Ok(Some(pairing))
 }
 
+/// Makes glibc reuse freed blocks of up to 31 MB instead of returning each of them to the system. Pages of Parquet files are
+/// such blocks, one after the other: their page faults are a tenth of the time of this command.
+fn reuse_freed_memory() {
+    // Freeing a block that was mapped raises the threshold for mapping blocks to its size, and the one for trimming the
+    // heap to twice that (M_MMAP_THRESHOLD in mallopt(3)). Nothing is written to it, so it takes no memory.
+    let mut block = Vec::<u8>::new();
+    if block.try_reserve_exact(31 << 20).is_ok() {
+        std::hint::black_box(&mut block);
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &VerifyArgs, ui: &Ui) -> anyhow::Result<Exit> {
+    reuse_freed_memory();
     let loaded = args.config.load(ui)?;
     let config = &loaded.config;
     let source = rows::training(config, ui)?;

@@ -74,8 +74,12 @@ impl<'a> Subject<'a> {
         special: &'a Special,
         policy: &'a Policy,
     ) -> Subject<'a> {
+        let runs = match given.map_or(&[][..], |given| &given.runs) {
+            known @ [_, ..] if sample.pack.is_none() => sample.known_runs(known),
+            _ => sample.runs(),
+        };
         let foreign = Foreign::default();
-        Subject { sample, given, special, policy, positions: None, foreign, sequence: 0, runs: sample.runs() }
+        Subject { sample, given, special, policy, positions: None, foreign, sequence: 0, runs }
     }
 
     /// The same row with what is known of it apart from its own fields.

@@ -117,8 +117,8 @@ pub struct Tokenised {
     pub attention: Option<Vec<bool>>,
     /// A loss weight per token.
     pub weights: Option<Vec<f32>>,
-    /// Origins, which prepared rows have.
-    pub origins: Option<Vec<Origin>>,
+    /// Origins, which prepared rows have: runs of tokens of one origin, with their lengths.
+    pub origins: Option<Vec<(Origin, usize)>>,
     /// The rendered text, which `prepare --with-text` writes.
     pub text: Option<String>,
     /// For a pack, its boundaries (from `seq_lengths`, `position_ids`, or an `attention_mask` that numbers
@@ -140,7 +140,6 @@ impl Tokenised {
             assistant: self.assistant.as_ref().map(|v| pick(v, tokens)),
             attention: self.attention.as_ref().map(|v| pick(v, tokens)),
             weights: self.weights.as_ref().map(|v| pick(v, tokens)),
-            origins: self.origins.as_ref().map(|v| pick(v, tokens)),
             ..Tokenised::default()
         }
     }

@@ -142,18 +142,15 @@ impl Reader<'_> {
         }
         if self.fields.get("origins").is_some_and(|v| !v.is_null()) {
             let letters = self.string("origins")?;
-            let mut origins = Vec::with_capacity(n);
-            for letter in letters.chars() {
-                let known = Origin::from_letter(letter);
-                origins.push(known.ok_or_else(|| {
-                    self.error(
-                        format!("\"origins\" has the letter {letter:?}"),
-                        "its letters are B S C K U T O R E and -",
-                    )
-                })?);
-            }
-            if origins.len() != n {
-                return Err(self.length("origins", origins.len(), n));
+            let unknown = letters.chars().find(|letter| Origin::from_letter(*letter).is_none());
+            let (None, Some(origins)) = (unknown, fields::origins(&letters)) else {
+                return Err(self.error(
+                    format!("\"origins\" has the letter {:?}", unknown.unwrap_or_default()),
+                    "its letters are B S C K U T O R E and -",
+                ));
+            };
+            if letters.len() != n {
+                return Err(self.length("origins", letters.len(), n));
             }
             row.origins = Some(origins);
         }

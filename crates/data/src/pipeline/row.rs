@@ -359,7 +359,7 @@ impl RowProcessor {
             return Err(Halt::bad(Code::P001, Error::row(id, format!("P001: {why}"), help), Vec::new()));
         }
         let mut row = row;
-        for origin in row.origins.iter_mut().flatten().filter(|_| self.pipeline.prepared_chats) {
+        for (origin, _) in row.origins.iter_mut().flatten().filter(|_| self.pipeline.prepared_chats) {
             if let Origin::Prompt { section: section @ Section::Task, .. } = origin {
                 *section = Section::User;
             }

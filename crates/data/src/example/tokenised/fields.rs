@@ -77,7 +77,7 @@ pub struct Fields {
     pub position_ids: Option<Vec<u32>>,
     pub prefix_ranges: Option<Vec<Range<u32>>>,
     pub weights: Option<Vec<f32>>,
-    pub origins: Option<Vec<Origin>>,
+    pub origins: Option<Vec<(Origin, usize)>>,
     pub text: Option<String>,
 }
 
@@ -117,7 +117,7 @@ impl Fields {
             attention.as_ref().map(Vec::len),
             self.position_ids.as_ref().map(Vec::len),
             self.weights.as_ref().map(Vec::len),
-            self.origins.as_ref().map(Vec::len),
+            self.origins.as_ref().map(|runs| runs.iter().map(|(_, length)| length).sum()),
         ];
         // A row without labels and masks may be of another format.
         if self.labels.is_none() && mask.is_none() || lengths.into_iter().flatten().any(|length| length != n)
@@ -173,14 +173,15 @@ pub fn unmasked(
     })
 }
 
-/// Origins from their letters; `None` if a letter is unknown.
-pub fn origins(letters: &str) -> Option<Vec<Origin>> {
-    let mut origins = Vec::with_capacity(letters.len());
-    // A row consists of few runs of equal letters.
-    while let rest @ [letter, ..] = &letters.as_bytes()[origins.len()..] {
-        origins.resize(origins.len() + run_of(rest), Origin::from_letter(char::from(*letter))?);
+/// Runs of origins from their letters; `None` if a letter is unknown.
+pub fn origins(letters: &str) -> Option<Vec<(Origin, usize)>> {
+    let (mut runs, mut rest) = (Vec::new(), letters.as_bytes());
+    while let [letter, ..] = rest {
+        let length = run_of(rest);
+        runs.push((Origin::from_letter(char::from(*letter))?, length));
+        rest = &rest[length..];
     }
-    Some(origins)
+    Some(runs)
 }
 
 /// A weight; `None` if it is not a finite number of at least 0. There is one zero.

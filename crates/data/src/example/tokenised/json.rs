@@ -164,7 +164,7 @@ impl<'de> Deserialize<'de> for Weight {
     }
 }
 
-struct Letters(Vec<Origin>);
+struct Letters(Vec<(Origin, usize)>);
 
 impl<'de> Deserialize<'de> for Letters {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Letters, D::Error> {
