@@ -186,7 +186,7 @@ settings! {
     save_total_limit Free: Option<usize> = None, in Range::AtLeast(1.0);
     /// End with the weights of the best evaluation.
     load_best_model_at_end Free: bool = false;
-    /// What is best at an evaluation ([`METRICS`]); `None` is the loss.
+    /// What is best at an evaluation ([`METRICS`](crate::evaluate::METRICS)); `None` is the loss.
     metric_for_best_model Free: Option<String> = None;
     /// Whether more of it is better; `None` follows its name.
     greater_is_better Free: Option<bool> = None;
@@ -237,7 +237,7 @@ impl Settings {
     /// Which parameters of a model are trained, that has parameters of these names.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a pattern that matches nothing, and where nothing is left to train.
+    /// [`Error::Setting`](crate::Error::Setting) for a pattern that matches nothing, and where nothing is left to train.
     pub fn choose(&self, names: &[String]) -> Result<Trainable> {
         groups::choose(&self.trainable, &self.freeze, &self.param_groups, names)
     }
