@@ -81,15 +81,11 @@ impl Sample {
     pub(crate) fn runs(&self) -> Vec<Run> {
         let mut runs = Vec::new();
         for segment in self.segments() {
-            let (mut start, end) = (segment.own.start as usize, segment.own.end as usize);
-            while start < end {
-                let run = Run::of(
-                    self.origins[start],
-                    start..start + run_of(&self.origins[start..end]),
-                    &self.labels,
-                );
-                start = run.tokens.end;
-                runs.push(run);
+            let mut end = segment.own.start as usize;
+            for same in self.origins[end..segment.own.end as usize].chunk_by(|a, b| a == b) {
+                let start = end;
+                end += same.len();
+                runs.push(Run::of(same[0], start..end, &self.labels));
             }
         }
         runs
@@ -151,15 +147,6 @@ impl Sample {
         };
         pack.rows.iter().zip(pack.row_tokens()).map(row).collect()
     }
-}
-
-/// The number of equal values at the start of a list.
-pub(crate) fn run_of<T: Copy + PartialEq>(values: &[T]) -> usize {
-    let Some(&first) = values.first() else { return 0 };
-    // Runs are long, and branch-free blocks are vectorised.
-    let same = |block: &&[T]| block.iter().fold(true, |same, value| same & (*value == first));
-    let whole = values.chunks(32).take_while(same).map(<[T]>::len).sum::<usize>();
-    whole + values[whole..].iter().take_while(|value| **value == first).count()
 }
 
 /// The weights, if any is neither 0 nor 1.

@@ -11,21 +11,17 @@
 //! under [`guard`](crate::guard::guard).
 
 use super::arrow_stream::{Messages, broken, footer};
-use super::hash::FileHash;
+use super::hash::{FileHash, Hashing, hash};
 use super::parquet::{BATCH_BYTES, Parquet, Projection, rows_of};
 use super::sniff::{Kind, kind};
 use super::source_error;
-use crate::guard::start_thread;
 use crate::{Error, Result};
 use arrow_array::RecordBatch;
-use blake3::{Hash, Hasher};
 use std::fs::File;
-use std::io::{self, Read, Seek};
-use std::panic::resume_unwind;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 /// A Parquet or Arrow file, read once from start to end.
 pub struct ColumnarFile {
@@ -38,43 +34,6 @@ pub struct ColumnarFile {
     pending: Option<(RecordBatch, usize)>,
     /// The hash of a Parquet file, from its first batch on.
     hashing: Option<Hashing>,
-}
-
-/// A file that a thread hashes.
-struct Hashing {
-    thread: JoinHandle<io::Result<(Hash, u64)>>,
-    /// The thread stops early when this is dropped.
-    _wanted: Arc<()>,
-}
-
-impl Hashing {
-    /// # Errors
-    /// If the system refuses a thread.
-    fn start(path: Arc<Path>) -> io::Result<Hashing> {
-        let wanted = Arc::new(());
-        let still = Arc::downgrade(&wanted);
-        let thread = start_thread(move || hash(&path, &|| still.strong_count() > 0))?;
-        Ok(Hashing { thread, _wanted: wanted })
-    }
-
-    fn join(self) -> io::Result<(Hash, u64)> {
-        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-    }
-}
-
-/// The hash of a file and its size, as long as they are `wanted`.
-fn hash(path: &Path, wanted: &dyn Fn() -> bool) -> io::Result<(Hash, u64)> {
-    let (mut file, mut hasher) = (File::open(path)?, Hasher::new());
-    let mut buffer = vec![0; 1 << 20];
-    while wanted() {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => _ = hasher.update(&buffer[..n]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok((hasher.finalize(), hasher.count()))
 }
 
 enum Reader {
@@ -194,20 +153,19 @@ impl ColumnarFile {
     /// [`Error::Io`] if reading fails.
     pub fn finish(self) -> Result<FileHash> {
         let io_error = |e| Error::io(&*self.path, e);
-        let (hash, bytes) = match self.reader {
+        let hash = match self.reader {
             Reader::Parquet(_) => match self.hashing {
-                Some(hashing) => hashing.join(),
-                None => hash(&self.path, &|| true),
-            }
-            .map_err(io_error)?,
+                Some(hashing) => hashing.finish()?,
+                None => hash(&self.path)?,
+            },
             Reader::Arrow(mut messages) => {
                 messages.drain().map_err(io_error)?;
-                (messages.hasher.finalize(), messages.hasher.count())
+                let blake3 = messages.hasher.finalize().to_hex().to_string();
+                FileHash { path: self.path.display().to_string(), blake3, bytes: messages.hasher.count() }
             }
         };
-        self.read.store(bytes, Ordering::Relaxed);
-        let path = self.path.display().to_string();
-        Ok(FileHash { path, blake3: hash.to_hex().to_string(), bytes })
+        self.read.store(hash.bytes, Ordering::Relaxed);
+        Ok(hash)
     }
 }
 

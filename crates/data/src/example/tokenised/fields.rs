@@ -4,7 +4,6 @@ use super::both;
 use crate::example::body::Tokenised;
 use crate::example::boundaries::{Given, boundaries, counted_padding};
 use crate::example::masks::looks_like_mask;
-use crate::sample::run_of;
 use crate::{IGNORE, Origin, RowId};
 use std::ops::Range;
 
@@ -177,7 +176,10 @@ pub fn unmasked(
 pub fn origins(letters: &str) -> Option<Vec<(Origin, usize)>> {
     let (mut runs, mut rest) = (Vec::new(), letters.as_bytes());
     while let [letter, ..] = rest {
-        let length = run_of(rest);
+        // Runs are long, and branch-free blocks are vectorised.
+        let same = |block: &&[u8]| block.iter().fold(true, |same, other| same & (other == letter));
+        let whole = rest.chunks(32).take_while(same).map(<[u8]>::len).sum::<usize>();
+        let length = whole + rest[whole..].iter().take_while(|other| *other == letter).count();
         runs.push((Origin::from_letter(char::from(*letter))?, length));
         rest = &rest[length..];
     }
